@@ -1,0 +1,80 @@
+"""The one family of errors that users can cause; everything else is a bug and may show a traceback.
+
+The family is rooted here, in the lowest layer, because reading data (``tasks``) and reading a sweep file
+(``orchestrator``) can both meet a user's mistake; ``orchestrator.errors`` re-exports it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SweepError(Exception):
+    """A mistake that a user can mend: states the rule, the value that broke it, and the way out.
+
+    Args:
+        rule: What must hold, one sentence.
+        value: What was found instead; empty when the rule says it all.
+        way_out: What to do about it; empty only when nothing can be done.
+
+    Survives pickling, hence a trip through Ray, because its arguments are exactly ``args``.
+    """
+
+    exit_code = 2
+
+    def __init__(self, rule: str, value: str = "", way_out: str = "") -> None:
+        super().__init__(rule, value, way_out)
+        self.rule = rule
+        self.value = value
+        self.way_out = way_out
+
+    def __str__(self) -> str:
+        """Render as one message: rule, then what was found, then the way out."""
+        parts = [self.rule.rstrip(".")]
+        if self.value:
+            parts.append(f"found: {self.value}")
+        if self.way_out:
+            parts.append(self.way_out.rstrip("."))
+        return "; ".join(parts) + "."
+
+
+class ConfigError(SweepError):
+    """A sweep file, preset or command-line value that does not make sense."""
+
+
+class DataError(SweepError):
+    """Raw or prepared data that cannot be used as they are."""
+
+
+class CorruptStoreError(DataError):
+    """A stored file whose checksum, size or schema is wrong; never read as if it were whole."""
+
+
+class SetupError(SweepError):
+    """The machine, cluster, storage or tracking server is not as needed."""
+
+    exit_code = 3
+
+
+def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigError) -> None:
+    """Raise all problems as one error, or return when there are none.
+
+    Raises:
+        SweepError: of type ``error``, with one line per problem.
+    """
+    found = list(problems)
+    if not found:
+        return
+    if len(found) == 1 and isinstance(found[0], error):
+        raise found[0]
+    lines = "".join(f"\n  - {problem}" for problem in found)
+    raise error(f"{len(found)} problem{'s' if len(found) > 1 else ''} found:{lines}\n")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for a name that is in no table, with the nearest and all known names."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ConfigError(f"Unknown {kind}", repr(name), f"{hint}known {kind}s: {', '.join(names) or 'none'}")

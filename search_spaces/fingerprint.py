@@ -1,0 +1,81 @@
+"""Identity by content: canonical JSON, hashed.
+
+Two values have equal fingerprints exactly when their canonical JSON is equal. What has no stable spelling
+(callables, sets, NaN, numpy scalars, arbitrary objects) is refused, not turned into a string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from enum import Enum
+
+from pydantic import BaseModel
+
+ID_HEX_DIGITS = 12
+
+
+def canonical_json(value: object) -> str:
+    """Return the one spelling of ``value``: sorted keys, no spaces, shortest round-trip floats.
+
+    ``1``, ``1.0`` and ``True`` are three different values. Tuples and lists are the same sequence.
+
+    Raises:
+        TypeError: for anything without a stable spelling, naming where it stands.
+
+    Example:
+        >>> canonical_json({"b": 1.0, "a": (1, True, None)})
+        '{"a":[1,true,null],"b":1.0}'
+    """
+    return json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(value: object) -> str:
+    """Return the SHA-256 of the canonical JSON of ``value``, as 64 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def readable_id(slug_parts: list[str], value: object) -> str:
+    """Return ``slug-parts-<12 hex digits>``: a name people can read that only equal content shares.
+
+    Example:
+        >>> readable_id(["resnet18", "MNIST 3/8", "n500"], {"x": 1})
+        'resnet18-mnist-3-8-n500-5041bf1f713d'
+    """
+    slug = "-".join(re.sub(r"[^a-z0-9_]+", "-", part.lower()).strip("-") for part in slug_parts if part)
+    return f"{slug}-{fingerprint(value)[:ID_HEX_DIGITS]}"
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 63-bit seed that depends on ``parts`` and on nothing else (order matters).
+
+    Every random choice of a cell is seeded this way, so a cell's result does not depend on what ran
+    before or beside it.
+    """
+    return int(fingerprint(list(parts))[:16], 16) >> 1
+
+
+def _plain(value: object, where: str) -> object:
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name), f"{where}.{name}") for name in type(value).model_fields}
+    if isinstance(value, Enum):
+        return _plain(value.value, where)
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        if not math.isfinite(value):
+            raise TypeError(f"{where} is {value!r}: only finite numbers have a fingerprint")
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        if not all(type(key) is str for key in value):
+            raise TypeError(f"{where} has a key that is not a string: a fingerprint needs string keys")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    raise TypeError(
+        f"{where} is of type {type(value).__name__}, which has no stable spelling; "
+        "use numbers, strings, lists, mappings or a spec"
+    )

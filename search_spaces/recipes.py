@@ -1,0 +1,73 @@
+"""Training recipes: defaults per recipe, and exceptions per model or dataset as rows.
+
+Source of the ``paper`` and ``released`` rows: the released training script (``learning rate, batch size
+and epochs``), as listed in the study's fact sheet, section D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from search_spaces.errors import unknown_name
+from search_spaces.specs import RecipeSpec
+
+
+@dataclass(frozen=True)
+class RecipeException:
+    """Fields that differ for some models and datasets; an empty set means all, later rows win."""
+
+    changes: dict[str, object]
+    models: frozenset[str] = field(default_factory=frozenset)
+    datasets: frozenset[str] = field(default_factory=frozenset)
+
+    def applies(self, model: str, dataset: str) -> bool:
+        """Tell whether this row concerns the pair."""
+        return (not self.models or model.removeprefix("timm_") in self.models) and (
+            not self.datasets or dataset in self.datasets
+        )
+
+
+_VGGS = frozenset({"vgg13", "vgg16", "vgg19"})
+_LEARNING_RATES = (
+    RecipeException({"learning_rate": 1e-4}, models=_VGGS),
+    RecipeException({"learning_rate": 1e-6}, models=_VGGS, datasets=frozenset({"svhn"})),
+)
+# The released script divides its batch-size table by five, which leaves these.
+_BATCH_SIZES = (
+    RecipeException({"batch_size": 40}, models=frozenset({"resnet18"})),
+    RecipeException({"batch_size": 25}, models=frozenset({"resnet34"})),
+    RecipeException({"batch_size": 12}, models=frozenset({"resnet50"})),
+    RecipeException({"batch_size": 6}, models=_VGGS),
+)
+
+RECIPES: dict[str, tuple[dict[str, object], tuple[RecipeException, ...]]] = {
+    # Same optimiser, rates, batches and length as released; a head with one logit per class, bfloat16
+    # instead of unscaled float16, loss as the mean over examples.
+    "paper": ({"precision": "bfloat16"}, (*_LEARNING_RATES, *_BATCH_SIZES)),
+    "released": (
+        {"precision": "float16_unscaled", "num_outputs": 1000, "test_loss": "mean_of_batch_means"},
+        (*_LEARNING_RATES, *_BATCH_SIZES),
+    ),
+    # Short trainings on two CPU cores: inputs scaled to [0, 1], enough epochs to fit a few hundred images.
+    "demo": (
+        {"epochs": 12, "batch_size": 32, "input_scale": 1 / 255, "weight_decay": 1e-4},
+        (RecipeException({"learning_rate": 2e-3}, models=frozenset({"small_cnn"})),),
+    ),
+    "smoke": ({"epochs": 2, "batch_size": 16, "input_scale": 1 / 255}, ()),
+}
+
+
+def recipe_spec(name: str, model: str, dataset: str) -> RecipeSpec:
+    """Return the recipe ``name`` as it holds for one model on one dataset.
+
+    Raises:
+        ConfigError: for an unknown recipe, with the nearest and all known names.
+    """
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    defaults, exceptions = RECIPES[name]
+    fields: dict[str, object] = {"name": name, **defaults}
+    for row in exceptions:
+        if row.applies(model, dataset):
+            fields.update(row.changes)
+    return RecipeSpec.model_validate(fields)

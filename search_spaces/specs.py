@@ -1,0 +1,284 @@
+"""What the study chooses, as frozen data: nothing here knows how anything is computed.
+
+Every spec is validated when it is made and refuses unknown fields. Identity is content: see
+:mod:`search_spaces.fingerprint`. Resources, paths and worker counts are never part of a
+:class:`TrialSpec` or :class:`MeasureSpec`, because they cannot change a result.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
+
+SCHEMA_VERSION = 1
+"""Counted up whenever the meaning of a spec or result changes, so that old results are not taken for new."""
+
+ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+Domain = Literal["natural", "medical"]
+DataMode = Literal["corrected", "as_released"]
+Fault = Literal[
+    "misaligned_labels",
+    "fixed_imagenet_files",
+    "image_level_split",
+    "first_k_selection",
+    "test_set_depends_on_size",
+    "redrawn_class_pairs",
+    "unequal_channels",
+    "resize_without_antialias",
+    "wrapped_pixel_cast",
+]
+"""Faults of the released code that change data, by name; ``docs/faults.md`` maps them to F1-F34."""
+
+RELEASED_FAULTS: tuple[Fault, ...] = (
+    "misaligned_labels",
+    "fixed_imagenet_files",
+    "image_level_split",
+    "first_k_selection",
+    "test_set_depends_on_size",
+    "redrawn_class_pairs",
+    "unequal_channels",
+    "resize_without_antialias",
+    "wrapped_pixel_cast",
+)
+NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class Spec(BaseModel):
+    """Base of all specs: frozen, strict types, no unknown fields, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelSpec(Spec):
+    """One network architecture: ``library`` says who builds it, ``architecture`` is its name there."""
+
+    name: Name
+    library: Literal["torchvision", "timm", "isweep"]
+    architecture: str
+
+
+class DatasetSpec(Spec):
+    """One row of the table of datasets: what it is, never where it lies on a disk."""
+
+    name: Name
+    title: str
+    domain: Domain
+    modality: str
+    label_names: tuple[str, ...]
+    channels: Literal[1, 3]
+    source: Name
+    description: str
+    terms: str
+    """Licence or access terms, and where to ask for access."""
+    raw_layout: str
+    """Which files are expected where below ``--raw``."""
+    groups: str = "none: every image is its own group"
+    task: str = "default"
+    class_pairs: tuple[ClassPair, ...] = ()
+    """Binary tasks used by the presets; empty when the labels are already binary."""
+    max_images_per_class: Annotated[int, Field(ge=1)] | None = None
+    """How many images of each class preparation keeps (a seeded choice of whole groups); None keeps all."""
+
+
+class RecipeSpec(Spec):
+    """How a network is trained. Defaults are those of the released code (``study.md`` section D).
+
+    ``num_outputs`` None means one logit per class; the released code left torchvision's 1000.
+    ``input_scale`` multiplies pixels in [0, 255] inside the model, so attacks keep pixel units.
+    """
+
+    name: Name
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    epochs: Annotated[int, Field(ge=0)] = 100
+    precision: Literal["float32", "bfloat16", "float16_unscaled"] = "float32"
+    num_outputs: Annotated[int, Field(ge=2)] | None = None
+    input_scale: Annotated[float, Field(gt=0)] = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """None keeps the library's own default (0.5 in torchvision's VGGs)."""
+    test_loss: Literal["mean_over_examples", "mean_of_batch_means"] = "mean_over_examples"
+
+
+class AttackSpec(Spec):
+    """Adversarial attacks on the test images; ``epsilons`` in units of 1/255 of the pixel range."""
+
+    methods: tuple[Literal["fgsm"], ...] = ("fgsm",)
+    epsilons: tuple[Annotated[float, Field(gt=0, le=255)], ...] = (1.0, 2.0, 4.0, 8.0)
+
+
+class PreparedSpec(Spec):
+    """What a prepared dataset is made from; equal specs and equal raw files give equal arrays."""
+
+    dataset: Name
+    task: str = "default"
+    image_size: Annotated[int, Field(ge=4, le=1024)]
+    channels: Literal[1, 3]
+    data_mode: DataMode = "corrected"
+    faults: tuple[Fault, ...] = ()
+    max_images_per_class: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def prepared_id(self) -> str:
+        """Readable name plus hash; the folder of the prepared dataset."""
+        return readable_id([self.dataset, f"{self.image_size}px", self.data_mode], self)
+
+
+class SubsetSpec(Spec):
+    """Which images of a prepared dataset are trained and tested on.
+
+    Train subsets of all sizes are prefixes of one stratified permutation and share one test set, so
+    nothing here depends on which sizes a sweep asks for.
+    """
+
+    prepared: PreparedSpec
+    class_pair: ClassPair | None = None
+    test_size: Annotated[int, Field(ge=2)]
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Self:
+        if self.class_pair is not None and self.class_pair[0] == self.class_pair[1]:
+            raise ValueError(f"a class pair needs two different classes, got {list(self.class_pair)}")
+        return self
+
+    @property
+    def subset_id(self) -> str:
+        """Readable name plus hash."""
+        return readable_id([self.prepared.dataset, pair_name(self.class_pair)], self)
+
+
+class MeasureSpec(Spec):
+    """Intrinsic dimension and label sharpness of one subset at every train size, once for all models."""
+
+    schema_version: int = SCHEMA_VERSION
+    subset: SubsetSpec
+    train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
+    num_neighbors: Annotated[int, Field(ge=3)] = 20
+    sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
+
+    @property
+    def measure_id(self) -> str:
+        """Readable name plus hash."""
+        subset = self.subset
+        return readable_id([subset.prepared.dataset, pair_name(subset.class_pair), "measures"], self)
+
+    @property
+    def derived_seed(self) -> int:
+        """Seed of every random choice of this measure (independent of the train sizes asked for)."""
+        return derive_seed("measure", self.subset, self.num_neighbors, self.sharpness_sample)
+
+
+class TrialSpec(Spec):
+    """One cell of the grid, trained once. Its content is its identity."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: ModelSpec
+    subset: SubsetSpec
+    train_size: Annotated[int, Field(ge=2)]
+    recipe: RecipeSpec
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    attacks: AttackSpec = AttackSpec()
+    num_neighbors: Annotated[int, Field(ge=3)] = 20
+
+    @property
+    def trial_id(self) -> str:
+        """Readable slug plus 12 hex digits; carried by Tune's trial, the store's folder and MLflow's tag."""
+        subset = self.subset
+        return readable_id(
+            [
+                self.model.name,
+                subset.prepared.dataset,
+                pair_name(subset.class_pair),
+                f"n{self.train_size}",
+                f"s{self.seed}",
+            ],
+            self,
+        )
+
+    @property
+    def derived_seed(self) -> int:
+        """Seed of weight initialisation and batch order: a function of this spec alone."""
+        return derive_seed("trial", fingerprint(self))
+
+
+class ResourceSpec(Spec):
+    """What one trial asks of the cluster. Bookkeeping only: never part of an identity.
+
+    ``num_gpus`` is used where the cluster has GPUs and may be a fraction; elsewhere trials run on
+    ``num_cpus`` cores with as many torch threads.
+    """
+
+    num_cpus: Annotated[float, Field(gt=0)] = 1.0
+    num_gpus: Annotated[float, Field(ge=0)] = 0.25
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
+
+
+class OwnSourceSpec(Spec):
+    """Your own data: where they lie and what they are. Absent for datasets of the table."""
+
+    kind: Name
+    path: str
+    title: str = ""
+    domain: Domain
+    modality: str = "unspecified"
+    channels: Literal[1, 3] = 1
+
+
+class DatasetChoice(Spec):
+    """A dataset of a sweep with the class pairs to use (None: the table's pairs)."""
+
+    name: Name
+    class_pairs: tuple[ClassPair, ...] | None = None
+    own: OwnSourceSpec | None = None
+
+
+class SweepSpec(Spec):
+    """A preset or sweep file: the whole grid and how to measure, train and attack its cells."""
+
+    name: Name
+    description: str = ""
+    models: Annotated[tuple[Name, ...], Field(min_length=1)]
+    datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)]
+    train_sizes: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+    test_size: Annotated[int, Field(ge=2)]
+    image_size: Annotated[int, Field(ge=4, le=1024)]
+    channels: Literal[1, 3] | None = 1
+    """Channels of every prepared image; None keeps each dataset's own, and K_F is then not comparable."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
+    recipe: Name
+    data_mode: DataMode = "corrected"
+    faults: tuple[Fault, ...] = ()
+    """Single faults of the released code to switch on in ``corrected`` mode; ``as_released`` has them all."""
+    attacks: AttackSpec = AttackSpec()
+    num_neighbors: Annotated[int, Field(ge=3)] = 20
+    sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
+    resources: ResourceSpec = ResourceSpec()
+
+    @model_validator(mode="after")
+    def _check_repeats(self) -> Self:
+        for field in ("models", "train_sizes", "seeds", "faults"):
+            values = getattr(self, field)
+            repeated = sorted({str(value) for value in values if values.count(value) > 1})
+            if repeated:
+                raise ValueError(f"{field} names {', '.join(repeated)} more than once")
+        names = [choice.name for choice in self.datasets]
+        if len(set(names)) < len(names):
+            raise ValueError("datasets names a dataset more than once; list its class pairs in one entry")
+        return self
+
+    @property
+    def all_faults(self) -> tuple[Fault, ...]:
+        """The faults in force: all of them in ``as_released`` mode."""
+        return RELEASED_FAULTS if self.data_mode == "as_released" else tuple(sorted(self.faults))
+
+
+def pair_name(class_pair: ClassPair | None) -> str:
+    """Spell a class pair as in tables and ids: ``"3-8"``, or ``""`` when a dataset is used whole."""
+    return "" if class_pair is None else f"{class_pair[0]}-{class_pair[1]}"
