@@ -1,0 +1,170 @@
+"""From a sweep's choices to the explicit list of its cells: the grid is planned here, not by Tune."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from search_spaces.datasets import dataset_spec
+
+from orchestrator.errors import ConfigError
+from search_spaces.models import model_spec
+from search_spaces.recipes import recipe_spec
+from search_spaces.specs import (
+    ClassPair,
+    DatasetChoice,
+    DatasetSpec,
+    MeasureSpec,
+    PreparedSpec,
+    SubsetSpec,
+    SweepSpec,
+    TrialSpec,
+    pair_name,
+)
+
+MAX_TRIALS = 100_000
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All cells of a sweep, in a fixed order.
+
+    Attributes:
+        sweep: The choices it was made from.
+        trials: Every trial once; ids are unique.
+        measures: One per subset, covering all train sizes.
+        datasets: What is known of each dataset, by name.
+    """
+
+    sweep: SweepSpec
+    trials: tuple[TrialSpec, ...]
+    measures: tuple[MeasureSpec, ...]
+    datasets: dict[str, DatasetSpec]
+
+    @cached_property
+    def trials_by_id(self) -> dict[str, TrialSpec]:
+        """Trials by their id."""
+        return {trial.trial_id: trial for trial in self.trials}
+
+    @cached_property
+    def measures_by_subset(self) -> dict[str, MeasureSpec]:
+        """Measures by their subset's id."""
+        return {measure.subset.subset_id: measure for measure in self.measures}
+
+    @cached_property
+    def prepared(self) -> tuple[PreparedSpec, ...]:
+        """The prepared datasets that the cells need, each once."""
+        return tuple(
+            {
+                measure.subset.prepared.prepared_id: measure.subset.prepared for measure in self.measures
+            }.values()
+        )
+
+
+def plan_sweep(sweep: SweepSpec) -> SweepPlan:
+    """Expand the grid: models x (datasets x class pairs) x train sizes x seeds.
+
+    Raises:
+        ConfigError: when the grid is larger than ``MAX_TRIALS``, or a class pair names a class that the
+            dataset does not have.
+    """
+    datasets = {choice.name: _dataset(choice) for choice in sweep.datasets}
+    subsets = [
+        subset for choice in sweep.datasets for subset in _subsets(sweep, choice, datasets[choice.name])
+    ]
+    num_trials = len(subsets) * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
+    if num_trials > MAX_TRIALS:
+        raise ConfigError(
+            f"A sweep may have at most {MAX_TRIALS:,} trials", f"{num_trials:,}", "shorten a list"
+        )
+    trials = tuple(
+        TrialSpec(
+            model=model_spec(model),
+            subset=subset,
+            train_size=train_size,
+            recipe=recipe_spec(sweep.recipe, model, subset.prepared.dataset),
+            seed=seed,
+            attacks=sweep.attacks,
+            num_neighbors=sweep.num_neighbors,
+        )
+        for subset in subsets
+        for model in sweep.models
+        for train_size in sweep.train_sizes
+        for seed in sweep.seeds
+    )
+    measures = tuple(
+        MeasureSpec(
+            subset=subset,
+            train_sizes=tuple(sorted(sweep.train_sizes)),
+            num_neighbors=sweep.num_neighbors,
+            sharpness_sample=sweep.sharpness_sample,
+        )
+        for subset in subsets
+    )
+    return SweepPlan(sweep, trials, measures, datasets)
+
+
+def plan_rows(plan: SweepPlan, statuses: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the grid as plain rows, for tables and JSON; a trial without a status is ``pending``."""
+    return [
+        {
+            "trial_id": trial_id,
+            "model": trial.model.name,
+            "dataset": trial.subset.prepared.dataset,
+            "class_pair": pair_name(trial.subset.class_pair),
+            "train_size": trial.train_size,
+            "seed": trial.seed,
+            "status": statuses.get(trial_id, "pending"),
+        }
+        for trial_id, trial in plan.trials_by_id.items()
+    ]
+
+
+def _dataset(choice: DatasetChoice) -> DatasetSpec:
+    if choice.own is None:
+        return dataset_spec(choice.name)
+    own = choice.own
+    return DatasetSpec(
+        name=choice.name,
+        title=own.title or choice.name,
+        domain=own.domain,
+        modality=own.modality,
+        label_names=(),
+        channels=own.channels,
+        source=own.kind,
+        description="your own data",
+        terms="yours",
+        raw_layout=f"a {own.kind} source",
+    )
+
+
+def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> Iterable[SubsetSpec]:
+    prepared = PreparedSpec(
+        dataset=choice.name,
+        task=dataset.task,
+        image_size=sweep.image_size,
+        channels=sweep.channels or dataset.channels,
+        data_mode=sweep.data_mode,
+        faults=sweep.all_faults,
+        max_images_per_class=dataset.max_images_per_class,
+    )
+    pairs: tuple[ClassPair | None, ...] = choice.class_pairs or dataset.class_pairs or (None,)
+    if choice.class_pairs is not None:
+        pairs = choice.class_pairs or (None,)
+    for pair in pairs:
+        _check_pair(pair, dataset)
+        yield SubsetSpec(
+            prepared=prepared, class_pair=pair, test_size=sweep.test_size, split_seed=sweep.split_seed
+        )
+
+
+def _check_pair(pair: ClassPair | None, dataset: DatasetSpec) -> None:
+    num_classes = len(dataset.label_names)
+    if pair is not None and num_classes and max(pair) >= num_classes:
+        raise ConfigError(
+            f"datasets.{dataset.name}.class_pairs must name classes of the dataset",
+            f"{list(pair)}, but classes are 0 to {num_classes - 1}",
+            f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
+        )
