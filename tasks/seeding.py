@@ -1,0 +1,59 @@
+"""The only place that touches global random state, determinism switches and thread counts.
+
+Everything here is scoped: what was set before a trial is restored after it, so a trial neither depends on
+what ran before it in the process nor leaves anything behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run a block on freshly seeded generators of the CPU and ``device``; restore both afterwards."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> Iterator[None]:
+    """Make a block repeatable: fixed thread count, deterministic kernels; restore all settings afterwards.
+
+    On the CPU the same work with the same ``num_threads`` is equal to the last bit; another thread count
+    splits sums differently and may change the last digits. On CUDA cuDNN is held to deterministic kernels
+    without autotuning (autotuning picks kernels by timing, so results would change from run to run), but
+    kernels outside cuDNN may still add in any order: there, results agree to rounding only.
+    """
+    device = torch.device(device)
+    with ExitStack() as restore:
+        if device.type == "cuda":
+            flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+            restore.enter_context(flags)
+        else:
+            restore.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+            restore.enter_context(_unset_memory_left_alone())
+            torch.use_deterministic_algorithms(True)
+        restore.callback(torch.set_num_threads, torch.get_num_threads())
+        restore.enter_context(threadpool_limits(num_threads))
+        torch.set_num_threads(num_threads)
+        yield
+
+
+@contextmanager
+def _unset_memory_left_alone() -> Iterator[None]:
+    # Filling new tensors is a debugging aid of deterministic mode that would write each of them twice.
+    settings: Any = torch.utils.deterministic
+    before = settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        settings.fill_uninitialized_memory = before
