@@ -1,0 +1,128 @@
+"""All fits of one results table."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from orchestrator.analysis import columns as c
+from orchestrator.analysis import table as t
+from orchestrator.analysis.associations import ESTIMATORS, fit_attacks, fit_representation
+from orchestrator.analysis.laws import LAWS, Draws, compare_forms, fit_law
+from orchestrator.analysis.records import POOLED, DatasetSummary, Interval, ScalingFits, SharpnessScale
+from orchestrator.analysis.sharpness import Policy, apply_policy
+from orchestrator.analysis.train_size import fit_train_size
+from orchestrator.analysis.words import few_datasets, listing, plural
+
+
+def fit_scaling_laws(
+    table: pd.DataFrame, *, seed: int = 0, num_bootstrap: int = 1000, sharpness_policy: Policy = "refuse"
+) -> ScalingFits:
+    """Fit every law of the study to a results table, for each model and pooled over models.
+
+    Args:
+        table: one row per trial; the columns of :mod:`orchestrator.analysis.columns`.
+        seed: decides the bootstrap draws; the fits themselves are exact.
+        num_bootstrap: draws per interval; 1000 puts a 95 % bound on about the 25th smallest draw.
+        sharpness_policy: what to do where K_F was measured on unequal scales (image side, channels, pixel
+        range):
+            ``refuse`` fits that compare it, ``rescale`` to the most common scale, or ``ignore``.
+
+    Returns:
+        Fits with uncertainty over datasets. What could not be fitted is there too, with its reason.
+
+    Raises:
+        DataError: if the table lacks a required column or contradicts itself.
+    """
+    full, infinities = t.normalise(table)
+    full, scale = apply_policy(full, sharpness_policy)
+    trials, excluded = t.usable_trials(full)
+    points = t.fitted_points(trials)
+    models = tuple(sorted(points[c.MODEL].unique()))
+    # With one model the pooled fit is that model's fit again, but readers should not have to know that.
+    names = (*models, POOLED) if models else ()
+    draws = Draws(seed, num_bootstrap)
+    return ScalingFits(
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+        num_trials=len(full),
+        num_used=int(trials[t.LOG_LOSS].notna().sum()),
+        num_points=len(points),
+        excluded=(*infinities, *excluded),
+        datasets=_summaries(full, points),
+        models=models,
+        sharpness_scale=scale,
+        laws=tuple(
+            fit_law(points, law, model=m, subset=s, scale=scale, draws=draws)
+            for m in names
+            for law in LAWS
+            for s in law.subsets
+        ),
+        comparisons=tuple(compare_forms(points, model=m, scale=scale) for m in names),
+        train_size=tuple(
+            fit_train_size(points, model=m, dataset=d)
+            for m in names
+            for d in sorted(points[c.DATASET].unique())
+        ),
+        attacks=tuple(f for m in names for f in fit_attacks(points, model=m, scale=scale, draws=draws)),
+        representations=tuple(
+            fit_representation(points, estimator=e, model=m, draws=draws) for m in names for e in ESTIMATORS
+        ),
+        caveats=_caveats(full, points, scale),
+    )
+
+
+def _summaries(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSummary, ...]:
+    return tuple(
+        DatasetSummary(
+            dataset=str(name),
+            domain=str(rows[c.DOMAIN].iloc[0]),
+            num_trials=len(rows),
+            num_points=int((points[c.DATASET] == name).sum()),
+            train_sizes=tuple(sorted(int(n) for n in rows[c.TRAIN_SIZE].dropna().unique())),
+            d_data=_mean(rows[c.D_DATA_MLE]),
+            d_data_range=_range(rows[c.D_DATA_MLE]),
+            label_sharpness=_mean(rows[c.LABEL_SHARPNESS]),
+            label_sharpness_range=_range(rows[c.LABEL_SHARPNESS]),
+            image_size=_only(rows[c.IMAGE_SIZE]),
+            channels=_only(rows[c.CHANNELS]),
+        )
+        for name, rows in full.groupby(c.DATASET)
+    )
+
+
+def _mean(values: pd.Series) -> float | None:
+    return float(values.mean()) if values.notna().any() else None
+
+
+def _range(values: pd.Series) -> Interval | None:
+    return (float(values.min()), float(values.max())) if values.notna().any() else None
+
+
+def _only(values: pd.Series) -> int | None:
+    """The one value of a column, or None where there are several or none."""
+    distinct = values.dropna().unique()
+    return int(distinct[0]) if len(distinct) == 1 else None
+
+
+def _caveats(full: pd.DataFrame, points: pd.DataFrame, scale: SharpnessScale) -> tuple[str, ...]:
+    found = list(few_datasets(points))
+    absent = [domain for domain in c.DOMAINS if domain not in set(points[c.DOMAIN])]
+    found += [
+        f"No {domain} dataset: nothing can be said about differences between domains." for domain in absent
+    ]
+    if scale.note:
+        found.append(scale.note)
+    diverged = int((full[c.STATUS] != c.DONE).sum())
+    if diverged:
+        found.append(
+            f"{plural(diverged, 'trial')} diverged and had no loss to fit; the fits describe the others."
+        )
+    modes = sorted(full[c.DATA_MODE].unique())
+    if len(modes) > 1:
+        found.append(f"Trials of several data modes ({listing(modes)}) are fitted together.")
+    conflicts = sorted(full.loc[full[c.NUM_CONFLICTS] > 0, c.DATASET].unique())
+    if conflicts:
+        found.append(
+            f"Identical images with different labels in {listing(conflicts)}: there K_F has no finite value."
+        )
+    return tuple(found)

@@ -1,0 +1,88 @@
+"""Log loss on log N within one dataset: the exponent that the theorem says is −1/d_data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from orchestrator.analysis import columns as c
+from orchestrator.analysis import table as t
+from orchestrator.analysis.laws import select
+from orchestrator.analysis.records import TrainSizeFit
+from orchestrator.analysis.regression import Array
+
+#: Below three sizes a power law passes through every point and shows nothing.
+MIN_SIZES = 3
+#: A power law is commonly asked to hold over a decade before its exponent is believed.
+CONVINCING_SPAN = 10.0
+
+
+def fit_train_size(points: pd.DataFrame, *, model: str, dataset: str) -> TrainSizeFit:
+    """Fit one exponent to one model on one dataset, class pairs having their own coefficients.
+
+    The published sizes (500 to 1,750) span a factor 3.5, over which −1/d_data changes the loss by a few per
+    cent; the verdict therefore says whether the data can tell the predicted exponent from none at all.
+    """
+    rows = select(points, model)
+    rows, _ = t.complete(rows[rows[c.DATASET] == dataset], (t.LOG_LOSS,))
+    sizes = sorted(rows[c.TRAIN_SIZE].unique())
+    curves = rows[[c.MODEL, c.CLASS_PAIR, c.DATA_MODE]].apply("\x1f".join, axis=1)
+    spare = len(rows) - curves.nunique() - 1
+    blank = TrainSizeFit(
+        model=model,
+        dataset=dataset,
+        status="not_enough_data",
+        num_points=len(rows),
+        num_sizes=len(sizes),
+        reason=f"{len(sizes)} train sizes and {len(rows)} points, at least {MIN_SIZES} sizes needed",
+    )
+    if len(sizes) < MIN_SIZES or spare < 1:
+        return blank
+    x = _within(rows[t.LOG_TRAIN_SIZE], curves)
+    y = _within(rows[t.LOG_LOSS], curves)
+    exponent = float(x @ y / (x @ x))
+    squares = float(((y - exponent * x) ** 2).sum())
+    reach = float(stats.t.ppf(0.975, spare) * np.sqrt(squares / spare / float(x @ x)))
+    interval = (exponent - reach, exponent + reach)
+    d_data = rows[c.D_DATA_MLE].mean()
+    predicted = float(-1 / d_data) if d_data > 0 else None
+    span = float(sizes[-1] / sizes[0])
+    return replace(
+        blank,
+        status="ok",
+        reason="",
+        exponent=exponent,
+        interval=interval,
+        predicted=predicted,
+        size_span=span,
+        aicc_power=_aicc(squares, len(rows), int(curves.nunique()) + 2),
+        aicc_constant=_aicc(float(y @ y), len(rows), int(curves.nunique()) + 1),
+        verdict=_verdict(interval, predicted, span),
+    )
+
+
+def _within(values: pd.Series, curves: pd.Series) -> Array:
+    return np.asarray((values - values.groupby(curves).transform("mean")).to_numpy(dtype=float))
+
+
+def _aicc(squares: float, n: int, k: int) -> float | None:
+    if n - k - 1 <= 0 or squares <= 0:
+        return None
+    return n * float(np.log(squares / n)) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+
+
+def _verdict(interval: tuple[float, float], predicted: float | None, span: float) -> str:
+    low, high = interval
+    short = "" if span >= CONVINCING_SPAN else f" (N spans only a factor {span:.1f})"
+    if predicted is None:
+        return f"no d_data, so no prediction{short}"
+    has_predicted, has_zero = low <= predicted <= high, low <= 0 <= high
+    if has_predicted and has_zero:
+        return f"cannot tell the predicted exponent from none{short}"
+    if has_predicted:
+        return f"agrees with the prediction{short}"
+    faster = "falls faster" if high < predicted else "falls more slowly, or rises"
+    return f"loss {faster} with N than predicted{short}"

@@ -1,0 +1,32 @@
+"""Sentences about what few datasets cannot show; kept in one place so that every output says the same."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from orchestrator.analysis import columns as c
+
+#: With fewer datasets than this in a domain, a trend over its datasets is a remark, not a finding. The
+#: study's own medical slope, with seven datasets, rests on one of them.
+MIN_CONVINCING_DATASETS = 5
+
+
+def few_datasets(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Return one sentence per domain in ``rows`` that has too few datasets to conclude from."""
+    counts = rows.groupby(c.DOMAIN)[c.DATASET].nunique()
+    return tuple(
+        f"{plural(int(number), f'{domain} dataset')}: a trend over {domain} datasets cannot be told from the "
+        f"peculiarities of {'that one' if number == 1 else 'these'}; at least {MIN_CONVINCING_DATASETS} are needed."
+        for domain, number in counts.items()
+        if number < MIN_CONVINCING_DATASETS
+    )
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 dataset``, ``2 datasets``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listing(names: list[str]) -> str:
+    """Return ``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
