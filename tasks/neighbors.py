@@ -1,0 +1,366 @@
+"""Exact nearest neighbours, and nearest rows with another label, for all nested train sizes in one pass.
+
+Train subsets are prefixes of one order of rows: size n means rows ``0 .. n-1``. A pair ``(i, j)`` belongs
+to every size above ``max(i, j)``, so it is enough to file it once, under the smallest train size that
+holds both (its *shell*); the table of a size is the merge of the shells up to it. Distances are symmetric,
+so each block of pairs is computed once and serves both sides. What a block finds is merged by "keep the k
+smallest" and "keep the minimum", which are associative and commutative: any division of the blocks over
+workers gives the same tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.distances import (
+    BlockSource,
+    FloatArray,
+    Precision,
+    as_source,
+    estimate_centre,
+    flatten,
+    squared_distances,
+)
+from tasks.remote import Executor, InlineExecutor
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+# 2,048 rows: the product of two blocks of image rows takes long enough to hide all else, and the working
+# set (products in float64 and float32, two chunks of centred features) stays near 200 MB per worker.
+BLOCK_ROWS = 2048
+# Rows of one side of a tile, so that what a task sends back stays small however many rows there are.
+TILE_ROWS = 16384
+# Tiles per worker at least, so that the last ones to finish keep nobody waiting for long.
+TILES_PER_WORKER = 5
+
+
+@dataclass(frozen=True)
+class NeighborTable:
+    """Neighbours of the first ``num_points`` rows among themselves.
+
+    Attributes:
+        distances: ``(num_points, num_neighbors)`` L2 distances, ascending; inf where there are fewer.
+        indices: ``(num_points, num_neighbors)`` rows they belong to, -1 where there are fewer.
+        opposite_distances: ``(num_points,)`` distance to the nearest row with another label, inf if none.
+        opposite_indices: ``(num_points,)`` that row, -1 if none.
+    """
+
+    distances: FloatArray
+    indices: IntArray
+    opposite_distances: FloatArray
+    opposite_indices: IntArray
+
+    @property
+    def num_points(self) -> int:
+        """Number of rows."""
+        return len(self.distances)
+
+    @property
+    def num_neighbors(self) -> int:
+        """Neighbours kept per row."""
+        return int(self.distances.shape[1])
+
+
+@dataclass(frozen=True)
+class NeighborSearch:
+    """All that one pass found.
+
+    Attributes:
+        tables: One per train size.
+        subset_opposites: ``(num_subsets, num_rows)`` distance to the nearest row with another label inside
+            the subset, inf outside of it.
+        precision: The dtype that the products needed at least once.
+    """
+
+    tables: list[NeighborTable]
+    subset_opposites: FloatArray
+    precision: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every block task needs to know besides its rows; shared once.
+
+    Attributes:
+        source: Where rows are read.
+        rows: Source row behind each position, ascending; dropped duplicates are absent.
+        labels: ``(num_positions,)`` label codes, or None when only neighbours are wanted.
+        shells: ``(num_positions,)`` index of the smallest train size that holds the position.
+        subsets: ``(num_subsets, num_positions)`` bool, samples whose nearest opposites are wanted too.
+        centre: ``(num_features,)``.
+        num_shells: Number of train sizes.
+        num_neighbors: Neighbours kept per row and shell.
+        precision: How products are formed.
+        block_rows: Rows per block.
+    """
+
+    source: BlockSource
+    rows: IntArray
+    labels: IntArray | None
+    shells: IntArray
+    subsets: npt.NDArray[np.bool_]
+    centre: FloatArray
+    num_shells: int
+    num_neighbors: int
+    precision: Precision
+    block_rows: int
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows at positions ``start`` to ``stop``, flattened to ``(stop - start, num_features)``."""
+        wanted = self.rows[start:stop]
+        first = int(wanted[0])
+        block = self.source.read(first, int(wanted[-1]) + 1)
+        return flatten(block if len(block) == len(wanted) else block[wanted - first])
+
+
+class Partial:
+    """The best found so far for positions ``start`` to ``stop``, by shell; merges associatively."""
+
+    def __init__(self, start: int, stop: int, job: Job) -> None:
+        shape = (job.num_shells, stop - start)
+        self.start, self.stop = start, stop
+        self.precision = job.precision.dtype
+        self.squared = np.full((*shape, job.num_neighbors), np.inf)
+        self.ids = np.full((*shape, job.num_neighbors), -1, np.int64)
+        self.opposite = np.full(shape, np.inf)
+        self.opposite_ids = np.full(shape, -1, np.int64)
+        self.subset_opposite = np.full((len(job.subsets), stop - start), np.inf)
+
+    def merge(self, other: Partial) -> None:
+        """Take over what ``other``, which covers a part of the same positions, found."""
+        part = slice(other.start - self.start, other.stop - self.start)
+        squared = np.concatenate([self.squared[:, part], other.squared], axis=-1)
+        ids = np.concatenate([self.ids[:, part], other.ids], axis=-1)
+        self.squared[:, part], self.ids[:, part] = _smallest(squared, ids, self.squared.shape[-1])
+        better = other.opposite < self.opposite[:, part]
+        self.opposite[:, part][better] = other.opposite[better]
+        self.opposite_ids[:, part][better] = other.opposite_ids[better]
+        np.minimum(
+            self.subset_opposite[:, part], other.subset_opposite, out=self.subset_opposite[:, part]
+        )
+        self.precision = max(self.precision, other.precision)  # "float64" > "float32"
+
+    def offer(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
+        """Consider the distances from ``rows`` (local) to the positions from ``column_start`` on."""
+        k = self.squared.shape[-1]
+        kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
+        found_rows, found_columns = _below(squared, kept[:, -1])
+        if len(found_rows) > 4 * k * len(kept) and squared.shape[1] > k:
+            columns = np.argpartition(squared, k - 1, axis=1)[:, :k]
+            values, active = np.take_along_axis(squared, columns, axis=1), slice(None)
+        elif len(found_rows):
+            active, columns, values = _pad_by_row(found_rows, found_columns, squared)
+        else:
+            return
+        ids = np.where(np.isfinite(values), columns + column_start, -1)
+        kept[active], kept_ids[active] = _smallest(
+            np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k
+        )
+
+    def offer_opposite(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
+        """The same for the nearest row with another label; ``squared`` is inf where labels agree."""
+        nearest = squared.min(axis=1)
+        better = np.flatnonzero(nearest < self.opposite[shell, rows])
+        if len(better):
+            self.opposite[shell, rows][better] = nearest[better]
+            self.opposite_ids[shell, rows][better] = squared[better].argmin(axis=1) + column_start
+
+
+def nested_neighbors(
+    rows: BlockSource | npt.ArrayLike,
+    labels: IntArray | None,
+    train_sizes: Sequence[int],
+    num_neighbors: int,
+    *,
+    executor: Executor | None = None,
+    precision: Precision | None = None,
+    block_rows: int = BLOCK_ROWS,
+    keep: IntArray | None = None,
+    subsets: npt.NDArray[np.bool_] | None = None,
+) -> NeighborSearch:
+    """Find the neighbours of every row within every prefix, exactly.
+
+    Args:
+        rows: ``(num_rows, ...)`` array or source, in nested order.
+        labels: ``(num_rows,)`` integers, or None to skip the nearest opposites.
+        train_sizes: Ascending prefix lengths, counted in positions of ``keep``.
+        num_neighbors: Neighbours kept per row, at least 1.
+        executor: Where block tasks run; in this process when None.
+        precision: How products are formed.
+        block_rows: Rows per block; memory grows with its square.
+        keep: Source rows to use, ascending; all when None. Indices in the result are positions in it.
+        subsets: ``(num_subsets, num_positions)`` masks, for nearest opposites inside samples.
+
+    Returns:
+        Tables for every size; relative error of distances below 1e-5 in float32, 1e-7 in float64.
+    """
+    executor = executor or InlineExecutor()
+    source = as_source(rows)
+    positions = np.arange(source.num_rows) if keep is None else np.asarray(keep)
+    positions = positions[: train_sizes[-1]]
+    num_rows = len(positions)
+    job = Job(
+        source=source,
+        rows=positions,
+        labels=None if labels is None else np.unique(labels, return_inverse=True)[1][positions].astype(np.int32),
+        shells=np.searchsorted(np.asarray(train_sizes), np.arange(num_rows), side="right"),
+        subsets=np.zeros((0, num_rows), bool) if subsets is None else subsets[:, :num_rows],
+        centre=estimate_centre(source),
+        num_shells=len(train_sizes),
+        num_neighbors=num_neighbors,
+        precision=precision or Precision(),
+        block_rows=block_rows,
+    )
+    shared = executor.share(job)
+    total = Partial(0, num_rows, job)
+    tiles = [(shared, *tile) for tile in plan_tiles(num_rows, executor.num_workers, block_rows)]
+    for _, partials in executor.map_unordered(search_tile, tiles):
+        for partial in partials:
+            total.merge(partial)
+    return NeighborSearch(_tables(total, train_sizes), np.sqrt(total.subset_opposite), total.precision)
+
+
+def plan_tiles(num_rows: int, num_workers: int, block_rows: int) -> list[tuple[int, int, int, int]]:
+    """Cut the upper triangle of pairs into tiles ``(row start, row stop, column start, column stop)``.
+
+    One worker gets one tile as long as its result is small. Tiles off the diagonal cost twice as much as
+    those on it and come first, so that short ones fill the gaps at the end.
+    """
+    sides = math.ceil(num_rows / TILE_ROWS)
+    if num_workers > 1:
+        sides = max(sides, math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers)))
+    edges = np.unique(np.linspace(0, num_rows, min(sides, max(num_rows, 1)) + 1).astype(int)).tolist()
+    ranges = list(zip(edges[:-1], edges[1:], strict=True))
+    pairs = [(a, b) for i, a in enumerate(ranges) for b in ranges[i:]]
+    return [(*a, *b) for a, b in sorted(pairs, key=lambda pair: pair[0] == pair[1])]
+
+
+def search_tile(
+    job: Job, row_start: int, row_stop: int, column_start: int, column_stop: int
+) -> list[Partial]:
+    """Compute all blocks of one tile; returns what it found for its rows and its columns.
+
+    Raises:
+        DataError: From the source, when a shard cannot be read.
+    """
+    on_diagonal = row_start == column_start
+    mine = Partial(row_start, row_stop, job)
+    theirs = mine if on_diagonal else Partial(column_start, column_stop, job)
+    precision = job.precision
+    for i in range(row_start, row_stop, job.block_rows):
+        i_stop = min(i + job.block_rows, row_stop)
+        block_i = job.read(i, i_stop)
+        for j in range(i if on_diagonal else column_start, column_stop, job.block_rows):
+            j_stop = min(j + job.block_rows, column_stop)
+            block_j = None if i == j else job.read(j, j_stop)
+            squared, needed = squared_distances(block_i, block_j, job.centre, precision)
+            precision = replace(precision, dtype=needed)
+            if i == j:
+                np.fill_diagonal(squared, np.inf)
+            _file_block(job, mine, theirs, (i, i_stop), (j, j_stop), squared)
+    mine.precision = theirs.precision = precision.dtype
+    return [mine] if on_diagonal else [mine, theirs]
+
+
+def _file_block(
+    job: Job, mine: Partial, theirs: Partial, i: tuple[int, int], j: tuple[int, int], squared: FloatArray
+) -> None:
+    """File one block of squared distances under the shells of its pairs, for both sides."""
+    opposite = None
+    if job.labels is not None:
+        differ = job.labels[slice(*i), None] != job.labels[None, slice(*j)]
+        opposite = np.where(differ, squared, np.asarray(np.inf, squared.dtype))
+        _file_subsets(job, mine, theirs, i, j, opposite)
+    for a, a_stop in _segments(job.shells, *i):
+        for b, b_stop in _segments(job.shells, *j):
+            shell = int(max(job.shells[a], job.shells[b]))
+            part = slice(a - i[0], a_stop - i[0]), slice(b - j[0], b_stop - j[0])
+            rows = slice(a - mine.start, a_stop - mine.start)
+            columns = slice(b - theirs.start, b_stop - theirs.start)
+            mine.offer(shell, rows, b, squared[part])
+            if opposite is not None:
+                mine.offer_opposite(shell, rows, b, opposite[part])
+            if i != j:  # a block on the diagonal holds each pair twice already
+                theirs.offer(shell, columns, a, squared[part].T)
+                if opposite is not None:
+                    theirs.offer_opposite(shell, columns, a, opposite[part].T)
+
+
+def _file_subsets(
+    job: Job, mine: Partial, theirs: Partial, i: tuple[int, int], j: tuple[int, int], opposite: FloatArray
+) -> None:
+    """Nearest opposites inside each sample."""
+    for number, members in enumerate(job.subsets):
+        rows, columns = np.flatnonzero(members[slice(*i)]), np.flatnonzero(members[slice(*j)])
+        if not len(rows) or not len(columns):
+            continue
+        inside = opposite[rows][:, columns]
+        for partial, ids, axis in ((mine, rows + i[0], 1), (theirs, columns + j[0], 0)):
+            best = partial.subset_opposite[number]
+            best[ids - partial.start] = np.minimum(best[ids - partial.start], inside.min(axis=axis))
+
+
+def _tables(total: Partial, train_sizes: Sequence[int]) -> list[NeighborTable]:
+    """Merge shells upwards: the table of a size holds the best of all shells up to it."""
+    k = total.squared.shape[-1]
+    squared, ids = total.squared[0], total.ids[0]
+    opposite, opposite_ids = total.opposite[0], total.opposite_ids[0]
+    tables = []
+    for shell, size in enumerate(train_sizes):
+        if shell:
+            squared, ids = _smallest(
+                np.concatenate([squared, total.squared[shell]], axis=1),
+                np.concatenate([ids, total.ids[shell]], axis=1),
+                k,
+            )
+            better = total.opposite[shell] < opposite
+            opposite = np.where(better, total.opposite[shell], opposite)
+            opposite_ids = np.where(better, total.opposite_ids[shell], opposite_ids)
+        tables.append(
+            NeighborTable(np.sqrt(squared[:size]), ids[:size], np.sqrt(opposite[:size]), opposite_ids[:size])
+        )
+    return tables
+
+
+def _smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
+    """The ``k`` smallest along the last axis, ascending, ties by id so that the order of merging is moot."""
+    order = np.lexsort((ids, squared), axis=-1)[..., :k]
+    return np.take_along_axis(squared, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
+
+
+def _segments(shells: IntArray, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Runs of equal shell between two positions."""
+    cuts = np.flatnonzero(np.diff(shells[start:stop])) + start + 1
+    edges = [start, *cuts.tolist(), stop]
+    return zip(edges[:-1], edges[1:], strict=True)
+
+
+def _below(squared: FloatArray, limits: FloatArray) -> tuple[IntArray, IntArray]:
+    """Entries not above their row's limit, ordered by row; scans memory in its own order."""
+    limits = np.where(np.isfinite(limits), limits, np.finfo(squared.dtype).max).astype(squared.dtype)
+    if squared.flags.c_contiguous or squared.strides[0] > squared.strides[1]:
+        rows, columns = np.nonzero(squared <= limits[:, None])
+        return rows, columns
+    columns, rows = np.nonzero(squared.T <= limits[None, :])
+    order = np.argsort(rows, kind="stable")
+    return rows[order], columns[order]
+
+
+def _pad_by_row(
+    rows: IntArray, columns: IntArray, squared: FloatArray
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Entries grouped by row as ``(active rows, padded columns, padded values)``, padding is inf."""
+    active, first, counts = np.unique(rows, return_index=True, return_counts=True)
+    place = np.arange(len(rows)) - np.repeat(first, counts)
+    line = np.repeat(np.arange(len(active)), counts)
+    padded_columns = np.zeros((len(active), counts.max()), np.int64)
+    padded = np.full(padded_columns.shape, np.inf)
+    padded_columns[line, place] = columns
+    padded[line, place] = squared[rows, columns]
+    return active, padded_columns, padded

@@ -1,0 +1,147 @@
+"""The one place where this package meets Ray: the same calls on a cluster and in the same process."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from search_spaces.errors import SetupError, SweepError
+
+# A worker may die for reasons outside the task (a spot node, the kernel's memory killer); a task that
+# takes its worker down four times in a row is itself the reason, and trying again would never end.
+MAX_RETRIES = 3
+
+
+class Executor(Protocol):
+    """Runs many calls of one function, somewhere.
+
+    Attributes:
+        num_workers: How many calls run beside each other; callers cut their work accordingly.
+    """
+
+    num_workers: int
+
+    def share(self, value: Any) -> Any:
+        """Put a value where every call can read it, once; returns a handle to pass as an argument."""
+
+    def map_unordered(
+        self, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], *, num_cpus: float = 1.0
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield ``(index of the argument tuple, result)`` as calls finish; handles arrive as values."""
+
+
+class InlineExecutor:
+    """Runs every call in this process, one after another, so that a debugger can step through."""
+
+    num_workers = 1
+
+    def share(self, value: Any) -> Any:
+        """Return the value itself: it is already where it is needed."""
+        return value
+
+    def map_unordered(
+        self, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], *, num_cpus: float = 1.0
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield ``(index, result)`` in the order of the arguments; ``num_cpus`` has no meaning here."""
+        for index, arguments in enumerate(argument_tuples):
+            yield index, function(*arguments)
+
+
+class RayExecutor:
+    """Runs calls as Ray tasks on the cluster that ``ray.init`` has already connected to.
+
+    Args:
+        num_workers: Most tasks in flight at once; None for as many as the cluster has CPUs.
+
+    Raises:
+        SetupError: If Ray is not connected, or ``num_workers`` is below one.
+    """
+
+    def __init__(self, num_workers: int | None = None) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            raise SetupError("Ray must be connected before work is sent to it", "", "call ray.init() first")
+        if num_workers is None:
+            num_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        if num_workers < 1:
+            raise SetupError("num_workers must be at least 1", str(num_workers))
+        self.num_workers = num_workers
+
+    def share(self, value: Any) -> Any:
+        """Put a value into the object store once; numpy arrays are then read without a copy."""
+        import ray
+
+        return ray.put(value)
+
+    def map_unordered(
+        self, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], *, num_cpus: float = 1.0
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield ``(index, result)`` in order of completion, with at most ``num_workers`` tasks in flight.
+
+        Args:
+            function: Importable on the workers.
+            argument_tuples: One tuple per call; read only as fast as calls finish.
+            num_cpus: CPUs that one call may use; BLAS and torch are held to it.
+
+        Raises:
+            SweepError: The one a call raised, as itself.
+            SetupError: If a task took its worker down ``MAX_RETRIES + 1`` times.
+        """
+        import ray
+
+        remote = ray.remote(_call_with_threads).options(
+            num_cpus=num_cpus, max_retries=MAX_RETRIES, retry_exceptions=False, name=function.__name__
+        )
+        in_flight: dict[Any, int] = {}
+        arguments = enumerate(argument_tuples)
+        try:
+            while True:
+                while len(in_flight) < self.num_workers and (item := next(arguments, None)) is not None:
+                    in_flight[remote.remote(function, max(1, math.floor(num_cpus)), *item[1])] = item[0]
+                if not in_flight:
+                    return
+                (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
+                index = in_flight.pop(done)
+                yield index, _get(done, function.__name__)
+        finally:
+            # An error, or a caller who stops early, must not leave tasks eating the cluster.
+            for reference in in_flight:
+                ray.cancel(reference, force=False)
+
+
+def _get(reference: Any, name: str) -> Any:
+    """Fetch a result; a user's mistake comes out as itself, without Ray's wrapping."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SweepError):
+            raise error.cause from None
+        raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
+        raise SetupError(
+            f"The task {name!r} must not take its worker down",
+            f"the worker died {MAX_RETRIES + 1} times",
+            "look for the kernel's memory killer in the node's log; use smaller blocks or fewer workers",
+        ) from error
+    except ray.exceptions.OutOfMemoryError as error:
+        raise SetupError(
+            f"The task {name!r} must fit into the node's memory",
+            str(error).splitlines()[0],
+            "use smaller blocks or fewer workers per node",
+        ) from error
+
+
+def _call_with_threads(function: Callable[..., Any], num_threads: int, *arguments: Any) -> Any:
+    """Call with BLAS and torch held to ``num_threads``, so that tasks side by side do not oversubscribe."""
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")  # only if the worker has it already: importing it costs seconds
+    if torch is not None:
+        torch.set_num_threads(num_threads)
+    with threadpool_limits(num_threads):
+        return function(*arguments)

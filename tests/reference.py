@@ -1,0 +1,51 @@
+"""Slow, obvious versions of the measures, in plain NumPy loops and float64; fast code is tested against them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def pairwise_distances(rows):
+    """(n, n) L2 distances from differences, one row at a time."""
+    flat = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
+    return np.stack([np.sqrt(((flat - row) ** 2).sum(axis=1)) for row in flat])
+
+
+def neighbor_distances(rows, num_neighbors):
+    """(n, k) distances to the k nearest other rows, ascending."""
+    distances = pairwise_distances(rows)
+    np.fill_diagonal(distances, np.inf)
+    return np.sort(distances, axis=1)[:, :num_neighbors]
+
+
+def nearest_opposite(rows, labels):
+    """(n,) distance to the nearest row with another label."""
+    distances = pairwise_distances(rows)
+    labels = np.asarray(labels)
+    return np.array(
+        [min((d for d, other in zip(line, labels, strict=True) if other != own), default=np.inf)
+         for line, own in zip(distances, labels, strict=True)]
+    )
+
+
+def label_sharpness(rows, labels):
+    """Maximum of 1/distance over all pairs with different labels."""
+    return 1 / nearest_opposite(rows, labels).min()
+
+
+def mle(rows, num_neighbors, subtract):
+    """Levina-Bickel per point, MacKay-Ghahramani mean of inverses; divides by k - subtract."""
+    inverses = []
+    for line in neighbor_distances(rows, num_neighbors):
+        total = sum(np.log(line[-1] / line[j]) for j in range(num_neighbors - 1))
+        inverses.append(total / (num_neighbors - subtract))
+    return 1 / np.mean(inverses)
+
+
+def twonn(rows, discard_fraction):
+    """Facco et al.: slope through the origin of -log(1-F) on log(r2/r1)."""
+    ratios = sorted(line[1] / line[0] for line in neighbor_distances(rows, 2))
+    num_kept = min(int(len(ratios) * (1 - discard_fraction)), len(ratios) - 1)
+    x = np.log(ratios[:num_kept])
+    y = -np.log(1 - np.arange(1, num_kept + 1) / len(ratios))
+    return (x @ y) / (x @ x)
