@@ -1,4 +1,6 @@
-"""Which images of a prepared dataset are trained and tested on: class pairs, group-wise split, nested sizes."""
+"""Which images of a prepared dataset are trained and tested on: class pairs, group-wise split, nested
+sizes.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.errors import DataError
+from search_spaces.fingerprint import derive_seed
+from search_spaces.specs import SubsetSpec, pair_name
+from tasks.arrays import PreparedDataset
+
+TEST_GROUP_SHARE = 0.3
+"""Share of the groups that test images are spread over (750 of 2,500 in the study), more if the test size
+asks."""
+
 
 @dataclass(frozen=True)
 class TrialData:
     """The arrays of one subset, shared read-only by all trials and measures of that subset.
 
     Attributes:
-        train_images: ``(num_train, channels, height, width)``, uint8 or float32, pixels in [0, 255], in nested
+        train_images: ``(num_train, channels, height, width)``, uint8 or float32, pixels in [0, 255], in
+            nested
             order: the training set of size N is the first N rows.
         train_labels: ``(num_train,)`` int64 in ``range(num_classes)``.
         test_images: ``(test_size, channels, height, width)``, same range.
@@ -28,3 +40,217 @@ class TrialData:
     test_labels: NDArray[np.int64]
     num_classes: int
     data_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Rows of a prepared dataset to train and test on.
+
+    Attributes:
+        train_order: ``(max_train_size,)`` rows; the training set of size N is the first N. Any prefix is
+            balanced: equal classes up to one image, or proportional for a whole set of more than two classes.
+        train_labels: ``(max_train_size,)`` labels of those rows, in ``range(num_classes)``.
+        test_rows: ``(test_size,)`` rows, the same for every train size.
+        test_labels: ``(test_size,)`` labels.
+        num_classes: Number of classes.
+        class_names: Spelling of each class for messages: its index in the prepared dataset.
+        shared_group_share: Share of test images whose group is also in ``train_order``; 0 unless a fault of
+            the
+            released code is switched on.
+    """
+
+    train_order: NDArray[np.int64]
+    train_labels: NDArray[np.int64]
+    test_rows: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+    num_classes: int
+    class_names: tuple[str, ...]
+    shared_group_share: float = 0.0
+
+    @property
+    def max_train_size(self) -> int:
+        """Largest train size this subset allows."""
+        return len(self.train_order)
+
+    def class_counts(self, train_size: int) -> tuple[int, ...]:
+        """Images of each class among the first ``train_size``."""
+        return tuple(np.bincount(self.train_labels[:train_size], minlength=self.num_classes).tolist())
+
+    def check_train_size(self, train_size: int) -> None:
+        """Refuse a train size that the data do not allow.
+
+        Raises:
+            DataError: saying how many images there are.
+        """
+        if train_size > self.max_train_size:
+            per_class = dict(zip(self.class_names, self.class_counts(self.max_train_size), strict=True))
+            raise DataError(
+                f"Train size {train_size} needs as many images beside {len(self.test_rows)} test images",
+                f"at most {self.max_train_size} (class: images {per_class})",
+                f"lower train_sizes to at most {self.max_train_size}, or lower test_size",
+            )
+
+
+def make_subset(
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    spec: SubsetSpec,
+    splits: NDArray[np.int8] | None = None,
+) -> Subset:
+    """Split one class pair, or a whole dataset, by groups.
+
+    The order is a function of ``labels``, who shares a group, and ``spec``; never of which train sizes are
+    used.
+
+    Args:
+        labels: ``(num_images,)`` class indices of the prepared dataset.
+        groups: ``(num_images,)`` ids; images with equal ids never end on both sides. The ids' values do not
+            matter.
+        spec: Class pair, test size, seed.
+        splits: ``(num_images,)`` 0 = to be split here, 1 = only for training, 2 = only for testing.
+
+    Raises:
+        DataError: when a class is missing, or has too few images outside the training groups for the test
+            set.
+    """
+    rows, targets, names = _task(labels, spec)
+    rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
+    members = _dense(groups[rows])
+    balanced = len(names) == 2
+    quotas = _quotas(np.bincount(targets, minlength=len(names)), spec.test_size, balanced=balanced)
+    given = np.zeros(len(rows), np.int8) if splits is None else splits[rows]
+    test = _choose_test(targets, members, quotas, given, rng, names)
+    free = ~np.isin(members, members[test]) & (given != 2)
+    train = _stratified_order(targets, np.flatnonzero(free), rng, balanced=balanced)
+    assert not np.intersect1d(members[train], members[test]).size, "a group is on both sides of the split"
+    return Subset(rows[train], targets[train], rows[test], targets[test], len(names), names)
+
+
+def load_subset(prepared: PreparedDataset, spec: SubsetSpec, *, max_train_size: int) -> TrialData:
+    """Read a subset's images.
+
+    Args:
+        prepared: The dataset.
+        spec: Which images.
+        max_train_size: How many training images to read; smaller training sets are prefixes.
+
+    Raises:
+        DataError: when the data do not have that many images.
+        CorruptStoreError: when a shard is damaged.
+    """
+    subset = make_subset(prepared.labels, prepared.groups, spec, prepared.splits)
+    subset.check_train_size(max_train_size)
+    train = subset.train_order[:max_train_size]
+    images = prepared.read_rows(np.concatenate([train, subset.test_rows]))
+    return TrialData(
+        train_images=images[:max_train_size],
+        train_labels=subset.train_labels[:max_train_size],
+        test_images=images[max_train_size:],
+        test_labels=subset.test_labels,
+        num_classes=subset.num_classes,
+        data_fingerprint=prepared.fingerprint,
+    )
+
+
+def _task(
+    labels: NDArray[np.int64], spec: SubsetSpec
+) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
+    """Return (rows, labels in ``range(num_classes)``, class names) of the task."""
+    classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
+    counts = {label: int((labels == label).sum()) for label in classes}
+    missing = [str(label) for label, count in counts.items() if count == 0]
+    name = spec.prepared.dataset
+    if missing or len(classes) < 2:
+        rule = f"{name}{' ' + pair_name(spec.class_pair) if spec.class_pair else ''}: each class needs images"
+        raise DataError(rule, f"none of class {', '.join(missing)}" if missing else "one class only")
+    rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
+    lookup = {label: index for index, label in enumerate(classes)}
+    targets = np.array([lookup[int(label)] for label in labels[rows]], dtype=np.int64)
+    return rows, targets, tuple(map(str, classes))
+
+
+def _dense(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number groups by first appearance, so that a keyed hash's key cannot change the split."""
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+def _quotas(available: NDArray[np.int64], size: int, *, balanced: bool) -> NDArray[np.int64]:
+    """Share ``size`` out over classes, equally or by largest remainder; earlier classes win ties."""
+    weights = np.ones(len(available)) if balanced else available.astype(float)
+    exact = size * weights / weights.sum()
+    quotas = np.floor(exact).astype(np.int64)
+    quotas[np.argsort(quotas - exact, kind="stable")[: size - quotas.sum()]] += 1
+    return quotas
+
+
+def _choose_test(
+    targets: NDArray[np.int64],
+    members: NDArray[np.int64],
+    quotas: NDArray[np.int64],
+    given: NDArray[np.int8],
+    rng: np.random.Generator,
+    names: tuple[str, ...],
+) -> NDArray[np.int64]:
+    """Draw the test rows: groups in a seeded order, one image of each group in turn, until quotas are met.
+
+    The first 30 % of the groups are used, or as many as the quotas need, so that few big groups (volumes) do
+    not make the whole test set. Groups that give no image stay free for training.
+    """
+    fixed = bool((given == 2).any())
+    allowed = given == 2 if fixed else given != 1
+    # A group with an image given for training is a training group.
+    allowed &= ~np.isin(members, members[given == 1])
+    num_groups = int(members.max()) + 1
+    position = rng.permutation(num_groups)
+    order = rng.permutation(len(targets))
+    order = order[np.argsort(position[members[order]], kind="stable")]
+    order = order[allowed[order]]
+    spread = num_groups if fixed else int(np.ceil(TEST_GROUP_SHARE * num_groups))
+    chosen = []
+    for label, quota in enumerate(quotas):
+        rows = order[targets[order] == label]
+        if len(rows) < quota:
+            raise DataError(
+                f"Class {names[label]} needs {quota} test images",
+                f"{len(rows)} that may be used for testing",
+                "lower test_size, or add images",
+            )
+        # How far into the group order this class must go: the spread, or where its quota is met.
+        last = max(spread, int(position[members[rows[quota - 1]]]) + 1) if quota else 0
+        rows = rows[position[members[rows]] < last]
+        turn = _occurrence(members[rows])
+        chosen.append(rows[np.argsort(turn, kind="stable")[:quota]])
+    return np.sort(np.concatenate(chosen))
+
+
+def _occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each value how often it occurred before."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    counts = np.arange(len(values)) - np.repeat(starts, np.diff(np.r_[starts, len(values)]))
+    before = np.empty(len(values), dtype=np.int64)
+    before[order] = counts
+    return before
+
+
+def _stratified_order(
+    targets: NDArray[np.int64], free: NDArray[np.int64], rng: np.random.Generator, *, balanced: bool
+) -> NDArray[np.int64]:
+    """Interleave the shuffled classes so that every prefix has them in proportion.
+
+    Image j of a class with weight w stands at (j + 1/2) / w; equal weights alternate the classes.
+    """
+    shuffled = rng.permutation(free)
+    labels = targets[shuffled]
+    counts = np.bincount(labels, minlength=int(targets.max()) + 1)
+    turn = _occurrence(labels)
+    if balanced:
+        keep = turn < counts.min()
+        shuffled, labels, turn = shuffled[keep], labels[keep], turn[keep]
+    weights = np.ones(len(counts)) if balanced else counts.astype(float)
+    place = (turn + 0.5) / weights[labels]
+    return shuffled[np.lexsort((labels, place))]

@@ -1,0 +1,46 @@
+"""Keyed hashes of file names and patient ids: the only form in which they leave the reading code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+KEY_FILE = ".hash_key"
+KEY_VARIABLE = "ISWEEP_HASH_KEY"
+
+
+def hash_key(folder: Path) -> str:
+    """Return the key: ``ISWEEP_HASH_KEY``, or a random one made once in ``folder`` (mode 0600).
+
+    With the key a lab can find the file behind a hash; without it ids cannot be guessed by hashing them all.
+    """
+    given = os.environ.get(KEY_VARIABLE)
+    if given:
+        return given
+    path = folder / KEY_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        temporary = folder / f"{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        try:
+            os.link(temporary, path)  # fails if another process was first, whose key then holds
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+    return path.read_text().strip()
+
+
+def keyed_hash(key: str, value: str) -> int:
+    """Return 63 bits of a keyed BLAKE2b of ``value``."""
+    raw = value.encode("utf-8", "surrogateescape")
+    digest = hashlib.blake2b(raw, key=key.encode()[:64], digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def spell(hashed: int) -> str:
+    """Spell a keyed hash as in messages and records: 16 hex digits."""
+    return f"{hashed:016x}"

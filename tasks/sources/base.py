@@ -1,0 +1,136 @@
+"""What a source is: a cheap listing of items, and a reader that turns one item into images.
+
+Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open (a file,
+a volume, a row of an array file), so that nothing is opened twice. Items and samples carry *raw* locators and
+group ids; :mod:`tasks.prepare` replaces them by keyed hashes before anything is stored, logged or raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import DataError
+from search_spaces.specs import DatasetSpec, PreparedSpec
+
+Split = Literal["", "train", "test"]
+
+
+@dataclass(frozen=True)
+class RawRequest:
+    """What to read: the dataset's row, the prepared spec, and the folder or file of the raw download."""
+
+    dataset: DatasetSpec
+    spec: PreparedSpec
+    raw: Path | None = None
+
+    def root(self) -> Path:
+        """Return the raw folder or file.
+
+        Raises:
+            DataError: when none was given or it does not exist, saying what is expected in it.
+        """
+        name, layout = self.dataset.name, self.dataset.raw_layout
+        if self.raw is None:
+            raise DataError(f"{name} is read from its raw download", "no --raw folder", f"expected: {layout}")
+        if not self.raw.exists():
+            raise DataError(f"The raw download of {name} must exist", "no such folder", f"expected: {layout}")
+        return self.raw
+
+    def has_fault(self, fault: str) -> bool:
+        """Tell whether a fault of the released code is switched on."""
+        return fault in self.spec.faults
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to open.
+
+    Attributes:
+        locator: Where it is, relative to the raw root; ``/``-separated for files. Never logged as it stands.
+        label: Class index, or None when only reading tells (slices of a volume).
+        group: Patient, volume or other id whose images must stay on one side of the split; empty when the
+            item is its own group.
+        split: A split given by the user, or empty.
+        details: What the reader needs to know besides (JSON values only).
+    """
+
+    locator: str
+    label: int | None
+    group: str = ""
+    split: Split = ""
+    details: tuple[str | int | float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image read from an item.
+
+    Attributes:
+        pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
+        label: Class index, or None to take the item's.
+        conversions: Names of what was done to make it so (``"inverted_monochrome1"``), counted in the record.
+        flags: Names of what is doubtful but kept, counted in the record.
+    """
+
+    pixels: NDArray[np.generic]
+    label: int | None = None
+    conversions: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source found, in its stored order.
+
+    Attributes:
+        items: In an order that depends on the raw files only, never on the file system's listing order.
+        label_names: One name per class index.
+        dtype: dtype of the prepared images.
+        block_size: How many items one task should read.
+        excluded: Items left out on purpose by the dataset's own rules, reason to count (not faults).
+        skipped: Pairs (locator, reason) of items already known to be unreadable.
+        intensity: How raw values become pixels in [0, 255].
+        flags: Names of what is doubtful about the whole set, with counts.
+    """
+
+    items: Sequence[Item]
+    label_names: tuple[str, ...]
+    dtype: Literal["uint8", "float32"] = "uint8"
+    block_size: int = 128
+    excluded: dict[str, int] = field(default_factory=dict)
+    skipped: Sequence[tuple[str, str]] = ()
+    intensity: str = "as stored, 8 bits"
+    flags: dict[str, int] = field(default_factory=dict)
+
+
+class SkipItem(Exception):
+    """Raised by a reader for an item that cannot be used; ``reason`` names no file, id or tag value."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+Reader = Callable[[Item], Iterable[Sample]]
+
+
+class Source(Protocol):
+    """One raw layout. Objects are made anew in every task, so they hold no state worth keeping."""
+
+    def list_items(self, request: RawRequest) -> Listing:
+        """Return all items without reading pixels.
+
+        Raises:
+            DataError: when the raw download is not as expected.
+        """
+        ...
+
+    def reader(self, request: RawRequest) -> Reader:
+        """Return a function that reads one item; called once per task, so it may open what items share."""
+        ...

@@ -1,0 +1,121 @@
+"""MNIST-format files (``train-images-idx3-ubyte``, gzipped or not): MNIST and Fashion-MNIST.
+
+Only the train files are read, as in the study; its test images are drawn from them too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import DataError
+from tasks.sources.base import Listing, RawRequest, Reader
+from tasks.sources.in_memory import ROWS_PER_TASK, row_items, row_reader
+
+SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
+"""Where a distribution's package puts the files (Debian: ``dataset-fashion-mnist``)."""
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+MAX_BYTES = 1 << 30
+
+
+class IdxFiles:
+    """Images and labels in two IDX files below the raw folder, at any depth torchvision uses."""
+
+    def list_items(self, request: RawRequest) -> Listing:
+        """Return one item per image."""
+        images, labels = _files(request)
+        values = read_idx(labels, dimensions=1)
+        num_images = idx_shape(images, dimensions=3)[0]
+        if len(values) != num_images:
+            raise DataError(
+                f"{request.dataset.name}: image and label files must have equally many rows",
+                f"{num_images} images, {len(values)} labels",
+                "download both files again",
+            )
+        if len(values) and values.max() >= len(request.dataset.label_names):
+            raise DataError(f"{request.dataset.name}: labels must be below 10", f"{values.max()}")
+        return Listing(row_items(values), request.dataset.label_names, block_size=ROWS_PER_TASK)
+
+    def reader(self, request: RawRequest) -> Reader:
+        """Return a reader of rows."""
+        return row_reader(read_idx(_files(request)[0], dimensions=3))
+
+
+def _files(request: RawRequest) -> tuple[Path, Path]:
+    root = request.raw or SYSTEM_FOLDERS.get(request.dataset.name)
+    if root is None:
+        root = request.root()
+    found = _find(root)
+    if found is None:
+        way_out = (
+            f"expected: {request.dataset.raw_layout}; torchvision can download it on a machine with network"
+        )
+        raise DataError(
+            f"{request.dataset.name} needs {IMAGES}[.gz] and {LABELS}[.gz]", "none there", way_out
+        )
+    return found
+
+
+def _find(root: Path) -> tuple[Path, Path] | None:
+    folders = [root, *(root / name / "raw" for name in ("MNIST", "FashionMNIST")), root / "raw"]
+    for folder in folders:
+        for ending in ("", ".gz"):
+            images, labels = folder / (IMAGES + ending), folder / (LABELS + ending)
+            if images.is_file() and labels.is_file():
+                return images, labels
+    return None
+
+
+def idx_shape(path: Path, *, dimensions: int) -> tuple[int, ...]:
+    """Return the shape that the header of an IDX file of bytes declares.
+
+    Raises:
+        DataError: when it is no IDX file of bytes with that many dimensions, or declares more than a GiB.
+    """
+    with _open(path) as file:
+        header = _read(file, 4 + 4 * dimensions, path)
+    if header[:4] != bytes((0, 0, 8, dimensions)):
+        raise DataError(
+            f"{path.name} must be an IDX file of bytes with {dimensions} dimensions", "another header"
+        )
+    shape = tuple(int(size) for size in np.frombuffer(header, ">u4", offset=4))
+    if int(np.prod(shape, dtype=object)) > MAX_BYTES:
+        raise DataError(f"{path.name} must declare less than {MAX_BYTES:,} bytes", f"shape {shape}")
+    return shape
+
+
+@lru_cache(maxsize=4)
+def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
+    """Return the array in an IDX file of bytes.
+
+    Raises:
+        DataError: when the file is truncated, damaged or longer than its header says.
+    """
+    shape = idx_shape(path, dimensions=dimensions)
+    size = int(np.prod(shape))
+    with _open(path) as file:
+        _read(file, 4 + 4 * dimensions, path)
+        body = _read(file, size, path)
+        if _read(file, 1, path, exact=False):
+            raise DataError(f"{path.name} must end where its header says", "more bytes", "download it again")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def _open(path: Path) -> gzip.GzipFile:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _read(file: gzip.GzipFile, size: int, path: Path, *, exact: bool = True) -> bytes:
+    try:
+        body = file.read(size)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path.name} must be whole", type(error).__name__, "download it again") from None
+    if exact and len(body) != size:
+        raise DataError(f"{path.name} must be whole", "it ends early", "download it again")
+    return body
