@@ -96,6 +96,8 @@ def make_subset(
     groups: NDArray[np.int64],
     spec: SubsetSpec,
     splits: NDArray[np.int8] | None = None,
+    *,
+    max_train_size: int | None = None,
 ) -> Subset:
     """Split one class pair, or a whole dataset, by groups.
 
@@ -108,9 +110,11 @@ def make_subset(
             matter.
         spec: Class pair, test size, seed.
         splits: ``(num_images,)`` 0 = to be split here, 1 = only for training, 2 = only for testing.
+        max_train_size: Largest train size that will be asked for, to refuse it here; changes nothing else.
 
     Raises:
-        DataError: when a class is missing, or has too few images outside the training groups for the test
+        DataError: when the data do not have ``max_train_size`` images beside the test set, when a class is
+            missing, or has too few images outside the training groups for the test
             set.
     """
     rows, targets, names = _task(labels, spec)
@@ -123,7 +127,10 @@ def make_subset(
     free = ~np.isin(members, members[test]) & (given != 2)
     train = _stratified_order(targets, np.flatnonzero(free), rng, balanced=balanced)
     assert not np.intersect1d(members[train], members[test]).size, "a group is on both sides of the split"
-    return Subset(rows[train], targets[train], rows[test], targets[test], len(names), names)
+    subset = Subset(rows[train], targets[train], rows[test], targets[test], len(names), names)
+    if max_train_size is not None:
+        subset.check_train_size(max_train_size)
+    return subset
 
 
 def load_subset(prepared: PreparedDataset, spec: SubsetSpec, *, max_train_size: int) -> TrialData:
@@ -138,8 +145,9 @@ def load_subset(prepared: PreparedDataset, spec: SubsetSpec, *, max_train_size: 
         DataError: when the data do not have that many images.
         CorruptStoreError: when a shard is damaged.
     """
-    subset = make_subset(prepared.labels, prepared.groups, spec, prepared.splits)
-    subset.check_train_size(max_train_size)
+    subset = make_subset(
+        prepared.labels, prepared.groups, spec, prepared.splits, max_train_size=max_train_size
+    )
     train = subset.train_order[:max_train_size]
     images = prepared.read_rows(np.concatenate([train, subset.test_rows]))
     return TrialData(
