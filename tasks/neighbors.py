@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,11 +76,13 @@ class NeighborSearch:
         tables: One per train size.
         subset_opposites: ``(num_subsets, num_rows)`` distance to the nearest row with another label inside
             the subset, inf outside of it.
+        subset_indices: ``(num_subsets, num_rows)`` that row, -1 outside of the subset.
         precision: The dtype that the products needed at least once.
     """
 
     tables: list[NeighborTable]
     subset_opposites: FloatArray
+    subset_indices: IntArray
     precision: str
 
 
@@ -131,6 +134,7 @@ class Partial:
         self.opposite = np.full(shape, np.inf)
         self.opposite_ids = np.full(shape, -1, np.int64)
         self.subset_opposite = np.full((len(job.subsets), stop - start), np.inf)
+        self.subset_ids = np.full((len(job.subsets), stop - start), -1, np.int64)
 
     def merge(self, other: Partial) -> None:
         """Take over what ``other``, which covers a part of the same positions, found."""
@@ -138,12 +142,13 @@ class Partial:
         squared = np.concatenate([self.squared[:, part], other.squared], axis=-1)
         ids = np.concatenate([self.ids[:, part], other.ids], axis=-1)
         self.squared[:, part], self.ids[:, part] = _smallest(squared, ids, self.squared.shape[-1])
-        better = other.opposite < self.opposite[:, part]
-        self.opposite[:, part][better] = other.opposite[better]
-        self.opposite_ids[:, part][better] = other.opposite_ids[better]
-        np.minimum(
-            self.subset_opposite[:, part], other.subset_opposite, out=self.subset_opposite[:, part]
-        )
+        for best, ids, theirs, their_ids in (
+            (self.opposite, self.opposite_ids, other.opposite, other.opposite_ids),
+            (self.subset_opposite, self.subset_ids, other.subset_opposite, other.subset_ids),
+        ):
+            better = theirs < best[:, part]
+            best[:, part][better] = theirs[better]
+            ids[:, part][better] = their_ids[better]
         self.precision = max(self.precision, other.precision)  # "float64" > "float32"
 
     def offer(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
@@ -165,11 +170,10 @@ class Partial:
 
     def offer_opposite(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
         """The same for the nearest row with another label; ``squared`` is inf where labels agree."""
-        nearest = squared.min(axis=1)
-        better = np.flatnonzero(nearest < self.opposite[shell, rows])
-        if len(better):
-            self.opposite[shell, rows][better] = nearest[better]
-            self.opposite_ids[shell, rows][better] = squared[better].argmin(axis=1) + column_start
+        columns = np.arange(column_start, column_start + squared.shape[1])
+        _improve(
+            self.opposite[shell], self.opposite_ids[shell], np.arange(rows.start, rows.stop), columns, squared
+        )
 
 
 def nested_neighbors(
@@ -208,7 +212,9 @@ def nested_neighbors(
     job = Job(
         source=source,
         rows=positions,
-        labels=None if labels is None else np.unique(labels, return_inverse=True)[1][positions].astype(np.int32),
+        labels=None
+        if labels is None
+        else np.unique(labels, return_inverse=True)[1][positions].astype(np.int32),
         shells=np.searchsorted(np.asarray(train_sizes), np.arange(num_rows), side="right"),
         subsets=np.zeros((0, num_rows), bool) if subsets is None else subsets[:, :num_rows],
         centre=estimate_centre(source),
@@ -223,7 +229,8 @@ def nested_neighbors(
     for _, partials in executor.map_unordered(search_tile, tiles):
         for partial in partials:
             total.merge(partial)
-    return NeighborSearch(_tables(total, train_sizes), np.sqrt(total.subset_opposite), total.precision)
+    tables = _tables(total, train_sizes)
+    return NeighborSearch(tables, np.sqrt(total.subset_opposite), total.subset_ids, total.precision)
 
 
 def plan_tiles(num_rows: int, num_workers: int, block_rows: int) -> list[tuple[int, int, int, int]]:
@@ -236,7 +243,7 @@ def plan_tiles(num_rows: int, num_workers: int, block_rows: int) -> list[tuple[i
     if num_workers > 1:
         sides = max(sides, math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers)))
     edges = np.unique(np.linspace(0, num_rows, min(sides, max(num_rows, 1)) + 1).astype(int)).tolist()
-    ranges = list(zip(edges[:-1], edges[1:], strict=True))
+    ranges = list(pairwise(edges))
     pairs = [(a, b) for i, a in enumerate(ranges) for b in ranges[i:]]
     return [(*a, *b) for a, b in sorted(pairs, key=lambda pair: pair[0] == pair[1])]
 
@@ -301,9 +308,21 @@ def _file_subsets(
         if not len(rows) or not len(columns):
             continue
         inside = opposite[rows][:, columns]
-        for partial, ids, axis in ((mine, rows + i[0], 1), (theirs, columns + j[0], 0)):
-            best = partial.subset_opposite[number]
-            best[ids - partial.start] = np.minimum(best[ids - partial.start], inside.min(axis=axis))
+        rows, columns = rows + i[0], columns + j[0]
+        best, ids = mine.subset_opposite[number], mine.subset_ids[number]
+        _improve(best, ids, rows - mine.start, columns, inside)
+        if i != j:
+            best, ids = theirs.subset_opposite[number], theirs.subset_ids[number]
+            _improve(best, ids, columns - theirs.start, rows, inside.T)
+
+
+def _improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: FloatArray) -> None:
+    """Lower ``best[rows]`` to the row minima of ``squared`` where those are smaller, and note the column."""
+    nearest = squared.min(axis=1)
+    better = np.flatnonzero(nearest < best[rows])
+    if len(better):
+        best[rows[better]] = nearest[better]
+        ids[rows[better]] = columns[squared[better].argmin(axis=1)]
 
 
 def _tables(total: Partial, train_sizes: Sequence[int]) -> list[NeighborTable]:
@@ -338,7 +357,7 @@ def _segments(shells: IntArray, start: int, stop: int) -> Iterator[tuple[int, in
     """Runs of equal shell between two positions."""
     cuts = np.flatnonzero(np.diff(shells[start:stop])) + start + 1
     edges = [start, *cuts.tolist(), stop]
-    return zip(edges[:-1], edges[1:], strict=True)
+    return pairwise(edges)
 
 
 def _below(squared: FloatArray, limits: FloatArray) -> tuple[IntArray, IntArray]:
@@ -347,7 +366,8 @@ def _below(squared: FloatArray, limits: FloatArray) -> tuple[IntArray, IntArray]
     if squared.flags.c_contiguous or squared.strides[0] > squared.strides[1]:
         rows, columns = np.nonzero(squared <= limits[:, None])
         return rows, columns
-    columns, rows = np.nonzero(squared.T <= limits[None, :])
+    below = squared.T <= limits
+    columns, rows = np.nonzero(below)
     order = np.argsort(rows, kind="stable")
     return rows[order], columns[order]
 
