@@ -146,7 +146,7 @@ class ResultStore:
             raise SetupError(
                 "The result store must be writable",
                 f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free_space(self._base)}",
-                "free some space or fix the permissions, then run the same command again: finished cells are kept",
+                "free space or fix the permissions, then run the same command again: what is done is kept",
             ) from error
 
 

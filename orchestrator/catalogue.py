@@ -1,0 +1,73 @@
+"""What datasets there are, which are prepared, and preparing one of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster import connect
+from orchestrator.config import load_sweep
+from orchestrator.display import Progress
+from orchestrator.errors import CorruptStoreError
+from orchestrator.lock import exclusive
+from orchestrator.paths import RootPaths
+from orchestrator.pipeline import RunOptions, prepare_missing
+from orchestrator.plan import plan_sweep
+from orchestrator.store import ResultStore
+from orchestrator.workspace import Workspace
+from search_spaces.datasets import DATASETS, dataset_spec
+from search_spaces.specs import DatasetChoice, SweepSpec
+from tasks.arrays import PreparedDataset
+
+
+def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
+    """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where it stands.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    paths = RootPaths.create(root)
+    folder = paths.root / "prepared"
+    prepared: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        try:
+            record = PreparedDataset.open(path).record
+        except CorruptStoreError:
+            continue
+        prepared.setdefault(record.dataset, []).append(path.name)
+    specs = [dataset_spec(name)] if name else list(DATASETS.values())
+    return [
+        {
+            **json.loads(spec.model_dump_json()),
+            "prepared": prepared.get(spec.name, []),
+            "status": "prepared" if spec.name in prepared else "not prepared",
+        }
+        for spec in specs
+    ]
+
+
+def prepare_one(
+    name: str, *, raw: Path | None, preset: str, run_options: RunOptions, progress: Progress
+) -> dict[str, Any]:
+    """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
+
+    Raises:
+        SweepError: for an unknown name, an unusable download, or a root in use.
+    """
+    dataset_spec(name)
+    sweep = load_sweep(preset)
+    fields = {**sweep.model_dump(), "datasets": (DatasetChoice(name=name),)}
+    plan = plan_sweep(SweepSpec.model_validate(fields))
+    paths = RootPaths.create(run_options.root)
+    workspace = Workspace(plan, paths, ResultStore(str(paths.sweep(sweep.name).folder)))
+    with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
+        if plan.prepared[0].prepared_id not in workspace.prepared:
+            with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False):
+                from tasks.remote import RayExecutor
+
+                folders = {name: raw} if raw else {}
+                prepare_missing(workspace, list(plan.prepared), folders, RayExecutor(), progress)
+    return PreparedDataset.open(paths.prepared(plan.prepared[0])).record.to_json()

@@ -1,0 +1,320 @@
+"""The stages of ``isweep run``, in order: prepare, measure, train, reconcile, fit, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster import Cluster, connect, trial_resources
+from orchestrator.display import Monitor, Progress
+from orchestrator.errors import DataError, SweepError, collect
+from orchestrator.lock import exclusive
+from orchestrator.measure import measure_subset
+from orchestrator.records import flat_measure, flat_trial
+from orchestrator.reporting import report_sweep
+from orchestrator.tracking.tracker import NoopTracker, Tracker
+from orchestrator.workspace import Workspace
+from search_spaces.specs import SubsetSpec, TrialSpec
+from tasks.arrays import PreparedDataset
+from tasks.subsets import TrialData, load_subset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how to run; nothing here can change a result.
+
+    Attributes:
+        root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        storage: fsspec URL of the result store; None keeps it below the root.
+        address: Running Ray cluster; None starts a private one.
+        num_cpus: CPUs of the private cluster.
+        dashboard: Whether the private cluster serves its dashboard.
+        mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
+        tracking: False keeps MLflow out of it; the store still has everything.
+        raw: Folders of raw downloads by dataset, for datasets that are not prepared yet.
+    """
+
+    root: str | None = None
+    storage: str | None = None
+    address: str | None = None
+    num_cpus: int | None = None
+    dashboard: bool = True
+    mlflow_uri: str | None = None
+    tracking: bool = True
+    raw: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended: counts over the whole plan, and the report's path."""
+
+    planned: int
+    done: int
+    failed: int
+    pending: int
+    failures: list[dict[str, str]]
+    report: Path | None
+    num_behind: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every cell is done, 1 otherwise."""
+        return 0 if self.done == self.planned else 1
+
+
+def run_sweep(
+    preset: str, options: RunOptions | None = None, *, progress: Progress | None = None
+) -> RunSummary:
+    """Do what is left of a sweep, then fit and report; calling it again resumes, extends or repairs.
+
+    Args:
+        preset: A preset's name or a sweep file's path.
+        options: Where and how.
+        progress: Shows what happens; None shows nothing.
+
+    Raises:
+        SweepError: for a user's mistake or an unusable environment; whatever finished is kept.
+        KeyboardInterrupt: on Ctrl-C, after tracked runs were closed; whatever finished is kept.
+    """
+    options = options or RunOptions()
+    workspace = Workspace.open(preset, options.root, options.storage)
+    progress = progress or Progress()
+    progress.path = workspace.sweep_paths.progress
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
+        stack.enter_context(progress.shown())
+        with open_tracker(workspace, options) as tracker:
+            progress.stage("start", "Ray")
+            cluster = stack.enter_context(
+                connect(
+                    options.address,
+                    num_cpus=options.num_cpus,
+                    dashboard=options.dashboard,
+                    token_file=workspace.paths.root / "ray-token",
+                )
+            )
+            _announce(cluster, workspace, progress)
+            return _Run(workspace, options, cluster, tracker, progress).all_stages()
+
+
+@contextmanager
+def open_tracker(workspace: Workspace, options: RunOptions) -> Iterator[Tracker]:
+    """Open the sweep's tracker, brought up to date with the store, and close it whatever happens."""
+    if not options.tracking:
+        yield NoopTracker()
+        return
+    tracker = mlflow_tracker(workspace, options.mlflow_uri)
+    completed = False
+    try:
+        tracker.reconcile(stored_runs(workspace))
+        yield tracker
+        completed = True
+    finally:
+        tracker.close(completed=completed)
+
+
+def mlflow_tracker(workspace: Workspace, uri: str | None) -> Any:
+    """Return the MLflow tracker of a sweep, its tables made and its parent run opened.
+
+    Raises:
+        SetupError: when the MLflow store does not answer.
+    """
+    from orchestrator.tracking.mlflow import MLflowTracker
+    from orchestrator.tracking.mlflow import connect as connect_mlflow
+
+    resolved = mlflow_uri(workspace, uri)
+    own = resolved.startswith("sqlite")
+    artifacts = workspace.paths.mlflow_artifacts if own else None
+    client = connect_mlflow(resolved)
+    tags = {"planned": str(len(workspace.plan.trials)), "description": workspace.plan.sweep.description}
+    return MLflowTracker(client, workspace.plan.sweep.name, tags, artifacts)
+
+
+def mlflow_uri(workspace: Workspace, uri: str | None) -> str:
+    """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root."""
+    default = f"sqlite:///{workspace.paths.mlflow_database}"
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def stored_runs(workspace: Workspace) -> list[Any]:
+    """Return all planned results of the store as flat runs: what MLflow should show."""
+    measures = workspace.measures()
+    trials = [flat_trial(record, measures) for record in workspace.state().results.values()]
+    return [flat_measure(record) for record in measures.values()] + trials
+
+
+@dataclass
+class _Run:
+    workspace: Workspace
+    options: RunOptions
+    cluster: Cluster
+    tracker: Tracker
+    monitor: Progress
+
+    def all_stages(self) -> RunSummary:
+        from tasks.remote import RayExecutor
+
+        executor = RayExecutor()
+        self._prepare(executor)
+        self._check_subsets()
+        measures = self._measure(executor)
+        self._train(measures)
+        return self._report()
+
+    def _prepare(self, executor: Any) -> None:
+        missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
+        prepare_missing(self.workspace, missing, self.options.raw, executor, self.monitor)
+        self.workspace.__dict__.pop("prepared", None)
+
+    def _check_subsets(self) -> None:
+        """Find every subset that the data cannot give before anything is trained."""
+        from tasks.subsets import make_subset
+
+        problems: list[SweepError] = []
+        largest = max(self.workspace.plan.sweep.train_sizes)
+        for measure in self.workspace.plan.measures:
+            data = self.workspace.prepared[measure.subset.prepared.prepared_id]
+            try:
+                make_subset(data.labels, data.groups, measure.subset, data.splits).check_train_size(largest)
+            except SweepError as error:
+                problems.append(error)
+        collect(problems, DataError)
+
+    def _measure(self, executor: Any) -> dict[str, Any]:
+        done = self.workspace.measures()
+        wanted = {spec.measure_id: spec for spec in self.workspace.plan.measures}
+        have = {record["measure_id"] for record in done.values()}
+        missing = [spec for measure_id, spec in wanted.items() if measure_id not in have]
+        self.monitor.stage("measure", total=len(missing))
+        for spec in missing:
+            dataset = self.workspace.plan.datasets[spec.subset.prepared.dataset]
+            record = measure_subset(spec, self._load(spec.subset), dataset, executor)
+            self.workspace.store.save_result("measures", spec.measure_id, record)
+            self.tracker.finish(flat_measure(record))
+            done[spec.subset.subset_id] = record
+            self.monitor.advance(spec.measure_id)
+        return done
+
+    def _train(self, measures: dict[str, Any]) -> None:
+        from orchestrator.sweep import TrialSweep
+
+        plan, state = self.workspace.plan, self.workspace.state()
+        pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
+        self.monitor.trials_planned(len(plan.trials), len(state.results))
+        self.monitor.stage("train")
+        if not pending:
+            return
+        resources = trial_resources(plan.sweep.resources, self.cluster)
+        self.monitor.slots = _slots(resources, self.cluster)
+        TrialSweep(
+            plan=plan,
+            cluster=self.cluster,
+            resources=resources,
+            paths=self.workspace.paths,
+            store=self.workspace.store,
+            tracker=self.tracker,
+            monitor=self.monitor,
+            measures=measures,
+            load=self._load,
+        ).run(pending, _earlier_attempts(pending, state))
+
+    def _report(self) -> RunSummary:
+        self.monitor.stage("report")
+        state = self.workspace.state()
+        failures = failure_rows(state.failures)
+        rows = self.tracker.rows() if self.options.tracking else None
+        written = report_sweep(self.workspace, rows)
+        if written is not None:
+            counts = {"done": len(state.results), "failed": len(failures)}
+            self.tracker.add_report(written.parent, counts)
+        num_planned = len(self.workspace.plan.trials)
+        return RunSummary(
+            planned=num_planned,
+            done=len(state.results),
+            failed=len(failures),
+            pending=num_planned - len(state.results) - len(failures),
+            failures=failures,
+            report=written,
+            num_behind=self.tracker.num_behind,
+        )
+
+    def _load(self, subset: SubsetSpec) -> TrialData:
+        data = self.workspace.prepared[subset.prepared.prepared_id]
+        return load_subset(data, subset, max_train_size=max(self.workspace.plan.sweep.train_sizes))
+
+
+def prepare_missing(
+    workspace: Workspace, missing: list[Any], raw: dict[str, Path], executor: Any, monitor: Monitor
+) -> dict[str, PreparedDataset]:
+    """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
+
+    Raises:
+        DataError: naming every dataset that could not be prepared and what to do.
+    """
+    from tasks.prepare import prepare_dataset
+
+    problems: list[SweepError] = []
+    own = {choice.name: choice.own for choice in workspace.plan.sweep.datasets if choice.own}
+    for spec in missing:
+        monitor.stage("prepare", spec.dataset)
+        folder = raw.get(spec.dataset)
+        if folder is None and spec.dataset in own:
+            folder = Path(own[spec.dataset].path)
+        try:
+            prepare_dataset(
+                spec,
+                workspace.plan.datasets[spec.dataset],
+                raw=folder,
+                destination=workspace.paths.prepared(spec),
+                executor=executor,
+                on_progress=_progress(monitor, spec.dataset),
+            )
+        except SweepError as error:
+            problems.append(error)
+    collect(problems, DataError)
+    return {}
+
+
+def failure_rows(failures: dict[str, Any]) -> list[dict[str, str]]:
+    """Return failures as the command line prints them."""
+    return [
+        {"trial_id": trial_id, "kind": record["kind"], "message": record["message"]}
+        for trial_id, record in sorted(failures.items())
+    ]
+
+
+def _progress(monitor: Monitor, name: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        monitor.advance(f"{name} {done:,}/{total:,} items")
+
+    return show
+
+
+def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
+    gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
+    where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
+    progress.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
+    if cluster.dashboard:
+        token = workspace.paths.root / "ray-token"
+        progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
+
+
+def _slots(resources: Any, cluster: Cluster) -> int:
+    by_cpu = cluster.num_cpus / resources.num_cpus
+    by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus else by_cpu
+    return max(1, int(min(by_cpu, by_gpu)))
+
+
+def _earlier_attempts(pending: list[TrialSpec], state: Any) -> dict[str, int]:
+    return {
+        trial.trial_id: int(state.failures[trial.trial_id]["attempt"])
+        for trial in pending
+        if trial.trial_id in state.failures
+    }

@@ -1,0 +1,74 @@
+"""From rows to table, fits and report: where tracking or the store meets analysis."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.records import rows_of
+from orchestrator.workspace import Workspace
+
+
+def results_table(workspace: Workspace, rows: list[dict[str, Any]] | None = None) -> pd.DataFrame:
+    """Return the tidy table of a sweep: one row per planned trial with a result, measures joined.
+
+    Args:
+        workspace: The sweep.
+        rows: Rows read from MLflow; None reads the result store instead.
+    """
+    if rows is None:
+        state = workspace.state()
+        rows = rows_of(state.results.values(), workspace.measures().values())
+    planned = workspace.plan.trials_by_id
+    return pd.DataFrame([row for row in rows if row["trial_id"] in planned])
+
+
+def report_sweep(workspace: Workspace, rows: list[dict[str, Any]] | None = None) -> Path | None:
+    """Fit and write the report; None when there is no result yet."""
+    from orchestrator.analysis import fit_scaling_laws, write_report
+
+    table = results_table(workspace, rows)
+    if table.empty:
+        return None
+    fits = fit_scaling_laws(table)
+    sweep = workspace.plan.sweep
+    return Path(
+        write_report(
+            table, fits, workspace.sweep_paths.report, sweep=sweep.name, summary=report_summary(workspace)
+        )
+    )
+
+
+def report_summary(workspace: Workspace) -> dict[str, Any]:
+    """Return what the report says about the sweep besides its numbers."""
+    state = workspace.state()
+    sweep = workspace.plan.sweep
+    records = list(state.results.values())
+    return {
+        "description": sweep.description,
+        "planned": len(workspace.plan.trials),
+        "done": len(records),
+        "failed": len(state.failures),
+        "diverged": sum(record["status"] == "diverged" for record in records),
+        "failures": [
+            {"trial_id": trial_id, "kind": record["kind"], "message": record["message"]}
+            for trial_id, record in sorted(state.failures.items())
+        ],
+        "unreadable": [vars(item) for item in state.unreadable],
+        "code_versions": dict(Counter(r["provenance"].get("code_version", "unknown") for r in records)),
+        "packages": records[0]["provenance"].get("packages", {}) if records else {},
+        "devices": dict(Counter(record["device"] for record in records)),
+        "datasets": {
+            name: {
+                "title": spec.title,
+                "domain": spec.domain,
+                "modality": spec.modality,
+                "description": spec.description,
+            }
+            for name, spec in workspace.plan.datasets.items()
+        },
+        "preset": sweep.model_dump(mode="json"),
+    }
