@@ -6,6 +6,7 @@ from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.prediction import Prediction, predict
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.records import ScalingFits
+from orchestrator.analysis.report import write_report
 
 __all__ = [
     "COLUMNS",
@@ -17,4 +18,5 @@ __all__ = [
     "published_table",
     "read_csv",
     "write_csv",
+    "write_report",
 ]

@@ -116,7 +116,8 @@ def shortage(points: pd.DataFrame, num_regressors: int) -> str:
     if len(points) == 0:
         return "no point has all the numbers this fit needs"
     if datasets < MIN_DATASETS:
-        return f"only 1 dataset ({points[c.DATASET].iloc[0]}): a slope over datasets needs at least {MIN_DATASETS}"
+        only = points[c.DATASET].iloc[0]
+        return f"only 1 dataset ({only}): a slope over datasets needs at least {MIN_DATASETS}"
     if len(points) < needed:
         return f"{len(points)} points, at least {needed} needed"
     return ""

@@ -83,7 +83,7 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     ours = _averages(table).join(_losses(shared), how="left")
     reference = theirs[theirs[c.MODEL].isin(set(shared[c.MODEL]))] if len(shared) else theirs.iloc[:0]
     published = _averages(theirs).join(_losses(reference), how="left")
-    return ours.join(published, how="inner", rsuffix="_published").reset_index()
+    return ours.join(published.add_suffix("_published"), how="inner").reset_index()
 
 
 def _averages(table: pd.DataFrame) -> pd.DataFrame:

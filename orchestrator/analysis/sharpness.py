@@ -48,7 +48,10 @@ def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, Sha
         scale = SharpnessScale(comparable=True, policy=policy, note=note, scales=tuple(found))
         return table.assign(**{c.LABEL_SHARPNESS: _rescaled(table, reference)}), scale
     if policy == "ignore":
-        note = f"K_F is compared over unequal scales as it stands, although more pixels or channels alone make it smaller: {listing}."
+        note = (
+            "K_F is compared over unequal scales as it stands, although more pixels or channels alone "
+            f"make it smaller: {listing}."
+        )
         return table, SharpnessScale(comparable=True, policy=policy, note=note, scales=tuple(found))
     note = (
         f"K_F was measured on unequal scales ({listing}), so fits that compare it over datasets are refused; "

@@ -16,7 +16,8 @@ def few_datasets(rows: pd.DataFrame) -> tuple[str, ...]:
     counts = rows.groupby(c.DOMAIN)[c.DATASET].nunique()
     return tuple(
         f"{plural(int(number), f'{domain} dataset')}: a trend over {domain} datasets cannot be told from the "
-        f"peculiarities of {'that one' if number == 1 else 'these'}; at least {MIN_CONVINCING_DATASETS} are needed."
+        f"peculiarities of {'that one' if number == 1 else 'these'}; "
+        f"at least {MIN_CONVINCING_DATASETS} are needed."
         for domain, number in counts.items()
         if number < MIN_CONVINCING_DATASETS
     )

@@ -1,0 +1,145 @@
+"""Write the report: one self-contained HTML page, with its figures, table and fits as files beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from orchestrator.analysis import columns as c
+from orchestrator.analysis import palette
+from orchestrator.analysis import table as t
+from orchestrator.analysis import tables as html_tables
+from orchestrator.analysis.csvfile import write_csv
+from orchestrator.analysis.figures import DRAWINGS
+from orchestrator.analysis.findings import findings
+from orchestrator.analysis.records import ScalingFits
+from orchestrator.analysis.sharpness import apply_policy
+
+#: Fine enough for print at the size the page shows, small enough to embed.
+PNG_DPI = 150
+
+
+def write_report(
+    table: pd.DataFrame, fits: ScalingFits, directory: Path, *, sweep: str, summary: Mapping[str, Any]
+) -> Path:
+    """Write ``report.html``, ``figures/*.png|pdf``, ``results.csv``, ``results.parquet`` and ``fits.json``.
+
+    The same input gives the same bytes: no time, host or path is written.
+
+    Args:
+        table: the results table that ``fits`` came from.
+        fits: what :func:`~orchestrator.analysis.fits.fit_scaling_laws` returned for it.
+        directory: where to write; made if absent.
+        sweep: name of the sweep, the page's title.
+        summary: what only the caller knows; every key is optional. ``planned``, ``done``, ``failed``,
+            ``diverged``: counts. ``failures``: list of ``{"trial_id", "kind", "message"}``. ``measures``:
+            list of flat records. ``datasets``: dataset → ``{"title", "description", ...}``. ``versions``:
+            name → version. ``commits``: list. ``preset``: text of the sweep file.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        DataError: if the table contradicts itself.
+        OSError: if the directory cannot be written.
+    """
+    directory = Path(directory)
+    (directory / "figures").mkdir(parents=True, exist_ok=True)
+    full, _ = t.normalise(table)
+    _write_data(table, full, fits, directory)
+    scaled, _ = apply_policy(full, fits.sharpness_scale.policy)
+    points = t.fitted_points(t.usable_trials(scaled)[0])
+    page = _template().render(
+        sweep=sweep,
+        summary=summary,
+        counts=_counts(full, summary),
+        findings=findings(fits),
+        fits=fits,
+        figures=_write_figures(points, fits, directory / "figures"),
+        tables=html_tables.all_tables(full, fits, summary),
+        commits=_commits(full, summary),
+        columns=[*c.describe(table.columns)],
+    )
+    path = directory / "report.html"
+    path.write_text(page, encoding="utf-8", newline="\n")
+    return path
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("orchestrator.analysis", package_path=""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html")
+
+
+def _write_data(table: pd.DataFrame, full: pd.DataFrame, fits: ScalingFits, directory: Path) -> None:
+    # Only columns that the caller had: a column added as missing would pretend to have been measured.
+    data = full[list(table.columns)]
+    write_csv(data, directory / "results.csv")
+    data.to_parquet(directory / "results.parquet", index=False)
+    text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
+    (directory / "fits.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> list[dict[str, str]]:
+    """Draw every figure that has data; return names, captions and embedded images."""
+    shown = []
+    with palette.styled():
+        for drawing in DRAWINGS:
+            figure = drawing.draw(points, fits)
+            for stale in (folder / f"{drawing.name}.png", folder / f"{drawing.name}.pdf"):
+                stale.unlink(missing_ok=True)
+            if figure is None:
+                continue
+            png = _save(figure, folder / drawing.name)
+            shown.append(
+                {
+                    "name": drawing.name,
+                    "caption": drawing.caption,
+                    "data": base64.b64encode(png).decode("ascii"),
+                }
+            )
+    return shown
+
+
+def _save(figure: Figure, stem: Path) -> bytes:
+    """Save as PNG and PDF without dates or versions, so that equal figures are equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    stem.with_suffix(".png").write_bytes(buffer.getvalue())
+    figure.savefig(
+        stem.with_suffix(".pdf"),
+        format="pdf",
+        metadata={"CreationDate": None, "Producer": None, "Creator": None},
+    )
+    return buffer.getvalue()
+
+
+def _counts(full: pd.DataFrame, summary: Mapping[str, Any]) -> list[tuple[str, int]]:
+    diverged = int((full[c.STATUS] != c.DONE).sum())
+    known = {
+        "planned": len(full),
+        "done": len(full),
+        "failed": len(summary.get("failures", ())),
+        "diverged": diverged,
+    }
+    return [(name, int(summary.get(name, default))) for name, default in known.items()]
+
+
+def _commits(full: pd.DataFrame, summary: Mapping[str, Any]) -> list[tuple[str, int | None]]:
+    """Return code versions with their number of trials: several commits must not pass for one."""
+    counts = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts().sort_index()
+    found: list[tuple[str, int | None]] = [(str(name), int(count)) for name, count in counts.items()]
+    return found + [(str(name), None) for name in summary.get("commits", ()) if name not in counts.index]
