@@ -26,6 +26,7 @@ from search_spaces.errors import ConfigError, DataError, SweepError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import TrialSpec
 from tasks.attacks import attack_all
+from tasks.intrinsic_dimension import intrinsic_dimension
 from tasks.models import PixelModel, build_model, num_parameters
 from tasks.representations import extract_features
 from tasks.seeding import deterministic
@@ -191,25 +192,21 @@ class _Trial:
         return ""
 
     def _measure_representation(self, model: PixelModel, images: Tensor) -> None:
-        try:
-            from tasks.intrinsic_dimension import intrinsic_dimension
-        except ModuleNotFoundError as error:  # TODO: import at the top once the module has landed
-            self.records["absent"].update(
-                {f"d_repr_{name}": str(error) for name in REPRESENTATION_ESTIMATORS}
-            )
-            return
         features = extract_features(model, images)
-        for estimator in REPRESENTATION_ESTIMATORS:
-            name = f"d_repr_{estimator}"
-            try:
-                estimate = intrinsic_dimension(
-                    features, num_neighbors=self.spec.num_neighbors, estimators=(estimator,)
-                )[estimator]
-            except SweepError as error:  # too few points, or a network that maps all images to one point
-                self.records["absent"][name] = str(error)
-                continue
-            self.records["d_repr"][estimator] = estimate.to_json()
-            self._add(name, estimate.value)
+        try:
+            estimates = intrinsic_dimension(
+                features,
+                num_neighbors=self.spec.num_neighbors,
+                estimators=REPRESENTATION_ESTIMATORS,
+                seed=derive_seed("d_repr", self.seed),
+            )
+        except SweepError as error:  # features that are not finite
+            self.records["absent"] |= {f"d_repr_{name}": str(error) for name in REPRESENTATION_ESTIMATORS}
+            return
+        for name, estimate in estimates.items():
+            self.records["d_repr"][name] = estimate.to_json()
+            # Undefined for too few points, or where a network maps all images to one point.
+            self._add(f"d_repr_{name}", estimate.value, estimate.reason)
 
     def _attack(self, model: PixelModel, images: Tensor, labels: Tensor) -> None:
         rule = self.spec.recipe.test_loss
@@ -219,9 +216,9 @@ class _Trial:
             for quantity in ("loss", "loss_gain", "accuracy_drop", "robust_accuracy"):
                 self._add(f"{record.name}_{quantity}", getattr(record, quantity))
 
-    def _add(self, name: str, value: float | None) -> None:
+    def _add(self, name: str, value: float | None, reason: str | None = None) -> None:
         if value is None or not math.isfinite(value):
-            self.records["absent"][name] = f"the value is {value}"
+            self.records["absent"][name] = reason or f"the value is {value}"
         else:
             self.metrics[name] = float(value)
 

@@ -49,7 +49,7 @@ def trial_spec(architecture="small_cnn", library="isweep", train_size=48, num_ne
         model=ModelSpec(name=architecture, library=library, architecture=architecture),
         subset=SubsetSpec(prepared=prepared, test_size=20),
         train_size=train_size,
-        recipe=RecipeSpec(name="test", **recipe),
+        recipe=RecipeSpec(**recipe),
         attacks=AttackSpec(epsilons=(0.5, 1.0, 2.0, 4.0, 8.0)),
         num_neighbors=num_neighbors,
     )
