@@ -7,6 +7,8 @@ from search_spaces.specs import ModelSpec
 from tasks.models import build_model
 from tasks.representations import extract_features, feature_layer
 
+torch.set_num_threads(1)  # work this small is only slowed by threads that wait for each other
+
 
 def build(architecture, library="torchvision", image_size=32, dropout=None):
     spec = ModelSpec(name="any", library=library, architecture=architecture)

@@ -11,6 +11,8 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
 from tasks.training import evaluate, evaluation_mode, mean_loss, resident, split_batches, train
 
+torch.set_num_threads(1)  # work this small is only slowed by threads that wait for each other
+
 
 def recipe(**changes):
     fields = {
