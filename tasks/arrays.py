@@ -46,6 +46,7 @@ class PreparedRecord:
         fingerprint: SHA-256 of the content: pixels, labels, who shares a group, splits, label names, dtype.
             It does not depend on sharding, worker count, hash key or when and where it was made.
         prepared_id: Identity of the spec it was made from.
+        raw_id: Hash of the raw listing with file sizes and times, to notice that your own data changed.
         num_images_per_label: Label name to number of images.
         num_groups_per_label: Label name to number of groups with such an image.
         num_listed: Items found in the raw download.
@@ -62,6 +63,7 @@ class PreparedRecord:
 
     fingerprint: str
     prepared_id: str
+    raw_id: str
     dataset: str
     source: str
     title: str

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tasks.privacy import keyed_hash, spell
 from tasks.sources import source_for
-from tasks.sources.base import Item, RawRequest, Reader, SkipItem
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.pixels import to_prepared
 
 SPLIT_CODES = {"": 0, "train": 1, "test": 2}
@@ -39,6 +39,7 @@ class Part:
         skipped: Pairs (keyed hash of the locator, reason).
         conversions: Conversion name to number of images.
         flags: Flag name to number of images.
+        forms: Triples (label, mode and size of the raw image, number of images).
     """
 
     labels: list[int] = field(default_factory=list)
@@ -48,45 +49,55 @@ class Part:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     conversions: dict[str, int] = field(default_factory=dict)
     flags: dict[str, int] = field(default_factory=dict)
+    forms: list[tuple[int, str, int]] = field(default_factory=list)
 
 
-def read_block(request: RawRequest, items: Sequence[Item], stem: Path, key: str, dtype: str) -> Part:
+def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
     """Read one block of items, write its part files, and return what is known of its images.
 
     Args:
         request: What is being prepared.
         items: The block.
         stem: Path of the part files without their ending.
-        key: Key of the hashes.
         dtype: dtype of the prepared images.
     """
     part = Part()
     images: list[NDArray[np.generic]] = []
     conversions: Counter[str] = Counter()
     flags: Counter[str] = Counter()
+    forms: Counter[tuple[int, str]] = Counter()
     reader = source_for(request.dataset.source).reader(request)
     for item in items:
-        locator = keyed_hash(key, item.locator)
-        group = keyed_hash(key, item.group) if item.group else locator
+        locator = keyed_hash(request.key, item.locator)
+        group = keyed_hash(request.key, item.group) if item.group else locator
         try:
             found = _read_item(reader, item, request, dtype)
         except SkipItem as skip:
             part.skipped.append((spell(locator), skip.reason))
             continue
-        for image, label, converted, doubts in found:
+        for image, label, sample in found:
             images.append(image)
             part.labels.append(label)
             part.groups.append(group)
             part.splits.append(SPLIT_CODES[item.split])
             part.digests.append(digest(image))
-            conversions.update(converted)
-            flags.update(doubts)
+            conversions.update(sample.conversions)
+            flags.update(sample.flags)
+            forms[label, _form(sample)] += 1
     part.conversions, part.flags = dict(conversions), dict(flags)
+    part.forms = [(label, form, count) for (label, form), count in sorted(forms.items())]
     _save(stem, images, part)
     return part
 
 
-Prepared = tuple[NDArray[np.generic], int, tuple[str, ...], tuple[str, ...]]
+Prepared = tuple[NDArray[np.generic], int, Sample]
+
+
+def _form(sample: Sample) -> str:
+    """Spell what a network could tell apart besides content: grey or colour, size, conversions."""
+    height, width = sample.pixels.shape[:2]
+    colour = "colour" if sample.pixels.ndim == 3 else "grey"
+    return " ".join((colour, f"{height}x{width}", *sample.conversions))
 
 
 def _read_item(reader: Reader, item: Item, request: RawRequest, dtype: str) -> list[Prepared]:
@@ -103,7 +114,9 @@ def _read_item(reader: Reader, item: Item, request: RawRequest, dtype: str) -> l
             dtype="float32" if dtype == "float32" else "uint8",
             antialias=not request.has_fault("resize_without_antialias"),
         )
-        found.append((image, label, sample.conversions, sample.flags))
+        if image.min() == image.max():
+            raise SkipItem("constant image")
+        found.append((image, label, sample))
     return found
 
 
@@ -134,6 +147,7 @@ def load_part(stem: Path) -> Part | None:
     except (OSError, ValueError, TypeError):
         return None
     part.skipped = [(locator, reason) for locator, reason in part.skipped]
+    part.forms = [(label, form, count) for label, form, count in part.forms]
     return part
 
 

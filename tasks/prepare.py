@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from search_spaces.datasets import DATASETS
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from tasks.arrays import MARKER, PreparedDataset, PreparedRecord, create_store, seal, write_rows
-from tasks.image_table import ImageTable, content_fingerprint, dense, gather, keep_per_class, select
-from tasks.parts import Part, digest, load_part, open_images, read_block
-from tasks.privacy import hash_key, keyed_hash, spell
+from tasks.arrays import MARKER, PreparedDataset, PreparedRecord
+from tasks.image_table import ImageTable, dense, gather, keep_per_class, select
+from tasks.parts import Part, load_part, read_block
+from tasks.privacy import hash_key
+from tasks.publish import build_and_publish
+from tasks.records import MAX_LISTED_SKIPS, make_record, stored_dtype
 from tasks.sources import source_for
 from tasks.sources.base import Item, Listing, RawRequest
 
@@ -42,8 +44,6 @@ Progress = Callable[[int, int], None]
 
 BLOCK_BYTES = 64 << 20
 """Prepared images that one reading task holds at most, whatever the source would like."""
-MAX_LISTED_SKIPS = 50
-MAX_LOGGED_SKIPS = 5
 
 
 def prepare_dataset(
@@ -73,35 +73,61 @@ def prepare_dataset(
         DataError: when the raw download is not as expected, or too many items cannot be used.
     """
     done = _published(destination, spec)
-    if done is not None:
+    if done is not None and (raw is None or dataset.name in DATASETS):
         return done
     started = time.monotonic()
-    request = RawRequest(dataset, spec, raw)
-    key = hash_key(destination.parent)
+    request = RawRequest(dataset, spec, raw, hash_key(destination.parent))
     listing = source_for(dataset.source).list_items(request)
     if not listing.items:
         raise DataError(f"{dataset.name}: the raw download must hold images", "none", dataset.raw_layout)
-    dtype = "float32" if request.has_fault("resize_without_antialias") else listing.dtype
+    raw_id = listing_id(request, listing, listing.items)
+    if done is not None:
+        return _unchanged(done, raw_id)
     items = _choose_items(listing.items, spec)
-    work = destination.parent / f".{destination.name}.parts-{_listing_id(spec, listing, items, key)}"
-    blocks = _blocks(items, listing.block_size, spec, dtype)
+    work = destination.with_name(f".{destination.name}.parts")
+    blocks = _blocks(request, listing, items, work)
     try:
-        parts = _read_parts(request, blocks, work, key, dtype, executor, on_progress)
-        images = gather(parts)
-        early = [(spell(keyed_hash(key, locator)), reason) for locator, reason in listing.skipped]
+        parts = _read_parts(request, listing, blocks, executor, on_progress)
+        images, stems = gather(parts), [block.stem for block in blocks]
+        early = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
         skipped = early + [pair for part in parts for pair in part.skipped]
         _check_skips(dataset.name, skipped, len(items) + len(early), max_skipped_share)
         images = select(images, spec)
-        if not len(images.labels):
-            raise DataError(f"{dataset.name}: preparation must keep at least one image", "none was usable")
-        record = _record(request, listing, images, parts, skipped, dtype)
-        return _build_and_publish(record, images, work, destination, executor, started)
+        _check_images(dataset.name, images, max_skipped_share)
+        record = make_record(request, listing, images, parts, skipped, raw_id)
+        return build_and_publish(record, images, stems, destination, executor, started)
     except FileNotFoundError:
         # Another process published the same dataset and cleared the parts under us.
         finished = _published(destination, spec)
         if finished is None:
             raise
         return finished
+
+
+def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:
+    """Return the record of your own data when the files are those it was prepared from.
+
+    Raises:
+        DataError: when files came, went or changed: results under the old name would be taken for new ones.
+    """
+    if done.raw_id != raw_id:
+        rule = f"{done.dataset}: the files must be those it was prepared from"
+        raise DataError(rule, "files changed since", "give the new data another name, or use another --root")
+    return done
+
+
+def _check_images(name: str, images: ImageTable, allowed: float) -> None:
+    num_images = len(images.labels)
+    if not num_images:
+        raise DataError(f"{name}: preparation must keep at least one image", "none was usable")
+    if images.num_conflicts:
+        logger.warning("%s: %d images have a twin with another label", name, images.num_conflicts)
+    if images.num_conflicts > allowed * num_images:
+        raise DataError(
+            f"{name}: at most {allowed:.2%} of the images may equal an image with another label",
+            f"{images.num_conflicts} of {num_images}",
+            "correct the labels, raise image_size, or raise the allowed share (max_skipped_share)",
+        )
 
 
 def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
@@ -123,17 +149,27 @@ def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
     return record
 
 
-def _listing_id(spec: PreparedSpec, listing: Listing, items: Sequence[Item], key: str) -> str:
-    """Name the part files after everything they depend on, hashed with the key since locators may name
-    people.
+def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> str:
+    """Hash items and all that decides what becomes of them, file sizes and times included.
+
+    A file mended or replaced since gives another hash, so its part is read again.
     """
-    total = hashlib.blake2b(key=key.encode()[:64], digest_size=8)
-    total.update(canonical_json([spec, list(listing.label_names), listing.dtype]).encode())
+    base = request.raw if request.raw is None or request.raw.is_dir() else request.raw.parent
+    total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
+    total.update(repr(_stamp(request.raw)).encode())
     for item in items:
-        total.update(
-            repr((item.locator, item.label, item.group, item.split, item.details)).encode("utf-8", "replace")
-        )
+        known = (item.locator, item.label, item.group, item.split, item.details)
+        total.update(repr((known, base and _stamp(base / item.locator))).encode("utf-8", "surrogateescape"))
     return total.hexdigest()
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    """Return size and time of a plain file, None of anything else (a locator need not be a file)."""
+    try:
+        status = path.stat() if path is not None else None
+    except (OSError, ValueError):
+        return None
+    return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None
 
 
 def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
@@ -145,43 +181,42 @@ def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     return [items[row] for row in keep_per_class(labels, np.array(dense(names)), spec)]
 
 
-def _blocks(items: Sequence[Item], wanted: int, spec: PreparedSpec, dtype: str) -> list[Sequence[Item]]:
+@dataclass(frozen=True)
+class _Block:
+    """Items that one task reads, and where its part goes: a name made of all that the part depends on."""
+
+    items: Sequence[Item]
+    stem: Path
+
+
+def _blocks(request: RawRequest, listing: Listing, items: Sequence[Item], work: Path) -> list[_Block]:
     """Cut items into blocks whose size depends on the data only, never on the number of workers."""
-    image_bytes = spec.channels * spec.image_size**2 * np.dtype(dtype).itemsize
-    size = max(1, min(wanted, BLOCK_BYTES // image_bytes))
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def part_stem(work: Path, index: int) -> Path:
-    """Return the path of a part's files without their ending."""
-    return work / f"{index:07d}"
+    spec = request.spec
+    image_bytes = spec.channels * spec.image_size**2 * np.dtype(stored_dtype(request, listing)).itemsize
+    size = max(1, min(listing.block_size, BLOCK_BYTES // image_bytes))
+    cut = [items[start : start + size] for start in range(0, len(items), size)]
+    return [_Block(block, work / listing_id(request, listing, block)[:32]) for block in cut]
 
 
 def _read_parts(
     request: RawRequest,
-    blocks: Sequence[Sequence[Item]],
-    work: Path,
-    key: str,
-    dtype: str,
+    listing: Listing,
+    blocks: Sequence[_Block],
     executor: Executor,
     on_progress: Progress | None,
 ) -> list[Part]:
-    total = sum(map(len, blocks))
-    parts: dict[int, Part] = {}
-    for index in range(len(blocks)):
-        part = load_part(part_stem(work, index))
-        if part is not None:
-            parts[index] = part
+    total = sum(len(block.items) for block in blocks)
+    found = {index: load_part(block.stem) for index, block in enumerate(blocks)}
+    parts = {index: part for index, part in found.items() if part is not None}
     todo = [index for index in range(len(blocks)) if index not in parts]
-    read = sum(len(blocks[index]) for index in parts)
-    arguments: Iterator[tuple[object, ...]] = (
-        (request, blocks[index], part_stem(work, index), key, dtype) for index in todo
-    )
+    read = sum(len(blocks[index].items) for index in parts)
+    dtype = stored_dtype(request, listing)
     if on_progress:
         on_progress(read, total)
+    arguments = ((request, blocks[index].items, blocks[index].stem, dtype) for index in todo)
     for place, part in executor.map_unordered(read_block, arguments):
         parts[todo[place]] = part
-        read += len(blocks[todo[place]])
+        read += len(blocks[todo[place]].items)
         if on_progress:
             on_progress(read, total)
     return [parts[index] for index in range(len(blocks))]
@@ -199,137 +234,3 @@ def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allo
             f"{len(skipped)} of {total}, by reason {dict(reasons)}, first (hashed names): {listed}",
             "mend the files, or raise the allowed share (max_skipped_share)",
         )
-
-
-def _record(
-    request: RawRequest,
-    listing: Listing,
-    images: ImageTable,
-    parts: Sequence[Part],
-    skipped: Sequence[tuple[str, str]],
-    dtype: str,
-) -> PreparedRecord:
-    spec, dataset = request.spec, request.dataset
-    names = tuple(listing.label_names)
-    shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)
-    header: dict[str, object] = {"dtype": dtype, "shape": shape, "label_names": names}
-    groups_of = [np.unique(images.groups[images.labels == label]) for label in range(len(names))]
-    return PreparedRecord(
-        fingerprint=content_fingerprint(images, header),
-        prepared_id=spec.prepared_id,
-        dataset=dataset.name,
-        source=dataset.source,
-        title=dataset.title,
-        modality=dataset.modality,
-        domain=dataset.domain,
-        task=spec.task,
-        data_mode=spec.data_mode,
-        faults=tuple(spec.faults),
-        label_names=names,
-        num_images=shape[0],
-        num_groups=len(np.unique(images.groups)),
-        num_images_per_label={name: int((images.labels == label).sum()) for label, name in enumerate(names)},
-        num_groups_per_label={name: len(groups_of[label]) for label, name in enumerate(names)},
-        num_listed=len(listing.items) + len(listing.skipped),
-        num_skipped=len(skipped),
-        excluded=dict(listing.excluded),
-        skipped=dict(Counter(reason for _, reason in skipped)),
-        skipped_items=tuple(skipped[:MAX_LISTED_SKIPS]),
-        conversions=dict(sum((Counter(part.conversions) for part in parts), Counter())),
-        flags=dict(sum((Counter(part.flags) for part in parts), Counter(listing.flags))),
-        num_duplicates=images.num_duplicates,
-        num_conflicts=images.num_conflicts,
-        intensity=listing.intensity,
-        pixel_range=(0.0, 255.0),
-        dtype=dtype,
-        shape=shape,
-        seconds=0.0,
-    )
-
-
-def _build_and_publish(
-    record: PreparedRecord,
-    images: ImageTable,
-    work: Path,
-    destination: Path,
-    executor: Executor,
-    started: float,
-) -> PreparedRecord:
-    """Write the store in a sibling folder of our own, seal it, rename it, clear the part files."""
-    folder = destination.parent / f".{destination.name}.{secrets.token_hex(4)}"
-    try:
-        shard = create_store(
-            folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
-        )
-        starts = range(0, record.num_images, shard)
-        written = executor.map_unordered(
-            write_shard,
-            (
-                (
-                    folder,
-                    work,
-                    start,
-                    images.places[start : start + shard],
-                    images.digests[start : start + shard],
-                )
-                for start in starts
-            ),
-        )
-        assert sum(1 for _ in written) == len(starts), "the executor must return every result"
-        for name in ("labels", "groups", "splits"):
-            write_rows(folder, name, 0, getattr(images, name))
-        record = replace(record, seconds=round(time.monotonic() - started, 3))
-        seal(folder, record)
-        record = _move_into_place(folder, destination, record)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    _clear(work)
-    return record
-
-
-def write_shard(folder: Path, work: Path, start: int, places: np.ndarray, digests: np.ndarray) -> None:
-    """Copy one shard's images from their parts, checking that they are those that were read.
-
-    Raises:
-        CorruptStoreError: when a part file has changed since.
-    """
-    opened: dict[int, np.ndarray] = {}
-    rows = []
-    for (part, row), expected in zip(places.tolist(), digests.tolist(), strict=True):
-        if part not in opened:
-            opened = {part: open_images(part_stem(work, part))}  # one mapped part at a time
-        rows.append(np.array(opened[part][row]))
-        if digest(rows[-1]) != expected:
-            way_out = f"delete folder {work.name} and prepare again"
-            raise CorruptStoreError(f"Part {part} must be as it was written", "another checksum", way_out)
-    write_rows(folder, "images", start, np.stack(rows))
-
-
-def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) -> PreparedRecord:
-    """Rename; when a whole store is already there it wins, since equal specs and files give equal content."""
-    for _ in range(3):
-        try:
-            folder.rename(destination)
-            return record
-        except OSError:
-            if not destination.exists():
-                raise
-        try:
-            return PreparedDataset.open(destination).record
-        except CorruptStoreError:
-            debris = destination.with_name(f".{destination.name}.damaged-{secrets.token_hex(4)}")
-            destination.rename(debris)
-            shutil.rmtree(debris, ignore_errors=True)
-    raise CorruptStoreError(
-        f"{destination.name} must stay whole while it is published", "damaged three times"
-    )
-
-
-def _clear(folder: Path) -> None:
-    """Remove part files that are no longer needed; what cannot be removed is only wasted disk."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        pass  # another process that prepared the same data was faster
-    except OSError as error:
-        logger.warning("part files in %s could not be removed: %s", folder.name, error.strerror)

@@ -28,11 +28,14 @@ __all__ = [
 ENTRY_POINT_GROUP = "isweep.sources"
 
 SOURCES: dict[str, str] = {
+    "csv": "tasks.sources.manifest:Manifest",
     "digits": "tasks.sources.digits:Digits",
+    "folder": "tasks.sources.folder:Folder",
     "idx": "tasks.sources.idx:IdxFiles",
     "manifold": "tasks.sources.manifold:Manifold",
     "mnist5k": "tasks.sources.mnist5k:Mnist5k",
     "mri_lesion": "tasks.sources.mri_lesion:MriLesion",
+    "npz": "tasks.sources.npz:Npz",
 }
 """Source name -> ``module:class``, imported only when used."""
 

@@ -17,17 +17,23 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
+from tasks.privacy import keyed_hash, spell
 
 Split = Literal["", "train", "test"]
 
 
 @dataclass(frozen=True)
 class RawRequest:
-    """What to read: the dataset's row, the prepared spec, and the folder or file of the raw download."""
+    """What to read: dataset's row, prepared spec, folder or file of the raw download, key of the hashes."""
 
     dataset: DatasetSpec
     spec: PreparedSpec
     raw: Path | None = None
+    key: str = "unkeyed"
+
+    def hashed(self, value: str) -> str:
+        """Spell a file name or id for messages: its keyed hash."""
+        return spell(keyed_hash(self.key, value))
 
     def root(self) -> Path:
         """Return the raw folder or file.
@@ -76,6 +82,9 @@ class Sample:
         label: Class index, or None to take the item's.
         conversions: Names of what was done to make it so (``"inverted_monochrome1"``), counted in the record.
         flags: Names of what is doubtful but kept, counted in the record.
+
+    Mode and size of ``pixels`` are compared between the classes: where they tell the label, the set is
+    flagged.
     """
 
     pixels: NDArray[np.generic]

@@ -1,0 +1,103 @@
+"""Finding files below a raw root without ever leaving it or opening what is not a plain file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from search_spaces.errors import DataError
+from tasks.sources.base import RawRequest, SkipItem
+
+MAX_FILE_BYTES = 2 << 30
+"""Largest single file that is opened whole (a 4-D DICOM or a NIfTI volume may be this big, hardly more)."""
+
+NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+
+
+def walk(root: Path, request: RawRequest) -> Iterator[str]:
+    """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
+
+    Hidden files and folders, and what file managers leave behind, are left out.
+
+    Raises:
+        DataError: for a link that leaves the root, a linked folder, or a FIFO, socket or device.
+    """
+    base = root.resolve()
+    yield from _walk(base, base, "", request)
+
+
+def _walk(base: Path, folder: Path, prefix: str, request: RawRequest) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.name.startswith(".") or entry.name in NOISE:
+            continue
+        name = prefix + entry.name
+        check_inside(base, Path(entry.path), name, request)
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(base, Path(entry.path), name + "/", request)
+        else:
+            yield name
+
+
+def check_inside(base: Path, path: Path, name: str, request: RawRequest) -> None:
+    """Refuse what could lead a reader elsewhere or make it wait for ever.
+
+    Raises:
+        DataError: see :func:`walk`.
+    """
+    mode = path.lstat().st_mode
+    where = f"{request.dataset.name}: {request.hashed(name)}"
+    if stat.S_ISLNK(mode):
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # a dangling link, or a loop
+            raise DataError(f"{where} must be a file", "a link to nothing", "remove it") from None
+        if not target.is_relative_to(base) or not target.is_file():
+            what = "a link to a folder or out of the raw folder"
+            raise DataError(f"{where} must stay inside the raw folder", what, "replace it by the file itself")
+    elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise DataError(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
+
+
+def resolve_name(root: Path, name: str, request: RawRequest) -> Path:
+    """Return the file that a table names, which must lie below ``root``.
+
+    Raises:
+        DataError: for an absolute name, one with ``..``, or a link out.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
+        rule = f"{request.dataset.name}: names in a table must stay inside the raw folder"
+        raise DataError(rule, request.hashed(name), "use names relative to the table's folder")
+    path = root.joinpath(*parts)
+    if path.is_symlink():
+        check_inside(root.resolve(), path, name, request)
+    return path
+
+
+def open_plain(path: Path) -> bytes:
+    """Return the bytes of a plain file.
+
+    Raises:
+        SkipItem: when it is gone, unreadable, empty, too large, or no plain file (never opened then).
+    """
+    try:
+        # O_NONBLOCK: a file swapped for a FIFO after listing must not make us wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        raise SkipItem("file is gone or unreadable") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise SkipItem("no plain file")
+        if status.st_size == 0:
+            raise SkipItem("empty file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise SkipItem("file too large")
+        try:
+            return file.read()
+        except OSError:
+            raise SkipItem("file is gone or unreadable") from None

@@ -1,0 +1,120 @@
+"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a bomb."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import SetupError
+from tasks.sources.base import Sample, SkipItem
+from tasks.sources.files import open_plain
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+"""Never all of Pillow's: EPS starts Ghostscript, PDF and FPX have plugins of their own."""
+
+ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm"))
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit, where it warns; here it is an error."""
+MIN_SIDE = 4
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file's ending is one of those we read."""
+    return Path(name).suffix.lower() in ENDINGS
+
+
+def read_image(path: Path) -> Sample:
+    """Read an image file as uint8 grey or RGB.
+
+    Transparency is blended on black, palettes, CMYK and 1-bit images become RGB or grey, EXIF orientation is
+    applied, more than 8 bits are scaled by the image's own maximum (the study's rule); each is recorded.
+
+    Raises:
+        SkipItem: for what is no image, damaged, too large, too small, animated or not finite.
+        SetupError: when ``LOAD_TRUNCATED_IMAGES`` is on.
+    """
+    return decode_image(open_plain(path))
+
+
+def decode_image(body: bytes) -> Sample:
+    """Decode the bytes of an image file, see :func:`read_image`."""
+    from PIL import Image, ImageFile, UnidentifiedImageError
+
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise SetupError(
+            "Pillow must refuse truncated images", "LOAD_TRUNCATED_IMAGES is on", "a library switched it on"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # odd EXIF or palette data: the decoder decides
+        try:
+            with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+                _check_size(image)
+                return _convert(image)
+        except UnidentifiedImageError:
+            raise SkipItem("not an image") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise SkipItem("too many pixels") from None
+        except (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, OverflowError):
+            # Pillow's decoders raise any of these on damaged files.
+            raise SkipItem("damaged image") from None
+
+
+def _check_size(image: Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise SkipItem("too many pixels")
+    if min(width, height) < MIN_SIDE:
+        raise SkipItem(f"a side below {MIN_SIDE} pixels")
+    if image.format == "MPO":  # a phone's JPEG with a preview behind it: the first picture is the photograph
+        return
+    try:
+        image.seek(1)
+    except EOFError:
+        image.seek(0)
+        return
+    raise SkipItem("several frames")
+
+
+def _convert(image: Image) -> Sample:
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    notes = []
+    image.load()
+    if image.getexif().get(0x0112, 1) not in (0, 1):
+        image = ImageOps.exif_transpose(image)
+        notes.append("EXIF orientation applied")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        notes.append(f"mode {image.mode} blended on black")
+        image = image.convert("RGBA")
+        image = Pillow.alpha_composite(Pillow.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    elif image.mode.startswith(("I", "F")):
+        pixels, note = by_own_maximum(np.asarray(image, dtype=np.float32))
+        return Sample(pixels, conversions=(*notes, note))
+    elif image.mode not in ("L", "RGB"):
+        notes.append(f"mode {image.mode} converted")
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return Sample(np.asarray(image), conversions=tuple(notes))
+
+
+def by_own_maximum(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], str]:
+    """Scale values by their own maximum to uint8, negative ones to 0; returns pixels and the note of it.
+
+    Raises:
+        SkipItem: when values are not finite or none is above 0.
+    """
+    if not np.isfinite(values).all():
+        raise SkipItem("values not finite")
+    top = float(values.max())
+    if top <= 0:
+        raise SkipItem("constant image")
+    return np.rint(np.clip(values, 0, None) * (255 / top)).astype(np.uint8), "scaled by own maximum"
