@@ -128,7 +128,8 @@ def squared_distances(
         upper = close[0] < close[1]
         close = close[0][upper], close[1][upper]
         np.fill_diagonal(squared, 0.0)
-    trouble = len(close[0]) > CLOSE_PAIRS_PER_ROW * max(squared.shape) or not np.isfinite(norms_a).all()
+    overflow = not (np.isfinite(norms_a).all() and np.isfinite(norms_b).all())
+    trouble = overflow or len(close[0]) > CLOSE_PAIRS_PER_ROW * max(squared.shape)
     if trouble and precision.dtype == "float32":
         return squared_distances(a, b, centre, replace(precision, dtype="float64"))
     if len(close[0]):
@@ -159,15 +160,21 @@ def _gram(
     """Products of centred rows and their squared norms, summed over chunks of features."""
     dtype = np.dtype(precision.dtype)
     num_features = a.shape[1]
-    one_chunk = num_features <= precision.chunk_features
+    width = min(precision.chunk_features, num_features)
+    one_chunk = num_features == width
     gram = np.zeros((len(a), len(a if b is None else b)), dtype if one_chunk else np.float64)
     norms_a, norms_b = np.zeros(len(gram)), np.zeros(gram.shape[1])
-    for start in range(0, num_features, precision.chunk_features):
-        part = slice(start, start + precision.chunk_features)
-        chunk_a = _centred(a[:, part], centre[part], dtype)
-        chunk_b = chunk_a if b is None else _centred(b[:, part], centre[part], dtype)
-        product = _product(chunk_a, chunk_b, precision.device)
-        gram = product if one_chunk else np.add(gram, product, out=gram)
+    # Buffers are made once: fresh memory for every chunk would cost as much as filling it.
+    buffer_a = np.empty((len(a), width), dtype)
+    buffer_b = buffer_a if b is None else np.empty((len(b), width), dtype)
+    product = gram if one_chunk else np.empty(gram.shape, dtype)
+    for start in range(0, num_features, width):
+        part = slice(start, start + width)
+        chunk_a = _centre_into(buffer_a, a[:, part], centre[part])
+        chunk_b = chunk_a if b is None else _centre_into(buffer_b, b[:, part], centre[part])
+        _product_into(product, chunk_a, chunk_b, precision.device)
+        if not one_chunk:
+            gram += product
         if b is not None:
             norms_a += np.square(chunk_a).sum(axis=1)
             norms_b += np.square(chunk_b).sum(axis=1)
@@ -176,19 +183,20 @@ def _gram(
     return gram, norms_a, norms_b
 
 
-def _centred(rows: npt.NDArray[Any], centre: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
-    """Rows minus centre as ``dtype``, subtracting in float64 when the rows hold more than float32 does."""
-    if rows.dtype in (np.float32, np.float16, np.uint8, np.int8, np.uint16, np.int16, np.bool_):
-        return np.subtract(rows, centre.astype(dtype), dtype=dtype)
-    return np.subtract(rows, centre, dtype=np.float64).astype(dtype, copy=False)
+def _centre_into(buffer: FloatArray, rows: npt.NDArray[Any], centre: FloatArray) -> FloatArray:
+    """Rows minus centre in ``buffer``, subtracting in float64 when the rows hold more than float32 does."""
+    out = buffer[:, : rows.shape[1]]
+    narrow = rows.dtype in (np.float32, np.float16, np.uint8, np.int8, np.uint16, np.int16, np.bool_)
+    subtract_in = buffer.dtype if narrow else np.dtype(np.float64)
+    return np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
 
 
-def _product(a: FloatArray, b: FloatArray, device: str) -> FloatArray:
+def _product_into(out: FloatArray, a: FloatArray, b: FloatArray, device: str) -> None:
     """``a @ b.T``; for ``a is b`` numpy's BLAS computes one triangle only (syrk)."""
     if device == "cpu":
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is caught by the caller, see `trouble`
-            product: FloatArray = a @ b.T
-        return product
+            np.matmul(a, b.T, out=out)
+        return
     import torch
 
     # TF32 keeps 10 bits of the factors, which would break the promise on distances.
@@ -197,10 +205,9 @@ def _product(a: FloatArray, b: FloatArray, device: str) -> FloatArray:
     try:
         left = torch.from_numpy(a).to(device)
         right = left if a is b else torch.from_numpy(b).to(device)
-        result: FloatArray = (left @ right.T).cpu().numpy()
+        out[...] = (left @ right.T).cpu().numpy()
     finally:
         torch.set_float32_matmul_precision(before)
-    return result
 
 
 def _expand(gram: FloatArray, norms_a: FloatArray, norms_b: FloatArray, dtype: str) -> FloatArray:

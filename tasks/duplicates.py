@@ -17,7 +17,8 @@ from search_spaces.errors import DataError
 from tasks.distances import BlockSource, flatten
 from tasks.remote import Executor, InlineExecutor
 
-PROFILE_BYTES = 256 << 20  # rows are looked at in pieces of this size
+PROFILE_BYTES = 256 << 20  # rows are read in pieces of this size
+SLAB_BYTES = 1 << 20  # and looked at in pieces that stay in the cache
 
 
 @dataclass(frozen=True)
@@ -87,25 +88,32 @@ def row_keys(source: BlockSource, start: int, stop: int) -> tuple[npt.NDArray[np
     rows = flatten(source.read(start, stop))
     if rows.dtype.kind not in "biuf":
         raise DataError("Images must be real numbers", f"dtype {rows.dtype}", "convert them first")
+    slab_rows = max(1, SLAB_BYTES // (rows.itemsize * rows.shape[1]))
+    row_words = -(-rows.itemsize * rows.shape[1] // 8)
+    factors = np.random.default_rng(20240501).integers(0, 2**63, row_words, dtype=np.uint64) * 2 + 1
+    slab = np.zeros((slab_rows, row_words), np.uint64)  # rows are padded with zero bytes to whole words
+    values = slab.view(rows.dtype)[:, : rows.shape[1]] if 8 % rows.itemsize == 0 else None
+    if values is None:
+        raise DataError(
+            "Images must be at most 64 bits per value", f"dtype {rows.dtype}", "convert them first"
+        )
+    keys = np.empty(len(rows), np.uint64)
     bad: list[int] = []
-    if rows.dtype.kind == "f":
-        with np.errstate(over="ignore", invalid="ignore"):
-            suspect = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))  # a sum may overflow: look again
-        bad = [int(i) + start for i in suspect if not np.isfinite(rows[i]).all()]
-    words = _as_words(np.ascontiguousarray(rows))
-    factors = np.random.default_rng(20240501).integers(0, 2**63, words.shape[1], dtype=np.uint64)
-    return words @ (2 * factors + 1), bad
+    for first in range(0, len(rows), slab_rows):
+        piece = rows[first : first + slab_rows]
+        # Adding zero turns -0.0 into 0.0, which is the same pixel in other bytes.
+        np.add(piece, np.zeros((), rows.dtype), out=values[: len(piece)])
+        keys[first : first + len(piece)] = slab[: len(piece)] @ factors
+        if rows.dtype.kind == "f":
+            bad += (_not_finite(piece) + start + first).tolist()
+    return keys, bad
 
 
-def _as_words(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """The bytes of each row as 64-bit words; -0.0 becomes 0.0, for they are the same pixel."""
-    if rows.dtype.kind == "f":
-        rows = rows + np.zeros((), rows.dtype)
-    row_bytes = rows.view(np.uint8).reshape(len(rows), -1)
-    missing = -row_bytes.shape[1] % 8
-    if missing:
-        row_bytes = np.pad(row_bytes, ((0, 0), (0, missing)))
-    return row_bytes.view(np.uint64)
+def _not_finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """Rows that hold NaN or infinity; a finite sum proves that a row holds neither."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
+    return suspects[~np.isfinite(rows[suspects]).all(axis=1)]
 
 
 def _confirm(source: BlockSource, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -366,7 +366,7 @@ def _below(squared: FloatArray, limits: FloatArray) -> tuple[IntArray, IntArray]
     if squared.flags.c_contiguous or squared.strides[0] > squared.strides[1]:
         rows, columns = np.nonzero(squared <= limits[:, None])
         return rows, columns
-    below = squared.T <= limits
+    below = limits >= squared.T
     columns, rows = np.nonzero(below)
     order = np.argsort(rows, kind="stable")
     return rows[order], columns[order]

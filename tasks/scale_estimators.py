@@ -176,7 +176,7 @@ def geomle(table: NeighborTable, *, seed: int = 0) -> IntrinsicDimension:
     """
     convention = (
         f"Gomtsyan et al. 2019, k {GEOMLE_NEIGHBORS[0]}..{GEOMLE_NEIGHBORS[1]}, {GEOMLE_BOOTSTRAPS} "
-        f"bootstraps, ridge degree 2, alpha {GEOMLE_ALPHA:g}, radii scaled by their mean; std_error sd/sqrt(n)"
+        f"bootstraps, ridge degree 2, alpha {GEOMLE_ALPHA:g}, radii over their mean; std_error sd/sqrt(n)"
     )
     highest = GEOMLE_NEIGHBORS[1]
     distances, good, problem = usable(table, GEOMLE_TABLE_WIDTH)
