@@ -355,6 +355,7 @@ def _run_options(options: argparse.Namespace) -> Any:
         storage=options.storage,
         address=options.address,
         num_cpus=options.num_cpus,
+        device=options.device,
         dashboard=options.dashboard,
         mlflow_uri=options.mlflow_uri,
         tracking=options.tracking,
@@ -407,6 +408,7 @@ def _log_to_file(options: argparse.Namespace) -> None:
     handler = logging.handlers.RotatingFileHandler(paths.log, maxBytes=5_000_000, backupCount=3, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
 def _terminate_like_ctrl_c() -> None:

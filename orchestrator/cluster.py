@@ -15,11 +15,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.errors import ConfigError, SetupError
 from search_spaces.specs import ResourceSpec
 
+Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
 ANSWER_TIMEOUT_S = 5.0
 
@@ -96,25 +97,33 @@ class Resources:
         return request
 
 
-def trial_resources(spec: ResourceSpec, cluster: Cluster) -> Resources:
+def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:
     """Return what each trial asks for on this cluster.
 
+    Args:
+        spec: The sweep's wish.
+        cluster: Where it runs.
+        device: ``auto`` uses GPUs when the cluster has some now; ``gpu`` asks for them even so, for clusters
+            that grow on demand; ``cpu`` never does.
+
     Raises:
-        ConfigError: when a trial asks for more CPUs than the cluster has, or for a GPU share that no card
-            can give (a share above one must be whole).
+        ConfigError: when a trial asks for more CPUs than a private cluster has, or for a GPU share that no
+            card can give (a share above one must be whole).
     """
-    if spec.num_cpus > cluster.num_cpus:
+    if cluster.local and spec.num_cpus > cluster.num_cpus:
         raise ConfigError(
-            "resources.num_cpus must fit the cluster",
-            f"{spec.num_cpus:g}, the cluster has {cluster.num_cpus:g}",
+            "resources.num_cpus must fit the machine",
+            f"{spec.num_cpus:g}, it has {cluster.num_cpus:g}",
             "ask for less, or run on a larger cluster",
         )
     if spec.num_gpus > 1 and spec.num_gpus != int(spec.num_gpus):
         raise ConfigError(
-            "resources.num_gpus must be a fraction of one card or a whole number", f"{spec.num_gpus:g}"
+            "resources.num_gpus must be a fraction of one card or a whole number",
+            f"{spec.num_gpus:g}",
+            "e.g. 0.25, 1 or 2",
         )
-    num_gpus = min(spec.num_gpus, cluster.num_gpus) if cluster.num_gpus else 0.0
-    return Resources(spec.num_cpus, num_gpus, spec.memory_bytes)
+    use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
+    return Resources(spec.num_cpus, spec.num_gpus if use_gpus else 0.0, spec.memory_bytes)
 
 
 @contextlib.contextmanager

@@ -53,9 +53,10 @@ def estimate(workspace: Workspace, state: State) -> dict[str, Any]:
             "where this sweep has no finished trial of the model yet"
         ),
     }
+    gibibytes = result["memory_bytes"] / 2**30
     result["text"] = (
         f"left: {result['trials_left']} trials, about {result['gpu_hours']:.2g} GPU-hours or "
-        f"{result['cpu_core_hours']:.2g} core-hours; largest trial about {result['memory_bytes'] / 2**30:.2g} GiB; "
+        f"{result['cpu_core_hours']:.2g} core-hours; largest trial {gibibytes:.2g} GiB; "
         f"{result['trials_per_gpu']} trials per GPU ({result['assumptions']})"
     )
     return result

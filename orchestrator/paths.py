@@ -20,7 +20,7 @@ class RootPaths:
 
     @classmethod
     def create(cls, root: str | Path | None = None) -> RootPaths:
-        """Return the paths below ``root``; default ``$ISWEEP_ROOT``, then ``./isweep-root``. Makes the folder.
+        """Make the folder ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``) and return its paths.
 
         Raises:
             SetupError: when the folder cannot be made or written.

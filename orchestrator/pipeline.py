@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster import Cluster, connect, trial_resources
+from orchestrator.cluster import Cluster, Device, connect, trial_resources
 from orchestrator.display import Monitor, Progress
 from orchestrator.errors import DataError, SweepError, collect
 from orchestrator.lock import exclusive
@@ -19,8 +20,7 @@ from orchestrator.records import flat_measure, flat_trial
 from orchestrator.reporting import report_sweep
 from orchestrator.tracking.tracker import NoopTracker, Tracker
 from orchestrator.workspace import Workspace
-from search_spaces.specs import SubsetSpec, TrialSpec
-from tasks.arrays import PreparedDataset
+from search_spaces.specs import PreparedSpec, SubsetSpec, TrialSpec
 from tasks.subsets import TrialData, load_subset
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class RunOptions:
         storage: fsspec URL of the result store; None keeps it below the root.
         address: Running Ray cluster; None starts a private one.
         num_cpus: CPUs of the private cluster.
+        device: See :func:`orchestrator.cluster.trial_resources`.
         dashboard: Whether the private cluster serves its dashboard.
         mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
         tracking: False keeps MLflow out of it; the store still has everything.
@@ -45,6 +46,7 @@ class RunOptions:
     storage: str | None = None
     address: str | None = None
     num_cpus: int | None = None
+    device: Device = "auto"
     dashboard: bool = True
     mlflow_uri: str | None = None
     tracking: bool = True
@@ -91,17 +93,7 @@ def run_sweep(
         stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
         stack.enter_context(progress.shown())
         with open_tracker(workspace, options) as tracker:
-            progress.stage("start", "Ray")
-            cluster = stack.enter_context(
-                connect(
-                    options.address,
-                    num_cpus=options.num_cpus,
-                    dashboard=options.dashboard,
-                    token_file=workspace.paths.root / "ray-token",
-                )
-            )
-            _announce(cluster, workspace, progress)
-            return _Run(workspace, options, cluster, tracker, progress).all_stages()
+            return _Run(workspace, options, tracker, progress, stack).all_stages()
 
 
 @contextmanager
@@ -154,23 +146,45 @@ def stored_runs(workspace: Workspace) -> list[Any]:
 class _Run:
     workspace: Workspace
     options: RunOptions
-    cluster: Cluster
     tracker: Tracker
     monitor: Progress
+    stack: ExitStack
 
     def all_stages(self) -> RunSummary:
-        from tasks.remote import RayExecutor
-
-        executor = RayExecutor()
-        self._prepare(executor)
+        self._prepare()
         self._check_subsets()
-        measures = self._measure(executor)
+        measures = self._measure()
         self._train(measures)
         return self._report()
 
-    def _prepare(self, executor: Any) -> None:
+    @cached_property
+    def cluster(self) -> Cluster:
+        """Connected when the first stage has work for it: a finished sweep starts no Ray."""
+        self.monitor.stage("start", "Ray")
+        cluster = self.stack.enter_context(
+            connect(
+                self.options.address,
+                num_cpus=self.options.num_cpus,
+                dashboard=self.options.dashboard,
+                token_file=self.workspace.paths.root / "ray-token",
+            )
+        )
+        _announce(cluster, self.workspace, self.monitor)
+        return cluster
+
+    @cached_property
+    def executor(self) -> Any:
+        """Runs tasks on the cluster."""
+        from tasks.remote import RayExecutor
+
+        assert self.cluster
+        return RayExecutor()
+
+    def _prepare(self) -> None:
         missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
-        prepare_missing(self.workspace, missing, self.options.raw, executor, self.monitor)
+        if not missing:
+            return
+        prepare_missing(self.workspace, missing, self.options.raw, self.executor, self.monitor)
         self.workspace.__dict__.pop("prepared", None)
 
     def _check_subsets(self) -> None:
@@ -187,15 +201,16 @@ class _Run:
                 problems.append(error)
         collect(problems, DataError)
 
-    def _measure(self, executor: Any) -> dict[str, Any]:
+    def _measure(self) -> dict[str, Any]:
         done = self.workspace.measures()
         wanted = {spec.measure_id: spec for spec in self.workspace.plan.measures}
         have = {record["measure_id"] for record in done.values()}
         missing = [spec for measure_id, spec in wanted.items() if measure_id not in have]
-        self.monitor.stage("measure", total=len(missing))
+        if missing:
+            self.monitor.stage("measure", f"on {self.cluster.num_cpus:g} CPUs", len(missing))
         for spec in missing:
             dataset = self.workspace.plan.datasets[spec.subset.prepared.dataset]
-            record = measure_subset(spec, self._load(spec.subset), dataset, executor)
+            record = measure_subset(spec, self._load(spec.subset), dataset, self.executor)
             self.workspace.store.save_result("measures", spec.measure_id, record)
             self.tracker.finish(flat_measure(record))
             done[spec.subset.subset_id] = record
@@ -211,7 +226,7 @@ class _Run:
         self.monitor.stage("train")
         if not pending:
             return
-        resources = trial_resources(plan.sweep.resources, self.cluster)
+        resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
         self.monitor.slots = _slots(resources, self.cluster)
         TrialSweep(
             plan=plan,
@@ -251,8 +266,8 @@ class _Run:
 
 
 def prepare_missing(
-    workspace: Workspace, missing: list[Any], raw: dict[str, Path], executor: Any, monitor: Monitor
-) -> dict[str, PreparedDataset]:
+    workspace: Workspace, missing: list[PreparedSpec], raw: dict[str, Path], executor: Any, monitor: Monitor
+) -> None:
     """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
 
     Raises:
@@ -279,7 +294,6 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
-    return {}
 
 
 def failure_rows(failures: dict[str, Any]) -> list[dict[str, str]]:
@@ -308,7 +322,7 @@ def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> Non
 
 def _slots(resources: Any, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
-    by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus else by_cpu
+    by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))
 
 
