@@ -19,6 +19,7 @@ from orchestrator.analysis.records import (
     SharpnessScale,
 )
 from orchestrator.analysis.regression import Array, bootstrap_weights, leave_one_out_weights, solve
+from orchestrator.analysis.sharpness import UNEQUAL_SCALES
 from orchestrator.analysis.words import few_datasets
 
 #: d_repr and d_data by the same estimator, so that the comparison is not one of estimators.
@@ -128,7 +129,9 @@ def fit_attacks(
         on_sharpness = (
             associate(points, c.LABEL_SHARPNESS, name, model=model, draws=draws)
             if scale.comparable
-            else Association(x=c.LABEL_SHARPNESS, y=name, model=model, status="refused", reason=scale.note)
+            else Association(
+                x=c.LABEL_SHARPNESS, y=name, model=model, status="refused", reason=UNEQUAL_SCALES
+            )
         )
         on_d_data = associate(points, c.D_DATA_MLE, name, model=model, draws=draws)
         fits.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.analysis import columns as c
+from orchestrator.analysis.formats import interval, number
 from orchestrator.analysis.records import POOLED, Association, Coefficient, LawFit, ScalingFits
 from orchestrator.analysis.words import MIN_CONVINCING_DATASETS, listing, plural
 
@@ -32,17 +33,13 @@ def _dimension(fits: ScalingFits) -> Finding:
             answers.append(f"Among {domain} datasets no slope can be fitted ({fit.reason}).")
             continue
         slope = fit.coefficients[1]
-        answers.append(
-            f"Among {plural(fit.num_datasets, f'{domain} dataset')} log test loss {_direction(slope)} "
-            f"{abs(slope.value):.3g} per unit of d_data{_interval(slope)}."
-        )
+        where = f"Among {plural(fit.num_datasets, f'{domain} dataset')}"
+        answers.append(f"{where} log test loss {_change(slope, 'per unit of d_data')}.")
         caveats += _slope_caveats(fit, slope, f"the {domain} slope")
     offset = fits.law("loss_on_d_data_with_offset")
     if offset.status == "ok":
-        gap = offset.coefficient("is_medical")
-        level = "higher" if gap.value > 0 else "lower"
         answers.append(
-            f"At equal d_data the medical log loss is {abs(gap.value):.2f} {level}{_interval(gap)}."
+            f"From natural to medical, at equal d_data, it {_change(offset.coefficient('is_medical'))}."
         )
     return Finding(question, " ".join(answers), tuple(caveats))
 
@@ -54,13 +51,13 @@ def _sharpness(fits: ScalingFits) -> Finding:
     if fit.status == "ok":
         slope = fit.coefficient("log_sharpness")
         answers.append(
-            f"At equal N and d_data, log loss {_direction(slope)} {abs(slope.value):.2f} per unit of log K_F"
-            f"{_interval(slope)}; the law's form would give 1."
+            f"At equal N and d_data, log loss {_change(slope, 'per unit of log K_F')}; "
+            "the law's form would give 1."
         )
         caveats += _slope_caveats(fit, slope, "the coefficient of K_F")
         caveats += _versus_domain(fits)
     else:
-        answers.append(f"The loss cannot be related to K_F: {fit.reason.rstrip('.')}.")
+        answers.append(f"The loss cannot be related to K_F: {fit.reason}.")
     answers.append(_attacks(fits))
     attacks = [f.on_sharpness for f in fits.attacks if f.model == POOLED and f.on_sharpness.status == "ok"]
     if attacks:
@@ -76,12 +73,12 @@ def _attacks(fits: ScalingFits) -> str:
         reason = pooled[0].on_sharpness.reason if pooled else "no attack was run"
         return f"What attacks gain cannot be related to K_F: {reason.rstrip('.')}."
     parts = [
-        f"{f.on_sharpness.pearson:.2f} for {f.attack.upper()} at {f.epsilon:g}/255"
+        f"{number(f.on_sharpness.pearson)} for {f.attack.upper()} at {f.epsilon:g}/255"
         for f in usable
         if f.on_sharpness.pearson is not None
     ]
     contrast = usable[-1].on_d_data.pearson
-    beside = "" if contrast is None else f" (with d_data, at the last of these: {contrast:.2f})"
+    beside = "" if contrast is None else f" (with d_data, at the last of these: {number(contrast)})"
     return f"The loss gained by an attack correlates with K_F at r = {listing(parts)}{beside}."
 
 
@@ -114,10 +111,8 @@ def _representation(fits: ScalingFits) -> Finding:
     if found is None or found.share_below is None:
         reason = found.reason if found else "no usable trial"
         return Finding(question, f"This cannot be said: {reason}.")
-    interval = found.share_interval
-    span = (
-        "" if interval is None else f" (95 % interval over datasets {interval[0]:.0%} to {interval[1]:.0%})"
-    )
+    bounds = found.share_interval
+    span = "" if bounds is None else f" (95 % interval over datasets {bounds[0]:.0%} to {bounds[1]:.0%})"
     answer = (
         f"d_repr is at or below d_data in {found.share_below:.0%} of {plural(found.num_points, 'point')}"
         f"{span}; the approximate bound d_repr ≲ d_data expects nearly all."
@@ -134,21 +129,24 @@ def _representation(fits: ScalingFits) -> Finding:
     return Finding(question, answer, tuple(caveats))
 
 
-def _direction(slope: Coefficient) -> str:
-    return "rises by" if slope.value > 0 else "falls by"
-
-
-def _interval(coefficient: Coefficient) -> str:
+def _change(coefficient: Coefficient, unit: str = "") -> str:
+    """Say what the response does, and whether its sign is established."""
+    size = " ".join(filter(None, [number(abs(coefficient.value)), unit]))
+    moved = f"{'rises' if coefficient.value > 0 else 'falls'} by {size}"
     if coefficient.interval is None:
-        return " (too few datasets for an interval)"
-    low, high = coefficient.interval
-    return f" (95 % interval {low:.2g} to {high:.2g})"
+        return f"{moved}, with too few datasets for an interval"
+    within = f"95 % interval {interval(coefficient.interval)}"
+    if _includes_zero(coefficient):
+        return f"shows no established change: it {moved} ({within})"
+    return f"{moved} ({within})"
+
+
+def _includes_zero(coefficient: Coefficient) -> bool:
+    return coefficient.interval is not None and coefficient.interval[0] <= 0 <= coefficient.interval[1]
 
 
 def _slope_caveats(fit: LawFit, slope: Coefficient, name: str) -> list[str]:
     caveats = list(fit.caveats)
-    if slope.interval is not None and slope.interval[0] <= 0 <= slope.interval[1]:
-        caveats.append(f"The interval of {name} includes zero: the sign is not established.")
     if slope.sign_depends_on:
         caveats.append(
             f"Without {listing(list(slope.sign_depends_on)).replace(' and ', ' or ')}, {name} has "
@@ -159,5 +157,7 @@ def _slope_caveats(fit: LawFit, slope: Coefficient, name: str) -> list[str]:
         and (value := slope.left_out[slope.influential]) is not None
         and abs(value) < abs(slope.value) / 2
     ):
-        caveats.append(f"Without {slope.influential}, {name} is {value:.2g} instead of {slope.value:.2g}.")
+        caveats.append(
+            f"Without {slope.influential}, {name} is {number(value)} instead of {number(slope.value)}."
+        )
     return caveats

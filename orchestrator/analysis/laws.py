@@ -26,6 +26,7 @@ from orchestrator.analysis.records import (
     SharpnessScale,
 )
 from orchestrator.analysis.regression import Array, Problem, Solution, solve
+from orchestrator.analysis.sharpness import UNEQUAL_SCALES
 from orchestrator.analysis.words import few_datasets
 
 #: A regression needs this many points more than it has coefficients, or its residuals say nothing.
@@ -145,7 +146,7 @@ def fit_law(
         reason=shortage(rows, len(law.regressors)),
     )
     if law.needs_sharpness and not scale.comparable:
-        return replace(blank, status="refused", reason=scale.note)
+        return replace(blank, status="refused", reason=UNEQUAL_SCALES)
     if blank.reason:
         return blank
     task = problem(rows, law)
@@ -249,7 +250,7 @@ def compare_forms(points: pd.DataFrame, *, model: str, scale: SharpnessScale) ->
                     held_out_rmse=solution.held_out_rmse,
                 )
             )
-    left = "" if scale.comparable else "forms with K_F are left out: " + scale.note
+    left = "" if scale.comparable else "forms with K_F are left out: " + UNEQUAL_SCALES
     correlation = _domain_correlation(rows)
     return replace(
         blank, status="ok", reason=left, scores=tuple(scores), sharpness_domain_correlation=correlation

@@ -24,9 +24,12 @@ GREY = "#666666"
 
 DOMAIN_COLOURS = {c.NATURAL: BLUE, c.MEDICAL: VERMILLION}
 #: Shades by domain, so that a dataset's colour still tells its domain.
-_SHADES = {c.NATURAL: (BLUE, GREEN, SKY), c.MEDICAL: (VERMILLION, PURPLE, ORANGE)}
+_SHADES = {c.NATURAL: (BLUE, GREEN, SKY, BLACK), c.MEDICAL: (VERMILLION, PURPLE, ORANGE)}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
 MODEL_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY, BLACK)
+
+#: More panels than this are unreadable; the rest is in the tables.
+MAX_PANELS = 12
 
 #: Applied while drawing only, through a context, so that no global setting is touched.
 STYLE: dict[Any, Any] = {
@@ -89,6 +92,12 @@ def panels(
     for above in axes[max(0, num - num_columns) : num]:
         above.tick_params(labelbottom=True)
     return figure, axes[:num]
+
+
+def label_outer(figure: Figure, x: str, y: str) -> None:
+    """Label the axes of all panels once."""
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
 
 
 def legend(figure: Figure, handles: Sequence[Line2D], title: str | None = None) -> None:

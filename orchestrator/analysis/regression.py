@@ -18,6 +18,9 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 
+#: Two datasets give one difference, and one difference has no spread.
+MIN_GROUPS_FOR_INTERVAL = 3
+
 #: Below this reciprocal condition number (of the scaled normal matrix) a refit is called not identified.
 _MIN_RCOND = 1e-10
 
@@ -66,9 +69,13 @@ class Solution:
 
     @property
     def covariance(self) -> Array | None:
-        """Jackknife covariance over datasets, (1 + q, 1 + q); None with fewer than three usable refits."""
-        kept = np.array([value for value in self.left_out.values() if np.isfinite(value).all()])
-        if len(kept) < 3:
+        """Jackknife covariance over datasets, (1 + q, 1 + q).
+
+        None with fewer than three datasets, or where one of them alone identifies a coefficient: without its
+        refit the spread of the others would understate the uncertainty.
+        """
+        kept = np.array(list(self.left_out.values()))
+        if len(kept) < MIN_GROUPS_FOR_INTERVAL or not np.isfinite(kept).all():
             return None
         moves = kept - self.coefficients
         return np.asarray((len(kept) - 1) / len(kept) * moves.T @ moves)
@@ -87,13 +94,20 @@ class Solution:
 
     def bootstrap_intervals(self, level: float = 0.95) -> Array | None:
         """Percentile intervals (1 + q, 2) of the dataset bootstrap; None if over half of the draws failed."""
-        if len(self.bootstrap) == 0 or self.num_degenerate > len(self.bootstrap):
+        few = self.num_groups < MIN_GROUPS_FOR_INTERVAL
+        if few or len(self.bootstrap) == 0 or self.num_degenerate > len(self.bootstrap):
             return None
         return np.asarray(np.quantile(self.bootstrap, [0.5 - level / 2, 0.5 + level / 2], axis=0).T)
 
 
-def weighted_solve(design: Array, target: Array, weights: Array) -> Array:
+def weighted_solve(design: Array, target: Array, weights: Array, num_models: int = 0) -> Array:
     """Solve weighted least squares for every row of ``weights`` (B, n) at once.
+
+    Args:
+        design: (n, p), of which the first ``num_models`` columns are model indicators.
+        target: (n,).
+        weights: (B, n), not negative.
+        num_models: how many leading columns may lose all weight in a refit.
 
     Returns:
         Coefficients (B, p); a row is NaN where the weighted design does not identify them.
@@ -106,8 +120,9 @@ def weighted_solve(design: Array, target: Array, weights: Array) -> Array:
     right = weights @ (scaled * target[:, None])
     diagonal = np.einsum("bpp->bp", normal)
     # A model that a refit leaves out altogether has no weight: its intercept is then nothing, not an
-    # obstacle.
-    diagonal[diagonal == 0] = 1.0
+    # obstacle. A regressor without weight is one that the refit cannot identify, and stays so.
+    intercepts = diagonal[:, :num_models]
+    intercepts[intercepts == 0] = 1.0
     eigenvalues = np.linalg.eigvalsh(normal)
     good = eigenvalues[:, 0] > _MIN_RCOND * eigenvalues[:, -1]
     normal[~good] = np.eye(p)
@@ -146,18 +161,22 @@ def solve(
 ) -> Solution | None:
     """Fit one regression with all its refits; None when the data do not identify the coefficients."""
     design, target, weights = problem.design, problem.target, problem.weights / problem.weights.mean()
-    raw = weighted_solve(design, target, weights[None, :])[0]
+    num_models = design.shape[1] - problem.regressors.shape[1]
+    raw = weighted_solve(design, target, weights[None, :], num_models)[0]
     if not np.isfinite(raw).all():
         return None
-    num_models = design.shape[1] - problem.regressors.shape[1]
     model_weights = design[:, :num_models]
     names, without = leave_one_out_weights(problem.groups, weights)
-    left = weighted_solve(design, target, without) if len(names) > 1 else np.full((1, len(raw)), np.nan)
+    left = (
+        weighted_solve(design, target, without, num_models)
+        if len(names) > 1
+        else np.full((1, len(raw)), np.nan)
+    )
     draws = np.empty((0, design.shape[1]))
     drawn = np.empty((0, len(target)))
     if num_bootstrap and rng is not None and len(names) > 1:
         drawn = bootstrap_weights(problem, num_bootstrap, rng)
-        draws = weighted_solve(design, target, drawn)
+        draws = weighted_solve(design, target, drawn, num_models)
     good = np.isfinite(draws).all(axis=1)
     residuals = target - design @ raw
     return Solution(

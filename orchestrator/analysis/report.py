@@ -63,6 +63,7 @@ def write_report(
         counts=_counts(full, summary),
         findings=findings(fits),
         fits=fits,
+        descriptions=html_tables.synthetic_data(fits, summary),
         figures=_write_figures(points, fits, directory / "figures"),
         tables=html_tables.all_tables(full, fits, summary),
         commits=_commits(full, summary),
@@ -119,6 +120,8 @@ def _save(figure: Figure, stem: Path) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     stem.with_suffix(".png").write_bytes(buffer.getvalue())
+    # The first save has laid everything out; doing it again would double the time and change nothing.
+    figure.set_layout_engine(None)
     figure.savefig(
         stem.with_suffix(".pdf"),
         format="pdf",

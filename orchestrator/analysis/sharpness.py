@@ -18,6 +18,9 @@ from orchestrator.analysis.records import SharpnessScale
 
 Policy = Literal["refuse", "rescale", "ignore"]
 
+#: The short reason of every refusal; the long one, with the scales met, is the scale's note.
+UNEQUAL_SCALES = "K_F was measured on unequal scales"
+
 _SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]
 
 

@@ -3,61 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from orchestrator.analysis.fit_tables import fit_tables
+from orchestrator.analysis.formats import Table, number, with_range
 from orchestrator.analysis.published import side_by_side
-from orchestrator.analysis.records import (
-    POOLED,
-    Association,
-    Coefficient,
-    Interval,
-    LawFit,
-    ScalingFits,
-)
-
-_NAMES = {
-    "scaled_log_train_size": "−log N / d_data",
-    "log_sharpness": "log K_F",
-    "is_medical": "medical (against natural)",
-    "d_data_mle": "d_data",
-    "d_repr_mle": "d_repr (MLE)",
-    "d_repr_twonn": "d_repr (TwoNN)",
-    "log_train_size": "log N",
-    "loss_on_d_data": "log loss on d_data",
-    "loss_on_d_data_with_offset": "log loss on d_data, domains offset",
-    "predicted_form": "predicted form",
-    "domain_form": "domain label for K_F",
-    "loss_on_d_repr_mle": "log loss on d_repr (MLE)",
-    "loss_on_d_repr_twonn": "log loss on d_repr (TwoNN)",
-    "constant": "constant",
-    "pure_power": "pure power of N",
-    "d_data_only": "−log N / d_data alone",
-    "slopes_fixed_at_theory": "predicted form, slopes fixed at 1",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Heading, what it shows, column names and cells; ``key`` is its anchor on the page."""
-
-    key: str
-    title: str
-    note: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric_from: int = 1
+from orchestrator.analysis.records import ScalingFits
 
 
 def all_tables(full: pd.DataFrame, fits: ScalingFits, summary: Mapping[str, Any]) -> dict[str, list[Table]]:
     """Return all tables that have rows, by section of the report."""
     sections = {
         "datasets": [_datasets(fits, summary)],
-        "laws": [_laws(fits), _comparisons(fits), _train_size(fits)],
-        "attacks": [_attacks(fits)],
-        "representations": [_representations(fits)],
+        "fits": fit_tables(fits),
         "published": [_published(full)],
         "measures": [_records("measures", "Measures", summary.get("measures", ()))],
         "failures": [_records("failures", "Failed trials", summary.get("failures", ()))],
@@ -74,8 +34,8 @@ def _datasets(fits: ScalingFits, summary: Mapping[str, Any]) -> Table:
             _describe(about.get(d.dataset)),
             f"{d.num_trials:,}",
             ", ".join(f"{n:,}" for n in d.train_sizes),
-            _with_range(d.d_data, d.d_data_range),
-            _with_range(d.label_sharpness, d.label_sharpness_range),
+            with_range(d.d_data, d.d_data_range),
+            with_range(d.label_sharpness, d.label_sharpness_range),
             "mixed" if d.image_size is None or d.channels is None else f"{d.image_size}² × {d.channels}",
         )
         for d in fits.datasets
@@ -96,175 +56,10 @@ def _describe(entry: object) -> str:
     return "" if entry is None else str(entry)
 
 
-def _laws(fits: ScalingFits) -> Table:
-    rows = tuple(row for fit in fits.laws if fit.num_points or fit.model == POOLED for row in _law_rows(fit))
-    return Table(
-        "laws",
-        "Regressions of log test loss",
-        "Intervals are 95 %, over datasets: the first by leaving each out, the second by bootstrap. “Without” "
-        "is the value when the dataset that moves it most is left out. R² is within models.",
-        (
-            "regression",
-            "model",
-            "datasets",
-            "coefficient of",
-            "value",
-            "theory",
-            "interval",
-            "bootstrap interval",
-            "without",
-            "R²",
-            "held-out error",
-            "points",
-        ),
-        rows,
-        numeric_from=4,
-    )
-
-
-def _law_rows(fit: LawFit) -> Iterable[tuple[str, ...]]:
-    about = (_NAMES[fit.law], fit.model, f"{fit.subset} ({fit.num_datasets})")
-    if fit.status != "ok":
-        words = "refused: " if fit.status == "refused" else "not enough data: "
-        yield (*about, words + fit.reason, "", "", "", "", "", "", "", str(fit.num_points))
-        return
-    for coefficient in fit.coefficients[1:]:
-        yield (
-            *about,
-            _NAMES[coefficient.name],
-            number(coefficient.value),
-            number(coefficient.theory),
-            interval(coefficient.interval),
-            interval(coefficient.bootstrap_interval),
-            _without(coefficient),
-            number(fit.r_squared),
-            number(fit.held_out_rmse),
-            str(fit.num_points),
-        )
-
-
-def _without(coefficient: Coefficient) -> str:
-    name = coefficient.influential
-    return "" if name is None else f"{name}: {number(coefficient.left_out[name])}"
-
-
-def _comparisons(fits: ScalingFits) -> Table:
-    rows: list[tuple[str, ...]] = []
-    for found in fits.comparisons:
-        if found.status != "ok":
-            rows.append((found.model, "not enough data: " + found.reason, "", "", "", str(found.num_points)))
-        best = min((s.aicc for s in found.scores if s.aicc is not None), default=0.0)
-        rows += [
-            (
-                found.model,
-                _NAMES[s.form],
-                number(s.r_squared),
-                "" if s.aicc is None else f"{s.aicc - best:.1f}",
-                number(s.held_out_rmse),
-                str(found.num_points),
-            )
-            for s in found.scores
-        ]
-    return Table(
-        "comparison",
-        "Forms of the law beside simpler ones",
-        "All on the same points. AICc is given above the best form's (0 is best) and takes points as "
-        "independent; the held-out error, in log loss on datasets left out of the fit, does not.",
-        ("model", "form", "R²", "AICc − best", "held-out error", "points"),
-        tuple(rows),
-        numeric_from=2,
-    )
-
-
-def _train_size(fits: ScalingFits) -> Table:
-    rows = tuple(
-        (
-            f.dataset,
-            f.model,
-            number(f.exponent),
-            interval(f.interval),
-            number(f.predicted),
-            f.verdict if f.status == "ok" else "not enough data: " + f.reason,
-        )
-        for f in fits.train_size
-    )
-    return Table(
-        "train-size",
-        "Exponent of N within one dataset",
-        "Slope of log loss on log N beside −1/d_data. Nested training subsets share images, so these "
-        "intervals are optimistic.",
-        ("dataset", "model", "exponent", "interval", "predicted", "verdict"),
-        rows,
-        numeric_from=2,
-    )
-
-
-def _attacks(fits: ScalingFits) -> Table:
-    rows = tuple(
-        (
-            f"{f.attack.upper()} {f.epsilon:g}/255",
-            f.model,
-            *_association(f.on_sharpness),
-            number(f.on_d_data.pearson),
-        )
-        for f in fits.attacks
-    )
-    return Table(
-        "attacks",
-        "Loss gained by attacks, against K_F",
-        "r is Pearson's over points with a 95 % interval over datasets; d_data is shown for contrast. With "
-        "several attacks and epsilons some correlations are large by chance.",
-        (
-            "attack",
-            "model",
-            "r with K_F",
-            "interval",
-            "r over dataset means",
-            "Spearman over means",
-            "slope (nat per unit of K_F)",
-            "points",
-            "r with d_data",
-        ),
-        rows,
-        numeric_from=2,
-    )
-
-
-def _association(found: Association) -> tuple[str, ...]:
-    if found.status != "ok":
-        return (f"{found.status.replace('_', ' ')}: {found.reason}", "", "", "", "", str(found.num_points))
-    return (
-        number(found.pearson),
-        interval(found.pearson_interval),
-        number(found.pearson_dataset_means),
-        number(found.spearman_dataset_means),
-        number(found.slope.value if found.slope else None),
-        str(found.num_points),
-    )
-
-
-def _representations(fits: ScalingFits) -> Table:
-    rows = tuple(
-        (
-            f.estimator,
-            f.model,
-            "not enough data: " + f.reason if f.share_below is None else f"{f.share_below:.1%}",
-            "" if f.share_interval is None else f"{f.share_interval[0]:.0%} to {f.share_interval[1]:.0%}",
-            ", ".join(f"{name} {above} of {size}" for name, (above, size) in f.violations.items()),
-            number(f.association.pearson if f.association else None),
-            str(f.num_points),
-        )
-        for f in fits.representations
-        if f.num_points or f.model == POOLED
-    )
-    return Table(
-        "representations",
-        "d_repr against d_data",
-        "The bound d_repr ≲ d_data is approximate.",
-        ("estimator", "model", "at or below", "interval", "points above", "r", "points"),
-        rows,
-        numeric_from=5,
-    )
+def synthetic_data(fits: ScalingFits, summary: Mapping[str, Any]) -> list[str]:
+    """Return one sentence per dataset that is described as synthetic in any degree."""
+    about = {d.dataset: _describe(summary.get("datasets", {}).get(d.dataset)) for d in fits.datasets}
+    return [f"{name}: {text.rstrip('.')}." for name, text in about.items() if "synthetic" in text.lower()]
 
 
 def _published(full: pd.DataFrame) -> Table:
@@ -301,19 +96,3 @@ def _records(key: str, title: str, records: Iterable[Mapping[str, Any]]) -> Tabl
 
 def _cell(value: object) -> str:
     return number(value) if isinstance(value, float) else "" if value is None else str(value)
-
-
-def number(value: float | None) -> str:
-    """Render a number to three figures, or nothing when there is none."""
-    return "" if value is None or pd.isna(value) else f"{value:.3g}".replace("-", "−")
-
-
-def interval(bounds: Interval | None) -> str:
-    """Render an interval, or a dash when there are too few datasets for one."""
-    return "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
-
-
-def _with_range(value: float | None, bounds: Interval | None) -> str:
-    if bounds is None or bounds[0] == bounds[1]:
-        return number(value)
-    return f"{number(value)} ({interval(bounds)})"

@@ -1,0 +1,224 @@
+"""Tables of the fits for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from orchestrator.analysis.formats import Table, interval, number
+from orchestrator.analysis.records import POOLED, Association, Coefficient, LawFit, ScalingFits
+
+_NAMES = {
+    "scaled_log_train_size": "−log N / d_data",
+    "log_sharpness": "log K_F",
+    "is_medical": "medical (against natural)",
+    "d_data_mle": "d_data",
+    "d_repr_mle": "d_repr (MLE)",
+    "d_repr_twonn": "d_repr (TwoNN)",
+    "log_train_size": "log N",
+    "loss_on_d_data": "log loss on d_data",
+    "loss_on_d_data_with_offset": "log loss on d_data, domains offset",
+    "predicted_form": "predicted form",
+    "domain_form": "domain label for K_F",
+    "loss_on_d_repr_mle": "log loss on d_repr (MLE)",
+    "loss_on_d_repr_twonn": "log loss on d_repr (TwoNN)",
+    "constant": "constant",
+    "pure_power": "pure power of N",
+    "d_data_only": "−log N / d_data alone",
+    "slopes_fixed_at_theory": "predicted form, slopes fixed at 1",
+}
+
+
+def fit_tables(fits: ScalingFits) -> list[Table]:
+    """Return the tables of all fits, each split in all models together and each model."""
+    tables = (_laws, _comparisons, _train_size, _attacks, _representations)
+    return [part for table in tables for part in _by_model(table(fits))]
+
+
+def _by_model(table: Table) -> list[Table]:
+    """Split a table in what holds for all models together and, folded away, what holds for each."""
+    column = table.header.index("model")
+    pooled = tuple(row for row in table.rows if row[column] == POOLED)
+    single = tuple(row for row in table.rows if row[column] != POOLED)
+    return [
+        replace(table, rows=pooled),
+        replace(
+            table,
+            key=f"{table.key}-by-model",
+            title=f"{table.title}: each model",
+            note="",
+            rows=single,
+            folded=True,
+        ),
+    ]
+
+
+def _laws(fits: ScalingFits) -> Table:
+    rows = tuple(row for fit in fits.laws if fit.num_points or fit.model == POOLED for row in _law_rows(fit))
+    return Table(
+        "laws",
+        "Regressions of log test loss",
+        "Intervals are 95 %, over datasets: the first by leaving each out, the second by bootstrap. "
+        "“Without” is the value when the dataset that moves it most is left out. R² is within models.",
+        (
+            "regression",
+            "model",
+            "datasets",
+            "coefficient of",
+            "value",
+            "theory",
+            "interval",
+            "bootstrap interval",
+            "without",
+            "R²",
+            "held-out error",
+            "points",
+        ),
+        rows,
+        numeric_from=4,
+    )
+
+
+def _law_rows(fit: LawFit) -> Iterable[tuple[str, ...]]:
+    about = (_NAMES[fit.law], fit.model, f"{fit.subset} ({fit.num_datasets})")
+    if fit.status != "ok":
+        words = "refused: " if fit.status == "refused" else "not enough data: "
+        yield (*about, words + fit.reason, "", "", "", "", "", "", "", str(fit.num_points))
+        return
+    for coefficient in fit.coefficients[1:]:
+        yield (
+            *about,
+            _NAMES[coefficient.name],
+            number(coefficient.value),
+            number(coefficient.theory),
+            interval(coefficient.interval),
+            interval(coefficient.bootstrap_interval),
+            _without(coefficient),
+            number(fit.r_squared),
+            number(fit.held_out_rmse),
+            str(fit.num_points),
+        )
+
+
+def _without(coefficient: Coefficient) -> str:
+    name = coefficient.influential
+    return "" if name is None else f"{name}: {number(coefficient.left_out[name])}"
+
+
+def _comparisons(fits: ScalingFits) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for found in fits.comparisons:
+        if found.status != "ok":
+            rows.append((found.model, "not enough data: " + found.reason, "", "", "", str(found.num_points)))
+        best = min((s.aicc for s in found.scores if s.aicc is not None), default=0.0)
+        rows += [
+            (
+                found.model,
+                _NAMES[s.form],
+                number(s.r_squared),
+                "" if s.aicc is None else f"{s.aicc - best:.1f}",
+                number(s.held_out_rmse),
+                str(found.num_points),
+            )
+            for s in found.scores
+        ]
+    return Table(
+        "comparison",
+        "Forms of the law beside simpler ones",
+        "All on the same points. AICc is given above the best form's (0 is best) and takes points as "
+        "independent; the held-out error, in log loss on datasets left out of the fit, does not.",
+        ("model", "form", "R²", "AICc − best", "held-out error", "points"),
+        tuple(rows),
+        numeric_from=2,
+    )
+
+
+def _train_size(fits: ScalingFits) -> Table:
+    rows = tuple(
+        (
+            f.dataset,
+            f.model,
+            number(f.exponent),
+            interval(f.interval),
+            number(f.predicted),
+            f.verdict if f.status == "ok" else "not enough data: " + f.reason,
+        )
+        for f in fits.train_size
+    )
+    return Table(
+        "train-size",
+        "Exponent of N within one dataset",
+        "Slope of log loss on log N beside −1/d_data. Nested training subsets share images, so these "
+        "intervals are optimistic.",
+        ("dataset", "model", "exponent", "interval", "predicted", "verdict"),
+        rows,
+        numeric_from=2,
+    )
+
+
+def _attacks(fits: ScalingFits) -> Table:
+    rows = tuple(
+        (
+            f"{f.attack.upper()} {f.epsilon:g}/255",
+            f.model,
+            *_association(f.on_sharpness),
+            number(f.on_d_data.pearson),
+        )
+        for f in fits.attacks
+    )
+    return Table(
+        "attacks",
+        "Loss gained by attacks, against K_F",
+        "r is Pearson's over points with a 95 % interval over datasets; d_data is shown for contrast. With "
+        "several attacks and epsilons some correlations are large by chance.",
+        (
+            "attack",
+            "model",
+            "r with K_F",
+            "interval",
+            "r over dataset means",
+            "Spearman over means",
+            "slope (nat per unit of K_F)",
+            "points",
+            "r with d_data",
+        ),
+        rows,
+        numeric_from=2,
+    )
+
+
+def _association(found: Association) -> tuple[str, ...]:
+    if found.status != "ok":
+        return (f"{found.status.replace('_', ' ')}: {found.reason}", "", "", "", "", str(found.num_points))
+    return (
+        number(found.pearson),
+        interval(found.pearson_interval),
+        number(found.pearson_dataset_means),
+        number(found.spearman_dataset_means),
+        number(found.slope.value if found.slope else None),
+        str(found.num_points),
+    )
+
+
+def _representations(fits: ScalingFits) -> Table:
+    rows = tuple(
+        (
+            f.estimator,
+            f.model,
+            "not enough data: " + f.reason if f.share_below is None else f"{f.share_below:.1%}",
+            "" if f.share_interval is None else f"{f.share_interval[0]:.0%} to {f.share_interval[1]:.0%}",
+            ", ".join(f"{name} {above} of {size}" for name, (above, size) in f.violations.items()),
+            number(f.association.pearson if f.association else None),
+            str(f.num_points),
+        )
+        for f in fits.representations
+        if f.num_points or f.model == POOLED
+    )
+    return Table(
+        "representations",
+        "d_repr against d_data",
+        "The bound d_repr ≲ d_data is approximate.",
+        ("estimator", "model", "at or below", "interval", "points above", "r", "points"),
+        rows,
+        numeric_from=5,
+    )

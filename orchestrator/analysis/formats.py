@@ -1,0 +1,44 @@
+"""Numbers as the report and its sentences show them, and the layout-free form of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from orchestrator.analysis.records import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Heading, what it shows, column names and cells; ``key`` is its anchor on the page; ``folded`` opens on
+    a click.
+    """
+
+    key: str
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric_from: int = 1
+    folded: bool = False
+
+
+def number(value: float | None) -> str:
+    """Render a number to three figures with a true minus sign, or nothing when there is none."""
+    if value is None or pd.isna(value):
+        return ""
+    small = value != 0 and abs(value) < 1e-3
+    return (f"{value:.2e}" if small else f"{value:.3g}").replace("-", "−")
+
+
+def interval(bounds: Interval | None) -> str:
+    """Render an interval, or a dash when there are too few datasets for one."""
+    return "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
+
+
+def with_range(value: float | None, bounds: Interval | None) -> str:
+    """Render a mean with its range, where it has one."""
+    if bounds is None or bounds[0] == bounds[1]:
+        return number(value)
+    return f"{number(value)} ({interval(bounds)})"
