@@ -129,8 +129,10 @@ def calibrate(
         seed: Of thinning and simulations.
 
     Returns:
-        The corrected value. Its interval covers the true dimension of benchmark manifolds that are in none
-        of the families about as often as it says; see ``docs/measures.md``.
+        The corrected value. How often its interval covers the true dimension is tested on fresh samples of
+        the families, on families left out of the simulations, and on the benchmark manifolds of the field;
+        ``docs/measures.md`` has the counts. Shapes far from every family are covered less often than
+        ``level`` says.
     """
     executor = executor or InlineExecutor()
     source = as_source(rows)
