@@ -77,9 +77,12 @@ def _attacks(fits: ScalingFits) -> str:
         for f in usable
         if f.on_sharpness.pearson is not None
     ]
-    contrast = usable[-1].on_d_data.pearson
-    beside = "" if contrast is None else f" (with d_data, at the last of these: {number(contrast)})"
-    return f"The loss gained by an attack correlates with K_F at r = {listing(parts)}{beside}."
+    strongest = usable[-1]
+    bounds, contrast = strongest.on_sharpness.pearson_interval, strongest.on_d_data.pearson
+    aside = [f"the last with a 95 % interval {interval(bounds)}"] if bounds else []
+    aside += [f"with d_data it is {number(contrast)}"] if contrast is not None else []
+    words = f" ({', '.join(aside)})" if aside else ""
+    return f"The loss gained by an attack correlates with K_F at r = {listing(parts)}{words}."
 
 
 def _one_domain(found: Association) -> list[str]:

@@ -207,7 +207,8 @@ def _r_squared(problem: Problem, residuals: Array, weights: Array) -> float:
         rows = problem.models == model
         centre = np.average(problem.response[rows], weights=weights[rows])
         total += float(weights[rows] @ (problem.response[rows] - centre) ** 2)
-    return 1.0 - float(weights @ residuals**2) / total if total > 0 else 0.0
+    # Rounded because a fit of nothing but intercepts explains 0, not -2e-16.
+    return round(1.0 - float(weights @ residuals**2) / total, 12) if total > 0 else 0.0
 
 
 def _aicc(residuals: Array, weights: Array, num_coefficients: int) -> float | None:

@@ -1,0 +1,45 @@
+import pandas as pd
+import pytest
+
+from orchestrator.analysis import read_csv, write_csv
+from search_spaces.errors import DataError
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "'", "''x"])
+def test_risky_text_is_escaped_in_the_file_and_comes_back(tmp_path, text):
+    path = write_csv(pd.DataFrame({"trial_id": [text], "test_loss": [-0.5]}), tmp_path / "results.csv")
+    cell = path.read_text(encoding="utf-8").splitlines()[1]
+    assert cell.lstrip('"').startswith("'")
+    back = read_csv(path)
+    assert back["trial_id"].tolist() == [text]
+    assert back["test_loss"].tolist() == [-0.5]
+
+
+def test_numbers_keep_every_digit_and_signs_are_not_escaped(tmp_path):
+    values = [-0.1, 1 / 3, 1e-300, float("nan")]
+    path = write_csv(pd.DataFrame({"test_loss": values}), tmp_path / "results.csv")
+    assert "'" not in path.read_text(encoding="utf-8")
+    assert read_csv(path)["test_loss"].tolist()[:3] == values[:3]
+    assert read_csv(path)["test_loss"].isna().tolist() == [False, False, False, True]
+
+
+def test_text_that_looks_like_numbers_or_nothing_stays_text(tmp_path):
+    table = pd.DataFrame({"class_pair": ["", "3-8"], "code_version": ["0012345", "nan"]})
+    back = read_csv(write_csv(table, tmp_path / "results.csv"))
+    assert back["class_pair"].tolist() == ["", "3-8"]
+    assert back["code_version"].tolist() == ["0012345", "nan"]
+
+
+def test_a_risky_column_name_is_escaped_too(tmp_path):
+    path = write_csv(pd.DataFrame({"=x": [1.5]}), tmp_path / "results.csv")
+    assert path.read_text(encoding="utf-8").startswith("'=x")
+    assert read_csv(path).columns.tolist() == ["=x"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00\x01"])
+def test_what_is_no_table_is_refused(tmp_path, content):
+    path = tmp_path / "results.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match="must be a CSV table"):
+        read_csv(path)
