@@ -23,6 +23,9 @@ FloatArray = npt.NDArray[np.floating[Any]]
 # |a|²+|b|² at worst, float64 ones by about 1e-15; tests hold the promise on data made to break it.
 CLOSE_SHARE = {"float32": 0.02, "float64": 1e-8}
 
+# Squared distances under which products may have underflowed.
+UNDERFLOW = {"float32": 1e-30, "float64": 1e-280}
+
 # Above this many close pairs per row a float64 product is cheaper than recomputing pair by pair.
 CLOSE_PAIRS_PER_ROW = 8
 
@@ -123,7 +126,7 @@ def squared_distances(
     """
     gram, norms_a, norms_b = _gram(a, b, centre, precision)
     squared = _expand(gram, norms_a, norms_b, precision.dtype)
-    close = _close_pairs(squared, norms_a, norms_b, CLOSE_SHARE[precision.dtype])
+    close = _close_pairs(squared, norms_a, norms_b, precision.dtype)
     if b is None:
         upper = close[0] < close[1]
         close = close[0][upper], close[1][upper]
@@ -220,11 +223,13 @@ def _expand(gram: FloatArray, norms_a: FloatArray, norms_b: FloatArray, dtype: s
 
 
 def _close_pairs(
-    squared: FloatArray, norms_a: FloatArray, norms_b: FloatArray, share: float
+    squared: FloatArray, norms_a: FloatArray, norms_b: FloatArray, dtype: str
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Pairs whose distance is too small a share of their norms for the expanded form."""
-    ceiling = share * (norms_a.max(initial=0.0) + norms_b.max(initial=0.0))
-    # Comparing against one number first: most blocks have no such pair, and stop here.
+    share, floor = CLOSE_SHARE[dtype], UNDERFLOW[dtype]
+    ceiling = max(share * (norms_a.max(initial=0.0) + norms_b.max(initial=0.0)), floor)
+    # Comparing against one number first: most blocks have no such pair, and stop here. The comparison is
+    # negated so that NaN, which an overflow leaves behind, counts as close.
     rows, columns = np.nonzero(~(squared >= ceiling)) if squared.size else (np.zeros(0, np.intp),) * 2
-    keep = ~(squared[rows, columns] >= share * (norms_a[rows] + norms_b[columns]))
+    keep = ~(squared[rows, columns] >= np.maximum(share * (norms_a[rows] + norms_b[columns]), floor))
     return rows[keep], columns[keep]

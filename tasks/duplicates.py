@@ -53,7 +53,7 @@ def profile_rows(
     num_rows = source.num_rows
     row_values = int(np.prod(source.row_shape))
     if num_rows == 0 or row_values == 0:
-        raise DataError("There must be at least one image, with at least one pixel", f"{num_rows} rows")
+        raise DataError("There must be at least one row, with at least one value", f"{num_rows} rows")
     step = max(1, min(PROFILE_BYTES // (8 * row_values), -(-num_rows // executor.num_workers)))
     shared = executor.share(source)
     pieces = [(shared, start, min(start + step, num_rows)) for start in range(0, num_rows, step)]

@@ -52,6 +52,10 @@ class IntrinsicDimension:
         return record | ({"reason": self.reason} if self.reason else {}) | self.details
 
 
+# Distances are good to 1e-5, so smaller mean log ratios of distances are rounding.
+EQUAL_LOG_RATIO = 1e-5
+EQUALLY_FAR = "neighbours are equally far to within rounding, no finite dimension explains that"
+
 MLE_CONVENTION = (
     "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by k-{subtract}{note}; "
     "std_error by the delta method"
@@ -108,9 +112,8 @@ def mle(
     logs = np.log(distances[good])
     inverses = inverse_dimensions(logs, num_neighbors, subtract)
     mean = inverses.mean()
-    if mean <= 0:
-        reason = "all neighbours of each point are equally far, no finite dimension explains that"
-        return undefined(name, table, num_neighbors, convention, reason)
+    if mean <= EQUAL_LOG_RATIO:
+        return undefined(name, table, num_neighbors, convention, EQUALLY_FAR)
     details: dict[str, Any] = {
         "std_error_bootstrap": block_std_error(
             lambda weights: weights.sum() / (weights @ inverses),
@@ -174,9 +177,8 @@ def twonn(table: NeighborTable, *, discard_fraction: float = 0.1, seed: int = 0)
     log_ratios = np.log(distances[good, 1] / distances[good, 0])
     order = np.argsort(log_ratios, kind="stable")
     value = _twonn_slope(log_ratios[order], np.ones(len(order)), discard_fraction)
-    if value is None:
-        reason = "the two nearest neighbours are equally far at all points, no finite dimension explains that"
-        return undefined("twonn", table, 2, convention, reason)
+    if value is None or value >= 1 / EQUAL_LOG_RATIO:
+        return undefined("twonn", table, 2, convention, EQUALLY_FAR)
     error = block_std_error(
         lambda weights: _twonn_slope(log_ratios[order], weights[order], discard_fraction),
         neighborhood_blocks(table.indices[:, :2], good),

@@ -81,12 +81,17 @@ def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
     """Images as a source of rows that have at least one axis.
 
     Raises:
-        DataError: If they have none, or several shapes.
+        DataError: If they have none, no rows, no pixels, or several shapes.
     """
     source = images if isinstance(images, BlockSource) else as_source(as_array(images))
     if len(source.row_shape) == 0:
         raise DataError(
             "Images must have at least one axis besides their number", f"shape ({source.num_rows},)"
+        )
+    if source.num_rows == 0 or 0 in source.row_shape:
+        raise DataError(
+            "There must be at least one image, with at least one pixel",
+            f"{source.num_rows} rows of shape {source.row_shape}",
         )
     return source
 

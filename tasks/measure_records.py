@@ -54,6 +54,7 @@ class MeasureSettings:
             (self.num_neighbors >= 3, "num_neighbors must be at least 3", self.num_neighbors),
             (self.dtype in ("float32", "float64"), "dtype must be float32 or float64", self.dtype),
             (self.block_rows >= 1, "block_rows must be at least 1", self.block_rows),
+            (0 <= self.discard_fraction < 1, "discard_fraction must be in [0, 1)", self.discard_fraction),
             (bool(self.sharpness_seeds), "sharpness_seeds must hold at least one seed", ""),
             (
                 self.sharpness_sample is None or self.sharpness_sample >= 2,

@@ -151,6 +151,7 @@ def measure_array(
     """
     settings = replace(settings or MeasureSettings(), num_neighbors=num_neighbors, seed=seed)
     array = as_channels_first(as_array(images))
+    checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
     if train_sizes is None:
         return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)

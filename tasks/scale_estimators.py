@@ -8,7 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.distances import FloatArray
-from tasks.intrinsic_dimension import IntrinsicDimension, inverse_dimensions, undefined, usable
+from tasks.intrinsic_dimension import (
+    EQUAL_LOG_RATIO,
+    EQUALLY_FAR,
+    IntrinsicDimension,
+    inverse_dimensions,
+    undefined,
+    usable,
+)
 from tasks.neighbors import NeighborTable
 
 # GeoMLE as in the code of Konz & Mazurowski: k from 25 to 55, 20 bootstraps, ridge of degree 2, alpha 5e-3.
@@ -51,7 +58,7 @@ def gride(table: NeighborTable, *, num_neighbors: int = 20) -> IntrinsicDimensio
         curve.append(
             {"n1": n1, "n2": 2 * n1, "value": value, "std_error": error, "distance": float(far.mean())}
         )
-    reason = None if curve[-1]["value"] is not None else "all distance ratios are one at the largest scale"
+    reason = None if curve[-1]["value"] is not None else EQUALLY_FAR
     return IntrinsicDimension(
         "gride",
         curve[-1]["value"],
@@ -70,22 +77,25 @@ def _gride_fit(log_ratios: FloatArray, n1: int, n2: int) -> tuple[float | None, 
     from scipy.optimize import brentq
 
     # A ratio of exactly one has probability zero but occurs on lattices and at coinciding roundings.
-    logs = log_ratios[log_ratios > 0] if n2 - n1 > 1 else log_ratios
+    between = n2 - n1 - 1
+    logs = log_ratios[log_ratios > 0] if between else log_ratios
     num_points, total = len(logs), logs.sum()
-    if num_points < 2 or total <= 0:
+    if num_points < 2 or total <= EQUAL_LOG_RATIO * num_points:
         return None, None
+    if not between:  # n1 = 1: the equation is linear
+        return float(num_points / total), float(np.sqrt(num_points) / total)
 
     def slope(dimension: float) -> float:
         # μ^d / (μ^d - 1) = 1 / (1 - μ^-d), in the form that cannot overflow
         growth = (logs / -np.expm1(-dimension * logs)).sum()
-        return float(num_points / dimension + (n2 - n1 - 1) * growth - (n2 - 1) * total)
+        return float(num_points / dimension + between * growth - (n2 - 1) * total)
 
     low, high = 1e-3, 1.0
     while slope(high) > 0 and high < 1e9:
         high *= 2
     value = brentq(slope, low, high, xtol=1e-10, rtol=1e-12)
     curvature = (logs**2 / (4 * np.sinh(np.minimum(value * logs / 2, 300)) ** 2)).sum()
-    information = num_points / value**2 + (n2 - n1 - 1) * curvature
+    information = num_points / value**2 + between * curvature
     return float(value), float(1 / np.sqrt(information))
 
 

@@ -1,4 +1,4 @@
-"""Slow, obvious versions of the measures, in plain NumPy loops and float64; fast code is tested against them."""
+"""Slow, obvious versions of the measures, in plain NumPy loops and float64, to test fast code against."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def nearest_opposite(rows, labels):
     distances = pairwise_distances(rows)
     labels = np.asarray(labels)
     return np.array(
-        [min((d for d, other in zip(line, labels, strict=True) if other != own), default=np.inf)
-         for line, own in zip(distances, labels, strict=True)]
+        [
+            min((d for d, other in zip(line, labels, strict=True) if other != own), default=np.inf)
+            for line, own in zip(distances, labels, strict=True)
+        ]
     )
 
 

@@ -1,0 +1,166 @@
+"""What must hold for any data: the promises of the measures, over many small random sets."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.distances import Precision
+from tasks.intrinsic_dimension import estimate
+from tasks.label_sharpness import count_pairs
+from tasks.measures import MeasureSettings, measure_nested
+from tasks.neighbors import Job, Partial, nested_neighbors
+from tests import reference
+
+seeds = st.integers(0, 2**32 - 1)
+quick = settings(max_examples=25, deadline=None)
+ESTIMATORS = ("mle", "twonn", "gride")
+
+
+def points_of(seed, num_points=60, num_features=6):
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.uniform(-3, 3)
+    return scale * (rng.normal(size=(num_points, num_features)) + rng.uniform(-5, 5, num_features))
+
+
+def values_of(points, num_neighbors=8):
+    table = nested_neighbors(points, None, [len(points)], num_neighbors).tables[0]
+    records = estimate(table, num_neighbors=num_neighbors, estimators=ESTIMATORS)
+    return np.array([records[name].value for name in ESTIMATORS])
+
+
+def sharpness_of(points, labels):
+    return measure_nested(points, labels, [len(points)]).label_sharpness.value
+
+
+@quick
+@given(seeds, st.integers(1, 70), st.integers(1, 9), st.lists(st.integers(2, 60), min_size=1, max_size=4))
+def test_partition_does_not_matter(seed, block_rows, num_workers, sizes):
+    sizes = sorted({*sizes, 60})
+    points, labels = points_of(seed), np.arange(60) % 3
+
+    class ManyWorkers:
+        """Inline, but work is cut as for several workers, and done in another order."""
+
+        def __init__(self):
+            self.num_workers = num_workers
+
+        def share(self, value):
+            return value
+
+        def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
+            items = list(enumerate(argument_tuples))
+            np.random.default_rng(seed).shuffle(items)
+            for index, arguments in items:
+                yield index, function(*arguments)
+
+    whole = nested_neighbors(points, labels, sizes, 7)
+    parts = nested_neighbors(points, labels, sizes, 7, block_rows=block_rows, executor=ManyWorkers())
+    for one, other in zip(whole.tables, parts.tables, strict=True):
+        np.testing.assert_allclose(other.distances, one.distances, rtol=1e-5)
+        np.testing.assert_allclose(other.opposite_distances, one.opposite_distances, rtol=1e-5)
+
+
+@quick
+@given(seeds)
+def test_order_rotation_and_translation_do_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    points = points_of(seed)
+    labels = np.arange(60) % 2
+    order = rng.permutation(60)
+    rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    shift = np.abs(points).max() * rng.uniform(-3, 3, 6)
+    for moved, their_labels in (
+        (points[order], labels[order]),
+        (points @ rotation, labels),
+        (points + shift, labels),
+    ):
+        np.testing.assert_allclose(values_of(moved), values_of(points), rtol=2e-4)
+        assert sharpness_of(moved, their_labels) == pytest.approx(sharpness_of(points, labels), rel=1e-5)
+
+
+@quick
+@given(seeds, st.floats(1e-3, 1e3))
+def test_scaling_divides_sharpness_and_leaves_dimension(seed, scale):
+    points, labels = points_of(seed), np.arange(60) % 2
+    assert sharpness_of(scale * points, labels) == pytest.approx(
+        sharpness_of(points, labels) / scale, rel=1e-5
+    )
+    np.testing.assert_allclose(values_of(scale * points), values_of(points), rtol=2e-4)
+
+
+@quick
+@given(seeds, st.lists(st.integers(2, 60), min_size=2, max_size=6, unique=True), st.integers(2, 5))
+def test_sharpness_never_falls_as_images_are_added(seed, sizes, num_classes):
+    labels = np.arange(60) % num_classes
+    record = measure_nested(points_of(seed), labels, sizes)
+    values = [size.label_sharpness.value for size in record.sizes]
+    assert values == sorted(values)
+
+
+@quick
+@given(seeds, st.integers(1, 5))
+def test_sharpness_is_brute_force(seed, num_classes):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 4, (40, 3), dtype=np.uint8)  # few values: many duplicates and conflicts
+    labels = rng.integers(0, num_classes, 40)
+    record = measure_nested(images, labels, [40])
+    _, first = np.unique(images, axis=0, return_index=True)
+    kept = np.sort(first)
+    assert record.sizes[0].num_duplicates == 40 - len(kept)
+    if len(np.unique(labels[kept])) < 2:
+        assert record.label_sharpness.value is None
+    else:
+        expected = reference.label_sharpness(images[kept], labels[kept])
+        assert record.label_sharpness.value == pytest.approx(expected, rel=1e-6)
+
+
+@quick
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_pairs_are_counted_as_in_the_loop(labels):
+    expected = sum(a != b for i, a in enumerate(labels) for b in labels[:i])
+    assert count_pairs(np.array(labels)) == expected
+
+
+def partial_of(seed, job):
+    rng = np.random.default_rng(seed)
+    partial = Partial(0, 5, job)
+    for _ in range(3):
+        columns = int(rng.integers(1, 6))
+        squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
+        partial.offer(0, slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
+        partial.offer_opposite(0, slice(0, 5), 0, squared)
+    return partial
+
+
+@quick
+@given(seeds, seeds, seeds)
+def test_merging_is_associative_and_commutative(a, b, c):
+    job = Job(None, np.arange(5), None, np.zeros(5, int), np.zeros((0, 5), bool), None, 1, 4, Precision(), 5)
+
+    def merged(*order):
+        first, *rest = [partial_of(seed, job) for seed in order]
+        for partial in rest:
+            first.merge(partial)
+        return first
+
+    tail = merged(b, c)
+    nested = partial_of(a, job)
+    nested.merge(tail)
+    for other in (nested, merged(c, b, a)):
+        one = merged(a, b, c)
+        np.testing.assert_array_equal(other.squared, one.squared)
+        np.testing.assert_array_equal(other.ids, one.ids)
+        np.testing.assert_array_equal(other.opposite, one.opposite)
+
+
+@quick
+@given(seeds, st.integers(1, 30), st.sampled_from([np.uint8, np.float32, np.float64]))
+def test_record_is_always_finite_json(seed, num_images, dtype):
+    import json
+
+    rng = np.random.default_rng(seed)
+    images = (rng.random((num_images, 1, 2, 2)) * rng.integers(1, 200)).astype(dtype)
+    settings = MeasureSettings(num_neighbors=3, sharpness_sample=10)
+    record = measure_nested(images, rng.integers(0, 2, num_images), [num_images], settings=settings)
+    json.dumps(record.to_json(), allow_nan=False)
