@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from search_spaces.errors import unknown_name
 from search_spaces.specs import DatasetSpec, OwnSourceSpec
+from search_spaces.study_datasets import (
+    ALTERNATIVE_TASKS,
+    DIGITS,
+    FIXED_DIGIT_PAIRS,
+    IMAGENET_CLASSES,
+    MEDICAL,
+    NATURAL,
+)
 
-DIGITS = tuple(str(digit) for digit in range(10))
-FIXED_DIGIT_PAIRS = ((3, 8), (4, 9), (1, 7), (0, 6), (2, 5))
-"""Five disjoint pairs of look-alike digits: every class is used once, so pairs share no images."""
+__all__ = ["DATASETS", "DEMO", "IMAGENET_CLASSES", "STUDY_DATASETS", "dataset_spec", "own_dataset_spec"]
+
+STUDY_DATASETS = tuple(row.name for row in (*NATURAL, *MEDICAL))
+"""The eleven of Konz & Mazurowski."""
 
 _MNIST5K = DatasetSpec(
     name="mnist5k",
@@ -70,7 +79,6 @@ _MRI_LESION = DatasetSpec(
     terms="ICBM 2009a template, (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre; from nilearn.",
     raw_layout="nothing to download: pip install 'isweep[demo]' brings it",
     groups="variation of the template (four slices each)",
-    task="lesion present",
 )
 
 
@@ -89,13 +97,13 @@ def _manifold(dimension: int) -> DatasetSpec:
         ),
         terms="none: generated",
         raw_layout="nothing to download: generated",
-        task="sign of a smooth function",
     )
 
 
-DATASETS: dict[str, DatasetSpec] = {
-    row.name: row for row in (_MNIST5K, _DIGITS, _FASHION_MNIST, _MRI_LESION, _manifold(4), _manifold(12))
-}
+DEMO = (_MNIST5K, _DIGITS, _FASHION_MNIST, _MRI_LESION, _manifold(4), _manifold(12))
+"""Rows that need no download (Fashion-MNIST: where a package or the network provides it)."""
+
+DATASETS: dict[str, DatasetSpec] = {row.name: row for row in (*DEMO, *NATURAL, *MEDICAL, *ALTERNATIVE_TASKS)}
 
 
 def dataset_spec(name: str) -> DatasetSpec:

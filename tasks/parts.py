@@ -78,7 +78,7 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
         for image, label, sample in found:
             images.append(image)
             part.labels.append(label)
-            part.groups.append(group)
+            part.groups.append(keyed_hash(request.key, sample.group) if sample.group else group)
             part.splits.append(SPLIT_CODES[item.split])
             part.digests.append(digest(image))
             conversions.update(sample.conversions)

@@ -4,7 +4,7 @@ sizes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from search_spaces.errors import DataError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import SubsetSpec, pair_name
 from tasks.arrays import PreparedDataset
+from tasks.released_subsets import fixes_files, misaligns, pool, released_permutation
 
 TEST_GROUP_SHARE = 0.3
 """Share of the groups that test images are spread over (750 of 2,500 in the study), more if the test size
@@ -32,6 +33,7 @@ class TrialData:
         test_labels: ``(test_size,)`` int64.
         num_classes: number of classes of the task (2 for a class pair).
         data_fingerprint: fingerprint of the prepared dataset they come from.
+        shared_group_share: share of test images whose group is also in training; 0 without faults.
     """
 
     train_images: NDArray[np.generic]
@@ -40,6 +42,7 @@ class TrialData:
     test_labels: NDArray[np.int64]
     num_classes: int
     data_fingerprint: str
+    shared_group_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ def make_subset(
             matter.
         spec: Class pair, test size, seed.
         splits: ``(num_images,)`` 0 = to be split here, 1 = only for training, 2 = only for testing.
-        max_train_size: Largest train size that will be asked for, to refuse it here; changes nothing else.
+        max_train_size: Largest train size that will be asked for, to refuse it here. It changes nothing else,
+            unless faults of the released code are on that make the choice depend on it; those subsets have
+            to be made anew for every train size.
 
     Raises:
         DataError: when the data do not have ``max_train_size`` images beside the test set, when a class is
@@ -118,19 +123,92 @@ def make_subset(
             set.
     """
     rows, targets, names = _task(labels, spec)
-    rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
-    members = _dense(groups[rows])
-    balanced = len(names) == 2
-    quotas = _quotas(np.bincount(targets, minlength=len(names)), spec.test_size, balanced=balanced)
-    given = np.zeros(len(rows), np.int8) if splits is None else splits[rows]
-    test = _choose_test(targets, members, quotas, given, rng, names)
-    free = ~np.isin(members, members[test]) & (given != 2)
-    train = _stratified_order(targets, np.flatnonzero(free), rng, balanced=balanced)
-    assert not np.intersect1d(members[train], members[test]).size, "a group is on both sides of the split"
-    subset = Subset(rows[train], targets[train], rows[test], targets[test], len(names), names)
+    if splits is None:
+        splits = np.zeros(len(labels), np.int8)
+    if spec.prepared.faults:
+        subset = _faulty_subset(rows, targets, names, groups, splits, spec, max_train_size)
+    else:
+        rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
+        subset = _split(rows, targets, names, groups[rows], splits[rows], spec, rng)
+        assert subset.shared_group_share == 0, "a group is on both sides of the split"
     if max_train_size is not None:
         subset.check_train_size(max_train_size)
     return subset
+
+
+def _split(
+    rows: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    names: tuple[str, ...],
+    groups: NDArray[np.int64],
+    given: NDArray[np.int8],
+    spec: SubsetSpec,
+    rng: np.random.Generator | None,
+) -> Subset:
+    """Split the images of a task by groups; ``rng`` None takes them in stored order (F6)."""
+    members = _dense(groups)
+    balanced = len(names) == 2
+    quotas = _quotas(np.bincount(targets, minlength=len(names)), spec.test_size, balanced=balanced)
+    test = _choose_test(targets, members, quotas, given, rng, names)
+    free = ~np.isin(members, members[test]) & (given != 2)
+    train = _stratified_order(targets, np.flatnonzero(free), rng, balanced=balanced)
+    shared = float(np.isin(members[test], members[train]).mean())
+    return Subset(rows[train], targets[train], rows[test], targets[test], len(names), names, shared)
+
+
+def _faulty_subset(
+    rows: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    names: tuple[str, ...],
+    groups: NDArray[np.int64],
+    splits: NDArray[np.int8],
+    spec: SubsetSpec,
+    train_size: int | None,
+) -> Subset:
+    """Split with the faults of the released code that the spec switches on; see
+    :mod:`tasks.released_subsets`.
+    """
+    faults = set(spec.prepared.faults)
+    by_size = "test_set_depends_on_size" in faults
+    if misaligns(spec) or fixes_files(spec) or by_size:
+        if train_size is None:
+            rule = "These faults need the train size: " + ", ".join(sorted(faults))
+            raise DataError(rule, "none", "pass max_train_size, one train size at a time")
+        if by_size and {"image_level_split", "first_k_selection"} <= faults:
+            return _as_released(rows, targets, names, groups, spec, train_size)
+    if misaligns(spec) or fixes_files(spec):
+        assert train_size is not None, "checked above"
+        # Group-wise splitting loses images, so the pool is as large as the data allow.
+        rows, targets = pool(rows, targets, spec, _largest_size(targets, spec))
+    seed = ("subset", spec.split_seed, spec.class_pair, *((train_size,) if by_size else ()))
+    rng = None if "first_k_selection" in faults else np.random.default_rng(derive_seed(*seed))
+    members = np.arange(len(rows)) if "image_level_split" in faults else groups[rows]
+    subset = _split(rows, targets, names, members, splits[rows], spec, rng)
+    shared = float(np.isin(groups[subset.test_rows], groups[subset.train_order]).mean())
+    return replace(subset, shared_group_share=shared)
+
+
+def _largest_size(targets: NDArray[np.int64], spec: SubsetSpec) -> int:
+    counts = np.bincount(targets)
+    return int(counts.min()) * len(counts) - spec.test_size
+
+
+def _as_released(
+    rows: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    names: tuple[str, ...],
+    groups: NDArray[np.int64],
+    spec: SubsetSpec,
+    train_size: int,
+) -> Subset:
+    """Choose exactly the images, labels and order of the released code for one train size."""
+    shown, shown_targets = pool(rows, targets, spec, train_size)
+    order = released_permutation(len(shown))
+    train, test = order[: len(shown) - spec.test_size], order[len(shown) - spec.test_size :]
+    shared = float(np.isin(groups[shown[test]], groups[shown[train]]).mean())
+    return Subset(
+        shown[train], shown_targets[train], shown[test], shown_targets[test], len(names), names, shared
+    )
 
 
 def load_subset(prepared: PreparedDataset, spec: SubsetSpec, *, max_train_size: int) -> TrialData:
@@ -157,6 +235,7 @@ def load_subset(prepared: PreparedDataset, spec: SubsetSpec, *, max_train_size: 
         test_labels=subset.test_labels,
         num_classes=subset.num_classes,
         data_fingerprint=prepared.fingerprint,
+        shared_group_share=subset.shared_group_share,
     )
 
 
@@ -199,7 +278,7 @@ def _choose_test(
     members: NDArray[np.int64],
     quotas: NDArray[np.int64],
     given: NDArray[np.int8],
-    rng: np.random.Generator,
+    rng: np.random.Generator | None,
     names: tuple[str, ...],
 ) -> NDArray[np.int64]:
     """Draw the test rows: groups in a seeded order, one image of each group in turn, until quotas are met.
@@ -212,8 +291,8 @@ def _choose_test(
     # A group with an image given for training is a training group.
     allowed &= ~np.isin(members, members[given == 1])
     num_groups = int(members.max()) + 1
-    position = rng.permutation(num_groups)
-    order = rng.permutation(len(targets))
+    position = rng.permutation(num_groups) if rng else np.arange(num_groups)
+    order = rng.permutation(len(targets)) if rng else np.arange(len(targets))
     order = order[np.argsort(position[members[order]], kind="stable")]
     order = order[allowed[order]]
     spread = num_groups if fixed else int(np.ceil(TEST_GROUP_SHARE * num_groups))
@@ -246,13 +325,13 @@ def _occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _stratified_order(
-    targets: NDArray[np.int64], free: NDArray[np.int64], rng: np.random.Generator, *, balanced: bool
+    targets: NDArray[np.int64], free: NDArray[np.int64], rng: np.random.Generator | None, *, balanced: bool
 ) -> NDArray[np.int64]:
     """Interleave the shuffled classes so that every prefix has them in proportion.
 
     Image j of a class with weight w stands at (j + 1/2) / w; equal weights alternate the classes.
     """
-    shuffled = rng.permutation(free)
+    shuffled = rng.permutation(free) if rng else free
     labels = targets[shuffled]
     counts = np.bincount(labels, minlength=int(targets.max()) + 1)
     turn = _occurrence(labels)

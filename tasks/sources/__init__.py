@@ -28,14 +28,25 @@ __all__ = [
 ENTRY_POINT_GROUP = "isweep.sources"
 
 SOURCES: dict[str, str] = {
+    "brats": "tasks.sources.brats:Brats",
+    "chexpert": "tasks.sources.chexpert:CheXpert",
+    "cifar10": "tasks.sources.cifar10:Cifar10",
     "csv": "tasks.sources.manifest:Manifest",
+    "dbc": "tasks.sources.dbc:DukeBreast",
+    "dicom_csv": "tasks.sources.dicom_manifest:DicomManifest",
     "digits": "tasks.sources.digits:Digits",
     "folder": "tasks.sources.folder:Folder",
     "idx": "tasks.sources.idx:IdxFiles",
+    "imagenet": "tasks.sources.imagenet:ImageNet",
     "manifold": "tasks.sources.manifold:Manifold",
     "mnist5k": "tasks.sources.mnist5k:Mnist5k",
     "mri_lesion": "tasks.sources.mri_lesion:MriLesion",
+    "mura": "tasks.sources.mura:Mura",
     "npz": "tasks.sources.npz:Npz",
+    "oai": "tasks.sources.oai:Oai",
+    "prostate": "tasks.sources.prostate:Prostate",
+    "rsna": "tasks.sources.rsna:Rsna",
+    "svhn": "tasks.sources.svhn:Svhn",
 }
 """Source name -> ``module:class``, imported only when used."""
 

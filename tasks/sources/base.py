@@ -80,6 +80,7 @@ class Sample:
     Attributes:
         pixels: ``(height, width)`` or ``(height, width, 3)``; uint8, or float32 in [0, 255].
         label: Class index, or None to take the item's.
+        group: Group id found while reading (a DICOM header's patient), or empty to take the item's.
         conversions: Names of what was done to make it so (``"inverted_monochrome1"``), counted in the record.
         flags: Names of what is doubtful but kept, counted in the record.
 
@@ -89,6 +90,7 @@ class Sample:
 
     pixels: NDArray[np.generic]
     label: int | None = None
+    group: str = ""
     conversions: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
 from tasks.sources.base import Listing, RawRequest, Reader
+from tasks.sources.download import raw_or_download
 from tasks.sources.in_memory import ROWS_PER_TASK, row_items, row_reader
 
 SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
@@ -40,18 +41,22 @@ class IdxFiles:
             )
         if len(values) and values.max() >= len(request.dataset.label_names):
             raise DataError(f"{request.dataset.name}: labels must be below 10", f"{values.max()}")
-        return Listing(row_items(values), request.dataset.label_names, block_size=ROWS_PER_TASK)
+        return Listing(
+            row_items(values),
+            request.dataset.label_names,
+            block_size=ROWS_PER_TASK,
+            intensity="each image by its own maximum",
+        )
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of rows."""
-        return row_reader(read_idx(_files(request)[0], dimensions=3))
+        return row_reader(read_idx(_files(request)[0], dimensions=3), own_maximum=True)
 
 
 def _files(request: RawRequest) -> tuple[Path, Path]:
-    root = request.raw or SYSTEM_FOLDERS.get(request.dataset.name)
-    if root is None:
-        root = request.root()
-    found = _find(root)
+    system = SYSTEM_FOLDERS.get(request.dataset.name)
+    at_hand = request.raw is None and system is not None and _find(system) is not None
+    found = _find(system if at_hand and system else raw_or_download(request))
     if found is None:
         way_out = (
             f"expected: {request.dataset.raw_layout}; torchvision can download it on a machine with network"

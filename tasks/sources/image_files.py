@@ -106,8 +106,10 @@ def _convert(image: Image) -> Sample:
     return Sample(np.asarray(image), conversions=tuple(notes))
 
 
-def by_own_maximum(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], str]:
+def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]:
     """Scale values by their own maximum to uint8, negative ones to 0; returns pixels and the note of it.
+
+    This is the study's rule for every image, which rounds towards zero; so do we.
 
     Raises:
         SkipItem: when values are not finite or none is above 0.
@@ -117,4 +119,6 @@ def by_own_maximum(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], str]
     top = float(values.max())
     if top <= 0:
         raise SkipItem("constant image")
-    return np.rint(np.clip(values, 0, None) * (255 / top)).astype(np.uint8), "scaled by own maximum"
+    if values.dtype == np.uint8 and top == 255:
+        return values, ""
+    return (np.clip(values, 0, None).astype(np.float64) * 255 / top).astype(np.uint8), "scaled by own maximum"

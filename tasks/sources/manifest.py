@@ -31,8 +31,8 @@ class Manifest:
                 ids
                 that cannot tell patients apart; at once and with counts.
         """
-        table = _manifest(request)
-        rows = read_table(table, request, ("path", "label"))
+        table = manifest_path(request)
+        rows = read_table(table, request, ("path", "label"), ("group", "split"))
         _check_rows(rows, request)
         label_names = sort_labels({row["label"] for row in rows})
         if len(label_names) < 2:
@@ -70,7 +70,7 @@ class Manifest:
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of the named files."""
-        folder = _manifest(request).parent
+        folder = manifest_path(request).parent
 
         def read(item: Item) -> tuple[Sample]:
             return (read_image(folder / item.locator),)
@@ -78,7 +78,8 @@ class Manifest:
         return read
 
 
-def _manifest(request: RawRequest) -> Path:
+def manifest_path(request: RawRequest) -> Path:
+    """Return the CSV: the raw file itself, or the one in the raw folder."""
     root = request.root()
     table = root / MANIFEST if root.is_dir() else root
     if not table.is_file():

@@ -165,8 +165,8 @@ def _image_header(path: Path, request: RawRequest) -> _Header:
     colour = len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3))
     if not (len(shape) == 3 or colour) or 0 in shape or header.dtype.kind not in "uif":
         raise DataError(
-            f"{request.dataset.name}: images must be numbers of shape (n, height, width), (n, height, width, 3) "
-            "or (n, 3, height, width)",
+            f"{request.dataset.name}: images must be numbers of shape (n, height, width), "
+            "(n, height, width, 3) or (n, 3, height, width)",
             f"{header.dtype} {shape}",
         )
     return header

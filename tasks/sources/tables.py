@@ -15,49 +15,59 @@ DELIMITERS = (",", ";", "\t", "|")
 MAX_CELL = 1 << 20
 
 
-def read_table(path: Path, request: RawRequest, needed: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of a table as dicts of stripped text.
+def read_table(
+    path: Path, request: RawRequest, needed: Sequence[str], optional: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Return the rows of a table as dicts of stripped text, with the needed and optional columns only.
 
     A byte-order mark, CRLF, quotes and newlines in quotes, and any of ``, ; tab |`` are accepted. Column
-    names
-    are matched without regard to case and surrounding blanks; only the ``needed`` spelling is returned for
-    them.
+    names are matched without regard to case and surrounding blanks.
 
     Raises:
         DataError: for a missing file, missing or repeated columns, ragged rows, or text that is not UTF-8;
             no cell is ever quoted.
     """
+    rows = read_lines(path, request)
+    if not rows:
+        raise _error(request, path, "must have a header line", "no line at all")
+    columns, body = _columns(rows[0], needed, optional, path, request), rows[1:]
+    ragged = sum(len(row) != len(rows[0]) for row in body)
+    if ragged:
+        found = f"{ragged} lines with another number of columns"
+        raise _error(request, path, f"must have {len(rows[0])} columns in every line", found)
+    return [{name: row[place].strip() for name, place in columns.items()} for row in body]
+
+
+def read_lines(path: Path, request: RawRequest) -> list[list[str]]:
+    """Return the lines of a table without blank ones, header and all, as text cells.
+
+    Raises:
+        DataError: see :func:`read_table`.
+    """
     try:
         body = open_plain(path)
     except SkipItem as skip:
         raise _error(request, path, "must be readable", skip.reason) from None
-    rows = (
-        _read_xlsx(body, path, request) if path.suffix.lower() == ".xlsx" else _read_text(body, path, request)
-    )
-    if not rows:
-        raise _error(request, path, "must have a header line", "no line at all")
-    header, body_rows = _header(rows[0], needed, path, request), rows[1:]
-    ragged = sum(len(row) != len(header) for row in body_rows)
-    if ragged:
-        found = f"{ragged} lines with another number of columns"
-        raise _error(request, path, f"must have {len(header)} columns in every line", found)
-    return [dict(zip(header, (cell.strip() for cell in row), strict=True)) for row in body_rows]
+    is_book = path.suffix.lower() == ".xlsx"
+    return _read_xlsx(body, path, request) if is_book else _read_text(body, path, request)
 
 
 def _error(request: RawRequest, path: Path, rule: str, found: str) -> DataError:
     return DataError(f"{request.dataset.name}: table {request.hashed(path.name)} {rule}", found)
 
 
-def _header(row: Sequence[str], needed: Sequence[str], path: Path, request: RawRequest) -> list[str]:
-    spelled = {name.casefold(): name for name in needed}
-    header = [spelled.get(cell.strip().casefold(), cell.strip()) for cell in row]
-    missing = [name for name in needed if name not in header]
+def _columns(
+    row: Sequence[str], needed: Sequence[str], optional: Sequence[str], path: Path, request: RawRequest
+) -> dict[str, int]:
+    header = [cell.strip().casefold() for cell in row]
+    missing = [name for name in needed if name.casefold() not in header]
     if missing:
         raise _error(request, path, f"must have the columns {', '.join(needed)}", f"no {', '.join(missing)}")
-    repeated = [name for name in needed if header.count(name) > 1]
+    wanted = [name for name in (*needed, *optional) if name.casefold() in header]
+    repeated = [name for name in wanted if header.count(name.casefold()) > 1]
     if repeated:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
-    return header
+    return {name: header.index(name.casefold()) for name in wanted}
 
 
 def _read_text(body: bytes, path: Path, request: RawRequest) -> list[list[str]]:

@@ -1,0 +1,250 @@
+"""DICOM: demand the tags that matter, bound what is declared, decode by stated rules, and never quote a tag.
+
+pydicom's own warnings and log lines may quote tag values, which may name a patient, so both are silenced
+here; what went wrong is told by the skip's reason.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import SetupError
+from tasks.sources.base import SkipItem
+from tasks.sources.files import open_plain
+from tasks.sources.image_files import MIN_SIDE, by_own_maximum
+
+if TYPE_CHECKING:
+    from pydicom.dataset import FileDataset
+
+MAX_PIXEL_BYTES = 1 << 30
+NEEDED = (
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PhotometricInterpretation",
+    "SamplesPerPixel",
+    "PixelData",
+)
+GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+DEFLATED = "1.2.840.10008.1.2.1.99"
+CT_OFFSET = 1024
+"""Added to Hounsfield units, so that air is 0 and nothing inside the field of view is negative."""
+
+
+@dataclass(frozen=True)
+class Dicom:
+    """A decoded file: stored values and the few header facts that sources need.
+
+    Attributes:
+        values: ``(num_frames, height, width)`` stored values, or ``(num_frames, height, width, 3)`` RGB
+            uint8.
+        patient: Patient id, raw.
+        series: Series instance UID.
+        modality: Two letters.
+        spacing: Row and column spacing in mm, or None.
+        inverted: MONOCHROME1: small values are white.
+        rescale: Slope and intercept, or None when absent.
+        flags: What is doubtful.
+    """
+
+    values: NDArray[np.generic]
+    patient: str
+    series: str
+    modality: str
+    spacing: tuple[float, float] | None
+    inverted: bool
+    rescale: tuple[float, float] | None
+    flags: tuple[str, ...]
+
+
+def read_dicom(path: Path) -> Dicom:
+    """Read one DICOM file.
+
+    Raises:
+        SkipItem: with a reason that names tags and syntaxes but no values.
+        SetupError: when pydicom is not installed.
+    """
+    return decode_dicom(open_plain(path))
+
+
+def decode_dicom(body: bytes) -> Dicom:
+    """Decode the bytes of a DICOM file, see :func:`read_dicom`."""
+    try:
+        import pydicom
+    except ImportError as error:
+        way_out = "pip install 'isweep[medical]'"
+        raise SetupError("DICOM files need pydicom", "not installed", way_out) from error
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = _parse(pydicom, body)
+        _check_header(header)
+        return _decoded(pydicom, header)
+
+
+def _parse(pydicom: Any, body: bytes) -> FileDataset:
+    if body[128:132] != b"DICM":
+        raise SkipItem("no DICOM preamble")
+    syntax = _transfer_syntax(body)
+    if not syntax:
+        raise SkipItem("no TransferSyntaxUID")
+    if syntax == DEFLATED:
+        # Inflated whole by pydicom before anything can be checked; none of these archives uses it.
+        raise SkipItem("deflated transfer syntax")
+    try:
+        header: FileDataset = pydicom.dcmread(io.BytesIO(body))
+        missing = [name for name in NEEDED if name not in header]
+    except Exception:  # pydicom raises almost anything on damaged files, with values in the text
+        raise SkipItem("damaged DICOM header") from None
+    if missing:
+        raise SkipItem(f"no {missing[0]}")
+    return header
+
+
+def _transfer_syntax(body: bytes) -> str:
+    """Read TransferSyntaxUID from the file meta group, always explicit little endian, and nothing else."""
+    place = 132
+    while body[place : place + 2] == b"\x02\x00" and place + 12 <= len(body):
+        is_long = body[place + 4 : place + 6] in (b"OB", b"UN", b"OW", b"SQ", b"UT")
+        start, size = (place + 12, 4) if is_long else (place + 8, 2)
+        length = int.from_bytes(body[start - size : start], "little")
+        if body[place + 2 : place + 4] == b"\x10\x00":
+            return body[start : start + length].rstrip(b"\0 ").decode("ascii", "replace")
+        place = start + length
+    return ""
+
+
+def _check_header(header: FileDataset) -> None:
+    """Check what is declared before any of it is believed."""
+    try:
+        rows, columns, samples = int(header.Rows), int(header.Columns), int(header.SamplesPerPixel)
+        allocated, stored, high = int(header.BitsAllocated), int(header.BitsStored), int(header.HighBit)
+        frames = int(header.get("NumberOfFrames") or 1)
+        kind = str(header.PhotometricInterpretation)
+        syntax = header.file_meta.TransferSyntaxUID
+        size = len(header.PixelData)
+    except Exception:
+        raise SkipItem("damaged DICOM header") from None
+    if min(rows, columns) < MIN_SIDE or frames < 1:
+        raise SkipItem(f"a side below {MIN_SIDE} pixels")
+    if kind not in GREY + COLOUR or samples != (1 if kind in GREY else 3):
+        raise SkipItem("palette or other photometric interpretation")
+    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1:
+        raise SkipItem("unusual pixel bits")
+    declared = rows * columns * samples * frames * allocated // 8
+    if declared > MAX_PIXEL_BYTES:
+        raise SkipItem("too many pixels")
+    if not syntax.is_private and not syntax.is_transfer_syntax:
+        raise SkipItem("unknown transfer syntax")
+    if not syntax.is_private and not syntax.is_compressed:
+        wanted = {declared + declared % 2}
+        if kind == "YBR_FULL_422":
+            wanted.add(declared * 2 // 3)
+        if size not in wanted and size != declared:
+            raise SkipItem(
+                "less pixel data than declared" if size < declared else "more pixel data than declared"
+            )
+
+
+def _decoded(pydicom: Any, header: FileDataset) -> Dicom:
+    try:
+        values = pydicom.pixels.pixel_array(header)
+    except (NotImplementedError, KeyError):
+        raise SkipItem("unknown transfer syntax") from None
+    except RuntimeError as error:
+        raise SkipItem(_decoder_reason(header, error)) from None
+    except Exception:
+        raise SkipItem("damaged pixel data") from None
+    colour = int(header.SamplesPerPixel) == 3
+    if values.ndim == (3 if colour else 2):
+        values = values[None]
+    if not colour:
+        values = _stored_bits(values, int(header.BitsStored), signed=int(header.PixelRepresentation) == 1)
+    try:
+        return Dicom(
+            values=values,
+            patient=str(header.get("PatientID") or "").strip(),
+            series=str(header.get("SeriesInstanceUID") or ""),
+            modality=str(header.get("Modality") or ""),
+            spacing=_spacing(header),
+            inverted=str(header.PhotometricInterpretation) == "MONOCHROME1",
+            rescale=_rescale(header),
+            flags=("burnt-in annotation",) if header.get("BurnedInAnnotation") == "YES" else (),
+        )
+    except SkipItem:
+        raise
+    except Exception:
+        raise SkipItem("damaged DICOM header") from None
+
+
+def _decoder_reason(header: FileDataset, error: RuntimeError) -> str:
+    name = header.file_meta.TransferSyntaxUID.name
+    if "plugins are missing dependencies" in str(error) or "missing" in str(error):
+        return f"no decoder for {name}: pip install 'isweep[medical]'"
+    return "damaged pixel data"
+
+
+def _stored_bits(values: NDArray[np.generic], bits: int, *, signed: bool) -> NDArray[np.generic]:
+    """Keep the stored bits only: old files put overlays into the bits above them."""
+    width = values.dtype.itemsize * 8
+    if bits == width:
+        return values
+    shifted = values.astype(f"i{width // 8}" if signed else f"u{width // 8}") << (width - bits)
+    kept: NDArray[np.generic] = shifted >> (width - bits)
+    return kept
+
+
+def _spacing(header: FileDataset) -> tuple[float, float] | None:
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        value = header.get(name)
+        if value is not None and len(value) == 2:
+            return float(value[0]), float(value[1])
+    return None
+
+
+def _rescale(header: FileDataset) -> tuple[float, float] | None:
+    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        return None
+    if float(slope) == 0:
+        raise SkipItem("rescale slope 0")
+    return float(slope), float(intercept)
+
+
+def frames_to_pixels(dicom: Dicom) -> Iterator[tuple[NDArray[np.uint8], tuple[str, ...], tuple[str, ...]]]:
+    """Yield each frame as uint8 pixels, with conversions and flags.
+
+    Stored values by the frame's own maximum, the study's rule; of CT, Hounsfield units plus 1024 are scaled,
+    so that signed files and those with an intercept look alike. Display windows are never applied.
+    MONOCHROME1 is inverted.
+    """
+    for frame in dicom.values:
+        notes: list[str] = []
+        flags = list(dicom.flags)
+        values: NDArray[np.generic] = frame
+        if dicom.modality == "CT":
+            if dicom.rescale is None:
+                flags.append("CT without rescale slope and intercept")
+            else:
+                slope, intercept = dicom.rescale
+                values = frame.astype(np.float32) * np.float32(slope) + np.float32(intercept + CT_OFFSET)
+        if values.ndim == 3:
+            notes.append("colour DICOM")
+        pixels, note = by_own_maximum(values)
+        if dicom.inverted:
+            pixels = 255 - pixels
+            notes.append("MONOCHROME1 inverted")
+        yield pixels, (*notes, *([note] if note else [])), tuple(flags)

@@ -1,0 +1,65 @@
+"""Write DICOM files by hand, good ones and odd ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
+
+STORAGE = {
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "CT": "1.2.840.10008.5.1.4.1.1.2",
+    "CR": "1.2.840.10008.5.1.4.1.1.1",
+    "US": "1.2.840.10008.5.1.4.1.1.3.1",
+}
+
+
+def make_dicom(
+    values: np.ndarray,
+    *,
+    modality: str = "MR",
+    patient: str = "P1",
+    series: str | None = None,
+    bits: int = 16,
+    photometric: str = "MONOCHROME2",
+    spacing: tuple[float, float] | None = (1.0, 1.0),
+    syntax: str = ExplicitVRLittleEndian,
+    **tags: object,
+) -> Dataset:
+    """Return a data set with ``values`` ``(height, width)`` or ``(frames, height, width)``; integers only."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = STORAGE[modality]
+    meta.MediaStorageSOPInstanceUID = generate_uid(
+        entropy_srcs=[patient, str(values.sum()), str(values.shape)]
+    )
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = Dataset()
+    data.file_meta = meta
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.PatientID, data.PatientName, data.Modality = patient, f"Name^{patient}", modality
+    data.SeriesInstanceUID = series or generate_uid(entropy_srcs=[patient])
+    data.Rows, data.Columns = values.shape[-2:]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
+    data.BitsAllocated, data.BitsStored, data.HighBit = values.dtype.itemsize * 8, bits, bits - 1
+    data.PixelRepresentation = int(values.dtype.kind == "i")
+    if values.ndim == 3:
+        data.NumberOfFrames = len(values)
+    if spacing is not None:
+        data.PixelSpacing = list(spacing)
+    for name, value in tags.items():
+        setattr(data, name, value)
+    body = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    data.PixelData = body + b"\0" * (len(body) % 2)
+    data["PixelData"].VR = "OW" if values.dtype.itemsize > 1 else "OB"
+    if syntax == RLELossless:
+        data.compress(RLELossless)
+    else:
+        meta.TransferSyntaxUID = syntax
+    return data
+
+
+def save_dicom(path: Path, data: Dataset) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)

@@ -1,0 +1,47 @@
+"""Drawn pictures and file encoders that the trees share."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def blob(rng: np.random.Generator, shape: tuple[int, int], bright: bool, noise: float = 6.0) -> np.ndarray:
+    """A noisy body with or without a bright spot, float in [0, 255]."""
+    rows, columns = np.indices(shape) / np.array(shape)[:, None, None]
+    body = 90 * (((rows - 0.5) / 0.45) ** 2 + ((columns - 0.5) / 0.4) ** 2 < 1)
+    row, column = rng.uniform(0.35, 0.65, 2)
+    spot = 110 * np.exp(-(((rows - row) ** 2 + (columns - column) ** 2) / 0.01)) * bright
+    return np.clip(body + spot + rng.normal(0, noise, shape) + rng.uniform(10, 30), 0, 255)
+
+
+def grey(rng: np.random.Generator, shape: tuple[int, int], bright: bool) -> np.ndarray:
+    return blob(rng, shape, bright).astype(np.uint8)
+
+
+def colour(rng: np.random.Generator, shape: tuple[int, int], bright: bool) -> np.ndarray:
+    return np.stack([grey(rng, shape, bright) for _ in range(3)], axis=-1)
+
+
+def save_image(path: Path, pixels: np.ndarray, image_format: str | None = None, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, format=image_format, **options)
+
+
+def jpeg_cmyk(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert("CMYK").save(stream, format="JPEG")
+    return stream.getvalue()
+
+
+def save_xlsx(path: Path, rows: list[list[object]]) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    book.save(path)
