@@ -21,6 +21,8 @@ MODELS: dict[str, ModelSpec] = {
         *(_row(name, "torchvision", name) for name in PAPER_MODELS),
         *(_row(f"timm_{name}", "timm", name) for name in PAPER_MODELS),
         _row("resnet10t", "timm", "resnet10t"),
+        # timm's smallest ResNet (four stages of one block, 0.4 million parameters): a real ResNet for CPUs.
+        _row("resnet_tiny", "timm", "test_resnet"),
         _row("small_cnn", "isweep", "small_cnn"),
         _row("small_mlp", "isweep", "small_mlp"),
     )

@@ -146,15 +146,16 @@ def _small_cnn(shape: _Shape) -> nn.Module:
         return [convolution, nn.BatchNorm2d(num_out), nn.ReLU(inplace=True)]
 
     return nn.Sequential(
-        *stage(shape.in_channels, 16),
+        *stage(shape.in_channels, 8),
+        nn.MaxPool2d(2),
+        *stage(8, 16),
         nn.MaxPool2d(2),
         *stage(16, 32),
-        nn.MaxPool2d(2),
-        *stage(32, 64),
-        nn.AdaptiveAvgPool2d(2),
+        # A maximum over coarse places, not a mean over all: a small lesion must not be averaged away.
+        nn.AdaptiveMaxPool2d(4),
         nn.Flatten(),
         nn.Dropout(0.0),
-        nn.Linear(4 * 64, shape.num_outputs),
+        nn.Linear(16 * 32, shape.num_outputs),
     )
 
 

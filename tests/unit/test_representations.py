@@ -88,7 +88,7 @@ def test_timm_vggs_are_read_at_the_same_place():
 
 @pytest.mark.parametrize(
     ("library", "architecture", "num_features"),
-    [("isweep", "small_cnn", 256), ("isweep", "small_mlp", 64), ("torchvision", "densenet121", 1024)],
+    [("isweep", "small_cnn", 512), ("isweep", "small_mlp", 64), ("torchvision", "densenet121", 1024)],
 )
 def test_other_networks_give_the_input_of_their_classifier(library, architecture, num_features):
     images = pixels()
