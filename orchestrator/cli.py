@@ -438,6 +438,12 @@ def _parser() -> argparse.ArgumentParser:
     cluster.add_argument("--address", metavar="HOST:PORT", help="running Ray cluster, or 'auto' on its head")
     cluster.add_argument("--num-cpus", type=_positive, metavar="N", help="CPUs of the private Ray cluster")
     cluster.add_argument(
+        "--device",
+        choices=("auto", "cpu", "gpu"),
+        default="auto",
+        help="auto uses GPUs when the cluster has some now; gpu waits for an autoscaled one",
+    )
+    cluster.add_argument(
         "--no-dashboard", dest="dashboard", action="store_false", help="serve no Ray dashboard"
     )
     cluster.add_argument("--no-tracking", dest="tracking", action="store_false", help="do not use MLflow")

@@ -1,11 +1,13 @@
 """Connecting to Ray: a private local cluster by default, or one that is already running.
 
-Settings that Ray reads from the environment are all set here, before Ray is first imported.
+Settings that Ray reads from the environment are all set here; where Ray was imported earlier (a notebook, a
+test), it is made to read them again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import secrets
@@ -165,6 +167,7 @@ def connect(
         import ray
 
         _check_version(ray.__version__)
+        _read_settings_again()
         with _quiet():
             ray.init(
                 address="local",
@@ -255,8 +258,20 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        _read_settings_again()
         if token_file is not None:
             token_file.unlink(missing_ok=True)
+
+
+def _read_settings_again() -> None:
+    """Make Ray take its settings from the environment as it is now; it caches them when first imported."""
+    from ray._private import ray_constants
+
+    raylet: Any = importlib.import_module("ray._raylet")
+    # This order is Ray's own (its authentication tests): mode first, then the cached token.
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1") == "1"
 
 
 @contextlib.contextmanager

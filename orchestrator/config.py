@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from search_spaces.datasets import DATASETS, dataset_spec
 
 from orchestrator.errors import ConfigError, SweepError, collect, unknown_name
+from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import SweepSpec
@@ -95,7 +95,7 @@ for _tag, _pattern, _first in (
     ("tag:yaml.org,2002:int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
     (
         "tag:yaml.org,2002:float",
-        r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?$",
+        r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$",
         "-+.0123456789",
     ),
     ("tag:yaml.org,2002:null", r"^(?:null|~|)$", ["n", "~", ""]),

@@ -43,7 +43,7 @@ class FlatRun:
         content: Fingerprint of all of it: equal content need not be sent again.
         started_ms: Start, milliseconds since 1970.
         finished_ms: End, likewise.
-        diverged: The loss stopped being finite; a result, not a failure.
+        metrics_ms: When the newest of ``metrics`` was made; of two values MLflow shows the later one.
     """
 
     run_key: str
@@ -54,7 +54,7 @@ class FlatRun:
     series: tuple[tuple[str, int, float, int], ...] = ()
     started_ms: int = 0
     finished_ms: int = 0
-    diverged: bool = False
+    metrics_ms: int = 0
     content: str = field(default="")
 
 
@@ -136,10 +136,12 @@ def flat_trial(record: Record, measures: Mapping[str, Record]) -> FlatRun:
     }
     metrics = dict(record.get("metrics", {}))
     metrics["wall_time_s"] = record["finished_at"] - record["started_at"]
+    newest = record["finished_at"]
     measure = measures.get(spec.subset.subset_id)
     if measure is not None and measure["data_fingerprint"] == record["data_fingerprint"]:
         tags["measure_id"] = measure["measure_id"]
         metrics.update(measure_metrics(measure, spec.train_size))
+        newest = max(newest, measure["finished_at"])
     series = tuple(
         (f"epoch_{name}", int(epoch["epoch"]), float(epoch[name]), _milliseconds(record["started_at"]))
         for epoch in record.get("history", ())
@@ -156,7 +158,7 @@ def flat_trial(record: Record, measures: Mapping[str, Record]) -> FlatRun:
             series,
             _milliseconds(record["started_at"]),
             _milliseconds(record["finished_at"]),
-            record["status"] == "diverged",
+            _milliseconds(newest),
         )
     )
 
@@ -239,7 +241,7 @@ def index_measures(measures: Iterable[Record]) -> dict[str, Record]:
 
 
 def _sealed(run: FlatRun) -> FlatRun:
-    body = [run.tags, run.params, run.metrics, run.series, run.started_ms, run.finished_ms]
+    body = [run.tags, run.params, run.metrics, run.series, run.started_ms, run.finished_ms, run.metrics_ms]
     return FlatRun(**{**vars(run), "content": fingerprint(body)})
 
 

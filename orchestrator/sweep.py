@@ -52,6 +52,9 @@ class TrialSweep:
         monitor: Who shows it.
         measures: Stored measure records by subset id.
         load: Reads the arrays of a subset.
+        trainable: What runs a cell; another one is for tests and benchmarks.
+        attempts: Attempts at each cell in this run.
+        failed: Latest failure of each cell that has no result.
     """
 
     plan: SweepPlan
@@ -63,6 +66,7 @@ class TrialSweep:
     monitor: Monitor
     measures: dict[str, Record]
     load: Callable[[SubsetSpec], TrialData]
+    trainable: type[TrialTrainable] = TrialTrainable
     attempts: Counter[str] = field(default_factory=Counter)
     failed: dict[str, TrialFailure] = field(default_factory=dict)
 
@@ -117,7 +121,7 @@ class TrialSweep:
         callback = _Bookkeeping(self, by_id, earlier)
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         trainable = tune.with_resources(
-            tune.with_parameters(TrialTrainable, subsets=references), self.resources.as_ray()
+            tune.with_parameters(self.trainable, subsets=references), self.resources.as_ray()
         )
         tuner = tune.Tuner(
             trainable,

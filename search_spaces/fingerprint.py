@@ -45,8 +45,8 @@ def readable_id(slug_parts: list[str], value: object) -> str:
         >>> readable_id(["resnet18", "MNIST 3/8", "n500"], {"x": 1})
         'resnet18-mnist-3-8-n500-5041bf1f713d'
     """
-    slug = "-".join(re.sub(r"[^a-z0-9_]+", "-", part.lower()).strip("-") for part in slug_parts if part)
-    return f"{slug}-{fingerprint(value)[:ID_HEX_DIGITS]}"
+    cleaned = (re.sub(r"[^a-z0-9_]+", "-", part.lower()).strip("-") for part in slug_parts)
+    return "-".join([*filter(None, cleaned), fingerprint(value)[:ID_HEX_DIGITS]])
 
 
 def derive_seed(*parts: object) -> int:

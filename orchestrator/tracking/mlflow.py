@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -254,7 +254,7 @@ class MLflowTracker:
         if self._shows(run):
             return
         run_id = self._open(run.run_key, run.kind, run.tags, run.started_ms)
-        metrics = [Metric(n, v, run.finished_ms, 0) for n, v in run.metrics.items()]
+        metrics = [Metric(n, v, run.metrics_ms, 0) for n, v in run.metrics.items()]
         metrics += [Metric(name, value, at, step) for name, step, value, at in run.series]
         params = [Param(*item) for item in run.params.items()]
         for start in range(0, len(params), MAX_PARAMS_PER_CALL):
@@ -302,14 +302,8 @@ def _now() -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return _without_password((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
 
 
-def _without_password(uri: str) -> str:
-    scheme, _, rest = uri.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
-
-
-def version() -> str:
-    """Version of the installed MLflow."""
-    return str(mlflow.__version__)
+def _without_password(text: str) -> str:
+    return re.sub(r"://[^@/\s]+@", "://", text)

@@ -1,0 +1,57 @@
+"""Interrupts a sweep twice, then lets it finish; run inside namespaces of its own.
+
+Prints one JSON object: the exit code of each run and what was stored after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.integration.sweeps import command, stored
+
+
+def run(sweep: str, root: Path, *, until: int | None = None, send: int = 0) -> dict[str, Any]:
+    """Run until ``until`` results exist, then send ``send`` to the recorded process; None lets it end."""
+    started = time.time()
+    driver = subprocess.Popen(
+        command("run", sweep, "--root", str(root), "--no-dashboard"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if until is not None:
+        while driver.poll() is None and len(stored(root)) < until:
+            time.sleep(0.005)
+        os.kill(driver.pid, send)
+        sent = time.time()
+    out, err = driver.communicate(timeout=200)
+    return {
+        "exit": driver.returncode,
+        "stdout": out,
+        "stderr": err,
+        "seconds_to_stop": time.time() - sent if until is not None else None,
+        "started_at": started,
+        "results": {key: record["started_at"] for key, record in stored(root).items()},
+    }
+
+
+def main(sweep: str, folder: str) -> None:
+    root = Path(folder)
+    phases = {
+        "interrupted": run(sweep, root, until=2, send=signal.SIGINT),
+        "killed": run(sweep, root, until=8, send=signal.SIGKILL),
+        "finished": run(sweep, root),
+        "again": run(sweep, root),
+    }
+    print(json.dumps(phases))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

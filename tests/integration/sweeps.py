@@ -1,0 +1,74 @@
+"""The small sweep of the integration tests, and the command as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SWEEP = """
+name: small
+models: [small_mlp]
+datasets: [manifold_d4, manifold_d12]
+train_sizes: [40, 80]
+test_size: 40
+image_size: 16
+seeds: [0, 1, 2, 3, 4]
+recipe: smoke
+num_neighbors: 10
+"""
+NUM_TRIALS = 20
+
+
+def write_sweep(folder: Path, text: str = SWEEP) -> str:
+    """Write a sweep file and return its path."""
+    path = folder / "small.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line of ``isweep`` in this interpreter."""
+    return [sys.executable, "-m", "orchestrator.cli", *arguments]
+
+
+def isweep(
+    *arguments: str, root: Path, exit_code: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``isweep`` to its end and check its exit code and that no traceback reached the terminal."""
+    done = subprocess.run(
+        command(*arguments, "--root", str(root)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+    assert done.returncode == exit_code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    return done
+
+
+def isweep_json(*arguments: str, root: Path) -> Any:
+    """Run a command with ``--json`` and parse what it prints."""
+    return json.loads(isweep(*arguments, "--json", root=root).stdout)
+
+
+def stored(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the result records of the small sweep by trial id, read without the product's own reader."""
+    folder = root / "sweeps" / "small" / "trials"
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["record"]
+        for path in folder.glob("*/result.json")
+    }
+
+
+def mlflow_runs(root: Path) -> Any:
+    """Return all MLflow runs of the small sweep as a table."""
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+    return mlflow.search_runs(experiment_names=["isweep/small"])

@@ -1,0 +1,176 @@
+"""Everything real: Ray, Tune, torch, MLflow on SQLite, the report; run, run again, interrupted, continued."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from orchestrator import Workspace, load_sweep, plan_sweep, results_table
+from orchestrator.tracking.mlflow import connect, read_rows
+from tests.integration.sweeps import NUM_TRIALS, SWEEP, isweep, isweep_json, mlflow_runs, stored, write_sweep
+from tests.isolation import AVAILABLE, REASON, isolated
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> str:
+    return write_sweep(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, sweep) -> Path:
+    """A root with the small sweep finished."""
+    folder = tmp_path_factory.mktemp("root")
+    done = isweep("run", sweep, root=folder)
+    report = Path(done.stdout.splitlines()[-1])
+    assert report.name == "report.html"
+    assert report.stat().st_size > 10_000
+    return folder
+
+
+def test_every_planned_trial_is_stored_once_and_tracked_once(root, sweep):
+    planned = set(plan_sweep(load_sweep(sweep)).trials_by_id)
+    assert set(stored(root)) == planned
+    runs = mlflow_runs(root)
+    trials = runs[runs["tags.kind"] == "trial"]
+    assert sorted(trials["tags.trial_id"]) == sorted(planned)
+    assert set(runs["status"]) == {"FINISHED"}
+    parent = runs[runs["tags.kind"] == "sweep"]["run_id"].item()
+    assert set(trials["tags.mlflow.parentRunId"]) == {parent}
+
+
+def test_a_second_run_trains_nothing(root, sweep):
+    before = stored(root)
+    done = isweep("run", sweep, root=root)
+    assert stored(root) == before
+    assert f"{NUM_TRIALS} of {NUM_TRIALS} trials done" in done.stderr
+    assert "Ray" not in done.stderr  # nothing to do, so no cluster is started
+
+
+def test_the_tables_from_mlflow_and_from_the_store_are_equal(root, sweep):
+    workspace = Workspace.open(sweep, str(root))
+    rows = read_rows(connect(f"sqlite:///{root / 'mlflow.db'}"), "small")
+    tracked, from_store = results_table(workspace, rows), results_table(workspace)
+    columns = sorted(from_store.columns)
+    assert len(from_store) == NUM_TRIALS
+    assert sorted(tracked.columns) == columns
+    pd.testing.assert_frame_equal(tracked[columns], from_store[columns])
+
+
+def test_what_a_row_says_is_what_the_trial_and_the_measure_found(root, sweep):
+    table = results_table(Workspace.open(sweep, str(root))).set_index("trial_id")
+    for trial_id, record in stored(root).items():
+        row = table.loc[trial_id]
+        assert row["test_loss"] == record["metrics"]["test_loss"]
+        assert row["train_size"] == record["spec"]["train_size"]
+    assert table["d_data_mle"].notna().all()
+    by_dataset = table.groupby("dataset")["d_data_mle"].mean()
+    assert by_dataset["manifold_d4"] < by_dataset["manifold_d12"]
+
+
+def test_status_plan_and_results_as_json(root, sweep):
+    status = isweep_json("status", sweep, root=root)
+    assert {key: status[key] for key in ("planned", "done", "failed", "running", "pending", "failures")} == {
+        "planned": NUM_TRIALS,
+        "done": NUM_TRIALS,
+        "failed": 0,
+        "running": 0,
+        "pending": 0,
+        "failures": [],
+    }
+    plan = isweep_json("plan", sweep, root=root)
+    assert plan["sweep"] == "small"
+    assert {row["status"] for row in plan["trials"]} == {"done"}
+    assert set(plan["trials"][0]) == {
+        "trial_id",
+        "model",
+        "dataset",
+        "class_pair",
+        "train_size",
+        "seed",
+        "status",
+    }
+    assert [measure["status"] for measure in plan["measures"]] == ["done", "done"]
+    assert plan["estimate"]["trials_left"] == 0
+    rows = isweep_json("results", sweep, root=root)
+    assert rows == isweep_json("results", sweep, "--from-store", root=root)
+    assert len(rows) == NUM_TRIALS
+
+
+def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
+    assert isinstance(isweep_json("fit", sweep, root=root), dict)
+    assert Path(isweep_json("report", sweep, root=root)["report"]).exists()
+    counts = isweep_json("reconcile", sweep, root=root)
+    assert counts == {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": NUM_TRIALS + 2}
+    csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
+    isweep("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
+    assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
+
+
+def test_the_report_is_attached_to_the_parent_run(root):
+    runs = mlflow_runs(root)
+    parent = runs[runs["tags.kind"] == "sweep"]["run_id"].item()
+    client = connect(f"sqlite:///{root / 'mlflow.db'}")
+    names = {Path(item.path).name for item in client.list_artifacts(parent, "report")}
+    assert {"report.html", "results.csv"} <= names
+
+
+def test_a_lost_tracking_store_is_rebuilt_from_the_results(root, sweep, tmp_path):
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    counts = isweep_json("reconcile", sweep, "--mlflow-uri", uri, root=root)
+    assert counts["replayed"] == NUM_TRIALS + 2
+    rows = isweep_json("results", sweep, "--mlflow-uri", uri, root=root)
+    assert rows == isweep_json("results", sweep, root=root)
+
+
+def test_an_extended_grid_runs_only_what_is_new(root, sweep, tmp_path):
+    before = stored(root)
+    extended = write_sweep(tmp_path, SWEEP.replace("[0, 1, 2, 3, 4]", "[0, 1, 2, 3, 4, 5]"))
+    status = isweep_json("status", extended, root=root)
+    assert (status["planned"], status["done"], status["pending"]) == (NUM_TRIALS + 4, NUM_TRIALS, 4)
+    isweep("run", extended, "--no-dashboard", root=root)
+    after = stored(root)
+    assert len(after) == NUM_TRIALS + 4
+    assert {key: after[key] for key in before} == before
+    # The smaller plan still knows its own cells, and says what it does not use.
+    status = isweep_json("status", sweep, root=root)
+    assert (status["done"], len(status["foreign"])) == (NUM_TRIALS, 4)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason=REASON)
+def test_interrupted_killed_and_continued(root, sweep, tmp_path):
+    done = subprocess.run(
+        isolated(sys.executable, "-m", "tests.integration.interrupted", sweep, str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=True,
+    )
+    phases = json.loads(done.stdout)
+    interrupted, killed, finished, again = (phases[k] for k in ("interrupted", "killed", "finished", "again"))
+
+    assert interrupted["exit"] == 130, interrupted["stderr"]
+    assert interrupted["seconds_to_stop"] < 30
+    assert "trials are kept; continue with: isweep run" in interrupted["stderr"].replace("\n", " ")
+    assert "Traceback" not in interrupted["stderr"]
+    assert killed["exit"] == -9
+    assert finished["exit"] == 0, finished["stderr"]
+    assert 2 <= len(interrupted["results"]) < len(killed["results"]) < NUM_TRIALS
+    assert len(finished["results"]) == NUM_TRIALS
+    # What was finished before an interruption is never trained again.
+    for earlier, later in ((interrupted, killed), (killed, finished), (finished, again)):
+        assert earlier["results"].items() <= later["results"].items()
+    assert again["results"] == finished["results"]
+
+    runs = mlflow_runs(tmp_path)
+    trials = runs[runs["tags.kind"] == "trial"]
+    assert sorted(trials["tags.trial_id"]) == sorted(stored(tmp_path))
+    assert set(runs["status"]) == {"FINISHED"}
+    # Numbers do not depend on interruptions, nor on what ran beside.
+    undisturbed = stored(root)
+    for trial_id, record in stored(tmp_path).items():
+        assert record["metrics"] == undisturbed[trial_id]["metrics"], trial_id

@@ -1,0 +1,116 @@
+import re
+
+import pytest
+
+from orchestrator.config import load_sweep, parse_sweep, preset_names
+from orchestrator.errors import ConfigError
+
+GOOD = """
+name: mine
+models: [small_cnn]
+datasets: [mnist5k]
+train_sizes: [20, 40]
+test_size: 20
+image_size: 28
+recipe: smoke
+"""
+
+
+def parse(text: str):
+    return parse_sweep(text, origin="mine.yaml")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid(name):
+    assert load_sweep(name).name == name
+
+
+def test_a_sweep_file_is_read(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("\ufeff" + GOOD, encoding="utf-8")
+    assert load_sweep(str(path)).train_sizes == (20, 40)
+
+
+def test_all_mistakes_are_reported_at_once():
+    text = GOOD.replace("small_cnn", "resnet19").replace("[20, 40]", "[20, x]") + "epoch: 3\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    message = str(caught.value)
+    assert "3 problems found" in message
+    assert "epoch: unknown key" in message
+    assert re.search(r"train_sizes\.1: .*'x'", message)
+    assert "'resnet19'; did you mean 'resnet18'?" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("name: mine", "name: Mine!"), r"name: string should match pattern.*'Mine!'"),
+        (("[mnist5k]", "[mnist5]"), r"Unknown dataset; found: 'mnist5'; did you mean 'mnist5k'"),
+        (("recipe: smoke", "recipe: smok"), r"Unknown recipe; found: 'smok'; did you mean 'smoke'"),
+        (("[20, 40]", "[]"), r"train_sizes: tuple should have at least 1 item"),
+        (("[20, 40]", "[20, 20]"), r"train_sizes names 20 more than once"),
+        (("test_size: 20", "test_size: 1.5"), r"test_size: input should be a valid integer.*1\.5"),
+        (("test_size: 20", "test_size: '20'"), r"test_size: input should be a valid integer.*'20'"),
+        (("test_size: 20", "test_size: true"), r"test_size: input should be a valid integer.*True"),
+        (("test_size: 20", "test_size: 0123"), r"test_size: input should be a valid integer.*'0123'"),
+        (("test_size: 20", "test_size: 12:30"), r"test_size: input should be a valid integer.*'12:30'"),
+        (("test_size: 20", "seeds: [-1]"), r"test_size: this key is required"),
+        (("test_size: 20", "tset_size: 20"), r"tset_size: unknown key; did you mean 'test_size'\?"),
+        (("name: mine", "name: mine\nname: other"), r"key 'name' stands twice"),
+        (("name: mine", "name: &a mine"), r"must not use YAML anchors"),
+        (
+            ("name: mine", "name: !!python/object/apply:os.system [ls]"),
+            r"must be valid YAML.*could not determine",
+        ),
+        (("name: mine", "name: mine\n5: 6"), r"key 5 must be text"),
+        (("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets names a dataset more than once"),
+        (
+            ("[mnist5k]", "[{name: mnist5k, own: {kind: folder, path: x, domain: medical}}]"),
+            r"needs a name of its own; found: 'mnist5k'",
+        ),
+        (("image_size: 28", "image_size: 1e400"), r"image_size"),
+        (
+            ("recipe: smoke", "recipe: smoke\nattacks: {epsilons: [0]}"),
+            r"attacks\.epsilons\.0: .*greater than 0",
+        ),
+    ],
+)
+def test_mistakes_name_the_key_the_value_and_the_rule(change, message):
+    assert change[0] in GOOD
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        parse(GOOD.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must not be empty"),
+        ("- a\n- b", "must be a mapping of keys to values; found: list"),
+        ("a: [", "must be valid YAML"),
+        ("a: " + "[" * 50 + "]" * 50, "may nest at most 20 levels"),
+    ],
+)
+def test_what_is_no_sweep_file(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(text)
+
+
+def test_scientific_numbers_are_numbers():
+    assert parse(GOOD + "attacks: {epsilons: [5e-1]}\n").attacks.epsilons == (0.5,)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"must exist; found: .*absent.yaml; presets are: .*demo"):
+        load_sweep(str(tmp_path / "absent.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="must be readable UTF-8"):
+        load_sweep(str(tmp_path / "binary.yaml"))
+    (tmp_path / "big.yaml").write_bytes(b"#" * 1_000_001)
+    with pytest.raises(ConfigError, match="at most 1,000,000 bytes"):
+        load_sweep(str(tmp_path / "big.yaml"))
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match="Unknown preset; found: 'dmo'; did you mean 'demo'"):
+        load_sweep("dmo")

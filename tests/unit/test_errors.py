@@ -1,0 +1,39 @@
+import inspect
+import pickle
+
+import pytest
+
+from search_spaces import errors
+from search_spaces.errors import ConfigError, DataError, SetupError, SweepError, collect, unknown_name
+
+FAMILY = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, SweepError)]
+
+
+@pytest.mark.parametrize("error", FAMILY)
+def test_errors_survive_pickling(error):
+    made = error("a rule", "a value", "a way out")
+    again = pickle.loads(pickle.dumps(made))
+    assert type(again) is error
+    assert str(again) == "a rule; found: a value; a way out."
+
+
+def test_exit_codes():
+    assert (ConfigError.exit_code, DataError.exit_code, SetupError.exit_code) == (2, 2, 3)
+
+
+def test_collect_reports_all_problems_at_once():
+    with pytest.raises(ConfigError, match=r"(?s)2 problems found:.*first.*second"):
+        collect([ConfigError("first"), DataError("second")])
+
+
+def test_collect_keeps_a_single_problem_as_it_is():
+    with pytest.raises(ConfigError, match=r"^only\.$"):
+        collect([ConfigError("only")])
+    collect([])
+
+
+def test_unknown_names_show_the_nearest_and_all():
+    message = str(unknown_name("model", "resnet19", ["resnet18", "vgg13"]))
+    assert (
+        message == "Unknown model; found: 'resnet19'; did you mean 'resnet18'? known models: resnet18, vgg13."
+    )
