@@ -71,7 +71,7 @@ def associate(points: pd.DataFrame, x: str, y: str, *, model: str, draws: Draws)
     pearson = float(weighted_pearson(xs, ys, task.weights[None, :])[0])
     left = weighted_pearson(xs, ys, without)
     drawn = weighted_pearson(xs, ys, bootstrap_weights(task, draws.num, rng))
-    means = rows.groupby(c.DATASET)[[x, y]].mean()
+    means = rows.groupby([c.DOMAIN, c.DATASET])[[x, y]].mean()
     return replace(
         blank,
         status="ok",
@@ -80,17 +80,14 @@ def associate(points: pd.DataFrame, x: str, y: str, *, model: str, draws: Draws)
         pearson_bootstrap_interval=_quantiles(drawn),
         pearson_left_out={n: float(v) if np.isfinite(v) else None for n, v in zip(names, left, strict=True)},
         pearson_dataset_means=_correlation(means[x], means[y]),
-        pearson_by_domain={str(d): _domain_correlation(part, x, y) for d, part in rows.groupby(c.DOMAIN)},
+        pearson_by_domain={
+            str(domain): _correlation(part[x], part[y]) for domain, part in means.groupby(level=0)
+        },
         spearman=_correlation(rows[x].rank(), rows[y].rank()),
         spearman_dataset_means=_correlation(means[x].rank(), means[y].rank()),
         slope=coefficients(solution, (x,), (None,))[1] if solution else None,
         caveats=few_datasets(rows),
     )
-
-
-def _domain_correlation(rows: pd.DataFrame, x: str, y: str) -> float | None:
-    means = rows.groupby(c.DATASET)[[x, y]].mean()
-    return _correlation(means[x], means[y])
 
 
 def _correlation(x: pd.Series, y: pd.Series) -> float | None:

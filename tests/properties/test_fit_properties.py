@@ -1,0 +1,104 @@
+"""Promises of the fits that hold for every table, not for chosen ones."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.analysis import fit_scaling_laws, predict, read_csv, write_csv
+from orchestrator.analysis.csvfile import escape_cell, unescape_cell
+from orchestrator.analysis.synthetic import synthetic_table
+
+QUICK = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def losses_only(**parameters):
+    """A table without attacks and d_repr, whose fits take half as long."""
+    table = synthetic_table(**parameters)
+    return table[[name for name in table if not name.startswith(("fgsm", "d_repr"))]]
+
+
+SLOPES = st.floats(-3, 3).filter(lambda value: abs(value) > 0.05)
+SEEDS = st.integers(0, 10_000)
+
+
+@QUICK
+@given(size=SLOPES, sharpness=SLOPES, seed=SEEDS, models=st.sampled_from([("a",), ("a", "b")]))
+def test_any_exact_law_is_recovered(size, sharpness, seed, models):
+    table = losses_only(size_slope=size, sharpness_slope=sharpness, seed=seed, models=models)
+    law = fit_scaling_laws(table, num_bootstrap=0).law("predicted_form")
+    assert law.coefficient("scaled_log_train_size").value == pytest.approx(size, rel=1e-6)
+    assert law.coefficient("log_sharpness").value == pytest.approx(sharpness, rel=1e-6)
+
+
+@QUICK
+@given(seed=SEEDS, order=st.randoms(use_true_random=False))
+def test_row_order_changes_nothing(seed, order):
+    table = losses_only(seed=seed, trial_std=0.3)
+    rows = list(range(len(table)))
+    order.shuffle(rows)
+    assert fit_scaling_laws(table, num_bootstrap=10) == fit_scaling_laws(table.iloc[rows], num_bootstrap=10)
+
+
+@QUICK
+@given(seed=SEEDS, factor=st.floats(0.01, 100))
+def test_multiplying_all_losses_moves_the_intercept_only(seed, factor):
+    table = losses_only(seed=seed, trial_std=0.3)
+    one = fit_scaling_laws(table, num_bootstrap=0).law("predicted_form")
+    scaled = table.assign(test_loss=table["test_loss"] * factor)
+    two = fit_scaling_laws(scaled, num_bootstrap=0).law("predicted_form")
+    assert two.coefficients[0].value - one.coefficients[0].value == pytest.approx(np.log(factor), abs=1e-6)
+    for before, after in zip(one.coefficients[1:], two.coefficients[1:], strict=True):
+        assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
+        assert after.interval == pytest.approx(before.interval, rel=1e-6, abs=1e-6)
+
+
+@QUICK
+@given(seed=SEEDS, lost=st.sets(st.integers(0, 35), max_size=36))
+def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
+    table = losses_only(seed=seed, trial_std=0.3)
+    rows = sorted(lost)
+    table.loc[rows[0::3], "test_loss"] = np.nan
+    table.loc[rows[1::3], "d_data_mle"] = np.nan
+    table.loc[rows[2::3], "label_sharpness"] = 1.797e308
+    fits = fit_scaling_laws(table, num_bootstrap=5)
+    json.dumps(fits.to_json(), allow_nan=False)
+    for law in fits.laws:
+        assert (law.status == "ok") == bool(law.coefficients)
+        assert law.status == "ok" or law.reason
+
+
+@QUICK
+@given(seed=SEEDS, size=st.floats(10, 1e6), d_data=st.floats(3, 40), sharpness=st.floats(1e-5, 1e-2))
+def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
+    fits = fit_scaling_laws(losses_only(seed=seed, trial_std=0.05), num_bootstrap=0)
+    about = {"model": "pooled", "domain": None, "d_data": d_data, "label_sharpness": sharpness}
+    loss = predict(fits, train_size=size, **about).value
+    slope = fits.law("predicted_form").coefficient("scaled_log_train_size").value
+    found = predict(fits, target_loss=loss, **about).value
+    assert found == pytest.approx(size, rel=1e-6) if slope > 0 else found is None
+
+
+@given(st.text())
+def test_escaping_a_cell_is_undone(text):
+    assert unescape_cell(escape_cell(text)) == text
+    assert not str(escape_cell(text)).startswith(("=", "+", "-", "@"))
+
+
+@QUICK
+@given(
+    texts=st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=8), min_size=1
+    ),
+    data=st.data(),
+)
+def test_csv_loses_nothing(tmp_path, texts, data):
+    numbers = data.draw(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=len(texts),
+                                 max_size=len(texts)))  # fmt: skip
+    table = pd.DataFrame({"trial_id": texts, "test_loss": numbers})
+    back = read_csv(write_csv(table, tmp_path / "results.csv"))
+    assert back["trial_id"].tolist() == texts
+    assert back["test_loss"].tolist() == numbers

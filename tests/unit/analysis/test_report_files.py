@@ -1,0 +1,147 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from orchestrator.analysis import fit_scaling_laws, published_table, read_csv, write_report
+from orchestrator.analysis.figures import DRAWINGS
+from orchestrator.analysis.findings import findings
+from orchestrator.analysis.synthetic import synthetic_table
+
+SUMMARY = {
+    "planned": 40, "done": 36, "failed": 3, "diverged": 1,
+    "failures": [{"trial_id": "t-1", "kind": "out_of_memory", "message": "<script>alert(1)</script>"}],
+    "measures": [{"dataset": "natural0", "train_size": 500, "d_data": 9.123456}],
+    "datasets": {"medical0": {"title": "Lesions", "description": "semi-synthetic slices"}},
+    "versions": {"torch": "2.10"}, "commits": ["fedcba9"], "preset": "name: <demo>\n",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table():
+    table = synthetic_table(num_natural=3, num_medical=2, trial_std=0.2, models=("resnet18", "vgg13"))
+    table.loc[:3, "code_version"] = "1111111"
+    return table
+
+
+@pytest.fixture(scope="module")
+def fits(table):
+    return fit_scaling_laws(table, num_bootstrap=50)
+
+
+@pytest.fixture(scope="module")
+def folder(table, fits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert write_report(table, fits, folder, sweep="<b>&demo", summary=SUMMARY) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_file_is_there(folder):
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert {"report.html", "results.csv", "results.parquet", "fits.json"} <= names
+    assert {f"{d.name}.{kind}" for d in DRAWINGS for kind in ("png", "pdf")} <= names
+
+
+def test_the_page_needs_nothing_from_outside(page):
+    assert re.findall(r"(?:src|href)=[\"'](?!data:|#)", page) == []
+    assert "url(" not in page
+    assert "<script" not in page
+    assert page.count("data:image/png;base64,") == len(DRAWINGS)
+
+
+def test_what_users_name_is_escaped(page):
+    assert "&lt;b&gt;&amp;demo" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "name: &lt;demo&gt;" in page
+
+
+def test_counts_findings_caveats_and_provenance_are_shown(page):
+    assert "<b>40</b>planned" in page
+    assert "<b>1</b>diverged" in page
+    assert page.index("Is a dataset of higher intrinsic dimension harder") < page.index("<h2>Figures")
+    assert "medical0: Lesions. semi-synthetic slices." in page
+    assert "3 versions of the code" in page
+    assert "torch 2.10" in page
+    assert "9.12" in page
+
+
+def test_every_column_is_explained(page, table):
+    for name in table.columns:
+        assert f"<code>{name}</code>" in page
+    assert "not part of the standard table" not in page
+
+
+def test_data_files_hold_the_table(folder, table):
+    expected = table.sort_values("trial_id", ignore_index=True)
+    for back in (read_csv(folder / "results.csv"), pd.read_parquet(folder / "results.parquet")):
+        assert back.columns.tolist() == table.columns.tolist()
+        assert back["trial_id"].tolist() == expected["trial_id"].tolist()
+        assert back["test_loss"].tolist() == expected["test_loss"].tolist()
+
+
+def test_fits_are_stored_whole(folder, fits):
+    assert json.loads((folder / "fits.json").read_text(encoding="utf-8")) == fits.to_json()
+
+
+def test_the_same_input_gives_the_same_bytes(folder, table, fits, tmp_path):
+    write_report(table, fits, tmp_path, sweep="<b>&demo", summary=SUMMARY)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes(), path.name
+
+
+def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path):
+    stale = tmp_path / "figures" / "loss_gain_on_sharpness.png"
+    stale.parent.mkdir()
+    stale.write_bytes(b"old")
+    nothing = synthetic_table().head(0)
+    write_report(nothing, fit_scaling_laws(nothing), tmp_path, sweep="a", summary={})
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    "few",
+    [
+        synthetic_table().head(0),
+        synthetic_table(num_natural=1, num_medical=0).head(1),
+        synthetic_table(num_natural=1, num_medical=1, train_sizes=(64,)),
+        synthetic_table(num_natural=1, num_medical=1).assign(test_loss=np.nan, status="diverged"),
+        synthetic_table(num_natural=1, num_medical=1)[
+            ["trial_id", "model", "dataset", "domain", "train_size", "test_loss"]
+        ],
+    ],
+    ids=["empty", "one trial", "one size", "all diverged", "losses only"],
+)
+def test_little_data_makes_a_report_that_says_so(few, tmp_path):
+    page = write_report(
+        few, fit_scaling_laws(few, num_bootstrap=20), tmp_path, sweep="s", summary={}
+    ).read_text()
+    assert "cannot be" in page or "no slope can be fitted" in page
+    assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
+
+
+def test_published_numbers_stand_beside_matching_datasets_only(page, tmp_path):
+    assert "No dataset and train size of this sweep is among the published ones" in page
+    ours = published_table()
+    ours = ours[(ours["dataset"].isin(["mnist", "brats"])) & (ours["model"] == "vgg13")]
+    fits = fit_scaling_laws(ours, num_bootstrap=0)
+    text = write_report(ours, fits, tmp_path, sweep="s", summary={}).read_text(encoding="utf-8")
+    assert "Side by side with the published numbers" in text
+
+
+def test_findings_state_the_sign_only_where_it_is_established():
+    clear = fit_scaling_laws(synthetic_table(num_natural=8, num_medical=8, trial_std=0.02), num_bootstrap=0)
+    text = findings(clear)[1].answer
+    assert "log loss rises by" in text
+    assert "no established change" not in text
+    vague = fit_scaling_laws(published_table(), num_bootstrap=0, sharpness_policy="ignore")
+    first = findings(vague)[0]
+    assert "shows no established change" in first.answer
+    assert "Without prostate, the medical slope has the other sign." in first.caveats
