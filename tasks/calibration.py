@@ -11,10 +11,11 @@ curled-up sheet give different values. But they also differ in other statistics 
 2. The same statistics are simulated for each family of manifolds over a grid of dimensions, with as many
    points; between grid values they are interpolated in ln d.
 3. Bayes' rule with even prior over families and ln d gives a distribution over d. Its covariance holds the
-   noise of simulated statistics plus `MODEL_SPREAD` of their spread between families at that dimension,
-   because real data are in none of the families.
+   noise of simulated statistics plus a part of their spread between families at that dimension, because
+   real data are in none of the families: `VALUE_SPREAD` of it for the value, the distribution's mean in
+   ln d, and the more cautious `INTERVAL_SPREAD` for the interval, its central part.
 
-The value is the distribution's mean in ln d, the interval its central part. The embedding does not matter
+The embedding does not matter
 beyond bounding d: statistics of distances do not change when points are moved isometrically into more
 pixels.
 """
@@ -37,9 +38,10 @@ from tasks.remote import Executor, InlineExecutor
 
 DIMENSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 NUM_REPEATS = 3
-# Chosen on simulated families left out one at a time and on the benchmark manifolds, docs/measures.md:
-# smaller values make intervals that miss other shapes, larger ones forget what the statistics say.
-MODEL_SPREAD = 0.3
+# Chosen on simulated families left out one at a time and on the benchmark manifolds, see docs/measures.md.
+# A small part makes the best values, but intervals that are too sure of shapes they have not seen.
+VALUE_SPREAD = 0.3
+INTERVAL_SPREAD = 1.0
 # Interpolation between grid dimensions is not better than about one percent.
 INTERPOLATION_ERROR = 0.01
 # Simulating more points than this costs minutes and corrects ever less; larger data are thinned to it.
@@ -152,9 +154,14 @@ def calibrate(
         return CalibratedDimension(None, None, None, num_points, num_neighbors, level, {}, 0, reason=reason)
     ambient = int(np.prod(source.row_shape))
     simulations = simulate(
-        num_points, num_neighbors, _grid(np.exp(observed[0]), ambient), families, executor=executor, seed=seed
+        num_points,
+        num_neighbors,
+        dimension_grid(np.exp(observed[0]), ambient),
+        families,
+        executor=executor,
+        seed=seed,
     )
-    return _posterior(observed, simulations, num_points, num_neighbors, level, ambient)
+    return posterior(observed, simulations, num_points, num_neighbors, level, ambient)
 
 
 def statistics(table: NeighborTable, pair_distances: FloatArray, num_neighbors: int) -> FloatArray | None:
@@ -216,7 +223,7 @@ def _pair_distances(source: BlockSource, kept: npt.NDArray[Any]) -> FloatArray:
     return np.sqrt(squared[np.triu_indices(len(rows), 1)])
 
 
-def _grid(estimate: float, ambient: int) -> list[int]:
+def dimension_grid(estimate: float, ambient: int) -> list[int]:
     """Dimensions worth simulating: from well below the raw estimate to where it could have come from."""
     # The raw value is at most a fifth too high on curled shapes, and falls short by up to a factor that
     # itself grows with dimension (2 at 32, 3 at 70, for 1,000 points).
@@ -227,7 +234,7 @@ def _grid(estimate: float, ambient: int) -> list[int]:
     return [*below, *inside, *above]
 
 
-def _posterior(
+def posterior(
     observed: FloatArray,
     simulations: Simulations,
     num_points: int,
@@ -238,28 +245,22 @@ def _posterior(
     """Step 3: distribution over families and ln d given the observed statistics."""
     grid = np.linspace(simulations.log_dimensions[0], simulations.log_dimensions[-1], 400)
     curves, noise = _curves(simulations, grid)
-    deviations = np.nan_to_num(curves - np.nanmean(curves, axis=0))
-    between = np.einsum("fgi,fgj->gij", deviations, deviations) / len(curves)
-    covariance = noise + MODEL_SPREAD * between + INTERPOLATION_ERROR**2 * np.eye(4)
-    residual = observed - curves
-    misfit = np.einsum("fgi,gij,fgj->fg", residual, np.linalg.inv(covariance), residual)
-    log_weight = np.where(np.isnan(misfit), -np.inf, -0.5 * misfit - 0.5 * np.linalg.slogdet(covariance)[1])
-    log_weight = np.where(grid <= np.log(ambient) + 1e-9, log_weight, -np.inf)
-    weight = np.exp(log_weight - log_weight.max())
-    weight /= weight.sum()
-    density = weight.sum(axis=0)
+    curves[:, grid > np.log(ambient) + 1e-9] = np.nan
+    weight, misfit = _weights(observed, curves, noise, VALUE_SPREAD)
+    value = float(np.exp(weight.sum(axis=0) @ grid))
+    density = _weights(observed, curves, noise, INTERVAL_SPREAD)[0].sum(axis=0)
     tail = (1 - level) / 2
     low, high = np.exp(np.interp([tail, 1 - tail], density.cumsum(), grid))
     notes = []
-    if np.nanmin(misfit) > MISFIT:
+    if misfit > MISFIT:
         notes.append(
             "the distances are unlike those of every simulated family; take the correction with care"
         )
     if density[-4:].sum() > tail and grid[-1] < np.log(ambient):
         notes.append("the interval reaches the largest simulated dimension; the true one may be higher")
     return CalibratedDimension(
-        value=float(np.exp(density @ grid)),
-        interval=(float(low), float(high)),
+        value=value,
+        interval=(min(float(low), value), max(float(high), value)),
         uncorrected=float(np.exp(observed[0])),
         num_points=num_points,
         num_neighbors=num_neighbors,
@@ -268,6 +269,24 @@ def _posterior(
         num_simulations=int(np.isfinite(simulations.statistics[..., 0]).sum()),
         notes=tuple(notes),
     )
+
+
+def _weights(
+    observed: FloatArray, curves: FloatArray, noise: FloatArray, spread: float
+) -> tuple[FloatArray, float]:
+    """Probability of each family and grid value, ``(num_families, len(grid))``, and the smallest misfit."""
+    missing: npt.NDArray[np.bool_] = np.asarray(np.isnan(curves).any(axis=2))
+    centred = np.where(missing[..., None], 0, curves)
+    centred -= centred.sum(axis=0) / np.maximum((~missing).sum(axis=0), 1)[:, None]
+    centred[missing] = 0
+    between = np.einsum("fgi,fgj->gij", centred, centred) / len(curves)
+    covariance = noise + spread * between + INTERPOLATION_ERROR**2 * np.eye(4)
+    residual = np.where(missing[..., None], 0, observed - curves)
+    misfit = np.einsum("fgi,gij,fgj->fg", residual, np.linalg.inv(covariance), residual)
+    misfit[missing] = np.inf
+    log_weight = -0.5 * misfit - 0.5 * np.linalg.slogdet(covariance)[1]
+    weight = np.exp(log_weight - log_weight.max())
+    return weight / weight.sum(), float(misfit.min())
 
 
 def _curves(simulations: Simulations, grid: FloatArray) -> tuple[FloatArray, FloatArray]:

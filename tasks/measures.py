@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,52 +65,18 @@ def measure_nested(
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
     profile = profile_rows(source, codes, executor=executor)
-    positions = np.searchsorted(profile.keep, sizes).tolist()  # distinct images below each size
-    kept = None if codes is None else codes[profile.keep]
-    samples, sample_slices = (np.zeros((0, positions[-1]), bool), [slice(0, 0)] * len(sizes))
-    if kept is not None:
-        samples, sample_slices = stratified_subsets(
-            kept[: positions[-1]], positions, settings.sharpness_sample, settings.sharpness_seeds
-        )
-    search = nested_neighbors(
-        source,
-        codes,
-        positions,
-        max(1, min(table_width(settings.estimators, settings.num_neighbors), positions[-1] - 1)),
-        executor=executor,
-        precision=Precision(dtype=settings.dtype, device=settings.device),
-        block_rows=settings.block_rows,
-        keep=profile.keep,
-        subsets=samples,
-    )
+    found = _one_pass(source, codes, sizes, profile, executor, settings)
     convention = _convention(source, settings)
-    records = [
-        SizeRecord(
-            size,
-            size - positions[number],
-            sum(row < size for row, _ in profile.conflicts),
-            estimate(
-                search.tables[number],
-                num_neighbors=settings.num_neighbors,
-                estimators=settings.estimators,
-                discard_fraction=settings.discard_fraction,
-                seed=settings.seed,
-            ),
-            None
-            if kept is None
-            else _sharpness(
-                source, profile, kept, search, number, samples, sample_slices[number], convention
-            ),
-        )
-        for number, size in enumerate(sizes)
-    ]
+    records = tuple(
+        _size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)
+    )
     return MeasureRecord(
-        tuple(records),
+        records,
         tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
         settings,
-        search.precision,
+        found.search.precision,
         _notes(records[-1], convention),
-        _calibration(source, profile.keep[: positions[-1]], settings, executor),
+        _calibration(source, profile.keep[: found.positions[-1]], settings, executor),
     )
 
 
@@ -178,28 +144,94 @@ def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConv
     return SharpnessConvention(pixel_range, side, channels, settings.sharpness_sample)
 
 
-def _sharpness(
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass over the rows found, and what it was about.
+
+    Attributes:
+        source: Where rows are read.
+        profile: Duplicates and conflicts.
+        labels: ``(num_distinct,)`` labels of the distinct images, or None.
+        positions: Distinct images below each train size.
+        samples: ``(num_samples, num_positions)`` masks of the samples of all sizes.
+        sample_slices: Which of them belong to each size.
+        search: Neighbours.
+    """
+
+    source: BlockSource
+    profile: RowProfile
+    labels: npt.NDArray[np.int64] | None
+    positions: list[int]
+    samples: npt.NDArray[np.bool_]
+    sample_slices: list[slice]
+    search: NeighborSearch
+
+
+def _one_pass(
     source: BlockSource,
+    codes: npt.NDArray[np.int64] | None,
+    sizes: list[int],
     profile: RowProfile,
-    labels: npt.NDArray[Any],
-    search: NeighborSearch,
-    number: int,
-    samples: npt.NDArray[np.bool_],
-    part: slice,
-    convention: SharpnessConvention,
+    executor: Executor,
+    settings: MeasureSettings,
+) -> _Pass:
+    """Draw the samples and find all neighbours."""
+    positions = np.searchsorted(profile.keep, sizes).tolist()
+    labels = None if codes is None else codes[profile.keep]
+    samples, slices = np.zeros((0, positions[-1]), bool), [slice(0, 0)] * len(sizes)
+    if labels is not None:
+        samples, slices = stratified_subsets(
+            labels[: positions[-1]], positions, settings.sharpness_sample, settings.sharpness_seeds
+        )
+    search = nested_neighbors(
+        source,
+        codes,
+        positions,
+        max(1, min(table_width(settings.estimators, settings.num_neighbors), positions[-1] - 1)),
+        executor=executor,
+        precision=Precision(dtype=settings.dtype, device=settings.device),
+        block_rows=settings.block_rows,
+        keep=profile.keep,
+        subsets=samples,
+    )
+    return _Pass(source, profile, labels, positions, samples, slices, search)
+
+
+def _size_record(
+    found: _Pass, number: int, size: int, settings: MeasureSettings, convention: SharpnessConvention
+) -> SizeRecord:
+    """The record of one train size."""
+    return SizeRecord(
+        train_size=size,
+        num_duplicates=size - found.positions[number],
+        num_conflicts=sum(row < size for row, _ in found.profile.conflicts),
+        d_data=estimate(
+            found.search.tables[number],
+            num_neighbors=settings.num_neighbors,
+            estimators=settings.estimators,
+            discard_fraction=settings.discard_fraction,
+            seed=settings.seed,
+        ),
+        label_sharpness=None if found.labels is None else _sharpness(found, found.labels, number, convention),
+    )
+
+
+def _sharpness(
+    found: _Pass, labels: npt.NDArray[np.int64], number: int, convention: SharpnessConvention
 ) -> LabelSharpness:
     """Label sharpness of one size, the attaining pairs recomputed directly."""
-    table = search.tables[number]
+    table, rows, part = found.search.tables[number], found.profile.keep, found.sample_slices[number]
     size = table.num_points
-    rows = profile.keep
     nearest = table.opposite_distances.copy()
-    pair = _refine_minimum(source, rows, nearest, table.opposite_indices)
-    inside = search.subset_opposites[part, :size].copy()
-    for line, ids in zip(inside, search.subset_indices[part, :size], strict=True):
-        _refine_minimum(source, rows, line, ids)
+    pair = _refine_minimum(found.source, rows, nearest, table.opposite_indices)
+    inside = found.search.subset_opposites[part, :size].copy()
+    for line, ids in zip(inside, found.search.subset_indices[part, :size], strict=True):
+        _refine_minimum(found.source, rows, line, ids)
     closest = np.inf if pair is None else float(nearest[pair[0]])
     original = None if pair is None else (int(rows[pair[0]]), int(rows[pair[1]]))
-    return summarise(labels[:size], nearest, original, closest, convention, inside, samples[part, :size])
+    return summarise(
+        labels[:size], nearest, original, closest, convention, inside, found.samples[part, :size]
+    )
 
 
 def _calibration(

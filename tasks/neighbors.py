@@ -28,9 +28,8 @@ from tasks.distances import (
     flatten,
     squared_distances,
 )
+from tasks.partials import IntArray, Partial, improve, smallest
 from tasks.remote import Executor, InlineExecutor
-
-IntArray = npt.NDArray[np.integer[Any]]
 
 # 2,048 rows: the product of two blocks of image rows takes long enough to hide all else, and the working
 # set (products in float64 and float32, two chunks of centred features) stays near 200 MB per worker.
@@ -121,58 +120,15 @@ class Job:
         block = self.source.read(first, int(wanted[-1]) + 1)
         return flatten(block if len(block) == len(wanted) else block[wanted - first])
 
-
-class Partial:
-    """The best found so far for positions ``start`` to ``stop``, by shell; merges associatively."""
-
-    def __init__(self, start: int, stop: int, job: Job) -> None:
-        shape = (job.num_shells, stop - start)
-        self.start, self.stop = start, stop
-        self.precision = job.precision.dtype
-        self.squared = np.full((*shape, job.num_neighbors), np.inf)
-        self.ids = np.full((*shape, job.num_neighbors), -1, np.int64)
-        self.opposite = np.full(shape, np.inf)
-        self.opposite_ids = np.full(shape, -1, np.int64)
-        self.subset_opposite = np.full((len(job.subsets), stop - start), np.inf)
-        self.subset_ids = np.full((len(job.subsets), stop - start), -1, np.int64)
-
-    def merge(self, other: Partial) -> None:
-        """Take over what ``other``, which covers a part of the same positions, found."""
-        part = slice(other.start - self.start, other.stop - self.start)
-        squared = np.concatenate([self.squared[:, part], other.squared], axis=-1)
-        ids = np.concatenate([self.ids[:, part], other.ids], axis=-1)
-        self.squared[:, part], self.ids[:, part] = _smallest(squared, ids, self.squared.shape[-1])
-        for best, ids, theirs, their_ids in (
-            (self.opposite, self.opposite_ids, other.opposite, other.opposite_ids),
-            (self.subset_opposite, self.subset_ids, other.subset_opposite, other.subset_ids),
-        ):
-            better = theirs < best[:, part]
-            best[:, part][better] = theirs[better]
-            ids[:, part][better] = their_ids[better]
-        self.precision = max(self.precision, other.precision)  # "float64" > "float32"
-
-    def offer(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
-        """Consider the distances from ``rows`` (local) to the positions from ``column_start`` on."""
-        k = self.squared.shape[-1]
-        kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
-        found_rows, found_columns = _below(squared, kept[:, -1])
-        if len(found_rows) > 4 * k * len(kept) and squared.shape[1] > k:
-            columns = np.argpartition(squared, k - 1, axis=1)[:, :k]
-            values, active = np.take_along_axis(squared, columns, axis=1), slice(None)
-        elif len(found_rows):
-            active, columns, values = _pad_by_row(found_rows, found_columns, squared)
-        else:
-            return
-        ids = np.where(np.isfinite(values), columns + column_start, -1)
-        kept[active], kept_ids[active] = _smallest(
-            np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k
-        )
-
-    def offer_opposite(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
-        """The same for the nearest row with another label; ``squared`` is inf where labels agree."""
-        columns = np.arange(column_start, column_start + squared.shape[1])
-        _improve(
-            self.opposite[shell], self.opposite_ids[shell], np.arange(rows.start, rows.stop), columns, squared
+    def partial(self, start: int, stop: int) -> Partial:
+        """An empty result for positions ``start`` to ``stop``."""
+        return Partial(
+            start,
+            stop,
+            num_shells=self.num_shells,
+            num_neighbors=self.num_neighbors,
+            num_subsets=len(self.subsets),
+            dtype=self.precision.dtype,
         )
 
 
@@ -224,7 +180,7 @@ def nested_neighbors(
         block_rows=block_rows,
     )
     shared = executor.share(job)
-    total = Partial(0, num_rows, job)
+    total = job.partial(0, num_rows)
     tiles = [(shared, *tile) for tile in plan_tiles(num_rows, executor.num_workers, block_rows)]
     for _, partials in executor.map_unordered(search_tile, tiles):
         for partial in partials:
@@ -257,8 +213,8 @@ def search_tile(
         DataError: From the source, when a shard cannot be read.
     """
     on_diagonal = row_start == column_start
-    mine = Partial(row_start, row_stop, job)
-    theirs = mine if on_diagonal else Partial(column_start, column_stop, job)
+    mine = job.partial(row_start, row_stop)
+    theirs = mine if on_diagonal else job.partial(column_start, column_stop)
     precision = job.precision
     for i in range(row_start, row_stop, job.block_rows):
         i_stop = min(i + job.block_rows, row_stop)
@@ -310,19 +266,10 @@ def _file_subsets(
         inside = opposite[rows][:, columns]
         rows, columns = rows + i[0], columns + j[0]
         best, ids = mine.subset_opposite[number], mine.subset_ids[number]
-        _improve(best, ids, rows - mine.start, columns, inside)
+        improve(best, ids, rows - mine.start, columns, inside)
         if i != j:
             best, ids = theirs.subset_opposite[number], theirs.subset_ids[number]
-            _improve(best, ids, columns - theirs.start, rows, inside.T)
-
-
-def _improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: FloatArray) -> None:
-    """Lower ``best[rows]`` to the row minima of ``squared`` where those are smaller, and note the column."""
-    nearest = squared.min(axis=1)
-    better = np.flatnonzero(nearest < best[rows])
-    if len(better):
-        best[rows[better]] = nearest[better]
-        ids[rows[better]] = columns[squared[better].argmin(axis=1)]
+            improve(best, ids, columns - theirs.start, rows, inside.T)
 
 
 def _tables(total: Partial, train_sizes: Sequence[int]) -> list[NeighborTable]:
@@ -333,7 +280,7 @@ def _tables(total: Partial, train_sizes: Sequence[int]) -> list[NeighborTable]:
     tables = []
     for shell, size in enumerate(train_sizes):
         if shell:
-            squared, ids = _smallest(
+            squared, ids = smallest(
                 np.concatenate([squared, total.squared[shell]], axis=1),
                 np.concatenate([ids, total.ids[shell]], axis=1),
                 k,
@@ -347,40 +294,8 @@ def _tables(total: Partial, train_sizes: Sequence[int]) -> list[NeighborTable]:
     return tables
 
 
-def _smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
-    """The ``k`` smallest along the last axis, ascending, ties by id so that the order of merging is moot."""
-    order = np.lexsort((ids, squared), axis=-1)[..., :k]
-    return np.take_along_axis(squared, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
-
-
 def _segments(shells: IntArray, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Runs of equal shell between two positions."""
     cuts = np.flatnonzero(np.diff(shells[start:stop])) + start + 1
     edges = [start, *cuts.tolist(), stop]
     return pairwise(edges)
-
-
-def _below(squared: FloatArray, limits: FloatArray) -> tuple[IntArray, IntArray]:
-    """Entries not above their row's limit, ordered by row; scans memory in its own order."""
-    limits = np.where(np.isfinite(limits), limits, np.finfo(squared.dtype).max).astype(squared.dtype)
-    if squared.flags.c_contiguous or squared.strides[0] > squared.strides[1]:
-        rows, columns = np.nonzero(squared <= limits[:, None])
-        return rows, columns
-    below = limits >= squared.T
-    columns, rows = np.nonzero(below)
-    order = np.argsort(rows, kind="stable")
-    return rows[order], columns[order]
-
-
-def _pad_by_row(
-    rows: IntArray, columns: IntArray, squared: FloatArray
-) -> tuple[IntArray, IntArray, FloatArray]:
-    """Entries grouped by row as ``(active rows, padded columns, padded values)``, padding is inf."""
-    active, first, counts = np.unique(rows, return_index=True, return_counts=True)
-    place = np.arange(len(rows)) - np.repeat(first, counts)
-    line = np.repeat(np.arange(len(active)), counts)
-    padded_columns = np.zeros((len(active), counts.max()), np.int64)
-    padded = np.full(padded_columns.shape, np.inf)
-    padded_columns[line, place] = columns
-    padded[line, place] = squared[rows, columns]
-    return active, padded_columns, padded

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.distances import Precision
 from tasks.intrinsic_dimension import estimate
 from tasks.label_sharpness import count_pairs
 from tasks.measures import MeasureSettings, measure_nested
-from tasks.neighbors import Job, Partial, nested_neighbors
+from tasks.neighbors import nested_neighbors
+from tasks.partials import Partial
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
@@ -122,9 +122,9 @@ def test_pairs_are_counted_as_in_the_loop(labels):
     assert count_pairs(np.array(labels)) == expected
 
 
-def partial_of(seed, job):
+def partial_of(seed):
     rng = np.random.default_rng(seed)
-    partial = Partial(0, 5, job)
+    partial = Partial(0, 5, num_shells=1, num_neighbors=4, num_subsets=0, dtype="float32")
     for _ in range(3):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
@@ -136,16 +136,14 @@ def partial_of(seed, job):
 @quick
 @given(seeds, seeds, seeds)
 def test_merging_is_associative_and_commutative(a, b, c):
-    job = Job(None, np.arange(5), None, np.zeros(5, int), np.zeros((0, 5), bool), None, 1, 4, Precision(), 5)
-
     def merged(*order):
-        first, *rest = [partial_of(seed, job) for seed in order]
+        first, *rest = [partial_of(seed) for seed in order]
         for partial in rest:
             first.merge(partial)
         return first
 
     tail = merged(b, c)
-    nested = partial_of(a, job)
+    nested = partial_of(a)
     nested.merge(tail)
     for other in (nested, merged(c, b, a)):
         one = merged(a, b, c)
