@@ -89,15 +89,17 @@ def open_plain(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         raise SkipItem("file is gone or unreadable") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise SkipItem("no plain file")
         if status.st_size == 0:
             raise SkipItem("empty file")
         if status.st_size > MAX_FILE_BYTES:
             raise SkipItem("file too large")
-        try:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
             return file.read()
-        except OSError:
-            raise SkipItem("file is gone or unreadable") from None
+    except OSError:
+        raise SkipItem("file is gone or unreadable") from None
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,11 @@ def make_dicom(
         data.NumberOfFrames = len(values)
     if spacing is not None:
         data.PixelSpacing = list(spacing)
-    for name, value in tags.items():
-        setattr(data, name, value)
     body = values.astype(values.dtype.newbyteorder("<")).tobytes()
     data.PixelData = body + b"\0" * (len(body) % 2)
     data["PixelData"].VR = "OW" if values.dtype.itemsize > 1 else "OB"
+    for name, value in tags.items():
+        setattr(data, name, value)
     if syntax == RLELossless:
         data.compress(RLELossless)
     else:
@@ -62,4 +63,6 @@ def make_dicom(
 
 def save_dicom(path: Path, data: Dataset) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data.save_as(path, enforce_file_format=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some of these files are odd on purpose
+        data.save_as(path, enforce_file_format=True)

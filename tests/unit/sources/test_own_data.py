@@ -77,7 +77,7 @@ class TestFolder:
     def test_a_mended_file_is_read_again(self, prepare, class_folder):
         good = (class_folder / "cat" / "0.png").read_bytes()
         (class_folder / "cat" / "0.png").write_bytes(good[:40])
-        with pytest.raises(DataError, match="damaged image"):
+        with pytest.raises(DataError, match="not an image"):
             prepare("folder", class_folder)
         (class_folder / "cat" / "0.png").write_bytes(good)
         assert prepare("folder", class_folder).num_images == 10
