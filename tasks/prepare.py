@@ -24,9 +24,10 @@ from search_spaces.datasets import DATASETS
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from tasks.arrays import MARKER, PreparedDataset, PreparedRecord
+from tasks.arrays import MARKER, PreparedDataset
 from tasks.image_table import ImageTable, dense, gather, keep_per_class, select
 from tasks.parts import Part, load_part, read_block
+from tasks.prepared_record import PreparedRecord
 from tasks.privacy import hash_key
 from tasks.publish import build_and_publish
 from tasks.records import make_record, stored_dtype

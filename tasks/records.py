@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.arrays import PreparedRecord
 from tasks.image_table import ImageTable, content_fingerprint
 from tasks.parts import Part
+from tasks.prepared_record import PreparedRecord
 from tasks.sources.base import Listing, RawRequest
 
 MAX_LISTED_SKIPS = 50
