@@ -105,7 +105,7 @@ def _plan(options: argparse.Namespace) -> int:
             "measure_id": measure.measure_id,
             "dataset": measure.subset.prepared.dataset,
             "train_sizes": list(measure.train_sizes),
-            "status": "done" if measure.subset.subset_id in measured else "pending",
+            "status": "done" if measure.measure_id in measured else "pending",
         }
         for measure in workspace.plan.measures
     ]

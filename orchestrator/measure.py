@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tasks.remote import Executor
     from tasks.subsets import TrialData
 
+PIXEL_RANGE = (0.0, 255.0)
+"""Of all prepared images, also of those stored as float32."""
+
 
 def measure_subset(spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, executor: Executor) -> Record:
     """Return the stored record of one subset's intrinsic dimension and label sharpness.
@@ -36,6 +39,7 @@ def measure_subset(spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, exe
     settings = MeasureSettings(
         num_neighbors=spec.num_neighbors,
         sharpness_sample=spec.sharpness_sample,
+        pixel_range=PIXEL_RANGE,
         seed=spec.derived_seed % 2**32,
     )
     measured = measure_nested(

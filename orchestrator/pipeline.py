@@ -16,7 +16,7 @@ from orchestrator.display import Monitor, Progress
 from orchestrator.errors import DataError, SweepError, collect
 from orchestrator.lock import exclusive
 from orchestrator.measure import measure_subset
-from orchestrator.records import flat_measure, flat_trial
+from orchestrator.records import flat_measure, flat_trial, index_measures
 from orchestrator.reporting import report_sweep
 from orchestrator.tracking.tracker import NoopTracker, Tracker
 from orchestrator.workspace import Workspace
@@ -137,9 +137,10 @@ def mlflow_uri(workspace: Workspace, uri: str | None) -> str:
 
 def stored_runs(workspace: Workspace) -> list[Any]:
     """Return all planned results of the store as flat runs: what MLflow should show."""
-    measures = workspace.measures()
-    trials = [flat_trial(record, measures) for record in workspace.state().results.values()]
-    return [flat_measure(record) for record in measures.values()] + trials
+    measures = list(workspace.measures().values())
+    index = index_measures(measures)
+    trials = [flat_trial(record, index) for record in workspace.state().results.values()]
+    return [flat_measure(record) for record in measures] + trials
 
 
 @dataclass
@@ -192,28 +193,28 @@ class _Run:
         from tasks.subsets import make_subset
 
         problems: list[SweepError] = []
-        largest = max(self.workspace.plan.sweep.train_sizes)
         for measure in self.workspace.plan.measures:
             data = self.workspace.prepared[measure.subset.prepared.prepared_id]
+            size = max(measure.train_sizes)
             try:
-                make_subset(data.labels, data.groups, measure.subset, data.splits).check_train_size(largest)
+                make_subset(data.labels, data.groups, measure.subset, data.splits, max_train_size=size)
             except SweepError as error:
                 problems.append(error)
         collect(problems, DataError)
 
     def _measure(self) -> dict[str, Any]:
+        """Measure what is not measured yet; returns all measure records by measure id."""
         done = self.workspace.measures()
-        wanted = {spec.measure_id: spec for spec in self.workspace.plan.measures}
-        have = {record["measure_id"] for record in done.values()}
-        missing = [spec for measure_id, spec in wanted.items() if measure_id not in have]
+        missing = [spec for spec in self.workspace.plan.measures if spec.measure_id not in done]
         if missing:
             self.monitor.stage("measure", f"on {self.cluster.num_cpus:g} CPUs", len(missing))
         for spec in missing:
             dataset = self.workspace.plan.datasets[spec.subset.prepared.dataset]
-            record = measure_subset(spec, self._load(spec.subset), dataset, self.executor)
+            data = self._load(spec.subset, max(spec.train_sizes))
+            record = measure_subset(spec, data, dataset, self.executor)
             self.workspace.store.save_result("measures", spec.measure_id, record)
             self.tracker.finish(flat_measure(record))
-            done[spec.subset.subset_id] = record
+            done[spec.measure_id] = record
             self.monitor.advance(spec.measure_id)
         return done
 
@@ -236,7 +237,7 @@ class _Run:
             store=self.workspace.store,
             tracker=self.tracker,
             monitor=self.monitor,
-            measures=measures,
+            measures=index_measures(measures.values()),
             load=self._load,
         ).run(pending, _earlier_attempts(pending, state))
 
@@ -260,9 +261,9 @@ class _Run:
             num_behind=self.tracker.num_behind,
         )
 
-    def _load(self, subset: SubsetSpec) -> TrialData:
+    def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]
-        return load_subset(data, subset, max_train_size=max(self.workspace.plan.sweep.train_sizes))
+        return load_subset(data, subset, max_train_size=train_size)
 
 
 def prepare_missing(

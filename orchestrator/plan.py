@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from search_spaces.datasets import dataset_spec
-
 from orchestrator.errors import ConfigError
+from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
+from search_spaces.released import released_pairs
 from search_spaces.specs import (
     ClassPair,
     DatasetChoice,
@@ -34,7 +34,7 @@ class SweepPlan:
     Attributes:
         sweep: The choices it was made from.
         trials: Every trial once; ids are unique.
-        measures: One per subset, covering all train sizes.
+        measures: One per subset, covering all its train sizes (one per size where sizes share no images).
         datasets: What is known of each dataset, by name.
     """
 
@@ -49,9 +49,13 @@ class SweepPlan:
         return {trial.trial_id: trial for trial in self.trials}
 
     @cached_property
-    def measures_by_subset(self) -> dict[str, MeasureSpec]:
-        """Measures by their subset's id."""
-        return {measure.subset.subset_id: measure for measure in self.measures}
+    def largest_size(self) -> int:
+        """Largest train size of the sweep."""
+        return max(self.sweep.train_sizes)
+
+    def load_size(self, subset: SubsetSpec, train_size: int) -> int:
+        """How many training images to load for a cell: all sizes share them unless a fault forbids it."""
+        return train_size if subset.depends_on_size else self.largest_size
 
     @cached_property
     def prepared(self) -> tuple[PreparedSpec, ...]:
@@ -71,10 +75,9 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
             dataset does not have.
     """
     datasets = {choice.name: _dataset(choice) for choice in sweep.datasets}
-    subsets = [
-        subset for choice in sweep.datasets for subset in _subsets(sweep, choice, datasets[choice.name])
-    ]
-    num_trials = len(subsets) * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
+    subsets = {choice.name: _subsets(sweep, choice, datasets[choice.name]) for choice in sweep.datasets}
+    num_subsets = sum(map(len, subsets.values()))
+    num_trials = num_subsets * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
     if num_trials > MAX_TRIALS:
         raise ConfigError(
             f"A sweep may have at most {MAX_TRIALS:,} trials", f"{num_trials:,}", "shorten a list"
@@ -82,27 +85,20 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     trials = tuple(
         TrialSpec(
             model=model_spec(model),
-            subset=subset,
+            subset=_redrawn(subset, model, train_size),
             train_size=train_size,
             recipe=recipe_spec(sweep.recipe, model, subset.prepared.dataset),
             seed=seed,
             attacks=sweep.attacks,
             num_neighbors=sweep.num_neighbors,
         )
-        for subset in subsets
+        for group in subsets.values()
+        for subset in group
         for model in sweep.models
         for train_size in sweep.train_sizes
         for seed in sweep.seeds
     )
-    measures = tuple(
-        MeasureSpec(
-            subset=subset,
-            train_sizes=tuple(sorted(sweep.train_sizes)),
-            num_neighbors=sweep.num_neighbors,
-            sharpness_sample=sweep.sharpness_sample,
-        )
-        for subset in subsets
-    )
+    measures = _measures(sweep, trials)
     return SweepPlan(sweep, trials, measures, datasets)
 
 
@@ -123,24 +119,10 @@ def plan_rows(plan: SweepPlan, statuses: dict[str, str]) -> list[dict[str, Any]]
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
-    if choice.own is None:
-        return dataset_spec(choice.name)
-    own = choice.own
-    return DatasetSpec(
-        name=choice.name,
-        title=own.title or choice.name,
-        domain=own.domain,
-        modality=own.modality,
-        label_names=(),
-        channels=own.channels,
-        source=own.kind,
-        description="your own data",
-        terms="yours",
-        raw_layout=f"a {own.kind} source",
-    )
+    return dataset_spec(choice.name) if choice.own is None else own_dataset_spec(choice.name, choice.own)
 
 
-def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> Iterable[SubsetSpec]:
+def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> list[SubsetSpec]:
     prepared = PreparedSpec(
         dataset=choice.name,
         task=dataset.task,
@@ -150,14 +132,43 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> I
         faults=sweep.all_faults,
         max_images_per_class=dataset.max_images_per_class,
     )
-    pairs: tuple[ClassPair | None, ...] = choice.class_pairs or dataset.class_pairs or (None,)
+    pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
     if choice.class_pairs is not None:
         pairs = choice.class_pairs or (None,)
+    elif "redrawn_class_pairs" in sweep.all_faults:
+        # One pair per cell instead of the table's five; which one follows in _redrawn.
+        pairs = pairs[:1]
     for pair in pairs:
         _check_pair(pair, dataset)
-        yield SubsetSpec(
-            prepared=prepared, class_pair=pair, test_size=sweep.test_size, split_seed=sweep.split_seed
+    return [
+        SubsetSpec(prepared=prepared, class_pair=pair, test_size=sweep.test_size, split_seed=sweep.split_seed)
+        for pair in pairs
+    ]
+
+
+def _redrawn(subset: SubsetSpec, model: str, train_size: int) -> SubsetSpec:
+    """Return the subset with the pair that the released script drew for this cell (F8), where it is on."""
+    if "redrawn_class_pairs" not in subset.prepared.faults:
+        return subset
+    pair = released_pairs().get((model, subset.prepared.dataset, train_size))
+    return subset if pair is None else subset.model_copy(update={"class_pair": pair})
+
+
+def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
+    """Return one measure per subset for all its train sizes, or one per size where sizes share no images."""
+    sizes: dict[tuple[str, int], tuple[SubsetSpec, set[int]]] = {}
+    for trial in trials:
+        alone = trial.train_size if trial.subset.depends_on_size else 0
+        sizes.setdefault((trial.subset.subset_id, alone), (trial.subset, set()))[1].add(trial.train_size)
+    return tuple(
+        MeasureSpec(
+            subset=subset,
+            train_sizes=tuple(sorted(found)),
+            num_neighbors=sweep.num_neighbors,
+            sharpness_sample=sweep.sharpness_sample,
         )
+        for subset, found in sizes.values()
+    )
 
 
 def _check_pair(pair: ClassPair | None, dataset: DatasetSpec) -> None:

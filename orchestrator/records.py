@@ -108,12 +108,16 @@ def measure_record(
     }
 
 
-def flat_trial(record: Record, measures: Mapping[str, Record]) -> FlatRun:
+MeasureIndex = Mapping[tuple[str, int], Record]
+"""Stored measure records by subset id and train size."""
+
+
+def flat_trial(record: Record, measures: MeasureIndex) -> FlatRun:
     """Return a stored trial as one flat run, with the measures of its subset at its train size joined.
 
     Args:
         record: A trial's stored record.
-        measures: Stored measure records by the subset's id.
+        measures: From :func:`index_measures`.
     """
     spec = TrialSpec.model_validate(record["spec"], strict=False)
     prepared = spec.subset.prepared
@@ -137,7 +141,7 @@ def flat_trial(record: Record, measures: Mapping[str, Record]) -> FlatRun:
     metrics = dict(record.get("metrics", {}))
     metrics["wall_time_s"] = record["finished_at"] - record["started_at"]
     newest = record["finished_at"]
-    measure = measures.get(spec.subset.subset_id)
+    measure = measures.get((spec.subset.subset_id, spec.train_size))
     if measure is not None and measure["data_fingerprint"] == record["data_fingerprint"]:
         tags["measure_id"] = measure["measure_id"]
         metrics.update(measure_metrics(measure, spec.train_size))
@@ -201,10 +205,11 @@ def measure_metrics(record: Record, train_size: int) -> dict[str, float]:
             break
     else:
         return {}
-    sharpness = entry["label_sharpness"]
+    sharpness = entry["label_sharpness"] or {}
+    low, high = sharpness.get("pixel_range") or (None, None)
     found = {
         "label_sharpness": sharpness.get("value"),
-        "sharpness_pixel_range": sharpness.get("pixel_range"),
+        "sharpness_pixel_range": None if high is None else high - low,
         "sharpness_channels": sharpness.get("channels"),
         "num_duplicates": entry.get("duplicates"),
         "num_conflicts": entry.get("conflicts"),
@@ -226,18 +231,18 @@ def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Record:
 
 def rows_of(trials: Iterable[Record], measures: Iterable[Record]) -> list[Record]:
     """Return the rows of stored trials, ordered by trial id."""
-    by_subset = index_measures(measures)
-    flat = (flat_trial(record, by_subset) for record in trials)
+    index = index_measures(measures)
+    flat = (flat_trial(record, index) for record in trials)
     return sorted((row_of(run.tags, run.metrics) for run in flat), key=lambda row: str(row["trial_id"]))
 
 
-def index_measures(measures: Iterable[Record]) -> dict[str, Record]:
-    """Index measure records by their subset's id, the one with the most train sizes first."""
-    by_subset: dict[str, Record] = {}
-    for record in sorted(measures, key=lambda r: (len(r["spec"]["train_sizes"]), r["finished_at"])):
+def index_measures(measures: Iterable[Record]) -> dict[tuple[str, int], Record]:
+    """Index measure records by subset id and train size; of two for one cell, the newer."""
+    index: dict[tuple[str, int], Record] = {}
+    for record in sorted(measures, key=lambda record: float(record["finished_at"])):
         spec = MeasureSpec.model_validate(record["spec"], strict=False)
-        by_subset[spec.subset.subset_id] = record
-    return by_subset
+        index.update({(spec.subset.subset_id, size): record for size in spec.train_sizes})
+    return index
 
 
 def _sealed(run: FlatRun) -> FlatRun:

@@ -24,8 +24,8 @@ from orchestrator.errors import SweepError
 from orchestrator.failures import TrialFailure, classify_lost_worker, may_retry
 from orchestrator.paths import RootPaths
 from orchestrator.plan import SweepPlan
-from orchestrator.records import flat_trial, trial_record
-from orchestrator.store import Record, ResultStore
+from orchestrator.records import MeasureIndex, flat_trial, trial_record
+from orchestrator.store import ResultStore
 from orchestrator.tracking.provenance import provenance
 from orchestrator.tracking.tracker import Failure, Tracker
 from orchestrator.trainable import TrialTrainable
@@ -50,8 +50,8 @@ class TrialSweep:
         store: Where results go.
         tracker: Who is told.
         monitor: Who shows it.
-        measures: Stored measure records by subset id.
-        load: Reads the arrays of a subset.
+        measures: Stored measure records by subset id and train size.
+        load: Reads the arrays of a subset, given how many training images.
         trainable: What runs a cell; another one is for tests and benchmarks.
         attempts: Attempts at each cell in this run.
         failed: Latest failure of each cell that has no result.
@@ -64,8 +64,8 @@ class TrialSweep:
     store: ResultStore
     tracker: Tracker
     monitor: Monitor
-    measures: dict[str, Record]
-    load: Callable[[SubsetSpec], TrialData]
+    measures: MeasureIndex
+    load: Callable[[SubsetSpec, int], TrialData]
     trainable: type[TrialTrainable] = TrialTrainable
     attempts: Counter[str] = field(default_factory=Counter)
     failed: dict[str, TrialFailure] = field(default_factory=dict)
@@ -91,37 +91,41 @@ class TrialSweep:
                 log.warning("retrying %s after %s: %s", cell.trial_id, failure.kind, failure.message)
 
     def _waves(self, cells: list[TrialSpec]) -> Iterator[tuple[list[TrialSpec], dict[str, TrialData]]]:
-        """Group cells by subset so that the arrays of each group fit the object stores together."""
-        by_subset: dict[str, list[TrialSpec]] = {}
+        """Group cells by the arrays they share, so that the arrays of each wave fit the object stores."""
+        groups: dict[str, list[TrialSpec]] = {}
         for cell in cells:
-            by_subset.setdefault(cell.subset.subset_id, []).append(cell)
+            groups.setdefault(self._data_key(cell), []).append(cell)
         budget = self.cluster.object_store_bytes * OBJECT_STORE_SHARE
         wave: list[TrialSpec] = []
         arrays: dict[str, TrialData] = {}
         used = 0
-        for subset_id, group in by_subset.items():
-            data = self.load(group[0].subset)
+        for key, group in groups.items():
+            first = group[0]
+            data = self.load(first.subset, self.plan.load_size(first.subset, first.train_size))
             size = data.train_images.nbytes + data.test_images.nbytes
             if wave and used + size > budget:
                 yield wave, arrays
                 wave, arrays, used = [], {}, 0
             # Long trials first within a subset, so that the last ones to finish are short.
             wave += sorted(group, key=lambda cell: -cell.train_size)
-            arrays[subset_id] = data
+            arrays[key] = data
             used += size
         if wave:
             yield wave, arrays
 
+    def _data_key(self, cell: TrialSpec) -> str:
+        return f"{cell.subset.subset_id}@{self.plan.load_size(cell.subset, cell.train_size)}"
+
     def _run_wave(self, wave: tuple[list[TrialSpec], dict[str, TrialData]], earlier: dict[str, int]) -> None:
         cells, arrays = wave
-        references = {subset_id: ray.put(data) for subset_id, data in arrays.items()}
+        references = {key: ray.put(data) for key, data in arrays.items()}
         by_id = {cell.trial_id: cell for cell in cells}
         for trial_id in by_id:
             self.attempts[trial_id] += 1
         callback = _Bookkeeping(self, by_id, earlier)
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         trainable = tune.with_resources(
-            tune.with_parameters(self.trainable, subsets=references), self.resources.as_ray()
+            tune.with_parameters(self.trainable, arrays=references), self.resources.as_ray()
         )
         tuner = tune.Tuner(
             trainable,
@@ -151,6 +155,7 @@ class TrialSweep:
         return {
             "trial_id": cell.trial_id,
             "spec": cell.model_dump_json(),
+            "data": self._data_key(cell),
             "num_threads": self.resources.num_threads,
             "num_gpus": self.resources.num_gpus,
         }

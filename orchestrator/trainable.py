@@ -21,9 +21,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     costs a worker. Only the death of the process itself reaches Tune as an error.
     """
 
-    def setup(self, config: dict[str, Any], subsets: dict[str, Any] | None = None) -> None:
-        """Take the first cell; ``subsets`` maps subset ids to references to :class:`TrialData`."""
-        self._subsets = subsets or {}
+    def setup(self, config: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
+        """Take the first cell; ``arrays`` maps data keys to references to :class:`TrialData`."""
+        self._arrays = arrays or {}
         self._cell = config["cell"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -47,7 +47,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
         cell = self._cell
         spec = TrialSpec.model_validate_json(cell["spec"])
-        data = ray.get(self._subsets[spec.subset.subset_id])
+        data = ray.get(self._arrays[cell["data"]])
         device = "cuda" if cell["num_gpus"] and _has_cuda() else "cpu"
         outcome = run_trial(
             spec,

@@ -12,7 +12,6 @@ from orchestrator.errors import CorruptStoreError
 from orchestrator.lock import is_held
 from orchestrator.paths import RootPaths, SweepPaths
 from orchestrator.plan import SweepPlan, plan_sweep
-from orchestrator.records import index_measures
 from orchestrator.store import Record, ResultStore, Unreadable
 from search_spaces.specs import MeasureSpec, PreparedSpec, TrialSpec
 from tasks.arrays import PreparedDataset
@@ -108,14 +107,13 @@ class Workspace:
         )
 
     def measures(self) -> dict[str, Record]:
-        """Stored measures of the plan made from the data prepared now, by subset id."""
+        """Stored measures of the plan made from the data prepared now, by measure id."""
         planned = {measure.measure_id: measure for measure in self.plan.measures}
-        records = [
-            record
+        return {
+            measure_id: record
             for measure_id, record in self.store.results("measures").records.items()
             if measure_id in planned and not self._is_stale(planned[measure_id], record)
-        ]
-        return index_measures(records)
+        }
 
     def _is_stale(self, spec: TrialSpec | MeasureSpec, record: Record) -> bool:
         dataset = self.prepared.get(spec.subset.prepared.prepared_id)

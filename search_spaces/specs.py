@@ -148,6 +148,12 @@ class SubsetSpec(Spec):
         return self
 
     @property
+    def depends_on_size(self) -> bool:
+        """Whether a fault makes images, or the test set, other ones for every train size (F3, F4, F7)."""
+        by_size = {"test_set_depends_on_size", "misaligned_labels", "fixed_imagenet_files"}
+        return not by_size.isdisjoint(self.prepared.faults)
+
+    @property
     def subset_id(self) -> str:
         """Readable name plus hash."""
         return readable_id([self.prepared.dataset, pair_name(self.class_pair)], self)

@@ -101,3 +101,30 @@ def test_released_exceptions_are_rows(model, dataset, learning_rate, batch_size)
     recipe = recipe_spec("released", model, dataset)
     assert (recipe.learning_rate, recipe.batch_size, recipe.epochs) == (learning_rate, batch_size, 100)
     assert (recipe.num_outputs, recipe.weight_decay) == (1000, 1e-4)
+
+
+def test_in_released_mode_every_cell_has_the_pair_the_script_drew():
+    """Fact sheet, F8: the MNIST pairs of vgg13, which the released script trains first."""
+    plan = plan_sweep(
+        sweep(
+            models=("vgg13",),
+            datasets=({"name": "mnist"}, {"name": "brats"}),
+            train_sizes=(500, 750, 1000, 1250, 1500, 1750),
+            seeds=(0,),
+            image_size=224,
+            data_mode="as_released",
+            recipe="released",
+        )
+    )
+    pairs = [t.subset.class_pair for t in plan.trials if t.subset.prepared.dataset == "mnist"]
+    assert pairs == [(9, 8), (5, 2), (5, 6), (5, 4), (6, 3), (5, 1)]
+    # Every size has its own test set (F7), so every size is measured alone.
+    assert [measure.train_sizes for measure in plan.measures] == [(n,) for n in plan.sweep.train_sizes] * 2
+
+
+@pytest.mark.parametrize(("preset", "num_trials"), [("paper", 972), ("paper-as-released", 396)])
+def test_the_papers_grids(preset, num_trials):
+    plan = plan_sweep(load_sweep(preset))
+    assert len(plan.trials) == len(plan.trials_by_id) == num_trials
+    assert len({trial.subset.prepared.dataset for trial in plan.trials}) == 11
+    assert len({trial.model.name for trial in plan.trials}) == 6

@@ -62,7 +62,7 @@ def make_plan(*train_sizes: int) -> SweepPlan:
     return plan_sweep(SweepSpec.model_validate(fields))
 
 
-def load(subset: SubsetSpec) -> TrialData:
+def load(subset: SubsetSpec, train_size: int) -> TrialData:
     images = np.zeros((30, 1, 8, 8), np.uint8)
     labels = np.arange(30, dtype=np.int64) % 2
     return TrialData(images, labels, images[:4], labels[:4], 2, "f")
@@ -139,9 +139,9 @@ def test_waves_hold_no_more_than_the_object_store(run, ray_local):
     small = Cluster(2, 0, 1, int(2.5 * one_subset / 0.6), "", True)
     loaded: list[str] = []
 
-    def counting(subset: SubsetSpec) -> TrialData:
+    def counting(subset: SubsetSpec, train_size: int) -> TrialData:
         loaded.append(subset.subset_id)
-        return load(subset)
+        return load(subset, train_size)
 
     sweep = run(plan, cluster=small, load=counting)
     waves = [len(cells) for cells, _ in sweep._waves(list(plan.trials))]
@@ -174,7 +174,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_done(run, monkeypatch):
 def test_real_trials_are_equal_to_the_last_bit(run, root):
     plan = make_plan(10, 12)
 
-    def images(subset: SubsetSpec) -> TrialData:
+    def images(subset: SubsetSpec, train_size: int) -> TrialData:
         rng = np.random.default_rng(0)
         train, test = (
             rng.integers(0, 256, (12, 1, 8, 8), np.uint8),
