@@ -1,0 +1,65 @@
+"""Exact 20 nearest neighbours of 60,000 x 784 against faiss IndexFlatL2, and the memory it takes.
+
+Uses Fashion-MNIST where ``--images`` names its idx file, random bytes of that shape otherwise.
+"""
+
+from __future__ import annotations
+
+import gzip
+import time
+from pathlib import Path
+
+import numpy as np
+from measure_common import parser, peak_memory_mib, report
+
+from tasks.neighbors import nested_neighbors
+
+DEFAULT_IMAGES = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=Path, default=DEFAULT_IMAGES)
+    arguments.add_argument("--num-rows", type=int, default=60_000)
+    options = arguments.parse_args()
+    images = load(options.images)[: options.num_rows]
+    ours, theirs, peak = [], [], 0.0
+    for repeat in range(options.repeats):
+        start = time.perf_counter()
+        found = nested_neighbors(images, None, [len(images)], 20).tables[0].distances
+        ours.append(time.perf_counter() - start)
+        if repeat == 0:
+            peak = peak_memory_mib()  # before faiss is loaded
+        start = time.perf_counter()
+        expected = by_faiss(images)
+        theirs.append(time.perf_counter() - start)
+    error = float(np.abs(found / np.maximum(expected, 1e-9) - 1).max())
+    report(
+        options.json,
+        f"20 exact neighbours of {images.shape}, seconds",
+        min(ours),
+        {"faiss IndexFlatL2": min(theirs)},
+        {"faiss IndexFlatL2": min(ours) / min(theirs)},
+        peak_memory_mib=peak,
+        largest_difference_from_faiss=error,
+    )
+
+
+def load(path: Path) -> np.ndarray:
+    if not path.exists():
+        return np.random.default_rng(0).integers(0, 256, (60_000, 784), dtype=np.uint8)
+    with gzip.open(path) as file:
+        return np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 784)
+
+
+def by_faiss(images: np.ndarray) -> np.ndarray:
+    import faiss
+
+    rows = images.astype(np.float32)
+    index = faiss.IndexFlatL2(rows.shape[1])
+    index.add(rows)
+    return np.sqrt(np.maximum(index.search(rows, 21)[0][:, 1:], 0))
+
+
+if __name__ == "__main__":
+    main()
