@@ -64,13 +64,12 @@ def associate(points: pd.DataFrame, x: str, y: str, *, model: str, draws: Draws)
     if reason:
         return blank
     task = problem(rows, law, response=y)
-    rng = draws.generator(x, y, model)
-    solution = solve(task, num_bootstrap=draws.num, rng=rng)
+    solution = solve(task, num_bootstrap=draws.num, seed=draws.seed)
     names, without = leave_one_out_weights(task.groups, task.weights)
     xs, ys = task.regressors[:, 0], task.response
     pearson = float(weighted_pearson(xs, ys, task.weights[None, :])[0])
     left = weighted_pearson(xs, ys, without)
-    drawn = weighted_pearson(xs, ys, bootstrap_weights(task, draws.num, rng))
+    drawn = weighted_pearson(xs, ys, bootstrap_weights(task, draws.num, draws.seed))
     means = rows.groupby([c.DOMAIN, c.DATASET])[[x, y]].mean()
     return replace(
         blank,
@@ -159,7 +158,7 @@ def fit_representation(
     weights = rows[t.WEIGHT].to_numpy(dtype=float)
     by_dataset = (~below).groupby(rows[c.DATASET]).agg(["sum", "size"])
     task = problem(rows, Law("share"), response=d_repr)
-    drawn = bootstrap_weights(task, draws.num, draws.generator("share", estimator, model))
+    drawn = bootstrap_weights(task, draws.num, draws.seed)
     return replace(
         blank,
         status="ok",

@@ -7,7 +7,6 @@ promises.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,10 +82,6 @@ class Draws:
     seed: int
     num: int
 
-    def generator(self, *labels: str) -> np.random.Generator:
-        """Return a generator that depends on the seed and on what it is for, not on earlier fits."""
-        return np.random.default_rng([self.seed, zlib.crc32("\x1f".join(labels).encode())])
-
 
 def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
     """Return the points of one model (or all of them, pooled) and one domain (or both)."""
@@ -150,7 +145,7 @@ def fit_law(
     if blank.reason:
         return blank
     task = problem(rows, law)
-    solution = solve(task, num_bootstrap=draws.num, rng=draws.generator(law.name, model, subset))
+    solution = solve(task, num_bootstrap=draws.num, seed=draws.seed)
     if solution is None:
         return replace(blank, reason=_unidentified(rows, law))
     return replace(

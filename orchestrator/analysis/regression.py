@@ -10,7 +10,9 @@ Shape letters: n points, p columns, B refits, G groups, M models.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,28 +139,38 @@ def leave_one_out_weights(groups: NDArray[np.str_], weights: Array) -> tuple[lis
     return [str(name) for name in names], np.where(groups[None, :] == names[:, None], 0.0, weights[None, :])
 
 
-def bootstrap_weights(problem: Problem, num: int, rng: np.random.Generator) -> Array:
+def bootstrap_weights(problem: Problem, num: int, seed: int) -> Array:
     """Draw datasets with replacement within each domain, then points within each drawn dataset; (num, n).
 
     Domains are kept at their number of datasets: a draw without one domain could not estimate an offset
-    between the two.
+    between the two. Problems with the same layout of datasets share their draws, which costs nothing in
+    validity and saves most of the time.
     """
-    counts = np.zeros((num, len(problem.groups)))
-    for stratum in np.unique(problem.strata):
-        inside = problem.strata == stratum
-        names = np.unique(problem.groups[inside])
+    return (
+        _draw_counts(tuple(problem.groups.tolist()), tuple(problem.strata.tolist()), num, seed)
+        * problem.weights
+    )
+
+
+@lru_cache(maxsize=16)
+def _draw_counts(groups: tuple[str, ...], strata: tuple[str, ...], num: int, seed: int) -> NDArray[np.int16]:
+    """How often each point is drawn (num, n); the generator depends on the layout, not on earlier calls."""
+    layout = zlib.crc32("\x1f".join((*groups, *strata)).encode())
+    rng = np.random.default_rng([seed, layout])
+    group_names, stratum_names = np.array(groups), np.array(strata)
+    counts = np.zeros((num, len(groups)), dtype=np.int16)
+    for stratum in np.unique(stratum_names):
+        inside = stratum_names == stratum
+        names = np.unique(group_names[inside])
         times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=num)
         for column, name in enumerate(names):
-            rows = np.flatnonzero(inside & (problem.groups == name))
+            rows = np.flatnonzero(inside & (group_names == name))
             # m draws of n_g points each are one multinomial draw of m * n_g points.
-            share = np.full(len(rows), 1 / len(rows))
-            counts[:, rows] = rng.multinomial(times[:, column] * len(rows), share)
-    return counts * problem.weights[None, :]
+            counts[:, rows] = rng.multinomial(times[:, column] * len(rows), np.full(len(rows), 1 / len(rows)))
+    return counts
 
 
-def solve(
-    problem: Problem, *, num_bootstrap: int = 0, rng: np.random.Generator | None = None
-) -> Solution | None:
+def solve(problem: Problem, *, num_bootstrap: int = 0, seed: int = 0) -> Solution | None:
     """Fit one regression with all its refits; None when the data do not identify the coefficients."""
     design, target, weights = problem.design, problem.target, problem.weights / problem.weights.mean()
     num_models = design.shape[1] - problem.regressors.shape[1]
@@ -174,8 +186,8 @@ def solve(
     )
     draws = np.empty((0, design.shape[1]))
     drawn = np.empty((0, len(target)))
-    if num_bootstrap and rng is not None and len(names) > 1:
-        drawn = bootstrap_weights(problem, num_bootstrap, rng)
+    if num_bootstrap and len(names) > 1:
+        drawn = bootstrap_weights(problem, num_bootstrap, seed)
         draws = weighted_solve(design, target, drawn, num_models)
     good = np.isfinite(draws).all(axis=1)
     residuals = target - design @ raw

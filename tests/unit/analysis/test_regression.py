@@ -108,7 +108,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say_where_plain_ones_do_not(n
     repeats = 200
     for seed in range(repeats):
         task = unit_weights(grouped(num_groups, seed=seed))
-        solution = solve(task, num_bootstrap=100, rng=np.random.default_rng(seed))
+        solution = solve(task, num_bootstrap=100, seed=seed)
         low, high = solution.intervals()[1]
         ours += low <= 1.5 <= high
         low, high = solution.bootstrap_intervals()[1]
@@ -137,7 +137,7 @@ def test_what_the_data_do_not_identify_is_no_solution():
 
 
 def test_without_a_spread_over_groups_there_is_no_interval():
-    two = solve(grouped(2), num_bootstrap=50, rng=np.random.default_rng(0))
+    two = solve(grouped(2), num_bootstrap=50, seed=0)
     assert two.covariance is None
     assert two.intervals() is None
     assert two.bootstrap_intervals() is None
@@ -157,7 +157,7 @@ def test_bootstrap_keeps_the_number_of_groups_per_domain_and_the_number_of_draws
         task.response, task.regressors, task.models, task.groups,
         np.where(task.groups < "g02", "a", "b"), np.ones(len(task.groups)),
     )  # fmt: skip
-    drawn = bootstrap_weights(task, 40, np.random.default_rng(0))
+    drawn = bootstrap_weights(task, 40, 0)
     assert (drawn[:, task.strata == "a"].sum(axis=1) == 2 * 6).all()
     assert (drawn[:, task.strata == "b"].sum(axis=1) == 4 * 6).all()
 
@@ -171,7 +171,7 @@ def test_bootstrap_spread_matches_the_known_error_of_a_mean():
         values, np.empty((len(values), 0)), np.full(len(values), "m"), names, np.full(len(values), "s"),
         np.ones(len(values)),
     )  # fmt: skip
-    spread = solve(task, num_bootstrap=2000, rng=rng).bootstrap[:, 0].std()
+    spread = solve(task, num_bootstrap=2000, seed=1).bootstrap[:, 0].std()
     assert spread == pytest.approx(values.std() / np.sqrt(num_groups), rel=0.1)
 
 
