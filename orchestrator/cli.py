@@ -320,6 +320,81 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if all(check["ok"] for check in checks) else 3
 
 
+def _measure(options: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+
+    from orchestrator.cluster import connect
+    from orchestrator.measure_source import MeasureRequest, describe, measure_source, save_pair
+    from orchestrator.paths import RootPaths
+    from tasks.measures import MeasureSettings
+    from tasks.remote import Executor, InlineExecutor, RayExecutor
+
+    request = MeasureRequest(
+        source=options.source,
+        labels=Path(options.labels) if options.labels else None,
+        raw=Path(options.raw) if options.raw else None,
+        class_pair=_class_pair(options.class_pair),
+        train_sizes=tuple(options.train_sizes or ()),
+        image_size=options.image_size,
+        channels=options.channels,
+        settings=MeasureSettings(
+            num_neighbors=options.num_neighbors,
+            sharpness_sample=options.sharpness_sample or None,
+            pixel_range=tuple(options.pixel_range) if options.pixel_range else None,
+            dtype=options.dtype,
+            device=options.device,
+            calibrate=options.calibrate,
+            seed=options.seed,
+        ),
+    )
+    scratch = RootPaths.create(options.root).root
+    with ExitStack() as stack:
+        executor: Executor = InlineExecutor()
+        if options.address or options.num_workers > 1:
+            stack.enter_context(connect(options.address, num_cpus=options.num_workers, dashboard=False))
+            executor = RayExecutor()
+        measured = measure_source(request, executor, scratch)
+    if options.show_pair:
+        save_pair(measured, Path(options.show_pair))
+        stderr.print(f"wrote {escape(options.show_pair)}")
+
+    def show() -> None:
+        stdout.print(_measure_table(measured.record))
+        for line in describe(measured):
+            stdout.print(escape(line), soft_wrap=True)
+
+    _print(options, measured.to_json(), show)
+    return 0
+
+
+def _measure_table(record: Any) -> Table:
+    table = Table(
+        "images", "estimator", "intrinsic dimension", "std error", "label sharpness K_F", "duplicates"
+    )
+    for size in record.sizes:
+        sharpness = size.label_sharpness
+        shown = "" if sharpness is None else _cell(sharpness.value) or f"undefined: {sharpness.reason}"
+        for index, (name, estimate) in enumerate(size.d_data.items()):
+            value = _cell(estimate.value) or f"undefined: {estimate.reason}"
+            head = (str(size.train_size), shown, str(size.num_duplicates)) if index == 0 else ("", "", "")
+            table.add_row(head[0], name, value, _cell(estimate.std_error), head[1], head[2])
+    if record.calibration is not None:
+        document = record.calibration.to_json()
+        interval = document.get("interval")
+        spread = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else ""
+        table.add_row("", "calibrated", _cell(document.get("value")), spread, "", "")
+    return table
+
+
+def _class_pair(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, _, second = text.partition("-")
+    if not (first.isdigit() and second.isdigit()) or first == second:
+        raise ConfigError("--class-pair must be two different class numbers", text, "e.g. --class-pair 3-8")
+    return int(first), int(second)
+
+
 def _workspace(options: argparse.Namespace) -> Any:
     from orchestrator.workspace import Workspace
 
@@ -494,6 +569,43 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("name", metavar="NAME")
     prepare.add_argument("--raw", metavar="DIR", help="folder of the raw download")
     prepare.add_argument("--preset", metavar="PRESET", default="paper", help="take image size etc. from here")
+    measure = command("measure", _measure, "intrinsic dimension and label sharpness of your own images")
+    measure.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder of class folders, .csv, .npz, .npy, prepared folder, dataset name",
+    )
+    measure.add_argument(
+        "--labels", metavar="FILE", help="labels for a .npy: .npy, or text with one per image"
+    )
+    measure.add_argument("--raw", metavar="DIR", help="raw download, for a dataset's name")
+    measure.add_argument("--class-pair", metavar="A-B", help="only these two classes")
+    measure.add_argument(
+        "--train-sizes", type=_positive, nargs="+", metavar="N", help="nested sizes to measure too"
+    )
+    measure.add_argument("--image-size", type=_positive, help="resize to this side (image files: 224)")
+    measure.add_argument("--channels", type=int, choices=(1, 3), default=1)
+    measure.add_argument("--num-neighbors", type=_positive, default=20, help="k of the MLE (default 20)")
+    measure.add_argument(
+        "--sharpness-sample",
+        type=int,
+        default=1000,
+        help="images per sample for K_F (default 1000; 0 for all)",
+    )
+    measure.add_argument(
+        "--pixel-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of float arrays"
+    )
+    measure.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    measure.add_argument("--device", default="cpu", help="cpu, or a torch device for the matrix products")
+    measure.add_argument(
+        "--calibrate", action="store_true", help="correct the dimension's bias by simulation"
+    )
+    measure.add_argument("--seed", type=int, default=0)
+    measure.add_argument(
+        "--show-pair", metavar="FILE", help="draw the pair that attains K_F (shows your images)"
+    )
+    measure.add_argument("--address", metavar="HOST:PORT", help="running Ray cluster")
+    measure.add_argument("--num-workers", type=_positive, default=1, help="Ray workers; 1 runs without Ray")
     with_preset(command("reconcile", _reconcile, "replay the result store to MLflow, close ghosts"))
     doctor = command("doctor", _doctor, "check machine, cluster, storage, MLflow, versions, security")
     doctor.add_argument("--address", metavar="HOST:PORT", help="also check this Ray cluster")

@@ -67,6 +67,7 @@ MODEL_COSTS: dict[str, ModelCost] = {
     **_COSTS,
     **{f"timm_{name}": cost for name, cost in _COSTS.items()},
     "resnet10t": ModelCost(1.10, 5.4, 2.4),
+    "resnet_tiny": ModelCost(0.3, 0.4, 1.0),
     "small_cnn": ModelCost(0.6, 0.1, 3.0),
     "small_mlp": ModelCost(0.01, 10.0, 0.01),
 }

@@ -113,8 +113,8 @@ def _with_lesion(
 ) -> NDArray[np.float32]:
     places = np.argwhere(mask)
     center = places[rng.integers(len(places))]
-    radii = rng.uniform(7, 18, 2)
-    angle, contrast = rng.uniform(0, np.pi), rng.choice([-1, 1]) * rng.uniform(0.25, 0.55)
+    radii = rng.uniform(16, 32, 2)
+    angle, contrast = rng.uniform(0, np.pi), rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
     offsets = np.indices(plane.shape).reshape(2, -1).T - center
     turned = offsets @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     distance = np.sqrt(((turned / radii) ** 2).sum(1)).reshape(plane.shape)

@@ -1,0 +1,357 @@
+"""``isweep measure``: your own images, measured and put beside the study's eleven datasets."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.errors import ConfigError, DataError
+from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
+from search_spaces.specs import ClassPair, DatasetSpec, OwnSourceSpec, PreparedSpec
+from tasks.arrays import MARKER, PreparedDataset
+from tasks.label_sharpness import SharpnessConvention, convert
+from tasks.measures import MeasureRecord, MeasureSettings, measure_array, measure_nested
+from tasks.prepare import prepare_dataset
+from tasks.remote import Executor
+
+PUBLISHED_SIDE = (224, 224)
+PUBLISHED_RANGE = (0.0, 255.0)
+MAX_PANEL_SIDE = 512
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """What to measure and how.
+
+    Attributes:
+        source: Folder with a subfolder per class, CSV of paths and labels, ``.npz`` or ``.npy``, a prepared
+            dataset's folder, or a dataset's name.
+        labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
+        raw: Raw download, for a dataset's name.
+        class_pair: Only these two classes.
+        train_sizes: Nested, stratified subsets to measure too.
+        image_size: Side to resize to; None keeps arrays as they are and takes 224 for image files.
+        channels: 1 or 3.
+        settings: How to measure.
+    """
+
+    source: str
+    labels: Path | None = None
+    raw: Path | None = None
+    class_pair: ClassPair | None = None
+    train_sizes: tuple[int, ...] = ()
+    image_size: int | None = None
+    channels: int = 1
+    settings: MeasureSettings = field(default_factory=MeasureSettings)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured source.
+
+    Attributes:
+        record: The numbers.
+        images: The images that the record's pairs number, as an array or a prepared dataset.
+        labels: Their labels, or None.
+        label_names: What the labels mean.
+        preparation: Record of what was read and skipped, or None for arrays.
+    """
+
+    record: MeasureRecord
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64] | None
+    label_names: tuple[str, ...]
+    preparation: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``isweep measure --json`` prints."""
+        return {
+            **self.record.to_json(),
+            "label_names": list(self.label_names),
+            "preparation": self.preparation,
+            "published": published_rows(self.record),
+        }
+
+
+def measure_source(request: MeasureRequest, executor: Executor, scratch: Path) -> Measured:
+    """Read a source and measure it.
+
+    Args:
+        request: What and how.
+        executor: Runs reading and block tasks.
+        scratch: Folder for the prepared arrays of image files; nothing is left in it.
+
+    Raises:
+        SweepError: for a source that cannot be read or measured.
+    """
+    path = Path(request.source)
+    if request.source in DATASETS and not path.exists():
+        return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, scratch)
+    if not path.exists():
+        raise ConfigError(
+            "The source must be a folder, a file or the name of a dataset",
+            request.source,
+            f"known datasets: {', '.join(sorted(DATASETS))}",
+        )
+    if (path / MARKER).exists():
+        return _measure_dataset(request, PreparedDataset.open(path), executor)
+    if path.suffix in (".npz", ".npy") and request.image_size is None:
+        return _measure_arrays(request, path, executor)
+    kinds = {".npz": "npz", ".csv": "csv"}
+    kind = "folder" if path.is_dir() else kinds.get(path.suffix)
+    if kind is None:
+        raise ConfigError(
+            "The source must be a folder of class folders, a .csv, .npz or .npy", path.suffix or "no ending"
+        )
+    own = OwnSourceSpec.model_validate(
+        {"kind": kind, "path": str(path), "domain": "medical", "channels": request.channels}
+    )
+    return _measure_prepared(request, own_dataset_spec("own", own), path, executor, scratch)
+
+
+def _measure_prepared(
+    request: MeasureRequest, dataset: DatasetSpec, raw: Path | None, executor: Executor, scratch: Path
+) -> Measured:
+    spec = PreparedSpec.model_validate(
+        {
+            "dataset": dataset.name,
+            "task": dataset.task,
+            "image_size": request.image_size or PUBLISHED_SIDE[0],
+            "channels": request.channels,
+            "max_images_per_class": dataset.max_images_per_class,
+        }
+    )
+    with tempfile.TemporaryDirectory(prefix="measure-", dir=scratch) as folder:
+        destination = Path(folder) / "prepared"
+        prepare_dataset(spec, dataset, raw=raw, destination=destination, executor=executor)
+        return _measure_dataset(request, PreparedDataset.open(destination), executor)
+
+
+def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
+    settings = replace(request.settings, pixel_range=PUBLISHED_RANGE)
+    names, preparation = data.label_names, data.record.to_json()
+    if request.class_pair is None and not request.train_sizes:
+        # Streams from the store, so the images need not fit into memory.
+        record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)
+        pair = () if record.label_sharpness is None else record.label_sharpness.pair or ()
+        images = data.read_rows(np.array(pair, np.int64)) if pair else np.zeros((0, *data.image_shape))
+        shown = np.full(data.num_images, -1)
+        shown[list(pair)] = range(len(pair))
+        return Measured(record, _Sparse(images, shown), data.labels, names, preparation)  # type: ignore[arg-type]
+    rows = _rows_of_pair(data.labels, request.class_pair)
+    images, labels = data.read_rows(rows), data.labels[rows]
+    record = _measure_rows(request, images, labels, executor, settings)
+    return Measured(record, images, labels, names, preparation)
+
+
+@dataclass(frozen=True)
+class _Sparse:
+    """The few images of a large dataset that someone may want to look at, by their row in it."""
+
+    images: npt.NDArray[Any]
+    position: npt.NDArray[np.int64]
+
+    def __getitem__(self, row: int) -> npt.NDArray[Any]:
+        return np.asarray(self.images[self.position[row]])
+
+
+def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
+    images, labels, names = _load_arrays(path, request.labels)
+    if request.class_pair is not None:
+        if labels is None:
+            raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")
+        rows = _rows_of_pair(labels, request.class_pair)
+        images, labels = images[rows], labels[rows]
+    record = _measure_rows(request, images, labels, executor, request.settings)
+    return Measured(record, images, labels, names, None)
+
+
+def _measure_rows(
+    request: MeasureRequest,
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[np.int64] | None,
+    executor: Executor,
+    settings: MeasureSettings,
+) -> MeasureRecord:
+    return measure_array(
+        images,
+        labels,
+        train_sizes=request.train_sizes or None,
+        num_neighbors=settings.num_neighbors,
+        seed=settings.seed,
+        executor=executor,
+        settings=settings,
+    )
+
+
+def _rows_of_pair(labels: npt.NDArray[np.int64], pair: ClassPair | None) -> npt.NDArray[np.int64]:
+    if pair is None:
+        return np.arange(len(labels))
+    missing = [label for label in pair if not (labels == label).any()]
+    if missing:
+        known = ", ".join(map(str, np.unique(labels).tolist()))
+        raise ConfigError(
+            "--class-pair must name two classes of the data", f"no class {missing}", f"classes: {known}"
+        )
+    return np.flatnonzero(np.isin(labels, pair))
+
+
+def _load_arrays(
+    path: Path, labels: Path | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...]]:
+    if path.suffix == ".npz":
+        from tasks.sources import RawRequest, source_for
+
+        own = OwnSourceSpec.model_validate({"kind": "npz", "path": str(path), "domain": "medical"})
+        dataset = own_dataset_spec("own", own)
+        spec = PreparedSpec(dataset="own", image_size=PUBLISHED_SIDE[0], channels=1)
+        # The source checks declared sizes, labels and types before anything large is read.
+        listing = source_for("npz").list_items(RawRequest(dataset, spec, path))
+        codes = np.array([item.label for item in listing.items], np.int64)
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["images"], codes, tuple(listing.label_names)
+    images = _load_npy(path)
+    if labels is None:
+        return images, None, ()
+    values = _load_npy(labels) if labels.suffix == ".npy" else np.array(labels.read_text().split())
+    names, codes = np.unique(values, return_inverse=True)
+    if len(codes) != len(images):
+        raise DataError(
+            "There must be one label per image",
+            f"{len(codes)} labels, {len(images)} images",
+            "check --labels",
+        )
+    return images, codes.astype(np.int64), tuple(map(str, names.tolist()))
+
+
+def _load_npy(path: Path) -> npt.NDArray[Any]:
+    try:
+        # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
+        loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            "A .npy file must hold one plain numeric array",
+            f"{path.name}: {str(error).splitlines()[0]}",
+            "save it with numpy.save(PATH, array, allow_pickle=False)",
+        ) from None
+    return loaded
+
+
+def published_rows(record: MeasureRecord) -> list[dict[str, Any]]:
+    """Return the study's eleven datasets at the nearest train size, K_F in this record's convention.
+
+    Published K_F is a maximum over about 2,000 sampled pairs on [0, 255] images of 224 x 224, natural ones on
+    three channels; it is rescaled by range, side and channels. None where this record's convention is not
+    known.
+    """
+    size = record.sizes[-1].train_size
+    nearest: dict[str, dict[str, str]] = {}
+    for row in _published("d_data.csv"):
+        best = nearest.get(row["dataset"])
+        if best is None or abs(int(row["train_size"]) - size) < abs(int(best["train_size"]) - size):
+            nearest[row["dataset"]] = row
+    sharpness = {row["dataset"]: float(row["label_sharpness"]) for row in _published("label_sharpness.csv")}
+    return [
+        {
+            "dataset": name,
+            "domain": DATASETS[name].domain,
+            "train_size": int(row["train_size"]),
+            "d_data": float(row["d_data"]),
+            "label_sharpness": _rescaled(sharpness[name], name, record),
+        }
+        for name, row in nearest.items()
+    ]
+
+
+def _rescaled(value: float, name: str, record: MeasureRecord) -> float | None:
+    own = record.label_sharpness
+    if own is None or own.convention.pixel_range is None or own.convention.side is None:
+        return None
+    channels = 3 if name in ("cifar10", "svhn", "imagenet") else 1
+    published = SharpnessConvention(PUBLISHED_RANGE, PUBLISHED_SIDE, channels, own.convention.sample)
+    return convert(replace(own, value=value, convention=published), own.convention).value
+
+
+def _published(name: str) -> list[dict[str, str]]:
+    text = (resources.files("search_spaces") / "published" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def describe(measured: Measured) -> list[str]:
+    """Say in plain words how the two numbers compare with the study's datasets."""
+    record = measured.record
+    rows = published_rows(record)
+    lines = []
+    estimate = record.d_data.get("mle")
+    if estimate is not None and estimate.value is not None:
+        below = sum(row["d_data"] < estimate.value for row in rows)
+        lines.append(
+            f"Intrinsic dimension {estimate.value:.1f} is {_level(below, len(rows))}: higher than {below} of "
+            f"the {len(rows)} published datasets (at their train size nearest to yours). The law expects a "
+            "higher dimension to need more images for the same loss."
+        )
+    sharpness = record.label_sharpness
+    known = [row["label_sharpness"] for row in rows if row["label_sharpness"] is not None]
+    if sharpness is not None and sharpness.value is not None and known:
+        below = sum(value < sharpness.value for value in known)
+        lines.append(
+            f"Label sharpness {sharpness.value:.3g} is {_level(below, len(known))}: higher than {below} of "
+            f"the {len(known)} published values, rescaled to your pixel range, side and channels. The law expects "
+            "sharper labels to give a higher loss and a model that is easier to fool. Published values come "
+            "from a sample of pairs, so read this as an order of magnitude."
+        )
+    return lines + list(record.notes)
+
+
+def _level(below: int, total: int) -> str:
+    share = below / total
+    return "low" if share < 1 / 3 else "high" if share > 2 / 3 else "in the middle"
+
+
+def save_pair(measured: Measured, path: Path) -> None:
+    """Draw the two differently labelled images that are closest, side by side, to ``path`` (PNG).
+
+    Raises:
+        DataError: when there is no such pair.
+        ConfigError: when the file cannot be written.
+    """
+    from PIL import Image, ImageDraw
+
+    sharpness = measured.record.label_sharpness
+    if sharpness is None or sharpness.pair is None or measured.labels is None:
+        raise DataError("--show-pair needs two images with different labels", "there are none")
+    panels = [_panel(measured.images[row]) for row in sharpness.pair]
+    width, height = panels[0].size
+    sheet = Image.new("RGB", (2 * width + 24, height + 40), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (row, panel) in enumerate(zip(sharpness.pair, panels, strict=True)):
+        left = 8 + place * (width + 8)
+        sheet.paste(panel, (left, 32))
+        label = int(measured.labels[row])
+        name = measured.label_names[label] if label < len(measured.label_names) else str(label)
+        draw.text((left, 10), f"image {row}: {name}", fill="black")
+    try:
+        sheet.save(path, format="PNG")
+    except OSError as error:
+        raise ConfigError("--show-pair must be a file that can be written", f"{path}: {error}") from None
+
+
+def _panel(image: npt.NDArray[Any]) -> Any:
+    from PIL import Image
+
+    pixels = np.asarray(image, np.float64)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        pixels = pixels.transpose(1, 2, 0)
+    pixels = pixels.squeeze()
+    low, high = pixels.min(), pixels.max()
+    scaled = ((pixels - low) * (255 / (high - low)) if high > low else pixels * 0).astype(np.uint8)
+    panel = Image.fromarray(scaled).convert("RGB")
+    factor = max(1, MAX_PANEL_SIDE // 2 // max(panel.size))
+    return panel.resize((panel.width * factor, panel.height * factor), Image.Resampling.NEAREST)
