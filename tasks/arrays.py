@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.fingerprint import fingerprint
 from tasks.prepared_record import PreparedRecord
+from tasks.shard_reader import ShardedRows
 
 __all__ = ["PreparedDataset", "PreparedRecord", "create_store", "seal", "write_rows"]
 
@@ -178,10 +179,13 @@ class PreparedDataset:
         Raises:
             CorruptStoreError: when a checksum is wrong, naming the shard.
         """
-        return self._checked("images", start, stop)
+        rows = np.empty((max(0, stop - start), *self.image_shape), dtype=self.record.dtype)
+        with self._naming_files("images", range(start, stop)):
+            self._sharded.read_into(rows, start)
+        return rows
 
     def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.generic]:
-        """Return the images of ``indices``, in that order; memory beyond the result is one shard.
+        """Return the images of ``indices``, in that order; memory beyond the result is one chunk.
 
         Raises:
             CorruptStoreError: when a checksum is wrong, naming the shard.
@@ -190,14 +194,8 @@ class PreparedDataset:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_images):
             raise IndexError(f"rows must be in 0..{self.num_images - 1}")
         rows = np.empty((len(wanted), *self.image_shape), dtype=self.record.dtype)
-        order = np.argsort(wanted, kind="stable")
-        shard = self._rows_per_shard
-        edges = np.searchsorted(wanted[order], np.arange(0, self.num_images + shard, shard))
-        for first, last in pairwise(edges):
-            if first < last:
-                places = order[first:last]
-                start, stop = int(wanted[places[0]]), int(wanted[places[-1]]) + 1
-                rows[places] = self.read(start, stop)[wanted[places] - start]
+        with self._naming_files("images", wanted.tolist()):
+            self._sharded.read_scattered(rows, wanted)
         return rows
 
     def verify(self) -> None:
@@ -219,33 +217,38 @@ class PreparedDataset:
         return zarr.open_group(str(self.path), mode="r")
 
     @cached_property
-    def _rows_per_shard(self) -> int:
-        return int(self._group["images"].shards[0])
+    def _sharded(self) -> ShardedRows:
+        array = self._group["images"]
+        dtype = np.dtype(self.record.dtype).newbyteorder("<")
+        folder = self.path / "images" / "c"
+        return ShardedRows(folder, self.num_images, self.image_shape, dtype, array.chunks[0], array.shards[0])
 
     def _array(self, name: str) -> NDArray[np.generic]:
-        return self._checked(name, 0, self.num_images)
-
-    def _checked(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
-        # zarr reads a missing file as zeros, so absence is checked here.
-        missing = [file for file in self._stored_files(name, start, stop) if not (self.path / file).is_file()]
-        try:
-            if missing:
-                raise FileNotFoundError(missing[0])
-            values: NDArray[np.generic] = self._group[name][start:stop]
-        except (ValueError, OSError, RuntimeError) as error:
-            files = ", ".join(missing or self._stored_files(name, start, stop))
-            raise CorruptStoreError(
-                f"Array {name} of prepared dataset {self.path.name} must be whole",
-                f"{type(error).__name__} in {files}",
-                REMAKE,
-            ) from error
+        with self._naming_files(name, range(self.num_images)):
+            # zarr reads a missing file as zeros, so absence is checked here.
+            for file in self._stored_files(name, range(self.num_images)):
+                if not (self.path / file).is_file():
+                    raise FileNotFoundError(file)
+            values: NDArray[np.generic] = self._group[name][:]
         return values
 
-    def _stored_files(self, name: str, start: int, stop: int) -> list[str]:
+    @contextmanager
+    def _naming_files(self, name: str, rows: Sequence[int]) -> Iterator[None]:
+        """Turn what reading may raise into the error that names the files read."""
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError) as error:
+            raise CorruptStoreError(
+                f"Array {name} of prepared dataset {self.path.name} must be whole",
+                f"{type(error).__name__} in {', '.join(self._stored_files(name, rows))}",
+                REMAKE,
+            ) from error
+
+    def _stored_files(self, name: str, rows: Sequence[int]) -> list[str]:
         array = self._group[name]
-        rows = (array.shards or array.chunks)[0]
+        size = (array.shards or array.chunks)[0]
         tail = "/0" * (array.ndim - 1)
-        names = [f"{name}/c/{index}{tail}" for index in range(start // rows, -(-stop // rows))]
+        names = [f"{name}/c/{shard}{tail}" for shard in sorted({row // size for row in rows})]
         # A chunk of zeros only is not stored at all; the marker knows which files there are.
         return [file for file in names if file in self._files]
 
