@@ -245,12 +245,12 @@ def posterior(
     """Step 3: distribution over families and ln d given the observed statistics."""
     grid = np.linspace(simulations.log_dimensions[0], simulations.log_dimensions[-1], 400)
     curves, noise = _curves(simulations, grid)
-    curves[:, grid > np.log(ambient) + 1e-9] = np.nan
     weight, misfit = _weights(observed, curves, noise, VALUE_SPREAD)
-    value = float(np.exp(weight.sum(axis=0) @ grid))
+    value = min(float(np.exp(weight.sum(axis=0) @ grid)), ambient)
     density = _weights(observed, curves, noise, INTERVAL_SPREAD)[0].sum(axis=0)
     tail = (1 - level) / 2
-    low, high = np.exp(np.interp([tail, 1 - tail], density.cumsum(), grid))
+    # Clipped, not cut off before: data may well fill all their columns.
+    low, high = np.minimum(np.exp(np.interp([tail, 1 - tail], density.cumsum(), grid)), ambient)
     notes = []
     if misfit > MISFIT:
         notes.append(

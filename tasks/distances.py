@@ -230,6 +230,6 @@ def _close_pairs(
     ceiling = max(share * (norms_a.max(initial=0.0) + norms_b.max(initial=0.0)), floor)
     # Comparing against one number first: most blocks have no such pair, and stop here. The comparison is
     # negated so that NaN, which an overflow leaves behind, counts as close.
-    rows, columns = np.nonzero(~(squared >= ceiling)) if squared.size else (np.zeros(0, np.intp),) * 2
+    rows, columns = np.divmod(np.flatnonzero(~(squared >= ceiling)), max(squared.shape[1], 1))
     keep = ~(squared[rows, columns] >= np.maximum(share * (norms_a[rows] + norms_b[columns]), floor))
     return rows[keep], columns[keep]

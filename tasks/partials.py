@@ -51,14 +51,17 @@ class Partial:
         """Consider the distances from ``rows`` (local) to the positions from ``column_start`` on."""
         k = self.squared.shape[-1]
         kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
-        found_rows, found_columns = _below(squared, kept[:, -1])
-        if len(found_rows) > 4 * k * len(kept) and squared.shape[1] > k:
-            columns = np.argpartition(squared, k - 1, axis=1)[:, :k]
-            values, active = np.take_along_axis(squared, columns, axis=1), slice(None)
-        elif len(found_rows):
-            active, columns, values = _pad_by_row(found_rows, found_columns, squared)
+        found = None
+        if np.isfinite(kept[:, -1]).all():  # else there is no limit yet to compare with
+            found = _below(squared, kept[:, -1])
+            if not len(found[0]):
+                return
+        if found is not None and len(found[0]) <= 4 * k * len(kept):
+            active, columns, values = _pad_by_row(*found, squared)
         else:
-            return
+            width = min(k, squared.shape[1])
+            columns = np.argpartition(squared, width - 1, axis=1)[:, :width]
+            values, active = np.take_along_axis(squared, columns, axis=1), slice(None)
         ids = np.where(np.isfinite(values), columns + column_start, -1)
         kept[active], kept_ids[active] = smallest(
             np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k
@@ -89,12 +92,13 @@ def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, 
 
 def _below(squared: FloatArray, limits: FloatArray) -> tuple[IntArray, IntArray]:
     """Entries not above their row's limit, ordered by row; scans memory in its own order."""
-    limits = np.where(np.isfinite(limits), limits, np.finfo(squared.dtype).max).astype(squared.dtype)
-    if squared.flags.c_contiguous or squared.strides[0] > squared.strides[1]:
-        rows, columns = np.nonzero(squared <= limits[:, None])
+    limits = limits.astype(squared.dtype)
+    # flatnonzero takes a tenth of the time of nonzero on two axes.
+    if squared.strides[0] >= squared.strides[1]:
+        rows, columns = np.divmod(np.flatnonzero(squared <= limits[:, None]), squared.shape[1])
         return rows, columns
     below = limits >= squared.T
-    columns, rows = np.nonzero(below)
+    columns, rows = np.divmod(np.flatnonzero(below), squared.shape[0])
     order = np.argsort(rows, kind="stable")
     return rows[order], columns[order]
 
