@@ -86,7 +86,7 @@ class Solution:
         """Jackknife-t intervals (1 + q, 2) at ``level``; None where there is no covariance.
 
         Degrees of freedom are the datasets less one: in simulations with 4 to 11 datasets these intervals
-        held the truth in 93 to 96 % of cases, the percentile bootstrap in 92 to 97 % (``docs/fits.md``).
+        held the truth in 93 to 96 % of cases, the percentile bootstrap in 92 to 98 % (``docs/fits.md``).
         """
         covariance = self.covariance
         if covariance is None:

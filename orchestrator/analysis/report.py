@@ -39,10 +39,12 @@ def write_report(
         fits: what :func:`~orchestrator.analysis.fits.fit_scaling_laws` returned for it.
         directory: where to write; made if absent.
         sweep: name of the sweep, the page's title.
-        summary: what only the caller knows; every key is optional. ``planned``, ``done``, ``failed``,
-            ``diverged``: counts. ``failures``: list of ``{"trial_id", "kind", "message"}``. ``measures``:
-            list of flat records. ``datasets``: dataset → ``{"title", "description", ...}``. ``versions``:
-            name → version. ``commits``: list. ``preset``: text of the sweep file.
+        summary: what only the caller knows; every key is optional. ``description``: one sentence.
+            ``planned``,
+            ``done``, ``failed``, ``diverged``: counts. ``failures``: list of ``{"trial_id", "kind",
+            "message"}``. ``unreadable``, ``measures``: lists of flat records. ``datasets``: dataset →
+            ``{"title", "description", ...}``. ``packages``: name → version. ``code_versions``, ``devices``:
+            name → number of trials. ``preset``: the sweep file, as text or as data.
 
     Returns:
         The path of ``report.html``.
@@ -66,7 +68,8 @@ def write_report(
         descriptions=html_tables.synthetic_data(fits, summary),
         figures=_write_figures(points, fits, directory / "figures"),
         tables=html_tables.all_tables(full, fits, summary),
-        commits=_commits(full, summary),
+        code_versions=_code_versions(full, summary),
+        preset=_preset(summary),
         columns=[*c.describe(table.columns)],
     )
     path = directory / "report.html"
@@ -141,8 +144,15 @@ def _counts(full: pd.DataFrame, summary: Mapping[str, Any]) -> list[tuple[str, i
     return [(name, int(summary.get(name, default))) for name, default in known.items()]
 
 
-def _commits(full: pd.DataFrame, summary: Mapping[str, Any]) -> list[tuple[str, int | None]]:
+def _code_versions(full: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, int]:
     """Return code versions with their number of trials: several commits must not pass for one."""
-    counts = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts().sort_index()
-    found: list[tuple[str, int | None]] = [(str(name), int(count)) for name, count in counts.items()]
-    return found + [(str(name), None) for name in summary.get("commits", ()) if name not in counts.index]
+    counts = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts()
+    found = {str(name): int(count) for name, count in counts.items()}
+    return dict(sorted((found or dict(summary.get("code_versions", {}))).items()))
+
+
+def _preset(summary: Mapping[str, Any]) -> str:
+    preset = summary.get("preset", "")
+    return (
+        preset if isinstance(preset, str) else json.dumps(preset, indent=2, ensure_ascii=False, default=str)
+    )

@@ -20,6 +20,9 @@ def all_tables(full: pd.DataFrame, fits: ScalingFits, summary: Mapping[str, Any]
         "fits": fit_tables(fits),
         "published": [_published(full)],
         "measures": [_records("measures", "Measures", summary.get("measures", ()))],
+        "unreadable": [
+            _records("unreadable", "Stored results that cannot be read", summary.get("unreadable", ()))
+        ],
         "failures": [_records("failures", "Failed trials", summary.get("failures", ()))],
     }
     return {name: [table for table in tables if table.rows] for name, tables in sections.items()}

@@ -15,7 +15,7 @@ SUMMARY = {
     "failures": [{"trial_id": "t-1", "kind": "out_of_memory", "message": "<script>alert(1)</script>"}],
     "measures": [{"dataset": "natural0", "train_size": 500, "d_data": 9.123456}],
     "datasets": {"medical0": {"title": "Lesions", "description": "semi-synthetic slices"}},
-    "versions": {"torch": "2.10"}, "commits": ["fedcba9"], "preset": "name: <demo>\n",
+    "packages": {"torch": "2.10"}, "devices": {"cpu": 36}, "description": "A <small> sweep.", "preset": {"name": "<demo>", "train_sizes": [500]},
 }  # fmt: skip
 
 
@@ -59,7 +59,8 @@ def test_the_page_needs_nothing_from_outside(page):
 def test_what_users_name_is_escaped(page):
     assert "&lt;b&gt;&amp;demo" in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "name: &lt;demo&gt;" in page
+    assert "&lt;demo&gt;" in page
+    assert "A &lt;small&gt; sweep." in page
 
 
 def test_counts_findings_caveats_and_provenance_are_shown(page):
@@ -67,7 +68,7 @@ def test_counts_findings_caveats_and_provenance_are_shown(page):
     assert "<b>1</b>diverged" in page
     assert page.index("Is a dataset of higher intrinsic dimension harder") < page.index("<h2>Figures")
     assert "medical0: Lesions. semi-synthetic slices." in page
-    assert "3 versions of the code" in page
+    assert "2 versions of the code" in page
     assert "torch 2.10" in page
     assert "9.12" in page
 
