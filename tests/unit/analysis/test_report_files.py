@@ -15,7 +15,8 @@ SUMMARY = {
     "failures": [{"trial_id": "t-1", "kind": "out_of_memory", "message": "<script>alert(1)</script>"}],
     "measures": [{"dataset": "natural0", "train_size": 500, "d_data": 9.123456}],
     "datasets": {"medical0": {"title": "Lesions", "description": "semi-synthetic slices"}},
-    "packages": {"torch": "2.10"}, "devices": {"cpu": 36}, "description": "A <small> sweep.", "preset": {"name": "<demo>", "train_sizes": [500]},
+    "packages": {"torch": "2.10"}, "devices": {"cpu": 36},
+    "description": "A <small> sweep.", "preset": {"name": "<demo>", "train_sizes": [500]},
 }  # fmt: skip
 
 
