@@ -57,6 +57,7 @@ def prepare_dataset(
     destination: Path,
     executor: Executor,
     max_skipped_share: float = 0.001,
+    for_training: bool = True,
     on_progress: Progress | None = None,
 ) -> PreparedRecord:
     """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
@@ -70,6 +71,8 @@ def prepare_dataset(
         destination: Where the store goes; its parent also holds the part files and the hash key meanwhile.
         executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all its nodes.
         max_skipped_share: Largest share of listed items that may be unusable.
+        for_training: Refuse data that no fair split exists for (one group holds most of them, or too many
+            images equal one with another label). Measuring does not split; there both are only counted.
         on_progress: Called after every block of items.
 
     Raises:
@@ -96,7 +99,12 @@ def prepare_dataset(
         skipped = early + [pair for part in parts for pair in part.skipped]
         _check_skips(dataset.name, skipped, len(items) + len(early), max_skipped_share)
         images = select(images, spec)
-        _check_images(request, images, max_skipped_share)
+        if not len(images.labels):
+            raise DataError(f"{dataset.name}: preparation must keep at least one image", "none was usable")
+        if images.num_conflicts:
+            logger.warning("%s: %d images have a twin with another label", dataset.name, images.num_conflicts)
+        if for_training:
+            _check_split(request, images, max_skipped_share)
         record = make_record(request, listing, images, parts, skipped, raw_id)
         return build_and_publish(record, images, stems, destination, executor, started)
     except FileNotFoundError:
@@ -119,10 +127,8 @@ def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:
     return done
 
 
-def _check_images(request: RawRequest, images: ImageTable, allowed: float) -> None:
+def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> None:
     name, num_images = request.dataset.name, len(images.labels)
-    if not num_images:
-        raise DataError(f"{name}: preparation must keep at least one image", "none was usable")
     largest = int(np.unique(images.groups, return_counts=True)[1].max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
         raise DataError(
@@ -130,8 +136,6 @@ def _check_images(request: RawRequest, images: ImageTable, allowed: float) -> No
             f"one group holds {largest} of {num_images} images",
             "give ids that tell patients apart",
         )
-    if images.num_conflicts:
-        logger.warning("%s: %d images have a twin with another label", name, images.num_conflicts)
     # The released extraction gives one frame several labels (F33); that is part of what it shows.
     if images.num_conflicts > allowed * num_images and request.spec.data_mode == "corrected":
         raise DataError(

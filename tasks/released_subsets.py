@@ -5,7 +5,8 @@ The pool of a training set of N images is (N + test size) / 2 images of each cla
 * ``first_k_selection`` (F6): the first of each class in stored order, instead of a seeded choice;
 * ``misaligned_labels`` (F3, natural sets held in memory): surplus images of the class that fills first are
 dropped
-  from the list of labels but not from the array of images, so image i meets the label of another image;
+  from the list of labels but not from the array of images, so image i meets the label of another image; the
+  pool is then the first of each class, split by image;
 * ``fixed_imagenet_files`` (F4, ImageNet): the position in the pair's list is looked up in the list of all
 files, so
   the images are the first files whatever the pair is;
@@ -59,8 +60,8 @@ def pool(
     short = min(map(len, chosen))
     if short < per_class:
         raise DataError(
-            f"{spec.prepared.dataset}, as released: {train_size} training and {spec.test_size} test images need "
-            f"{per_class} images of each class",
+            f"{spec.prepared.dataset}, as released: {train_size} training and {spec.test_size} test images "
+            f"need {per_class} images of each class",
             f"{short} of one",
             "lower train_sizes or test_size",
         )

@@ -126,7 +126,8 @@ def make_subset(
         subset = _faulty_subset(rows, targets, names, groups, splits, spec, max_train_size)
     else:
         rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
-        subset = _split(rows, targets, names, groups[rows], splits[rows], spec, rng)
+        balanced = len(names) == 2
+        subset = _split(rows, targets, names, groups[rows], splits[rows], spec, rng, balanced=balanced)
         assert subset.shared_group_share == 0, "a group is on both sides of the split"
     if max_train_size is not None:
         subset.check_train_size(max_train_size)
@@ -141,10 +142,11 @@ def _split(
     given: NDArray[np.int8],
     spec: SubsetSpec,
     rng: np.random.Generator | None,
+    *,
+    balanced: bool,
 ) -> Subset:
     """Split the images of a task by groups; ``rng`` None takes them in stored order (F6)."""
     members = number_groups(groups)
-    balanced = len(names) == 2
     quotas = quotas_of(np.bincount(targets, minlength=len(names)), spec.test_size, balanced=balanced)
     test = choose_test(targets, members, quotas, given, rng, names)
     free = ~np.isin(members, members[test]) & (given != 2)
@@ -173,21 +175,18 @@ def _faulty_subset(
             raise DataError(rule, "none", "pass max_train_size, one train size at a time")
         if by_size and {"image_level_split", "first_k_selection"} <= faults:
             return _as_released(rows, targets, names, groups, spec, train_size)
-    if misaligns(spec) or fixes_files(spec):
+    pooled = misaligns(spec) or fixes_files(spec)
+    if pooled:
         assert train_size is not None, "checked above"
-        # Group-wise splitting loses images, so the pool is as large as the data allow.
-        rows, targets = pool(rows, targets, spec, _largest_size(targets, spec))
+        rows, targets = pool(rows, targets, spec, train_size)
     seed = ("subset", spec.split_seed, spec.class_pair, *((train_size,) if by_size else ()))
     rng = None if "first_k_selection" in faults else np.random.default_rng(derive_seed(*seed))
-    members = np.arange(len(rows)) if "image_level_split" in faults else groups[rows]
-    subset = _split(rows, targets, names, members, splits[rows], spec, rng)
+    # A pool has no image to spare, so it cannot be split by groups.
+    members = np.arange(len(rows)) if pooled or "image_level_split" in faults else groups[rows]
+    balanced = len(names) == 2 and not misaligns(spec)
+    subset = _split(rows, targets, names, members, splits[rows], spec, rng, balanced=balanced)
     shared = float(np.isin(groups[subset.test_rows], groups[subset.train_order]).mean())
     return replace(subset, shared_group_share=shared)
-
-
-def _largest_size(targets: NDArray[np.int64], spec: SubsetSpec) -> int:
-    counts = np.bincount(targets)
-    return int(counts.min()) * len(counts) - spec.test_size
 
 
 def _as_released(

@@ -191,6 +191,7 @@ def test_groups_of_identical_images_are_joined(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Toy, "reader", twins)
     with pytest.raises(DataError, match="may equal an image with another label; found: 2 of 40"):
         run(toy, tmp_path / "out")
+    assert run(toy, tmp_path / "measured", for_training=False).num_conflicts == 2
     record = run(toy, tmp_path / "out", max_skipped_share=0.05)
     groups = PreparedDataset.open(tmp_path / "out").groups
     assert (record.num_duplicates, record.num_conflicts) == (1, 2)

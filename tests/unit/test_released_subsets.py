@@ -57,7 +57,8 @@ def test_misaligned_labels_are_wrong_for_some_images():
     subset = make_subset(LABELS, np.arange(900), spec(), max_train_size=300)
     true = np.where(LABELS[subset.train_order] == 4, 0, 1)
     assert 0 < (true != subset.train_labels).mean() < 0.5
-    only = make_subset(LABELS, np.arange(900), spec(faults=("misaligned_labels",)), max_train_size=100)
+    only = make_subset(LABELS, np.arange(900), spec(faults=("misaligned_labels",)), max_train_size=120)
+    assert only.max_train_size == 120
     true = np.where(LABELS[only.train_order] == 4, 0, 1)
     assert (true != only.train_labels).any()
 
