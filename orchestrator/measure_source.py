@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -58,15 +59,15 @@ class Measured:
 
     Attributes:
         record: The numbers.
-        images: The images that the record's pairs number, as an array or a prepared dataset.
-        labels: Their labels, or None.
+        pair_images: The two differently labelled images that are closest, or None.
+        pair_labels: What their labels mean, in words.
         label_names: What the labels mean.
         preparation: Record of what was read and skipped, or None for arrays.
     """
 
     record: MeasureRecord
-    images: npt.NDArray[Any]
-    labels: npt.NDArray[np.int64] | None
+    pair_images: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
+    pair_labels: tuple[str, str] | None
     label_names: tuple[str, ...]
     preparation: dict[str, Any] | None
 
@@ -140,26 +141,27 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
     if request.class_pair is None and not request.train_sizes:
         # Streams from the store, so the images need not fit into memory.
         record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)
-        pair = () if record.label_sharpness is None else record.label_sharpness.pair or ()
-        images = data.read_rows(np.array(pair, np.int64)) if pair else np.zeros((0, *data.image_shape))
-        shown = np.full(data.num_images, -1)
-        shown[list(pair)] = range(len(pair))
-        return Measured(record, _Sparse(images, shown), data.labels, names, preparation)  # type: ignore[arg-type]
+        return _measured(record, data.read_rows, data.labels, names, preparation)
     rows = _rows_of_pair(data.labels, request.class_pair)
     images, labels = data.read_rows(rows), data.labels[rows]
     record = _measure_rows(request, images, labels, executor, settings)
-    return Measured(record, images, labels, names, preparation)
+    return _measured(record, images.__getitem__, labels, names, preparation)
 
 
-@dataclass(frozen=True)
-class _Sparse:
-    """The few images of a large dataset that someone may want to look at, by their row in it."""
-
-    images: npt.NDArray[Any]
-    position: npt.NDArray[np.int64]
-
-    def __getitem__(self, row: int) -> npt.NDArray[Any]:
-        return np.asarray(self.images[self.position[row]])
+def _measured(
+    record: MeasureRecord,
+    read_rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
+    labels: npt.NDArray[np.int64] | None,
+    label_names: tuple[str, ...],
+    preparation: dict[str, Any] | None,
+) -> Measured:
+    pair = record.label_sharpness.pair if record.label_sharpness else None
+    if pair is None or labels is None:
+        return Measured(record, None, None, label_names, preparation)
+    first, second = read_rows(np.array(pair, np.int64))
+    codes = (int(labels[pair[0]]), int(labels[pair[1]]))
+    named = [label_names[code] if code < len(label_names) else str(code) for code in codes]
+    return Measured(record, (first, second), (named[0], named[1]), label_names, preparation)
 
 
 def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
@@ -170,7 +172,7 @@ def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> 
         rows = _rows_of_pair(labels, request.class_pair)
         images, labels = images[rows], labels[rows]
     record = _measure_rows(request, images, labels, executor, request.settings)
-    return Measured(record, images, labels, names, None)
+    return _measured(record, images.__getitem__, labels, names, None)
 
 
 def _measure_rows(
@@ -303,9 +305,9 @@ def describe(measured: Measured) -> list[str]:
         below = sum(value < sharpness.value for value in known)
         lines.append(
             f"Label sharpness {sharpness.value:.3g} is {_level(below, len(known))}: higher than {below} of "
-            f"the {len(known)} published values, rescaled to your pixel range, side and channels. The law expects "
-            "sharper labels to give a higher loss and a model that is easier to fool. Published values come "
-            "from a sample of pairs, so read this as an order of magnitude."
+            f"the {len(known)} published values, rescaled to your pixel range, side and channels. The law "
+            "expects sharper labels to give a higher loss and a model that is easier to fool. Published "
+            "values come from a sample of pairs, so read this as an order of magnitude."
         )
     return lines + list(record.notes)
 
@@ -325,18 +327,16 @@ def save_pair(measured: Measured, path: Path) -> None:
     from PIL import Image, ImageDraw
 
     sharpness = measured.record.label_sharpness
-    if sharpness is None or sharpness.pair is None or measured.labels is None:
+    if sharpness is None or sharpness.pair is None or not (measured.pair_images and measured.pair_labels):
         raise DataError("--show-pair needs two images with different labels", "there are none")
-    panels = [_panel(measured.images[row]) for row in sharpness.pair]
+    panels = [_panel(image) for image in measured.pair_images]
     width, height = panels[0].size
     sheet = Image.new("RGB", (2 * width + 24, height + 40), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (row, panel) in enumerate(zip(sharpness.pair, panels, strict=True)):
+    for place, panel in enumerate(panels):
         left = 8 + place * (width + 8)
         sheet.paste(panel, (left, 32))
-        label = int(measured.labels[row])
-        name = measured.label_names[label] if label < len(measured.label_names) else str(label)
-        draw.text((left, 10), f"image {row}: {name}", fill="black")
+        draw.text((left, 10), f"image {sharpness.pair[place]}: {measured.pair_labels[place]}", fill="black")
     try:
         sheet.save(path, format="PNG")
     except OSError as error:
