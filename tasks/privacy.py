@@ -44,3 +44,21 @@ def keyed_hash(key: str, value: str) -> int:
 def spell(hashed: int) -> str:
     """Spell a keyed hash as in messages and records: 16 hex digits."""
     return f"{hashed:016x}"
+
+
+def locate(raw: Path, key_folder: Path, hashed: str) -> str | None:
+    """Return the file below ``raw`` behind a hash from a message or record, for those who hold the key.
+
+    Args:
+        raw: Raw folder, or the manifest in it.
+        key_folder: Folder with the prepared datasets, where the key lies.
+        hashed: 16 hex digits.
+    """
+    key = hash_key(key_folder)
+    base = raw if raw.is_dir() else raw.parent
+    for folder, _, names in os.walk(base):
+        for name in names:
+            locator = (Path(folder) / name).relative_to(base).as_posix()
+            if spell(keyed_hash(key, locator)) == hashed:
+                return locator
+    return None
