@@ -44,7 +44,8 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Figure | None
     figure = Figure(figsize=(4.4 * len(shown), 1.2 + 0.34 * num_datasets), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         _bars(axes, cells, name)
-        axes.set_xlabel(label)
+        # The power of ten stands at the right end of this line, so the label starts at the left.
+        axes.set_xlabel(label, loc="left")
     handles = [
         Patch(color=colour, label=domain)
         for domain, colour in p.DOMAIN_COLOURS.items()

@@ -38,9 +38,8 @@ def _dimension(fits: ScalingFits) -> Finding:
         caveats += _slope_caveats(fit, slope, f"the {domain} slope")
     offset = fits.law("loss_on_d_data_with_offset")
     if offset.status == "ok":
-        answers.append(
-            f"From natural to medical, at equal d_data, it {_change(offset.coefficient('is_medical'))}."
-        )
+        change = _change(offset.coefficient("is_medical"))
+        answers.append(f"From natural to medical, at equal d_data, log test loss {change}.")
     return Finding(question, " ".join(answers), tuple(caveats))
 
 
