@@ -103,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as name:
         raw, out = Path(name, "raw"), Path(name, "out")
         raw.mkdir()
