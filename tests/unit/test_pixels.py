@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.montage import save_montage
+from tasks.sources.image_files import by_own_maximum
 from tasks.sources.pixels import to_prepared
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (37, 53)).astype(np.uint8)
@@ -56,3 +57,13 @@ def test_montage_is_made_on_request(tmp_path):
     path = save_montage(PreparedDataset.open(tmp_path / "d"), tmp_path / "sheet.png", per_label=5)
     with Image.open(path) as sheet:
         assert sheet.size == (40, 80)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
+def test_own_maximum_is_the_studys_rule_exactly(dtype):
+    values = np.random.default_rng(2).integers(-50, 3000, (80, 80))
+    values = (
+        values % 200 if dtype == np.uint8 else np.maximum(values, 0) if dtype == np.uint16 else values
+    ).astype(dtype)
+    expected = (np.clip(values, 0, None).astype(float) * 255.0 / values.max()).astype(np.uint8)
+    np.testing.assert_array_equal(by_own_maximum(values)[0], expected)
