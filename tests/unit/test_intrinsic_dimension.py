@@ -183,7 +183,7 @@ def test_sums_that_overflow_are_still_finite_values():
 
 @pytest.mark.parametrize("rows", [np.array(["a", "b"])[:, None], np.ones((3, 2), complex)])
 def test_refuses_what_is_no_number(rows):
-    with pytest.raises(DataError, match="must be real numbers; found: dtype"):
+    with pytest.raises(DataError, match="must be real numbers of at most 64 bits; found: dtype"):
         intrinsic_dimension(rows)
 
 

@@ -163,3 +163,12 @@ def test_duplicates_are_found_exactly(dtype, num_features):
 def test_minus_zero_is_zero():
     rows = np.array([[0.0, 1.0], [-0.0, 1.0], [2.0, 1.0]])
     assert profile_rows(ArraySource(rows), None).num_duplicates == 1
+
+
+def test_rows_that_differ_in_one_value_of_many_are_no_duplicates():
+    rows = np.zeros((60, 5000), np.uint8)
+    rows[np.arange(60), np.arange(60) * 83] = 1
+    rows[59] = rows[7]
+    profile = profile_rows(ArraySource(rows), None)
+    assert profile.num_duplicates == 1
+    assert profile.first_of[59] == 7
