@@ -38,7 +38,7 @@ class Brats:
             DataError: when there are no case folders.
         """
         root = request.root()
-        items, skipped = [], []
+        items, skipped, unlabelled = [], [], 0
         for place in PLACES:
             for grade in GRADES:
                 folder = root / place / grade
@@ -49,8 +49,10 @@ class Brats:
                     name = case.relative_to(root).as_posix()
                     if all(_file(case, kind) for kind in ("flair", "t2", "seg")):
                         items.append(Item(name, None, case.name))
-                    else:
+                    elif _file(case, "seg"):
                         skipped.append((name, "a volume of the case is missing"))
+                    else:  # the challenge's validation cases come without labels
+                        unlabelled += 1
             if items:
                 break
         if not items:
@@ -59,6 +61,7 @@ class Brats:
             items,
             request.dataset.label_names,
             block_size=1,
+            excluded={"case without segmentation": unlabelled} if unlabelled else {},
             skipped=skipped,
             intensity="clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum",
         )

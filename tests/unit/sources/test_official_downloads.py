@@ -16,7 +16,6 @@ from tasks.remote import InlineExecutor
 from tests.raw_trees import WRITERS, write_raw_tree
 
 BASE = {"chexpert_edema": "chexpert", "rsna_subarachnoid": "rsna", "prostate_severe": "prostate"}
-SKIPS = {"brats": 0.2}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +36,6 @@ def run(name: str, raw: Path | None, out: Path, **spec) -> PreparedDataset:
         raw=raw,
         destination=folder,
         executor=InlineExecutor(),
-        max_skipped_share=SKIPS.get(name, 0.001),
     )
     return PreparedDataset.open(folder)
 
@@ -61,7 +59,7 @@ EXPECTED = {
     "cifar10": (400, 400, {}, set()),
     "svhn": (300, 300, {}, {"scaled by own maximum"}),
     "imagenet": (123, 123, {}, {"mode CMYK converted"}),
-    "brats": (None, 5, {}, {"orientation LAS to RAS"}),
+    "brats": (None, 5, {"case without segmentation": 1}, {"orientation LAS to RAS"}),
     "dbc": (
         None,
         5,
@@ -117,7 +115,6 @@ def test_labels_are_those_drawn(prepared, name):
 
 def test_brats_slice_rule(prepared):
     data = prepared("brats")
-    assert data.record.skipped == {"a volume of the case is missing": 1}
     for group in np.unique(data.groups):
         labels = data.labels[data.groups == group]
         # Scanning upward: negatives below, tumour, negatives above; the mixed windows are gone.
@@ -193,3 +190,12 @@ def test_a_doctored_cifar_batch_runs_nothing(tmp_path):
     with pytest.raises(DataError, match="UnpicklingError"):
         run("cifar10", tmp_path / "cifar", tmp_path / "out")
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_labelled_case_without_its_volume_is_skipped(trees, tmp_path):
+    import shutil
+
+    raw = Path(shutil.copytree(trees / "brats", tmp_path / "brats"))
+    next(raw.rglob("*_t2.nii*")).unlink()
+    with pytest.raises(DataError, match="'a volume of the case is missing': 1"):
+        run("brats", raw, tmp_path)
