@@ -65,9 +65,10 @@ def prepare_one(
     workspace = Workspace(plan, paths, ResultStore(str(paths.sweep(sweep.name).folder)))
     with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
         if plan.prepared[0].prepared_id not in workspace.prepared:
-            with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False):
+            with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:
                 from tasks.remote import RayExecutor
 
                 folders = {name: raw} if raw else {}
-                prepare_missing(workspace, list(plan.prepared), folders, RayExecutor(), progress)
+                executor = RayExecutor(driver_node_only=not cluster.local)
+                prepare_missing(workspace, list(plan.prepared), folders, executor, progress)
     return PreparedDataset.open(paths.prepared(plan.prepared[0])).record.to_json()

@@ -12,8 +12,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +150,8 @@ def connect(
         token_file: Where to write the private cluster's token (mode 600), for opening its dashboard.
 
     Raises:
-        SetupError: when the address does not answer, or the installed Ray has known holes.
+        ConfigError: when the address is not of the form ``host:port`` or ``auto``.
+        SetupError: when the address does not answer or refuses us, or the installed Ray has known holes.
     """
     os.environ.update(_ALWAYS)
     if address is not None:
@@ -156,7 +159,8 @@ def connect(
         import ray
 
         _check_version(ray.__version__)
-        with _quiet():
+        _read_settings_again()
+        with _quiet(), _own_child_processes():
             _attach(ray, address)
         try:
             yield _describe(ray, local=False)
@@ -168,7 +172,7 @@ def connect(
 
         _check_version(ray.__version__)
         _read_settings_again()
-        with _quiet():
+        with _quiet(), _own_child_processes():
             ray.init(
                 address="local",
                 num_cpus=num_cpus or len(os.sched_getaffinity(0)),
@@ -186,13 +190,23 @@ def connect(
 
 
 def _attach(ray: Any, address: str) -> None:
+    services = importlib.import_module("ray._private.services")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        head = services.canonicalize_bootstrap_address_or_die(address)
+        # Asks once. `ray.init` would ask 20 times, and not say that the token was the reason.
+        importlib.import_module("ray._raylet").GcsClient(address=head)
+        ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
+    except ray.exceptions.AuthenticationError:
+        raise SetupError(
+            "The Ray cluster must accept this driver's token",
+            f"{address}: the token is missing or another one",
+            "set RAY_AUTH_MODE=token, and the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH",
+        ) from None
     except Exception as error:
         raise SetupError(
             "The Ray cluster must accept this driver",
             f"{address}: {(str(error) or type(error).__name__).splitlines()[0]}",
-            "use the same Ray version and, in token mode, set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH",
+            "run isweep on a node of the cluster, with the Ray version of the cluster",
         ) from None
 
 
@@ -207,13 +221,32 @@ def _check_answers(address: str) -> None:
             "on the head itself use auto; from elsewhere submit the command with `ray job submit`",
         )
     try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S).close()
+        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
+            speaks_http2 = _speaks_http2(connection)
     except (OSError, OverflowError) as error:
         raise SetupError(
             "The Ray address must answer",
             f"{address}: {error}",
             "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this machine",
         ) from None
+    if not speaks_http2:
+        raise SetupError(
+            "The Ray address must be that of a Ray head",
+            f"{address}: something else answers",
+            "the head's port is 6379 unless `ray start` was told another; 8265 is the dashboard",
+        )
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Tell whether a gRPC server is at the other end: for anything else Ray would wait for minutes."""
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return True
+    empty_settings = b"\0\0\0\4\0\0\0\0\0"
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
+    header = b""
+    while len(header) < len(empty_settings) and (received := connection.recv(9 - len(header))):
+        header += received
+    return header[3:4] == b"\4"  # the first frame of a server is its settings too
 
 
 def _check_version(version: str) -> None:
@@ -272,6 +305,20 @@ def _read_settings_again() -> None:
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1") == "1"
+
+
+@contextlib.contextmanager
+def _own_child_processes() -> Iterator[None]:
+    """Keep the exit codes of this process's own children: Ray's subreaper setting makes it ignore SIGCHLD.
+
+    With that signal ignored, every ``subprocess`` of a driver would seem to end with 0.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 @contextlib.contextmanager

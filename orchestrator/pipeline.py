@@ -181,11 +181,18 @@ class _Run:
         assert self.cluster
         return RayExecutor()
 
+    @cached_property
+    def file_executor(self) -> Any:
+        """Runs tasks that read and write files: raw downloads and prepared data lie on the driver's node."""
+        from tasks.remote import RayExecutor
+
+        return RayExecutor(driver_node_only=not self.cluster.local)
+
     def _prepare(self) -> None:
         missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
         if not missing:
             return
-        prepare_missing(self.workspace, missing, self.options.raw, self.executor, self.monitor)
+        prepare_missing(self.workspace, missing, self.options.raw, self.file_executor, self.monitor)
         self.workspace.__dict__.pop("prepared", None)
 
     def _check_subsets(self) -> None:

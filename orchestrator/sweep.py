@@ -138,6 +138,9 @@ class TrialSweep:
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=str(self.paths.tune),
+                # Tune saves class trainables at their end unless told otherwise, into a folder that the
+                # nodes would have to share.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[callback],
                 stop=callback.should_stop,
                 verbose=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -54,18 +55,24 @@ class RayExecutor:
 
     Args:
         num_workers: Most tasks in flight at once; None for as many as the cluster has CPUs.
+        driver_node_only: Run every task on this process's node: for tasks that read or write files, where
+            the nodes share no file system. A node that was started without CPUs then uses the machine's.
 
     Raises:
         SetupError: If Ray is not connected, or ``num_workers`` is below one.
     """
 
-    def __init__(self, num_workers: int | None = None) -> None:
+    def __init__(self, num_workers: int | None = None, *, driver_node_only: bool = False) -> None:
         import ray
 
         if not ray.is_initialized():
             raise SetupError("Ray must be connected before work is sent to it", "", "call ray.init() first")
+        self._node_options: dict[str, Any] = {}
+        available = ray.cluster_resources().get("CPU", 1)
+        if driver_node_only:
+            self._node_options, available = _bound_to_driver_node()
         if num_workers is None:
-            num_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            num_workers = max(1, int(available))
         if num_workers < 1:
             raise SetupError("num_workers must be at least 1", str(num_workers))
         self.num_workers = num_workers
@@ -92,9 +99,14 @@ class RayExecutor:
         """
         import ray
 
-        remote = ray.remote(_call_with_threads).options(
-            num_cpus=num_cpus, max_retries=MAX_RETRIES, retry_exceptions=False, name=function.__name__
-        )
+        options = {
+            "num_cpus": num_cpus,
+            "max_retries": MAX_RETRIES,
+            "retry_exceptions": False,
+            "name": function.__name__,
+            **self._node_options,
+        }
+        remote = ray.remote(_call_with_threads).options(**options)
         in_flight: dict[Any, int] = {}
         arguments = enumerate(argument_tuples)
         try:
@@ -110,6 +122,20 @@ class RayExecutor:
             # An error, or a caller who stops early, must not leave tasks eating the cluster.
             for reference in in_flight:
                 ray.cancel(reference, force=False)
+
+
+def _bound_to_driver_node() -> tuple[dict[str, Any], float]:
+    """Return the task options that keep a task on the driver's node, and how many CPUs there are for them."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node_id = ray.get_runtime_context().get_node_id()
+    options: dict[str, Any] = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+    num_cpus = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == node_id)
+    if num_cpus < 1:
+        # A head that offers no CPUs would leave such tasks waiting for ever; its files are still only there.
+        return {**options, "num_cpus": 0}, len(os.sched_getaffinity(0))
+    return options, num_cpus
 
 
 def _get(reference: Any, name: str) -> Any:

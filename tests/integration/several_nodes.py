@@ -1,0 +1,212 @@
+"""A Ray cluster of several nodes on one machine, without a shared folder; run inside namespaces of its own.
+
+The head has CPUs only; two workers have one and two logical GPUs. Each worker's processes see an empty file
+system of their own in place of the sweep's root. Cluster and drivers take mode and token from the
+environment. Prints one JSON object: how ``isweep run`` ended, what the workers left in their file systems,
+where and when probing trials ran at several GPU shares, and how drivers without the token are refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.cluster_utils import Cluster as RayCluster
+from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
+
+from orchestrator.cluster import Cluster, Resources, connect
+from orchestrator.display import Progress
+from orchestrator.paths import RootPaths
+from orchestrator.plan import plan_sweep
+from orchestrator.store import ResultStore
+from orchestrator.sweep import TrialSweep
+from orchestrator.tracking.tracker import NoopTracker
+from orchestrator.trainable import TrialTrainable
+from search_spaces.specs import SweepSpec
+from tasks.remote import RayExecutor
+from tasks.subsets import TrialData
+from tests.integration.sweeps import command, stored
+
+STORE_BYTES = 100 * 2**20
+WORKERS = {"one_card": 1, "two_cards": 2}
+SHARES = {0.5: 6, 0.6: 3}
+"""GPU share of a trial: how many such trials three cards hold. Two of 0.6 would fit on no card."""
+BARRIER_S = 60
+TASKS = 14  # twice the CPUs of all nodes
+RAY_ROOT = Path("/tmp/ray")
+
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Probe(TrialTrainable):
+    """Reports its node and cards; returns only when as many trials as planned have run beside it."""
+
+    def _run(self) -> dict[str, Any]:
+        share = self._cell["num_gpus"]
+        _internal_kv_put(f"probe-{share}-{self._cell['trial_id']}", b"1")
+        patience = time.monotonic() + BARRIER_S
+        while len(_internal_kv_list(f"probe-{share}-")) < SHARES[share] and time.monotonic() < patience:
+            time.sleep(0.05)
+        context = ray.get_runtime_context()
+        return {
+            "status": "done",
+            "metrics": {},
+            "device": "cpu",
+            "data_fingerprint": "f",
+            "history": [],
+            "reason": json.dumps([context.get_node_id(), context.get_accelerator_ids()["GPU"]]),
+        }
+
+
+def _libc_call(name: str, *arguments: Any) -> None:
+    if getattr(_libc, name)(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+
+
+def mount_empty(folder: Path) -> None:
+    """Cover ``folder`` with an empty file system in memory, for this thread's mount namespace."""
+    _libc_call("mount", b"none", str(folder).encode(), b"tmpfs", 0, None)
+
+
+def with_own_folder(folder: Path, start: Callable[[], Any]) -> Any:
+    """Call ``start`` in a thread, and so its child processes, for which ``folder`` is a new empty one."""
+    result: list[Any] = []
+
+    def run() -> None:
+        # The mount namespace belongs to the thread; processes it starts inherit it.
+        _libc_call("unshare", CLONE_NEWNS)
+        _libc_call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+        mount_empty(folder)
+        result.append(start())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return result[0]
+
+
+def files_seen_by(node: Any, folder: Path) -> list[str]:
+    """Return the files below ``folder`` as the processes of ``node`` see them."""
+    (raylet,) = node.all_processes["raylet"]
+    there = Path(f"/proc/{raylet.process.pid}/root{folder}")
+    return sorted(str(path.relative_to(there)) for path in there.rglob("*") if path.is_file())
+
+
+def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
+    """Run one trial more than fits at once, and return where and when each ran."""
+    sweep = SweepSpec.model_validate(
+        {
+            "name": f"probe-{int(share * 100)}",
+            "models": ("small_mlp",),
+            "datasets": ({"name": "mri_lesion"},),
+            "train_sizes": (10,),
+            "seeds": tuple(range(SHARES[share] + 1)),
+            "test_size": 4,
+            "image_size": 8,
+            "recipe": "smoke",
+        }
+    )
+    plan, paths, images = plan_sweep(sweep), RootPaths.create(root), np.zeros((14, 1, 8, 8), np.uint8)
+    labels = np.arange(14, dtype=np.int64) % 2
+    trials = TrialSweep(
+        plan=plan,
+        cluster=cluster,
+        resources=Resources(1, share),
+        paths=paths,
+        store=ResultStore(str(paths.sweep(sweep.name).folder)),
+        tracker=NoopTracker(),
+        monitor=Progress(),
+        measures={},
+        load=lambda subset, size: TrialData(images, labels, images[:4], labels[:4], 2, "f"),
+        trainable=Probe,
+    )
+    trials.run(plan.trials, {})
+    return [
+        {
+            "node": json.loads(record["reason"])[0],
+            "cards": json.loads(record["reason"])[1],
+            "start": record["started_at"],
+            "end": record["finished_at"],
+        }
+        for record in trials.store.results("trials").records.values()
+    ]
+
+
+def nodes_of_tasks(executor: RayExecutor) -> list[str]:
+    """Return the nodes that the tasks of an executor ran on; enough of them that no node is left out."""
+    return sorted({node for _, node in executor.map_unordered(_my_node, [(0.5,)] * TASKS)})
+
+
+def _my_node(seconds: float) -> str:
+    time.sleep(seconds)
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def environment(token: str) -> dict[str, str]:
+    """Return the environment that this script must be started with; Ray reads it when first imported."""
+    return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "COLUMNS": "200"}
+
+
+def run_command(*arguments: str, **environment: str) -> dict[str, Any]:
+    """Run ``isweep`` as a user does, and return how it ended."""
+    done = subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    return {"exit": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+
+
+def main(sweep: str, folder: str) -> None:
+    root = Path(folder)
+    # Ray notes the last cluster of the machine below its temporary root; this one must not be taken for it.
+    RAY_ROOT.mkdir(exist_ok=True)
+    mount_empty(RAY_ROOT)
+    nodes = RayCluster(
+        initialize_head=True,
+        shutdown_at_exit=False,  # its signal handler would need the main thread; the namespace ends all
+        head_node_args={"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False},
+    )
+    workers = {}
+    for name, cards in WORKERS.items():
+        add = partial(nodes.add_node, num_cpus=2 * cards, num_gpus=cards, object_store_memory=STORE_BYTES)
+        workers[name] = with_own_folder(root, add)
+    at = ("--root", folder, "--address", nodes.address)
+    run = run_command("run", sweep, *at, "--device", "gpu")
+    results = {key: record["metrics"] for key, record in stored(root).items()}
+    with connect(nodes.address) as cluster:
+        found = {
+            "run": run,
+            "results": results,
+            "left_on_workers": {name: files_seen_by(node, root) for name, node in workers.items()},
+            "probes": {str(share): probe(cluster, root, share) for share in SHARES},
+            "head": nodes.head_node.node_id,
+            "workers": {name: node.node_id for name, node in workers.items()},
+            "file_task_nodes": nodes_of_tasks(RayExecutor(driver_node_only=True)),
+            "block_task_nodes": nodes_of_tasks(RayExecutor()),
+        }
+    images = root / "images.npy"
+    np.save(images, np.zeros((4, 1, 2, 2), np.uint8))
+    found["other_token"] = run_command("measure", str(images), *at, RAY_AUTH_TOKEN="0" * 64)
+    found["other_mode"] = run_command("measure", str(images), *at, RAY_AUTH_MODE="disabled")
+    print(json.dumps(found))
+    nodes.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,97 @@
+"""A cluster of several nodes that share no folder: the sweep runs, shares pack as planned, tokens count."""
+
+import json
+import secrets
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.integration.several_nodes import SHARES, WORKERS, environment
+from tests.integration.sweeps import SWEEP, write_sweep
+from tests.isolation import AVAILABLE, REASON, isolated
+
+pytestmark = [pytest.mark.ray, pytest.mark.skipif(not AVAILABLE, reason=REASON)]
+
+SEEDS = 2
+NUM_TRIALS = 4 * SEEDS
+SHARED_CARDS = SWEEP.replace("[0, 1, 2, 3, 4]", f"{list(range(SEEDS))}") + (
+    "resources: {num_cpus: 1, num_gpus: 0.5}\n"
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[str, Any]:
+    """What the script found; one cluster for all tests."""
+    sweep = write_sweep(tmp_path_factory.mktemp("sweep"), SHARED_CARDS)
+    root = tmp_path_factory.mktemp("root")
+    done = subprocess.run(
+        isolated(sys.executable, "-m", "tests.integration.several_nodes", sweep, str(root)),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env=environment(secrets.token_hex(32)),
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_sweep_joins_a_running_cluster(found):
+    run = found["run"]
+    assert run["exit"] == 0, run["stderr"]
+    assert f"{NUM_TRIALS} of {NUM_TRIALS} trials done" in run["stderr"]
+    assert "Running on a cluster of 3 nodes: 7 CPUs, 3 GPUs" in run["stderr"]
+    assert run["stdout"].endswith("report.html\n")
+    assert len(found["results"]) == NUM_TRIALS
+    assert "Traceback" not in run["stderr"]  # Tune, asked to save, would raise one per trial
+
+
+def test_nodes_need_no_shared_folder(found):
+    # Workers saw an empty root: had a task or trial opened prepared data there, the sweep had failed.
+    assert found["left_on_workers"] == {"one_card": [], "two_cards": []}
+    assert found["file_task_nodes"] == [found["head"]]
+    assert set(found["block_task_nodes"]) == {found["head"], *found["workers"].values()}
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_shares_pack_as_planned(found, share):
+    trials = found["probes"][str(share)]
+    assert len(trials) == SHARES[share] + 1
+    # No share of a card is put together from two cards, and none is given to the head, which has no card.
+    assert {len(trial["cards"]) for trial in trials} == {1}
+    assert {trial["node"] for trial in trials} == set(found["workers"].values())
+    per_card = int(1 / share)
+    most = most_at_once(trials)
+    cards = {(found["workers"][name], str(card)) for name, num in WORKERS.items() for card in range(num)}
+    assert most == dict.fromkeys(cards, per_card)
+
+
+def most_at_once(trials: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    """Return, for each card, the most trials that ran on it at one time."""
+    events = sorted(
+        event
+        for trial in trials
+        for event in (
+            (trial["start"], 1, trial["node"], trial["cards"][0]),
+            (trial["end"], -1, trial["node"], trial["cards"][0]),
+        )
+    )
+    running: Counter[tuple[str, str]] = Counter()
+    most: Counter[tuple[str, str]] = Counter()
+    for _, step, *card in events:
+        running[card[0], card[1]] += step
+        most[card[0], card[1]] = max(most[card[0], card[1]], running[card[0], card[1]])
+    return dict(most)
+
+
+@pytest.mark.parametrize("which", ["other_token", "other_mode"])
+def test_a_driver_without_the_token_is_refused(found, which):
+    refused = found[which]
+    assert refused["exit"] == 3
+    message = " ".join(refused["stderr"].split())
+    assert "The Ray cluster must accept this driver's token" in message
+    assert "the token is missing or another one; set RAY_AUTH_MODE=token" in message
+    assert "Traceback" not in message
