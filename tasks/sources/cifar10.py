@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError
 from tasks.sources.base import Listing, RawRequest, Reader
 from tasks.sources.download import raw_or_download
-from tasks.sources.in_memory import ROWS_PER_TASK, row_items, row_reader
+from tasks.sources.in_memory import ROWS_PER_TASK, cached_by_file, row_items, row_reader
 
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -56,7 +55,7 @@ class Cifar10:
         return row_reader(_load(raw_or_download(request))[0], own_maximum=True)
 
 
-@lru_cache(maxsize=1)
+@cached_by_file
 def _load(root: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     images, labels = [], []
     for body in _batches(root):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError
 from tasks.sources.base import Listing, RawRequest, Reader
 from tasks.sources.download import raw_or_download
-from tasks.sources.in_memory import ROWS_PER_TASK, row_items, row_reader
+from tasks.sources.in_memory import ROWS_PER_TASK, cached_by_file, row_items, row_reader
 
 SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 """Where a distribution's package puts the files (Debian: ``dataset-fashion-mnist``)."""
@@ -31,7 +30,7 @@ class IdxFiles:
     def list_items(self, request: RawRequest) -> Listing:
         """Return one item per image."""
         images, labels = _files(request)
-        values = read_idx(labels, dimensions=1)
+        values = read_idx(labels)
         num_images = idx_shape(images, dimensions=3)[0]
         if len(values) != num_images:
             raise DataError(
@@ -50,7 +49,7 @@ class IdxFiles:
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of rows."""
-        return row_reader(read_idx(_files(request)[0], dimensions=3), own_maximum=True)
+        return row_reader(read_idx(_files(request)[0]), own_maximum=True)
 
 
 def _files(request: RawRequest) -> tuple[Path, Path]:
@@ -95,13 +94,14 @@ def idx_shape(path: Path, *, dimensions: int) -> tuple[int, ...]:
     return shape
 
 
-@lru_cache(maxsize=4)
-def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """Return the array in an IDX file of bytes.
+@cached_by_file
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Return the array in an IDX file of bytes; its name says how many dimensions it has.
 
     Raises:
         DataError: when the file is truncated, damaged or longer than its header says.
     """
+    dimensions = 3 if "idx3" in path.name else 1
     shape = idx_shape(path, dimensions=dimensions)
     size = int(np.prod(shape))
     with _open(path) as file:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +13,27 @@ from numpy.typing import NDArray
 from tasks.sources.base import Item, Reader, Sample
 from tasks.sources.image_files import by_own_maximum
 
-ROWS_PER_TASK = 100_000
-"""Loading the array is the expensive part, so one task reads all rows it may hold in memory."""
+ROWS_PER_TASK = 8_000
+"""Every task loads the whole array, once per worker process, so blocks are large; several, so workers
+share."""
+
+Loaded = TypeVar("Loaded")
+
+
+def cached_by_file(load: Callable[[Path], Loaded]) -> Callable[[Path], Loaded]:
+    """Keep the last results of ``load(path)`` until the file, or one in the folder, changes."""
+
+    @lru_cache(maxsize=2)
+    def cached(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> Loaded:
+        return load(path)
+
+    @wraps(load)
+    def wrapper(path: Path) -> Loaded:
+        found = [path] if path.is_file() else sorted((*path.glob("*"), *path.glob("*/*")))
+        stats = [(str(file), file.stat()) for file in found if file.is_file()]
+        return cached(path, tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
+
+    return wrapper
 
 
 def row_items(labels: NDArray[np.integer]) -> Sequence[Item]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError
 from tasks.sources.base import Listing, RawRequest, Reader
 from tasks.sources.download import raw_or_download
-from tasks.sources.in_memory import ROWS_PER_TASK, row_items, row_reader
+from tasks.sources.in_memory import ROWS_PER_TASK, cached_by_file, row_items, row_reader
 
 FILE = "train_32x32.mat"
 
@@ -42,7 +41,7 @@ def _file(request: RawRequest) -> Path:
     return path
 
 
-@lru_cache(maxsize=1)
+@cached_by_file
 def _load(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from scipy.io import loadmat
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+import tasks.prepare as prepare_module
 import tasks.publish as publish_module
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import DataError
@@ -204,3 +205,18 @@ def test_progress_reaches_the_total(toy, tmp_path):
     run(toy, tmp_path / "out", on_progress=lambda done, total: seen.append((done, total)))
     assert seen[0] == (0, 40)
     assert seen[-1] == (40, 40)
+
+
+@pytest.mark.ray
+def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
+    from tasks.remote import RayExecutor
+
+    spec = PreparedSpec(dataset="mri_lesion", image_size=24, channels=1, max_images_per_class=100)
+    row = dataset_spec("mri_lesion")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_module, "BLOCK_BYTES", 24 * 24 * 25)
+        records = [
+            prepare_dataset(spec, row, raw=None, destination=tmp_path / name, executor=executor)
+            for name, executor in (("inline", InlineExecutor()), ("ray", RayExecutor()))
+        ]
+    assert records[0].fingerprint == records[1].fingerprint

@@ -176,6 +176,38 @@ def test_without_raw_folder_the_layout_is_told(name, tmp_path):
         run(name, None, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images, labels: (images[:-5], labels), "it ends early"),
+        (lambda images, labels: (images + b"0", labels), "more bytes"),
+        (lambda images, labels: (b"\0\0\x09" + images[3:], labels), "another header"),
+        (lambda images, labels: (images[:4] + b"\xff\xff\xff\xff" + images[8:], labels), "less than"),
+        (lambda images, labels: (images, labels[:4] + b"\0\0\0\x05" + labels[8:13]), "400 images, 5 labels"),
+        (lambda images, labels: (images, labels[:-1] + b"\x0b"), "labels must be below 10"),
+    ],
+)
+def test_damaged_idx_files_are_refused(trees, tmp_path, change, message):
+    import gzip
+
+    names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+    good = [gzip.decompress((trees / "mnist" / f"{name}.gz").read_bytes()) for name in names]
+    for name, content in zip(names, change(*good), strict=True):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        run("mnist", tmp_path, tmp_path / "out")
+
+
+def test_a_replaced_file_is_not_served_from_memory(tmp_path):
+    from tests.raw_trees.natural import write_mnist
+
+    (tmp_path / "a").mkdir()
+    write_mnist(tmp_path / "a", seed=1)
+    first = run("mnist", tmp_path / "a", tmp_path / "out1").fingerprint
+    write_mnist(tmp_path / "a", seed=2)
+    assert run("mnist", tmp_path / "a", tmp_path / "out2").fingerprint != first
+
+
 def test_a_doctored_cifar_batch_runs_nothing(tmp_path):
     import pickle
 
