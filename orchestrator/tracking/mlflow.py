@@ -22,7 +22,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestrator.errors import SetupError
+from orchestrator.errors import ConfigError, SetupError
 from orchestrator.records import FlatRun, row_of
 from orchestrator.tracking.tracker import Failure
 
@@ -34,6 +34,8 @@ PAGE_SIZE = 5000
 INF_AS_STORED = 1.7e308
 CLOSE_TIMEOUT_S = 60.0
 PARENT_KIND = "sweep"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow's page open on runs; it opens on language-model traces otherwise."""
 
 
 def connect(uri: str, artifacts: Path | None = None) -> MlflowClient:
@@ -43,6 +45,7 @@ def connect(uri: str, artifacts: Path | None = None) -> MlflowClient:
     its schema migration.
 
     Raises:
+        ConfigError: for a file store, which MLflow has closed.
         SetupError: when the store or server does not answer, within seconds rather than MLflow's minutes.
     """
     for name in ("mlflow", "alembic"):
@@ -51,7 +54,7 @@ def connect(uri: str, artifacts: Path | None = None) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     if "://" not in uri or uri.startswith("file:"):
-        raise SetupError(
+        raise ConfigError(
             "The MLflow URI must be a database or server", uri, "e.g. sqlite:////data/mlflow.db or https://…"
         )
     client = MlflowClient(uri)
@@ -197,7 +200,7 @@ class MLflowTracker:
             return str(found.experiment_id)
         location = artifacts.absolute().as_uri() if artifacts else None
         try:
-            return str(self._client.create_experiment(name, artifact_location=location))
+            return str(self._client.create_experiment(name, location, tags=EXPERIMENT_TAGS))
         except MlflowException:
             # Another driver on the same server was first.
             found = self._client.get_experiment_by_name(name)

@@ -6,7 +6,7 @@ from contextlib import closing
 import mlflow
 import pytest
 
-from orchestrator.errors import SetupError
+from orchestrator.errors import ConfigError, SetupError
 from orchestrator.records import FlatRun
 from orchestrator.tracking.mlflow import MLflowTracker, connect
 from orchestrator.tracking.tracker import Failure, InMemoryTracker
@@ -185,5 +185,5 @@ def test_the_message_keeps_the_password_to_itself():
 
 @pytest.mark.parametrize("bad", ["./mlruns", "file:///tmp/mlruns", "mlruns"])
 def test_the_file_store_is_refused(bad):
-    with pytest.raises(SetupError, match="must be a database or server"):
+    with pytest.raises(ConfigError, match="must be a database or server"):
         connect(bad)
