@@ -2,7 +2,7 @@
 
 The yardstick is one full float32 product of the data with itself, all N² entries, by numpy's BLAS (OpenBLAS)
 and by torch's (MKL); which of them is faster depends on the processor. ``--faiss`` adds exact search by faiss
-for each size plus torch.cdist for the nearest opposites; ``--skdim`` adds scikit-dimension's MLE and TwoNN for
+for each size plus torch.cdist for nearest opposites; ``--skdim`` adds scikit-dimension's MLE and TwoNN for
 each size (minutes).
 """
 
