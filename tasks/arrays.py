@@ -29,7 +29,7 @@ from search_spaces.fingerprint import fingerprint
 from tasks.prepared_record import PreparedRecord
 from tasks.shard_reader import ShardedRows
 
-__all__ = ["PreparedDataset", "PreparedRecord", "create_store", "seal", "write_rows"]
+__all__ = ["PreparedDataset", "PreparedRecord", "create_store", "seal", "stamp_file", "write_rows"]
 
 STORE_SCHEMA = 1
 MARKER = "complete.json"
@@ -78,16 +78,28 @@ def write_rows(folder: Path, name: str, start: int, values: NDArray[np.generic])
     zarr.open_group(str(folder), mode="r+")[name][start : start + len(values)] = values
 
 
-def seal(folder: Path, record: PreparedRecord) -> None:
-    """Write the completion marker, after everything else has reached the disk."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            files[path.relative_to(folder).as_posix()] = [
-                path.stat().st_size,
-                hashlib.file_digest(file, "sha256").hexdigest(),
-            ]
-            os.fsync(file.fileno())
+def stored_files(folder: Path) -> list[Path]:
+    """Return every file of a store that is not sealed yet."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def stamp_file(path: Path) -> tuple[int, str]:
+    """Bring a file to the disk and return its size and SHA-256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        return path.stat().st_size, digest
+
+
+def seal(folder: Path, record: PreparedRecord, stamps: dict[str, tuple[int, str]]) -> None:
+    """Write the completion marker, after everything else has reached the disk.
+
+    Args:
+        folder: The store.
+        record: What it holds.
+        stamps: Relative name of every file to its :func:`stamp_file`.
+    """
+    files = {name: list(stamp) for name, stamp in sorted(stamps.items())}
     body = {"schema": STORE_SCHEMA, "record": record.to_json(), "files": files}
     temporary = folder / f".{MARKER}.{os.getpid()}"
     with temporary.open("w", encoding="utf-8") as file:

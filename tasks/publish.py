@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from search_spaces.errors import CorruptStoreError
-from tasks.arrays import PreparedDataset, PreparedRecord, create_store, seal, write_rows
+from tasks.arrays import (
+    PreparedDataset,
+    PreparedRecord,
+    create_store,
+    seal,
+    stamp_file,
+    stored_files,
+    write_rows,
+)
 from tasks.image_table import ImageTable
 from tasks.parts import digest, open_images
 
@@ -55,8 +63,12 @@ def build_and_publish(
         assert sum(1 for _ in written) == len(starts), "the executor must return every result"
         for name in ("labels", "groups", "splits"):
             write_rows(folder, name, 0, getattr(images, name))
+        files = stored_files(folder)
+        found = executor.map_unordered(stamp_file, ((path,) for path in files))
+        stamps = {files[index].relative_to(folder).as_posix(): stamp for index, stamp in found}
+        assert len(stamps) == len(files), "the executor must return every result"
         record = replace(record, seconds=round(time.monotonic() - started, 3))
-        seal(folder, record)
+        seal(folder, record, stamps)
         record = _move_into_place(folder, destination, record)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

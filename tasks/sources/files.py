@@ -62,17 +62,26 @@ def check_inside(base: Path, path: Path, name: str, request: RawRequest) -> None
         raise DataError(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
 
 
+def checked_name(name: str, request: RawRequest) -> str:
+    """Return a table's file name in ``/``-separated normal form.
+
+    Raises:
+        DataError: for an absolute name, or one with ``..``.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
+        rule = f"{request.dataset.name}: names in a table must stay inside the raw folder"
+        raise DataError(rule, request.hashed(name), "use names relative to the table's folder")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
 def resolve_name(root: Path, name: str, request: RawRequest) -> Path:
     """Return the file that a table names, which must lie below ``root``.
 
     Raises:
         DataError: for an absolute name, one with ``..``, or a link out.
     """
-    parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
-        rule = f"{request.dataset.name}: names in a table must stay inside the raw folder"
-        raise DataError(rule, request.hashed(name), "use names relative to the table's folder")
-    path = root.joinpath(*parts)
+    path = root / checked_name(name, request)
     if path.is_symlink():
         check_inside(root.resolve(), path, name, request)
     return path

@@ -13,7 +13,7 @@ from typing import cast
 
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Split
-from tasks.sources.files import resolve_name, walk
+from tasks.sources.files import checked_name, resolve_name, walk
 from tasks.sources.image_files import is_image_name, read_image
 from tasks.sources.tables import first_hashed, read_table
 
@@ -40,23 +40,24 @@ class Manifest:
         index = {name: label for label, name in enumerate(label_names)}
         items = [
             Item(
-                row["path"].replace("\\", "/"),
+                checked_name(row["path"], request),
                 index[row["label"]],
                 row.get("group", ""),
                 cast(Split, row.get("split", "").lower()),
             )
             for row in rows
         ]
-        missing = [
-            item.locator for item in items if not resolve_name(table.parent, item.locator, request).exists()
-        ]
+        # One walk also refuses links out and FIFOs; only names it did not meet (hidden ones) are looked up.
+        found = list(walk(table.parent, request))
+        unmet = {item.locator for item in items}.difference(found)
+        missing = [name for name in sorted(unmet) if not resolve_name(table.parent, name, request).is_file()]
         if missing:
             rule = f"{request.dataset.name}: every path of the manifest must be a file"
             raise DataError(
                 rule, f"missing: {first_hashed(request, missing)}", "paths are relative to the CSV"
             )
         named = {item.locator for item in items}
-        extra = sum(name not in named and self.reads(name) for name in walk(table.parent, request))
+        extra = sum(name not in named and self.reads(name) for name in found)
         return Listing(
             items,
             label_names,

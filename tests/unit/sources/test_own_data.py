@@ -129,8 +129,9 @@ class TestManifest:
             lambda text: text.replace("\n", "\r\n"),
             lambda text: text.replace("path,label", "Path , LABEL"),
             lambda text: text.replace("cat/0.png", '"cat/0.png"') + "\n\n",
+            lambda text: text.replace("cat/0.png", "./cat//0.png").replace("dog/5.png", "dog\\5.png"),
         ],
-        ids=["bom", "semicolons", "tabs", "crlf", "header spelling", "quotes"],
+        ids=["bom", "semicolons", "tabs", "crlf", "header spelling", "quotes", "path spelling"],
     )
     def test_spellings_that_are_accepted(self, prepare, class_folder, change):
         text = change(rows(label=lambda i: i // 5))
