@@ -231,11 +231,11 @@ class _Run:
         plan, state = self.workspace.plan, self.workspace.state()
         pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
         self.monitor.trials_planned(len(plan.trials), len(state.results))
-        self.monitor.stage("train")
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
         self.monitor.slots = _slots(resources, self.cluster)
+        self.monitor.stage("train")
         TrialSweep(
             plan=plan,
             cluster=self.cluster,

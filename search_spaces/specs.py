@@ -7,7 +7,7 @@ Every spec is validated when it is made and refuses unknown fields. Identity is 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -32,17 +32,7 @@ Fault = Literal[
 ]
 """Faults of the released code that change data, by name; ``docs/faults.md`` maps them to F1-F34."""
 
-RELEASED_FAULTS: tuple[Fault, ...] = (
-    "misaligned_labels",
-    "fixed_imagenet_files",
-    "image_level_split",
-    "first_k_selection",
-    "test_set_depends_on_size",
-    "redrawn_class_pairs",
-    "unequal_channels",
-    "resize_without_antialias",
-    "wrapped_pixel_cast",
-)
+RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
