@@ -128,7 +128,8 @@ def make_subset(
         rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
         balanced = len(names) == 2
         subset = _split(rows, targets, names, groups[rows], splits[rows], spec, rng, balanced=balanced)
-        assert subset.shared_group_share == 0, "a group is on both sides of the split"
+        if subset.shared_group_share:  # spelt out, so that python -O checks it too
+            raise AssertionError("a group is on both sides of the split")
     if max_train_size is not None:
         subset.check_train_size(max_train_size)
     return subset
