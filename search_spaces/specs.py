@@ -144,6 +144,11 @@ class SubsetSpec(Spec):
         return not by_size.isdisjoint(self.prepared.faults)
 
     @property
+    def twonn_discard_fraction(self) -> float:
+        """Share of the largest distance ratios that TwoNN leaves out: 0.1 (Facco et al.), 0 as released."""
+        return 0.0 if self.prepared.data_mode == "as_released" else 0.1
+
+    @property
     def subset_id(self) -> str:
         """Readable name plus hash."""
         return readable_id([self.prepared.dataset, pair_name(self.class_pair)], self)

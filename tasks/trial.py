@@ -198,6 +198,7 @@ class _Trial:
                 features,
                 num_neighbors=self.spec.num_neighbors,
                 estimators=REPRESENTATION_ESTIMATORS,
+                discard_fraction=self.spec.subset.twonn_discard_fraction,
                 seed=derive_seed("d_repr", self.seed),
             )
         except SweepError as error:  # features that are not finite
