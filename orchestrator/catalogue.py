@@ -50,9 +50,16 @@ def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, An
 
 
 def prepare_one(
-    name: str, *, raw: Path | None, preset: str, run_options: RunOptions, progress: Progress
+    name: str, *, preset: str, run_options: RunOptions, progress: Progress, montage: Path | None = None
 ) -> dict[str, Any]:
     """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
+
+    Args:
+        name: A dataset of the table.
+        preset: Preset or sweep file that names image size, channels and data mode.
+        run_options: Where and how; ``raw`` names the download.
+        progress: Shows what happens.
+        montage: Where to draw examples of each label; None draws nothing, for patients' sake.
 
     Raises:
         SweepError: for an unknown name, an unusable download, or a root in use.
@@ -68,7 +75,11 @@ def prepare_one(
             with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:
                 from tasks.remote import RayExecutor
 
-                folders = {name: raw} if raw else {}
                 executor = RayExecutor(driver_node_only=not cluster.local)
-                prepare_missing(workspace, list(plan.prepared), folders, executor, progress)
-    return PreparedDataset.open(paths.prepared(plan.prepared[0])).record.to_json()
+                prepare_missing(workspace, list(plan.prepared), run_options, executor, progress)
+    dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
+    if montage is not None:
+        from tasks.montage import save_montage
+
+        save_montage(dataset, montage)
+    return dataset.record.to_json()

@@ -96,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         "--no-dashboard", dest="dashboard", action="store_false", help="serve no Ray dashboard"
     )
     cluster.add_argument("--no-tracking", dest="tracking", action="store_false", help="do not use MLflow")
+    cluster.add_argument(
+        "--max-skipped-share",
+        type=_share,
+        default=0.001,
+        metavar="SHARE",
+        help="largest share of a dataset's files that may be unusable (default 0.001)",
+    )
     cluster.add_argument("--quiet", action="store_true", help="show no progress")
     table = argparse.ArgumentParser(add_help=False)
     table.add_argument("--from-store", action="store_true", help="read the result files instead of MLflow")
@@ -144,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare = command("prepare", commands.prepare, "prepare one dataset from its raw download", cluster)
     prepare.add_argument("name", metavar="NAME")
     prepare.add_argument("--raw", metavar="DIR", help="folder of the raw download")
+    prepare.add_argument("--montage", metavar="FILE", help="draw examples of each label (shows images)")
     prepare.add_argument("--preset", metavar="PRESET", default="paper", help="take image size etc. from here")
     measure = command("measure", commands.measure, "d_data and label sharpness of your own images")
     measure.add_argument(
@@ -186,6 +194,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command("doctor", commands.doctor, "check machine, cluster, storage, MLflow, versions, security")
     doctor.add_argument("--address", metavar="HOST:PORT", help="also check this Ray cluster")
     return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {value:g}")
+    return value
 
 
 def _positive(text: str) -> int:

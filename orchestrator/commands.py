@@ -249,12 +249,13 @@ def prepare(options: argparse.Namespace) -> int:
     from orchestrator.display import Progress
 
     progress = Progress(console=None if options.quiet else stderr)
+    options.raw_folders = [f"{options.name}={options.raw}"] if options.raw else []
     record = prepare_one(
         options.name,
-        raw=Path(options.raw) if options.raw else None,
         preset=options.preset,
         run_options=_run_options(options),
         progress=progress,
+        montage=Path(options.montage) if options.montage else None,
     )
 
     def show() -> None:
@@ -415,7 +416,8 @@ def _run_options(options: argparse.Namespace) -> Any:
         dashboard=options.dashboard,
         mlflow_uri=options.mlflow_uri,
         tracking=options.tracking,
-        raw=_raw_folders(getattr(options, "raw_folders", [])),
+        raw=_raw_folders(options.raw_folders),
+        max_skipped_share=options.max_skipped_share,
     )
 
 

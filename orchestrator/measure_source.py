@@ -131,7 +131,9 @@ def _measure_prepared(
     )
     with tempfile.TemporaryDirectory(prefix="measure-", dir=scratch) as folder:
         destination = Path(folder) / "prepared"
-        prepare_dataset(spec, dataset, raw=raw, destination=destination, executor=executor)
+        prepare_dataset(
+            spec, dataset, raw=raw, destination=destination, executor=executor, for_training=False
+        )
         return _measure_dataset(request, PreparedDataset.open(destination), executor)
 
 

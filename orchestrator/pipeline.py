@@ -40,6 +40,7 @@ class RunOptions:
         mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
         tracking: False keeps MLflow out of it; the store still has everything.
         raw: Folders of raw downloads by dataset, for datasets that are not prepared yet.
+        max_skipped_share: Largest share of a dataset's files that may be unusable.
     """
 
     root: str | None = None
@@ -51,6 +52,7 @@ class RunOptions:
     mlflow_uri: str | None = None
     tracking: bool = True
     raw: dict[str, Path] = field(default_factory=dict)
+    max_skipped_share: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,18 @@ class _Run:
         return RayExecutor(driver_node_only=not self.cluster.local)
 
     def _prepare(self) -> None:
-        missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
-        if not missing:
-            return
-        prepare_missing(self.workspace, missing, self.options.raw, self.file_executor, self.monitor)
-        self.workspace.__dict__.pop("prepared", None)
+        from tasks.remote import InlineExecutor
+
+        workspace = self.workspace
+        missing = [s for s in workspace.plan.prepared if s.prepared_id not in workspace.prepared]
+        # Your own files may change below a finished sweep: listing them again is cheap and tells.
+        own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+        listed = [s for s in workspace.plan.prepared if s not in missing and s.dataset in own]
+        if listed:
+            prepare_missing(workspace, listed, self.options, InlineExecutor(), self.monitor)
+        if missing:
+            prepare_missing(workspace, missing, self.options, self.file_executor, self.monitor)
+            workspace.__dict__.pop("prepared", None)
 
     def _check_subsets(self) -> None:
         """Find every subset that the data cannot give before anything is trained."""
@@ -274,7 +283,7 @@ class _Run:
 
 
 def prepare_missing(
-    workspace: Workspace, missing: list[PreparedSpec], raw: dict[str, Path], executor: Any, monitor: Monitor
+    workspace: Workspace, missing: list[PreparedSpec], options: RunOptions, executor: Any, monitor: Monitor
 ) -> None:
     """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
 
@@ -287,7 +296,7 @@ def prepare_missing(
     own = {choice.name: choice.own for choice in workspace.plan.sweep.datasets if choice.own}
     for spec in missing:
         monitor.stage("prepare", spec.dataset)
-        folder = raw.get(spec.dataset)
+        folder = options.raw.get(spec.dataset)
         if folder is None and spec.dataset in own:
             folder = Path(own[spec.dataset].path)
         try:
@@ -297,6 +306,7 @@ def prepare_missing(
                 raw=folder,
                 destination=workspace.paths.prepared(spec),
                 executor=executor,
+                max_skipped_share=options.max_skipped_share,
                 on_progress=_progress(monitor, spec.dataset),
             )
         except SweepError as error:

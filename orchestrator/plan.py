@@ -85,7 +85,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     trials = tuple(
         TrialSpec(
             model=model_spec(model),
-            subset=_redrawn(subset, model, train_size),
+            subset=_redrawn(subset, model, train_size, datasets[subset.prepared.dataset]),
             train_size=train_size,
             recipe=recipe_spec(sweep.recipe, model, subset.prepared.dataset),
             seed=seed,
@@ -146,12 +146,17 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
     ]
 
 
-def _redrawn(subset: SubsetSpec, model: str, train_size: int) -> SubsetSpec:
-    """Return the subset with the pair that the released script drew for this cell (F8), where it is on."""
+def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec) -> SubsetSpec:
+    """Return the subset with the pair that the released script drew for this cell (F8), where it is on.
+
+    ImageNet keeps the table's pair: whatever was drawn of its 1,000 classes, the same files were read (F4).
+    """
     if "redrawn_class_pairs" not in subset.prepared.faults:
         return subset
-    pair = released_pairs().get((model, subset.prepared.dataset, train_size))
-    return subset if pair is None else subset.model_copy(update={"class_pair": pair})
+    pair = released_pairs().get((model, dataset.name, train_size))
+    if pair is None or max(pair) >= len(dataset.label_names):
+        return subset
+    return subset.model_copy(update={"class_pair": pair})
 
 
 def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:

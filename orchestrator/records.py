@@ -139,6 +139,7 @@ def flat_trial(record: Record, measures: MeasureIndex) -> FlatRun:
         "code_version": str(record["provenance"].get("code_version", "unknown")),
     }
     metrics = dict(record.get("metrics", {}))
+    metrics["shared_group_share"] = record.get("shared_group_share", 0.0)
     metrics["wall_time_s"] = record["finished_at"] - record["started_at"]
     newest = record["finished_at"]
     measure = measures.get((spec.subset.subset_id, spec.train_size))

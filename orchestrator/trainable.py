@@ -56,7 +56,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             num_threads=cell["num_threads"],
             **({"gpu_fraction": cell["num_gpus"]} if device == "cuda" else {}),
         )
-        return {**outcome.to_json(), "data_fingerprint": data.data_fingerprint}
+        return {
+            **outcome.to_json(),
+            "data_fingerprint": data.data_fingerprint,
+            "shared_group_share": data.shared_group_share,
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save nothing: a trial is short and its result is the only state worth keeping."""

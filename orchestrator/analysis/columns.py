@@ -38,6 +38,7 @@ SHARPNESS_PIXEL_RANGE = "sharpness_pixel_range"
 SHARPNESS_CHANNELS = "sharpness_channels"
 NUM_DUPLICATES = "num_duplicates"
 NUM_CONFLICTS = "num_conflicts"
+SHARED_GROUP_SHARE = "shared_group_share"
 ATTEMPT = "attempt"
 WALL_TIME_S = "wall_time_s"
 NUM_PARAMETERS = "num_parameters"
@@ -79,6 +80,7 @@ def _attack_columns(attack: str, epsilon: str, words: str) -> tuple[Column, ...]
         Column(f"{stem}_loss", f"mean test loss under {words}", "nat"),
         Column(f"{stem}_loss_gain", f"mean test loss under {words}, minus the clean test loss", "nat"),
         Column(f"{stem}_accuracy_drop", f"clean test accuracy minus accuracy under {words}", "fraction"),
+        Column(f"{stem}_robust_accuracy", f"share of test images right with and without {words}", "fraction"),
     )
 
 
@@ -131,6 +133,11 @@ COLUMNS: tuple[Column, ...] = (
     Column(SHARPNESS_CHANNELS, "image channels that K_F was measured on"),
     Column(NUM_DUPLICATES, "exact duplicates found in the training subset", "images"),
     Column(NUM_CONFLICTS, "identical training images with different labels", "images"),
+    Column(
+        SHARED_GROUP_SHARE,
+        "share of test images whose group (patient) is also trained on; 0 unless a released fault is on",
+        "fraction",
+    ),
     Column(ATTEMPT, "which attempt at the trial succeeded, from 1"),
     Column(WALL_TIME_S, "duration of the trial", "s"),
     Column(NUM_PARAMETERS, "trainable parameters of the network"),
@@ -138,7 +145,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(CODE_VERSION, "commit, or package version, that produced the row", kind="text"),
 )
 
-#: Other attacks follow the same three-column pattern; ``{eps}`` is in 1/255 of the pixel range.
+#: Other attacks follow the same four-column pattern; ``{eps}`` is in 1/255 of the pixel range.
 ATTACK_PATTERN: tuple[Column, ...] = _attack_columns("{attack}", "{eps}", "that attack at epsilon {eps}/255")
 
 TEXT_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "text")
@@ -165,7 +172,7 @@ def describe(names: Iterable[str]) -> tuple[Column, ...]:
 
 
 def _describe_attack(name: str) -> Column | None:
-    for suffix in ("_loss_gain", "_accuracy_drop", "_loss"):
+    for suffix in ("_loss_gain", "_accuracy_drop", "_robust_accuracy", "_loss"):
         match = _ATTACK.match(name.removesuffix(suffix) + "_loss_gain") if name.endswith(suffix) else None
         if match:
             words = f"{match['attack']} at epsilon {match['eps']}/255"

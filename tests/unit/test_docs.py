@@ -1,0 +1,74 @@
+"""What the documents say exists: links, commands, Python, make targets."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import _parser
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(document.read_text(encoding="utf-8"))
+
+
+def commands(document: Path) -> list[str]:
+    """All lines of code blocks that call ``isweep``."""
+    lines = [line.strip().removeprefix("$ ") for _, block in blocks(document) for line in block.splitlines()]
+    joined = [line.split(" #")[0].strip() for line in lines]
+    return [line for line in joined if re.match(r"^(\.venv/bin/)?isweep ", line)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(document):
+    text = re.sub(BLOCK, "", document.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)#\s]+)", text):
+        if not link.startswith(("http://", "https://", "mailto:")):
+            assert (document.parent / link).exists(), f"{document.name} links to {link}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_isweep_command_is_one(document, capsys):
+    for command in commands(document):
+        if "…" in command or "PRESET" in command:
+            continue
+        try:
+            _parser().parse_args(shlex.split(command)[1:])
+        except SystemExit:
+            pytest.fail(f"{document.name}: {command}\n{capsys.readouterr().err}")
+
+
+def test_the_readme_has_commands_to_check():
+    assert len(commands(ROOT / "README.md")) >= 8
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_blocks_compile(document):
+    for language, block in blocks(document):
+        if language == "python":
+            compile(block, document.name, "exec")
+
+
+def test_the_readmes_make_targets_exist():
+    made = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    asked = set(re.findall(r"^make (\w+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"demo", "test"} <= asked <= made
+
+
+def test_the_readmes_sweep_file_is_valid(tmp_path):
+    from orchestrator.config import load_sweep
+
+    (text,) = [block for language, block in blocks(ROOT / "README.md") if language == "yaml"]
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert load_sweep(str(path)).name == "mine"
+
+
+def test_ci_runs_what_the_readme_says():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.findall(r"^make (\w+)$", script, re.MULTILINE) == ["lint", "test"]
