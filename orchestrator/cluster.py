@@ -155,13 +155,13 @@ def connect(
     """
     os.environ.update(_ALWAYS)
     if address is not None:
-        _check_answers(address)
+        head = _check_answers(address)
         import ray
 
         _check_version(ray.__version__)
         _read_settings_again()
         with _quiet(), _own_child_processes():
-            _attach(ray, address)
+            _attach(ray, address, head)
         try:
             yield _describe(ray, local=False)
         finally:
@@ -189,10 +189,10 @@ def connect(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _attach(ray: Any, address: str) -> None:
+def _attach(ray: Any, address: str, head: str) -> None:
     services = importlib.import_module("ray._private.services")
     try:
-        head = services.canonicalize_bootstrap_address_or_die(address)
+        head = services.canonicalize_bootstrap_address_or_die(head)
         # Asks once. `ray.init` would ask 20 times, and not say that the token was the reason.
         importlib.import_module("ray._raylet").GcsClient(address=head)
         ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
@@ -210,9 +210,10 @@ def _attach(ray: Any, address: str) -> None:
         ) from None
 
 
-def _check_answers(address: str) -> None:
+def _check_answers(address: str) -> str:
+    """Return the address with the host's name looked up: gRPC may not know a name that this machine knows."""
     if address == "auto":
-        return
+        return address
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         raise ConfigError(
@@ -223,6 +224,7 @@ def _check_answers(address: str) -> None:
     try:
         with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
             speaks_http2 = _speaks_http2(connection)
+            peer = connection.getpeername()[0]
     except (OSError, OverflowError) as error:
         raise SetupError(
             "The Ray address must answer",
@@ -235,6 +237,7 @@ def _check_answers(address: str) -> None:
             f"{address}: something else answers",
             "the head's port is 6379 unless `ray start` was told another; 8265 is the dashboard",
         )
+    return address if ":" in peer else f"{peer}:{port}"
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
