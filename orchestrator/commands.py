@@ -333,8 +333,11 @@ def measure(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         executor: Executor = InlineExecutor()
         if options.address or options.num_workers > 1:
-            stack.enter_context(connect(options.address, num_cpus=options.num_workers, dashboard=False))
-            executor = RayExecutor()
+            cluster = stack.enter_context(
+                connect(options.address, num_cpus=options.num_workers, dashboard=False)
+            )
+            # The source and the prepared images lie on this node.
+            executor = RayExecutor(driver_node_only=not cluster.local)
         measured = measure_source(request, executor, scratch)
     if options.show_pair:
         save_pair(measured, Path(options.show_pair))

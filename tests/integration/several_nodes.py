@@ -202,6 +202,8 @@ def main(sweep: str, folder: str) -> None:
         }
     images = root / "images.npy"
     np.save(images, np.zeros((4, 1, 2, 2), np.uint8))
+    source = ("measure", "manifold_d4", "--image-size", "16", "--json")
+    found["measured"] = run_command(*source, *at)
     found["other_token"] = run_command("measure", str(images), *at, RAY_AUTH_TOKEN="0" * 64)
     found["other_mode"] = run_command("measure", str(images), *at, RAY_AUTH_MODE="disabled")
     print(json.dumps(found))

@@ -56,6 +56,12 @@ def test_nodes_need_no_shared_folder(found):
     assert set(found["block_task_nodes"]) == {found["head"], *found["workers"].values()}
 
 
+def test_files_are_measured_on_the_node_that_has_them(found):
+    measured = found["measured"]
+    assert measured["exit"] == 0, measured["stderr"]
+    assert json.loads(measured["stdout"])["num_images"] > 0
+
+
 @pytest.mark.parametrize("share", SHARES)
 def test_shares_pack_as_planned(found, share):
     trials = found["probes"][str(share)]
