@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.distances import FloatArray
-from tasks.intrinsic_dimension import (
+from tasks.dimension_records import (
     EQUAL_LOG_RATIO,
     EQUALLY_FAR,
     IntrinsicDimension,
@@ -16,6 +15,7 @@ from tasks.intrinsic_dimension import (
     undefined,
     usable,
 )
+from tasks.distances import FloatArray
 from tasks.neighbors import NeighborTable
 
 # GeoMLE as in the code of Konz & Mazurowski: k from 25 to 55, 20 bootstraps, ridge of degree 2, alpha 5e-3.
