@@ -400,7 +400,15 @@ def _tracked_rows(workspace: Any, options: argparse.Namespace) -> list[dict[str,
     from orchestrator.pipeline import mlflow_uri
     from orchestrator.tracking.mlflow import connect, read_rows
 
-    return read_rows(connect(mlflow_uri(workspace, options.mlflow_uri)), workspace.plan.sweep.name)
+    rows = read_rows(connect(mlflow_uri(workspace, options.mlflow_uri)), workspace.plan.sweep.name)
+    tracked = {row["trial_id"] for row in rows}
+    missing = len(set(workspace.state().results) - tracked)
+    if missing:
+        stderr.print(
+            f"MLflow lacks {missing} results that the store has: send them with "
+            f"`isweep reconcile {escape(options.preset)}`, or read the store with --from-store"
+        )
+    return rows
 
 
 def _no_results(preset: str) -> ConfigError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.cluster import Cluster, Device, connect, trial_resources
 from orchestrator.display import Monitor, Progress
-from orchestrator.errors import DataError, SweepError, collect
+from orchestrator.errors import DataError, SetupError, SweepError, collect
 from orchestrator.lock import exclusive
 from orchestrator.measure import measure_subset
 from orchestrator.records import flat_measure, flat_trial, index_measures
@@ -261,8 +261,7 @@ class _Run:
         self.monitor.stage("report")
         state = self.workspace.state()
         failures = failure_rows(state.failures)
-        rows = self.tracker.rows() if self.options.tracking else None
-        written = report_sweep(self.workspace, rows)
+        written = report_sweep(self.workspace, self._tracked_rows())
         if written is not None:
             counts = {"done": len(state.results), "failed": len(failures)}
             self.tracker.add_report(written.parent, counts)
@@ -276,6 +275,18 @@ class _Run:
             report=written,
             num_behind=self.tracker.num_behind,
         )
+
+    def _tracked_rows(self) -> list[dict[str, Any]] | None:
+        """Rows from MLflow, or None where it is not used or does not answer: the store has them too."""
+        if not self.options.tracking:
+            return None
+        try:
+            # Trials done earlier take the numbers of measures done now.
+            self.tracker.reconcile(stored_runs(self.workspace))
+            return self.tracker.rows()
+        except SetupError as error:
+            self.monitor.note(f"{error} The report is made from the result store.")
+            return None
 
     def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]

@@ -13,7 +13,8 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,14 @@ class MLflowTracker:
         self._queue.put(write)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Read the trials with a result back from MLflow, ordered by trial id."""
+        """Read the trials with a result back from MLflow, ordered by trial id.
+
+        Raises:
+            SetupError: when MLflow does not answer.
+        """
         self.flush()
-        return read_rows(self._client, self._sweep)
+        with _answering():
+            return read_rows(self._client, self._sweep)
 
     def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
         """Make MLflow show exactly what the store holds.
@@ -153,7 +159,15 @@ class MLflowTracker:
 
         Returns:
             Counts: ``replayed``, ``closed`` (ghosts), ``duplicates``, ``up_to_date``.
+
+        Raises:
+            SetupError: when MLflow does not answer.
         """
+        self.flush()
+        with _answering():
+            return self._reconcile(results)
+
+    def _reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
         counts = {"replayed": 0, "closed": 0, "duplicates": len(self._duplicates), "up_to_date": 0}
         for run_id in self._duplicates:
             self._client.set_tag(run_id, "isweep.duplicate", "true")
@@ -282,6 +296,19 @@ def read_rows(client: MlflowClient, sweep: str) -> list[dict[str, Any]]:
             finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED and v == v}
             rows.append(row_of(run.data.tags, finite))
     return sorted(rows, key=lambda row: str(row["trial_id"]))
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turn whatever a silent server makes the client raise into one clear error."""
+    try:
+        yield
+    except Exception as error:
+        raise SetupError(
+            "MLflow must answer",
+            _first_line(error),
+            "the result store has everything: isweep reconcile, later",
+        ) from error
 
 
 def _search(client: MlflowClient, experiment: str, query: str) -> Iterable[Run]:

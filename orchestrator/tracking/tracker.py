@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,10 @@ class Failure:
 
 
 class Tracker(Protocol):
-    """Six verbs; none of them blocks for long, none raises when the other side is away.
+    """What a tracker does.
+
+    Telling it something neither blocks for long nor raises when the other side is away; asking it something
+    raises ``SetupError`` then.
 
     What could not be sent is counted in ``num_behind`` and is sent by the next ``reconcile``, because the
     store holds it.
@@ -39,6 +43,9 @@ class Tracker(Protocol):
 
     def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
         """The sweep's report was written."""
+
+    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
+        """Show exactly these results; nothing runs any more. Returns counts of what that took."""
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of all trials with a result, ordered by trial id."""
@@ -63,6 +70,10 @@ class NoopTracker:
 
     def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
         """Do nothing."""
+
+    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
+        """Do nothing."""
+        return {}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return no rows."""
@@ -100,6 +111,13 @@ class InMemoryTracker:
     def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
         """Keep the folder."""
         self.reports.append(folder)
+
+    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
+        """Take the results as they are."""
+        replayed = [run for run in results if self.runs.get(run.run_key) != run]
+        for run in replayed:
+            self.finish(run)
+        return {"replayed": len(replayed)}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of all finished trials."""

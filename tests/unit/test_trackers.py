@@ -82,6 +82,12 @@ class TestContract:
         assert [row["trial_id"] for row in tracker.rows()] == ["a"]
         tracker.close(completed=True)
 
+    def test_reconcile_shows_what_was_missed(self, tracker):
+        tracker.finish(flat("a", 0.5))
+        assert tracker.reconcile([flat("a", 0.5), flat("b", 0.25)])["replayed"] == 1
+        assert [row["trial_id"] for row in tracker.rows()] == ["a", "b"]
+        tracker.close(completed=True)
+
     def test_a_later_result_replaces_an_earlier_one(self, tracker):
         tracker.finish(flat("a", 0.5))
         tracker.finish(flat("a", 0.25, made=3000))
@@ -165,6 +171,12 @@ def test_a_dead_store_costs_no_result_and_is_counted(uri, sweep, monkeypatch):
 
     monkeypatch.setattr(client, "create_run", dead)
     tracker.finish(flat("a", 0.5))
+    tracker.flush()
+    monkeypatch.setattr(client, "search_runs", dead)
+    with pytest.raises(SetupError, match="MLflow must answer; found: no route"):
+        tracker.rows()
+    with pytest.raises(SetupError, match="MLflow must answer; found: no route"):
+        tracker.reconcile([flat("a", 0.5)])
     tracker.close(completed=True)
     assert tracker.num_behind == 1
 
