@@ -38,6 +38,8 @@ _ALWAYS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A trial's traceback is stored and logged; Tune would print it over the progress.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # Ctrl-C is ours: Tune's handler would wait for running trials to finish.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",

@@ -94,6 +94,7 @@ def run_sweep(
     with ExitStack() as stack:
         stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
         stack.enter_context(progress.shown())
+        progress.stage("start", "MLflow" if options.tracking else "")
         with open_tracker(workspace, options) as tracker:
             return _Run(workspace, options, tracker, progress, stack).all_stages()
 

@@ -54,6 +54,8 @@ def connect(uri: str, artifacts: Path | None = None) -> MlflowClient:
     # MLflow retries every call for about four minutes by default; the store is our retry.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    # Our stdout is for data.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     if "://" not in uri or uri.startswith("file:"):
         raise ConfigError(
             "The MLflow URI must be a database or server", uri, "e.g. sqlite:////data/mlflow.db or https://…"
