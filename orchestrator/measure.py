@@ -40,6 +40,7 @@ def measure_subset(spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, exe
         num_neighbors=spec.num_neighbors,
         sharpness_sample=spec.sharpness_sample,
         pixel_range=PIXEL_RANGE,
+        calibrate=spec.calibrate,
         discard_fraction=spec.subset.twonn_discard_fraction,
         seed=spec.derived_seed % 2**32,
     )

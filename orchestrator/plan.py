@@ -171,6 +171,7 @@ def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpe
             train_sizes=tuple(sorted(found)),
             num_neighbors=sweep.num_neighbors,
             sharpness_sample=sweep.sharpness_sample,
+            calibrate=sweep.calibrate,
         )
         for subset, found in sizes.values()
     )

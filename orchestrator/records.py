@@ -222,6 +222,30 @@ def measure_metrics(record: Record, train_size: int) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if _is_finite(value)}
 
 
+def measure_rows(record: Record) -> list[Record]:
+    """Return a stored measure as the rows of a table for people: one per train size, every estimator."""
+    spec = MeasureSpec.model_validate(record["spec"], strict=False)
+    rows = []
+    for entry in record["measures"]["by_train_size"]:
+        sharpness = entry["label_sharpness"] or {}
+        row: Record = {
+            "dataset": spec.subset.prepared.dataset,
+            "class pair": pair_name(spec.subset.class_pair),
+            "N": entry["train_size"],
+            **{f"d_data {name}": estimate["value"] for name, estimate in entry["d_data"].items()},
+            "K_F": sharpness.get("value"),
+            "K_F, 99 % of images below": (sharpness.get("percentiles") or {}).get("99"),
+            "duplicates": entry["duplicates"],
+            "conflicts": entry["conflicts"],
+        }
+        rows.append(row)
+    calibration = record["measures"].get("calibration") or {}
+    if calibration.get("value") is not None:
+        low, high = calibration["interval"]
+        rows[-1]["d_data calibrated"] = f"{calibration['value']:.3g} ({low:.3g} to {high:.3g})"
+    return rows
+
+
 def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Record:
     """Return one row of the results table from a trial's tags and metrics."""
     row: Record = {name: tags.get(name, "") for name in TEXT_TAGS}

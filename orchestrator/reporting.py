@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.records import rows_of
+from orchestrator.records import measure_rows, rows_of
 from orchestrator.workspace import Workspace
 
 
@@ -57,6 +57,7 @@ def report_summary(workspace: Workspace) -> dict[str, Any]:
             {"trial_id": trial_id, "kind": record["kind"], "message": record["message"]}
             for trial_id, record in sorted(state.failures.items())
         ],
+        "measures": [row for record in workspace.measures().values() for row in measure_rows(record)],
         "unreadable": [vars(item) for item in state.unreadable],
         "code_versions": dict(Counter(r["provenance"].get("code_version", "unknown") for r in records)),
         "packages": records[0]["provenance"].get("packages", {}) if records else {},

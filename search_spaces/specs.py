@@ -162,6 +162,7 @@ class MeasureSpec(Spec):
     train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
     num_neighbors: Annotated[int, Field(ge=3)] = 20
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
+    calibrate: bool = False
 
     @property
     def measure_id(self) -> str:
@@ -260,6 +261,8 @@ class SweepSpec(Spec):
     attacks: AttackSpec = AttackSpec()
     num_neighbors: Annotated[int, Field(ge=3)] = 20
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
+    calibrate: bool = False
+    """Also correct d_data's bias by simulation, for the report; costs about a minute per subset."""
     resources: ResourceSpec = ResourceSpec()
 
     @model_validator(mode="after")
