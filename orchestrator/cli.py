@@ -12,13 +12,15 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from rich.markup import escape
 
 from orchestrator import commands
 from orchestrator.commands import EXIT_INTERRUPTED, stderr
 from orchestrator.errors import SweepError
+
+Number = TypeVar("Number", int, float)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,14 +98,15 @@ def _parser() -> argparse.ArgumentParser:
         "--no-dashboard", dest="dashboard", action="store_false", help="serve no Ray dashboard"
     )
     cluster.add_argument("--no-tracking", dest="tracking", action="store_false", help="do not use MLflow")
-    cluster.add_argument(
+    cluster.add_argument("--quiet", action="store_true", help="show no progress")
+    reading = argparse.ArgumentParser(add_help=False)
+    reading.add_argument(
         "--max-skipped-share",
         type=_share,
         default=0.001,
         metavar="SHARE",
         help="largest share of a dataset's files that may be unusable (default 0.001)",
     )
-    cluster.add_argument("--quiet", action="store_true", help="show no progress")
     table = argparse.ArgumentParser(add_help=False)
     table.add_argument("--from-store", action="store_true", help="read the result files instead of MLflow")
 
@@ -119,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     run = with_preset(
-        command("run", commands.run, "do what is left: prepare, measure, train, report", cluster)
+        command("run", commands.run, "do what is left: prepare, measure, train, report", cluster, reading)
     )
     run.add_argument(
         "--raw",
@@ -148,12 +151,14 @@ def _parser() -> argparse.ArgumentParser:
     goal.add_argument("--target-loss", type=float)
     datasets = command("datasets", commands.datasets, "what each dataset is and needs")
     datasets.add_argument("name", nargs="?", metavar="NAME")
-    prepare = command("prepare", commands.prepare, "prepare one dataset from its raw download", cluster)
+    prepare = command(
+        "prepare", commands.prepare, "prepare one dataset from its raw download", cluster, reading
+    )
     prepare.add_argument("name", metavar="NAME")
     prepare.add_argument("--raw", metavar="DIR", help="folder of the raw download")
     prepare.add_argument("--montage", metavar="FILE", help="draw examples of each label (shows images)")
     prepare.add_argument("--preset", metavar="PRESET", default="paper", help="take image size etc. from here")
-    measure = command("measure", commands.measure, "d_data and label sharpness of your own images")
+    measure = command("measure", commands.measure, "d_data and label sharpness of your own images", reading)
     measure.add_argument(
         "source",
         metavar="SOURCE",
@@ -163,11 +168,11 @@ def _parser() -> argparse.ArgumentParser:
         "--labels", metavar="FILE", help="labels for a .npy: .npy, or text with one per image"
     )
     measure.add_argument("--raw", metavar="DIR", help="raw download, for a dataset's name")
-    measure.add_argument("--class-pair", metavar="A-B", help="only these two classes")
+    measure.add_argument("--class-pair", nargs=2, metavar=("A", "B"), help="only these two classes, by name")
     measure.add_argument(
         "--train-sizes", type=_positive, nargs="+", metavar="N", help="nested sizes to measure too"
     )
-    measure.add_argument("--image-size", type=_positive, help="resize to this side (image files: 224)")
+    measure.add_argument("--image-size", type=_side, help="resize to this side (image files: 224)")
     measure.add_argument("--channels", type=int, choices=(1, 3), default=1)
     measure.add_argument("--num-neighbors", type=_positive, default=20, help="k of the MLE (default 20)")
     measure.add_argument(
@@ -184,29 +189,53 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--calibrate", action="store_true", help="correct the dimension's bias by simulation"
     )
-    measure.add_argument("--seed", type=int, default=0)
+    measure.add_argument("--seed", type=_not_negative, default=0)
     measure.add_argument(
         "--show-pair", metavar="FILE", help="draw the pair that attains K_F (shows your images)"
     )
     measure.add_argument("--address", metavar="HOST:PORT", help="running Ray cluster")
     measure.add_argument("--num-workers", type=_positive, default=1, help="Ray workers; 1 runs without Ray")
+    locate = command("locate", commands.locate, "find the file behind a hash in a message")
+    locate.add_argument("hash", metavar="HASH")
+    locate.add_argument("--raw", metavar="DIR", required=True, help="folder that was read")
     with_preset(command("reconcile", commands.reconcile, "replay the result store to MLflow, close ghosts"))
     doctor = command("doctor", commands.doctor, "check machine, cluster, storage, MLflow, versions, security")
     doctor.add_argument("--address", metavar="HOST:PORT", help="also check this Ray cluster")
     return parser
 
 
+def _number(text: str, make: Callable[[str], Number], kind: str) -> Number:
+    try:
+        return make(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {kind}, got {text!r}") from None
+
+
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text, float, "a number")
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {value:g}")
     return value
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _number(text, int, "a whole number")
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = _number(text, int, "a whole number")
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 2^63, got {value}")
+    return value
+
+
+def _side(text: str) -> int:
+    value = _positive(text)
+    if not 4 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"must be from 4 to 1024 pixels, got {value}")
     return value
 
 

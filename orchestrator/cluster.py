@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -64,6 +65,7 @@ class Cluster:
         object_store_bytes: Smallest object store of any node: what one wave of shared arrays must fit in.
         dashboard: Address of the Ray dashboard, or empty.
         local: Whether we started it.
+        memory_bytes: Memory that Ray may hand out, over all nodes.
     """
 
     num_cpus: float
@@ -72,6 +74,7 @@ class Cluster:
     object_store_bytes: int
     dashboard: str
     local: bool
+    memory_bytes: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,6 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         ConfigError: when a trial asks for more CPUs than a private cluster has, or for a GPU share that no
             card can give (a share above one must be whole).
     """
-    if cluster.local and spec.num_cpus > cluster.num_cpus:
-        raise ConfigError(
-            "resources.num_cpus must fit the machine",
-            f"{spec.num_cpus:g}, it has {cluster.num_cpus:g}",
-            "ask for less, or run on a larger cluster",
-        )
     if spec.num_gpus > 1 and spec.num_gpus != int(spec.num_gpus):
         raise ConfigError(
             "resources.num_gpus must be a fraction of one card or a whole number",
@@ -129,7 +126,21 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
             "e.g. 0.25, 1 or 2",
         )
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
-    return Resources(spec.num_cpus, spec.num_gpus if use_gpus else 0.0, spec.memory_bytes)
+    wanted = Resources(spec.num_cpus, spec.num_gpus if use_gpus else 0.0, spec.memory_bytes)
+    if cluster.local:
+        # A private cluster never grows: such a trial would wait for ever, without a word.
+        for name, asked, there in (
+            ("num_cpus", wanted.num_cpus, cluster.num_cpus),
+            ("num_gpus", wanted.num_gpus, cluster.num_gpus),
+            ("memory_bytes", wanted.memory_bytes, cluster.memory_bytes),
+        ):
+            if asked > there:
+                raise ConfigError(
+                    f"resources.{name} must fit the machine",
+                    f"{asked:,g}, it has {there:,g}",
+                    "ask for less, run with --device cpu, or run on a larger cluster",
+                )
+    return wanted
 
 
 @contextlib.contextmanager
@@ -162,7 +173,7 @@ def connect(
 
         _check_version(ray.__version__)
         _read_settings_again()
-        with _quiet(), _own_child_processes():
+        with _quiet(), _own_signals():
             _attach(ray, address, head)
         try:
             yield _describe(ray, local=False)
@@ -174,7 +185,7 @@ def connect(
 
         _check_version(ray.__version__)
         _read_settings_again()
-        with _quiet(), _own_child_processes():
+        with _quiet(), _own_signals():
             ray.init(
                 address="local",
                 num_cpus=num_cpus or len(os.sched_getaffinity(0)),
@@ -275,6 +286,7 @@ def _describe(ray: Any, *, local: bool) -> Cluster:
         object_store_bytes=min((size for size in stores if size), default=0),
         dashboard=f"http://{url}" if url else "",
         local=local,
+        memory_bytes=float(total.get("memory", math.inf)),
     )
 
 
@@ -313,17 +325,20 @@ def _read_settings_again() -> None:
 
 
 @contextlib.contextmanager
-def _own_child_processes() -> Iterator[None]:
-    """Keep the exit codes of this process's own children: Ray's subreaper setting makes it ignore SIGCHLD.
+def _own_signals() -> Iterator[None]:
+    """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes SIGTERM.
 
-    With that signal ignored, every ``subprocess`` of a driver would seem to end with 0.
+    With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
+    a polite request to stop would abort the process.
     """
-    before = signal.getsignal(signal.SIGCHLD)
+    numbers = (signal.SIGCHLD, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextlib.contextmanager

@@ -80,8 +80,9 @@ def plan(options: argparse.Namespace) -> int:
         }
         for measure in workspace.plan.measures
     ]
+    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
     missing = [
-        {"dataset": spec.dataset, "prepared_id": spec.prepared_id}
+        {"dataset": spec.dataset, "prepared_id": spec.prepared_id, "own": spec.dataset in own}
         for spec in workspace.plan.prepared
         if spec.prepared_id not in workspace.prepared
     ]
@@ -101,7 +102,8 @@ def plan(options: argparse.Namespace) -> int:
             f"{len(measures)} measures: {sum(m['status'] == 'done' for m in measures)} done"
         )
         for item in missing:
-            stdout.print(f"not prepared: {item['dataset']} (see: isweep datasets {item['dataset']})")
+            hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
+            stdout.print(f"not prepared: {item['dataset']} ({hint})")
         stdout.print(escape(cost["text"]))
 
     _print(options, plan, show)
@@ -154,24 +156,25 @@ def results(options: argparse.Namespace) -> int:
         (options.parquet, lambda p: table.to_parquet(p, index=False)),
     ):
         if path:
-            write(Path(path))
+            try:
+                write(Path(path))
+            except OSError as error:
+                raise ConfigError("The file must be one that can be written", f"{path}: {error}") from None
             stderr.print(f"wrote {len(table)} rows to {escape(path)}")
     rows = json.loads(table.to_json(orient="records", double_precision=15))
-    shown = (
-        "model",
-        "dataset",
-        "class_pair",
-        "train_size",
-        "seed",
-        "test_loss",
-        "d_data_mle",
-        "label_sharpness",
-    )
+    shown = {
+        "model": "model",
+        "dataset": "dataset",
+        "class_pair": "pair",
+        "train_size": "N",
+        "seed": "seed",
+        "test_loss": "loss",
+        "d_data_mle": "d_data",
+        "label_sharpness": "K_F",
+    }
 
     def show() -> None:
-        grid = Table()
-        for name in shown:
-            grid.add_column(name)
+        grid = Table(*shown.values())
         for row in rows:
             grid.add_row(*(_cell(row.get(name)) for name in shown))
         stdout.print(grid)
@@ -315,7 +318,8 @@ def measure(options: argparse.Namespace) -> int:
         source=options.source,
         labels=Path(options.labels) if options.labels else None,
         raw=Path(options.raw) if options.raw else None,
-        class_pair=_class_pair(options.class_pair),
+        class_pair=tuple(options.class_pair) if options.class_pair else None,
+        max_skipped_share=options.max_skipped_share,
         train_sizes=tuple(options.train_sizes or ()),
         image_size=options.image_size,
         channels=options.channels,
@@ -329,7 +333,7 @@ def measure(options: argparse.Namespace) -> int:
             seed=options.seed,
         ),
     )
-    scratch = RootPaths.create(options.root).root
+    paths = RootPaths.create(options.root)
     with ExitStack() as stack:
         executor: Executor = InlineExecutor()
         if options.address or options.num_workers > 1:
@@ -338,7 +342,7 @@ def measure(options: argparse.Namespace) -> int:
             )
             # The source and the prepared images lie on this node.
             executor = RayExecutor(driver_node_only=not cluster.local)
-        measured = measure_source(request, executor, scratch)
+        measured = measure_source(request, executor, paths)
     if options.show_pair:
         save_pair(measured, Path(options.show_pair))
         stderr.print(f"wrote {escape(options.show_pair)}")
@@ -352,10 +356,23 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
+def locate(options: argparse.Namespace) -> int:
+    """Print the file behind a hash of a message, for who holds the root's key."""
+    from orchestrator.paths import RootPaths
+    from tasks.privacy import locate as find
+
+    raw = Path(options.raw)
+    if not raw.exists():
+        raise ConfigError("--raw must be the folder that was read", options.raw)
+    name = find(raw, RootPaths.create(options.root).root / "prepared", options.hash)
+    if name is None:
+        raise ConfigError("The hash must be of a file below --raw, made with this root's key", options.hash)
+    _print(options, {"file": name}, lambda: _line(name))
+    return 0
+
+
 def _measure_table(record: Any) -> Table:
-    table = Table(
-        "images", "estimator", "intrinsic dimension", "std error", "label sharpness K_F", "duplicates"
-    )
+    table = Table("images", "estimator", "d_data", "std error", "K_F", "duplicates")
     for size in record.sizes:
         sharpness = size.label_sharpness
         shown = "" if sharpness is None else _cell(sharpness.value) or f"undefined: {sharpness.reason}"
@@ -369,15 +386,6 @@ def _measure_table(record: Any) -> Table:
         spread = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else ""
         table.add_row("", "calibrated", _cell(document.get("value")), spread, "", "")
     return table
-
-
-def _class_pair(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    first, _, second = text.partition("-")
-    if not (first.isdigit() and second.isdigit()) or first == second:
-        raise ConfigError("--class-pair must be two different class numbers", text, "e.g. --class-pair 3-8")
-    return int(first), int(second)
 
 
 def _workspace(options: argparse.Namespace) -> Any:

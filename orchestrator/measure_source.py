@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import tempfile
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -14,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.paths import RootPaths
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.specs import ClassPair, DatasetSpec, OwnSourceSpec, PreparedSpec
+from search_spaces.specs import DatasetSpec, OwnSourceSpec, PreparedSpec
 from tasks.arrays import MARKER, PreparedDataset
 from tasks.label_sharpness import SharpnessConvention, convert
 from tasks.measures import MeasureRecord, MeasureSettings, measure_array, measure_nested
@@ -36,7 +38,8 @@ class MeasureRequest:
             dataset's folder, or a dataset's name.
         labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
         raw: Raw download, for a dataset's name.
-        class_pair: Only these two classes.
+        class_pair: Only these two classes, by name; a number that is no name is the place in their order.
+        max_skipped_share: Largest share of image files that may be unusable.
         train_sizes: Nested, stratified subsets to measure too.
         image_size: Side to resize to; None keeps arrays as they are and takes 224 for image files.
         channels: 1 or 3.
@@ -46,7 +49,8 @@ class MeasureRequest:
     source: str
     labels: Path | None = None
     raw: Path | None = None
-    class_pair: ClassPair | None = None
+    class_pair: tuple[str, str] | None = None
+    max_skipped_share: float = 0.001
     train_sizes: tuple[int, ...] = ()
     image_size: int | None = None
     channels: int = 1
@@ -81,20 +85,22 @@ class Measured:
         }
 
 
-def measure_source(request: MeasureRequest, executor: Executor, scratch: Path) -> Measured:
+def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
     """Read a source and measure it.
 
     Args:
         request: What and how.
         executor: Runs reading and block tasks.
-        scratch: Folder for the prepared arrays of image files; nothing is left in it.
+        paths: The root: a prepared dataset in it is used as it is; image files are prepared in it and their
+            arrays removed afterwards, only the key of hashed file names stays.
 
     Raises:
         SweepError: for a source that cannot be read or measured.
     """
+    _check_device(request.settings.device)
     path = Path(request.source)
     if request.source in DATASETS and not path.exists():
-        return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, scratch)
+        return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
     if not path.exists():
         raise ConfigError(
             "The source must be a folder, a file or the name of a dataset",
@@ -103,10 +109,13 @@ def measure_source(request: MeasureRequest, executor: Executor, scratch: Path) -
         )
     if (path / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(path), executor)
-    if path.suffix in (".npz", ".npy") and request.image_size is None:
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy") and request.image_size is None:
         return _measure_arrays(request, path, executor)
+    if suffix == ".npy":
+        raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
     kinds = {".npz": "npz", ".csv": "csv"}
-    kind = "folder" if path.is_dir() else kinds.get(path.suffix)
+    kind = "folder" if path.is_dir() else kinds.get(suffix)
     if kind is None:
         raise ConfigError(
             "The source must be a folder of class folders, a .csv, .npz or .npy", path.suffix or "no ending"
@@ -114,11 +123,23 @@ def measure_source(request: MeasureRequest, executor: Executor, scratch: Path) -
     own = OwnSourceSpec.model_validate(
         {"kind": kind, "path": str(path), "domain": "medical", "channels": request.channels}
     )
-    return _measure_prepared(request, own_dataset_spec("own", own), path, executor, scratch)
+    return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
+
+
+def _check_device(name: str) -> None:
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        rule = "--device must be a torch device of this machine"
+        raise ConfigError(rule, f"{name}: {str(error).splitlines()[0]}", "e.g. cpu or cuda:0") from None
 
 
 def _measure_prepared(
-    request: MeasureRequest, dataset: DatasetSpec, raw: Path | None, executor: Executor, scratch: Path
+    request: MeasureRequest, dataset: DatasetSpec, raw: Path | None, executor: Executor, paths: RootPaths
 ) -> Measured:
     spec = PreparedSpec.model_validate(
         {
@@ -129,12 +150,24 @@ def _measure_prepared(
             "max_images_per_class": dataset.max_images_per_class,
         }
     )
-    with tempfile.TemporaryDirectory(prefix="measure-", dir=scratch) as folder:
-        destination = Path(folder) / "prepared"
+    if raw is None and (paths.prepared(spec) / MARKER).exists():
+        return _measure_dataset(request, PreparedDataset.open(paths.prepared(spec)), executor)
+    # Beside the prepared datasets, where the key lies by which a hashed file name can be found again.
+    destination = paths.prepared(spec).parent / f".measure-{os.getpid()}"
+    try:
         prepare_dataset(
-            spec, dataset, raw=raw, destination=destination, executor=executor, for_training=False
+            spec,
+            dataset,
+            raw=raw,
+            destination=destination,
+            executor=executor,
+            max_skipped_share=request.max_skipped_share,
+            for_training=False,
         )
         return _measure_dataset(request, PreparedDataset.open(destination), executor)
+    finally:
+        for folder in destination.parent.glob(f".*measure-{os.getpid()}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
@@ -144,7 +177,7 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
         # Streams from the store, so the images need not fit into memory.
         record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)
         return _measured(record, data.read_rows, data.labels, names, preparation)
-    rows = _rows_of_pair(data.labels, request.class_pair)
+    rows = _rows_of_pair(data.labels, names, request.class_pair)
     images, labels = data.read_rows(rows), data.labels[rows]
     record = _measure_rows(request, images, labels, executor, settings)
     return _measured(record, images.__getitem__, labels, names, preparation)
@@ -171,7 +204,7 @@ def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> 
     if request.class_pair is not None:
         if labels is None:
             raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")
-        rows = _rows_of_pair(labels, request.class_pair)
+        rows = _rows_of_pair(labels, names, request.class_pair)
         images, labels = images[rows], labels[rows]
     record = _measure_rows(request, images, labels, executor, request.settings)
     return _measured(record, images.__getitem__, labels, names, None)
@@ -195,22 +228,26 @@ def _measure_rows(
     )
 
 
-def _rows_of_pair(labels: npt.NDArray[np.int64], pair: ClassPair | None) -> npt.NDArray[np.int64]:
+def _rows_of_pair(
+    labels: npt.NDArray[np.int64], names: tuple[str, ...], pair: tuple[str, str] | None
+) -> npt.NDArray[np.int64]:
+    """Return the rows of two classes, by name first: labels 1, 2, 3 have the places 0, 1, 2."""
     if pair is None:
         return np.arange(len(labels))
-    missing = [label for label in pair if not (labels == label).any()]
-    if missing:
-        known = ", ".join(map(str, np.unique(labels).tolist()))
-        raise ConfigError(
-            "--class-pair must name two classes of the data", f"no class {missing}", f"classes: {known}"
-        )
-    return np.flatnonzero(np.isin(labels, pair))
+    places = {name: place for place, name in enumerate(names)}
+    by_place = {str(place): place for place in np.unique(labels).tolist()}
+    codes = [places.get(name, by_place.get(name, -1)) for name in pair]
+    if -1 in codes or codes[0] == codes[1]:
+        known = ", ".join(names[:20] or tuple(by_place))
+        rule = "--class-pair must name two different classes of the data"
+        raise ConfigError(rule, " ".join(pair), f"classes: {known}")
+    return np.flatnonzero(np.isin(labels, codes))
 
 
 def _load_arrays(
     path: Path, labels: Path | None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...]]:
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         from tasks.sources import RawRequest, source_for
 
         own = OwnSourceSpec.model_validate({"kind": "npz", "path": str(path), "domain": "medical"})
@@ -224,7 +261,7 @@ def _load_arrays(
     images = _load_npy(path)
     if labels is None:
         return images, None, ()
-    values = _load_npy(labels) if labels.suffix == ".npy" else np.array(labels.read_text().split())
+    values = _load_npy(labels) if labels.suffix.lower() == ".npy" else _load_text(labels)
     names, codes = np.unique(values, return_inverse=True)
     if len(codes) != len(images):
         raise DataError(
@@ -233,6 +270,13 @@ def _load_arrays(
             "check --labels",
         )
     return images, codes.astype(np.int64), tuple(map(str, names.tolist()))
+
+
+def _load_text(path: Path) -> npt.NDArray[Any]:
+    try:
+        return np.array(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("--labels must be a readable text or .npy file", f"{path}: {error}") from None
 
 
 def _load_npy(path: Path) -> npt.NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 from orchestrator.cluster import Cluster, Device, connect, trial_resources
 from orchestrator.display import Monitor, Progress
-from orchestrator.errors import DataError, SetupError, SweepError, collect
+from orchestrator.errors import DataError, SetupError, SweepError, collect, unknown_name
 from orchestrator.lock import exclusive
 from orchestrator.measure import measure_subset
 from orchestrator.records import flat_measure, flat_trial, index_measures
@@ -195,6 +196,9 @@ class _Run:
         from tasks.remote import InlineExecutor
 
         workspace = self.workspace
+        _check_raw_names(workspace, self.options.raw)
+        # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
+        shutil.rmtree(workspace.paths.tune, ignore_errors=True)
         missing = [s for s in workspace.plan.prepared if s.prepared_id not in workspace.prepared]
         # Your own files may change below a finished sweep: listing them again is cheap and tells.
         own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
@@ -214,6 +218,7 @@ class _Run:
             data = self.workspace.prepared[measure.subset.prepared.prepared_id]
             size = max(measure.train_sizes)
             try:
+                _check_class_numbers(measure.subset, data.label_names)
                 make_subset(data.labels, data.groups, measure.subset, data.splits, max_train_size=size)
             except SweepError as error:
                 problems.append(error)
@@ -324,6 +329,24 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
+
+
+def _check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:
+    for name in raw:
+        if name not in workspace.plan.datasets:
+            raise unknown_name("dataset of this sweep", name, workspace.plan.datasets)
+
+
+def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
+    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places."""
+    if subset.class_pair is None or names == tuple(map(str, range(len(names)))):
+        return
+    if all(name.lstrip("-").isdigit() for name in names):
+        raise DataError(
+            "class_pairs number classes by place, from 0, and these classes have other numbers as names",
+            f"{subset.prepared.dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
+            "rename the classes so that nobody can mistake one for the other",
+        )
 
 
 def failure_rows(failures: dict[str, Any]) -> list[dict[str, str]]:

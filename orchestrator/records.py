@@ -26,6 +26,12 @@ TEXT_TAGS = (
     "data_fingerprint",
     "code_version",
 )
+LASTING = {
+    *("d_data_mle", "d_data_mle_std_error", "d_data_twonn", "d_data_twonn_std_error", "label_sharpness"),
+    *("sharpness_pixel_range", "sharpness_channels", "num_duplicates", "num_conflicts"),
+    *("shared_group_share", "wall_time_s"),
+}
+"""Metrics that a diverged trial has too: those of its data."""
 NUMBER_TAGS = ("train_size", "seed", "image_size", "channels", "attempt")
 
 
@@ -250,7 +256,9 @@ def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Record:
     """Return one row of the results table from a trial's tags and metrics."""
     row: Record = {name: tags.get(name, "") for name in TEXT_TAGS}
     row.update({name: int(tags[name]) for name in NUMBER_TAGS if name in tags})
-    row.update({name: value for name, value in metrics.items() if not name.startswith("epoch_")})
+    # MLflow cannot forget a metric: one of an earlier, stale attempt must not stand beside "diverged".
+    kept = metrics if row["status"] != "diverged" else {n: v for n, v in metrics.items() if n in LASTING}
+    row.update({name: value for name, value in kept.items() if not name.startswith("epoch_")})
     return row
 
 

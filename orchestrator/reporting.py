@@ -11,19 +11,23 @@ import pandas as pd
 from orchestrator.records import measure_rows, rows_of
 from orchestrator.workspace import Workspace
 
+ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
+
 
 def results_table(workspace: Workspace, rows: list[dict[str, Any]] | None = None) -> pd.DataFrame:
-    """Return the tidy table of a sweep: one row per planned trial with a result, measures joined.
+    """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures
+    joined.
 
     Args:
         workspace: The sweep.
-        rows: Rows read from MLflow; None reads the result store instead.
+        rows: Rows read from MLflow; None reads the result store instead. Either way the store says which
+            results hold: not those made from other data than are prepared now.
     """
+    results = workspace.state().results
     if rows is None:
-        state = workspace.state()
-        rows = rows_of(state.results.values(), workspace.measures().values())
-    planned = workspace.plan.trials_by_id
-    return pd.DataFrame([row for row in rows if row["trial_id"] in planned])
+        rows = rows_of(results.values(), workspace.measures().values())
+    kept = [row for row in rows if row["trial_id"] in results]
+    return pd.DataFrame(sorted(kept, key=lambda row: [row[name] for name in ROW_ORDER]))
 
 
 def report_sweep(workspace: Workspace, rows: list[dict[str, Any]] | None = None) -> Path | None:

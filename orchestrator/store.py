@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from orchestrator.errors import CorruptStoreError, SetupError
+from orchestrator.errors import ConfigError, CorruptStoreError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import SCHEMA_VERSION
 
@@ -56,7 +56,14 @@ class ResultStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._fs, self._base = fsspec.core.url_to_fs(url)
+        try:
+            self._fs, self._base = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                "--storage must be a URL that fsspec can open",
+                f"{url}: {str(error).splitlines()[0]}",
+                "install the package it names, or use a path",
+            ) from None
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def save_result(self, kind: str, record_id: str, record: Record) -> None:

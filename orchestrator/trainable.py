@@ -60,6 +60,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             **outcome.to_json(),
             "data_fingerprint": data.data_fingerprint,
             "shared_group_share": data.shared_group_share,
+            "gpu_share": cell["num_gpus"],
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -60,8 +60,8 @@ def connect(uri: str, artifacts: Path | None = None) -> MlflowClient:
         raise ConfigError(
             "The MLflow URI must be a database or server", uri, "e.g. sqlite:////data/mlflow.db or https://…"
         )
-    client = MlflowClient(uri)
     try:
+        client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except Exception as error:
         raise SetupError(

@@ -1,4 +1,4 @@
-"""Interrupts a sweep twice, then lets it finish; run inside namespaces of its own.
+"""Interrupts a sweep three times, then lets it finish; run inside namespaces of its own.
 
 Prints one JSON object: the exit code of each run and what was stored after it.
 """
@@ -46,7 +46,8 @@ def main(sweep: str, folder: str) -> None:
     root = Path(folder)
     phases = {
         "interrupted": run(sweep, root, until=2, send=signal.SIGINT),
-        "killed": run(sweep, root, until=8, send=signal.SIGKILL),
+        "terminated": run(sweep, root, until=5, send=signal.SIGTERM),
+        "killed": run(sweep, root, until=9, send=signal.SIGKILL),
         "finished": run(sweep, root),
         "again": run(sweep, root),
     }

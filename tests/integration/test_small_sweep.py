@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -151,18 +152,19 @@ def test_interrupted_killed_and_continued(root, sweep, tmp_path):
         check=True,
     )
     phases = json.loads(done.stdout)
-    interrupted, killed, finished, again = (phases[k] for k in ("interrupted", "killed", "finished", "again"))
+    interrupted, terminated, killed, finished, again = phases.values()
 
-    assert interrupted["exit"] == 130, interrupted["stderr"]
-    assert interrupted["seconds_to_stop"] < 30
-    assert "trials are kept; continue with: isweep run" in interrupted["stderr"].replace("\n", " ")
-    assert "Traceback" not in interrupted["stderr"]
+    for stopped in (interrupted, terminated):
+        assert stopped["exit"] == 130, stopped["stderr"]
+        assert stopped["seconds_to_stop"] < 30
+        assert "trials are kept; continue with: isweep run" in stopped["stderr"].replace("\n", " ")
+        assert "Traceback" not in stopped["stderr"]
     assert killed["exit"] == -9
     assert finished["exit"] == 0, finished["stderr"]
     assert 2 <= len(interrupted["results"]) < len(killed["results"]) < NUM_TRIALS
     assert len(finished["results"]) == NUM_TRIALS
     # What was finished before an interruption is never trained again.
-    for earlier, later in ((interrupted, killed), (killed, finished), (finished, again)):
+    for earlier, later in pairwise(phases.values()):
         assert earlier["results"].items() <= later["results"].items()
     assert again["results"] == finished["results"]
 

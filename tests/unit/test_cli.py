@@ -57,8 +57,17 @@ def run(capsys, root):
             2,
             "The source must be a folder, a file or the name of a dataset; found: absent",
         ),
-        (["measure", "digits", "--class-pair", "3"], 2, "--class-pair must be two different class numbers"),
-        (["measure", "digits", "--class-pair", "3-3"], 2, "--class-pair must be two different class numbers"),
+        (["measure", "digits", "--class-pair", "3"], 2, "argument --class-pair: expected 2 arguments"),
+        (["measure", "digits", "--class-pair", "3", "3"], 2, "--class-pair must name two different classes"),
+        (["measure", "digits", "--class-pair", "3", "x"], 2, "found: 3 x; classes: 0, 1, 2, 3"),
+        (["measure", "digits", "--image-size", "2"], 2, "must be from 4 to 1024 pixels, got 2"),
+        (["measure", "digits", "--seed", "-1"], 2, "must be at least 0"),
+        (["measure", "digits", "--num-workers", "abc"], 2, "must be a whole number, got 'abc'"),
+        (["measure", "digits", "--device", "foo"], 2, "--device must be a torch device of this machine"),
+        (["measure", "digits", "--device", "cuda"], 2, "--device must be a torch device of this machine"),
+        (["run", "smoke", "--no-tracking", "--raw", "nosuch=/tmp"], 2, "Unknown dataset of this sweep"),
+        (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a URL that fsspec can open"),
+        (["results", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
         (["predict", "smoke", "--model", "x", "--d-data", "9"], 2, "required: --label-sharpness"),
     ],
 )
@@ -160,7 +169,7 @@ class TestMeasure:
         from PIL import Image
 
         code, out, err = run(
-            "measure", str(arrays), "--class-pair", "0-2", "--show-pair", str(tmp_path / "pair.png")
+            "measure", str(arrays), "--class-pair", "0", "2", "--show-pair", str(tmp_path / "pair.png")
         )
         assert code == 0
         assert "Intrinsic dimension" in out
@@ -168,6 +177,37 @@ class TestMeasure:
         assert "wrote" in err
         with Image.open(tmp_path / "pair.png") as image:
             assert image.size[0] > image.size[1]
+
+    def test_a_pair_names_classes_not_places(self, run, tmp_path):
+        """Labels 1, 2, 3 have the places 0, 1, 2: a pair 1 2 means the labels."""
+        rng = np.random.default_rng(1)
+        images, labels = rng.integers(0, 256, (90, 6, 6), np.uint8), np.arange(90) % 3 + 1
+        np.savez(tmp_path / "all.npz", images=images, labels=labels)
+        np.savez(tmp_path / "two.npz", images=images[labels != 3], labels=labels[labels != 3])
+        _, chosen, _ = run("measure", str(tmp_path / "all.npz"), "--class-pair", "1", "2", "--json")
+        _, alone, _ = run("measure", str(tmp_path / "two.npz"), "--json")
+        chosen, alone = json.loads(chosen), json.loads(alone)
+        assert chosen["label_sharpness"]["value"] == alone["label_sharpness"]["value"]
+        assert chosen["num_images"] == 60
+
+    def test_one_bad_file_can_be_found_and_allowed(self, run, tmp_path):
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        for index in range(60):
+            folder = tmp_path / "own" / ("a" if index % 2 else "b")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{index}.png")
+        (tmp_path / "own" / "a" / "broken.png").write_bytes(b"no image")
+        code, _, err = run("measure", str(tmp_path / "own"), "--image-size", "8")
+        assert code == 2
+        digest = re.search(r"\b[0-9a-f]{16}\b", err)
+        code, out, _ = run("locate", digest[0], "--raw", str(tmp_path / "own"))
+        assert (code, out) == (0, "a/broken.png\n")
+        code, out, _ = run(
+            "measure", str(tmp_path / "own"), "--image-size", "8", "--max-skipped-share", "0.1", "--json"
+        )
+        assert json.loads(out)["num_images"] == 60
 
     def test_features_without_labels(self, run, tmp_path):
         np.save(tmp_path / "features.npy", np.random.default_rng(0).normal(size=(80, 5)))
@@ -210,4 +250,4 @@ class TestMeasure:
         assert measured["label_names"] == ["benign", "malignant"]
         assert measured["label_sharpness"]["side"] == [16, 16]
         assert measured["label_sharpness"]["num_pairs"] == 900
-        assert set(os.listdir(tmp_path / "root")) <= {"isweep.log"}
+        assert os.listdir(tmp_path / "root" / "prepared") == [".hash_key"]

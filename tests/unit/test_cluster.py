@@ -159,7 +159,16 @@ class TestTrialResources:
         [(0, "auto", 0), (1, "auto", 0.25), (1, "cpu", 0), (0, "gpu", 0.25)],
     )
     def test_gpu_share_by_device(self, num_gpus, device, expected):
-        assert trial_resources(self.spec, make_cluster(num_gpus=num_gpus), device).num_gpus == expected
+        cluster = make_cluster(num_gpus=num_gpus, local=False)
+        assert trial_resources(self.spec, cluster, device).num_gpus == expected
+
+    def test_a_private_cluster_must_have_the_gpus_and_the_memory(self):
+        with pytest.raises(ConfigError, match=r"num_gpus must fit the machine; found: 0\.25, it has 0"):
+            trial_resources(self.spec, make_cluster(num_gpus=0), "gpu")
+        with pytest.raises(ConfigError, match=r"num_gpus must fit the machine; found: 2, it has 1"):
+            trial_resources(ResourceSpec(num_gpus=2), make_cluster(num_gpus=1))
+        with pytest.raises(ConfigError, match=r"memory_bytes must fit the machine; found: 1e\+12"):
+            trial_resources(ResourceSpec(memory_bytes=10**12), make_cluster(memory_bytes=1e9))
 
     def test_a_private_cluster_must_have_the_cpus(self):
         with pytest.raises(ConfigError, match=r"num_cpus must fit the machine; found: 2, it has 1"):

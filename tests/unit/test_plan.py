@@ -63,7 +63,7 @@ def test_class_pairs_come_from_the_table_when_none_are_named():
     assert {(t.subset.prepared.dataset, t.subset.class_pair) for t in plan.trials} == {
         ("mnist5k", (3, 8)),
         ("mnist5k", (4, 9)),
-        ("fashion_mnist", (2, 4)),
+        ("digits", (3, 8)),
         ("mri_lesion", None),
     }
 
