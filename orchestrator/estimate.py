@@ -83,12 +83,18 @@ def memory_bytes(trial: TrialSpec) -> float:
 
 
 def _measured_rates(workspace: Workspace, results: dict[str, Record]) -> dict[tuple[str, str], float]:
-    """Return achieved operations per second by model and device, the median over finished trials."""
+    """Return achieved operations per core- or GPU-second by model and device, the median over done trials.
+
+    Diverged trials stopped at an unknown epoch, so they tell no rate.
+    """
     seen: dict[tuple[str, str], list[float]] = {}
     for trial_id, record in results.items():
+        if record["status"] != "done":
+            continue
         trial = workspace.plan.trials_by_id[trial_id]
-        seconds = record["finished_at"] - record["started_at"]
+        device = str(record["device"]).partition(":")[0]
+        share = record.get("gpu_share", 1.0) if device == "cuda" else record["num_threads"]
+        seconds = (record["finished_at"] - record["started_at"]) * share
         if seconds > 0 and trial.recipe.epochs:
-            device = str(record["device"]).partition(":")[0]
             seen.setdefault((trial.model.name, device), []).append(flops(trial) / seconds)
     return {key: statistics.median(values) for key, values in seen.items()}
