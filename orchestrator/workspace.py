@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.config import load_sweep
 from orchestrator.errors import CorruptStoreError
-from orchestrator.lock import is_held
+from orchestrator.lock import holder_pid
 from orchestrator.paths import RootPaths, SweepPaths
 from orchestrator.plan import SweepPlan, plan_sweep
 from orchestrator.store import Record, ResultStore, Unreadable
@@ -120,10 +120,14 @@ class Workspace:
         return dataset is not None and dataset.fingerprint != record["data_fingerprint"]
 
     def _running(self) -> list[str]:
+        """Return what the lock's holder says it runs; the list of a killed run counts for nothing."""
         path = self.sweep_paths.progress
-        if not is_held(self.paths.lock) or not path.exists():
+        holder = holder_pid(self.paths.lock)
+        if holder is None or not path.exists():
             return []
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if state["pid"] != holder:
+            return []
         return [str(trial_id) for trial_id in state["running"]]
 
 
