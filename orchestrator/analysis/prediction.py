@@ -16,6 +16,13 @@ from search_spaces.errors import ConfigError, DataError, unknown_name
 #: Train sizes beyond this are reported as "no size": no dataset has so many images.
 LARGEST_TRAIN_SIZE = 1e15
 
+WAYS_OUT = {
+    "d_data": "measure the dataset first",
+    "label_sharpness": "measure the dataset first",
+    "train_size": "give a number of images, e.g. 1000",
+    "target_loss": "give a test loss in nat, e.g. 0.3",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
@@ -179,9 +186,7 @@ def _check(
     }
     for name, value in numbers.items():
         if value is not None and not (np.isfinite(value) and value > 0):
-            raise ConfigError(
-                f"{name} must be a positive finite number", repr(value), "measure the dataset first"
-            )
+            raise ConfigError(f"{name} must be a positive finite number", repr(value), WAYS_OUT[name])
 
 
 def _fit(fits: ScalingFits, model: str, domain: str | None) -> tuple[LawFit, list[str]]:

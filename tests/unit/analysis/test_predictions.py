@@ -142,7 +142,12 @@ def test_no_fit_at_all_is_an_error_with_its_reason():
     [
         ({"model": "resnet81"}, "Unknown fitted model; found: 'resnet81'; did you mean 'resnet18'"),
         ({"domain": "medica"}, "Unknown domain.*did you mean 'medical'"),
-        ({"d_data": 0.0}, "d_data must be a positive finite number; found: 0.0"),
+        ({"d_data": 0.0}, "d_data must be a positive finite number; found: 0.0; measure the dataset first"),
+        (
+            {"train_size": None, "target_loss": -1.0},
+            "target_loss must be .*found: -1.0; give a test loss in nat",
+        ),
+        ({"train_size": -5.0}, "train_size must be .*found: -5.0; give a number of images"),
         ({"label_sharpness": float("nan")}, "label_sharpness must be a positive"),
         ({"train_size": -5}, "train_size must be a positive"),
         ({"target_loss": 0.1}, "either a train size or a target loss; found: both"),
