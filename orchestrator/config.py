@@ -11,10 +11,10 @@ import json
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.errors import ConfigError, SweepError, collect, unknown_name
@@ -22,6 +22,7 @@ from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import SweepSpec
+from tasks.sources import check_own_kind
 
 MAX_FILE_BYTES = 1_000_000
 MAX_NESTING = 20
@@ -60,7 +61,7 @@ def parse_sweep(text: str, *, origin: str) -> SweepSpec:
     try:
         spec = SweepSpec.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        problems: list[SweepError] = [_problem(detail, origin) for detail in error.errors()]
+        problems: list[SweepError] = [_problem(detail, origin) for detail in _own_faults(error.errors())]
         names = document if all(isinstance(document.get(k), list) for k in ("models", "datasets")) else {}
         problems += _unknown_names(names, origin)
         collect(problems)
@@ -134,15 +135,39 @@ def _load_yaml(text: str, origin: str) -> object:
         raise ConfigError(f"{origin} must be valid YAML", str(error).replace("\n", " ")) from None
 
 
+def _own_faults(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Leave out that a list is too short where only its bad items made it so."""
+    places = [detail["loc"] for detail in details]
+
+    def has_bad_item(loc: tuple[int | str, ...]) -> bool:
+        return any(len(place) > len(loc) and place[: len(loc)] == loc for place in places)
+
+    return [d for d in details if not (d["type"] == "too_short" and has_bad_item(d["loc"]))]
+
+
+def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the model whose keys belong at a place in a sweep file."""
+    model: type[BaseModel] = SweepSpec
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return model
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """Find the model in an annotation such as ``tuple[Model, ...]`` or ``Model | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
+
+
 def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     where = ".".join(str(part) for part in detail["loc"]) or origin
     if detail["type"] == "extra_forbidden":
-        known = list(SweepSpec.model_fields)
+        known = list(_model_at(detail["loc"][:-1]).model_fields)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        if len(detail["loc"]) == 1:
-            hint += f"known keys: {', '.join(known)}"
-        return ConfigError(f"{where}: unknown key", way_out=hint)
+        return ConfigError(f"{where}: unknown key", way_out=f"{hint}known keys: {', '.join(known)}")
     value = detail["input"]
     shown = repr(value) if not isinstance(value, dict) else f"keys {', '.join(map(str, value))}"
     message = detail["msg"].removeprefix("Value error, ")
@@ -166,9 +191,13 @@ def _unknown_names(document: dict[str, Any], origin: str) -> list[SweepError]:
     for choice in document.get("datasets", ()):
         if not isinstance(choice, dict):
             continue
-        if choice.get("own") is None:
+        own = choice.get("own")
+        if own is None:
             check(dataset_spec, choice.get("name"))
-        elif choice.get("name") in DATASETS:
+            continue
+        if isinstance(own, dict):
+            check(check_own_kind, own.get("kind"))
+        if choice.get("name") in DATASETS:
             problems.append(
                 ConfigError(
                     "Your own dataset needs a name of its own",

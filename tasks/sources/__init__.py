@@ -14,6 +14,7 @@ from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipIt
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "OWN_KINDS",
     "SOURCES",
     "Item",
     "Listing",
@@ -22,6 +23,7 @@ __all__ = [
     "Sample",
     "SkipItem",
     "Source",
+    "check_own_kind",
     "source_for",
 ]
 
@@ -49,6 +51,21 @@ SOURCES: dict[str, str] = {
     "svhn": "tasks.sources.svhn:Svhn",
 }
 """Source name -> ``module:class``, imported only when used."""
+
+OWN_KINDS = ("csv", "dicom_csv", "folder", "npz")
+"""Sources that read anybody's data; the others know one official download each."""
+
+
+def check_own_kind(kind: str) -> None:
+    """Check that ``kind`` can read your own data, without importing any source.
+
+    Raises:
+        ConfigError: for an unknown kind, with our own and all that installed packages register.
+    """
+    if kind not in OWN_KINDS:
+        registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+        if kind not in registered:
+            raise unknown_name("kind", kind, {*OWN_KINDS, *registered})
 
 
 def source_for(name: str) -> Source:

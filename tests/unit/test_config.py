@@ -1,9 +1,11 @@
 import re
+from importlib.metadata import EntryPoint
 
 import pytest
 
 from orchestrator.config import load_sweep, parse_sweep, preset_names
 from orchestrator.errors import ConfigError
+from tasks import sources
 
 GOOD = """
 name: mine
@@ -69,6 +71,26 @@ def test_all_mistakes_are_reported_at_once():
             ("[mnist5k]", "[{name: mnist5k, own: {kind: folder, path: x, domain: medical}}]"),
             r"needs a name of its own; found: 'mnist5k'",
         ),
+        (
+            ("[mnist5k]", "[{name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}}]"),
+            r"^datasets\.0\.own\.modalty: unknown key; did you mean 'modality'\? known keys: kind, path",
+        ),
+        (
+            ("[mnist5k]", "[{name: mnist5k, class_pair: [[0, 1]]}]"),
+            r"^datasets\.0\.class_pair: unknown key; did you mean 'class_pairs'\? known keys: name, class",
+        ),
+        (
+            ("recipe: smoke", "recipe: smoke\nresources: {cpus: 1}"),
+            r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known keys: num_cpus, num_gpus",
+        ),
+        (
+            ("recipe: smoke", "recipe: smoke\nattacks: {models: 1}"),
+            r"attacks\.models: unknown key; .*known keys: methods, epsilons\.",
+        ),
+        (
+            ("[mnist5k]", "[{name: mine, own: {kind: foldr, path: x, domain: medical}}]"),
+            r"Unknown kind; found: 'foldr'; did you mean 'folder'\? known kinds: csv, dicom_csv, folder, npz",
+        ),
         (("image_size: 28", "image_size: 1e400"), r"image_size"),
         (
             ("recipe: smoke", "recipe: smoke\nattacks: {epsilons: [0]}"),
@@ -94,6 +116,19 @@ def test_mistakes_name_the_key_the_value_and_the_rule(change, message):
 def test_what_is_no_sweep_file(text, message):
     with pytest.raises(ConfigError, match=message):
         parse(text)
+
+
+def test_a_bad_dataset_makes_no_second_mistake():
+    with pytest.raises(ConfigError, match=r"^datasets\.0\.nam: unknown key; did you mean 'name'") as caught:
+        parse(GOOD.replace("[mnist5k]", "[{name: mnist5k, nam: x}]"))
+    assert "at least 1 item" not in str(caught.value)
+
+
+def test_kinds_of_other_packages_are_known(monkeypatch):
+    point = EntryPoint("theirs", "elsewhere:Theirs", "isweep.sources")
+    monkeypatch.setattr(sources, "entry_points", lambda group: [point])
+    own = "[{name: mine, own: {kind: theirs, path: x, domain: medical}}]"
+    assert parse(GOOD.replace("[mnist5k]", own)).datasets[0].own.kind == "theirs"
 
 
 def test_scientific_numbers_are_numbers():
