@@ -39,13 +39,14 @@ class RawRequest:
         """Return the raw folder or file.
 
         Raises:
-            DataError: when none was given or it does not exist, saying what is expected in it.
+            DataError: when none was given or it does not exist, naming the path that the user gave and what
+                is expected in it.
         """
         name, layout = self.dataset.name, self.dataset.raw_layout
         if self.raw is None:
             raise DataError(f"{name} is read from its raw download", "no --raw folder", f"expected: {layout}")
         if not self.raw.exists():
-            raise DataError(f"The raw download of {name} must exist", "no such folder", f"expected: {layout}")
+            raise DataError(f"The raw download of {name} must exist", f"no {self.raw}", f"expected: {layout}")
         return self.raw
 
     def has_fault(self, fault: str) -> bool:

@@ -83,7 +83,7 @@ class TestFolder:
         assert prepare("folder", class_folder).num_images == 10
 
     def test_missing_folder(self, prepare, tmp_path):
-        with pytest.raises(DataError, match="must exist"):
+        with pytest.raises(DataError, match=r"must exist; found: no .*/none; expected"):
             prepare("folder", tmp_path / "none")
 
 
