@@ -133,9 +133,7 @@ def main() -> None:
         print(json.dumps(result))
         return
     print(f"ours, per trial:   {mine['overhead_s']:.3f} s overhead (target {TARGET_S} s)")
-    print(
-        f"  wall {mine['wall_s']:.3f} s with 2 trials at once, a no-op trial works {mine['work_s']:.3f} s"
-    )
+    print(f"  wall {mine['wall_s']:.3f} s with 2 trials at once, a no-op trial works {mine['work_s']:.3f} s")
     print(f"plain Tune trial:  {plain:.3f} s")
     print(f"ratio:             {result['ratio']:.3f}")
 

@@ -41,7 +41,7 @@ def load_sweep(preset: str) -> SweepSpec:
         ConfigError: naming the file and every mistake in it with its key path, value and what is allowed.
     """
     if "/" in preset or preset.endswith((".yaml", ".yml")):
-        return parse_sweep(_read_file(Path(preset)), origin=preset)
+        return _own_paths(parse_sweep(_read_file(Path(preset)), origin=preset), Path(preset).parent)
     if preset not in preset_names():
         raise unknown_name("preset", preset, preset_names())
     text = (resources.files("search_spaces") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
@@ -68,6 +68,23 @@ def parse_sweep(text: str, *, origin: str) -> SweepSpec:
         raise
     collect(_unknown_names(spec.model_dump(), origin))
     return spec
+
+
+def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
+    """Take paths of own data from the sweep file's folder: the file works from wherever it is run."""
+    datasets = tuple(
+        choice
+        if choice.own is None
+        else choice.model_copy(
+            update={
+                "own": choice.own.model_copy(
+                    update={"path": str(folder / Path(choice.own.path).expanduser())}
+                )
+            }
+        )
+        for choice in spec.datasets
+    )
+    return spec.model_copy(update={"datasets": datasets})
 
 
 def _read_file(path: Path) -> str:

@@ -26,8 +26,10 @@ def results_table(workspace: Workspace, rows: list[dict[str, Any]] | None = None
     results = workspace.state().results
     if rows is None:
         rows = rows_of(results.values(), workspace.measures().values())
-    kept = [row for row in rows if row["trial_id"] in results]
-    return pd.DataFrame(sorted(kept, key=lambda row: [row[name] for name in ROW_ORDER]))
+    kept = sorted(
+        (row for row in rows if row["trial_id"] in results), key=lambda row: [row[name] for name in ROW_ORDER]
+    )
+    return pd.DataFrame(kept)
 
 
 def report_sweep(workspace: Workspace, rows: list[dict[str, Any]] | None = None) -> Path | None:

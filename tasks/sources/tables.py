@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tasks.sources.files import open_plain
 
 DELIMITERS = (",", ";", "\t", "|")
 MAX_CELL = 1 << 20
+HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
+MAX_SHOWN = 10
+MAX_SHOWN_LENGTH = 30
 
 
 def read_table(
@@ -25,7 +29,7 @@ def read_table(
 
     Raises:
         DataError: for a missing file, missing or repeated columns, ragged rows, or text that is not UTF-8;
-            no cell is ever quoted.
+            no cell below the header is ever quoted.
     """
     rows = read_lines(path, request)
     if not rows:
@@ -56,13 +60,26 @@ def _error(request: RawRequest, path: Path, rule: str, found: str) -> DataError:
     return DataError(f"{request.dataset.name}: table {request.hashed(path.name)} {rule}", found)
 
 
+def _header_names(row: Sequence[str]) -> str:
+    """Spell the names in a header line; nothing of a line that may be data, for want of a header.
+
+    Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their line.
+    """
+    names = [cell.strip() for cell in row]
+    if not all(map(HEADER_NAME.fullmatch, names)):
+        return "; the first line may be no header"
+    more = ", ..." if len(names) > MAX_SHOWN else ""
+    return f" among {', '.join(name[:MAX_SHOWN_LENGTH] for name in names[:MAX_SHOWN])}{more}"
+
+
 def _columns(
     row: Sequence[str], needed: Sequence[str], optional: Sequence[str], path: Path, request: RawRequest
 ) -> dict[str, int]:
     header = [cell.strip().casefold() for cell in row]
     missing = [name for name in needed if name.casefold() not in header]
     if missing:
-        raise _error(request, path, f"must have the columns {', '.join(needed)}", f"no {', '.join(missing)}")
+        found = f"no {', '.join(missing)}{_header_names(row)}"
+        raise _error(request, path, f"must have the columns {', '.join(needed)}", found)
     wanted = [name for name in (*needed, *optional) if name.casefold() in header]
     repeated = [name for name in wanted if header.count(name.casefold()) > 1]
     if repeated:

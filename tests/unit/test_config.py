@@ -149,3 +149,11 @@ def test_missing_and_unreadable_files(tmp_path):
 def test_unknown_preset():
     with pytest.raises(ConfigError, match="Unknown preset; found: 'dmo'; did you mean 'demo'"):
         load_sweep("dmo")
+
+
+@pytest.mark.parametrize(("path", "found"), [("images", "{folder}/images"), ("/data/x", "/data/x")])
+def test_paths_of_own_data_start_at_the_sweep_file(tmp_path, path, found):
+    own = f"[{{name: own, own: {{kind: folder, path: {path}, domain: medical}}}}]"
+    file = tmp_path / "mine.yaml"
+    file.write_text(GOOD.replace("[mnist5k]", own), encoding="utf-8")
+    assert load_sweep(str(file)).datasets[0].own.path == found.format(folder=tmp_path)

@@ -20,6 +20,8 @@ from search_spaces.specs import OwnSourceSpec, PreparedSpec
 from tasks.arrays import PreparedDataset
 from tasks.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
+from tasks.sources.base import RawRequest
+from tasks.sources.tables import read_table
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.sources.conftest import picture, png
 
@@ -104,3 +106,29 @@ def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
         assert CANARY.encode() not in path.read_bytes()
     if out.exists():
         assert CANARY not in json.dumps(PreparedDataset.open(out).record.to_json())
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            "file name,class,centre",
+            r"columns path, label; found: no path, label among file name, class, centre\.",
+        ),
+        ("path;diagnosis;" + "x" * 40, r"found: no label among path, diagnosis, x{30}\."),
+        (",".join("abcdefghijkl"), r"no path, label among a, b, c, d, e, f, g, h, i, j, \.\.\.\."),
+        # Without a header the first line is somebody's.
+        (f"{CANARY}/a.png,well,{CANARY}", r"found: no path, label; the first line may be no header\."),
+        (f"{CANARY},1", r"found: no path, label; the first line may be no header\."),
+    ],
+)
+def test_header_names_are_told_but_no_line_of_data(header, message, tmp_path):
+    path = tmp_path / "manifest.csv"
+    path.write_text(header + "\n" + header + "\n")
+    own = OwnSourceSpec(kind="csv", path=str(path), domain="medical")
+    request = RawRequest(
+        own_dataset_spec("mine", own), PreparedSpec(dataset="mine", image_size=16, channels=1)
+    )
+    with pytest.raises(DataError, match=message) as caught:
+        read_table(path, request, ("path", "label"))
+    assert CANARY not in str(caught.value)
