@@ -309,7 +309,8 @@ def measure(options: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
     from orchestrator.cluster import connect
-    from orchestrator.measure_source import MeasureRequest, describe, measure_source, save_pair
+    from orchestrator.measure_source import MeasureRequest, measure_source
+    from orchestrator.measured import describe, save_pair
     from orchestrator.paths import RootPaths
     from tasks.measures import MeasureSettings
     from tasks.remote import Executor, InlineExecutor, RayExecutor
