@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 import threading
 import time
@@ -33,6 +34,8 @@ def write_files(folder: Path, count: int, kind: str) -> None:
     """Write ``count`` files of both classes and their manifest; few distinct pictures, numbered to differ."""
     from PIL import Image
 
+    # The generator of test files lies beside this folder, which a script's own path does not hold.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from tests.raw_trees.dicoms import make_dicom, save_dicom
 
     base = np.random.default_rng(0).integers(0, 4000, (SIDE // 8, SIDE // 8)).astype(np.uint16)
