@@ -251,3 +251,15 @@ class TestMeasure:
         assert measured["label_sharpness"]["side"] == [16, 16]
         assert measured["label_sharpness"]["num_pairs"] == 900
         assert os.listdir(tmp_path / "root" / "prepared") == [".hash_key"]
+
+
+@pytest.mark.parametrize("option", ["--csv", "--parquet"])
+def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkeypatch, option):
+    import pandas as pd
+
+    from orchestrator import commands
+
+    monkeypatch.setattr(commands, "_table", lambda *_: pd.DataFrame({"model": ["m"], "test_loss": [0.5]}))
+    code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / "table"))
+    assert (code, out) == (2, "")
+    assert "The file must be one that can be written; found:" in err
