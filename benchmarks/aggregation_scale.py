@@ -22,8 +22,8 @@ import pandas as pd
 
 from orchestrator.analysis import fit_scaling_laws, write_report
 from orchestrator.analysis.synthetic import synthetic_table
-from orchestrator.records import NUMBER_TAGS, TEXT_TAGS, FlatRun
-from orchestrator.tracking.mlflow import MLflowTracker, connect, read_rows
+from orchestrator.results.rows import NUMBER_TAGS, TEXT_TAGS, FlatRun
+from orchestrator.results.tracking.mlflow import MLflowTracker, connect, read_rows
 from search_spaces.models import PAPER_MODELS
 
 TARGET_S = 20.0

@@ -13,7 +13,7 @@ import numpy as np
 from measure_common import parser, report
 from threadpoolctl import threadpool_limits
 
-from tasks.neighbors import BLOCK_ROWS, nested_neighbors
+from tasks.measures.neighbors import BLOCK_ROWS, nested_neighbors
 
 CASES = [
     ("paper, one dataset", 1_750, 150_528),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from measure_common import parser, peak_memory_mib, report
 
-from tasks.neighbors import nested_neighbors
+from tasks.measures.neighbors import nested_neighbors
 
 DEFAULT_IMAGES = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from measure_common import fastest, parser, report
 
-from tasks.measures import MeasureSettings, measure_nested
+from tasks.measures.measure import MeasureSettings, measure_nested
 
 SIZES = [500, 750, 1000, 1250, 1500, 1750]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from measure_common import fastest, parser, report
 
-from tasks.measures import MeasureSettings, measure_nested
+from tasks.measures.measure import MeasureSettings, measure_nested
 from tasks.remote import RayExecutor
 
 

@@ -13,9 +13,9 @@ from itertools import combinations
 import numpy as np
 from measure_common import parser, report
 
-from tasks.intrinsic_dimension import twonn
-from tasks.measures import MeasureSettings, measure_nested
-from tasks.neighbors import nested_neighbors
+from tasks.measures.intrinsic_dimension import twonn
+from tasks.measures.measure import MeasureSettings, measure_nested
+from tasks.measures.neighbors import nested_neighbors
 
 PUBLISHED = {
     "d_data, single pairs": "7.49 to 11.03 (N = 1000, six pairs)",

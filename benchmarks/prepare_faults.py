@@ -21,11 +21,11 @@ import numpy as np
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import RELEASED_FAULTS, Fault, OwnSourceSpec, PreparedSpec, SubsetSpec
-from tasks.arrays import PreparedDataset
-from tasks.measures import MeasureSettings, measure_array
-from tasks.prepare import prepare_dataset
+from tasks.measures.measure import MeasureSettings, measure_array
+from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.subsets import make_subset
 from tasks.remote import InlineExecutor
-from tasks.subsets import make_subset
 
 SETTINGS = MeasureSettings(estimators=("mle", "mle_k_minus_1"), sharpness_sample=None, sharpness_seeds=(0,))
 SIDE = 28

@@ -22,8 +22,8 @@ import numpy as np
 
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.specs import OwnSourceSpec, PreparedSpec
-from tasks.arrays import PreparedDataset
-from tasks.prepare import prepare_dataset
+from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared.dataset import PreparedDataset
 from tasks.remote import InlineExecutor
 
 NUM_IMAGES, SHAPE = 2500, (3, 224, 224)

@@ -24,7 +24,7 @@ import numpy as np
 
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.specs import OwnSourceSpec, PreparedSpec
-from tasks.prepare import prepare_dataset
+from tasks.preparation.prepare import prepare_dataset
 from tasks.remote import RayExecutor
 
 SIDE = 512

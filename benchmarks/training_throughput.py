@@ -35,9 +35,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
-from tasks.models import build_model
-from tasks.seeding import deterministic
-from tasks.training import resident, split_batches, train
+from tasks.trials.models import build_model
+from tasks.trials.seeding import deterministic
+from tasks.trials.training import resident, split_batches, train
 
 
 @dataclass(frozen=True)

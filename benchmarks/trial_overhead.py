@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.cluster import Cluster, Resources, connect
-from orchestrator.display import Progress
-from orchestrator.paths import RootPaths
-from orchestrator.plan import SweepPlan, plan_sweep
-from orchestrator.store import ResultStore
-from orchestrator.tracking.mlflow import MLflowTracker
-from orchestrator.tracking.mlflow import connect as connect_mlflow
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking.mlflow import MLflowTracker
+from orchestrator.results.tracking.mlflow import connect as connect_mlflow
+from orchestrator.running.cluster import Cluster, Resources, connect
+from orchestrator.running.progress import Progress
 from search_spaces.specs import SubsetSpec, SweepSpec
-from tasks.subsets import TrialData
+from tasks.prepared.subsets import TrialData
 
 TARGET_S = 0.1
 
@@ -63,7 +63,7 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
 
 def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
     """Return seconds per trial through the product, and what of it the trial itself worked."""
-    from orchestrator.sweep import TrialSweep
+    from orchestrator.running.sweep import TrialSweep
 
     paths = RootPaths.create(folder)
     store = ResultStore(str(folder / "store"))

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.analysis import fit_scaling_laws, predict
-    from orchestrator.config import load_sweep
-    from orchestrator.pipeline import RunOptions, run_sweep
-    from orchestrator.plan import plan_sweep
-    from orchestrator.reporting import results_table
-    from orchestrator.workspace import Workspace
+    from orchestrator.analysis.reporting import results_table
+    from orchestrator.planning.plan import plan_sweep
+    from orchestrator.planning.sweep_file import load_sweep
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.running.pipeline import RunOptions, run_sweep
 
 _HOMES = {
-    "RunOptions": "orchestrator.pipeline",
-    "Workspace": "orchestrator.workspace",
+    "RunOptions": "orchestrator.running.pipeline",
+    "Workspace": "orchestrator.planning.workspace",
     "fit_scaling_laws": "orchestrator.analysis",
-    "load_sweep": "orchestrator.config",
-    "plan_sweep": "orchestrator.plan",
+    "load_sweep": "orchestrator.planning.sweep_file",
+    "plan_sweep": "orchestrator.planning.plan",
     "predict": "orchestrator.analysis",
-    "results_table": "orchestrator.reporting",
-    "run_sweep": "orchestrator.pipeline",
+    "results_table": "orchestrator.analysis.reporting",
+    "run_sweep": "orchestrator.running.pipeline",
 }
 
 __all__ = [

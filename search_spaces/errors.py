@@ -1,7 +1,7 @@
 """The one family of errors that users can cause; everything else is a bug and may show a traceback.
 
 The family is rooted here, in the lowest layer, because reading data (``tasks``) and reading a sweep file
-(``orchestrator``) can both meet a user's mistake; ``orchestrator.errors`` re-exports it.
+(``orchestrator``) can both meet a user's mistake; ``search_spaces.errors`` re-exports it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ __all__ = ["measure_array"]
 def __getattr__(name: str) -> Any:
     """Import the public functions only when asked for, so that ``import tasks`` stays cheap."""
     if name == "measure_array":
-        from tasks.measures import measure_array
+        from tasks.measures.measure import measure_array
 
         return measure_array
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

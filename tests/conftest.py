@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import Cluster, connect
+from orchestrator.running.cluster import Cluster, connect
 
 
 @pytest.fixture(autouse=True)

@@ -8,19 +8,19 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from orchestrator.analysis import columns as c
-from orchestrator.analysis import table as t
-from orchestrator.analysis.laws import Draws, Law, coefficients, problem, select, shortage
-from orchestrator.analysis.records import (
+from orchestrator.analysis import points as t
+from orchestrator.analysis.fit_records import (
     Association,
     AttackFit,
     Interval,
     RepresentationFit,
     SharpnessScale,
 )
+from orchestrator.analysis.laws import Draws, Law, coefficients, problem, select, shortage
 from orchestrator.analysis.regression import Array, bootstrap_weights, leave_one_out_weights, solve
 from orchestrator.analysis.sharpness import UNEQUAL_SCALES
 from orchestrator.analysis.words import few_datasets
+from orchestrator.results import columns as c
 
 #: d_repr and d_data by the same estimator, so that the comparison is not one of estimators.
 ESTIMATORS = {"mle": (c.D_DATA_MLE, c.D_REPR_MLE), "twonn": (c.D_DATA_TWONN, c.D_REPR_TWONN)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from orchestrator.analysis.columns import TEXT_COLUMNS
+from orchestrator.results.columns import TEXT_COLUMNS
 from search_spaces.errors import DataError
 
 # The apostrophe is escaped too: otherwise a text that really begins with '= would come back without it.

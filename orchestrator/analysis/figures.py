@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from orchestrator.analysis import columns as c
 from orchestrator.analysis import palette as p
+from orchestrator.analysis.fit_records import POOLED, ScalingFits
 from orchestrator.analysis.loss_figures import left_out, loss_on_d_data, loss_on_train_size, residuals
-from orchestrator.analysis.records import POOLED, ScalingFits
+from orchestrator.results import columns as c
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.analysis import columns as c
+from orchestrator.analysis.fit_records import POOLED, Association, Coefficient, LawFit, ScalingFits
 from orchestrator.analysis.formats import interval, number
-from orchestrator.analysis.records import POOLED, Association, Coefficient, LawFit, ScalingFits
 from orchestrator.analysis.words import MIN_CONVINCING_DATASETS, listing, plural
+from orchestrator.results import columns as c
 
 
 @dataclass(frozen=True, slots=True)

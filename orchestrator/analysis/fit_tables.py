@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from orchestrator.analysis.fit_records import POOLED, Association, Coefficient, LawFit, ScalingFits
 from orchestrator.analysis.formats import Table, interval, number
-from orchestrator.analysis.records import POOLED, Association, Coefficient, LawFit, ScalingFits
 
 _NAMES = {
     "scaled_log_train_size": "−log N / d_data",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pandas as pd
 
-from orchestrator.analysis import columns as c
-from orchestrator.analysis import table as t
+from orchestrator.analysis import points as t
 from orchestrator.analysis.associations import ESTIMATORS, fit_attacks, fit_representation
+from orchestrator.analysis.fit_records import POOLED, DatasetSummary, Interval, ScalingFits, SharpnessScale
 from orchestrator.analysis.laws import LAWS, Draws, compare_forms, fit_law
-from orchestrator.analysis.records import POOLED, DatasetSummary, Interval, ScalingFits, SharpnessScale
 from orchestrator.analysis.sharpness import Policy, apply_policy
 from orchestrator.analysis.train_size import fit_train_size
 from orchestrator.analysis.words import few_datasets, listing, plural
+from orchestrator.results import columns as c
 
 
 def fit_scaling_laws(
@@ -20,7 +20,7 @@ def fit_scaling_laws(
     """Fit every law of the study to a results table, for each model and pooled over models.
 
     Args:
-        table: one row per trial; the columns of :mod:`orchestrator.analysis.columns`.
+        table: one row per trial; the columns of :mod:`orchestrator.results.columns`.
         seed: decides the bootstrap draws; the fits themselves are exact.
         num_bootstrap: draws per interval; 1000 puts a 95 % bound on about the 25th smallest draw.
         sharpness_policy: what to do where K_F was measured on unequal scales (image side, channels, pixel

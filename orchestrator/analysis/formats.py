@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from orchestrator.analysis.records import Interval
+from orchestrator.analysis.fit_records import Interval
 
 
 @dataclass(frozen=True, slots=True)

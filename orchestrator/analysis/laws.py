@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import columns as c
-from orchestrator.analysis import table as t
-from orchestrator.analysis.records import (
+from orchestrator.analysis import points as t
+from orchestrator.analysis.fit_records import (
     ALL,
     POOLED,
     Coefficient,
@@ -27,6 +26,7 @@ from orchestrator.analysis.records import (
 from orchestrator.analysis.regression import Array, Problem, Solution, solve
 from orchestrator.analysis.sharpness import UNEQUAL_SCALES
 from orchestrator.analysis.words import few_datasets
+from orchestrator.results import columns as c
 
 #: A regression needs this many points more than it has coefficients, or its residuals say nothing.
 MIN_SPARE_POINTS = 3

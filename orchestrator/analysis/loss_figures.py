@@ -10,11 +10,11 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.analysis import columns as c
 from orchestrator.analysis import palette as p
-from orchestrator.analysis import table as t
+from orchestrator.analysis import points as t
+from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.laws import PREDICTED_FORM
-from orchestrator.analysis.records import ScalingFits
+from orchestrator.results import columns as c
 
 #: Loss axes span at least this factor, so that scatter of a few per cent does not fill a panel.
 SMALLEST_LOSS_RANGE = 4.0

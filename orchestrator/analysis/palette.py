@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from orchestrator.analysis import columns as c
+from orchestrator.results import columns as c
 
 # Okabe & Ito (2008), without yellow, which is too faint on white.
 BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from orchestrator.analysis import columns as c
+from orchestrator.analysis.fit_records import ALL, POOLED, LawFit, ScalingFits
 from orchestrator.analysis.laws import PREDICTED_FORM
-from orchestrator.analysis.records import ALL, POOLED, LawFit, ScalingFits
+from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, DataError, unknown_name
 
 #: Train sizes beyond this are reported as "no size": no dataset has so many images.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import columns as c
+from orchestrator.results import columns as c
 
 NATURAL_DATASETS = ("mnist", "cifar10", "svhn", "imagenet")
 #: Most likely measured on three channels, the others on one; inferred from the bars' height, never stated.

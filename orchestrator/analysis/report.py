@@ -13,15 +13,15 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from orchestrator.analysis import columns as c
 from orchestrator.analysis import palette
-from orchestrator.analysis import table as t
-from orchestrator.analysis import tables as html_tables
+from orchestrator.analysis import points as t
+from orchestrator.analysis import report_tables as html_tables
 from orchestrator.analysis.csvfile import write_csv
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import findings
-from orchestrator.analysis.records import ScalingFits
+from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.sharpness import apply_policy
+from orchestrator.results import columns as c
 
 #: Fine enough for print at the size the page shows, small enough to embed.
 PNG_DPI = 150

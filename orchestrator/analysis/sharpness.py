@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import columns as c
-from orchestrator.analysis.records import SharpnessScale
+from orchestrator.analysis.fit_records import SharpnessScale
+from orchestrator.results import columns as c
 
 Policy = Literal["refuse", "rescale", "ignore"]
 

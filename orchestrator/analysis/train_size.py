@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from orchestrator.analysis import columns as c
-from orchestrator.analysis import table as t
+from orchestrator.analysis import points as t
+from orchestrator.analysis.fit_records import TrainSizeFit
 from orchestrator.analysis.laws import select
-from orchestrator.analysis.records import TrainSizeFit
 from orchestrator.analysis.regression import Array
+from orchestrator.results import columns as c
 
 #: Below three sizes a power law passes through every point and shows nothing.
 MIN_SIZES = 3

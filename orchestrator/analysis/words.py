@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from orchestrator.analysis import columns as c
+from orchestrator.results import columns as c
 
 #: With fewer datasets than this in a domain, a trend over its datasets is a remark, not a finding. The
 #: study's own medical slope, with seven datasets, rests on one of them.

@@ -2,7 +2,8 @@
 
 Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open (a file,
 a volume, a row of an array file), so that nothing is opened twice. Items and samples carry *raw* locators and
-group ids; :mod:`tasks.prepare` replaces them by keyed hashes before anything is stored, logged or raised.
+group ids; :mod:`tasks.preparation.prepare` replaces them by keyed hashes before anything is stored, logged or
+raised.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from tasks.privacy import keyed_hash, spell
+from tasks.sources.privacy import keyed_hash, spell
 
 Split = Literal["", "train", "test"]
 

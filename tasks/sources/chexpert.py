@@ -14,8 +14,8 @@ from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
 from tasks.sources.files import resolve_name
 from tasks.sources.image_files import read_image
 from tasks.sources.imagenet import own_maximum_sample
+from tasks.sources.label_tables import read_table
 from tasks.sources.official import find_folder, join
-from tasks.sources.tables import read_table
 
 RELEASES = ("CheXpert-v1.0", "CheXpert-v1.0-small", "")
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}

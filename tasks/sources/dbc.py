@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import read_dicom
+from tasks.sources.label_tables import read_table
 from tasks.sources.official import FileIndex, dicom_samples, find_file, is_square
-from tasks.sources.tables import read_table
 
 MARGIN = 5
 BOXES = ("Annotation_Boxes",)

@@ -15,7 +15,7 @@ from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Split
 from tasks.sources.files import checked_name, resolve_name, walk
 from tasks.sources.image_files import is_image_name, read_image
-from tasks.sources.tables import first_hashed, read_table
+from tasks.sources.label_tables import first_hashed, read_table
 
 MANIFEST = "manifest.csv"
 

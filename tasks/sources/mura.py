@@ -7,8 +7,8 @@ import re
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader
 from tasks.sources.chexpert import image_reader
+from tasks.sources.label_tables import read_lines
 from tasks.sources.official import find_folder, join
-from tasks.sources.tables import read_lines
 
 TABLE = "train_image_paths.csv"
 PATH = re.compile(r"(?:^|/)train/XR_\w+/(patient\d+)/study\d+_(positive|negative)/[^/]+$")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
 from tasks.sources.image_files import by_own_maximum
-from tasks.sources.tables import check_zip
+from tasks.sources.label_tables import check_zip
 
 MAX_BYTES = 256 << 30
 SPLITS: tuple[Split, ...] = ("", "train", "test")

@@ -21,8 +21,8 @@ from tasks.sources.dicom import Dicom, frames_to_pixels, read_dicom
 from tasks.sources.files import walk
 from tasks.sources.image_files import read_image
 from tasks.sources.imagenet import own_maximum_sample
+from tasks.sources.label_tables import read_table
 from tasks.sources.official import find_file
-from tasks.sources.tables import read_table
 
 READING_PROJECT = "15"
 SERIES = "0.E.1"

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import read_dicom
+from tasks.sources.label_tables import read_table
 from tasks.sources.official import FileIndex, dicom_samples, find_file
-from tasks.sources.tables import read_table
 
 TABLE = ("Target Data_2019-12-05", "Target-Data_2019-12-05")
 SERIES, SCORE, PATIENT = "seriesInstanceUID_US", "UCLA Score (Similar to PIRADS v2)", "Patient ID"

@@ -16,9 +16,9 @@ import numpy as np
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import Dicom, read_dicom
+from tasks.sources.label_tables import read_table
 from tasks.sources.official import dicom_samples, find_folder, is_square, join
 from tasks.sources.pixels import to_prepared
-from tasks.sources.tables import read_table
 
 TABLE, IMAGES = "stage_2_train.csv", "stage_2_train"
 SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}

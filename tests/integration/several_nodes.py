@@ -25,17 +25,17 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
-from orchestrator.cluster import Cluster, Resources, connect
-from orchestrator.display import Progress
-from orchestrator.paths import RootPaths
-from orchestrator.plan import plan_sweep
-from orchestrator.store import ResultStore
-from orchestrator.sweep import TrialSweep
-from orchestrator.tracking.tracker import NoopTracker
-from orchestrator.trainable import TrialTrainable
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking.tracker import NoopTracker
+from orchestrator.running.cluster import Cluster, Resources, connect
+from orchestrator.running.progress import Progress
+from orchestrator.running.sweep import TrialSweep
+from orchestrator.running.trainable import TrialTrainable
 from search_spaces.specs import SweepSpec
+from tasks.prepared.subsets import TrialData
 from tasks.remote import RayExecutor
-from tasks.subsets import TrialData
 from tests.integration.sweeps import command, stored
 
 STORE_BYTES = 100 * 2**20

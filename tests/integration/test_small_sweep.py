@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from orchestrator import Workspace, load_sweep, plan_sweep, results_table
-from orchestrator.tracking.mlflow import connect, read_rows
+from orchestrator.results.tracking.mlflow import connect, read_rows
 from tests.integration.sweeps import NUM_TRIALS, SWEEP, isweep, isweep_json, mlflow_runs, stored, write_sweep
 from tests.isolation import AVAILABLE, REASON, isolated
 

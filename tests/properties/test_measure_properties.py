@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.intrinsic_dimension import estimate
-from tasks.label_sharpness import count_pairs
-from tasks.measures import MeasureSettings, measure_nested
-from tasks.neighbors import nested_neighbors
-from tasks.partials import Partial
+from tasks.measures.intrinsic_dimension import estimate
+from tasks.measures.label_sharpness import count_pairs
+from tasks.measures.measure import MeasureSettings, measure_nested
+from tasks.measures.neighbors import nested_neighbors
+from tasks.measures.partials import Partial
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)

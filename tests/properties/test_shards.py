@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tasks.prepare as prepare_module
+import tasks.preparation.prepare as prepare_module
 from search_spaces.datasets import dataset_spec
 from search_spaces.specs import PreparedSpec
-from tasks import arrays
-from tasks.arrays import PreparedDataset
+from tasks.prepared import dataset as arrays
+from tasks.prepared.dataset import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources.digits import Digits
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec, SubsetSpec
-from tasks.subsets import make_subset
+from tasks.prepared.subsets import make_subset
 
 
 def subset_spec(class_pair=None, test_size=10, split_seed=1) -> SubsetSpec:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import _parser
+from orchestrator.cli.app import _parser
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -61,7 +61,7 @@ def test_the_readmes_make_targets_exist():
 
 
 def test_the_readmes_sweep_file_is_valid(tmp_path):
-    from orchestrator.config import load_sweep
+    from orchestrator.planning.sweep_file import load_sweep
 
     (text,) = [block for language, block in blocks(ROOT / "README.md") if language == "yaml"]
     path = tmp_path / "mine.yaml"

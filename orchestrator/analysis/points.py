@@ -1,0 +1,168 @@
+"""From the results table to the fitted points: checks, exclusions with reasons, averages over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.results import columns as c
+from search_spaces.errors import DataError
+
+#: MLflow cannot store infinity and keeps 1.797e308 in its place; nothing measured here comes near this bound.
+LARGEST_VALUE = 1e300
+
+#: Derived columns of the fitted points.
+LOG_LOSS = "log_loss"
+LOG_TRAIN_SIZE = "log_train_size"
+SCALED_LOG_TRAIN_SIZE = "scaled_log_train_size"
+LOG_SHARPNESS = "log_sharpness"
+IS_MEDICAL = "is_medical"
+WEIGHT = "weight"
+NUM_SEEDS = "num_seeds"
+
+_POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """How many rows (or stored values) were left out, and why."""
+
+    reason: str
+    count: int
+
+
+def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Check the table, add the columns it lacks as missing, and make stored infinities missing.
+
+    Returns:
+        The table sorted by ``trial_id`` (so that row order never decides a result), and the number of stored
+        infinities per column.
+
+    Raises:
+        DataError: if a required column is absent, a trial appears twice, a domain is unknown, or one dataset
+        is
+            said to be of two domains.
+    """
+    _check(table)
+    full = table.copy()
+    for column in (*c.COLUMNS,):
+        if column.name not in full:
+            full[column.name] = "" if column.kind == "text" else np.nan
+    texts = [name for name in full.columns if name in c.TEXT_COLUMNS]
+    full[texts] = full[texts].astype(object).where(full[texts].notna(), "").astype(str)
+    full.loc[full[c.STATUS] == "", c.STATUS] = c.DONE
+    exclusions = []
+    for name in [n for n in full.columns if n not in c.TEXT_COLUMNS and _is_measured(n)]:
+        values = pd.to_numeric(full[name], errors="coerce").astype(float)
+        infinite = values.abs() >= LARGEST_VALUE
+        if infinite.any():
+            exclusions.append(Exclusion(f"{name}: stored infinity, treated as missing", int(infinite.sum())))
+        full[name] = values.mask(infinite)
+    return full.sort_values(c.TRIAL_ID, kind="stable").reset_index(drop=True), tuple(exclusions)
+
+
+def _is_measured(name: str) -> bool:
+    return c.describe([name])[0].meaning != "not part of the standard table"
+
+
+def _check(table: pd.DataFrame) -> None:
+    missing = [name for name in c.REQUIRED if name not in table]
+    if missing:
+        raise DataError(
+            "A results table needs the columns " + ", ".join(c.REQUIRED),
+            f"without {', '.join(missing)}",
+            "see docs/results-columns.md",
+        )
+    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
+    if len(twice):
+        raise DataError(
+            "A results table has one row per trial",
+            f"{len(twice)} repeated, such as {twice.iloc[0]!r}",
+            "keep the last attempt of each trial",
+        )
+    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
+    if unknown:
+        raise DataError(
+            "A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec"
+        )
+    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
+    if (domains > 1).any():
+        raise DataError(
+            "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
+        )
+
+
+def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Return the trials that can enter any fit, with log loss, and how many could not (or have none), by
+    reason.
+
+    A loss of zero or less has no logarithm: the trial stays for fits that need no loss, and is counted.
+    Replacing the loss by a small floor would put points where the floor, not the data, decides the fit.
+    """
+    trial_reasons = {
+        "diverged (loss stopped being a finite number)": full[c.STATUS] != c.DONE,
+        "no positive train size": ~(full[c.TRAIN_SIZE] > 0),
+    }
+    loss_reasons = {
+        "no test loss": full[c.TEST_LOSS].isna(),
+        "test loss not above zero, so it has no logarithm": full[c.TEST_LOSS] <= 0,
+    }
+    keep, counts = _exclude(pd.Series(True, index=full.index), trial_reasons)
+    with_loss, loss_counts = _exclude(keep, loss_reasons)
+    log_loss = np.log(full[c.TEST_LOSS].where(with_loss))
+    return full.assign(**{LOG_LOSS: log_loss})[keep], (*counts, *loss_counts)
+
+
+def _exclude(keep: pd.Series, reasons: dict[str, pd.Series]) -> tuple[pd.Series, tuple[Exclusion, ...]]:
+    """Return ``keep`` without the affected rows; each row counts under its first reason."""
+    exclusions = []
+    for reason, affected in reasons.items():
+        count = int((keep & affected).sum())
+        if count:
+            exclusions.append(Exclusion(reason, count))
+        keep = keep & ~affected
+    return keep, tuple(exclusions)
+
+
+def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
+    """Average trials over seeds and add the regressors: one row per model, dataset, class pair and train
+    size.
+
+    Losses are averaged as logarithms (a geometric mean), other quantities as they are. ``weight`` makes the
+    class pairs of a dataset count together as one point, so that a dataset with five pairs does not outvote
+    one without.
+    """
+    numbers = [
+        name
+        for name in trials.columns
+        if name not in c.TEXT_COLUMNS and name not in _POINT and pd.api.types.is_numeric_dtype(trials[name])
+    ]
+    grouped = trials.groupby(_POINT, sort=True)
+    points = grouped[numbers].mean().assign(**{NUM_SEEDS: grouped.size()}).reset_index()
+    pairs = points.groupby([c.MODEL, c.DATASET, c.TRAIN_SIZE])[c.CLASS_PAIR].transform("size")
+    points[WEIGHT] = 1.0 / pairs
+    points[c.TEST_LOSS] = np.exp(points[LOG_LOSS])
+    points[LOG_TRAIN_SIZE] = np.log(points[c.TRAIN_SIZE].astype(float))
+    points[SCALED_LOG_TRAIN_SIZE] = -points[LOG_TRAIN_SIZE] / _positive(points[c.D_DATA_MLE])
+    points[LOG_SHARPNESS] = np.log(_positive(points[c.LABEL_SHARPNESS]))
+    points[IS_MEDICAL] = (points[c.DOMAIN] == c.MEDICAL).astype(float)
+    return points
+
+
+def _positive(values: pd.Series) -> pd.Series:
+    return values.where(values > 0)
+
+
+def complete(points: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Return the points that have all of ``names``, and how many lack each (first lack counts)."""
+    keep = pd.Series(True, index=points.index)
+    exclusions = []
+    for name in names:
+        lacking = keep & points[name].isna()
+        if lacking.any():
+            exclusions.append(Exclusion(f"no usable {name}", int(lacking.sum())))
+        keep &= ~lacking
+    return points[keep], tuple(exclusions)

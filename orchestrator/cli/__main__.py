@@ -1,0 +1,6 @@
+"""``python -m orchestrator.cli`` is the command ``isweep``."""
+
+from orchestrator.cli.app import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,1 @@
+"""Sweep file to plan: what is to be done, where it lies, what it will cost."""

@@ -1,0 +1,100 @@
+"""What the cells that are left will cost: from measured trials where there are some, else from arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from orchestrator.planning.workspace import State, Workspace
+from orchestrator.results.store import Record
+from search_spaces.models import MODEL_COSTS
+from search_spaces.specs import TrialSpec
+
+REFERENCE_SIDE = 224
+TRAINING_FACTOR = 3
+"""A training step costs about three forward passes (forward, gradient of inputs, gradient of weights)."""
+ATTACK_FACTOR = 3
+BYTES_PER_PARAMETER = 16
+"""Weight, gradient and Adam's two moments in float32."""
+ASSUMED_GPU_FLOPS = 50e12
+ASSUMED_CPU_FLOPS = 30e9
+"""Sustained rates assumed when nothing was measured: a data-centre card in bfloat16, one CPU core."""
+
+
+def estimate(workspace: Workspace, state: State) -> dict[str, Any]:
+    """Estimate what is left of a sweep.
+
+    Returns:
+        ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum), with the share of
+        cells whose cost was scaled from measured trials of the same model in ``measured_share``;
+        ``memory_bytes`` of the largest trial; ``trials_per_gpu`` by the sweep's GPU share; ``assumptions``.
+    """
+    left = [t for i, t in workspace.plan.trials_by_id.items() if i not in state.results]
+    rates = _measured_rates(workspace, state.results)
+    cpu_seconds = gpu_seconds = 0.0
+    measured = 0
+    for trial in left:
+        work = flops(trial)
+        key = trial.model.name
+        cpu_rate, gpu_rate = rates.get((key, "cpu")), rates.get((key, "cuda"))
+        measured += bool(cpu_rate or gpu_rate)
+        cpu_seconds += work / (cpu_rate or ASSUMED_CPU_FLOPS)
+        gpu_seconds += work / (gpu_rate or ASSUMED_GPU_FLOPS)
+    share = workspace.plan.sweep.resources.num_gpus
+    result: dict[str, Any] = {
+        "trials_left": len(left),
+        "gpu_hours": gpu_seconds / 3600,
+        "cpu_core_hours": cpu_seconds / 3600,
+        "measured_share": measured / len(left) if left else 1.0,
+        "memory_bytes": max((memory_bytes(trial) for trial in left), default=0),
+        "trials_per_gpu": int(1 / share) if 0 < share <= 1 else 1,
+        "assumptions": (
+            f"{ASSUMED_GPU_FLOPS / 1e12:g} TFLOP/s per GPU and {ASSUMED_CPU_FLOPS / 1e9:g} GFLOP/s per core "
+            "where this sweep has no finished trial of the model yet"
+        ),
+    }
+    gibibytes = result["memory_bytes"] / 2**30
+    result["text"] = (
+        f"left: {result['trials_left']} trials, about {result['gpu_hours']:.2g} GPU-hours or "
+        f"{result['cpu_core_hours']:.2g} core-hours; largest trial {gibibytes:.2g} GiB; "
+        f"{result['trials_per_gpu']} trials per GPU ({result['assumptions']})"
+    )
+    return result
+
+
+def flops(trial: TrialSpec) -> float:
+    """Return the floating-point operations of one trial: training, evaluation and attacks."""
+    scale = (trial.subset.prepared.image_size / REFERENCE_SIDE) ** 2
+    forward = 2e9 * MODEL_COSTS[trial.model.name].giga_macs * scale
+    training = TRAINING_FACTOR * trial.recipe.epochs * trial.train_size
+    attacks = ATTACK_FACTOR * len(trial.attacks.epsilons) * len(trial.attacks.methods)
+    return forward * (training + 2 * trial.train_size + trial.subset.test_size * (1 + attacks))
+
+
+def memory_bytes(trial: TrialSpec) -> float:
+    """Return the memory of one trial: optimiser state, its images, and one batch of activations."""
+    cost = MODEL_COSTS[trial.model.name]
+    prepared = trial.subset.prepared
+    pixels = prepared.channels * prepared.image_size**2
+    images = (trial.train_size + trial.subset.test_size) * pixels
+    scale = (prepared.image_size / REFERENCE_SIDE) ** 2
+    activations = 4e6 * cost.mega_activations * scale * trial.recipe.batch_size * 2
+    return BYTES_PER_PARAMETER * 1e6 * cost.mega_parameters + images + activations
+
+
+def _measured_rates(workspace: Workspace, results: dict[str, Record]) -> dict[tuple[str, str], float]:
+    """Return achieved operations per core- or GPU-second by model and device, the median over done trials.
+
+    Diverged trials stopped at an unknown epoch, so they tell no rate.
+    """
+    seen: dict[tuple[str, str], list[float]] = {}
+    for trial_id, record in results.items():
+        if record["status"] != "done":
+            continue
+        trial = workspace.plan.trials_by_id[trial_id]
+        device = str(record["device"]).partition(":")[0]
+        share = record.get("gpu_share", 1.0) if device == "cuda" else record["num_threads"]
+        seconds = (record["finished_at"] - record["started_at"]) * share
+        if seconds > 0 and trial.recipe.epochs:
+            seen.setdefault((trial.model.name, device), []).append(flops(trial) / seconds)
+    return {key: statistics.median(values) for key, values in seen.items()}

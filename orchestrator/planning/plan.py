@@ -1,0 +1,187 @@
+"""From a sweep's choices to the explicit list of its cells: the grid is planned here, not by Tune."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.errors import ConfigError
+from search_spaces.models import model_spec
+from search_spaces.recipes import recipe_spec
+from search_spaces.released import released_pairs
+from search_spaces.specs import (
+    ClassPair,
+    DatasetChoice,
+    DatasetSpec,
+    MeasureSpec,
+    PreparedSpec,
+    SubsetSpec,
+    SweepSpec,
+    TrialSpec,
+    pair_name,
+)
+
+MAX_TRIALS = 100_000
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All cells of a sweep, in a fixed order.
+
+    Attributes:
+        sweep: The choices it was made from.
+        trials: Every trial once; ids are unique.
+        measures: One per subset, covering all its train sizes (one per size where sizes share no images).
+        datasets: What is known of each dataset, by name.
+    """
+
+    sweep: SweepSpec
+    trials: tuple[TrialSpec, ...]
+    measures: tuple[MeasureSpec, ...]
+    datasets: dict[str, DatasetSpec]
+
+    @cached_property
+    def trials_by_id(self) -> dict[str, TrialSpec]:
+        """Trials by their id."""
+        return {trial.trial_id: trial for trial in self.trials}
+
+    @cached_property
+    def largest_size(self) -> int:
+        """Largest train size of the sweep."""
+        return max(self.sweep.train_sizes)
+
+    def load_size(self, subset: SubsetSpec, train_size: int) -> int:
+        """How many training images to load for a cell: all sizes share them unless a fault forbids it."""
+        return train_size if subset.depends_on_size else self.largest_size
+
+    @cached_property
+    def prepared(self) -> tuple[PreparedSpec, ...]:
+        """The prepared datasets that the cells need, each once."""
+        return tuple(
+            {
+                measure.subset.prepared.prepared_id: measure.subset.prepared for measure in self.measures
+            }.values()
+        )
+
+
+def plan_sweep(sweep: SweepSpec) -> SweepPlan:
+    """Expand the grid: models x (datasets x class pairs) x train sizes x seeds.
+
+    Raises:
+        ConfigError: when the grid is larger than ``MAX_TRIALS``, or a class pair names a class that the
+            dataset does not have.
+    """
+    datasets = {choice.name: _dataset(choice) for choice in sweep.datasets}
+    subsets = {choice.name: _subsets(sweep, choice, datasets[choice.name]) for choice in sweep.datasets}
+    num_subsets = sum(map(len, subsets.values()))
+    num_trials = num_subsets * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
+    if num_trials > MAX_TRIALS:
+        raise ConfigError(
+            f"A sweep may have at most {MAX_TRIALS:,} trials", f"{num_trials:,}", "shorten a list"
+        )
+    trials = tuple(
+        TrialSpec(
+            model=model_spec(model),
+            subset=_redrawn(subset, model, train_size, datasets[subset.prepared.dataset]),
+            train_size=train_size,
+            recipe=recipe_spec(sweep.recipe, model, subset.prepared.dataset),
+            seed=seed,
+            attacks=sweep.attacks,
+            num_neighbors=sweep.num_neighbors,
+        )
+        for group in subsets.values()
+        for subset in group
+        for model in sweep.models
+        for train_size in sweep.train_sizes
+        for seed in sweep.seeds
+    )
+    measures = _measures(sweep, trials)
+    return SweepPlan(sweep, trials, measures, datasets)
+
+
+def plan_rows(plan: SweepPlan, statuses: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the grid as plain rows, for tables and JSON; a trial without a status is ``pending``."""
+    return [
+        {
+            "trial_id": trial_id,
+            "model": trial.model.name,
+            "dataset": trial.subset.prepared.dataset,
+            "class_pair": pair_name(trial.subset.class_pair),
+            "train_size": trial.train_size,
+            "seed": trial.seed,
+            "status": statuses.get(trial_id, "pending"),
+        }
+        for trial_id, trial in plan.trials_by_id.items()
+    ]
+
+
+def _dataset(choice: DatasetChoice) -> DatasetSpec:
+    return dataset_spec(choice.name) if choice.own is None else own_dataset_spec(choice.name, choice.own)
+
+
+def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> list[SubsetSpec]:
+    prepared = PreparedSpec(
+        dataset=choice.name,
+        task=dataset.task,
+        image_size=sweep.image_size,
+        channels=sweep.channels or dataset.channels,
+        data_mode=sweep.data_mode,
+        faults=sweep.all_faults,
+        max_images_per_class=dataset.max_images_per_class,
+    )
+    pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
+    if choice.class_pairs is not None:
+        pairs = choice.class_pairs or (None,)
+    elif "redrawn_class_pairs" in sweep.all_faults:
+        # One pair per cell instead of the table's five; which one follows in _redrawn.
+        pairs = pairs[:1]
+    for pair in pairs:
+        _check_pair(pair, dataset)
+    return [
+        SubsetSpec(prepared=prepared, class_pair=pair, test_size=sweep.test_size, split_seed=sweep.split_seed)
+        for pair in pairs
+    ]
+
+
+def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSpec) -> SubsetSpec:
+    """Return the subset with the pair that the released script drew for this cell (F8), where it is on.
+
+    ImageNet keeps the table's pair: whatever was drawn of its 1,000 classes, the same files were read (F4).
+    """
+    if "redrawn_class_pairs" not in subset.prepared.faults:
+        return subset
+    pair = released_pairs().get((model, dataset.name, train_size))
+    if pair is None or max(pair) >= len(dataset.label_names):
+        return subset
+    return subset.model_copy(update={"class_pair": pair})
+
+
+def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
+    """Return one measure per subset for all its train sizes, or one per size where sizes share no images."""
+    sizes: dict[tuple[str, int], tuple[SubsetSpec, set[int]]] = {}
+    for trial in trials:
+        alone = trial.train_size if trial.subset.depends_on_size else 0
+        sizes.setdefault((trial.subset.subset_id, alone), (trial.subset, set()))[1].add(trial.train_size)
+    return tuple(
+        MeasureSpec(
+            subset=subset,
+            train_sizes=tuple(sorted(found)),
+            num_neighbors=sweep.num_neighbors,
+            sharpness_sample=sweep.sharpness_sample,
+            calibrate=sweep.calibrate,
+        )
+        for subset, found in sizes.values()
+    )
+
+
+def _check_pair(pair: ClassPair | None, dataset: DatasetSpec) -> None:
+    num_classes = len(dataset.label_names)
+    if pair is not None and num_classes and max(pair) >= num_classes:
+        raise ConfigError(
+            f"datasets.{dataset.name}.class_pairs must name classes of the dataset",
+            f"{list(pair)}, but classes are 0 to {num_classes - 1}",
+            f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
+        )

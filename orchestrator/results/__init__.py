@@ -1,0 +1,1 @@
+"""What was found: typed records, their columns, the sealed store, tracking."""

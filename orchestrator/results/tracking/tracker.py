@@ -1,0 +1,132 @@
+"""What a sweep tells its tracker. The store is the truth; a tracker is a view that people query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.results.rows import FlatRun, row_of
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed attempt at a cell."""
+
+    run_key: str
+    kind: str
+    message: str
+    attempt: int
+
+
+class Tracker(Protocol):
+    """What a tracker does.
+
+    Telling it something neither blocks for long nor raises when the other side is away; asking it something
+    raises ``SetupError`` then.
+
+    What could not be sent is counted in ``num_behind`` and is sent by the next ``reconcile``, because the
+    store holds it.
+    """
+
+    num_behind: int
+
+    def start_trial(self, trial_id: str, tags: dict[str, str]) -> None:
+        """A trial starts (again)."""
+
+    def finish(self, run: FlatRun) -> None:
+        """A trial or measure has its result."""
+
+    def fail_trial(self, failure: Failure) -> None:
+        """An attempt at a trial failed."""
+
+    def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
+        """The sweep's report was written."""
+
+    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
+        """Show exactly these results; nothing runs any more. Returns counts of what that took."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of all trials with a result, ordered by trial id."""
+
+    def close(self, *, completed: bool) -> None:
+        """Nothing more will come: end the sweep's run and leave none running."""
+
+
+class NoopTracker:
+    """Tracks nothing (``--no-tracking``); the store still has everything."""
+
+    num_behind = 0
+
+    def start_trial(self, trial_id: str, tags: dict[str, str]) -> None:
+        """Do nothing."""
+
+    def finish(self, run: FlatRun) -> None:
+        """Do nothing."""
+
+    def fail_trial(self, failure: Failure) -> None:
+        """Do nothing."""
+
+    def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
+        """Do nothing."""
+        return {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return no rows."""
+        return []
+
+    def close(self, *, completed: bool) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class InMemoryTracker:
+    """Keeps what it is told, for tests."""
+
+    statuses: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, FlatRun] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    reports: list[Path] = field(default_factory=list)
+    num_behind: int = 0
+    completed: bool | None = None
+
+    def start_trial(self, trial_id: str, tags: dict[str, str]) -> None:
+        """Mark as running."""
+        self.statuses[trial_id] = "RUNNING"
+
+    def finish(self, run: FlatRun) -> None:
+        """Keep the run."""
+        self.statuses[run.run_key] = "FINISHED"
+        self.runs[run.run_key] = run
+
+    def fail_trial(self, failure: Failure) -> None:
+        """Keep the failure."""
+        self.statuses[failure.run_key] = "FAILED"
+        self.failures.append(failure)
+
+    def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
+        """Keep the folder."""
+        self.reports.append(folder)
+
+    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
+        """Take the results as they are."""
+        replayed = [run for run in results if self.runs.get(run.run_key) != run]
+        for run in replayed:
+            self.finish(run)
+        return {"replayed": len(replayed)}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of all finished trials."""
+        runs = sorted((run for run in self.runs.values() if run.kind == "trial"), key=lambda r: r.run_key)
+        return [row_of(run.tags, run.metrics) for run in runs]
+
+    def close(self, *, completed: bool) -> None:
+        """End whatever still runs."""
+        self.completed = completed
+        for key, status in self.statuses.items():
+            if status == "RUNNING":
+                self.statuses[key] = "KILLED"

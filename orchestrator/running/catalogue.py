@@ -1,0 +1,85 @@
+"""What datasets there are, which are prepared, and preparing one of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.store import ResultStore
+from orchestrator.running.cluster import connect
+from orchestrator.running.lock import exclusive
+from orchestrator.running.pipeline import RunOptions, prepare_missing
+from orchestrator.running.progress import Progress
+from search_spaces.datasets import DATASETS, dataset_spec
+from search_spaces.errors import CorruptStoreError
+from search_spaces.specs import DatasetChoice, SweepSpec
+from tasks.prepared.dataset import PreparedDataset
+
+
+def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
+    """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where it stands.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    paths = RootPaths.create(root)
+    folder = paths.root / "prepared"
+    prepared: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        try:
+            record = PreparedDataset.open(path).record
+        except CorruptStoreError:
+            continue
+        prepared.setdefault(record.dataset, []).append(path.name)
+    specs = [dataset_spec(name)] if name else list(DATASETS.values())
+    return [
+        {
+            **json.loads(spec.model_dump_json()),
+            "prepared": prepared.get(spec.name, []),
+            "status": "prepared" if spec.name in prepared else "not prepared",
+        }
+        for spec in specs
+    ]
+
+
+def prepare_one(
+    name: str, *, preset: str, run_options: RunOptions, progress: Progress, montage: Path | None = None
+) -> dict[str, Any]:
+    """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
+
+    Args:
+        name: A dataset of the table.
+        preset: Preset or sweep file that names image size, channels and data mode.
+        run_options: Where and how; ``raw`` names the download.
+        progress: Shows what happens.
+        montage: Where to draw examples of each label; None draws nothing, for patients' sake.
+
+    Raises:
+        SweepError: for an unknown name, an unusable download, or a root in use.
+    """
+    dataset_spec(name)
+    sweep = load_sweep(preset)
+    fields = {**sweep.model_dump(), "datasets": (DatasetChoice(name=name),)}
+    plan = plan_sweep(SweepSpec.model_validate(fields))
+    paths = RootPaths.create(run_options.root)
+    workspace = Workspace(plan, paths, ResultStore(str(paths.sweep(sweep.name).folder)))
+    with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
+        if plan.prepared[0].prepared_id not in workspace.prepared:
+            with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:
+                from tasks.remote import RayExecutor
+
+                executor = RayExecutor(driver_node_only=not cluster.local)
+                prepare_missing(workspace, list(plan.prepared), run_options, executor, progress)
+    dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
+    if montage is not None:
+        from tasks.preparation.montage import save_montage
+
+        save_montage(dataset, montage)
+    return dataset.record.to_json()

@@ -1,0 +1,350 @@
+"""Connecting to Ray: a private local cluster by default, or one that is already running.
+
+Settings that Ray reads from the environment are all set here; where Ray was imported earlier (a notebook, a
+test), it is made to read them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import math
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from search_spaces.errors import ConfigError, SetupError
+from search_spaces.specs import ResourceSpec
+
+Device = Literal["auto", "cpu", "gpu"]
+MIN_RAY = (2, 56)
+ANSWER_TIMEOUT_S = 5.0
+
+_ALWAYS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Without a bound, a task killed for memory is retried for ever.
+    "RAY_task_oom_retries": "2",
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Old-style output prints nothing at verbose=0; the new one prints a box all the same.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A trial's traceback is stored and logged; Tune would print it over the progress.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # Ctrl-C is ours: Tune's handler would wait for running trials to finish.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
+    # Nothing is ever restored from Tune's own state, so it need not be written often.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+}
+_LOCAL_ONLY = {
+    # Ray's documented switch for a one-machine cluster: every port on loopback.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster that a command is connected to.
+
+    Attributes:
+        num_cpus: Logical CPUs over all nodes.
+        num_gpus: Logical GPUs over all nodes.
+        num_nodes: Nodes alive.
+        object_store_bytes: Smallest object store of any node: what one wave of shared arrays must fit in.
+        dashboard: Address of the Ray dashboard, or empty.
+        local: Whether we started it.
+        memory_bytes: Memory that Ray may hand out, over all nodes.
+    """
+
+    num_cpus: float
+    num_gpus: float
+    num_nodes: int
+    object_store_bytes: int
+    dashboard: str
+    local: bool
+    memory_bytes: float = math.inf
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial asks of Ray, and the torch threads that match.
+
+    Attributes:
+        num_cpus: CPUs of one trial.
+        num_gpus: GPU share of one trial; 0 on a cluster without GPUs.
+        memory_bytes: Memory of one trial; 0 asks for none.
+    """
+
+    num_cpus: float
+    num_gpus: float
+    memory_bytes: int = 0
+
+    @property
+    def num_threads(self) -> int:
+        """Torch threads of one trial: its CPU share, at least one."""
+        return max(1, int(self.num_cpus))
+
+    def as_ray(self) -> dict[str, float]:
+        """Return the request in Ray Tune's words."""
+        request: dict[str, float] = {"cpu": self.num_cpus}
+        if self.num_gpus:
+            request["gpu"] = self.num_gpus
+        if self.memory_bytes:
+            request["memory"] = self.memory_bytes
+        return request
+
+
+def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto") -> Resources:
+    """Return what each trial asks for on this cluster.
+
+    Args:
+        spec: The sweep's wish.
+        cluster: Where it runs.
+        device: ``auto`` uses GPUs when the cluster has some now; ``gpu`` asks for them even so, for clusters
+            that grow on demand; ``cpu`` never does.
+
+    Raises:
+        ConfigError: when a trial asks for more CPUs than a private cluster has, or for a GPU share that no
+            card can give (a share above one must be whole).
+    """
+    if spec.num_gpus > 1 and spec.num_gpus != int(spec.num_gpus):
+        raise ConfigError(
+            "resources.num_gpus must be a fraction of one card or a whole number",
+            f"{spec.num_gpus:g}",
+            "e.g. 0.25, 1 or 2",
+        )
+    use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
+    wanted = Resources(spec.num_cpus, spec.num_gpus if use_gpus else 0.0, spec.memory_bytes)
+    if cluster.local:
+        # A private cluster never grows: such a trial would wait for ever, without a word.
+        for name, asked, there in (
+            ("num_cpus", wanted.num_cpus, cluster.num_cpus),
+            ("num_gpus", wanted.num_gpus, cluster.num_gpus),
+            ("memory_bytes", wanted.memory_bytes, cluster.memory_bytes),
+        ):
+            if asked > there:
+                raise ConfigError(
+                    f"resources.{name} must fit the machine",
+                    f"{asked:,g}, it has {there:,g}",
+                    "ask for less, run with --device cpu, or run on a larger cluster",
+                )
+    return wanted
+
+
+@contextlib.contextmanager
+def connect(
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: float | None = None,
+    dashboard: bool = True,
+    token_file: Path | None = None,
+) -> Iterator[Cluster]:
+    """Connect to Ray for the duration of a ``with`` block.
+
+    Args:
+        address: ``host:port`` or ``auto`` of a running cluster; None starts a private one on loopback, with
+            its own temporary folder and token, that ends with the block.
+        num_cpus: CPUs of the private cluster; None takes all that this process may use.
+        num_gpus: GPUs of the private cluster; None lets Ray find them.
+        dashboard: Whether the private cluster serves its dashboard (on loopback).
+        token_file: Where to write the private cluster's token (mode 600), for opening its dashboard.
+
+    Raises:
+        ConfigError: when the address is not of the form ``host:port`` or ``auto``.
+        SetupError: when the address does not answer or refuses us, or the installed Ray has known holes.
+    """
+    os.environ.update(_ALWAYS)
+    if address is not None:
+        head = _check_answers(address)
+        import ray
+
+        _check_version(ray.__version__)
+        _read_settings_again()
+        with _quiet(), _own_signals():
+            _attach(ray, address, head)
+        try:
+            yield _describe(ray, local=False)
+        finally:
+            ray.shutdown()
+        return
+    with _local_environment(token_file), tempfile.TemporaryDirectory(prefix="isweep-ray-") as folder:
+        import ray
+
+        _check_version(ray.__version__)
+        _read_settings_again()
+        with _quiet(), _own_signals():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or len(os.sched_getaffinity(0)),
+                num_gpus=num_gpus,
+                include_dashboard=dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
+        try:
+            yield _describe(ray, local=True)
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _attach(ray: Any, address: str, head: str) -> None:
+    services = importlib.import_module("ray._private.services")
+    try:
+        head = services.canonicalize_bootstrap_address_or_die(head)
+        # Asks once. `ray.init` would ask 20 times, and not say that the token was the reason.
+        importlib.import_module("ray._raylet").GcsClient(address=head)
+        ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
+    except ray.exceptions.AuthenticationError:
+        raise SetupError(
+            "The Ray cluster must accept this driver's token",
+            f"{address}: the token is missing or another one",
+            "set RAY_AUTH_MODE=token, and the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH",
+        ) from None
+    except Exception as error:
+        raise SetupError(
+            "The Ray cluster must accept this driver",
+            f"{address}: {(str(error) or type(error).__name__).splitlines()[0]}",
+            "run isweep on a node of the cluster, with the Ray version of the cluster",
+        ) from None
+
+
+def _check_answers(address: str) -> str:
+    """Return the address with the host's name looked up: gRPC may not know a name that this machine knows."""
+    if address == "auto":
+        return address
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ConfigError(
+            "--address must be host:port of a Ray head, or auto",
+            address,
+            "on the head itself use auto; from elsewhere submit the command with `ray job submit`",
+        )
+    try:
+        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
+            speaks_http2 = _speaks_http2(connection)
+            peer = connection.getpeername()[0]
+    except (OSError, OverflowError) as error:
+        raise SetupError(
+            "The Ray address must answer",
+            f"{address}: {error}",
+            "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this machine",
+        ) from None
+    if not speaks_http2:
+        raise SetupError(
+            "The Ray address must be that of a Ray head",
+            f"{address}: something else answers",
+            "the head's port is 6379 unless `ray start` was told another; 8265 is the dashboard",
+        )
+    return address if ":" in peer else f"{peer}:{port}"
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Tell whether a gRPC server is at the other end: for anything else Ray would wait for minutes."""
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return True
+    empty_settings = b"\0\0\0\4\0\0\0\0\0"
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
+    header = b""
+    while len(header) < len(empty_settings) and (received := connection.recv(9 - len(header))):
+        header += received
+    return header[3:4] == b"\4"  # the first frame of a server is its settings too
+
+
+def _check_version(version: str) -> None:
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_RAY:
+        raise SetupError(
+            f"Ray must be {MIN_RAY[0]}.{MIN_RAY[1]} or newer: older ones run code of anyone who reaches them",
+            version,
+            "pip install -U 'ray[default,tune]'",
+        )
+
+
+def _describe(ray: Any, *, local: bool) -> Cluster:
+    total = ray.cluster_resources()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    stores = [int(node["Resources"].get("object_store_memory", 0)) for node in nodes]
+    url = ray.get_runtime_context().worker.node.address_info.get("webui_url") if local else None
+    return Cluster(
+        num_cpus=float(total.get("CPU", 0)),
+        num_gpus=float(total.get("GPU", 0)),
+        num_nodes=len(nodes),
+        object_store_bytes=min((size for size in stores if size), default=0),
+        dashboard=f"http://{url}" if url else "",
+        local=local,
+        memory_bytes=float(total.get("memory", math.inf)),
+    )
+
+
+@contextlib.contextmanager
+def _local_environment(token_file: Path | None) -> Iterator[None]:
+    token = secrets.token_hex(32)
+    settings = {**_LOCAL_ONLY, "RAY_AUTH_TOKEN": token}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    if token_file is not None:
+        token_file.unlink(missing_ok=True)
+        with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _read_settings_again()
+        if token_file is not None:
+            token_file.unlink(missing_ok=True)
+
+
+def _read_settings_again() -> None:
+    """Make Ray take its settings from the environment as it is now; it caches them when first imported."""
+    from ray._private import ray_constants
+
+    raylet: Any = importlib.import_module("ray._raylet")
+    # This order is Ray's own (its authentication tests): mode first, then the cached token.
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1") == "1"
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes SIGTERM.
+
+    With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
+    a polite request to stop would abort the process.
+    """
+    numbers = (signal.SIGCHLD, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's start-up chatter out of the terminal; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    yield

@@ -1,0 +1,157 @@
+"""Checks of everything a sweep needs, each with what was found and how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.running.cluster import MIN_RAY, connect
+from search_spaces.errors import SweepError
+
+MIN_FREE_BYTES = 5 * 2**30
+MIN_MLFLOW = (3, 17, 2)
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
+
+
+def run_checks(root: str | None, mlflow_uri: str | None, address: str | None) -> list[dict[str, Any]]:
+    """Run all checks; one that fails never stops the others.
+
+    Returns:
+        One entry per check: ``name``, ``ok``, ``detail`` (what was found), ``fix`` (empty when ok).
+    """
+    checks: list[tuple[str, Callable[[], tuple[bool, str, str]]]] = [
+        ("python", _python),
+        ("ray version", _ray_version),
+        ("mlflow version", _mlflow_version),
+        ("torch", _torch),
+        ("gpus", _gpus),
+        ("root", lambda: _root(root)),
+        ("mlflow store", lambda: _mlflow_store(root, mlflow_uri)),
+        ("ray cluster", lambda: _cluster(address)),
+        ("ray access", _ray_access),
+        ("mlflow settings", _mlflow_settings),
+        ("image settings", _image_settings),
+    ]
+    found = []
+    for name, check in checks:
+        try:
+            ok, detail, fix = check()
+        except SweepError as error:
+            ok, detail, fix = False, str(error), error.way_out
+        except Exception as error:
+            ok, detail, fix = False, f"{type(error).__name__}: {error}", "see the message"
+        found.append({"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix})
+    return found
+
+
+def _python() -> tuple[bool, str, str]:
+    ok = (3, 11) <= sys.version_info[:2] < (3, 14)
+    return ok, sys.version.split()[0], "use Python 3.11, 3.12 or 3.13"
+
+
+def _ray_version() -> tuple[bool, str, str]:
+    version = metadata.version("ray")
+    wanted = ".".join(map(str, MIN_RAY))
+    return (
+        _tuple(version) >= MIN_RAY,
+        version,
+        f"pip install 'ray[default,tune]>={wanted}': older has known holes",
+    )
+
+
+def _mlflow_version() -> tuple[bool, str, str]:
+    version = metadata.version("mlflow")
+    return _tuple(version) >= MIN_MLFLOW, version, "pip install 'mlflow>=3.17.2': older has known holes"
+
+
+def _torch() -> tuple[bool, str, str]:
+    torch = importlib.import_module("torch")
+    return True, f"{torch.__version__}, {os.cpu_count()} CPUs", ""
+
+
+def _gpus() -> tuple[bool, str, str]:
+    torch = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        return True, "none: trials run on CPUs", ""
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return True, ", ".join(names), ""
+
+
+def _root(root: str | None) -> tuple[bool, str, str]:
+    path = RootPaths.create(root).root
+    free = shutil.disk_usage(path).free
+    kind = _file_system(path)
+    if kind in NETWORK_FILE_SYSTEMS:
+        fix = "keep SQLite off it: pass --mlflow-uri of a server"
+        return False, f"{path} lies on a network file system ({kind})", fix
+    fix = f"free some space: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
+    return free >= MIN_FREE_BYTES, f"{path}, {free / 2**30:.1f} GiB free", fix
+
+
+def _mlflow_store(root: str | None, uri: str | None) -> tuple[bool, str, str]:
+    from orchestrator.results.tracking.mlflow import connect as connect_mlflow
+
+    default = f"sqlite:///{RootPaths.create(root).mlflow_database}"
+    resolved = uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    connect_mlflow(resolved)
+    return True, f"answers ({resolved.partition('://')[0]})", ""
+
+
+def _cluster(address: str | None) -> tuple[bool, str, str]:
+    with connect(address, dashboard=False) as cluster:
+        return True, f"{cluster.num_nodes} nodes, {cluster.num_cpus:g} CPUs, {cluster.num_gpus:g} GPUs", ""
+
+
+def _ray_access() -> tuple[bool, str, str]:
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if mode == "disabled":
+        return (
+            False,
+            "RAY_AUTH_MODE=disabled: anyone who reaches the ports runs code",
+            "export RAY_AUTH_MODE=token",
+        )
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if token.exists() and token.stat().st_mode & 0o077:
+        return False, "the Ray token file can be read by others", "chmod 600 the token file"
+    return True, "private clusters are on loopback with a token of their own", ""
+
+
+def _mlflow_settings() -> tuple[bool, str, str]:
+    bad = [
+        name
+        for name in ("MLFLOW_ALLOW_FILE_STORE", "MLFLOW_TRACKING_INSECURE_TLS")
+        if os.environ.get(name, "").lower() in {"1", "true"}
+    ]
+    return not bad, ", ".join(bad) or "no unsafe setting", f"unset {' '.join(bad)}"
+
+
+def _image_settings() -> tuple[bool, str, str]:
+    from PIL import ImageFile
+
+    ok = not ImageFile.LOAD_TRUNCATED_IMAGES
+    return (
+        ok,
+        "truncated images are refused" if ok else "truncated images are filled",
+        "unset LOAD_TRUNCATED_IMAGES",
+    )
+
+
+def _file_system(path: Path) -> str:
+    """Return the type of the file system that holds ``path``, from the kernel's table of mounts."""
+    mounts = Path("/proc/self/mounts")
+    if not mounts.exists():
+        return "unknown"
+    entries = [line.split()[1:3] for line in mounts.read_text(encoding="utf-8").splitlines()]
+    inside = [(point, kind) for point, kind in entries if path.is_relative_to(point)]
+    return max(inside, key=lambda entry: len(entry[0]))[1] if inside else "unknown"
+
+
+def _tuple(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())

@@ -1,0 +1,258 @@
+"""``isweep measure``: reading your own images from wherever they are, and measuring them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.analysis.placement import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
+from orchestrator.planning.paths import RootPaths
+from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
+from search_spaces.errors import ConfigError, DataError
+from search_spaces.specs import DatasetSpec, OwnSourceSpec, PreparedSpec
+from tasks.measures.measure import MeasureRecord, MeasureSettings, measure_array, measure_nested
+from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared.dataset import MARKER, PreparedDataset
+from tasks.remote import Executor
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """What to measure and how.
+
+    Attributes:
+        source: Folder with a subfolder per class, CSV of paths and labels, ``.npz`` or ``.npy``, a prepared
+            dataset's folder, or a dataset's name.
+        labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
+        raw: Raw download, for a dataset's name.
+        class_pair: Only these two classes, by name; a number that is no name is the place in their order.
+        max_skipped_share: Largest share of image files that may be unusable.
+        train_sizes: Nested, stratified subsets to measure too.
+        image_size: Side to resize to; None keeps arrays as they are and takes 224 for image files.
+        channels: 1 or 3.
+        settings: How to measure.
+    """
+
+    source: str
+    labels: Path | None = None
+    raw: Path | None = None
+    class_pair: tuple[str, str] | None = None
+    max_skipped_share: float = 0.001
+    train_sizes: tuple[int, ...] = ()
+    image_size: int | None = None
+    channels: int = 1
+    settings: MeasureSettings = field(default_factory=MeasureSettings)
+
+
+def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
+    """Read a source and measure it.
+
+    Args:
+        request: What and how.
+        executor: Runs reading and block tasks.
+        paths: The root: a prepared dataset in it is used as it is; image files are prepared in it and their
+            arrays removed afterwards, only the key of hashed file names stays.
+
+    Raises:
+        SweepError: for a source that cannot be read or measured.
+    """
+    _check_device(request.settings.device)
+    path = Path(request.source)
+    if request.source in DATASETS and not path.exists():
+        return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
+    if not path.exists():
+        raise ConfigError(
+            "The source must be a folder, a file or the name of a dataset",
+            request.source,
+            f"known datasets: {', '.join(sorted(DATASETS))}",
+        )
+    if (path / MARKER).exists():
+        return _measure_dataset(request, PreparedDataset.open(path), executor)
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy") and request.image_size is None:
+        return _measure_arrays(request, path, executor)
+    if suffix == ".npy":
+        raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
+    kinds = {".npz": "npz", ".csv": "csv"}
+    kind = "folder" if path.is_dir() else kinds.get(suffix)
+    if kind is None:
+        raise ConfigError(
+            "The source must be a folder of class folders, a .csv, .npz or .npy", path.suffix or "no ending"
+        )
+    own = OwnSourceSpec.model_validate(
+        {"kind": kind, "path": str(path), "domain": "medical", "channels": request.channels}
+    )
+    return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
+
+
+def _check_device(name: str) -> None:
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        rule = "--device must be a torch device of this machine"
+        raise ConfigError(rule, f"{name}: {str(error).splitlines()[0]}", "e.g. cpu or cuda:0") from None
+
+
+def _measure_prepared(
+    request: MeasureRequest, dataset: DatasetSpec, raw: Path | None, executor: Executor, paths: RootPaths
+) -> Measured:
+    spec = PreparedSpec.model_validate(
+        {
+            "dataset": dataset.name,
+            "task": dataset.task,
+            "image_size": request.image_size or PUBLISHED_SIDE[0],
+            "channels": request.channels,
+            "max_images_per_class": dataset.max_images_per_class,
+        }
+    )
+    if raw is None and (paths.prepared(spec) / MARKER).exists():
+        return _measure_dataset(request, PreparedDataset.open(paths.prepared(spec)), executor)
+    # Beside the prepared datasets, where the key lies by which a hashed file name can be found again.
+    destination = paths.prepared(spec).parent / f".measure-{os.getpid()}"
+    try:
+        prepare_dataset(
+            spec,
+            dataset,
+            raw=raw,
+            destination=destination,
+            executor=executor,
+            max_skipped_share=request.max_skipped_share,
+            for_training=False,
+        )
+        return _measure_dataset(request, PreparedDataset.open(destination), executor)
+    finally:
+        for folder in destination.parent.glob(f".*measure-{os.getpid()}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
+    settings = replace(request.settings, pixel_range=PUBLISHED_RANGE)
+    names, preparation = data.label_names, data.record.to_json()
+    if request.class_pair is None and not request.train_sizes:
+        # Streams from the store, so the images need not fit into memory.
+        record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)
+        return _measured(record, data.read_rows, data.labels, names, preparation)
+    rows = _rows_of_pair(data.labels, names, request.class_pair)
+    images, labels = data.read_rows(rows), data.labels[rows]
+    record = _measure_rows(request, images, labels, executor, settings)
+    return _measured(record, images.__getitem__, labels, names, preparation)
+
+
+def _measured(
+    record: MeasureRecord,
+    read_rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
+    labels: npt.NDArray[np.int64] | None,
+    label_names: tuple[str, ...],
+    preparation: dict[str, Any] | None,
+) -> Measured:
+    pair = record.label_sharpness.pair if record.label_sharpness else None
+    if pair is None or labels is None:
+        return Measured(record, None, None, label_names, preparation)
+    first, second = read_rows(np.array(pair, np.int64))
+    codes = (int(labels[pair[0]]), int(labels[pair[1]]))
+    named = [label_names[code] if code < len(label_names) else str(code) for code in codes]
+    return Measured(record, (first, second), (named[0], named[1]), label_names, preparation)
+
+
+def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
+    images, labels, names = _load_arrays(path, request.labels)
+    if request.class_pair is not None:
+        if labels is None:
+            raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")
+        rows = _rows_of_pair(labels, names, request.class_pair)
+        images, labels = images[rows], labels[rows]
+    record = _measure_rows(request, images, labels, executor, request.settings)
+    return _measured(record, images.__getitem__, labels, names, None)
+
+
+def _measure_rows(
+    request: MeasureRequest,
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[np.int64] | None,
+    executor: Executor,
+    settings: MeasureSettings,
+) -> MeasureRecord:
+    return measure_array(
+        images,
+        labels,
+        train_sizes=request.train_sizes or None,
+        num_neighbors=settings.num_neighbors,
+        seed=settings.seed,
+        executor=executor,
+        settings=settings,
+    )
+
+
+def _rows_of_pair(
+    labels: npt.NDArray[np.int64], names: tuple[str, ...], pair: tuple[str, str] | None
+) -> npt.NDArray[np.int64]:
+    """Return the rows of two classes, by name first: labels 1, 2, 3 have the places 0, 1, 2."""
+    if pair is None:
+        return np.arange(len(labels))
+    places = {name: place for place, name in enumerate(names)}
+    by_place = {str(place): place for place in np.unique(labels).tolist()}
+    codes = [places.get(name, by_place.get(name, -1)) for name in pair]
+    if -1 in codes or codes[0] == codes[1]:
+        known = ", ".join(names[:20] or tuple(by_place))
+        rule = "--class-pair must name two different classes of the data"
+        raise ConfigError(rule, " ".join(pair), f"classes: {known}")
+    return np.flatnonzero(np.isin(labels, codes))
+
+
+def _load_arrays(
+    path: Path, labels: Path | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...]]:
+    if path.suffix.lower() == ".npz":
+        from tasks.sources import RawRequest, source_for
+
+        own = OwnSourceSpec.model_validate({"kind": "npz", "path": str(path), "domain": "medical"})
+        dataset = own_dataset_spec("own", own)
+        spec = PreparedSpec(dataset="own", image_size=PUBLISHED_SIDE[0], channels=1)
+        # The source checks declared sizes, labels and types before anything large is read.
+        listing = source_for("npz").list_items(RawRequest(dataset, spec, path))
+        codes = np.array([item.label for item in listing.items], np.int64)
+        with np.load(path, allow_pickle=False) as archive:
+            return archive["images"], codes, tuple(listing.label_names)
+    images = _load_npy(path)
+    if labels is None:
+        return images, None, ()
+    values = _load_npy(labels) if labels.suffix.lower() == ".npy" else _load_text(labels)
+    names, codes = np.unique(values, return_inverse=True)
+    if len(codes) != len(images):
+        raise DataError(
+            "There must be one label per image",
+            f"{len(codes)} labels, {len(images)} images",
+            "check --labels",
+        )
+    return images, codes.astype(np.int64), tuple(map(str, names.tolist()))
+
+
+def _load_text(path: Path) -> npt.NDArray[Any]:
+    try:
+        return np.array(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("--labels must be a readable text or .npy file", f"{path}: {error}") from None
+
+
+def _load_npy(path: Path) -> npt.NDArray[Any]:
+    try:
+        # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
+        loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            "A .npy file must hold one plain numeric array",
+            f"{path.name}: {str(error).splitlines()[0]}",
+            "save it with numpy.save(PATH, array, allow_pickle=False)",
+        ) from None
+    return loaded

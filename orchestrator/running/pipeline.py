@@ -1,0 +1,387 @@
+"""The stages of ``isweep run``, in order: prepare, measure, train, reconcile, fit, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.analysis.reporting import report_sweep
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.rows import flat_measure, flat_trial, index_measures
+from orchestrator.results.tracking.tracker import NoopTracker, Tracker
+from orchestrator.running.cluster import Cluster, Device, connect, trial_resources
+from orchestrator.running.lock import exclusive
+from orchestrator.running.progress import Monitor, Progress
+from orchestrator.running.subset_measures import measure_subset
+from search_spaces.errors import DataError, SetupError, SweepError, collect, unknown_name
+from search_spaces.specs import PreparedSpec, SubsetSpec, TrialSpec
+from tasks.prepared.subsets import TrialData, load_subset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how to run; nothing here can change a result.
+
+    Attributes:
+        root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        storage: fsspec URL of the result store; None keeps it below the root.
+        address: Running Ray cluster; None starts a private one.
+        num_cpus: CPUs of the private cluster.
+        device: See :func:`orchestrator.running.cluster.trial_resources`.
+        dashboard: Whether the private cluster serves its dashboard.
+        mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
+        tracking: False keeps MLflow out of it; the store still has everything.
+        raw: Folders of raw downloads by dataset, for datasets that are not prepared yet.
+        max_skipped_share: Largest share of a dataset's files that may be unusable.
+    """
+
+    root: str | None = None
+    storage: str | None = None
+    address: str | None = None
+    num_cpus: int | None = None
+    device: Device = "auto"
+    dashboard: bool = True
+    mlflow_uri: str | None = None
+    tracking: bool = True
+    raw: dict[str, Path] = field(default_factory=dict)
+    max_skipped_share: float = 0.001
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended: counts over the whole plan, and the report's path."""
+
+    planned: int
+    done: int
+    failed: int
+    pending: int
+    failures: list[dict[str, str]]
+    report: Path | None
+    num_behind: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every cell is done, 1 otherwise."""
+        return 0 if self.done == self.planned else 1
+
+
+def run_sweep(
+    preset: str, options: RunOptions | None = None, *, progress: Progress | None = None
+) -> RunSummary:
+    """Do what is left of a sweep, then fit and report; calling it again resumes, extends or repairs.
+
+    Args:
+        preset: A preset's name or a sweep file's path.
+        options: Where and how.
+        progress: Shows what happens; None shows nothing.
+
+    Raises:
+        SweepError: for a user's mistake or an unusable environment; whatever finished is kept.
+        KeyboardInterrupt: on Ctrl-C, after tracked runs were closed; whatever finished is kept.
+    """
+    options = options or RunOptions()
+    workspace = Workspace.open(preset, options.root, options.storage)
+    progress = progress or Progress()
+    progress.path = workspace.sweep_paths.progress
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
+        stack.enter_context(progress.shown())
+        progress.stage("start", "MLflow" if options.tracking else "")
+        with open_tracker(workspace, options) as tracker:
+            return _Run(workspace, options, tracker, progress, stack).all_stages()
+
+
+@contextmanager
+def open_tracker(workspace: Workspace, options: RunOptions) -> Iterator[Tracker]:
+    """Open the sweep's tracker, brought up to date with the store, and close it whatever happens."""
+    if not options.tracking:
+        yield NoopTracker()
+        return
+    tracker = mlflow_tracker(workspace, options.mlflow_uri)
+    completed = False
+    try:
+        tracker.reconcile(stored_runs(workspace))
+        yield tracker
+        completed = True
+    finally:
+        tracker.close(completed=completed)
+
+
+def mlflow_tracker(workspace: Workspace, uri: str | None) -> Any:
+    """Return the MLflow tracker of a sweep, its tables made and its parent run opened.
+
+    Raises:
+        SetupError: when the MLflow store does not answer.
+    """
+    from orchestrator.results.tracking.mlflow import MLflowTracker
+    from orchestrator.results.tracking.mlflow import connect as connect_mlflow
+
+    resolved = mlflow_uri(workspace, uri)
+    own = resolved.startswith("sqlite")
+    artifacts = workspace.paths.mlflow_artifacts if own else None
+    client = connect_mlflow(resolved)
+    tags = {"planned": str(len(workspace.plan.trials)), "description": workspace.plan.sweep.description}
+    return MLflowTracker(client, workspace.plan.sweep.name, tags, artifacts)
+
+
+def mlflow_uri(workspace: Workspace, uri: str | None) -> str:
+    """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root."""
+    default = f"sqlite:///{workspace.paths.mlflow_database}"
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def stored_runs(workspace: Workspace) -> list[Any]:
+    """Return all planned results of the store as flat runs: what MLflow should show."""
+    measures = list(workspace.measures().values())
+    index = index_measures(measures)
+    trials = [flat_trial(record, index) for record in workspace.state().results.values()]
+    return [flat_measure(record) for record in measures] + trials
+
+
+@dataclass
+class _Run:
+    workspace: Workspace
+    options: RunOptions
+    tracker: Tracker
+    monitor: Progress
+    stack: ExitStack
+
+    def all_stages(self) -> RunSummary:
+        self._prepare()
+        self._check_subsets()
+        measures = self._measure()
+        self._train(measures)
+        return self._report()
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """Connected when the first stage has work for it: a finished sweep starts no Ray."""
+        self.monitor.stage("start", "Ray")
+        cluster = self.stack.enter_context(
+            connect(
+                self.options.address,
+                num_cpus=self.options.num_cpus,
+                dashboard=self.options.dashboard,
+                token_file=self.workspace.paths.root / "ray-token",
+            )
+        )
+        _announce(cluster, self.workspace, self.monitor)
+        return cluster
+
+    @cached_property
+    def executor(self) -> Any:
+        """Runs tasks on the cluster."""
+        from tasks.remote import RayExecutor
+
+        assert self.cluster
+        return RayExecutor()
+
+    @cached_property
+    def file_executor(self) -> Any:
+        """Runs tasks that read and write files: raw downloads and prepared data lie on the driver's node."""
+        from tasks.remote import RayExecutor
+
+        return RayExecutor(driver_node_only=not self.cluster.local)
+
+    def _prepare(self) -> None:
+        from tasks.remote import InlineExecutor
+
+        workspace = self.workspace
+        _check_raw_names(workspace, self.options.raw)
+        # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
+        shutil.rmtree(workspace.paths.tune, ignore_errors=True)
+        missing = [s for s in workspace.plan.prepared if s.prepared_id not in workspace.prepared]
+        # Your own files may change below a finished sweep: listing them again is cheap and tells.
+        own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+        listed = [s for s in workspace.plan.prepared if s not in missing and s.dataset in own]
+        if listed:
+            prepare_missing(workspace, listed, self.options, InlineExecutor(), self.monitor)
+        if missing:
+            prepare_missing(workspace, missing, self.options, self.file_executor, self.monitor)
+            workspace.__dict__.pop("prepared", None)
+
+    def _check_subsets(self) -> None:
+        """Find every subset that the data cannot give before anything is trained."""
+        from tasks.prepared.subsets import make_subset
+
+        problems: list[SweepError] = []
+        for measure in self.workspace.plan.measures:
+            data = self.workspace.prepared[measure.subset.prepared.prepared_id]
+            size = max(measure.train_sizes)
+            try:
+                _check_class_numbers(measure.subset, data.label_names)
+                make_subset(data.labels, data.groups, measure.subset, data.splits, max_train_size=size)
+            except SweepError as error:
+                problems.append(error)
+        collect(problems, DataError)
+
+    def _measure(self) -> dict[str, Any]:
+        """Measure what is not measured yet; returns all measure records by measure id."""
+        done = self.workspace.measures()
+        missing = [spec for spec in self.workspace.plan.measures if spec.measure_id not in done]
+        if missing:
+            self.monitor.stage("measure", f"on {self.cluster.num_cpus:g} CPUs", len(missing))
+        for spec in missing:
+            dataset = self.workspace.plan.datasets[spec.subset.prepared.dataset]
+            data = self._load(spec.subset, max(spec.train_sizes))
+            record = measure_subset(spec, data, dataset, self.executor)
+            self.workspace.store.save_result("measures", spec.measure_id, record)
+            self.tracker.finish(flat_measure(record))
+            done[spec.measure_id] = record
+            self.monitor.advance(spec.measure_id)
+        return done
+
+    def _train(self, measures: dict[str, Any]) -> None:
+        from orchestrator.running.sweep import TrialSweep
+
+        plan, state = self.workspace.plan, self.workspace.state()
+        pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
+        self.monitor.trials_planned(len(plan.trials), len(state.results))
+        if not pending:
+            return
+        resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
+        self.monitor.slots = _slots(resources, self.cluster)
+        self.monitor.stage("train")
+        TrialSweep(
+            plan=plan,
+            cluster=self.cluster,
+            resources=resources,
+            paths=self.workspace.paths,
+            store=self.workspace.store,
+            tracker=self.tracker,
+            monitor=self.monitor,
+            measures=index_measures(measures.values()),
+            load=self._load,
+        ).run(pending, _earlier_attempts(pending, state))
+
+    def _report(self) -> RunSummary:
+        self.monitor.stage("report")
+        state = self.workspace.state()
+        failures = failure_rows(state.failures)
+        written = report_sweep(self.workspace, self._tracked_rows())
+        if written is not None:
+            counts = {"done": len(state.results), "failed": len(failures)}
+            self.tracker.add_report(written.parent, counts)
+        num_planned = len(self.workspace.plan.trials)
+        return RunSummary(
+            planned=num_planned,
+            done=len(state.results),
+            failed=len(failures),
+            pending=num_planned - len(state.results) - len(failures),
+            failures=failures,
+            report=written,
+            num_behind=self.tracker.num_behind,
+        )
+
+    def _tracked_rows(self) -> list[dict[str, Any]] | None:
+        """Rows from MLflow, or None where it is not used or does not answer: the store has them too."""
+        if not self.options.tracking:
+            return None
+        try:
+            # Trials done earlier take the numbers of measures done now.
+            self.tracker.reconcile(stored_runs(self.workspace))
+            return self.tracker.rows()
+        except SetupError as error:
+            self.monitor.note(f"{error} The report is made from the result store.")
+            return None
+
+    def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
+        data = self.workspace.prepared[subset.prepared.prepared_id]
+        return load_subset(data, subset, max_train_size=train_size)
+
+
+def prepare_missing(
+    workspace: Workspace, missing: list[PreparedSpec], options: RunOptions, executor: Any, monitor: Monitor
+) -> None:
+    """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
+
+    Raises:
+        DataError: naming every dataset that could not be prepared and what to do.
+    """
+    from tasks.preparation.prepare import prepare_dataset
+
+    problems: list[SweepError] = []
+    own = {choice.name: choice.own for choice in workspace.plan.sweep.datasets if choice.own}
+    for spec in missing:
+        monitor.stage("prepare", spec.dataset)
+        folder = options.raw.get(spec.dataset)
+        if folder is None and spec.dataset in own:
+            folder = Path(own[spec.dataset].path)
+        try:
+            prepare_dataset(
+                spec,
+                workspace.plan.datasets[spec.dataset],
+                raw=folder,
+                destination=workspace.paths.prepared(spec),
+                executor=executor,
+                max_skipped_share=options.max_skipped_share,
+                on_progress=_progress(monitor, spec.dataset),
+            )
+        except SweepError as error:
+            problems.append(error)
+    collect(problems, DataError)
+
+
+def _check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:
+    for name in raw:
+        if name not in workspace.plan.datasets:
+            raise unknown_name("dataset of this sweep", name, workspace.plan.datasets)
+
+
+def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
+    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places."""
+    if subset.class_pair is None or names == tuple(map(str, range(len(names)))):
+        return
+    if all(name.lstrip("-").isdigit() for name in names):
+        raise DataError(
+            "class_pairs number classes by place, from 0, and these classes have other numbers as names",
+            f"{subset.prepared.dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
+            "rename the classes so that nobody can mistake one for the other",
+        )
+
+
+def failure_rows(failures: dict[str, Any]) -> list[dict[str, str]]:
+    """Return failures as the command line prints them."""
+    return [
+        {"trial_id": trial_id, "kind": record["kind"], "message": record["message"]}
+        for trial_id, record in sorted(failures.items())
+    ]
+
+
+def _progress(monitor: Monitor, name: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        monitor.advance(f"{name} {done:,}/{total:,} items")
+
+    return show
+
+
+def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
+    gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
+    where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
+    progress.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
+    if cluster.dashboard:
+        token = workspace.paths.root / "ray-token"
+        progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
+
+
+def _slots(resources: Any, cluster: Cluster) -> int:
+    by_cpu = cluster.num_cpus / resources.num_cpus
+    by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
+    return max(1, int(min(by_cpu, by_gpu)))
+
+
+def _earlier_attempts(pending: list[TrialSpec], state: Any) -> dict[str, int]:
+    return {
+        trial.trial_id: int(state.failures[trial.trial_id]["attempt"])
+        for trial in pending
+        if trial.trial_id in state.failures
+    }

@@ -1,0 +1,271 @@
+"""Running the cells that are left as Ray Tune trials.
+
+The store decides what is left; Tune only executes. Every start makes a fresh experiment from an explicit
+list of cells, so none of Tune's own state is ever read back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.results.rows import MeasureIndex, flat_trial, trial_record
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking.provenance import provenance
+from orchestrator.results.tracking.tracker import Failure, Tracker
+from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.failures import TrialFailure, classify_lost_worker, may_retry
+from orchestrator.running.progress import Monitor
+from orchestrator.running.trainable import TrialTrainable
+from search_spaces.errors import SweepError
+from search_spaces.specs import SubsetSpec, TrialSpec
+from tasks.prepared.subsets import TrialData
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_SHARE = 0.6
+"""How much of the smallest object store the arrays of one wave may fill; the rest is for measures and Ray."""
+
+
+@dataclass
+class TrialSweep:
+    """All that the trials of one ``isweep run`` share.
+
+    Attributes:
+        plan: The whole grid.
+        cluster: Where it runs.
+        resources: What each trial asks for.
+        paths: Where Tune's scratch goes.
+        store: Where results go.
+        tracker: Who is told.
+        monitor: Who shows it.
+        measures: Stored measure records by subset id and train size.
+        load: Reads the arrays of a subset, given how many training images.
+        trainable: What runs a cell; another one is for tests and benchmarks.
+        attempts: Attempts at each cell in this run.
+        failed: Latest failure of each cell that has no result.
+    """
+
+    plan: SweepPlan
+    cluster: Cluster
+    resources: Resources
+    paths: RootPaths
+    store: ResultStore
+    tracker: Tracker
+    monitor: Monitor
+    measures: MeasureIndex
+    load: Callable[[SubsetSpec, int], TrialData]
+    trainable: type[TrialTrainable] = TrialTrainable
+    attempts: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, TrialFailure] = field(default_factory=dict)
+
+    def run(self, cells: Iterable[TrialSpec], earlier_attempts: dict[str, int]) -> None:
+        """Run ``cells``, then again those whose failure allows it, until nothing more may be tried.
+
+        Raises:
+            SweepError: when results cannot be stored; whatever finished before is kept.
+        """
+        pending = list(cells)
+        while pending:
+            for wave in self._waves(pending):
+                self._run_wave(wave, earlier_attempts)
+            pending = [
+                cell
+                for cell in pending
+                if (failure := self.failed.get(cell.trial_id)) is not None
+                and may_retry(failure.kind, self.attempts[cell.trial_id])
+            ]
+            for cell in pending:
+                failure = self.failed.pop(cell.trial_id)
+                log.warning("retrying %s after %s: %s", cell.trial_id, failure.kind, failure.message)
+
+    def _waves(self, cells: list[TrialSpec]) -> Iterator[tuple[list[TrialSpec], dict[str, TrialData]]]:
+        """Group cells by the arrays they share, so that the arrays of each wave fit the object stores."""
+        groups: dict[str, list[TrialSpec]] = {}
+        for cell in cells:
+            groups.setdefault(self._data_key(cell), []).append(cell)
+        budget = self.cluster.object_store_bytes * OBJECT_STORE_SHARE
+        wave: list[TrialSpec] = []
+        arrays: dict[str, TrialData] = {}
+        used = 0
+        for key, group in groups.items():
+            first = group[0]
+            data = self.load(first.subset, self.plan.load_size(first.subset, first.train_size))
+            size = data.train_images.nbytes + data.test_images.nbytes
+            if wave and used + size > budget:
+                yield wave, arrays
+                wave, arrays, used = [], {}, 0
+            # Long trials first within a subset, so that the last ones to finish are short.
+            wave += sorted(group, key=lambda cell: -cell.train_size)
+            arrays[key] = data
+            used += size
+        if wave:
+            yield wave, arrays
+
+    def _data_key(self, cell: TrialSpec) -> str:
+        return f"{cell.subset.subset_id}@{self.plan.load_size(cell.subset, cell.train_size)}"
+
+    def _run_wave(self, wave: tuple[list[TrialSpec], dict[str, TrialData]], earlier: dict[str, int]) -> None:
+        cells, arrays = wave
+        references = {key: ray.put(data) for key, data in arrays.items()}
+        by_id = {cell.trial_id: cell for cell in cells}
+        for trial_id in by_id:
+            self.attempts[trial_id] += 1
+        callback = _Bookkeeping(self, by_id, earlier)
+        name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
+        trainable = tune.with_resources(
+            tune.with_parameters(self.trainable, arrays=references), self.resources.as_ray()
+        )
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"cell": tune.grid_search([self._cell(cell) for cell in cells])},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(self.paths.tune),
+                # Tune saves class trainables at their end unless told otherwise, into a folder that the
+                # nodes would have to share.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[callback],
+                stop=callback.should_stop,
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            shutil.rmtree(self.paths.tune / name, ignore_errors=True)
+        if callback.fatal is not None:
+            raise callback.fatal
+        callback.account_for_the_rest()
+
+    def _cell(self, cell: TrialSpec) -> dict[str, Any]:
+        return {
+            "trial_id": cell.trial_id,
+            "spec": cell.model_dump_json(),
+            "data": self._data_key(cell),
+            "num_threads": self.resources.num_threads,
+            "num_gpus": self.resources.num_gpus,
+        }
+
+
+class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without types
+    """The single writer: turns Tune's events into stored results, tracked runs and progress."""
+
+    def __init__(self, sweep: TrialSweep, cells: dict[str, TrialSpec], earlier: dict[str, int]) -> None:
+        self.fatal: SweepError | None = None
+        self._sweep = sweep
+        self._cells = cells
+        self._earlier = earlier
+        self._open = set(cells)
+
+    # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop every trial as soon as results cannot be stored any more."""
+        return self.fatal is not None
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Open the trial's run."""
+        cell = self._cells[trial.config["cell"]["trial_id"]]
+        prepared = cell.subset.prepared
+        tags = {
+            "trial_id": cell.trial_id,
+            "model": cell.model.name,
+            "dataset": prepared.dataset,
+            "domain": self._sweep.plan.datasets[prepared.dataset].domain,
+            "train_size": str(cell.train_size),
+            "seed": str(cell.seed),
+            "attempt": str(self._attempt(cell.trial_id)),
+            "status": "running",
+        }
+        self._sweep.tracker.start_trial(cell.trial_id, tags)
+        self._sweep.monitor.trial_started(cell.trial_id)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Store the outcome first, then tell the tracker."""
+        trial_id = trial.config["cell"]["trial_id"]
+        if trial_id not in self._open or self.fatal is not None:
+            return
+        try:
+            if "failure" in result:
+                self._fail(trial_id, TrialFailure(**json.loads(result["failure"])))
+            else:
+                self._finish(trial_id, result)
+        except SweepError as error:
+            self.fatal = error
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The process died: a lost node, a crash, or the memory killer."""
+        trial_id = trial.config["cell"]["trial_id"]
+        if trial_id not in self._open or self.fatal is not None:
+            return
+        try:
+            self._fail(trial_id, classify_lost_worker(trial.get_error()))
+        except SweepError as error:
+            self.fatal = error
+
+    def account_for_the_rest(self) -> None:
+        """Cells that Tune ended without a word are failures too, never silently gone."""
+        for trial_id in sorted(self._open):
+            self._fail(trial_id, TrialFailure("worker_crash", "Tune ended without a result for this trial"))
+
+    def _attempt(self, trial_id: str) -> int:
+        return self._earlier.get(trial_id, 0) + self._sweep.attempts[trial_id]
+
+    def _finish(self, trial_id: str, result: dict[str, Any]) -> None:
+        cell = self._cells[trial_id]
+        outcome = json.loads(result["outcome"])
+        record = trial_record(
+            cell,
+            outcome,
+            sweep=self._sweep.plan.sweep.name,
+            dataset=self._sweep.plan.datasets[cell.subset.prepared.dataset],
+            data_fingerprint=outcome["data_fingerprint"],
+            attempt=self._attempt(trial_id),
+            provenance=provenance(),
+            started_at=result["started_at"],
+            finished_at=result["finished_at"],
+        )
+        self._sweep.store.save_result("trials", trial_id, record)
+        self._open.discard(trial_id)
+        self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
+        self._sweep.monitor.trial_finished(trial_id, record["status"])
+
+    def _fail(self, trial_id: str, failure: TrialFailure) -> None:
+        self._open.discard(trial_id)
+        attempt = self._attempt(trial_id)
+        self._sweep.failed[trial_id] = failure
+        record = {
+            "trial_id": trial_id,
+            "spec": self._cells[trial_id].model_dump(mode="json"),
+            "attempt": attempt,
+            **failure.to_json(),
+        }
+        self._sweep.store.save_failure("trials", trial_id, record)
+        self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
+        self._sweep.monitor.trial_failed(trial_id, failure.kind, failure.message)
+        log.warning("trial %s failed (%s): %s", trial_id, failure.kind, failure.message)
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.config["cell"]["trial_id"])

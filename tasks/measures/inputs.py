@@ -1,0 +1,105 @@
+"""Checks of what a user hands in, once, at the door; and the order that train subsets are prefixes of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.errors import DataError
+from tasks.measures.distances import BlockSource, as_source
+
+
+def stratified_order(labels: npt.NDArray[Any], seed: int) -> npt.NDArray[np.int64]:
+    """Random order whose every prefix holds each class in proportion, to within one image."""
+    rng = np.random.default_rng(seed)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        place[members] = (rng.permutation(len(members)) + 0.5) / len(members)
+    return np.lexsort((rng.random(len(labels)), place)).astype(np.int64)
+
+
+def check_labels(labels: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64]:
+    """Labels as int64.
+
+    Raises:
+        DataError: If they are no whole numbers, or not one per image.
+    """
+    array = np.asarray(labels)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or len(array) != num_images:
+        raise DataError(
+            "There must be one label per image", f"labels of shape {array.shape} for {num_images} images"
+        )
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            "Labels must be whole numbers", f"dtype {array.dtype}", "number the classes 0, 1, ..."
+        )
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
+        bad = np.flatnonzero(~(np.isfinite(array) & (array == np.rint(array))))
+        raise DataError(
+            "Labels must be whole numbers", f"{array[bad[0]]} at row {bad[0]}", "number the classes"
+        )
+    return array.astype(np.int64)
+
+
+def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
+    """Sizes ascending and once each.
+
+    Raises:
+        DataError: If there are none, or one does not fit the number of images.
+    """
+    sizes = sorted({int(size) for size in train_sizes})
+    if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
+        raise DataError(
+            f"train_sizes must be between 1 and the number of images, {num_images}",
+            str(list(train_sizes)),
+            "choose smaller sizes or add images",
+        )
+    return sizes
+
+
+def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Images as one array; says what is wrong when they have several shapes."""
+    try:
+        array = np.asarray(images)
+    except ValueError as error:  # numpy's word for ragged nested sequences
+        raise DataError("All images must have one size and channel count", str(error)) from None
+    if array.dtype == object:
+        shapes = sorted({np.shape(image) for image in array.ravel()[:1000]})
+        raise DataError(
+            "All images must have one size and channel count", f"shapes {shapes[:5]}", "resize them"
+        )
+    return array
+
+
+def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
+    """Images as a source of rows that have at least one axis.
+
+    Raises:
+        DataError: If they have none, no rows, no pixels, or several shapes.
+    """
+    source = images if isinstance(images, BlockSource) else as_source(as_array(images))
+    if len(source.row_shape) == 0:
+        raise DataError(
+            "Images must have at least one axis besides their number", f"shape ({source.num_rows},)"
+        )
+    if source.num_rows == 0 or 0 in source.row_shape:
+        raise DataError(
+            "There must be at least one image, with at least one pixel",
+            f"{source.num_rows} rows of shape {source.row_shape}",
+        )
+    return source
+
+
+def as_channels_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """View ``(n, h, w)`` and ``(n, h, w, c)`` as ``(n, c, h, w)``; distances do not depend on it."""
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4 and array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
+        return np.ascontiguousarray(np.moveaxis(array, 3, 1))
+    return array

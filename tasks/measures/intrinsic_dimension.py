@@ -1,0 +1,256 @@
+"""Intrinsic dimension from neighbour distances: MLE and TwoNN, and one call for any feature array.
+
+T_j(x) is the distance from x to its j-th nearest other point. Every estimator works on a table of T and
+returns a record; none returns a bare number, NaN or infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.errors import DataError, unknown_name
+from tasks.measures import scale_estimators as scales
+from tasks.measures.bootstrap import block_std_error, neighborhood_blocks
+from tasks.measures.dimension import (
+    EQUAL_LOG_RATIO,
+    EQUALLY_FAR,
+    IntrinsicDimension,
+    inverse_dimensions,
+    undefined,
+    usable,
+)
+from tasks.measures.distances import BlockSource, FloatArray, Precision, as_source
+from tasks.measures.neighbors import NeighborTable, nested_neighbors
+from tasks.remote import Executor
+
+MLE_CONVENTION = (
+    "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by k-{subtract}{note}; "
+    "std_error by the delta method"
+)
+_NOTES = {2: " (as in the code of Konz & Mazurowski 2024)", 1: " (as printed in the paper)"}
+
+
+def mle(
+    table: NeighborTable, *, num_neighbors: int = 20, subtract: int = 2, seed: int = 0
+) -> IntrinsicDimension:
+    """Maximum-likelihood dimension (Levina & Bickel 2004, aggregated as MacKay & Ghahramani 2005).
+
+    ``d = 1 / mean_x( 1/(k - subtract) · Σ_{j<k} ln(T_k / T_j) )``
+
+    Args:
+        table: Neighbours of the points, at least ``num_neighbors`` wide.
+        num_neighbors: k, 20 as in Konz & Mazurowski.
+        subtract: 2 for their released code (unbiased for one Poisson neighbourhood), 1 for the formula
+            that they print; values differ by (k-2)/(k-1), 5.3 % at k = 20.
+        seed: Of the bootstrap.
+
+    Returns:
+        Record whose ``std_error`` is by the delta method, ``d² · sd(inverse) / √n``, which takes points as
+        independent; ``std_error_bootstrap`` resamples blocks of neighbouring points instead. ``curve``
+        has the value for every smaller k, the dependence on scale.
+
+    Raises:
+        DataError: If ``num_neighbors`` leaves nothing to divide by.
+    """
+    if num_neighbors <= subtract:
+        raise DataError(f"num_neighbors must be above {subtract}", str(num_neighbors))
+    name = "mle" if subtract == 2 else f"mle_k_minus_{subtract}"
+    convention = MLE_CONVENTION.format(subtract=subtract, note=_NOTES.get(subtract, ""))
+    distances, good, problem = usable(table, num_neighbors)
+    if problem:
+        return undefined(name, table, num_neighbors, convention, problem)
+    logs = np.log(distances[good])
+    inverses = inverse_dimensions(logs, num_neighbors, subtract)
+    mean = inverses.mean()
+    if mean <= EQUAL_LOG_RATIO:
+        return undefined(name, table, num_neighbors, convention, EQUALLY_FAR)
+    details: dict[str, Any] = {
+        "std_error_bootstrap": block_std_error(
+            lambda weights: weights.sum() / (weights @ inverses),
+            neighborhood_blocks(table.indices[:, :num_neighbors], good),
+            seed=seed,
+        )
+    }
+    details["curve"] = [
+        {"num_neighbors": k, "value": _inverse(inverse_dimensions(logs, k, subtract).mean())}
+        for k in range(subtract + 1, num_neighbors + 1)
+    ]
+    return IntrinsicDimension(
+        name,
+        float(1 / mean),
+        float(inverses.std(ddof=1) / mean**2 / np.sqrt(len(inverses))),
+        len(inverses),
+        num_neighbors,
+        convention,
+        num_dropped=int((~good).sum()),
+        details=details,
+    )
+
+
+def _inverse(mean: float) -> float | None:
+    return float(1 / mean) if mean > 0 else None
+
+
+def twonn(table: NeighborTable, *, discard_fraction: float = 0.1, seed: int = 0) -> IntrinsicDimension:
+    """Two-nearest-neighbour dimension (Facco et al. 2017): slope of ``-ln(1 - F(μ))`` on ``ln μ``.
+
+    μ = T_2/T_1, F its empirical distribution ``i/n``; least squares through the origin.
+
+    Args:
+        table: Neighbours of the points, at least two wide.
+        discard_fraction: Share of the largest μ left out, 0.1 as in Facco et al.; 0 drops the last point
+            only (where F = 1), as the code of Konz & Mazurowski does.
+        seed: Of the bootstrap.
+
+    Returns:
+        Record with ``d/√n`` as standard error (the one of the likelihood), and the bootstrap's.
+
+    Raises:
+        DataError: If ``discard_fraction`` is not in [0, 1).
+    """
+    if not 0 <= discard_fraction < 1:
+        raise DataError("discard_fraction must be in [0, 1)", str(discard_fraction))
+    convention = (
+        f"Facco et al. 2017, fit through the origin, {discard_fraction:g} of the largest ratios discarded "
+        "(0: only the last point); std_error d/sqrt(n)"
+    )
+    distances, good, problem = usable(table, 2)
+    if problem:
+        return undefined("twonn", table, 2, convention, problem)
+    log_ratios = np.log(distances[good, 1] / distances[good, 0])
+    order = np.argsort(log_ratios, kind="stable")
+    value = _twonn_slope(log_ratios[order], np.ones(len(order)), discard_fraction)
+    if value is None or value >= 1 / EQUAL_LOG_RATIO:
+        return undefined("twonn", table, 2, convention, EQUALLY_FAR)
+    error = block_std_error(
+        lambda weights: _twonn_slope(log_ratios[order], weights[order], discard_fraction),
+        neighborhood_blocks(table.indices[:, :2], good),
+        seed=seed,
+    )
+    return IntrinsicDimension(
+        "twonn",
+        value,
+        float(value / np.sqrt(len(order))),
+        len(order),
+        2,
+        convention,
+        num_dropped=int((~good).sum()),
+        details={"std_error_bootstrap": error, "discard_fraction": discard_fraction},
+    )
+
+
+def _twonn_slope(log_ratios: FloatArray, weights: FloatArray, discard_fraction: float) -> float | None:
+    """Slope for ascending ``log_ratios``; ``weights`` are multiplicities, all one for the sample itself."""
+    share = np.cumsum(weights) / weights.sum()
+    # The tolerance keeps i/n <= 1 - f on the side that exact arithmetic would put it.
+    num_kept = int(np.searchsorted(share, 1 - discard_fraction + 1e-12, side="right"))
+    num_kept = min(num_kept, int(np.searchsorted(share, 1 - 1e-12)))  # F = 1 has no logarithm
+    x, w = log_ratios[:num_kept], weights[:num_kept]
+    norm = float(w @ (x * x))
+    return float((w * x) @ -np.log1p(-share[:num_kept]) / norm) if norm > 0 else None
+
+
+def estimator_table() -> dict[str, tuple[Callable[..., IntrinsicDimension], int]]:
+    """Estimators by name: a function of ``(table, num_neighbors, seed)`` and the neighbours it needs.
+
+    Zero neighbours means as many as the caller's ``num_neighbors``.
+    """
+    return {
+        "mle": (lambda table, k, seed: mle(table, num_neighbors=k, seed=seed), 0),
+        "mle_k_minus_1": (lambda table, k, seed: mle(table, num_neighbors=k, subtract=1, seed=seed), 0),
+        "twonn": (lambda table, k, seed: twonn(table, seed=seed), 2),
+        "gride": (lambda table, k, seed: scales.gride(table, num_neighbors=k), 0),
+        "mst": (lambda table, k, seed: scales.mst(table, num_neighbors=k, seed=seed), 0),
+        "geomle": (lambda table, k, seed: scales.geomle(table, seed=seed), scales.GEOMLE_TABLE_WIDTH),
+    }
+
+
+def table_width(estimators: Sequence[str], num_neighbors: int) -> int:
+    """Neighbours that a table must hold for these estimators.
+
+    Raises:
+        ConfigError: If an estimator is not known.
+    """
+    known = estimator_table()
+    for name in estimators:
+        if name not in known:
+            raise unknown_name("estimator", name, known)
+    return max([known[name][1] or num_neighbors for name in estimators], default=num_neighbors)
+
+
+def estimate(
+    table: NeighborTable,
+    *,
+    num_neighbors: int,
+    estimators: Sequence[str],
+    discard_fraction: float = 0.1,
+    seed: int = 0,
+) -> dict[str, IntrinsicDimension]:
+    """Run several estimators on one table of neighbours."""
+    known = estimator_table()
+    known["twonn"] = (lambda t, k, s: twonn(t, discard_fraction=discard_fraction, seed=s), 2)
+    return {name: known[name][0](table, num_neighbors, seed) for name in estimators}
+
+
+def intrinsic_dimension(
+    features: npt.ArrayLike | BlockSource,
+    *,
+    num_neighbors: int = 20,
+    estimators: Sequence[str] = ("mle", "twonn"),
+    discard_fraction: float = 0.1,
+    executor: Executor | None = None,
+    precision: Precision | None = None,
+    seed: int = 0,
+) -> dict[str, IntrinsicDimension]:
+    """Intrinsic dimension of any array of points, for example of a network's last hidden layer (d_repr).
+
+    Args:
+        features: ``(num_points, ...)`` real numbers, in any order.
+        num_neighbors: k of the MLE.
+        estimators: Names from `estimator_table`.
+        discard_fraction: Of TwoNN; 0 as in the code of Konz & Mazurowski.
+        executor: Where block tasks run; in this process when None.
+        precision: How products are formed.
+        seed: Of bootstraps and thinnings; the values of MLE, TwoNN and Gride do not depend on it.
+
+    Returns:
+        One record per estimator. Exact duplicates count once; ``num_duplicates`` says how many were left.
+
+    Raises:
+        DataError: If the features are no numbers, or not finite.
+        ConfigError: If an estimator is not known.
+
+    Example:
+        >>> points = np.random.default_rng(0).normal(size=(500, 3)) @ np.ones((3, 40))
+        >>> 0.9 < intrinsic_dimension(points)["mle"].value < 1.1
+        True
+    """
+    from tasks.measures.duplicates import profile_rows
+
+    width = table_width(estimators, num_neighbors)
+    source = as_source(features)
+    profile = profile_rows(source, None, executor=executor)
+    size = len(profile.keep)
+    table = nested_neighbors(
+        source,
+        None,
+        [size],
+        max(1, min(width, size - 1)),
+        executor=executor,
+        precision=precision,
+        keep=profile.keep,
+    ).tables[0]
+    records = estimate(
+        table,
+        num_neighbors=num_neighbors,
+        estimators=estimators,
+        discard_fraction=discard_fraction,
+        seed=seed,
+    )
+    extra = {"num_duplicates": profile.num_duplicates}
+    return {name: replace(record, details=record.details | extra) for name, record in records.items()}

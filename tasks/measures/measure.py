@@ -1,0 +1,284 @@
+"""Both measures of a dataset, for all its train sizes, with everything needed to judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.measures.calibration import CalibratedDimension, calibrate
+from tasks.measures.distances import BlockSource, FloatArray, Precision, direct_squared_distances, flatten
+from tasks.measures.duplicates import RowProfile, profile_rows
+from tasks.measures.inputs import (
+    as_array,
+    as_channels_first,
+    check_labels,
+    check_train_sizes,
+    checked_source,
+    stratified_order,
+)
+from tasks.measures.intrinsic_dimension import estimate, table_width
+from tasks.measures.label_sharpness import LabelSharpness, SharpnessConvention, stratified_subsets, summarise
+from tasks.measures.neighbors import NeighborSearch, nested_neighbors
+from tasks.measures.records import MeasureRecord, MeasureSettings, SizeRecord
+from tasks.remote import Executor, InlineExecutor
+
+__all__ = ["MeasureRecord", "MeasureSettings", "SizeRecord", "measure_array", "measure_nested"]
+
+MAX_LISTED_CONFLICTS = 10
+# Distances from the product are good to 1e-5, so the closest pair is among those within twice that of it.
+_NEAR_MINIMUM = 1 + 4e-5
+_MAX_CANDIDATES = 64
+
+
+def measure_nested(
+    images: BlockSource | npt.ArrayLike,
+    labels: npt.ArrayLike | None,
+    train_sizes: Sequence[int],
+    *,
+    executor: Executor | None = None,
+    settings: MeasureSettings | None = None,
+) -> MeasureRecord:
+    """Measure prefixes of rows that are already in nested order.
+
+    Args:
+        images: ``(num_images, channels, height, width)`` or ``(num_images, ...)``, uint8 or any real dtype,
+            in the pixel range that shall be measured; or a source that reads such blocks.
+        labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
+        train_sizes: Prefix lengths, any order.
+        executor: Where block tasks run; in this process when None.
+        settings: How to measure.
+
+    Returns:
+        Record with one entry per size. Pairs in it are row numbers of ``images``.
+
+    Raises:
+        DataError: If images, labels or sizes cannot be used.
+        CorruptStoreError: From the source, when a shard fails its checksum.
+    """
+    settings = settings or MeasureSettings()
+    executor = executor or InlineExecutor()
+    source = checked_source(images)
+    codes = None if labels is None else check_labels(labels, source.num_rows)
+    sizes = check_train_sizes(train_sizes, source.num_rows)
+    profile = profile_rows(source, codes, executor=executor)
+    found = _one_pass(source, codes, sizes, profile, executor, settings)
+    convention = _convention(source, settings)
+    records = tuple(
+        _size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)
+    )
+    return MeasureRecord(
+        records,
+        tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
+        settings,
+        found.search.precision,
+        _notes(records[-1], convention),
+        _calibration(source, profile.keep[: found.positions[-1]], settings, executor),
+    )
+
+
+def measure_array(
+    images: npt.ArrayLike,
+    labels: npt.ArrayLike | None,
+    *,
+    train_sizes: Sequence[int] | None = None,
+    num_neighbors: int = 20,
+    seed: int = 0,
+    executor: Executor | None = None,
+    settings: MeasureSettings | None = None,
+) -> MeasureRecord:
+    """Measure your own images: intrinsic dimension and label sharpness, without training anything.
+
+    Args:
+        images: ``(num_images, channels, height, width)``, ``(num_images, height, width, channels)``,
+            ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or any real dtype.
+        labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
+        train_sizes: Sizes of nested, stratified subsets to measure too; None for all images only.
+        num_neighbors: k of the MLE.
+        seed: Of the order that subsets are prefixes of, of bootstraps and thinnings.
+        executor: Where block tasks run; in this process, without Ray, when None.
+        settings: Further settings; ``num_neighbors`` and ``seed`` here take precedence over theirs.
+
+    Returns:
+        Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row numbers of
+        ``images`` as given.
+
+    Raises:
+        DataError: If images, labels or sizes cannot be used.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> record = measure_array(rng.integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 2)
+        >>> record.label_sharpness.num_pairs
+        900
+    """
+    settings = replace(settings or MeasureSettings(), num_neighbors=num_neighbors, seed=seed)
+    array = as_channels_first(as_array(images))
+    checked_source(array)
+    codes = None if labels is None else check_labels(labels, len(array))
+    if train_sizes is None:
+        return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
+    sizes = check_train_sizes(train_sizes, len(array))
+    order = stratified_order(np.zeros(len(array), np.int64) if codes is None else codes, seed)[: sizes[-1]]
+    record = measure_nested(
+        array[order],
+        None if codes is None else codes[order],
+        sizes,
+        executor=executor,
+        settings=settings,
+    )
+    return record.renumbered(order)
+
+
+def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConvention:
+    shape = source.row_shape
+    side = (shape[-2], shape[-1]) if len(shape) == 3 else None
+    channels = shape[0] if len(shape) == 3 else int(np.prod(shape))
+    pixel_range = settings.pixel_range
+    dtype = source.read(0, 1).dtype
+    if pixel_range is None and dtype.kind in "bu":
+        pixel_range = (0.0, 1.0 if dtype.kind == "b" else float(np.iinfo(dtype).max))
+    return SharpnessConvention(pixel_range, side, channels, settings.sharpness_sample)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass over the rows found, and what it was about.
+
+    Attributes:
+        source: Where rows are read.
+        profile: Duplicates and conflicts.
+        labels: ``(num_distinct,)`` labels of the distinct images, or None.
+        positions: Distinct images below each train size.
+        samples: ``(num_samples, num_positions)`` masks of the samples of all sizes.
+        sample_slices: Which of them belong to each size.
+        search: Neighbours.
+    """
+
+    source: BlockSource
+    profile: RowProfile
+    labels: npt.NDArray[np.int64] | None
+    positions: list[int]
+    samples: npt.NDArray[np.bool_]
+    sample_slices: list[slice]
+    search: NeighborSearch
+
+
+def _one_pass(
+    source: BlockSource,
+    codes: npt.NDArray[np.int64] | None,
+    sizes: list[int],
+    profile: RowProfile,
+    executor: Executor,
+    settings: MeasureSettings,
+) -> _Pass:
+    """Draw the samples and find all neighbours."""
+    positions = np.searchsorted(profile.keep, sizes).tolist()
+    labels = None if codes is None else codes[profile.keep]
+    samples, slices = np.zeros((0, positions[-1]), bool), [slice(0, 0)] * len(sizes)
+    if labels is not None:
+        samples, slices = stratified_subsets(
+            labels[: positions[-1]], positions, settings.sharpness_sample, settings.sharpness_seeds
+        )
+    search = nested_neighbors(
+        source,
+        codes,
+        positions,
+        max(1, min(table_width(settings.estimators, settings.num_neighbors), positions[-1] - 1)),
+        executor=executor,
+        precision=Precision(dtype=settings.dtype, device=settings.device),
+        block_rows=settings.block_rows,
+        keep=profile.keep,
+        subsets=samples,
+    )
+    return _Pass(source, profile, labels, positions, samples, slices, search)
+
+
+def _size_record(
+    found: _Pass, number: int, size: int, settings: MeasureSettings, convention: SharpnessConvention
+) -> SizeRecord:
+    """The record of one train size."""
+    return SizeRecord(
+        train_size=size,
+        num_duplicates=size - found.positions[number],
+        num_conflicts=sum(row < size for row, _ in found.profile.conflicts),
+        d_data=estimate(
+            found.search.tables[number],
+            num_neighbors=settings.num_neighbors,
+            estimators=settings.estimators,
+            discard_fraction=settings.discard_fraction,
+            seed=settings.seed,
+        ),
+        label_sharpness=None if found.labels is None else _sharpness(found, found.labels, number, convention),
+    )
+
+
+def _sharpness(
+    found: _Pass, labels: npt.NDArray[np.int64], number: int, convention: SharpnessConvention
+) -> LabelSharpness:
+    """Label sharpness of one size, the attaining pairs recomputed directly."""
+    table, rows, part = found.search.tables[number], found.profile.keep, found.sample_slices[number]
+    size = table.num_points
+    nearest = table.opposite_distances.copy()
+    pair = _refine_minimum(found.source, rows, nearest, table.opposite_indices)
+    inside = found.search.subset_opposites[part, :size].copy()
+    for line, ids in zip(inside, found.search.subset_indices[part, :size], strict=True):
+        _refine_minimum(found.source, rows, line, ids)
+    closest = np.inf if pair is None else float(nearest[pair[0]])
+    original = None if pair is None else (int(rows[pair[0]]), int(rows[pair[1]]))
+    return summarise(
+        labels[:size], nearest, original, closest, convention, inside, found.samples[part, :size]
+    )
+
+
+def _calibration(
+    source: BlockSource, keep: npt.NDArray[Any], settings: MeasureSettings, executor: Executor
+) -> CalibratedDimension | None:
+    if not settings.calibrate:
+        return None
+    return calibrate(
+        source,
+        num_neighbors=settings.num_neighbors,
+        keep=keep,
+        executor=executor,
+        precision=Precision(dtype=settings.dtype, device=settings.device),
+        seed=settings.seed,
+    )
+
+
+def _refine_minimum(
+    source: BlockSource, rows: npt.NDArray[Any], nearest: FloatArray, ids: npt.NDArray[Any]
+) -> tuple[int, int] | None:
+    """Recompute in place the distances that could be the smallest; returns the pair that is, ascending."""
+    if not np.isfinite(nearest.min(initial=np.inf)):
+        return None
+    candidates = np.flatnonzero(nearest <= nearest.min() * _NEAR_MINIMUM)[:_MAX_CANDIDATES]
+    one = np.zeros(1, np.intp)
+    for i in candidates.tolist():
+        a, b = (flatten(source.read(int(rows[k]), int(rows[k]) + 1)) for k in (i, ids[i]))
+        nearest[i] = np.sqrt(direct_squared_distances(a, b, one, one)[0])
+    best = int(nearest.argmin())
+    return min(best, int(ids[best])), max(best, int(ids[best]))
+
+
+def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ...]:
+    """What a reader should know about the largest size."""
+    notes = []
+    if record.num_duplicates:
+        notes.append(
+            f"{record.num_duplicates} of {record.train_size} images equal an earlier one and were left out "
+            "of all measures; neighbour distances of zero have no logarithm"
+        )
+    if record.num_conflicts:
+        notes.append(
+            f"{record.num_conflicts} of these carry another label than the earlier image: their label "
+            "sharpness is infinite, and the values here hold for the other pairs; look at conflict_pairs"
+        )
+    if record.label_sharpness is not None and convention.pixel_range is None:
+        notes.append(
+            "the pixel range of floating-point images is not known; give it to compare label sharpness"
+        )
+    return tuple(notes)

@@ -1,0 +1,117 @@
+"""What a block of distances contributes to the tables of neighbours, and how contributions merge.
+
+All merging is "keep the k smallest" and "keep the minimum"; both are associative and commutative, so the
+order in which blocks are computed and workers report does not matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.measures.distances import FloatArray
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+class Partial:
+    """The best found so far for positions ``start`` to ``stop``, by shell; merges associatively."""
+
+    def __init__(
+        self, start: int, stop: int, *, num_shells: int, num_neighbors: int, num_subsets: int, dtype: str
+    ) -> None:
+        shape = (num_shells, stop - start)
+        self.start, self.stop = start, stop
+        self.precision = dtype
+        self.squared = np.full((*shape, num_neighbors), np.inf)
+        self.ids = np.full((*shape, num_neighbors), -1, np.int64)
+        self.opposite = np.full(shape, np.inf)
+        self.opposite_ids = np.full(shape, -1, np.int64)
+        self.subset_opposite = np.full((num_subsets, stop - start), np.inf)
+        self.subset_ids = np.full((num_subsets, stop - start), -1, np.int64)
+
+    def merge(self, other: Partial) -> None:
+        """Take over what ``other``, which covers a part of the same positions, found."""
+        part = slice(other.start - self.start, other.stop - self.start)
+        squared = np.concatenate([self.squared[:, part], other.squared], axis=-1)
+        ids = np.concatenate([self.ids[:, part], other.ids], axis=-1)
+        self.squared[:, part], self.ids[:, part] = smallest(squared, ids, self.squared.shape[-1])
+        for best, ids, theirs, their_ids in (
+            (self.opposite, self.opposite_ids, other.opposite, other.opposite_ids),
+            (self.subset_opposite, self.subset_ids, other.subset_opposite, other.subset_ids),
+        ):
+            better = theirs < best[:, part]
+            best[:, part][better] = theirs[better]
+            ids[:, part][better] = their_ids[better]
+        self.precision = max(self.precision, other.precision)  # "float64" > "float32"
+
+    def offer(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
+        """Consider the distances from ``rows`` (local) to the positions from ``column_start`` on."""
+        k = self.squared.shape[-1]
+        kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
+        found = None
+        if np.isfinite(kept[:, -1]).all():  # else there is no limit yet to compare with
+            found = _below(squared, kept[:, -1])
+            if not len(found[0]):
+                return
+        if found is not None and len(found[0]) <= 4 * k * len(kept):
+            active, columns, values = _pad_by_row(*found, squared)
+        else:
+            width = min(k, squared.shape[1])
+            columns = np.argpartition(squared, width - 1, axis=1)[:, :width]
+            values, active = np.take_along_axis(squared, columns, axis=1), slice(None)
+        ids = np.where(np.isfinite(values), columns + column_start, -1)
+        kept[active], kept_ids[active] = smallest(
+            np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k
+        )
+
+    def offer_opposite(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
+        """The same for the nearest row with another label; ``squared`` is inf where labels agree."""
+        columns = np.arange(column_start, column_start + squared.shape[1])
+        improve(
+            self.opposite[shell], self.opposite_ids[shell], np.arange(rows.start, rows.stop), columns, squared
+        )
+
+
+def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
+    """The ``k`` smallest along the last axis, ascending, ties by id so that the order of merging is moot."""
+    order = np.lexsort((ids, squared), axis=-1)[..., :k]
+    return np.take_along_axis(squared, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
+
+
+def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: FloatArray) -> None:
+    """Lower ``best[rows]`` to the row minima of ``squared`` where those are smaller, and note the column."""
+    nearest = squared.min(axis=1)
+    better = np.flatnonzero(nearest < best[rows])
+    if len(better):
+        best[rows[better]] = nearest[better]
+        ids[rows[better]] = columns[squared[better].argmin(axis=1)]
+
+
+def _below(squared: FloatArray, limits: FloatArray) -> tuple[IntArray, IntArray]:
+    """Entries not above their row's limit, ordered by row; scans memory in its own order."""
+    limits = limits.astype(squared.dtype)
+    # flatnonzero takes a tenth of the time of nonzero on two axes.
+    if squared.strides[0] >= squared.strides[1]:
+        rows, columns = np.divmod(np.flatnonzero(squared <= limits[:, None]), squared.shape[1])
+        return rows, columns
+    below = limits >= squared.T
+    columns, rows = np.divmod(np.flatnonzero(below), squared.shape[0])
+    order = np.argsort(rows, kind="stable")
+    return rows[order], columns[order]
+
+
+def _pad_by_row(
+    rows: IntArray, columns: IntArray, squared: FloatArray
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Entries grouped by row as ``(active rows, padded columns, padded values)``, padding is inf."""
+    active, first, counts = np.unique(rows, return_index=True, return_counts=True)
+    place = np.arange(len(rows)) - np.repeat(first, counts)
+    line = np.repeat(np.arange(len(active)), counts)
+    padded_columns = np.zeros((len(active), counts.max()), np.int64)
+    padded = np.full(padded_columns.shape, np.inf)
+    padded_columns[line, place] = columns
+    padded[line, place] = squared[rows, columns]
+    return active, padded_columns, padded

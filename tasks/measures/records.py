@@ -1,0 +1,169 @@
+"""What measuring was asked to do, and what it found, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.errors import ConfigError
+from tasks.measures.calibration import CalibratedDimension
+from tasks.measures.intrinsic_dimension import IntrinsicDimension, table_width
+from tasks.measures.label_sharpness import LabelSharpness
+from tasks.measures.neighbors import BLOCK_ROWS
+
+DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureSettings:
+    """How a dataset is measured; everything here can change a number, or its last digits.
+
+    Attributes:
+        num_neighbors: k of the MLE, 20 as in Konz & Mazurowski.
+        estimators: Of intrinsic dimension, by name.
+        discard_fraction: Of TwoNN, 0.1 as in Facco et al.; 0 as in the code of Konz & Mazurowski.
+        sharpness_sample: Images per sample in which the largest label sharpness is taken, 1000 as in Konz
+            & Mazurowski; None for all images.
+        sharpness_seeds: One sample per seed, for sizes above ``sharpness_sample``.
+        pixel_range: Black and white; None for the range of an integer dtype. Recorded, never applied.
+        dtype: ``"float32"`` or ``"float64"``, of the products that find neighbours.
+        device: ``"cpu"``, or a torch device for the products.
+        block_rows: Rows per block; memory per worker grows with its square.
+        calibrate: Also correct the MLE's bias by simulation, at the largest size; takes a minute or so.
+        seed: Of bootstraps, thinnings and simulations.
+    """
+
+    num_neighbors: int = 20
+    estimators: tuple[str, ...] = DEFAULT_ESTIMATORS
+    discard_fraction: float = 0.1
+    sharpness_sample: int | None = 1000
+    sharpness_seeds: tuple[int, ...] = tuple(range(10))
+    pixel_range: tuple[float, float] | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    block_rows: int = BLOCK_ROWS
+    calibrate: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that measure nothing."""
+        rules = [
+            (self.num_neighbors >= 3, "num_neighbors must be at least 3", self.num_neighbors),
+            (self.dtype in ("float32", "float64"), "dtype must be float32 or float64", self.dtype),
+            (self.block_rows >= 1, "block_rows must be at least 1", self.block_rows),
+            (0 <= self.discard_fraction < 1, "discard_fraction must be in [0, 1)", self.discard_fraction),
+            (bool(self.sharpness_seeds), "sharpness_seeds must hold at least one seed", ""),
+            (
+                self.sharpness_sample is None or self.sharpness_sample >= 2,
+                "sharpness_sample must be at least 2, or None for all images",
+                self.sharpness_sample,
+            ),
+            (
+                self.pixel_range is None or self.pixel_range[0] < self.pixel_range[1],
+                "pixel_range must be (black, white) with black below white",
+                self.pixel_range,
+            ),
+        ]
+        for holds, rule, value in rules:
+            if not holds:
+                raise ConfigError(rule, str(value))
+        table_width(self.estimators, self.num_neighbors)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class SizeRecord:
+    """The measures of one train size.
+
+    Attributes:
+        train_size: Images of this prefix, duplicates included.
+        num_duplicates: Of them, left out because an earlier one is the same.
+        num_conflicts: Of those, the ones whose label differs from that earlier image's.
+        d_data: Estimator name to intrinsic dimension.
+        label_sharpness: None when no labels were given.
+    """
+
+    train_size: int
+    num_duplicates: int
+    num_conflicts: int
+    d_data: dict[str, IntrinsicDimension]
+    label_sharpness: LabelSharpness | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "train_size": self.train_size,
+            "duplicates": self.num_duplicates,
+            "conflicts": self.num_conflicts,
+            "d_data": {name: value.to_json() for name, value in self.d_data.items()},
+            "label_sharpness": None if self.label_sharpness is None else self.label_sharpness.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class MeasureRecord:
+    """The measures of a dataset.
+
+    Attributes:
+        sizes: One record per train size, ascending; the last one is the dataset's own.
+        conflict_pairs: First pairs of identical images with different labels.
+        settings: How it was measured.
+        precision: ``"float64"`` when the data were too close together for float32 products anywhere.
+        notes: What a reader should know, in words.
+        calibration: Bias-corrected dimension at the largest size, when it was asked for.
+    """
+
+    sizes: tuple[SizeRecord, ...]
+    conflict_pairs: tuple[tuple[int, int], ...]
+    settings: MeasureSettings
+    precision: str
+    notes: tuple[str, ...] = ()
+    calibration: CalibratedDimension | None = None
+
+    @property
+    def d_data(self) -> dict[str, IntrinsicDimension]:
+        """Intrinsic dimension at the largest size."""
+        return self.sizes[-1].d_data
+
+    @property
+    def label_sharpness(self) -> LabelSharpness | None:
+        """Label sharpness at the largest size."""
+        return self.sizes[-1].label_sharpness
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON without NaN or infinity; an undefined estimate is a null value with its reason."""
+        largest = self.sizes[-1].to_json()
+        return {
+            "num_images": largest.pop("train_size"),
+            **largest,
+            "conflict_pairs": [list(pair) for pair in self.conflict_pairs],
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
+            "by_train_size": [size.to_json() for size in self.sizes],
+            "precision": self.precision,
+            "notes": list(self.notes),
+            "settings": self.settings.to_json(),
+        }
+
+    def renumbered(self, order: npt.NDArray[np.int64]) -> MeasureRecord:
+        """Express pairs in the row numbers from which ``order`` picked the rows measured."""
+
+        def original(pair: tuple[int, int]) -> tuple[int, int]:
+            first, second = sorted(int(order[row]) for row in pair)
+            return first, second
+
+        sizes = []
+        for size in self.sizes:
+            sharpness = size.label_sharpness
+            if sharpness is not None and sharpness.pair is not None:
+                sharpness = replace(sharpness, pair=original(sharpness.pair))
+            sizes.append(replace(size, label_sharpness=sharpness))
+        pairs = tuple(original(pair) for pair in self.conflict_pairs)
+        return replace(self, sizes=tuple(sizes), conflict_pairs=pairs)

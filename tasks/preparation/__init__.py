@@ -1,0 +1,1 @@
+"""Raw files to a prepared dataset: list, read, check, write, publish."""

@@ -1,0 +1,122 @@
+"""The images of a preparation as a table: gather from parts, keep so many per class, join, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.fingerprint import canonical_json, derive_seed
+from search_spaces.specs import PreparedSpec
+from tasks.preparation.parts import Part
+
+
+@dataclass
+class ImageTable:
+    """All images of all parts: where their pixels are, and what is known of them."""
+
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    splits: NDArray[np.int8]
+    digests: NDArray[np.str_]
+    places: NDArray[np.int64]
+    """``(num_images, 2)``: part and row in it."""
+    num_duplicates: int = 0
+    num_conflicts: int = 0
+
+    def take(self, rows: NDArray[np.integer]) -> ImageTable:
+        """Return the images of ``rows``."""
+        return ImageTable(
+            self.labels[rows], self.groups[rows], self.splits[rows], self.digests[rows], self.places[rows]
+        )
+
+
+def gather(parts: Sequence[Part]) -> ImageTable:
+    """Put the images of all parts, in order, into one table."""
+    places = [(index, row) for index, part in enumerate(parts) for row in range(len(part.labels))]
+    return ImageTable(
+        np.array([label for part in parts for label in part.labels], dtype=np.int64),
+        np.array([group for part in parts for group in part.groups], dtype=np.int64),
+        np.array([split for part in parts for split in part.splits], dtype=np.int8),
+        np.array([text for part in parts for text in part.digests], dtype="U64"),
+        np.array(places, dtype=np.int64).reshape(-1, 2),
+    )
+
+
+def dense(values: Sequence[object]) -> list[int]:
+    """Number values by first appearance."""
+    seen: dict[object, int] = {}
+    return [seen.setdefault(value, len(seen)) for value in values]
+
+
+def keep_per_class(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], spec: PreparedSpec
+) -> NDArray[np.intp]:
+    """Return rows (ascending) with at least ``max_images_per_class`` of each class, in whole groups.
+
+    Groups are taken in a seeded order; with ``first_k_selection`` images are taken in stored order (F6).
+    """
+    limit = spec.max_images_per_class
+    assert limit is not None
+    if "first_k_selection" in spec.faults:
+        ranks = np.empty(len(labels), dtype=np.int64)
+        for label in np.unique(labels):
+            members = np.flatnonzero(labels == label)
+            ranks[members] = np.arange(len(members))
+        return np.flatnonzero(ranks < limit)
+    rng = np.random.default_rng(derive_seed("max_images_per_class", spec.dataset, spec.task))
+    order = np.argsort(groups, kind="stable")
+    members_of = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    counts: Counter[int] = Counter()
+    kept = []
+    for group in rng.permutation(len(members_of)):
+        members = members_of[group]
+        if any(counts[int(label)] < limit for label in labels[members]):
+            kept.append(members)
+            counts.update(int(label) for label in labels[members])
+    return np.sort(np.concatenate(kept))
+
+
+def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
+    """Keep ``max_images_per_class``, then join the groups of identical images and count them."""
+    if spec.max_images_per_class is not None and len(images.labels):
+        images = images.take(keep_per_class(images.labels, np.array(dense(images.groups.tolist())), spec))
+    _, first, inverse, counts = np.unique(
+        images.digests, return_index=True, return_inverse=True, return_counts=True
+    )
+    images.num_duplicates = int((counts - 1).sum())
+    low, high = images.labels[first].copy(), images.labels[first].copy()
+    np.minimum.at(low, inverse, images.labels)
+    np.maximum.at(high, inverse, images.labels)
+    images.num_conflicts = int(counts[low < high].sum())
+    images.groups = _join(images.groups, inverse)
+    return images
+
+
+def _join(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Give one id to all groups connected by identical images: a copy in training would be a leak."""
+    parent: dict[int, int] = {}
+
+    def root(group: int) -> int:
+        while parent.setdefault(group, group) != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    leader: dict[int, int] = {}
+    for group, image in zip(groups.tolist(), same.tolist(), strict=True):
+        parent[root(group)] = root(leader.setdefault(image, group))
+    return np.array([root(group) for group in groups.tolist()], dtype=np.int64)
+
+
+def content_fingerprint(images: ImageTable, header: dict[str, object]) -> str:
+    """Hash the content in order; groups enter by first appearance, so the hash key does not matter."""
+    total = hashlib.sha256(canonical_json(header).encode())
+    numbers = np.array(dense(images.groups.tolist()), dtype="<i8")
+    for array in (images.labels.astype("<i8"), numbers, images.splits.astype("<i1")):
+        total.update(array.tobytes())
+    total.update("".join(images.digests.tolist()).encode())
+    return total.hexdigest()

@@ -1,0 +1,157 @@
+"""Part files: what one reading task leaves behind, so that an interrupted preparation goes on where it was.
+
+A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (labels, hashed groups,
+digests, skips), the second written last and atomically. Equal inputs give equal parts, so two processes that
+prepare the same data at the same time may overwrite each other's parts without harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.sources import source_for
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
+from tasks.sources.pixels import to_prepared
+from tasks.sources.privacy import keyed_hash, spell
+
+SPLIT_CODES = {"": 0, "train": 1, "test": 2}
+
+
+@dataclass
+class Part:
+    """What is known of the images of one block; rows are in item order.
+
+    Attributes:
+        labels: Class index of each image.
+        groups: Keyed hash of each image's group.
+        splits: 0, 1 (train) or 2 (test) of each image.
+        digests: SHA-256 of each prepared image's bytes.
+        skipped: Pairs (keyed hash of the locator, reason).
+        conversions: Conversion name to number of images.
+        flags: Flag name to number of images.
+        forms: Triples (label, mode and size of the raw image, number of images).
+    """
+
+    labels: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    splits: list[int] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    conversions: dict[str, int] = field(default_factory=dict)
+    flags: dict[str, int] = field(default_factory=dict)
+    forms: list[tuple[int, str, int]] = field(default_factory=list)
+
+
+def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
+    """Read one block of items, write its part files, and return what is known of its images.
+
+    Args:
+        request: What is being prepared.
+        items: The block.
+        stem: Path of the part files without their ending.
+        dtype: dtype of the prepared images.
+    """
+    part = Part()
+    images: list[NDArray[np.generic]] = []
+    conversions: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
+    forms: Counter[tuple[int, str]] = Counter()
+    reader = source_for(request.dataset.source).reader(request)
+    for item in items:
+        locator = keyed_hash(request.key, item.locator)
+        group = keyed_hash(request.key, item.group) if item.group else locator
+        try:
+            found = _read_item(reader, item, request, dtype)
+        except SkipItem as skip:
+            part.skipped.append((spell(locator), skip.reason))
+            continue
+        for image, label, sample in found:
+            images.append(image)
+            part.labels.append(label)
+            part.groups.append(keyed_hash(request.key, sample.group) if sample.group else group)
+            part.splits.append(SPLIT_CODES[item.split])
+            part.digests.append(digest(image))
+            conversions.update(sample.conversions)
+            flags.update(sample.flags)
+            forms[label, _form(sample)] += 1
+    part.conversions, part.flags = dict(conversions), dict(flags)
+    part.forms = [(label, form, count) for (label, form), count in sorted(forms.items())]
+    _save(stem, images, part)
+    return part
+
+
+Prepared = tuple[NDArray[np.generic], int, Sample]
+
+
+def _form(sample: Sample) -> str:
+    """Spell what a network could tell apart besides content: grey or colour, size, conversions."""
+    height, width = sample.pixels.shape[:2]
+    colour = "colour" if sample.pixels.ndim == 3 else "grey"
+    return " ".join((colour, f"{height}x{width}", *sample.conversions))
+
+
+def _read_item(reader: Reader, item: Item, request: RawRequest, dtype: str) -> list[Prepared]:
+    """Read an item wholly before any of its images is kept, so that a skip leaves nothing behind."""
+    spec = request.spec
+    found: list[Prepared] = []
+    for sample in reader(item):
+        label = item.label if sample.label is None else sample.label
+        assert label is not None, "a source must give each image a label"
+        image = to_prepared(
+            sample.pixels,
+            image_size=spec.image_size,
+            channels=spec.channels,
+            dtype="float32" if dtype == "float32" else "uint8",
+            antialias=not request.has_fault("resize_without_antialias"),
+        )
+        if image.min() == image.max():
+            raise SkipItem("constant image")
+        found.append((image, label, sample))
+    return found
+
+
+def digest(image: NDArray[np.generic]) -> str:
+    """Return the SHA-256 of an image's bytes in C order, little endian."""
+    return hashlib.sha256(np.ascontiguousarray(image, image.dtype.newbyteorder("<"))).hexdigest()
+
+
+def _save(stem: Path, images: list[NDArray[np.generic]], part: Part) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    mark = f".{os.getpid()}.{secrets.token_hex(4)}"
+    if images:
+        temporary = stem.with_name(stem.name + mark + ".npy")
+        with temporary.open("wb") as file:
+            np.save(file, np.stack(images), allow_pickle=False)
+        temporary.replace(stem.with_suffix(".npy"))
+    temporary = stem.with_name(stem.name + mark + ".json")
+    temporary.write_text(json.dumps(asdict(part), allow_nan=False), encoding="utf-8")
+    temporary.replace(stem.with_suffix(".json"))
+
+
+def load_part(stem: Path) -> Part | None:
+    """Return a finished part, or None when it has to be read (again)."""
+    try:
+        part = Part(**json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")))
+        if part.labels and len(open_images(stem)) != len(part.labels):
+            return None
+    except (OSError, ValueError, TypeError):
+        return None
+    part.skipped = [(locator, reason) for locator, reason in part.skipped]
+    part.forms = [(label, form, count) for label, form, count in part.forms]
+    return part
+
+
+def open_images(stem: Path) -> NDArray[np.generic]:
+    """Return a part's images ``(num_images, channels, height, width)``, mapped, not read."""
+    images: NDArray[np.generic] = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+    return images

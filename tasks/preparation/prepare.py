@@ -1,0 +1,251 @@
+"""From a raw download to a prepared dataset: list, read in parallel tasks, write shards, publish at once.
+
+Nothing under the destination's name exists until it is whole: the store is built in a sibling folder and
+renamed. Reading tasks leave part files (:mod:`tasks.preparation.parts`) in another sibling, so an interrupted
+preparation goes on, and two preparations of the same data meet without harm: the first to rename wins, the
+other finds its result there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from search_spaces.datasets import DATASETS
+from search_spaces.errors import CorruptStoreError, DataError
+from search_spaces.fingerprint import canonical_json
+from search_spaces.specs import DatasetSpec, PreparedSpec
+from tasks.preparation.image_table import ImageTable, dense, gather, keep_per_class, select
+from tasks.preparation.parts import Part, load_part, read_block
+from tasks.preparation.publish import build_and_publish
+from tasks.preparation.summary import make_record, stored_dtype
+from tasks.prepared.dataset import MARKER, PreparedDataset
+from tasks.prepared.record import PreparedRecord
+from tasks.sources import source_for
+from tasks.sources.base import Item, Listing, RawRequest
+from tasks.sources.privacy import hash_key
+
+if TYPE_CHECKING:
+    from tasks.remote import Executor
+
+__all__ = ["PreparedRecord", "Progress", "prepare_dataset"]
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+"""Called with (items read, items in all)."""
+
+MAX_TOLD_SKIPS = 10
+MAX_GROUP_SHARE = 0.5
+BLOCK_BYTES = 64 << 20
+"""Prepared images that one reading task holds at most, whatever the source would like."""
+
+
+def prepare_dataset(
+    spec: PreparedSpec,
+    dataset: DatasetSpec,
+    *,
+    raw: Path | None,
+    destination: Path,
+    executor: Executor,
+    max_skipped_share: float = 0.001,
+    for_training: bool = True,
+    on_progress: Progress | None = None,
+) -> PreparedRecord:
+    """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
+
+    A whole destination is returned at once; a damaged one is made again.
+
+    Args:
+        spec: Task, side, channels and faults.
+        dataset: The table's row, or one from ``own_dataset_spec``.
+        raw: Folder or file of the raw download; None for sources that bring their own.
+        destination: Where the store goes; its parent also holds the part files and the hash key meanwhile.
+        executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all its nodes.
+        max_skipped_share: Largest share of listed items that may be unusable.
+        for_training: Refuse data that no fair split exists for (one group holds most of them, or too many
+            images equal one with another label). Measuring does not split; there both are only counted.
+        on_progress: Called after every block of items.
+
+    Raises:
+        DataError: when the raw download is not as expected, or too many items cannot be used.
+    """
+    done = _published(destination, spec)
+    if done is not None and (raw is None or dataset.name in DATASETS):
+        return done
+    started = time.monotonic()
+    request = RawRequest(dataset, spec, raw, hash_key(destination.parent))
+    listing = source_for(dataset.source).list_items(request)
+    if not listing.items:
+        raise DataError(f"{dataset.name}: the raw download must hold images", "none", dataset.raw_layout)
+    raw_id = listing_id(request, listing, listing.items)
+    if done is not None:
+        return _unchanged(done, raw_id)
+    items = _choose_items(listing.items, spec)
+    work = destination.with_name(f".{destination.name}.parts")
+    blocks = _blocks(request, listing, items, work)
+    try:
+        parts = _read_parts(request, listing, blocks, executor, on_progress)
+        images, stems = gather(parts), [block.stem for block in blocks]
+        early = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
+        skipped = early + [pair for part in parts for pair in part.skipped]
+        _check_skips(dataset.name, skipped, len(items) + len(early), max_skipped_share)
+        images = select(images, spec)
+        if not len(images.labels):
+            raise DataError(f"{dataset.name}: preparation must keep at least one image", "none was usable")
+        if images.num_conflicts:
+            logger.warning("%s: %d images have a twin with another label", dataset.name, images.num_conflicts)
+        if for_training:
+            _check_split(request, images, max_skipped_share)
+        record = make_record(request, listing, images, parts, skipped, raw_id)
+        return build_and_publish(record, images, stems, destination, executor, started)
+    except FileNotFoundError:
+        # Another process published the same dataset and cleared the parts under us.
+        finished = _published(destination, spec)
+        if finished is None:
+            raise
+        return finished
+
+
+def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:
+    """Return the record of your own data when the files are those it was prepared from.
+
+    Raises:
+        DataError: when files came, went or changed: results under the old name would be taken for new ones.
+    """
+    if done.raw_id != raw_id:
+        rule = f"{done.dataset}: the files must be those it was prepared from"
+        raise DataError(rule, "files changed since", "give the new data another name, or use another --root")
+    return done
+
+
+def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> None:
+    name, num_images = request.dataset.name, len(images.labels)
+    largest = int(np.unique(images.groups, return_counts=True)[1].max())
+    if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
+        raise DataError(
+            f"{name}: groups (patients) must be small enough to split the images between training and test",
+            f"one group holds {largest} of {num_images} images",
+            "give ids that tell patients apart",
+        )
+    # The released extraction gives one frame several labels (F33); that is part of what it shows.
+    if images.num_conflicts > allowed * num_images and request.spec.data_mode == "corrected":
+        raise DataError(
+            f"{name}: at most {allowed:.2%} of the images may equal an image with another label",
+            f"{images.num_conflicts} of {num_images}",
+            "correct the labels, raise image_size, or raise the allowed share (max_skipped_share)",
+        )
+
+
+def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
+    """Return the record of a whole destination; None when there is nothing or only debris of ours."""
+    if not destination.exists():
+        return None
+    try:
+        record = PreparedDataset.open(destination).record
+    except CorruptStoreError as error:
+        ours = destination.is_dir() and any((destination / name).exists() for name in (MARKER, "zarr.json"))
+        if not ours and any(destination.iterdir()):
+            rule = f"{destination.name} must be a prepared dataset or not exist"
+            raise DataError(rule, "other files", "choose another --root") from error
+        logger.warning("prepared dataset %s is damaged and is made again: %s", destination.name, error)
+        return None
+    if record.prepared_id != spec.prepared_id:
+        rule = f"{destination.name} must hold prepared dataset {spec.prepared_id}"
+        raise DataError(rule, record.prepared_id, "choose another destination")
+    return record
+
+
+def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> str:
+    """Hash items and all that decides what becomes of them, file sizes and times included.
+
+    A file mended or replaced since gives another hash, so its part is read again.
+    """
+    base = request.raw if request.raw is None or request.raw.is_dir() else request.raw.parent
+    total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
+    total.update(repr(_stamp(request.raw)).encode())
+    for item in items:
+        known = (item.locator, item.label, item.group, item.split, item.details)
+        total.update(repr((known, base and _stamp(base / item.locator))).encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    """Return size and time of a plain file, None of anything else (a locator need not be a file)."""
+    try:
+        status = path.stat() if path is not None else None
+    except (OSError, ValueError):
+        return None
+    return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None
+
+
+def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
+    """Keep ``max_images_per_class`` before reading, where labels are known from the listing."""
+    if spec.max_images_per_class is None or any(item.label is None for item in items):
+        return items
+    labels = np.array([item.label for item in items])
+    names = [item.group or f"{item.locator}\0" for item in items]
+    return [items[row] for row in keep_per_class(labels, np.array(dense(names)), spec)]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Items that one task reads, and where its part goes: a name made of all that the part depends on."""
+
+    items: Sequence[Item]
+    stem: Path
+
+
+def _blocks(request: RawRequest, listing: Listing, items: Sequence[Item], work: Path) -> list[_Block]:
+    """Cut items into blocks whose size depends on the data only, never on the number of workers."""
+    spec = request.spec
+    image_bytes = spec.channels * spec.image_size**2 * np.dtype(stored_dtype(request, listing)).itemsize
+    size = max(1, min(listing.block_size, BLOCK_BYTES // image_bytes))
+    cut = [items[start : start + size] for start in range(0, len(items), size)]
+    return [_Block(block, work / listing_id(request, listing, block)[:32]) for block in cut]
+
+
+def _read_parts(
+    request: RawRequest,
+    listing: Listing,
+    blocks: Sequence[_Block],
+    executor: Executor,
+    on_progress: Progress | None,
+) -> list[Part]:
+    total = sum(len(block.items) for block in blocks)
+    found = {index: load_part(block.stem) for index, block in enumerate(blocks)}
+    parts = {index: part for index, part in found.items() if part is not None}
+    todo = [index for index in range(len(blocks)) if index not in parts]
+    read = sum(len(blocks[index].items) for index in parts)
+    dtype = stored_dtype(request, listing)
+    if on_progress:
+        on_progress(read, total)
+    arguments = ((request, blocks[index].items, blocks[index].stem, dtype) for index in todo)
+    for place, part in executor.map_unordered(read_block, arguments):
+        parts[todo[place]] = part
+        read += len(blocks[todo[place]].items)
+        if on_progress:
+            on_progress(read, total)
+    return [parts[index] for index in range(len(blocks))]
+
+
+def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allowed: float) -> None:
+    if not skipped:
+        return
+    reasons = Counter(reason for _, reason in skipped)
+    logger.warning("%s: %d of %d items skipped: %s", name, len(skipped), total, dict(reasons))
+    if len(skipped) > allowed * total:
+        listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_TOLD_SKIPS])
+        raise DataError(
+            f"{name}: at most {allowed:.2%} of the items may be unusable",
+            f"{len(skipped)} of {total}, by reason {dict(reasons)}, first (hashed names): {listed}",
+            "mend the files, or raise the allowed share (max_skipped_share)",
+        )

@@ -1,0 +1,1 @@
+"""One trial: a network built, trained, measured and attacked."""

@@ -1,0 +1,243 @@
+"""Networks with random initial weights, built from a :class:`~search_spaces.specs.ModelSpec`.
+
+Every model takes float pixels in [0, 255] of shape ``(num_images, channels, height, width)``: scaling is
+part of the model, so that attacks keep pixel units.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.errors import ConfigError, unknown_name
+from search_spaces.specs import ModelSpec
+from tasks.trials.seeding import seeded
+
+
+class PixelModel(nn.Module):
+    """A network behind its input scaling: ``network(pixels * input_scale)``."""
+
+    def __init__(self, network: nn.Module, input_scale: float) -> None:
+        super().__init__()
+        self.network = network
+        self.input_scale = input_scale
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits ``(num_images, num_outputs)`` for float pixels in [0, 255]."""
+        logits: Tensor = self.network(pixels if self.input_scale == 1 else pixels * self.input_scale)
+        return logits
+
+
+@dataclass(frozen=True)
+class _Shape:
+    num_outputs: int
+    in_channels: int
+    image_size: int
+    dropout: float | None
+
+
+def build_model(
+    spec: ModelSpec,
+    *,
+    num_outputs: int,
+    in_channels: int,
+    input_scale: float,
+    dropout: float | None,
+    seed: int,
+    image_size: int,
+) -> PixelModel:
+    """Build a network with random weights that depend on ``seed`` and the arguments alone.
+
+    Any classification architecture of torchvision or timm works by its name there; ``isweep`` has
+    ``small_cnn`` and ``small_mlp`` for short CPU trainings. Where torchvision's first convolution has to be
+    replaced for one-channel images, the new one keeps PyTorch's default initialisation, as in the released
+    code of Konz & Mazurowski (ICLR 2024).
+
+    Args:
+        spec: which library and which architecture.
+        num_outputs: number of logits (the released code left torchvision's 1000).
+        in_channels: channels of the images.
+        input_scale: factor on the pixels inside the model (1 in the released code).
+        dropout: probability in all dropout layers; None keeps the library's default.
+        seed: seed of the initial weights.
+        image_size: height and width of the images.
+
+    Raises:
+        ConfigError: for an architecture its library does not know, an image too small for the
+            architecture, or dropout asked of a network that has none.
+    """
+    shape = _Shape(num_outputs, in_channels, image_size, dropout)
+    with seeded(seed):
+        network = _BUILDERS[spec.library](spec, shape)
+    model = PixelModel(network, input_scale)
+    _check_forward(spec, model, shape)
+    return model
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Count the trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if spec.architecture not in known:
+        raise unknown_name("torchvision architecture", spec.architecture, known)
+    options: dict[str, object] = {}
+    if spec.architecture in ("googlenet", "inception_v3"):
+        # One output, and no warning about a new default.
+        options = {"aux_logits": False, "init_weights": True}
+    elif spec.architecture.startswith("vit_"):
+        options = {"image_size": shape.image_size}
+    network = _construct(
+        spec,
+        shape,
+        lambda: torchvision.models.get_model(
+            spec.architecture, weights=None, num_classes=shape.num_outputs, **options
+        ),
+    )
+    _set_input_channels(network, shape.in_channels)
+    if shape.dropout is not None:
+        _set_dropout(spec, network, shape.dropout)
+    return network
+
+
+def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    import timm
+
+    if not timm.is_model(spec.architecture):
+        near = difflib.get_close_matches(spec.architecture, timm.list_models(), n=5)
+        hint = f"nearest names: {', '.join(near)}" if near else "timm.list_models() lists the names"
+        raise ConfigError("Unknown timm architecture", repr(spec.architecture), hint)
+    options: dict[str, object] = {} if shape.dropout is None else {"drop_rate": shape.dropout}
+    if timm.get_pretrained_cfg(spec.architecture).fixed_input_size:
+        options["img_size"] = shape.image_size
+    return _construct(
+        spec,
+        shape,
+        lambda: timm.create_model(
+            spec.architecture,
+            pretrained=False,
+            in_chans=shape.in_channels,
+            num_classes=shape.num_outputs,
+            **options,
+        ),
+    )
+
+
+def _build_small(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    if spec.architecture not in _SMALL:
+        raise unknown_name("isweep architecture", spec.architecture, _SMALL)
+    network = _SMALL[spec.architecture](shape)
+    if shape.dropout is not None:
+        _set_dropout(spec, network, shape.dropout)
+    return network
+
+
+def _small_cnn(shape: _Shape) -> nn.Module:
+    def stage(num_in: int, num_out: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(num_in, num_out, 3, padding=1, bias=False)
+        return [convolution, nn.BatchNorm2d(num_out), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(
+        *stage(shape.in_channels, 8),
+        nn.MaxPool2d(2),
+        *stage(8, 16),
+        nn.MaxPool2d(2),
+        *stage(16, 32),
+        # A maximum over coarse places, not a mean over all: a small lesion must not be averaged away.
+        nn.AdaptiveMaxPool2d(4),
+        nn.Flatten(),
+        nn.Dropout(0.0),
+        nn.Linear(16 * 32, shape.num_outputs),
+    )
+
+
+def _small_mlp(shape: _Shape) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(shape.in_channels * shape.image_size**2, 128),
+        nn.ReLU(inplace=True),
+        nn.Linear(128, 64),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.0),
+        nn.Linear(64, shape.num_outputs),
+    )
+
+
+_SMALL: dict[str, Callable[[_Shape], nn.Module]] = {"small_cnn": _small_cnn, "small_mlp": _small_mlp}
+_BUILDERS: dict[str, Callable[[ModelSpec, _Shape], nn.Module]] = {
+    "torchvision": _build_torchvision,
+    "timm": _build_timm,
+    "isweep": _build_small,
+}
+
+
+def _set_input_channels(network: nn.Module, in_channels: int) -> None:
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if module.in_channels != in_channels:
+            parent, _, attribute = name.rpartition(".")
+            first = nn.Conv2d(
+                in_channels,
+                module.out_channels,
+                module.kernel_size,  # type: ignore[arg-type]
+                module.stride,  # type: ignore[arg-type]
+                module.padding,  # type: ignore[arg-type]
+                bias=module.bias is not None,
+            )
+            setattr(network.get_submodule(parent), attribute, first)
+        return
+
+
+def _set_dropout(spec: ModelSpec, network: nn.Module, probability: float) -> None:
+    layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    if probability > 0 and not layers:
+        raise ConfigError(
+            "A recipe with dropout needs a network that has dropout layers",
+            f"dropout {probability} for {spec.name}",
+            "leave dropout out of the recipe for this model",
+        )
+    for layer in layers:
+        layer.p = probability
+
+
+def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return make()
+    except (AssertionError, ValueError) as error:  # transformers check the image size when they are made
+        raise _does_not_fit(spec, shape, error) from error
+
+
+def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
+    # One forward pass finds out what no table of minimal sizes could know for every architecture.
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, shape.in_channels, shape.image_size, shape.image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _does_not_fit(spec, shape, error) from error
+    finally:
+        model.train()
+    if not isinstance(logits, Tensor) or logits.shape != (1, shape.num_outputs):
+        raise ConfigError(
+            "A model returns one row of logits per image",
+            f"{spec.library} {spec.architecture} returned {getattr(logits, 'shape', type(logits).__name__)}",
+            "choose a classification architecture",
+        )
+
+
+def _does_not_fit(spec: ModelSpec, shape: _Shape, error: Exception) -> ConfigError:
+    return ConfigError(
+        "An image must be large enough, and of a size that fits, for the architecture",
+        f"{shape.in_channels}x{shape.image_size}x{shape.image_size} for {spec.library} "
+        f"{spec.architecture} ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+        "choose a larger image_size (VGGs need at least 32) or another model",
+    )

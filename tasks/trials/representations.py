@@ -1,0 +1,86 @@
+"""The last hidden layer of a trained network, as features whose intrinsic dimension is d_repr.
+
+Layers as in the released code of Konz & Mazurowski (ICLR 2024), read in evaluation mode without gradients
+and without augmentation (the released helper sets neither): ResNets give the output of ``layer4`` after its
+last ReLU and before pooling, flattened; VGGs the output of the second fully connected layer before its
+ReLU; any other network the input of its final classifier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluation_mode
+
+
+@dataclass(frozen=True)
+class FeatureLayer:
+    """Where features are read: the input or the output of a submodule."""
+
+    module: str
+    side: Literal["input", "output"]
+
+
+FEATURE_LAYERS = {
+    "torchvision.models.resnet.ResNet": FeatureLayer("layer4", "output"),
+    "timm.models.resnet.ResNet": FeatureLayer("layer4", "output"),
+    "torchvision.models.vgg.VGG": FeatureLayer("classifier.3", "output"),
+    "timm.models.vgg.VGG": FeatureLayer("pre_logits.fc2", "output"),
+}
+"""By class, spelled out so that neither library is imported for the other's networks."""
+
+
+def feature_layer(network: nn.Module) -> FeatureLayer:
+    """Return where the features of ``network`` are read."""
+    kind = type(network)
+    row = FEATURE_LAYERS.get(f"{kind.__module__}.{kind.__qualname__}")
+    if row is not None:
+        return row
+    layers = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return FeatureLayer(layers[-1], "input")
+
+
+def extract_features(
+    model: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_BATCH_SIZE
+) -> NDArray[np.float32]:
+    """Return the last hidden layer of ``model`` for every image.
+
+    Args:
+        model: a :class:`~tasks.trials.models.PixelModel` (or a bare network) on the device of ``images``.
+        images: ``(num_images, channels, height, width)``, pixels in [0, 255].
+        batch_size: images per forward pass; changes nothing but speed and memory.
+
+    Returns:
+        ``(num_images, num_features)`` float32: 25,088 features for ResNet-18 and 34 at 224 pixels, 100,352
+        for ResNet-50, 4,096 for VGGs.
+    """
+    network = getattr(model, "network", model)
+    layer = feature_layer(network)
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+        # A clone, because the ReLU after it may work in place: on a CPU the stored tensor would change.
+        seen.append((inputs[0] if output is None else output).detach().flatten(1).clone())
+
+    module = network.get_submodule(layer.module)
+    register = module.register_forward_pre_hook if layer.side == "input" else module.register_forward_hook
+    handle = register(keep)
+    features: NDArray[np.float32] | None = None
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            for start in range(0, len(images), batch_size):
+                model(images[start : start + batch_size].to(torch.float32, copy=True))
+                block = seen.pop().float().cpu().numpy()
+                if features is None:
+                    features = np.empty((len(images), block.shape[1]), np.float32)
+                features[start : start + len(block)] = block
+    finally:
+        handle.remove()
+    assert features is not None, "there are no images"
+    return features

@@ -1,0 +1,264 @@
+"""Training and evaluation with the whole set resident as one tensor.
+
+The sets of this study are small (1,750 images of 224x224 are 88 MB as bytes), so they are put on the device
+once and batches are rows of that tensor: no loader, no workers, no decoding per epoch. Pixels stay in the
+type they are stored in (uint8 as a rule) and become float32 batch by batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from search_spaces.errors import ConfigError
+from search_spaces.fingerprint import derive_seed
+from search_spaces.specs import RecipeSpec
+from tasks.trials.seeding import seeded
+
+EVALUATION_BATCH_SIZE = 64
+"""Batch size of the released evaluation; changes a result only under ``mean_of_batch_means``."""
+SGD_MOMENTUM = 0.9
+
+LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch of training saw, in training mode and while the weights moved.
+
+    Attributes:
+        epoch: 1 for the first.
+        train_loss: mean cross-entropy over the epoch's examples; NaN or infinite when diverged.
+        train_accuracy: share of the epoch's examples that were classified rightly.
+        seconds: wall time.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    seconds: float
+
+    @property
+    def diverged(self) -> bool:
+        """Tell whether the loss stopped being a number; training ends with such a record."""
+        return not math.isfinite(self.train_loss)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON; a loss that is no number becomes None."""
+        return {
+            "epoch": self.epoch,
+            "train_loss": None if self.diverged else self.train_loss,
+            "train_accuracy": self.train_accuracy,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Cross-entropy and accuracy of a trained network on one set of images."""
+
+    loss: float
+    accuracy: float
+
+
+def resident(array: NDArray[np.generic], device: torch.device | str = "cpu") -> Tensor:
+    """Return ``array`` as a tensor on ``device``; on the CPU it shares the memory and must not be written to.
+
+    The array may be read-only, as arrays from Ray's object store are.
+    """
+    with warnings.catch_warnings():
+        # Nothing here writes to the tensor, so that the array forbids it is no danger.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array).to(device)
+
+
+def train(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: RecipeSpec,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> list[EpochRecord]:
+    """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch counts.
+
+    Every epoch visits all images once in a new order that depends on ``seed`` alone. The last batch of an
+    epoch is shorter when the batch size does not divide the set; if it would hold a single image, that image
+    joins the batch before it, because batch norm has no variance over one example.
+
+    ``bfloat16`` runs forward passes under autocast. ``float16_unscaled`` does so in float16 without scaling
+    the gradients, which is what the released code does on a GPU and which may flush small gradients to zero;
+    on a CPU float16 kernels round in other places and are slow, so there it shows the effect, not the
+    released numbers. The loss is always taken in float32.
+
+    Args:
+        model: maps float pixels in [0, 255] to logits; moved to ``device``.
+        images: ``(num_images, channels, height, width)``, uint8 or float32, pixels in [0, 255].
+        labels: ``(num_images,)`` int64.
+        recipe: optimiser, rate, batch size, epochs, precision.
+        seed: seed of batch order and dropout.
+        device: where to train.
+        on_epoch: called with the record of every finished epoch that did not diverge.
+
+    Returns:
+        One record per epoch. When an epoch's mean loss is NaN or infinite, its record is the last and its
+        ``diverged`` is true.
+
+    Raises:
+        ConfigError: for a batch size of 1 with a network that has batch norm.
+    """
+    _check_batch_norm(model, recipe)
+    device = torch.device(device)
+    model.to(device).train()
+    images, labels = images.to(device), labels.to(device)
+    optimizer = _optimizer(model, recipe)
+    order = torch.Generator().manual_seed(derive_seed("batch order", seed))
+    history: list[EpochRecord] = []
+    with seeded(derive_seed("dropout", seed), device):
+        for epoch in range(1, recipe.epochs + 1):
+            start = time.perf_counter()
+            permutation = torch.randperm(len(images), generator=order).to(device)
+            batches = (
+                (images[rows].to(torch.float32), labels[rows])
+                for rows in split_batches(permutation, recipe.batch_size)
+            )
+            loss, accuracy = _train_epoch(model, optimizer, batches, _autocast(recipe, device))
+            record = EpochRecord(epoch, loss, accuracy, time.perf_counter() - start)
+            history.append(record)
+            if record.diverged:
+                break
+            if on_epoch is not None:
+                on_epoch(record)
+    return history
+
+
+def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut ``rows`` into batches; a last batch of one row joins the batch before it."""
+    batches = list(torch.split(rows, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch_size: int = EVALUATION_BATCH_SIZE,
+    rule: LossRule = "mean_over_examples",
+) -> Evaluation:
+    """Return loss and accuracy in evaluation mode and float32; the model's mode is restored.
+
+    Args:
+        model: on the device of ``images``.
+        images: ``(num_images, channels, height, width)``, pixels in [0, 255].
+        labels: ``(num_images,)`` int64.
+        batch_size: images per forward pass.
+        rule: ``mean_of_batch_means`` is the released code's average, in which the images of a shorter last
+            batch weigh more.
+    """
+    losses, hits = [], []
+    with torch.no_grad(), evaluation_mode(model):
+        for pixels, batch_labels in iterate(images, labels, batch_size):
+            batch_losses, batch_hits = score(model(pixels), batch_labels)
+            losses.append(batch_losses)
+            hits.append(batch_hits)
+    return Evaluation(mean_loss(torch.cat(losses), batch_size, rule), float(torch.cat(hits).double().mean()))
+
+
+def iterate(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches in the stored order as fresh float32 pixels and their labels."""
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        # A copy even of float32 images: kernels may round differently on memory aligned differently.
+        yield images[rows].to(torch.float32, copy=True), labels[rows]
+
+
+def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cross-entropy and whether the largest logit is the label's, per example."""
+    return F.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) == labels
+
+
+def mean_loss(losses: Tensor, batch_size: int, rule: LossRule) -> float:
+    """Average per-example ``losses`` ``(num_images,)`` by ``rule``, in float64."""
+    losses = losses.double()
+    if rule == "mean_of_batch_means":
+        losses = torch.stack([batch.mean() for batch in torch.split(losses, batch_size)])
+    return float(losses.mean())
+
+
+class evaluation_mode:
+    """Put a model in evaluation mode for a block and give every module its own mode back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._modes = [(module, module.training) for module in self._model.modules()]
+        self._model.eval()
+
+    def __exit__(self, *exception: object) -> None:
+        for module, mode in self._modes:
+            module.training = mode
+
+
+def _train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    autocast: AbstractContextManager[object],
+) -> tuple[float, float]:
+    # Sums are plain detached numbers weighted by example, kept on the device so that a GPU is not halted.
+    loss_sum, num_hits, num_examples = torch.zeros((), dtype=torch.float64), torch.zeros(()), 0
+    for pixels, labels in batches:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast:
+            logits = model(pixels)
+        loss = F.cross_entropy(logits.float(), labels)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        loss_sum = loss_sum.to(loss.device) + loss.detach().double() * len(labels)
+        num_hits = num_hits.to(loss.device) + (logits.argmax(1) == labels).sum()
+        num_examples += len(labels)
+    return float(loss_sum) / num_examples, float(num_hits) / num_examples
+
+
+def _optimizer(model: nn.Module, recipe: RecipeSpec) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, weight_decay=decay)
+    # Adam's weight decay is the coupled L2 term of the released code; AdamW's is decoupled.
+    optimizer = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return optimizer(parameters, lr=rate, weight_decay=decay, fused=True)
+
+
+def _autocast(recipe: RecipeSpec, device: torch.device) -> AbstractContextManager[object]:
+    if recipe.precision == "float32":
+        return nullcontext()
+    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def _check_batch_norm(model: nn.Module, recipe: RecipeSpec) -> None:
+    if recipe.batch_size == 1 and any(isinstance(module, _BATCH_NORMS) for module in model.modules()):
+        raise ConfigError(
+            "Batch norm needs at least two images per batch",
+            "batch_size 1 for a network with batch norm",
+            "use a batch_size of 2 or more, or a network without batch norm",
+        )

@@ -1,0 +1,78 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from orchestrator.analysis import points as t
+from orchestrator.analysis.synthetic import synthetic_table
+from search_spaces.errors import DataError
+
+
+def points_of(table):
+    full, _ = t.normalise(table)
+    return t.fitted_points(t.usable_trials(full)[0])
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(DataError, match="without test_loss"):
+        t.normalise(synthetic_table().drop(columns="test_loss"))
+
+
+def test_a_repeated_trial_is_refused():
+    table = synthetic_table()
+    with pytest.raises(DataError, match="one row per trial; found: 1 repeated"):
+        t.normalise(pd.concat([table, table.head(1)]))
+
+
+def test_an_unknown_domain_is_refused():
+    with pytest.raises(DataError, match="natural or medical; found: 'satellite'"):
+        t.normalise(synthetic_table().assign(domain="satellite"))
+
+
+def test_a_dataset_of_two_domains_is_refused():
+    table = synthetic_table()
+    table.loc[0, "domain"] = "medical"
+    with pytest.raises(DataError, match="one domain; found: 'natural0' has two"):
+        t.normalise(table)
+
+
+def test_mlflows_stand_in_for_infinity_is_missing_and_counted():
+    table = synthetic_table()
+    table.loc[:1, "label_sharpness"] = [1.797e308, np.inf]
+    full, infinities = t.normalise(table)
+    assert full["label_sharpness"].isna().sum() == 2
+    assert infinities == (t.Exclusion("label_sharpness: stored infinity, treated as missing", 2),)
+
+
+def test_every_unusable_loss_is_counted_under_its_first_reason():
+    table = synthetic_table()
+    table["status"] = "done"
+    table.loc[0, ["status", "test_loss"]] = ["diverged", np.nan]
+    table.loc[1, "test_loss"] = np.nan
+    table.loc[2, "test_loss"] = 0.0
+    table.loc[3, "test_loss"] = -1.0
+    trials, excluded = t.usable_trials(t.normalise(table)[0])
+    assert {e.reason.split(" ")[0]: e.count for e in excluded} == {"diverged": 1, "no": 1, "test": 2}
+    assert len(trials) == len(table) - 1
+    assert trials[t.LOG_LOSS].isna().sum() == 3
+
+
+def test_seeds_are_averaged_as_logarithms():
+    table = synthetic_table(num_natural=1, num_medical=0, train_sizes=(500,), num_seeds=2)
+    table["test_loss"] = [0.1, 10.0]
+    points = points_of(table)
+    assert points["test_loss"].tolist() == pytest.approx([1.0])
+    assert points[t.NUM_SEEDS].tolist() == [2]
+
+
+def test_the_pairs_of_a_dataset_weigh_as_much_as_one_without_pairs():
+    paired = synthetic_table(num_natural=1, num_medical=0, class_pairs=("0-1", "2-3", "4-5"))
+    whole = synthetic_table(num_natural=0, num_medical=1)
+    weights = points_of(pd.concat([paired, whole])).groupby("dataset")["weight"].sum()
+    assert weights["natural0"] == pytest.approx(weights["medical0"])
+
+
+def test_absent_columns_read_as_missing():
+    full, _ = t.normalise(synthetic_table().drop(columns=["d_data_mle", "data_mode", "status"]))
+    assert full["d_data_mle"].isna().all()
+    assert set(full["status"]) == {"done"}
+    assert set(full["data_mode"]) == {""}

@@ -1,0 +1,130 @@
+from itertools import product
+
+import pytest
+
+from orchestrator.planning.plan import plan_rows, plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from search_spaces.errors import ConfigError
+from search_spaces.recipes import recipe_spec
+from search_spaces.specs import SweepSpec
+
+
+def sweep(**changes: object) -> SweepSpec:
+    fields = {
+        "name": "mine",
+        "models": ("small_cnn", "small_mlp"),
+        "datasets": ({"name": "mnist5k", "class_pairs": ((3, 8), (4, 9))}, {"name": "mri_lesion"}),
+        "train_sizes": (20, 40, 60),
+        "test_size": 20,
+        "image_size": 28,
+        "seeds": (0, 1),
+        "recipe": "smoke",
+    }
+    return SweepSpec.model_validate({**fields, **changes})
+
+
+def test_the_plan_is_the_product_computed_otherwise():
+    rows = plan_rows(plan_sweep(sweep()), {})
+    cells = [
+        (row["model"], row["dataset"], row["class_pair"], row["train_size"], row["seed"]) for row in rows
+    ]
+    subsets = [("mnist5k", "3-8"), ("mnist5k", "4-9"), ("mri_lesion", "")]
+    wanted = {
+        (model, dataset, pair, size, seed)
+        for model, (dataset, pair), size, seed in product(
+            ("small_cnn", "small_mlp"), subsets, (20, 40, 60), (0, 1)
+        )
+    }
+    assert len(cells) == len(set(cells)) == 36
+    assert set(cells) == wanted
+    assert len({row["trial_id"] for row in rows}) == 36
+
+
+def test_one_measure_per_subset_covers_all_sizes():
+    plan = plan_sweep(sweep(train_sizes=(60, 20)))
+    assert len(plan.measures) == 3
+    assert {measure.train_sizes for measure in plan.measures} == {(20, 60)}
+
+
+def test_extending_the_grid_keeps_the_ids_of_old_cells():
+    small = set(plan_sweep(sweep(train_sizes=(20,), models=("small_cnn",))).trials_by_id)
+    large = set(plan_sweep(sweep()).trials_by_id)
+    assert small < large
+
+
+def test_resources_and_description_are_no_part_of_an_id():
+    plain = plan_sweep(sweep())
+    other = plan_sweep(sweep(description="x", resources={"num_cpus": 2.0, "num_gpus": 1.0}))
+    assert set(plain.trials_by_id) == set(other.trials_by_id)
+
+
+def test_class_pairs_come_from_the_table_when_none_are_named():
+    plan = plan_sweep(load_sweep("demo"))
+    assert {(t.subset.prepared.dataset, t.subset.class_pair) for t in plan.trials} == {
+        ("mnist5k", (3, 8)),
+        ("mnist5k", (4, 9)),
+        ("digits", (3, 8)),
+        ("mri_lesion", None),
+    }
+
+
+def test_a_class_that_does_not_exist_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"must name classes of the dataset; found: \[3, 12\], but classes are 0 to 9"
+    ):
+        plan_sweep(sweep(datasets=({"name": "mnist5k", "class_pairs": ((3, 12),)},)))
+
+
+def test_a_pair_of_equal_classes_is_refused():
+    with pytest.raises(ValueError, match=r"two different classes, got \[3, 3\]"):
+        plan_sweep(sweep(datasets=({"name": "mnist5k", "class_pairs": ((3, 3),)},)))
+
+
+def test_a_huge_grid_is_refused_with_its_size():
+    with pytest.raises(ConfigError, match="at most 100,000 trials; found: 1,800,000"):
+        plan_sweep(sweep(train_sizes=tuple(range(2, 3002)), seeds=tuple(range(100))))
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "learning_rate", "batch_size"),
+    [
+        ("resnet18", "brats", 1e-3, 40),
+        ("resnet34", "svhn", 1e-3, 25),
+        ("resnet50", "mnist", 1e-3, 12),
+        ("vgg13", "mnist", 1e-4, 6),
+        ("vgg19", "svhn", 1e-6, 6),
+        ("timm_vgg16", "svhn", 1e-6, 6),
+    ],
+)
+def test_released_exceptions_are_rows(model, dataset, learning_rate, batch_size):
+    """Fact sheet, section D: learning rates and batch sizes of the released training script."""
+    recipe = recipe_spec("released", model, dataset)
+    assert (recipe.learning_rate, recipe.batch_size, recipe.epochs) == (learning_rate, batch_size, 100)
+    assert (recipe.num_outputs, recipe.weight_decay) == (1000, 1e-4)
+
+
+def test_in_released_mode_every_cell_has_the_pair_the_script_drew():
+    """Fact sheet, F8: the MNIST pairs of vgg13, which the released script trains first."""
+    plan = plan_sweep(
+        sweep(
+            models=("vgg13",),
+            datasets=({"name": "mnist"}, {"name": "brats"}),
+            train_sizes=(500, 750, 1000, 1250, 1500, 1750),
+            seeds=(0,),
+            image_size=224,
+            data_mode="as_released",
+            recipe="released",
+        )
+    )
+    pairs = [t.subset.class_pair for t in plan.trials if t.subset.prepared.dataset == "mnist"]
+    assert pairs == [(9, 8), (5, 2), (5, 6), (5, 4), (6, 3), (5, 1)]
+    # Every size has its own test set (F7), so every size is measured alone.
+    assert [measure.train_sizes for measure in plan.measures] == [(n,) for n in plan.sweep.train_sizes] * 2
+
+
+@pytest.mark.parametrize(("preset", "num_trials"), [("paper", 972), ("paper-as-released", 396)])
+def test_the_papers_grids(preset, num_trials):
+    plan = plan_sweep(load_sweep(preset))
+    assert len(plan.trials) == len(plan.trials_by_id) == num_trials
+    assert len({trial.subset.prepared.dataset for trial in plan.trials}) == 11
+    assert len({trial.model.name for trial in plan.trials}) == 6

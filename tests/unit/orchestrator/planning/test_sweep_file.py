@@ -1,0 +1,159 @@
+import re
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from orchestrator.planning.sweep_file import load_sweep, parse_sweep, preset_names
+from search_spaces.errors import ConfigError
+from tasks import sources
+
+GOOD = """
+name: mine
+models: [small_cnn]
+datasets: [mnist5k]
+train_sizes: [20, 40]
+test_size: 20
+image_size: 28
+recipe: smoke
+"""
+
+
+def parse(text: str):
+    return parse_sweep(text, origin="mine.yaml")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid(name):
+    assert load_sweep(name).name == name
+
+
+def test_a_sweep_file_is_read(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("\ufeff" + GOOD, encoding="utf-8")
+    assert load_sweep(str(path)).train_sizes == (20, 40)
+
+
+def test_all_mistakes_are_reported_at_once():
+    text = GOOD.replace("small_cnn", "resnet19").replace("[20, 40]", "[20, x]") + "epoch: 3\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    message = str(caught.value)
+    assert "3 problems found" in message
+    assert "epoch: unknown key" in message
+    assert re.search(r"train_sizes\.1: .*'x'", message)
+    assert "'resnet19'; did you mean 'resnet18'?" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("name: mine", "name: Mine!"), r"name: string should match pattern.*'Mine!'"),
+        (("[mnist5k]", "[mnist5]"), r"Unknown dataset; found: 'mnist5'; did you mean 'mnist5k'"),
+        (("recipe: smoke", "recipe: smok"), r"Unknown recipe; found: 'smok'; did you mean 'smoke'"),
+        (("[20, 40]", "[]"), r"train_sizes: tuple should have at least 1 item"),
+        (("[20, 40]", "[20, 20]"), r"train_sizes names 20 more than once"),
+        (("test_size: 20", "test_size: 1.5"), r"test_size: input should be a valid integer.*1\.5"),
+        (("test_size: 20", "test_size: '20'"), r"test_size: input should be a valid integer.*'20'"),
+        (("test_size: 20", "test_size: true"), r"test_size: input should be a valid integer.*True"),
+        (("test_size: 20", "test_size: 0123"), r"test_size: input should be a valid integer.*'0123'"),
+        (("test_size: 20", "test_size: 12:30"), r"test_size: input should be a valid integer.*'12:30'"),
+        (("test_size: 20", "seeds: [-1]"), r"test_size: this key is required"),
+        (("test_size: 20", "tset_size: 20"), r"tset_size: unknown key; did you mean 'test_size'\?"),
+        (("name: mine", "name: mine\nname: other"), r"key 'name' stands twice"),
+        (("name: mine", "name: &a mine"), r"must not use YAML anchors"),
+        (
+            ("name: mine", "name: !!python/object/apply:os.system [ls]"),
+            r"must be valid YAML.*could not determine",
+        ),
+        (("name: mine", "name: mine\n5: 6"), r"key 5 must be text"),
+        (("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets names a dataset more than once"),
+        (
+            ("[mnist5k]", "[{name: mnist5k, own: {kind: folder, path: x, domain: medical}}]"),
+            r"needs a name of its own; found: 'mnist5k'",
+        ),
+        (
+            ("[mnist5k]", "[{name: mine, own: {kind: csv, path: x, domain: medical, modalty: x}}]"),
+            r"^datasets\.0\.own\.modalty: unknown key; did you mean 'modality'\? known keys: kind, path",
+        ),
+        (
+            ("[mnist5k]", "[{name: mnist5k, class_pair: [[0, 1]]}]"),
+            r"^datasets\.0\.class_pair: unknown key; did you mean 'class_pairs'\? known keys: name, class",
+        ),
+        (
+            ("recipe: smoke", "recipe: smoke\nresources: {cpus: 1}"),
+            r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known keys: num_cpus, num_gpus",
+        ),
+        (
+            ("recipe: smoke", "recipe: smoke\nattacks: {models: 1}"),
+            r"attacks\.models: unknown key; .*known keys: methods, epsilons\.",
+        ),
+        (
+            ("[mnist5k]", "[{name: mine, own: {kind: foldr, path: x, domain: medical}}]"),
+            r"Unknown kind; found: 'foldr'; did you mean 'folder'\? known kinds: csv, dicom_csv, folder, npz",
+        ),
+        (("image_size: 28", "image_size: 1e400"), r"image_size"),
+        (
+            ("recipe: smoke", "recipe: smoke\nattacks: {epsilons: [0]}"),
+            r"attacks\.epsilons\.0: .*greater than 0",
+        ),
+    ],
+)
+def test_mistakes_name_the_key_the_value_and_the_rule(change, message):
+    assert change[0] in GOOD
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        parse(GOOD.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must not be empty"),
+        ("- a\n- b", "must be a mapping of keys to values; found: list"),
+        ("a: [", "must be valid YAML"),
+        ("a: " + "[" * 50 + "]" * 50, "may nest at most 20 levels"),
+    ],
+)
+def test_what_is_no_sweep_file(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(text)
+
+
+def test_a_bad_dataset_makes_no_second_mistake():
+    with pytest.raises(ConfigError, match=r"^datasets\.0\.nam: unknown key; did you mean 'name'") as caught:
+        parse(GOOD.replace("[mnist5k]", "[{name: mnist5k, nam: x}]"))
+    assert "at least 1 item" not in str(caught.value)
+
+
+def test_kinds_of_other_packages_are_known(monkeypatch):
+    point = EntryPoint("theirs", "elsewhere:Theirs", "isweep.sources")
+    monkeypatch.setattr(sources, "entry_points", lambda group: [point])
+    own = "[{name: mine, own: {kind: theirs, path: x, domain: medical}}]"
+    assert parse(GOOD.replace("[mnist5k]", own)).datasets[0].own.kind == "theirs"
+
+
+def test_scientific_numbers_are_numbers():
+    assert parse(GOOD + "attacks: {epsilons: [5e-1]}\n").attacks.epsilons == (0.5,)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"must exist; found: .*absent.yaml; presets are: .*demo"):
+        load_sweep(str(tmp_path / "absent.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="must be readable UTF-8"):
+        load_sweep(str(tmp_path / "binary.yaml"))
+    (tmp_path / "big.yaml").write_bytes(b"#" * 1_000_001)
+    with pytest.raises(ConfigError, match="at most 1,000,000 bytes"):
+        load_sweep(str(tmp_path / "big.yaml"))
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match="Unknown preset; found: 'dmo'; did you mean 'demo'"):
+        load_sweep("dmo")
+
+
+@pytest.mark.parametrize(("path", "found"), [("images", "{folder}/images"), ("/data/x", "/data/x")])
+def test_paths_of_own_data_start_at_the_sweep_file(tmp_path, path, found):
+    own = f"[{{name: own, own: {{kind: folder, path: {path}, domain: medical}}}}]"
+    file = tmp_path / "mine.yaml"
+    file.write_text(GOOD.replace("[mnist5k]", own), encoding="utf-8")
+    assert load_sweep(str(file)).datasets[0].own.path == found.format(folder=tmp_path)

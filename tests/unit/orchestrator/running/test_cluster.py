@@ -1,0 +1,282 @@
+"""Connecting to Ray, and the cluster files for ``ray up``: what must hold in each of them."""
+
+import http.server
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.running import cluster as cluster_module
+from orchestrator.running.cluster import Cluster, connect, trial_resources
+from search_spaces.errors import ConfigError, SetupError
+from search_spaces.specs import ResourceSpec
+from tests.isolation import AVAILABLE, REASON, isolated
+
+REPOSITORY = Path(__file__).parents[4]
+FILES = [REPOSITORY / "cluster.yaml", *sorted((REPOSITORY / "clusters").glob("*.yaml"))]
+CONSTRAINED = "--constraint ~/isweep/constraints.txt"
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.name)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def config(path) -> dict[str, Any]:
+    """The file as Ray understands it: checked, and filled with Ray's defaults where it is silent."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    prepared = prepare_config(raw)
+    validate_config(prepared)
+    return prepared
+
+
+class TestFiles:
+    def test_there_are_a_cloud_file_and_an_onprem_file(self):
+        assert {path.name for path in FILES} >= {"cluster.yaml", "onprem.yaml"}
+
+    def test_both_kinds_of_node_start_with_the_token(self, config):
+        for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+            (start,) = commands
+            assert re.search(r"RAY_AUTH_MODE=token [^;]*/bin/ray start ", start), start
+        assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+        assert "mkdir -p ~/.ray && chmod 700 ~/.ray" in config["initialization_commands"]
+        assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
+
+    def test_the_dashboard_is_on_loopback_of_the_head(self, config):
+        (start,) = config["head_start_ray_commands"]
+        assert "--dashboard-host=127.0.0.1" in start
+        assert "0.0.0.0" not in str(config)
+
+    def test_workers_find_the_port_of_the_head(self, config):
+        (head,), (worker,) = config["head_start_ray_commands"], config["worker_start_ray_commands"]
+        port = re.search(r"--port=(\d+)", head).group(1)
+        assert f"--address=$RAY_HEAD_IP:{port}" in worker
+        # Ray refuses to start when a fixed port lies where it looks for ports of its workers.
+        fixed = [int(number) for number in re.findall(r"port=(\d+)", head)]
+        assert not [number for number in fixed if 10002 <= number <= 19999]
+
+    def test_nothing_ends_other_peoples_processes(self, config):
+        commands = [
+            command for name, commands in config.items() if name.endswith("_commands") for command in commands
+        ]
+        assert len(commands) >= 5
+        for command in commands:
+            assert not re.search(r"ray stop|pkill|killall|kill -", command), command
+
+    def test_the_package_comes_from_the_checkout_at_tested_versions(self, config):
+        assert config["file_mounts"]["~/isweep"] == "."
+        installs = [
+            command
+            for name in ("setup_commands", "head_setup_commands", "worker_setup_commands")
+            for command in config[name]
+            if "pip install" in command
+        ]
+        assert any('install --quiet "$HOME/isweep[medical]"' in command for command in installs)
+        assert all(command.endswith(CONSTRAINED) for command in installs), installs
+
+    def test_what_is_copied_is_small_and_private_files_stay(self, config):
+        assert {".git", ".venv", "isweep-root"} <= set(config["rsync_exclude"])
+
+    def test_no_secret_and_no_account(self, path):
+        text = path.read_text(encoding="utf-8")
+        patterns = {
+            "access key": r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
+            "long secret": r"(?<![\w/.-])[A-Za-z0-9/+]{40}(?![\w/.-])",
+            "hex token": r"\b[0-9a-f]{32,}\b",
+            "account number": r"(?<!\d)\d{12}(?!\d)",
+            "resource name": r"\barn:aws",
+            "private key": r"BEGIN [A-Z ]*PRIVATE KEY",
+            "secret in words": r"(?i)(secret|password|aws_credentials)\w*\s*[:=]\s*\S",
+            "somebody's image, group or net": r"\b(ami|sg|subnet|vpc)-[0-9a-f]{8,}\b",
+        }
+        for name, pattern in patterns.items():
+            assert not re.search(pattern, text), name
+
+
+class TestCloudFile:
+    @pytest.fixture
+    def path(self) -> Path:
+        return REPOSITORY / "cluster.yaml"
+
+    def test_the_head_stays_and_workers_are_spot(self, config):
+        head, worker = (config["available_node_types"][name] for name in ("head", "gpu_worker"))
+        assert config["head_node_type"] == "head"
+        assert "InstanceMarketOptions" not in head["node_config"]
+        assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        assert worker["min_workers"] == 0
+
+    def test_roles_groups_metadata_and_disks_are_our_own(self, config):
+        nodes = [node["node_config"] for node in config["available_node_types"].values()]
+        assert len({node["IamInstanceProfile"]["Name"] for node in nodes}) == len(nodes)
+        for node in nodes:
+            # By id: a group named in `provider` is made by Ray, open to the world, where it is missing.
+            assert node["SecurityGroupIds"]
+            assert node["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+            assert all(disk["Ebs"]["Encrypted"] for disk in node["BlockDeviceMappings"])
+        assert "security_group" not in config["provider"]
+
+    def test_the_head_has_cpus_to_prepare_data(self, config):
+        assert "CPU" not in config["available_node_types"]["head"]["resources"]
+
+
+def test_the_onprem_file_uses_the_autoscaler_that_starts_all_workers():
+    # Seen with Ray 2.60: version 2 counts the head as one of the workers and never starts the last one.
+    text = (REPOSITORY / "clusters" / "onprem.yaml").read_text(encoding="utf-8")
+    (start,) = yaml.safe_load(text)["head_start_ray_commands"]
+    assert "RAY_enable_autoscaler_v2=0 " in start
+
+
+def make_cluster(**changes: Any) -> Cluster:
+    return Cluster(
+        **{
+            "num_cpus": 4,
+            "num_gpus": 0,
+            "num_nodes": 1,
+            "object_store_bytes": 0,
+            "dashboard": "",
+            "local": True,
+            **changes,
+        }
+    )
+
+
+class TestTrialResources:
+    spec = ResourceSpec(num_cpus=2, num_gpus=0.25)
+
+    @pytest.mark.parametrize(
+        ("num_gpus", "device", "expected"),
+        [(0, "auto", 0), (1, "auto", 0.25), (1, "cpu", 0), (0, "gpu", 0.25)],
+    )
+    def test_gpu_share_by_device(self, num_gpus, device, expected):
+        cluster = make_cluster(num_gpus=num_gpus, local=False)
+        assert trial_resources(self.spec, cluster, device).num_gpus == expected
+
+    def test_a_private_cluster_must_have_the_gpus_and_the_memory(self):
+        with pytest.raises(ConfigError, match=r"num_gpus must fit the machine; found: 0\.25, it has 0"):
+            trial_resources(self.spec, make_cluster(num_gpus=0), "gpu")
+        with pytest.raises(ConfigError, match=r"num_gpus must fit the machine; found: 2, it has 1"):
+            trial_resources(ResourceSpec(num_gpus=2), make_cluster(num_gpus=1))
+        with pytest.raises(ConfigError, match=r"memory_bytes must fit the machine; found: 1e\+12"):
+            trial_resources(ResourceSpec(memory_bytes=10**12), make_cluster(memory_bytes=1e9))
+
+    def test_a_private_cluster_must_have_the_cpus(self):
+        with pytest.raises(ConfigError, match=r"num_cpus must fit the machine; found: 2, it has 1"):
+            trial_resources(self.spec, make_cluster(num_cpus=1))
+        assert trial_resources(self.spec, make_cluster(num_cpus=1, local=False)).num_cpus == 2
+
+    def test_a_share_above_one_card_is_whole(self):
+        with pytest.raises(ConfigError, match=r"fraction of one card or a whole number; found: 1\.5"):
+            trial_resources(ResourceSpec(num_cpus=1, num_gpus=1.5), make_cluster(num_gpus=2))
+
+
+class TestAddress:
+    @pytest.mark.parametrize(
+        "address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "http://h:1"]
+    )
+    def test_must_be_host_and_port(self, address):
+        with pytest.raises(ConfigError, match="--address must be host:port of a Ray head, or auto") as caught:
+            connect(address).__enter__()
+        assert caught.value.exit_code == 2
+
+    def test_that_does_not_answer(self):
+        with socket.socket() as held:
+            held.bind(("127.0.0.1", 0))  # bound, not listening: the port refuses, and nobody else takes it
+            address = f"127.0.0.1:{held.getsockname()[1]}"
+            with pytest.raises(SetupError, match=f"must answer; found: {address}: .*refused") as caught:
+                connect(address).__enter__()
+        assert caught.value.exit_code == 3
+
+    def test_that_is_no_port(self):
+        with pytest.raises(SetupError, match=r"The Ray address must answer; found: 127\.0\.0\.1:99999"):
+            connect("127.0.0.1:99999").__enter__()
+
+    def test_that_accepts_and_says_nothing(self, monkeypatch):
+        monkeypatch.setattr(cluster_module, "ANSWER_TIMEOUT_S", 0.2)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            with pytest.raises(SetupError, match=f"must answer; found: {address}: timed out"):
+                connect(address).__enter__()
+
+    def test_of_something_else(self):
+        class Quiet(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+        with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            address = f"127.0.0.1:{server.server_address[1]}"
+            with pytest.raises(SetupError, match=f"found: {address}: something else answers; .*8265"):
+                connect(address).__enter__()
+            server.shutdown()
+
+
+PRIVATE = """
+import json, os, subprocess, sys
+from pathlib import Path
+import psutil
+if sys.argv[1] == "ray first":
+    import ray
+from orchestrator.running.cluster import connect
+
+token_file = Path(sys.argv[2]) / "ray-token"
+token_file.write_text("stale")
+os.chmod(token_file, 0o644)
+before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "HOME")}
+found = []
+for _ in range(2):
+    with connect(num_cpus=1, dashboard=sys.argv[3] == "dashboard", token_file=token_file) as cluster:
+        sockets = psutil.net_connections("tcp")
+        listening = {s.laddr.ip.removeprefix("::ffff:") for s in sockets if s.status == "LISTEN"}
+        found.append({
+            "cluster": [cluster.num_cpus, cluster.num_nodes, cluster.local],
+            "dashboard": cluster.dashboard,
+            "listening": sorted(listening),
+            "mode": oct(token_file.stat().st_mode & 0o777),
+            "token_is_used": token_file.read_text() == os.environ["RAY_AUTH_TOKEN"],
+            "token": token_file.read_text(),
+            "false_exits_with": subprocess.run(["false"]).returncode,
+        })
+    found[-1]["token_gone"] = not token_file.exists()
+    found[-1]["restored"] = before == {name: os.environ.get(name) for name in before}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not AVAILABLE, reason=REASON)
+@pytest.mark.parametrize(("order", "dashboard"), [("ray first", "dashboard"), ("ray later", "none")])
+def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashboard):
+    # In a network namespace every listening socket is the cluster's.
+    done = subprocess.run(
+        isolated(sys.executable, "-c", PRIVATE, order, str(tmp_path), dashboard),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    for found in (first, second):
+        assert found["cluster"] == [1.0, 1, True]
+        assert set(found["listening"]) <= {"127.0.0.1", "::1"}
+        assert bool(found["dashboard"]) == (dashboard == "dashboard")
+        assert found["mode"] == "0o600"
+        assert found["token_is_used"]
+        assert found["token_gone"]
+        assert found["restored"]
+        # Ray's subreaper setting would make every child of this process seem to end well.
+        assert found["false_exits_with"] == 1
+    assert first["token"] != second["token"]
+    assert len(first["token"]) == 64

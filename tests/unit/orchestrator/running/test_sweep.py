@@ -1,0 +1,192 @@
+"""Running cells under Tune: results stored, failures typed and retried by kind, nothing lost."""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.experimental.internal_kv import _internal_kv_put
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking.tracker import InMemoryTracker
+from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.progress import Progress
+from orchestrator.running.sweep import TrialSweep
+from orchestrator.running.trainable import TrialTrainable
+from search_spaces.errors import SetupError
+from search_spaces.specs import SubsetSpec, SweepSpec
+from tasks.prepared.subsets import TrialData
+
+pytestmark = pytest.mark.ray
+
+
+class Scripted(TrialTrainable):
+    """Does what the test asks for by model and train size, once or always."""
+
+    def _run(self) -> dict[str, Any]:
+        size = int(self._cell["trial_id"].split("-n")[1].split("-")[0])
+        first = not _internal_kv_put(f"seen {self._cell['trial_id']}", b"1", overwrite=False)
+        if size == 12:
+            raise ZeroDivisionError("a bug")
+        if size == 14 and first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if size == 16:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if size == 18 and first:
+            raise MemoryError("too much")
+        if size == 20:
+            return {**_outcome("diverged"), "reason": "loss is nan"}
+        return _outcome("done", test_loss=1 / size)
+
+
+def _outcome(status: str, **metrics: float) -> dict[str, Any]:
+    return {"status": status, "metrics": metrics, "device": "cpu", "data_fingerprint": "f", "history": []}
+
+
+def make_plan(*train_sizes: int) -> SweepPlan:
+    fields = {
+        "name": f"scripted-{time.time_ns()}",
+        "models": ("small_mlp",),
+        "datasets": ({"name": "mri_lesion"},),
+        "train_sizes": train_sizes,
+        "test_size": 4,
+        "image_size": 8,
+        "recipe": "smoke",
+    }
+    return plan_sweep(SweepSpec.model_validate(fields))
+
+
+def load(subset: SubsetSpec, train_size: int) -> TrialData:
+    images = np.zeros((30, 1, 8, 8), np.uint8)
+    labels = np.arange(30, dtype=np.int64) % 2
+    return TrialData(images, labels, images[:4], labels[:4], 2, "f")
+
+
+@pytest.fixture
+def run(ray_local: Cluster, root: str) -> Callable[..., TrialSweep]:
+    def go(plan: SweepPlan, **changes: Any) -> TrialSweep:
+        paths = RootPaths.create(root)
+        fields: dict[str, Any] = {
+            "plan": plan,
+            "cluster": ray_local,
+            "resources": Resources(1, 0),
+            "paths": paths,
+            "store": ResultStore(str(paths.sweep(plan.sweep.name).folder)),
+            "tracker": InMemoryTracker(),
+            "monitor": Progress(),
+            "measures": {},
+            "load": load,
+            "trainable": Scripted,
+        }
+        sweep = TrialSweep(**{**fields, **changes})
+        sweep.run(plan.trials, {})
+        return sweep
+
+    return go
+
+
+def by_size(records: dict[str, Any]) -> dict[int, Any]:
+    return {int(trial_id.split("-n")[1].split("-")[0]): record for trial_id, record in records.items()}
+
+
+def test_each_kind_of_failure_has_its_own_policy(run):
+    plan = make_plan(10, 12, 14, 16, 18, 20)
+    sweep = run(plan)
+    results = by_size(sweep.store.results("trials").records)
+    failures = by_size(sweep.store.failures("trials").records)
+    assert {size: (r["status"], r["attempt"]) for size, r in results.items()} == {
+        10: ("done", 1),
+        14: ("done", 2),  # its process was killed once
+        18: ("done", 2),  # out of memory once
+        20: ("diverged", 1),  # a result, not a failure: no second attempt
+    }
+    assert {size: (f["kind"], f["attempt"]) for size, f in failures.items()} == {
+        12: ("code_error", 1),
+        16: ("worker_crash", 3),  # kills its process every time: given up after the third
+    }
+    assert failures[12]["message"] == "ZeroDivisionError: a bug"
+    assert "in _run" in failures[12]["traceback"]
+    assert results[20]["reason"] == "loss is nan"
+    statuses = by_size(sweep.tracker.statuses)
+    assert {size for size, status in statuses.items() if status == "FINISHED"} == {10, 14, 18, 20}
+    assert {size for size, status in statuses.items() if status == "FAILED"} == {12, 16}
+    assert sweep.monitor.done == 4
+    assert len(sweep.monitor.failed) == 2
+    assert os.listdir(sweep.paths.tune) == []
+
+
+def test_waves_hold_no_more_than_the_object_store(run, ray_local):
+    plan = plan_sweep(
+        SweepSpec.model_validate(
+            {
+                "name": f"waves-{time.time_ns()}",
+                "models": ("small_mlp",),
+                "datasets": ({"name": "mnist5k", "class_pairs": ((0, 1), (2, 3), (4, 5))},),
+                "train_sizes": (8, 10),
+                "test_size": 4,
+                "image_size": 8,
+                "recipe": "smoke",
+            }
+        )
+    )
+    one_subset = 34 * 64
+    small = Cluster(2, 0, 1, int(2.5 * one_subset / 0.6), "", True)
+    loaded: list[str] = []
+
+    def counting(subset: SubsetSpec, train_size: int) -> TrialData:
+        loaded.append(subset.subset_id)
+        return load(subset, train_size)
+
+    sweep = run(plan, cluster=small, load=counting)
+    waves = [len(cells) for cells, _ in sweep._waves(list(plan.trials))]
+    assert waves == [4, 2]
+    assert len(sweep.store.results("trials").records) == 6
+    assert len(set(loaded)) == 3
+
+
+def test_a_full_disk_stops_the_sweep_and_keeps_what_is_done(run, monkeypatch):
+    plan = make_plan(*range(22, 36))
+    real = ResultStore.save_result
+    saved = []
+
+    def save(self, kind, record_id, record):
+        if len(saved) == 3:
+            raise SetupError(
+                "The result store must be writable", os.strerror(errno.ENOSPC), "free some space"
+            )
+        saved.append(record_id)
+        real(self, kind, record_id, record)
+
+    monkeypatch.setattr(ResultStore, "save_result", save)
+    with pytest.raises(
+        SetupError, match=r"must be writable; found: No space left on device; free some space"
+    ):
+        run(plan)
+    assert len(saved) == 3
+
+
+def test_real_trials_are_equal_to_the_last_bit(run, root):
+    plan = make_plan(10, 12)
+
+    def images(subset: SubsetSpec, train_size: int) -> TrialData:
+        rng = np.random.default_rng(0)
+        train, test = (
+            rng.integers(0, 256, (12, 1, 8, 8), np.uint8),
+            rng.integers(0, 256, (4, 1, 8, 8), np.uint8),
+        )
+        return TrialData(train, np.arange(12) % 2, test, np.arange(4) % 2, 2, "f")
+
+    runs = [
+        run(plan, trainable=TrialTrainable, load=images, store=ResultStore(f"{root}/{name}")) for name in "ab"
+    ]
+    first, second = (sweep.store.results("trials").records for sweep in runs)
+    assert set(first) == set(second) == set(plan.trials_by_id)
+    for trial_id, record in first.items():
+        assert record["metrics"] == second[trial_id]["metrics"]
+        assert record["metrics"]["test_loss"] > 0

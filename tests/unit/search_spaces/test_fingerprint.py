@@ -1,0 +1,117 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_spaces.fingerprint import canonical_json, derive_seed, fingerprint, readable_id
+from search_spaces.models import model_spec
+from search_spaces.recipes import recipe_spec
+from search_spaces.specs import PreparedSpec, SubsetSpec, TrialSpec
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def trial(**changes: object) -> TrialSpec:
+    prepared = PreparedSpec(dataset="mnist5k", image_size=28, channels=1)
+    fields = {
+        "model": model_spec("resnet18"),
+        "subset": SubsetSpec(prepared=prepared, class_pair=(3, 8), test_size=100),
+        "train_size": 200,
+        "recipe": recipe_spec("paper", "resnet18", "mnist5k"),
+    }
+    return TrialSpec.model_validate({**fields, **changes})
+
+
+@given(st.dictionaries(st.text(), plain, min_size=1, max_size=6), st.randoms())
+def test_key_order_does_not_matter(value, random):
+    items = list(value.items())
+    random.shuffle(items)
+    assert fingerprint(dict(items)) == fingerprint(value)
+
+
+@given(plain, plain)
+def test_equal_exactly_when_canonically_equal(a, b):
+    assert (fingerprint(a) == fingerprint(b)) == (canonical_json(a) == canonical_json(b))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [(1, 1.0), (1, True), (0, False), ("1", 1), (None, "null"), ({"a": 1}, [["a", 1]]), (0.1, "0.1")],
+)
+def test_near_misses_differ(a, b):
+    assert fingerprint(a) != fingerprint(b)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "value is nan: only finite numbers"),
+        ({"x": [float("inf")]}, r"value\.x\[0\] is inf: only finite numbers"),
+        (len, "of type builtin_function_or_method, which has no stable spelling"),
+        ({1: 2}, "key that is not a string"),
+        ({1, 2}, "of type set, which has no stable spelling"),
+    ],
+)
+def test_what_has_no_stable_spelling_is_refused(value, message):
+    with pytest.raises(TypeError, match=message):
+        fingerprint(value)
+
+
+def test_an_id_does_not_depend_on_the_hash_seed_or_process():
+    code = (
+        "from tests.unit.search_spaces.test_fingerprint import trial; "
+        "print(trial().trial_id, trial().derived_seed)"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PATH": "", "PYTHONPATH": "."},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "12345")
+    }
+    assert printed == {f"{trial().trial_id} {trial().derived_seed}\n"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_size": 201},
+        {"seed": 1},
+        {"num_neighbors": 21},
+        {"model": model_spec("resnet34")},
+        {"recipe": recipe_spec("released", "resnet18", "mnist5k")},
+        {"subset": trial().subset.model_copy(update={"class_pair": (8, 3)})},
+        {"subset": trial().subset.model_copy(update={"split_seed": 1})},
+        {
+            "subset": trial().subset.model_copy(
+                update={"prepared": trial().subset.prepared.model_copy(update={"data_mode": "as_released"})}
+            )
+        },
+    ],
+)
+def test_every_choice_is_part_of_a_trials_identity(changes):
+    assert trial(**changes).trial_id != trial().trial_id
+    assert trial(**changes).derived_seed != trial().derived_seed
+
+
+def test_a_trial_survives_json():
+    assert TrialSpec.model_validate_json(trial().model_dump_json()) == trial()
+
+
+def test_readable_part_is_a_safe_file_name():
+    made = readable_id(["../../x", 'a"b', "é"], 1)
+    assert made.rpartition("-")[0] == "x-a-b"
+
+
+@given(st.lists(plain, min_size=1, max_size=3))
+def test_derived_seeds_fit_into_63_bits(parts):
+    assert 0 <= derive_seed(*parts) < 2**63

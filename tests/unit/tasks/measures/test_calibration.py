@@ -1,0 +1,118 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tasks.measures.calibration import calibrate, dimension_grid, posterior, simulate, simulate_one
+from tasks.measures.manifolds import MANIFOLDS, gaussian, hypercube, hypersphere
+from tasks.remote import InlineExecutor
+
+FLAT = ("hypersphere", "hypercube", "gaussian", "ball", "curled")
+
+
+def embedded(points, num_columns=100, seed=1):
+    """Points moved isometrically into more columns."""
+    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(num_columns, points.shape[1])))[0]
+    return points @ basis.T
+
+
+@pytest.mark.parametrize(
+    ("make", "dimension"), [(hypersphere, 10), (hypercube, 16), (gaussian, 6), (hypercube, 30)]
+)
+def test_corrects_what_the_raw_estimate_misses(make, dimension):
+    record = calibrate(embedded(make(600, dimension, np.random.default_rng(0))), families=FLAT)
+    assert abs(record.value - dimension) < abs(record.uncorrected - dimension)
+    assert record.value == pytest.approx(dimension, rel=0.12)
+
+
+@pytest.fixture(scope="module")
+def trials():
+    """Simulations for 400 points, and fresh samples at dimensions between the simulated ones."""
+    grid = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
+    simulations = simulate(400, 20, grid, tuple(MANIFOLDS), executor=InlineExecutor())
+    fresh = [
+        (family, dimension, simulate_one(family, dimension, 400, 20, [seed, 99]))
+        for family in MANIFOLDS
+        for dimension in (2, 5, 10, 20)
+        for seed in range(5)
+    ]
+    return simulations, fresh
+
+
+def coverage(trials, families_of):
+    """Share of fresh samples whose interval holds the truth, to the hundredth that d = 1 allows for."""
+    simulations, fresh = trials
+    hits = []
+    for family, dimension, observed in fresh:
+        chosen = [i for i, name in enumerate(simulations.families) if name in families_of(family)]
+        known = replace(
+            simulations,
+            families=tuple(simulations.families[i] for i in chosen),
+            statistics=simulations.statistics[chosen],
+        )
+        low, high = posterior(observed, known, 400, 20, 0.9, 1000).interval
+        hits.append(low * 0.99 <= dimension <= high * 1.01)
+    return np.mean(hits)
+
+
+def test_intervals_cover_fresh_samples_at_least_as_often_as_they_say(trials):
+    assert coverage(trials, lambda family: MANIFOLDS) >= 0.9
+
+
+def test_intervals_cover_most_shapes_that_were_not_simulated(trials):
+    # The hardest trial, and a reminder: a family left out is unlike all others.
+    assert coverage(trials, lambda family: [name for name in MANIFOLDS if name != family]) >= 0.7
+
+
+def test_does_not_depend_on_unit_or_embedding():
+    points = hypersphere(300, 5, np.random.default_rng(0))
+    one = calibrate(embedded(points, 50, seed=1), families=FLAT)
+    other = calibrate(embedded(1000 * points + 3, 200, seed=2), families=FLAT)
+    assert other.value == pytest.approx(one.value, rel=1e-3)
+    assert other.interval == pytest.approx(one.interval, rel=1e-3)
+
+
+def test_is_seeded_and_json():
+    points = embedded(hypersphere(200, 4, np.random.default_rng(0)))
+    first, again = (calibrate(points, families=FLAT, seed=5) for _ in range(2))
+    assert first == again
+    assert first.to_json()["interval"] == list(first.interval)
+    assert sum(first.families.values()) == pytest.approx(1)
+    assert max(first.families, key=first.families.get) == "hypersphere"
+
+
+def test_larger_data_are_thinned():
+    record = calibrate(embedded(hypersphere(500, 3, np.random.default_rng(0))), max_points=300, families=FLAT)
+    assert record.num_points == 300
+    assert record.value == pytest.approx(3, rel=0.1)
+
+
+def test_never_above_the_number_of_columns():
+    record = calibrate(hypercube(200, 3, np.random.default_rng(0)), families=FLAT)
+    assert record.interval[1] <= 3 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [
+        (np.random.default_rng(0).random((79, 3)), "needs at least 80 distinct points, has 79"),
+        (np.eye(100), "zero or all equal"),
+    ],
+)
+def test_undefined_corrections_say_why(points, reason):
+    record = calibrate(points, families=FLAT)
+    assert record.value is None
+    assert reason in record.to_json()["reason"]
+
+
+def test_shapes_unlike_all_families_are_noted():
+    rng = np.random.default_rng(0)
+    clusters = rng.normal(size=(300, 30)) * 10.0 ** rng.uniform(-4, 4, (300, 1))
+    assert "unlike those of every simulated family" in calibrate(clusters, families=FLAT).notes[0]
+
+
+def test_grid_reaches_below_and_far_above_the_raw_estimate():
+    assert dimension_grid(1.0, 1000)[0] == 1
+    assert dimension_grid(34, 1000)[0] <= 16
+    assert dimension_grid(34, 1000)[-1] >= 96
+    assert max(dimension_grid(34, 64)) == 96  # one beyond the number of columns, to interpolate towards

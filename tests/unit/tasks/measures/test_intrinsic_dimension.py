@@ -1,0 +1,205 @@
+import numpy as np
+import pytest
+import skdim
+
+from search_spaces.errors import ConfigError, DataError
+from tasks.measures.bootstrap import block_std_error, neighborhood_blocks
+from tasks.measures.intrinsic_dimension import estimate, intrinsic_dimension, mle, twonn
+from tasks.measures.manifolds import MANIFOLDS, ball, gaussian, hypercube, hypersphere, swiss_roll
+from tasks.measures.neighbors import nested_neighbors
+from tests import reference
+
+ALL = ("mle", "mle_k_minus_1", "twonn", "gride", "mst", "geomle")
+
+
+def table_of(points, num_neighbors=20):
+    return nested_neighbors(points, None, [len(points)], num_neighbors).tables[0]
+
+
+@pytest.fixture(scope="module")
+def points():
+    return hypersphere(400, 5, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("subtract", [1, 2])
+@pytest.mark.parametrize("num_neighbors", [5, 20])
+def test_mle_matches_the_loops(points, num_neighbors, subtract):
+    record = mle(table_of(points), num_neighbors=num_neighbors, subtract=subtract)
+    assert record.value == pytest.approx(reference.mle(points, num_neighbors, subtract), rel=1e-5)
+
+
+def test_mle_curve_ends_at_the_value_and_matches_smaller_k(points):
+    record = mle(table_of(points))
+    curve = {row["num_neighbors"]: row["value"] for row in record.details["curve"]}
+    assert curve[20] == pytest.approx(record.value)
+    assert curve[7] == pytest.approx(mle(table_of(points), num_neighbors=7).value)
+
+
+@pytest.mark.parametrize("discard_fraction", [0, 0.1, 0.5])
+def test_twonn_matches_the_loops(points, discard_fraction):
+    value = twonn(table_of(points), discard_fraction=discard_fraction).value
+    assert value == pytest.approx(reference.twonn(points, discard_fraction), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["hypersphere", "hypercube", "swiss_roll", "curled", "beta_cloud"])
+def test_estimators_agree_with_scikit_dimension(name):
+    points = MANIFOLDS[name](500, 4, np.random.default_rng(0))
+    table = table_of(points)
+    theirs = skdim.id.MLE(neighborhood_based=True).fit(points, n_neighbors=20, comb="mle")
+    assert mle(table, subtract=1).value == pytest.approx(theirs.dimension_, rel=1e-5)
+    # scikit-dimension counts F from 0/n, we and the paper from 1/n.
+    assert twonn(table).value == pytest.approx(skdim.id.TwoNN().fit(points).dimension_, rel=0.02)
+
+
+def test_gride_agrees_with_a_search_for_the_largest_likelihood(points):
+    from scipy.optimize import minimize_scalar
+
+    table = table_of(points)
+    for scale in estimate(table, num_neighbors=20, estimators=["gride"])["gride"].details["curve"]:
+        n1, n2 = scale["n1"], scale["n2"]
+        mu = table.distances[:, n2 - 1] / table.distances[:, n1 - 1]
+
+        def loss(d, mu=mu, n1=n1, n2=n2):
+            growth = (n2 - n1 - 1) * np.log(mu**d - 1) if n2 - n1 > 1 else 0
+            return -(np.log(d) + growth - ((n2 - 1) * d + 1) * np.log(mu)).sum()
+
+        best = minimize_scalar(loss, bounds=(0.5, 30), method="bounded", options={"xatol": 1e-8}).x
+        assert scale["value"] == pytest.approx(best, rel=1e-5)
+        assert 0 < scale["std_error"] < scale["value"]
+
+
+# Bands of relative error, (lowest, highest), that these estimators are known to keep to at 1,000 points.
+BANDS = {
+    "mle": (-0.12, 0.05),
+    "mle_k_minus_1": (-0.07, 0.1),
+    "twonn": (-0.12, 0.12),
+    "gride": (-0.1, 0.1),
+    "mst": (-0.25, 0.25),
+    "geomle": (-0.1, 0.25),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dimension", [2, 5])
+def test_values_on_spheres_lie_in_their_bands(name, dimension):
+    errors = [
+        intrinsic_dimension(hypersphere(1000, dimension, np.random.default_rng(seed)), estimators=[name])[
+            name
+        ].value
+        / dimension
+        - 1
+        for seed in range(3)
+    ]
+    assert BANDS[name][0] < np.mean(errors) < BANDS[name][1]
+
+
+def test_delta_method_and_bootstrap_agree_and_match_the_spread_over_samples():
+    records = [mle(table_of(gaussian(500, 5, np.random.default_rng(seed)))) for seed in range(30)]
+    spread = np.std([record.value for record in records], ddof=1)
+    delta = np.mean([record.std_error for record in records])
+    bootstrap = np.mean([record.details["std_error_bootstrap"] for record in records])
+    assert (
+        0.6 < delta / bootstrap < 1.2
+    )  # overlapping neighbourhoods: independence promises a little too much
+    assert 0.6 < bootstrap / spread < 1.5
+
+
+def test_blocks_are_disjoint_neighborhoods_of_bounded_size(points):
+    table = table_of(points)
+    blocks = neighborhood_blocks(table.indices)
+    assert len(blocks) == len(points)
+    assert np.bincount(blocks).max() <= 10
+    assert np.bincount(blocks).min() >= 1
+    assert blocks.max() < len(points) / 2
+
+
+def test_bootstrap_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(0).normal(size=400)
+    error = block_std_error(lambda w: (w @ values) / w.sum(), np.arange(400), num_resamples=1000)
+    assert error == pytest.approx(values.std(ddof=1) / 20, rel=0.1)
+    assert block_std_error(lambda w: 1.0, np.zeros(5, np.int64)) is None
+
+
+def test_features_of_any_shape_are_points():
+    rows = np.random.default_rng(0).normal(size=(100, 2, 3, 4)).astype(np.float32)
+    flat = intrinsic_dimension(rows.reshape(100, -1))
+    assert intrinsic_dimension(rows)["mle"].value == flat["mle"].value
+
+
+def test_is_deterministic():
+    rows = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
+    assert intrinsic_dimension(rows, estimators=ALL) == intrinsic_dimension(rows, estimators=ALL)
+
+
+def test_duplicates_count_once_and_are_reported():
+    rows = hypercube(200, 3, np.random.default_rng(0))
+    plain = intrinsic_dimension(rows)
+    doubled = intrinsic_dimension(np.concatenate([rows, rows[:50]]))
+    assert doubled["mle"].value == pytest.approx(plain["mle"].value, rel=1e-6)
+    assert doubled["mle"].num_points == 200
+    assert doubled["mle"].details["num_duplicates"] == 50
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (np.ones((50, 4)), r"needs at least|has 1"),
+        (np.random.default_rng(0).random((2, 4)), "needs at least|has 2"),
+        (np.ones((1, 1)), "needs at least|has 1"),
+    ],
+    ids=["all equal", "two points", "one pixel"],
+)
+def test_undefined_estimates_say_why(name, rows, reason):
+    record = intrinsic_dimension(rows, estimators=[name])[name]
+    assert record.value is None
+    assert record.std_error is None
+    import re
+
+    assert re.search(reason, record.to_json()["reason"])
+
+
+def test_equally_far_points_have_no_finite_dimension():
+    records = intrinsic_dimension(np.eye(50), estimators=("mle", "twonn", "gride"))
+    assert [record.value for record in records.values()] == [None] * 3
+    assert all("equally far to within rounding" in record.reason for record in records.values())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_refuses_values_that_are_not_finite(bad):
+    rows = np.random.default_rng(0).random((30, 4))
+    rows[7, 2] = bad
+    with pytest.raises(
+        DataError, match=r"must be finite; found: NaN or infinity in 1 of 30 rows, first ones \[7\]"
+    ):
+        intrinsic_dimension(rows)
+
+
+def test_sums_that_overflow_are_still_finite_values():
+    assert intrinsic_dimension(np.random.default_rng(0).random((30, 4)).astype(np.float32) * 3e38)[
+        "twonn"
+    ].value
+
+
+@pytest.mark.parametrize("rows", [np.array(["a", "b"])[:, None], np.ones((3, 2), complex)])
+def test_refuses_what_is_no_number(rows):
+    with pytest.raises(DataError, match="must be real numbers of at most 64 bits; found: dtype"):
+        intrinsic_dimension(rows)
+
+
+def test_refuses_unknown_estimators_and_lists_the_known():
+    with pytest.raises(ConfigError, match="Unknown estimator; found: 'mlee'; did you mean 'mle'"):
+        intrinsic_dimension(np.ones((3, 2)), estimators=["mlee"])
+
+
+def test_refuses_parameters_that_leave_nothing(points):
+    with pytest.raises(DataError, match="num_neighbors must be above 2; found: 2"):
+        mle(table_of(points), num_neighbors=2)
+    with pytest.raises(DataError, match=r"discard_fraction must be in \[0, 1\); found: 1"):
+        twonn(table_of(points), discard_fraction=1)
+
+
+def test_ball_and_roll_have_the_dimension_they_are_asked_for():
+    for make in (ball, swiss_roll):
+        record = intrinsic_dimension(make(2000, 2, np.random.default_rng(0)), estimators=["mle_k_minus_1"])
+        assert record["mle_k_minus_1"].value == pytest.approx(2, rel=0.08)

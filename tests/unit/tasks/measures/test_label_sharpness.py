@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+
+from search_spaces.errors import DataError
+from tasks.measures.label_sharpness import (
+    SharpnessConvention,
+    compare,
+    convert,
+    count_pairs,
+    stratified_subsets,
+)
+from tasks.measures.measure import MeasureSettings, measure_array, measure_nested
+from tests import reference
+
+
+def sharpness(images, labels, **settings):
+    return measure_nested(images, labels, [len(images)], settings=MeasureSettings(**settings)).label_sharpness
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (80, 1, 6, 6), dtype=np.uint8)
+
+
+def test_two_images_have_the_sharpness_of_their_distance():
+    record = sharpness(np.array([[[[0]]], [[[4]]]], np.uint8), [0, 1])
+    assert record.value == 0.25
+    assert record.pair == (0, 1)
+    assert record.num_pairs == 1
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_matches_brute_force_over_all_pairs(images, num_classes):
+    labels = np.arange(80) % num_classes
+    record = sharpness(images, labels)
+    nearest = reference.nearest_opposite(images, labels)
+    assert record.value == pytest.approx(1 / nearest.min(), rel=1e-6)
+    i, j = record.pair
+    assert labels[i] != labels[j]
+    assert 1 / reference.pairwise_distances(images)[i, j] == pytest.approx(record.value, rel=1e-9)
+    assert record.percentiles["99"] == pytest.approx(np.percentile(1 / nearest, 99), rel=1e-5)
+    assert record.percentiles["mean"] == pytest.approx((1 / nearest).mean(), rel=1e-5)
+    counts = np.bincount(labels)
+    assert record.num_pairs == (80**2 - (counts**2).sum()) // 2
+
+
+def test_samples_match_brute_force_and_give_an_interval(images):
+    labels = np.arange(80) % 2
+    record = sharpness(images, labels, sharpness_sample=30, sharpness_seeds=(3, 4, 5))
+    masks, _ = stratified_subsets(labels, [80], 30, (3, 4, 5))
+    expected = [reference.label_sharpness(images[mask], labels[mask]) for mask in masks]
+    assert record.sample_values == pytest.approx(expected, rel=1e-6)
+    assert record.value == pytest.approx(np.mean(expected), rel=1e-6)
+    assert record.interval == pytest.approx([min(expected), max(expected)], rel=1e-6)
+    assert record.pair_value == pytest.approx(reference.label_sharpness(images, labels), rel=1e-6)
+    assert record.pair_value >= max(record.sample_values)
+    assert record.num_images == 30
+    assert record.num_pairs == 15 * 15
+
+
+def test_samples_hold_classes_in_proportion():
+    labels = np.repeat([0, 1, 2], [70, 20, 10])
+    masks, slices = stratified_subsets(labels, [40, 100], 50, (0, 1))
+    assert slices == [slice(0, 0), slice(0, 2)]
+    for mask in masks:
+        assert np.bincount(labels[mask]).tolist() == [35, 10, 5]
+    assert (masks[0] != masks[1]).any()
+
+
+def test_small_sets_use_all_images_where_the_released_code_raises(images):
+    record = sharpness(images, np.arange(80) % 2, sharpness_sample=1000)
+    assert record.num_images == 80
+    assert record.interval is None
+
+
+def test_one_class_is_explained(images):
+    record = sharpness(images, np.zeros(80, int))
+    assert record.value is None
+    assert record.to_json()["reason"] == "needs two classes, these 80 distinct images have 1"
+
+
+def test_a_class_too_rare_for_the_sample_is_explained(images):
+    labels = np.zeros(80, int)
+    labels[5] = 1
+    record = sharpness(images, labels, sharpness_sample=10)
+    assert record.value is None
+    assert "the other is too rare" in record.reason
+
+
+def test_float_difference_below_representation_is_explained():
+    rows = np.array([[0.0], [1e-200], [1.0]])
+    record = sharpness(rows, [0, 1, 1])
+    assert record.value is None
+    assert "less than can be represented" in record.reason
+
+
+def test_pair_counts_do_not_overflow():
+    assert count_pairs(np.array([0, 1], np.uint8)) == 1
+    assert count_pairs(np.repeat([0, 1], 2_000_000)) == 4_000_000_000_000
+
+
+def test_conventions_are_recorded(images):
+    assert sharpness(images, np.arange(80) % 2).convention == SharpnessConvention(
+        (0.0, 255.0), (6, 6), 1, 1000
+    )
+    wide = sharpness(images.astype(np.uint16), np.arange(80) % 2)
+    assert wide.convention.pixel_range == (0.0, 65535.0)
+    unknown = measure_array(images / 255.0, np.arange(80) % 2)
+    assert unknown.label_sharpness.convention.pixel_range is None
+    assert "pixel range of floating-point images is not known" in unknown.notes[0]
+
+
+def test_comparison_across_conventions_is_refused_unless_converted(images):
+    labels = np.arange(80) % 2
+    bytes_, floats = sharpness(images, labels), sharpness(images / 255, labels, pixel_range=(0.0, 1.0))
+    with pytest.raises(
+        DataError, match=r"under one convention; found: pixel_range \(0.0, 255.0\) and \(0.0, 1.0\)"
+    ):
+        compare(bytes_, floats)
+    assert compare(bytes_, convert(floats, bytes_.convention)) == pytest.approx(1, rel=1e-6)
+
+
+def test_conversion_of_channels_is_exact_for_repeated_ones(images):
+    labels = np.arange(80) % 2
+    grey, colour = sharpness(images, labels), sharpness(np.repeat(images, 3, axis=1), labels)
+    converted = convert(grey, colour.convention)
+    assert converted.value == pytest.approx(colour.value, rel=1e-6)
+    assert converted.pair_value == pytest.approx(colour.pair_value, rel=1e-6)
+    assert converted.percentiles == pytest.approx(colour.percentiles, rel=1e-5)
+
+
+def test_conversion_of_side_is_exact_for_repeated_pixels(images):
+    labels = np.arange(80) % 2
+    small = sharpness(images, labels)
+    large = sharpness(images.repeat(2, axis=2).repeat(2, axis=3), labels)
+    assert convert(small, large.convention).value == pytest.approx(large.value, rel=1e-6)
+
+
+def test_conversion_refuses_what_no_factor_makes_up_for(images):
+    labels = np.arange(80) % 2
+    one, other = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
+    with pytest.raises(DataError, match="samples of equal size; found: 1000 and None images"):
+        convert(one, other.convention)
+    points = sharpness(images.reshape(80, -1), labels)
+    with pytest.raises(DataError, match="needs pixel range and side"):
+        convert(points, one.convention)
+
+
+def test_comparison_needs_values(images):
+    one = sharpness(images, np.zeros(80, int))
+    with pytest.raises(DataError, match="must be defined; found: needs two classes"):
+        compare(one, one)

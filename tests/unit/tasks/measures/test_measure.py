@@ -1,0 +1,224 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from search_spaces.errors import ConfigError, CorruptStoreError, DataError
+from tasks.measures.inputs import stratified_order
+from tasks.measures.measure import MeasureSettings, measure_array, measure_nested
+from tests import reference
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (120, 3, 5, 5), dtype=np.uint8)
+
+
+@pytest.fixture
+def labels():
+    return np.arange(120) % 2
+
+
+def test_every_size_equals_measuring_its_prefix_alone(images, labels):
+    record = measure_nested(images, labels, [40, 80, 120])
+    for size in record.sizes:
+        n = size.train_size
+        alone = measure_nested(images[:n], labels[:n], [n])
+        assert size.d_data["mle"].value == pytest.approx(alone.d_data["mle"].value, rel=1e-6)
+        assert size.d_data["mle"].value == pytest.approx(reference.mle(images[:n], 20, 2), rel=1e-5)
+        assert size.d_data["twonn"].value == pytest.approx(reference.twonn(images[:n], 0.1), rel=1e-5)
+        assert size.label_sharpness.value == pytest.approx(
+            reference.label_sharpness(images[:n], labels[:n]), rel=1e-6
+        )
+
+
+def test_record_is_json_and_says_how_it_was_made(images, labels):
+    record = measure_array(images, labels, train_sizes=[60, 120]).to_json()
+    text = json.dumps(record, allow_nan=False)
+    assert json.loads(text) == record
+    assert {"num_images", "duplicates", "conflicts", "d_data", "label_sharpness", "by_train_size"} <= set(
+        record
+    )
+    assert [row["train_size"] for row in record["by_train_size"]] == [60, 120]
+    assert record["num_images"] == 120
+    assert record["d_data"]["mle"]["value"] == record["by_train_size"][1]["d_data"]["mle"]["value"]
+    assert {"value", "std_error", "num_points", "num_neighbors", "convention"} <= set(record["d_data"]["mle"])
+    assert record["d_data"]["mle_k_minus_1"]["value"] / record["d_data"]["mle"]["value"] == pytest.approx(
+        19 / 18
+    )
+    assert record["label_sharpness"]["side"] == [5, 5]
+    assert record["settings"]["num_neighbors"] == 20
+
+
+def test_array_layouts_give_the_same_numbers(images, labels):
+    first = measure_array(images, labels)
+    last = measure_array(np.moveaxis(images, 1, 3), labels)
+    assert last.d_data["mle"].value == pytest.approx(first.d_data["mle"].value, rel=1e-6)
+    assert last.label_sharpness == first.label_sharpness
+    grey = measure_array(images[:, 0], labels).label_sharpness.convention
+    assert (grey.side, grey.channels) == ((5, 5), 1)
+
+
+def test_pairs_are_rows_as_given(images, labels):
+    record = measure_array(images, labels, train_sizes=[60, 120], seed=3)
+    i, j = record.label_sharpness.pair
+    assert labels[i] != labels[j]
+    expected = 1 / reference.pairwise_distances(images)[i, j]
+    assert record.label_sharpness.pair_value == pytest.approx(expected, rel=1e-6)
+
+
+def test_prefixes_of_the_order_hold_classes_in_proportion():
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    order = stratified_order(labels, seed=0)
+    assert sorted(order) == list(range(100))
+    for size in (10, 37, 80):
+        assert (
+            np.abs(np.bincount(labels[order[:size]], minlength=3) - size * np.array([0.6, 0.3, 0.1])).max()
+            <= 1
+        )
+    assert (stratified_order(labels, seed=1) != order).any()
+
+
+def test_labels_may_be_missing(images):
+    record = measure_array(images, None, train_sizes=[50, 100])
+    assert record.label_sharpness is None
+    assert record.d_data["mle"].value > 0
+    assert record.to_json()["label_sharpness"] is None
+
+
+def test_duplicates_and_conflicts_are_counted_by_size_and_explained(images, labels):
+    images[10], images[31], images[100] = images[0], images[0], images[50]  # 31 has another label than 0
+    record = measure_nested(images, labels, [20, 60, 120])
+    assert [size.num_duplicates for size in record.sizes] == [1, 2, 3]
+    assert [size.num_conflicts for size in record.sizes] == [0, 1, 1]
+    assert record.conflict_pairs == ((31, 0),)
+    assert record.d_data["mle"].num_points == 117
+    kept = np.setdiff1d(np.arange(120), [10, 31, 100])
+    assert record.d_data["mle"].value == pytest.approx(reference.mle(images[kept], 20, 2), rel=1e-5)
+    assert record.label_sharpness.value == pytest.approx(
+        reference.label_sharpness(images[kept], labels[kept]), rel=1e-6
+    )
+    assert "3 of 120 images equal an earlier one" in record.notes[0]
+    assert "their label sharpness is infinite" in record.notes[1]
+
+
+def test_all_images_equal_is_explained(labels):
+    record = measure_array(np.full((120, 1, 4, 4), 7, np.uint8), labels).to_json()
+    assert record["duplicates"] == 119
+    assert record["conflicts"] == 60
+    assert record["d_data"]["mle"]["value"] is None
+    assert record["d_data"]["mle"]["reason"] == "needs at least 21 distinct points for 20 neighbours, has 1"
+    assert record["label_sharpness"]["value"] is None
+    json.dumps(record, allow_nan=False)
+
+
+def test_fewer_points_than_neighbors_is_explained(images, labels):
+    record = measure_array(images[:15], labels[:15]).to_json()
+    assert record["d_data"]["mle"]["value"] is None
+    assert "needs at least 21 distinct points" in record["d_data"]["mle"]["reason"]
+    assert record["d_data"]["twonn"]["value"] > 0
+    assert record["label_sharpness"]["value"] > 0
+
+
+def test_one_pixel_images(labels):
+    record = measure_array(np.arange(120, dtype=np.uint8).reshape(120, 1, 1, 1), labels).to_json()
+    assert record["label_sharpness"]["value"] == 1
+    json.dumps(record, allow_nan=False)
+
+
+def test_sixteen_bit_and_float_images_measure_alike(images, labels):
+    expected = measure_array(images, labels).d_data["mle"].value
+    for other in (images.astype(np.uint16) * 257, images / 255, (images / 255).astype(np.float32)):
+        assert measure_array(other, labels).d_data["mle"].value == pytest.approx(expected, rel=1e-5)
+
+
+def ragged():
+    return [np.zeros((3, 4)), np.zeros((3, 5))]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((0, 1, 4, 4), np.uint8), [], "at least one image, with at least one pixel; found: 0 rows"),
+        (np.zeros((5, 1, 0, 4), np.uint8), [0] * 5, "at least one image, with at least one pixel"),
+        (np.zeros((5, 4)), [0, 1], r"one label per image; found: labels of shape \(2,\) for 5 images"),
+        (np.zeros((5, 4)), ["a"] * 5, "Labels must be whole numbers; found: dtype"),
+        (np.zeros((5, 4)), [0, 1, 0.5, 1, 0], "Labels must be whole numbers; found: 0.5 at row 2"),
+        (np.zeros((5, 4)), [0, 1, np.nan, 1, 0], "Labels must be whole numbers; found: nan at row 2"),
+        (np.zeros(5), [0] * 5, "at least one axis besides their number"),
+        (ragged(), [0, 1], "All images must have one size and channel count"),
+        (
+            np.array([*ragged(), None], object)[:2],
+            [0, 1],
+            r"one size and channel count; found: shapes \[\(3, 4\), ",
+        ),
+        (np.full((5, 4), np.nan), [0] * 5, "must be finite; found: NaN or infinity in 5 of 5 rows"),
+        (np.array([["a"], ["b"]]), [0, 1], "must be real numbers"),
+    ],
+)
+def test_refuses_input_that_cannot_be_measured(images, labels, message):
+    with pytest.raises(DataError, match=message):
+        measure_array(images, labels)
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [121], [-3, 10]])
+def test_refuses_sizes_that_do_not_fit(images, labels, sizes):
+    with pytest.raises(DataError, match="train_sizes must be between 1 and the number of images, 120"):
+        measure_array(images, labels, train_sizes=sizes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_neighbors": 2}, "num_neighbors must be at least 3; found: 2"),
+        ({"dtype": "float16"}, "dtype must be float32 or float64; found: float16"),
+        ({"block_rows": 0}, "block_rows must be at least 1"),
+        ({"sharpness_seeds": ()}, "sharpness_seeds must hold at least one seed"),
+        ({"sharpness_sample": 1}, "sharpness_sample must be at least 2"),
+        ({"pixel_range": (1.0, 0.0)}, "black below white"),
+        ({"estimators": ("pca",)}, "Unknown estimator; found: 'pca'"),
+        ({"discard_fraction": 1.0}, r"discard_fraction must be in \[0, 1\)"),
+    ],
+)
+def test_refuses_settings_that_measure_nothing(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        MeasureSettings(**settings)
+
+
+def test_a_corrupt_shard_reaches_the_caller(labels):
+    @dataclasses.dataclass
+    class Broken:
+        num_rows: int = 120
+        row_shape: tuple = (1, 4, 4)
+
+        def read(self, start, stop):
+            raise CorruptStoreError("A shard must match its checksum", "shard 3", "prepare it again")
+
+    with pytest.raises(CorruptStoreError, match="must match its checksum; found: shard 3"):
+        measure_nested(Broken(), labels, [120])
+
+
+def test_calibration_is_part_of_the_record(labels):
+    points = np.random.default_rng(0).normal(size=(120, 4))
+    record = measure_nested(points, labels, [120], settings=MeasureSettings(calibrate=True)).to_json()
+    low, high = record["calibration"]["interval"]
+    assert low <= record["calibration"]["value"] <= high
+    json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize("module", ["tasks", "tasks.measures.measure"])
+def test_importing_loads_neither_torch_nor_ray_nor_mlflow(module):
+    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'mlflow'}} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_package_has_no_other_names():
+    import tasks
+
+    assert tasks.measure_array is measure_array
+    with pytest.raises(AttributeError, match="module 'tasks' has no attribute 'nothing'"):
+        _ = tasks.nothing

@@ -1,0 +1,174 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tasks.measures.distances import ArraySource, Precision, estimate_centre, squared_distances
+from tasks.measures.duplicates import profile_rows
+from tasks.measures.neighbors import nested_neighbors, plan_tiles
+from tests import reference
+
+SIZES = [60, 90, 150]
+
+
+def cases():
+    rng = np.random.default_rng(0)
+    thrice = np.repeat(rng.random((50, 40)), 3, axis=0)
+    return {
+        "uint8 images": rng.integers(0, 256, (150, 3, 9, 9), dtype=np.uint8),
+        "uint16 images": rng.integers(0, 65536, (150, 1, 9, 9), dtype=np.uint16),
+        "thin sheet": np.c_[rng.random((150, 2)), np.zeros((150, 5))],
+        "near duplicates": thrice + 1e-7 * rng.random((150, 40)),
+        "far from the origin": (rng.normal(size=(150, 300)) * 1e-3 + 100).astype(np.float32),
+        "two tight clusters": rng.normal(size=(150, 30)) * 1e-4
+        + np.where(np.arange(150) % 2, 50, -50)[:, None],
+        "one far outlier": np.r_[rng.random((149, 20)), np.full((1, 20), 1e6)],
+        "huge values": rng.normal(size=(150, 20)) * 1e25,
+        "tiny values": (rng.normal(size=(150, 20)) * 1e-30).astype(np.float32),
+        "one feature": rng.random((150, 1)),
+    }
+
+
+@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_distances_of_every_size_match_brute_force(name, dtype):
+    rows = cases()[name]
+    labels = np.random.default_rng(1).integers(0, 3, 150)
+    search = nested_neighbors(
+        rows, labels, SIZES, 10, block_rows=64, precision=Precision(dtype=dtype, chunk_features=128)
+    )
+    tolerance = 1e-5 if dtype == "float32" else 1e-7
+    for size, table in zip(SIZES, search.tables, strict=True):
+        np.testing.assert_allclose(
+            table.distances, reference.neighbor_distances(rows[:size], 10), rtol=tolerance
+        )
+        np.testing.assert_allclose(
+            table.opposite_distances, reference.nearest_opposite(rows[:size], labels[:size]), rtol=tolerance
+        )
+
+
+def test_near_duplicates_are_exact_to_a_millionth():
+    rows = cases()["near duplicates"]
+    distances = nested_neighbors(rows, None, [150], 2).tables[0].distances
+    np.testing.assert_allclose(distances, reference.neighbor_distances(rows, 2), rtol=1e-6)
+
+
+def test_indices_point_at_the_rows_that_are_that_far():
+    rows = cases()["uint8 images"]
+    table = nested_neighbors(rows, np.arange(150) % 2, [150], 5, block_rows=40).tables[0]
+    distances = reference.pairwise_distances(rows)
+    np.testing.assert_allclose(np.take_along_axis(distances, table.indices, axis=1), table.distances)
+    np.testing.assert_allclose(distances[np.arange(150), table.opposite_indices], table.opposite_distances)
+    assert (table.opposite_indices % 2 != np.arange(150) % 2).all()
+
+
+def test_many_close_pairs_switch_to_float64_and_say_so():
+    sheet = np.random.default_rng(0).random((1000, 1))
+    search = nested_neighbors(sheet, None, [1000], 5, block_rows=300)
+    assert search.precision == "float64"
+    np.testing.assert_allclose(search.tables[0].distances, reference.neighbor_distances(sheet, 5), rtol=1e-7)
+    assert nested_neighbors(cases()["uint8 images"], None, [150], 5).precision == "float32"
+
+
+def test_long_rows_keep_the_promise_on_distances():
+    # 50,000 features that agree but for a little: sums of like sign, where rounding piles up most.
+    rng = np.random.default_rng(0)
+    rows = (rng.random((40, 50_000)) * 0.5 + rng.random(50_000)).astype(np.float32)
+    found = nested_neighbors(rows, None, [40], 5).tables[0].distances
+    np.testing.assert_allclose(found, reference.neighbor_distances(rows, 5), rtol=1e-5)
+
+
+def test_fewer_rows_than_neighbors_leave_infinity_and_minus_one():
+    table = nested_neighbors(np.arange(3.0)[:, None], np.array([0, 0, 0]), [3], 5).tables[0]
+    assert np.isinf(table.distances[:, 2:]).all()
+    assert (table.indices[:, 2:] == -1).all()
+    assert np.isinf(table.opposite_distances).all()
+    assert (table.opposite_indices == -1).all()
+
+
+def test_dropped_rows_are_not_seen_and_positions_count_kept_rows():
+    rows = np.random.default_rng(0).random((50, 4))
+    keep = np.flatnonzero(np.arange(50) % 3)
+    table = nested_neighbors(rows, None, [len(keep)], 4, keep=keep, block_rows=7).tables[0]
+    np.testing.assert_allclose(table.distances, reference.neighbor_distances(rows[keep], 4), rtol=1e-5)
+
+
+def test_subsets_find_the_nearest_opposite_inside():
+    rng = np.random.default_rng(0)
+    rows, labels, members = rng.random((60, 3)), rng.integers(0, 2, 60), rng.random(60) < 0.5
+    search = nested_neighbors(rows, labels, [60], 3, subsets=members[None], block_rows=16)
+    expected = np.full(60, np.inf)
+    expected[members] = reference.nearest_opposite(rows[members], labels[members])
+    np.testing.assert_allclose(search.subset_opposites[0], expected, rtol=1e-5)
+    assert (search.subset_indices[0] >= 0).tolist() == members.tolist()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 7])
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 1000, 40_000])
+def test_tiles_cover_each_pair_once(num_rows, num_workers):
+    tiles = plan_tiles(num_rows, num_workers, 512)
+    area = sum((b - a) * (d - c) if a != c else (b - a) * (b - a + 1) // 2 for a, b, c, d in tiles)
+    assert area == num_rows * (num_rows + 1) // 2
+    assert all(c >= b for a, b, c, d in tiles if a != c)
+    assert max(b - a for a, b, _, _ in tiles) <= 16384
+
+
+def test_streams_from_a_source_without_reading_all_at_once():
+    rows = np.random.default_rng(0).integers(0, 256, (100, 1, 5, 5), dtype=np.uint8)
+    reads = []
+
+    @dataclasses.dataclass
+    class Source:
+        num_rows: int = 100
+        row_shape: tuple = (1, 5, 5)
+
+        def read(self, start, stop):
+            reads.append(stop - start)
+            return rows[start:stop]
+
+    table = nested_neighbors(Source(), None, [100], 5, block_rows=20).tables[0]
+    assert max(reads) <= 64
+    np.testing.assert_allclose(table.distances, reference.neighbor_distances(rows, 5), rtol=1e-5)
+
+
+def test_torch_gives_the_same_distances_as_numpy():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((30, 500), dtype=np.float32), rng.random((20, 500), dtype=np.float32)
+    centre = estimate_centre(ArraySource(a))
+    for other in (None, b):
+        ours, _ = squared_distances(a, other, centre, Precision(chunk_features=128))
+        theirs, _ = squared_distances(a, other, centre, Precision(chunk_features=128, device="cpu:0"))
+        np.testing.assert_allclose(theirs, ours, rtol=2e-5)
+
+
+def test_integer_rows_get_a_whole_numbered_centre():
+    centre = estimate_centre(ArraySource(np.random.default_rng(0).integers(0, 9, (30, 4), dtype=np.uint8)))
+    assert (centre == np.rint(centre)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.bool_, np.int16])
+@pytest.mark.parametrize("num_features", [1, 7, 64])
+def test_duplicates_are_found_exactly(dtype, num_features):
+    rng = np.random.default_rng(0)
+    values = rng.random((40, num_features))
+    rows = values > 0.5 if dtype == np.bool_ else (values * 200).astype(dtype)
+    rows[[5, 30]] = rows[2]
+    profile = profile_rows(ArraySource(rows), np.arange(40) % 2)
+    expected = [next(j for j in range(40) if (rows[j] == rows[i]).all()) for i in range(40)]
+    assert profile.first_of.tolist() == expected
+    assert profile.num_duplicates == 40 - len(set(expected))
+    assert set(profile.conflicts) == {(i, first) for i, first in enumerate(expected) if (i - first) % 2}
+
+
+def test_minus_zero_is_zero():
+    rows = np.array([[0.0, 1.0], [-0.0, 1.0], [2.0, 1.0]])
+    assert profile_rows(ArraySource(rows), None).num_duplicates == 1
+
+
+def test_rows_that_differ_in_one_value_of_many_are_no_duplicates():
+    rows = np.zeros((60, 5000), np.uint8)
+    rows[np.arange(60), np.arange(60) * 83] = 1
+    rows[59] = rows[7]
+    profile = profile_rows(ArraySource(rows), None)
+    assert profile.num_duplicates == 1
+    assert profile.first_of[59] == 7

@@ -1,0 +1,141 @@
+"""The prepared store: what is damaged is refused by name, what is whole comes back exactly."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from search_spaces.datasets import dataset_spec
+from search_spaces.errors import CorruptStoreError, DataError
+from search_spaces.specs import PreparedSpec
+from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared import dataset as arrays
+from tasks.prepared.dataset import MARKER, PreparedDataset, PreparedRecord
+from tasks.remote import InlineExecutor
+
+SPEC = PreparedSpec(dataset="digits", image_size=8, channels=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    # Small shards, so that the store has several files.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "CHUNK_BYTES", 64 * 100)
+        patch.setattr(arrays, "SHARD_BYTES", 64 * 500)
+        folder = tmp_path_factory.mktemp("store") / "digits"
+        prepare_dataset(SPEC, dataset_spec("digits"), raw=None, destination=folder, executor=InlineExecutor())
+    return folder
+
+
+@pytest.fixture
+def store(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "digits"))
+
+
+def test_pixels_and_labels_are_those_of_the_source(made):
+    from sklearn.datasets import load_digits
+
+    data = PreparedDataset.open(made)
+    expected = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
+    np.testing.assert_array_equal(data.read(0, data.num_rows)[:, 0], expected)
+    np.testing.assert_array_equal(data.labels, load_digits().target)
+    assert data.row_shape == data.image_shape == (1, 8, 8)
+    assert len(list((made / "images").rglob("0"))) >= 1
+    data.verify()
+
+
+def test_rows_come_in_the_order_asked_for(made):
+    data = PreparedDataset.open(made)
+    everything = data.read(0, data.num_rows)
+    wanted = np.random.default_rng(0).integers(0, data.num_rows, 300)
+    np.testing.assert_array_equal(data.read_rows(wanted), everything[wanted])
+    assert data.read_rows([]).shape == (0, 1, 8, 8)
+    with pytest.raises(IndexError, match=r"rows must be in 0\.\.1796"):
+        data.read_rows([1797])
+
+
+def test_pickles_as_its_path(made):
+    data = pickle.loads(pickle.dumps(PreparedDataset.open(made)))
+    assert data.fingerprint == PreparedDataset.open(made).fingerprint
+    assert len(pickle.dumps(data)) < 1000
+
+
+def test_record_survives_json(made):
+    record = PreparedDataset.open(made).record
+    assert PreparedRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def shards(store: Path) -> list[Path]:
+    return sorted(path for path in (store / "images" / "c").rglob("*") if path.is_file())
+
+
+def test_a_flipped_byte_is_found_when_read_and_when_verified(store):
+    shard = shards(store)[1]
+    body = bytearray(shard.read_bytes())
+    body[100] ^= 1
+    shard.write_bytes(body)
+    data = PreparedDataset.open(store)
+    with pytest.raises(CorruptStoreError, match=r"Array images .* images/c/1/0/0/0"):
+        data.read(0, data.num_rows)
+    with pytest.raises(CorruptStoreError, match=r"images/c/1/0/0/0 .* must have its checksum"):
+        data.verify()
+
+
+def test_a_shard_that_vanishes_after_opening_is_not_read_as_zeros(store):
+    data = PreparedDataset.open(store)
+    shards(store)[0].unlink()
+    with pytest.raises(CorruptStoreError, match="FileNotFoundError in images/c/0/0/0/0"):
+        data.read_rows([0])
+
+
+@pytest.mark.parametrize("what", ["missing", "short", "longer"])
+def test_files_of_another_size_are_refused_on_opening(store, what):
+    shard = shards(store)[0]
+    if what == "missing":
+        shard.unlink()
+    else:
+        body = shard.read_bytes()
+        shard.write_bytes(body[:-1] if what == "short" else body + b"0")
+    with pytest.raises(CorruptStoreError, match=r"images/c/0/0/0/0 of prepared dataset digits must be whole"):
+        PreparedDataset.open(store)
+
+
+def test_without_marker_it_is_half_written(store):
+    (store / MARKER).unlink()
+    with pytest.raises(CorruptStoreError, match="half written"):
+        PreparedDataset.open(store)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be whole"),
+        ("{", "must be whole"),
+        ("[]", "must be whole"),
+        ('{"schema": 1}', "must be whole"),
+        ('{"schema": 99, "sha256": "x"}', "schema 99"),
+        ('{"schema": 1, "record": {}, "files": {}, "sha256": "x"}', "another checksum"),
+    ],
+)
+def test_a_damaged_marker_is_refused(store, text, message):
+    (store / MARKER).write_text(text)
+    with pytest.raises(CorruptStoreError, match=message):
+        PreparedDataset.open(store)
+
+
+def test_an_edited_record_is_refused(store):
+    body = json.loads((store / MARKER).read_text())
+    body["record"]["num_images"] = 5
+    (store / MARKER).write_text(json.dumps(body))
+    with pytest.raises(CorruptStoreError, match="another checksum"):
+        PreparedDataset.open(store)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(DataError, match="must exist"):
+        PreparedDataset.open(tmp_path / "none")

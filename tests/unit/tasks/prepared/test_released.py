@@ -1,0 +1,99 @@
+"""The released code's choice of images, against a plain rewriting of what it does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from search_spaces.errors import DataError
+from search_spaces.released import RELEASED_MODELS, released_pairs
+from search_spaces.specs import RELEASED_FAULTS, PreparedSpec, SubsetSpec
+from tasks.prepared.subsets import make_subset
+
+
+def spec(dataset="mnist", faults=RELEASED_FAULTS, pair=(4, 2), test_size=30) -> SubsetSpec:
+    mode = "as_released" if faults == RELEASED_FAULTS else "corrected"
+    prepared = PreparedSpec(dataset=dataset, image_size=8, channels=1, faults=faults, data_mode=mode)
+    return SubsetSpec(prepared=prepared, class_pair=pair, test_size=test_size)
+
+
+LABELS = np.random.default_rng(5).choice(6, 900, p=[0.1, 0.1, 0.25, 0.1, 0.3, 0.15]).astype(np.int64)
+
+
+def reference(pair, train_size, test_size, *, aligned, files_fixed):
+    """Loop by loop what the released ``NaturalDatasetBinary`` and ``get_datasets`` do."""
+    import torch
+
+    kept = [row for row in range(len(LABELS)) if LABELS[row] in pair]
+    entries = []
+    for place, row in enumerate(kept):
+        label = 0 if LABELS[row] == pair[0] else 1
+        entries.append((place if files_fixed else row, label))
+    size = train_size + test_size
+    counts, labels = [0, 0], []
+    for entry in entries:
+        if counts[entry[1]] < size // 2:
+            labels.append(entry)
+            counts[entry[1]] += 1
+    images = [entry[0] for entry in labels] if aligned else kept[:size]
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(1337)).tolist()
+    shown = [(images[place], labels[place][1]) for place in order]
+    return shown[:train_size], shown[train_size:]
+
+
+@pytest.mark.parametrize("train_size", [50, 120, 200])
+@pytest.mark.parametrize(
+    ("dataset", "aligned", "files_fixed"),
+    [("mnist", False, False), ("imagenet", True, True), ("mura", True, False)],
+)
+def test_equals_the_released_code_image_by_image(dataset, aligned, files_fixed, train_size):
+    subset = make_subset(LABELS, np.arange(900), spec(dataset), max_train_size=train_size)
+    train, test = reference((4, 2), train_size, 30, aligned=aligned, files_fixed=files_fixed)
+    assert list(zip(subset.train_order.tolist(), subset.train_labels.tolist(), strict=True)) == train
+    assert list(zip(subset.test_rows.tolist(), subset.test_labels.tolist(), strict=True)) == test
+
+
+def test_misaligned_labels_are_wrong_for_some_images():
+    subset = make_subset(LABELS, np.arange(900), spec(), max_train_size=300)
+    true = np.where(LABELS[subset.train_order] == 4, 0, 1)
+    assert 0 < (true != subset.train_labels).mean() < 0.5
+    only = make_subset(LABELS, np.arange(900), spec(faults=("misaligned_labels",)), max_train_size=120)
+    assert only.max_train_size == 120
+    true = np.where(LABELS[only.train_order] == 4, 0, 1)
+    assert (true != only.train_labels).any()
+
+
+def test_image_level_split_reports_shared_groups():
+    groups = np.arange(900) // 10
+    faulty = make_subset(LABELS, groups, spec("mura", ("image_level_split",)), max_train_size=200)
+    assert faulty.shared_group_share > 0.5
+    assert make_subset(LABELS, groups, spec("mura", ())).shared_group_share == 0
+
+
+def test_test_set_depends_on_size_alone():
+    faults = ("test_set_depends_on_size",)
+    small, large = (
+        make_subset(LABELS, np.arange(900), spec(faults=faults), max_train_size=size) for size in (50, 60)
+    )
+    assert not np.array_equal(small.test_rows, large.test_rows)
+    with pytest.raises(DataError, match="need the train size"):
+        make_subset(LABELS, np.arange(900), spec(faults=faults))
+
+
+def test_first_k_takes_the_first_images():
+    subset = make_subset(LABELS, np.arange(900), spec("mura", ("first_k_selection",)), max_train_size=40)
+    assert max(subset.train_order[:40].max(), subset.test_rows.max()) < 250
+
+
+def test_too_few_images_are_refused_as_there():
+    with pytest.raises(DataError, match="need 265 images of each class"):
+        make_subset(LABELS, np.arange(900), spec(), max_train_size=500)
+
+
+def test_released_pairs_are_those_recovered_by_the_audit():
+    sizes = (500, 750, 1000, 1250, 1500, 1750)
+    pairs = released_pairs()
+    assert [pairs["vgg13", "mnist", n] for n in sizes] == [(9, 8), (5, 2), (5, 6), (5, 4), (6, 3), (5, 1)]
+    assert [pairs["vgg13", "cifar10", n] for n in sizes] == [(6, 9), (1, 8), (5, 6), (6, 4), (0, 5), (9, 1)]
+    assert [pairs["vgg13", "svhn", n] for n in sizes] == [(7, 3), (2, 5), (9, 7), (9, 4), (3, 8), (1, 8)]
+    assert len(pairs) == len(RELEASED_MODELS) * 4 * 6

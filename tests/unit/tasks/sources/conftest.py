@@ -1,0 +1,56 @@
+"""Helpers to prepare small raw folders as a user would."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from search_spaces.datasets import own_dataset_spec
+from search_spaces.specs import OwnSourceSpec, PreparedSpec
+from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared.dataset import PreparedDataset
+from tasks.remote import InlineExecutor
+
+
+def picture(seed: int, size: tuple[int, int] = (12, 10)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size).astype(np.uint8)
+
+
+def png(values: np.ndarray, **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, format="PNG", **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """Prepare ``raw`` as own data of ``kind``; returns the opened dataset."""
+
+    def run(kind: str, raw: Path, *, image_size=8, channels=1, max_skipped_share=0.001) -> PreparedDataset:
+        own = OwnSourceSpec(kind=kind, path=str(raw), domain="natural")
+        destination = tmp_path / "prepared" / kind
+        prepare_dataset(
+            PreparedSpec(dataset="mine", image_size=image_size, channels=channels),
+            own_dataset_spec("mine", own),
+            raw=raw,
+            destination=destination,
+            executor=InlineExecutor(),
+            max_skipped_share=max_skipped_share,
+        )
+        return PreparedDataset.open(destination)
+
+    return run
+
+
+@pytest.fixture
+def class_folder(tmp_path) -> Path:
+    """Ten good pictures, five per class."""
+    for index in range(10):
+        folder = tmp_path / "raw" / ("cat" if index < 5 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.png").write_bytes(png(picture(index)))
+    return tmp_path / "raw"

@@ -1,0 +1,197 @@
+"""Bad image files (reliability cases B1 to B33): skip, convert or flag, each by its own reason."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, PngImagePlugin
+
+from search_spaces.errors import SetupError
+from tasks.sources.base import SkipItem
+from tasks.sources.image_files import decode_image, read_image
+from tests.unit.tasks.sources.conftest import picture, png
+
+
+def encode(image: Image.Image, image_format: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format=image_format, **options)
+    return stream.getvalue()
+
+
+def jpeg(size=(40, 50)) -> bytes:
+    return encode(Image.fromarray(picture(1, size)), "JPEG", quality=95)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    ihdr = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", ihdr) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+def bad_checksum() -> bytes:
+    body = bytearray(png(picture(1)))
+    place = body.index(b"IDAT") + 8
+    body[place] ^= 0xFF
+    return bytes(body)
+
+
+def text_bomb() -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * 40_000_000, zip=True)
+    return encode(Image.fromarray(picture(1)), "PNG", pnginfo=info)
+
+
+def frames(image_format: str, count: int) -> bytes:
+    pictures = [Image.fromarray(picture(index)) for index in range(count)]
+    return encode(pictures[0], image_format, save_all=True, append_images=pictures[1:])
+
+
+def float_tiff(value: float) -> bytes:
+    values = picture(1).astype(np.float32)
+    values[3, 3] = value
+    return encode(Image.fromarray(values), "TIFF")
+
+
+SKIPPED = {
+    "B2 web page": (lambda: b"<html><body>404</body></html>", "not an image"),
+    "B3 text": (lambda: b"hello", "not an image"),
+    "B4 half a JPEG": (lambda: jpeg()[: len(jpeg()) // 2], "damaged image"),
+    "B5 half a PNG": (lambda: png(picture(1, (40, 40)))[:700], "damaged image"),
+    "B6 bad checksum": (bad_checksum, "damaged image"),
+    "B8 144 megapixels": (lambda: png_header(12_000, 12_000), "too many pixels"),
+    "B9 900 megapixels": (lambda: png_header(30_000, 30_000), "too many pixels"),
+    "B10 text bomb": (text_bomb, "damaged image"),
+    "B11 animated GIF": (lambda: frames("GIF", 50), "several frames"),
+    "B11 animated PNG": (lambda: frames("PNG", 3), "several frames"),
+    "B11 many-page TIFF": (lambda: frames("TIFF", 3), "several frames"),
+    "B20 one pixel": (lambda: png(picture(1, (1, 1))), "a side below 4 pixels"),
+    "B20 a line": (lambda: png(picture(1, (1, 5000))), "a side below 4 pixels"),
+    "B20 zero height": (lambda: png_header(10, 0), "not an image|damaged image|a side below"),
+    "B22 NaN": (lambda: float_tiff(np.nan), "values not finite"),
+    "B22 infinity": (lambda: float_tiff(np.inf), "values not finite"),
+    "B33 EPS": (
+        lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
+        "not an image",
+    ),
+    "B33 PDF": (lambda: encode(Image.fromarray(picture(1)), "PDF"), "not an image"),
+}
+
+
+@pytest.mark.parametrize("case", SKIPPED)
+def test_skipped(case):
+    make, reason = SKIPPED[case]
+    with pytest.raises(SkipItem, match=reason):
+        decode_image(make())
+
+
+def test_empty_and_vanished_files_are_skipped(tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(SkipItem, match="empty file"):
+        read_image(tmp_path / "empty.png")
+    with pytest.raises(SkipItem, match="gone or unreadable"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(SkipItem, match="no plain file"):
+        read_image(tmp_path)
+
+
+def test_a_fifo_put_there_after_listing_does_not_hang(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(SkipItem, match="no plain file"):
+        read_image(tmp_path / "x.png")
+
+
+def test_truncated_images_switch_is_refused(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(SetupError, match="LOAD_TRUNCATED_IMAGES is on"):
+        decode_image(jpeg())
+
+
+def test_16_bit_png_keeps_its_shades():
+    values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    sample = decode_image(png(values))
+    assert sample.conversions == ("scaled by own maximum",)
+    assert len(np.unique(sample.pixels)) == 256
+
+
+def test_alpha_is_blended_on_black_so_hidden_colours_stay_hidden():
+    values = np.zeros((10, 10, 4), np.uint8)
+    values[..., :3] = 255
+    values[:5, :, 3] = 255
+    sample = decode_image(png(values))
+    assert (sample.pixels[:5] == 255).all()
+    assert (sample.pixels[5:] == 0).all()
+    assert sample.conversions == ("mode RGBA blended on black",)
+
+
+@pytest.mark.parametrize(
+    ("mode", "note"),
+    [
+        ("P", "mode P converted"),
+        ("CMYK", "mode CMYK converted"),
+        ("1", "mode 1 converted"),
+        ("LA", "mode LA blended on black"),
+    ],
+)
+def test_other_modes_are_converted_and_recorded(mode, note):
+    image = Image.fromarray(np.stack([picture(index, (20, 20)) for index in range(3)], axis=-1)).convert(mode)
+    sample = decode_image(encode(image, "TIFF" if mode == "CMYK" else "PNG"))
+    assert note in sample.conversions
+    assert sample.pixels.dtype == np.uint8
+
+
+def test_exif_orientation_is_applied_and_recorded():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sample = decode_image(encode(Image.fromarray(picture(1, (40, 20))), "JPEG", exif=exif))
+    assert sample.pixels.shape == (20, 40)
+    assert sample.conversions == ("EXIF orientation applied",)
+
+
+def test_constant_images_are_skipped_in_preparation(prepare, class_folder):
+    (class_folder / "cat" / "black.png").write_bytes(png(np.zeros((9, 9), np.uint8)))
+    (class_folder / "cat" / "white.png").write_bytes(png(np.full((9, 9), 255, np.uint8)))
+    record = prepare("folder", class_folder, max_skipped_share=0.5).record
+    assert record.skipped == {"constant image": 2}
+
+
+def test_the_same_image_in_two_classes_is_refused(prepare, class_folder):
+    (class_folder / "dog" / "twin.png").write_bytes((class_folder / "cat" / "0.png").read_bytes())
+    from search_spaces.errors import DataError
+
+    with pytest.raises(DataError, match="may equal an image with another label; found: 2 of 11"):
+        prepare("folder", class_folder)
+
+
+def test_duplicates_inside_a_class_are_counted_and_stay_on_one_side(prepare, class_folder):
+    (class_folder / "cat" / "twin.png").write_bytes((class_folder / "cat" / "0.png").read_bytes())
+    data = prepare("folder", class_folder)
+    assert data.record.num_duplicates == 1
+    assert data.groups[0] == data.groups[5]
+
+
+def test_a_size_that_tells_the_label_is_flagged(prepare, tmp_path):
+    for index in range(60):
+        folder = tmp_path / "raw" / ("cat" if index < 30 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.png").write_bytes(png(picture(index, (12, 12) if index < 30 else (14, 12))))
+    flags = prepare("folder", tmp_path / "raw").record.flags
+    assert flags == {"mode, size or conversion of the raw image tells the label": 60}
+
+
+def test_every_bad_file_at_once_is_counted_by_reason(prepare, class_folder):
+    for index, (make, _) in enumerate(SKIPPED.values()):
+        (class_folder / "dog" / f"bad{index}.png").write_bytes(make())
+    record = prepare("folder", class_folder, max_skipped_share=0.9).record
+    assert record.num_images == 10
+    assert sum(record.skipped.values()) == len(SKIPPED) == record.num_skipped
+    assert len(record.skipped_items) == len(SKIPPED)

@@ -1,0 +1,134 @@
+"""Canaries planted wherever a name can hide must never come out, also when loading fails on that file."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import pickle
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.errors import DataError
+from search_spaces.specs import OwnSourceSpec, PreparedSpec
+from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared.dataset import PreparedDataset
+from tasks.remote import InlineExecutor
+from tasks.sources.base import RawRequest
+from tasks.sources.label_tables import read_table
+from tests.raw_trees.dicoms import make_dicom, save_dicom
+from tests.unit.tasks.sources.conftest import picture, png
+
+CANARY = "CANARYzebra"
+
+
+def dicom_set(folder: Path, *, broken: bool) -> Path:
+    folder.mkdir()
+    lines = ["path,label,group,comment"]
+    for index in range(6):
+        patient = f"{CANARY}{index // 2}"
+        values = np.random.default_rng(index).integers(0, 4096, (16, 16)).astype(np.uint16)
+        data = make_dicom(values, patient=patient, bits=12, InstitutionName=CANARY, StudyDescription=CANARY)
+        block = data.private_block(0x0009, CANARY, create=True)
+        block.add_new(1, "LO", CANARY)
+        data.SpecificCharacterSet = "UNKNOWN_SET"
+        if broken and index == 0:
+            data.Rows = 9999
+        name = f"{CANARY}/{CANARY}_{index}.dcm"
+        save_dicom(folder / name, data)
+        lines.append(f"{name},{index % 2},{patient},{CANARY}")
+    (folder / "manifest.csv").write_text("\n".join(lines))
+    return folder
+
+
+def image_set(folder: Path, *, broken: bool) -> Path:
+    for index in range(6):
+        path = folder / ("sick" if index % 2 else "well") / f"{CANARY}{index // 2}" / f"{CANARY}_{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"junk" if broken and index == 0 else png(picture(index)))
+    return folder
+
+
+def brats_set(folder: Path, *, broken: bool) -> Path:
+    from tests.raw_trees.medical import _brain
+
+    for index in range(3):
+        case = folder / "HGG" / f"{CANARY}_{index}"
+        case.mkdir(parents=True)
+        for kind, values in zip(("flair", "t2", "seg"), _brain(np.random.default_rng(index)), strict=True):
+            image = nibabel.Nifti1Image(values, np.eye(4))
+            image.header["descrip"] = CANARY.encode()
+            image.header["aux_file"] = CANARY.encode()
+            path = case / f"{case.name}_{kind}.nii.gz"
+            nibabel.save(image, path)
+            if broken and index == 0 and kind == "seg":
+                path.write_bytes(path.read_bytes()[:100])
+    return folder
+
+
+SETS = {"dicom_csv": dicom_set, "folder": image_set, "brats": brats_set}
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
+@pytest.mark.parametrize("allowed", [0.0, 0.9], ids=["stop", "go on"])
+def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    raw = SETS[kind](tmp_path / CANARY, broken=broken)
+    out = tmp_path / "out" / "mine"
+    own = OwnSourceSpec(kind=kind, path=str(raw), domain="medical")
+    row = dataset_spec(kind) if kind == "brats" else own_dataset_spec("mine", own)
+    spec = PreparedSpec(dataset=row.name, image_size=16, channels=1)
+    said, told = io.StringIO(), ""
+    with redirect_stdout(said), redirect_stderr(said):
+        try:
+            record = prepare_dataset(
+                spec, row, raw=raw, destination=out, executor=InlineExecutor(), max_skipped_share=allowed
+            )
+            told = json.dumps(record.to_json())
+        except DataError as error:
+            assert broken
+            # What Ray ships is the pickled error and its formatted traceback.
+            frames = traceback.format_exception_only(error)
+            told = str(error) + "".join(frames) + repr(pickle.loads(pickle.dumps(error)))
+    assert CANARY not in said.getvalue()
+    assert CANARY not in told
+    assert CANARY not in caplog.text
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    for path in written:
+        assert CANARY not in str(path.relative_to(tmp_path))
+        assert CANARY.encode() not in path.read_bytes()
+    if out.exists():
+        assert CANARY not in json.dumps(PreparedDataset.open(out).record.to_json())
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            "file name,class,centre",
+            r"columns path, label; found: no path, label among file name, class, centre\.",
+        ),
+        ("path;diagnosis;" + "x" * 40, r"found: no label among path, diagnosis, x{30}\."),
+        (",".join("abcdefghijkl"), r"no path, label among a, b, c, d, e, f, g, h, i, j, \.\.\.\."),
+        # Without a header the first line is somebody's.
+        (f"{CANARY}/a.png,well,{CANARY}", r"found: no path, label; the first line may be no header\."),
+        (f"{CANARY},1", r"found: no path, label; the first line may be no header\."),
+    ],
+)
+def test_header_names_are_told_but_no_line_of_data(header, message, tmp_path):
+    path = tmp_path / "manifest.csv"
+    path.write_text(header + "\n" + header + "\n")
+    own = OwnSourceSpec(kind="csv", path=str(path), domain="medical")
+    request = RawRequest(
+        own_dataset_spec("mine", own), PreparedSpec(dataset="mine", image_size=16, channels=1)
+    )
+    with pytest.raises(DataError, match=message) as caught:
+        read_table(path, request, ("path", "label"))
+    assert CANARY not in str(caught.value)

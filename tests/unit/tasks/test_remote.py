@@ -1,0 +1,122 @@
+import os
+import time
+
+import numpy as np
+import pytest
+
+from search_spaces.errors import DataError, SetupError
+from tasks.measures.measure import measure_nested
+from tasks.remote import InlineExecutor, RayExecutor
+
+
+def double(shared, number):
+    return shared.sum() * number
+
+
+def fail_for_three(number):
+    if number == 3:
+        raise DataError("Numbers must not be three", "3", "choose another")
+    return number
+
+
+def sleep_for(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def kill_worker(path):
+    with open(path, "a") as file:
+        file.write("x")
+    os._exit(1)
+
+
+def count_threads():
+    from threadpoolctl import threadpool_info
+
+    np.ones((4, 4)) @ np.ones((4, 4))
+    return max([pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(request):
+    """The session's cluster where tests/conftest.py provides one, else our own."""
+    try:
+        yield request.getfixturevalue("ray_local")
+    except pytest.FixtureLookupError:
+        ray = pytest.importorskip("ray")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield None
+        ray.shutdown()
+
+
+class ExecutorContract:
+    def test_yields_every_result_with_its_index(self, executor):
+        shared = executor.share(np.ones(5))
+        results = dict(executor.map_unordered(double, [(shared, i) for i in range(7)]))
+        assert results == {i: 5 * i for i in range(7)}
+
+    def test_no_work_yields_nothing(self, executor):
+        assert list(executor.map_unordered(double, [])) == []
+
+    def test_a_users_mistake_arrives_as_itself(self, executor):
+        with pytest.raises(DataError, match="must not be three; found: 3; choose another") as caught:
+            list(executor.map_unordered(fail_for_three, [(i,) for i in range(5)]))
+        assert type(caught.value) is DataError
+
+    def test_measures_do_not_depend_on_the_executor(self, executor):
+        rng = np.random.default_rng(0)
+        images, labels = rng.integers(0, 256, (120, 1, 6, 6), dtype=np.uint8), np.arange(120) % 2
+        here = measure_nested(images, labels, [60, 120])
+        there = measure_nested(images, labels, [60, 120], executor=executor)
+        for one, other in zip(here.sizes, there.sizes, strict=True):
+            assert other.d_data["mle"].value == pytest.approx(one.d_data["mle"].value, rel=1e-6)
+            assert other.label_sharpness == one.label_sharpness
+
+
+class TestInlineExecutor(ExecutorContract):
+    @pytest.fixture
+    def executor(self):
+        return InlineExecutor()
+
+
+@pytest.mark.ray
+class TestRayExecutor(ExecutorContract):
+    @pytest.fixture
+    def executor(self, ray_cluster):
+        return RayExecutor(num_workers=2)
+
+    def test_arrives_in_order_of_completion(self, executor):
+        list(executor.map_unordered(sleep_for, [(0.0,), (0.0,)]))  # start both workers first
+        order = [index for index, _ in executor.map_unordered(sleep_for, [(1.5,), (0.0,), (0.1,)])]
+        assert order[-1] == 0
+
+    def test_keeps_flight_bounded(self, executor):
+        drawn = []
+
+        def arguments():
+            for i in range(6):
+                drawn.append(i)
+                yield (0.0,)
+
+        results = executor.map_unordered(sleep_for, arguments())
+        next(results)
+        assert len(drawn) <= 3
+        results.close()
+
+    def test_a_task_that_kills_its_worker_ends(self, executor, tmp_path):
+        path = tmp_path / "attempts"
+        with pytest.raises(
+            SetupError, match="'kill_worker' must not take its worker down; found: the worker died 4"
+        ):
+            list(executor.map_unordered(kill_worker, [(str(path),)]))
+        assert path.read_text() == "xxxx"
+
+    def test_holds_blas_to_the_cpus_of_the_task(self, executor):
+        assert [n for _, n in executor.map_unordered(count_threads, [()], num_cpus=1)] == [1]
+
+    def test_takes_as_many_workers_as_the_cluster_has(self, ray_cluster):
+        assert RayExecutor().num_workers >= 2
+
+    def test_refuses_no_workers(self, ray_cluster):
+        with pytest.raises(SetupError, match="num_workers must be at least 1; found: 0"):
+            RayExecutor(num_workers=0)

@@ -1,0 +1,250 @@
+import json
+import math
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import tasks.trials.trial
+from search_spaces.errors import ConfigError, DataError
+from search_spaces.specs import (
+    AttackSpec,
+    ModelSpec,
+    PreparedSpec,
+    RecipeSpec,
+    SubsetSpec,
+    TrialSpec,
+)
+from tasks.prepared.subsets import TrialData
+from tasks.trials.models import build_model
+from tasks.trials.trial import run_trial
+
+METRICS = {
+    "num_parameters",
+    "train_loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "d_repr_mle",
+    "d_repr_twonn",
+} | {
+    f"fgsm_{epsilon}_{quantity}"
+    for epsilon in ("0.5", "1", "2", "4", "8")
+    for quantity in ("loss", "loss_gain", "accuracy_drop", "robust_accuracy")
+}
+
+
+def trial_spec(architecture="small_cnn", library="isweep", train_size=48, num_neighbors=10, **changes):
+    recipe = {
+        "name": "test",
+        "epochs": 10,
+        "batch_size": 16,
+        "learning_rate": 5e-3,
+        "input_scale": 1 / 255,
+    } | changes
+    prepared = PreparedSpec(dataset="made_up", image_size=12, channels=1)
+    return TrialSpec(
+        model=ModelSpec(name=architecture, library=library, architecture=architecture),
+        subset=SubsetSpec(prepared=prepared, test_size=20),
+        train_size=train_size,
+        recipe=RecipeSpec(**recipe),
+        attacks=AttackSpec(epsilons=(0.5, 1.0, 2.0, 4.0, 8.0)),
+        num_neighbors=num_neighbors,
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Bright squares on the left (0) or the right (1) over noise; read-only, as Ray hands arrays out."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 120, (80, 1, 12, 12), dtype=np.uint8)
+    labels = (np.arange(80) % 2).astype(np.int64)
+    for image, label in zip(images, labels, strict=True):
+        image[0, 3:8, (1 + 6 * label) : (5 + 6 * label)] += 130
+    for array in (images, labels):
+        array.setflags(write=False)
+    return TrialData(images[:60], labels[:60], images[60:], labels[60:], 2, "made up")
+
+
+@pytest.fixture(scope="module")
+def outcome(data):
+    return run_trial(trial_spec(), data)
+
+
+def without_clock(outcome):
+    history = [{key: value for key, value in row.items() if key != "seconds"} for row in outcome.history]
+    return outcome.metrics, outcome.records, history, outcome.seed
+
+
+def test_a_trial_reports_every_metric_by_name(outcome):
+    assert outcome.status == "done"
+    assert set(outcome.metrics) == METRICS
+    assert outcome.records["absent"] == {}
+    assert set(outcome.records["d_repr"]) == {"mle", "twonn"}
+    assert set(outcome.timings) == {"build", "train", "evaluate", "d_repr", "attack"}
+    assert [row["epoch"] for row in outcome.history] == list(range(1, 11))
+    assert (outcome.device, outcome.num_threads, outcome.reason) == ("cpu", 1, "")
+    assert outcome.seed == trial_spec().derived_seed
+    assert outcome.peak_memory_bytes > 2**20
+
+
+def test_a_separable_set_is_learned(outcome):
+    assert outcome.metrics["test_accuracy"] == 1.0
+    assert outcome.metrics["train_loss"] < 0.2
+
+
+def test_attack_metrics_follow_from_the_attack_records(outcome):
+    record = outcome.records["attacks"][-1]
+    assert record["epsilon"] == 8.0
+    assert outcome.metrics["fgsm_8_loss"] == record["loss"]
+    assert record["loss_gain"] == pytest.approx(record["loss"] - outcome.metrics["test_loss"], rel=1e-6)
+
+
+def test_an_outcome_is_plain_json_and_survives_pickling(outcome):
+    text = json.dumps(outcome.to_json(), allow_nan=False)
+    assert json.loads(text) == outcome.to_json()
+    assert pickle.loads(pickle.dumps(outcome)) == outcome
+
+
+def test_the_same_spec_is_equal_to_the_last_bit_whatever_ran_before(data, outcome):
+    torch.manual_seed(12345)
+    np.random.seed(7)  # noqa: NPY002 (other people's code does)
+    torch.randn(100) @ torch.randn(100, 100)
+    run_trial(trial_spec(train_size=30), data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.randn(8, 8) @ torch.randn(8, 8)
+    assert without_clock(run_trial(trial_spec(), data)) == without_clock(outcome)
+
+
+def test_another_seed_gives_another_network(data, outcome):
+    other = run_trial(trial_spec().model_copy(update={"seed": 1}), data)
+    assert other.metrics["train_loss"] != outcome.metrics["train_loss"]
+
+
+def test_nothing_of_the_process_is_left_changed(data):
+    torch.manual_seed(5)
+    before = (torch.get_rng_state(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    run_trial(trial_spec(epochs=1), data, num_threads=2)
+    after = (torch.get_rng_state(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+def test_only_the_first_rows_are_trained_on(data, outcome):
+    images, labels = data.train_images.copy(), data.train_labels.copy()
+    images[48:], labels[48:] = 0, 0
+    changed = TrialData(images, labels, data.test_images, data.test_labels, 2, "other")
+    assert without_clock(run_trial(trial_spec(), changed)) == without_clock(outcome)
+
+
+def test_bytes_and_floats_of_the_same_pixels_give_the_same_numbers(data, outcome):
+    images = data.train_images.astype(np.float32)
+    floats = TrialData(
+        images, data.train_labels, data.test_images.astype(np.float32), data.test_labels, 2, "x"
+    )
+    assert without_clock(run_trial(trial_spec(), floats)) == without_clock(outcome)
+
+
+def test_read_only_arrays_cause_no_warning(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_trial(trial_spec(epochs=0), data)
+
+
+def test_no_epochs_leave_an_untrained_network_measured_and_attacked(data):
+    untrained = run_trial(trial_spec(epochs=0), data)
+    assert untrained.history == []
+    assert set(untrained.metrics) == METRICS
+
+
+def test_every_epoch_is_reported(data):
+    seen = []
+    result = run_trial(trial_spec(epochs=3), data, on_epoch=seen.append)
+    assert [record.to_json() for record in seen] == result.history
+
+
+@pytest.mark.parametrize(("architecture", "library"), [("resnet10t", "timm"), ("small_mlp", "isweep")])
+def test_library_networks_run_as_trials(data, architecture, library):
+    result = run_trial(trial_spec(architecture, library, train_size=24, epochs=1, num_neighbors=5), data)
+    assert set(result.metrics) | set(result.records["absent"]) == METRICS
+
+
+def test_a_diverged_training_is_a_result_with_its_reason(data):
+    # Pixels times 1e36 overflow float32 in the first layer's gradients.
+    result = run_trial(trial_spec("small_mlp", input_scale=1e36, optimizer="sgd", learning_rate=10.0), data)
+    assert (result.status, result.metrics) == ("diverged", {})
+    assert "loss" in result.reason
+    assert all(math.isfinite(row["train_loss"]) for row in result.history)
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_d_repr_of_too_few_images_is_absent_with_its_reason(data):
+    result = run_trial(trial_spec(train_size=6, num_neighbors=10, epochs=1), data)
+    assert result.status == "done"
+    assert "d_repr_mle" not in result.metrics
+    assert result.records["absent"]["d_repr_mle"]
+
+
+def test_d_repr_of_a_network_that_maps_all_images_to_one_point_is_absent(data, monkeypatch):
+    def constant(*arguments, **options):
+        model = build_model(*arguments, **options)
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        return model
+
+    monkeypatch.setattr(tasks.trials.trial, "build_model", constant)
+    result = run_trial(trial_spec(epochs=0), data)
+    assert result.status == "done"
+    assert {"d_repr_mle", "d_repr_twonn"} <= set(result.records["absent"])
+    assert result.metrics["test_loss"] == pytest.approx(math.log(2))
+    assert [row["num_unchanged"] for row in result.records["attacks"]] == [20] * 5
+
+
+def test_the_released_head_of_1000_logits_is_kept_when_the_recipe_says_so(data):
+    result = run_trial(trial_spec("small_mlp", num_outputs=1000, epochs=0), data)
+    assert result.metrics["test_loss"] == pytest.approx(math.log(1000), rel=0.1)
+
+
+def test_fewer_logits_than_classes_are_refused(data):
+    three = TrialData(data.train_images, data.train_labels, data.test_images, data.test_labels, 3, "x")
+    with pytest.raises(ConfigError, match="num_outputs 2 for 3 classes"):
+        run_trial(trial_spec(num_outputs=2), three)
+
+
+def test_more_training_images_than_there_are_are_refused(data):
+    with pytest.raises(DataError, match="60 images for train_size 61"):
+        run_trial(trial_spec(train_size=61), data)
+
+
+@pytest.mark.parametrize(("value", "found"), [(300.0, "0.0 to 300.0"), (np.nan, "nan to nan")])
+def test_pixels_out_of_range_are_refused(data, value, found):
+    images = np.zeros((60, 1, 12, 12), np.float32)
+    images[0, 0, 0, 0] = value
+    bad = TrialData(images, data.train_labels, data.test_images, data.test_labels, 2, "x")
+    with pytest.raises(DataError, match=f"from 0 to 255; found: {found} in the training images"):
+        run_trial(trial_spec(), bad)
+
+
+def test_labels_out_of_range_are_refused(data):
+    bad = TrialData(data.train_images, data.train_labels, data.test_images, data.test_labels + 1, 2, "x")
+    with pytest.raises(
+        DataError, match="Labels must be integers from 0 to 1; found: 1 to 2 in the test labels"
+    ):
+        run_trial(trial_spec(), bad)
+
+
+def test_running_out_of_memory_escapes_with_its_own_type(data, monkeypatch):
+    def exhausted(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tasks.trials.trial, "train", exhausted)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        run_trial(trial_spec(), data)
+
+
+def test_running_out_of_the_machines_memory_is_a_memory_error(data, monkeypatch):
+    monkeypatch.setattr(tasks.trials.trial, "train", lambda *arguments, **options: torch.empty(2**60))
+    with pytest.raises(MemoryError, match="DefaultCPUAllocator"):
+        run_trial(trial_spec(), data)
