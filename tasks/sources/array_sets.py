@@ -1,0 +1,376 @@
+"""Your own arrays, whatever file holds them: images, labels and, if you have them, groups, splits and names.
+
+Keys: ``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the
+keys, ``train_images`` and ``test_images`` as MedMNIST writes them (https://medmnist.com, ``medmnist/dataset.py``:
+``{split}_images``, ``{split}_labels`` of shape ``(n, 1)``), or ``x_train`` and ``x_test`` as Keras'
+``mnist.npz``. ``val`` beside them is left out and counted.
+
+``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``. uint8
+is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or reach into
+the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import DataError
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
+from tasks.sources.image_files import by_own_maximum, negative_flags
+from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
+from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of
+
+KEYS = (("images", "labels"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"), ("data", "labels"))
+SPLIT_KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
+WAY_OUT = "np.savez(PATH, images=images, labels=labels)"
+MAX_TEXT_BYTES = 1 << 28
+"""Labels, groups and names; never more than that is held."""
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """Shape and dtype of a stored array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+
+class ArrayFile(Protocol):
+    """One file with named arrays. Reading raises SkipItem for damage, headers raise DataError."""
+
+    def names(self) -> list[str]:
+        """Return the names of the arrays."""
+        ...
+
+    def header(self, name: str) -> ArrayHeader:
+        """Return shape and dtype, checked against what the file can hold."""
+        ...
+
+    def load(self, name: str) -> NDArray[np.generic]:
+        """Return a whole (small) array."""
+        ...
+
+    def rows(self, name: str) -> Rows:
+        """Return a reader of an array's rows, cheapest in rising order."""
+        ...
+
+
+class Rows(Protocol):
+    """Rows of one array."""
+
+    def row(self, index: int) -> NDArray[np.generic]:
+        """Return one row."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one split: names of their arrays."""
+
+    images: str
+    labels: str
+    split: Split
+    prefix: str = "{}"
+    """How the other arrays of this split are called: ``{}`` is ``groups`` or ``splits``."""
+
+
+class RowItems(Sequence[Item]):
+    """Items of array rows, made when asked for: millions of small images need no list."""
+
+    def __init__(self, columns: Sequence[_Column], start: int = 0, stop: int | None = None) -> None:
+        self._columns = columns
+        self._ends = np.cumsum([0, *(len(column.labels) for column in columns)])
+        self._range = range(start, int(self._ends[-1]) if stop is None else stop)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
+        if isinstance(index, slice):
+            found = self._range[index]
+            return (
+                RowItems(self._columns, found.start, found.stop)
+                if found.step == 1
+                else [self[i] for i in range(len(self))[index]]
+            )
+        place = self._range[index]
+        part = int(np.searchsorted(self._ends, place, side="right")) - 1
+        return self._columns[part].item(place - int(self._ends[part]))
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What is known of the rows of one part."""
+
+    part: Part
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    groups: list[str] | None
+    splits: list[Split] | None
+    low: float | None
+    high: float | None
+
+    def item(self, place: int) -> Item:
+        row = int(self.rows[place])
+        group = self.groups[row] if self.groups else ""
+        split = self.splits[row] if self.splits else self.part.split
+        name = "" if self.part.images == "images" else f"{self.part.images}/"
+        details = (self.part.images, self.low, self.high)
+        return Item(f"{name}{row}", int(self.labels[place]), group, split, details)
+
+
+def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
+    """Return one item per row.
+
+    Raises:
+        DataError: for missing or misshapen arrays, labels that are no classes, or images in no known range.
+    """
+    parts, left_out = find_parts(file, request)
+    headers = [image_header(file, part.images, request) for part in parts]
+    written = [
+        _labels(file, part.labels, head.shape[0], request) for part, head in zip(parts, headers, strict=True)
+    ]
+    names = _names(file, written, request)
+    index = {name: label for label, name in enumerate(names)}
+    shown, rule = _range(file, parts, headers, request)
+    columns = []
+    for part, head, labels in zip(parts, headers, written, strict=True):
+        groups = _texts(file, part.prefix.format("groups"), head.shape[0], request)
+        splits, kept = _splits(file, part, head.shape[0], request)
+        left_out += head.shape[0] - len(kept)
+        codes = np.array([index[labels[row]] for row in kept], np.int64)
+        columns.append(_Column(part, kept, codes, groups, splits, *shown))
+    _check_groups([column.groups for column in columns], request)
+    is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
+    return Listing(
+        RowItems(columns),
+        names,
+        "float32" if is_float else "uint8",
+        block_size=4096,
+        excluded={VALIDATION_LEFT_OUT: left_out} if left_out else {},
+        intensity=rule,
+    )
+
+
+def array_reader(file: ArrayFile) -> Reader:
+    """Return a reader of rows; rows are cheapest in rising order."""
+    opened: dict[str, Rows] = {}
+
+    def read(item: Item) -> tuple[Sample]:
+        name, low, high = item.details
+        rows = opened.setdefault(str(name), file.rows(str(name))) if name not in opened else opened[str(name)]
+        row = _channels_last(rows.row(int(item.locator.rsplit("/", 1)[-1])))
+        if low is None or high is None:
+            if row.dtype == np.uint8:
+                return (Sample(row),)
+            pixels, note = by_own_maximum(row)
+            return (Sample(pixels, conversions=(note,), flags=negative_flags(row)),)
+        values = row.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise SkipItem("values not finite")
+        scaled = (values - np.float32(low)) * np.float32(255 / (float(high) - float(low)))
+        outside = bool(scaled.min() < 0 or scaled.max() > 255)
+        clipped = np.clip(scaled, 0, 255)
+        return (Sample(clipped, flags=("values outside pixel_range cut",) if outside else ()),)
+
+    return read
+
+
+def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
+    """Return the arrays to read, and how many validation images are left out.
+
+    Raises:
+        DataError: when no known pair of names is there, or several.
+    """
+    names = set(file.names())
+    found = [[Part(images, labels, "")] for images, labels in KEYS if {images, labels} <= names]
+    left_out = 0
+    for images, labels in SPLIT_KEYS:
+        parts = []
+        for word in ("train", "test", "val", "valid"):
+            pair = images.format(word), labels.format(word)
+            if not set(pair) <= names:
+                continue
+            split = split_of(word)
+            if split is None:
+                left_out += file.header(pair[0]).shape[0]
+            else:
+                parts.append(Part(*pair, split or "", images.format(word).replace("images", "{}")))
+        if parts:
+            found.append(parts)
+    if len(found) > 1:
+        listed = "; ".join(", ".join(part.images for part in parts) for parts in found)
+        raise DataError(f"{request.dataset.name}: one set of images must be in the file", listed, WAY_OUT)
+    if not found:
+        for name in ("images", "labels"):
+            if name not in names:
+                shown = ", ".join(sorted(names)[:10]) or "no array"
+                raise DataError(
+                    f"{request.dataset.name}: array {name} must be in the .npz or HDF5 file",
+                    f"it is not; the file has {shown}",
+                    f"{WAY_OUT}; x and y, and MedMNIST's and Keras' keys are known too",
+                )
+    return found[0], left_out
+
+
+def image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
+    """Return the header of an array of images.
+
+    Raises:
+        DataError: for another shape or dtype.
+    """
+    header = file.header(name)
+    shape = header.shape
+    colour = len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3))
+    if not (len(shape) == 3 or colour) or 0 in shape or header.dtype.kind not in "uif":
+        raise DataError(
+            f"{request.dataset.name}: {name} must be numbers of shape (n, height, width), "
+            "(n, height, width, 3) or (n, 3, height, width)",
+            f"{header.dtype} {shape}",
+        )
+    return header
+
+
+def _channels_last(row: NDArray[np.generic]) -> NDArray[np.generic]:
+    if row.ndim == 3 and row.shape[0] in (1, 3) and row.shape[2] not in (1, 3):
+        row = np.moveaxis(row, 0, 2)
+    return row[..., 0] if row.ndim == 3 and row.shape[2] == 1 else row
+
+
+def _small(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.generic]:
+    header = file.header(name)
+    if int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize > MAX_TEXT_BYTES:
+        raise DataError(f"{request.dataset.name}: {name} must be small", f"{header.dtype} {header.shape}")
+    try:
+        return file.load(name)
+    except SkipItem as skip:
+        raise DataError(f"{request.dataset.name}: array {name} must be whole", skip.reason) from None
+
+
+def _texts(file: ArrayFile, name: str, num_images: int, request: RawRequest) -> list[str] | None:
+    if name not in file.names():
+        return None
+    header = file.header(name)
+    if header.shape not in ((num_images,), (num_images, 1)) or header.dtype.kind not in "uiUSO":
+        rule = f"{request.dataset.name}: {name} must be {num_images} whole numbers or texts"
+        raise DataError(rule, f"{header.dtype} {header.shape}")
+    return [_text(value) for value in _small(file, name, request).reshape(-1).tolist()]
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _labels(file: ArrayFile, key: str, num_images: int, request: RawRequest) -> list[str]:
+    """Return each image's class as written, through ``label_map``."""
+    header, name = file.header(key), request.dataset.name
+    singles = header.shape[:1] == (num_images,) and all(size == 1 for size in header.shape[1:])
+    if not singles or header.dtype.kind not in "uibUSO":
+        more = "; several labels per image are no classes" if len(header.shape) == 2 else ""
+        rule = f"{name}: {key} must be {num_images} whole numbers or texts, one per image"
+        raise DataError(rule, f"{header.dtype} {header.shape}{more}", "cast floats to integers on purpose")
+    values = _small(file, key, request).reshape(-1)
+    if values.dtype.kind == "i" and values.min() < 0:
+        raise DataError(
+            f"{name}: labels must not be negative", "-1 often means unknown", "drop or map those images"
+        )
+    mapping = {text: mapped_label(text, request) for text in {_text(value) for value in values.tolist()}}
+    if any(is_missing(label) for label in mapping.values()):
+        raise DataError(f"{name}: labels must not be empty", "blank, NaN, NA or None", "drop those images")
+    check_spellings(set(mapping.values()), request)
+    return [mapping[_text(value)] for value in values.tolist()]
+
+
+def _names(file: ArrayFile, written: Sequence[Sequence[str]], request: RawRequest) -> tuple[str, ...]:
+    """Return the classes in the order of their index; ``label_names`` renames 0, 1, ..."""
+    name, found = request.dataset.name, {label for labels in written for label in labels}
+    check_spellings(found, request)
+    if len(found) < 2:
+        raise DataError(f"{name}: labels need two classes", "one only")
+    if "label_names" not in file.names():
+        return sort_labels(found)
+    given = [_text(value) for value in _small(file, "label_names", request).reshape(-1).tolist()]
+    if not all(label.isdigit() and int(label) < len(given) for label in found):
+        raise DataError(f"{name}: label_names must name labels 0, 1, ... in order", f"{len(given)} names")
+    check_spellings(given, request)
+    if len(set(given)) < len(given):
+        raise DataError(f"{name}: label_names must differ", "a name twice")
+    for labels in written:
+        if isinstance(labels, list):
+            labels[:] = [given[int(label)] for label in labels]
+    return tuple(given)
+
+
+def _splits(
+    file: ArrayFile, part: Part, num_images: int, request: RawRequest
+) -> tuple[list[Split] | None, NDArray[np.int64]]:
+    """Return each row's split, if any is given, and the rows that are no validation images."""
+    cells = _texts(file, part.prefix.format("splits"), num_images, request)
+    if cells is None:
+        return None, np.arange(num_images)
+    if any(cell and split_of(cell) == "" for cell in cells):
+        raise DataError(f"{request.dataset.name}: splits must be train, test, val or empty", "other values")
+    kept = np.array([row for row, cell in enumerate(cells) if split_of(cell) is not None], np.int64)
+    return [split_of(cell) or "" for cell in cells], kept
+
+
+def _check_groups(columns: Sequence[Sequence[str] | None], request: RawRequest) -> None:
+    given = [set(groups) for groups in columns if groups is not None]
+    if not given:
+        return
+    name, every = request.dataset.name, set().union(*given)
+    if len(every) < 2:
+        raise DataError(f"{name}: groups must tell patients apart", "one id for all")
+    if any(is_missing(group) for group in every):
+        raise DataError(f"{name}: every image needs a group when there are any", "blank, NaN or None")
+    if len(given) > 1 and set.intersection(*given):
+        found = f"{len(set.intersection(*given))} in both"
+        raise DataError(f"{name}: no group may be in train and test", found, "split by patient, not by image")
+
+
+def _range(
+    file: ArrayFile, parts: Sequence[Part], headers: Sequence[ArrayHeader], request: RawRequest
+) -> tuple[tuple[float | None, float | None], str]:
+    """Return the values that are black and white (None: as stored or by own maximum), and what that means."""
+    given = request.dataset.pixel_range
+    if given is not None:
+        return given, f"[{given[0]:g}, {given[1]:g}] (pixel_range) to [0, 255], cut there"
+    kinds = {head.dtype for head in headers}
+    if kinds == {np.dtype(np.uint8)}:
+        return (None, None), "as stored, 8 bits"
+    if all(dtype.kind in "ui" for dtype in kinds):
+        return (None, None), "whole numbers, scaled by own maximum"
+    low, high = np.inf, -np.inf
+    for part, head in zip(parts, headers, strict=True):
+        rows = file.rows(part.images)
+        for index in range(head.shape[0]):
+            finite = _scanned(rows, index, request)
+            if finite.size:
+                low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low >= 0 and high <= 1:
+        return (0.0, 1.0), "floats in [0, 1], times 255"
+    if low >= 0 and 127.5 < high <= 255:
+        return (0.0, 255.0), "floats in [0, 255] as stored"
+    rule = f"{request.dataset.name}: float images must lie in [0, 1] or [0, 255], and which must be plain"
+    way_out = "say which values are black and white: pixel_range, e.g. pixel_range: [-1, 1]"
+    raise DataError(rule, f"[{low:g}, {high:g}]", way_out)
+
+
+def _scanned(rows: Rows, index: int, request: RawRequest) -> NDArray[np.float32]:
+    try:
+        values = rows.row(index).astype(np.float32)
+    except SkipItem as skip:
+        raise DataError(f"{request.dataset.name}: the images must be a whole array", skip.reason) from None
+    return values[np.isfinite(values)]
