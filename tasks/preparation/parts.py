@@ -1,8 +1,8 @@
 """Part files: what one reading task leaves behind, so that an interrupted preparation goes on where it was.
 
 A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (labels, hashed groups,
-digests, skips), the second written last and atomically. Equal inputs give equal parts, so two processes that
-prepare the same data at the same time may overwrite each other's parts without harm.
+digests, skips), the second written last and atomically. Equal inputs give equal parts, so two processes
+that prepare the same data at the same time may overwrite each other's parts without harm.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from tasks.sources.pixels import to_prepared
 from tasks.sources.privacy import keyed_hash, spell
 
 SPLIT_CODES = {"": 0, "train": 1, "test": 2}
+FORM = "mode, size or conversion of the raw image"
+"""Name of the trait that every image has."""
 
 
 @dataclass
@@ -39,7 +41,8 @@ class Part:
         skipped: Pairs (keyed hash of the locator, reason).
         conversions: Conversion name to number of images.
         flags: Flag name to number of images.
-        forms: Triples (label, mode and size of the raw image, number of images).
+        traits: Tuples (label, name, keyed hash of the value, number of images) of what must not tell the
+            label. Mode, size and conversion of the raw image are one of them, as they are.
     """
 
     labels: list[int] = field(default_factory=list)
@@ -49,7 +52,7 @@ class Part:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     conversions: dict[str, int] = field(default_factory=dict)
     flags: dict[str, int] = field(default_factory=dict)
-    forms: list[tuple[int, str, int]] = field(default_factory=list)
+    traits: list[tuple[int, str, str, int]] = field(default_factory=list)
 
 
 def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
@@ -65,7 +68,7 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
     images: list[NDArray[np.generic]] = []
     conversions: Counter[str] = Counter()
     flags: Counter[str] = Counter()
-    forms: Counter[tuple[int, str]] = Counter()
+    traits: Counter[tuple[int, str, str]] = Counter()
     reader = source_for(request.dataset.source).reader(request)
     for item in items:
         locator = keyed_hash(request.key, item.locator)
@@ -83,9 +86,11 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
             part.digests.append(digest(image))
             conversions.update(sample.conversions)
             flags.update(sample.flags)
-            forms[label, _form(sample)] += 1
+            traits[label, FORM, _form(sample)] += 1
+            for name, value in sample.traits:
+                traits[label, name, spell(keyed_hash(request.key, value)) if value else ""] += 1
     part.conversions, part.flags = dict(conversions), dict(flags)
-    part.forms = [(label, form, count) for (label, form), count in sorted(forms.items())]
+    part.traits = [(*trait, count) for trait, count in sorted(traits.items())]
     _save(stem, images, part)
     return part
 
@@ -147,7 +152,7 @@ def load_part(stem: Path) -> Part | None:
     except (OSError, ValueError, TypeError):
         return None
     part.skipped = [(locator, reason) for locator, reason in part.skipped]
-    part.forms = [(label, form, count) for label, form, count in part.forms]
+    part.traits = [(label, name, value, count) for label, name, value, count in part.traits]
     return part
 
 

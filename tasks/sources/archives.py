@@ -1,12 +1,13 @@
 """Archives read where they lie: members of ``.zip``, ``.tar``, ``.tar.gz`` by name, nothing unpacked to disk.
 
-A member's locator is ``archive!/member``; archives in archives (ILSVRC's tar of tars) repeat the mark. Opened
-archives are kept per process, so a directory is read once, and a ``.tar.gz`` goes forward only as long as its
-members are asked for in stored order.
+A member's locator is ``archive!/member``; archives in archives (ILSVRC's tar of tars) repeat the mark.
+Opened archives are kept per process, so a directory is read once, and a ``.tar.gz`` goes forward only as
+long as its members are asked for in stored order.
 
-What an archive declares is checked before it is believed: names that lead elsewhere, links, devices, repeated
-names, encryption and members that would unpack to more than their packed size can hold are refused. Formats:
-APPNOTE.TXT 6.3 (zip) as read by :mod:`zipfile`, POSIX.1-2001 and GNU tar as read by :mod:`tarfile`.
+What an archive declares is checked before it is believed: names that lead elsewhere, links, devices,
+repeated names, encryption and members that would unpack to more than their packed size can hold are
+refused. Formats: APPNOTE.TXT 6.3 (zip) as read by :mod:`zipfile`, POSIX.1-2001 and GNU tar as read by
+:mod:`tarfile`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Your own arrays, whatever file holds them: images, labels and, if you have them, groups, splits and names.
 
 Keys: ``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the
-keys, ``train_images`` and ``test_images`` as MedMNIST writes them (https://medmnist.com, ``medmnist/dataset.py``:
-``{split}_images``, ``{split}_labels`` of shape ``(n, 1)``), or ``x_train`` and ``x_test`` as Keras'
-``mnist.npz``. ``val`` beside them is left out and counted.
+keys, ``train_images`` and ``test_images`` as MedMNIST writes them (https://medmnist.com,
+``medmnist/dataset.py``: ``{split}_images``, ``{split}_labels`` of shape ``(n, 1)``), or ``x_train`` and
+``x_test`` as Keras' ``mnist.npz``. ``val`` beside them is left out and counted.
 
-``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``. uint8
-is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or reach into
-the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
+``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``.
+uint8 is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or
+reach into the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
 """
 
 from __future__ import annotations
@@ -186,6 +186,25 @@ def array_reader(file: ArrayFile) -> Reader:
         return (Sample(clipped, flags=("values outside pixel_range cut",) if outside else ()),)
 
     return read
+
+
+def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
+    """Return the images of a listing's items as one array, as they are stored.
+
+    Raises:
+        DataError: when the parts have unequal shapes.
+    """
+    wanted: dict[str, list[int]] = {}
+    for item in listing.items:
+        wanted.setdefault(str(item.details[0]), []).append(int(item.locator.rsplit("/", 1)[-1]))
+    try:
+        found = [file.load(name)[rows] for name, rows in wanted.items()]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+    except SkipItem as skip:
+        raise DataError("The arrays must be whole", skip.reason) from None
+    except ValueError:
+        shapes = ", ".join(str(file.header(name).shape) for name in wanted)
+        raise DataError("Images of training and test must have one shape", shapes) from None
 
 
 def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:

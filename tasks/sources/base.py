@@ -1,9 +1,9 @@
 """What a source is: a cheap listing of items, and a reader that turns one item into images.
 
-Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open (a file,
-a volume, a row of an array file), so that nothing is opened twice. Items and samples carry *raw* locators and
-group ids; :mod:`tasks.preparation.prepare` replaces them by keyed hashes before anything is stored, logged or
-raised.
+Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open (a
+file, a volume, a row of an array file), so that nothing is opened twice. Items and samples carry *raw*
+locators and group ids; :mod:`tasks.preparation.prepare` replaces them by keyed hashes before anything is
+stored, logged or raised.
 """
 
 from __future__ import annotations
@@ -26,12 +26,21 @@ Split = Literal["", "train", "test"]
 
 @dataclass(frozen=True)
 class RawRequest:
-    """What to read: dataset's row, prepared spec, folder or file of the raw download, key of the hashes."""
+    """What to read.
+
+    Attributes:
+        dataset: Its row of the table.
+        spec: What it becomes.
+        raw: Folder or file of the raw download.
+        key: Of the hashes.
+        cache: A folder where an index of the raw tree may be kept.
+    """
 
     dataset: DatasetSpec
     spec: PreparedSpec
     raw: Path | None = None
     key: str = "unkeyed"
+    cache: Path | None = None
 
     def hashed(self, value: str) -> str:
         """Spell a file name or id for messages: its keyed hash."""

@@ -2,8 +2,8 @@
 
 ``<raw>/<class>/image.png``, pictures or DICOM files; images in a subfolder of a class
 (``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are the same
-group. ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is left
-out and counted. ``<raw>`` may be an archive of such folders.
+group. ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is
+left out and counted. ``<raw>`` may be an archive of such folders.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Your own arrays in an HDF5 file (:mod:`tasks.sources.array_sets` says which), read row by row.
 
-Layout: plain datasets in the root group, as h5py's quick start writes them and as PatchCamelyon's ``x``
-and ``y``. External and virtual datasets, which read other files, are refused, and so are chunks too large to hold.
+Layout: plain datasets in the root group, as h5py's quick start writes them and as PatchCamelyon's ``x`` and
+``y``. External and virtual datasets, which read other files, are refused, and so are chunks too large to
+hold.
 """
 
 from __future__ import annotations

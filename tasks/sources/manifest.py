@@ -3,8 +3,8 @@
 ``--raw`` is the table itself (CSV, TSV, xlsx), or a folder with one ``manifest.csv`` in it; paths are
 relative to its folder, or all absolute. ``split`` is ``train``, ``test``, ``val`` (left out and counted) or
 blank. Labels are text: whole numbers sort as numbers, all else as text. The columns may have the names that
-Kaggle's tables and Hugging Face's ``imagefolder`` (``metadata.csv`` with ``file_name``) give them; which one
-was taken is recorded.
+Kaggle's tables and Hugging Face's ``imagefolder`` (``metadata.csv`` with ``file_name``) give them; which
+one was taken is recorded.
 """
 
 from __future__ import annotations

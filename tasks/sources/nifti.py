@@ -65,7 +65,7 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
             "NIfTI files need nibabel", "not installed", "pip install 'isweep[medical]'"
         ) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
-    stream = gzip.GzipFile(fileobj=io.BytesIO(body)) if packed else io.BytesIO(body)
+    stream: Any = gzip.GzipFile(fileobj=io.BytesIO(body)) if packed else io.BytesIO(body)
     kind = _checked_kind(stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

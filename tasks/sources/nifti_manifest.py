@@ -1,9 +1,9 @@
 """Your own NIfTI volumes with a table, laid out like the one for images (:mod:`tasks.sources.manifest`).
 
-A column ``slice`` names one axial slice, counted from 0 at the feet; a volume may then have several rows. Without
-it, ten axial slices evenly spaced over the middle half of the volume are taken. Each slice is scaled by its own
-maximum after the volume was clipped to its 0.1 and 99.9 percentiles, the study's rule for BraTS. Without a
-``group`` column a volume is a group. Format: NIfTI-1 and -2 as read by nibabel.
+A column ``slice`` names one axial slice, counted from 0 at the feet; a volume may then have several rows.
+Without it, ten axial slices evenly spaced over the middle half of the volume are taken. Each slice is
+scaled by its own maximum after the volume was clipped to its 0.1 and 99.9 percentiles, the study's rule for
+BraTS. Without a ``group`` column a volume is a group. Format: NIfTI-1 and -2 as read by nibabel.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Your own arrays in an ``.npz`` (:mod:`tasks.sources.array_sets` says which).
 
 Layout: NEP 1 (``numpy.lib.format``) in a zip. Nothing is unpickled, declared sizes are checked against the
-packed ones before anything is read, the checksum of the images is checked before any is believed, and images
-stream, so the archive may be larger than memory.
+packed ones before anything is read, the checksum of the images is checked before any is believed, and
+images stream, so the archive may be larger than memory.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Your own images inside Parquet files, as Hugging Face ``datasets`` stores them.
 
-Layout: ``datasets`` documentation, "Image dataset" and ``Features``: a column ``image`` of
-``struct<bytes: binary, path: string>`` (or plain ``binary``) and a column ``label``; class names stand in the
-schema's metadata under ``huggingface``. ``<raw>`` is one file or a folder of them; the split is the first word of
-a file's name (``train-00000-of-00002.parquet``) or its folder's. A group column may be called ``group`` or
+Layout: ``datasets`` documentation, "Image dataset" and ``Features``: a column ``image`` of ``struct<bytes:
+binary, path: string>`` (or plain ``binary``) and a column ``label``; class names stand in the schema's
+metadata under ``huggingface``. ``<raw>`` is one file or a folder of them; the split is the first word of a
+file's name (``train-00000-of-00002.parquet``) or its folder's. A group column may be called ``group`` or
 ``patient_id``.
 """
 

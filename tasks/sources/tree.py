@@ -53,7 +53,11 @@ class RawTree:
         for name in todo:
             place = name.rpartition("/")[0] if root.is_dir() else ""
             for virtual, locator in _members(request, name, (), place, wanted) if wanted(name) else ():
-                self._locators.setdefault(virtual, locator)
+                before = self._locators.get(virtual)
+                if before is None or MARK not in before:
+                    self._locators.setdefault(virtual, locator)
+                else:  # one name in two archives: OAI's series all hold a file 001
+                    self._locators[locator] = locator
         self.names = sorted(self._locators, key=lambda name: name.split("/"))
         self._by_case = {name.casefold(): name for name in reversed(self.names)}
 

@@ -1,9 +1,10 @@
 """Your own images in WebDataset tars.
 
-Layout: README of ``webdataset/webdataset``: files of one sample lie beside each other and share their name up to
-the first dot; ``.cls`` holds the class as text, or ``.json`` does under ``label`` or ``cls``; the image is
-``.jpg``, ``.png`` and the like. ``<raw>`` is one tar or a folder of shards; the split is the first word of a
-shard's name (``train-000000.tar``) or its folder's. ``.json`` may give a ``group`` or ``patient_id``.
+Layout: README of ``webdataset/webdataset``: files of one sample lie beside each other and share their name
+up to the first dot; ``.cls`` holds the class as text, or ``.json`` does under ``label`` or ``cls``; the
+image is ``.jpg``, ``.png`` and the like. ``<raw>`` is one tar or a folder of shards; the split is the first
+word of a shard's name (``train-000000.tar``) or its folder's. ``.json`` may give a ``group`` or
+``patient_id``.
 """
 
 from __future__ import annotations
