@@ -181,6 +181,9 @@ def write_mura(folder: Path, seed: int, num_patients: int = 24) -> None:
             save_image(folder / path, pixels)
     lines.append("MURA-v1.1/train/XR_HAND/patient00001/study1_positive/._image1.png")
     (folder / "MURA-v1.1" / "train_image_paths.csv").write_text("\n".join(lines) + "\n")
+    studies = sorted({line.rpartition("/")[0] for line in lines})
+    table = [f"{study}/,{int(study.endswith('positive'))}" for study in studies]
+    (folder / "MURA-v1.1" / "train_labeled_studies.csv").write_text("\n".join(table) + "\n")
 
 
 def write_rsna(folder: Path, seed: int, num_patients: int = 16) -> None:
