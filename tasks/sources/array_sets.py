@@ -26,7 +26,12 @@ from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort
 from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of
 
 KEYS = (("images", "labels"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"), ("data", "labels"))
-SPLIT_KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
+SPLIT_KEYS = (
+    ("{}_images", "{}_labels", "{}_{{}}"),
+    ("x_{}", "y_{}", "{{}}_{}"),
+    ("X_{}", "y_{}", "{{}}_{}"),
+)
+"""Names of images and labels of a split, and of its other arrays (``train_groups``, ``groups_train``)."""
 WAY_OUT = "np.savez(PATH, images=images, labels=labels)"
 MAX_TEXT_BYTES = 1 << 28
 """Labels, groups and names; never more than that is held."""
@@ -216,7 +221,7 @@ def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
     names = set(file.names())
     found = [[Part(images, labels, "")] for images, labels in KEYS if {images, labels} <= names]
     left_out = 0
-    for images, labels in SPLIT_KEYS:
+    for images, labels, others in SPLIT_KEYS:
         parts = []
         for word in ("train", "test", "val", "valid"):
             pair = images.format(word), labels.format(word)
@@ -226,7 +231,7 @@ def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
             if split is None:
                 left_out += file.header(pair[0]).shape[0]
             else:
-                parts.append(Part(*pair, split or "", images.format(word).replace("images", "{}")))
+                parts.append(Part(*pair, split or "", others.format(word)))
         if parts:
             found.append(parts)
     if len(found) > 1:

@@ -43,7 +43,7 @@ def read_xlsx(body: bytes) -> list[list[str]]:
         rows = []
         for values in sheet.iter_rows(values_only=True):
             cells = [_cell(value) for value in values]
-            while cells and not cells[-1]:
+            while cells and not cells[-1].strip():
                 cells.pop()
             if len(cells) > MAX_COLUMNS:
                 raise TableError(f"must have at most {MAX_COLUMNS:,} columns", "a cell further right")

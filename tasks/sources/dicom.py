@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_PIXEL_BYTES = 256 << 20
 """A multi-frame ultrasound of 300 frames has about 100 MiB."""
+MAX_PACKED_FRAME_BYTES = 64 << 20
+"""Unpacked; RLE takes ten times that while it is decoded. A mammogram has 62 MiB."""
 NEEDED = (
     "Rows",
     "Columns",
@@ -172,6 +174,8 @@ def _check_header(header: FileDataset) -> None:
                 "less pixel data than declared" if size < declared else "more pixel data than declared"
             )
     if not syntax.is_private and syntax.is_compressed:
+        if declared // frames > MAX_PACKED_FRAME_BYTES:
+            raise SkipItem("too many pixels")
         _check_frames(header, FrameHeader(rows, columns, samples), frames)
 
 

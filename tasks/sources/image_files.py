@@ -28,6 +28,7 @@ MAX_DECODED_BYTES = 256 << 20
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "I;16": 2, "I;16B": 2, "RGB": 3, "YCbCr": 3}
 """By Pillow's mode; all others take up to four. 1-bit images are one byte once converted."""
 STRIP_ROWS = 256
+STRIP_VALUES = 1 << 22
 MIN_SIDE = 4
 OWN_MAXIMUM = "scaled by own maximum"
 NEGATIVE = "negative values cut at 0"
@@ -104,7 +105,7 @@ def _convert(image: Image) -> Sample:
         notes.append(f"mode {image.mode} blended on black")
         return Sample(_blended_on_black(image), conversions=tuple(notes))
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, dtype=np.float32)
+        values = np.asarray(image)
         pixels, note = by_own_maximum(values)
         return Sample(pixels, conversions=(*notes, note), flags=negative_flags(values))
     if image.mode not in ("L", "RGB"):
@@ -146,8 +147,16 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
         raise SkipItem("constant image")
     if values.dtype == np.uint8 and top == 255:
         return np.asarray(values, dtype=np.uint8), ""
+    pixels = np.empty(values.shape, np.uint8)
+    # In strips: an index or a float takes eight times a pixel's byte.
+    step = max(1, STRIP_VALUES // max(1, values[:1].size))
     if values.dtype.kind in "ui" and top < 1 << 16:
         # Exact, and one pass instead of four. Whole numbers below 2**16 cannot round across an integer.
         shades = (np.arange(int(top) + 1, dtype=np.int64) * 255 // int(top)).astype(np.uint8)
-        return shades[np.maximum(values, 0)], OWN_MAXIMUM
-    return (np.clip(values, 0, None).astype(np.float64) * 255 / float(top)).astype(np.uint8), OWN_MAXIMUM
+        for start in range(0, len(values), step):
+            pixels[start : start + step] = shades[np.maximum(values[start : start + step], 0)]
+        return pixels, OWN_MAXIMUM
+    for start in range(0, len(values), step):
+        strip = np.clip(values[start : start + step], 0, None).astype(np.float64)
+        pixels[start : start + step] = (strip * 255 / float(top)).astype(np.uint8)
+    return pixels, OWN_MAXIMUM
