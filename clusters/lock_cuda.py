@@ -1,6 +1,6 @@
 """Write ``constraints-cuda.txt``: every package of a CUDA node, by version and hash.
 
-Linux on x86-64, all supported Pythons in one file. Versions are those of ``constraints.txt`` wherever it names
+Linux on x86-64, all supported Pythons in one file. Versions are those of ``constraints.txt`` where it names
 one, torch and torchvision those below: the same releases that are tested on a CPU, in their CUDA builds.
 """
 
