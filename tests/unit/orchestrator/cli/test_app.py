@@ -251,6 +251,7 @@ class TestMeasure:
         assert measured["label_sharpness"]["side"] == [16, 16]
         assert measured["label_sharpness"]["num_pairs"] == 900
         assert os.listdir(tmp_path / "root" / "prepared") == [".hash_key"]
+        assert measured["preparation"]["domain"] is None  # nobody said what these images are
 
 
 @pytest.mark.parametrize("option", ["--csv", "--parquet"])
