@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from orchestrator.cli import data, environment, results, sweeps
 from orchestrator.cli.log import command_log
-from orchestrator.cli.options import Place
+from orchestrator.cli.options import Place, without_passwords
 from orchestrator.cli.printing import stderr
 from orchestrator.cli.usage import UsageError, explained
 from search_spaces.errors import SweepError
@@ -97,8 +97,8 @@ def _app() -> App:
     )
     for order, (name, functions) in enumerate(COMMANDS.items()):
         group = Group(name, sort_key=order)
-        for function in functions:
-            app.command(function, group=group)
+        for place, function in enumerate(functions):
+            app.command(function, group=group, sort_key=place)
     app.register_install_completion_command(group=Group("Shell", sort_key=len(COMMANDS)))
     return app
 
@@ -118,7 +118,8 @@ def _run(command: Command) -> int:
 
 
 def _failed(error: SweepError) -> int:
-    stderr.print(f"[bold red]isweep:[/] {escape(str(error))}")
+    # Not folded: a command or path in it can be copied.
+    stderr.print(f"[bold red]isweep:[/] {escape(without_passwords(str(error)))}", soft_wrap=True)
     return error.exit_code
 
 

@@ -114,7 +114,7 @@ class MethodOptions:
         seed: Seed of every random choice (default 0).
     """
 
-    num_neighbors: Annotated[int, whole(1), Parameter(metavar="K")] = 20
+    num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
     sharpness_sample: Annotated[int, whole(0), Parameter(metavar="N")] = 1000
     pixel_range: Annotated[tuple[float, float] | None, real(), Parameter(metavar="LOW HIGH")] = None
     dtype: Literal["float32", "float64"] = "float32"
@@ -126,6 +126,8 @@ class MethodOptions:
         """Return them as the measures take them."""
         from tasks.measures.measure import MeasureSettings
 
+        if self.sharpness_sample == 1:
+            raise ConfigError("--sharpness-sample must be at least 2, or 0 for all images", "1")
         return MeasureSettings(
             num_neighbors=self.num_neighbors,
             sharpness_sample=self.sharpness_sample or None,
@@ -192,7 +194,7 @@ def measure(
     )
     with ExitStack() as stack:
         executor = _executor(address, num_workers, stack)
-        measured = measure_source(request, executor, RootPaths.create(place.root))
+        measured = measure_source(request, executor, RootPaths.at(place.root))
     if show_pair:
         written(show_pair, lambda path: save_pair(measured, path))
 
