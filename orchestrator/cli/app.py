@@ -77,7 +77,7 @@ def parse(arguments: Sequence[str]) -> Command:
     Raises:
         UsageError: when it is none.
     """
-    app = _app()
+    app = application()
     if not arguments:
         raise UsageError("the following arguments are required: COMMAND", way_out="see: isweep --help")
     try:
@@ -87,7 +87,8 @@ def parse(arguments: Sequence[str]) -> Command:
     return Command(function, bound)
 
 
-def _app() -> App:
+def application() -> App:
+    """Return the parser of all commands."""
     app = App(
         name="isweep",
         help="Explain how a dataset's intrinsic properties decide what networks learn from it.",

@@ -1,18 +1,37 @@
 """The command line in this process: users' mistakes end in one message, an exit code, and nothing lost."""
 
 import json
+import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
+import warnings
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from orchestrator.cli.app import main
+from orchestrator.cli import main, parse
+from orchestrator.cli.app import COMMANDS, application
+from orchestrator.cli.log import command_log
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.lock import exclusive
+
+SWEEP = """
+name: mine
+models: [small_cnn]
+datasets: [mnist5k]
+train_sizes: [20, 40]
+test_size: 20
+image_size: 28
+recipe: smoke
+"""
+
+
+PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpness", "1")
 
 
 @pytest.fixture
@@ -69,6 +88,74 @@ def run(capsys, root):
         (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a URL that fsspec can open"),
         (["results", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
         (["predict", "smoke", "--model", "x", "--d-data", "9"], 2, "required: --label-sharpness"),
+        (["frobnicate", "--help"], 2, "invalid choice: 'frobnicate'; did you mean 'locate'? commands: run, plan, status"),
+        (["pln", "smoke"], 2, "did you mean 'plan'? commands: run"),
+        (["plan", "a", "b"], 2, "isweep: unrecognized arguments: b; see: isweep plan --help."),
+        (["plan", "smoke", "--rot", "x"], 2, "unrecognized arguments: --rot (did you mean --root?)"),
+        (["plan", "smoke", "-j"], 2, "unrecognized arguments: -j;"),
+        (["plan", "smoke", "--storage"], 2, "argument --storage: expected one argument"),
+        (["plan", "smoke", "--preset", "x"], 2, "unrecognized arguments: --preset"),
+        (["plan", ""], 2, "Unknown preset; found: ''; known presets: demo"),
+        (["plan", "mine.yml"], 2, "The sweep file must exist; found: mine.yml; presets are: demo"),
+        (["plan", "/"], 2, "A sweep file must be a file; found: / is a folder"),
+        (["run"], 2, "the following arguments are required: PRESET; see: isweep run --help"),
+        (
+            ["run", "smoke", "--device", "tpu"],
+            2,
+            "--device: invalid choice: 'tpu' (choose from auto, cpu, gpu)",
+        ),
+        (["run", "smoke", "--num-cpus", "1.5"], 2, "argument --num-cpus: must be a whole number, got '1.5'"),
+        (["run", "smoke", "--num-cpus", "-1"], 2, "argument --num-cpus: must be at least 1, got -1"),
+        (["run", "smoke", "--max-skipped-share", "2"], 2, "must be between 0 and 1, got 2"),
+        (["run", "smoke", "--max-skipped-share", "nan"], 2, "must be a finite number, got nan"),
+        (["run", "smoke", "--max-skipped-share", "x"], 2, "must be a number, got 'x'"),
+        (["run", "smoke", "--raw"], 2, "argument --raw: expected"),
+        (["run", "smoke", "--raw", "=x"], 2, "--raw must be NAME=DIR; found: =x"),
+        (
+            ["predict", "smoke"],
+            2,
+            "required: --model, --d-data, --label-sharpness; see: isweep predict --help",
+        ),
+        ([*PREDICT], 2, "one of the arguments --train-size --target-loss is required"),
+        (
+            [*PREDICT, "--train-size", "3", "--target-loss", "2"],
+            2,
+            "argument --target-loss: not allowed with argument --train-size",
+        ),
+        ([*PREDICT, "--train-size", "0"], 2, "argument --train-size: must be at least 1, got 0"),
+        ([*PREDICT, "--target-loss", "inf"], 2, "argument --target-loss: must be a finite number"),
+        (
+            [*PREDICT, "--train-size", "9", "--domain", "x"],
+            2,
+            "invalid choice: 'x' (choose from natural, med",
+        ),
+        ([*PREDICT, "--train-size", "9"], 2, "Sweep 'smoke' has no results yet"),
+        (["measure"], 2, "the following arguments are required: SOURCE"),
+        (["measure", "digits", "--class-pair", "3", "4", "5"], 2, "unrecognized arguments: 5"),
+        (["measure", "digits", "--train-sizes"], 2, "argument --train-sizes: expected at least one argument"),
+        (
+            ["measure", "digits", "--train-sizes", "9", "a"],
+            2,
+            "--train-sizes: must be a whole number, got 'a'",
+        ),
+        (["measure", "digits", "--train-sizes", "0"], 2, "argument --train-sizes: must be at least 1, got 0"),
+        (["measure", "digits", "--pixel-range", "0"], 2, "argument --pixel-range: expected 2 arguments"),
+        (["measure", "digits", "--pixel-range", "0", "x"], 2, "--pixel-range: must be a number, got 'x'"),
+        (["measure", "digits", "--channels", "2"], 2, "--channels: invalid choice: '2' (choose from 1, 3)"),
+        (["measure", "digits", "--dtype", "float16"], 2, "invalid choice: 'float16' (choose from float32"),
+        (["measure", "digits", "--seed", str(2**63)], 2, "--seed: must be at least 0 and below 2^63"),
+        (["measure", "digits", "--seed", "1e3"], 2, "argument --seed: must be a whole number, got '1e3'"),
+        (["measure", "digits", "--num-neighbors", "2"], 2, "--num-neighbors: must be at least 3, got 2"),
+        (["measure", "digits", "--sharpness-sample", "1"], 2, "--sharpness-sample must be at least 2, or 0"),
+        (["measure", "digits", "--image-size", "1025"], 2, "must be from 4 to 1024 pixels, got 1025"),
+        (["locate", "abc"], 2, "the following arguments are required: --raw"),
+        (["locate", "abc", "--raw", "absent"], 2, "--raw must be the folder that was read; found: absent"),
+        (["locate", "abc", "--raw", "."], 2, "The root must hold the key by which the hash was made"),
+        (["prepare", "mnist", "--preset", "papr"], 2, "Unknown preset; found: 'papr'; did you mean 'paper'"),
+        (["datasets", "mnist", "brats"], 2, "unrecognized arguments: brats"),
+        (["doctor", "x"], 2, "unrecognized arguments: x"),
+        (["results", "smoke", "--csv"], 2, "argument --csv: expected one argument"),
+        (["plan", "smoke", "--storage", "foo://me:secret@x"], 2, "found: foo://…@x/smoke"),
     ],
 )
 def test_mistakes(run, arguments, code, message):
@@ -76,6 +163,149 @@ def test_mistakes(run, arguments, code, message):
     assert (found, out) == (code, "")
     assert message in err
     assert "Traceback" not in err
+    assert "\u2500" not in err, "a box of the library that parses"
+    assert "secret" not in err
+
+
+def test_no_words_are_a_mistake_too(capsys):
+    assert main([]) == 2
+    assert "the following arguments are required: COMMAND; see: isweep --help" in capsys.readouterr().err
+
+
+def test_options_stand_after_the_command(capsys):
+    assert main(["--root", "x", "plan", "smoke"]) == 2
+    assert "unrecognized arguments: --root; options stand after the command" in capsys.readouterr().err
+
+
+def test_the_last_of_a_repeated_option_holds(run, root):
+    code, _, err = run("results", "smoke", "--from-store", "--root", "elsewhere")
+    assert code == 2
+    assert f"run it: isweep run smoke --root {root}; there is no root {root} yet" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "smoke"],
+        ["status", "smoke"],
+        ["results", "smoke"],
+        ["fit", "smoke"],
+        ["report", "smoke", "--from-store"],
+        [*PREDICT, "--train-size", "100"],
+        ["datasets"],
+        ["datasets", "mnist"],
+        ["locate", "0" * 16, "--raw", "."],
+        ["measure", "absent.npz"],
+        ["run", "dmo"],
+        ["reconcile", "dmo"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_only_reads_or_cannot_start_makes_no_root(run, root, arguments):
+    run(*arguments)
+    assert not os.path.exists(root)
+
+
+def test_status_says_that_there_is_no_root(run, tmp_path):
+    missing = str(tmp_path / "my root")
+    code, out, err = run("status", "smoke", "--json", at=missing)
+    assert (code, json.loads(out)["pending"]) == (0, 8)
+    assert f"There is no root {missing} yet; start with: isweep run smoke --root '{missing}'" in err
+
+
+def test_hints_are_commands_with_the_options_given(run, tmp_path):
+    place = str(tmp_path / "my root")
+    preset = tmp_path / "my sweep.yaml"
+    preset.write_text(SWEEP, encoding="utf-8")
+    storage = f"file://{tmp_path}/store"
+    _, _, err = run("fit", str(preset), "--from-store", "--storage", storage, at=place)
+    hint = re.search(r"run it: (isweep .*?); there is no", err)[1]
+    assert shlex.split(hint) == ["isweep", "run", str(preset), "--root", place, "--storage", storage]
+    assert parse(shlex.split(hint)[1:]).root == place
+
+
+def test_help_and_version_load_nothing_heavy():
+    code = (
+        "import sys\nfrom orchestrator.cli import main\ncode = main(sys.argv[1:])\n"
+        "print(code, *sorted({'torch', 'ray', 'mlflow', 'pandas', 'numpy'} & set(sys.modules)))"
+    )
+    for words in (["--help"], ["--version"], ["run", "--help"], ["measure", "x", "--seed", "x"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == ("2" if "x" in words else "0")
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["isweep", metadata.version("isweep")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_every_command(shell):
+    script = application().generate_completion(shell=shell)
+    for functions in COMMANDS.values():
+        for function in functions:
+            assert function.__name__ in script
+
+
+class TestLog:
+    def read(self, root: str) -> str:
+        return (Path(root) / "isweep.log").read_text(encoding="utf-8")
+
+    def test_start_and_end_of_each_command(self, run, root):
+        os.mkdir(root)
+        run("plan", "smoke")
+        run("fit", "smoke", "--from-store")
+        starts = re.findall(r"isweep (\S+) starts: (.*)", self.read(root))
+        assert starts == [
+            (metadata.version("isweep"), f"isweep plan smoke --root {root}"),
+            (metadata.version("isweep"), f"isweep fit smoke --from-store --root {root}"),
+        ]
+        assert re.findall(r"ends with exit code (\d)", self.read(root)) == ["0", "2"]
+
+    def test_warnings_go_there_and_not_to_the_terminal(self, run, root, monkeypatch):
+        os.mkdir(root)
+        monkeypatch.setattr(
+            "orchestrator.running.catalogue.dataset_rows", lambda *_: warnings.warn("odd", stacklevel=1) or []
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            code, _, err = run("datasets")
+        assert (code, err) == (0, "")
+        assert re.search(r"WARNING py\.warnings: .*UserWarning: odd", self.read(root))
+
+    def test_what_was_logged_before_the_root_was_made_is_kept(self, root):
+        with command_log(root, ["run", "x"]) as ending:
+            logging.getLogger("early").info("first words")
+            RootPaths.create(root)
+            ending.exit_code = 0
+        assert re.search(r"(?s)starts: isweep run x.*early: first words.*exit code 0", self.read(root))
+
+    def test_a_bug_leaves_its_traceback(self, root):
+        os.mkdir(root)
+        with pytest.raises(ZeroDivisionError, match="by zero"), command_log(root, ["run", "x"]):
+            _ = 1 / 0
+        assert "ends with a bug" in self.read(root)
+        assert "ZeroDivisionError" in self.read(root)
+
+    def test_no_secret_is_in_it(self, run, root):
+        os.mkdir(root)
+        run("plan", "smoke", "--storage", "foo://me:hush@host/x?sig=hush")
+        assert "foo://…@host/x?…" in self.read(root)
+        assert "hush" not in self.read(root)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_root_of_somebody_else_can_be_read(self, run, root):
+        os.mkdir(root, mode=0o555)
+        code, out, err = run("plan", "smoke", "--json")
+        assert (code, err, os.listdir(root)) == (0, "", [])
+        assert json.loads(out)["sweep"] == "smoke"
+
+    def test_logging_is_as_before_afterwards(self, run, root):
+        before = (list(logging.getLogger().handlers), logging.getLogger().level, warnings.showwarning)
+        run("plan", "smoke")
+        assert (list(logging.getLogger().handlers), logging.getLogger().level, warnings.showwarning) == before
 
 
 def test_a_root_that_cannot_be_made(run, tmp_path):
