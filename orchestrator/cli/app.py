@@ -109,8 +109,9 @@ def _run(command: Command) -> int:
         return command.run()
     except SweepError as error:
         return _failed(error)
-    except KeyboardInterrupt:
-        stderr.print("[bold]Stopped.[/] What was finished is kept.")
+    except KeyboardInterrupt as stop:
+        kept = str(stop) or "What was finished is kept."
+        stderr.print(f"[bold]Stopped.[/] {escape(kept)}", soft_wrap=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`| head`): nothing is wrong, and nothing more can be said.

@@ -61,7 +61,6 @@ def _each(check: Callable[[str], Number]) -> Callable[[object, Sequence[Token]],
 
 
 Positive = Annotated[int, whole(1)]
-Text = Annotated[str, Parameter()]
 
 PLACES = Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)

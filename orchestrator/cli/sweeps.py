@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
     from orchestrator.running.pipeline import RunSummary
 
-EXIT_INTERRUPTED = 130
-
 
 def run(
     preset: str,
@@ -46,12 +44,8 @@ def run(
     try:
         summary = run_sweep(preset, options, progress=progress)
     except KeyboardInterrupt:
-        stderr.print(
-            f"[bold]Stopped.[/] {progress.done} of {progress.planned} trials are kept; "
-            f"continue with: {escape(place.hint('run', preset))}",
-            soft_wrap=True,
-        )
-        return EXIT_INTERRUPTED
+        kept = f"{progress.done} of {progress.planned} trials are kept"
+        raise KeyboardInterrupt(f"{kept}; continue with: {place.hint('run', preset)}") from None
     _say_how_it_ended(summary, place.hint("reconcile", preset))
     report = str(summary.report) if summary.report else None
     document = {
