@@ -62,14 +62,14 @@ class Workspace:
 
         Args:
             preset: A preset's name or a sweep file's path.
-            root: See :meth:`RootPaths.create`.
+            root: See :meth:`RootPaths.at`; it need not exist, and is not made.
             storage: fsspec URL below which results are kept; None keeps them below the root.
 
         Raises:
             SweepError: for whatever is wrong with the preset or the root.
         """
         plan = plan_sweep(load_sweep(preset))
-        paths = RootPaths.create(root)
+        paths = RootPaths.at(root)
         folder = paths.sweep(plan.sweep.name).folder
         url = f"{storage.rstrip('/')}/{plan.sweep.name}" if storage else str(folder)
         return cls(plan, paths, ResultStore(url))

@@ -57,8 +57,8 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     Args:
         request: What and how.
         executor: Runs reading and block tasks.
-        paths: The root: a prepared dataset in it is used as it is; image files are prepared in it and their
-            arrays removed afterwards, only the key of hashed file names stays.
+        paths: The root, made only for image files: a prepared dataset in it is used as it is; image files
+            are prepared in it and their arrays removed afterwards, only the key of hashed file names stays.
 
     Raises:
         SweepError: for a source that cannot be read or measured.
@@ -118,6 +118,7 @@ def _measure_prepared(
     )
     if raw is None and (paths.prepared(spec) / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(paths.prepared(spec)), executor)
+    paths.make()
     # Beside the prepared datasets, where the key lies by which a hashed file name can be found again.
     destination = paths.prepared(spec).parent / f".measure-{os.getpid()}"
     try:

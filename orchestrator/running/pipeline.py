@@ -90,6 +90,7 @@ def run_sweep(
     """
     options = options or RunOptions()
     workspace = Workspace.open(preset, options.root, options.storage)
+    workspace.paths.make()
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
