@@ -66,7 +66,8 @@ class DatasetSpec(Spec):
 
     name: Name
     title: str
-    domain: Domain
+    domain: Domain | None
+    """None for own data that were measured without saying what they are; a sweep's datasets have one."""
     modality: str
     label_names: tuple[str, ...]
     channels: Literal[1, 3]
@@ -231,7 +232,8 @@ class OwnSourceSpec(Spec):
     kind: Name
     path: str
     title: str = ""
-    domain: Domain
+    domain: Domain | None
+    """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
 
@@ -242,6 +244,12 @@ class DatasetChoice(Spec):
     name: Name
     class_pairs: tuple[ClassPair, ...] | None = None
     own: OwnSourceSpec | None = None
+
+    @model_validator(mode="after")
+    def _check_domain(self) -> Self:
+        if self.own is not None and self.own.domain is None:
+            raise ValueError("own data of a sweep need a domain, natural or medical")
+        return self
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Self:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import posixpath
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import SCHEMA_VERSION
+from tasks.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -138,7 +137,8 @@ class ResultStore:
             raise broken(f"schema version {schema!r}, this program reads {SCHEMA_VERSION}")
         if seal != fingerprint(record):
             raise broken("checksum does not match its content")
-        assert isinstance(record, dict)
+        if not isinstance(record, dict):
+            raise broken("not a record")
         return record
 
     def _write(self, path: str, record: Record) -> None:
@@ -155,33 +155,6 @@ class ResultStore:
                 f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free_space(self._base)}",
                 "free space or fix the permissions, then run the same command again: what is done is kept",
             ) from error
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at ``path`` with ``data``: after a crash it holds the old content or the new, whole.
-
-    Raises:
-        OSError: as the operating system says; the temporary sibling is removed.
-    """
-    path = os.fspath(path)
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    sibling = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with open(sibling, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(sibling, path)
-    except BaseException:
-        if os.path.exists(sibling):
-            os.unlink(sibling)
-        raise
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def free_space(path: str) -> str:

@@ -183,7 +183,7 @@ class _Run:
         """Runs tasks on the cluster."""
         from tasks.remote import RayExecutor
 
-        assert self.cluster
+        _ = self.cluster  # connects
         return RayExecutor()
 
     @cached_property

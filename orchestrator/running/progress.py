@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.results.store import write_atomic
+from tasks.atomic import write_atomic
 
 PLAIN_INTERVAL_S = 10.0
 SAVE_INTERVAL_S = 2.0

@@ -190,7 +190,7 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             "trial_id": cell.trial_id,
             "model": cell.model.name,
             "dataset": prepared.dataset,
-            "domain": self._sweep.plan.datasets[prepared.dataset].domain,
+            "domain": str(self._sweep.plan.datasets[prepared.dataset].domain),
             "train_size": str(cell.train_size),
             "seed": str(cell.seed),
             "attempt": str(self._attempt(cell.trial_id)),

@@ -122,3 +122,4 @@ class TestMeasure:
         assert measured["label_sharpness"]["side"] == [16, 16]
         assert measured["label_sharpness"]["num_pairs"] == 900
         assert os.listdir(tmp_path / "root" / "prepared") == [".hash_key"]
+        assert measured["preparation"]["domain"] is None  # nobody said what these images are

@@ -92,6 +92,14 @@ def test_all_mistakes_are_reported_at_once():
             ("[mnist5k]", "[{name: mine, own: {kind: foldr, path: x, domain: medical}}]"),
             r"Unknown kind; found: 'foldr'; did you mean 'folder'\? known kinds: csv, dicom_csv, folder, npz",
         ),
+        (
+            ("[mnist5k]", "[{name: mine, own: {kind: csv, path: x}}]"),
+            r"^datasets\.0\.own\.domain: this key is required",
+        ),
+        (
+            ("[mnist5k]", "[{name: mine, own: {kind: csv, path: x, domain: null}}]"),
+            r"own data of a sweep need a domain, natural or medical",
+        ),
         (("image_size: 28", "image_size: 1e400"), r"image_size"),
         (
             ("recipe: smoke", "recipe: smoke\nattacks: {epsilons: [0]}"),
