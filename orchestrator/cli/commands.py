@@ -67,16 +67,15 @@ def plan(options: argparse.Namespace) -> int:
     from orchestrator.planning.plan import plan_rows
 
     workspace = _workspace(options)
-    state = workspace.state()
-    statuses = {trial_id: state.status(trial_id) for trial_id in workspace.plan.trials_by_id}
-    rows = plan_rows(workspace.plan, statuses)
-    measured = workspace.measures()
+    state = _state(workspace)
+    planned = workspace.plan.trials_by_id
+    rows = plan_rows(workspace.plan, {trial_id: state.status(trial_id) for trial_id in planned})
     measures = [
         {
             "measure_id": measure.measure_id,
             "dataset": measure.subset.prepared.dataset,
             "train_sizes": list(measure.train_sizes),
-            "status": "done" if measure.measure_id in measured else "pending",
+            "status": "done" if measure.measure_id in state.measures else "pending",
         }
         for measure in workspace.plan.measures
     ]
@@ -86,7 +85,8 @@ def plan(options: argparse.Namespace) -> int:
         for spec in workspace.plan.prepared
         if spec.prepared_id not in workspace.prepared
     ]
-    cost = estimate(workspace, state)
+    left = [trial for trial_id, trial in planned.items() if trial_id not in state.results]
+    cost = estimate(left, state.measured_trials(), workspace.plan.sweep.resources.num_gpus)
     plan = {
         "sweep": workspace.plan.sweep.name,
         "trials": rows,
@@ -115,7 +115,7 @@ def status(options: argparse.Namespace) -> int:
     from orchestrator.running.pipeline import failure_rows
 
     workspace = _workspace(options)
-    state = workspace.state()
+    state = _state(workspace)
     planned = workspace.plan.trials_by_id
     statuses = [state.status(trial_id) for trial_id in planned]
     status = {
@@ -123,7 +123,7 @@ def status(options: argparse.Namespace) -> int:
         **{name: statuses.count(name) for name in ("done", "failed", "running")},
         "pending": statuses.count("pending") + statuses.count("stale"),
         "stale": statuses.count("stale"),
-        "diverged": sum(record["status"] == "diverged" for record in state.results.values()),
+        "diverged": sum(record.result.status == "diverged" for record in state.results.values()),
         "failures": failure_rows(state.failures),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
@@ -197,10 +197,12 @@ def fit(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     """Write the report and print its path."""
     from orchestrator.analysis.reporting import report_sweep
+    from orchestrator.results.state import read_state
 
     workspace = _workspace(options)
-    rows = None if options.from_store else _tracked_rows(workspace, options)
-    path = report_sweep(workspace, rows)
+    state = read_state(workspace)
+    rows = None if options.from_store else _tracked_rows(workspace, options, state)
+    path = report_sweep(workspace, rows, state)
     if path is None:
         raise _no_results(options.preset)
     _print(options, {"report": str(path)}, lambda: _line(str(path)))
@@ -271,13 +273,14 @@ def prepare(options: argparse.Namespace) -> int:
 
 def reconcile(options: argparse.Namespace) -> int:
     """Replay the store to MLflow and print the counts."""
+    from orchestrator.results.state import read_state
     from orchestrator.running.lock import exclusive
-    from orchestrator.running.pipeline import mlflow_tracker, stored_runs
+    from orchestrator.running.pipeline import flat_runs, mlflow_tracker
 
     workspace = _workspace(options)
     with exclusive(workspace.paths.lock, "isweep reconcile"):
         tracker = mlflow_tracker(workspace, options.mlflow_uri)
-        counts = tracker.reconcile(stored_runs(workspace))
+        counts = tracker.reconcile(flat_runs(read_state(workspace)))
         tracker.close(completed=True)
 
     def show() -> None:
@@ -395,23 +398,32 @@ def _workspace(options: argparse.Namespace) -> Any:
     return Workspace.open(options.preset, options.root, options.storage)
 
 
+def _state(workspace: Any) -> Any:
+    from orchestrator.results.state import read_state
+    from orchestrator.running.progress import running_trials
+
+    return read_state(workspace, running_trials(workspace))
+
+
 def _table(workspace: Any, options: argparse.Namespace) -> Any:
     from orchestrator.analysis.reporting import results_table
+    from orchestrator.results.state import read_state
 
-    rows = None if options.from_store else _tracked_rows(workspace, options)
-    table = results_table(workspace, rows)
+    state = read_state(workspace)
+    rows = None if options.from_store else _tracked_rows(workspace, options, state)
+    table = results_table(workspace, rows, state)
     if table.empty:
         raise _no_results(options.preset)
     return table
 
 
-def _tracked_rows(workspace: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _tracked_rows(workspace: Any, options: argparse.Namespace, state: Any) -> list[dict[str, Any]]:
     from orchestrator.results.tracking.mlflow import connect, read_rows
     from orchestrator.running.pipeline import mlflow_uri
 
     rows = read_rows(connect(mlflow_uri(workspace, options.mlflow_uri)), workspace.plan.sweep.name)
     tracked = {row["trial_id"] for row in rows}
-    missing = len(set(workspace.state().results) - tracked)
+    missing = len(set(state.results) - tracked)
     if missing:
         stderr.print(
             f"MLflow lacks {missing} results that the store has: send them with "
