@@ -7,9 +7,10 @@ Every spec is validated when it is made and refuses unknown fields. Identity is 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
@@ -21,7 +22,16 @@ ATTACK_VERSION = 1
 REPRESENTATION_VERSION = 1
 MEASURE_VERSION = 1
 
-ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+def _two_classes(pair: tuple[int, int]) -> tuple[int, int]:
+    if pair[0] == pair[1]:
+        raise ValueError(f"a class pair needs two different classes, got {list(pair)}")
+    return pair
+
+
+ClassPair = Annotated[
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
+]
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 Fault = Literal[
@@ -61,7 +71,8 @@ class DatasetSpec(Spec):
 
     name: Name
     title: str
-    domain: Domain
+    domain: Domain | None
+    """None for own data that were measured without saying what they are; a sweep's datasets have one."""
     modality: str
     label_names: tuple[str, ...]
     channels: Literal[1, 3]
@@ -143,12 +154,6 @@ class SubsetSpec(Spec):
     class_pair: ClassPair | None = None
     test_size: Annotated[int, Field(ge=2)]
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
-
-    @model_validator(mode="after")
-    def _check_pair(self) -> Self:
-        if self.class_pair is not None and self.class_pair[0] == self.class_pair[1]:
-            raise ValueError(f"a class pair needs two different classes, got {list(self.class_pair)}")
-        return self
 
     @property
     def depends_on_size(self) -> bool:
@@ -327,7 +332,8 @@ class OwnSourceSpec(Spec):
     kind: Name
     path: str
     title: str = ""
-    domain: Domain
+    domain: Domain | None
+    """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
 
@@ -338,6 +344,19 @@ class DatasetChoice(Spec):
     name: Name
     class_pairs: tuple[ClassPair, ...] | None = None
     own: OwnSourceSpec | None = None
+
+    @model_validator(mode="after")
+    def _check_domain(self) -> Self:
+        if self.own is not None and self.own.domain is None:
+            raise ValueError("own data of a sweep need a domain, natural or medical")
+        return self
+
+    @model_validator(mode="after")
+    def _check_repeats(self) -> Self:
+        repeated = [list(pair) for pair, count in Counter(self.class_pairs or ()).items() if count > 1]
+        if repeated:
+            raise ValueError(f"class_pairs names {str(repeated[:20])[1:-1]} more than once")
+        return self
 
 
 class SweepSpec(Spec):
@@ -352,7 +371,7 @@ class SweepSpec(Spec):
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
     """Channels of every prepared image; None keeps each dataset's own, and K_F is then not comparable."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     recipe: Name
     data_mode: DataMode = "corrected"
@@ -368,10 +387,10 @@ class SweepSpec(Spec):
     @model_validator(mode="after")
     def _check_repeats(self) -> Self:
         for field in ("models", "train_sizes", "seeds", "faults"):
-            values = getattr(self, field)
-            repeated = sorted({str(value) for value in values if values.count(value) > 1})
+            counts = Counter(getattr(self, field))
+            repeated = sorted(str(value) for value, count in counts.items() if count > 1)
             if repeated:
-                raise ValueError(f"{field} names {', '.join(repeated)} more than once")
+                raise ValueError(f"{field} names {', '.join(repeated[:20])} more than once")
         names = [choice.name for choice in self.datasets]
         if len(set(names)) < len(names):
             raise ValueError("datasets names a dataset more than once; list its class pairs in one entry")

@@ -33,13 +33,13 @@ class Workspace:
 
         Args:
             preset: A preset's name or a sweep file's path.
-            root: See :meth:`RootPaths.create`.
+            root: See :meth:`RootPaths.at`; it need not exist, and is not made.
             storage: See :class:`Workspace`.
 
         Raises:
             SweepError: for whatever is wrong with the preset or the root.
         """
-        return cls(plan_sweep(load_sweep(preset)), RootPaths.create(root), storage)
+        return cls(plan_sweep(load_sweep(preset)), RootPaths.at(root), storage)
 
     @property
     def sweep_paths(self) -> SweepPaths:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import posixpath
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -25,6 +23,7 @@ from pydantic import ValidationError
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
+from tasks.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=SealedRecord)
@@ -146,33 +145,6 @@ class ResultStore:
                 f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free_space(self._base)}",
                 "free space or fix the permissions, then run the same command again: what is done is kept",
             ) from error
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at ``path`` with ``data``: after a crash it holds the old content or the new, whole.
-
-    Raises:
-        OSError: as the operating system says; the temporary sibling is removed.
-    """
-    path = os.fspath(path)
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    sibling = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with open(sibling, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(sibling, path)
-    except BaseException:
-        if os.path.exists(sibling):
-            os.unlink(sibling)
-        raise
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def free_space(path: str) -> str:

@@ -26,7 +26,7 @@ def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, An
     Raises:
         ConfigError: for an unknown name.
     """
-    paths = RootPaths.create(root)
+    paths = RootPaths.at(root)
     folder = paths.root / "prepared"
     prepared: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -92,6 +92,7 @@ def run_sweep(
     """
     options = options or RunOptions()
     workspace = Workspace.open(preset, options.root, options.storage)
+    workspace.paths.make()
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
@@ -185,7 +186,7 @@ class _Run:
         """Runs tasks on the cluster."""
         from tasks.remote import RayExecutor
 
-        assert self.cluster
+        _ = self.cluster  # connects
         return RayExecutor()
 
     @cached_property

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.store import write_atomic
 from orchestrator.running.lock import holder_pid
+from tasks.atomic import write_atomic
 
 PLAIN_INTERVAL_S = 10.0
 SAVE_INTERVAL_S = 2.0

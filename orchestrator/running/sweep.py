@@ -194,7 +194,7 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             columns.TRIAL_ID: cell.trial_id,
             columns.MODEL: network.model.name,
             columns.DATASET: dataset,
-            columns.DOMAIN: self._sweep.plan.datasets[dataset].domain,
+            columns.DOMAIN: self._sweep.plan.datasets[dataset].domain or "",
             columns.TRAIN_SIZE: str(network.train_size),
             columns.SEED: str(network.seed),
             columns.ATTEMPT: str(self._attempt(cell.trial_id)),

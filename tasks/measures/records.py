@@ -11,7 +11,8 @@ import numpy.typing as npt
 from search_spaces.errors import ConfigError
 from tasks.finding import Finding
 from tasks.measures.calibration import CalibratedDimension
-from tasks.measures.intrinsic_dimension import IntrinsicDimension, table_width
+from tasks.measures.dimension import IntrinsicDimension
+from tasks.measures.intrinsic_dimension import table_width
 from tasks.measures.label_sharpness import LabelSharpness
 from tasks.measures.neighbors import BLOCK_ROWS
 

@@ -24,12 +24,13 @@ from search_spaces.datasets import DATASETS
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from tasks.preparation.image_table import ImageTable, dense, gather, keep_per_class, select
+from tasks.preparation.image_table import ImageTable, gather, keep_per_class, select
 from tasks.preparation.parts import Part, load_part, read_block
 from tasks.preparation.publish import build_and_publish
 from tasks.preparation.summary import make_record, stored_dtype
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.prepared.record import PreparedRecord
+from tasks.prepared.stratify import number_groups
 from tasks.sources import source_for
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.privacy import hash_key
@@ -189,11 +190,13 @@ def _stamp(path: Path | None) -> tuple[int, int] | None:
 
 def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     """Keep ``max_images_per_class`` before reading, where labels are known from the listing."""
-    if spec.max_images_per_class is None or any(item.label is None for item in items):
+    limit = spec.max_images_per_class
+    if limit is None or any(item.label is None for item in items):
         return items
     labels = np.array([item.label for item in items])
-    names = [item.group or f"{item.locator}\0" for item in items]
-    return [items[row] for row in keep_per_class(labels, np.array(dense(names)), spec)]
+    # An image without a group is its own; the mark keeps its name apart from every group's.
+    names = np.array([item.group or f"\0{item.locator}" for item in items])
+    return [items[row] for row in keep_per_class(labels, number_groups(names), spec, limit)]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from functools import lru_cache
@@ -36,7 +37,13 @@ def _version(package: str) -> str:
 
 
 def _commit() -> tuple[str, bool]:
-    folder = Path(__file__).resolve().parents[3]
+    """Return the commit of the checkout, or the one baked into the installed wheel."""
+    package = Path(__file__).resolve().parents[2]
+    baked = package / "commit.json"
+    if baked.exists():
+        made = json.loads(baked.read_text(encoding="utf-8"))
+        return str(made["commit"]), bool(made["dirty"])
+    folder = package.parent
     if not (folder / ".git").exists():
         return "", False
     try:

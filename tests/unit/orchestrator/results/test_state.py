@@ -1,12 +1,13 @@
 """What a store holds, compared with a plan and with the data prepared now."""
 
+import os
+
 import pytest
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results import store as store_module
 from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.state import StoredResults, judge, read_state
 from search_spaces.specs import AttackSpec
@@ -80,7 +81,7 @@ def test_what_could_not_be_written_is_not_known(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(Exception, match="No space left"):
         stored.save(trial_record())
     assert stored.trials == {}

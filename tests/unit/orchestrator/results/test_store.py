@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.results import store as store_module
 from orchestrator.results.records import FailureRecord, MeasureRecord, TrialRecord
-from orchestrator.results.store import ResultStore, write_atomic
+from orchestrator.results.store import ResultStore
 from search_spaces.errors import CorruptStoreError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tests.unit.orchestrator.results.examples import (
@@ -133,29 +132,13 @@ def test_any_record_survives(tmp_path_factory, text, loss, value):
     assert store.read(TrialRecord, "a") == record
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, step):
-    path = tmp_path / "x.json"
-    write_atomic(path, b"old")
-
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(store_module.os, step, fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomic(path, b"new")
-    monkeypatch.undo()
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["x.json"]
-
-
 def test_a_full_disk_is_a_clear_message(tmp_path, monkeypatch):
     store = ResultStore(str(tmp_path))
 
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(
         SetupError,
         match=r"(?s)must be writable.*bytes needed.*No space left.*bytes free.*what is done is kept",
