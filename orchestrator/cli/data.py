@@ -26,7 +26,7 @@ from orchestrator.cli.printing import cell, emit, line, stderr, stdout, written
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tasks.measures.measure import MeasureRecord, MeasureSettings
+    from tasks.measures.measure import MeasureResult, MeasureSettings
     from tasks.remote import Executor
 
 METHOD = Group("Method", sort_key=1)
@@ -261,7 +261,7 @@ def _executor(address: str | None, num_workers: int, stack: ExitStack) -> Execut
     return RayExecutor(driver_node_only=not cluster.local)
 
 
-def _measure_table(record: MeasureRecord) -> Table:
+def _measure_table(record: MeasureResult) -> Table:
     table = Table("images", "estimator", "d_data", "std error", "K_F", "duplicates")
     for size in record.sizes:
         sharpness = size.label_sharpness
