@@ -13,7 +13,7 @@ from search_spaces.datasets import DATASETS
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.published import read_published
 from tasks.measures.label_sharpness import SharpnessConvention, convert
-from tasks.measures.measure import MeasureRecord
+from tasks.measures.measure import MeasureResult
 
 PUBLISHED_SIDE = (224, 224)
 PUBLISHED_RANGE = (0.0, 255.0)
@@ -32,7 +32,7 @@ class Measured:
         preparation: Record of what was read and skipped, or None for arrays.
     """
 
-    record: MeasureRecord
+    record: MeasureResult
     pair_images: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
     pair_labels: tuple[str, str] | None
     label_names: tuple[str, ...]
@@ -48,7 +48,7 @@ class Measured:
         }
 
 
-def published_rows(record: MeasureRecord) -> list[dict[str, Any]]:
+def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
     """Return the study's eleven datasets at the nearest train size, K_F in this record's convention.
 
     Published K_F is a maximum over about 2,000 sampled pairs on [0, 255] images of 224 x 224, natural ones on
@@ -74,7 +74,7 @@ def published_rows(record: MeasureRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _rescaled(value: float, name: str, record: MeasureRecord) -> float | None:
+def _rescaled(value: float, name: str, record: MeasureResult) -> float | None:
     own = record.label_sharpness
     if own is None or own.convention.pixel_range is None or own.convention.side is None:
         return None

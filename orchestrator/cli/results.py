@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import ArgumentCollection, Group, Parameter
 from rich.table import Table
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.rows import Row
+    from orchestrator.results.state import State
 
 Finite = Annotated[float, real()]
 SHOWN = {
@@ -97,9 +99,12 @@ def report(preset: str, /, *, from_store: bool = False, place: Place = Place()) 
     """
     from orchestrator.analysis.reporting import report_sweep
     from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.state import read_state
 
     workspace = Workspace.open(preset, place.root, place.storage)
-    path = report_sweep(workspace, None if from_store else _tracked_rows(preset, workspace, place))
+    state = read_state(workspace)
+    rows = None if from_store else _tracked_rows(preset, workspace, place, state)
+    path = report_sweep(workspace, rows, state)
     if path is None:
         raise _no_results(preset, workspace, place)
     emit(place, {"report": str(path)}, lambda: line(str(path)))
@@ -167,15 +172,18 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
     """
     from orchestrator.analysis.reporting import results_table
     from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.state import read_state
 
     workspace = Workspace.open(preset, place.root, place.storage)
-    table = results_table(workspace, None if from_store else _tracked_rows(preset, workspace, place))
+    state = read_state(workspace)
+    rows = None if from_store else _tracked_rows(preset, workspace, place, state)
+    table = results_table(workspace, rows, state)
     if table.empty:
         raise _no_results(preset, workspace, place)
     return table
 
 
-def _tracked_rows(preset: str, workspace: Workspace, place: Place) -> list[dict[str, Any]]:
+def _tracked_rows(preset: str, workspace: Workspace, place: Place, state: State) -> list[Row]:
     from orchestrator.results.tracking.mlflow import connect, read_rows
     from orchestrator.running.pipeline import mlflow_uri
 
@@ -184,7 +192,7 @@ def _tracked_rows(preset: str, workspace: Workspace, place: Place) -> list[dict[
     # MLflow would make the file, and the reader is only asking.
     absent = uri.startswith("sqlite:///") and not file.exists()
     rows = [] if absent else read_rows(connect(uri), workspace.plan.sweep.name)
-    missing = len(set(workspace.state().results) - {row["trial_id"] for row in rows})
+    missing = len(set(state.results) - {row["trial_id"] for row in rows})
     if missing:
         stderr.print(
             f"MLflow lacks {missing} results that the store has: send them with "

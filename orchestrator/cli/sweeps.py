@@ -15,6 +15,7 @@ from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.state import State
     from orchestrator.running.pipeline import RunSummary
 
 
@@ -73,10 +74,11 @@ def plan(preset: str, /, *, place: Place = Place()) -> int:
     from orchestrator.planning.workspace import Workspace
 
     workspace = Workspace.open(preset, place.root, place.storage)
-    state = workspace.state()
-    rows = plan_rows(workspace.plan, {name: state.status(name) for name in workspace.plan.trials_by_id})
-    measures, missing = _measures(workspace), _not_prepared(workspace)
-    cost = estimate(workspace, state)
+    state, planned = _state(workspace), workspace.plan.trials_by_id
+    rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
+    measures, missing = _measures(workspace, state), _not_prepared(workspace)
+    left = [trial for name, trial in planned.items() if name not in state.results]
+    cost = estimate(left, state.measured_trials(), workspace.plan.sweep.resources.num_gpus)
 
     def show() -> None:
         stdout.print(_grid(rows))
@@ -111,7 +113,8 @@ def status(preset: str, /, *, place: Place = Place()) -> int:
 
     workspace = Workspace.open(preset, place.root, place.storage)
     if not workspace.paths.exist:
-        stderr.print(escape(f"There is no root {workspace.paths.root} yet; {_way_in(place, preset)}"))
+        hint = f"There is no root {workspace.paths.root} yet; {_way_in(place, preset)}"
+        stderr.print(escape(hint), soft_wrap=True)
     document = _progress(workspace)
 
     def show() -> None:
@@ -138,14 +141,15 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         place: Where everything lies.
     """
     from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.state import read_state
     from orchestrator.running.lock import exclusive
-    from orchestrator.running.pipeline import mlflow_tracker, stored_runs
+    from orchestrator.running.pipeline import flat_runs, mlflow_tracker
 
     workspace = Workspace.open(preset, place.root, place.storage)
     workspace.paths.make()
     with exclusive(workspace.paths.lock, "isweep reconcile"):
         tracker = mlflow_tracker(workspace, place.mlflow_uri)
-        counts = tracker.reconcile(stored_runs(workspace))
+        counts = tracker.reconcile(flat_runs(read_state(workspace)))
         tracker.close(completed=True)
     emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))
     return 0
@@ -177,14 +181,20 @@ def _way_in(place: Place, preset: str) -> str:
     return f"start with: {place.hint('run', preset)}, or name the right one with --root or ISWEEP_ROOT"
 
 
-def _measures(workspace: Workspace) -> list[dict[str, Any]]:
-    measured = workspace.measures()
+def _state(workspace: Workspace) -> State:
+    from orchestrator.results.state import read_state
+    from orchestrator.running.progress import running_trials
+
+    return read_state(workspace, running_trials(workspace))
+
+
+def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
     return [
         {
             "measure_id": measure.measure_id,
             "dataset": measure.subset.prepared.dataset,
             "train_sizes": list(measure.train_sizes),
-            "status": "done" if measure.measure_id in measured else "pending",
+            "status": "done" if measure.measure_id in state.measures else "pending",
         }
         for measure in workspace.plan.measures
     ]
@@ -202,14 +212,14 @@ def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
 def _progress(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.running.pipeline import failure_rows
 
-    state = workspace.state()
-    statuses = [state.status(trial_id) for trial_id in workspace.plan.trials_by_id]
+    state = _state(workspace)
+    statuses = [str(state.status(trial_id)) for trial_id in workspace.plan.trials_by_id]
     return {
         "planned": len(statuses),
         **{name: statuses.count(name) for name in ("done", "failed", "running")},
         "pending": statuses.count("pending") + statuses.count("stale"),
         "stale": statuses.count("stale"),
-        "diverged": sum(record["status"] == "diverged" for record in state.results.values()),
+        "diverged": sum(record.result.status == "diverged" for record in state.results.values()),
         "failures": failure_rows(state.failures),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),

@@ -17,7 +17,7 @@ from orchestrator.planning.paths import RootPaths
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import DatasetSpec, OwnSourceSpec, PreparedSpec
-from tasks.measures.measure import MeasureRecord, MeasureSettings, measure_array, measure_nested
+from tasks.measures.measure import MeasureResult, MeasureSettings, measure_array, measure_nested
 from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.remote import Executor
@@ -151,7 +151,7 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
 
 
 def _measured(
-    record: MeasureRecord,
+    record: MeasureResult,
     read_rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
     labels: npt.NDArray[np.int64] | None,
     label_names: tuple[str, ...],
@@ -183,7 +183,7 @@ def _measure_rows(
     labels: npt.NDArray[np.int64] | None,
     executor: Executor,
     settings: MeasureSettings,
-) -> MeasureRecord:
+) -> MeasureResult:
     return measure_array(
         images,
         labels,

@@ -22,11 +22,11 @@ from tasks.measures.inputs import (
 from tasks.measures.intrinsic_dimension import estimate, table_width
 from tasks.measures.label_sharpness import LabelSharpness, SharpnessConvention, stratified_subsets, summarise
 from tasks.measures.neighbors import NeighborSearch, nested_neighbors
-from tasks.measures.records import MeasureRecord, MeasureSettings, SizeRecord
+from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
 from tasks.prepared.stratify import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
-__all__ = ["MeasureRecord", "MeasureSettings", "SizeRecord", "measure_array", "measure_nested"]
+__all__ = ["MeasureResult", "MeasureSettings", "SizeRecord", "measure_array", "measure_nested"]
 
 MAX_LISTED_CONFLICTS = 10
 # Distances from the product are good to 1e-5, so the closest pair is among those within twice that of it.
@@ -41,7 +41,7 @@ def measure_nested(
     *,
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
-) -> MeasureRecord:
+) -> MeasureResult:
     """Measure prefixes of rows that are already in nested order.
 
     Args:
@@ -70,13 +70,13 @@ def measure_nested(
     records = tuple(
         _size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)
     )
-    return MeasureRecord(
-        records,
-        tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
-        settings,
-        found.search.precision,
-        _notes(records[-1], convention),
-        _calibration(source, profile.keep[: found.positions[-1]], settings, executor),
+    return MeasureResult(
+        sizes=records,
+        conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
+        settings=settings,
+        precision=found.search.precision,
+        notes=_notes(records[-1], convention),
+        calibration=_calibration(source, profile.keep[: found.positions[-1]], settings, executor),
     )
 
 
@@ -89,7 +89,7 @@ def measure_array(
     seed: int | None = None,
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
-) -> MeasureRecord:
+) -> MeasureResult:
     """Measure your own images: intrinsic dimension and label sharpness, without training anything.
 
     Args:

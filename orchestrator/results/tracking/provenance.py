@@ -8,24 +8,25 @@ import subprocess
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from orchestrator.results.records import Provenance
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
 
 
 @lru_cache(maxsize=1)
-def provenance() -> dict[str, Any]:
+def provenance() -> Provenance:
     """Return the code version, whether the checkout had uncommitted changes, and package versions."""
     commit, dirty = _commit()
     release = _version("isweep")
-    return {
-        "code_version": f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
-        "commit": commit,
-        "dirty": dirty,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
+    return Provenance(
+        code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        packages={name: _version(name) for name in PACKAGES},
+    )
 
 
 def _version(package: str) -> str:
