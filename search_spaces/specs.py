@@ -311,7 +311,10 @@ class TrialSpec(Spec):
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
         """Return the measurements of ``asked`` that a trial made by this spec does not have."""
-        return tuple(item for item in asked.measurements if item not in self.measurements)
+        if self == asked:
+            return ()
+        have = set(self.measurements)
+        return tuple(item for item in asked.measurements if item not in have)
 
 
 class ResourceSpec(Spec):
