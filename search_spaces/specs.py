@@ -179,7 +179,7 @@ class MeasureSpec(Spec):
     subset: SubsetSpec
     train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
     num_neighbors: Annotated[int, Field(ge=3)] = 20
-    estimators: tuple[str, ...] = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
+    estimators: tuple[str, ...] = DEFAULT_ESTIMATORS
     """Of intrinsic dimension, by name."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     sharpness_seeds: tuple[Annotated[int, Field(ge=0)], ...] = tuple(range(10))

@@ -139,20 +139,37 @@ class MethodOptions:
         )
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Which images to measure, and as what.
+
+    Attributes:
+        labels: Labels for a .npy: a .npy, or text with one per image.
+        raw: Raw download, for a dataset's name.
+        class_pair: Only these two classes, by name.
+        train_sizes: Nested sizes to measure too.
+        image_size: Resize to this side (image files: 224).
+        channels: 1 (default) or 3.
+    """
+
+    labels: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    raw: Annotated[Path | None, Parameter(metavar="DIR")] = None
+    class_pair: Annotated[tuple[str, str] | None, Parameter(metavar="A B")] = None
+    train_sizes: Annotated[
+        tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")
+    ] = ()
+    image_size: Annotated[int | None, whole(4, 1025, "from 4 to 1024 pixels"), Parameter(metavar="SIDE")] = (
+        None
+    )
+    channels: Literal[1, 3] = 1
+
+
 def measure(
     source: str,
     /,
     *,
-    labels: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
-    class_pair: Annotated[tuple[str, str] | None, Parameter(metavar="A B")] = None,
-    train_sizes: Annotated[
-        tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")
-    ] = (),
-    image_size: Annotated[
-        int | None, whole(4, 1025, "from 4 to 1024 pixels"), Parameter(metavar="SIDE")
-    ] = None,
-    channels: Literal[1, 3] = 1,
+    images: ImageOptions = ImageOptions(),
     method: MethodOptions = MethodOptions(),
     show_pair: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     reading: ReadingOptions = ReadingOptions(),
@@ -164,12 +181,7 @@ def measure(
 
     Args:
         source: Folder of class folders, .csv, .npz, .npy, prepared folder, or a dataset's name.
-        labels: Labels for a .npy: a .npy, or text with one per image.
-        raw: Raw download, for a dataset's name.
-        class_pair: Only these two classes, by name.
-        train_sizes: Nested sizes to measure too.
-        image_size: Resize to this side (image files: 224).
-        channels: 1 (default) or 3.
+        images: Which images.
         method: How to measure.
         show_pair: Draw the pair that attains K_F into this file (shows your images).
         reading: How to read raw files.
@@ -183,13 +195,13 @@ def measure(
 
     request = MeasureRequest(
         source=source,
-        labels=labels,
-        raw=raw,
-        class_pair=class_pair,
+        labels=images.labels,
+        raw=images.raw,
+        class_pair=images.class_pair,
         max_skipped_share=reading.max_skipped_share,
-        train_sizes=train_sizes,
-        image_size=image_size,
-        channels=channels,
+        train_sizes=images.train_sizes,
+        image_size=images.image_size,
+        channels=images.channels,
         settings=method.settings(),
     )
     with ExitStack() as stack:

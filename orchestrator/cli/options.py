@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
@@ -55,7 +55,7 @@ def _each(check: Callable[[str], Number]) -> Callable[[object, Sequence[Token]],
     def convert(hint: object, tokens: Sequence[Token]) -> object:
         """Apply ``check`` to one value, or to each of an option that takes several."""
         values = tuple(check(token.value) for token in tokens)
-        return values if "tuple" in str(hint) else values[0]
+        return values if get_origin(hint) is tuple else values[0]
 
     return convert
 

@@ -113,7 +113,8 @@ def status(preset: str, /, *, place: Place = Place()) -> int:
 
     workspace = Workspace.open(preset, place.root, place.storage)
     if not workspace.paths.exist:
-        stderr.print(escape(f"There is no root {workspace.paths.root} yet; {_way_in(place, preset)}"))
+        hint = f"There is no root {workspace.paths.root} yet; {_way_in(place, preset)}"
+        stderr.print(escape(hint), soft_wrap=True)
     document = _progress(workspace)
 
     def show() -> None:

@@ -99,11 +99,7 @@ def prepare_dataset(
         early = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
         skipped = early + [pair for part in parts for pair in part.skipped]
         _check_skips(dataset.name, skipped, len(items) + len(early), max_skipped_share)
-        images = select(images, spec)
-        if not len(images.labels):
-            raise DataError(f"{dataset.name}: preparation must keep at least one image", "none was usable")
-        if images.num_conflicts:
-            logger.warning("%s: %d images have a twin with another label", dataset.name, images.num_conflicts)
+        images = _selected(images, request)
         if for_training:
             _check_split(request, images, max_skipped_share)
         record = make_record(request, listing, images, parts, skipped, raw_id)
@@ -114,6 +110,17 @@ def prepare_dataset(
         if finished is None:
             raise
         return finished
+
+
+def _selected(images: ImageTable, request: RawRequest) -> ImageTable:
+    """Keep the images that the spec asks for; there must be some, and copies under two labels are told."""
+    name = request.dataset.name
+    images = select(images, request.spec)
+    if not len(images.labels):
+        raise DataError(f"{name}: preparation must keep at least one image", "none was usable")
+    if images.num_conflicts:
+        logger.warning("%s: %d images have a twin with another label", name, images.num_conflicts)
+    return images
 
 
 def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:

@@ -119,6 +119,18 @@ def test_tables_for_people(run):
     assert json.loads(out)[0]["status"] == "not prepared"
 
 
+def test_json_of_plan_and_status_has_the_documented_keys(run):
+    _, out, _ = run("plan", "smoke", "--json")
+    plan = json.loads(out)
+    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate"}
+    row = {"trial_id", "model", "dataset", "class_pair", "train_size", "seed", "status"}
+    assert all(set(trial) == row for trial in plan["trials"])
+    assert all(set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"])
+    _, out, _ = run("status", "smoke", "--json")
+    counts = {"planned", "done", "failed", "running", "pending", "stale", "diverged"}
+    assert set(json.loads(out)) == counts | {"failures", "unreadable", "foreign"}
+
+
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
     def stopped(preset, options, *, progress):
         progress.trials_planned(8, 3)
