@@ -48,6 +48,8 @@ Fault = Literal[
 """Faults of the released code that change data, by name; ``docs/faults.md`` maps them to F1-F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
+DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
+"""Estimators of d_data where none are named."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
