@@ -48,6 +48,8 @@ Fault = Literal[
 """Faults of the released code that change data, by name; ``docs/faults.md`` maps them to F1-F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
+DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
+"""Estimators of d_data where none are named."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -179,7 +181,7 @@ class MeasureSpec(Spec):
     subset: SubsetSpec
     train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
     num_neighbors: Annotated[int, Field(ge=3)] = 20
-    estimators: tuple[str, ...] = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
+    estimators: tuple[str, ...] = DEFAULT_ESTIMATORS
     """Of intrinsic dimension, by name."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     sharpness_seeds: tuple[Annotated[int, Field(ge=0)], ...] = tuple(range(10))
@@ -311,7 +313,10 @@ class TrialSpec(Spec):
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
         """Return the measurements of ``asked`` that a trial made by this spec does not have."""
-        return tuple(item for item in asked.measurements if item not in self.measurements)
+        if self == asked:
+            return ()
+        have = set(self.measurements)
+        return tuple(item for item in asked.measurements if item not in have)
 
 
 class ResourceSpec(Spec):

@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import ConfigError
+from search_spaces.specs import DEFAULT_ESTIMATORS
 from tasks.finding import Finding
 from tasks.measures.calibration import CalibratedDimension
 from tasks.measures.dimension import IntrinsicDimension
 from tasks.measures.intrinsic_dimension import table_width
 from tasks.measures.label_sharpness import LabelSharpness
 from tasks.measures.neighbors import BLOCK_ROWS
-
-DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
 
 
 @dataclass(frozen=True, kw_only=True)
