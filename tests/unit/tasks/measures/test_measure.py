@@ -231,5 +231,5 @@ def test_package_has_no_other_names():
     import tasks
 
     assert tasks.measure_array is measure_array
-    with pytest.raises(AttributeError, match="tasks.* attribute '?nothing"):
+    with pytest.raises(AttributeError, match=r"tasks.* attribute '?nothing"):
         _ = tasks.nothing
