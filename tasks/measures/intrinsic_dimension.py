@@ -16,6 +16,7 @@ import numpy.typing as npt
 from search_spaces.errors import DataError, unknown_name
 from tasks.measures import scale_estimators as scales
 from tasks.measures.bootstrap import block_std_error, neighborhood_blocks
+from tasks.measures.byte_rows import as_byte_rows
 from tasks.measures.dimension import (
     EQUAL_LOG_RATIO,
     EQUALLY_FAR,
@@ -235,6 +236,7 @@ def intrinsic_dimension(
     width = table_width(estimators, num_neighbors)
     source = as_source(features)
     profile = profile_rows(source, None, executor=executor)
+    source = as_byte_rows(source, profile.byte_unit)
     size = len(profile.keep)
     table = nested_neighbors(
         source,

@@ -48,7 +48,7 @@ def test_partition_does_not_matter(seed, block_rows, num_workers, sizes):
         def share(self, value):
             return value
 
-        def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
+        def map_unordered(self, function, argument_tuples, *, num_cpus=1.0, spread=False):
             items = list(enumerate(argument_tuples))
             np.random.default_rng(seed).shuffle(items)
             for index, arguments in items:
