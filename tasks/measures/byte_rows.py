@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.distances import BlockSource, flatten
+from tasks.measures.distances import ArraySource, BlockSource, flatten
 from tasks.measures.products import MAX_FEATURES, Product, SignedBytes
 
 IntArray = npt.NDArray[np.integer[Any]]
@@ -40,11 +40,11 @@ def is_byte_dtype(dtype: np.dtype[Any]) -> bool:
 
 @dataclass(frozen=True)
 class ByteRows:
-    """Rows of a source whose every value is a byte times ``unit``, read as those bytes.
+    """Rows whose every value is a byte times ``unit``, read as those bytes.
 
     Attributes:
-        source: Where rows are read.
-        unit: One grey level in the values of ``source``, one of ``UNITS``.
+        source: Where rows are read, as those bytes or as the values.
+        unit: One grey level in the values, one of ``UNITS``.
     """
 
     source: BlockSource
@@ -60,18 +60,36 @@ class ByteRows:
         """Shape of one row."""
         return self.source.row_shape
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return rows ``start`` to ``stop`` as bytes, ``(stop - start, *row_shape)``."""
         rows = self.source.read(start, stop)
-        out = np.empty(rows.shape, np.uint8)
-        flat, flat_out = flatten(rows), flatten(out)
-        for piece in _pieces(flat):
-            flat_out[piece] = _levels(flat[piece], self.unit)
-        return out
+        if is_byte_dtype(rows.dtype):
+            return rows
+        levels = np.empty(rows.shape, np.uint8)
+        _fill_levels(flatten(levels), flatten(rows), self.unit)
+        return levels
 
 
-def as_byte_rows(source: BlockSource, unit: float | None) -> BlockSource:
-    """The source as bytes of ``unit``, as `byte_units` found it; the source itself where it needs no help."""
+def as_bytes(source: BlockSource) -> BlockSource:
+    """Rows in memory as bytes, where they are bytes in a wider type; anything else as it is.
+
+    A quarter of the memory of float32 is spent once, so that the wide rows are looked at once only, and so
+    that it is bytes that are sent to other processes.
+    """
+    if not isinstance(source, ArraySource) or is_byte_dtype(source.array.dtype):
+        return source
+    if source.array.size == 0:
+        return source
+    rows = flatten(source.array)
+    levels = np.empty(rows.shape, np.uint8)  # no memory is taken before it is written
+    for unit in _possible_units(rows.dtype):
+        if _fill_levels(levels, rows, unit):
+            return ByteRows(ArraySource(levels.reshape(source.array.shape)), unit)
+    return source
+
+
+def with_unit(source: BlockSource, unit: float | None) -> BlockSource:
+    """A source that reads bytes, if ``unit`` says that all its rows are bytes; else the source itself."""
     if unit is None or is_byte_dtype(source.read(0, 1).dtype):
         return source
     return ByteRows(source, unit)
@@ -92,20 +110,31 @@ def byte_units(rows: npt.NDArray[Any]) -> tuple[float, ...]:
     """
     if is_byte_dtype(rows.dtype):
         return (1.0,)
-    quotients = rows.dtype in (np.float32, np.float64)
-    return tuple(unit for unit in UNITS if (unit == 1 or quotients) and _all_multiples(rows, unit))
+    return tuple(unit for unit in _possible_units(rows.dtype) if _fill_levels(None, rows, unit))
 
 
-def _all_multiples(rows: npt.NDArray[Any], unit: float) -> bool:
+def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        return ()
+    return UNITS if dtype in (np.float32, np.float64) else UNITS[:1]
+
+
+def _fill_levels(out: npt.NDArray[np.uint8] | None, rows: npt.NDArray[Any], unit: float) -> bool:
+    """Write the grey levels of ``rows`` to ``out``; stops and returns False at a value without one."""
     divisor = rows.dtype.type(255)
-    with np.errstate(
-        invalid="ignore", over="ignore"
-    ):  # casts of NaN and of large values, found unequal below
+    with np.errstate(invalid="ignore", over="ignore"):  # casts of NaN and large values are found unequal
         for piece in _pieces(rows):
-            levels = _levels(rows[piece], unit)
-            back = levels if unit == 1 else levels.astype(rows.dtype) / divisor
-            if not (back == rows[piece]).all():
+            values = rows[piece]
+            if unit == 1:
+                levels = values.astype(np.uint8)
+                equal = levels == values
+            else:
+                levels = np.rint(values * divisor).astype(np.uint8)
+                equal = levels.astype(rows.dtype) / divisor == values
+            if not equal.all():
                 return False
+            if out is not None:
+                out[piece] = levels
     return True
 
 
@@ -117,13 +146,6 @@ def _pieces(rows: npt.NDArray[Any]) -> Iterator[tuple[slice, slice]]:
     for top in range(0, num_rows, height):
         for left in range(0, num_features, width):
             yield slice(top, top + height), slice(left, left + width)
-
-
-def _levels(values: npt.NDArray[Any], unit: float) -> npt.NDArray[np.uint8]:
-    """Grey levels of values that are bytes times ``unit``."""
-    if unit == 1:
-        return values.astype(np.uint8)
-    return np.rint(values * values.dtype.type(255)).astype(np.uint8)
 
 
 def signed(rows: npt.NDArray[Any]) -> SignedBytes:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.byte_rows import as_byte_rows
+from tasks.measures.byte_rows import as_bytes, with_unit
 from tasks.measures.calibration import CalibratedDimension, calibrate
 from tasks.measures.distances import BlockSource, FloatArray, Precision, direct_squared_distances, flatten
 from tasks.measures.duplicates import RowProfile, profile_rows
@@ -66,8 +66,9 @@ def measure_nested(
     source = checked_source(images)
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
-    profile = profile_rows(source, codes, executor=executor)
-    rows = as_byte_rows(source, profile.byte_unit)
+    rows = as_bytes(source)
+    profile = profile_rows(rows, codes, executor=executor)
+    rows = with_unit(rows, profile.byte_unit)
     found = _one_pass(rows, codes, sizes, profile, executor, settings)
     convention = _convention(source, settings)
     records = tuple(

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.byte_rows import ByteRows, is_byte_dtype
+from tasks.measures.byte_rows import ByteRows, as_bytes, is_byte_dtype
 from tasks.measures.distances import BlockSource, FloatArray, Precision, as_source, estimate_centre
 from tasks.measures.partials import IntArray, Partial, smallest
 from tasks.measures.tiles import Job, search_tile
@@ -106,14 +106,16 @@ def nested_neighbors(
         subsets: ``(num_subsets, num_positions)`` masks, for nearest opposites inside samples.
 
     Returns:
-        Tables for every size. Rows of bytes (uint8, int8, bool, or `tasks.measures.byte_rows.ByteRows`) are
-        measured in whole numbers: distances are roots of exact integers, and the tables are the same bits
-        for any blocks, workers and machine. Otherwise the relative error of distances is below 1e-5 in
-        float32, 1e-7 in float64.
+        Tables for every size. Rows of bytes (uint8, int8, bool, arrays of other types that hold bytes, and
+        `tasks.measures.byte_rows.ByteRows`) are measured in whole numbers: distances are roots of exact
+        integers, and the tables are the same bits for any blocks, workers and machine. Otherwise the
+        relative error of distances is below 1e-5 in float32, 1e-7 in float64.
     """
     executor = executor or InlineExecutor()
     precision = precision or Precision()
     source = as_source(rows)
+    if precision.exact_bytes:
+        source = as_bytes(source)
     positions = np.arange(source.num_rows) if keep is None else np.asarray(keep)
     positions = positions[: train_sizes[-1]]
     num_rows = len(positions)

@@ -13,6 +13,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -135,6 +136,33 @@ def is_exact(device: str = "cpu") -> bool:
         if not np.array_equal(found, a.astype(np.int64) @ b.T.astype(np.int64)):
             return False
     return True
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one device does with 8-bit products.
+
+    Attributes:
+        device: Torch's name of it.
+        exact: Whether its products are right.
+        integer_rate: Multiply-adds per second of the integer product, None where it is not exact.
+        float32_rate: The same of the way without it, on this process's processor.
+    """
+
+    device: str
+    exact: bool
+    integer_rate: float | None
+    float32_rate: float
+
+
+def probe(device: str = "cpu", num_rows: int = 2048, num_features: int = 16384) -> Probe:
+    """Check and time the integer product on a device, transfers included: a report for a new machine."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
+    work = float(num_rows**2 * num_features)
+    exact = is_exact(device) and np.array_equal(torch_product(a, b, device), blas_product(a, b))
+    seconds = _seconds(lambda a, b: torch_product(a, b, device), a, b) if exact else None
+    return Probe(device, exact, seconds and work / seconds, work / _seconds(blas_product, a, b))
 
 
 @cache
