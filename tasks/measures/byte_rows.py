@@ -151,7 +151,8 @@ def _pieces(rows: npt.NDArray[Any]) -> Iterator[tuple[slice, slice]]:
 def signed(rows: npt.NDArray[Any]) -> SignedBytes:
     """Rows of bytes shifted into int8, in memory of their own; differences between rows stay the same."""
     if rows.dtype == np.uint8:
-        return np.bitwise_xor(rows, 128, dtype=np.uint8).view(np.int8)  # x - 128 in two's complement
+        shifted: SignedBytes = np.bitwise_xor(rows, 128, dtype=np.uint8).view(np.int8)  # x - 128
+        return shifted
     return rows.astype(np.int8)
 
 

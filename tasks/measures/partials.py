@@ -78,11 +78,10 @@ class Partial:
             found = _below(squared, kept[:, -1], ties=bool(ties))
             if not len(found[0]):
                 return
-        active: slice | IntArray
         if found is not None and len(found[0]) <= 4 * k * len(kept):
             active, columns, values = _pad_by_row(*found, squared)
         else:
-            active, columns = slice(None), _nearest_columns(squared, min(k, squared.shape[1]))
+            active, columns = np.arange(len(squared)), _nearest_columns(squared, min(k, squared.shape[1]))
             values = _as_table(np.take_along_axis(squared, columns, axis=1))
         ids = np.where(np.isfinite(values), columns + column_start, -1)
         kept[active], kept_ids[active] = smallest(
@@ -119,9 +118,11 @@ def _nearest_columns(squared: Block, count: int) -> IntArray:
     """Columns of the ``count`` smallest of each row, in any order; of equal whole numbers the first ones."""
     num_columns = squared.shape[1]
     if squared.dtype.kind == "f":
-        return np.argpartition(squared, count - 1, axis=1)[:, :count]
+        near: IntArray = np.argpartition(squared, count - 1, axis=1)[:, :count]
+        return near
     keys = squared.astype(np.int64) * num_columns + np.arange(num_columns)  # no two are equal
-    return np.partition(keys, count - 1, axis=1)[:, :count] % num_columns
+    columns: IntArray = np.partition(keys, count - 1, axis=1)[:, :count] % num_columns
+    return columns
 
 
 def _below(squared: Block, limits: FloatArray, *, ties: bool) -> tuple[IntArray, IntArray]:
