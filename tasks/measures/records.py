@@ -116,7 +116,8 @@ class MeasureResult(Finding):
         sizes: One record per train size, ascending; the last one is the dataset's own.
         conflict_pairs: First pairs of identical images with different labels.
         settings: How it was measured.
-        precision: ``"float64"`` when the data were too close together for float32 products anywhere.
+        precision: ``"exact integer"`` when all rows are bytes and no distance is rounded; else the dtype of
+            the products, ``"float64"`` when the data were too close together for float32 anywhere.
         notes: What a reader should know, in words.
         calibration: Bias-corrected dimension at the largest size, when it was asked for.
     """
