@@ -15,7 +15,15 @@ from orchestrator.analysis.associations import (
 )
 from orchestrator.analysis.claims import headline_claims
 from orchestrator.analysis.exponents import fit_exponents, fit_sensitivity
-from orchestrator.analysis.fit_records import POOLED, DatasetSummary, Interval, ScalingFits, SharpnessScale
+from orchestrator.analysis.fit_records import (
+    POOLED,
+    DatasetSummary,
+    Interval,
+    LawFit,
+    ScalingFits,
+    SharpnessScale,
+    TrainSizeFit,
+)
 from orchestrator.analysis.law_records import ChanceCount, Claim
 from orchestrator.analysis.laws import LAWS, compare_forms, fit_law
 from orchestrator.analysis.levels import fit_levels
@@ -67,18 +75,9 @@ def fit_scaling_laws(
         datasets=_summaries(full, points),
         models=models,
         sharpness_scale=scale,
-        laws=tuple(
-            fit_law(points, law, model=m, subset=s, scale=scale)
-            for m in names
-            for law in LAWS
-            for s in law.subsets
-        ),
+        laws=_laws(points, names, scale),
         comparisons=tuple(compare_forms(points, model=m, scale=scale) for m in names),
-        train_size=tuple(
-            fit_train_size(points, model=m, dataset=d)
-            for m in names
-            for d in sorted(points[c.DATASET].unique())
-        ),
+        train_size=_train_sizes(points, names),
         attacks=attacks,
         representations=tuple(
             fit_representation(points, estimator=e, model=m, seed=seed) for m in names for e in ESTIMATORS
@@ -91,6 +90,20 @@ def fit_scaling_laws(
         caveats=_caveats(full, points, scale),
     )
     return replace(fits, claims=_claims(fits))
+
+
+def _laws(points: pd.DataFrame, names: tuple[str, ...], scale: SharpnessScale) -> tuple[LawFit, ...]:
+    return tuple(
+        fit_law(points, law, model=m, subset=s, scale=scale)
+        for m in names
+        for law in LAWS
+        for s in law.subsets
+    )
+
+
+def _train_sizes(points: pd.DataFrame, names: tuple[str, ...]) -> tuple[TrainSizeFit, ...]:
+    datasets = sorted(points[c.DATASET].unique())
+    return tuple(fit_train_size(points, model=m, dataset=d) for m in names for d in datasets)
 
 
 def _claims(fits: ScalingFits) -> tuple[Claim, ...]:
