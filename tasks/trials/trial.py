@@ -7,12 +7,8 @@ bit, whatever ran before.
 
 from __future__ import annotations
 
-import gc
 import math
-import resource
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from search_spaces.errors import ConfigError, DataError, SweepError
@@ -27,9 +24,10 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import TrialSpec
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
 from tasks.prepared.subsets import TrialData
-from tasks.trials.attacks import attack_all
+from tasks.trials.attacks import CleanPass, attack_all, pass_clean
+from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
-from tasks.trials.representations import extract_features
+from tasks.trials.representations import features_read
 from tasks.trials.seeding import deterministic
 from tasks.trials.training import EpochRecord, evaluate, resident, train
 
@@ -51,7 +49,8 @@ class TrialOutcome:
             ``absent`` (reason by metric name).
         history: one entry per finished epoch.
         timings: seconds of build, train, evaluate, d_repr and attack.
-        peak_memory_bytes: on CUDA, allocated by this trial; on a CPU, of the whole process since it started.
+        peak_memory_bytes: see :func:`tasks.trials.memory.peak_bytes`.
+        micro_batch: images that passed the network at once in training; None for whole batches.
         reason: why it diverged; empty when done.
     """
 
@@ -64,6 +63,7 @@ class TrialOutcome:
     history: list[dict[str, Any]] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
+    micro_batch: int | None = None
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +78,7 @@ def run_trial(
     device: torch.device | str = "cpu",
     num_threads: int = 1,
     gpu_fraction: float | None = None,
+    micro_batch: int | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> TrialOutcome:
     """Train, evaluate, measure d_repr and attack one network.
@@ -88,6 +89,8 @@ def run_trial(
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         num_threads: torch threads on the CPU.
         gpu_fraction: share of the GPU's memory this process may take; None sets no limit.
+        micro_batch: images that pass the network at once in training, where memory is short; the steps are
+            those of whole batches, but batch norm sees parts. Recorded in the outcome.
         on_epoch: called with the record of every finished epoch.
 
     Raises:
@@ -99,19 +102,23 @@ def run_trial(
     """
     _check_inputs(spec, data)
     device = torch.device(device)
-    with _memory_freed_on_error(device), deterministic(device, num_threads):
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            if gpu_fraction is not None:
-                torch.cuda.set_per_process_memory_fraction(min(gpu_fraction, 1.0), device)
-        return _Trial(spec, data, device, num_threads).run(on_epoch)
+    with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
+        return _Trial(spec, data, device, num_threads, micro_batch).run(on_epoch)
 
 
 class _Trial:
     """The stages of one trial and what they add to its record."""
 
-    def __init__(self, spec: TrialSpec, data: TrialData, device: torch.device, num_threads: int) -> None:
+    def __init__(
+        self,
+        spec: TrialSpec,
+        data: TrialData,
+        device: torch.device,
+        num_threads: int,
+        micro_batch: int | None,
+    ) -> None:
         self.spec, self.data, self.device, self.num_threads = spec, data, device, num_threads
+        self.micro_batch = micro_batch
         self.seed = spec.derived_seed
         self.metrics: dict[str, float] = {}
         self.records: dict[str, Any] = {"d_repr": {}, "attacks": [], "absent": {}}
@@ -136,13 +143,13 @@ class _Trial:
             reason = self._train(model, images, labels, on_epoch)
         if not reason:
             with self._timed("evaluate"):
-                reason = self._evaluate(model, images, labels, test_images, test_labels)
+                features, clean, reason = self._evaluate(model, images, labels, test_images, test_labels)
         if reason:
             return self._outcome(reason)
         with self._timed("d_repr"):
-            self._measure_representation(model, images)
+            self._measure_representation(features)
         with self._timed("attack"):
-            self._attack(model, test_images, test_labels)
+            self._attack(model, test_images, test_labels, clean)
         return self._outcome("")
 
     def _build(self) -> PixelModel:
@@ -156,8 +163,6 @@ class _Trial:
             dropout=recipe.dropout,
             seed=derive_seed("weights", self.seed),
         ).to(self.device)
-        if self.device.type == "cuda":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what cuDNN is fastest with
         self.metrics["num_parameters"] = float(num_parameters(model))
         return model
 
@@ -170,7 +175,14 @@ class _Trial:
     ) -> str:
         seed = derive_seed("training", self.seed)
         history = train(
-            model, images, labels, self.spec.recipe, seed=seed, device=self.device, on_epoch=on_epoch
+            model,
+            images,
+            labels,
+            self.spec.recipe,
+            seed=seed,
+            device=self.device,
+            on_epoch=on_epoch,
+            micro_batch=self.micro_batch,
         )
         self.history = [record.to_json() for record in history if not record.diverged]
         if history and history[-1].diverged:
@@ -179,20 +191,20 @@ class _Trial:
 
     def _evaluate(
         self, model: PixelModel, images: Tensor, labels: Tensor, test_images: Tensor, test_labels: Tensor
-    ) -> str:
+    ) -> tuple[NDArray[np.float32], CleanPass, str]:
+        """Pass every image once: features come with the train loss, attack directions with the test loss."""
         rule = self.spec.recipe.test_loss
-        for name, evaluation in (
-            ("train", evaluate(model, images, labels, rule=rule)),
-            ("test", evaluate(model, test_images, test_labels, rule=rule)),
-        ):
+        with features_read(model, len(images)) as features:
+            train_evaluation = evaluate(model, images, labels, rule=rule)
+        clean = pass_clean(model, test_images, test_labels)
+        for name, evaluation in (("train", train_evaluation), ("test", clean.evaluation(rule=rule))):
             if not math.isfinite(evaluation.loss):
-                return f"the trained network's {name} loss is {evaluation.loss}"
+                return features.array, clean, f"the trained network's {name} loss is {evaluation.loss}"
             self.metrics[f"{name}_loss"] = evaluation.loss
             self.metrics[f"{name}_accuracy"] = evaluation.accuracy
-        return ""
+        return features.array, clean, ""
 
-    def _measure_representation(self, model: PixelModel, images: Tensor) -> None:
-        features = extract_features(model, images)
+    def _measure_representation(self, features: NDArray[np.float32]) -> None:
         try:
             estimates = intrinsic_dimension(
                 features,
@@ -209,9 +221,9 @@ class _Trial:
             # Undefined for too few points, or where a network maps all images to one point.
             self._add(f"d_repr_{name}", estimate.value, estimate.reason)
 
-    def _attack(self, model: PixelModel, images: Tensor, labels: Tensor) -> None:
+    def _attack(self, model: PixelModel, images: Tensor, labels: Tensor, clean: CleanPass) -> None:
         rule = self.spec.recipe.test_loss
-        for record in attack_all(model, images, labels, self.spec.attacks, rule=rule):
+        for record in attack_all(model, images, labels, self.spec.attacks, rule=rule, clean=clean):
             if math.isfinite(record.loss):
                 self.records["attacks"].append(record.to_json())
             for quantity in ("loss", "loss_gain", "accuracy_drop", "robust_accuracy"):
@@ -233,7 +245,8 @@ class _Trial:
             records=self.records,
             history=self.history,
             timings=self.timings,
-            peak_memory_bytes=_peak_memory_bytes(self.device),
+            peak_memory_bytes=peak_bytes(self.device),
+            micro_batch=self.micro_batch,
             reason=reason,
         )
 
@@ -244,28 +257,6 @@ class _Trial:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.timings[stage] = time.perf_counter() - start
-
-
-@contextmanager
-def _memory_freed_on_error(device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        # The frames of the traceback hold the tensors; without this the next trial would meet a full device.
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if "DefaultCPUAllocator" in str(error):
-            raise MemoryError(str(error)) from error
-        raise
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on Linux
 
 
 def _check_inputs(spec: TrialSpec, data: TrialData) -> None:
