@@ -3,8 +3,8 @@
 Theirs decodes and resizes every image of every epoch from a PNG file, as the released code of Konz &
 Mazurowski does, and trains in float32 with PyTorch's defaults. Ours decodes once, at preparation, and trains
 on rows of one tensor, channels last, in the precision that the study's recipe names (bfloat16; float32 for
-the demo's network), in a process that keeps its freed pages. "in memory" is the plain loop without files: what
-is left of the ratio when decoding costs nothing.
+the demo's network), in a process that keeps its freed pages. "in memory" is the plain loop without files:
+what is left of the ratio when decoding costs nothing.
 
 Each side has a process of its own, with one thread, as trials do. They take turns, and each turn of ours is
 divided into the turn of theirs beside it, so that other work on the machine meets both; the median of these

@@ -7,15 +7,16 @@ epsilon 2 moves every pixel by at most 2 of 255.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.specs import AttackSpec
+from tasks.trials.result import AttackRecord
 from tasks.trials.training import (
     EVALUATION_BATCH_SIZE,
     Evaluation,
@@ -27,41 +28,6 @@ from tasks.trials.training import (
 )
 
 PIXEL_MAX = 255.0
-
-
-@dataclass(frozen=True)
-class AttackRecord:
-    """One attack at one strength on one set of images.
-
-    Attributes:
-        method: name in :data:`ATTACKS`.
-        epsilon: largest change of a pixel, in units of 1/255 of the range.
-        loss: mean loss on the attacked images.
-        loss_gain: that, less the loss on the clean images.
-        accuracy: accuracy on the attacked images.
-        accuracy_drop: clean accuracy less ``accuracy``.
-        robust_accuracy: share of the images classified rightly both before and after the attack.
-        num_unchanged: images the attack left as they were, because their gradient is exactly zero: a network
-            so sure of an image that float32 has no gradient left looks robust without being it.
-    """
-
-    method: str
-    epsilon: float
-    loss: float
-    loss_gain: float
-    accuracy: float
-    accuracy_drop: float
-    robust_accuracy: float
-    num_unchanged: int
-
-    @property
-    def name(self) -> str:
-        """Method and strength, as metrics are named: ``fgsm_1``, ``fgsm_0.5``."""
-        return f"{self.method}_{self.epsilon:g}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON."""
-        return asdict(self)
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
@@ -176,16 +142,18 @@ def attack_all(
             attacked = _outcomes(model, images, labels, method, attacks.epsilons, batch_size, clean)
             for epsilon, losses, hits, unchanged in zip(attacks.epsilons, *attacked, strict=True):
                 loss, accuracy = mean_loss(losses, batch_size, rule), float(hits.double().mean())
+                finite = math.isfinite(loss) and math.isfinite(before.loss)
                 records.append(
                     AttackRecord(
                         method=method,
                         epsilon=epsilon,
-                        loss=loss,
-                        loss_gain=loss - before.loss,
+                        loss=loss if finite else None,
+                        loss_gain=loss - before.loss if finite else None,
                         accuracy=accuracy,
                         accuracy_drop=before.accuracy - accuracy,
                         robust_accuracy=float((hits & clean.hits).double().mean()),
                         num_unchanged=int(unchanged.sum()),
+                        reason="" if finite else f"the loss on the attacked images is {loss}",
                     )
                 )
     return records
@@ -202,7 +170,7 @@ def _outcomes(
 ) -> tuple[Tensor, ...]:
     """Return losses, hits and whether nothing changed under attack: each ``(num_epsilons, num_images)``."""
     attacked = []
-    directions = clean.directions.split(batch_size)
+    directions = torch.split(clean.directions, batch_size)
     for (pixels, batch_labels), direction in zip(
         iterate(images, labels, batch_size), directions, strict=True
     ):

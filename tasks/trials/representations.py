@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from search_spaces.errors import DataError
 from tasks.trials.step import as_pixels
 from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluation_mode
 
@@ -73,6 +74,11 @@ class Features:
         self._block[self._next : self._next + len(features)].copy_(features, non_blocking=True)
         self._next += len(features)
 
+    def wait(self) -> None:
+        """Wait for copies from the card; there are none on a CPU."""
+        if self._block is not None and self._block.is_pinned():
+            torch.cuda.synchronize()
+
 
 @contextmanager
 def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
@@ -95,8 +101,7 @@ def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
         yield features
     finally:
         handle.remove()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        features.wait()
 
 
 def extract_features(
@@ -113,6 +118,8 @@ def extract_features(
         ``(num_images, num_features)`` float32: 25,088 features for ResNet-18 and 34 at 224 pixels, 100,352
         for ResNet-50, 4,096 for VGGs.
     """
+    if not len(images):
+        raise DataError("There must be at least one image to take features of", "none")
     with features_read(model, len(images)) as features, torch.no_grad(), evaluation_mode(model):
         for start in range(0, len(images), batch_size):
             model(as_pixels(images[start : start + batch_size]))

@@ -9,12 +9,11 @@ One optimisation step is :class:`tasks.trials.step.Step`, run by Python or repla
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
+from tasks.trials.result import EpochRecord
 from tasks.trials.seeding import seeded
 from tasks.trials.step import Step, as_pixels, has_batch_norm, split_batches, stepper
 
@@ -32,37 +32,6 @@ EVALUATION_BATCH_SIZE = 64
 """Batch size of the released evaluation; changes a result only under ``mean_of_batch_means``."""
 
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch of training saw, in training mode and while the weights moved.
-
-    Attributes:
-        epoch: 1 for the first.
-        train_loss: mean cross-entropy over the epoch's examples; NaN or infinite when diverged.
-        train_accuracy: share of the epoch's examples that were classified rightly.
-        seconds: wall time.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    seconds: float
-
-    @property
-    def diverged(self) -> bool:
-        """Tell whether the loss stopped being a number; training ends with such a record."""
-        return not math.isfinite(self.train_loss)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON; a loss that is no number becomes None."""
-        return {
-            "epoch": self.epoch,
-            "train_loss": None if self.diverged else self.train_loss,
-            "train_accuracy": self.train_accuracy,
-            "seconds": self.seconds,
-        }
 
 
 @dataclass(frozen=True)
