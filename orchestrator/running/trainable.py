@@ -26,6 +26,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def setup(self, config: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
         """Take the first cell; ``arrays`` maps data keys to references to :class:`TrialData`."""
+        from tasks.trials.memory import keep_freed_memory
+
+        keep_freed_memory()
         self._arrays = arrays or {}
         self._cell = config["cell"]
 
