@@ -198,7 +198,7 @@ def solve(problem: Problem, *, num_bootstrap: int = 0, seed: int = 0) -> Solutio
         num_degenerate=int((~good).sum()),
         residuals=residuals,
         r_squared=_r_squared(problem, residuals, weights),
-        aicc=_aicc(residuals, weights, design.shape[1]),
+        aicc=aicc(float(weights @ residuals**2), len(residuals), design.shape[1] + 1),
         held_out_rmse=_held_out_rmse(problem, left, names, weights),
         num_groups=len(names),
     )
@@ -223,14 +223,18 @@ def _r_squared(problem: Problem, residuals: Array, weights: Array) -> float:
     return round(1.0 - float(weights @ residuals**2) / total, 12) if total > 0 else 0.0
 
 
-def _aicc(residuals: Array, weights: Array, num_coefficients: int) -> float | None:
+def aicc(squares: float, num_points: int, num_parameters: int) -> float | None:
     """Akaike's criterion with the small-sample correction (Hurvich & Tsai 1989), Gaussian errors; None if
     undefined.
 
     It takes points as independent, so within one table it ranks forms; its differences are no odds.
+
+    Args:
+        squares: sum of squared residuals.
+        num_points: how many residuals.
+        num_parameters: coefficients, intercepts, and one for the variance.
     """
-    n, k = len(residuals), num_coefficients + 1
-    squares = float(weights @ residuals**2)
+    n, k = num_points, num_parameters
     if n - k - 1 <= 0 or squares <= 0:
         return None
     return n * float(np.log(squares / n)) + 2 * k + 2 * k * (k + 1) / (n - k - 1)

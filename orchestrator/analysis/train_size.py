@@ -11,7 +11,7 @@ from scipy import stats
 from orchestrator.analysis import points as t
 from orchestrator.analysis.fit_records import TrainSizeFit
 from orchestrator.analysis.laws import select
-from orchestrator.analysis.regression import Array
+from orchestrator.analysis.regression import Array, aicc
 from orchestrator.results import columns as c
 
 #: Below three sizes a power law passes through every point and shows nothing.
@@ -58,20 +58,14 @@ def fit_train_size(points: pd.DataFrame, *, model: str, dataset: str) -> TrainSi
         interval=interval,
         predicted=predicted,
         size_span=span,
-        aicc_power=_aicc(squares, len(rows), int(curves.nunique()) + 2),
-        aicc_constant=_aicc(float(y @ y), len(rows), int(curves.nunique()) + 1),
+        aicc_power=aicc(squares, len(rows), int(curves.nunique()) + 2),
+        aicc_constant=aicc(float(y @ y), len(rows), int(curves.nunique()) + 1),
         verdict=_verdict(interval, predicted, span),
     )
 
 
 def _within(values: pd.Series, curves: pd.Series) -> Array:
     return np.asarray((values - values.groupby(curves).transform("mean")).to_numpy(dtype=float))
-
-
-def _aicc(squares: float, n: int, k: int) -> float | None:
-    if n - k - 1 <= 0 or squares <= 0:
-        return None
-    return n * float(np.log(squares / n)) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
 def _verdict(interval: tuple[float, float], predicted: float | None, span: float) -> str:

@@ -105,7 +105,8 @@ def _not_finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     """Rows that hold NaN or infinity; a finite sum proves that a row holds neither."""
     with np.errstate(over="ignore", invalid="ignore"):
         suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
-    return suspects[~np.isfinite(rows[suspects]).all(axis=1)]
+    found: npt.NDArray[np.intp] = suspects[~np.isfinite(rows[suspects]).all(axis=1)]
+    return found
 
 
 def _confirm(source: BlockSource, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -18,15 +18,15 @@ from tasks.measures.inputs import (
     check_labels,
     check_train_sizes,
     checked_source,
-    stratified_order,
 )
 from tasks.measures.intrinsic_dimension import estimate, table_width
 from tasks.measures.label_sharpness import LabelSharpness, SharpnessConvention, stratified_subsets, summarise
 from tasks.measures.neighbors import NeighborSearch, nested_neighbors
-from tasks.measures.records import MeasureRecord, MeasureSettings, SizeRecord
+from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
+from tasks.prepared.stratify import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
-__all__ = ["MeasureRecord", "MeasureSettings", "SizeRecord", "measure_array", "measure_nested"]
+__all__ = ["MeasureResult", "MeasureSettings", "SizeRecord", "measure_array", "measure_nested"]
 
 MAX_LISTED_CONFLICTS = 10
 # Distances from the product are good to 1e-5, so the closest pair is among those within twice that of it.
@@ -41,7 +41,7 @@ def measure_nested(
     *,
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
-) -> MeasureRecord:
+) -> MeasureResult:
     """Measure prefixes of rows that are already in nested order.
 
     Args:
@@ -70,13 +70,13 @@ def measure_nested(
     records = tuple(
         _size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)
     )
-    return MeasureRecord(
-        records,
-        tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
-        settings,
-        found.search.precision,
-        _notes(records[-1], convention),
-        _calibration(source, profile.keep[: found.positions[-1]], settings, executor),
+    return MeasureResult(
+        sizes=records,
+        conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
+        settings=settings,
+        precision=found.search.precision,
+        notes=_notes(records[-1], convention),
+        calibration=_calibration(source, profile.keep[: found.positions[-1]], settings, executor),
     )
 
 
@@ -85,11 +85,11 @@ def measure_array(
     labels: npt.ArrayLike | None,
     *,
     train_sizes: Sequence[int] | None = None,
-    num_neighbors: int = 20,
-    seed: int = 0,
+    num_neighbors: int | None = None,
+    seed: int | None = None,
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
-) -> MeasureRecord:
+) -> MeasureResult:
     """Measure your own images: intrinsic dimension and label sharpness, without training anything.
 
     Args:
@@ -97,10 +97,11 @@ def measure_array(
             ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or any real dtype.
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
         train_sizes: Sizes of nested, stratified subsets to measure too; None for all images only.
-        num_neighbors: k of the MLE.
-        seed: Of the order that subsets are prefixes of, of bootstraps and thinnings.
+        num_neighbors: k of the MLE; None for the one of ``settings``, which is 20 unless given.
+        seed: Of the order that subsets are prefixes of, of bootstraps and thinnings; None for the one of
+            ``settings``, which is 0 unless given.
         executor: Where block tasks run; in this process, without Ray, when None.
-        settings: Further settings; ``num_neighbors`` and ``seed`` here take precedence over theirs.
+        settings: All settings; the two above are short for setting them here.
 
     Returns:
         Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row numbers of
@@ -108,6 +109,7 @@ def measure_array(
 
     Raises:
         DataError: If images, labels or sizes cannot be used.
+        ConfigError: If a setting measures nothing.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -115,14 +117,16 @@ def measure_array(
         >>> record.label_sharpness.num_pairs
         900
     """
-    settings = replace(settings or MeasureSettings(), num_neighbors=num_neighbors, seed=seed)
+    given = {"num_neighbors": num_neighbors, "seed": seed}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = replace(settings or MeasureSettings(), **asked)
     array = as_channels_first(as_array(images))
     checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
     if train_sizes is None:
         return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
     sizes = check_train_sizes(train_sizes, len(array))
-    order = stratified_order(np.zeros(len(array), np.int64) if codes is None else codes, seed)[: sizes[-1]]
+    order = _nested_order(codes, len(array), settings.seed)[: sizes[-1]]
     record = measure_nested(
         array[order],
         None if codes is None else codes[order],
@@ -131,6 +135,15 @@ def measure_array(
         settings=settings,
     )
     return record.renumbered(order)
+
+
+def _nested_order(codes: npt.NDArray[np.int64] | None, num_images: int, seed: int) -> npt.NDArray[np.int64]:
+    """Random order whose every prefix holds each class in proportion."""
+    targets = np.zeros(num_images, np.int64)
+    if codes is not None:
+        targets = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+    rng = np.random.default_rng(seed)
+    return stratified_order(targets, np.arange(num_images), rng, balanced=False)
 
 
 def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConvention:

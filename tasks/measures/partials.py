@@ -61,7 +61,7 @@ class Partial:
         else:
             width = min(k, squared.shape[1])
             columns = np.argpartition(squared, width - 1, axis=1)[:, :width]
-            values, active = np.take_along_axis(squared, columns, axis=1), slice(None)
+            values, active = np.take_along_axis(squared, columns, axis=1), np.arange(len(squared))
         ids = np.where(np.isfinite(values), columns + column_start, -1)
         kept[active], kept_ids[active] = smallest(
             np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k

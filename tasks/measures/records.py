@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import ConfigError
+from tasks.finding import Finding
 from tasks.measures.calibration import CalibratedDimension
-from tasks.measures.intrinsic_dimension import IntrinsicDimension, table_width
+from tasks.measures.dimension import IntrinsicDimension
+from tasks.measures.intrinsic_dimension import table_width
 from tasks.measures.label_sharpness import LabelSharpness
 from tasks.measures.neighbors import BLOCK_ROWS
 
@@ -108,8 +110,7 @@ class SizeRecord:
         }
 
 
-@dataclass(frozen=True)
-class MeasureRecord:
+class MeasureResult(Finding):
     """The measures of a dataset.
 
     Attributes:
@@ -152,7 +153,7 @@ class MeasureRecord:
             "settings": self.settings.to_json(),
         }
 
-    def renumbered(self, order: npt.NDArray[np.int64]) -> MeasureRecord:
+    def renumbered(self, order: npt.NDArray[np.int64]) -> MeasureResult:
         """Express pairs in the row numbers from which ``order`` picked the rows measured."""
 
         def original(pair: tuple[int, int]) -> tuple[int, int]:
@@ -166,4 +167,4 @@ class MeasureRecord:
                 sharpness = replace(sharpness, pair=original(sharpness.pair))
             sizes.append(replace(size, label_sharpness=sharpness))
         pairs = tuple(original(pair) for pair in self.conflict_pairs)
-        return replace(self, sizes=tuple(sizes), conflict_pairs=pairs)
+        return self.model_copy(update={"sizes": tuple(sizes), "conflict_pairs": pairs})

@@ -63,7 +63,7 @@ class Npz:
                 str(row),
                 int(label),
                 groups[row] if groups else "",
-                SPLITS[SPLITS.index(splits[row])] if splits else "",  # type: ignore[arg-type]
+                SPLITS[SPLITS.index(splits[row])] if splits else "",
                 (scale,),
             )
             for row, label in enumerate(labels)
@@ -108,7 +108,8 @@ class _Rows:
 
     def row(self, index: int) -> NDArray[np.generic]:
         if self._whole is not None:
-            return self._whole[index]
+            row: NDArray[np.generic] = self._whole[index]
+            return row
         self._file.seek(self._start + index * self._row_bytes)
         body = self._file.read(self._row_bytes)
         if len(body) != self._row_bytes:

@@ -7,53 +7,18 @@ epsilon 2 moves every pixel by at most 2 of 255.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.specs import AttackSpec
+from tasks.trials.result import AttackRecord
 from tasks.trials.training import EVALUATION_BATCH_SIZE, LossRule, evaluation_mode, iterate, mean_loss, score
 
 PIXEL_MAX = 255.0
-
-
-@dataclass(frozen=True)
-class AttackRecord:
-    """One attack at one strength on one set of images.
-
-    Attributes:
-        method: name in :data:`ATTACKS`.
-        epsilon: largest change of a pixel, in units of 1/255 of the range.
-        loss: mean loss on the attacked images.
-        loss_gain: that, less the loss on the clean images.
-        accuracy: accuracy on the attacked images.
-        accuracy_drop: clean accuracy less ``accuracy``.
-        robust_accuracy: share of the images classified rightly both before and after the attack.
-        num_unchanged: images the attack left as they were, because their gradient is exactly zero: a network
-            so sure of an image that float32 has no gradient left looks robust without being it.
-    """
-
-    method: str
-    epsilon: float
-    loss: float
-    loss_gain: float
-    accuracy: float
-    accuracy_drop: float
-    robust_accuracy: float
-    num_unchanged: int
-
-    @property
-    def name(self) -> str:
-        """Method and strength, as metrics are named: ``fgsm_1``, ``fgsm_0.5``."""
-        return f"{self.method}_{self.epsilon:g}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON."""
-        return asdict(self)
 
 
 def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
@@ -114,16 +79,18 @@ def attack_all(
             clean_accuracy = float(clean[1].double().mean())
             for epsilon, losses, hits, unchanged in zip(attacks.epsilons, *attacked, strict=True):
                 loss, accuracy = mean_loss(losses, batch_size, rule), float(hits.double().mean())
+                finite = math.isfinite(loss) and math.isfinite(clean_loss)
                 records.append(
                     AttackRecord(
                         method=method,
                         epsilon=epsilon,
-                        loss=loss,
-                        loss_gain=loss - clean_loss,
+                        loss=loss if finite else None,
+                        loss_gain=loss - clean_loss if finite else None,
                         accuracy=accuracy,
                         accuracy_drop=clean_accuracy - accuracy,
                         robust_accuracy=float((hits & clean[1]).double().mean()),
                         num_unchanged=int(unchanged.sum()),
+                        reason="" if finite else f"the loss on the attacked images is {loss}",
                     )
                 )
     return records

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from search_spaces.errors import DataError
 from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluation_mode
 
 
@@ -82,5 +83,6 @@ def extract_features(
                 features[start : start + len(block)] = block
     finally:
         handle.remove()
-    assert features is not None, "there are no images"
+    if features is None:
+        raise DataError("There must be at least one image to take features of", "none")
     return features

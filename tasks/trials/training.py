@@ -7,13 +7,12 @@ type they are stored in (uint8 as a rule) and become float32 batch by batch.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
+from tasks.trials.result import EpochRecord
 from tasks.trials.seeding import seeded
 
 EVALUATION_BATCH_SIZE = 64
@@ -32,37 +32,6 @@ SGD_MOMENTUM = 0.9
 
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch of training saw, in training mode and while the weights moved.
-
-    Attributes:
-        epoch: 1 for the first.
-        train_loss: mean cross-entropy over the epoch's examples; NaN or infinite when diverged.
-        train_accuracy: share of the epoch's examples that were classified rightly.
-        seconds: wall time.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    seconds: float
-
-    @property
-    def diverged(self) -> bool:
-        """Tell whether the loss stopped being a number; training ends with such a record."""
-        return not math.isfinite(self.train_loss)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as plain JSON; a loss that is no number becomes None."""
-        return {
-            "epoch": self.epoch,
-            "train_loss": None if self.diverged else self.train_loss,
-            "train_accuracy": self.train_accuracy,
-            "seconds": self.seconds,
-        }
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@ import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
-from tasks.measures.inputs import stratified_order
 from tasks.measures.measure import MeasureSettings, measure_array, measure_nested
 from tests import reference
 
@@ -70,16 +70,27 @@ def test_pairs_are_rows_as_given(images, labels):
     assert record.label_sharpness.pair_value == pytest.approx(expected, rel=1e-6)
 
 
-def test_prefixes_of_the_order_hold_classes_in_proportion():
-    labels = np.repeat([0, 1, 2], [60, 30, 10])
-    order = stratified_order(labels, seed=0)
-    assert sorted(order) == list(range(100))
-    for size in (10, 37, 80):
-        assert (
-            np.abs(np.bincount(labels[order[:size]], minlength=3) - size * np.array([0.6, 0.3, 0.1])).max()
-            <= 1
-        )
-    assert (stratified_order(labels, seed=1) != order).any()
+def test_settings_hold_unless_overridden(images, labels):
+    settings = MeasureSettings(num_neighbors=10, seed=7, estimators=("mle",))
+    record = measure_array(images, labels, settings=settings)
+    assert record.settings == settings
+    assert record.d_data["mle"].num_neighbors == 10
+    assert measure_array(images, labels, seed=3, settings=settings).settings == replace(settings, seed=3)
+    plain = measure_array(images, labels, num_neighbors=5).settings
+    assert (plain.num_neighbors, plain.seed) == (5, 0)
+
+
+def test_the_seed_of_the_settings_draws_the_subsets(images, labels):
+    by_settings = measure_array(images, labels, train_sizes=[50], settings=MeasureSettings(seed=7))
+    by_argument = measure_array(images, labels, train_sizes=[50], seed=7)
+    assert by_settings.to_json() == by_argument.to_json()
+    other = measure_array(images, labels, train_sizes=[50], seed=8)
+    assert by_settings.d_data["mle"].value != other.d_data["mle"].value
+
+
+def test_labels_may_have_any_whole_numbers(images, labels):
+    far = np.where(labels == labels[0], -5, 2**40)
+    assert measure_array(images, far, train_sizes=[50]).label_sharpness.value > 0
 
 
 def test_labels_may_be_missing(images):
