@@ -1,4 +1,3 @@
-import math
 import warnings
 
 import numpy as np
@@ -154,16 +153,17 @@ def test_radii_of_trained_networks_are_as_small_as_those_of_the_best_attacks(tra
         foolbox.attacks.L2DeepFoolAttack(),
     )
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 255), device="cpu")
-    best = torch.full((32,), math.inf)
+    means = []
     for attack in attacks:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # foolbox speaks of its own future
             _, attacked, _ = attack(wrapped, pixels, decisions, epsilons=None)
         with torch.no_grad():
             found = model(attacked).argmax(1) != decisions
-        best = torch.where(found, best.minimum((attacked - pixels).flatten(1).norm(dim=1)), best)
+        if found.all():
+            means.append(float((attacked - pixels).flatten(1).norm(dim=1).mean()))
     assert record.num_not_found == 0
-    assert record.pred.mean <= 1.03 * float(best.mean())
+    assert record.pred.mean <= 1.03 * min(means)
 
 
 def test_every_perturbed_image_has_another_decision_within_the_range(trained):
@@ -181,7 +181,7 @@ def test_every_perturbed_image_has_another_decision_within_the_range(trained):
 
 def test_the_network_is_left_as_it_was(trained):
     model, images, labels = trained
-    model.train()
+    model.train().zero_grad(set_to_none=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first = measure_radii(
         model, images[200:220], labels[200:220], images[:50], num_images=8, seed=3, num_steps=5
