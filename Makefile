@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench wheel lock-cuda clean
 
 install: $(STAMP)
 
@@ -30,6 +30,16 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# What clusters get: the package with its commit, no checkout (docs/cluster.md).
+wheel: $(STAMP)
+	rm -rf dist build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	cp constraints.txt constraints-cuda.txt dist/
+
+# Every wheel of a CUDA node by hash, for Linux on x86-64 and every supported Python; needs uv.
+lock-cuda:
+	$(PYTHON) clusters/lock_cuda.py
 
 clean:
 	rm -rf $(VENV)

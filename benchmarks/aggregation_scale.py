@@ -22,7 +22,8 @@ import pandas as pd
 
 from orchestrator.analysis import fit_scaling_laws, write_report
 from orchestrator.analysis.synthetic import synthetic_table
-from orchestrator.results.rows import NUMBER_TAGS, TEXT_TAGS, FlatRun
+from orchestrator.results.columns import INTEGER_COLUMNS, TEXT_COLUMNS
+from orchestrator.results.rows import FlatRun
 from orchestrator.results.tracking.mlflow import MLflowTracker, connect, read_rows
 from search_spaces.models import PAPER_MODELS
 
@@ -33,7 +34,7 @@ def flat_runs(table: pd.DataFrame) -> list[FlatRun]:
     """Return the rows of a results table as the runs that MLflow would hold."""
     runs = []
     for row in table.to_dict("records"):
-        names = [name for name in (*TEXT_TAGS, *NUMBER_TAGS) if name in row]
+        names = [name for name in (*TEXT_COLUMNS, *INTEGER_COLUMNS) if name in row]
         tags = {name: str(row.pop(name)) for name in names}
         metrics = {
             name: float(value)

@@ -22,12 +22,12 @@ import numpy as np
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.results.store import ResultStore
+from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.mlflow import MLflowTracker
 from orchestrator.results.tracking.mlflow import connect as connect_mlflow
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
-from search_spaces.specs import SubsetSpec, SweepSpec
+from search_spaces.specs import NetworkSpec, SubsetSpec, SweepSpec
 from tasks.prepared.subsets import TrialData
 
 TARGET_S = 0.1
@@ -47,11 +47,12 @@ def make_plan(num_trials: int, seed: int) -> SweepPlan:
         "attacks": {"epsilons": (1.0,)},
     }
     plan = plan_sweep(SweepSpec.model_validate(fields))
-    trials = tuple(
-        trial.model_copy(update={"recipe": trial.recipe.model_copy(update={"epochs": 0})})
-        for trial in plan.trials
-    )
+    trials = tuple(trial.model_copy(update={"network": _untrained(trial.network)}) for trial in plan.trials)
     return SweepPlan(plan.sweep, trials, plan.measures, plan.datasets)
+
+
+def _untrained(network: NetworkSpec) -> NetworkSpec:
+    return network.model_copy(update={"recipe": network.recipe.model_copy(update={"epochs": 0})})
 
 
 def load(subset: SubsetSpec, train_size: int) -> TrialData:
@@ -66,13 +67,13 @@ def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
     from orchestrator.running.sweep import TrialSweep
 
     paths = RootPaths.create(folder)
-    store = ResultStore(str(folder / "store"))
+    stored = StoredResults.read(str(folder / "store"))
     tracker = MLflowTracker(connect_mlflow(f"sqlite:///{folder / 'mlflow.db'}"), "overhead")
 
     def sweep(seed: int, count: int) -> float:
         plan = make_plan(count, seed)
         started = time.perf_counter()
-        TrialSweep(plan, cluster, Resources(1, 0), paths, store, tracker, Progress(), {}, load).run(
+        TrialSweep(plan, cluster, Resources(1, 0), paths, stored, tracker, Progress(), {}, load).run(
             plan.trials, {}
         )
         tracker.flush()
@@ -83,8 +84,8 @@ def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
     # The start of a Tune experiment and its workers is paid once per sweep, not per trial: take the slope.
     short, long = sweep(1_000, few), sweep(10_000, num_trials + few)
     tracker.close(completed=True)
-    records = store.results("trials").records.values()
-    work = float(np.median([record["finished_at"] - record["started_at"] for record in records]))
+    records = stored.trials.values()
+    work = float(np.median([record.finished_at - record.started_at for record in records]))
     wall = (long - short) / num_trials
     return {"wall_s": wall, "work_s": work, "overhead_s": max(0.0, wall - work / cluster.num_cpus)}
 

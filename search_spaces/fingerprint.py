@@ -2,6 +2,10 @@
 
 Two values have equal fingerprints exactly when their canonical JSON is equal. What has no stable spelling
 (callables, sets, NaN, numpy scalars, arbitrary objects) is refused, not turned into a string.
+
+Of a spec only the fields that differ from their defaults are spelled, so that a new field with a default
+changes no id. A default that changes would change what an id means: its kind's ``schema_version`` is counted
+up then, and that field is always spelled. See ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from enum import Enum
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
+VERSION_FIELD = "schema_version"
+"""The one field of a spec that is spelled although it has its default."""
 
 
 def canonical_json(value: object) -> str:
@@ -60,7 +66,7 @@ def derive_seed(*parts: object) -> int:
 
 def _plain(value: object, where: str) -> object:
     if isinstance(value, BaseModel):
-        return {name: _plain(getattr(value, name), f"{where}.{name}") for name in type(value).model_fields}
+        return _plain_model(value, where)
     if isinstance(value, Enum):
         return _plain(value.value, where)
     if value is None or type(value) in (bool, int, str):
@@ -79,3 +85,16 @@ def _plain(value: object, where: str) -> object:
         f"{where} is of type {type(value).__name__}, which has no stable spelling; "
         "use numbers, strings, lists, mappings or a spec"
     )
+
+
+def _plain_model(model: BaseModel, where: str) -> dict[str, object]:
+    plain: dict[str, object] = {}
+    for name, field in type(model).model_fields.items():
+        spelled = _plain(getattr(model, name), f"{where}.{name}")
+        if name != VERSION_FIELD and not field.is_required():
+            # Compared as spelled: 1, 1.0 and True are different values here.
+            default = _plain(field.get_default(call_default_factory=True), f"{where}.{name}")
+            if json.dumps(spelled, sort_keys=True) == json.dumps(default, sort_keys=True):
+                continue
+        plain[name] = spelled
+    return plain

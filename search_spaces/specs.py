@@ -7,16 +7,31 @@ Every spec is validated when it is made and refuses unknown fields. Identity is 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 
-SCHEMA_VERSION = 1
-"""Counted up whenever the meaning of a spec or result changes, so that old results are not taken for new."""
+# One version per kind, counted up when the meaning of its specs changes or one of their defaults does (fields
+# at their default are no part of an id), so that old results of that kind, and of it alone, are made anew.
+PREPARED_VERSION = 1
+NETWORK_VERSION = 1
+ATTACK_VERSION = 1
+REPRESENTATION_VERSION = 1
+MEASURE_VERSION = 1
 
-ClassPair = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+def _two_classes(pair: tuple[int, int]) -> tuple[int, int]:
+    if pair[0] == pair[1]:
+        raise ValueError(f"a class pair needs two different classes, got {list(pair)}")
+    return pair
+
+
+ClassPair = Annotated[
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
+]
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 Fault = Literal[
@@ -33,6 +48,8 @@ Fault = Literal[
 """Faults of the released code that change data, by name; ``docs/faults.md`` maps them to F1-F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
+DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
+"""Estimators of d_data where none are named."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -56,7 +73,8 @@ class DatasetSpec(Spec):
 
     name: Name
     title: str
-    domain: Domain
+    domain: Domain | None
+    """None for own data that were measured without saying what they are; a sweep's datasets have one."""
     modality: str
     label_names: tuple[str, ...]
     channels: Literal[1, 3]
@@ -106,9 +124,17 @@ class AttackSpec(Spec):
     epsilons: tuple[Annotated[float, Field(gt=0, le=255)], ...] = (1.0, 2.0, 4.0, 8.0)
 
 
+class RepresentationSpec(Spec):
+    """How the intrinsic dimension d_repr of the last hidden layer's activations is estimated."""
+
+    estimators: tuple[str, ...] = ("mle", "twonn")
+    num_neighbors: Annotated[int, Field(ge=3)] = 20
+
+
 class PreparedSpec(Spec):
     """What a prepared dataset is made from; equal specs and equal raw files give equal arrays."""
 
+    schema_version: int = PREPARED_VERSION
     dataset: Name
     task: str = "default"
     image_size: Annotated[int, Field(ge=4, le=1024)]
@@ -135,12 +161,6 @@ class SubsetSpec(Spec):
     test_size: Annotated[int, Field(ge=2)]
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
 
-    @model_validator(mode="after")
-    def _check_pair(self) -> Self:
-        if self.class_pair is not None and self.class_pair[0] == self.class_pair[1]:
-            raise ValueError(f"a class pair needs two different classes, got {list(self.class_pair)}")
-        return self
-
     @property
     def depends_on_size(self) -> bool:
         """Whether a fault makes images, or the test set, other ones for every train size (F3, F4, F7)."""
@@ -161,11 +181,15 @@ class SubsetSpec(Spec):
 class MeasureSpec(Spec):
     """Intrinsic dimension and label sharpness of one subset at every train size, once for all models."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = MEASURE_VERSION
     subset: SubsetSpec
     train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
     num_neighbors: Annotated[int, Field(ge=3)] = 20
+    estimators: tuple[str, ...] = DEFAULT_ESTIMATORS
+    """Of intrinsic dimension, by name."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
+    sharpness_seeds: tuple[Annotated[int, Field(ge=0)], ...] = tuple(range(10))
+    """One sample per seed, for sizes above ``sharpness_sample``."""
     calibrate: bool = False
 
     @property
@@ -180,21 +204,19 @@ class MeasureSpec(Spec):
         return derive_seed("measure", self.subset, self.num_neighbors, self.sharpness_sample)
 
 
-class TrialSpec(Spec):
-    """One cell of the grid, trained once. Its content is its identity."""
+class NetworkSpec(Spec):
+    """One trained network: what it is, what it is trained on and how. Its content is its identity."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = NETWORK_VERSION
     model: ModelSpec
     subset: SubsetSpec
     train_size: Annotated[int, Field(ge=2)]
     recipe: RecipeSpec
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    attacks: AttackSpec = AttackSpec()
-    num_neighbors: Annotated[int, Field(ge=3)] = 20
 
     @property
-    def trial_id(self) -> str:
-        """Readable slug plus 12 hex digits; carried by Tune's trial, the store's folder and MLflow's tag."""
+    def network_id(self) -> str:
+        """Readable slug plus 12 hex digits."""
         subset = self.subset
         return readable_id(
             [
@@ -210,7 +232,95 @@ class TrialSpec(Spec):
     @property
     def derived_seed(self) -> int:
         """Seed of weight initialisation and batch order: a function of this spec alone."""
-        return derive_seed("trial", fingerprint(self))
+        return derive_seed("network", fingerprint(self))
+
+
+class AttackMeasurement(Spec):
+    """One attack at one strength on one trained network."""
+
+    schema_version: int
+    network_id: str
+    method: str
+    epsilon: float
+
+    @property
+    def measurement_id(self) -> str:
+        """Readable name plus hash."""
+        return readable_id(["attack", self.method, f"{self.epsilon:g}"], self)
+
+
+class RepresentationMeasurement(Spec):
+    """One estimate of the intrinsic dimension of one trained network's representation of its training set."""
+
+    schema_version: int
+    network_id: str
+    estimator: str
+    num_neighbors: int
+
+    @property
+    def measurement_id(self) -> str:
+        """Readable name plus hash."""
+        return readable_id(["d_repr", self.estimator, f"k{self.num_neighbors}"], self)
+
+
+Measurement = AttackMeasurement | RepresentationMeasurement
+
+
+class TrialSpec(Spec):
+    """One cell of the grid: a network, and what is measured on it once it is trained.
+
+    The cell's identity and seed are the network's. Each measurement has an id of its own that refers to the
+    network, so that asking for more changes no network.
+    """
+
+    network: NetworkSpec
+    attacks: AttackSpec = AttackSpec()
+    attack_version: int = ATTACK_VERSION
+    representation: RepresentationSpec = RepresentationSpec()
+    representation_version: int = REPRESENTATION_VERSION
+
+    @property
+    def trial_id(self) -> str:
+        """The network's id; carried by Tune's trial, the store's folder and MLflow's tag."""
+        return self.network.network_id
+
+    @property
+    def derived_seed(self) -> int:
+        """The network's seed."""
+        return self.network.derived_seed
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Everything that is measured on the network, one entry per number or group of numbers."""
+        network_id, attacks, representation = self.trial_id, self.attacks, self.representation
+        return (
+            *(
+                RepresentationMeasurement(
+                    schema_version=self.representation_version,
+                    network_id=network_id,
+                    estimator=estimator,
+                    num_neighbors=representation.num_neighbors,
+                )
+                for estimator in representation.estimators
+            ),
+            *(
+                AttackMeasurement(
+                    schema_version=self.attack_version,
+                    network_id=network_id,
+                    method=method,
+                    epsilon=epsilon,
+                )
+                for method in attacks.methods
+                for epsilon in attacks.epsilons
+            ),
+        )
+
+    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
+        """Return the measurements of ``asked`` that a trial made by this spec does not have."""
+        if self == asked:
+            return ()
+        have = set(self.measurements)
+        return tuple(item for item in asked.measurements if item not in have)
 
 
 class ResourceSpec(Spec):
@@ -231,7 +341,8 @@ class OwnSourceSpec(Spec):
     kind: Name
     path: str
     title: str = ""
-    domain: Domain
+    domain: Domain | None
+    """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
     label_map: dict[str, str] = {}
@@ -253,6 +364,19 @@ class DatasetChoice(Spec):
     class_pairs: tuple[ClassPair, ...] | None = None
     own: OwnSourceSpec | None = None
 
+    @model_validator(mode="after")
+    def _check_domain(self) -> Self:
+        if self.own is not None and self.own.domain is None:
+            raise ValueError("own data of a sweep need a domain, natural or medical")
+        return self
+
+    @model_validator(mode="after")
+    def _check_repeats(self) -> Self:
+        repeated = [list(pair) for pair, count in Counter(self.class_pairs or ()).items() if count > 1]
+        if repeated:
+            raise ValueError(f"class_pairs names {str(repeated[:20])[1:-1]} more than once")
+        return self
+
 
 class SweepSpec(Spec):
     """A preset or sweep file: the whole grid and how to measure, train and attack its cells."""
@@ -266,7 +390,7 @@ class SweepSpec(Spec):
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
     """Channels of every prepared image; None keeps each dataset's own, and K_F is then not comparable."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     recipe: Name
     data_mode: DataMode = "corrected"
@@ -282,10 +406,10 @@ class SweepSpec(Spec):
     @model_validator(mode="after")
     def _check_repeats(self) -> Self:
         for field in ("models", "train_sizes", "seeds", "faults"):
-            values = getattr(self, field)
-            repeated = sorted({str(value) for value in values if values.count(value) > 1})
+            counts = Counter(getattr(self, field))
+            repeated = sorted(str(value) for value, count in counts.items() if count > 1)
             if repeated:
-                raise ValueError(f"{field} names {', '.join(repeated)} more than once")
+                raise ValueError(f"{field} names {', '.join(repeated[:20])} more than once")
         names = [choice.name for choice in self.datasets]
         if len(set(names)) < len(names):
             raise ValueError("datasets names a dataset more than once; list its class pairs in one entry")

@@ -147,8 +147,9 @@ MEDICAL = (
         terms="registration at https://nda.nih.gov/oai",
         raw_layout=(
             "results/<site>/{0.C.2,0.E.1}/<ID>/<date>/<barcode>/001 (DICOM without ending) or "
-            "<barcode>.tar.gz, contents.csv, and kxr_sq_bu00.txt (or .csv, .sas7bdat) at any depth; beside "
-            "them, if you have them, knee_centers.csv (id, side R or L, row, column in pixels of the file) or "
+            "<barcode>.tar.gz, contents.csv, and kxr_sq_bu00.txt (or .csv, .sas7bdat) at any depth; "
+            "beside them, if you have them, knee_centers.csv (id, side R or L, row, column in pixels of the "
+            "file) or "
             "crops/<ID>_<R or L>.png"
         ),
         groups="patient (both knees)",

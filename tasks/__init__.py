@@ -1,16 +1,8 @@
-"""How one unit of the study is computed: data preparation, measures, training, attacks; no sweep logic."""
+"""How one unit of the study is computed: data preparation, measures, training, attacks; no sweep logic.
 
-from __future__ import annotations
+The names of ``__init__.pyi`` are imported when they are used, so that ``import tasks`` stays cheap.
+"""
 
-from typing import Any
+import lazy_loader
 
-__all__ = ["measure_array"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the public functions only when asked for, so that ``import tasks`` stays cheap."""
-    if name == "measure_array":
-        from tasks.measures.measure import measure_array
-
-        return measure_array
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ import numpy.typing as npt
 
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import ConfigError, DataError
+from search_spaces.published import read_published
 from tasks.measures.label_sharpness import SharpnessConvention, convert
-from tasks.measures.measure import MeasureRecord
+from tasks.measures.measure import MeasureResult
 
 PUBLISHED_SIDE = (224, 224)
 PUBLISHED_RANGE = (0.0, 255.0)
@@ -33,7 +32,7 @@ class Measured:
         preparation: Record of what was read and skipped, or None for arrays.
     """
 
-    record: MeasureRecord
+    record: MeasureResult
     pair_images: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
     pair_labels: tuple[str, str] | None
     label_names: tuple[str, ...]
@@ -49,7 +48,7 @@ class Measured:
         }
 
 
-def published_rows(record: MeasureRecord) -> list[dict[str, Any]]:
+def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
     """Return the study's eleven datasets at the nearest train size, K_F in this record's convention.
 
     Published K_F is a maximum over about 2,000 sampled pairs on [0, 255] images of 224 x 224, natural ones on
@@ -58,11 +57,11 @@ def published_rows(record: MeasureRecord) -> list[dict[str, Any]]:
     """
     size = record.sizes[-1].train_size
     nearest: dict[str, dict[str, str]] = {}
-    for row in _published("d_data.csv"):
+    for row in read_published("d_data"):
         best = nearest.get(row["dataset"])
         if best is None or abs(int(row["train_size"]) - size) < abs(int(best["train_size"]) - size):
             nearest[row["dataset"]] = row
-    sharpness = {row["dataset"]: float(row["label_sharpness"]) for row in _published("label_sharpness.csv")}
+    sharpness = {row["dataset"]: float(row["label_sharpness"]) for row in read_published("label_sharpness")}
     return [
         {
             "dataset": name,
@@ -75,18 +74,13 @@ def published_rows(record: MeasureRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _rescaled(value: float, name: str, record: MeasureRecord) -> float | None:
+def _rescaled(value: float, name: str, record: MeasureResult) -> float | None:
     own = record.label_sharpness
     if own is None or own.convention.pixel_range is None or own.convention.side is None:
         return None
     channels = 3 if name in ("cifar10", "svhn", "imagenet") else 1
     published = SharpnessConvention(PUBLISHED_RANGE, PUBLISHED_SIDE, channels, own.convention.sample)
     return convert(replace(own, value=value, convention=published), own.convention).value
-
-
-def _published(name: str) -> list[dict[str, str]]:
-    text = (resources.files("search_spaces") / "published" / name).read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
 
 
 def describe(measured: Measured) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import stats
 
-from orchestrator.analysis.fit_records import ALL, POOLED, LawFit, ScalingFits
+from orchestrator.analysis.fit_records import ALL, POOLED, LawFit, PredictionBasis, ScalingFits
 from orchestrator.analysis.laws import PREDICTED_FORM
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, DataError, unknown_name
@@ -92,8 +92,7 @@ def predict(
             extrapolating=bool(outside),
             warning=_join(warnings + outside + _doubts(fit)),
         )
-    assert target_loss is not None
-    size, interval, notes = curve.size_for(target_loss)
+    size, interval, notes = curve.size_for(cast(float, target_loss))  # one of the two is given, see _check
     outside = _outside(fit, {**asked, **({} if size is None else {c.TRAIN_SIZE: size})})
     return Prediction(
         quantity="train_size",
@@ -108,11 +107,11 @@ class _Curve:
     """Log loss against N at one (d_data, K_F), with the half width of its prediction interval."""
 
     def __init__(self, fit: LawFit, d_data: float, label_sharpness: float) -> None:
-        assert fit.basis is not None
+        basis = _basis(fit)
         self.intercept, self.slope, self.sharpness = (k.value for k in fit.coefficients)
         self.d_data, self.log_sharpness = d_data, float(np.log(label_sharpness))
-        self.centre = np.array(fit.basis.centre)
-        self.covariance = None if fit.basis.covariance is None else np.array(fit.basis.covariance)[1:, 1:]
+        self.centre = np.array(basis.centre)
+        self.covariance = None if basis.covariance is None else np.array(basis.covariance)[1:, 1:]
         self.error, self.num_datasets = fit.held_out_rmse, fit.num_datasets
 
     def at(self, train_size: float) -> tuple[float, float | None]:
@@ -204,12 +203,19 @@ def _fit(fits: ScalingFits, model: str, domain: str | None) -> tuple[LawFit, lis
     )
 
 
+def _basis(fit: LawFit) -> PredictionBasis:
+    if fit.basis is None:
+        raise DataError(
+            "A prediction needs what the fit was made on", f"none kept for {fit.law}", "fit again"
+        )
+    return fit.basis
+
+
 def _outside(fit: LawFit, asked: dict[str, float]) -> list[str]:
-    assert fit.basis is not None
     words = {c.TRAIN_SIZE: "train size", c.D_DATA_MLE: "d_data", c.LABEL_SHARPNESS: "label sharpness"}
     return [
         f"{words[name]} {asked[name]:.4g} lies outside the fitted range {low:.4g} to {high:.4g}"
-        for name, (low, high) in fit.basis.ranges.items()
+        for name, (low, high) in _basis(fit).ranges.items()
         if name in asked and not low * (1 - 1e-9) <= asked[name] <= high * (1 + 1e-9)
     ]
 

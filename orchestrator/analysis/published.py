@@ -8,13 +8,13 @@ only, so their mean over models stands for each model.
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from orchestrator.results import columns as c
+from search_spaces.published import read_published
 
 NATURAL_DATASETS = ("mnist", "cifar10", "svhn", "imagenet")
 #: Most likely measured on three channels, the others on one; inferred from the bars' height, never stated.
@@ -25,8 +25,15 @@ _KEY = [c.DATASET, c.TRAIN_SIZE]
 
 @cache
 def _read(name: str) -> pd.DataFrame:
-    with (files("search_spaces") / "published" / f"{name}.csv").open(encoding="utf-8") as stream:
-        return pd.read_csv(stream)
+    return pd.DataFrame(read_published(name)).apply(_numbers)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """Numbers where every cell is one or blank, text otherwise."""
+    try:
+        return pd.to_numeric(column)
+    except ValueError:
+        return column.where(column != "")
 
 
 def published_table() -> pd.DataFrame:

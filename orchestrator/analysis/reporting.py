@@ -9,48 +9,53 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.rows import measure_rows, rows_of
+from orchestrator.results.rows import Row, measure_rows, rows_of
+from orchestrator.results.state import State, read_state
+from tasks.trials.result import TrialStatus
 
 ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 
 
-def results_table(workspace: Workspace, rows: list[dict[str, Any]] | None = None) -> pd.DataFrame:
+def results_table(
+    workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
+) -> pd.DataFrame:
     """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures
     joined.
 
     Args:
         workspace: The sweep.
-        rows: Rows read from MLflow; None reads the result store instead. Either way the store says which
+        rows: Rows read from MLflow; None takes the result store's instead. Either way the store says which
             results hold: not those made from other data than are prepared now.
+        state: What the store holds; None reads it.
     """
-    results = workspace.state().results
+    state = state or read_state(workspace)
     if rows is None:
-        rows = rows_of(results.values(), workspace.measures().values())
+        rows = rows_of(state.results.values(), state.measures.values())
     kept = sorted(
-        (row for row in rows if row["trial_id"] in results), key=lambda row: [row[name] for name in ROW_ORDER]
+        (row for row in rows if row["trial_id"] in state.results),
+        key=lambda row: [row[name] for name in ROW_ORDER],
     )
     return pd.DataFrame(kept)
 
 
-def report_sweep(workspace: Workspace, rows: list[dict[str, Any]] | None = None) -> Path | None:
-    """Fit and write the report; None when there is no result yet."""
+def report_sweep(
+    workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
+) -> Path | None:
+    """Fit and write the report; None when there is no result yet. Arguments as of :func:`results_table`."""
     from orchestrator.analysis import fit_scaling_laws, write_report
 
-    table = results_table(workspace, rows)
+    state = state or read_state(workspace)
+    table = results_table(workspace, rows, state)
     if table.empty:
         return None
     fits = fit_scaling_laws(table)
-    sweep = workspace.plan.sweep
-    return Path(
-        write_report(
-            table, fits, workspace.sweep_paths.report, sweep=sweep.name, summary=report_summary(workspace)
-        )
-    )
+    summary = report_summary(workspace, state)
+    folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
+    return Path(write_report(table, fits, folder, sweep=name, summary=summary))
 
 
-def report_summary(workspace: Workspace) -> dict[str, Any]:
+def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     """Return what the report says about the sweep besides its numbers."""
-    state = workspace.state()
     sweep = workspace.plan.sweep
     records = list(state.results.values())
     return {
@@ -58,16 +63,13 @@ def report_summary(workspace: Workspace) -> dict[str, Any]:
         "planned": len(workspace.plan.trials),
         "done": len(records),
         "failed": len(state.failures),
-        "diverged": sum(record["status"] == "diverged" for record in records),
-        "failures": [
-            {"trial_id": trial_id, "kind": record["kind"], "message": record["message"]}
-            for trial_id, record in sorted(state.failures.items())
-        ],
-        "measures": [row for record in workspace.measures().values() for row in measure_rows(record)],
+        "diverged": sum(record.result.status == TrialStatus.DIVERGED for record in records),
+        "failures": [record.row() for _, record in sorted(state.failures.items())],
+        "measures": [row for record in state.measures.values() for row in measure_rows(record)],
         "unreadable": [vars(item) for item in state.unreadable],
-        "code_versions": dict(Counter(r["provenance"].get("code_version", "unknown") for r in records)),
-        "packages": records[0]["provenance"].get("packages", {}) if records else {},
-        "devices": dict(Counter(record["device"] for record in records)),
+        "code_versions": dict(Counter(record.provenance.code_version for record in records)),
+        "packages": records[0].provenance.packages if records else {},
+        "devices": dict(Counter(record.result.device for record in records)),
         "datasets": {
             name: {
                 "title": spec.title,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.planning.workspace import State, Workspace
-from orchestrator.results.store import Record
 from search_spaces.models import MODEL_COSTS
 from search_spaces.specs import TrialSpec
 
@@ -21,26 +21,48 @@ ASSUMED_CPU_FLOPS = 30e9
 """Sustained rates assumed when nothing was measured: a data-centre card in bfloat16, one CPU core."""
 
 
-def estimate(workspace: Workspace, state: State) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MeasuredTrial:
+    """What a finished trial cost.
+
+    Attributes:
+        spec: What was done.
+        on_gpu: Whether it ran on a GPU.
+        share: GPUs, or CPU threads, that it had.
+        seconds: Wall time.
+    """
+
+    spec: TrialSpec
+    on_gpu: bool
+    share: float
+    seconds: float
+
+
+def estimate(
+    left: Collection[TrialSpec], measured_trials: Iterable[MeasuredTrial], share: float
+) -> dict[str, Any]:
     """Estimate what is left of a sweep.
+
+    Args:
+        left: Trials to do.
+        measured_trials: What done trials cost.
+        share: GPUs per trial that the sweep asks for.
 
     Returns:
         ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum), with the share of
         cells whose cost was scaled from measured trials of the same model in ``measured_share``;
         ``memory_bytes`` of the largest trial; ``trials_per_gpu`` by the sweep's GPU share; ``assumptions``.
     """
-    left = [t for i, t in workspace.plan.trials_by_id.items() if i not in state.results]
-    rates = _measured_rates(workspace, state.results)
+    rates = _measured_rates(measured_trials)
     cpu_seconds = gpu_seconds = 0.0
     measured = 0
     for trial in left:
         work = flops(trial)
-        key = trial.model.name
-        cpu_rate, gpu_rate = rates.get((key, "cpu")), rates.get((key, "cuda"))
+        model = trial.network.model.name
+        cpu_rate, gpu_rate = rates.get((model, False)), rates.get((model, True))
         measured += bool(cpu_rate or gpu_rate)
         cpu_seconds += work / (cpu_rate or ASSUMED_CPU_FLOPS)
         gpu_seconds += work / (gpu_rate or ASSUMED_GPU_FLOPS)
-    share = workspace.plan.sweep.resources.num_gpus
     result: dict[str, Any] = {
         "trials_left": len(left),
         "gpu_hours": gpu_seconds / 3600,
@@ -64,37 +86,32 @@ def estimate(workspace: Workspace, state: State) -> dict[str, Any]:
 
 def flops(trial: TrialSpec) -> float:
     """Return the floating-point operations of one trial: training, evaluation and attacks."""
-    scale = (trial.subset.prepared.image_size / REFERENCE_SIDE) ** 2
-    forward = 2e9 * MODEL_COSTS[trial.model.name].giga_macs * scale
-    training = TRAINING_FACTOR * trial.recipe.epochs * trial.train_size
+    network = trial.network
+    scale = (network.subset.prepared.image_size / REFERENCE_SIDE) ** 2
+    forward = 2e9 * MODEL_COSTS[network.model.name].giga_macs * scale
+    training = TRAINING_FACTOR * network.recipe.epochs * network.train_size
     attacks = ATTACK_FACTOR * len(trial.attacks.epsilons) * len(trial.attacks.methods)
-    return forward * (training + 2 * trial.train_size + trial.subset.test_size * (1 + attacks))
+    return forward * (training + 2 * network.train_size + network.subset.test_size * (1 + attacks))
 
 
 def memory_bytes(trial: TrialSpec) -> float:
     """Return the memory of one trial: optimiser state, its images, and one batch of activations."""
-    cost = MODEL_COSTS[trial.model.name]
-    prepared = trial.subset.prepared
+    network = trial.network
+    cost = MODEL_COSTS[network.model.name]
+    prepared = network.subset.prepared
     pixels = prepared.channels * prepared.image_size**2
-    images = (trial.train_size + trial.subset.test_size) * pixels
+    images = (network.train_size + network.subset.test_size) * pixels
     scale = (prepared.image_size / REFERENCE_SIDE) ** 2
-    activations = 4e6 * cost.mega_activations * scale * trial.recipe.batch_size * 2
+    activations = 4e6 * cost.mega_activations * scale * network.recipe.batch_size * 2
     return BYTES_PER_PARAMETER * 1e6 * cost.mega_parameters + images + activations
 
 
-def _measured_rates(workspace: Workspace, results: dict[str, Record]) -> dict[tuple[str, str], float]:
-    """Return achieved operations per core- or GPU-second by model and device, the median over done trials.
-
-    Diverged trials stopped at an unknown epoch, so they tell no rate.
-    """
-    seen: dict[tuple[str, str], list[float]] = {}
-    for trial_id, record in results.items():
-        if record["status"] != "done":
-            continue
-        trial = workspace.plan.trials_by_id[trial_id]
-        device = str(record["device"]).partition(":")[0]
-        share = record.get("gpu_share", 1.0) if device == "cuda" else record["num_threads"]
-        seconds = (record["finished_at"] - record["started_at"]) * share
-        if seconds > 0 and trial.recipe.epochs:
-            seen.setdefault((trial.model.name, device), []).append(flops(trial) / seconds)
+def _measured_rates(trials: Iterable[MeasuredTrial]) -> dict[tuple[str, bool], float]:
+    """Return achieved operations per core- or GPU-second by model and device, the median over trials."""
+    seen: dict[tuple[str, bool], list[float]] = {}
+    for trial in trials:
+        seconds = trial.seconds * trial.share
+        if seconds > 0 and trial.spec.network.recipe.epochs:
+            rates = seen.setdefault((trial.spec.network.model.name, trial.on_gpu), [])
+            rates.append(flops(trial.spec) / seconds)
     return {key: statistics.median(values) for key, values in seen.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,15 @@ from search_spaces.specs import PreparedSpec
 DEFAULT_ROOT = "isweep-root"
 
 
+def _no_root(path: str | Path, error: Exception) -> SetupError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return SetupError(
+        "The root must be a folder that can be written",
+        f"{path}: {reason}",
+        "choose another with --root or ISWEEP_ROOT",
+    )
+
+
 @dataclass(frozen=True)
 class RootPaths:
     """What lies below one root: prepared data, sweeps, the MLflow database."""
@@ -19,25 +29,53 @@ class RootPaths:
     root: Path
 
     @classmethod
+    def at(cls, root: str | Path | None = None) -> RootPaths:
+        """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing is made.
+
+        Raises:
+            SetupError: when ``root`` can be no folder, or none that can be read.
+        """
+        named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
+        try:
+            path = Path(named).expanduser().absolute()
+            base = next(folder for folder in (path, *path.parents) if folder.exists())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _no_root(named, error) from None
+        if not base.is_dir():
+            raise _no_root(path, NotADirectoryError(errno.ENOTDIR, f"{base} is a file"))
+        if not os.access(base, os.R_OK | os.X_OK):
+            raise _no_root(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        return cls(path)
+
+    @classmethod
     def create(cls, root: str | Path | None = None) -> RootPaths:
-        """Make the folder ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``) and return its paths.
+        """Make the folder ``root``, see :meth:`at`, and return its paths.
 
         Raises:
             SetupError: when the folder cannot be made or written.
         """
-        path = Path(root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT).expanduser().absolute()
+        paths = cls.at(root)
+        paths.make()
+        return paths
+
+    def make(self) -> None:
+        """Make the folder, and see that it can be written.
+
+        Raises:
+            SetupError: when it cannot.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe = path / f".writable-{os.getpid()}"
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise SetupError(
-                "The root must be a folder that can be written",
-                f"{path}: {error.strerror or error}",
-                "choose another with --root or ISWEEP_ROOT",
-            ) from None
-        return cls(path)
+            raise _no_root(self.root, error) from None
+
+    @property
+    def exist(self) -> bool:
+        """Whether the folder has been made."""
+        return self.root.is_dir()
 
     @property
     def lock(self) -> Path:

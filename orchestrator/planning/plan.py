@@ -17,7 +17,9 @@ from search_spaces.specs import (
     DatasetChoice,
     DatasetSpec,
     MeasureSpec,
+    NetworkSpec,
     PreparedSpec,
+    RepresentationSpec,
     SubsetSpec,
     SweepSpec,
     TrialSpec,
@@ -84,13 +86,15 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
         )
     trials = tuple(
         TrialSpec(
-            model=model_spec(model),
-            subset=_redrawn(subset, model, train_size, datasets[subset.prepared.dataset]),
-            train_size=train_size,
-            recipe=recipe_spec(sweep.recipe, model, subset.prepared.dataset),
-            seed=seed,
+            network=NetworkSpec(
+                model=model_spec(model),
+                subset=_redrawn(subset, model, train_size, datasets[subset.prepared.dataset]),
+                train_size=train_size,
+                recipe=recipe_spec(sweep.recipe, model, subset.prepared.dataset),
+                seed=seed,
+            ),
             attacks=sweep.attacks,
-            num_neighbors=sweep.num_neighbors,
+            representation=RepresentationSpec(num_neighbors=sweep.num_neighbors),
         )
         for group in subsets.values()
         for subset in group
@@ -107,11 +111,11 @@ def plan_rows(plan: SweepPlan, statuses: dict[str, str]) -> list[dict[str, Any]]
     return [
         {
             "trial_id": trial_id,
-            "model": trial.model.name,
-            "dataset": trial.subset.prepared.dataset,
-            "class_pair": pair_name(trial.subset.class_pair),
-            "train_size": trial.train_size,
-            "seed": trial.seed,
+            "model": trial.network.model.name,
+            "dataset": trial.network.subset.prepared.dataset,
+            "class_pair": pair_name(trial.network.subset.class_pair),
+            "train_size": trial.network.train_size,
+            "seed": trial.network.seed,
             "status": statuses.get(trial_id, "pending"),
         }
         for trial_id, trial in plan.trials_by_id.items()
@@ -162,9 +166,10 @@ def _redrawn(subset: SubsetSpec, model: str, train_size: int, dataset: DatasetSp
 def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpec, ...]:
     """Return one measure per subset for all its train sizes, or one per size where sizes share no images."""
     sizes: dict[tuple[str, int], tuple[SubsetSpec, set[int]]] = {}
-    for trial in trials:
-        alone = trial.train_size if trial.subset.depends_on_size else 0
-        sizes.setdefault((trial.subset.subset_id, alone), (trial.subset, set()))[1].add(trial.train_size)
+    for network in (trial.network for trial in trials):
+        subset, size = network.subset, network.train_size
+        alone = size if subset.depends_on_size else 0
+        sizes.setdefault((subset.subset_id, alone), (subset, set()))[1].add(size)
     return tuple(
         MeasureSpec(
             subset=subset,

@@ -1,31 +1,33 @@
 """A preset or sweep file, read into a :class:`SweepSpec` with every mistake reported at once.
 
-YAML is read by the safe loader with the scalars of YAML 1.2 (so ``1e-3`` is a number, ``no`` a word and
-``12:30`` not a number of minutes), without aliases, with duplicate keys refused.
+The file is YAML 1.2 (so ``1e-3`` is a number, ``no`` a word and ``12:30`` not a number of minutes), of plain
+values only: see :mod:`orchestrator.planning.plain_yaml`.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import re
+import stat
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from orchestrator.planning.plain_yaml import read_plain
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
-from search_spaces.specs import SweepSpec
+from search_spaces.specs import DatasetChoice, SweepSpec
 from tasks.sources import check_own_kind
 
 MAX_FILE_BYTES = 1_000_000
-MAX_NESTING = 20
+MAX_PROBLEMS = 20
+"""So many are named; what is behind them is counted."""
 
 
 def preset_names() -> list[str]:
@@ -59,37 +61,47 @@ def parse_sweep(text: str, *, origin: str) -> SweepSpec:
     if isinstance(document.get("datasets"), list):
         document["datasets"] = [{"name": d} if isinstance(d, str) else d for d in document["datasets"]]
     try:
-        spec = SweepSpec.model_validate_json(json.dumps(document))
+        spec = SweepSpec.model_validate_json(json.dumps(document, ensure_ascii=False).encode())
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{origin} must be Unicode text", ascii(error.object[error.start])) from None
     except ValidationError as error:
         problems: list[SweepError] = [_problem(detail, origin) for detail in _own_faults(error.errors())]
         names = document if all(isinstance(document.get(k), list) for k in ("models", "datasets")) else {}
-        problems += _unknown_names(names, origin)
-        collect(problems)
+        _report(problems + _unknown_names(names))
         raise
-    collect(_unknown_names(spec.model_dump(), origin))
+    _report(_unknown_names(spec.model_dump()))
     return spec
+
+
+def _report(problems: list[SweepError]) -> None:
+    """Raise all problems as one; the first of them where there are too many to read."""
+    more = len(problems) - MAX_PROBLEMS
+    collect(problems[:MAX_PROBLEMS] + ([ConfigError(f"and {more:,} more like these")] if more > 0 else []))
 
 
 def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
     """Take paths of own data from the sweep file's folder: the file works from wherever it is run."""
-    datasets = tuple(
-        choice
-        if choice.own is None
-        else choice.model_copy(
-            update={
-                "own": choice.own.model_copy(
-                    update={"path": str(folder / Path(choice.own.path).expanduser())}
-                )
-            }
-        )
-        for choice in spec.datasets
-    )
-    return spec.model_copy(update={"datasets": datasets})
+    return spec.model_copy(update={"datasets": tuple(_own_path(choice, folder) for choice in spec.datasets)})
+
+
+def _own_path(choice: DatasetChoice, folder: Path) -> DatasetChoice:
+    if choice.own is None:
+        return choice
+    try:
+        path = folder / Path(choice.own.path).expanduser()
+    except RuntimeError:
+        rule = f"datasets.{choice.name}.own.path must start with a home folder that exists"
+        raise ConfigError(rule, choice.own.path) from None
+    return choice.model_copy(update={"own": choice.own.model_copy(update={"path": str(path)})})
 
 
 def _read_file(path: Path) -> str:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            found = "a folder" if path.is_dir() else "no regular file"
+            raise ConfigError("A sweep file must be a file", f"{path} is {found}")
+        size = status.st_size
         if size > MAX_FILE_BYTES:
             raise ConfigError(
                 f"A sweep file may have at most {MAX_FILE_BYTES:,} bytes", f"{path} has {size:,}", "split it"
@@ -98,58 +110,14 @@ def _read_file(path: Path) -> str:
     except FileNotFoundError:
         hint = f"presets are: {', '.join(preset_names())}"
         raise ConfigError("The sweep file must exist", str(path), hint) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError("The sweep file must be readable UTF-8 text", f"{path}: {error}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe loader with YAML 1.2 scalars."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own class attribute)
-
-
-for _tag, _pattern, _first in (
-    ("tag:yaml.org,2002:bool", r"^(?:true|false)$", "tf"),
-    ("tag:yaml.org,2002:int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
-    (
-        "tag:yaml.org,2002:float",
-        r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$",
-        "-+.0123456789",
-    ),
-    ("tag:yaml.org,2002:null", r"^(?:null|~|)$", ["n", "~", ""]),
-):
-    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[object] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.MarkedYAMLError(None, None, f"key {key!r} must be text", key_node.start_mark)
-        if key in seen:
-            raise yaml.MarkedYAMLError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def _load_yaml(text: str, origin: str) -> object:
     if text.isspace() or not text:
         raise ConfigError(f"{origin} must not be empty", way_out="see README, 'Your own sweep'")
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise ConfigError(f"{origin} must not use YAML anchors or aliases", way_out="write it out")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_NESTING:
-                raise ConfigError(f"{origin} may nest at most {MAX_NESTING} levels deep")
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a subclass of the safe loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{origin} must be valid YAML", str(error).replace("\n", " ")) from None
+    return read_plain(text, origin)
 
 
 def _own_faults(details: list[ErrorDetails]) -> list[ErrorDetails]:
@@ -193,36 +161,40 @@ def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:200])
 
 
-def _unknown_names(document: dict[str, Any], origin: str) -> list[SweepError]:
+def _unknown_names(document: dict[str, Any]) -> list[SweepError]:
+    checks: list[tuple[Callable[[str], object], object]] = [
+        *((model_spec, name) for name in document.get("models", ())),
+        *(check for choice in document.get("datasets", ()) for check in _dataset_checks(choice)),
+        (_check_recipe, document.get("recipe")),
+    ]
     problems: list[SweepError] = []
-
-    def check(lookup: Any, name: object) -> None:
+    for check, name in checks:
         try:
             if isinstance(name, str):
-                lookup(name)
+                check(name)
         except SweepError as error:
             problems.append(error)
-
-    for name in document.get("models", ()):
-        check(model_spec, name)
-    for choice in document.get("datasets", ()):
-        if not isinstance(choice, dict):
-            continue
-        own = choice.get("own")
-        if own is None:
-            check(dataset_spec, choice.get("name"))
-            continue
-        if isinstance(own, dict):
-            check(check_own_kind, own.get("kind"))
-        if choice.get("name") in DATASETS:
-            problems.append(
-                ConfigError(
-                    "Your own dataset needs a name of its own",
-                    f"{choice['name']!r} is in the table of datasets",
-                    "rename it",
-                )
-            )
-    recipe = document.get("recipe")
-    if isinstance(recipe, str) and recipe not in RECIPES:
-        problems.append(unknown_name("recipe", recipe, RECIPES))
+        if len(problems) > MAX_PROBLEMS:
+            break
     return problems
+
+
+def _dataset_checks(choice: object) -> list[tuple[Callable[[str], object], object]]:
+    if not isinstance(choice, dict):
+        return []
+    own = choice.get("own")
+    if own is None:
+        return [(dataset_spec, choice.get("name"))]
+    kind = own.get("kind") if isinstance(own, dict) else None
+    return [(check_own_kind, kind), (_check_own_name, choice.get("name"))]
+
+
+def _check_own_name(name: str) -> None:
+    if name in DATASETS:
+        found = f"{name!r} is in the table of datasets"
+        raise ConfigError("Your own dataset needs a name of its own", found, "rename it")
+
+
+def _check_recipe(name: str) -> None:
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)

@@ -1,7 +1,8 @@
-"""Names, meanings and units of the columns of the results table: the contract between tracking and analysis.
+"""Names, meanings, units and origins of the columns of the results table: the one place that has them.
 
-One row is one trial. ``docs/results-columns.md`` is generated from :data:`COLUMNS`, and a test holds the two
-equal, so a column cannot appear in a report without an explanation.
+One row is one trial. Rows, trackers, CSV files and the report take names and kinds from here;
+``docs/results-columns.md`` is generated from :data:`COLUMNS`. Tests hold that page equal and run real rows
+through :func:`describe`, so a column cannot appear in a report without an explanation.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
+
+from search_spaces.specs import AttackSpec
 
 TRIAL_ID = "trial_id"
 SWEEP = "sweep"
@@ -50,20 +54,32 @@ MEDICAL = "medical"
 DOMAINS = (NATURAL, MEDICAL)
 DONE = "done"
 
-#: Epsilons of the fast gradient sign attack that every trained network meets, in 1/255 of the pixel range.
-FGSM_EPSILONS = (1, 2, 4, 8)
+#: Epsilons of the attack where a sweep names no others, in 1/255 of the pixel range.
+FGSM_EPSILONS = tuple(int(epsilon) for epsilon in AttackSpec().epsilons)
+
+#: What an attack's columns are named after: fields of :class:`tasks.trials.result.AttackRecord`.
+ATTACK_QUANTITIES = ("loss", "loss_gain", "accuracy_drop", "robust_accuracy")
+
+Origin = Literal["spec", "run", "network", "d_repr", "attack", "measure"]
+"""Where a column comes from: the choices, the run that made the result, the trained network's scores, its
+representation, attacks on it, or the measures of its training images."""
 
 _ATTACK = re.compile(r"^(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_loss_gain$")
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its name, what it means, its unit, and how it is read back from CSV."""
+    """One column: its name, what it means, its unit, its type, and where it comes from.
+
+    Text and integers are tags in a tracker, numbers are metrics.
+    """
 
     name: str
     meaning: str
     unit: str = "–"
-    kind: Literal["text", "number"] = "number"
+    kind: Literal["text", "integer", "number"] = "number"
+    origin: Origin | None = None
+    """None for a column that is not ours."""
 
 
 class AttackColumn(NamedTuple):
@@ -74,81 +90,103 @@ class AttackColumn(NamedTuple):
     epsilon: float
 
 
+_attack = partial(Column, origin="attack")
+
+
 def _attack_columns(attack: str, epsilon: str, words: str) -> tuple[Column, ...]:
     stem = f"{attack}_{epsilon}"
     return (
-        Column(f"{stem}_loss", f"mean test loss under {words}", "nat"),
-        Column(f"{stem}_loss_gain", f"mean test loss under {words}, minus the clean test loss", "nat"),
-        Column(f"{stem}_accuracy_drop", f"clean test accuracy minus accuracy under {words}", "fraction"),
-        Column(f"{stem}_robust_accuracy", f"share of test images right with and without {words}", "fraction"),
+        _attack(f"{stem}_loss", f"mean test loss under {words}", "nat"),
+        _attack(f"{stem}_loss_gain", f"mean test loss under {words}, minus the clean test loss", "nat"),
+        _attack(f"{stem}_accuracy_drop", f"clean test accuracy minus accuracy under {words}", "fraction"),
+        _attack(
+            f"{stem}_robust_accuracy", f"share of test images right with and without {words}", "fraction"
+        ),
     )
 
 
+_text = partial(Column, kind="text", origin="spec")
+_choice = partial(Column, kind="integer", origin="spec")
+_run = partial(Column, origin="run")
+_score = partial(Column, origin="network")
+_measure = partial(Column, origin="measure")
+
 COLUMNS: tuple[Column, ...] = (
-    Column(
+    _text(
         TRIAL_ID,
-        "identity of the trial: readable part and hash of everything that decides its result",
-        kind="text",
+        "identity of the trial, which is its network's: readable part and hash of all that decides it",
     ),
-    Column(SWEEP, "name of the sweep", kind="text"),
-    Column(MODEL, "network architecture", kind="text"),
-    Column(DATASET, "dataset key", kind="text"),
-    Column(DOMAIN, "`natural` or `medical`", kind="text"),
-    Column(CLASS_PAIR, "the two classes used, as `3-8`; empty when the dataset is used whole", kind="text"),
-    Column(TRAIN_SIZE, "number of training images N", "images"),
-    Column(SEED, "repeat number: decides initial weights and batch order"),
-    Column(
-        DATA_MODE, "`corrected`, or `as_released` (with the faults of the study's released code)", kind="text"
-    ),
-    Column(IMAGE_SIZE, "side of the square images that were trained on and measured", "pixels"),
-    Column(CHANNELS, "image channels that were trained on"),
-    Column(STATUS, "`done`, or `diverged` when the loss stopped being a finite number", kind="text"),
-    Column(TEST_LOSS, "cross-entropy, mean over the test images, after the last epoch", "nat"),
-    Column(TEST_ACCURACY, "share of test images classified correctly", "fraction"),
-    Column(TRAIN_LOSS, "cross-entropy, mean over the training images, after the last epoch", "nat"),
-    Column(TRAIN_ACCURACY, "share of training images classified correctly", "fraction"),
+    _text(SWEEP, "name of the sweep"),
+    _text(MODEL, "network architecture"),
+    _text(DATASET, "dataset key"),
+    _text(DOMAIN, "`natural` or `medical`; empty where none was given"),
+    _text(CLASS_PAIR, "the two classes used, as `3-8`; empty when the dataset is used whole"),
+    _choice(TRAIN_SIZE, "number of training images N", "images"),
+    _choice(SEED, "repeat number: decides initial weights and batch order"),
+    _text(DATA_MODE, "`corrected`, or `as_released` (with the faults of the study's released code)"),
+    _choice(IMAGE_SIZE, "side of the square images that were trained on and measured", "pixels"),
+    _choice(CHANNELS, "image channels that were trained on"),
+    _run(STATUS, "`done`, or `diverged` when the loss stopped being a finite number", kind="text"),
+    _score(TEST_LOSS, "cross-entropy, mean over the test images, after the last epoch", "nat"),
+    _score(TEST_ACCURACY, "share of test images classified correctly", "fraction"),
+    _score(TRAIN_LOSS, "cross-entropy, mean over the training images, after the last epoch", "nat"),
+    _score(TRAIN_ACCURACY, "share of training images classified correctly", "fraction"),
     Column(
         D_REPR_MLE,
         "intrinsic dimension of the last hidden layer's activations of the training images, "
         "maximum-likelihood estimator",
+        origin="d_repr",
     ),
-    Column(D_REPR_TWONN, "the same by the two-nearest-neighbours estimator"),
+    Column(D_REPR_TWONN, "the same by the two-nearest-neighbours estimator", origin="d_repr"),
     *(
         column
         for epsilon in FGSM_EPSILONS
         for column in _attack_columns("fgsm", str(epsilon), f"FGSM at epsilon {epsilon}/255")
     ),
-    Column(
+    _measure(
         D_DATA_MLE, "intrinsic dimension of the training images in pixel space, maximum-likelihood estimator"
     ),
-    Column(D_DATA_MLE_STD_ERROR, "standard error of `d_data_mle` over the points of the one training subset"),
-    Column(D_DATA_TWONN, "the same by the two-nearest-neighbours estimator"),
-    Column(D_DATA_TWONN_STD_ERROR, "standard error of `d_data_twonn`"),
-    Column(
+    _measure(
+        D_DATA_MLE_STD_ERROR, "standard error of `d_data_mle` over the points of the one training subset"
+    ),
+    _measure(D_DATA_TWONN, "the same by the two-nearest-neighbours estimator"),
+    _measure(D_DATA_TWONN_STD_ERROR, "standard error of `d_data_twonn`"),
+    _measure(
         LABEL_SHARPNESS,
         "largest label difference per pixel distance over pairs of training images (K_F)",
         "1 / L2 pixel distance",
     ),
-    Column(SHARPNESS_PIXEL_RANGE, "largest pixel value on the scale that K_F was measured on", "pixel value"),
-    Column(SHARPNESS_CHANNELS, "image channels that K_F was measured on"),
-    Column(NUM_DUPLICATES, "exact duplicates found in the training subset", "images"),
-    Column(NUM_CONFLICTS, "identical training images with different labels", "images"),
-    Column(
+    _measure(
+        SHARPNESS_PIXEL_RANGE, "largest pixel value on the scale that K_F was measured on", "pixel value"
+    ),
+    _measure(SHARPNESS_CHANNELS, "image channels that K_F was measured on"),
+    _measure(NUM_DUPLICATES, "exact duplicates found in the training subset", "images"),
+    _measure(NUM_CONFLICTS, "identical training images with different labels", "images"),
+    _run(
         SHARED_GROUP_SHARE,
         "share of test images whose group (patient) is also trained on; 0 unless a released fault is on",
         "fraction",
     ),
-    Column(ATTEMPT, "which attempt at the trial succeeded, from 1"),
-    Column(WALL_TIME_S, "duration of the trial", "s"),
-    Column(NUM_PARAMETERS, "trainable parameters of the network"),
-    Column(DATA_FINGERPRINT, "content hash of the prepared dataset", kind="text"),
-    Column(CODE_VERSION, "commit, or package version, that produced the row", kind="text"),
+    _run(ATTEMPT, "which attempt at the trial succeeded, from 1", kind="integer"),
+    _run(WALL_TIME_S, "duration of the trial", "s"),
+    _score(NUM_PARAMETERS, "trainable parameters of the network"),
+    _run(DATA_FINGERPRINT, "content hash of the prepared dataset", kind="text"),
+    _run(CODE_VERSION, "commit, or package version, that produced the row", kind="text"),
 )
 
 #: Other attacks follow the same four-column pattern; ``{eps}`` is in 1/255 of the pixel range.
 ATTACK_PATTERN: tuple[Column, ...] = _attack_columns("{attack}", "{eps}", "that attack at epsilon {eps}/255")
 
 TEXT_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "text")
+INTEGER_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "integer")
+
+#: Metrics that a diverged trial has too: those of its data and of its run.
+LASTING = frozenset(
+    column.name for column in COLUMNS if column.kind == "number" and column.origin in ("run", "measure")
+)
+
+#: Estimators of d_data and d_repr whose values are columns.
+TABLE_ESTIMATORS = ("mle", "twonn")
 
 #: Without these a row is no trial at all; every other column may be absent, which reads as missing.
 REQUIRED = (TRIAL_ID, MODEL, DATASET, DOMAIN, TRAIN_SIZE, TEST_LOSS)
@@ -162,17 +200,17 @@ def attack_columns(names: Iterable[str]) -> tuple[AttackColumn, ...]:
 
 
 def describe(names: Iterable[str]) -> tuple[Column, ...]:
-    """Return the dictionary entry of each name, in the order given; unknown names say so."""
+    """Return the dictionary entry of each name, in the order given; strangers say so and have no origin."""
     known = {column.name: column for column in COLUMNS}
     entries = []
     for name in names:
-        entry = known.get(name) or _describe_attack(name)
+        entry = known.get(name) or _describe_attack(name) or _describe_d_repr(name)
         entries.append(entry or Column(name, "not part of the standard table"))
     return tuple(entries)
 
 
 def _describe_attack(name: str) -> Column | None:
-    for suffix in ("_loss_gain", "_accuracy_drop", "_robust_accuracy", "_loss"):
+    for suffix in (f"_{quantity}" for quantity in ATTACK_QUANTITIES):
         match = _ATTACK.match(name.removesuffix(suffix) + "_loss_gain") if name.endswith(suffix) else None
         if match:
             words = f"{match['attack']} at epsilon {match['eps']}/255"
@@ -180,8 +218,15 @@ def _describe_attack(name: str) -> Column | None:
     return None
 
 
+def _describe_d_repr(name: str) -> Column | None:
+    estimator = name.removeprefix("d_repr_")
+    if estimator == name or not re.fullmatch(r"[a-z][a-z0-9_]*", estimator):
+        return None
+    return Column(name, f"d_repr by the estimator `{estimator}` (docs/measures.md)", origin="d_repr")
+
+
 def markdown_table() -> str:
     """Render the dictionary as the Markdown table of ``docs/results-columns.md``."""
-    lines = ["| column | meaning | unit |", "|---|---|---|"]
-    lines += [f"| `{c.name}` | {c.meaning} | {c.unit} |" for c in (*COLUMNS, *ATTACK_PATTERN)]
+    lines = ["| column | meaning | unit | from |", "|---|---|---|---|"]
+    lines += [f"| `{c.name}` | {c.meaning} | {c.unit} | {c.origin} |" for c in (*COLUMNS, *ATTACK_PATTERN)]
     return "\n".join(lines) + "\n"

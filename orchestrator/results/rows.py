@@ -10,29 +10,14 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.results.store import Record
+from orchestrator.results import columns as c
+from orchestrator.results.records import MeasureRecord, TrialRecord
 from search_spaces.fingerprint import fingerprint
-from search_spaces.specs import DatasetSpec, MeasureSpec, TrialSpec, pair_name
+from search_spaces.specs import pair_name
+from tasks.trials.result import TrialResult, TrialStatus
 
-TEXT_TAGS = (
-    "trial_id",
-    "sweep",
-    "model",
-    "dataset",
-    "domain",
-    "class_pair",
-    "data_mode",
-    "status",
-    "data_fingerprint",
-    "code_version",
-)
-LASTING = {
-    *("d_data_mle", "d_data_mle_std_error", "d_data_twonn", "d_data_twonn_std_error", "label_sharpness"),
-    *("sharpness_pixel_range", "sharpness_channels", "num_duplicates", "num_conflicts"),
-    *("shared_group_share", "wall_time_s"),
-}
-"""Metrics that a diverged trial has too: those of its data."""
-NUMBER_TAGS = ("train_size", "seed", "image_size", "channels", "attempt")
+Row = dict[str, str | int | float]
+"""One line of the results table; every key is a name that :mod:`orchestrator.results.columns` describes."""
 
 
 @dataclass(frozen=True)
@@ -64,217 +49,184 @@ class FlatRun:
     content: str = field(default="")
 
 
-def trial_record(
-    spec: TrialSpec,
-    outcome: Record,
-    *,
-    sweep: str,
-    dataset: DatasetSpec,
-    data_fingerprint: str,
-    attempt: int,
-    provenance: Record,
-    started_at: float,
-    finished_at: float,
-) -> Record:
-    """Return the plain JSON that ``result.json`` seals: identity, outcome, and where it came from."""
-    return {
-        "trial_id": spec.trial_id,
-        "sweep": sweep,
-        "spec": spec.model_dump(mode="json"),
-        "domain": dataset.domain,
-        "data_fingerprint": data_fingerprint,
-        "attempt": attempt,
-        "started_at": started_at,
-        "finished_at": finished_at,
-        "provenance": provenance,
-        **outcome,
-    }
-
-
-def measure_record(
-    spec: MeasureSpec,
-    measures: Record,
-    *,
-    dataset: DatasetSpec,
-    data_fingerprint: str,
-    provenance: Record,
-    started_at: float,
-    finished_at: float,
-) -> Record:
-    """Return the plain JSON that a measure's ``result.json`` seals."""
-    return {
-        "measure_id": spec.measure_id,
-        "spec": spec.model_dump(mode="json"),
-        "domain": dataset.domain,
-        "data_fingerprint": data_fingerprint,
-        "started_at": started_at,
-        "finished_at": finished_at,
-        "provenance": provenance,
-        "measures": measures,
-    }
-
-
-MeasureIndex = Mapping[tuple[str, int], Record]
+MeasureIndex = Mapping[tuple[str, int], MeasureRecord]
 """Stored measure records by subset id and train size."""
 
 
-def flat_trial(record: Record, measures: MeasureIndex) -> FlatRun:
+def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
     """Return a stored trial as one flat run, with the measures of its subset at its train size joined.
 
     Args:
         record: A trial's stored record.
         measures: From :func:`index_measures`.
     """
-    spec = TrialSpec.model_validate(record["spec"], strict=False)
-    prepared = spec.subset.prepared
+    network = record.spec.network
+    prepared = network.subset.prepared
     tags = {
-        "trial_id": spec.trial_id,
-        "sweep": str(record["sweep"]),
-        "model": spec.model.name,
-        "dataset": prepared.dataset,
-        "domain": str(record["domain"]),
-        "class_pair": pair_name(spec.subset.class_pair),
-        "train_size": str(spec.train_size),
-        "seed": str(spec.seed),
-        "data_mode": prepared.data_mode,
-        "image_size": str(prepared.image_size),
-        "channels": str(prepared.channels),
-        "status": str(record["status"]),
-        "attempt": str(record["attempt"]),
-        "data_fingerprint": str(record["data_fingerprint"]),
-        "code_version": str(record["provenance"].get("code_version", "unknown")),
+        c.TRIAL_ID: record.trial_id,
+        c.SWEEP: record.sweep,
+        c.MODEL: network.model.name,
+        c.DATASET: prepared.dataset,
+        c.DOMAIN: record.domain or "",
+        c.CLASS_PAIR: pair_name(network.subset.class_pair),
+        c.TRAIN_SIZE: str(network.train_size),
+        c.SEED: str(network.seed),
+        c.DATA_MODE: prepared.data_mode,
+        c.IMAGE_SIZE: str(prepared.image_size),
+        c.CHANNELS: str(prepared.channels),
+        c.STATUS: str(record.result.status),
+        c.ATTEMPT: str(record.attempt),
+        c.DATA_FINGERPRINT: record.data_fingerprint,
+        c.CODE_VERSION: record.provenance.code_version,
+        # Tags, not params: more may be measured on the same network later, and MLflow's params never change.
+        **_params(record.spec.model_dump(mode="json", include={"attacks", "representation"})),
     }
-    metrics = dict(record.get("metrics", {}))
-    metrics["shared_group_share"] = record.get("shared_group_share", 0.0)
-    metrics["wall_time_s"] = record["finished_at"] - record["started_at"]
-    newest = record["finished_at"]
-    measure = measures.get((spec.subset.subset_id, spec.train_size))
-    if measure is not None and measure["data_fingerprint"] == record["data_fingerprint"]:
-        tags["measure_id"] = measure["measure_id"]
-        metrics.update(measure_metrics(measure, spec.train_size))
-        newest = max(newest, measure["finished_at"])
+    metrics = trial_metrics(record.result)
+    metrics[c.SHARED_GROUP_SHARE] = record.shared_group_share
+    metrics[c.WALL_TIME_S] = record.finished_at - record.started_at
+    newest = record.finished_at
+    measure = measures.get((network.subset.subset_id, network.train_size))
+    if measure is not None and measure.data_fingerprint == record.data_fingerprint:
+        tags["measure_id"] = measure.measure_id
+        metrics.update(measure_metrics(measure, network.train_size))
+        newest = max(newest, measure.finished_at)
+    started = _milliseconds(record.started_at)
     series = tuple(
-        (f"epoch_{name}", int(epoch["epoch"]), float(epoch[name]), _milliseconds(record["started_at"]))
-        for epoch in record.get("history", ())
-        for name in ("train_loss", "train_accuracy")
-        if _is_finite(epoch.get(name))
+        (f"epoch_{name}", epoch.epoch, value, started)
+        for epoch in record.result.history
+        for name, value in ((c.TRAIN_LOSS, epoch.train_loss), (c.TRAIN_ACCURACY, epoch.train_accuracy))
     )
     return _sealed(
         FlatRun(
-            spec.trial_id,
+            record.trial_id,
             "trial",
             tags,
-            _params(record["spec"]),
-            {name: float(value) for name, value in metrics.items() if _is_finite(value)},
+            _params(network.model_dump(mode="json")),
+            metrics,
             series,
-            _milliseconds(record["started_at"]),
-            _milliseconds(record["finished_at"]),
+            started,
+            _milliseconds(record.finished_at),
             _milliseconds(newest),
         )
     )
 
 
-def flat_measure(record: Record) -> FlatRun:
+def flat_measure(record: MeasureRecord) -> FlatRun:
     """Return a stored measure as one flat run; its numbers per train size are a series with step N."""
-    spec = MeasureSpec.model_validate(record["spec"], strict=False)
+    subset = record.spec.subset
     tags = {
-        "measure_id": spec.measure_id,
-        "dataset": spec.subset.prepared.dataset,
-        "domain": str(record["domain"]),
-        "class_pair": pair_name(spec.subset.class_pair),
-        "data_mode": spec.subset.prepared.data_mode,
-        "data_fingerprint": str(record["data_fingerprint"]),
-        "code_version": str(record["provenance"].get("code_version", "unknown")),
+        "measure_id": record.measure_id,
+        c.DATASET: subset.prepared.dataset,
+        c.DOMAIN: record.domain or "",
+        c.CLASS_PAIR: pair_name(subset.class_pair),
+        c.DATA_MODE: subset.prepared.data_mode,
+        c.DATA_FINGERPRINT: record.data_fingerprint,
+        c.CODE_VERSION: record.provenance.code_version,
     }
     series = tuple(
-        (name, size, value, _milliseconds(record["finished_at"]))
-        for size in spec.train_sizes
+        (name, size, value, _milliseconds(record.finished_at))
+        for size in record.spec.train_sizes
         for name, value in measure_metrics(record, size).items()
     )
     return _sealed(
         FlatRun(
-            spec.measure_id,
+            record.measure_id,
             "measure",
             tags,
-            _params(record["spec"]),
+            _params(record.spec.model_dump(mode="json")),
             {},
             series,
-            _milliseconds(record["started_at"]),
-            _milliseconds(record["finished_at"]),
+            _milliseconds(record.started_at),
+            _milliseconds(record.finished_at),
         )
     )
 
 
-def measure_metrics(record: Record, train_size: int) -> dict[str, float]:
+def trial_metrics(result: TrialResult) -> dict[str, float]:
+    """Return a trial's numbers under their column names; undefined ones are absent, the result says why."""
+    found: dict[str, float | None] = {}
+    if result.scores is not None:
+        found.update({name: float(value) for name, value in result.scores})
+    found.update({f"d_repr_{name}": estimate.value for name, estimate in result.d_repr.items()})
+    for attack in result.attacks:
+        found.update({f"{attack.name}_{name}": getattr(attack, name) for name in c.ATTACK_QUANTITIES})
+    return _finite(found)
+
+
+def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
     """Return a measure's numbers at one train size under their column names; undefined ones are absent."""
-    for entry in record["measures"]["by_train_size"]:
-        if entry["train_size"] == train_size:
-            break
-    else:
+    size = next((size for size in record.result.sizes if size.train_size == train_size), None)
+    if size is None:
         return {}
-    sharpness = entry["label_sharpness"] or {}
-    low, high = sharpness.get("pixel_range") or (None, None)
-    found = {
-        "label_sharpness": sharpness.get("value"),
-        "sharpness_pixel_range": None if high is None else high - low,
-        "sharpness_channels": sharpness.get("channels"),
-        "num_duplicates": entry.get("duplicates"),
-        "num_conflicts": entry.get("conflicts"),
+    found: dict[str, float | None] = {
+        c.NUM_DUPLICATES: size.num_duplicates,
+        c.NUM_CONFLICTS: size.num_conflicts,
     }
-    for estimator in ("mle", "twonn"):
-        estimate = entry["d_data"].get(estimator, {})
-        found[f"d_data_{estimator}"] = estimate.get("value")
-        found[f"d_data_{estimator}_std_error"] = estimate.get("std_error")
-    return {name: float(value) for name, value in found.items() if _is_finite(value)}
+    sharpness = size.label_sharpness
+    if sharpness is not None:
+        pixel_range = sharpness.convention.pixel_range
+        found[c.LABEL_SHARPNESS] = sharpness.value
+        found[c.SHARPNESS_PIXEL_RANGE] = None if pixel_range is None else pixel_range[1] - pixel_range[0]
+        found[c.SHARPNESS_CHANNELS] = sharpness.convention.channels
+    for name in c.TABLE_ESTIMATORS:
+        if name in size.d_data:
+            found[f"d_data_{name}"] = size.d_data[name].value
+            found[f"d_data_{name}_std_error"] = size.d_data[name].std_error
+    return _finite(found)
 
 
-def measure_rows(record: Record) -> list[Record]:
+def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | None]]:
     """Return a stored measure as the rows of a table for people: one per train size, every estimator."""
-    spec = MeasureSpec.model_validate(record["spec"], strict=False)
-    rows = []
-    for entry in record["measures"]["by_train_size"]:
-        sharpness = entry["label_sharpness"] or {}
-        row: Record = {
-            "dataset": spec.subset.prepared.dataset,
-            "class pair": pair_name(spec.subset.class_pair),
-            "N": entry["train_size"],
-            **{f"d_data {name}": estimate["value"] for name, estimate in entry["d_data"].items()},
-            "K_F": sharpness.get("value"),
-            "K_F, 99 % of images below": (sharpness.get("percentiles") or {}).get("99"),
-            "duplicates": entry["duplicates"],
-            "conflicts": entry["conflicts"],
-        }
-        rows.append(row)
-    calibration = record["measures"].get("calibration") or {}
-    if calibration.get("value") is not None:
-        low, high = calibration["interval"]
-        rows[-1]["d_data calibrated"] = f"{calibration['value']:.3g} ({low:.3g} to {high:.3g})"
+    subset = record.spec.subset
+    rows: list[dict[str, str | int | float | None]] = []
+    for size in record.result.sizes:
+        sharpness = size.label_sharpness
+        rows.append(
+            {
+                "dataset": subset.prepared.dataset,
+                "class pair": pair_name(subset.class_pair),
+                "N": size.train_size,
+                **{f"d_data {name}": estimate.value for name, estimate in size.d_data.items()},
+                "K_F": sharpness.value if sharpness else None,
+                "K_F, 99 % of images below": (sharpness.percentiles or {}).get("99") if sharpness else None,
+                "duplicates": size.num_duplicates,
+                "conflicts": size.num_conflicts,
+            }
+        )
+    calibration = record.result.calibration
+    if calibration is not None and calibration.value is not None and calibration.interval is not None:
+        low, high = calibration.interval
+        rows[-1]["d_data calibrated"] = f"{calibration.value:.3g} ({low:.3g} to {high:.3g})"
     return rows
 
 
-def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Record:
+def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
     """Return one row of the results table from a trial's tags and metrics."""
-    row: Record = {name: tags.get(name, "") for name in TEXT_TAGS}
-    row.update({name: int(tags[name]) for name in NUMBER_TAGS if name in tags})
+    row: Row = {}
+    for column in c.COLUMNS:
+        if column.kind == "text":
+            row[column.name] = tags.get(column.name, "")
+        elif column.kind == "integer" and column.name in tags:
+            row[column.name] = int(tags[column.name])
     # MLflow cannot forget a metric: one of an earlier, stale attempt must not stand beside "diverged".
-    kept = metrics if row["status"] != "diverged" else {n: v for n, v in metrics.items() if n in LASTING}
+    diverged = row[c.STATUS] == TrialStatus.DIVERGED
+    kept = {n: v for n, v in metrics.items() if n in c.LASTING} if diverged else metrics
     row.update({name: value for name, value in kept.items() if not name.startswith("epoch_")})
     return row
 
 
-def rows_of(trials: Iterable[Record], measures: Iterable[Record]) -> list[Record]:
+def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) -> list[Row]:
     """Return the rows of stored trials, ordered by trial id."""
     index = index_measures(measures)
     flat = (flat_trial(record, index) for record in trials)
-    return sorted((row_of(run.tags, run.metrics) for run in flat), key=lambda row: str(row["trial_id"]))
+    return sorted((row_of(run.tags, run.metrics) for run in flat), key=lambda row: str(row[c.TRIAL_ID]))
 
 
-def index_measures(measures: Iterable[Record]) -> dict[tuple[str, int], Record]:
+def index_measures(measures: Iterable[MeasureRecord]) -> dict[tuple[str, int], MeasureRecord]:
     """Index measure records by subset id and train size; of two for one cell, the newer."""
-    index: dict[tuple[str, int], Record] = {}
-    for record in sorted(measures, key=lambda record: float(record["finished_at"])):
-        spec = MeasureSpec.model_validate(record["spec"], strict=False)
-        index.update({(spec.subset.subset_id, size): record for size in spec.train_sizes})
+    index: dict[tuple[str, int], MeasureRecord] = {}
+    for record in sorted(measures, key=lambda record: record.finished_at):
+        index.update({(record.spec.subset.subset_id, size): record for size in record.spec.train_sizes})
     return index
 
 
@@ -283,7 +235,7 @@ def _sealed(run: FlatRun) -> FlatRun:
     return FlatRun(**{**vars(run), "content": fingerprint(body)})
 
 
-def _params(spec: Record, prefix: str = "") -> dict[str, str]:
+def _params(spec: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in spec.items():
         if isinstance(value, dict):
@@ -297,5 +249,5 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _finite(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}

@@ -1,34 +1,32 @@
 """The result store: one sealed JSON file per finished trial or measure, the truth of a sweep.
 
-A file is believed only when its checksum matches its content and its schema is ours. Files are written by
-the driver alone, each to a temporary sibling that is flushed and renamed, so a reader sees the old one, the
-new one, or none. Storage is a local folder or any fsspec URL (an object store's put is atomic by itself).
+A file is believed only when its checksum matches its content and its schema is one that we read. Files are
+written by the driver alone, each to a temporary sibling that is flushed and renamed, so a reader sees the old
+one, the new one, or none. Storage is a local folder or any fsspec URL (an object store's put is atomic by
+itself).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import posixpath
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import ValidationError
 
-from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
+from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
-from search_spaces.specs import SCHEMA_VERSION
+from tasks.atomic import write_atomic
 
 log = logging.getLogger(__name__)
-Record = dict[str, Any]
-
-RESULT = "result.json"
-FAILURE = "failure.json"
+R = TypeVar("R", bound=SealedRecord)
 
 
 @dataclass
@@ -40,10 +38,10 @@ class Unreadable:
 
 
 @dataclass
-class Scan:
+class Scan(Generic[R]):
     """All records of one kind, by id, and what was left out."""
 
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, R] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
@@ -66,55 +64,40 @@ class ResultStore:
             ) from None
         self._local = isinstance(self._fs, LocalFileSystem)
 
-    def save_result(self, kind: str, record_id: str, record: Record) -> None:
-        """Write the completion marker of a trial or measure and forget its earlier failure.
-
-        Args:
-            kind: ``"trials"`` or ``"measures"``.
-            record_id: The trial's or measure's id.
-            record: Plain JSON, finite numbers only.
+    def save(self, record: SealedRecord) -> None:
+        """Write a record; a trial's result is its completion marker, and its earlier failure is forgotten.
 
         Raises:
             SetupError: when the storage is full or cannot be written; the previous file is still whole.
         """
-        self._write(self._path(kind, record_id, RESULT), record)
-        failure = self._path(kind, record_id, FAILURE)
-        if self._fs.exists(failure):
-            self._fs.rm(failure)
+        self._write(self._path(record.folder, record.record_id, record.file), record.plain())
+        if isinstance(record, TrialRecord):
+            failure = self._path(FailureRecord.folder, record.record_id, FailureRecord.file)
+            if self._fs.exists(failure):
+                self._fs.rm(failure)
 
-    def save_failure(self, kind: str, record_id: str, record: Record) -> None:
-        """Write the latest failed attempt of a trial or measure; see :meth:`save_result`."""
-        self._write(self._path(kind, record_id, FAILURE), record)
-
-    def results(self, kind: str) -> Scan:
-        """Read all completion markers of ``kind``."""
-        return self._scan(kind, RESULT)
-
-    def failures(self, kind: str) -> Scan:
-        """Read the latest failures of ``kind``; those of cells that finished since are gone."""
-        return self._scan(kind, FAILURE)
-
-    def result(self, kind: str, record_id: str) -> Record | None:
-        """Read one completion marker; None when there is none.
-
-        Raises:
-            CorruptStoreError: when the file is there but cannot be believed.
-        """
-        path = self._path(kind, record_id, RESULT)
-        return self._read(path) if self._fs.exists(path) else None
-
-    def _path(self, *parts: str) -> str:
-        return posixpath.join(self._base, *parts)
-
-    def _scan(self, kind: str, name: str) -> Scan:
-        scan = Scan()
-        for record_id, path in self._files(kind, name):
+    def scan(self, kind: type[R]) -> Scan[R]:
+        """Read all records of ``kind``, by id."""
+        scan: Scan[R] = Scan()
+        for record_id, path in self._files(kind.folder, kind.file):
             try:
-                scan.records[record_id] = self._read(path)
+                scan.records[record_id] = self._read(path, kind)
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 scan.unreadable.append(Unreadable(path, error.value))
         return scan
+
+    def read(self, kind: type[R], record_id: str) -> R | None:
+        """Read one record; None when there is none.
+
+        Raises:
+            CorruptStoreError: when the file is there but cannot be believed.
+        """
+        path = self._path(kind.folder, record_id, kind.file)
+        return self._read(path, kind) if self._fs.exists(path) else None
+
+    def _path(self, *parts: str) -> str:
+        return posixpath.join(self._base, *parts)
 
     def _files(self, kind: str, name: str) -> Iterator[tuple[str, str]]:
         folder = self._path(kind)
@@ -124,25 +107,32 @@ class ResultStore:
         for path in sorted(self._fs.glob(posixpath.join(folder, "*", name))):
             yield posixpath.basename(posixpath.dirname(path)), path
 
-    def _read(self, path: str) -> Record:
+    def _read(self, path: str, kind: type[R]) -> R:
         def broken(reason: str) -> CorruptStoreError:
             way_out = "run the sweep again: this cell is done anew and the file replaced"
             return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", way_out)
 
         try:
             sealed = json.loads(self._fs.cat_file(path))
-            record, seal, schema = sealed["record"], sealed["sha256"], sealed["schema_version"]
+            record, seal = sealed["record"], sealed["sha256"]
+            intact = seal == fingerprint(record)
         except (ValueError, KeyError, TypeError):
             raise broken("truncated or not a sealed record") from None
-        if schema != SCHEMA_VERSION:
-            raise broken(f"schema version {schema!r}, this program reads {SCHEMA_VERSION}")
-        if seal != fingerprint(record):
+        if not intact:
             raise broken("checksum does not match its content")
-        assert isinstance(record, dict)
-        return record
+        if "schema_version" in sealed:  # version 1 kept it beside the record
+            record = {"schema_version": sealed["schema_version"], **record}
+        try:
+            return kind.model_validate(record, strict=False)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        except (SweepError, KeyError, TypeError) as error:
+            raise broken(f"not a record of this kind: {error}") from None
 
-    def _write(self, path: str, record: Record) -> None:
-        sealed = {"schema_version": SCHEMA_VERSION, "sha256": fingerprint(record), "record": record}
+    def _write(self, path: str, record: dict[str, Any]) -> None:
+        sealed = {"sha256": fingerprint(record), "record": record}
         data = json.dumps(sealed, indent=1, allow_nan=False).encode()
         try:
             if self._local:
@@ -155,33 +145,6 @@ class ResultStore:
                 f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free_space(self._base)}",
                 "free space or fix the permissions, then run the same command again: what is done is kept",
             ) from error
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at ``path`` with ``data``: after a crash it holds the old content or the new, whole.
-
-    Raises:
-        OSError: as the operating system says; the temporary sibling is removed.
-    """
-    path = os.fspath(path)
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    sibling = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with open(sibling, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(sibling, path)
-    except BaseException:
-        if os.path.exists(sibling):
-            os.unlink(sibling)
-        raise
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def free_space(path: str) -> str:

@@ -10,7 +10,6 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.store import ResultStore
 from orchestrator.running.cluster import connect
 from orchestrator.running.lock import exclusive
 from orchestrator.running.pipeline import RunOptions, prepare_missing
@@ -27,7 +26,7 @@ def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, An
     Raises:
         ConfigError: for an unknown name.
     """
-    paths = RootPaths.create(root)
+    paths = RootPaths.at(root)
     folder = paths.root / "prepared"
     prepared: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -69,7 +68,7 @@ def prepare_one(
     fields = {**sweep.model_dump(), "datasets": (DatasetChoice(name=name),)}
     plan = plan_sweep(SweepSpec.model_validate(fields))
     paths = RootPaths.create(run_options.root)
-    workspace = Workspace(plan, paths, ResultStore(str(paths.sweep(sweep.name).folder)))
+    workspace = Workspace(plan, paths)
     with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
         if plan.prepared[0].prepared_id not in workspace.prepared:
             with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:

@@ -85,23 +85,30 @@ def _gpus() -> tuple[bool, str, str]:
 
 
 def _root(root: str | None) -> tuple[bool, str, str]:
-    path = RootPaths.create(root).root
-    free = shutil.disk_usage(path).free
-    kind = _file_system(path)
+    paths = RootPaths.at(root)
+    # Asking makes nothing: a root that is not made yet is as good as the folder it would lie in.
+    base = next(folder for folder in (paths.root, *paths.root.parents) if folder.is_dir())
+    if not os.access(base, os.W_OK):
+        return False, f"{base} cannot be written", "choose another with --root or ISWEEP_ROOT"
+    free = shutil.disk_usage(base).free
+    kind = _file_system(base)
     if kind in NETWORK_FILE_SYSTEMS:
         fix = "keep SQLite off it: pass --mlflow-uri of a server"
-        return False, f"{path} lies on a network file system ({kind})", fix
+        return False, f"{paths.root} lies on a network file system ({kind})", fix
     fix = f"free some space: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
-    return free >= MIN_FREE_BYTES, f"{path}, {free / 2**30:.1f} GiB free", fix
+    made = "" if paths.exist else ", not made yet"
+    return free >= MIN_FREE_BYTES, f"{paths.root}{made}, {free / 2**30:.1f} GiB free", fix
 
 
 def _mlflow_store(root: str | None, uri: str | None) -> tuple[bool, str, str]:
     from orchestrator.results.tracking.mlflow import connect as connect_mlflow
 
-    default = f"sqlite:///{RootPaths.create(root).mlflow_database}"
-    resolved = uri or os.environ.get("MLFLOW_TRACKING_URI") or default
-    connect_mlflow(resolved)
-    return True, f"answers ({resolved.partition('://')[0]})", ""
+    database = RootPaths.at(root).mlflow_database
+    resolved = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if resolved is None and not database.exists():
+        return True, f"{database}, not made yet", ""
+    connect_mlflow(resolved or f"sqlite:///{database}")
+    return True, f"answers ({(resolved or 'sqlite').partition('://')[0]})", ""
 
 
 def _cluster(address: str | None) -> tuple[bool, str, str]:

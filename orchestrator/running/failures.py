@@ -1,84 +1,105 @@
-"""What kinds of failure there are, and which are worth another attempt."""
+"""Of what a trial died, and which kinds of failure are worth another attempt."""
 
 from __future__ import annotations
 
 import errno
 import traceback
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Collection
 
-from search_spaces.errors import SweepError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
-Kind = Literal["out_of_memory", "lost_node", "worker_crash", "bad_data", "disk_full", "code_error"]
+from orchestrator.results.records import FailureKind, TrialFailure
+from search_spaces.errors import ConfigError, SetupError, SweepError
 
-RETRIES: dict[str, int | None] = {
-    "lost_node": None,  # says nothing about the trial: retried without limit
-    "worker_crash": 2,  # the third crash in a row is the trial's own doing
-    "out_of_memory": 2,  # a neighbour may have taken the memory
-    "disk_full": 0,
-    "bad_data": 0,
-    "code_error": 0,
+RETRIES: dict[FailureKind, int | None] = {
+    FailureKind.LOST_NODE: None,  # says nothing about the trial: retried without limit
+    FailureKind.WORKER_CRASH: 2,  # the third crash in a row is the trial's own doing
+    FailureKind.OUT_OF_MEMORY: 2,  # a neighbour may have taken the memory
+    FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
+    FailureKind.SETUP: 1,  # another node may be set up well
+    FailureKind.DISK_FULL: 0,
+    FailureKind.BAD_CONFIG: 0,
+    FailureKind.BAD_DATA: 0,
+    FailureKind.CODE_ERROR: 0,
 }
 """Further attempts within one ``isweep run``; None is no limit. A new run tries every failed cell again."""
 
 MAX_TRACEBACK = 8000
 
 
-@dataclass(frozen=True)
-class TrialFailure:
-    """One failed attempt, as stored: its kind, one line for people, the traceback for developers."""
-
-    kind: str
-    message: str
-    traceback: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON."""
-        return asdict(self)
-
-
 def classify(error: BaseException) -> TrialFailure:
     """Return the failure that an exception inside a trial stands for."""
+    kind = _kind(error)
+    if isinstance(error, SweepError):
+        return TrialFailure(kind=kind, message=str(error)[:1000])
     name = type(error).__name__
     message = (str(error).strip() or name).splitlines()[0][:500]
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        kind: Kind = "out_of_memory"
-    elif isinstance(error, SweepError):
-        return TrialFailure("bad_data", str(error)[:1000])
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        kind = "disk_full"
-    else:
-        kind = "code_error"
+    if kind in (FailureKind.CODE_ERROR, FailureKind.CLUSTER_ERROR):
         message = f"{name}: {message}"
     trace = "".join(traceback.format_exception(error))
-    return TrialFailure(kind, message, trace[-MAX_TRACEBACK:])
+    return TrialFailure(kind=kind, message=message, traceback=trace[-MAX_TRACEBACK:])
 
 
-def classify_lost_worker(error: BaseException | None) -> TrialFailure:
-    """Return the failure for a trial whose process went away without a word, from Ray's error."""
-    text = str(error or "the worker is gone")
-    lower = text.lower()
-    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in lower or "memory pressure" in lower:
-        kind: Kind = "out_of_memory"
-    elif "node" in lower and any(
-        word in lower
-        for word in (
-            "node died",
-            "node has died",
-            "node failure",
-            "node is dead",
-            "dead node",
-            "node was terminated",
-        )
-    ):
-        kind = "lost_node"
-    else:
-        kind = "worker_crash"
+def _kind(error: BaseException) -> FailureKind:
+    # torch.OutOfMemoryError goes by its name: importing torch costs the driver seconds.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return FailureKind.OUT_OF_MEMORY
+    if isinstance(error, ConfigError):
+        return FailureKind.BAD_CONFIG
+    if isinstance(error, SetupError):
+        return FailureKind.SETUP
+    if isinstance(error, SweepError):
+        return FailureKind.BAD_DATA
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FailureKind.DISK_FULL
+    return _ray_kind(error)
+
+
+def _ray_kind(error: BaseException) -> FailureKind:
+    if isinstance(error, OutOfDiskError):
+        return FailureKind.DISK_FULL
+    if isinstance(error, ObjectStoreFullError):
+        return FailureKind.OUT_OF_MEMORY
+    if isinstance(error, NodeDiedError) or (isinstance(error, RayActorError) and error.preempted):
+        return FailureKind.LOST_NODE
+    # A task's own exception arrives wrapped in RayTaskError; all others are Ray's.
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        return FailureKind.CLUSTER_ERROR
+    return FailureKind.CODE_ERROR
+
+
+def classify_lost_worker(
+    error: BaseException | None, text: str = "", dead_nodes: Collection[str] = ()
+) -> TrialFailure:
+    """Return the failure for a trial whose process went away without a word.
+
+    Args:
+        error: Ray's error, where Tune kept it.
+        text: What Tune wrote about it; Tune keeps no object for errors that are not of an actor or task.
+        dead_nodes: Ids of nodes that Ray lists as dead. Ray sets ``preempted`` only where it was told before;
+            of a node that just went away, the actor's error bears the id.
+    """
+    text = text or str(error or "the worker is gone")
     line = next((line.strip() for line in text.splitlines() if line.strip()), "the worker is gone")
-    return TrialFailure(kind, line[:500], text[-MAX_TRACEBACK:])
+    kind = FailureKind.WORKER_CRASH if error is None else _ray_kind(error)
+    if isinstance(error, OutOfMemoryError) or "memory pressure" in text or "running low on memory" in text:
+        kind = FailureKind.OUT_OF_MEMORY
+    elif any(node in text for node in dead_nodes):
+        kind = FailureKind.LOST_NODE
+    elif kind in (FailureKind.CLUSTER_ERROR, FailureKind.CODE_ERROR):
+        kind = FailureKind.WORKER_CRASH
+    return TrialFailure(kind=kind, message=line[:500], traceback=text[-MAX_TRACEBACK:])
 
 
-def may_retry(kind: str, attempts_this_run: int) -> bool:
+def may_retry(kind: FailureKind, attempts_this_run: int) -> bool:
     """Tell whether a cell that failed ``attempts_this_run`` times in this run gets another attempt."""
-    limit = RETRIES.get(kind, 0)
+    limit = RETRIES[kind]
     return limit is None or attempts_this_run <= limit

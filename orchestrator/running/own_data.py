@@ -17,7 +17,7 @@ from orchestrator.planning.paths import RootPaths
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import DatasetSpec, OwnSourceSpec, PreparedSpec
-from tasks.measures.measure import MeasureRecord, MeasureSettings, measure_array, measure_nested
+from tasks.measures.measure import MeasureResult, MeasureSettings, measure_array, measure_nested
 from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.remote import Executor
@@ -58,8 +58,8 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     Args:
         request: What and how.
         executor: Runs reading and block tasks.
-        paths: The root: a prepared dataset in it is used as it is; image files are prepared in it and their
-            arrays removed afterwards, only the key of hashed file names stays.
+        paths: The root, made only for image files: a prepared dataset in it is used as it is; image files
+            are prepared in it and their arrays removed afterwards, only the key of hashed file names stays.
 
     Raises:
         SweepError: for a source that cannot be read or measured.
@@ -88,7 +88,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         found = path.suffix or "no ending" if plain else "a FIFO, socket or device"
         raise ConfigError("The source must be a .npy file or of a known kind", found, what)
     own = OwnSourceSpec.model_validate(
-        {"kind": kind, "path": str(path), "domain": "medical", "channels": request.channels}
+        {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
     )
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
 
@@ -119,6 +119,7 @@ def _measure_prepared(
     )
     if raw is None and (paths.prepared(spec) / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(paths.prepared(spec)), executor)
+    paths.make()
     # Beside the prepared datasets, where the key lies by which a hashed file name can be found again.
     destination = paths.prepared(spec).parent / f".measure-{os.getpid()}"
     try:
@@ -151,7 +152,7 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
 
 
 def _measured(
-    record: MeasureRecord,
+    record: MeasureResult,
     read_rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
     labels: npt.NDArray[np.int64] | None,
     label_names: tuple[str, ...],
@@ -183,13 +184,11 @@ def _measure_rows(
     labels: npt.NDArray[np.int64] | None,
     executor: Executor,
     settings: MeasureSettings,
-) -> MeasureRecord:
+) -> MeasureResult:
     return measure_array(
         images,
         labels,
         train_sizes=request.train_sizes or None,
-        num_neighbors=settings.num_neighbors,
-        seed=settings.seed,
         executor=executor,
         settings=settings,
     )
@@ -219,7 +218,7 @@ def _load_arrays(
         from tasks.sources.array_sets import load_images
         from tasks.sources.npz import NpzFile
 
-        own = OwnSourceSpec.model_validate({"kind": "npz", "path": str(path), "domain": "medical"})
+        own = OwnSourceSpec(kind="npz", path=str(path), domain=None)
         dataset = own_dataset_spec("own", own)
         spec = PreparedSpec(dataset="own", image_size=PUBLISHED_SIDE[0], channels=1)
         # The source checks declared sizes, labels and types before anything large is read.

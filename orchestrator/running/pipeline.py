@@ -14,7 +14,9 @@ from typing import Any
 
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.rows import flat_measure, flat_trial, index_measures
+from orchestrator.results.records import FailureRecord
+from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures
+from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.tracker import NoopTracker, Tracker
 from orchestrator.running.cluster import Cluster, Device, connect, trial_resources
 from orchestrator.running.lock import exclusive
@@ -90,18 +92,20 @@ def run_sweep(
     """
     options = options or RunOptions()
     workspace = Workspace.open(preset, options.root, options.storage)
+    workspace.paths.make()
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
         stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
-        with open_tracker(workspace, options) as tracker:
-            return _Run(workspace, options, tracker, progress, stack).all_stages()
+        stored = StoredResults.read(workspace.results_url)
+        with open_tracker(workspace, options, stored) as tracker:
+            return _Run(workspace, options, stored, tracker, progress, stack).all_stages()
 
 
 @contextmanager
-def open_tracker(workspace: Workspace, options: RunOptions) -> Iterator[Tracker]:
+def open_tracker(workspace: Workspace, options: RunOptions, stored: StoredResults) -> Iterator[Tracker]:
     """Open the sweep's tracker, brought up to date with the store, and close it whatever happens."""
     if not options.tracking:
         yield NoopTracker()
@@ -109,7 +113,7 @@ def open_tracker(workspace: Workspace, options: RunOptions) -> Iterator[Tracker]
     tracker = mlflow_tracker(workspace, options.mlflow_uri)
     completed = False
     try:
-        tracker.reconcile(stored_runs(workspace))
+        tracker.reconcile(flat_runs(judge(workspace, stored)))
         yield tracker
         completed = True
     finally:
@@ -139,18 +143,18 @@ def mlflow_uri(workspace: Workspace, uri: str | None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
-def stored_runs(workspace: Workspace) -> list[Any]:
+def flat_runs(state: State) -> list[FlatRun]:
     """Return all planned results of the store as flat runs: what MLflow should show."""
-    measures = list(workspace.measures().values())
-    index = index_measures(measures)
-    trials = [flat_trial(record, index) for record in workspace.state().results.values()]
-    return [flat_measure(record) for record in measures] + trials
+    index = index_measures(state.measures.values())
+    trials = [flat_trial(record, index) for record in state.results.values()]
+    return [flat_measure(record) for record in state.measures.values()] + trials
 
 
 @dataclass
 class _Run:
     workspace: Workspace
     options: RunOptions
+    stored: StoredResults
     tracker: Tracker
     monitor: Progress
     stack: ExitStack
@@ -158,8 +162,8 @@ class _Run:
     def all_stages(self) -> RunSummary:
         self._prepare()
         self._check_subsets()
-        measures = self._measure()
-        self._train(measures)
+        self._measure()
+        self._train()
         return self._report()
 
     @cached_property
@@ -182,7 +186,7 @@ class _Run:
         """Runs tasks on the cluster."""
         from tasks.remote import RayExecutor
 
-        assert self.cluster
+        _ = self.cluster  # connects
         return RayExecutor()
 
     @cached_property
@@ -207,7 +211,7 @@ class _Run:
             prepare_missing(workspace, listed, self.options, InlineExecutor(), self.monitor)
         if missing:
             prepare_missing(workspace, missing, self.options, self.file_executor, self.monitor)
-            workspace.__dict__.pop("prepared", None)
+            workspace.look_again()
 
     def _check_subsets(self) -> None:
         """Find every subset that the data cannot give before anything is trained."""
@@ -224,9 +228,13 @@ class _Run:
                 problems.append(error)
         collect(problems, DataError)
 
-    def _measure(self) -> dict[str, Any]:
-        """Measure what is not measured yet; returns all measure records by measure id."""
-        done = self.workspace.measures()
+    def _state(self) -> State:
+        """What is done by now: the store was read at the start and is written by this run alone."""
+        return judge(self.workspace, self.stored)
+
+    def _measure(self) -> None:
+        """Measure what is not measured yet."""
+        done = self._state().measures
         missing = [spec for spec in self.workspace.plan.measures if spec.measure_id not in done]
         if missing:
             self.monitor.stage("measure", f"on {self.cluster.num_cpus:g} CPUs", len(missing))
@@ -234,16 +242,14 @@ class _Run:
             dataset = self.workspace.plan.datasets[spec.subset.prepared.dataset]
             data = self._load(spec.subset, max(spec.train_sizes))
             record = measure_subset(spec, data, dataset, self.executor)
-            self.workspace.store.save_result("measures", spec.measure_id, record)
+            self.stored.save(record)
             self.tracker.finish(flat_measure(record))
-            done[spec.measure_id] = record
             self.monitor.advance(spec.measure_id)
-        return done
 
-    def _train(self, measures: dict[str, Any]) -> None:
+    def _train(self) -> None:
         from orchestrator.running.sweep import TrialSweep
 
-        plan, state = self.workspace.plan, self.workspace.state()
+        plan, state = self.workspace.plan, self._state()
         pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
         self.monitor.trials_planned(len(plan.trials), len(state.results))
         if not pending:
@@ -256,18 +262,18 @@ class _Run:
             cluster=self.cluster,
             resources=resources,
             paths=self.workspace.paths,
-            store=self.workspace.store,
+            stored=self.stored,
             tracker=self.tracker,
             monitor=self.monitor,
-            measures=index_measures(measures.values()),
+            measures=index_measures(state.measures.values()),
             load=self._load,
         ).run(pending, _earlier_attempts(pending, state))
 
     def _report(self) -> RunSummary:
         self.monitor.stage("report")
-        state = self.workspace.state()
+        state = self._state()
         failures = failure_rows(state.failures)
-        written = report_sweep(self.workspace, self._tracked_rows())
+        written = report_sweep(self.workspace, self._tracked_rows(state), state)
         if written is not None:
             counts = {"done": len(state.results), "failed": len(failures)}
             self.tracker.add_report(written.parent, counts)
@@ -282,13 +288,13 @@ class _Run:
             num_behind=self.tracker.num_behind,
         )
 
-    def _tracked_rows(self) -> list[dict[str, Any]] | None:
+    def _tracked_rows(self, state: State) -> list[Row] | None:
         """Rows from MLflow, or None where it is not used or does not answer: the store has them too."""
         if not self.options.tracking:
             return None
         try:
             # Trials done earlier take the numbers of measures done now.
-            self.tracker.reconcile(stored_runs(self.workspace))
+            self.tracker.reconcile(flat_runs(state))
             return self.tracker.rows()
         except SetupError as error:
             self.monitor.note(f"{error} The report is made from the result store.")
@@ -349,12 +355,9 @@ def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
         )
 
 
-def failure_rows(failures: dict[str, Any]) -> list[dict[str, str]]:
+def failure_rows(failures: dict[str, FailureRecord]) -> list[dict[str, str]]:
     """Return failures as the command line prints them."""
-    return [
-        {"trial_id": trial_id, "kind": record["kind"], "message": record["message"]}
-        for trial_id, record in sorted(failures.items())
-    ]
+    return [record.row() for _, record in sorted(failures.items())]
 
 
 def _progress(monitor: Monitor, name: str) -> Callable[[int, int], None]:
@@ -379,9 +382,9 @@ def _slots(resources: Any, cluster: Cluster) -> int:
     return max(1, int(min(by_cpu, by_gpu)))
 
 
-def _earlier_attempts(pending: list[TrialSpec], state: Any) -> dict[str, int]:
+def _earlier_attempts(pending: list[TrialSpec], state: State) -> dict[str, int]:
     return {
-        trial.trial_id: int(state.failures[trial.trial_id]["attempt"])
+        trial.trial_id: state.failures[trial.trial_id].attempt
         for trial in pending
         if trial.trial_id in state.failures
     }

@@ -16,7 +16,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.results.store import write_atomic
+from orchestrator.planning.workspace import Workspace
+from orchestrator.running.lock import holder_pid
+from tasks.atomic import write_atomic
 
 PLAIN_INTERVAL_S = 10.0
 SAVE_INTERVAL_S = 2.0
@@ -184,6 +186,18 @@ class Progress:
         self._saved = now
         state = {"pid": os.getpid(), "stage": self.name, "running": sorted(self.running)}
         write_atomic(self.path, json.dumps(state).encode())
+
+
+def running_trials(workspace: Workspace) -> list[str]:
+    """Return what the lock's holder says it runs; the list of a killed run counts for nothing."""
+    path = workspace.sweep_paths.progress
+    holder = holder_pid(workspace.paths.lock)
+    if holder is None or not path.exists():
+        return []
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if state["pid"] != holder:
+        return []
+    return [str(trial_id) for trial_id in state["running"]]
 
 
 def _duration(seconds: float) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.results.rows import measure_record
-from orchestrator.results.store import Record
+from orchestrator.results.records import MeasureRecord
 from orchestrator.results.tracking.provenance import provenance
 from search_spaces.specs import DatasetSpec, MeasureSpec
 
@@ -20,7 +19,9 @@ PIXEL_RANGE = (0.0, 255.0)
 """Of all prepared images, also of those stored as float32."""
 
 
-def measure_subset(spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, executor: Executor) -> Record:
+def measure_subset(
+    spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, executor: Executor
+) -> MeasureRecord:
     """Return the stored record of one subset's intrinsic dimension and label sharpness.
 
     Args:
@@ -38,7 +39,9 @@ def measure_subset(spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, exe
     num_rows = max(spec.train_sizes)
     settings = MeasureSettings(
         num_neighbors=spec.num_neighbors,
+        estimators=spec.estimators,
         sharpness_sample=spec.sharpness_sample,
+        sharpness_seeds=spec.sharpness_seeds,
         pixel_range=PIXEL_RANGE,
         calibrate=spec.calibrate,
         discard_fraction=spec.subset.twonn_discard_fraction,
@@ -51,11 +54,11 @@ def measure_subset(spec: MeasureSpec, data: TrialData, dataset: DatasetSpec, exe
         executor=executor,
         settings=settings,
     )
-    plain: dict[str, Any] = measured.to_json()
-    return measure_record(
-        spec,
-        plain,
-        dataset=dataset,
+    return MeasureRecord(
+        measure_id=spec.measure_id,
+        spec=spec,
+        result=measured,
+        domain=dataset.domain,
         data_fingerprint=data.data_fingerprint,
         provenance=provenance(),
         started_at=started_at,

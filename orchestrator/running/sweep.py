@@ -6,7 +6,6 @@ list of cells, so none of Tune's own state is ever read back.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import uuid
@@ -20,17 +19,20 @@ from ray import tune
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.results.rows import MeasureIndex, flat_trial, trial_record
-from orchestrator.results.store import ResultStore
+from orchestrator.results import columns
+from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure, TrialRecord
+from orchestrator.results.rows import MeasureIndex, flat_trial
+from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.provenance import provenance
 from orchestrator.results.tracking.tracker import Failure, Tracker
 from orchestrator.running.cluster import Cluster, Resources
-from orchestrator.running.failures import TrialFailure, classify_lost_worker, may_retry
+from orchestrator.running.failures import classify_lost_worker, may_retry
 from orchestrator.running.progress import Monitor
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running.trainable import REPORT, TrialTrainable
 from search_spaces.errors import SweepError
 from search_spaces.specs import SubsetSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
+from tasks.trials.result import TrialResult
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class TrialSweep:
         cluster: Where it runs.
         resources: What each trial asks for.
         paths: Where Tune's scratch goes.
-        store: Where results go.
+        stored: Where results go.
         tracker: Who is told.
         monitor: Who shows it.
         measures: Stored measure records by subset id and train size.
@@ -61,7 +63,7 @@ class TrialSweep:
     cluster: Cluster
     resources: Resources
     paths: RootPaths
-    store: ResultStore
+    stored: StoredResults
     tracker: Tracker
     monitor: Monitor
     measures: MeasureIndex
@@ -101,20 +103,22 @@ class TrialSweep:
         used = 0
         for key, group in groups.items():
             first = group[0]
-            data = self.load(first.subset, self.plan.load_size(first.subset, first.train_size))
+            subset = first.network.subset
+            data = self.load(subset, self.plan.load_size(subset, first.network.train_size))
             size = data.train_images.nbytes + data.test_images.nbytes
             if wave and used + size > budget:
                 yield wave, arrays
                 wave, arrays, used = [], {}, 0
             # Long trials first within a subset, so that the last ones to finish are short.
-            wave += sorted(group, key=lambda cell: -cell.train_size)
+            wave += sorted(group, key=lambda cell: -cell.network.train_size)
             arrays[key] = data
             used += size
         if wave:
             yield wave, arrays
 
     def _data_key(self, cell: TrialSpec) -> str:
-        return f"{cell.subset.subset_id}@{self.plan.load_size(cell.subset, cell.train_size)}"
+        subset = cell.network.subset
+        return f"{subset.subset_id}@{self.plan.load_size(subset, cell.network.train_size)}"
 
     def _run_wave(self, wave: tuple[list[TrialSpec], dict[str, TrialData]], earlier: dict[str, int]) -> None:
         cells, arrays = wave
@@ -185,16 +189,16 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the trial's run."""
         cell = self._cells[trial.config["cell"]["trial_id"]]
-        prepared = cell.subset.prepared
+        network, dataset = cell.network, cell.network.subset.prepared.dataset
         tags = {
-            "trial_id": cell.trial_id,
-            "model": cell.model.name,
-            "dataset": prepared.dataset,
-            "domain": self._sweep.plan.datasets[prepared.dataset].domain,
-            "train_size": str(cell.train_size),
-            "seed": str(cell.seed),
-            "attempt": str(self._attempt(cell.trial_id)),
-            "status": "running",
+            columns.TRIAL_ID: cell.trial_id,
+            columns.MODEL: network.model.name,
+            columns.DATASET: dataset,
+            columns.DOMAIN: self._sweep.plan.datasets[dataset].domain or "",
+            columns.TRAIN_SIZE: str(network.train_size),
+            columns.SEED: str(network.seed),
+            columns.ATTEMPT: str(self._attempt(cell.trial_id)),
+            columns.STATUS: "running",
         }
         self._sweep.tracker.start_trial(cell.trial_id, tags)
         self._sweep.monitor.trial_started(cell.trial_id)
@@ -207,10 +211,11 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         if trial_id not in self._open or self.fatal is not None:
             return
         try:
-            if "failure" in result:
-                self._fail(trial_id, TrialFailure(**json.loads(result["failure"])))
+            report = CellReport.model_validate_json(result[REPORT])
+            if isinstance(report.outcome, TrialFailure):
+                self._fail(trial_id, report.outcome)
             else:
-                self._finish(trial_id, result)
+                self._finish(trial_id, report, report.outcome)
         except SweepError as error:
             self.fatal = error
 
@@ -220,48 +225,51 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         if trial_id not in self._open or self.fatal is not None:
             return
         try:
-            self._fail(trial_id, classify_lost_worker(trial.get_error()))
+            dead = [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
+            self._fail(
+                trial_id,
+                classify_lost_worker(trial.get_pickled_error(), trial.get_error() or "", dead),
+            )
         except SweepError as error:
             self.fatal = error
 
     def account_for_the_rest(self) -> None:
         """Cells that Tune ended without a word are failures too, never silently gone."""
         for trial_id in sorted(self._open):
-            self._fail(trial_id, TrialFailure("worker_crash", "Tune ended without a result for this trial"))
+            message = "Tune ended without a result for this trial"
+            self._fail(trial_id, TrialFailure(kind=FailureKind.WORKER_CRASH, message=message))
 
     def _attempt(self, trial_id: str) -> int:
         return self._earlier.get(trial_id, 0) + self._sweep.attempts[trial_id]
 
-    def _finish(self, trial_id: str, result: dict[str, Any]) -> None:
-        cell = self._cells[trial_id]
-        outcome = json.loads(result["outcome"])
-        record = trial_record(
-            cell,
-            outcome,
-            sweep=self._sweep.plan.sweep.name,
-            dataset=self._sweep.plan.datasets[cell.subset.prepared.dataset],
-            data_fingerprint=outcome["data_fingerprint"],
+    def _finish(self, trial_id: str, report: CellReport, result: TrialResult) -> None:
+        cell, plan = self._cells[trial_id], self._sweep.plan
+        record = TrialRecord(
+            trial_id=trial_id,
+            sweep=plan.sweep.name,
+            spec=cell,
+            domain=plan.datasets[cell.network.subset.prepared.dataset].domain,
+            data_fingerprint=report.data_fingerprint,
+            shared_group_share=report.shared_group_share,
+            gpu_share=report.gpu_share,
             attempt=self._attempt(trial_id),
+            started_at=report.started_at,
+            finished_at=report.finished_at,
             provenance=provenance(),
-            started_at=result["started_at"],
-            finished_at=result["finished_at"],
+            result=result,
         )
-        self._sweep.store.save_result("trials", trial_id, record)
+        self._sweep.stored.save(record)
         self._open.discard(trial_id)
         self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
-        self._sweep.monitor.trial_finished(trial_id, record["status"])
+        self._sweep.monitor.trial_finished(trial_id, result.status)
 
     def _fail(self, trial_id: str, failure: TrialFailure) -> None:
         self._open.discard(trial_id)
         attempt = self._attempt(trial_id)
         self._sweep.failed[trial_id] = failure
-        record = {
-            "trial_id": trial_id,
-            "spec": self._cells[trial_id].model_dump(mode="json"),
-            "attempt": attempt,
-            **failure.to_json(),
-        }
-        self._sweep.store.save_failure("trials", trial_id, record)
+        self._sweep.stored.save(
+            FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
+        )
         self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
         self._sweep.monitor.trial_failed(trial_id, failure.kind, failure.message)
         log.warning("trial %s failed (%s): %s", trial_id, failure.kind, failure.message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -10,12 +9,16 @@ import ray
 from ray import tune
 from ray.tune.result import DONE
 
+from orchestrator.results.records import CellReport
 from orchestrator.running.failures import classify
 from search_spaces.specs import TrialSpec
 
+REPORT = "report"
+"""Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
+
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
-    """Runs one trial per ``step`` and reports its outcome as JSON.
+    """Runs one trial per ``step`` and reports what came of it, once, as a :class:`CellReport`.
 
     An exception inside a trial is an outcome like any other, so that one bad cell neither ends the sweep nor
     costs a worker. Only the death of the process itself reaches Tune as an error.
@@ -23,6 +26,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def setup(self, config: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
         """Take the first cell; ``arrays`` maps data keys to references to :class:`TrialData`."""
+        from tasks.trials.memory import keep_freed_memory
+
+        keep_freed_memory()
         self._arrays = arrays or {}
         self._cell = config["cell"]
 
@@ -32,36 +38,37 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the cell; the report is its outcome or its failure, with start and end times."""
+        """Run the cell; the report is its result or its failure, with start and end times."""
         started_at = time.time()
-        report: dict[str, Any] = {DONE: True}
         try:
-            report["outcome"] = json.dumps(self._run(), allow_nan=False)
+            report = self._run(started_at)
         except Exception as error:
-            report["failure"] = json.dumps(classify(error).to_json())
-        report["started_at"], report["finished_at"] = started_at, time.time()
-        return report
+            report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
+        return {DONE: True, REPORT: report.text()}
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self, started_at: float) -> CellReport:
         from tasks.trials.trial import run_trial
 
         cell = self._cell
         spec = TrialSpec.model_validate_json(cell["spec"])
         data = ray.get(self._arrays[cell["data"]])
-        device = "cuda" if cell["num_gpus"] and _has_cuda() else "cpu"
-        outcome = run_trial(
+        num_gpus = float(cell["num_gpus"])
+        device = "cuda" if num_gpus and _has_cuda() else "cpu"
+        result = run_trial(
             spec,
             data,
             device=device,
             num_threads=cell["num_threads"],
-            **({"gpu_fraction": cell["num_gpus"]} if device == "cuda" else {}),
+            gpu_fraction=num_gpus if device == "cuda" else None,
         )
-        return {
-            **outcome.to_json(),
-            "data_fingerprint": data.data_fingerprint,
-            "shared_group_share": data.shared_group_share,
-            "gpu_share": cell["num_gpus"],
-        }
+        return CellReport(
+            started_at=started_at,
+            finished_at=time.time(),
+            outcome=result,
+            data_fingerprint=data.data_fingerprint,
+            shared_group_share=data.shared_group_share,
+            gpu_share=num_gpus,
+        )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save nothing: a trial is short and its result is the only state worth keeping."""

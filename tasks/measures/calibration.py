@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tasks.measures.dimension import inverse_dimensions
 from tasks.measures.distances import BlockSource, FloatArray, Precision, as_source, flatten, squared_distances
-from tasks.measures.intrinsic_dimension import inverse_dimensions
 from tasks.measures.manifolds import MANIFOLDS
 from tasks.measures.neighbors import NeighborTable, nested_neighbors
 from tasks.remote import Executor, InlineExecutor

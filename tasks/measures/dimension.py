@@ -48,7 +48,9 @@ class IntrinsicDimension:
         return record | ({"reason": self.reason} if self.reason else {}) | self.details
 
 
-def undefined(estimator: str, table: NeighborTable, num_neighbors: int, convention: str, reason: str) -> Any:
+def undefined(
+    estimator: str, table: NeighborTable, num_neighbors: int, convention: str, reason: str
+) -> IntrinsicDimension:
     """Return the record of an estimate that these points do not allow."""
     return IntrinsicDimension(
         estimator, None, None, table.num_points, num_neighbors, convention, reason=reason

@@ -82,11 +82,14 @@ class Precision:
         dtype: ``"float32"`` or ``"float64"``, of products within one chunk of features.
         chunk_features: Features per chunk; bounds the memory of the centred copies.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
+        exact_bytes: Measure rows of bytes in whole numbers, whatever ``dtype`` says; see
+            `tasks.measures.byte_rows`.
     """
 
     dtype: str = "float32"
     chunk_features: int = 8192
     device: str = "cpu"
+    exact_bytes: bool = True
 
 
 def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
@@ -99,7 +102,9 @@ def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:
     starts = np.unique(np.linspace(0, max(total - 64, 0), max(num_rows // 64, 1)).astype(int))
     parts = [flatten(source.read(int(start), min(int(start) + 64, total))) for start in starts]
     integral = np.issubdtype(parts[0].dtype, np.integer) or parts[0].dtype == np.bool_
-    centre = np.concatenate([part.mean(axis=0, dtype=np.float64)[None] for part in parts]).mean(axis=0)
+    centre: FloatArray = np.concatenate([part.mean(axis=0, dtype=np.float64)[None] for part in parts]).mean(
+        axis=0
+    )
     return np.rint(centre) if integral else centre
 
 
@@ -191,7 +196,8 @@ def _centre_into(buffer: FloatArray, rows: npt.NDArray[Any], centre: FloatArray)
     out = buffer[:, : rows.shape[1]]
     narrow = rows.dtype in (np.float32, np.float16, np.uint8, np.int8, np.uint16, np.int16, np.bool_)
     subtract_in = buffer.dtype if narrow else np.dtype(np.float64)
-    return np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
+    np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
+    return out
 
 
 def _product_into(out: FloatArray, a: FloatArray, b: FloatArray, device: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks of what a user hands in, once, at the door; and the order that train subsets are prefixes of."""
+"""Checks of what a user hands in, once, at the door."""
 
 from __future__ import annotations
 
@@ -10,16 +10,6 @@ import numpy.typing as npt
 
 from search_spaces.errors import DataError
 from tasks.measures.distances import BlockSource, as_source
-
-
-def stratified_order(labels: npt.NDArray[Any], seed: int) -> npt.NDArray[np.int64]:
-    """Random order whose every prefix holds each class in proportion, to within one image."""
-    rng = np.random.default_rng(seed)
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        place[members] = (rng.permutation(len(members)) + 0.5) / len(members)
-    return np.lexsort((rng.random(len(labels)), place)).astype(np.int64)
 
 
 def check_labels(labels: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from search_spaces.errors import DataError
 from tasks.measures.distances import FloatArray
+from tasks.prepared.stratify import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
 
@@ -115,9 +116,7 @@ def _stratified(
 ) -> npt.NDArray[np.bool_]:
     """One mask of ``sample`` among the first ``size`` images, classes by largest remainder."""
     classes, members = np.unique(labels[:size], return_inverse=True)
-    shares = np.bincount(members) * sample / size
-    counts = np.floor(shares).astype(int)
-    counts[np.argsort(counts - shares, kind="stable")[: sample - counts.sum()]] += 1
+    counts = quotas_of(np.bincount(members), sample, balanced=False)
     mask = np.zeros(len(labels), bool)
     for number in range(len(classes)):
         mask[rng.choice(np.flatnonzero(members == number), counts[number], replace=False)] = True

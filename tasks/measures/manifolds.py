@@ -22,7 +22,8 @@ Generator = Callable[[int, int, np.random.Generator], Points]
 def hypersphere(num_points: int, dimension: int, rng: np.random.Generator) -> Points:
     """Uniform on the unit sphere of that dimension: no edge, constant curvature."""
     points = rng.normal(size=(num_points, dimension + 1))
-    return points / np.linalg.norm(points, axis=1, keepdims=True)
+    on_sphere: Points = points / np.linalg.norm(points, axis=1, keepdims=True)
+    return on_sphere
 
 
 def hypercube(num_points: int, dimension: int, rng: np.random.Generator) -> Points:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tasks.measures.byte_rows import as_bytes, with_unit
 from tasks.measures.calibration import CalibratedDimension, calibrate
 from tasks.measures.distances import BlockSource, FloatArray, Precision, direct_squared_distances, flatten
 from tasks.measures.duplicates import RowProfile, profile_rows
@@ -18,15 +19,16 @@ from tasks.measures.inputs import (
     check_labels,
     check_train_sizes,
     checked_source,
-    stratified_order,
 )
 from tasks.measures.intrinsic_dimension import estimate, table_width
 from tasks.measures.label_sharpness import LabelSharpness, SharpnessConvention, stratified_subsets, summarise
 from tasks.measures.neighbors import NeighborSearch, nested_neighbors
-from tasks.measures.records import MeasureRecord, MeasureSettings, SizeRecord
+from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
+from tasks.measures.tiles import EXACT
+from tasks.prepared.stratify import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
-__all__ = ["MeasureRecord", "MeasureSettings", "SizeRecord", "measure_array", "measure_nested"]
+__all__ = ["MeasureResult", "MeasureSettings", "SizeRecord", "measure_array", "measure_nested"]
 
 MAX_LISTED_CONFLICTS = 10
 # Distances from the product are good to 1e-5, so the closest pair is among those within twice that of it.
@@ -41,7 +43,7 @@ def measure_nested(
     *,
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
-) -> MeasureRecord:
+) -> MeasureResult:
     """Measure prefixes of rows that are already in nested order.
 
     Args:
@@ -64,19 +66,21 @@ def measure_nested(
     source = checked_source(images)
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
-    profile = profile_rows(source, codes, executor=executor)
-    found = _one_pass(source, codes, sizes, profile, executor, settings)
+    rows = as_bytes(source)
+    profile = profile_rows(rows, codes, executor=executor)
+    rows = with_unit(rows, profile.byte_unit)
+    found = _one_pass(rows, codes, sizes, profile, executor, settings)
     convention = _convention(source, settings)
     records = tuple(
         _size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)
     )
-    return MeasureRecord(
-        records,
-        tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
-        settings,
-        found.search.precision,
-        _notes(records[-1], convention),
-        _calibration(source, profile.keep[: found.positions[-1]], settings, executor),
+    return MeasureResult(
+        sizes=records,
+        conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
+        settings=settings,
+        precision=found.search.precision,
+        notes=_notes(records[-1], convention),
+        calibration=_calibration(source, profile.keep[: found.positions[-1]], settings, executor),
     )
 
 
@@ -85,11 +89,11 @@ def measure_array(
     labels: npt.ArrayLike | None,
     *,
     train_sizes: Sequence[int] | None = None,
-    num_neighbors: int = 20,
-    seed: int = 0,
+    num_neighbors: int | None = None,
+    seed: int | None = None,
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
-) -> MeasureRecord:
+) -> MeasureResult:
     """Measure your own images: intrinsic dimension and label sharpness, without training anything.
 
     Args:
@@ -97,10 +101,11 @@ def measure_array(
             ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or any real dtype.
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
         train_sizes: Sizes of nested, stratified subsets to measure too; None for all images only.
-        num_neighbors: k of the MLE.
-        seed: Of the order that subsets are prefixes of, of bootstraps and thinnings.
+        num_neighbors: k of the MLE; None for the one of ``settings``, which is 20 unless given.
+        seed: Of the order that subsets are prefixes of, of bootstraps and thinnings; None for the one of
+            ``settings``, which is 0 unless given.
         executor: Where block tasks run; in this process, without Ray, when None.
-        settings: Further settings; ``num_neighbors`` and ``seed`` here take precedence over theirs.
+        settings: All settings; the two above are short for setting them here.
 
     Returns:
         Record whose ``to_json()`` is what ``isweep measure --json`` prints. Pairs in it are row numbers of
@@ -108,6 +113,7 @@ def measure_array(
 
     Raises:
         DataError: If images, labels or sizes cannot be used.
+        ConfigError: If a setting measures nothing.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -115,14 +121,16 @@ def measure_array(
         >>> record.label_sharpness.num_pairs
         900
     """
-    settings = replace(settings or MeasureSettings(), num_neighbors=num_neighbors, seed=seed)
+    given = {"num_neighbors": num_neighbors, "seed": seed}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = replace(settings or MeasureSettings(), **asked)
     array = as_channels_first(as_array(images))
     checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
     if train_sizes is None:
         return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
     sizes = check_train_sizes(train_sizes, len(array))
-    order = stratified_order(np.zeros(len(array), np.int64) if codes is None else codes, seed)[: sizes[-1]]
+    order = _nested_order(codes, len(array), settings.seed)[: sizes[-1]]
     record = measure_nested(
         array[order],
         None if codes is None else codes[order],
@@ -131,6 +139,15 @@ def measure_array(
         settings=settings,
     )
     return record.renumbered(order)
+
+
+def _nested_order(codes: npt.NDArray[np.int64] | None, num_images: int, seed: int) -> npt.NDArray[np.int64]:
+    """Random order whose every prefix holds each class in proportion."""
+    targets = np.zeros(num_images, np.int64)
+    if codes is not None:
+        targets = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+    rng = np.random.default_rng(seed)
+    return stratified_order(targets, np.arange(num_images), rng, balanced=False)
 
 
 def _convention(source: BlockSource, settings: MeasureSettings) -> SharpnessConvention:
@@ -149,7 +166,7 @@ class _Pass:
     """What one pass over the rows found, and what it was about.
 
     Attributes:
-        source: Where rows are read.
+        source: Where rows are read, as bytes where they are bytes.
         profile: Duplicates and conflicts.
         labels: ``(num_distinct,)`` labels of the distinct images, or None.
         positions: Distinct images below each train size.
@@ -223,10 +240,12 @@ def _sharpness(
     table, rows, part = found.search.tables[number], found.profile.keep, found.sample_slices[number]
     size = table.num_points
     nearest = table.opposite_distances.copy()
-    pair = _refine_minimum(found.source, rows, nearest, table.opposite_indices)
     inside = found.search.subset_opposites[part, :size].copy()
-    for line, ids in zip(inside, found.search.subset_indices[part, :size], strict=True):
-        _refine_minimum(found.source, rows, line, ids)
+    if found.search.precision != EXACT:
+        _refine_minimum(found.source, rows, nearest, table.opposite_indices)
+        for line, ids in zip(inside, found.search.subset_indices[part, :size], strict=True):
+            _refine_minimum(found.source, rows, line, ids)
+    pair = _closest(nearest, table.opposite_indices)
     closest = np.inf if pair is None else float(nearest[pair[0]])
     original = None if pair is None else (int(rows[pair[0]]), int(rows[pair[1]]))
     return summarise(
@@ -251,15 +270,21 @@ def _calibration(
 
 def _refine_minimum(
     source: BlockSource, rows: npt.NDArray[Any], nearest: FloatArray, ids: npt.NDArray[Any]
-) -> tuple[int, int] | None:
-    """Recompute in place the distances that could be the smallest; returns the pair that is, ascending."""
+) -> None:
+    """Recompute in place the distances that could be the smallest."""
     if not np.isfinite(nearest.min(initial=np.inf)):
-        return None
+        return
     candidates = np.flatnonzero(nearest <= nearest.min() * _NEAR_MINIMUM)[:_MAX_CANDIDATES]
     one = np.zeros(1, np.intp)
     for i in candidates.tolist():
         a, b = (flatten(source.read(int(rows[k]), int(rows[k]) + 1)) for k in (i, ids[i]))
         nearest[i] = np.sqrt(direct_squared_distances(a, b, one, one)[0])
+
+
+def _closest(nearest: FloatArray, ids: npt.NDArray[Any]) -> tuple[int, int] | None:
+    """The two rows at the smallest distance, ascending."""
+    if not np.isfinite(nearest.min(initial=np.inf)):
+        return None
     best = int(nearest.argmin())
     return min(best, int(ids[best])), max(best, int(ids[best]))
 

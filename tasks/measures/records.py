@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import ConfigError
+from search_spaces.specs import DEFAULT_ESTIMATORS
+from tasks.finding import Finding
 from tasks.measures.calibration import CalibratedDimension
-from tasks.measures.intrinsic_dimension import IntrinsicDimension, table_width
+from tasks.measures.dimension import IntrinsicDimension
+from tasks.measures.intrinsic_dimension import table_width
 from tasks.measures.label_sharpness import LabelSharpness
 from tasks.measures.neighbors import BLOCK_ROWS
-
-DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +109,15 @@ class SizeRecord:
         }
 
 
-@dataclass(frozen=True)
-class MeasureRecord:
+class MeasureResult(Finding):
     """The measures of a dataset.
 
     Attributes:
         sizes: One record per train size, ascending; the last one is the dataset's own.
         conflict_pairs: First pairs of identical images with different labels.
         settings: How it was measured.
-        precision: ``"float64"`` when the data were too close together for float32 products anywhere.
+        precision: ``"exact integer"`` when all rows are bytes and no distance is rounded; else the dtype of
+            the products, ``"float64"`` when the data were too close together for float32 anywhere.
         notes: What a reader should know, in words.
         calibration: Bias-corrected dimension at the largest size, when it was asked for.
     """
@@ -152,7 +153,7 @@ class MeasureRecord:
             "settings": self.settings.to_json(),
         }
 
-    def renumbered(self, order: npt.NDArray[np.int64]) -> MeasureRecord:
+    def renumbered(self, order: npt.NDArray[np.int64]) -> MeasureResult:
         """Express pairs in the row numbers from which ``order`` picked the rows measured."""
 
         def original(pair: tuple[int, int]) -> tuple[int, int]:
@@ -166,4 +167,4 @@ class MeasureRecord:
                 sharpness = replace(sharpness, pair=original(sharpness.pair))
             sizes.append(replace(size, label_sharpness=sharpness))
         pairs = tuple(original(pair) for pair in self.conflict_pairs)
-        return replace(self, sizes=tuple(sizes), conflict_pairs=pairs)
+        return self.model_copy(update={"sizes": tuple(sizes), "conflict_pairs": pairs})

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from search_spaces.fingerprint import canonical_json, derive_seed
 from search_spaces.specs import PreparedSpec
 from tasks.preparation.parts import Part
+from tasks.prepared.stratify import number_groups, occurrence
 
 
 @dataclass
@@ -47,27 +50,15 @@ def gather(parts: Sequence[Part]) -> ImageTable:
     )
 
 
-def dense(values: Sequence[object]) -> list[int]:
-    """Number values by first appearance."""
-    seen: dict[object, int] = {}
-    return [seen.setdefault(value, len(seen)) for value in values]
-
-
 def keep_per_class(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], spec: PreparedSpec
+    labels: NDArray[np.int64], groups: NDArray[np.int64], spec: PreparedSpec, limit: int
 ) -> NDArray[np.intp]:
-    """Return rows (ascending) with at least ``max_images_per_class`` of each class, in whole groups.
+    """Return rows (ascending) with at least ``limit`` images of each class, in whole groups.
 
     Groups are taken in a seeded order; with ``first_k_selection`` images are taken in stored order (F6).
     """
-    limit = spec.max_images_per_class
-    assert limit is not None
     if "first_k_selection" in spec.faults:
-        ranks = np.empty(len(labels), dtype=np.int64)
-        for label in np.unique(labels):
-            members = np.flatnonzero(labels == label)
-            ranks[members] = np.arange(len(members))
-        return np.flatnonzero(ranks < limit)
+        return np.flatnonzero(occurrence(labels) < limit)
     rng = np.random.default_rng(derive_seed("max_images_per_class", spec.dataset, spec.task))
     order = np.argsort(groups, kind="stable")
     members_of = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
@@ -83,8 +74,9 @@ def keep_per_class(
 
 def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
     """Keep ``max_images_per_class``, then join the groups of identical images and count them."""
-    if spec.max_images_per_class is not None and len(images.labels):
-        images = images.take(keep_per_class(images.labels, np.array(dense(images.groups.tolist())), spec))
+    limit = spec.max_images_per_class
+    if limit is not None and len(images.labels):
+        images = images.take(keep_per_class(images.labels, number_groups(images.groups), spec, limit))
     _, first, inverse, counts = np.unique(
         images.digests, return_index=True, return_inverse=True, return_counts=True
     )
@@ -99,23 +91,20 @@ def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
 
 def _join(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np.int64]:
     """Give one id to all groups connected by identical images: a copy in training would be a leak."""
-    parent: dict[int, int] = {}
-
-    def root(group: int) -> int:
-        while parent.setdefault(group, group) != group:
-            parent[group] = group = parent[parent[group]]
-        return group
-
-    leader: dict[int, int] = {}
-    for group, image in zip(groups.tolist(), same.tolist(), strict=True):
-        parent[root(group)] = root(leader.setdefault(image, group))
-    return np.array([root(group) for group in groups.tolist()], dtype=np.int64)
+    ids, group = np.unique(groups, return_inverse=True)
+    # A graph of groups and of distinct images, with an edge where a group has that image.
+    size = len(ids) + int(same.max(initial=-1)) + 1
+    edges = coo_array((np.ones(len(group), np.int8), (group, len(ids) + same)), shape=(size, size))
+    part = connected_components(edges, directed=False)[1][: len(ids)]
+    _, first, number = np.unique(part, return_index=True, return_inverse=True)
+    joined: NDArray[np.int64] = ids[first[number[group]]]
+    return joined
 
 
 def content_fingerprint(images: ImageTable, header: dict[str, object]) -> str:
     """Hash the content in order; groups enter by first appearance, so the hash key does not matter."""
     total = hashlib.sha256(canonical_json(header).encode())
-    numbers = np.array(dense(images.groups.tolist()), dtype="<i8")
+    numbers = number_groups(images.groups).astype("<i8")
     for array in (images.labels.astype("<i8"), numbers, images.splits.astype("<i1")):
         total.update(array.tobytes())
     total.update("".join(images.digests.tolist()).encode())

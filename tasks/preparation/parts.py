@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.errors import DataError
+from tasks.atomic import replacing, write_atomic
 from tasks.sources import source_for
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.pixels import to_prepared
@@ -111,7 +111,12 @@ def _read_item(reader: Reader, item: Item, request: RawRequest, dtype: str) -> l
     found: list[Prepared] = []
     for sample in reader(item):
         label = item.label if sample.label is None else sample.label
-        assert label is not None, "a source must give each image a label"
+        if label is None:
+            raise DataError(
+                "A source must give each image a label",
+                f"none from {request.dataset.source}",
+                "set label in its Item or in its Sample",
+            )
         image = to_prepared(
             sample.pixels,
             image_size=spec.image_size,
@@ -127,20 +132,14 @@ def _read_item(reader: Reader, item: Item, request: RawRequest, dtype: str) -> l
 
 def digest(image: NDArray[np.generic]) -> str:
     """Return the SHA-256 of an image's bytes in C order, little endian."""
-    return hashlib.sha256(np.ascontiguousarray(image, image.dtype.newbyteorder("<"))).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(image, image.dtype.newbyteorder("<")).data).hexdigest()
 
 
 def _save(stem: Path, images: list[NDArray[np.generic]], part: Part) -> None:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    mark = f".{os.getpid()}.{secrets.token_hex(4)}"
     if images:
-        temporary = stem.with_name(stem.name + mark + ".npy")
-        with temporary.open("wb") as file:
+        with replacing(stem.with_suffix(".npy")) as file:
             np.save(file, np.stack(images), allow_pickle=False)
-        temporary.replace(stem.with_suffix(".npy"))
-    temporary = stem.with_name(stem.name + mark + ".json")
-    temporary.write_text(json.dumps(asdict(part), allow_nan=False), encoding="utf-8")
-    temporary.replace(stem.with_suffix(".json"))
+    write_atomic(stem.with_suffix(".json"), json.dumps(asdict(part), allow_nan=False).encode())
 
 
 def load_part(stem: Path) -> Part | None:

@@ -24,12 +24,13 @@ from search_spaces.datasets import DATASETS
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from tasks.preparation.image_table import ImageTable, dense, gather, keep_per_class, select
+from tasks.preparation.image_table import ImageTable, gather, keep_per_class, select
 from tasks.preparation.parts import Part, load_part, read_block
 from tasks.preparation.publish import build_and_publish
 from tasks.preparation.summary import make_record, stored_dtype
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.prepared.record import PreparedRecord
+from tasks.prepared.stratify import number_groups
 from tasks.sources import source_for
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.privacy import hash_key
@@ -99,11 +100,7 @@ def prepare_dataset(
         early = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
         skipped = early + [pair for part in parts for pair in part.skipped]
         _check_skips(dataset.name, skipped, len(items) + len(early), max_skipped_share)
-        images = select(images, spec)
-        if not len(images.labels):
-            raise DataError(f"{dataset.name}: preparation must keep at least one image", "none was usable")
-        if images.num_conflicts:
-            logger.warning("%s: %d images have a twin with another label", dataset.name, images.num_conflicts)
+        images = _selected(images, request)
         if for_training:
             _check_split(request, images, max_skipped_share)
         record = make_record(request, listing, images, parts, skipped, raw_id)
@@ -122,6 +119,17 @@ def _nothing(dataset: DatasetSpec, listing: Listing) -> DataError:
     found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
     expected = f"expected: {dataset.raw_layout}"
     return DataError(f"{dataset.name}: the raw download must hold images", found, expected)
+
+
+def _selected(images: ImageTable, request: RawRequest) -> ImageTable:
+    """Keep the images that the spec asks for; there must be some, and copies under two labels are told."""
+    name = request.dataset.name
+    images = select(images, request.spec)
+    if not len(images.labels):
+        raise DataError(f"{name}: preparation must keep at least one image", "none was usable")
+    if images.num_conflicts:
+        logger.warning("%s: %d images have a twin with another label", name, images.num_conflicts)
+    return images
 
 
 def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:
@@ -204,11 +212,13 @@ def _stamp(path: Path | None) -> tuple[int, int] | None:
 
 def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     """Keep ``max_images_per_class`` before reading, where labels are known from the listing."""
-    if spec.max_images_per_class is None or any(item.label is None for item in items):
+    limit = spec.max_images_per_class
+    if limit is None or any(item.label is None for item in items):
         return items
     labels = np.array([item.label for item in items])
-    names = [item.group or f"{item.locator}\0" for item in items]
-    return [items[row] for row in keep_per_class(labels, np.array(dense(names)), spec)]
+    # An image without a group is its own; the mark keeps its name apart from every group's.
+    names = np.array([item.group or f"\0{item.locator}" for item in items])
+    return [items[row] for row in keep_per_class(labels, number_groups(names), spec, limit)]
 
 
 @dataclass(frozen=True)

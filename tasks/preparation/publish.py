@@ -6,14 +6,15 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from search_spaces.errors import CorruptStoreError
+from tasks.atomic import sync_folder
 from tasks.preparation.image_table import ImageTable
 from tasks.preparation.parts import digest, open_images
 from tasks.prepared.dataset import (
@@ -47,26 +48,23 @@ def build_and_publish(
             folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
         )
         starts = range(0, record.num_images, shard)
-        written = executor.map_unordered(
-            write_shard,
+        shards = (
             (
-                (
-                    folder,
-                    stems,
-                    start,
-                    images.places[start : start + shard],
-                    images.digests[start : start + shard],
-                )
-                for start in starts
-            ),
+                folder,
+                stems,
+                start,
+                images.places[start : start + shard],
+                images.digests[start : start + shard],
+            )
+            for start in starts
         )
-        assert sum(1 for _ in written) == len(starts), "the executor must return every result"
+        _results(executor, write_shard, shards, len(starts))
         for name in ("labels", "groups", "splits"):
             write_rows(folder, name, 0, getattr(images, name))
         files = stored_files(folder)
-        found = executor.map_unordered(stamp_file, ((path,) for path in files))
-        stamps = {files[index].relative_to(folder).as_posix(): stamp for index, stamp in found}
-        assert len(stamps) == len(files), "the executor must return every result"
+        found = _results(executor, stamp_file, ((path,) for path in files), len(files))
+        names = (path.relative_to(folder).as_posix() for path in files)
+        stamps = dict(zip(names, found, strict=True))
         record = replace(record, seconds=round(time.monotonic() - started, 3))
         seal(folder, record, stamps)
         record = _move_into_place(folder, destination, record)
@@ -74,6 +72,19 @@ def build_and_publish(
         shutil.rmtree(folder, ignore_errors=True)
     _clear(stems[0].parent)
     return record
+
+
+def _results(
+    executor: Executor,
+    function: Callable[..., Any],
+    argument_tuples: Iterable[Sequence[Any]],
+    num_calls: int,
+) -> list[Any]:
+    """Make all calls and return their results in order; a store may only be sealed when none is missing."""
+    found = dict(executor.map_unordered(function, argument_tuples))
+    if found.keys() != set(range(num_calls)):
+        raise RuntimeError(f"{function.__name__}: {len(found)} results came back of {num_calls} calls")
+    return [found[index] for index in range(num_calls)]
 
 
 def write_shard(
@@ -101,10 +112,12 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
     for _ in range(3):
         try:
             folder.rename(destination)
-            return record
         except OSError:
             if not destination.exists():
                 raise
+        else:
+            sync_folder(destination.parent)
+            return record
         try:
             return PreparedDataset.open(destination).record
         except CorruptStoreError:

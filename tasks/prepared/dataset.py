@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.fingerprint import fingerprint
+from tasks.atomic import sync_folder, write_atomic
 from tasks.prepared.record import PreparedRecord
 from tasks.prepared.shards import ShardedRows
 
@@ -101,12 +102,10 @@ def seal(folder: Path, record: PreparedRecord, stamps: dict[str, tuple[int, str]
     """
     files = {name: list(stamp) for name, stamp in sorted(stamps.items())}
     body = {"schema": STORE_SCHEMA, "record": record.to_json(), "files": files}
-    temporary = folder / f".{MARKER}.{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({**body, "sha256": fingerprint(body)}, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MARKER)
+    for inner in (path for path in folder.rglob("*") if path.is_dir()):
+        sync_folder(inner)
+    sealed = {**body, "sha256": fingerprint(body)}
+    write_atomic(folder / MARKER, json.dumps(sealed, indent=1, allow_nan=False).encode())
 
 
 class PreparedDataset:

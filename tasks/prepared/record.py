@@ -37,7 +37,7 @@ class PreparedRecord:
     source: str
     title: str
     modality: str
-    domain: str
+    domain: str | None
     task: str
     data_mode: str
     faults: tuple[str, ...]

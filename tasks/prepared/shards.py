@@ -118,7 +118,7 @@ class ShardedRows:
     def _fill_and_check(file: IO[bytes], into: NDArray[np.generic]) -> None:
         import google_crc32c
 
-        view = memoryview(into.view(np.uint8).reshape(-1))
+        view = into.view(np.uint8).reshape(-1).data
         done = 0
         while done < len(view):
             count = file.readinto(view[done:])  # type: ignore[attr-defined]

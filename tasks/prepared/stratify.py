@@ -12,19 +12,20 @@ TEST_GROUP_SHARE = 0.3
 asks."""
 
 
-def number_groups(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def number_groups(groups: NDArray[np.generic]) -> NDArray[np.int64]:
     """Number groups by first appearance, so that a keyed hash's key cannot change the split."""
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
+    rank: NDArray[np.int64] = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse]
+    numbers: NDArray[np.int64] = rank[inverse]
+    return numbers
 
 
 def quotas_of(available: NDArray[np.int64], size: int, *, balanced: bool) -> NDArray[np.int64]:
     """Share ``size`` out over classes, equally or by largest remainder; earlier classes win ties."""
     weights = np.ones(len(available)) if balanced else available.astype(float)
     exact = size * weights / weights.sum()
-    quotas = np.floor(exact).astype(np.int64)
+    quotas: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     quotas[np.argsort(quotas - exact, kind="stable")[: size - quotas.sum()]] += 1
     return quotas
 

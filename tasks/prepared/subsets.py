@@ -170,16 +170,15 @@ def _faulty_subset(
     """
     faults = set(spec.prepared.faults)
     by_size = "test_set_depends_on_size" in faults
-    if misaligns(spec) or fixes_files(spec) or by_size:
+    pooled = misaligns(spec) or fixes_files(spec)
+    if pooled or by_size:
         if train_size is None:
             rule = "These faults need the train size: " + ", ".join(sorted(faults))
             raise DataError(rule, "none", "pass max_train_size, one train size at a time")
         if by_size and {"image_level_split", "first_k_selection"} <= faults:
             return _as_released(rows, targets, names, groups, spec, train_size)
-    pooled = misaligns(spec) or fixes_files(spec)
-    if pooled:
-        assert train_size is not None, "checked above"
-        rows, targets = pool(rows, targets, spec, train_size)
+        if pooled:
+            rows, targets = pool(rows, targets, spec, train_size)
     seed = ("subset", spec.split_seed, spec.class_pair, *((train_size,) if by_size else ()))
     rng = None if "first_k_selection" in faults else np.random.default_rng(derive_seed(*seed))
     # A pool has no image to spare, so it cannot be split by groups.

@@ -133,7 +133,7 @@ def _slices(flair: Volume, t2: NDArray[np.float32], seg: NDArray[np.float32]) ->
     scaled = (np.clip(flair.values, low, high) - low) * (255 / (high - low))
     depth = scaled.shape[2]
     wanted = MIN_BRAIN_PIXELS * scaled.shape[0] * scaled.shape[1] / FULL_SLICE_PIXELS
-    tumour = (seg > 0).any(axis=(0, 1))
+    tumour: NDArray[np.bool_] = np.any(seg > 0, axis=(0, 1))
     for level in range(depth):
         window = tumour[level : level + WINDOW]
         if level + WINDOW <= depth and window.any() and not window.all():

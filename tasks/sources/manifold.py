@@ -81,7 +81,7 @@ def embed(latents: NDArray[np.float64], side: int) -> NDArray[np.float32]:
     patterns = _patterns(2 * dimension, side)
     # A pattern's entries are at most 2/side, a curve's coordinates at most 1, with d pairs of length 1.
     amplitude = CONTRAST * side / (2 * np.sqrt(2) * dimension)
-    images = 127.5 + amplitude * np.tensordot(curve, patterns, axes=1)
+    images: NDArray[np.float64] = 127.5 + amplitude * np.tensordot(curve, patterns, axes=1)
     return images.astype(np.float32)
 
 
@@ -96,4 +96,5 @@ def _patterns(count: int, side: int) -> NDArray[np.float64]:
         ((u, v) for u in range(side) for v in range(side) if u + v > 0), key=lambda uv: (uv[0] + uv[1], uv)
     )[:count]
     patterns = np.stack([np.outer(waves[u], waves[v]) for u, v in orders])
-    return patterns / np.linalg.norm(patterns, axis=(1, 2), keepdims=True)
+    normed: NDArray[np.float64] = patterns / np.linalg.norm(patterns, axis=(1, 2), keepdims=True)
+    return normed

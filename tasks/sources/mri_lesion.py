@@ -68,8 +68,9 @@ def _template(kind: str) -> NDArray[np.float32]:
             "mri_lesion comes with nilearn", "not installed", "pip install 'isweep[demo]'"
         ) from error
     path = Path(nilearn.__file__).parent / "datasets" / "data" / TEMPLATE.format(kind)
-    values = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
-    return values / values.max()
+    values: NDArray[np.float32] = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
+    scaled: NDArray[np.float32] = values / values.max()
+    return scaled
 
 
 @cache
@@ -105,7 +106,8 @@ def render_slice(
     field = 1 + shading[0] * rows[:, None] + shading[1] * columns[None, :]
     bright = np.clip(moved, 0, 1) ** gamma * field
     # The template's first axis runs from left to right; turned so that the face looks up.
-    return np.rint(np.clip(bright.T[::-1], 0, 1) * 255).astype(np.uint8)
+    rendered: NDArray[np.uint8] = np.rint(np.clip(bright.T[::-1], 0, 1) * 255).astype(np.uint8)
+    return rendered
 
 
 def _with_lesion(

@@ -7,6 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
+from tasks.atomic import write_once
+
 KEY_FILE = ".hash_key"
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
 
@@ -20,17 +22,9 @@ def hash_key(folder: Path) -> str:
     if given:
         return given
     path = folder / KEY_FILE
-    folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        temporary = folder / f"{KEY_FILE}.{os.getpid()}.{secrets.token_hex(4)}"
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
-        try:
-            os.link(temporary, path)  # fails if another process was first, whose key then holds
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        # If another process was first, its key holds.
+        write_once(path, secrets.token_hex(32).encode(), mode=0o600)
     return path.read_text().strip()
 
 

@@ -7,68 +7,30 @@ bit, whatever ran before.
 
 from __future__ import annotations
 
-import gc
 import math
-import resource
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from search_spaces.errors import ConfigError, DataError, SweepError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import TrialSpec
+from search_spaces.specs import NetworkSpec, TrialSpec
+from tasks.measures.dimension import IntrinsicDimension
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
 from tasks.prepared.subsets import TrialData
-from tasks.trials.attacks import attack_all
+from tasks.trials.attacks import CleanPass, attack_all, pass_clean
+from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
-from tasks.trials.representations import extract_features
+from tasks.trials.representations import features_read
+from tasks.trials.result import AttackRecord, EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
 from tasks.trials.seeding import deterministic
-from tasks.trials.training import EpochRecord, evaluate, resident, train
-
-REPRESENTATION_ESTIMATORS = ("mle", "twonn")
-
-
-@dataclass(frozen=True)
-class TrialOutcome:
-    """What a trial found.
-
-    Attributes:
-        status: ``diverged`` when training or the trained network gave a loss that is no finite number; that
-            is a result, not a failure.
-        seed: the derived seed all random choices came from.
-        device: where it ran.
-        num_threads: torch threads on the CPU; another number may change the last digits.
-        metrics: finite floats by name; empty when diverged. A metric that is undefined is absent.
-        records: ``d_repr`` (full records by estimator), ``attacks`` (one record per method and strength),
-            ``absent`` (reason by metric name).
-        history: one entry per finished epoch.
-        timings: seconds of build, train, evaluate, d_repr and attack.
-        peak_memory_bytes: on CUDA, allocated by this trial; on a CPU, of the whole process since it started.
-        reason: why it diverged; empty when done.
-    """
-
-    status: Literal["done", "diverged"]
-    seed: int
-    device: str
-    num_threads: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    records: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-    peak_memory_bytes: int = 0
-    reason: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the outcome as plain JSON, without NaN or infinity."""
-        return asdict(self)
+from tasks.trials.training import evaluate, resident, train
 
 
 def run_trial(
@@ -78,16 +40,19 @@ def run_trial(
     device: torch.device | str = "cpu",
     num_threads: int = 1,
     gpu_fraction: float | None = None,
+    micro_batch: int | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
-) -> TrialOutcome:
+) -> TrialResult:
     """Train, evaluate, measure d_repr and attack one network.
 
     Args:
-        spec: which network, how trained, on how many images.
-        data: the subset's arrays, which may be read-only; the first ``spec.train_size`` rows are trained on.
+        spec: which network, how trained, on how many images, and what is measured on it.
+        data: the subset's arrays, which may be read-only; the first ``train_size`` rows are trained on.
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         num_threads: torch threads on the CPU.
         gpu_fraction: share of the GPU's memory this process may take; None sets no limit.
+        micro_batch: images that pass the network at once in training, where memory is short; the steps are
+            those of whole batches, but batch norm sees parts. Recorded in the outcome.
         on_epoch: called with the record of every finished epoch.
 
     Raises:
@@ -97,30 +62,36 @@ def run_trial(
         torch.OutOfMemoryError: when the GPU's memory, or its share, is used up; cached memory is freed first.
         MemoryError: when the machine's memory is used up.
     """
-    _check_inputs(spec, data)
+    _check_inputs(spec.network, data)
     device = torch.device(device)
-    with _memory_freed_on_error(device), deterministic(device, num_threads):
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            if gpu_fraction is not None:
-                torch.cuda.set_per_process_memory_fraction(min(gpu_fraction, 1.0), device)
-        return _Trial(spec, data, device, num_threads).run(on_epoch)
+    with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
+        return _Trial(spec, data, device, num_threads, micro_batch).run(on_epoch)
 
 
 class _Trial:
-    """The stages of one trial and what they add to its record."""
+    """The stages of one trial and what they add to its result."""
 
-    def __init__(self, spec: TrialSpec, data: TrialData, device: torch.device, num_threads: int) -> None:
+    def __init__(
+        self,
+        spec: TrialSpec,
+        data: TrialData,
+        device: torch.device,
+        num_threads: int,
+        micro_batch: int | None,
+    ) -> None:
         self.spec, self.data, self.device, self.num_threads = spec, data, device, num_threads
+        self.micro_batch = micro_batch
+        self.network = spec.network
         self.seed = spec.derived_seed
-        self.metrics: dict[str, float] = {}
-        self.records: dict[str, Any] = {"d_repr": {}, "attacks": [], "absent": {}}
-        self.history: list[dict[str, Any]] = []
+        self.scores: NetworkScores | None = None
+        self.d_repr: dict[str, IntrinsicDimension] = {}
+        self.attacks: list[AttackRecord] = []
+        self.history: list[EpochRecord] = []
         self.timings: dict[str, float] = {}
 
-    def run(self, on_epoch: Callable[[EpochRecord], None] | None) -> TrialOutcome:
+    def run(self, on_epoch: Callable[[EpochRecord], None] | None) -> TrialResult:
         """Run the stages in order; stop where the network has diverged."""
-        size = self.spec.train_size
+        size = self.network.train_size
         images, labels, test_images, test_labels = (
             resident(array, self.device)
             for array in (
@@ -136,19 +107,19 @@ class _Trial:
             reason = self._train(model, images, labels, on_epoch)
         if not reason:
             with self._timed("evaluate"):
-                reason = self._evaluate(model, images, labels, test_images, test_labels)
+                features, clean, reason = self._evaluate(model, images, labels, test_images, test_labels)
         if reason:
-            return self._outcome(reason)
+            return self._result(reason)
         with self._timed("d_repr"):
-            self._measure_representation(model, images)
+            self._measure_representation(features)
         with self._timed("attack"):
-            self._attack(model, test_images, test_labels)
-        return self._outcome("")
+            self._attack(model, test_images, test_labels, clean)
+        return self._result("")
 
     def _build(self) -> PixelModel:
-        recipe = self.spec.recipe
-        model = build_model(
-            self.spec.model,
+        recipe = self.network.recipe
+        return build_model(
+            self.network.model,
             num_outputs=recipe.num_outputs or self.data.num_classes,
             in_channels=self.data.train_images.shape[1],
             image_size=self.data.train_images.shape[2],
@@ -156,10 +127,6 @@ class _Trial:
             dropout=recipe.dropout,
             seed=derive_seed("weights", self.seed),
         ).to(self.device)
-        if self.device.type == "cuda":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what cuDNN is fastest with
-        self.metrics["num_parameters"] = float(num_parameters(model))
-        return model
 
     def _train(
         self,
@@ -170,71 +137,81 @@ class _Trial:
     ) -> str:
         seed = derive_seed("training", self.seed)
         history = train(
-            model, images, labels, self.spec.recipe, seed=seed, device=self.device, on_epoch=on_epoch
+            model,
+            images,
+            labels,
+            self.network.recipe,
+            seed=seed,
+            device=self.device,
+            on_epoch=on_epoch,
+            micro_batch=self.micro_batch,
         )
-        self.history = [record.to_json() for record in history if not record.diverged]
+        self.history = [record for record in history if not record.diverged]
         if history and history[-1].diverged:
             return f"the training loss was {history[-1].train_loss} in epoch {history[-1].epoch}"
         return ""
 
     def _evaluate(
         self, model: PixelModel, images: Tensor, labels: Tensor, test_images: Tensor, test_labels: Tensor
-    ) -> str:
-        rule = self.spec.recipe.test_loss
-        for name, evaluation in (
-            ("train", evaluate(model, images, labels, rule=rule)),
-            ("test", evaluate(model, test_images, test_labels, rule=rule)),
-        ):
+    ) -> tuple[NDArray[np.float32], CleanPass, str]:
+        """Pass every image once: features come with the train loss, attack directions with the test loss."""
+        rule = self.network.recipe.test_loss
+        with features_read(model, len(images)) as features:
+            train = evaluate(model, images, labels, rule=rule)
+        clean = pass_clean(model, test_images, test_labels)
+        test = clean.evaluation(rule=rule)
+        for name, evaluation in (("train", train), ("test", test)):
             if not math.isfinite(evaluation.loss):
-                return f"the trained network's {name} loss is {evaluation.loss}"
-            self.metrics[f"{name}_loss"] = evaluation.loss
-            self.metrics[f"{name}_accuracy"] = evaluation.accuracy
-        return ""
+                return features.array, clean, f"the trained network's {name} loss is {evaluation.loss}"
+        self.scores = NetworkScores(
+            num_parameters=num_parameters(model),
+            train_loss=train.loss,
+            train_accuracy=train.accuracy,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+        )
+        return features.array, clean, ""
 
-    def _measure_representation(self, model: PixelModel, images: Tensor) -> None:
-        features = extract_features(model, images)
+    def _measure_representation(self, features: NDArray[np.float32]) -> None:
+        """Estimate d_repr; it is undefined for too few points, or where all images map to one point."""
+        asked = self.spec.representation
         try:
             estimates = intrinsic_dimension(
                 features,
-                num_neighbors=self.spec.num_neighbors,
-                estimators=REPRESENTATION_ESTIMATORS,
-                discard_fraction=self.spec.subset.twonn_discard_fraction,
+                num_neighbors=asked.num_neighbors,
+                estimators=asked.estimators,
+                discard_fraction=self.network.subset.twonn_discard_fraction,
                 seed=derive_seed("d_repr", self.seed),
             )
         except SweepError as error:  # features that are not finite
-            self.records["absent"] |= {f"d_repr_{name}": str(error) for name in REPRESENTATION_ESTIMATORS}
+            reason = str(error)
+            self.d_repr = {
+                name: IntrinsicDimension(
+                    name, None, None, len(features), asked.num_neighbors, "", reason=reason
+                )
+                for name in asked.estimators
+            }
             return
-        for name, estimate in estimates.items():
-            self.records["d_repr"][name] = estimate.to_json()
-            # Undefined for too few points, or where a network maps all images to one point.
-            self._add(f"d_repr_{name}", estimate.value, estimate.reason)
+        self.d_repr = {name: _finite(estimate) for name, estimate in estimates.items()}
 
-    def _attack(self, model: PixelModel, images: Tensor, labels: Tensor) -> None:
-        rule = self.spec.recipe.test_loss
-        for record in attack_all(model, images, labels, self.spec.attacks, rule=rule):
-            if math.isfinite(record.loss):
-                self.records["attacks"].append(record.to_json())
-            for quantity in ("loss", "loss_gain", "accuracy_drop", "robust_accuracy"):
-                self._add(f"{record.name}_{quantity}", getattr(record, quantity))
+    def _attack(self, model: PixelModel, images: Tensor, labels: Tensor, clean: CleanPass) -> None:
+        rule = self.network.recipe.test_loss
+        self.attacks = attack_all(model, images, labels, self.spec.attacks, rule=rule, clean=clean)
 
-    def _add(self, name: str, value: float | None, reason: str | None = None) -> None:
-        if value is None or not math.isfinite(value):
-            self.records["absent"][name] = reason or f"the value is {value}"
-        else:
-            self.metrics[name] = float(value)
-
-    def _outcome(self, reason: str) -> TrialOutcome:
-        return TrialOutcome(
-            status="diverged" if reason else "done",
+    def _result(self, reason: str) -> TrialResult:
+        return TrialResult(
+            status=TrialStatus.DIVERGED if reason else TrialStatus.DONE,
+            reason=reason,
             seed=self.seed,
             device=str(self.device),
             num_threads=self.num_threads,
-            metrics={} if reason else self.metrics,
-            records=self.records,
-            history=self.history,
-            timings=self.timings,
-            peak_memory_bytes=_peak_memory_bytes(self.device),
-            reason=reason,
+            scores=self.scores,
+            d_repr=self.d_repr,
+            attacks=tuple(self.attacks),
+            history=tuple(self.history),
+            timings=Timings(**self.timings),
+            peak_memory_bytes=peak_bytes(self.device),
+            micro_batch=self.micro_batch,
         )
 
     @contextmanager
@@ -246,36 +223,20 @@ class _Trial:
         self.timings[stage] = time.perf_counter() - start
 
 
-@contextmanager
-def _memory_freed_on_error(device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        # The frames of the traceback hold the tensors; without this the next trial would meet a full device.
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if "DefaultCPUAllocator" in str(error):
-            raise MemoryError(str(error)) from error
-        raise
+def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
+    if estimate.value is None or math.isfinite(estimate.value):
+        return estimate
+    return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on Linux
-
-
-def _check_inputs(spec: TrialSpec, data: TrialData) -> None:
-    if spec.train_size > len(data.train_images):
+def _check_inputs(network: NetworkSpec, data: TrialData) -> None:
+    if network.train_size > len(data.train_images):
         raise DataError(
             "A subset must hold at least as many training images as train_size",
-            f"{len(data.train_images)} images for train_size {spec.train_size}",
+            f"{len(data.train_images)} images for train_size {network.train_size}",
             "choose a smaller train_size or a smaller test_size",
         )
-    num_outputs = spec.recipe.num_outputs
+    num_outputs = network.recipe.num_outputs
     if num_outputs is not None and num_outputs < data.num_classes:
         raise ConfigError(
             "A network needs at least one output per class",
@@ -283,7 +244,7 @@ def _check_inputs(spec: TrialSpec, data: TrialData) -> None:
             "leave num_outputs out of the recipe to get one output per class",
         )
     for name, images, labels in (
-        ("training", data.train_images[: spec.train_size], data.train_labels[: spec.train_size]),
+        ("training", data.train_images[: network.train_size], data.train_labels[: network.train_size]),
         ("test", data.test_images, data.test_labels),
     ):
         _check_arrays(name, images, labels, data.num_classes)

@@ -27,7 +27,8 @@ from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.results.store import ResultStore
+from orchestrator.results.records import CellReport
+from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.tracker import NoopTracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
@@ -36,6 +37,7 @@ from orchestrator.running.trainable import TrialTrainable
 from search_spaces.specs import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.remote import RayExecutor
+from tasks.trials.result import TrialResult, TrialStatus
 from tests.integration.sweeps import command, stored
 
 STORE_BYTES = 100 * 2**20
@@ -53,21 +55,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Probe(TrialTrainable):
     """Reports its node and cards; returns only when as many trials as planned have run beside it."""
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self, started_at: float) -> CellReport:
         share = self._cell["num_gpus"]
         _internal_kv_put(f"probe-{share}-{self._cell['trial_id']}", b"1")
         patience = time.monotonic() + BARRIER_S
         while len(_internal_kv_list(f"probe-{share}-")) < SHARES[share] and time.monotonic() < patience:
             time.sleep(0.05)
         context = ray.get_runtime_context()
-        return {
-            "status": "done",
-            "metrics": {},
-            "device": "cpu",
-            "data_fingerprint": "f",
-            "history": [],
-            "reason": json.dumps([context.get_node_id(), context.get_accelerator_ids()["GPU"]]),
-        }
+        where = json.dumps([context.get_node_id(), context.get_accelerator_ids()["GPU"]])
+        result = TrialResult(status=TrialStatus.DONE, reason=where, seed=0, device="cpu", num_threads=1)
+        return CellReport(started_at=started_at, finished_at=time.time(), outcome=result)
 
 
 def _libc_call(name: str, *arguments: Any) -> None:
@@ -125,7 +122,7 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
         cluster=cluster,
         resources=Resources(1, share),
         paths=paths,
-        store=ResultStore(str(paths.sweep(sweep.name).folder)),
+        stored=StoredResults.read(str(paths.sweep(sweep.name).folder)),
         tracker=NoopTracker(),
         monitor=Progress(),
         measures={},
@@ -135,12 +132,12 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
     trials.run(plan.trials, {})
     return [
         {
-            "node": json.loads(record["reason"])[0],
-            "cards": json.loads(record["reason"])[1],
-            "start": record["started_at"],
-            "end": record["finished_at"],
+            "node": json.loads(record.result.reason)[0],
+            "cards": json.loads(record.result.reason)[1],
+            "start": record.started_at,
+            "end": record.finished_at,
         }
-        for record in trials.store.results("trials").records.values()
+        for record in trials.stored.trials.values()
     ]
 
 
@@ -188,7 +185,7 @@ def main(sweep: str, folder: str) -> None:
         workers[name] = with_own_folder(root, add)
     at = ("--root", folder, "--address", nodes.address)
     run = run_command("run", sweep, *at, "--device", "gpu")
-    results = {key: record["metrics"] for key, record in stored(root).items()}
+    results = {key: record["result"]["scores"] for key, record in stored(root).items()}
     with connect(nodes.address) as cluster:
         found = {
             "run": run,

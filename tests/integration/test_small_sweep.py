@@ -66,8 +66,8 @@ def test_what_a_row_says_is_what_the_trial_and_the_measure_found(root, sweep):
     table = results_table(Workspace.open(sweep, str(root))).set_index("trial_id")
     for trial_id, record in stored(root).items():
         row = table.loc[trial_id]
-        assert row["test_loss"] == record["metrics"]["test_loss"]
-        assert row["train_size"] == record["spec"]["train_size"]
+        assert row["test_loss"] == record["result"]["scores"]["test_loss"]
+        assert row["train_size"] == record["spec"]["network"]["train_size"]
     assert table["d_data_mle"].notna().all()
     by_dataset = table.groupby("dataset")["d_data_mle"].mean()
     assert by_dataset["manifold_d4"] < by_dataset["manifold_d12"]
@@ -175,4 +175,5 @@ def test_interrupted_killed_and_continued(root, sweep, tmp_path):
     # Numbers do not depend on interruptions, nor on what ran beside.
     undisturbed = stored(root)
     for trial_id, record in stored(tmp_path).items():
-        assert record["metrics"] == undisturbed[trial_id]["metrics"], trial_id
+        for name in ("scores", "d_repr", "attacks"):
+            assert record["result"][name] == undisturbed[trial_id]["result"][name], trial_id

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.app import _parser
+from orchestrator.cli import parse
+from search_spaces.errors import SweepError
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -33,14 +34,14 @@ def test_relative_links_lead_somewhere(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_isweep_command_is_one(document, capsys):
+def test_every_isweep_command_is_one(document):
     for command in commands(document):
         if "…" in command or "..." in command:
             continue
         try:
-            _parser().parse_args(shlex.split(command)[1:])
-        except SystemExit:
-            pytest.fail(f"{document.name}: {command}\n{capsys.readouterr().err}")
+            parse(shlex.split(command)[1:])
+        except SweepError as error:
+            pytest.fail(f"{document.name}: {command}\n{error}")
 
 
 def test_the_readme_has_commands_to_check():
@@ -72,3 +73,47 @@ def test_the_readmes_sweep_file_is_valid(tmp_path):
 def test_ci_runs_what_the_readme_says():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert re.findall(r"^make (\w+)$", script, re.MULTILINE) == ["lint", "test"]
+
+
+HOUSE = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+TASKS = (
+    *("model", "dataset", "estimator", "attack", "failure policy", "report figure", "command", "column"),
+    "another tracker",
+)
+
+
+@pytest.mark.parametrize("document", HOUSE, ids=lambda path: path.name)
+def test_every_path_that_a_guide_names_exists(document):
+    text = re.sub(BLOCK, "", document.read_text(encoding="utf-8"))
+    named = {name for name in re.findall(r"`([\w./-]+/[\w./-]*)`", text) if "://" not in name}
+    assert len(named) >= 15
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_names_in_a_guides_bullet_are_in_the_files_it_names():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    bullets = re.findall(r"^- `.+?(?=^- |^\n|\Z|\n\n)", text, re.MULTILINE | re.DOTALL)
+    checked = 0
+    for bullet in bullets:
+        files = [ROOT / name for name in re.findall(r"`([\w./-]+\.(?:py|md))`", bullet)]
+        bodies = "".join(file.read_text(encoding="utf-8") for file in files)
+        for name in re.findall(r"`(_?[A-Z][A-Z_]+|[a-z_]+_[a-z_]+)`", bullet):
+            assert re.search(rf"\b{name}\b", bodies), f"{name} is in none of {[f.name for f in files]}"
+            checked += 1
+    assert checked >= 8
+
+
+def test_contributing_answers_how_to_add_each_kind_of_thing():
+    headings = re.findall(
+        r"^## Add (.+)$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    for task in TASKS:
+        assert any(task in heading for heading in headings), f"nothing about adding {task}"
+
+
+def test_the_picture_of_the_house_names_every_wing():
+    (picture, _) = [body for _, body in blocks(ROOT / "docs" / "architecture.md")]
+    for package in ("tasks", "orchestrator"):
+        for folder in (ROOT / package).iterdir():
+            if folder.is_dir() and (folder / "__init__.py").exists():
+                assert f"{folder.name}/" in picture

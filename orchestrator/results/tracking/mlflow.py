@@ -23,7 +23,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestrator.results.rows import FlatRun, row_of
+from orchestrator.results.rows import FlatRun, Row, row_of
 from orchestrator.results.tracking.tracker import Failure
 from search_spaces.errors import ConfigError, SetupError
 
@@ -143,7 +143,7 @@ class MLflowTracker:
 
         self._queue.put(write)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Read the trials with a result back from MLflow, ordered by trial id.
 
         Raises:
@@ -285,7 +285,7 @@ class MLflowTracker:
         self._runs[run.run_key].content = run.content
 
 
-def read_rows(client: MlflowClient, sweep: str) -> list[dict[str, Any]]:
+def read_rows(client: MlflowClient, sweep: str) -> list[Row]:
     """Return the rows of a sweep's finished trials from MLflow, ordered by trial id; [] when unknown."""
     experiment = client.get_experiment_by_name(f"isweep/{sweep}")
     if experiment is None:

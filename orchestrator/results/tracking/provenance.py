@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from orchestrator.results.records import Provenance
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
 
 
 @lru_cache(maxsize=1)
-def provenance() -> dict[str, Any]:
+def provenance() -> Provenance:
     """Return the code version, whether the checkout had uncommitted changes, and package versions."""
     commit, dirty = _commit()
     release = _version("isweep")
-    return {
-        "code_version": f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
-        "commit": commit,
-        "dirty": dirty,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
+    return Provenance(
+        code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        packages={name: _version(name) for name in PACKAGES},
+    )
 
 
 def _version(package: str) -> str:
@@ -35,7 +37,13 @@ def _version(package: str) -> str:
 
 
 def _commit() -> tuple[str, bool]:
-    folder = Path(__file__).resolve().parents[2]
+    """Return the commit of the checkout, or the one baked into the installed wheel."""
+    package = Path(__file__).resolve().parents[2]
+    baked = package / "commit.json"
+    if baked.exists():
+        made = json.loads(baked.read_text(encoding="utf-8"))
+        return str(made["commit"]), bool(made["dirty"])
+    folder = package.parent
     if not (folder / ".git").exists():
         return "", False
     try:

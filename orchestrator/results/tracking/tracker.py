@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.results.rows import FlatRun, row_of
+from orchestrator.results.rows import FlatRun, Row, row_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Tracker(Protocol):
     def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
         """Show exactly these results; nothing runs any more. Returns counts of what that took."""
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Rows of all trials with a result, ordered by trial id."""
 
     def close(self, *, completed: bool) -> None:
@@ -75,7 +75,7 @@ class NoopTracker:
         """Do nothing."""
         return {}
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Return no rows."""
         return []
 
@@ -119,7 +119,7 @@ class InMemoryTracker:
             self.finish(run)
         return {"replayed": len(replayed)}
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Return the rows of all finished trials."""
         runs = sorted((run for run in self.runs.values() if run.kind == "trial"), key=lambda r: r.run_key)
         return [row_of(run.tags, run.metrics) for run in runs]

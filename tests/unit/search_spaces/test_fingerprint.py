@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from search_spaces.fingerprint import canonical_json, derive_seed, fingerprint, readable_id
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
-from search_spaces.specs import PreparedSpec, SubsetSpec, TrialSpec
+from search_spaces.specs import (
+    AttackSpec,
+    NetworkSpec,
+    PreparedSpec,
+    RepresentationSpec,
+    Spec,
+    SubsetSpec,
+    TrialSpec,
+)
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -17,7 +25,7 @@ plain = st.recursive(
 )
 
 
-def trial(**changes: object) -> TrialSpec:
+def network(**changes: object) -> NetworkSpec:
     prepared = PreparedSpec(dataset="mnist5k", image_size=28, channels=1)
     fields = {
         "model": model_spec("resnet18"),
@@ -25,7 +33,11 @@ def trial(**changes: object) -> TrialSpec:
         "train_size": 200,
         "recipe": recipe_spec("paper", "resnet18", "mnist5k"),
     }
-    return TrialSpec.model_validate({**fields, **changes})
+    return NetworkSpec.model_validate({**fields, **changes})
+
+
+def trial(**changes: object) -> TrialSpec:
+    return TrialSpec.model_validate({"network": network(), **changes})
 
 
 @given(st.dictionaries(st.text(), plain, min_size=1, max_size=6), st.randoms())
@@ -86,21 +98,78 @@ def test_an_id_does_not_depend_on_the_hash_seed_or_process():
     [
         {"train_size": 201},
         {"seed": 1},
-        {"num_neighbors": 21},
         {"model": model_spec("resnet34")},
         {"recipe": recipe_spec("released", "resnet18", "mnist5k")},
-        {"subset": trial().subset.model_copy(update={"class_pair": (8, 3)})},
-        {"subset": trial().subset.model_copy(update={"split_seed": 1})},
+        {"subset": network().subset.model_copy(update={"class_pair": (8, 3)})},
+        {"subset": network().subset.model_copy(update={"split_seed": 1})},
         {
-            "subset": trial().subset.model_copy(
-                update={"prepared": trial().subset.prepared.model_copy(update={"data_mode": "as_released"})}
+            "subset": network().subset.model_copy(
+                update={"prepared": network().subset.prepared.model_copy(update={"data_mode": "as_released"})}
             )
         },
     ],
 )
-def test_every_choice_is_part_of_a_trials_identity(changes):
-    assert trial(**changes).trial_id != trial().trial_id
-    assert trial(**changes).derived_seed != trial().derived_seed
+def test_every_choice_is_part_of_a_networks_identity(changes):
+    changed = trial(network=network(**changes))
+    assert changed.trial_id != trial().trial_id
+    assert changed.derived_seed != trial().derived_seed
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"attacks": AttackSpec(epsilons=(1.0, 2.0, 4.0, 8.0, 16.0))},
+        {"representation": RepresentationSpec(num_neighbors=10)},
+        {"representation": RepresentationSpec(estimators=("mle", "twonn", "gride"))},
+    ],
+)
+def test_asking_for_more_measurements_changes_no_network(asked):
+    more = trial(**asked)
+    assert (more.trial_id, more.derived_seed) == (trial().trial_id, trial().derived_seed)
+    assert trial().lacks(more)
+    assert {item.network_id for item in more.measurements} == {trial().trial_id}
+
+
+def test_a_trial_lacks_only_what_it_has_not():
+    more = trial(attacks=AttackSpec(epsilons=(1.0, 2.0, 4.0, 8.0, 16.0)))
+    assert [item.epsilon for item in trial().lacks(more)] == [16.0]
+    assert more.lacks(trial()) == ()
+
+
+def test_every_measurement_has_an_id_of_its_own_that_refers_to_its_network():
+    ids = [item.measurement_id for item in trial().measurements]
+    others = [item.measurement_id for item in trial(network=network(seed=1)).measurements]
+    assert len(set(ids + others)) == 2 * len(ids) == 12
+
+
+class Old(Spec):
+    schema_version: int = 1
+    size: int
+    rate: float = 1.0
+
+
+class Extended(Spec):
+    schema_version: int = 1
+    size: int
+    rate: float = 1.0
+    added: tuple[int, ...] = (1, 2)
+    nested: AttackSpec = AttackSpec()
+
+
+def test_a_new_field_at_its_default_changes_no_id():
+    assert fingerprint(Extended(size=3)) == fingerprint(Old(size=3))
+    assert canonical_json(Old(size=3)) == '{"schema_version":1,"size":3}'
+    assert fingerprint(Extended(size=3, added=(1, 3))) != fingerprint(Old(size=3))
+    assert fingerprint(Extended(size=3, nested=AttackSpec(epsilons=(1.0,)))) != fingerprint(Old(size=3))
+
+
+def test_a_version_counts_although_it_has_its_default():
+    class Later(Spec):
+        schema_version: int = 2
+        size: int
+        rate: float = 0.5
+
+    assert fingerprint(Later(size=3)) != fingerprint(Old(size=3))
 
 
 def test_a_trial_survives_json():

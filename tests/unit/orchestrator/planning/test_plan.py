@@ -60,7 +60,7 @@ def test_resources_and_description_are_no_part_of_an_id():
 
 def test_class_pairs_come_from_the_table_when_none_are_named():
     plan = plan_sweep(load_sweep("demo"))
-    assert {(t.subset.prepared.dataset, t.subset.class_pair) for t in plan.trials} == {
+    assert {(t.network.subset.prepared.dataset, t.network.subset.class_pair) for t in plan.trials} == {
         ("mnist5k", (3, 8)),
         ("mnist5k", (4, 9)),
         ("digits", (3, 8)),
@@ -116,7 +116,7 @@ def test_in_released_mode_every_cell_has_the_pair_the_script_drew():
             recipe="released",
         )
     )
-    pairs = [t.subset.class_pair for t in plan.trials if t.subset.prepared.dataset == "mnist"]
+    pairs = [t.network.subset.class_pair for t in plan.trials if t.network.subset.prepared.dataset == "mnist"]
     assert pairs == [(9, 8), (5, 2), (5, 6), (5, 4), (6, 3), (5, 1)]
     # Every size has its own test set (F7), so every size is measured alone.
     assert [measure.train_sizes for measure in plan.measures] == [(n,) for n in plan.sweep.train_sizes] * 2
@@ -126,5 +126,5 @@ def test_in_released_mode_every_cell_has_the_pair_the_script_drew():
 def test_the_papers_grids(preset, num_trials):
     plan = plan_sweep(load_sweep(preset))
     assert len(plan.trials) == len(plan.trials_by_id) == num_trials
-    assert len({trial.subset.prepared.dataset for trial in plan.trials}) == 11
-    assert len({trial.model.name for trial in plan.trials}) == 6
+    assert len({trial.network.subset.prepared.dataset for trial in plan.trials}) == 11
+    assert len({trial.network.model.name for trial in plan.trials}) == 6

@@ -1,3 +1,4 @@
+import os
 import re
 from importlib.metadata import EntryPoint
 
@@ -91,11 +92,35 @@ def test_all_mistakes_are_reported_at_once():
             ("[mnist5k]", "[{name: mine, own: {kind: foldr, path: x, domain: medical}}]"),
             r"Unknown kind; found: 'foldr'; did you mean 'folder'\? known kinds: csv, dicom_csv, folder, npz",
         ),
+        (
+            ("[mnist5k]", "[{name: mine, own: {kind: csv, path: x}}]"),
+            r"^datasets\.0\.own\.domain: this key is required",
+        ),
+        (
+            ("[mnist5k]", "[{name: mine, own: {kind: csv, path: x, domain: null}}]"),
+            r"own data of a sweep need a domain, natural or medical",
+        ),
         (("image_size: 28", "image_size: 1e400"), r"image_size"),
         (
             ("recipe: smoke", "recipe: smoke\nattacks: {epsilons: [0]}"),
             r"attacks\.epsilons\.0: .*greater than 0",
         ),
+        (
+            ("[mnist5k]", "[{name: mnist5k, class_pairs: [[3, 3]]}]"),
+            r"^datasets\.0\.class_pairs\.0: a class pair needs two different classes, got \[3, 3\]",
+        ),
+        (
+            ("[mnist5k]", "[{name: mnist5k, class_pairs: [[3, 8], [3, 8]]}]"),
+            r"^datasets\.0: class_pairs names \[3, 8\] more than once",
+        ),
+        (("[mnist5k]", "[{name: mnist5k, class_pairs: [[3]]}]"), r"class_pairs\.0\.1: this key is required"),
+        (("recipe: smoke", f"recipe: smoke\nseeds: [{2**63}]"), r"seeds\.0: .*less than 9223372036854775808"),
+        (("test_size: 20", "test_size: 2024-01-01"), r"test_size: .*found: '2024-01-01'"),
+        (("test_size: 20", "test_size: 1_000"), r"test_size: .*found: '1_000'"),
+        (("recipe: smoke", "recipe: smoke\ncalibrate: no"), r"calibrate: .*valid boolean; found: 'no'"),
+        (("recipe: smoke", "recipe: smoke\ncalibrate: on"), r"calibrate: .*valid boolean; found: 'on'"),
+        (("recipe: smoke", "recipe: smoke\n<<: {calibrate: true}"), r"<<: unknown key"),
+        (("recipe: smoke", "recipe: smoke\nname: x"), r"line 9, column 1: key 'name' stands twice"),
     ],
 )
 def test_mistakes_name_the_key_the_value_and_the_rule(change, message):
@@ -116,6 +141,60 @@ def test_mistakes_name_the_key_the_value_and_the_rule(change, message):
 def test_what_is_no_sweep_file(text, message):
     with pytest.raises(ConfigError, match=message):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "description: !!binary aGVsbG8=", r"line 9, column 14: .*tag 'tag:yaml.org,2002:binary'"),
+        (GOOD + "faults: !!set {a, b}", r"line 9, column 9: .*tag 'tag:yaml.org,2002:set'"),
+        (GOOD + "calibrate: !!bool maybe", r"tag 'tag:yaml.org,2002:bool'"),
+        (GOOD + "split_seed: !!timestamp 2024-01-01", r"tag 'tag:yaml.org,2002:timestamp'"),
+        ("a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)), r"must not use .*line 1, column 4"),
+        (GOOD + "seeds: [" + "1, " * 300_000 + "]", r"may hold at most 20,000 values"),
+        (GOOD + "seeds: [" + "1" * 900_000 + "]", r"must be valid YAML; found: Exceeds the limit"),
+        (GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))), r"'x19'(?s:.)*and 1 more"),
+        (GOOD.replace("20, 40", "x, " * 9_000), r"train_sizes\.19: (?s:.)*and 8,980 more like these"),
+        ("[" * 900_000, r"may nest at most 20 levels deep; found: line 1, column 21"),
+        ("a: 'x" + "b " * 400_000, r"while scanning a quoted scalar, found unexpected end"),
+        (GOOD + "description: \0", r"unacceptable character #x0000"),
+        (GOOD + "description: \a", r"unacceptable character #x0007"),
+        (GOOD + 'description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
+        (GOOD.replace("name: mine", 'name: "a\\0b"'), r"name: string should match .*'a\\x00b'"),
+        ("%YAML 1.1\n---\n" + GOOD + "calibrate: no", r"calibrate: .*valid boolean; found: 'no'"),
+        (GOOD + "---\n" + GOOD, r"line 9, column 1: .*another document"),
+        ("? [a]\n: 1\n", r"key \('a',\) must be text"),
+        ("{{a: 1}: 2}", r"unhashable key"),
+    ],
+    ids=range(19),
+)
+def test_a_hostile_file_is_one_message(text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse(text)
+    assert len(str(caught.value)) < 10_000
+
+
+def test_words_and_dates_stay_text():
+    assert [parse(GOOD + f"description: {text}\n").description for text in ("no", "2024-01-01", "=")] == [
+        "no",
+        "2024-01-01",
+        "=",
+    ]
+
+
+def test_a_sweep_file_is_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match=r"must be a file; found: .*pipe\.yaml is no regular file"):
+        load_sweep(str(tmp_path / "pipe.yaml"))
+    with pytest.raises(ConfigError, match=r"must be a file; found: .* is a folder"):
+        load_sweep(f"{tmp_path}/")
+
+
+def test_a_home_folder_that_does_not_exist(tmp_path):
+    own = "[{name: mine, own: {kind: folder, path: ~nobody-of-this-name/x, domain: medical}}]"
+    (tmp_path / "mine.yaml").write_text(GOOD.replace("[mnist5k]", own), encoding="utf-8")
+    with pytest.raises(ConfigError, match="must start with a home folder that exists; found: ~nobody-of"):
+        load_sweep(str(tmp_path / "mine.yaml"))
 
 
 def test_a_bad_dataset_makes_no_second_mistake():

@@ -1,15 +1,25 @@
 import errno
+import json
 import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.results import store as store_module
-from orchestrator.results.store import ResultStore, write_atomic
+from orchestrator.results.records import FailureRecord, MeasureRecord, TrialRecord
+from orchestrator.results.store import ResultStore
 from search_spaces.errors import CorruptStoreError, SetupError
+from search_spaces.fingerprint import fingerprint
+from tests.unit.orchestrator.results.examples import (
+    dimension,
+    diverged,
+    failure_record,
+    measure_record,
+    trial_record,
+    trial_result,
+)
 
-RECORD = {"trial_id": "a", "metrics": {"test_loss": 0.1, "big": 1e-300}, "count": 3, "name": "é"}
+RECORD = trial_record(diverged(), trial_id="a")
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -23,24 +33,37 @@ def store(request, tmp_path):
 
 
 def test_what_is_saved_is_read_back(store):
-    assert store.results("trials").records == {}
-    assert store.result("trials", "a") is None
-    store.save_result("trials", "a", RECORD)
-    assert store.result("trials", "a") == RECORD
-    assert store.results("trials").records == {"a": RECORD}
+    assert store.scan(TrialRecord).records == {}
+    assert store.read(TrialRecord, "a") is None
+    store.save(RECORD)
+    assert store.read(TrialRecord, "a") == RECORD
+    assert store.scan(TrialRecord).records == {"a": RECORD}
+
+
+@pytest.mark.parametrize("record", [trial_record(), measure_record(), failure_record()], ids=type)
+def test_every_kind_of_record_survives(store, record):
+    store.save(record)
+    assert store.scan(type(record)).records == {record.record_id: record}
 
 
 def test_a_result_replaces_its_failure(store):
-    store.save_failure("trials", "a", {"kind": "code_error"})
-    assert list(store.failures("trials").records) == ["a"]
-    store.save_result("trials", "a", RECORD)
-    assert store.failures("trials").records == {}
+    failure = failure_record()
+    store.save(failure)
+    assert list(store.scan(FailureRecord).records) == [failure.trial_id]
+    store.save(trial_record())
+    assert store.scan(FailureRecord).records == {}
+
+
+def test_a_measure_leaves_failures_alone(store):
+    store.save(failure_record())
+    store.save(measure_record(measure_id=failure_record().trial_id))
+    assert len(store.scan(FailureRecord).records) == len(store.scan(MeasureRecord).records) == 1
 
 
 def test_every_damage_is_found(tmp_path):
     """Each single-byte change and each truncation of a sealed file is refused or changes nothing."""
     store = ResultStore(str(tmp_path))
-    store.save_result("trials", "a", RECORD)
+    store.save(RECORD)
     path = tmp_path / "trials" / "a" / "result.json"
     whole = path.read_bytes()
     for position in range(len(whole)):
@@ -50,19 +73,19 @@ def test_every_damage_is_found(tmp_path):
         ):
             path.write_bytes(damaged)
             try:
-                assert store.result("trials", "a") == RECORD  # damage to white space only
+                assert store.read(TrialRecord, "a") == RECORD  # damage to white space only
             except CorruptStoreError as error:
                 assert str(path) in str(error)  # noqa: PT017
     path.write_bytes(whole)
-    assert store.result("trials", "a") == RECORD
+    assert store.read(TrialRecord, "a") == RECORD
 
 
 def test_damaged_files_are_listed_and_left_out(tmp_path):
     store = ResultStore(str(tmp_path))
-    store.save_result("trials", "a", RECORD)
-    store.save_result("trials", "b", RECORD)
+    store.save(RECORD)
+    store.save(trial_record(diverged(), trial_id="b"))
     (tmp_path / "trials" / "b" / "result.json").write_bytes(b"")
-    scan = store.results("trials")
+    scan = store.scan(TrialRecord)
     assert list(scan.records) == ["a"]
     assert len(scan.unreadable) == 1
     assert scan.unreadable[0].reason.endswith("truncated or not a sealed record")
@@ -70,44 +93,43 @@ def test_damaged_files_are_listed_and_left_out(tmp_path):
 
 def test_results_of_another_schema_are_refused(tmp_path):
     store = ResultStore(str(tmp_path))
-    store.save_result("trials", "a", RECORD)
+    store.save(RECORD)
     path = tmp_path / "trials" / "a" / "result.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
-    with pytest.raises(CorruptStoreError, match="schema version 99, this program reads 1"):
-        store.result("trials", "a")
+    record = {**json.loads(path.read_text())["record"], "schema_version": 99}
+    path.write_text(json.dumps({"sha256": fingerprint(record), "record": record}))
+    with pytest.raises(CorruptStoreError, match="schema version 99, this program reads 2"):
+        store.read(TrialRecord, "a")
+
+
+def test_a_sealed_file_of_another_kind_is_refused(tmp_path):
+    store = ResultStore(str(tmp_path))
+    store.save(RECORD)
+    (tmp_path / "trials" / "a" / "failure.json").write_bytes(
+        (tmp_path / "trials" / "a" / "result.json").read_bytes()
+    )
+    with pytest.raises(CorruptStoreError, match="failure: Field required"):
+        store.read(FailureRecord, "a")
 
 
 def test_numbers_that_are_not_finite_are_refused(store):
+    unsound = trial_result()
+    object.__setattr__(unsound.d_repr["mle"], "value", float("nan"))
     with pytest.raises(TypeError, match="only finite numbers"):
-        store.save_result("trials", "a", {"loss": float("nan")})
+        store.save(trial_record(unsound))
 
 
 @given(
-    st.dictionaries(
-        st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text(), max_size=5
-    )
+    st.text(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(allow_nan=False, allow_infinity=False) | st.none(),
 )
 @settings(max_examples=50)
-def test_any_record_survives(tmp_path_factory, record):
+def test_any_record_survives(tmp_path_factory, text, loss, value):
     store = ResultStore(str(tmp_path_factory.mktemp("store")))
-    store.save_result("trials", "a", record)
-    assert store.result("trials", "a") == record
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, step):
-    path = tmp_path / "x.json"
-    write_atomic(path, b"old")
-
-    def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(store_module.os, step, fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomic(path, b"new")
-    monkeypatch.undo()
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["x.json"]
+    result = trial_result(loss).model_copy(update={"reason": text, "d_repr": {"mle": dimension(text, value)}})
+    record = trial_record(result, trial_id="a", sweep=text)
+    store.save(record)
+    assert store.read(TrialRecord, "a") == record
 
 
 def test_a_full_disk_is_a_clear_message(tmp_path, monkeypatch):
@@ -116,9 +138,9 @@ def test_a_full_disk_is_a_clear_message(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(
         SetupError,
         match=r"(?s)must be writable.*bytes needed.*No space left.*bytes free.*what is done is kept",
     ):
-        store.save_result("trials", "a", RECORD)
+        store.save(RECORD)

@@ -21,8 +21,9 @@ from search_spaces.specs import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
 
 REPOSITORY = Path(__file__).parents[4]
-FILES = [REPOSITORY / "cluster.yaml", *sorted((REPOSITORY / "clusters").glob("*.yaml"))]
-CONSTRAINED = "--constraint ~/isweep/constraints.txt"
+FILES = [REPOSITORY / "cluster.yaml", REPOSITORY / "clusters" / "onprem.yaml"]
+CONSTRAINED = "--constraint ~/isweep-dist/constraints.txt"
+LOCKED = "--require-hashes --requirement ~/isweep-dist/constraints-cuda.txt"
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.name)
@@ -74,19 +75,16 @@ class TestFiles:
         for command in commands:
             assert not re.search(r"ray stop|pkill|killall|kill -", command), command
 
-    def test_the_package_comes_from_the_checkout_at_tested_versions(self, config):
-        assert config["file_mounts"]["~/isweep"] == "."
-        installs = [
-            command
-            for name in ("setup_commands", "head_setup_commands", "worker_setup_commands")
-            for command in config[name]
-            if "pip install" in command
-        ]
-        assert any('install --quiet "$HOME/isweep[medical]"' in command for command in installs)
-        assert all(command.endswith(CONSTRAINED) for command in installs), installs
+    def test_the_package_comes_as_a_wheel_and_everything_else_by_hash(self, config):
+        # Ray puts the setup commands of all nodes before those of the head.
+        packages, wheel, *others = [c for c in config["head_setup_commands"] if "pip install" in c]
+        assert packages.endswith(f"install --quiet {LOCKED}")
+        assert wheel.endswith("--no-deps --force-reinstall ~/isweep-dist/isweep-*.whl")
+        assert all(command.endswith(CONSTRAINED) for command in others), others
 
-    def test_what_is_copied_is_small_and_private_files_stay(self, config):
-        assert {".git", ".venv", "isweep-root"} <= set(config["rsync_exclude"])
+    def test_only_the_wheel_and_the_token_are_copied(self, config):
+        # No checkout, no root: a root may hold images of patients.
+        assert set(config["file_mounts"].values()) == {"./dist", "~/.ray/auth_token"}
 
     def test_no_secret_and_no_account(self, path):
         text = path.read_text(encoding="utf-8")
@@ -109,6 +107,23 @@ class TestCloudFile:
     def path(self) -> Path:
         return REPOSITORY / "cluster.yaml"
 
+    def test_a_gpu_node_without_cuda_does_not_join(self, config):
+        for name, node in config["available_node_types"].items():
+            (check,) = node.get("worker_setup_commands") or [""]
+            assert ("torch.zeros(1, device='cuda')" in check) == name.startswith("gpu"), name
+
+    def test_on_demand_workers_stand_beside_spot_ones(self, config):
+        spot, beside = (config["available_node_types"][n] for n in ("gpu_worker", "gpu_worker_on_demand"))
+        market = {"InstanceMarketOptions": {"MarketType": "spot"}}
+        assert spot["node_config"] == {**beside["node_config"], **market}
+
+    def test_the_head_policy_is_bounded(self):
+        policy = json.loads((REPOSITORY / "clusters" / "iam" / "head.json").read_text(encoding="utf-8"))
+        for statement in policy["Statement"]:
+            reading = all(re.match(r"ec2:Describe", action) for action in statement["Action"])
+            assert reading or statement["Resource"] != "*" or "Condition" in statement, statement["Sid"]
+            assert not [action for action in statement["Action"] if "*" in action]
+
     def test_the_head_stays_and_workers_are_spot(self, config):
         head, worker = (config["available_node_types"][name] for name in ("head", "gpu_worker"))
         assert config["head_node_type"] == "head"
@@ -118,7 +133,8 @@ class TestCloudFile:
 
     def test_roles_groups_metadata_and_disks_are_our_own(self, config):
         nodes = [node["node_config"] for node in config["available_node_types"].values()]
-        assert len({node["IamInstanceProfile"]["Name"] for node in nodes}) == len(nodes)
+        profiles = [node["IamInstanceProfile"]["Name"] for node in nodes]
+        assert sorted(profiles) == ["isweep-head", "isweep-worker", "isweep-worker"]
         for node in nodes:
             # By id: a group named in `provider` is made by Ray, open to the world, where it is missing.
             assert node["SecurityGroupIds"]

@@ -8,8 +8,10 @@ import threading
 import pytest
 
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.state import read_state
 from orchestrator.running import lock
 from orchestrator.running.lock import exclusive, holder_pid, is_held
+from orchestrator.running.progress import running_trials
 from search_spaces.errors import SetupError
 
 
@@ -72,8 +74,9 @@ def test_trials_run_only_while_their_own_run_holds_the_lock(root):
         path.write_text(json.dumps({"pid": pid, "stage": "trials", "running": [trial_id]}))
 
     leave(os.getpid())
-    assert not workspace.state().running
+    assert not running_trials(workspace)
     with exclusive(workspace.paths.lock, "isweep run smoke"):
-        assert workspace.state().running == {trial_id}
+        assert running_trials(workspace) == [trial_id]
+        assert read_state(workspace, running_trials(workspace)).status(trial_id) == "running"
         leave(os.getpid() + 1)
-        assert not workspace.state().running
+        assert not running_trials(workspace)

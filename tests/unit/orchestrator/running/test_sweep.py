@@ -9,10 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray.experimental.internal_kv import _internal_kv_put
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
+from orchestrator.results.rows import trial_metrics
+from orchestrator.results.state import StoredResults
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking.tracker import InMemoryTracker
 from orchestrator.running.cluster import Cluster, Resources
@@ -22,6 +26,8 @@ from orchestrator.running.trainable import TrialTrainable
 from search_spaces.errors import SetupError
 from search_spaces.specs import SubsetSpec, SweepSpec
 from tasks.prepared.subsets import TrialData
+from tasks.trials.result import TrialResult
+from tests.unit.orchestrator.results.examples import diverged, trial_result
 
 pytestmark = pytest.mark.ray
 
@@ -29,7 +35,7 @@ pytestmark = pytest.mark.ray
 class Scripted(TrialTrainable):
     """Does what the test asks for by model and train size, once or always."""
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self, started_at: float) -> CellReport:
         size = int(self._cell["trial_id"].split("-n")[1].split("-")[0])
         first = not _internal_kv_put(f"seen {self._cell['trial_id']}", b"1", overwrite=False)
         if size == 12:
@@ -41,12 +47,15 @@ class Scripted(TrialTrainable):
         if size == 18 and first:
             raise MemoryError("too much")
         if size == 20:
-            return {**_outcome("diverged"), "reason": "loss is nan"}
-        return _outcome("done", test_loss=1 / size)
+            return _report(started_at, diverged())
+        if size == 24 and first:
+            raise ray.exceptions.ObjectLostError("ab" * 28, "owner", "site")
+        return _report(started_at, trial_result(1 / size))
 
 
-def _outcome(status: str, **metrics: float) -> dict[str, Any]:
-    return {"status": status, "metrics": metrics, "device": "cpu", "data_fingerprint": "f", "history": []}
+def _report(started_at: float, result: TrialResult) -> CellReport:
+    finished_at = started_at + 0.5
+    return CellReport(started_at=started_at, finished_at=finished_at, outcome=result, data_fingerprint="f")
 
 
 def make_plan(*train_sizes: int) -> SweepPlan:
@@ -77,7 +86,7 @@ def run(ray_local: Cluster, root: str) -> Callable[..., TrialSweep]:
             "cluster": ray_local,
             "resources": Resources(1, 0),
             "paths": paths,
-            "store": ResultStore(str(paths.sweep(plan.sweep.name).folder)),
+            "stored": StoredResults.read(str(paths.sweep(plan.sweep.name).folder)),
             "tracker": InMemoryTracker(),
             "monitor": Progress(),
             "measures": {},
@@ -96,27 +105,28 @@ def by_size(records: dict[str, Any]) -> dict[int, Any]:
 
 
 def test_each_kind_of_failure_has_its_own_policy(run):
-    plan = make_plan(10, 12, 14, 16, 18, 20)
+    plan = make_plan(10, 12, 14, 16, 18, 20, 24)
     sweep = run(plan)
-    results = by_size(sweep.store.results("trials").records)
-    failures = by_size(sweep.store.failures("trials").records)
-    assert {size: (r["status"], r["attempt"]) for size, r in results.items()} == {
+    results = by_size(sweep.stored.store.scan(TrialRecord).records)
+    failures = by_size(sweep.stored.store.scan(FailureRecord).records)
+    assert {size: (r.result.status, r.attempt) for size, r in results.items()} == {
         10: ("done", 1),
         14: ("done", 2),  # its process was killed once
         18: ("done", 2),  # out of memory once
         20: ("diverged", 1),  # a result, not a failure: no second attempt
+        24: ("done", 2),  # its images could not be fetched once
     }
-    assert {size: (f["kind"], f["attempt"]) for size, f in failures.items()} == {
+    assert {size: (f.failure.kind, f.attempt) for size, f in failures.items()} == {
         12: ("code_error", 1),
         16: ("worker_crash", 3),  # kills its process every time: given up after the third
     }
-    assert failures[12]["message"] == "ZeroDivisionError: a bug"
-    assert "in _run" in failures[12]["traceback"]
-    assert results[20]["reason"] == "loss is nan"
+    assert failures[12].failure.message == "ZeroDivisionError: a bug"
+    assert "in _run" in failures[12].failure.traceback
+    assert results[20].result.reason == "loss is nan"
     statuses = by_size(sweep.tracker.statuses)
-    assert {size for size, status in statuses.items() if status == "FINISHED"} == {10, 14, 18, 20}
+    assert {size for size, status in statuses.items() if status == "FINISHED"} == {10, 14, 18, 20, 24}
     assert {size for size, status in statuses.items() if status == "FAILED"} == {12, 16}
-    assert sweep.monitor.done == 4
+    assert sweep.monitor.done == 5
     assert len(sweep.monitor.failed) == 2
     assert os.listdir(sweep.paths.tune) == []
 
@@ -146,24 +156,24 @@ def test_waves_hold_no_more_than_the_object_store(run, ray_local):
     sweep = run(plan, cluster=small, load=counting)
     waves = [len(cells) for cells, _ in sweep._waves(list(plan.trials))]
     assert waves == [4, 2]
-    assert len(sweep.store.results("trials").records) == 6
+    assert len(sweep.stored.store.scan(TrialRecord).records) == 6
     assert len(set(loaded)) == 3
 
 
 def test_a_full_disk_stops_the_sweep_and_keeps_what_is_done(run, monkeypatch):
     plan = make_plan(*range(22, 36))
-    real = ResultStore.save_result
+    real = ResultStore.save
     saved = []
 
-    def save(self, kind, record_id, record):
+    def save(self, record):
         if len(saved) == 3:
             raise SetupError(
                 "The result store must be writable", os.strerror(errno.ENOSPC), "free some space"
             )
-        saved.append(record_id)
-        real(self, kind, record_id, record)
+        saved.append(record.record_id)
+        real(self, record)
 
-    monkeypatch.setattr(ResultStore, "save_result", save)
+    monkeypatch.setattr(ResultStore, "save", save)
     with pytest.raises(
         SetupError, match=r"must be writable; found: No space left on device; free some space"
     ):
@@ -183,10 +193,11 @@ def test_real_trials_are_equal_to_the_last_bit(run, root):
         return TrialData(train, np.arange(12) % 2, test, np.arange(4) % 2, 2, "f")
 
     runs = [
-        run(plan, trainable=TrialTrainable, load=images, store=ResultStore(f"{root}/{name}")) for name in "ab"
+        run(plan, trainable=TrialTrainable, load=images, stored=StoredResults.read(f"{root}/{name}"))
+        for name in "ab"
     ]
-    first, second = (sweep.store.results("trials").records for sweep in runs)
+    first, second = (sweep.stored.store.scan(TrialRecord).records for sweep in runs)
     assert set(first) == set(second) == set(plan.trials_by_id)
     for trial_id, record in first.items():
-        assert record["metrics"] == second[trial_id]["metrics"]
-        assert record["metrics"]["test_loss"] > 0
+        assert trial_metrics(record.result) == trial_metrics(second[trial_id].result)
+        assert record.result.scores.test_loss > 0

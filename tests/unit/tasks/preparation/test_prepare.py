@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +11,17 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tasks.preparation.prepare as prepare_module
 import tasks.preparation.publish as publish_module
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
+from tasks.preparation.image_table import _join
 from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.dataset import PreparedDataset, stamp_file
 from tasks.remote import InlineExecutor
 from tasks.sources import SOURCES
 from tasks.sources.base import Item, Listing, Sample, SkipItem
@@ -220,3 +225,67 @@ def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
             for name, executor in (("inline", InlineExecutor()), ("ray", RayExecutor()))
         ]
     assert records[0].fingerprint == records[1].fingerprint
+
+
+class Forgetful(InlineExecutor):
+    """Loses the result of the last call."""
+
+    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
+        if function in (publish_module.write_shard, stamp_file):
+            argument_tuples = list(argument_tuples)[:-1]
+        yield from super().map_unordered(function, argument_tuples, num_cpus=num_cpus)
+
+
+def test_a_store_with_a_missing_shard_is_never_sealed(toy, tmp_path):
+    with pytest.raises(RuntimeError, match="write_shard: 0 results came back of 1 calls"):
+        run(toy, tmp_path / "out", executor=Forgetful())
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_are_written_when_python_leaves_asserts_out(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from search_spaces.datasets import dataset_spec
+from search_spaces.specs import PreparedSpec
+from tasks.preparation.prepare import prepare_dataset
+from tasks.remote import InlineExecutor
+spec = PreparedSpec(dataset="digits", image_size=8, channels=1)
+destination = Path(sys.argv[1])
+prepare_dataset(spec, dataset_spec("digits"), raw=None, destination=destination, executor=InlineExecutor())
+"""
+    root = Path(__file__).parents[4]
+    subprocess.run([sys.executable, "-O", "-c", program, str(tmp_path / "fast")], check=True, cwd=root)
+    run(dataset_spec("digits"), tmp_path / "plain")
+    fast, plain = PreparedDataset.open(tmp_path / "fast"), PreparedDataset.open(tmp_path / "plain")
+    np.testing.assert_array_equal(fast.read(0, fast.num_images), plain.read(0, plain.num_images))
+    assert fast.read(0, fast.num_images).any()
+
+
+class Unlabelled(Toy):
+    """Forgets to say what an image shows."""
+
+    def list_items(self, request):
+        return Listing([Item("x", None, "")], ("a", "b"))
+
+
+def test_a_source_that_gives_no_label_is_named(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "toy", f"{__name__}:Unlabelled")
+    monkeypatch.setattr(Unlabelled, "reader", lambda *_: lambda item: (Sample(np.eye(8, dtype=np.uint8)),))
+    with pytest.raises(DataError, match="must give each image a label; found: none from toy"):
+        run(toy, tmp_path / "out")
+
+
+@given(
+    groups=st.lists(st.integers(-3, 3).map(lambda g: g * 2**60), min_size=1, max_size=30),
+    seed=st.integers(0, 100),
+)
+def test_joined_groups_are_the_connected_ones(groups, seed):
+    """Against the definition: two groups are one when a chain of shared images links them."""
+    same = np.random.default_rng(seed).integers(0, 8, len(groups))
+    joined = _join(np.array(groups), np.unique(same, return_inverse=True)[1])
+    linked = np.equal.outer(groups, groups) | np.equal.outer(same, same)
+    for _ in groups:
+        linked = linked @ linked
+    np.testing.assert_array_equal(np.equal.outer(joined, joined), linked)
+    assert set(joined.tolist()) <= set(groups)

@@ -12,28 +12,19 @@ from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import (
     AttackSpec,
     ModelSpec,
+    NetworkSpec,
     PreparedSpec,
     RecipeSpec,
+    RepresentationSpec,
     SubsetSpec,
     TrialSpec,
 )
 from tasks.prepared.subsets import TrialData
 from tasks.trials.models import build_model
+from tasks.trials.result import TrialResult
 from tasks.trials.trial import run_trial
 
-METRICS = {
-    "num_parameters",
-    "train_loss",
-    "train_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "d_repr_mle",
-    "d_repr_twonn",
-} | {
-    f"fgsm_{epsilon}_{quantity}"
-    for epsilon in ("0.5", "1", "2", "4", "8")
-    for quantity in ("loss", "loss_gain", "accuracy_drop", "robust_accuracy")
-}
+ATTACKS = ["fgsm_0.5", "fgsm_1", "fgsm_2", "fgsm_4", "fgsm_8"]
 
 
 def trial_spec(architecture="small_cnn", library="isweep", train_size=48, num_neighbors=10, **changes):
@@ -46,12 +37,14 @@ def trial_spec(architecture="small_cnn", library="isweep", train_size=48, num_ne
     } | changes
     prepared = PreparedSpec(dataset="made_up", image_size=12, channels=1)
     return TrialSpec(
-        model=ModelSpec(name=architecture, library=library, architecture=architecture),
-        subset=SubsetSpec(prepared=prepared, test_size=20),
-        train_size=train_size,
-        recipe=RecipeSpec(**recipe),
+        network=NetworkSpec(
+            model=ModelSpec(name=architecture, library=library, architecture=architecture),
+            subset=SubsetSpec(prepared=prepared, test_size=20),
+            train_size=train_size,
+            recipe=RecipeSpec(**recipe),
+        ),
         attacks=AttackSpec(epsilons=(0.5, 1.0, 2.0, 4.0, 8.0)),
-        num_neighbors=num_neighbors,
+        representation=RepresentationSpec(num_neighbors=num_neighbors),
     )
 
 
@@ -74,38 +67,55 @@ def outcome(data):
 
 
 def without_clock(outcome):
-    history = [{key: value for key, value in row.items() if key != "seconds"} for row in outcome.history]
-    return outcome.metrics, outcome.records, history, outcome.seed
+    history = [(row.epoch, row.train_loss, row.train_accuracy) for row in outcome.history]
+    return outcome.scores, outcome.d_repr, outcome.attacks, history, outcome.seed
 
 
-def test_a_trial_reports_every_metric_by_name(outcome):
+def is_complete(result):
+    return result.scores is not None and set(result.d_repr) == {"mle", "twonn"} and names(result) == ATTACKS
+
+
+def names(result):
+    return [attack.name for attack in result.attacks]
+
+
+def test_a_trial_reports_everything_that_was_asked_for(outcome):
     assert outcome.status == "done"
-    assert set(outcome.metrics) == METRICS
-    assert outcome.records["absent"] == {}
-    assert set(outcome.records["d_repr"]) == {"mle", "twonn"}
-    assert set(outcome.timings) == {"build", "train", "evaluate", "d_repr", "attack"}
-    assert [row["epoch"] for row in outcome.history] == list(range(1, 11))
+    assert outcome.scores.num_parameters > 0
+    assert names(outcome) == ATTACKS
+    assert not any(attack.reason for attack in outcome.attacks)
+    assert set(outcome.d_repr) == {"mle", "twonn"}
+    assert all(estimate.value > 0 and estimate.reason is None for estimate in outcome.d_repr.values())
+    assert all(seconds > 0 for _, seconds in outcome.timings)
+    assert [row.epoch for row in outcome.history] == list(range(1, 11))
     assert (outcome.device, outcome.num_threads, outcome.reason) == ("cpu", 1, "")
     assert outcome.seed == trial_spec().derived_seed
     assert outcome.peak_memory_bytes > 2**20
 
 
 def test_a_separable_set_is_learned(outcome):
-    assert outcome.metrics["test_accuracy"] == 1.0
-    assert outcome.metrics["train_loss"] < 0.2
+    assert outcome.scores.test_accuracy == 1.0
+    assert outcome.scores.train_loss < 0.2
 
 
-def test_attack_metrics_follow_from_the_attack_records(outcome):
-    record = outcome.records["attacks"][-1]
-    assert record["epsilon"] == 8.0
-    assert outcome.metrics["fgsm_8_loss"] == record["loss"]
-    assert record["loss_gain"] == pytest.approx(record["loss"] - outcome.metrics["test_loss"], rel=1e-6)
+def test_the_loss_gain_is_over_the_clean_test_loss(outcome):
+    record = outcome.attacks[-1]
+    assert record.epsilon == 8.0
+    assert record.loss_gain == pytest.approx(record.loss - outcome.scores.test_loss, rel=1e-6)
 
 
-def test_an_outcome_is_plain_json_and_survives_pickling(outcome):
-    text = json.dumps(outcome.to_json(), allow_nan=False)
-    assert json.loads(text) == outcome.to_json()
+def test_a_result_survives_json_and_pickling(outcome):
+    text = outcome.text()
+    assert json.loads(text) == outcome.plain()
+    assert TrialResult.model_validate_json(text) == outcome
     assert pickle.loads(pickle.dumps(outcome)) == outcome
+
+
+def test_asking_for_another_epsilon_changes_no_loss(data, outcome):
+    more = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(3.0,))})
+    result = run_trial(more, data)
+    assert (result.seed, result.scores, result.d_repr) == (outcome.seed, outcome.scores, outcome.d_repr)
+    assert names(result) == ["fgsm_3"]
 
 
 def test_the_same_spec_is_equal_to_the_last_bit_whatever_ran_before(data, outcome):
@@ -119,8 +129,9 @@ def test_the_same_spec_is_equal_to_the_last_bit_whatever_ran_before(data, outcom
 
 
 def test_another_seed_gives_another_network(data, outcome):
-    other = run_trial(trial_spec().model_copy(update={"seed": 1}), data)
-    assert other.metrics["train_loss"] != outcome.metrics["train_loss"]
+    network = trial_spec().network.model_copy(update={"seed": 1})
+    other = run_trial(trial_spec().model_copy(update={"network": network}), data)
+    assert other.scores.train_loss != outcome.scores.train_loss
 
 
 def test_nothing_of_the_process_is_left_changed(data):
@@ -155,36 +166,37 @@ def test_read_only_arrays_cause_no_warning(data):
 
 def test_no_epochs_leave_an_untrained_network_measured_and_attacked(data):
     untrained = run_trial(trial_spec(epochs=0), data)
-    assert untrained.history == []
-    assert set(untrained.metrics) == METRICS
+    assert untrained.history == ()
+    assert is_complete(untrained)
 
 
 def test_every_epoch_is_reported(data):
     seen = []
     result = run_trial(trial_spec(epochs=3), data, on_epoch=seen.append)
-    assert [record.to_json() for record in seen] == result.history
+    assert tuple(seen) == result.history
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize(("architecture", "library"), [("resnet10t", "timm"), ("small_mlp", "isweep")])
 def test_library_networks_run_as_trials(data, architecture, library):
     result = run_trial(trial_spec(architecture, library, train_size=24, epochs=1, num_neighbors=5), data)
-    assert set(result.metrics) | set(result.records["absent"]) == METRICS
+    assert is_complete(result)
 
 
 def test_a_diverged_training_is_a_result_with_its_reason(data):
     # Pixels times 1e36 overflow float32 in the first layer's gradients.
     result = run_trial(trial_spec("small_mlp", input_scale=1e36, optimizer="sgd", learning_rate=10.0), data)
-    assert (result.status, result.metrics) == ("diverged", {})
+    assert (result.status, result.scores, result.d_repr, result.attacks) == ("diverged", None, {}, ())
     assert "loss" in result.reason
-    assert all(math.isfinite(row["train_loss"]) for row in result.history)
-    json.dumps(result.to_json(), allow_nan=False)
+    assert all(math.isfinite(row.train_loss) for row in result.history)
+    assert TrialResult.model_validate_json(result.text()) == result
 
 
 def test_d_repr_of_too_few_images_is_absent_with_its_reason(data):
     result = run_trial(trial_spec(train_size=6, num_neighbors=10, epochs=1), data)
     assert result.status == "done"
-    assert "d_repr_mle" not in result.metrics
-    assert result.records["absent"]["d_repr_mle"]
+    assert result.d_repr["mle"].value is None
+    assert result.d_repr["mle"].reason
 
 
 def test_d_repr_of_a_network_that_maps_all_images_to_one_point_is_absent(data, monkeypatch):
@@ -197,14 +209,15 @@ def test_d_repr_of_a_network_that_maps_all_images_to_one_point_is_absent(data, m
     monkeypatch.setattr(tasks.trials.trial, "build_model", constant)
     result = run_trial(trial_spec(epochs=0), data)
     assert result.status == "done"
-    assert {"d_repr_mle", "d_repr_twonn"} <= set(result.records["absent"])
-    assert result.metrics["test_loss"] == pytest.approx(math.log(2))
-    assert [row["num_unchanged"] for row in result.records["attacks"]] == [20] * 5
+    assert set(result.d_repr) == {"mle", "twonn"}
+    assert all(estimate.value is None and estimate.reason for estimate in result.d_repr.values())
+    assert result.scores.test_loss == pytest.approx(math.log(2))
+    assert [attack.num_unchanged for attack in result.attacks] == [20] * 5
 
 
 def test_the_released_head_of_1000_logits_is_kept_when_the_recipe_says_so(data):
     result = run_trial(trial_spec("small_mlp", num_outputs=1000, epochs=0), data)
-    assert result.metrics["test_loss"] == pytest.approx(math.log(1000), rel=0.1)
+    assert result.scores.test_loss == pytest.approx(math.log(1000), rel=0.1)
 
 
 def test_fewer_logits_than_classes_are_refused(data):

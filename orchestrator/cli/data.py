@@ -1,0 +1,278 @@
+"""Commands about data: the datasets of the table, and measuring your own images."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Group, Parameter
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.cli.options import (
+    CLUSTER,
+    ClusterOptions,
+    Place,
+    Positive,
+    ReadingOptions,
+    real,
+    run_options,
+    whole,
+)
+from orchestrator.cli.printing import cell, emit, line, stderr, stdout, written
+from search_spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tasks.measures.measure import MeasureResult, MeasureSettings
+    from tasks.remote import Executor
+
+METHOD = Group("Method", sort_key=1)
+
+
+def datasets(name: str | None = None, /, *, place: Place = Place()) -> int:
+    """Print what each dataset is, needs, and whether it is prepared.
+
+    Args:
+        name: Only this dataset.
+        place: Where everything lies.
+    """
+    from orchestrator.running.catalogue import dataset_rows
+
+    rows = dataset_rows(place.root, name)
+
+    def show() -> None:
+        for row in rows:
+            prepared = ", ".join(row["prepared"]) or "not prepared"
+            stdout.print(
+                f"[bold]{row['name']}[/]  {escape(row['title'])} ({row['domain']}, {row['modality']})"
+            )
+            stdout.print(f"  {escape(row['description'])}", soft_wrap=True)
+            stdout.print(f"  terms: {escape(row['terms'])}", soft_wrap=True)
+            stdout.print(f"  files: {escape(row['raw_layout'])}", soft_wrap=True)
+            stdout.print(f"  groups: {escape(row['groups'])}; {escape(prepared)}", soft_wrap=True)
+
+    emit(place, rows, show)
+    return 0
+
+
+def prepare(
+    name: str,
+    /,
+    *,
+    raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
+    montage: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    preset: str = "paper",
+    reading: ReadingOptions = ReadingOptions(),
+    cluster: ClusterOptions = ClusterOptions(),
+    place: Place = Place(),
+) -> int:
+    """Prepare one dataset from its raw download, and print its record.
+
+    Args:
+        name: A dataset of the table; see isweep datasets.
+        raw: Folder of the raw download.
+        montage: Draw examples of each label into this file (shows images).
+        preset: Take image size, channels and data mode from this preset or sweep file (default paper).
+        reading: How to read raw files.
+        cluster: Where to compute.
+        place: Where everything lies.
+    """
+    from orchestrator.running.catalogue import prepare_one
+    from orchestrator.running.progress import Progress
+
+    record = prepare_one(
+        name,
+        preset=preset,
+        run_options=run_options(place, cluster, reading, {name: raw} if raw else {}),
+        progress=Progress(console=None if cluster.quiet else stderr),
+        montage=montage,
+    )
+
+    def show() -> None:
+        for key, value in record.items():
+            stdout.print(escape(f"{key}: {value}"), soft_wrap=True)
+
+    emit(place, record, show)
+    return 0
+
+
+@Parameter(name="*", group=METHOD)
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """How to measure.
+
+    Attributes:
+        num_neighbors: k of the maximum-likelihood estimate (default 20).
+        sharpness_sample: Images per sample for K_F (default 1000; 0 for all).
+        pixel_range: Lowest and highest value that pixels of float arrays can have.
+        dtype: Type of the matrix products (default float32).
+        device: cpu, or a torch device for the matrix products (default cpu).
+        calibrate: Correct the dimension's bias by simulation.
+        seed: Seed of every random choice (default 0).
+    """
+
+    num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
+    sharpness_sample: Annotated[int, whole(0), Parameter(metavar="N")] = 1000
+    pixel_range: Annotated[tuple[float, float] | None, real(), Parameter(metavar="LOW HIGH")] = None
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
+    calibrate: bool = False
+    seed: Annotated[int, whole(0)] = 0
+
+    def settings(self) -> MeasureSettings:
+        """Return them as the measures take them."""
+        from tasks.measures.measure import MeasureSettings
+
+        if self.sharpness_sample == 1:
+            raise ConfigError("--sharpness-sample must be at least 2, or 0 for all images", "1")
+        return MeasureSettings(
+            num_neighbors=self.num_neighbors,
+            sharpness_sample=self.sharpness_sample or None,
+            pixel_range=self.pixel_range,
+            dtype=self.dtype,
+            device=self.device,
+            calibrate=self.calibrate,
+            seed=self.seed,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Which images to measure, and as what.
+
+    Attributes:
+        labels: Labels for a .npy: a .npy, or text with one per image.
+        raw: Raw download, for a dataset's name.
+        class_pair: Only these two classes, by name.
+        train_sizes: Nested sizes to measure too.
+        image_size: Resize to this side (image files: 224).
+        channels: 1 (default) or 3.
+    """
+
+    labels: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    raw: Annotated[Path | None, Parameter(metavar="DIR")] = None
+    class_pair: Annotated[tuple[str, str] | None, Parameter(metavar="A B")] = None
+    train_sizes: Annotated[
+        tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")
+    ] = ()
+    image_size: Annotated[int | None, whole(4, 1025, "from 4 to 1024 pixels"), Parameter(metavar="SIDE")] = (
+        None
+    )
+    channels: Literal[1, 3] = 1
+
+
+def measure(
+    source: str,
+    /,
+    *,
+    images: ImageOptions = ImageOptions(),
+    method: MethodOptions = MethodOptions(),
+    show_pair: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    reading: ReadingOptions = ReadingOptions(),
+    address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None,
+    num_workers: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
+    place: Place = Place(),
+) -> int:
+    """Measure d_data and label sharpness of your own images.
+
+    Args:
+        source: Folder of class folders, .csv, .npz, .npy, prepared folder, or a dataset's name.
+        images: Which images.
+        method: How to measure.
+        show_pair: Draw the pair that attains K_F into this file (shows your images).
+        reading: How to read raw files.
+        address: Running Ray cluster.
+        num_workers: Ray workers; 1 (default) runs without Ray.
+        place: Where everything lies.
+    """
+    from orchestrator.analysis.placement import describe, save_pair
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.running.own_data import MeasureRequest, measure_source
+
+    request = MeasureRequest(
+        source=source,
+        labels=images.labels,
+        raw=images.raw,
+        class_pair=images.class_pair,
+        max_skipped_share=reading.max_skipped_share,
+        train_sizes=images.train_sizes,
+        image_size=images.image_size,
+        channels=images.channels,
+        settings=method.settings(),
+    )
+    with ExitStack() as stack:
+        executor = _executor(address, num_workers, stack)
+        measured = measure_source(request, executor, RootPaths.at(place.root))
+    if show_pair:
+        written(show_pair, lambda path: save_pair(measured, path))
+
+    def show() -> None:
+        stdout.print(_measure_table(measured.record))
+        for text in describe(measured):
+            stdout.print(escape(text), soft_wrap=True)
+
+    emit(place, measured.to_json(), show)
+    return 0
+
+
+def locate(
+    hashed: Annotated[str, Parameter(name="HASH")],
+    /,
+    *,
+    raw: Annotated[Path, Parameter(metavar="DIR")],
+    place: Place = Place(),
+) -> int:
+    """Find the file behind a hash of a message, for who holds the root's key.
+
+    Args:
+        hashed: 16 hex digits.
+        raw: Folder that was read.
+        place: Where everything lies.
+    """
+    from orchestrator.planning.paths import RootPaths
+    from tasks.sources.privacy import KEY_FILE, KEY_VARIABLE
+    from tasks.sources.privacy import locate as find
+
+    if not raw.exists():
+        raise ConfigError("--raw must be the folder that was read", str(raw))
+    key_folder = RootPaths.at(place.root).root / "prepared"
+    if not (key_folder / KEY_FILE).exists() and not os.environ.get(KEY_VARIABLE):
+        rule = "The root must hold the key by which the hash was made"
+        raise ConfigError(rule, f"no {key_folder / KEY_FILE}", "name that root with --root or ISWEEP_ROOT")
+    name = find(raw, key_folder, hashed)
+    if name is None:
+        raise ConfigError("The hash must be of a file below --raw, made with this root's key", hashed)
+    emit(place, {"file": name}, lambda: line(name))
+    return 0
+
+
+def _executor(address: str | None, num_workers: int, stack: ExitStack) -> Executor:
+    from orchestrator.running.cluster import connect
+    from tasks.remote import InlineExecutor, RayExecutor
+
+    if address is None and num_workers == 1:
+        return InlineExecutor()
+    cluster = stack.enter_context(connect(address, num_cpus=num_workers, dashboard=False))
+    # The source and the prepared images lie on this node.
+    return RayExecutor(driver_node_only=not cluster.local)
+
+
+def _measure_table(record: MeasureResult) -> Table:
+    table = Table("images", "estimator", "d_data", "std error", "K_F", "duplicates")
+    for size in record.sizes:
+        sharpness = size.label_sharpness
+        shown = "" if sharpness is None else cell(sharpness.value) or f"undefined: {sharpness.reason}"
+        for index, (name, estimate) in enumerate(size.d_data.items()):
+            value = cell(estimate.value) or f"undefined: {estimate.reason}"
+            head = (str(size.train_size), shown, str(size.num_duplicates)) if index == 0 else ("", "", "")
+            table.add_row(head[0], name, value, cell(estimate.std_error), head[1], head[2])
+    if record.calibration is not None:
+        document = record.calibration.to_json()
+        interval = document.get("interval")
+        spread = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else ""
+        table.add_row("", "calibrated", cell(document.get("value")), spread, "", "")
+    return table

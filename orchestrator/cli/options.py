@@ -1,0 +1,150 @@
+"""Options that several commands share, and the numbers that options take."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, get_origin
+
+from cyclopts import Group, Parameter, Token
+
+if TYPE_CHECKING:
+    from orchestrator.running.pipeline import RunOptions
+
+Number = int | float
+
+
+def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
+    """Return how to read whole numbers from ``least`` to ``below``; ``rule`` words what is allowed."""
+
+    def check(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"must be a whole number, got {text!r}") from None
+        if not least <= value < below:
+            limits = f"at least {least}" + (" and below 2^63" if value >= below else "")
+            raise ValueError(f"must be {rule or limits}, got {value}")
+        return value
+
+    return Parameter(converter=_each(check))
+
+
+def real(least: float = -math.inf, most: float = math.inf) -> Parameter:
+    """Return how to read finite numbers from ``least`` to ``most``."""
+
+    def check(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"must be a number, got {text!r}") from None
+        if not math.isfinite(value):
+            raise ValueError(f"must be a finite number, got {text}")
+        if not least <= value <= most:
+            raise ValueError(f"must be between {least:g} and {most:g}, got {value:g}")
+        return value
+
+    return Parameter(converter=_each(check))
+
+
+def _each(check: Callable[[str], Number]) -> Callable[[object, Sequence[Token]], object]:
+    def convert(hint: object, tokens: Sequence[Token]) -> object:
+        """Apply ``check`` to one value, or to each of an option that takes several."""
+        values = tuple(check(token.value) for token in tokens)
+        return values if get_origin(hint) is tuple else values[0]
+
+    return convert
+
+
+Positive = Annotated[int, whole(1)]
+
+PLACES = Group("Places", sort_key=8)
+OUTPUT = Group("Output", sort_key=9)
+CLUSTER = Group("Cluster", sort_key=7)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where everything lies, and how to print: taken by every command.
+
+    Attributes:
+        root: Folder of everything (default: $ISWEEP_ROOT or ./isweep-root).
+        storage: fsspec URL of the result store (default: below the root).
+        mlflow_uri: MLflow store (default: $MLFLOW_TRACKING_URI, then SQLite below the root).
+        json: Print data as JSON on stdout.
+    """
+
+    root: Annotated[str | None, Parameter(group=PLACES, metavar="DIR")] = None
+    storage: Annotated[str | None, Parameter(group=PLACES, metavar="URL")] = None
+    mlflow_uri: Annotated[str | None, Parameter(group=PLACES, metavar="URI")] = None
+    json: Annotated[bool, Parameter(group=OUTPUT)] = False
+
+    def hint(self, command: str, *words: str) -> str:
+        """Spell a command to type next, for the same places, quoted for a shell; without passwords."""
+        options = {"--root": self.root, "--storage": self.storage, "--mlflow-uri": self.mlflow_uri}
+        given = [word for flag, value in options.items() if value for word in (flag, value)]
+        return without_passwords(shlex.join(["isweep", command, *words, *given]))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Where and with what to compute.
+
+    Attributes:
+        address: HOST:PORT of a running Ray cluster, or 'auto' on its head.
+        num_cpus: CPUs of the private Ray cluster.
+        device: auto uses GPUs when the cluster has some now; gpu waits for an autoscaled one.
+        dashboard: Serve the private cluster's Ray dashboard.
+        tracking: Use MLflow.
+        quiet: Show no progress.
+    """
+
+    address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None
+    num_cpus: Annotated[int | None, whole(1), Parameter(group=CLUSTER, metavar="N")] = None
+    device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=CLUSTER)] = "auto"
+    dashboard: Annotated[bool, Parameter(group=CLUSTER, negative="--no-dashboard")] = True
+    tracking: Annotated[bool, Parameter(group=PLACES, negative="--no-tracking")] = True
+    quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How to read raw files.
+
+    Attributes:
+        max_skipped_share: Largest share of a dataset's files that may be unusable (default 0.001).
+    """
+
+    max_skipped_share: Annotated[float, real(0, 1), Parameter(metavar="SHARE")] = 0.001
+
+
+def run_options(
+    place: Place, cluster: ClusterOptions, reading: ReadingOptions, raw: dict[str, Path]
+) -> RunOptions:
+    """Return what the options say about where and how to run."""
+    from orchestrator.running.pipeline import RunOptions
+
+    return RunOptions(
+        root=place.root,
+        storage=place.storage,
+        address=cluster.address,
+        num_cpus=cluster.num_cpus,
+        device=cluster.device,
+        dashboard=cluster.dashboard,
+        mlflow_uri=place.mlflow_uri,
+        tracking=cluster.tracking,
+        raw=raw,
+        max_skipped_share=reading.max_skipped_share,
+    )
+
+
+def without_passwords(text: str) -> str:
+    """Leave out of URLs what stands before the host and after the question mark: it may be a secret."""
+    return re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "?…", re.sub(r"://[^@/\s]+@", "://…@", text))

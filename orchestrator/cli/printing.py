@@ -1,0 +1,56 @@
+"""How commands print: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+
+from orchestrator.cli.options import Place
+from search_spaces.errors import ConfigError
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to ``main``, for which a reader that went away is no failure; rich exits with 1."""
+        raise BrokenPipeError
+
+
+stderr = _Console(stderr=True, highlight=False)
+stdout = _Console(highlight=False)
+
+
+def emit(place: Place, document: object, show: Callable[[], None]) -> None:
+    """Print a document as JSON with ``--json``, else as ``show`` does, for people."""
+    if place.json:
+        line(json.dumps(document, indent=1, allow_nan=False))
+    else:
+        show()
+
+
+def line(text: str) -> None:
+    """Print one line of data; not through rich, which would fold a long path at the terminal's width."""
+    sys.stdout.write(f"{text}\n")
+
+
+def cell(value: object) -> str:
+    """Spell a value for a table: four digits of a number, nothing for None."""
+    return f"{value:.4g}" if isinstance(value, float) else escape("" if value is None else str(value))
+
+
+def written(path: Path, write: Callable[[Path], object], what: str = "") -> None:
+    """Write a file that the user named, and say so.
+
+    Raises:
+        ConfigError: when it cannot be written.
+    """
+    try:
+        write(path)
+    except OSError as error:
+        raise ConfigError("The file must be one that can be written", f"{path}: {error}") from None
+    stderr.print(f"wrote {what}{escape(str(path))}", soft_wrap=True)

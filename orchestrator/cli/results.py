@@ -1,0 +1,210 @@
+"""Commands that read what a sweep found: table, fits, report, predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import ArgumentCollection, Group, Parameter
+from rich.table import Table
+
+from orchestrator.cli.options import Place, Positive, real
+from orchestrator.cli.printing import cell, emit, line, stderr, stdout, written
+from search_spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.rows import Row
+    from orchestrator.results.state import State
+
+Finite = Annotated[float, real()]
+SHOWN = {
+    "model": "model",
+    "dataset": "dataset",
+    "class_pair": "pair",
+    "train_size": "N",
+    "seed": "seed",
+    "test_loss": "loss",
+    "d_data_mle": "d_data",
+    "label_sharpness": "K_F",
+}
+"""Columns that ``isweep results`` prints for people, with their short names."""
+
+
+def results(
+    preset: str,
+    /,
+    *,
+    csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    from_store: bool = False,
+    place: Place = Place(),
+) -> int:
+    """Print or write the tidy table, one row per trial.
+
+    Args:
+        preset: Name of a preset, or path of a sweep file.
+        csv: Write it as CSV.
+        parquet: Write it as Parquet.
+        from_store: Read the result files instead of MLflow.
+        place: Where everything lies.
+    """
+    from orchestrator.analysis import write_csv
+
+    table = read_table(preset, place, from_store=from_store)
+    what = f"{len(table)} rows to "
+    if csv:
+        written(csv, lambda path: write_csv(table, path), what)
+    if parquet:
+        written(parquet, lambda path: table.to_parquet(path, index=False), what)
+    if (csv or parquet) and not place.json:
+        return 0
+    rows = json.loads(table.to_json(orient="records", double_precision=15))
+
+    def show() -> None:
+        grid = Table(*SHOWN.values())
+        for row in rows:
+            grid.add_row(*(cell(row.get(name)) for name in SHOWN))
+        stdout.print(grid)
+
+    emit(place, rows, show)
+    return 0
+
+
+def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> int:
+    """Fit the scaling laws.
+
+    Args:
+        preset: Name of a preset, or path of a sweep file.
+        from_store: Read the result files instead of MLflow.
+        place: Where everything lies.
+    """
+    from orchestrator.analysis import fit_scaling_laws
+
+    document = fit_scaling_laws(read_table(preset, place, from_store=from_store)).to_json()
+    emit(place, document, lambda: stdout.print_json(data=document))
+    return 0
+
+
+def report(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> int:
+    """Write the report with its figures and print its path.
+
+    Args:
+        preset: Name of a preset, or path of a sweep file.
+        from_store: Read the result files instead of MLflow.
+        place: Where everything lies.
+    """
+    from orchestrator.analysis.reporting import report_sweep
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.state import read_state
+
+    workspace = Workspace.open(preset, place.root, place.storage)
+    state = read_state(workspace)
+    rows = None if from_store else _tracked_rows(preset, workspace, place, state)
+    path = report_sweep(workspace, rows, state)
+    if path is None:
+        raise _no_results(preset, workspace, place)
+    emit(place, {"report": str(path)}, lambda: line(str(path)))
+    return 0
+
+
+def _one_goal(arguments: ArgumentCollection) -> None:
+    given = [argument.name for argument in arguments if argument.tokens]
+    if len(given) > 1:
+        raise ValueError(f"argument {given[1]}: not allowed with argument {given[0]}")
+    if not given:
+        raise ValueError("one of the arguments --train-size --target-loss is required")
+
+
+GOAL = Group("Goal (one of the two)", validator=_one_goal, sort_key=1)
+
+
+def predict(
+    preset: str,
+    /,
+    *,
+    model: str,
+    domain: Literal["natural", "medical"] | None = None,
+    d_data: Finite,
+    label_sharpness: Finite,
+    train_size: Annotated[Positive | None, Parameter(group=GOAL, metavar="N")] = None,
+    target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
+    from_store: bool = False,
+    place: Place = Place(),
+) -> int:
+    """Print the loss to expect at a size, or the size for a loss, from a sweep's fits.
+
+    Args:
+        preset: Name of a preset, or path of a sweep file.
+        model: A model of the sweep, or pooled.
+        domain: Domain of your training set.
+        d_data: Intrinsic dimension of your training set.
+        label_sharpness: K_F of your training set.
+        train_size: How many images you train on.
+        target_loss: Test loss to reach.
+        from_store: Read the result files instead of MLflow.
+        place: Where everything lies.
+    """
+    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis import predict as prediction
+
+    document = prediction(
+        fit_scaling_laws(read_table(preset, place, from_store=from_store)),
+        model=model,
+        domain=domain,
+        d_data=d_data,
+        label_sharpness=label_sharpness,
+        train_size=train_size,
+        target_loss=target_loss,
+    ).to_json()
+    emit(place, document, lambda: stdout.print_json(data=document))
+    return 0
+
+
+def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
+    """Return the tidy table of a sweep from MLflow, or from the store.
+
+    Raises:
+        ConfigError: when it has no row yet.
+    """
+    from orchestrator.analysis.reporting import results_table
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.state import read_state
+
+    workspace = Workspace.open(preset, place.root, place.storage)
+    state = read_state(workspace)
+    rows = None if from_store else _tracked_rows(preset, workspace, place, state)
+    table = results_table(workspace, rows, state)
+    if table.empty:
+        raise _no_results(preset, workspace, place)
+    return table
+
+
+def _tracked_rows(preset: str, workspace: Workspace, place: Place, state: State) -> list[Row]:
+    from orchestrator.results.tracking.mlflow import connect, read_rows
+    from orchestrator.running.pipeline import mlflow_uri
+
+    uri = mlflow_uri(workspace, place.mlflow_uri)
+    file = Path(uri.removeprefix("sqlite:///"))
+    # MLflow would make the file, and the reader is only asking.
+    absent = uri.startswith("sqlite:///") and not file.exists()
+    rows = [] if absent else read_rows(connect(uri), workspace.plan.sweep.name)
+    missing = len(set(state.results) - {row["trial_id"] for row in rows})
+    if missing:
+        stderr.print(
+            f"MLflow lacks {missing} results that the store has: send them with "
+            f"`{place.hint('reconcile', preset)}`, or read the store with --from-store",
+            markup=False,
+            soft_wrap=True,
+        )
+    return rows
+
+
+def _no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
+    absent = "" if workspace.paths.exist else f"; there is no root {workspace.paths.root} yet"
+    return ConfigError(
+        f"Sweep {preset!r} has no results yet", way_out=f"run it: {place.hint('run', preset)}{absent}"
+    )

@@ -1,0 +1,238 @@
+"""Commands that run a sweep and say where it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.cli.options import ClusterOptions, Place, ReadingOptions, run_options
+from orchestrator.cli.printing import cell, emit, line, stderr, stdout
+from search_spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.state import State
+    from orchestrator.running.pipeline import RunSummary
+
+
+def run(
+    preset: str,
+    /,
+    *,
+    raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = (),
+    reading: ReadingOptions = ReadingOptions(),
+    cluster: ClusterOptions = ClusterOptions(),
+    place: Place = Place(),
+) -> int:
+    """Do what is left: prepare, measure, train, report; prints the report's path last.
+
+    Args:
+        preset: Name of a preset, or path of a sweep file.
+        raw: Raw download of a dataset; may be given for several.
+        reading: How to read raw files.
+        cluster: Where to compute.
+        place: Where everything lies.
+    """
+    from orchestrator.running.pipeline import run_sweep
+    from orchestrator.running.progress import Progress
+
+    progress = Progress(console=None if cluster.quiet else stderr)
+    options = run_options(place, cluster, reading, _raw_folders(raw))
+    try:
+        summary = run_sweep(preset, options, progress=progress)
+    except KeyboardInterrupt:
+        kept = f"{progress.done} of {progress.planned} trials are kept"
+        raise KeyboardInterrupt(f"{kept}; continue with: {place.hint('run', preset)}") from None
+    _say_how_it_ended(summary, place.hint("reconcile", preset))
+    report = str(summary.report) if summary.report else None
+    document = {
+        "planned": summary.planned,
+        "done": summary.done,
+        "failed": summary.failed,
+        "running": 0,
+        "pending": summary.pending,
+        "failures": summary.failures,
+        "report": report,
+    }
+    emit(place, document, lambda: line(report or "no report: no trial has a result"))
+    return summary.exit_code
+
+
+def plan(preset: str, /, *, place: Place = Place()) -> int:
+    """Show the grid, what is done and what it will cost.
+
+    Args:
+        preset: Name of a preset, or path of a sweep file.
+        place: Where everything lies.
+    """
+    from orchestrator.planning.estimate import estimate
+    from orchestrator.planning.plan import plan_rows
+    from orchestrator.planning.workspace import Workspace
+
+    workspace = Workspace.open(preset, place.root, place.storage)
+    state, planned = _state(workspace), workspace.plan.trials_by_id
+    rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
+    measures, missing = _measures(workspace, state), _not_prepared(workspace)
+    left = [trial for name, trial in planned.items() if name not in state.results]
+    cost = estimate(left, state.measured_trials(), workspace.plan.sweep.resources.num_gpus)
+
+    def show() -> None:
+        stdout.print(_grid(rows))
+        stdout.print(
+            f"{len(rows)} trials: {_num_done(rows)} done; "
+            f"{len(measures)} measures: {_num_done(measures)} done"
+        )
+        for item in missing:
+            hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
+            stdout.print(f"not prepared: {item['dataset']} ({hint})")
+        stdout.print(escape(cost["text"]))
+
+    document = {
+        "sweep": workspace.plan.sweep.name,
+        "trials": rows,
+        "measures": measures,
+        "not_prepared": missing,
+        "estimate": cost,
+    }
+    emit(place, document, show)
+    return 0
+
+
+def status(preset: str, /, *, place: Place = Place()) -> int:
+    """Show progress, and failures with their reasons.
+
+    Args:
+        preset: Name of a preset, or path of a sweep file.
+        place: Where everything lies.
+    """
+    from orchestrator.planning.workspace import Workspace
+
+    workspace = Workspace.open(preset, place.root, place.storage)
+    if not workspace.paths.exist:
+        hint = f"There is no root {workspace.paths.root} yet; {_way_in(place, preset)}"
+        stderr.print(escape(hint), soft_wrap=True)
+    document = _progress(workspace)
+
+    def show() -> None:
+        names = ("planned", "done", "failed", "running", "pending", "diverged")
+        stdout.print("  ".join(f"{name} {document[name]}" for name in names))
+        for failure in document["failures"]:
+            stdout.print(escape(f"failed ({failure['kind']}) {failure['trial_id']}: {failure['message']}"))
+        if document["stale"]:
+            stdout.print(f"{document['stale']} results were made from other data and will be made anew")
+        for item in document["unreadable"]:
+            stdout.print(escape(f"not believed: {item['path']}: {item['reason']}"))
+        if document["foreign"]:
+            stdout.print(f"{len(document['foreign'])} results belong to no planned trial; kept, not used")
+
+    emit(place, document, show)
+    return 0
+
+
+def reconcile(preset: str, /, *, place: Place = Place()) -> int:
+    """Replay the result store to MLflow, close ghosts.
+
+    Args:
+        preset: Name of a preset, or path of a sweep file.
+        place: Where everything lies.
+    """
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.results.state import read_state
+    from orchestrator.running.lock import exclusive
+    from orchestrator.running.pipeline import flat_runs, mlflow_tracker
+
+    workspace = Workspace.open(preset, place.root, place.storage)
+    workspace.paths.make()
+    with exclusive(workspace.paths.lock, "isweep reconcile"):
+        tracker = mlflow_tracker(workspace, place.mlflow_uri)
+        counts = tracker.reconcile(flat_runs(read_state(workspace)))
+        tracker.close(completed=True)
+    emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))
+    return 0
+
+
+def _raw_folders(values: tuple[str, ...]) -> dict[str, Path]:
+    folders = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        if not equals or not name or not folder:
+            raise ConfigError("--raw must be NAME=DIR", value, "e.g. --raw mnist=/data/mnist")
+        folders[name] = Path(folder)
+    return folders
+
+
+def _say_how_it_ended(summary: RunSummary, reconcile: str) -> None:
+    for failure in summary.failures:
+        stderr.print(escape(f"failed ({failure['kind']}) {failure['trial_id']}: {failure['message']}"))
+    if summary.num_behind:
+        stderr.print(
+            escape(f"MLflow misses {summary.num_behind} updates; send them with: {reconcile}"), soft_wrap=True
+        )
+    stderr.print(
+        f"{summary.done} of {summary.planned} trials done, {summary.failed} failed, {summary.pending} left."
+    )
+
+
+def _way_in(place: Place, preset: str) -> str:
+    return f"start with: {place.hint('run', preset)}, or name the right one with --root or ISWEEP_ROOT"
+
+
+def _state(workspace: Workspace) -> State:
+    from orchestrator.results.state import read_state
+    from orchestrator.running.progress import running_trials
+
+    return read_state(workspace, running_trials(workspace))
+
+
+def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
+    return [
+        {
+            "measure_id": measure.measure_id,
+            "dataset": measure.subset.prepared.dataset,
+            "train_sizes": list(measure.train_sizes),
+            "status": "done" if measure.measure_id in state.measures else "pending",
+        }
+        for measure in workspace.plan.measures
+    ]
+
+
+def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
+    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+    return [
+        {"dataset": spec.dataset, "prepared_id": spec.prepared_id, "own": spec.dataset in own}
+        for spec in workspace.plan.prepared
+        if spec.prepared_id not in workspace.prepared
+    ]
+
+
+def _progress(workspace: Workspace) -> dict[str, Any]:
+    from orchestrator.running.pipeline import failure_rows
+
+    state = _state(workspace)
+    statuses = [str(state.status(trial_id)) for trial_id in workspace.plan.trials_by_id]
+    return {
+        "planned": len(statuses),
+        **{name: statuses.count(name) for name in ("done", "failed", "running")},
+        "pending": statuses.count("pending") + statuses.count("stale"),
+        "stale": statuses.count("stale"),
+        "diverged": sum(record.result.status == "diverged" for record in state.results.values()),
+        "failures": failure_rows(state.failures),
+        "unreadable": [vars(item) for item in state.unreadable],
+        "foreign": sorted(state.foreign),
+    }
+
+
+def _num_done(rows: list[dict[str, Any]]) -> int:
+    return sum(row["status"] == "done" for row in rows)
+
+
+def _grid(rows: list[dict[str, Any]]) -> Table:
+    names = ("model", "dataset", "class_pair", "train_size", "seed", "status")
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(cell(row[name]) for name in names))
+    return table

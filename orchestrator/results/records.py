@@ -1,0 +1,197 @@
+"""What the store seals: one typed record per trial, measure and failed attempt, with where it came from.
+
+Each kind counts its own schema version. A record of an older version is turned into today's form when it is
+read (:mod:`orchestrator.results.migration`); ``tests/data/records`` keeps an example of every old form.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from orchestrator.results import migration
+from search_spaces.specs import Domain, MeasureSpec, TrialSpec
+from tasks.finding import Finding
+from tasks.measures.records import MeasureResult
+from tasks.trials.result import TrialResult
+
+
+class FailureKind(StrEnum):
+    """What a failed attempt at a trial died of; :mod:`orchestrator.running.failures` says what follows."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    LOST_NODE = "lost_node"
+    WORKER_CRASH = "worker_crash"
+    CLUSTER_ERROR = "cluster_error"
+    """Ray itself could not do what the trial asked of it, such as fetching the images."""
+    BAD_CONFIG = "bad_config"
+    SETUP = "setup"
+    BAD_DATA = "bad_data"
+    DISK_FULL = "disk_full"
+    CODE_ERROR = "code_error"
+
+
+class Provenance(Finding):
+    """Which code and packages made a result; never a host name or a path."""
+
+    code_version: str = "unknown"
+    commit: str = ""
+    dirty: bool = False
+    python: str = ""
+    machine: str = ""
+    packages: dict[str, str] = Field(default_factory=dict)
+
+
+class SealedRecord(Finding):
+    """What all stored records share: a place in the store, and a schema version of their kind."""
+
+    folder: ClassVar[str]
+    file: ClassVar[str]
+    version: ClassVar[int]
+
+    schema_version: int
+
+    @property
+    def record_id(self) -> str:
+        """Name of the record's folder in the store."""
+        raise NotImplementedError
+
+    @field_validator("schema_version")
+    @classmethod
+    def _check_version(cls, value: int) -> int:
+        if value != cls.version:
+            raise ValueError(f"schema version {value}, this program reads {cls.version}")
+        return value
+
+
+class TrialRecord(SealedRecord):
+    """One trial with a result.
+
+    Attributes:
+        trial_id: Of the planned trial; the network's.
+        sweep: Name of the sweep.
+        spec: What was trained and measured.
+        domain: Of the dataset; None where none was given.
+        data_fingerprint: Content hash of the prepared dataset.
+        shared_group_share: Share of test images whose group is also trained on.
+        gpu_share: Share of a GPU that the trial had; 0 on a CPU.
+        attempt: Which attempt this was, from 1.
+        started_at: Seconds since 1970.
+        finished_at: Likewise.
+        provenance: What made it.
+        result: What was found.
+    """
+
+    folder: ClassVar[str] = "trials"
+    file: ClassVar[str] = "result.json"
+    version: ClassVar[int] = 2
+
+    schema_version: int = version
+    trial_id: str
+    sweep: str
+    spec: TrialSpec
+    domain: Domain | None
+    data_fingerprint: str
+    shared_group_share: float = 0.0
+    gpu_share: float = 0.0
+    attempt: int
+    started_at: float
+    finished_at: float
+    provenance: Provenance = Provenance()
+    result: TrialResult
+
+    @property
+    def record_id(self) -> str:
+        """The trial's id."""
+        return self.trial_id
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, data: Any) -> Any:
+        return migration.trial(data) if migration.is_version(data, 1) else data
+
+
+class MeasureRecord(SealedRecord):
+    """The measures of one subset at all its train sizes; attributes as those of :class:`TrialRecord`."""
+
+    folder: ClassVar[str] = "measures"
+    file: ClassVar[str] = "result.json"
+    version: ClassVar[int] = 2
+
+    schema_version: int = version
+    measure_id: str
+    spec: MeasureSpec
+    domain: Domain | None
+    data_fingerprint: str
+    started_at: float
+    finished_at: float
+    provenance: Provenance = Provenance()
+    result: MeasureResult
+
+    @property
+    def record_id(self) -> str:
+        """The measure's id."""
+        return self.measure_id
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, data: Any) -> Any:
+        return migration.measure(data) if migration.is_version(data, 1) else data
+
+
+class TrialFailure(Finding):
+    """Why an attempt failed: its kind, one line for people, the traceback for developers."""
+
+    kind: FailureKind
+    message: str
+    traceback: str = ""
+
+
+class FailureRecord(SealedRecord):
+    """The latest failed attempt at a trial that has no result."""
+
+    folder: ClassVar[str] = "trials"
+    file: ClassVar[str] = "failure.json"
+    version: ClassVar[int] = 2
+
+    schema_version: int = version
+    trial_id: str
+    spec: TrialSpec
+    attempt: int
+    failure: TrialFailure
+
+    @property
+    def record_id(self) -> str:
+        """The trial's id."""
+        return self.trial_id
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, data: Any) -> Any:
+        return migration.failure(data) if migration.is_version(data, 1) else data
+
+    def row(self) -> dict[str, str]:
+        """Return the failure as the command line and the report print it."""
+        return {"trial_id": self.trial_id, "kind": str(self.failure.kind), "message": self.failure.message}
+
+
+class CellReport(Finding):
+    """What a worker hands to the driver about one attempt at a cell: a result or a failure.
+
+    Attributes:
+        started_at: Seconds since 1970, by the worker's clock.
+        finished_at: Likewise.
+        outcome: What came of it.
+        data_fingerprint: Of the images it was given; empty with a failure.
+        shared_group_share: See :class:`TrialRecord`.
+        gpu_share: See :class:`TrialRecord`.
+    """
+
+    started_at: float
+    finished_at: float
+    outcome: TrialResult | TrialFailure
+    data_fingerprint: str = ""
+    shared_group_share: float = 0.0
+    gpu_share: float = 0.0

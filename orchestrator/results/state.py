@@ -1,0 +1,165 @@
+"""What a sweep's store holds, and what of the plan is therefore done, failed or left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from orchestrator.planning.estimate import MeasuredTrial
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
+from orchestrator.results.store import ResultStore, Unreadable
+from search_spaces.specs import MeasureSpec, TrialSpec
+from tasks.trials.result import TrialStatus
+
+
+class CellStatus(StrEnum):
+    """Where a planned trial stands."""
+
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+    STALE = "stale"
+    """It has a result, made from other data than are prepared now."""
+    PENDING = "pending"
+
+
+@dataclass
+class StoredResults:
+    """All records of a sweep: read once, then kept up to date by writing through it.
+
+    Attributes:
+        store: Where they are sealed.
+        trials: Results by trial id.
+        measures: Measures by measure id.
+        failures: Latest failures of trials without a result, by trial id.
+        unreadable: Files that are not believed.
+    """
+
+    store: ResultStore
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    measures: dict[str, MeasureRecord] = field(default_factory=dict)
+    failures: dict[str, FailureRecord] = field(default_factory=dict)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, url: str) -> StoredResults:
+        """Read every record below ``url``."""
+        store = ResultStore(url)
+        trials, measures, failures = (
+            store.scan(TrialRecord),
+            store.scan(MeasureRecord),
+            store.scan(FailureRecord),
+        )
+        unreadable = trials.unreadable + failures.unreadable + measures.unreadable
+        return cls(store, trials.records, measures.records, failures.records, unreadable)
+
+    def save(self, record: SealedRecord) -> None:
+        """Seal a record, and know it without reading again.
+
+        Raises:
+            SetupError: when it cannot be stored; nothing has changed then.
+        """
+        self.store.save(record)
+        if isinstance(record, TrialRecord):
+            self.trials[record.trial_id] = record
+            self.failures.pop(record.trial_id, None)
+        elif isinstance(record, MeasureRecord):
+            self.measures[record.measure_id] = record
+        elif isinstance(record, FailureRecord):
+            self.failures[record.trial_id] = record
+
+
+@dataclass(frozen=True)
+class State:
+    """What is done, failed and left of a plan.
+
+    Attributes:
+        results: Believed results of planned trials, with everything asked for, by id.
+        measures: Stored measures of the plan made from the data prepared now, by measure id.
+        failures: Latest failures of planned trials that have no result, by id.
+        running: Ids that a live driver works on now.
+        stale: Planned trials whose result was made from other data than are prepared now.
+        incomplete: Planned trials whose result lacks a measurement that is asked for now.
+        foreign: Results of trials that are not in the plan (kept, not used).
+        unreadable: Files that are not believed.
+    """
+
+    results: dict[str, TrialRecord]
+    measures: dict[str, MeasureRecord] = field(default_factory=dict)
+    failures: dict[str, FailureRecord] = field(default_factory=dict)
+    running: frozenset[str] = frozenset()
+    stale: frozenset[str] = frozenset()
+    incomplete: frozenset[str] = frozenset()
+    foreign: frozenset[str] = frozenset()
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+    def status(self, trial_id: str) -> CellStatus:
+        """Return where a planned trial stands."""
+        if trial_id in self.results:
+            return CellStatus.DONE
+        if trial_id in self.running:
+            return CellStatus.RUNNING
+        if trial_id in self.failures:
+            return CellStatus.FAILED
+        return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
+
+    def measured_trials(self) -> list[MeasuredTrial]:
+        """Return what done trials cost; diverged ones stopped at an unknown epoch, so they tell nothing."""
+        return [
+            MeasuredTrial(
+                spec=record.spec,
+                on_gpu=record.result.device.startswith("cuda"),
+                # Older records know no share: the trial had the card to itself.
+                share=(record.gpu_share or 1.0)
+                if record.result.device.startswith("cuda")
+                else record.result.num_threads,
+                seconds=record.finished_at - record.started_at,
+            )
+            for record in self.results.values()
+            if record.result.status == TrialStatus.DONE
+        ]
+
+
+def read_state(workspace: Workspace, running: Iterable[str] = ()) -> State:
+    """Read the store of a sweep and judge it; see :func:`judge`."""
+    return judge(workspace, StoredResults.read(workspace.results_url), running)
+
+
+def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()) -> State:
+    """Compare what is stored with the plan and with the data that are prepared now.
+
+    Args:
+        workspace: The sweep.
+        stored: Everything in its store.
+        running: Ids of trials that a live driver works on now.
+    """
+    planned = workspace.plan.trials_by_id
+    known = {i: record for i, record in stored.trials.items() if i in planned}
+    stale = {i for i, record in known.items() if _is_stale(workspace, planned[i], record)}
+    incomplete = {i for i, record in known.items() if i not in stale and record.spec.lacks(planned[i])}
+    results = {i: record for i, record in known.items() if i not in stale and i not in incomplete}
+    measures = {measure.measure_id: measure for measure in workspace.plan.measures}
+    return State(
+        results=results,
+        measures={
+            i: record
+            for i, record in stored.measures.items()
+            if i in measures and not _is_stale(workspace, measures[i], record)
+        },
+        failures={i: f for i, f in stored.failures.items() if i in planned and i not in results},
+        running=frozenset(running),
+        stale=frozenset(stale),
+        incomplete=frozenset(incomplete),
+        foreign=frozenset(set(stored.trials) - set(planned)),
+        unreadable=list(stored.unreadable),
+    )
+
+
+def _is_stale(
+    workspace: Workspace, spec: TrialSpec | MeasureSpec, record: TrialRecord | MeasureRecord
+) -> bool:
+    subset = spec.network.subset if isinstance(spec, TrialSpec) else spec.subset
+    dataset = workspace.prepared.get(subset.prepared.prepared_id)
+    return dataset is not None and dataset.fingerprint != record.data_fingerprint

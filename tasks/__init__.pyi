@@ -1,0 +1,1 @@
+from .measures.measure import measure_array as measure_array

@@ -1,0 +1,87 @@
+"""Files that are there whole or not at all, also after a crash or a power cut: the one way to write them.
+
+A temporary sibling is written, flushed to the disk and renamed, and the folder is flushed, since a rename
+that only memory knows of is lost with the power. Siblings have names of their own, so two processes that
+write the same file do not meet; the later one wins.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of ``path`` when the block ends without an error.
+
+    Args:
+        path: The file; its folder is made when missing.
+        mode: Permissions, less the process's umask.
+
+    Raises:
+        OSError: as the operating system says; ``path`` is then as it was, and the sibling removed.
+    """
+    path = Path(path)
+    with _sibling(path, mode) as (file, temporary):
+        yield file
+        _flush(file)
+        temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file at ``path`` with ``data``: after a crash it holds the old content or the new, whole.
+
+    Raises:
+        OSError: as the operating system says; the temporary sibling is removed.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) -> None:
+    """Write ``data`` unless ``path`` is there already: the first of several processes wins, whole.
+
+    Raises:
+        OSError: as the operating system says, except that the file exists.
+    """
+    path = Path(path)
+    with _sibling(path, mode) as (file, temporary):
+        file.write(data)
+        _flush(file)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Bring a folder's names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _sibling(path: Path, mode: int) -> Iterator[tuple[IO[bytes], Path]]:
+    """Open a new file beside ``path``, and see to it that it is gone afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            yield file, temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,129 @@
+"""What a trial found, typed: the one form from the worker to the report. Needs no torch to be read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import Field
+
+from tasks.finding import Finding
+from tasks.measures.dimension import IntrinsicDimension
+
+
+class TrialStatus(StrEnum):
+    """How a trial that has a result ended."""
+
+    DONE = "done"
+    DIVERGED = "diverged"
+    """Training, or the trained network, gave a loss that is no finite number: a result, not a failure."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch of training saw, in training mode and while the weights moved.
+
+    Attributes:
+        epoch: 1 for the first.
+        train_loss: mean cross-entropy over the epoch's examples; NaN or infinite when diverged, and such a
+            record is never part of a result.
+        train_accuracy: share of the epoch's examples that were classified rightly.
+        seconds: wall time.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    seconds: float
+
+    @property
+    def diverged(self) -> bool:
+        """Tell whether the loss stopped being a number; training ends with such a record."""
+        return not math.isfinite(self.train_loss)
+
+
+class AttackRecord(Finding):
+    """One attack at one strength on one set of images.
+
+    Attributes:
+        method: name in :data:`tasks.trials.attacks.ATTACKS`.
+        epsilon: largest change of a pixel, in units of 1/255 of the range.
+        loss: mean loss on the attacked images; None when it is no finite number.
+        loss_gain: that, less the loss on the clean images; None likewise.
+        accuracy: accuracy on the attacked images.
+        accuracy_drop: clean accuracy less ``accuracy``.
+        robust_accuracy: share of the images classified rightly both before and after the attack.
+        num_unchanged: images the attack left as they were, because their gradient is exactly zero: a network
+            so sure of an image that float32 has no gradient left looks robust without being it.
+        reason: why a loss is None; empty otherwise.
+    """
+
+    method: str
+    epsilon: float
+    loss: float | None
+    loss_gain: float | None
+    accuracy: float
+    accuracy_drop: float
+    robust_accuracy: float
+    num_unchanged: int
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """Method and strength, as columns are named: ``fgsm_1``, ``fgsm_0.5``."""
+        return f"{self.method}_{self.epsilon:g}"
+
+
+class NetworkScores(Finding):
+    """A trained network on its training set and on the test set; losses are cross-entropy in nat."""
+
+    num_parameters: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+
+class Timings(Finding):
+    """Seconds of each stage; None where it was not reached."""
+
+    build: float | None = None
+    train: float | None = None
+    evaluate: float | None = None
+    d_repr: float | None = None
+    attack: float | None = None
+
+
+class TrialResult(Finding):
+    """What a trial found.
+
+    Attributes:
+        status: see :class:`TrialStatus`.
+        reason: why it diverged; empty when done.
+        seed: the derived seed all random choices came from.
+        device: where it ran.
+        num_threads: torch threads on the CPU; another number may change the last digits.
+        scores: of the trained network; None when diverged.
+        d_repr: by estimator; one that is undefined says why.
+        attacks: one record per method and strength.
+        history: one entry per finished epoch.
+        timings: seconds per stage.
+        peak_memory_bytes: on CUDA what the process reserved on the card for tensors; on a CPU its resident
+            memory, libraries and arrays included.
+        micro_batch: images that passed the network at once in training, where memory was short; None for
+            whole batches.
+    """
+
+    status: TrialStatus
+    reason: str = ""
+    seed: int
+    device: str
+    num_threads: int
+    scores: NetworkScores | None = None
+    d_repr: dict[str, IntrinsicDimension] = Field(default_factory=dict)
+    attacks: tuple[AttackRecord, ...] = ()
+    history: tuple[EpochRecord, ...] = ()
+    timings: Timings = Timings()
+    peak_memory_bytes: int = 0
+    micro_batch: int | None = None

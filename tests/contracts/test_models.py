@@ -1,0 +1,61 @@
+"""What every model of the table promises; a row in ``MODELS`` and one in ``MODEL_COSTS`` are tested here.
+
+Networks are built on torch's meta device, which has shapes and no numbers, where numbers do not matter.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from search_spaces.models import MODEL_COSTS, MODELS
+from tasks.trials.models import build_model, num_parameters
+from tasks.trials.representations import extract_features, feature_layer
+
+SMALL = sorted(name for name in MODELS if MODEL_COSTS[name].mega_parameters < 8)
+
+
+def build(name: str, *, num_outputs=1000, in_channels=3, image_size=224, seed=0, device="meta"):
+    with torch.device(device):
+        return build_model(
+            MODELS[name],
+            num_outputs=num_outputs,
+            in_channels=in_channels,
+            input_scale=1 / 255,
+            dropout=None,
+            seed=seed,
+            image_size=image_size,
+        )
+
+
+def test_every_model_has_its_costs():
+    assert MODELS.keys() == MODEL_COSTS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+class TestModel:
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_one_row_of_logits_per_image(self, name, channels):
+        model = build(name, num_outputs=2, in_channels=channels, image_size=64)
+        with torch.device("meta"):
+            logits = model.eval()(torch.zeros(5, channels, 64, 64))
+        assert logits.shape == (5, 2)
+
+    def test_costs_are_of_its_order(self, name):
+        ratio = num_parameters(build(name)) / 1e6 / MODEL_COSTS[name].mega_parameters
+        assert 1 / 8 < ratio < 8
+
+    def test_its_representation_is_read_at_a_layer_it_has(self, name):
+        network = build(name).network
+        network.get_submodule(feature_layer(network).module)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_weights_and_features_depend_on_the_seed_alone(name):
+    images = torch.randint(0, 256, (3, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    options = {"num_outputs": 2, "in_channels": 1, "image_size": 32, "device": "cpu"}
+    first = extract_features(build(name, **options, seed=1), images)
+    torch.rand(7)  # what ran before does not matter
+    assert (extract_features(build(name, **options, seed=1), images) == first).all()
+    assert (extract_features(build(name, **options, seed=2), images) != first).any()
+    assert first.shape[0] == 3

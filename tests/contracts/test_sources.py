@@ -1,0 +1,141 @@
+"""What every registered source promises. A new one is tested by its row in ``SOURCES`` and a raw tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from search_spaces.datasets import DATASETS, own_dataset_spec
+from search_spaces.errors import DataError
+from search_spaces.specs import DatasetSpec, OwnSourceSpec, PreparedSpec
+from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared.dataset import PreparedDataset
+from tasks.remote import InlineExecutor
+from tasks.sources import OWN_KINDS, SOURCES, source_for
+from tasks.sources.base import RawRequest, SkipItem
+from tests.raw_trees import WRITERS, write_raw_tree
+from tests.raw_trees.own import OWN_WRITERS
+
+NO_DOWNLOAD = "nothing to download"
+MOST_READ = 12
+
+
+def dataset_of(name: str) -> DatasetSpec:
+    """The first dataset of the table that this source reads, or own data of that kind."""
+    if name in OWN_KINDS:
+        return own_dataset_spec("mine", OwnSourceSpec(kind=name, path="x", domain="natural"))
+    rows = [row for row in DATASETS.values() if row.source == name]
+    if not rows:
+        pytest.fail(f"source {name} needs a row in search_spaces/datasets.py, or one in OWN_KINDS")
+    return next((row for row in rows if row.name in WRITERS), rows[0])
+
+
+@pytest.fixture(scope="module", params=sorted(SOURCES))
+def request_of(request, tmp_path_factory) -> RawRequest:
+    """A request for a small raw tree of the source."""
+    dataset = dataset_of(request.param)
+    folder = tmp_path_factory.mktemp("raw")
+    if request.param in OWN_KINDS:
+        if request.param not in OWN_WRITERS:
+            pytest.fail(f"kind {request.param} needs a writer in tests/raw_trees/own.py")
+        raw: Path | None = OWN_WRITERS[request.param](folder / "own", 0)
+    elif dataset.raw_layout.startswith(NO_DOWNLOAD):
+        raw = None
+    elif dataset.name not in WRITERS:
+        pytest.fail(f"dataset {dataset.name} needs a writer in tests/raw_trees/__init__.py")
+    else:
+        raw = write_raw_tree(dataset.name, folder)
+    spec = PreparedSpec(
+        dataset=dataset.name, task=dataset.task, image_size=16, channels=1, max_images_per_class=40
+    )
+    return RawRequest(dataset, spec, raw, key="k")
+
+
+def some(items):
+    """At most ``MOST_READ`` items, from all over the listing."""
+    places = np.unique(np.linspace(0, len(items) - 1, MOST_READ).astype(int))
+    return [items[place] for place in places]
+
+
+def read(reader, item):
+    """The samples of an item, or why there are none."""
+    try:
+        return list(reader(item))
+    except SkipItem as skip:
+        return skip.reason
+
+
+class TestSource:
+    def test_the_listing_is_the_same_every_time(self, request_of):
+        source = source_for(request_of.dataset.source)
+        first, second = source.list_items(request_of), source.list_items(request_of)
+        assert list(first.items) == list(second.items)
+        assert first.items
+        assert first.label_names == second.label_names
+        assert first.block_size >= 1
+
+    def test_items_are_named_labelled_and_point_below_the_raw_folder(self, request_of):
+        listing = source_for(request_of.dataset.source).list_items(request_of)
+        names = list(listing.label_names)
+        assert len(set(names)) == len(names) >= 2
+        if request_of.dataset.label_names:
+            assert tuple(names) == request_of.dataset.label_names
+        assert len({(item.locator, item.details) for item in listing.items}) == len(listing.items)
+        for item in listing.items:
+            assert item.label is None or 0 <= item.label < len(names)
+            assert item.split in ("", "train", "test")
+            assert not Path(item.locator).is_absolute()
+
+    def test_reading_depends_on_the_item_alone(self, request_of):
+        source = source_for(request_of.dataset.source)
+        listing = source.list_items(request_of)
+        items = some(listing.items)
+        one, other = source.reader(request_of), source_for(request_of.dataset.source).reader(request_of)
+        forwards = [read(one, item) for item in items]
+        backwards = [read(other, item) for item in items[::-1]][::-1]
+        assert any(not isinstance(found, str) for found in forwards)
+        for item, found, again in zip(items, forwards, backwards, strict=True):
+            if isinstance(found, str):
+                assert found == again
+                assert item.locator not in found, "a reason names no file"
+                continue
+            for sample, same in zip(found, again, strict=True):
+                np.testing.assert_array_equal(sample.pixels, same.pixels)
+                assert sample.label == same.label
+                label = item.label if sample.label is None else sample.label
+                assert 0 <= label < len(listing.label_names)
+                assert np.isfinite(sample.pixels.astype(float)).all()
+
+    def test_it_prepares_into_a_whole_dataset(self, request_of, tmp_path):
+        prepare_dataset(
+            request_of.spec,
+            request_of.dataset,
+            raw=request_of.raw,
+            destination=tmp_path / "out",
+            executor=InlineExecutor(),
+            max_skipped_share=0.5,
+            for_training=False,
+        )
+        data = PreparedDataset.open(tmp_path / "out")
+        data.verify()
+        assert len(np.unique(data.labels)) >= 2
+        assert data.record.num_images + data.record.num_skipped >= 4
+
+    @pytest.mark.parametrize("made", [False, True], ids=["absent", "empty"])
+    def test_a_raw_download_that_is_not_there_is_one_clear_message(self, request_of, tmp_path, made):
+        if request_of.raw is None:
+            pytest.skip("needs no download")
+        raw = tmp_path / "raw"
+        if made:
+            raw.mkdir()
+        with pytest.raises(DataError, match=r".+"):
+            prepare_dataset(
+                request_of.spec,
+                request_of.dataset,
+                raw=raw,
+                destination=tmp_path / "out",
+                executor=InlineExecutor(),
+            )
+        assert not (tmp_path / "out").exists()

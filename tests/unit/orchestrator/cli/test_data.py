@@ -1,0 +1,125 @@
+"""Commands about data."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+class TestMeasure:
+    @pytest.fixture
+    def arrays(self, tmp_path) -> Path:
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (60, 12, 12), np.uint8)
+        path = tmp_path / "own.npz"
+        np.savez(path, images=images, labels=np.arange(60) % 3)
+        return path
+
+    def test_arrays(self, run, arrays):
+        code, out, _ = run("measure", str(arrays), "--json", "--train-sizes", "30", "60")
+        measured = json.loads(out)
+        assert code == 0
+        assert measured["num_images"] == 60
+        assert [size["train_size"] for size in measured["by_train_size"]] == [30, 60]
+        assert measured["d_data"]["mle"]["num_neighbors"] == 20
+        assert measured["label_sharpness"]["pixel_range"] == [0, 255]
+        assert len(measured["published"]) == 11
+
+    def test_label_sharpness_is_that_of_all_pairs(self, run, arrays):
+        with np.load(arrays) as archive:
+            flat, labels = archive["images"].reshape(60, -1).astype(float), archive["labels"]
+        distances = np.linalg.norm(flat[:, None] - flat[None], axis=2)
+        largest = 1 / distances[labels[:, None] != labels[None]].min()
+        _, out, _ = run("measure", str(arrays), "--json")
+        assert json.loads(out)["label_sharpness"]["value"] == pytest.approx(largest, rel=1e-6)
+
+    def test_the_pair_can_be_looked_at(self, run, arrays, tmp_path):
+        from PIL import Image
+
+        code, out, err = run(
+            "measure", str(arrays), "--class-pair", "0", "2", "--show-pair", str(tmp_path / "pair.png")
+        )
+        assert code == 0
+        assert "Intrinsic dimension" in out
+        assert "higher than" in out
+        assert "wrote" in err
+        with Image.open(tmp_path / "pair.png") as image:
+            assert image.size[0] > image.size[1]
+
+    def test_a_pair_names_classes_not_places(self, run, tmp_path):
+        """Labels 1, 2, 3 have the places 0, 1, 2: a pair 1 2 means the labels."""
+        rng = np.random.default_rng(1)
+        images, labels = rng.integers(0, 256, (90, 6, 6), np.uint8), np.arange(90) % 3 + 1
+        np.savez(tmp_path / "all.npz", images=images, labels=labels)
+        np.savez(tmp_path / "two.npz", images=images[labels != 3], labels=labels[labels != 3])
+        _, chosen, _ = run("measure", str(tmp_path / "all.npz"), "--class-pair", "1", "2", "--json")
+        _, alone, _ = run("measure", str(tmp_path / "two.npz"), "--json")
+        chosen, alone = json.loads(chosen), json.loads(alone)
+        assert chosen["label_sharpness"]["value"] == alone["label_sharpness"]["value"]
+        assert chosen["num_images"] == 60
+
+    def test_one_bad_file_can_be_found_and_allowed(self, run, tmp_path):
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        for index in range(60):
+            folder = tmp_path / "own" / ("a" if index % 2 else "b")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{index}.png")
+        (tmp_path / "own" / "a" / "broken.png").write_bytes(b"no image")
+        code, _, err = run("measure", str(tmp_path / "own"), "--image-size", "8")
+        assert code == 2
+        digest = re.search(r"\b[0-9a-f]{16}\b", err)
+        code, out, _ = run("locate", digest[0], "--raw", str(tmp_path / "own"))
+        assert (code, out) == (0, "a/broken.png\n")
+        code, out, _ = run(
+            "measure", str(tmp_path / "own"), "--image-size", "8", "--max-skipped-share", "0.1", "--json"
+        )
+        assert json.loads(out)["num_images"] == 60
+
+    def test_features_without_labels(self, run, tmp_path):
+        np.save(tmp_path / "features.npy", np.random.default_rng(0).normal(size=(80, 5)))
+        code, out, _ = run("measure", str(tmp_path / "features.npy"), "--json")
+        measured = json.loads(out)
+        assert code == 0
+        assert measured["label_sharpness"] is None
+        assert 3 < measured["d_data"]["mle"]["value"] < 7
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda p: np.save(p, np.array([{}], object), allow_pickle=True), "one plain numeric array"),
+            (lambda p: p.write_bytes(b"no array"), "one plain numeric array"),
+            (lambda p: np.save(p, np.full((30, 4, 4), np.nan)), "must be finite"),
+            (lambda p: np.save(p, np.zeros((0, 4, 4))), "image"),
+        ],
+    )
+    def test_arrays_that_cannot_be_measured(self, run, tmp_path, make, message):
+        path = tmp_path / "bad.npy"
+        make(path)
+        code, out, err = run("measure", str(path))
+        assert code == 2, err
+        assert out == ""
+        assert message in err
+
+    def test_a_folder_of_images(self, run, tmp_path):
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        for label in ("benign", "malignant"):
+            (tmp_path / "own" / label).mkdir(parents=True)
+            for index in range(30):
+                Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).save(
+                    tmp_path / "own" / label / f"{index}.png"
+                )
+        code, out, _ = run("measure", str(tmp_path / "own"), "--image-size", "16", "--json")
+        measured = json.loads(out)
+        assert code == 0
+        assert measured["label_names"] == ["benign", "malignant"]
+        assert measured["label_sharpness"]["side"] == [16, 16]
+        assert measured["label_sharpness"]["num_pairs"] == 900
+        assert os.listdir(tmp_path / "root" / "prepared") == [".hash_key"]
+        assert measured["preparation"]["domain"] is None  # nobody said what these images are

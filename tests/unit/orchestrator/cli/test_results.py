@@ -1,0 +1,17 @@
+"""Commands that read what a sweep found."""
+
+import pytest
+
+
+@pytest.mark.parametrize("option", ["--csv", "--parquet"])
+def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkeypatch, option):
+    import pandas as pd
+
+    from orchestrator.cli import results
+
+    monkeypatch.setattr(
+        results, "read_table", lambda *_, **__: pd.DataFrame({"model": ["m"], "test_loss": [0.5]})
+    )
+    code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / "table"))
+    assert (code, out) == (2, "")
+    assert "The file must be one that can be written; found:" in err

@@ -1,0 +1,142 @@
+"""Commands that run a sweep and say where it stands."""
+
+import json
+import os
+import re
+import shlex
+
+import pytest
+
+from orchestrator.cli import parse
+from orchestrator.planning.paths import RootPaths
+from orchestrator.running.lock import exclusive
+
+SWEEP = """
+name: mine
+models: [small_cnn]
+datasets: [mnist5k]
+train_sizes: [20, 40]
+test_size: 20
+image_size: 28
+recipe: smoke
+"""
+
+
+PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpness", "1")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "smoke"],
+        ["status", "smoke"],
+        ["results", "smoke"],
+        ["fit", "smoke"],
+        ["report", "smoke", "--from-store"],
+        [*PREDICT, "--train-size", "100"],
+        ["datasets"],
+        ["datasets", "mnist"],
+        ["locate", "0" * 16, "--raw", "."],
+        ["measure", "absent.npz"],
+        ["run", "dmo"],
+        ["reconcile", "dmo"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_only_reads_or_cannot_start_makes_no_root(run, root, arguments):
+    run(*arguments)
+    assert not os.path.exists(root)
+
+
+def test_status_says_that_there_is_no_root(run, tmp_path):
+    missing = str(tmp_path / "my root")
+    code, out, err = run("status", "smoke", "--json", at=missing)
+    assert (code, json.loads(out)["pending"]) == (0, 8)
+    assert f"There is no root {missing} yet; start with: isweep run smoke --root '{missing}'" in err
+
+
+def test_hints_are_commands_with_the_options_given(run, tmp_path):
+    place = str(tmp_path / "my root")
+    preset = tmp_path / "my sweep.yaml"
+    preset.write_text(SWEEP, encoding="utf-8")
+    storage = f"file://{tmp_path}/store"
+    _, _, err = run("fit", str(preset), "--from-store", "--storage", storage, at=place)
+    hint = re.search(r"run it: (isweep .*?); there is no", err)[1]
+    assert shlex.split(hint) == ["isweep", "run", str(preset), "--root", place, "--storage", storage]
+    assert parse(shlex.split(hint)[1:]).root == place
+
+
+def test_a_root_that_cannot_be_made(run, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = run("status", "smoke", at=str(tmp_path / "file" / "root"))
+    assert code == 3
+    assert "The root must be a folder that can be written" in err
+    assert "choose another with --root or ISWEEP_ROOT" in err
+
+
+def test_a_second_run_on_one_root_says_who_holds_it(run, root):
+    with exclusive(RootPaths.create(root).lock, "isweep run other"):
+        code, _, err = run("run", "smoke", "--no-tracking")
+    assert code == 3
+    assert "Only one isweep command may work on a root at a time" in err
+    assert f"process {os.getpid()} (isweep run other, since" in err
+    # The lock went with its holder.
+    with exclusive(RootPaths.create(root).lock, "again"):
+        pass
+
+
+def test_plan_and_status_of_a_sweep_that_never_ran(run):
+    code, out, _ = run("plan", "smoke", "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert {row["status"] for row in plan["trials"]} == {"pending"}
+    assert [item["dataset"] for item in plan["not_prepared"]] == ["manifold_d4", "manifold_d12"]
+    assert plan["estimate"]["trials_left"] == 8
+    assert plan["estimate"]["gpu_hours"] > 0
+    code, out, _ = run("status", "smoke", "--json")
+    assert json.loads(out)["pending"] == 8
+
+
+def test_plan_of_the_paper_works_without_data_and_names_what_is_missing(run):
+    code, out, _ = run("plan", "paper", "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert len(plan["trials"]) == 972
+    assert len(plan["not_prepared"]) == 11
+    _, out, _ = run("plan", "paper")
+    assert "not prepared: brats (see: isweep datasets brats)" in out
+
+
+def test_tables_for_people(run):
+    code, out, _ = run("plan", "smoke")
+    assert code == 0
+    assert "8 trials: 0 done; 2 measures: 0 done" in out
+    code, out, _ = run("datasets")
+    assert code == 0
+    for name in ("mnist5k", "brats", "prostate"):
+        assert name in out
+    code, out, _ = run("datasets", "brats", "--json")
+    assert json.loads(out)[0]["status"] == "not prepared"
+
+
+def test_json_of_plan_and_status_has_the_documented_keys(run):
+    _, out, _ = run("plan", "smoke", "--json")
+    plan = json.loads(out)
+    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate"}
+    row = {"trial_id", "model", "dataset", "class_pair", "train_size", "seed", "status"}
+    assert all(set(trial) == row for trial in plan["trials"])
+    assert all(set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"])
+    _, out, _ = run("status", "smoke", "--json")
+    counts = {"planned", "done", "failed", "running", "pending", "stale", "diverged"}
+    assert set(json.loads(out)) == counts | {"failures", "unreadable", "foreign"}
+
+
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
+    def stopped(preset, options, *, progress):
+        progress.trials_planned(8, 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.running.pipeline.run_sweep", stopped)
+    code, out, err = run("run", "smoke")
+    assert (code, out) == (130, "")
+    assert err == f"Stopped. 3 of 8 trials are kept; continue with: isweep run smoke --root {root} "

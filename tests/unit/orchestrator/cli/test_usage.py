@@ -1,0 +1,145 @@
+"""Users' mistakes end in one message and an exit code, and nothing is lost."""
+
+import pytest
+
+from orchestrator.cli import main
+
+PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpness", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "dmo"], 2, "Unknown preset; found: 'dmo'; did you mean 'demo'?"),
+        (["plan", "./absent.yaml"], 2, "The sweep file must exist; found: absent.yaml"),
+        (["status"], 2, "the following arguments are required: PRESET"),
+        (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
+        (["datasets", "mnst"], 2, "Unknown dataset; found: 'mnst'; did you mean 'mnist'?"),
+        (["prepare", "mnst"], 2, "Unknown dataset; found: 'mnst'"),
+        (["run", "smoke", "--raw", "mnist"], 2, "--raw must be NAME=DIR; found: mnist"),
+        (["run", "smoke", "--num-cpus", "0"], 2, "must be at least 1, got 0"),
+        (["run", "smoke", "--mlflow-uri", "./mlruns"], 2, "The MLflow URI must be a database or server"),
+        (["run", "smoke", "--mlflow-uri", "http://127.0.0.1:9"], 3, "The MLflow store must answer"),
+        (["run", "smoke", "--no-tracking", "--address", "127.0.0.1:9"], 3, "The Ray address must answer"),
+        (["run", "smoke", "--no-tracking", "--address", "ray://x:1"], 2, "--address must be host:port"),
+        (
+            ["results", "smoke", "--from-store"],
+            2,
+            "Sweep 'smoke' has no results yet; run it: isweep run smoke",
+        ),
+        (["fit", "smoke", "--from-store"], 2, "has no results yet"),
+        (["report", "smoke", "--from-store"], 2, "has no results yet"),
+        (
+            ["measure", "absent"],
+            2,
+            "The source must be a folder, a file or the name of a dataset; found: absent",
+        ),
+        (["measure", "digits", "--class-pair", "3"], 2, "argument --class-pair: expected 2 arguments"),
+        (["measure", "digits", "--class-pair", "3", "3"], 2, "--class-pair must name two different classes"),
+        (["measure", "digits", "--class-pair", "3", "x"], 2, "found: 3 x; classes: 0, 1, 2, 3"),
+        (["measure", "digits", "--image-size", "2"], 2, "must be from 4 to 1024 pixels, got 2"),
+        (["measure", "digits", "--seed", "-1"], 2, "must be at least 0"),
+        (["measure", "digits", "--num-workers", "abc"], 2, "must be a whole number, got 'abc'"),
+        (["measure", "digits", "--device", "foo"], 2, "--device must be a torch device of this machine"),
+        (["measure", "digits", "--device", "cuda"], 2, "--device must be a torch device of this machine"),
+        (["run", "smoke", "--no-tracking", "--raw", "nosuch=/tmp"], 2, "Unknown dataset of this sweep"),
+        (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a URL that fsspec can open"),
+        (["results", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
+        (["predict", "smoke", "--model", "x", "--d-data", "9"], 2, "required: --label-sharpness"),
+        (
+            ["frobnicate", "--help"],
+            2,
+            "did you mean 'locate'? commands: run, plan, status",
+        ),
+        (["pln", "smoke"], 2, "did you mean 'plan'? commands: run"),
+        (["plan", "a", "b"], 2, "isweep: unrecognized arguments: b; see: isweep plan --help."),
+        (["plan", "smoke", "--rot", "x"], 2, "unrecognized arguments: --rot (did you mean --root?)"),
+        (["plan", "smoke", "-j"], 2, "unrecognized arguments: -j;"),
+        (["plan", "smoke", "--storage"], 2, "argument --storage: expected one argument"),
+        (["plan", "smoke", "--preset", "x"], 2, "unrecognized arguments: --preset"),
+        (["plan", ""], 2, "Unknown preset; found: ''; known presets: demo"),
+        (["plan", "mine.yml"], 2, "The sweep file must exist; found: mine.yml; presets are: demo"),
+        (["plan", "/"], 2, "A sweep file must be a file; found: / is a folder"),
+        (["run"], 2, "the following arguments are required: PRESET; see: isweep run --help"),
+        (
+            ["run", "smoke", "--device", "tpu"],
+            2,
+            "--device: invalid choice: 'tpu' (choose from auto, cpu, gpu)",
+        ),
+        (["run", "smoke", "--num-cpus", "1.5"], 2, "argument --num-cpus: must be a whole number, got '1.5'"),
+        (["run", "smoke", "--num-cpus", "-1"], 2, "argument --num-cpus: must be at least 1, got -1"),
+        (["run", "smoke", "--max-skipped-share", "2"], 2, "must be between 0 and 1, got 2"),
+        (["run", "smoke", "--max-skipped-share", "nan"], 2, "must be a finite number, got nan"),
+        (["run", "smoke", "--max-skipped-share", "x"], 2, "must be a number, got 'x'"),
+        (["run", "smoke", "--raw"], 2, "argument --raw: expected"),
+        (["run", "smoke", "--raw", "=x"], 2, "--raw must be NAME=DIR; found: =x"),
+        (
+            ["predict", "smoke"],
+            2,
+            "required: --model, --d-data, --label-sharpness; see: isweep predict --help",
+        ),
+        ([*PREDICT], 2, "one of the arguments --train-size --target-loss is required"),
+        (
+            [*PREDICT, "--train-size", "3", "--target-loss", "2"],
+            2,
+            "argument --target-loss: not allowed with argument --train-size",
+        ),
+        ([*PREDICT, "--train-size", "0"], 2, "argument --train-size: must be at least 1, got 0"),
+        ([*PREDICT, "--target-loss", "inf"], 2, "argument --target-loss: must be a finite number"),
+        (
+            [*PREDICT, "--train-size", "9", "--domain", "x"],
+            2,
+            "invalid choice: 'x' (choose from natural, med",
+        ),
+        ([*PREDICT, "--train-size", "9"], 2, "Sweep 'smoke' has no results yet"),
+        (["measure"], 2, "the following arguments are required: SOURCE"),
+        (["measure", "digits", "--class-pair", "3", "4", "5"], 2, "unrecognized arguments: 5"),
+        (["measure", "digits", "--train-sizes"], 2, "argument --train-sizes: expected at least one argument"),
+        (
+            ["measure", "digits", "--train-sizes", "9", "a"],
+            2,
+            "--train-sizes: must be a whole number, got 'a'",
+        ),
+        (["measure", "digits", "--train-sizes", "0"], 2, "argument --train-sizes: must be at least 1, got 0"),
+        (["measure", "digits", "--pixel-range", "0"], 2, "argument --pixel-range: expected 2 arguments"),
+        (["measure", "digits", "--pixel-range", "0", "x"], 2, "--pixel-range: must be a number, got 'x'"),
+        (["measure", "digits", "--channels", "2"], 2, "--channels: invalid choice: '2' (choose from 1, 3)"),
+        (["measure", "digits", "--dtype", "float16"], 2, "invalid choice: 'float16' (choose from float32"),
+        (["measure", "digits", "--seed", str(2**63)], 2, "--seed: must be at least 0 and below 2^63"),
+        (["measure", "digits", "--seed", "1e3"], 2, "argument --seed: must be a whole number, got '1e3'"),
+        (["measure", "digits", "--num-neighbors", "2"], 2, "--num-neighbors: must be at least 3, got 2"),
+        (["measure", "digits", "--sharpness-sample", "1"], 2, "--sharpness-sample must be at least 2, or 0"),
+        (["measure", "digits", "--image-size", "1025"], 2, "must be from 4 to 1024 pixels, got 1025"),
+        (["locate", "abc"], 2, "the following arguments are required: --raw"),
+        (["locate", "abc", "--raw", "absent"], 2, "--raw must be the folder that was read; found: absent"),
+        (["locate", "abc", "--raw", "."], 2, "The root must hold the key by which the hash was made"),
+        (["prepare", "mnist", "--preset", "papr"], 2, "Unknown preset; found: 'papr'; did you mean 'paper'"),
+        (["datasets", "mnist", "brats"], 2, "unrecognized arguments: brats"),
+        (["doctor", "x"], 2, "unrecognized arguments: x"),
+        (["results", "smoke", "--csv"], 2, "argument --csv: expected one argument"),
+        (["plan", "smoke", "--storage", "foo://me:secret@x"], 2, "found: foo://…@x/smoke"),
+    ],
+)
+def test_mistakes(run, arguments, code, message):
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert "\u2500" not in err, "a box of the library that parses"
+    assert "secret" not in err
+
+
+def test_no_words_are_a_mistake_too(capsys):
+    assert main([]) == 2
+    assert "the following arguments are required: COMMAND; see: isweep --help" in capsys.readouterr().err
+
+
+def test_options_stand_after_the_command(capsys):
+    assert main(["--root", "x", "plan", "smoke"]) == 2
+    assert "unrecognized arguments: --root; options stand after the command" in capsys.readouterr().err
+
+
+def test_the_last_of_a_repeated_option_holds(run, root):
+    code, _, err = run("results", "smoke", "--from-store", "--root", "elsewhere")
+    assert code == 2
+    assert f"run it: isweep run smoke --root {root}; there is no root {root} yet" in err

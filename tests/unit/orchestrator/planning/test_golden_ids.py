@@ -1,0 +1,62 @@
+"""The ids of all presets, committed: an id that moves means that stored results are no longer found."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep, preset_names
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "ids.json"
+WHAT_TO_DO = """
+The ids of preset {preset!r} moved: every stored {kind} record of it would be made anew ({kind} ids below).
+- Was a field added to a spec? Give it a default that means what was done before; then no id moves.
+- Did a default change, or the meaning of a field? Then ids should move: count up that kind's version in
+  search_spaces/specs.py, so that a changed default is never taken for the old one.
+- Did a preset or a table row (model, dataset, recipe) change on purpose? Then its ids should move too.
+If they should, write the new ids with
+    python -m tests.unit.orchestrator.planning.test_golden_ids
+and say in CHANGELOG.md which results will be made anew.
+"""
+
+
+def ids(preset: str) -> dict[str, object]:
+    """Count, first, last and a hash of all sorted ids of each kind."""
+    plan = plan_sweep(load_sweep(preset))
+    kinds = {
+        "trial": [trial.trial_id for trial in plan.trials],
+        "measurement": [item.measurement_id for trial in plan.trials for item in trial.measurements],
+        "measure": [measure.measure_id for measure in plan.measures],
+        "prepared": [prepared.prepared_id for prepared in plan.prepared],
+    }
+    return {
+        kind: {
+            "count": len(found),
+            "first": found[0],
+            "last": found[-1],
+            "sha256_of_sorted": hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest(),
+        }
+        for kind, found in kinds.items()
+    }
+
+
+# The template of your own data names a folder that is not there.
+PRESETS = [name for name in preset_names() if name != "own-data"]
+
+
+@pytest.mark.parametrize("kind", ["prepared", "measure", "trial", "measurement"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_id_of_a_preset_moves(preset, kind):
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert ids(preset)[kind] == golden[preset][kind], WHAT_TO_DO.format(preset=preset, kind=kind)
+
+
+def test_every_preset_is_covered():
+    assert set(json.loads(GOLDEN.read_text(encoding="utf-8"))) == set(PRESETS)
+
+
+if __name__ == "__main__":
+    text = json.dumps({preset: ids(preset) for preset in PRESETS}, indent=1)
+    GOLDEN.write_text(text + "\n", encoding="utf-8")

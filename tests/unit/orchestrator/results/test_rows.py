@@ -1,0 +1,109 @@
+"""Rows of a real tiny trial and measure: every column is described and of the type it says."""
+
+import numpy as np
+import pytest
+
+from orchestrator.results import columns as c
+from orchestrator.results.rows import flat_trial, index_measures, row_of, rows_of, trial_metrics
+from search_spaces.specs import AttackSpec, RepresentationSpec
+from tasks.measures.measure import MeasureSettings, measure_nested
+from tasks.prepared.subsets import TrialData
+from tasks.trials.trial import run_trial
+from tests.unit.orchestrator.results.examples import (
+    attack,
+    dimension,
+    diverged,
+    measure_record,
+    trial_record,
+    trial_result,
+    trial_spec,
+)
+
+
+@pytest.fixture(scope="module")
+def real_row():
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (60, 1, 16, 16), np.uint8), np.arange(60) % 2
+    spec = trial_spec().model_copy(
+        update={
+            "attacks": AttackSpec(epsilons=(0.5, 3.0)),
+            "representation": RepresentationSpec(estimators=("mle", "twonn", "gride"), num_neighbors=10),
+        }
+    )
+    result = run_trial(spec, TrialData(images[:40], labels[:40], images[40:], labels[40:], 2, "f"))
+    settings = MeasureSettings(num_neighbors=10, pixel_range=(0.0, 255.0))
+    measured = measure_nested(images[:40], labels[:40], [40], settings=settings)
+    (row,) = rows_of([trial_record(result, spec=spec)], [measure_record(result=measured)])
+    return row
+
+
+def test_every_column_of_a_real_row_is_described(real_row):
+    strangers = [column.name for column in c.describe(real_row) if column.origin is None]
+    assert not strangers, f"name these in orchestrator/results/columns.py: {strangers}"
+    assert {"fgsm_0.5_loss", "fgsm_3_robust_accuracy", "d_repr_gride"} <= set(real_row)
+
+
+def test_every_described_column_is_in_a_real_row(real_row):
+    always = {column.name for column in c.COLUMNS if column.origin != "attack"}
+    assert always <= set(real_row)
+
+
+def test_a_column_without_a_description_is_found(real_row):
+    (stranger,) = c.describe(["d_rep_mle"])
+    assert stranger.origin is None
+
+
+def test_types_are_as_the_columns_say(real_row):
+    kinds = {"text": str, "integer": int, "number": float}
+    wrong = [
+        column.name
+        for column in c.describe(real_row)
+        if type(real_row[column.name]) is not kinds[column.kind]
+    ]
+    assert wrong == []
+
+
+def test_metrics_are_the_typed_numbers_by_column_name():
+    metrics = trial_metrics(trial_result())
+    assert (metrics["test_loss"], metrics["num_parameters"], metrics["d_repr_twonn"]) == (0.5, 10.0, 4.5)
+    assert (metrics["fgsm_8_loss"], metrics["fgsm_8_loss_gain"]) == (1.5, 1.0)
+
+
+def test_what_is_undefined_is_absent():
+    undefined = trial_result().model_copy(
+        update={
+            "d_repr": {"mle": dimension("mle", None)},
+            "attacks": (attack(1.0).model_copy(update={"loss": None, "loss_gain": None, "reason": "inf"}),),
+        }
+    )
+    metrics = trial_metrics(undefined)
+    assert not {"d_repr_mle", "fgsm_1_loss", "fgsm_1_loss_gain"} & set(metrics)
+    assert metrics["fgsm_1_accuracy_drop"] == 0.25
+
+
+def test_measures_are_joined_by_subset_size_and_data():
+    (row,) = rows_of([trial_record()], [measure_record()])
+    assert (row["d_data_mle"], row["label_sharpness"], row["sharpness_pixel_range"]) == (4.5, 0.25, 255.0)
+    (other,) = rows_of([trial_record()], [measure_record(data_fingerprint="g")])
+    assert "d_data_mle" not in other
+
+
+def test_a_diverged_trial_keeps_only_what_its_data_and_run_say():
+    run = flat_trial(trial_record(diverged()), index_measures([measure_record()]))
+    stale = {**run.metrics, "test_loss": 0.1, "fgsm_1_loss": 0.2}
+    row = row_of(run.tags, stale)
+    assert row["status"] == "diverged"
+    assert {"d_data_mle", "wall_time_s", "shared_group_share"} <= set(row)
+    assert not {"test_loss", "fgsm_1_loss"} & set(row)
+
+
+def test_params_are_the_network_alone():
+    """MLflow's params never change, and more may be measured on a network later."""
+    more = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
+    first, second = (flat_trial(trial_record(spec=spec), {}) for spec in (trial_spec(), more))
+    assert first.params == second.params
+    assert first.params["recipe.name"] == "smoke"
+    assert (first.tags["attacks.epsilons"], second.tags["attacks.epsilons"]) == (
+        "[1.0, 2.0, 4.0, 8.0]",
+        "[16.0]",
+    )

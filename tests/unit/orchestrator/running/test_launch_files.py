@@ -1,0 +1,184 @@
+"""SLURM, Kubernetes and image files, and the lock of CUDA nodes: what can be held without any of them."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+REPOSITORY = Path(__file__).parents[4]
+CLUSTERS = REPOSITORY / "clusters"
+
+# Fields of KubeRay's RayJob (ray.io/v1, 1.5) that our file may use.
+POD = {"securityContext", "containers", "volumes"}
+CONTAINER = {"name", "image", "securityContext", "env", "resources", "volumeMounts"}
+RAY_JOB = {
+    "": {"apiVersion", "kind", "metadata", "spec"},
+    "spec": {
+        *("suspend", "submissionMode", "entrypoint", "backoffLimit", "shutdownAfterJobFinishes"),
+        *("ttlSecondsAfterFinished", "rayClusterSpec"),
+    },
+    "spec.rayClusterSpec": {
+        *("rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec"),
+        "workerGroupSpecs",
+    },
+    "spec.rayClusterSpec.headGroupSpec": {"rayStartParams", "template"},
+    "spec.rayClusterSpec.headGroupSpec.template": {"spec"},
+    "spec.rayClusterSpec.headGroupSpec.template.spec": POD,
+}
+WORKERS = {"groupName", "minReplicas", "replicas", "maxReplicas", "rayStartParams", "template"}
+
+
+@pytest.fixture(scope="module")
+def job() -> dict[str, Any]:
+    return yaml.safe_load((CLUSTERS / "rayjob.yaml").read_text(encoding="utf-8"))
+
+
+def at(document: dict[str, Any], path: str) -> dict[str, Any]:
+    for name in filter(None, path.split(".")):
+        document = document[name]
+    return document
+
+
+@pytest.mark.parametrize("path", RAY_JOB)
+def test_the_ray_job_has_only_known_fields(job, path):
+    assert set(at(job, path)) <= RAY_JOB[path]
+
+
+def test_its_groups_have_only_known_fields(job):
+    cluster = job["spec"]["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"]["template"]["spec"]]
+    for group in cluster["workerGroupSpecs"]:
+        assert set(group) <= WORKERS
+        pods.append(group["template"]["spec"])
+    for pod in pods:
+        assert set(pod) <= POD
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert set(container) <= CONTAINER
+            assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_the_ray_job_asks_for_a_token_scales_from_zero_and_goes_on_where_it_died(job):
+    spec = job["spec"]
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert spec["backoffLimit"] >= 1
+    (gpu,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert (gpu["minReplicas"], gpu["replicas"]) == (0, 0)
+    words = spec["entrypoint"].split()
+    assert words[0].startswith("/")
+    root = words[words.index("--root") + 1]
+    (mount,) = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert root.startswith(mount["mountPath"] + "/")
+
+
+FAKES = {
+    "scontrol": 'if [ "$1" = show ]; then echo node1; echo node2; else echo "requeued $2" >> "$LOG"; fi',
+    "getent": 'echo "10.0.0.1 STREAM node1"',
+    "srun": 'echo "srun $*" >> "$LOG"; exit "${SRUN_EXIT:-0}"',
+}
+
+
+def submit(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run the batch script on stand-ins for SLURM's commands."""
+    (folder / "bin").mkdir()
+    for name, body in FAKES.items():
+        command = folder / "bin" / name
+        command.write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        command.chmod(0o755)
+    (folder / "bin" / "activate").write_text("", encoding="utf-8")
+    if "NO_TOKEN" not in environment:
+        (folder / ".ray").mkdir()
+        (folder / ".ray" / "auth_token").write_text("t", encoding="utf-8")
+    variables = {
+        "PATH": f"{folder}/bin:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "LOG": str(folder / "log"),
+        "ISWEEP_VENV": str(folder),
+        "SCRATCH": str(folder),
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": "123456",
+        "SLURM_CPUS_PER_TASK": "32",
+        **environment,
+    }
+    done = subprocess.run(
+        ["bash", str(CLUSTERS / "slurm.sbatch"), *arguments],
+        capture_output=True,
+        text=True,
+        env=variables,
+        check=False,
+    )
+    log = folder / "log"
+    return done.returncode, log.read_text(encoding="utf-8") if log.exists() else "", done.stderr
+
+
+def test_the_batch_job_starts_one_ray_node_per_node_and_the_sweep_on_the_first(tmp_path):
+    code, log, _ = submit(tmp_path, "paper", "--device", "gpu", SLURM_GPUS_PER_NODE="4")
+    assert code == 0
+    assert "--nodes=2 --ntasks=2" in log
+    assert "ray symmetric-run --address 10.0.0.1:23456 --min-nodes 2 --num-cpus 32 --num-gpus 4 -- " in log
+    assert f"isweep run paper --address 10.0.0.1:23456 --root {tmp_path}/isweep-root --device gpu" in log
+
+
+@pytest.mark.parametrize(("ended", "requeued"), [(0, False), (1, False), (2, False), (3, False), (130, True)])
+def test_only_an_interrupted_job_goes_back_to_the_queue(tmp_path, ended, requeued):
+    code, log, _ = submit(tmp_path, "paper", SRUN_EXIT=str(ended))
+    assert code == ended
+    assert ("requeued 123456" in log) == requeued
+
+
+def test_a_batch_job_without_sweep_or_token_says_so(tmp_path):
+    code, log, error = submit(tmp_path)
+    assert (code, log) == (1, "")
+    assert "usage: sbatch clusters/slurm.sbatch SWEEP" in error
+    (tmp_path / "other").mkdir()
+    code, log, error = submit(tmp_path / "other", "paper", NO_TOKEN="1")
+    assert (code, log) == (2, "")
+    assert "no token in ~/.ray/auth_token" in error
+
+
+def locked() -> dict[str, Requirement]:
+    text = (REPOSITORY / "constraints-cuda.txt").read_text(encoding="utf-8")
+    lines = [line.rstrip(" \\") for line in text.splitlines() if re.match(r"[A-Za-z0-9]", line)]
+    return {name_of(Requirement(line)): Requirement(line) for line in lines}
+
+
+def name_of(requirement: Requirement) -> str:
+    return re.sub(r"[-_.]+", "-", requirement.name).lower()
+
+
+def test_every_package_of_a_cuda_node_is_locked_by_hash():
+    text = (REPOSITORY / "constraints-cuda.txt").read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=[A-Za-z0-9])", text.strip())[1:]
+    assert len(entries) > 100
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert "://" not in text
+    names = set(locked())
+    assert {"torch", "torchvision", "triton", "nvidia-cudnn-cu13", "ray", "mlflow", "pydicom"} <= names
+
+
+def test_the_lock_holds_what_the_project_asks_for_at_the_tested_versions():
+    import tomllib
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["medical"]]
+    lock = locked()
+    for requirement in map(Requirement, asked):
+        (version,) = (s.version for s in lock[name_of(requirement)].specifier)
+        assert requirement.specifier.contains(version), requirement
+    tested = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    for requirement in (Requirement(line) for line in tested if "==" in line):
+        found = lock.get(name_of(requirement))
+        assert found is None or str(found.specifier) == str(requirement.specifier), requirement
+
+
+def test_the_image_is_made_of_the_lock_and_the_wheel():
+    text = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    assert "--require-hashes --requirement /tmp/constraints-cuda.txt" in text
+    assert "--no-deps /tmp/isweep-*.whl" in text
+    assert re.search(r"^USER (?!root)", text, re.MULTILINE)

@@ -1,0 +1,105 @@
+import ast
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from tasks.atomic import replacing, write_atomic, write_once
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, step):
+    path = tmp_path / "x.json"
+    write_atomic(path, b"old")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_an_error_inside_the_block_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "x"
+    write_atomic(path, b"old")
+
+    def stop_half_way():
+        with replacing(path) as file:
+            file.write(b"ne")
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        stop_half_way()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("write", [write_atomic, write_once])
+def test_the_file_is_flushed_before_its_name_and_its_folder_after(tmp_path, monkeypatch, write):
+    steps = []
+
+    def spy(name):
+        real = getattr(os, name)
+
+        def call(*arguments, **options):
+            if name == "fsync":
+                target = os.readlink(f"/proc/self/fd/{arguments[0]}")
+                steps.append("folder" if target == str(tmp_path) else "file")
+            else:
+                steps.append("name")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "replace", "link"):
+        spy(name)
+    write(tmp_path / "x", b"new")
+    assert steps == ["file", "name", "folder"]
+
+
+def test_of_many_that_write_once_one_wins_whole(tmp_path):
+    path = tmp_path / "new" / "key"
+    texts = [bytes([65 + number]) * 1000 for number in range(8)]
+    threads = [threading.Thread(target=write_once, args=(path, text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first = path.read_bytes()
+    assert first in texts
+    write_once(path, b"late")
+    assert path.read_bytes() == first
+    assert os.listdir(path.parent) == ["key"]
+    write_once(tmp_path / "private", b"", mode=0o600)
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+
+
+def renames(tree: ast.AST) -> bool:
+    """Whether the code calls os.replace and the like, or a path's own ``replace(target)``."""
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("replace", "rename", "link")
+        and (
+            (isinstance(node.func.value, ast.Name) and node.func.value.id == "os")
+            or (len(node.args) == 1 and not node.keywords)
+        )
+        for node in ast.walk(tree)
+    )
+
+
+def test_one_module_puts_files_in_place_and_one_a_whole_folder():
+    root = Path(__file__).parents[3]
+    found = {
+        path.relative_to(root).as_posix()
+        for package in ("search_spaces", "tasks", "orchestrator")
+        for path in (root / package).rglob("*.py")
+        if renames(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == {"tasks/atomic.py", "tasks/preparation/publish.py"}
