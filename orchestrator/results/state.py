@@ -10,7 +10,8 @@ from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
 from orchestrator.results.store import ResultStore, Unreadable
-from search_spaces.specs import MeasureSpec, TrialSpec
+from search_spaces.specs import MeasureSpec
+from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialStatus
 
 

@@ -23,7 +23,8 @@ from orchestrator.running.lock import exclusive
 from orchestrator.running.progress import Monitor, Progress
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.errors import DataError, SetupError, SweepError, collect, unknown_name
-from search_spaces.specs import PreparedSpec, SubsetSpec, TrialSpec
+from search_spaces.specs import PreparedSpec, SubsetSpec
+from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
 
 log = logging.getLogger(__name__)
