@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SetupError
-from tasks.sources.array_sets import ArrayHeader, Rows, array_reader, list_arrays
+from tasks.sources.array_files import ArrayHeader, Rows
+from tasks.sources.array_sets import array_reader, list_arrays
 from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
 
 MAX_CHUNK_BYTES = 256 << 20

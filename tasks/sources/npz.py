@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
 from tasks.sources.archives import DAMAGE, MAX_RATIO
-from tasks.sources.array_sets import ArrayHeader, Rows, array_reader, list_arrays
+from tasks.sources.array_files import ArrayHeader, Rows
+from tasks.sources.array_sets import array_reader, list_arrays
 from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
 
 MAX_BYTES = 256 << 30
