@@ -21,13 +21,10 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
 from tasks.sources.array_files import ArrayFile, ArrayHeader, Part, Rows, find_parts, image_header
+from tasks.sources.array_labels import check_groups, name_labels, read_labels, read_splits, texts
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
 from tasks.sources.image_files import by_own_maximum, negative_flags
-from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
-from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of
-
-MAX_TEXT_BYTES = 1 << 28
-"""Labels, groups and names; never more than that is held."""
+from tasks.sources.splits import VALIDATION_LEFT_OUT
 
 
 class RowItems(Sequence[Item]):
@@ -91,19 +88,20 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     parts, left_out = find_parts(file, request)
     headers = [image_header(file, part.images, request) for part in parts]
     written = [
-        _labels(file, part.labels, head.shape[0], request) for part, head in zip(parts, headers, strict=True)
+        read_labels(file, part.labels, head.shape[0], request)
+        for part, head in zip(parts, headers, strict=True)
     ]
-    names = _names(file, written, request)
+    names = name_labels(file, written, request)
     index = {name: label for label, name in enumerate(names)}
     shown, rule = _range(file, parts, headers, request)
     columns = []
     for part, head, labels in zip(parts, headers, written, strict=True):
-        groups = _texts(file, part.prefix.format("groups"), head.shape[0], request)
-        splits, kept = _splits(file, part, head.shape[0], request)
+        groups = texts(file, part.prefix.format("groups"), head.shape[0], request)
+        splits, kept = read_splits(file, part, head.shape[0], request)
         left_out += head.shape[0] - len(kept)
         codes = np.array([index[labels[row]] for row in kept], np.int64)
         columns.append(_Column(part, kept, codes, groups, splits, *shown))
-    _check_groups([column.groups for column in columns], request)
+    check_groups([column.groups for column in columns], request)
     is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
     return Listing(
         RowItems(columns),
@@ -162,97 +160,6 @@ def _channels_last(row: NDArray[np.generic]) -> NDArray[np.generic]:
     if row.ndim == 3 and row.shape[0] in (1, 3) and row.shape[2] not in (1, 3):
         row = np.moveaxis(row, 0, 2)
     return row[..., 0] if row.ndim == 3 and row.shape[2] == 1 else row
-
-
-def _small(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.generic]:
-    header = file.header(name)
-    if int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize > MAX_TEXT_BYTES:
-        raise DataError(f"{request.dataset.name}: {name} must be small", f"{header.dtype} {header.shape}")
-    try:
-        return file.load(name)
-    except SkipItem as skip:
-        raise DataError(f"{request.dataset.name}: array {name} must be whole", skip.reason) from None
-
-
-def _texts(file: ArrayFile, name: str, num_images: int, request: RawRequest) -> list[str] | None:
-    if name not in file.names():
-        return None
-    header = file.header(name)
-    if header.shape not in ((num_images,), (num_images, 1)) or header.dtype.kind not in "uiUSO":
-        rule = f"{request.dataset.name}: {name} must be {num_images} whole numbers or texts"
-        raise DataError(rule, f"{header.dtype} {header.shape}")
-    return [_text(value) for value in _small(file, name, request).reshape(-1).tolist()]
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _labels(file: ArrayFile, key: str, num_images: int, request: RawRequest) -> list[str]:
-    """Return each image's class as written, through ``label_map``."""
-    header, name = file.header(key), request.dataset.name
-    singles = header.shape[:1] == (num_images,) and all(size == 1 for size in header.shape[1:])
-    if not singles or header.dtype.kind not in "uibUSO":
-        more = "; several labels per image are no classes" if len(header.shape) == 2 else ""
-        rule = f"{name}: {key} must be {num_images} whole numbers or texts, one per image"
-        raise DataError(rule, f"{header.dtype} {header.shape}{more}", "cast floats to integers on purpose")
-    values = _small(file, key, request).reshape(-1)
-    if values.dtype.kind == "i" and values.min() < 0:
-        raise DataError(
-            f"{name}: labels must not be negative", "-1 often means unknown", "drop or map those images"
-        )
-    mapping = {text: mapped_label(text, request) for text in {_text(value) for value in values.tolist()}}
-    if any(is_missing(label) for label in mapping.values()):
-        raise DataError(f"{name}: labels must not be empty", "blank, NaN, NA or None", "drop those images")
-    check_spellings(set(mapping.values()), request)
-    return [mapping[_text(value)] for value in values.tolist()]
-
-
-def _names(file: ArrayFile, written: Sequence[Sequence[str]], request: RawRequest) -> tuple[str, ...]:
-    """Return the classes in the order of their index; ``label_names`` renames 0, 1, ..."""
-    name, found = request.dataset.name, {label for labels in written for label in labels}
-    check_spellings(found, request)
-    if len(found) < 2:
-        raise DataError(f"{name}: labels need two classes", "one only")
-    if "label_names" not in file.names():
-        return sort_labels(found)
-    given = [_text(value) for value in _small(file, "label_names", request).reshape(-1).tolist()]
-    if not all(label.isdigit() and int(label) < len(given) for label in found):
-        raise DataError(f"{name}: label_names must name labels 0, 1, ... in order", f"{len(given)} names")
-    check_spellings(given, request)
-    if len(set(given)) < len(given):
-        raise DataError(f"{name}: label_names must differ", "a name twice")
-    for labels in written:
-        if isinstance(labels, list):
-            labels[:] = [given[int(label)] for label in labels]
-    return tuple(given)
-
-
-def _splits(
-    file: ArrayFile, part: Part, num_images: int, request: RawRequest
-) -> tuple[list[Split] | None, NDArray[np.int64]]:
-    """Return each row's split, if any is given, and the rows that are no validation images."""
-    cells = _texts(file, part.prefix.format("splits"), num_images, request)
-    if cells is None:
-        return None, np.arange(num_images)
-    if any(cell and split_of(cell) == "" for cell in cells):
-        raise DataError(f"{request.dataset.name}: splits must be train, test, val or empty", "other values")
-    kept = np.array([row for row, cell in enumerate(cells) if split_of(cell) is not None], np.int64)
-    return [split_of(cell) or "" for cell in cells], kept
-
-
-def _check_groups(columns: Sequence[Sequence[str] | None], request: RawRequest) -> None:
-    given = [set(groups) for groups in columns if groups is not None]
-    if not given:
-        return
-    name, every = request.dataset.name, set().union(*given)
-    if len(every) < 2:
-        raise DataError(f"{name}: groups must tell patients apart", "one id for all")
-    if any(is_missing(group) for group in every):
-        raise DataError(f"{name}: every image needs a group when there are any", "blank, NaN or None")
-    if len(given) > 1 and set.intersection(*given):
-        found = f"{len(set.intersection(*given))} in both"
-        raise DataError(f"{name}: no group may be in train and test", found, "split by patient, not by image")
 
 
 def _range(

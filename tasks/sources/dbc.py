@@ -17,39 +17,22 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from search_spaces.errors import DataError
 from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
+from tasks.sources.dbc_files import CLASSIC, DESCRIPTIVE, INSTANCE, ORIGINAL, Slice, find_files
 from tasks.sources.dicom import decode_dicom
-from tasks.sources.dicom_headers import HeaderIndex, read_header
 from tasks.sources.label_tables import read_table
 from tasks.sources.labels import is_missing
 from tasks.sources.official import dicom_samples, find_table, find_tree, is_square, not_there
 from tasks.sources.tree import RawTree
 
 MARGIN = 5
-COLLECTION = "Duke-Breast-Cancer-MRI/"
 BOXES, MAPPING = "Annotation_Boxes", "Breast-Cancer-MRI-filepath_filename-mapping"
 BOX_COLUMNS = ("Patient ID", "Start Slice", "End Slice")
-ORIGINAL, CLASSIC, DESCRIPTIVE = "original_path_and_filename", "classic_path", "descriptive_path"
-INSTANCE = "sop_instance_UID"
 
 Box = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """A row of the mapping table that has a label."""
-
-    row: Mapping[str, str]
-    patient: str
-    label: int
-
-    @property
-    def instance(self) -> str:
-        return self.row.get(INSTANCE, "")
 
 
 class DukeBreast:
@@ -75,7 +58,7 @@ class DukeBreast:
         if rows and INSTANCE not in rows[0]:
             flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
         items = []
-        for one, name in zip(slices, _files(slices, tree, request), strict=True):
+        for one, name in zip(slices, find_files(slices, tree, request), strict=True):
             if name is None:
                 skipped.append((one.row[ORIGINAL], "file is missing"))
             else:
@@ -149,8 +132,8 @@ def _boxes(table: str, request: RawRequest) -> tuple[dict[str, list[Box]], dict[
 
 def _labelled(
     rows: Sequence[Mapping[str, str]], boxes: Mapping[str, Sequence[Box]]
-) -> tuple[list[_Slice], Counter[str], list[tuple[str, str]]]:
-    slices: list[_Slice] = []
+) -> tuple[list[Slice], Counter[str], list[tuple[str, str]]]:
+    slices: list[Slice] = []
     excluded = Counter[str]()
     skipped: list[tuple[str, str]] = []
     for row in rows:
@@ -165,74 +148,5 @@ def _labelled(
         elif (label := slice_label(int(number[1]), *boxes[patient[0]])) is None:
             excluded[f"nearer than {MARGIN} slices to the box"] += 1
         else:
-            slices.append(_Slice(row, patient[0], label))
+            slices.append(Slice(row, patient[0], label))
     return slices, excluded, skipped
-
-
-def _files(slices: Sequence[_Slice], tree: RawTree, request: RawRequest) -> list[str | None]:
-    """Return each slice's file in the tree."""
-    paths = _Paths(tree)
-    found = [paths.find(one.row) for one in slices]
-    by_folder: defaultdict[str, list[int]] = defaultdict(list)
-    for place, name in enumerate(found):
-        by_folder["" if name is None else name.rpartition("/")[0]].append(place)
-    doubtful: list[int] = []
-    for folder, places in by_folder.items():
-        if not folder or not _ends_agree(places, slices, found, tree, request):
-            doubtful += [place for place in places if slices[place].instance]
-    if doubtful:
-        index = HeaderIndex(request, tree, _candidates([slices[place] for place in doubtful], tree))
-        for place in doubtful:
-            found[place] = index.instance(slices[place].instance)
-    return found
-
-
-def _ends_agree(
-    places: Sequence[int],
-    slices: Sequence[_Slice],
-    found: Sequence[str | None],
-    tree: RawTree,
-    request: RawRequest,
-) -> bool:
-    """Tell whether the first and last file of a folder are the slices that the table says."""
-    for place in {places[0], places[-1]}:
-        name, instance = found[place], slices[place].instance
-        if name is not None and instance:
-            header = read_header(request.base(), tree.locator(name))
-            if header is not None and header.instance != instance:
-                return False
-    return True
-
-
-def _candidates(slices: Sequence[_Slice], tree: RawTree) -> list[str]:
-    """Return the files to open in search of slices: below their patients' folders, or all of them."""
-    wanted = {one.patient for one in slices}
-    names = [name for name in tree if not name.lower().endswith((".xlsx", ".csv", ".txt", ".tcia"))]
-    below = [name for name in names if wanted & set(name.split("/"))]
-    seen = {part for name in below for part in name.split("/")}
-    return below if wanted <= seen else names
-
-
-class _Paths:
-    """Files by what the mapping table calls them, whichever slips its spelling has."""
-
-    def __init__(self, tree: RawTree) -> None:
-        self._by_path: dict[str, str] = {}
-        for name in tree:
-            before, mark, below = name.partition(COLLECTION)
-            self._by_path.setdefault((below if mark else before).casefold(), name)
-
-    def find(self, row: Mapping[str, str]) -> str | None:
-        for column in (CLASSIC, DESCRIPTIVE):
-            path = re.sub(r"[\\/]+", "/", row.get(column, "")).strip("/ ")
-            folder, _, file = path.rpartition(COLLECTION)[2].rpartition("/")
-            number = re.fullmatch(r"(\d+-)(\d+)(\.dcm)", file)
-            names = [file]
-            if number:
-                digits = number[2].lstrip("0") or "0"
-                names += [f"{number[1]}{digits.zfill(width)}{number[3]}" for width in (1, 2, 3)]
-            for name in names if path else ():
-                found = self._by_path.get(f"{folder}/{name}".casefold())
-                if found is not None:
-                    return found
-        return None

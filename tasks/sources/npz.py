@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import DAMAGE, MAX_RATIO
+from tasks.sources.archive_rules import DAMAGE, MAX_RATIO
 from tasks.sources.array_files import ArrayHeader, Rows
 from tasks.sources.array_sets import array_reader, list_arrays
 from tasks.sources.base import Listing, RawRequest, Reader, SkipItem

@@ -17,7 +17,6 @@ each way gave.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,26 +30,23 @@ from tasks.sources.dicom_headers import DicomHeader, read_header
 from tasks.sources.image_files import decode_image
 from tasks.sources.imagenet import own_maximum_sample
 from tasks.sources.knees import PIXEL_MM, crop_around, find_centers, resampled
-from tasks.sources.label_tables import column_key, header_of, read_table
-from tasks.sources.labels import is_missing
-from tasks.sources.official import find_named, find_table, find_tree, not_there
+from tasks.sources.oai_tables import (
+    GRADE_COLUMNS,
+    GRADES,
+    Knee,
+    read_centers,
+    read_descriptions,
+    read_grades,
+)
+from tasks.sources.official import find_table, find_tree, not_there
 from tasks.sources.tree import RawTree
 
-READING_PROJECT = "15"
-SIDES = {"1": "R", "2": "L"}
-SIDE_WORDS = {"r": "R", "right": "R", "1": "R", "l": "L", "left": "L", "2": "L"}
 RADIOGRAPH = re.compile(
     r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"
 )
 RELEASED_SERIES = "0.E.1"
 WANTED = "fixed flexion knee"
 MODALITIES = frozenset({"CR", "DX", "RG", "XR", "DR"})
-GRADES, GRADE_COLUMNS = "kxr_sq_bu00", ("ID", "SIDE", "READPRJ", "V00XRKL")
-CENTERS, CONTENTS = "knee_centers.csv", ("ParticipantID", "SeriesDescription", "Barcode")
-MAX_TOLD_ROWS = 10
-
-Knee = tuple[str, str]
-"""Participant id and side."""
 
 
 class Oai:
@@ -66,7 +62,7 @@ class Oai:
         table = find_table(tree, request, GRADES, GRADE_COLUMNS)
         if table is None:
             raise not_there(request, f"{GRADES}.txt, .csv or .sas7bdat", tree)
-        grades, excluded = _grades(table, request)
+        grades, excluded = read_grades(table, request)
         items = []
         for name in tree:
             match = re.fullmatch(r"(?:.*/)?crops/(\d+)_([RL])\.png", name)
@@ -75,7 +71,7 @@ class Oai:
                 items.append(Item(tree.locator(name), label, match[1], details=("crop",)))
                 grades.pop((match[1], match[2]))
         radiographs = _radiographs(tree, grades, excluded, request)
-        centers = _centers(tree, radiographs, request)
+        centers = read_centers(tree, {name: one.header.sides for name, one in radiographs.items()}, request)
         for found in radiographs.values():
             details: list[str | int | float | None] = ["radiograph"]
             for side in ("R", "L"):
@@ -120,7 +116,7 @@ class _Radiograph:
 
 def _tree(request: RawRequest) -> RawTree:
     """Return the tree; archives of series that ``contents.csv`` calls something else stay shut."""
-    described = _descriptions(RawTree(request), request)
+    described = read_descriptions(RawTree(request), request)
 
     def wanted(name: str) -> bool:
         match = RADIOGRAPH.search(name)
@@ -135,49 +131,11 @@ def _is_there(tree: RawTree, request: RawRequest) -> bool:
     return has_images and find_table(tree, request, GRADES, GRADE_COLUMNS) is not None
 
 
-def _grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Counter[str]]:
-    """Return (patient, side) -> label from Kellgren-Lawrence grades of reading project 15."""
-    grades: dict[Knee, int] = {}
-    excluded, odd = Counter[str](), 0
-    for row in read_table(table, request, GRADE_COLUMNS):
-        side, grade = SIDES.get(row["SIDE"][:1]), re.match(r"[0-4](?=\D|$)", row["V00XRKL"])
-        if row["READPRJ"].removesuffix(".0").split(":")[0] != READING_PROJECT:
-            excluded["another reading project"] += 1
-        elif side is None:
-            odd += 1
-        elif grade is None:
-            excluded["knee without a grade"] += 1
-        else:
-            label = int(int(grade[0]) >= 2)
-            odd += grades.setdefault((row["ID"].removesuffix(".0"), side), label) != label
-    if odd:
-        raise DataError("oai: each knee must have side 1 or 2 and one grade", f"{odd} other rows")
-    return grades, excluded
-
-
-def _descriptions(tree: RawTree, request: RawRequest) -> dict[tuple[str, str], str]:
-    """Return (patient, barcode) -> series description of all ``contents*.csv`` in the tree."""
-    found: dict[tuple[str, str], str] = {}
-    needed = {column_key(name) for name in CONTENTS}
-    for name in tree:
-        file = name.rpartition("/")[2].casefold()
-        if file.startswith("contents") and file.endswith(".csv"):
-            locator = tree.locator(name)
-            if needed <= set(header_of(locator, request)):
-                for row in read_table(locator, request, CONTENTS):
-                    key = (
-                        row["ParticipantID"].removesuffix(".0"),
-                        row["Barcode"].removesuffix(".0").lstrip("0"),
-                    )
-                    found[key] = row["SeriesDescription"]
-    return found
-
-
 def _radiographs(
     tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
 ) -> dict[str, _Radiograph]:
     """Return each patient's first bilateral fixed-flexion radiograph; counts what was left out, and why."""
-    described, base = _descriptions(tree, request), request.base()
+    described, base = read_descriptions(tree, request), request.base()
     found: dict[str, _Radiograph] = {}
     for name in tree:
         locator = tree.locator(name)
@@ -215,47 +173,6 @@ def _is_radiograph(header: DicomHeader, said: str) -> bool:
     """Tell whether a file is the view that grades belong to; its own header may not contradict the table."""
     told = [text for text in (said, header.description) if text]
     return header.modality in MODALITIES and bool(told) and all(map(_is_wanted, told))
-
-
-def _centers(
-    tree: RawTree, radiographs: Mapping[str, _Radiograph], request: RawRequest
-) -> dict[Knee, tuple[float, float]]:
-    """Return (patient, side) -> (row, column) of ``knee_centers.csv``.
-
-    Raises:
-        DataError: naming the rows whose side is unknown, whose place is no number or not in the image, or
-            that give a knee twice.
-    """
-    names = find_named(tree, CENTERS)
-    if not names:
-        return {}
-    centers: dict[Knee, tuple[float, float]] = {}
-    wrong: list[int] = []
-    for number, row in enumerate(
-        read_table(tree.locator(names[0]), request, ("id", "side", "row", "column")), 2
-    ):
-        side, patient = SIDE_WORDS.get(row["side"].casefold()), row["id"].removesuffix(".0")
-        try:
-            place = (float(row["row"]), float(row["column"]))
-        except ValueError:
-            place = (math.nan, math.nan)
-        sides = radiographs[patient].header.sides if patient in radiographs else None
-        inside = all(
-            0 <= value < (limit if sides else math.inf)
-            for value, limit in zip(place, sides or (0, 0), strict=True)
-        )
-        if side is None or is_missing(patient) or not inside or (patient, side) in centers:
-            wrong.append(number)
-        else:
-            centers[patient, side] = place
-    if wrong:
-        more = ", ..." if len(wrong) > MAX_TOLD_ROWS else ""
-        raise DataError(
-            f"oai: {CENTERS} must give side R or L, and a row and column inside the image, once per knee",
-            f"{len(wrong)} other rows: {', '.join(map(str, wrong[:MAX_TOLD_ROWS]))}{more}",
-            "rows are counted with the header as row 1; pixels are those of the DICOM file",
-        )
-    return centers
 
 
 def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
