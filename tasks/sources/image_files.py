@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 """Never all of Pillow's: EPS starts Ghostscript, PDF and FPX have plugins of their own."""
 
-ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm"))
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, where it warns; here it is an error."""
 MAX_DECODED_BYTES = 256 << 20
@@ -36,7 +36,7 @@ NEGATIVE = "negative values cut at 0"
 
 def is_image_name(name: str) -> bool:
     """Tell whether a file's ending is one of those we read."""
-    return Path(name).suffix.lower() in ENDINGS
+    return name.lower().endswith(ENDINGS)
 
 
 def read_image(path: Path) -> Sample:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import NO_PATIENT, decode_dicom, frames_to_pixels
 from tasks.sources.image_files import decode_image, is_image_name
 
-DICOM_ENDINGS = frozenset((".dcm", ".dicom", ".ima"))
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 INTENSITY = "8 bits as stored; more by own maximum; DICOM: stored values (CT: HU + 1024) by own maximum"
 
 
 def is_dicom_name(name: str) -> bool:
     """Tell whether a name looks like a DICOM file's."""
-    return PurePosixPath(name).suffix.lower() in DICOM_ENDINGS
+    return name.lower().endswith(DICOM_ENDINGS)
 
 
 def is_single_image_name(name: str) -> bool:

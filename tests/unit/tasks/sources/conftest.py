@@ -31,7 +31,15 @@ def prepare(tmp_path):
     """Prepare ``raw`` as own data of ``kind``; returns the opened dataset."""
 
     def run(
-        kind: str, raw: Path, *, image_size=8, channels=1, max_skipped_share=0.001, name="mine", **options
+        kind: str,
+        raw: Path,
+        *,
+        image_size=8,
+        channels=1,
+        max_skipped_share=0.001,
+        name="mine",
+        for_training=True,
+        **options,
     ) -> PreparedDataset:
         own = OwnSourceSpec(kind=kind, path=str(raw), domain="natural", **options)
         destination = tmp_path / "prepared" / f"{kind}-{name}"
@@ -42,6 +50,7 @@ def prepare(tmp_path):
             destination=destination,
             executor=InlineExecutor(),
             max_skipped_share=max_skipped_share,
+            for_training=for_training,
         )
         return PreparedDataset.open(destination)
 
