@@ -34,6 +34,8 @@ class Part:
     """What is known of the images of one block; rows are in item order.
 
     Attributes:
+        num_items: Items of the block.
+        items: Place in the block of each image's item.
         labels: Class index of each image.
         groups: Keyed hash of each image's group.
         splits: 0, 1 (train) or 2 (test) of each image.
@@ -45,6 +47,8 @@ class Part:
             label. Mode, size and conversion of the raw image are one of them, as they are.
     """
 
+    num_items: int = 0
+    items: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     splits: list[int] = field(default_factory=list)
@@ -64,13 +68,13 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
         stem: Path of the part files without their ending.
         dtype: dtype of the prepared images.
     """
-    part = Part()
+    part = Part(num_items=len(items))
     images: list[NDArray[np.generic]] = []
     conversions: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     traits: Counter[tuple[int, str, str]] = Counter()
     reader = source_for(request.dataset.source).reader(request)
-    for item in items:
+    for place, item in enumerate(items):
         locator = keyed_hash(request.key, item.locator)
         group = keyed_hash(request.key, item.group) if item.group else locator
         try:
@@ -80,6 +84,7 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
             continue
         for image, label, sample in found:
             images.append(image)
+            part.items.append(place)
             part.labels.append(label)
             part.groups.append(keyed_hash(request.key, sample.group) if sample.group else group)
             part.splits.append(SPLIT_CODES[item.split])
@@ -87,12 +92,15 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
             conversions.update(sample.conversions)
             flags.update(sample.flags)
             traits[label, FORM, _form(sample)] += 1
-            for name, value in sample.traits:
-                traits[label, name, spell(keyed_hash(request.key, value)) if value else ""] += 1
+            traits.update((label, name, _hidden(value, request)) for name, value in sample.traits)
     part.conversions, part.flags = dict(conversions), dict(flags)
     part.traits = [(*trait, count) for trait, count in sorted(traits.items())]
     _save(stem, images, part)
     return part
+
+
+def _hidden(value: str, request: RawRequest) -> str:
+    return spell(keyed_hash(request.key, value)) if value else ""
 
 
 Prepared = tuple[NDArray[np.generic], int, Sample]

@@ -27,6 +27,7 @@ from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.preparation.image_table import ImageTable, gather, keep_per_class, select
 from tasks.preparation.parts import Part, load_part, read_block
 from tasks.preparation.publish import build_and_publish
+from tasks.preparation.reading_order import listed_order, reading_order
 from tasks.preparation.summary import make_record, stored_dtype
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.prepared.record import PreparedRecord
@@ -92,11 +93,11 @@ def prepare_dataset(
     if done is not None:
         return _unchanged(done, raw_id)
     items = _choose_items(listing.items, spec)
-    work = destination.with_name(f".{destination.name}.parts")
-    blocks = _blocks(request, listing, items, work)
+    order = reading_order(request, items)
+    blocks = _blocks(request, listing, items if order is None else [items[row] for row in order], destination)
     try:
         parts = _read_parts(request, listing, blocks, executor, on_progress)
-        images, stems = gather(parts), [block.stem for block in blocks]
+        images, stems = listed_order(gather(parts), parts, order), [block.stem for block in blocks]
         early = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
         skipped = early + [pair for part in parts for pair in part.skipped]
         _check_skips(dataset.name, skipped, len(items) + len(early), max_skipped_share)
@@ -229,9 +230,9 @@ class _Block:
     stem: Path
 
 
-def _blocks(request: RawRequest, listing: Listing, items: Sequence[Item], work: Path) -> list[_Block]:
+def _blocks(request: RawRequest, listing: Listing, items: Sequence[Item], destination: Path) -> list[_Block]:
     """Cut items into blocks whose size depends on the data only, never on the number of workers."""
-    spec = request.spec
+    spec, work = request.spec, destination.with_name(f".{destination.name}.parts")
     image_bytes = spec.channels * spec.image_size**2 * np.dtype(stored_dtype(request, listing)).itemsize
     size = max(1, min(listing.block_size, BLOCK_BYTES // image_bytes))
     cut = [items[start : start + size] for start in range(0, len(items), size)]

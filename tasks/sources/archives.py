@@ -86,7 +86,7 @@ def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> b
         SkipItem: when it is gone, unreadable, damaged, empty, too large or no plain file.
     """
     parts = split_locator(locator)
-    if len(parts) == 1:
+    if len(parts) == 1 or (base / locator).is_file():  # a folder may be called "x.zip!"
         return open_plain(base / locator, max_bytes)
     try:
         body = open_archive(base / parts[0], tuple(parts[1:-1])).read(parts[-1], max_bytes)

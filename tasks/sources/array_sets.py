@@ -54,6 +54,10 @@ class RowItems(Sequence[Item]):
         part = int(np.searchsorted(self._ends, place, side="right")) - 1
         return self._columns[part].item(place - int(self._ends[part]))
 
+    def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
+        """Travel as a plain list: a block must not carry the columns of all the others to its task."""
+        return list, (list(self),)
+
     def __iter__(self) -> Iterator[Item]:
         return (self[index] for index in range(len(self)))
 

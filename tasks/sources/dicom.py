@@ -236,7 +236,8 @@ def _decoder_reason(header: FileDataset, error: RuntimeError) -> str:
 
 def _flags(header: FileDataset) -> tuple[str, ...]:
     flags = ["burnt-in annotation"] if header.get("BurnedInAnnotation") == "YES" else []
-    if "LOCALIZER" in [str(value).upper() for value in header.get("ImageType") or ()]:
+    kind = header.get("ImageType") or ()
+    if "LOCALIZER" in [str(value).upper() for value in ([kind] if isinstance(kind, str) else kind)]:
         flags.append("localiser")
     return tuple(flags)
 

@@ -21,6 +21,7 @@ from tasks.sources.array_sets import array_reader, list_arrays
 from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
 
 MAX_BYTES = 256 << 30
+MAX_WHOLE_BYTES = 512 << 20
 MAX_MEMBERS = 1000
 CHUNK = 1 << 22
 
@@ -87,6 +88,9 @@ class NpzFile:
     def rows(self, name: str) -> Rows:
         """Return a reader of rows, cheap in rising order."""
         header, fortran = self._header(name)
+        if fortran and int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize > MAX_WHOLE_BYTES:
+            rule = f"{self._request.dataset.name}: a large array must be in C order, which has rows to read"
+            raise DataError(rule, f"Fortran order, {header.shape}", "np.ascontiguousarray before np.savez")
         return _Whole(self.load(name)) if fortran else _Stream(self._path, self._members[name], header)
 
     def check_sums(self) -> None:

@@ -52,14 +52,30 @@ def _folder_kind(path: Path) -> str:
         below = [entry.name.lower() for folder in folders[:20] for entry in folder.iterdir()]
     except OSError:
         return "folder"
-    if any(name in MANIFESTS for name in names):
-        return _table_kind(next(path / name for name in MANIFESTS if (path / name).is_file()))
+    tables = [path / name for name in MANIFESTS if name in names]
+    if tables and (not folders or _has_columns(tables[0])):
+        return _table_kind(tables[0])
     every = names + below
     if any(name.endswith(".parquet") for name in every):
         return "parquet"
     if names and not folders and any(name.endswith((".tar", ".tar.gz")) for name in names):
         return "webdataset"
     return "folder"
+
+
+def _has_columns(table: Path) -> bool:
+    """Tell whether a table in a folder is one of paths and labels, and no by-product beside class folders."""
+    from tasks.sources.label_tables import column_key
+    from tasks.sources.manifest import ALIASES
+
+    try:
+        with table.open("rb") as file:
+            line = file.readline(SNIFFED_BYTES).decode("utf-8-sig", "replace")
+    except OSError:
+        return False
+    header = {column_key(cell.strip().strip('"')) for cell in _split_cells(line)}
+    known = ({column_key(name) for name in (ours, *ALIASES[ours])} for ours in ("path", "label"))
+    return all(header & names for names in known)
 
 
 def _table_kind(path: Path) -> str:
@@ -84,9 +100,12 @@ def _split_cells(line: str) -> list[str]:
 def _has_classes_beside_images(path: Path) -> bool:
     """Tell whether an archive holds ``.cls`` or ``.json`` files beside its images."""
     from tasks.sources.archives import RefusedArchive, open_archive
+    from tasks.sources.one_image import is_single_image_name
 
     try:
         members = open_archive(path).members()
     except RefusedArchive:
         return False
-    return any(name.endswith((".cls", ".json")) for name in members) and path.suffix != ".zip"
+    keys = {name.partition(".")[0] for name in members if name.endswith((".cls", ".json"))}
+    images = {name.partition(".")[0] for name in members if is_single_image_name(name)}
+    return bool(keys & images) and path.suffix != ".zip"

@@ -17,6 +17,9 @@ class ZipMembers:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._archive = zipfile.ZipFile(file)
+        size = file.seek(0, io.SEEK_END)
+        if sum(info.compress_size for info in self._archive.infolist()) > size:
+            raise RefusedArchive("an archive whose members overlap")
         self._members: dict[str, zipfile.ZipInfo] = {}
         seen: set[str] = set()
         for info in self._archive.infolist():

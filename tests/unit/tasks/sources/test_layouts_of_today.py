@@ -358,6 +358,32 @@ class TestOwnArchives:
         flags = {"the archive's one top folder taken as the folder of classes": 1} if wrapped else {}
         assert found.record.flags == flags
 
+    @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+    def test_the_stored_order_does_not_matter_and_is_read_forward(
+        self, prepare, class_folder, tmp_path, ending, monkeypatch
+    ):
+        import tasks.preparation.prepare as module
+        from tasks.sources import tar_members
+
+        expected = prepare("folder", class_folder)
+        path = tmp_path / f"own{ending}"
+        files = sorted(class_folder.rglob("*.png"))
+        with tarfile.open(path, "w:gz" if ending == ".tar.gz" else "w") as archive:
+            for index in np.random.default_rng(0).permutation(len(files)):
+                archive.add(files[index], files[index].relative_to(class_folder).as_posix())
+        monkeypatch.setattr(module, "BLOCK_BYTES", 8 * 8 * 3)
+        reads: list[str] = []
+        original = tar_members.TarMembers.read
+
+        def read(self, member, max_bytes):
+            reads.append(member)
+            return original(self, member, max_bytes)
+
+        monkeypatch.setattr(tar_members.TarMembers, "read", read)
+        assert_equal(prepare("folder", path, name="other"), expected)
+        with tarfile.open(path) as archive:
+            assert (reads == archive.getnames()) == (ending == ".tar.gz")
+
     def test_an_archive_that_changes_is_noticed(self, prepare, class_folder, tmp_path):
         path = zip_folder(class_folder, tmp_path / "own.zip")
         prepare("folder", path)
@@ -443,6 +469,26 @@ def hostile_tar(path: Path, change) -> Path:
 
 
 class TestHostileArchives:
+    def test_overlapping_members_are_refused(self, prepare, tmp_path):
+        """Two names for one place, as in David Fifield's zip bomb."""
+        path = hostile_zip(tmp_path / "x.zip", lambda archive: archive.writestr("a/big.png", bytes(9) * 3000))
+        body = path.read_bytes()
+        end = body.rindex(b"PK\x05\x06")
+        start = int.from_bytes(body[end + 16 : end + 20], "little")
+        last = body[body.rindex(b"PK\x01\x02", start, end) : end]
+        copies = [last.replace(b"a/big.png", f"a/b{number:02d}.png".encode()) for number in range(9)]
+        directory = body[start:end] + b"".join(copies)
+        tail = bytearray(body[end:])
+        tail[8:12] = (5 + 9).to_bytes(2, "little") * 2
+        tail[12:16] = len(directory).to_bytes(4, "little")
+        path.write_bytes(body[:start] + directory + tail)
+        with pytest.raises(DataError, match="members overlap"):
+            prepare("folder", path)
+
+    def test_a_folder_named_like_an_archive_is_a_folder(self, prepare, class_folder):
+        (class_folder / "cat").rename(class_folder / "cat.zip!")
+        assert prepare("folder", class_folder).label_names == ("cat.zip!", "dog")
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [

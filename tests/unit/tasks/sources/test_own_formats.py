@@ -63,6 +63,25 @@ class TestArrays:
         with pytest.raises(DataError, match="several labels per image are no classes"):
             prepare(kind, save_arrays(tmp_path / "a", kind, images=IMAGES, labels=labels))
 
+    def test_a_block_travels_without_the_others(self, tmp_path, kind):
+        import pickle
+
+        from search_spaces.datasets import own_dataset_spec
+        from search_spaces.specs import OwnSourceSpec, PreparedSpec
+        from tasks.sources import source_for
+        from tasks.sources.base import RawRequest
+
+        path = save_arrays(
+            tmp_path / "a", kind, images=np.repeat(IMAGES, 100, 0), labels=np.tile(LABELS, 100)
+        )
+        row = own_dataset_spec("mine", OwnSourceSpec(kind=kind, path=str(path), domain="natural"))
+        spec = PreparedSpec(dataset="mine", image_size=8, channels=1)
+        items = source_for(kind).list_items(RawRequest(row, spec, path)).items
+        assert len(pickle.dumps(items[5:7])) < 1000
+        assert pickle.loads(pickle.dumps(items[5:7])) == [items[5], items[6]]
+        assert list(items[3:9:2]) == [items[3], items[5], items[7]]
+        assert items[-1] == list(items)[-1]
+
     def test_two_sets_in_one_file_are_refused(self, prepare, tmp_path, kind):
         arrays = {"images": IMAGES, "labels": LABELS, "x": IMAGES, "y": LABELS}
         with pytest.raises(DataError, match="one set of images must be in the file"):
