@@ -83,10 +83,13 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
     kind = own_kind_of(path)
     if kind is None:
+        if not path.is_file():
+            rule = "The source must be a folder or a plain file"
+            raise ConfigError(rule, "a FIFO, socket or device", "save it as a file first")
         what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
-        plain = path.is_file() or path.is_dir()
-        found = path.suffix or "no ending" if plain else "a FIFO, socket or device"
-        raise ConfigError("The source must be a .npy file or of a known kind", found, what)
+        raise ConfigError(
+            "The source must be a .npy file or of a known kind", path.suffix or "no ending", what
+        )
     own = OwnSourceSpec.model_validate(
         {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
     )
