@@ -206,8 +206,8 @@ def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.Dat
 def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state: State) -> None:
     """Say where MLflow shows something else than the store; the store's numbers are used either way."""
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking.comparison import compare
     from orchestrator.results.tracking.choice import tracked_rows
+    from orchestrator.results.tracking.comparison import compare
 
     try:
         storage = ResultStore(workspace.results_url).identity()

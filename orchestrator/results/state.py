@@ -12,7 +12,8 @@ from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRec
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
 from orchestrator.results.store import ResultStore, Unreadable
 from orchestrator.results.tracking.tracker import Failure
-from search_spaces.specs import MeasureSpec, TrialSpec
+from search_spaces.specs import MeasureSpec
+from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialStatus
 
 

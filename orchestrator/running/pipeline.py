@@ -13,15 +13,16 @@ from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
-from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.results.tracking.choice import open_tracker
+from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import Cluster, connect, trial_resources
 from orchestrator.running.lock import exclusive
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
-from search_spaces.specs import SubsetSpec, TrialSpec
+from search_spaces.specs import SubsetSpec
+from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
 
 
