@@ -1,6 +1,6 @@
 """What a network costs, read off the network itself: a walk over one pass with tensors that hold no data.
 
-PyTorch's fake tensors know shapes, types and lifetimes, so a laptop without a GPU finds out how many operations a
+PyTorch's fake tensors know shapes, types and lifetimes, so a laptop without a GPU finds out how many kernels a
 training step has, how much each computes and moves, and how much memory is alive at once. Nothing is computed.
 """
 
@@ -25,9 +25,18 @@ from tasks.trials.step import Step
 
 ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every block up to a multiple of this."""
-_SHAPE_ONLY = frozenset({"view", "_unsafe_view", "t", "transpose", "permute", "expand", "detach", "slice"}) | {
-    "alias", "as_strided", "select", "split", "unsqueeze", "squeeze", "empty", "empty_like", "empty_strided",
-}
+_SHAPE_ONLY = {
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "detach",
+    "slice",
+    "alias",
+    "as_strided",
+} | {"select", "split", "unsqueeze", "squeeze", "empty", "empty_like", "empty_strided"}
 
 
 @dataclass(frozen=True)
@@ -35,14 +44,24 @@ class Kernel:
     """One operation of a pass.
 
     Attributes:
+        name: PyTorch's name of it.
         flops: floating-point operations of a convolution or matrix product; 0 for all others.
         num_bytes: read and written once each.
-        num_launches: how many kernels a GPU starts for it.
     """
 
+    name: str
     flops: float
     num_bytes: float
-    num_launches: int = 1
+
+    @property
+    def num_launches(self) -> int:
+        """How many kernels a GPU starts for it: a convolution's gradients of input and weight are two."""
+        return 2 if self.name == "convolution_backward" else 1
+
+    @property
+    def streams(self) -> bool:
+        """Whether it reads and writes long arrays in order, as an optimiser does with weights."""
+        return self.name.startswith(("_fused_adam", "_to_copy", "mm", "addmm"))
 
 
 @dataclass(frozen=True)
@@ -191,8 +210,7 @@ class _Walk(TorchDispatchMode):
         if name.startswith("_fused_adam"):
             # Weights and both moments are written in place too.
             moved += sum(sum(map(_num_bytes, args[index])) for index in (0, 2, 3))
-        # Gradients of a convolution's input and of its weight are two kernels.
-        self.kernels.append(Kernel(flops, float(moved), 2 if name == "convolution_backward" else 1))
+        self.kernels.append(Kernel(name, flops, float(moved)))
         if name == "convolution":
             self._workspace = max(self._workspace, moved)
         if not func._schema.is_mutable:
