@@ -1,7 +1,7 @@
 """What a network costs, read off the network itself: a walk over one pass with tensors that hold no data.
 
-PyTorch's fake tensors know shapes, types and lifetimes, so a laptop without a GPU finds out how many kernels a
-training step has, how much each computes and moves, and how much memory is alive at once. Nothing is computed.
+PyTorch's fake tensors know shapes, types and lifetimes, so a laptop without a GPU finds out how many kernels
+a training step has, how much each computes and moves, and how much memory is alive at once.
 """
 
 from __future__ import annotations
@@ -178,11 +178,11 @@ def attack_batch_size(recipe: RecipeSpec) -> int:
     return max(8, recipe.batch_size // 2)
 
 
-class _Walk(TorchDispatchMode):
+class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes
     """Counts operations, bytes and living memory of the passes made within it."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: list[Kernel] = []
         self.num_outputs = self._alive = self._peak = self._workspace = 0
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -233,7 +233,8 @@ class _Walk(TorchDispatchMode):
 def _forward(network: nn.Module, batch: int, shape: tuple[int, int, int]) -> _Walk:
     network.eval()
     pixels = torch.empty(batch, *shape)
-    with torch.no_grad(), _Walk(network) as walk:
+    walk = _Walk(network)
+    with torch.no_grad(), walk:
         network(pixels)
     return walk
 
@@ -241,7 +242,8 @@ def _forward(network: nn.Module, batch: int, shape: tuple[int, int, int]) -> _Wa
 def _attack(network: nn.Module, batch: int, shape: tuple[int, int, int]) -> _Walk:
     network.eval()
     labels = torch.empty(batch, dtype=torch.int64)
-    with _Walk(network) as walk:
+    walk = _Walk(network)
+    with walk:
         pixels = torch.empty(batch, *shape, requires_grad=True)
         loss = F.cross_entropy(network(pixels), labels, reduction="sum")
         torch.autograd.grad(loss, pixels)
@@ -253,7 +255,8 @@ def _step(network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int]) -
     network.train()
     size = recipe.batch_size
     images = torch.empty(size, *shape, dtype=torch.uint8)
-    with _Walk(network) as walk:
+    walk = _Walk(network)
+    with walk:
         step = Step(network, images, torch.empty(size, dtype=torch.int64), recipe)
         step.take(torch.empty(size, dtype=torch.int64))
         walk.kernels.clear()

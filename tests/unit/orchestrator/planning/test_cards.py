@@ -1,8 +1,8 @@
 """Predicted time and memory against published measurements.
 
 Sources: RTX 3090 ``huggingface/pytorch-image-models`` benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv; A100
-NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-benchmark``; A100-40 at batch 12,
-forward and backward of networks in float16, ``ryujaehun/pytorch-gpu-benchmark``; memory CARMA (arXiv 2508.19073).
+NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-benchmark``; A100-40 at batch
+12, forward and backward in float16, ``ryujaehun/pytorch-gpu-benchmark``; memory CARMA (arXiv 2508.19073).
 """
 
 import pytest
