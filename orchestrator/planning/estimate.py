@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.planning.cards import CARDS, Card
 from orchestrator.planning.packing import flops, jobs_on, need_of, peak_bytes
 from orchestrator.planning.simulate import longest_first, replay
-from search_spaces.specs import TrialSpec
+from search_spaces.trials import TrialSpec
 
 ASSUMED_CPU_FLOPS = 100e9
 """Sustained float32 rate of one core where nothing was measured (benchmarks/training_throughput.py)."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.planning.cards import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, Card, memory_bytes, pass_time
 from orchestrator.planning.simulate import Job
-from search_spaces.specs import NetworkSpec, TrialSpec
+from search_spaces.trials import NetworkSpec, TrialSpec
 
 if TYPE_CHECKING:
     from tasks.trials.costs import NetworkCost

@@ -11,7 +11,7 @@ from ray.tune.result import DONE
 
 from orchestrator.results.records import CellReport
 from orchestrator.running.failures import classify
-from search_spaces.specs import TrialSpec
+from search_spaces.trials import TrialSpec
 
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""

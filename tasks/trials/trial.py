@@ -20,7 +20,7 @@ from torch import Tensor
 
 from search_spaces.errors import ConfigError, DataError, SweepError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import NetworkSpec, TrialSpec
+from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.measures.dimension import IntrinsicDimension
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
 from tasks.prepared.subsets import TrialData
