@@ -62,23 +62,29 @@ def run(
     return summary.exit_code
 
 
-def plan(preset: str, /, *, place: Place = Place()) -> int:
+def plan(preset: str, /, *, card: str = "h100", gpus: int = 1, place: Place = Place()) -> int:
     """Show the grid, what is done and what it will cost.
 
     Args:
         preset: Name of a preset, or path of a sweep file.
+        card: Kind of graphics card to plan for.
+        gpus: How many of them.
         place: Where everything lies.
     """
+    from orchestrator.planning.cards import card_named
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.plan import plan_rows
     from orchestrator.planning.workspace import Workspace
 
+    kind = card_named(card)
+    if gpus < 1:
+        raise ConfigError("--gpus must be at least 1", str(gpus), "leave it out to plan for one card")
     workspace = Workspace.open(preset, place.root, place.storage)
     state, planned = _state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     measures, missing = _measures(workspace, state), _not_prepared(workspace)
     left = [trial for name, trial in planned.items() if name not in state.results]
-    cost = estimate(left, state.measured_trials(), workspace.plan.sweep.resources.num_gpus)
+    cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
 
     def show() -> None:
         stdout.print(_grid(rows))
