@@ -23,6 +23,8 @@ from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import OWN_KINDS, own_kind_of
 
+MAX_HELD_BYTES = 2 << 30
+
 
 @dataclass(frozen=True)
 class MeasureRequest:
@@ -78,6 +80,11 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         return _measure_dataset(request, PreparedDataset.open(path), executor)
     suffix = path.suffix.lower()
     if suffix in (".npz", ".npy") and path.is_file() and request.image_size is None:
+        if suffix == ".npz" and path.stat().st_size > MAX_HELD_BYTES:
+            rule = "An .npz beyond 2 GiB is read in blocks, which needs a side to bring the images to"
+            raise ConfigError(
+                rule, f"{path.stat().st_size:,} bytes", "give --image-size, e.g. that of the arrays"
+            )
         return _measure_arrays(request, path, executor)
     if suffix == ".npy":
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
