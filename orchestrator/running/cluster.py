@@ -46,6 +46,8 @@ _ALWAYS = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
     # Nothing is ever restored from Tune's own state, so it need not be written often.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Cells are asked for one by one; this many may wait for their worker.
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
 }
 _LOCAL_ONLY = {
     # Ray's documented switch for a one-machine cluster: every port on loopback.
@@ -331,7 +333,7 @@ def _own_signals() -> Iterator[None]:
     With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
     a polite request to stop would abort the process.
     """
-    numbers = (signal.SIGCHLD, signal.SIGTERM)
+    numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
