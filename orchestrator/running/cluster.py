@@ -12,16 +12,15 @@ import logging
 import math
 import os
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.running.leftovers import private_folder, remove_leftovers
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.specs import ResourceSpec
 
@@ -182,7 +181,8 @@ def connect(
         finally:
             ray.shutdown()
         return
-    with _local_environment(token_file), tempfile.TemporaryDirectory(prefix="isweep-ray-") as folder:
+    remove_leftovers()
+    with _local_environment(token_file), private_folder() as folder:
         import ray
 
         _check_version(ray.__version__)
@@ -201,7 +201,6 @@ def connect(
             yield _describe(ray, local=True)
         finally:
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _attach(ray: Any, address: str, head: str) -> None:
