@@ -16,7 +16,7 @@ from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import Cluster, connect, trial_resources
-from orchestrator.running.lock import exclusive
+from orchestrator.running.lock import locked
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
 from orchestrator.running.progress import Progress
@@ -64,7 +64,7 @@ def run_sweep(
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
-        stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
+        stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
