@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import optimize
 
 from orchestrator.analysis import points as t
 from orchestrator.analysis.fit_records import SharpnessScale
@@ -30,6 +29,7 @@ HEIGHT = (t.INVERSE_D, t.LOG_SHARPNESS)
 MIN_DATASETS_FOR_HEIGHT = 5
 EXPONENT = "exponent"
 _SMALLEST, _LARGEST = -14.0, 9.0
+_GRID, _ZOOMS = 13, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,34 +126,39 @@ def _sums(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> _Sums:
 
 
 def _restricted(sums: _Sums) -> tuple[Array, Array, float, float, float]:
-    """Fixed effects, their covariance, and the variances of residual, height and slope."""
-    starts = ((0.0, -4.0), (4.0, -10.0))
-    bounds = [(_SMALLEST, _LARGEST)] * 2
-    best = min(
-        (
-            optimize.minimize(lambda v: _criterion(sums, v)[0], start, method="L-BFGS-B", bounds=bounds)
-            for start in starts
-        ),
-        key=lambda found: found.fun,
-    )
-    _, values, inverse, residual = _criterion(sums, best.x)
-    ratio = np.where(best.x <= _SMALLEST + 1e-6, 0.0, np.exp(best.x))
-    return values, inverse * residual, residual, float(ratio[0] * residual), float(ratio[1] * residual)
+    """Fixed effects, their covariance, and the variances of residual, height and slope.
+
+    The two ratios of variances are found on a grid that closes in on the best: no start decides the answer.
+    """
+    low, high = np.full(2, _SMALLEST), np.full(2, _LARGEST)
+    best = low
+    for _ in range(_ZOOMS):
+        axes = [np.linspace(a, b, _GRID) for a, b in zip(low, high, strict=True)]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+        best = grid[int(np.argmin(_criterion(sums, grid)[0]))]
+        step = (high - low) / (_GRID - 1)
+        low, high = np.maximum(best - step, _SMALLEST), np.minimum(best + step, _LARGEST)
+    _, values, inverse, residual = (found[0] for found in _criterion(sums, best[None, :]))
+    ratio = np.where(best <= _SMALLEST + 1e-6, 0.0, np.exp(best))
+    return values, inverse * residual, float(residual), float(ratio[0] * residual), float(ratio[1] * residual)
 
 
-def _criterion(sums: _Sums, log_ratio: Array) -> tuple[float, Array, Array, float]:
-    """−2 log restricted likelihood, with fixed effects, (X'WX)⁻¹ and the residual variance."""
-    root = np.diag(np.exp(np.asarray(log_ratio) / 2))
-    inner = np.eye(2) + root @ sums.zz @ root
-    middle = root @ np.linalg.inv(inner) @ root
-    half = middle @ sums.zx
+def _criterion(sums: _Sums, log_ratios: Array) -> tuple[Array, Array, Array, Array]:
+    """−2 log restricted likelihood for each of B pairs of ratios, with fixed effects, (X'WX)⁻¹ and
+    residual variance.
+    """
+    root = np.exp(log_ratios / 2)[:, None, :]
+    inner = np.eye(2) + root[..., None] * sums.zz * root[:, :, None, :]
+    middle = root[..., None] * np.linalg.inv(inner) * root[:, :, None, :]
     flat = sums.zx.reshape(-1, sums.zx.shape[2])
-    xx = sums.xx - flat.T @ half.reshape(flat.shape)
-    xy = sums.xy - half.reshape(flat.shape).T @ sums.zy.reshape(-1)
-    yy = sums.yy - float((sums.zy * (middle @ sums.zy[:, :, None])[:, :, 0]).sum())
+    half = (middle @ sums.zx).reshape(len(log_ratios), *flat.shape)
+    xx = sums.xx - flat.T @ half
+    xy = sums.xy - sums.zy.reshape(-1) @ half
+    yy = sums.yy - np.einsum("gi,bgij,gj->b", sums.zy, middle, sums.zy)
     inverse = np.linalg.pinv(xx, hermitian=True)
-    values = inverse @ xy
-    spare = sums.num - len(values)
-    residual = max((yy - float(values @ xy)) / spare, 1e-14 * max(sums.yy / sums.num, 1e-300))
-    determinants = np.linalg.slogdet(inner)[1].sum() + np.linalg.slogdet(xx)[1]
-    return spare * float(np.log(residual)) + float(determinants), values, inverse, residual
+    values = (inverse @ xy[:, :, None])[:, :, 0]
+    spare = sums.num - values.shape[1]
+    smallest = 1e-14 * max(sums.yy / sums.num, 1e-300)
+    residual = np.maximum((yy - (values * xy).sum(axis=1)) / spare, smallest)
+    determinants = np.linalg.slogdet(inner)[1].sum(axis=1) + np.linalg.slogdet(xx)[1]
+    return spare * np.log(residual) + determinants, values, inverse, residual
