@@ -8,10 +8,10 @@ from pathlib import Path
 from orchestrator.analysis.formats import Table
 
 _SPECIAL = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "≤": r"$\leq$", "≥": r"$\geq$",
-    "≲": r"$\lesssim$", "²": "$^2$", "·": r"$\cdot$", "×": r"$\times$", "ε": r"$\varepsilon$", "“": "``", "”": "''",
-    "→": r"$\rightarrow$", "<": "$<$", ">": "$>$",
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
+    "≤": r"$\leq$", "≥": r"$\geq$", "≲": r"$\lesssim$", "²": "$^2$", "·": r"$\cdot$", "×": r"$\times$",
+    "ε": r"$\varepsilon$", "“": "``", "”": "''", "→": r"$\rightarrow$", "<": "$<$", ">": "$>$",
 }  # fmt: skip
 
 
