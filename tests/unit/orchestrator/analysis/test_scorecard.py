@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from orchestrator.analysis import compare, published_table, scorecard
@@ -41,7 +42,7 @@ def test_a_partial_sweep_is_scored_on_what_it_has_by_data_mode():
     table = published_table()
     part = table[(table["dataset"] == "brats") & (table["model"] == "vgg13")]
     other = part.assign(data_mode="corrected", test_loss=part["test_loss"] * 10)
-    both = scorecard(part._append(other, ignore_index=True))
+    both = scorecard(pd.concat([part, other], ignore_index=True))
     losses = {s.data_mode: s for s in both if s.quantity == "test loss"}
     assert (losses["as_released"].num_compared, losses["as_released"].num_agreeing) == (6, 6)
     assert (losses["corrected"].num_compared, losses["corrected"].num_agreeing) == (6, 0)
