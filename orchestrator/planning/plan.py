@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.models import model_spec
-from search_spaces.recipes import recipe_spec
+from search_spaces.recipes import recipe_grid
 from search_spaces.released import released_pairs
 from search_spaces.specs import (
     ClassPair,
     DatasetChoice,
     DatasetSpec,
     MeasureSpec,
+    ModelSpec,
     NetworkSpec,
     PreparedSpec,
     RepresentationSpec,
@@ -79,18 +82,20 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     datasets = {choice.name: _dataset(choice) for choice in sweep.datasets}
     subsets = {choice.name: _subsets(sweep, choice, datasets[choice.name]) for choice in sweep.datasets}
     num_subsets = sum(map(len, subsets.values()))
-    num_trials = num_subsets * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
+    num_recipes = math.prod(len(values) for values in sweep.recipe.changes.values())
+    num_trials = num_subsets * len(sweep.models) * len(sweep.train_sizes) * num_recipes * len(sweep.seeds)
     if num_trials > MAX_TRIALS:
         raise ConfigError(
             f"A sweep may have at most {MAX_TRIALS:,} trials", f"{num_trials:,}", "shorten a list"
         )
+    models = _models(sweep)
     trials = tuple(
         TrialSpec(
             network=NetworkSpec(
-                model=model_spec(model),
-                subset=_redrawn(subset, model, train_size, datasets[subset.prepared.dataset]),
+                model=model,
+                subset=_redrawn(subset, model.name, train_size, datasets[subset.prepared.dataset]),
                 train_size=train_size,
-                recipe=recipe_spec(sweep.recipe, model, subset.prepared.dataset),
+                recipe=recipe,
                 seed=seed,
             ),
             attacks=sweep.attacks,
@@ -98,8 +103,9 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
         )
         for group in subsets.values()
         for subset in group
-        for model in sweep.models
+        for model in models
         for train_size in sweep.train_sizes
+        for recipe in recipe_grid(sweep.recipe, model.name, subset.prepared.dataset)
         for seed in sweep.seeds
     )
     measures = _measures(sweep, trials)
@@ -116,10 +122,29 @@ def plan_rows(plan: SweepPlan, statuses: dict[str, str]) -> list[dict[str, Any]]
             "class_pair": pair_name(trial.network.subset.class_pair),
             "train_size": trial.network.train_size,
             "seed": trial.network.seed,
+            "recipe": trial.network.recipe.name,
             "status": statuses.get(trial_id, "pending"),
         }
         for trial_id, trial in plan.trials_by_id.items()
     ]
+
+
+def _models(sweep: SweepSpec) -> list[ModelSpec]:
+    models = [model_spec(choice) for choice in sweep.models]
+    twice = sorted(name for name, count in Counter(model.name for model in models).items() if count > 1)
+    if twice:
+        raise ConfigError(
+            "Every model of a sweep needs a name of its own", ", ".join(twice), "give one of them a `name`"
+        )
+    names = {model.name for model in models}
+    unknown = sorted({name for row in sweep.recipe.overrides for name in row.models} - names)
+    if unknown:
+        raise unknown_name("model of this sweep", unknown[0], names)
+    datasets = {choice.name for choice in sweep.datasets}
+    unknown = sorted({name for row in sweep.recipe.overrides for name in row.datasets} - datasets)
+    if unknown:
+        raise unknown_name("dataset of this sweep", unknown[0], datasets)
+    return models
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:

@@ -160,6 +160,7 @@ class _Run:
     stack: ExitStack
 
     def all_stages(self) -> RunSummary:
+        self._check_models()
         self._prepare()
         self._check_subsets()
         self._measure()
@@ -227,6 +228,34 @@ class _Run:
             except SweepError as error:
                 problems.append(error)
         collect(problems, DataError)
+
+    def _check_models(self) -> None:
+        """Find every network that cannot be built before anything is prepared or trained."""
+        plan, known = self.workspace.plan, self.stored.trials
+        asked: dict[tuple[Any, ...], TrialSpec] = {}
+        for trial_id, trial in plan.trials_by_id.items():
+            if trial_id not in known:
+                network, prepared = trial.network, trial.network.subset.prepared
+                num_outputs = network.recipe.num_outputs or _num_classes(plan, network.subset)
+                key = (network.model, num_outputs, prepared.channels, prepared.image_size)
+                asked.setdefault((*key, network.recipe.dropout), trial)
+        if not asked:
+            return
+        from tasks.trials.models import check_buildable
+
+        problems: list[SweepError] = []
+        for model, num_outputs, channels, image_size, dropout in asked:
+            try:
+                check_buildable(
+                    model,
+                    num_outputs=num_outputs,
+                    in_channels=channels,
+                    image_size=image_size,
+                    dropout=dropout,
+                )
+            except SweepError as error:
+                problems.append(error)
+        collect(problems)
 
     def _state(self) -> State:
         """What is done by now: the store was read at the start and is written by this run alone."""
@@ -335,6 +364,11 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
+
+
+def _num_classes(plan: SweepPlan, subset: SubsetSpec) -> int:
+    """Return how many classes a subset has, as far as is known before its data are read."""
+    return 2 if subset.class_pair else max(2, len(plan.datasets[subset.prepared.dataset].label_names))
 
 
 def _check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:

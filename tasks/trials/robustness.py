@@ -131,7 +131,7 @@ def measure_radii(
     decisions = _decisions(model, everything)
     sample = torch.from_numpy(rows).to(images.device)
     found, bound = [], []
-    for part in sample.split(BATCH_SIZE):
+    for part in torch.split(sample, BATCH_SIZE):
         pixels = images[part].to(torch.float32, copy=True)
         own = decisions[len(pool) + part]
         starts = nearest_in_another_class(pixels, own, everything, decisions)
@@ -231,7 +231,7 @@ def _bisected(
 def _decisions(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad(), evaluation_mode(model):
         return torch.cat(
-            [model(part.to(torch.float32, copy=True)).argmax(1) for part in images.split(BATCH_SIZE)]
+            [model(part.to(torch.float32, copy=True)).argmax(1) for part in torch.split(images, BATCH_SIZE)]
         )
 
 
@@ -251,7 +251,7 @@ def _decayed(ends: tuple[float, float], step: int, num_steps: int) -> float:
 
 
 def _norms(changes: Tensor) -> Tensor:
-    return changes.flatten(1).norm(dim=1)
+    return torch.linalg.vector_norm(changes.flatten(1), dim=1)
 
 
 def _unit(changes: Tensor) -> Tensor:
