@@ -14,17 +14,34 @@ from matplotlib.patches import Patch
 
 from orchestrator.analysis import palette as p
 from orchestrator.analysis.fit_records import POOLED, ScalingFits
-from orchestrator.analysis.loss_figures import left_out, loss_on_d_data, loss_on_train_size, residuals
+from orchestrator.analysis.formats import interval, number
+from orchestrator.analysis.loss_figures import (
+    draws_domain_lines,
+    draws_left_out_interval,
+    draws_predicted_slope,
+    left_out,
+    loss_on_d_data,
+    loss_on_train_size,
+    residuals,
+)
 from orchestrator.results import columns as c
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure's file stem, its caption, and how it is drawn."""
+    """A figure's file stem, its caption, and how it is drawn.
+
+    ``drawn_if`` adds sentences to the caption where what they name was drawn.
+    """
 
     name: str
     caption: str
     draw: Callable[[pd.DataFrame, ScalingFits], Figure | None]
+    drawn_if: tuple[tuple[Callable[[pd.DataFrame, ScalingFits], bool], str], ...] = ()
+
+    def describe(self, points: pd.DataFrame, fits: ScalingFits) -> str:
+        """Return the caption of the figure as it was drawn for these points and fits."""
+        return " ".join([self.caption, *(words for drawn, words in self.drawn_if if drawn(points, fits))])
 
 
 def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
@@ -84,7 +101,9 @@ def _bars(axes: Axes, cells: pd.DataFrame, name: str) -> None:
 
 
 def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
-    """Loss gain under each attack against K_F, one panel per attack and epsilon; r is over all points."""
+    """Loss gain under each attack against K_F, one panel per attack and epsilon; r is over dataset effects
+    at equal N.
+    """
     attacks = [
         a
         for a in c.attack_columns(points.columns)
@@ -103,9 +122,10 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Figure | 
             attack.name,
             marks,
         )
-        r = found[attack.attack, attack.epsilon].pearson
-        title = f"{attack.attack.upper()}, ε = {attack.epsilon:g}/255"
-        axes.set_title(title + (f"   r = {r:.2f}" if r is not None else ""))
+        fit = found[attack.attack, attack.epsilon]
+        r, bounds = fit.pearson_at_equal_size, fit.interval_at_equal_size
+        known = f"\nr = {number(r)} ({interval(bounds)})" if r is not None and bounds is not None else ""
+        axes.set_title(f"{attack.attack.upper()}, ε = {attack.epsilon:g}/255{known}")
         axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
         axes.axhline(0, color=p.GREY, linewidth=0.8)
     p.label_outer(figure, "label sharpness K_F (1 / L2 pixel distance)", "loss gain under attack (nat)")
@@ -127,19 +147,24 @@ def d_repr_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
         return None
     marks = p.dataset_marks(dict(zip(points[c.DATASET], points[c.DOMAIN], strict=True)))
     figure, panels = p.panels(len(models))
-    shares = {f.model: f.share_below for f in fits.representations if f.estimator == "mle"}
+    shares = {f.model: (f.num_below, f.num_points) for f in fits.representations if f.estimator == "mle"}
     top = float(rows[[c.D_DATA_MLE, c.D_REPR_MLE]].max().max()) * 1.05
     for axes, model in zip(panels, models, strict=True):
         axes.plot([0, top], [0, top], color=p.GREY, linestyle="--", linewidth=1)
         _scatter(axes, rows[rows[c.MODEL] == model], c.D_DATA_MLE, c.D_REPR_MLE, marks)
-        share = shares.get(model)
-        axes.set_title(model + (f"   {share:.0%} at or below" if share is not None else ""))
+        below, total = shares.get(model, (0, 0))
+        axes.set_title(model + (f"   {below} of {total} at or below" if total else ""))
         axes.set_xlim(0, float(rows[c.D_DATA_MLE].max()) * 1.08)
         axes.set_ylim(0, top)
     p.label_outer(figure, "dimension d_data", "dimension d_repr")
     equality = Line2D([], [], color=p.GREY, linestyle="--", label="d_repr = d_data")
     p.legend(figure, [equality, *p.mark_handles(marks, rows[c.DATASET])])
     return figure
+
+
+def draws_attack_intervals(points: pd.DataFrame, fits: ScalingFits) -> bool:
+    """Whether any panel names an r with its interval."""
+    return any(f.model == POOLED and f.on_sharpness.interval_at_equal_size is not None for f in fits.attacks)
 
 
 DRAWINGS = (
@@ -151,15 +176,24 @@ DRAWINGS = (
     ),
     Drawing(
         "loss_on_d_data",
-        "Test loss against intrinsic dimension, coloured by train size. Lines are fits within "
-        "a domain, drawn only where it has at least two datasets.",
+        "Test loss against intrinsic dimension, coloured by train size.",
         loss_on_d_data,
+        (
+            (
+                draws_domain_lines,
+                "Lines are fits within a domain that compare points of equal train size: d_data's estimate "
+                "grows with "
+                "N while the loss falls, so a line through all points would mix the two.",
+            ),
+        ),
     ),
     Drawing(
         "left_out",
-        "How the slope of log loss on d_data changes when each dataset is left out (all models). "
-        "A slope that moves across zero rests on that dataset. The bar on top is the 95 % interval.",
+        "How the slope of log loss on d_data, at equal train size, changes when each dataset is left out "
+        "(all models). "
+        "A slope that moves across zero rests on that dataset.",
         left_out,
+        ((draws_left_out_interval, "The bar on top is the 95 % interval."),),
     ),
     Drawing(
         "residuals",
@@ -169,14 +203,27 @@ DRAWINGS = (
     ),
     Drawing(
         "loss_on_train_size",
-        "Test loss against train size. The dashed line has the predicted slope −1/d_data; "
-        "only its slope is predicted, not its height. Class pairs and seeds are averaged.",
+        "Test loss against train size. Class pairs and seeds are averaged.",
         loss_on_train_size,
+        (
+            (
+                draws_predicted_slope,
+                "The dashed line has the slope −1/d_data of the law's bound; only its slope is predicted, "
+                "not its height.",
+            ),
+        ),
     ),
     Drawing(
         "loss_gain_on_sharpness",
         "How much an attack raises the loss, against label sharpness.",
         loss_gain_on_sharpness,
+        (
+            (
+                draws_attack_intervals,
+                "r is over dataset effects at equal model and train size, all models, with its 95 % interval "
+                "(exploratory; adjusted for their number in the table).",
+            ),
+        ),
     ),
     Drawing(
         "d_repr_on_d_data",

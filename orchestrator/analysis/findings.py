@@ -1,13 +1,25 @@
-"""Three findings in plain words, each with what it does not show; written from the fits, never by hand."""
+"""The findings in plain words, each with what it does not show; written from the fits, never by hand.
+
+A sentence claims something only where a headline claim is established (its interval excludes zero, and its
+p-value holds after Holm's adjustment over all headline questions); otherwise it says that nothing is, with
+the interval.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.analysis.fit_records import POOLED, Association, Coefficient, LawFit, ScalingFits
-from orchestrator.analysis.formats import interval, number
-from orchestrator.analysis.words import MIN_CONVINCING_DATASETS, listing, plural
+from orchestrator.analysis import claims as k
+from orchestrator.analysis import points as t
+from orchestrator.analysis.fit_records import POOLED, Coefficient, Interval, ScalingFits
+from orchestrator.analysis.formats import interval, number, p_value
+from orchestrator.analysis.law_records import ExponentFit, LevelFit, MeansCoefficient
+from orchestrator.analysis.laws import AT_EQUAL_SIZE
+from orchestrator.analysis.levels import HEADLINE
+from orchestrator.analysis.words import MIN_CONVINCING_DATASETS, few_domain_datasets, listing, plural
 from orchestrator.results import columns as c
+
+AT_EQUAL = "at equal model and train size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,105 +31,164 @@ class Finding:
     caveats: tuple[str, ...] = ()
 
 
-def findings(fits: ScalingFits) -> tuple[Finding, Finding, Finding]:
-    """Return the answers of a sweep to the study's three questions."""
-    return _dimension(fits), _sharpness(fits), _representation(fits)
+def findings(fits: ScalingFits) -> tuple[Finding, ...]:
+    """Return the answers of a sweep to the study's questions."""
+    return _dimension(fits), _sharpness(fits), _representation(fits), _train_size(fits)
+
+
+def family(fits: ScalingFits) -> str:
+    """Say over how many questions the claims are adjusted, and that the rest is exploratory."""
+    if not fits.claims:
+        return "No headline question could be tested; everything below is exploratory."
+    held = sum(claim.established for claim in fits.claims)
+    return (
+        f"{held} of {plural(len(fits.claims), 'headline question')} answered with a claim; the chance of "
+        "any false one "
+        f"is held to {k.LEVEL:.0%} over all of them (Holm). Everything else in this report is exploratory."
+    )
 
 
 def _dimension(fits: ScalingFits) -> Finding:
     question = "Is a dataset of higher intrinsic dimension harder to learn?"
     answers, caveats = [], []
     for domain in c.DOMAINS:
-        fit = fits.law("loss_on_d_data", subset=domain)
+        fit = fits.level(c.D_DATA_MLE, subset=domain)
         if fit.status != "ok":
             answers.append(f"Among {domain} datasets no slope can be fitted ({fit.reason}).")
             continue
-        slope = fit.coefficients[1]
-        where = f"Among {plural(fit.num_datasets, f'{domain} dataset')}"
-        answers.append(f"{where} log test loss {_change(slope, 'per unit of d_data')}.")
-        caveats += _slope_caveats(fit, slope, f"the {domain} slope")
-    offset = fits.law("loss_on_d_data_with_offset")
-    if offset.status == "ok":
-        change = _change(offset.coefficient("is_medical"))
-        answers.append(f"From natural to medical, at equal d_data, log test loss {change}.")
+        where = f"Among {plural(fit.num_datasets, f'{domain} dataset')}, {AT_EQUAL}, log test loss"
+        slope = fit.coefficient(c.D_DATA_MLE)
+        claimed = _established(fits, k.LOSS_ON_D_DATA[domain], slope.interval)
+        answers.append(f"{where} {_change(slope, 'per unit of d_data', claimed)}.")
+        caveats += few_domain_datasets(domain, fit.num_datasets)
+        caveats += _left_out(fits, domain)
+    gap = fits.level(t.IS_MEDICAL)
+    if gap.status == "ok":
+        answers.append(_gap(gap))
     return Finding(question, " ".join(answers), tuple(caveats))
+
+
+def _gap(fit: LevelFit) -> str:
+    """The offset between the domains is exploratory: it has no place among the headline questions."""
+    gap = fit.coefficient(t.IS_MEDICAL)
+    kind = "exact permutation" if gap.exact else "permutation"
+    test = (
+        f"{kind} p = {p_value(gap.permutation_p)}" if gap.permutation_p is not None else "no permutation test"
+    )
+    return (
+        f"From natural to medical, {AT_EQUAL}, log test loss changes by {interval(gap.interval)} "
+        f"(95 % interval over {fit.num_datasets} datasets; {test}; exploratory)."
+    )
+
+
+def _left_out(fits: ScalingFits, domain: str) -> list[str]:
+    """Which datasets the sign of the slope hangs on; only refits that would themselves be shown count."""
+    fit = fits.law(AT_EQUAL_SIZE.name, subset=domain)
+    if fit.status != "ok":
+        return []
+    return _slope_caveats(fit.coefficients[1], f"the {domain} slope")
 
 
 def _sharpness(fits: ScalingFits) -> Finding:
     question = "Do datasets with sharper labels give higher losses and weaker robustness?"
     answers, caveats = [], []
-    fit = fits.law("predicted_form")
+    fit = fits.level(*HEADLINE)
     if fit.status == "ok":
-        slope = fit.coefficient("log_sharpness")
+        slope = fit.coefficient(t.LOG_SHARPNESS)
+        claimed = _established(fits, k.SHARPNESS, slope.interval)
         answers.append(
-            f"At equal N and d_data, log loss {_change(slope, 'per unit of log K_F')}; "
-            "the law's form would give 1."
+            f"{AT_EQUAL.capitalize()}, given 1/d and the domain label, log test loss "
+            f"{_change(slope, 'per unit of log K_F', claimed)}; the law's form would give 1."
         )
-        caveats += _slope_caveats(fit, slope, "the coefficient of K_F")
-        caveats += _versus_domain(fits)
+        caveats += _label(fit)
     else:
-        answers.append(f"The loss cannot be related to K_F: {fit.reason}.")
+        answers.append(f"The loss cannot be related to K_F beyond the domain label: {fit.reason}.")
+    answers.append(_versus_label(fits))
     answers.append(_attacks(fits))
-    attacks = [f.on_sharpness for f in fits.attacks if f.model == POOLED and f.on_sharpness.status == "ok"]
-    if attacks:
-        caveats += [text for text in attacks[-1].caveats if text not in caveats and fit.status != "ok"]
-        caveats += _one_domain(attacks[-1])
-    return Finding(question, " ".join(answers), tuple(caveats))
+    return Finding(question, " ".join(filter(None, answers)), tuple(caveats))
+
+
+def _label(fit: LevelFit) -> list[str]:
+    if fit.label_correlation is None:
+        return []
+    return [
+        f"Over {plural(fit.num_datasets, 'dataset')} log K_F and the domain label correlate at "
+        f"{number(fit.label_correlation)} (a property of these datasets, not an estimate): the more they "
+        "go together, "
+        "the less any fit can part them."
+    ]
+
+
+def _versus_label(fits: ScalingFits) -> str:
+    """Whether K_F (with 1/d) predicts datasets left out of the fit better than the label: a difference,
+    with interval.
+    """
+    found = fits.level(t.INVERSE_D, t.LOG_SHARPNESS).versus_label
+    if found is None or found.interval is None:
+        return ""
+    low, high = found.interval
+    better = (
+        "better than"
+        if high < 0
+        else "worse than"
+        if low > 0
+        else "neither better nor worse, as far as told, than"
+    )
+    return (
+        f"On datasets left out of the fit, K_F with 1/d predicts {better} the bare label (difference of "
+        "squared errors "
+        f"in log loss: 95 % interval {interval(found.interval)}; exploratory)."
+    )
 
 
 def _attacks(fits: ScalingFits) -> str:
-    pooled = [f for f in fits.attacks if f.model == POOLED]
-    usable = [f for f in pooled if f.on_sharpness.pearson is not None]
-    if not usable:
-        reason = pooled[0].on_sharpness.reason if pooled else "no attack was run"
-        return f"What attacks gain cannot be related to K_F: {reason.rstrip('.')}."
-    parts = [
-        f"{number(f.on_sharpness.pearson)} for {f.attack.upper()} at {f.epsilon:g}/255"
-        for f in usable
-        if f.on_sharpness.pearson is not None
-    ]
-    strongest = usable[-1]
-    bounds, contrast = strongest.on_sharpness.pearson_interval, strongest.on_d_data.pearson
-    aside = [f"the last with a 95 % interval {interval(bounds)}"] if bounds else []
-    aside += [f"with d_data it is {number(contrast)}"] if contrast is not None else []
-    words = f" ({', '.join(aside)})" if aside else ""
-    return f"The loss gained by an attack correlates with K_F at r = {listing(parts)}{words}."
-
-
-def _one_domain(found: Association) -> list[str]:
-    weak = [f"{r:.2f} among {domain} ones" for domain, r in found.pearson_by_domain.items() if r is not None]
-    if not weak:
-        return []
-    return [
-        f"Over dataset means within a domain, the correlation with the strongest attack is {listing(weak)}; "
-        "the rest of it is the difference between the domains."
-    ]
-
-
-def _versus_domain(fits: ScalingFits) -> list[str]:
-    comparison = next((f for f in fits.comparisons if f.model == POOLED and f.status == "ok"), None)
-    scores = {score.form: score for score in comparison.scores} if comparison else {}
-    ours, label = scores.get("predicted_form"), scores.get("domain_form")
-    if not (ours and label and ours.held_out_rmse and label.held_out_rmse):
-        return []
-    better = "better" if ours.held_out_rmse < label.held_out_rmse else "no better"
-    return [
-        f"On datasets left out of the fit, K_F predicts {better} than the bare label natural or medical "
-        f"(error in log loss {ours.held_out_rmse:.2f} against {label.held_out_rmse:.2f})."
-    ]
+    found = fits.attack_family
+    if found.status != "ok":
+        return f"What attacks gain cannot be related to K_F: {found.reason.rstrip('.')}."
+    total = len(found.adjusted)
+    about = f"{plural(total, 'combination')} of attack, epsilon and model"
+    means = f"over {found.num_datasets} datasets, {AT_EQUAL}"
+    claim = fits.claim(k.ATTACKS)
+    if claim is None or not claim.established:
+        p = p_value(min(p for *_, p in found.adjusted))
+        return (
+            f"For none of {about} is a correlation of the loss gained with K_F established (smallest p "
+            "adjusted for "
+            f"their number: {p}; {means})."
+        )
+    named = [row for row in found.adjusted if row[4] <= k.LEVEL]
+    best = max(named, key=lambda row: abs(row[3]))
+    bounds = next(
+        f.on_sharpness.interval_at_equal_size
+        for f in fits.attacks
+        if (f.attack, f.epsilon, f.model) == best[:3]
+    )
+    strongest = ""
+    if bounds is not None and not _holds_zero(bounds):
+        strongest = (
+            f"; the strongest for {best[0].upper()} at {best[1]:g}/255 on {best[2]}, r = {number(best[3])}, "
+            f"95 % interval {interval(bounds)}"
+        )
+    return (
+        f"The loss gained by an attack correlates with K_F in {len(named)} of {about}, adjusted for their "
+        "number "
+        f"({means}){strongest}."
+    )
 
 
 def _representation(fits: ScalingFits) -> Finding:
     question = "Does a network compress its data below their intrinsic dimension?"
     found = next((f for f in fits.representations if f.model == POOLED and f.estimator == "mle"), None)
-    if found is None or found.share_below is None:
+    if found is None or found.share_below is None or found.share_of_datasets is None:
         reason = found.reason if found else "no usable trial"
         return Finding(question, f"This cannot be said: {reason}.")
     bounds = found.share_interval
-    span = "" if bounds is None else f" (95 % interval over datasets {bounds[0]:.0%} to {bounds[1]:.0%})"
+    span = "" if bounds is None else f", 95 % interval {bounds[0]:.0%} to {bounds[1]:.0%}"
     answer = (
-        f"d_repr is at or below d_data in {found.share_below:.0%} of {plural(found.num_points, 'point')}"
-        f"{span}; the approximate bound d_repr ≲ d_data expects nearly all."
+        f"d_repr is at or below d_data at {found.num_below} of {plural(found.num_points, 'point')} (each "
+        "dataset "
+        f"counting once: {found.share_of_datasets:.0%}{span}); the approximate bound d_repr ≲ d_data "
+        "expects nearly all."
     )
     caveats = []
     if found.violations:
@@ -131,35 +202,69 @@ def _representation(fits: ScalingFits) -> Finding:
     return Finding(question, answer, tuple(caveats))
 
 
-def _change(coefficient: Coefficient, unit: str = "") -> str:
-    """Say what the response does, and whether its sign is established."""
-    size = " ".join(filter(None, [number(abs(coefficient.value)), unit]))
-    moved = f"{'rises' if coefficient.value > 0 else 'falls'} by {size}"
-    if coefficient.interval is None:
-        return f"{moved}, with too few datasets for an interval"
-    within = f"95 % interval {interval(coefficient.interval)}"
-    if _includes_zero(coefficient):
-        return f"shows no established change: it {moved} ({within})"
-    return f"{moved} ({within})"
+def _train_size(fits: ScalingFits) -> Finding:
+    question = "Does the loss fall with N as the law allows?"
+    answers = []
+    for response, words in (("test_loss", "log test loss"), ("test_error", "log test error (0/1)")):
+        fit = fits.exponent(response=response)
+        if fit.status == "ok":
+            answers.append(_exponent(fits, fit, words))
+        elif response == "test_loss":
+            answers.append(f"The exponent of N cannot be told: {fit.reason}.")
+    caveats = ["The law is an upper bound: only a fall slower than predicted contradicts it."]
+    chance = fits.at_chance
+    if chance.num_at_chance:
+        kept = "left out" if chance.left_out else "kept"
+        caveats.append(
+            f"{chance.num_at_chance} of {plural(chance.num_points, 'point')} have a loss at or above "
+            "guessing between "
+            f"two classes (ln 2); they are {kept}."
+        )
+    return Finding(question, " ".join(answers), tuple(caveats))
 
 
-def _includes_zero(coefficient: Coefficient) -> bool:
-    return coefficient.interval is not None and coefficient.interval[0] <= 0 <= coefficient.interval[1]
+def _exponent(fits: ScalingFits, fit: ExponentFit, words: str) -> str:
+    where = f"Within {plural(fit.num_datasets, 'dataset')}, {words} on −log N / d has slope"
+    if fit.interval is None:
+        return f"{where} {number(fit.value)}, without any scatter to judge it by."
+    headline = fit.response == "test_loss"
+    aside = "" if headline else "; exploratory"
+    found = f"{where} {interval(fit.interval)} (95 % interval; the bound is 1{aside})"
+    below = fits.claim(k.BELOW_BOUND)
+    if headline and below is not None and below.established and fit.interval[1] < 1:
+        return f"{found}: {fit.verdict}."
+    if headline and _established(fits, k.EXPONENT, fit.interval):
+        falls = "falls" if fit.interval[0] > 0 else "rises"
+        return f"{found}: it {falls} with N, and nothing contradicts the bound."
+    return f"{found}: no fall with N and no contradiction of the bound is established."
 
 
-def _slope_caveats(fit: LawFit, slope: Coefficient, name: str) -> list[str]:
-    caveats = list(fit.caveats)
+def _established(fits: ScalingFits, key: str, bounds: Interval | None) -> bool:
+    claim = fits.claim(key)
+    return claim is not None and claim.established and bounds is not None and not _holds_zero(bounds)
+
+
+def _holds_zero(bounds: Interval) -> bool:
+    return bounds[0] <= 0 <= bounds[1]
+
+
+def _change(slope: MeansCoefficient, unit: str, claimed: bool) -> str:
+    """Say what the response does where that is established, and only the interval where it is not."""
+    within = f"95 % interval {interval(slope.interval)}"
+    if slope.permutation_p is not None:
+        within += f"; {'exact ' if slope.exact else ''}permutation p = {p_value(slope.permutation_p)}"
+    if not claimed:
+        return f"shows no established change ({within} {unit})"
+    return f"{'rises' if slope.value > 0 else 'falls'} by {number(abs(slope.value))} {unit} ({within})"
+
+
+def _slope_caveats(slope: Coefficient, name: str) -> list[str]:
     if slope.sign_depends_on:
-        caveats.append(
-            f"Without {listing(list(slope.sign_depends_on)).replace(' and ', ' or ')}, {name} has "
-            "the other sign."
-        )
-    elif (
-        slope.influential
-        and (value := slope.left_out[slope.influential]) is not None
-        and abs(value) < abs(slope.value) / 2
-    ):
-        caveats.append(
-            f"Without {slope.influential}, {name} is {number(value)} instead of {number(slope.value)}."
-        )
-    return caveats
+        return [
+            f"Without {listing(list(slope.sign_depends_on)).replace(' and ', ' or ')}, {name} has the "
+            "other sign."
+        ]
+    largest = slope.influential
+    if largest and (value := slope.left_out[largest]) is not None and abs(value) < abs(slope.value) / 2:
+        return [f"Without {largest}, {name} is less than half as steep."]
+    return []

@@ -10,18 +10,23 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from orchestrator.analysis.law_records import (
+    ALL,
+    POOLED,
+    AttackFamily,
+    ChanceCount,
+    Claim,
+    ExponentFit,
+    Interval,
+    LevelFit,
+    Status,
+)
 from orchestrator.analysis.points import Exclusion
 from search_spaces.errors import DataError
 
-Status = Literal["ok", "not_enough_data", "refused"]
-Interval = tuple[float, float]
+__all__ = ["ALL", "POOLED", "Interval", "ScalingFits", "Status"]
 
-#: All models together, each with its own intercept.
-POOLED = "pooled"
-#: Both domains together.
-ALL = "all"
-
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,16 +35,14 @@ class Coefficient:
 
     Attributes:
         interval: 95 % jackknife-t interval over datasets; None with fewer than three.
-        bootstrap_interval: 95 % percentile interval of the dataset bootstrap.
         theory: what the theorem predicts, where it predicts anything.
-        left_out: the value without each dataset; None where it is then not identified.
+        left_out: the value without each dataset; None where that fit would itself be refused.
     """
 
     name: str
     value: float
     std_error: float | None = None
     interval: Interval | None = None
-    bootstrap_interval: Interval | None = None
     theory: float | None = None
     left_out: dict[str, float | None] = field(default_factory=dict)
 
@@ -76,8 +79,6 @@ class LawFit:
         r_squared: share of variance explained within models.
         aicc: small-sample Akaike criterion, comparable between laws on the same points only.
         held_out_rmse: error in log loss on datasets left out of the fit, each dataset counting once.
-        num_bootstrap_failed: bootstrap draws that did not identify the coefficients, left out of the
-        interval.
     """
 
     law: str
@@ -93,7 +94,6 @@ class LawFit:
     residual_std: float | None = None
     aicc: float | None = None
     held_out_rmse: float | None = None
-    num_bootstrap_failed: int = 0
     caveats: tuple[str, ...] = ()
     basis: PredictionBasis | None = None
 
@@ -134,7 +134,8 @@ class Comparison:
 class TrainSizeFit:
     """Log loss on log N within one dataset, beside the predicted exponent −1/d_data.
 
-    ``interval`` takes the points as independent although nested subsets share images, so it is optimistic.
+    ``interval`` is by t over training subsets (class pair and size): models that share a subset share its
+    peculiarities, so they are averaged first. Nested subsets share images, which it does not know.
     ``size_span`` is the largest train size over the smallest; AICc is given with and without the dependence
     on N.
     """
@@ -159,7 +160,9 @@ class Association:
     """How two quantities go together, over points and over dataset means.
 
     ``pearson_interval`` is a jackknife-t interval over datasets on Fisher's z; ``pearson_left_out`` is r
-    without each dataset; ``pearson_by_domain`` is over dataset means. ``slope`` has one intercept per model.
+    without each dataset; ``pearson_by_domain`` is over dataset means. ``pearson_at_equal_size`` is over
+    dataset effects at equal model and train size, with an interval by Fisher's z over datasets and a
+    permutation p-value. ``slope`` has one intercept per model.
     """
 
     x: str
@@ -171,8 +174,10 @@ class Association:
     num_datasets: int = 0
     pearson: float | None = None
     pearson_interval: Interval | None = None
-    pearson_bootstrap_interval: Interval | None = None
     pearson_left_out: dict[str, float | None] = field(default_factory=dict)
+    pearson_at_equal_size: float | None = None
+    interval_at_equal_size: Interval | None = None
+    permutation_p: float | None = None
     pearson_dataset_means: float | None = None
     pearson_by_domain: dict[str, float | None] = field(default_factory=dict)
     spearman: float | None = None
@@ -196,7 +201,9 @@ class AttackFit:
 class RepresentationFit:
     """How often d_repr stays at or below d_data (Theorem 5, an approximate bound), by one estimator.
 
-    ``violations`` counts, per dataset that has any, the points above the bound and all its points.
+    ``num_below`` of ``num_points`` are at or below it; ``share_of_datasets`` is the mean of the datasets'
+    own shares, with a t interval over datasets. ``violations`` counts, per dataset that has any, the
+    points above the bound and all its points.
     """
 
     estimator: str
@@ -205,7 +212,9 @@ class RepresentationFit:
     reason: str = ""
     num_points: int = 0
     num_datasets: int = 0
+    num_below: int = 0
     share_below: float | None = None
+    share_of_datasets: float | None = None
     share_interval: Interval | None = None
     share_by_domain: dict[str, float] = field(default_factory=dict)
     violations: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -248,7 +257,6 @@ class ScalingFits:
 
     schema_version: int = SCHEMA_VERSION
     seed: int
-    num_bootstrap: int
     num_trials: int
     num_used: int
     num_points: int
@@ -261,7 +269,13 @@ class ScalingFits:
     train_size: tuple[TrainSizeFit, ...]
     attacks: tuple[AttackFit, ...]
     representations: tuple[RepresentationFit, ...]
-    caveats: tuple[str, ...]
+    levels: tuple[LevelFit, ...] = ()
+    exponents: tuple[ExponentFit, ...] = ()
+    sensitivity: tuple[ExponentFit, ...] = ()
+    attack_family: AttackFamily
+    claims: tuple[Claim, ...] = ()
+    at_chance: ChanceCount
+    caveats: tuple[str, ...] = ()
 
     def law(self, law: str, *, model: str = POOLED, subset: str = ALL) -> LawFit:
         """Return one regression; one that was never tried comes back as "not enough data"."""
@@ -275,6 +289,40 @@ class ScalingFits:
             status="not_enough_data",
             reason=f"no usable trial of model {model!r} in subset {subset!r}",
         )
+
+    def level(
+        self, *terms: str, model: str = POOLED, subset: str = ALL, response: str = "test_loss"
+    ) -> LevelFit:
+        """Return the regression of dataset effects on ``terms``; one never tried is "not enough data"."""
+        for fit in self.levels:
+            if (fit.terms, fit.model, fit.subset, fit.response) == (terms, model, subset, response):
+                return fit
+        return LevelFit(
+            response=response,
+            terms=terms,
+            model=model,
+            subset=subset,
+            status="not_enough_data",
+            reason=f"no usable trial of model {model!r} in subset {subset!r}",
+        )
+
+    def exponent(self, *, model: str = POOLED, subset: str = ALL, response: str = "test_loss") -> ExponentFit:
+        """Return the pooled within-dataset exponent times d; one never tried is "not enough data"."""
+        for fit in self.exponents:
+            if (fit.model, fit.subset, fit.response) == (model, subset, response):
+                return fit
+        return ExponentFit(
+            response=response,
+            dimension="d_data_mle",
+            model=model,
+            subset=subset,
+            status="not_enough_data",
+            reason=f"no usable trial of model {model!r} in subset {subset!r}",
+        )
+
+    def claim(self, key: str) -> Claim | None:
+        """Return a headline claim, or None where it could not be tested."""
+        return next((claim for claim in self.claims if claim.key == key), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, lists, numbers and text, ready for ``json.dumps(allow_nan=False)``."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from orchestrator.analysis.fit_records import POOLED, Association, Coefficient, LawFit, ScalingFits
-from orchestrator.analysis.formats import Table, interval, number
+from orchestrator.analysis.formats import Table, interval, number, p_value
+from orchestrator.analysis.law_tables import claim_table, exponent_tables, level_table
 
 _NAMES = {
     "scaled_log_train_size": "−log N / d_data",
@@ -16,9 +17,10 @@ _NAMES = {
     "d_repr_mle": "d_repr (MLE)",
     "d_repr_twonn": "d_repr (TwoNN)",
     "log_train_size": "log N",
-    "loss_on_d_data": "log loss on d_data",
+    "loss_on_d_data": "log loss on d_data, pooled over N",
+    "loss_on_d_data_at_equal_size": "log loss on d_data at equal N",
     "loss_on_d_data_with_offset": "log loss on d_data, domains offset",
-    "predicted_form": "predicted form",
+    "predicted_form": "form in the unit of N (as published)",
     "domain_form": "domain label for K_F",
     "loss_on_d_repr_mle": "log loss on d_repr (MLE)",
     "loss_on_d_repr_twonn": "log loss on d_repr (TwoNN)",
@@ -31,8 +33,9 @@ _NAMES = {
 
 def fit_tables(fits: ScalingFits) -> list[Table]:
     """Return the tables of all fits, each split in all models together and each model."""
-    tables = (_laws, _comparisons, _train_size, _attacks, _representations)
-    return [part for table in tables for part in _by_model(table(fits))]
+    first = [claim_table(fits), *exponent_tables(fits)]
+    tables = (level_table, _train_size, _attacks, _representations, _laws, _comparisons)
+    return [*first, *(part for table in tables for part in _by_model(table(fits)))]
 
 
 def _by_model(table: Table) -> list[Table]:
@@ -58,8 +61,8 @@ def _laws(fits: ScalingFits) -> Table:
     return Table(
         "laws",
         "Regressions of log test loss",
-        "Intervals are 95 %, over datasets: the first by leaving each out, the second by bootstrap. "
-        "“Without” is the value when the dataset that moves it most is left out. R² is within models.",
+        "Exploratory. Intervals are 95 %, by leaving out each dataset. “Without” is the value when the "
+        "dataset that moves it most is left out. R² is within models.",
         (
             "regression",
             "model",
@@ -68,7 +71,6 @@ def _laws(fits: ScalingFits) -> Table:
             "value",
             "theory",
             "interval",
-            "bootstrap interval",
             "without",
             "R²",
             "held-out error",
@@ -83,7 +85,7 @@ def _law_rows(fit: LawFit) -> Iterable[tuple[str, ...]]:
     about = (_NAMES[fit.law], fit.model, f"{fit.subset} ({fit.num_datasets})")
     if fit.status != "ok":
         words = "refused: " if fit.status == "refused" else "not enough data: "
-        yield (*about, words + fit.reason, "", "", "", "", "", "", "", str(fit.num_points))
+        yield (*about, words + fit.reason, "", "", "", "", "", "", str(fit.num_points))
         return
     for coefficient in fit.coefficients[1:]:
         yield (
@@ -92,7 +94,6 @@ def _law_rows(fit: LawFit) -> Iterable[tuple[str, ...]]:
             number(coefficient.value),
             number(coefficient.theory),
             interval(coefficient.interval),
-            interval(coefficient.bootstrap_interval),
             _without(coefficient),
             number(fit.r_squared),
             number(fit.held_out_rmse),
@@ -148,8 +149,9 @@ def _train_size(fits: ScalingFits) -> Table:
     return Table(
         "train-size",
         "Exponent of N within one dataset",
-        "Slope of log loss on log N beside −1/d_data. Nested training subsets share images, so these "
-        "intervals are optimistic.",
+        "Slope of log loss on log N beside −1/d_data. Models of one training subset are averaged first. "
+        "Nested "
+        "subsets share images, so these intervals are optimistic; exploratory.",
         ("dataset", "model", "exponent", "interval", "predicted", "verdict"),
         rows,
         numeric_from=2,
@@ -157,11 +159,12 @@ def _train_size(fits: ScalingFits) -> Table:
 
 
 def _attacks(fits: ScalingFits) -> Table:
+    adjusted = {row[:3]: row[4] for row in fits.attack_family.adjusted}
     rows = tuple(
         (
             f"{f.attack.upper()} {f.epsilon:g}/255",
             f.model,
-            *_association(f.on_sharpness),
+            *_association(f.on_sharpness, adjusted.get((f.attack, f.epsilon, f.model))),
             number(f.on_d_data.pearson),
         )
         for f in fits.attacks
@@ -169,13 +172,16 @@ def _attacks(fits: ScalingFits) -> Table:
     return Table(
         "attacks",
         "Loss gained by attacks, against K_F",
-        "r is Pearson's over points with a 95 % interval over datasets; d_data is shown for contrast. With "
-        "several attacks and epsilons some correlations are large by chance.",
+        "r at equal N is Pearson's over dataset effects at equal model and train size, with its 95 % "
+        "interval; the "
+        "adjusted p holds over all attacks, epsilons and models together. d_data is shown for contrast.",
         (
             "attack",
             "model",
-            "r with K_F",
+            "r with K_F over points",
+            "r at equal N",
             "interval",
+            "adjusted p",
             "r over dataset means",
             "Spearman over means",
             "slope (nat per unit of K_F)",
@@ -187,12 +193,15 @@ def _attacks(fits: ScalingFits) -> Table:
     )
 
 
-def _association(found: Association) -> tuple[str, ...]:
+def _association(found: Association, adjusted: float | None) -> tuple[str, ...]:
     if found.status != "ok":
-        return (f"{found.status.replace('_', ' ')}: {found.reason}", "", "", "", "", str(found.num_points))
+        reason = f"{found.status.replace('_', ' ')}: {found.reason}"
+        return (reason, "", "", "", "", "", "", str(found.num_points))
     return (
         number(found.pearson),
-        interval(found.pearson_interval),
+        number(found.pearson_at_equal_size),
+        interval(found.interval_at_equal_size),
+        p_value(adjusted),
         number(found.pearson_dataset_means),
         number(found.spearman_dataset_means),
         number(found.slope.value if found.slope else None),
@@ -205,7 +214,8 @@ def _representations(fits: ScalingFits) -> Table:
         (
             f.estimator,
             f.model,
-            "not enough data: " + f.reason if f.share_below is None else f"{f.share_below:.1%}",
+            "not enough data: " + f.reason if f.share_below is None else f"{f.num_below} of {f.num_points}",
+            "" if f.share_of_datasets is None else f"{f.share_of_datasets:.0%}",
             "" if f.share_interval is None else f"{f.share_interval[0]:.0%} to {f.share_interval[1]:.0%}",
             ", ".join(f"{name} {above} of {size}" for name, (above, size) in f.violations.items()),
             number(f.association.pearson if f.association else None),
@@ -218,7 +228,7 @@ def _representations(fits: ScalingFits) -> Table:
         "representations",
         "d_repr against d_data",
         "The bound d_repr ≲ d_data is approximate.",
-        ("estimator", "model", "at or below", "interval", "points above", "r", "points"),
+        ("estimator", "model", "at or below", "mean of datasets", "interval", "points above", "r", "points"),
         rows,
-        numeric_from=5,
+        numeric_from=6,
     )

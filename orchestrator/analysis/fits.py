@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from orchestrator.analysis import points as t
-from orchestrator.analysis.associations import ESTIMATORS, fit_attacks, fit_representation
-from orchestrator.analysis.fit_records import POOLED, DatasetSummary, Interval, ScalingFits, SharpnessScale
-from orchestrator.analysis.laws import LAWS, Draws, compare_forms, fit_law
+from orchestrator.analysis.associations import (
+    ESTIMATORS,
+    fit_attack_family,
+    fit_attacks,
+    fit_representation,
+)
+from orchestrator.analysis.claims import headline_claims
+from orchestrator.analysis.exponents import fit_exponents, fit_sensitivity
+from orchestrator.analysis.fit_records import (
+    POOLED,
+    DatasetSummary,
+    Interval,
+    LawFit,
+    ScalingFits,
+    SharpnessScale,
+    TrainSizeFit,
+)
+from orchestrator.analysis.law_records import ChanceCount, Claim
+from orchestrator.analysis.laws import LAWS, compare_forms, fit_law
+from orchestrator.analysis.levels import fit_levels
 from orchestrator.analysis.sharpness import Policy, apply_policy
 from orchestrator.analysis.train_size import fit_train_size
 from orchestrator.analysis.words import few_datasets, listing, plural
@@ -15,17 +34,23 @@ from orchestrator.results import columns as c
 
 
 def fit_scaling_laws(
-    table: pd.DataFrame, *, seed: int = 0, num_bootstrap: int = 1000, sharpness_policy: Policy = "refuse"
+    table: pd.DataFrame,
+    *,
+    seed: int = 0,
+    sharpness_policy: Policy = "refuse",
+    leave_out_chance: bool = False,
 ) -> ScalingFits:
     """Fit every law of the study to a results table, for each model and pooled over models.
 
     Args:
         table: one row per trial; the columns of :mod:`orchestrator.results.columns`.
-        seed: decides the bootstrap draws; the fits themselves are exact.
-        num_bootstrap: draws per interval; 1000 puts a 95 % bound on about the 25th smallest draw.
+        seed: decides drawn permutations, where there are too many to try all; everything else is exact.
         sharpness_policy: what to do where K_F was measured on unequal scales (image side, channels, pixel
         range):
             ``refuse`` fits that compare it, ``rescale`` to the most common scale, or ``ignore``.
+        leave_out_chance: leave out losses at or above ln 2, which guessing between two classes gives; they
+        are
+            counted and flagged either way.
 
     Returns:
         Fits with uncertainty over datasets. What could not be fitted is there too, with its reason.
@@ -35,15 +60,14 @@ def fit_scaling_laws(
     """
     full, infinities = t.normalise(table)
     full, scale = apply_policy(full, sharpness_policy)
-    trials, excluded = t.usable_trials(full)
+    trials, excluded = t.usable_trials(full, leave_out_chance=leave_out_chance)
     points = t.fitted_points(trials)
     models = tuple(sorted(points[c.MODEL].unique()))
     # With one model the pooled fit is that model's fit again, but readers should not have to know that.
     names = (*models, POOLED) if models else ()
-    draws = Draws(seed, num_bootstrap)
-    return ScalingFits(
+    attacks = tuple(f for m in names for f in fit_attacks(points, model=m, scale=scale, seed=seed))
+    fits = ScalingFits(
         seed=seed,
-        num_bootstrap=num_bootstrap,
         num_trials=len(full),
         num_used=int(trials[t.LOG_LOSS].notna().sum()),
         num_points=len(points),
@@ -51,23 +75,53 @@ def fit_scaling_laws(
         datasets=_summaries(full, points),
         models=models,
         sharpness_scale=scale,
-        laws=tuple(
-            fit_law(points, law, model=m, subset=s, scale=scale, draws=draws)
-            for m in names
-            for law in LAWS
-            for s in law.subsets
-        ),
+        laws=_laws(points, names, scale),
         comparisons=tuple(compare_forms(points, model=m, scale=scale) for m in names),
-        train_size=tuple(
-            fit_train_size(points, model=m, dataset=d)
-            for m in names
-            for d in sorted(points[c.DATASET].unique())
-        ),
-        attacks=tuple(f for m in names for f in fit_attacks(points, model=m, scale=scale, draws=draws)),
+        train_size=_train_sizes(points, names),
+        attacks=attacks,
         representations=tuple(
-            fit_representation(points, estimator=e, model=m, draws=draws) for m in names for e in ESTIMATORS
+            fit_representation(points, estimator=e, model=m, seed=seed) for m in names for e in ESTIMATORS
         ),
+        levels=tuple(f for m in names for f in fit_levels(points, model=m, scale=scale, seed=seed)),
+        exponents=tuple(f for m in names for f in fit_exponents(points, model=m)),
+        sensitivity=fit_sensitivity(points) if names else (),
+        attack_family=fit_attack_family(points, attacks, scale=scale, seed=seed),
+        at_chance=_at_chance(points, leave_out_chance),
         caveats=_caveats(full, points, scale),
+    )
+    return replace(fits, claims=_claims(fits))
+
+
+def _laws(points: pd.DataFrame, names: tuple[str, ...], scale: SharpnessScale) -> tuple[LawFit, ...]:
+    return tuple(
+        fit_law(points, law, model=m, subset=s, scale=scale)
+        for m in names
+        for law in LAWS
+        for s in law.subsets
+    )
+
+
+def _train_sizes(points: pd.DataFrame, names: tuple[str, ...]) -> tuple[TrainSizeFit, ...]:
+    datasets = sorted(points[c.DATASET].unique())
+    return tuple(fit_train_size(points, model=m, dataset=d) for m in names for d in datasets)
+
+
+def _claims(fits: ScalingFits) -> tuple[Claim, ...]:
+    levels = [f for f in fits.levels if f.model == POOLED and f.response == "test_loss"]
+    return headline_claims(levels, fits.exponent(), fits.attack_family)
+
+
+def _at_chance(points: pd.DataFrame, left_out: bool) -> ChanceCount:
+    known = points[points[c.TEST_LOSS].notna()]
+    guessed = known[c.TEST_LOSS] >= t.CHANCE_LOSS
+    counts = guessed.groupby(known[c.DATASET]).agg(["sum", "size"])
+    return ChanceCount(
+        num_points=len(known),
+        num_at_chance=int(guessed.sum()),
+        by_dataset={
+            str(name): (int(row["sum"]), int(row["size"])) for name, row in counts.iterrows() if row["sum"]
+        },
+        left_out=left_out,
     )
 
 

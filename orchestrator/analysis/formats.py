@@ -32,6 +32,13 @@ def number(value: float | None) -> str:
     return (f"{value:.2e}" if small else f"{value:.3g}").replace("-", "−")
 
 
+def p_value(value: float | None) -> str:
+    """Render a p-value to two figures; a small one as a bound."""
+    if value is None:
+        return ""
+    return "< 0.001" if value < 1e-3 else f"{value:.2g}"
+
+
 def interval(bounds: Interval | None) -> str:
     """Render an interval, or a dash when there are too few datasets for one."""
     return "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from orchestrator.analysis import palette as p
 from orchestrator.analysis import points as t
-from orchestrator.analysis.fit_records import ScalingFits
-from orchestrator.analysis.laws import PREDICTED_FORM
+from orchestrator.analysis.fit_records import Coefficient, ScalingFits
+from orchestrator.analysis.laws import AT_EQUAL_SIZE, PREDICTED_FORM
 from orchestrator.results import columns as c
 
 #: Loss axes span at least this factor, so that scatter of a few per cent does not fill a panel.
@@ -71,7 +71,7 @@ def _domain_marker(domain: str) -> str:
 
 
 def _domain_line(axes: Axes, fits: ScalingFits, model: str, domain: str, x: pd.Series) -> None:
-    fit = fits.law("loss_on_d_data", model=model, subset=domain)
+    fit = fits.law(AT_EQUAL_SIZE.name, model=model, subset=domain)
     if fit.status != "ok":
         return
     ends = np.array([x.min(), x.max()])
@@ -121,7 +121,7 @@ def _at_least(axes: Axes, factor: float) -> None:
 
 
 def _predicted_slope(axes: Axes, part: pd.DataFrame) -> None:
-    d_data = part[c.D_DATA_MLE].mean()
+    d_data = part[t.D_REFERENCE].mean()
     if not d_data > 0:
         return
     sizes = np.array([part[c.TRAIN_SIZE].min(), part[c.TRAIN_SIZE].max()])
@@ -164,14 +164,34 @@ def residuals(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
     return figure
 
 
-def left_out(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
-    """Slope of log loss on d_data (pooled over models) with all datasets and without each, per domain."""
-    shown = [
+def draws_domain_lines(points: pd.DataFrame, fits: ScalingFits) -> bool:
+    """Whether :func:`loss_on_d_data` drew a line."""
+    return any(f.law == AT_EQUAL_SIZE.name and f.model in fits.models and f.status == "ok" for f in fits.laws)
+
+
+def draws_predicted_slope(points: pd.DataFrame, fits: ScalingFits) -> bool:
+    """Whether :func:`loss_on_train_size` drew the law's slope."""
+    rows = points.dropna(subset=[t.LOG_LOSS])
+    return bool((rows[t.D_REFERENCE] > 0).any())
+
+
+def draws_left_out_interval(points: pd.DataFrame, fits: ScalingFits) -> bool:
+    """Whether :func:`left_out` drew the interval of any slope."""
+    return any(slope.interval is not None for _, slope in _shown_left_out(fits))
+
+
+def _shown_left_out(fits: ScalingFits) -> list[tuple[str, Coefficient]]:
+    return [
         (domain, fit.coefficients[1])
         for domain in c.DOMAINS
-        if (fit := fits.law("loss_on_d_data", subset=domain)).status == "ok"
+        if (fit := fits.law(AT_EQUAL_SIZE.name, subset=domain)).status == "ok"
         and sum(v is not None for v in fit.coefficients[1].left_out.values()) > 1
     ]
+
+
+def left_out(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
+    """Slope of log loss on d_data (pooled over models) with all datasets and without each, per domain."""
+    shown = _shown_left_out(fits)
     if not shown:
         return None
     tallest = max(len(slope.left_out) for _, slope in shown) + 1
@@ -187,5 +207,5 @@ def left_out(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_title(domain)
-    figure.supxlabel("slope of log test loss per unit of d_data", fontsize=9)
+    figure.supxlabel("slope of log test loss per unit of d_data, at equal N", fontsize=9)
     return figure

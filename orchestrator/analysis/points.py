@@ -21,10 +21,24 @@ LOG_TRAIN_SIZE = "log_train_size"
 SCALED_LOG_TRAIN_SIZE = "scaled_log_train_size"
 LOG_SHARPNESS = "log_sharpness"
 IS_MEDICAL = "is_medical"
+LOG_ERROR = "log_error"
+#: d_data at the largest train size of the dataset and class pair: one number, so that no slope over N
+#: mixes with how the estimate itself grows with N.
+D_REFERENCE = "d_reference"
+TWONN_REFERENCE = "twonn_reference"
+INVERSE_D = "inverse_d"
+#: What has to be equal for two points to be compared at equal N, and what one curve over N is.
+CELL = "cell"
+CURVE = "curve"
 WEIGHT = "weight"
 NUM_SEEDS = "num_seeds"
 
+#: Loss of guessing between two classes.
+CHANCE_LOSS = float(np.log(2))
+
 _POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
+_CURVE = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
+SUBSET = [c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +110,9 @@ def _check(table: pd.DataFrame) -> None:
         )
 
 
-def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+def usable_trials(
+    full: pd.DataFrame, *, leave_out_chance: bool = False
+) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
     """Return the trials that can enter any fit, with log loss, and how many could not (or have none), by
     reason.
 
@@ -111,6 +127,10 @@ def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         "no test loss": full[c.TEST_LOSS].isna(),
         "test loss not above zero, so it has no logarithm": full[c.TEST_LOSS] <= 0,
     }
+    if leave_out_chance:
+        loss_reasons["test loss at or above guessing (ln 2), left out on request"] = (
+            full[c.TEST_LOSS] >= CHANCE_LOSS
+        )
     keep, counts = _exclude(pd.Series(True, index=full.index), trial_reasons)
     with_loss, loss_counts = _exclude(keep, loss_reasons)
     log_loss = np.log(full[c.TEST_LOSS].where(with_loss))
@@ -150,7 +170,30 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
     points[SCALED_LOG_TRAIN_SIZE] = -points[LOG_TRAIN_SIZE] / _positive(points[c.D_DATA_MLE])
     points[LOG_SHARPNESS] = np.log(_positive(points[c.LABEL_SHARPNESS]))
     points[IS_MEDICAL] = (points[c.DOMAIN] == c.MEDICAL).astype(float)
+    points[LOG_ERROR] = np.log(_positive(1.0 - points[c.TEST_ACCURACY]))
+    points[CELL] = joined(points, [c.MODEL, c.TRAIN_SIZE, c.DATA_MODE])
+    points[CURVE] = joined(points, _CURVE)
+    for name, measured in ((D_REFERENCE, c.D_DATA_MLE), (TWONN_REFERENCE, c.D_DATA_TWONN)):
+        points[name] = _at_largest_size(points, measured)
+    points[INVERSE_D] = 1.0 / points[D_REFERENCE]
     return points
+
+
+def joined(points: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    """Join columns into one text, a key for groups."""
+    first, *others = (points[name].astype(str) for name in names)
+    return first.str.cat(pd.concat(others, axis=1), sep="\x1f") if len(points) and others else first
+
+
+def _at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
+    """The positive value of a measure at the largest train size that has one, per dataset, pair and data
+    mode.
+    """
+    known = points[points[name] > 0].sort_values(c.TRAIN_SIZE, kind="stable")
+    last = known.groupby(SUBSET)[c.TRAIN_SIZE].transform("max") == known[c.TRAIN_SIZE]
+    reference = known[last].groupby(SUBSET)[name].mean()
+    keys = pd.MultiIndex.from_frame(points[SUBSET])
+    return pd.Series(reference.reindex(keys).to_numpy(dtype=float), index=points.index)
 
 
 def _positive(values: pd.Series) -> pd.Series:

@@ -18,7 +18,7 @@ from orchestrator.analysis import points as t
 from orchestrator.analysis import report_tables as html_tables
 from orchestrator.analysis.csvfile import write_csv
 from orchestrator.analysis.figures import DRAWINGS
-from orchestrator.analysis.findings import findings
+from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.sharpness import apply_policy
 from orchestrator.results import columns as c
@@ -58,12 +58,13 @@ def write_report(
     full, _ = t.normalise(table)
     _write_data(table, full, fits, directory)
     scaled, _ = apply_policy(full, fits.sharpness_scale.policy)
-    points = t.fitted_points(t.usable_trials(scaled)[0])
+    points = t.fitted_points(t.usable_trials(scaled, leave_out_chance=fits.at_chance.left_out)[0])
     page = _template().render(
         sweep=sweep,
         summary=summary,
         counts=_counts(full, summary),
         findings=findings(fits),
+        family=family(fits),
         fits=fits,
         descriptions=html_tables.synthetic_data(fits, summary),
         figures=_write_figures(points, fits, directory / "figures"),
@@ -111,7 +112,7 @@ def _write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> lis
             shown.append(
                 {
                     "name": drawing.name,
-                    "caption": drawing.caption,
+                    "caption": drawing.describe(points, fits),
                     "data": base64.b64encode(png).decode("ascii"),
                 }
             )

@@ -28,16 +28,20 @@ def fit_train_size(points: pd.DataFrame, *, model: str, dataset: str) -> TrainSi
     """
     rows = select(points, model)
     rows, _ = t.complete(rows[rows[c.DATASET] == dataset], (t.LOG_LOSS,))
+    num_points = len(rows)
     sizes = sorted(rows[c.TRAIN_SIZE].unique())
-    curves = rows[[c.MODEL, c.CLASS_PAIR, c.DATA_MODE]].apply("\x1f".join, axis=1)
+    # Models share the training subset of a class pair and size, and with it its peculiarities: the subset,
+    # not the point, is what repeats.
+    rows = _averaged_over_models(rows)
+    curves = rows[t.CURVE]
     spare = len(rows) - curves.nunique() - 1
     blank = TrainSizeFit(
         model=model,
         dataset=dataset,
         status="not_enough_data",
-        num_points=len(rows),
+        num_points=num_points,
         num_sizes=len(sizes),
-        reason=f"{len(sizes)} train sizes and {len(rows)} points, at least {MIN_SIZES} sizes needed",
+        reason=f"{len(sizes)} train sizes and {num_points} points, at least {MIN_SIZES} sizes needed",
     )
     if len(sizes) < MIN_SIZES or spare < 1:
         return blank
@@ -46,8 +50,8 @@ def fit_train_size(points: pd.DataFrame, *, model: str, dataset: str) -> TrainSi
     exponent = float(x @ y / (x @ x))
     squares = float(((y - exponent * x) ** 2).sum())
     reach = float(stats.t.ppf(0.975, spare) * np.sqrt(squares / spare / float(x @ x)))
-    interval = (exponent - reach, exponent + reach)
-    d_data = rows[c.D_DATA_MLE].mean()
+    interval = (exponent - reach, exponent + reach) if reach > 0 else None
+    d_data = rows[t.D_REFERENCE].mean()
     predicted = float(-1 / d_data) if d_data > 0 else None
     span = float(sizes[-1] / sizes[0])
     return replace(
@@ -64,11 +68,24 @@ def fit_train_size(points: pd.DataFrame, *, model: str, dataset: str) -> TrainSi
     )
 
 
+def _averaged_over_models(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per class pair, data mode and train size: the mean over models of what their own heights
+    leave.
+    """
+    heights = rows.groupby(t.CURVE)[t.LOG_LOSS].transform("mean")
+    key = [*t.SUBSET, c.TRAIN_SIZE]
+    level = rows.assign(**{t.LOG_LOSS: rows[t.LOG_LOSS] - heights})
+    means = level.groupby(key)[[t.LOG_LOSS, t.LOG_TRAIN_SIZE, t.D_REFERENCE]].mean().reset_index()
+    return means.assign(**{t.CURVE: t.joined(means, t.SUBSET)})
+
+
 def _within(values: pd.Series, curves: pd.Series) -> Array:
     return np.asarray((values - values.groupby(curves).transform("mean")).to_numpy(dtype=float))
 
 
-def _verdict(interval: tuple[float, float], predicted: float | None, span: float) -> str:
+def _verdict(interval: tuple[float, float] | None, predicted: float | None, span: float) -> str:
+    if interval is None:
+        return "no scatter to judge by"
     low, high = interval
     short = "" if span >= CONVINCING_SPAN else f" (N spans only a factor {span:.1f})"
     if predicted is None:
@@ -78,5 +95,6 @@ def _verdict(interval: tuple[float, float], predicted: float | None, span: float
         return f"cannot tell the predicted exponent from none{short}"
     if has_predicted:
         return f"agrees with the prediction{short}"
-    faster = "falls faster" if high < predicted else "falls more slowly, or rises"
-    return f"loss {faster} with N than predicted{short}"
+    if high < predicted:
+        return f"loss falls faster with N than the bound asks, which does not contradict it{short}"
+    return f"loss falls more slowly with N than the bound allows, or rises: this contradicts it{short}"

@@ -15,12 +15,21 @@ def few_datasets(rows: pd.DataFrame) -> tuple[str, ...]:
     """Return one sentence per domain in ``rows`` that has too few datasets to conclude from."""
     counts = rows.groupby(c.DOMAIN)[c.DATASET].nunique()
     return tuple(
-        f"{plural(int(number), f'{domain} dataset')}: a trend over {domain} datasets cannot be told from the "
+        sentence
+        for domain, number in counts.items()
+        for sentence in few_domain_datasets(str(domain), int(number))
+    )
+
+
+def few_domain_datasets(domain: str, number: int) -> list[str]:
+    """Return a sentence where a domain has too few datasets to conclude from, or nothing."""
+    if number >= MIN_CONVINCING_DATASETS:
+        return []
+    return [
+        f"{plural(number, f'{domain} dataset')}: a trend over {domain} datasets cannot be told from the "
         f"peculiarities of {'that one' if number == 1 else 'these'}; "
         f"at least {MIN_CONVINCING_DATASETS} are needed."
-        for domain, number in counts.items()
-        if number < MIN_CONVINCING_DATASETS
-    )
+    ]
 
 
 def plural(count: int, noun: str) -> str:

@@ -184,8 +184,8 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
 
 
 def _tracked_rows(preset: str, workspace: Workspace, place: Place, state: State) -> list[Row]:
+    from orchestrator.results.tracking.choice import mlflow_uri
     from orchestrator.results.tracking.mlflow import connect, read_rows
-    from orchestrator.running.pipeline import mlflow_uri
 
     uri = mlflow_uri(workspace, place.mlflow_uri)
     file = Path(uri.removeprefix("sqlite:///"))

@@ -142,14 +142,14 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
     """
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
+    from orchestrator.results.tracking.choice import mlflow_tracker
     from orchestrator.running.lock import exclusive
-    from orchestrator.running.pipeline import flat_runs, mlflow_tracker
 
     workspace = Workspace.open(preset, place.root, place.storage)
     workspace.paths.make()
     with exclusive(workspace.paths.lock, "isweep reconcile"):
         tracker = mlflow_tracker(workspace, place.mlflow_uri)
-        counts = tracker.reconcile(flat_runs(read_state(workspace)))
+        counts = tracker.reconcile(read_state(workspace).flat_runs())
         tracker.close(completed=True)
     emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))
     return 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.models import MODEL_COSTS
-from search_spaces.specs import TrialSpec
+from search_spaces.trials import TrialSpec
 
 REFERENCE_SIDE = 224
 TRAINING_FACTOR = 3

@@ -20,14 +20,13 @@ from search_spaces.specs import (
     DatasetSpec,
     MeasureSpec,
     ModelSpec,
-    NetworkSpec,
     PreparedSpec,
     RepresentationSpec,
     SubsetSpec,
     SweepSpec,
-    TrialSpec,
     pair_name,
 )
+from search_spaces.trials import NetworkSpec, TrialSpec
 
 MAX_TRIALS = 100_000
 

@@ -9,8 +9,10 @@ from enum import StrEnum
 from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
+from orchestrator.results.rows import FlatRun, flat_measure, flat_trial, index_measures
 from orchestrator.results.store import ResultStore, Unreadable
-from search_spaces.specs import MeasureSpec, TrialSpec
+from search_spaces.specs import MeasureSpec
+from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialStatus
 
 
@@ -104,6 +106,12 @@ class State:
         if trial_id in self.failures:
             return CellStatus.FAILED
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
+
+    def flat_runs(self) -> list[FlatRun]:
+        """Return all planned results as flat runs: what a tracker should show."""
+        index = index_measures(self.measures.values())
+        trials = [flat_trial(record, index) for record in self.results.values()]
+        return [flat_measure(record) for record in self.measures.values()] + trials
 
     def measured_trials(self) -> list[MeasuredTrial]:
         """Return what done trials cost; diverged ones stopped at an unknown epoch, so they tell nothing."""

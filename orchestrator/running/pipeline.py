@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +14,17 @@ from typing import Any
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord
-from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures
+from orchestrator.results.rows import Row, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
-from orchestrator.results.tracking.tracker import NoopTracker, Tracker
+from orchestrator.results.tracking.choice import open_tracker
+from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import Cluster, Device, connect, trial_resources
 from orchestrator.running.lock import exclusive
 from orchestrator.running.progress import Monitor, Progress
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.errors import DataError, SetupError, SweepError, collect, unknown_name
-from search_spaces.specs import PreparedSpec, SubsetSpec, TrialSpec
+from search_spaces.specs import PreparedSpec, SubsetSpec
+from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
 
 log = logging.getLogger(__name__)
@@ -100,54 +101,8 @@ def run_sweep(
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
-        with open_tracker(workspace, options, stored) as tracker:
+        with open_tracker(workspace, stored, options.mlflow_uri, tracking=options.tracking) as tracker:
             return _Run(workspace, options, stored, tracker, progress, stack).all_stages()
-
-
-@contextmanager
-def open_tracker(workspace: Workspace, options: RunOptions, stored: StoredResults) -> Iterator[Tracker]:
-    """Open the sweep's tracker, brought up to date with the store, and close it whatever happens."""
-    if not options.tracking:
-        yield NoopTracker()
-        return
-    tracker = mlflow_tracker(workspace, options.mlflow_uri)
-    completed = False
-    try:
-        tracker.reconcile(flat_runs(judge(workspace, stored)))
-        yield tracker
-        completed = True
-    finally:
-        tracker.close(completed=completed)
-
-
-def mlflow_tracker(workspace: Workspace, uri: str | None) -> Any:
-    """Return the MLflow tracker of a sweep, its tables made and its parent run opened.
-
-    Raises:
-        SetupError: when the MLflow store does not answer.
-    """
-    from orchestrator.results.tracking.mlflow import MLflowTracker
-    from orchestrator.results.tracking.mlflow import connect as connect_mlflow
-
-    resolved = mlflow_uri(workspace, uri)
-    own = resolved.startswith("sqlite")
-    artifacts = workspace.paths.mlflow_artifacts if own else None
-    client = connect_mlflow(resolved)
-    tags = {"planned": str(len(workspace.plan.trials)), "description": workspace.plan.sweep.description}
-    return MLflowTracker(client, workspace.plan.sweep.name, tags, artifacts)
-
-
-def mlflow_uri(workspace: Workspace, uri: str | None) -> str:
-    """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root."""
-    default = f"sqlite:///{workspace.paths.mlflow_database}"
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or default
-
-
-def flat_runs(state: State) -> list[FlatRun]:
-    """Return all planned results of the store as flat runs: what MLflow should show."""
-    index = index_measures(state.measures.values())
-    trials = [flat_trial(record, index) for record in state.results.values()]
-    return [flat_measure(record) for record in state.measures.values()] + trials
 
 
 @dataclass
@@ -323,7 +278,7 @@ class _Run:
             return None
         try:
             # Trials done earlier take the numbers of measures done now.
-            self.tracker.reconcile(flat_runs(state))
+            self.tracker.reconcile(state.flat_runs())
             return self.tracker.rows()
         except SetupError as error:
             self.monitor.note(f"{error} The report is made from the result store.")

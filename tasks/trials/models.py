@@ -76,7 +76,8 @@ def build_model(
         network = _BUILDERS[spec.library](spec, shape)
     model = PixelModel(network, input_scale)
     _check_forward(spec, model, shape)
-    return model
+    # The layout that convolutions are fastest with, on a CPU and on a GPU.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def num_parameters(model: nn.Module) -> int:

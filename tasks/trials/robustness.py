@@ -251,7 +251,8 @@ def _decayed(ends: tuple[float, float], step: int, num_steps: int) -> float:
 
 
 def _norms(changes: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(changes.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(changes.flatten(1), dim=1)
+    return norms
 
 
 def _unit(changes: Tensor) -> Tensor:

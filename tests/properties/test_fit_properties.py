@@ -29,7 +29,7 @@ SEEDS = st.integers(0, 10_000)
 @given(size=SLOPES, sharpness=SLOPES, seed=SEEDS, models=st.sampled_from([("a",), ("a", "b")]))
 def test_any_exact_law_is_recovered(size, sharpness, seed, models):
     table = losses_only(size_slope=size, sharpness_slope=sharpness, seed=seed, models=models)
-    law = fit_scaling_laws(table, num_bootstrap=0).law("predicted_form")
+    law = fit_scaling_laws(table).law("predicted_form")
     assert law.coefficient("scaled_log_train_size").value == pytest.approx(size, rel=1e-6)
     assert law.coefficient("log_sharpness").value == pytest.approx(sharpness, rel=1e-6)
 
@@ -40,16 +40,16 @@ def test_row_order_changes_nothing(seed, order):
     table = losses_only(seed=seed, trial_std=0.3)
     rows = list(range(len(table)))
     order.shuffle(rows)
-    assert fit_scaling_laws(table, num_bootstrap=10) == fit_scaling_laws(table.iloc[rows], num_bootstrap=10)
+    assert fit_scaling_laws(table) == fit_scaling_laws(table.iloc[rows])
 
 
 @QUICK
 @given(seed=SEEDS, factor=st.floats(0.01, 100))
 def test_multiplying_all_losses_moves_the_intercept_only(seed, factor):
     table = losses_only(seed=seed, trial_std=0.3)
-    one = fit_scaling_laws(table, num_bootstrap=0).law("predicted_form")
+    one = fit_scaling_laws(table).law("predicted_form")
     scaled = table.assign(test_loss=table["test_loss"] * factor)
-    two = fit_scaling_laws(scaled, num_bootstrap=0).law("predicted_form")
+    two = fit_scaling_laws(scaled).law("predicted_form")
     assert two.coefficients[0].value - one.coefficients[0].value == pytest.approx(np.log(factor), abs=1e-6)
     for before, after in zip(one.coefficients[1:], two.coefficients[1:], strict=True):
         assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
@@ -64,7 +64,7 @@ def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
     table.loc[rows[0::3], "test_loss"] = np.nan
     table.loc[rows[1::3], "d_data_mle"] = np.nan
     table.loc[rows[2::3], "label_sharpness"] = 1.797e308
-    fits = fit_scaling_laws(table, num_bootstrap=5)
+    fits = fit_scaling_laws(table)
     json.dumps(fits.to_json(), allow_nan=False)
     for law in fits.laws:
         assert (law.status == "ok") == bool(law.coefficients)
@@ -74,7 +74,7 @@ def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
 @QUICK
 @given(seed=SEEDS, size=st.floats(10, 1e6), d_data=st.floats(3, 40), sharpness=st.floats(1e-5, 1e-2))
 def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
-    fits = fit_scaling_laws(losses_only(seed=seed, trial_std=0.05), num_bootstrap=0)
+    fits = fit_scaling_laws(losses_only(seed=seed, trial_std=0.05))
     about = {"model": "pooled", "domain": None, "d_data": d_data, "label_sharpness": sharpness}
     loss = predict(fits, train_size=size, **about).value
     slope = fits.law("predicted_form").coefficient("scaled_log_train_size").value

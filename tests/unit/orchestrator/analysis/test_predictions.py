@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from orchestrator.analysis import fit_scaling_laws, predict
-from orchestrator.analysis.laws import PREDICTED_FORM, Draws, fit_law
+from orchestrator.analysis.laws import PREDICTED_FORM, fit_law
 from orchestrator.analysis.points import fitted_points, normalise, usable_trials
 from orchestrator.analysis.synthetic import synthetic_table
 from search_spaces.errors import ConfigError, DataError
@@ -15,12 +15,12 @@ AT = {"d_data": 10.0, "label_sharpness": 1.5e-4}
 
 @pytest.fixture(scope="module")
 def exact():
-    return fit_scaling_laws(synthetic_table(num_natural=6), num_bootstrap=0)
+    return fit_scaling_laws(synthetic_table(num_natural=6))
 
 
 @pytest.fixture(scope="module")
 def noisy():
-    return fit_scaling_laws(synthetic_table(num_natural=6, trial_std=0.1, dataset_std=0.2), num_bootstrap=0)
+    return fit_scaling_laws(synthetic_table(num_natural=6, trial_std=0.1, dataset_std=0.2))
 
 
 def true_loss(train_size, d_data=10.0, label_sharpness=1.5e-4):
@@ -58,9 +58,7 @@ def test_intervals_hold_a_new_dataset_as_often_as_they_say(noisy):
         table = synthetic_table(num_natural=5, num_medical=5, dataset_std=0.3, trial_std=0.1, seed=seed)
         new = table[table["dataset"] == "natural4"].iloc[0]
         seen = fitted_points(usable_trials(normalise(table[table["dataset"] != "natural4"])[0])[0])
-        law = fit_law(
-            seen, PREDICTED_FORM, model="pooled", subset="all", scale=noisy.sharpness_scale, draws=Draws(0, 0)
-        )
+        law = fit_law(seen, PREDICTED_FORM, model="pooled", subset="all", scale=noisy.sharpness_scale)
         found = predict(
             replace(noisy, laws=(law,)), model="pooled", domain=None, d_data=new["d_data_mle"],
             label_sharpness=new["label_sharpness"], train_size=new["train_size"],
@@ -89,7 +87,7 @@ def test_outside_the_fitted_ranges_every_excess_is_named_and_widens_the_interval
 
 
 def test_a_domain_without_a_fit_falls_back_and_says_so():
-    fits = fit_scaling_laws(synthetic_table(num_natural=6, num_medical=1), num_bootstrap=0)
+    fits = fit_scaling_laws(synthetic_table(num_natural=6, num_medical=1))
     found = predict(fits, model="pooled", domain="medical", train_size=1000, **AT)
     assert "no fit for medical datasets (only 1 dataset" in found.warning
     assert "all datasets are used" in found.warning
@@ -103,7 +101,7 @@ def test_a_target_out_of_reach_gives_no_size(exact):
 
 
 def test_a_fit_that_rises_with_n_gives_no_size():
-    fits = fit_scaling_laws(synthetic_table(size_slope=-1.0), num_bootstrap=0)
+    fits = fit_scaling_laws(synthetic_table(size_slope=-1.0))
     found = predict(fits, model="pooled", domain=None, target_loss=0.1, **AT)
     assert found.value is None
     assert "does not fall with N" in found.warning
@@ -124,7 +122,6 @@ def test_the_size_interval_is_where_the_loss_interval_meets_the_target(noisy):
 def test_too_few_datasets_give_a_value_without_an_interval():
     fits = fit_scaling_laws(
         synthetic_table(num_natural=2, num_medical=0, train_sizes=(100, 200, 400, 800), trial_std=0.05),
-        num_bootstrap=0,
     )
     found = predict(fits, model="pooled", domain=None, train_size=200, **AT)
     assert found.interval is None
@@ -132,7 +129,7 @@ def test_too_few_datasets_give_a_value_without_an_interval():
 
 
 def test_no_fit_at_all_is_an_error_with_its_reason():
-    fits = fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0), num_bootstrap=0)
+    fits = fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0))
     with pytest.raises(DataError, match="only 1 dataset"):
         predict(fits, model="pooled", domain=None, train_size=1000, **AT)
 

@@ -29,7 +29,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def fits(table):
-    return fit_scaling_laws(table, num_bootstrap=50)
+    return fit_scaling_laws(table)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +122,7 @@ def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path)
     ids=["empty", "one trial", "one size", "all diverged", "losses only"],
 )
 def test_little_data_makes_a_report_that_says_so(few, tmp_path):
-    page = write_report(
-        few, fit_scaling_laws(few, num_bootstrap=20), tmp_path, sweep="s", summary={}
-    ).read_text()
+    page = write_report(few, fit_scaling_laws(few), tmp_path, sweep="s", summary={}).read_text()
     assert "cannot be" in page or "no slope can be fitted" in page
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
@@ -133,17 +131,17 @@ def test_published_numbers_stand_beside_matching_datasets_only(page, tmp_path):
     assert "No dataset and train size of this sweep is among the published ones" in page
     ours = published_table()
     ours = ours[(ours["dataset"].isin(["mnist", "brats"])) & (ours["model"] == "vgg13")]
-    fits = fit_scaling_laws(ours, num_bootstrap=0)
+    fits = fit_scaling_laws(ours)
     text = write_report(ours, fits, tmp_path, sweep="s", summary={}).read_text(encoding="utf-8")
     assert "Side by side with the published numbers" in text
 
 
 def test_findings_state_the_sign_only_where_it_is_established():
-    clear = fit_scaling_laws(synthetic_table(num_natural=8, num_medical=8, trial_std=0.02), num_bootstrap=0)
+    clear = fit_scaling_laws(synthetic_table(num_natural=8, num_medical=8, trial_std=0.02))
     text = findings(clear)[1].answer
-    assert "log loss rises by" in text
+    assert "log test loss rises by" in text
     assert "no established change" not in text
-    vague = fit_scaling_laws(published_table(), num_bootstrap=0, sharpness_policy="ignore")
+    vague = fit_scaling_laws(published_table(), sharpness_policy="ignore")
     first = findings(vague)[0]
     assert "shows no established change" in first.answer
     assert "Without prostate, the medical slope has the other sign." in first.caveats

@@ -1,0 +1,78 @@
+"""The headline questions of a report as one family: what is claimed holds for all of them at once.
+
+Every number in a report has an interval that misses the truth one time in twenty, so among dozens some
+exclude zero by chance. These few questions are asked beforehand; Holm's adjustment over them keeps the
+chance of any false claim at 5 %, and everything else is exploratory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from orchestrator.analysis import points as t
+from orchestrator.analysis.law_records import AttackFamily, Claim, ExponentFit, LevelFit
+from orchestrator.results import columns as c
+
+LEVEL = 0.05
+LOSS_ON_D_DATA = {domain: f"loss_on_d_data_{domain}" for domain in c.DOMAINS}
+SHARPNESS, ATTACKS = "sharpness_beyond_label", "attacks_on_sharpness"
+EXPONENT, BELOW_BOUND = "exponent", "exponent_below_bound"
+
+
+def headline_claims(
+    levels: Sequence[LevelFit], exponent: ExponentFit, attacks: AttackFamily
+) -> tuple[Claim, ...]:
+    """Adjust the p-values of the headline questions that could be tested (all models together).
+
+    A question's own p-value is the larger of its t test and its permutation (or wild bootstrap) test, so
+    that a claim needs both.
+
+    Args:
+        levels: the level regressions of log loss; those of one model are passed over by the caller.
+        exponent: the pooled within-dataset exponent.
+        attacks: the family of attacks.
+    """
+    found: dict[str, float] = {}
+    for fit in levels:
+        if fit.status != "ok":
+            continue
+        if fit.terms == (c.D_DATA_MLE,) and fit.subset in LOSS_ON_D_DATA:
+            found[LOSS_ON_D_DATA[fit.subset]] = _both(fit, c.D_DATA_MLE)
+        if set(fit.terms) == {t.INVERSE_D, t.LOG_SHARPNESS, t.IS_MEDICAL}:
+            found[SHARPNESS] = _both(fit, t.LOG_SHARPNESS)
+    found |= exponent_p_values(exponent)
+    if attacks.status == "ok" and attacks.adjusted:
+        found[ATTACKS] = min(p for *_, p in attacks.adjusted)
+    return adjust(found)
+
+
+def exponent_p_values(fit: ExponentFit) -> dict[str, float]:
+    """Return the p-values of "no fall with N" and of "not slower than the bound", which only a slower fall
+    can refute.
+    """
+    if fit.value is None or fit.std_error is None or fit.p_value is None:
+        return {}
+    from_bound = 2 * stats.t.sf((1 - fit.value) / fit.std_error, fit.num_datasets - 1)
+    return {
+        EXPONENT: max(fit.p_value, fit.wild_p or 0.0),
+        BELOW_BOUND: max(float(from_bound), fit.wild_p_predicted or 0.0) if fit.value < 1 else 1.0,
+    }
+
+
+def adjust(p_values: dict[str, float]) -> tuple[Claim, ...]:
+    """Return one claim per p-value, adjusted by Holm's method."""
+    if not p_values:
+        return ()
+    adjusted = multipletests(list(p_values.values()), alpha=LEVEL, method="holm")[1]
+    return tuple(
+        Claim(key=key, p_value=float(p), adjusted_p=float(a), established=bool(a <= LEVEL))
+        for (key, p), a in zip(p_values.items(), adjusted, strict=True)
+    )
+
+
+def _both(fit: LevelFit, name: str) -> float:
+    coefficient = fit.coefficient(name)
+    return max(coefficient.p_value, coefficient.permutation_p or 0.0)

@@ -1,0 +1,290 @@
+"""Inference over dataset means: what few datasets can show, by t, by permutation and by the wild cluster
+bootstrap.
+
+All points of a dataset share its d_data, its K_F and whatever else is peculiar to it, so a question about
+datasets has as many observations as there are datasets. Points are therefore reduced to one effect per
+dataset at equal model and train size, and every test below moves whole datasets.
+
+Shape letters: n points, G datasets, q regressors, B permutations or draws, m responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations, permutations, product
+from math import comb, factorial, prod
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from orchestrator.analysis.regression import Array
+
+Interval = tuple[float, float]
+
+#: All rearrangements are tried up to this number; beyond it, that many drawn ones stand for them.
+MOST_EXACT = 200_000
+NUM_DRAWN = 9_999
+#: A sum of squares below this share of the total is rounding, not variation.
+NEGLIGIBLE = 1e-20
+#: Webb's six-point distribution (Webb 2023): with few clusters two points leave too few different draws.
+_WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """One coefficient of a regression over dataset means."""
+
+    value: float
+    std_error: float
+    interval: Interval
+    p_value: float
+
+
+def dataset_effects(
+    values: Array, cells: NDArray[np.str_], groups: NDArray[np.str_], weights: Array
+) -> tuple[list[str], Array] | None:
+    """Reduce points to one effect per dataset, at equal cell (model and train size).
+
+    Weighted least squares of each column on cell and dataset indicators; where every dataset has every
+    cell these are the dataset means, less the grand mean.
+
+    Args:
+        values: (n, k).
+        cells: (n,), what has to be equal for two points to be compared.
+        groups: (n,), dataset names.
+        weights: (n,), positive.
+
+    Returns:
+        Sorted names (G) and effects (G, k) that sum to zero; None where datasets share no cells, directly
+        or through others, so that they cannot be compared at equal cell at all.
+    """
+    cell_names, cell = np.unique(cells, return_inverse=True)
+    names, group = np.unique(groups, return_inverse=True)
+    together = np.zeros((len(cell_names), len(names)))
+    np.add.at(together, (cell, group), weights)
+    joined = csr_array(together.T @ together > 0)
+    if connected_components(joined, directed=False)[0] != 1:
+        return None
+    by_group = np.zeros((len(names), values.shape[1]))
+    by_cell = np.zeros((len(cell_names), values.shape[1]))
+    np.add.at(by_group, group, weights[:, None] * values)
+    np.add.at(by_cell, cell, weights[:, None] * values)
+    share = together / together.sum(axis=1, keepdims=True)
+    laplacian = np.diag(together.sum(axis=0)) - together.T @ share
+    effects = np.linalg.pinv(laplacian, hermitian=True) @ (by_group - share.T @ by_cell)
+    return [str(name) for name in names], effects - effects.mean(axis=0)
+
+
+def means_regression(response: Array, regressors: Array, level: float = 0.95) -> tuple[Slope, ...] | None:
+    """Ordinary least squares over datasets with an intercept; intervals by t with G − q − 1 degrees of
+    freedom.
+
+    Args:
+        response: (G,).
+        regressors: (G, q).
+        level: of the intervals.
+
+    Returns:
+        One slope per regressor; None where G − q − 1 < 1 or the regressors do not identify the slopes.
+    """
+    design = np.column_stack([np.ones(len(response)), regressors])
+    spare = len(response) - design.shape[1]
+    scale = np.sqrt((design**2).mean(axis=0))
+    if spare < 1 or (scale == 0).any() or np.linalg.cond(design / scale) > 1e8:
+        return None
+    inverse = np.linalg.inv((design / scale).T @ (design / scale)) / np.outer(scale, scale)
+    values = inverse @ design.T @ response
+    squares = float(((response - design @ values) ** 2).sum())
+    errors = np.sqrt(squares / spare * np.diag(inverse))
+    reach = stats.t.ppf(0.5 + level / 2, spare) * errors
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_values = 2 * stats.t.sf(np.abs(values / errors), spare)
+    p_values = np.where(errors > 0, p_values, np.where(values == 0, 1.0, 0.0))
+    return tuple(
+        Slope(float(values[k]), float(errors[k]), (float(values[k] - reach[k]), float(values[k] + reach[k])),
+              float(p_values[k]))
+        for k in range(1, design.shape[1])
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Permutation:
+    """A two-sided permutation p-value, how many rearrangements it rests on, and whether those are all."""
+
+    p_value: float
+    num: int
+    exact: bool
+
+
+def permutation_test(
+    response: Array, regressor: Array, others: Array, blocks: Sequence[str], *, seed: int = 0
+) -> Permutation | None:
+    """Permute the response over datasets, within blocks, against one regressor at given others.
+
+    The statistic is |t| of the regressor. With no others, or with others that are constant within the
+    blocks, datasets of a block are exchangeable under the null and the test is exact; otherwise residuals
+    of the others' fit are permuted (Freedman & Lane 1983), which is exact only approximately.
+
+    Args:
+        response: (G,).
+        regressor: (G,).
+        others: (G, q), without the intercept; q may be 0.
+        blocks: (G,), only datasets of one block change places.
+        seed: of the drawn permutations, where there are too many to try all.
+    """
+    reduced = np.column_stack([np.ones(len(response)), others])
+    basis, _ = np.linalg.qr(reduced)
+    left = response - basis @ (basis.T @ response)
+    x = regressor - basis @ (basis.T @ regressor)
+    if x @ x <= NEGLIGIBLE * max(float(regressor @ regressor), 1e-300) or left @ left == 0:
+        return None
+    if len(response) - reduced.shape[1] < 2:
+        return None
+    order, exact = _orders(tuple(blocks), _two_values(regressor) if others.shape[1] == 0 else None, seed)
+    moved = left[order]
+    # Projected again: a permuted residual need not stay orthogonal to the others.
+    squares = (moved**2).sum(axis=1) - ((moved @ basis) ** 2).sum(axis=1)
+    along = (moved @ x) ** 2 / float(x @ x)
+    share = along / np.maximum(squares, 1e-300)
+    found = float((left @ x) ** 2 / float(x @ x) / float(left @ left))
+    p_value = float(np.mean(share >= found * (1 - 1e-9)))
+    return Permutation(p_value, len(order), exact)
+
+
+def _two_values(regressor: Array) -> tuple[bool, ...] | None:
+    low, high = float(regressor.min()), float(regressor.max())
+    near = np.isclose(regressor, low, rtol=0, atol=1e-9 * (high - low))
+    two = near | np.isclose(regressor, high, rtol=0, atol=1e-9 * (high - low))
+    return tuple(near.tolist()) if two.all() else None
+
+
+@lru_cache(maxsize=32)
+def _orders(
+    blocks: tuple[str, ...], marked: tuple[bool, ...] | None, seed: int
+) -> tuple[NDArray[np.intp], bool]:
+    """Rearrangements (B, G) of datasets within blocks, the present one among them, and whether they are all.
+
+    ``marked`` says that only which datasets are marked matters, so that C(G, k) choices are all there is.
+    """
+    names = np.array(blocks)
+    size = len(blocks)
+    places = [np.flatnonzero(names == name) for name in np.unique(names)]
+    if marked is not None and len(places) == 1 and comb(size, sum(marked)) <= MOST_EXACT:
+        ones, others = np.flatnonzero(marked), np.flatnonzero(~np.array(marked))
+        chosen = np.array(list(combinations(range(size), len(ones))))
+        order = np.empty((len(chosen), size), dtype=np.intp)
+        order[:, ones] = chosen
+        mask = np.ones((len(chosen), size), dtype=bool)
+        np.put_along_axis(mask, chosen, False, axis=1)
+        order[:, others] = np.nonzero(mask)[1].reshape(len(chosen), len(others))
+        return order, True
+    if prod(factorial(len(block)) for block in places) <= MOST_EXACT:
+        each = [np.array(list(permutations(block))) for block in places]
+        index = np.array(list(product(*(range(len(rows)) for rows in each))))
+        order = np.empty((len(index), size), dtype=np.intp)
+        for k, block in enumerate(places):
+            order[:, block] = each[k][index[:, k]]
+        return order, True
+    rng = np.random.default_rng([seed, size])
+    order = np.tile(np.arange(size), (NUM_DRAWN + 1, 1))
+    for block in places:
+        order[1:, block] = rng.permuted(np.tile(block, (NUM_DRAWN, 1)), axis=1)
+    return order, False
+
+
+def max_correlation_test(
+    responses: Array, regressor: Array, blocks: Sequence[str], *, seed: int = 0
+) -> tuple[Array, Permutation] | None:
+    """Adjust many correlations with one regressor for their number: max |r| over the family, by permutation.
+
+    Westfall & Young (1993): the regressor changes places between datasets, the same way for all responses,
+    so that their dependence is kept.
+
+    Args:
+        responses: (G, m); NaN where a dataset lacks one.
+        regressor: (G,).
+        blocks: (G,), only datasets of one block change places.
+        seed: of the drawn permutations.
+
+    Returns:
+        Adjusted p-value of every response (m,), and the test of the largest; None where nothing varies.
+    """
+    order, exact = _orders(tuple(blocks), None, seed)
+    strongest = np.zeros(len(order))
+    found = np.full(responses.shape[1], np.nan)
+    for k in range(responses.shape[1]):
+        has = np.isfinite(responses[:, k])
+        if has.sum() < 3:
+            continue
+        y = responses[has, k] - responses[has, k].mean()
+        x = regressor[order][:, has]
+        x = x - x.mean(axis=1, keepdims=True)
+        spread = np.sqrt((x**2).sum(axis=1) * float(y @ y))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r = np.where(spread > 0, np.abs(x @ y) / spread, 0.0)
+        now = regressor[has] - regressor[has].mean()
+        size = np.sqrt(float(now @ now) * float(y @ y))
+        if size > 0:
+            found[k] = abs(float(now @ y)) / size
+            strongest = np.maximum(strongest, r)
+    if not np.isfinite(found).any():
+        return None
+    adjusted = np.array(
+        [np.nan if np.isnan(r) else float(np.mean(strongest >= r * (1 - 1e-9))) for r in found]
+    )
+    return adjusted, Permutation(float(np.nanmin(adjusted)), len(order), exact)
+
+
+def wild_cluster_p(scores: Array, weights: Array, *, seed: int = 0) -> float | None:
+    """Restricted wild cluster bootstrap-t p-value of one slope with intercepts within clusters.
+
+    Cameron, Gelbach & Miller (2008). With one regressor whose intercepts lie within datasets, the whole
+    bootstrap needs only two numbers of each dataset.
+
+    Args:
+        scores: (G,), Σ x (y − x β₀) of each dataset, x and y centred within curves; β₀ the null value.
+        weights: (G,), Σ x² of each dataset.
+        seed: of the draws, where there are too many sign patterns to try all.
+
+    Returns:
+        The share of draws with a larger |t|; None with fewer than three datasets.
+    """
+    if len(scores) < 3 or weights.sum() <= 0:
+        return None
+    draws = _signs(len(scores), seed)
+    total = draws @ scores
+    left = draws * scores - total[:, None] * (weights / weights.sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.abs(total) / np.sqrt((left**2).sum(axis=1))
+    own = scores - scores.sum() * weights / weights.sum()
+    spread = float(np.sqrt((own**2).sum()))
+    if spread <= 0:
+        return 0.0 if abs(float(scores.sum())) > 0 else None
+    return float(np.mean(np.nan_to_num(t, nan=np.inf) >= abs(float(scores.sum())) / spread * (1 - 1e-9)))
+
+
+@lru_cache(maxsize=16)
+def _signs(size: int, seed: int) -> Array:
+    """All sign patterns where there are at most 2¹², else drawn ones; Webb's six points below eight
+    datasets.
+    """
+    if 8 <= size <= 12:
+        return np.array(list(product((-1.0, 1.0), repeat=size)))
+    rng = np.random.default_rng([seed, size, 6])
+    if size < 8:
+        return np.vstack([np.ones(size), rng.choice(_WEBB, (NUM_DRAWN, size))])
+    return np.vstack([np.ones(size), rng.choice((-1.0, 1.0), (NUM_DRAWN, size))])
+
+
+def mean_interval(values: Array, level: float = 0.95) -> tuple[float, Interval | None]:
+    """Mean over datasets with its t interval; no interval below three datasets or where nothing varies."""
+    mean = float(values.mean())
+    if len(values) < 3 or float(values.std()) == 0:
+        return mean, None
+    reach = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, (mean - reach, mean + reach)

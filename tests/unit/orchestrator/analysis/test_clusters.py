@@ -1,0 +1,190 @@
+"""Inference over dataset means against statsmodels, scipy, enumeration by hand, and its level under the
+null.
+"""
+
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+
+from orchestrator.analysis.clusters import (
+    dataset_effects,
+    max_correlation_test,
+    mean_interval,
+    means_regression,
+    permutation_test,
+    wild_cluster_p,
+)
+
+NONE = np.empty((7, 0))
+
+
+def sample(num, q, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 1, num), rng.normal(0, 1, (num, q))
+
+
+@pytest.mark.parametrize("q", [1, 2, 3])
+def test_slopes_errors_intervals_and_p_values_are_those_of_statsmodels(q):
+    y, x = sample(11, q)
+    theirs = sm.OLS(y, sm.add_constant(x)).fit()
+    for k, slope in enumerate(means_regression(y, x), start=1):
+        assert slope.value == pytest.approx(theirs.params[k])
+        assert slope.std_error == pytest.approx(theirs.bse[k])
+        assert slope.interval == pytest.approx(tuple(theirs.conf_int()[k]))
+        assert slope.p_value == pytest.approx(theirs.pvalues[k])
+
+
+def test_slopes_that_cannot_be_told_apart_are_none():
+    y, x = sample(6, 1)
+    assert means_regression(y, np.column_stack([x, 2 * x])) is None
+    assert means_regression(y, np.ones((6, 1))) is None
+    assert means_regression(y[:2], x[:2]) is None
+
+
+def test_effects_of_a_complete_table_are_means_and_of_an_incomplete_one_those_of_two_way_regression():
+    rng = np.random.default_rng(1)
+    cells, groups = np.repeat(list("abcd"), 5), np.tile(list("vwxyz"), 4)
+    values, weights = rng.normal(0, 1, (20, 2)), np.ones(20)
+    names, effects = dataset_effects(values, cells, groups, weights)
+    means = np.array([values[groups == name].mean(axis=0) for name in names])
+    assert effects == pytest.approx(means - means.mean(axis=0))
+    kept = np.arange(20) != 3
+    weights = rng.uniform(0.5, 2, 20)
+    _, effects = dataset_effects(values[kept], cells[kept], groups[kept], weights[kept])
+    design = np.column_stack(
+        [cells[:, None] == np.array(list("abcd")), groups[:, None] == np.array(list("wxyz"))]
+    )
+    theirs = sm.WLS(values[kept, 0], design[kept].astype(float), weights[kept]).fit().params[4:]
+    assert effects[1:, 0] - effects[0, 0] == pytest.approx(theirs)
+
+
+def test_datasets_that_share_no_cell_are_not_compared():
+    values = np.arange(4.0)[:, None]
+    assert dataset_effects(values, np.array(list("aabb")), np.array(list("xyzw")), np.ones(4)) is None
+
+
+def test_the_permutation_test_is_enumeration_and_agrees_with_scipy():
+    y, x = sample(7, 1)
+    found = permutation_test(y, x[:, 0], NONE, ["a"] * 7)
+    observed = abs(np.corrcoef(x[:, 0], y)[0, 1])
+    by_hand = [
+        abs(np.corrcoef(x[:, 0], y[list(o)])[0, 1]) >= observed - 1e-12 for o in permutations(range(7))
+    ]
+    assert found.exact
+    assert found.num == 5040
+    assert found.p_value == pytest.approx(np.mean(by_hand))
+    theirs = stats.permutation_test(
+        (y,), lambda v: abs(stats.pearsonr(v, x[:, 0]).statistic), permutation_type="pairings",
+        alternative="greater", n_resamples=np.inf,
+    )  # fmt: skip
+    assert found.p_value == pytest.approx(theirs.pvalue, abs=1e-3)
+
+
+def test_a_label_needs_only_the_choices_of_who_has_it():
+    y, _ = sample(10, 1, seed=3)
+    label = np.array([1.0] * 6 + [0.0] * 4)
+    found = permutation_test(y, label, np.empty((10, 0)), [""] * 10)
+    gap = abs(y[:6].mean() - y[6:].mean())
+    by_hand = [
+        abs(y[list(o)].mean() - np.delete(y, o).mean()) >= gap - 1e-12 for o in combinations(range(10), 6)
+    ]
+    assert (found.num, found.exact) == (210, True)
+    assert found.p_value == pytest.approx(np.mean(by_hand))
+
+
+def test_blocks_keep_datasets_in_their_domain():
+    y, x = sample(7, 1, seed=4)
+    label = np.array([1.0] * 4 + [0.0] * 3)[:, None]
+    found = permutation_test(y, x[:, 0], label, ["m"] * 4 + ["n"] * 3)
+    assert found.num == 24 * 6
+    within = [values - np.concatenate([np.full(4, values[:4].mean()), np.full(3, values[4:].mean())])
+              for values in (x[:, 0], y)]  # fmt: skip
+    observed = abs(within[0] @ within[1])
+    by_hand = [
+        abs(within[0] @ within[1][[*a, *b]]) >= observed - 1e-12
+        for a in permutations(range(4)) for b in permutations(range(4, 7))
+    ]  # fmt: skip
+    assert found.p_value == pytest.approx(np.mean(by_hand))
+
+
+def test_many_datasets_are_drawn_and_the_seed_decides():
+    y, x = sample(16, 1, seed=5)
+    one, two, again = (permutation_test(y, x[:, 0], np.empty((16, 0)), [""] * 16, seed=s) for s in (1, 2, 1))
+    assert (one.num, one.exact) == (10_000, False)
+    assert one == again
+    assert one != two
+    assert one.p_value == pytest.approx(stats.pearsonr(x[:, 0], y).pvalue, abs=0.02)
+
+
+def test_a_permutation_p_value_is_uniform_under_the_null():
+    p = np.array([permutation_test(*_null(seed), NONE, ["a"] * 7).p_value for seed in range(400)])
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+    assert np.mean(p <= 0.05) == pytest.approx(0.05, abs=0.035)
+
+
+def _null(seed):
+    y, x = sample(7, 1, seed)
+    return y, x[:, 0]
+
+
+def test_the_largest_of_many_correlations_is_adjusted_for_their_number():
+    rng = np.random.default_rng(0)
+    hits = plain = 0
+    for _ in range(200):
+        x, y = rng.normal(0, 1, 7), rng.normal(0, 1, (7, 20))
+        adjusted, test = max_correlation_test(y, x, [""] * 7)
+        assert test.p_value == pytest.approx(np.nanmin(adjusted))
+        hits += test.p_value <= 0.05
+        plain += min(stats.pearsonr(x, y[:, k]).pvalue for k in range(20)) <= 0.05
+    # 200 tables at 5 %: more than 20 happen once in a thousand times; unadjusted, most tables show something.
+    assert hits <= 20
+    assert plain >= 100
+
+
+def test_one_correlation_needs_no_adjustment_and_a_missing_one_is_passed_over():
+    y, x = sample(7, 1, seed=6)
+    alone, _ = max_correlation_test(y[:, None], x[:, 0], [""] * 7)
+    assert alone[0] == pytest.approx(permutation_test(y, x[:, 0], NONE, [""] * 7).p_value)
+    both, _ = max_correlation_test(np.column_stack([y, np.full(7, np.nan)]), x[:, 0], [""] * 7)
+    assert both[0] == alone[0]
+    assert np.isnan(both[1])
+
+
+@pytest.mark.parametrize("num", [4, 7, 11])
+def test_the_wild_bootstrap_holds_its_level(num):
+    rng = np.random.default_rng(num)
+    p = []
+    for _ in range(400):
+        weights = rng.uniform(0.5, 1.5, num)
+        p.append(wild_cluster_p(rng.normal(0, np.sqrt(weights)), weights))
+    assert np.mean(np.array(p) <= 0.05) <= 0.09
+
+
+def test_the_wild_bootstrap_equals_refitting_drawn_responses():
+    rng = np.random.default_rng(3)
+    group = np.repeat(np.arange(9), 5)
+    x = rng.normal(0, 1, 45)
+    x -= np.array([x[group == g].mean() for g in range(9)])[group]
+    y = 0.4 * x + rng.normal(0, 1, 45)
+    y -= np.array([y[group == g].mean() for g in range(9)])[group]
+
+    def t(values):
+        b = x @ values / (x @ x)
+        scores = np.bincount(group, x * (values - b * x))
+        return abs(b) / np.sqrt((scores**2).sum())
+
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 9)).reshape(9, -1).T
+    by_hand = np.mean([t(y * s[group]) >= t(y) * (1 - 1e-9) for s in signs])
+    ours = wild_cluster_p(np.bincount(group, x * y), np.bincount(group, x * x))
+    assert ours == pytest.approx(by_hand)
+
+
+def test_an_interval_of_nothing_that_varies_is_not_given():
+    assert mean_interval(np.zeros(5)) == (0.0, None)
+    assert mean_interval(np.array([1.0, 2.0]))[1] is None
+    values = np.array([1.0, 2.0, 4.0])
+    low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    assert mean_interval(values)[1] == pytest.approx((low, high))

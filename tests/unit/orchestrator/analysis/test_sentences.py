@@ -1,0 +1,235 @@
+"""What the findings say: nothing without an interval, nothing at unequal N, nothing that chance would say
+often.
+"""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from orchestrator.analysis import fit_scaling_laws, published_table
+from orchestrator.analysis.claims import adjust
+from orchestrator.analysis.figures import DRAWINGS
+from orchestrator.analysis.findings import family, findings
+from orchestrator.analysis.fit_records import SharpnessScale
+from orchestrator.analysis.levels import fit_level
+from orchestrator.analysis.points import fitted_points, normalise, usable_trials
+from orchestrator.analysis.synthetic import synthetic_table
+from orchestrator.analysis.train_size import fit_train_size
+
+
+def points_of(table):
+    return fitted_points(usable_trials(normalise(table)[0])[0])
+
+
+def growing_table():
+    """Losses rise with d at every N, while d's estimate grows with N as the loss falls."""
+    rng = np.random.default_rng(0)
+    table = synthetic_table(num_natural=8, num_medical=7, train_sizes=(250, 1000, 4000, 16000))
+    true_d = table.groupby("dataset")["d_data_mle"].transform("mean")
+    grown = true_d * (table["train_size"] / 250) ** 0.25
+    log_loss = 0.05 * true_d - 0.5 * np.log(table["train_size"]) + rng.normal(0, 0.05, len(table))
+    return table.assign(d_data_mle=grown, test_loss=np.exp(log_loss))
+
+
+@pytest.fixture(scope="module")
+def growing():
+    return fit_scaling_laws(growing_table())
+
+
+@pytest.fixture(scope="module")
+def published():
+    table = published_table()
+    return fit_scaling_laws(table[table["model"].isin(["resnet34", "vgg13"])], sharpness_policy="ignore")
+
+
+def test_a_slope_on_d_data_is_taken_at_equal_n(growing):
+    for domain in ("natural", "medical"):
+        pooled = growing.law("loss_on_d_data", subset=domain).coefficients[1].value
+        equal = growing.level("d_data_mle", subset=domain).coefficient("d_data_mle").value
+        assert pooled < 0 < equal
+    answer = findings(growing)[0].answer
+    assert "Among 8 natural datasets, at equal model and train size, log test loss rises by" in answer
+    assert "falls by" not in answer
+
+
+def test_lines_of_the_figure_compare_equal_n_and_its_caption_says_so(growing):
+    drawing = next(d for d in DRAWINGS if d.name == "loss_on_d_data")
+    figure = drawing.draw(points_of(growing_table()), growing)
+    lines = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2]
+    assert lines
+    for line in lines:
+        assert line.get_ydata()[1] > line.get_ydata()[0]
+    assert "compare points of equal train size" in drawing.describe(None, growing)
+
+
+def test_no_correlation_is_named_without_an_interval_that_excludes_zero():
+    table = synthetic_table(num_natural=2, num_medical=2, models=("a", "b"))
+    rng = np.random.default_rng(1)
+    for name in [n for n in table if n.endswith("loss_gain")]:
+        table[name] = rng.normal(5, 1, len(table))
+    answer = findings(fit_scaling_laws(table))[1].answer
+    assert "correlates" not in answer
+    assert "r =" not in answer
+    assert "For none of 8 combinations of attack, epsilon and model is a correlation" in answer
+
+
+def test_an_established_correlation_is_counted_among_all_that_were_tried():
+    table = synthetic_table(num_natural=6, num_medical=6, models=("a", "b"))
+    answer = findings(fit_scaling_laws(table))[1].answer
+    found = re.search(
+        r"correlates with K_F in (\d+) of 8 combinations.*r = ([\d.]+), 95 % interval ([\d.]+) to", answer
+    )
+    assert found
+    assert 0 < float(found[3]) < float(found[2]) <= 1
+
+
+def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
+    table = synthetic_table(num_natural=3, num_medical=1, models=("a",))
+    table["d_repr_mle"] = table["d_data_mle"] * np.where(table["dataset"] == "natural0", 2.0, 0.5)
+    answer = findings(fit_scaling_laws(table))[2].answer
+    assert "d_repr is at or below d_data at 9 of 12 points (each dataset counting once: 75%" in answer
+
+
+def test_an_interval_of_shares_that_never_vary_is_not_shown():
+    table = synthetic_table(num_natural=4, num_medical=4, models=("a",)).assign(d_repr_mle=1e9)
+    answer = findings(fit_scaling_laws(table))[2].answer
+    assert "at 0 of 24 points (each dataset counting once: 0%)" in answer
+
+
+def test_nothing_is_said_or_drawn_from_a_refit_that_would_be_refused():
+    table = synthetic_table(num_natural=2, num_medical=3, trial_std=0.3, train_sizes=(250, 500, 1000, 2000))
+    fits = fit_scaling_laws(table)
+    two = fits.law("loss_on_d_data_at_equal_size", subset="natural").coefficients[1]
+    assert set(two.left_out.values()) == {None}
+    assert two.sign_depends_on == ()
+    drawing = next(d for d in DRAWINGS if d.name == "left_out")
+    figure = drawing.draw(points_of(table), fits)
+    assert [axes.get_title() for axes in figure.axes] == ["medical"]
+    assert not any("Without natural" in caveat for caveat in findings(fits)[0].caveats)
+
+
+def test_a_caption_names_the_interval_only_where_it_is_drawn():
+    drawing = next(d for d in DRAWINGS if d.name == "left_out")
+    full = fit_scaling_laws(synthetic_table(num_natural=5, num_medical=5, trial_std=0.3))
+    assert "The bar on top is the 95 % interval." in drawing.describe(None, full)
+    bare = tuple(
+        replace(law, coefficients=tuple(replace(k, interval=None) for k in law.coefficients))
+        for law in full.laws
+    )
+    assert "The bar on top" not in drawing.describe(None, replace(full, laws=bare))
+
+
+def test_predicting_better_than_the_label_is_a_difference_with_its_interval(published):
+    answer = findings(published)[1].answer
+    assert "K_F with 1/d predicts neither better nor worse, as far as told, than the bare label" in answer
+    assert "difference of squared errors in log loss: 95 % interval" in answer
+
+
+def test_under_the_null_better_than_the_label_is_said_as_rarely_as_it_should():
+    said = 0
+    for seed in range(40):
+        table = synthetic_table(
+            num_natural=4,
+            num_medical=7,
+            size_slope=0,
+            sharpness_slope=0,
+            dataset_std=0.8,
+            trial_std=0.3,
+            seed=seed,
+        )
+        found = fit_levels_only(table).versus_label
+        said += found.interval is not None and found.interval[1] < 0
+    # At 2.5 % (one side of 95 %), 5 or more of 40 happen about twice in a thousand times.
+    assert said <= 5
+
+
+def fit_levels_only(table):
+    scale = SharpnessScale(comparable=True, policy="refuse", note="")
+    return fit_level(
+        points_of(table), ("inverse_d", "log_sharpness"), response="test_loss", model="pooled", subset="all",
+        scale=scale, seed=0,
+    )  # fmt: skip
+
+
+def test_the_bare_label_is_tested_by_exact_permutation_over_dataset_means():
+    table = published_table()
+    for model, with_prostate, without in (("resnet34", 0.30, 0.005), ("vgg13", 0.70, 0.014)):
+        rows = table[table["model"] == model]
+        for part, expected in ((rows, with_prostate), (rows[rows["dataset"] != "prostate"], without)):
+            gap = (
+                fit_scaling_laws(part, sharpness_policy="ignore")
+                .level("is_medical")
+                .coefficient("is_medical")
+            )
+            assert gap.exact
+            assert gap.permutation_p == pytest.approx(expected, abs=5e-3)
+
+
+def test_sharpness_beyond_the_label_cannot_be_told_from_the_published_numbers():
+    table = published_table()
+    rows = table[(table["model"] == "resnet34") & (table["dataset"] != "prostate")]
+    fits = fit_scaling_laws(rows, sharpness_policy="ignore")
+    found = fits.level("inverse_d", "log_sharpness", "is_medical").coefficient("log_sharpness")
+    assert found.value == pytest.approx(-0.35, abs=0.1)
+    assert found.std_error == pytest.approx(0.79, abs=0.02)
+    assert "shows no established change" in findings(fits)[1].answer
+
+
+def test_claims_are_adjusted_by_holm_and_the_rest_is_called_exploratory(published):
+    p = {"a": 0.01, "b": 0.02, "c": 0.4}
+    found = {claim.key: claim for claim in adjust(p)}
+    assert found["a"].adjusted_p == pytest.approx(0.03)
+    assert found["b"].adjusted_p == pytest.approx(0.04)
+    assert found["c"].adjusted_p == pytest.approx(0.4)
+    assert [found[key].established for key in p] == [True, True, False]
+    assert "Everything else in this report is exploratory." in family(published)
+    assert family(published).startswith("0 of 5 headline questions")
+
+
+def test_the_law_is_an_upper_bound_and_only_a_slower_fall_contradicts_it():
+    def answer(slope):
+        table = synthetic_table(
+            num_natural=6,
+            num_medical=6,
+            size_slope=slope,
+            trial_std=0.01,
+            train_sizes=(250, 1000, 4000, 16000),
+        )
+        return findings(fit_scaling_laws(table))[3].answer
+
+    assert "nothing contradicts the bound" in answer(3.0)
+    assert "this contradicts it" in answer(0.3)
+
+
+def test_losses_of_guessing_are_counted_flagged_and_left_out_on_request(published):
+    assert (published.at_chance.num_at_chance, published.at_chance.num_points) == (49, 132)
+    assert any(
+        "49 of 132 points have a loss at or above guessing" in text for text in findings(published)[3].caveats
+    )
+    table = published_table()
+    table = table[table["model"] == "resnet34"]
+    assert fit_scaling_laws(table, sharpness_policy="ignore").at_chance.num_at_chance == 21
+    medical = ("brats", "dbc", "oai", "chexpert", "mura", "rsna", "prostate")
+    flagged = fit_scaling_laws(table, sharpness_policy="ignore").at_chance.by_dataset
+    assert sum(flagged.get(name, (0, 6))[0] for name in medical) == 18
+    without = fit_scaling_laws(table, sharpness_policy="ignore", leave_out_chance=True)
+    assert without.exponent().num_points == 66 - 21
+    assert any("left out on request" in e.reason and e.count == 21 for e in without.excluded)
+
+
+def test_a_pooled_exponent_of_one_dataset_counts_subsets_not_points():
+    rng = np.random.default_rng(2)
+    hits = 0
+    for seed in range(50):
+        table = synthetic_table(num_natural=1, num_medical=0, models=tuple("abcdef"), seed=seed,
+                                train_sizes=(500, 750, 1000, 1250, 1500, 1750), size_slope=0.0)  # fmt: skip
+        shared = dict(zip(sorted(table["train_size"].unique()), rng.normal(0, 0.3, 6), strict=True))
+        noise = table["train_size"].map(shared) + rng.normal(0, 0.1, len(table))
+        found = fit_train_size(
+            points_of(table.assign(test_loss=np.exp(noise))), model="pooled", dataset="natural0"
+        )
+        hits += found.interval[0] <= 0 <= found.interval[1]
+    # 95 % of 50; fewer than 42 happen less than once in a thousand times.
+    assert hits >= 42
