@@ -8,13 +8,14 @@ Every spec is validated when it is made and refuses unknown fields. Identity is 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -34,7 +35,18 @@ REPRESENTATION_VERSION = 1
 MEASURE_VERSION = 1
 
 
-def _two_classes(pair: tuple[int, int]) -> tuple[int, int]:
+Pair = TypeVar("Pair", tuple[int, int], tuple[int | str, int | str])
+
+
+def _class_choice(value: object) -> int | str:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("a class is its place, a number from 0, or its name as text")
+    return value
+
+
+def _two_classes(pair: Pair) -> Pair:
     if pair[0] == pair[1]:
         raise ValueError(f"a class pair needs two different classes, got {list(pair)}")
     return pair
@@ -43,6 +55,9 @@ def _two_classes(pair: tuple[int, int]) -> tuple[int, int]:
 ClassPair = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
 ]
+ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
+PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(_two_classes)]
+"""A class pair as a sweep file writes it: places (numbers from 0), or names (text)."""
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 Fault = Literal[
@@ -360,13 +375,15 @@ class OwnSourceSpec(Spec):
     """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
+    class_names: tuple[str, ...] = ()
+    """Names of the classes by place; read from the data where class pairs are named."""
 
 
 class DatasetChoice(Spec):
     """A dataset of a sweep with the class pairs to use (None: the table's pairs)."""
 
     name: Name
-    class_pairs: tuple[ClassPair, ...] | None = None
+    class_pairs: tuple[PairChoice, ...] | None = None
     own: OwnSourceSpec | None = None
 
     @model_validator(mode="after")

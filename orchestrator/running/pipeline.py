@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.reporting import report_sweep
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord
 from orchestrator.results.rows import Row, flat_measure, index_measures
@@ -78,26 +80,32 @@ class RunSummary:
 
 
 def run_sweep(
-    preset: str, options: RunOptions | None = None, *, progress: Progress | None = None
+    source: SweepSource,
+    options: RunOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    changes: Mapping[str, object] | None = None,
 ) -> RunSummary:
     """Do what is left of a sweep, then fit and report; calling it again resumes, extends or repairs.
 
     Args:
-        preset: A preset's name or a sweep file's path.
+        source: A preset's name, a sweep file's path or content, or the name of a sweep of the root.
         options: Where and how.
         progress: Shows what happens; None shows nothing.
+        changes: Values by dotted key that hold over what the sweep says.
 
     Raises:
         SweepError: for a user's mistake or an unusable environment; whatever finished is kept.
         KeyboardInterrupt: on Ctrl-C, after tracked runs were closed; whatever finished is kept.
     """
     options = options or RunOptions()
-    workspace = Workspace.open(preset, options.root, options.storage)
+    workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     workspace.paths.make()
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
         stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
+        workspace.record()
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
@@ -178,7 +186,8 @@ class _Run:
             data = self.workspace.prepared[measure.subset.prepared.prepared_id]
             size = max(measure.train_sizes)
             try:
-                _check_class_numbers(measure.subset, data.label_names)
+                dataset = self.workspace.plan.datasets[measure.subset.prepared.dataset]
+                _check_class_numbers(measure.subset, data.label_names, dataset.label_names)
                 make_subset(data.labels, data.groups, measure.subset, data.splits, max_train_size=size)
             except SweepError as error:
                 problems.append(error)
@@ -332,15 +341,18 @@ def _check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:
             raise unknown_name("dataset of this sweep", name, workspace.plan.datasets)
 
 
-def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
-    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places."""
-    if subset.class_pair is None or names == tuple(map(str, range(len(names)))):
+def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places.
+
+    Where the names were known when the sweep was planned, pairs were named, and there is only one way.
+    """
+    if subset.class_pair is None or known or names == tuple(map(str, range(len(names)))):
         return
     if all(name.lstrip("-").isdigit() for name in names):
         raise DataError(
             "class_pairs number classes by place, from 0, and these classes have other numbers as names",
             f"{subset.prepared.dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
-            "rename the classes so that nobody can mistake one for the other",
+            f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]",
         )
 
 
