@@ -20,6 +20,7 @@ from search_spaces.specs import (
     DatasetSpec,
     MeasureSpec,
     ModelSpec,
+    PairChoice,
     PreparedSpec,
     RepresentationSpec,
     SubsetSpec,
