@@ -225,7 +225,8 @@ class Plan:
         return pd.DataFrame(counts.reset_index())
 
     def __repr__(self) -> str:
-        return f"Plan of {len(self.table)} trials; {self.estimate['text']}\n{self.summary().to_string(index=False)}"
+        head = f"Plan of {len(self.table)} trials; {self.estimate['text']}"
+        return f"{head}\n{self.summary().to_string(index=False)}"
 
     def _repr_html_(self) -> str:
         head = f"Plan of {len(self.table)} trials; {self.estimate['text']}"
@@ -248,7 +249,7 @@ def run(
         root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
         changes: Values by dotted key that hold over the source's: ``{"recipe.epochs": 3}``.
         progress: Show what happens.
-        options: See :class:`orchestrator.RunOptions`: ``address``, ``num_cpus``, ``device``, ``tracking``, ...
+        options: See :class:`orchestrator.RunOptions`: ``address``, ``num_cpus``, ``tracking``, ...
 
     Raises:
         SweepError: for a mistake that can be mended; whatever finished is kept.
