@@ -305,5 +305,5 @@ def plan(
     state, planned = read_state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     left = [trial for name, trial in planned.items() if name not in state.results]
-    cost = estimate(left, state.measured_trials(), workspace.plan.sweep.resources.num_gpus)
+    cost = estimate(left, state.measured_trials())
     return Plan(pd.DataFrame(rows), cost)

@@ -71,6 +71,8 @@ def plan(
     /,
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,
+    card: str = "h100",
+    gpus: int = 1,
     changes: Changes = (),
     place: Place = Place(),
 ) -> int:
@@ -80,21 +82,27 @@ def plan(
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         all_: Print a line per trial; else one per model and dataset.
         changes: Change one value, e.g. recipe.epochs=3; may be given for several.
+        card: Kind of graphics card to plan for.
+        gpus: How many of them.
         place: Where everything lies.
     """
+    from orchestrator.planning.cards import card_named
     from orchestrator.planning.changes import read_changes
     from orchestrator.planning.checks import check_feasible
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.plan import plan_rows
     from orchestrator.planning.workspace import Workspace
 
+    kind = card_named(card)
+    if gpus < 1:
+        raise ConfigError("--gpus must be at least 1", str(gpus), "leave it out to plan for one card")
     workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
     check_feasible(workspace)
     state, planned = _state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     measures, missing = _measures(workspace, state), _not_prepared(workspace)
     left = [trial for name, trial in planned.items() if name not in state.results]
-    cost = estimate(left, state.measured_trials(), workspace.plan.sweep.resources.num_gpus)
+    cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
 
     def show() -> None:
         emit_grid(rows, all_=all_)
@@ -176,18 +184,26 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         place: Where everything lies.
     """
     from orchestrator.planning.workspace import Workspace
-    from orchestrator.results.state import read_state
-    from orchestrator.results.tracking.choice import mlflow_tracker
+    from orchestrator.results.state import StoredResults, judge
+    from orchestrator.results.tracking.choice import make_tracker
     from orchestrator.running.lock import exclusive
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     workspace.paths.make()
     with exclusive(workspace.paths.lock, "isweep reconcile"):
-        tracker = mlflow_tracker(workspace, place.mlflow_uri)
-        counts = tracker.reconcile(read_state(workspace).flat_runs())
-        tracker.close(completed=True)
+        stored = StoredResults.read(workspace.results_url)
+        state = judge(workspace, stored)
+        tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)
+        try:
+            counts = tracker.reconcile(state.flat_runs(), state.told_failures())
+        finally:
+            tracker.close(completed=True)
     emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))
     return 0
+
+
+def _say(text: str) -> None:
+    stderr.print(escape(text), soft_wrap=True)
 
 
 def _raw_folders(values: tuple[str, ...]) -> dict[str, Path]:
@@ -245,8 +261,6 @@ def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _progress(workspace: Workspace) -> dict[str, Any]:
-    from orchestrator.running.pipeline import failure_rows
-
     state = _state(workspace)
     statuses = [str(state.status(trial_id)) for trial_id in workspace.plan.trials_by_id]
     return {
@@ -255,7 +269,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         "pending": statuses.count("pending") + statuses.count("stale"),
         "stale": statuses.count("stale"),
         "diverged": sum(record.result.status == "diverged" for record in state.results.values()),
-        "failures": failure_rows(state.failures),
+        "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
     }
