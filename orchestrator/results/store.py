@@ -81,7 +81,7 @@ class ResultStore:
         scan: Scan[R] = Scan()
         for record_id, path in self._files(kind.folder, kind.file):
             try:
-                scan.records[record_id] = self._read(path, kind)
+                scan.records[record_id] = self._read(path, kind, record_id)
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 scan.unreadable.append(Unreadable(path, error.value))
@@ -94,7 +94,7 @@ class ResultStore:
             CorruptStoreError: when the file is there but cannot be believed.
         """
         path = self._path(kind.folder, record_id, kind.file)
-        return self._read(path, kind) if self._fs.exists(path) else None
+        return self._read(path, kind, record_id) if self._fs.exists(path) else None
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._base, *parts)
@@ -107,7 +107,7 @@ class ResultStore:
         for path in sorted(self._fs.glob(posixpath.join(folder, "*", name))):
             yield posixpath.basename(posixpath.dirname(path)), path
 
-    def _read(self, path: str, kind: type[R]) -> R:
+    def _read(self, path: str, kind: type[R], record_id: str) -> R:
         def broken(reason: str) -> CorruptStoreError:
             way_out = "run the sweep again: this cell is done anew and the file replaced"
             return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", way_out)
@@ -116,20 +116,23 @@ class ResultStore:
             sealed = json.loads(self._fs.cat_file(path))
             record, seal = sealed["record"], sealed["sha256"]
             intact = seal == fingerprint(record)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise broken("truncated or not a sealed record") from None
         if not intact:
             raise broken("checksum does not match its content")
-        if "schema_version" in sealed:  # version 1 kept it beside the record
-            record = {"schema_version": sealed["schema_version"], **record}
         try:
-            return kind.model_validate(record, strict=False)
+            if "schema_version" in sealed:  # version 1 kept it beside the record
+                record = {"schema_version": sealed["schema_version"], **record}
+            believed = kind.model_validate(record, strict=False)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-        except (SweepError, KeyError, TypeError) as error:
+        except (SweepError, KeyError, TypeError, AttributeError) as error:
             raise broken(f"not a record of this kind: {error}") from None
+        if believed.record_id != record_id:
+            raise broken(f"the record of another cell, {believed.record_id}")
+        return believed
 
     def _write(self, path: str, record: dict[str, Any]) -> None:
         sealed = {"sha256": fingerprint(record), "record": record}
