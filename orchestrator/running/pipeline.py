@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.workspace import Workspace
@@ -18,7 +17,7 @@ from orchestrator.results.rows import Row, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import Cluster, Device, connect, trial_resources
+from orchestrator.running.cluster import Cluster, Device, Resources, connect, trial_resources
 from orchestrator.running.lock import exclusive
 from orchestrator.running.progress import Monitor, Progress
 from orchestrator.running.subset_measures import measure_subset
@@ -26,6 +25,7 @@ from search_spaces.errors import DataError, SetupError, SweepError, collect, unk
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
+from tasks.remote import Executor
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class _Run:
         return cluster
 
     @cached_property
-    def executor(self) -> Any:
+    def executor(self) -> Executor:
         """Runs tasks on the cluster."""
         from tasks.remote import RayExecutor
 
@@ -145,7 +145,7 @@ class _Run:
         return RayExecutor()
 
     @cached_property
-    def file_executor(self) -> Any:
+    def file_executor(self) -> Executor:
         """Runs tasks that read and write files: raw downloads and prepared data lie on the driver's node."""
         from tasks.remote import RayExecutor
 
@@ -261,7 +261,11 @@ class _Run:
 
 
 def prepare_missing(
-    workspace: Workspace, missing: list[PreparedSpec], options: RunOptions, executor: Any, monitor: Monitor
+    workspace: Workspace,
+    missing: list[PreparedSpec],
+    options: RunOptions,
+    executor: Executor,
+    monitor: Monitor,
 ) -> None:
     """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
 
@@ -331,7 +335,7 @@ def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> Non
         progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
 
 
-def _slots(resources: Any, cluster: Cluster) -> int:
+def _slots(resources: Resources, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))
