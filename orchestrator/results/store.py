@@ -165,9 +165,9 @@ class ResultStore:
             raise broken("truncated or not a sealed record") from None
         if not intact:
             raise broken("checksum does not match its content")
-        if "schema_version" in sealed:  # version 1 kept it beside the record
-            record = {"schema_version": sealed["schema_version"], **record}
         try:
+            if "schema_version" in sealed:  # version 1 kept it beside the record
+                record = {"schema_version": sealed["schema_version"], **record}
             found = kind.model_validate(record, strict=False)
         except ValidationError as error:
             first = error.errors()[0]
@@ -176,7 +176,7 @@ class ResultStore:
         except (SweepError, KeyError, TypeError, AttributeError) as error:
             raise broken(f"not a record of this kind: {error}") from None
         if found.record_id != record_id:
-            raise broken(f"the record of {found.record_id}, in another cell's folder")
+            raise broken(f"the record of another cell, {found.record_id}")
         return found
 
     def _write(self, path: str, record: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.plan import SweepPlan
@@ -18,7 +17,7 @@ from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import Cluster, connect, trial_resources
+from orchestrator.running.cluster import Cluster, Resources, connect, trial_resources
 from orchestrator.running.lock import locked
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
@@ -28,6 +27,7 @@ from search_spaces.errors import SweepError, collect
 from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
+from tasks.remote import Executor
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class _Run:
         return cluster
 
     @cached_property
-    def executor(self) -> Any:
+    def executor(self) -> Executor:
         """Runs tasks on the cluster."""
         from tasks.remote import RayExecutor
 
@@ -126,7 +126,7 @@ class _Run:
         return RayExecutor()
 
     @cached_property
-    def file_executor(self) -> Any:
+    def file_executor(self) -> Executor:
         """Runs tasks that read and write files: raw downloads and prepared data lie on the driver's node."""
         from tasks.remote import RayExecutor
 
@@ -152,7 +152,7 @@ class _Run:
     def _check_models(self) -> None:
         """Find every network that cannot be built before anything is prepared or trained."""
         plan, known = self.workspace.plan, self.stored.trials
-        asked: dict[tuple[Any, ...], TrialSpec] = {}
+        asked: dict[tuple[object, ...], TrialSpec] = {}
         for trial_id, trial in plan.trials_by_id.items():
             if trial_id not in known:
                 network, prepared = trial.network, trial.network.subset.prepared
@@ -257,7 +257,7 @@ def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> Non
         progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
 
 
-def _slots(resources: Any, cluster: Cluster) -> int:
+def _slots(resources: Resources, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))

@@ -75,7 +75,7 @@ def test_a_record_is_believed_only_in_its_own_cells_folder(tmp_path):
     shutil.copy(tmp_path / "trials/a/result.json", tmp_path / "trials/b/result.json")
     scan = store.scan(TrialRecord)
     assert list(scan.records) == ["a"]
-    assert scan.unreadable[0].reason.endswith("the record of a, in another cell's folder")
+    assert scan.unreadable[0].reason.endswith("the record of another cell, a")
 
 
 @pytest.mark.parametrize("kind", [TrialRecord, MeasureRecord, FailureRecord])
