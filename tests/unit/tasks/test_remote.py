@@ -93,7 +93,9 @@ class TestRayExecutor(ExecutorContract):
 
         monkeypatch.setattr(ray.remote_function.RemoteFunction, "options", record)
         for spread in (True, False):
-            results = dict(executor.map_unordered(double, [(np.array([i]), 2) for i in range(4)], spread=spread))
+            results = dict(
+                executor.map_unordered(double, [(np.array([i]), 2) for i in range(4)], spread=spread)
+            )
             assert results == {i: 2 * i for i in range(4)}
         assert seen == ["SPREAD", None]
 
