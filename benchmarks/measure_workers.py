@@ -16,9 +16,11 @@ class SameTiles(RayExecutor):
         super().__init__(2)
         self.in_flight = num_workers
 
-    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
+    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0, spread=False):
         """Run with fewer tasks in flight than the work was cut for."""
-        return RayExecutor(self.in_flight).map_unordered(function, argument_tuples, num_cpus=num_cpus)
+        return RayExecutor(self.in_flight).map_unordered(
+            function, argument_tuples, num_cpus=num_cpus, spread=spread
+        )
 
 
 def main() -> None:

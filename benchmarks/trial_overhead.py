@@ -27,7 +27,8 @@ from orchestrator.results.tracking.mlflow import MLflowTracker
 from orchestrator.results.tracking.mlflow import connect as connect_mlflow
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
-from search_spaces.specs import NetworkSpec, SubsetSpec, SweepSpec
+from search_spaces.specs import SubsetSpec, SweepSpec
+from search_spaces.trials import NetworkSpec
 from tasks.prepared.subsets import TrialData
 
 TARGET_S = 0.1

@@ -5,7 +5,7 @@ Two values have equal fingerprints exactly when their canonical JSON is equal. W
 
 Of a spec only the fields that differ from their defaults are spelled, so that a new field with a default
 changes no id. A default that changes would change what an id means: its kind's ``schema_version`` is counted
-up then, and that field is always spelled. See ``docs/decisions/0005-identity-that-lasts.md``.
+up then, and that field is always spelled. See ``docs/decisions/0006-identity-that-lasts.md``.
 """
 
 from __future__ import annotations

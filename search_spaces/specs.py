@@ -2,7 +2,7 @@
 
 Every spec is validated when it is made and refuses unknown fields. Identity is content: see
 :mod:`search_spaces.fingerprint`. Resources, paths and worker counts are never part of a
-:class:`TrialSpec` or :class:`MeasureSpec`, because they cannot change a result.
+:class:`~search_spaces.trials.TrialSpec` or :class:`MeasureSpec`, because they cannot change a result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
+from search_spaces.fingerprint import derive_seed, readable_id
 
 # One version per kind, counted up when the meaning of its specs changes or one of their defaults does (fields
 # at their default are no part of an id), so that old results of that kind, and of it alone, are made anew.
@@ -48,6 +48,8 @@ Fault = Literal[
 """Faults of the released code that change data, by name; ``docs/faults.md`` maps them to F1-F34."""
 
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
+DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
+"""Estimators of d_data where none are named."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -88,6 +90,10 @@ class DatasetSpec(Spec):
     """Binary tasks used by the presets; empty when the labels are already binary."""
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None
     """How many images of each class preparation keeps (a seeded choice of whole groups); None keeps all."""
+    label_map: tuple[tuple[str, str], ...] = ()
+    """Of your own data: pairs (label as written, class it means)."""
+    pixel_range: tuple[float, float] | None = None
+    """Of your own data: the values that are black and white; None where the format says it."""
 
 
 class RecipeSpec(Spec):
@@ -179,7 +185,7 @@ class MeasureSpec(Spec):
     subset: SubsetSpec
     train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
     num_neighbors: Annotated[int, Field(ge=3)] = 20
-    estimators: tuple[str, ...] = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
+    estimators: tuple[str, ...] = DEFAULT_ESTIMATORS
     """Of intrinsic dimension, by name."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     sharpness_seeds: tuple[Annotated[int, Field(ge=0)], ...] = tuple(range(10))
@@ -196,122 +202,6 @@ class MeasureSpec(Spec):
     def derived_seed(self) -> int:
         """Seed of every random choice of this measure (independent of the train sizes asked for)."""
         return derive_seed("measure", self.subset, self.num_neighbors, self.sharpness_sample)
-
-
-class NetworkSpec(Spec):
-    """One trained network: what it is, what it is trained on and how. Its content is its identity."""
-
-    schema_version: int = NETWORK_VERSION
-    model: ModelSpec
-    subset: SubsetSpec
-    train_size: Annotated[int, Field(ge=2)]
-    recipe: RecipeSpec
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-
-    @property
-    def network_id(self) -> str:
-        """Readable slug plus 12 hex digits."""
-        subset = self.subset
-        return readable_id(
-            [
-                self.model.name,
-                subset.prepared.dataset,
-                pair_name(subset.class_pair),
-                f"n{self.train_size}",
-                f"s{self.seed}",
-            ],
-            self,
-        )
-
-    @property
-    def derived_seed(self) -> int:
-        """Seed of weight initialisation and batch order: a function of this spec alone."""
-        return derive_seed("network", fingerprint(self))
-
-
-class AttackMeasurement(Spec):
-    """One attack at one strength on one trained network."""
-
-    schema_version: int
-    network_id: str
-    method: str
-    epsilon: float
-
-    @property
-    def measurement_id(self) -> str:
-        """Readable name plus hash."""
-        return readable_id(["attack", self.method, f"{self.epsilon:g}"], self)
-
-
-class RepresentationMeasurement(Spec):
-    """One estimate of the intrinsic dimension of one trained network's representation of its training set."""
-
-    schema_version: int
-    network_id: str
-    estimator: str
-    num_neighbors: int
-
-    @property
-    def measurement_id(self) -> str:
-        """Readable name plus hash."""
-        return readable_id(["d_repr", self.estimator, f"k{self.num_neighbors}"], self)
-
-
-Measurement = AttackMeasurement | RepresentationMeasurement
-
-
-class TrialSpec(Spec):
-    """One cell of the grid: a network, and what is measured on it once it is trained.
-
-    The cell's identity and seed are the network's. Each measurement has an id of its own that refers to the
-    network, so that asking for more changes no network.
-    """
-
-    network: NetworkSpec
-    attacks: AttackSpec = AttackSpec()
-    attack_version: int = ATTACK_VERSION
-    representation: RepresentationSpec = RepresentationSpec()
-    representation_version: int = REPRESENTATION_VERSION
-
-    @property
-    def trial_id(self) -> str:
-        """The network's id; carried by Tune's trial, the store's folder and MLflow's tag."""
-        return self.network.network_id
-
-    @property
-    def derived_seed(self) -> int:
-        """The network's seed."""
-        return self.network.derived_seed
-
-    @property
-    def measurements(self) -> tuple[Measurement, ...]:
-        """Everything that is measured on the network, one entry per number or group of numbers."""
-        network_id, attacks, representation = self.trial_id, self.attacks, self.representation
-        return (
-            *(
-                RepresentationMeasurement(
-                    schema_version=self.representation_version,
-                    network_id=network_id,
-                    estimator=estimator,
-                    num_neighbors=representation.num_neighbors,
-                )
-                for estimator in representation.estimators
-            ),
-            *(
-                AttackMeasurement(
-                    schema_version=self.attack_version,
-                    network_id=network_id,
-                    method=method,
-                    epsilon=epsilon,
-                )
-                for method in attacks.methods
-                for epsilon in attacks.epsilons
-            ),
-        )
-
-    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
-        """Return the measurements of ``asked`` that a trial made by this spec does not have."""
-        return tuple(item for item in asked.measurements if item not in self.measurements)
 
 
 class ResourceSpec(Spec):
@@ -336,6 +226,16 @@ class OwnSourceSpec(Spec):
     """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
+    label_map: dict[str, str] = {}
+    """Label as written in the data -> the class it means, where several spellings mean one class."""
+    pixel_range: tuple[float, float] | None = None
+    """Values of floating-point or signed images that are black and white, where the data leave it open."""
+
+    @model_validator(mode="after")
+    def _check_pixel_range(self) -> Self:
+        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
+            raise ValueError("pixel_range must be two rising numbers, black and white")
+        return self
 
 
 class DatasetChoice(Spec):

@@ -28,7 +28,12 @@ class Executor(Protocol):
         """Put a value where every call can read it, once; returns a handle to pass as an argument."""
 
     def map_unordered(
-        self, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], *, num_cpus: float = 1.0
+        self,
+        function: Callable[..., Any],
+        argument_tuples: Iterable[Sequence[Any]],
+        *,
+        num_cpus: float = 1.0,
+        spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
         """Yield ``(index of the argument tuple, result)`` as calls finish; handles arrive as values."""
 
@@ -43,9 +48,14 @@ class InlineExecutor:
         return value
 
     def map_unordered(
-        self, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], *, num_cpus: float = 1.0
+        self,
+        function: Callable[..., Any],
+        argument_tuples: Iterable[Sequence[Any]],
+        *,
+        num_cpus: float = 1.0,
+        spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
-        """Yield ``(index, result)`` in the order of the arguments; ``num_cpus`` has no meaning here."""
+        """Yield ``(index, result)`` in the order of the arguments; the options have no meaning here."""
         for index, arguments in enumerate(argument_tuples):
             yield index, function(*arguments)
 
@@ -84,7 +94,12 @@ class RayExecutor:
         return ray.put(value)
 
     def map_unordered(
-        self, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], *, num_cpus: float = 1.0
+        self,
+        function: Callable[..., Any],
+        argument_tuples: Iterable[Sequence[Any]],
+        *,
+        num_cpus: float = 1.0,
+        spread: bool = False,
     ) -> Iterator[tuple[int, Any]]:
         """Yield ``(index, result)`` in order of completion, with at most ``num_workers`` tasks in flight.
 
@@ -92,6 +107,8 @@ class RayExecutor:
             function: Importable on the workers.
             argument_tuples: One tuple per call; read only as fast as calls finish.
             num_cpus: CPUs that one call may use; BLAS and torch are held to it.
+            spread: Share calls out over the nodes, instead of filling the nearest node first, as Ray does
+                by itself: for calls that take long enough for their arguments' way to other nodes.
 
         Raises:
             SweepError: The one a call raised, as itself.
@@ -104,6 +121,7 @@ class RayExecutor:
             "max_retries": MAX_RETRIES,
             "retry_exceptions": False,
             "name": function.__name__,
+            **({"scheduling_strategy": "SPREAD"} if spread else {}),
             **self._node_options,
         }
         remote = ray.remote(_call_with_threads).options(**options)

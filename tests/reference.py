@@ -11,6 +11,24 @@ def pairwise_distances(rows):
     return np.stack([np.sqrt(((flat - row) ** 2).sum(axis=1)) for row in flat])
 
 
+def whole_squared_distances(rows):
+    """Squared distances of whole-numbered rows as a list of lists of Python integers."""
+    flat = [[int(value) for value in np.ravel(row)] for row in rows]
+    return [[sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) for other in flat] for one in flat]
+
+
+def whole_neighbors(squared, size, num_neighbors):
+    """For each of the first ``size`` rows, ``(squared distance, row)`` of the nearest, ties by row."""
+    return [sorted((squared[i][j], j) for j in range(size) if j != i)[:num_neighbors] for i in range(size)]
+
+
+def whole_opposite(squared, labels, members):
+    """For each row of ``members``, ``(squared distance, row)`` of its nearest with another label, or None."""
+    return {
+        i: min(((squared[i][j], j) for j in members if labels[j] != labels[i]), default=None) for i in members
+    }
+
+
 def neighbor_distances(rows, num_neighbors):
     """(n, k) distances to the k nearest other rows, ascending."""
     distances = pairwise_distances(rows)

@@ -62,23 +62,29 @@ def run(
     return summary.exit_code
 
 
-def plan(preset: str, /, *, place: Place = Place()) -> int:
+def plan(preset: str, /, *, card: str = "h100", gpus: int = 1, place: Place = Place()) -> int:
     """Show the grid, what is done and what it will cost.
 
     Args:
         preset: Name of a preset, or path of a sweep file.
+        card: Kind of graphics card to plan for.
+        gpus: How many of them.
         place: Where everything lies.
     """
+    from orchestrator.planning.cards import card_named
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.plan import plan_rows
     from orchestrator.planning.workspace import Workspace
 
+    kind = card_named(card)
+    if gpus < 1:
+        raise ConfigError("--gpus must be at least 1", str(gpus), "leave it out to plan for one card")
     workspace = Workspace.open(preset, place.root, place.storage)
     state, planned = _state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     measures, missing = _measures(workspace, state), _not_prepared(workspace)
     left = [trial for name, trial in planned.items() if name not in state.results]
-    cost = estimate(left, state.measured_trials(), workspace.plan.sweep.resources.num_gpus)
+    cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
 
     def show() -> None:
         stdout.print(_grid(rows))
@@ -141,18 +147,26 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         place: Where everything lies.
     """
     from orchestrator.planning.workspace import Workspace
-    from orchestrator.results.state import read_state
+    from orchestrator.results.state import StoredResults, judge
+    from orchestrator.results.tracking.choice import make_tracker
     from orchestrator.running.lock import exclusive
-    from orchestrator.running.pipeline import flat_runs, mlflow_tracker
 
     workspace = Workspace.open(preset, place.root, place.storage)
     workspace.paths.make()
     with exclusive(workspace.paths.lock, "isweep reconcile"):
-        tracker = mlflow_tracker(workspace, place.mlflow_uri)
-        counts = tracker.reconcile(flat_runs(read_state(workspace)))
-        tracker.close(completed=True)
+        stored = StoredResults.read(workspace.results_url)
+        state = judge(workspace, stored)
+        tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)
+        try:
+            counts = tracker.reconcile(state.flat_runs(), state.told_failures())
+        finally:
+            tracker.close(completed=True)
     emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))
     return 0
+
+
+def _say(text: str) -> None:
+    stderr.print(escape(text), soft_wrap=True)
 
 
 def _raw_folders(values: tuple[str, ...]) -> dict[str, Path]:
@@ -210,8 +224,6 @@ def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _progress(workspace: Workspace) -> dict[str, Any]:
-    from orchestrator.running.pipeline import failure_rows
-
     state = _state(workspace)
     statuses = [str(state.status(trial_id)) for trial_id in workspace.plan.trials_by_id]
     return {
@@ -220,7 +232,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         "pending": statuses.count("pending") + statuses.count("stale"),
         "stale": statuses.count("stale"),
         "diverged": sum(record.result.status == "diverged" for record in state.results.values()),
-        "failures": failure_rows(state.failures),
+        "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
     }

@@ -17,14 +17,13 @@ from search_spaces.specs import (
     DatasetChoice,
     DatasetSpec,
     MeasureSpec,
-    NetworkSpec,
     PreparedSpec,
     RepresentationSpec,
     SubsetSpec,
     SweepSpec,
-    TrialSpec,
     pair_name,
 )
+from search_spaces.trials import NetworkSpec, TrialSpec
 
 MAX_TRIALS = 100_000
 

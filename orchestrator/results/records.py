@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.results import migration
-from search_spaces.specs import Domain, MeasureSpec, TrialSpec
+from search_spaces.specs import Domain, MeasureSpec
+from search_spaces.trials import TrialSpec
 from tasks.finding import Finding
 from tasks.measures.records import MeasureResult
 from tasks.trials.result import TrialResult

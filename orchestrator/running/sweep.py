@@ -30,7 +30,8 @@ from orchestrator.running.failures import classify_lost_worker, may_retry
 from orchestrator.running.progress import Monitor
 from orchestrator.running.trainable import REPORT, TrialTrainable
 from search_spaces.errors import SweepError
-from search_spaces.specs import SubsetSpec, TrialSpec
+from search_spaces.specs import SubsetSpec
+from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.result import TrialResult
 

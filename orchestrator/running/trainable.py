@@ -11,7 +11,7 @@ from ray.tune.result import DONE
 
 from orchestrator.results.records import CellReport
 from orchestrator.running.failures import classify
-from search_spaces.specs import TrialSpec
+from search_spaces.trials import TrialSpec
 
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
@@ -26,6 +26,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def setup(self, config: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
         """Take the first cell; ``arrays`` maps data keys to references to :class:`TrialData`."""
+        from tasks.trials.memory import keep_freed_memory
+
+        keep_freed_memory()
         self._arrays = arrays or {}
         self._cell = config["cell"]
 

@@ -82,11 +82,14 @@ class Precision:
         dtype: ``"float32"`` or ``"float64"``, of products within one chunk of features.
         chunk_features: Features per chunk; bounds the memory of the centred copies.
         device: ``"cpu"`` (numpy's BLAS) or a torch device such as ``"cuda"``.
+        exact_bytes: Measure rows of bytes in whole numbers, whatever ``dtype`` says; see
+            `tasks.measures.byte_rows`.
     """
 
     dtype: str = "float32"
     chunk_features: int = 8192
     device: str = "cpu"
+    exact_bytes: bool = True
 
 
 def estimate_centre(source: BlockSource, num_rows: int = 512) -> FloatArray:

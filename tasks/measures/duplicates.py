@@ -1,4 +1,4 @@
-"""Rows that are the same, rows that are no numbers: found exactly, before any distance is computed.
+"""Rows that are the same, rows that are no numbers, rows that are bytes: found before any distance is.
 
 Two equal images are at distance zero, where logarithms and inverses break. Policy: of rows with the same
 bytes the first one stays and the later ones are left out of every measure, and counted; if their labels
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import DataError
+from tasks.measures.byte_rows import UNITS, byte_units
 from tasks.measures.distances import BlockSource, flatten
 from tasks.remote import Executor, InlineExecutor
 
@@ -29,11 +30,13 @@ class RowProfile:
         keep: Rows that are the first of their kind, ascending.
         first_of: ``(num_rows,)`` the row that each row equals, itself when it is the first.
         conflicts: ``(row, earlier row)`` of identical images with different labels.
+        byte_unit: What one grey level is, if every value of every row is a byte times that; else None.
     """
 
     keep: npt.NDArray[np.int64]
     first_of: npt.NDArray[np.int64]
     conflicts: list[tuple[int, int]]
+    byte_unit: float | None = None
 
     @property
     def num_duplicates(self) -> int:
@@ -59,9 +62,11 @@ def profile_rows(
     pieces = [(shared, start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
     keys = np.empty(num_rows, np.uint64)
     not_finite: list[int] = []
-    for index, (piece, bad) in executor.map_unordered(row_keys, pieces):
+    units = set(UNITS)
+    for index, (piece, bad, piece_units) in executor.map_unordered(row_keys, pieces):
         keys[pieces[index][1] : pieces[index][2]] = piece
         not_finite += bad
+        units &= set(piece_units)
     if not_finite:
         raise DataError(
             "All values must be finite",
@@ -73,11 +78,13 @@ def profile_rows(
     conflicts = []
     if labels is not None:
         conflicts = [(int(i), int(first_of[i])) for i in np.flatnonzero(labels != labels[first_of])]
-    return RowProfile(keep, first_of, conflicts)
+    return RowProfile(keep, first_of, conflicts, max(units, default=None))
 
 
-def row_keys(source: BlockSource, start: int, stop: int) -> tuple[npt.NDArray[np.uint64], list[int]]:
-    """One 64-bit key per row, equal for equal rows, and the rows that are not finite.
+def row_keys(
+    source: BlockSource, start: int, stop: int
+) -> tuple[npt.NDArray[np.uint64], list[int], tuple[float, ...]]:
+    """One 64-bit key per row, equal for equal rows; the rows that are not finite; the units of `byte_units`.
 
     The key comes from a fixed random choice of values, so it costs next to nothing, and equal rows can never
     be missed; that rows with equal keys are equal must be confirmed on all their values.
@@ -97,8 +104,9 @@ def row_keys(source: BlockSource, start: int, stop: int) -> tuple[npt.NDArray[np
     row_bytes = values.view(np.uint8).reshape(len(rows), -1)
     words = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8))).view(np.uint64)
     keys = words @ (rng.integers(0, 2**63, words.shape[1], dtype=np.uint64) * 2 + 1)
-    bad = (_not_finite(rows) + start).tolist() if rows.dtype.kind == "f" else []
-    return keys, bad
+    units = byte_units(rows)
+    bad = (_not_finite(rows) + start).tolist() if rows.dtype.kind == "f" and not units else []
+    return keys, bad, units
 
 
 def _not_finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from search_spaces.errors import DataError, unknown_name
 from tasks.measures import scale_estimators as scales
 from tasks.measures.bootstrap import block_std_error, neighborhood_blocks
+from tasks.measures.byte_rows import as_bytes, with_unit
 from tasks.measures.dimension import (
     EQUAL_LOG_RATIO,
     EQUALLY_FAR,
@@ -233,8 +234,9 @@ def intrinsic_dimension(
     from tasks.measures.duplicates import profile_rows
 
     width = table_width(estimators, num_neighbors)
-    source = as_source(features)
+    source = as_bytes(as_source(features))
     profile = profile_rows(source, None, executor=executor)
+    source = with_unit(source, profile.byte_unit)
     size = len(profile.keep)
     table = nested_neighbors(
         source,

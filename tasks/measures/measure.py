@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tasks.measures.byte_rows import as_bytes, with_unit
 from tasks.measures.calibration import CalibratedDimension, calibrate
 from tasks.measures.distances import BlockSource, FloatArray, Precision, direct_squared_distances, flatten
 from tasks.measures.duplicates import RowProfile, profile_rows
@@ -23,6 +24,7 @@ from tasks.measures.intrinsic_dimension import estimate, table_width
 from tasks.measures.label_sharpness import LabelSharpness, SharpnessConvention, stratified_subsets, summarise
 from tasks.measures.neighbors import NeighborSearch, nested_neighbors
 from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
+from tasks.measures.tiles import EXACT
 from tasks.prepared.stratify import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
@@ -64,8 +66,10 @@ def measure_nested(
     source = checked_source(images)
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
-    profile = profile_rows(source, codes, executor=executor)
-    found = _one_pass(source, codes, sizes, profile, executor, settings)
+    rows = as_bytes(source)
+    profile = profile_rows(rows, codes, executor=executor)
+    rows = with_unit(rows, profile.byte_unit)
+    found = _one_pass(rows, codes, sizes, profile, executor, settings)
     convention = _convention(source, settings)
     records = tuple(
         _size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)
@@ -162,7 +166,7 @@ class _Pass:
     """What one pass over the rows found, and what it was about.
 
     Attributes:
-        source: Where rows are read.
+        source: Where rows are read, as bytes where they are bytes.
         profile: Duplicates and conflicts.
         labels: ``(num_distinct,)`` labels of the distinct images, or None.
         positions: Distinct images below each train size.
@@ -236,10 +240,12 @@ def _sharpness(
     table, rows, part = found.search.tables[number], found.profile.keep, found.sample_slices[number]
     size = table.num_points
     nearest = table.opposite_distances.copy()
-    pair = _refine_minimum(found.source, rows, nearest, table.opposite_indices)
     inside = found.search.subset_opposites[part, :size].copy()
-    for line, ids in zip(inside, found.search.subset_indices[part, :size], strict=True):
-        _refine_minimum(found.source, rows, line, ids)
+    if found.search.precision != EXACT:
+        _refine_minimum(found.source, rows, nearest, table.opposite_indices)
+        for line, ids in zip(inside, found.search.subset_indices[part, :size], strict=True):
+            _refine_minimum(found.source, rows, line, ids)
+    pair = _closest(nearest, table.opposite_indices)
     closest = np.inf if pair is None else float(nearest[pair[0]])
     original = None if pair is None else (int(rows[pair[0]]), int(rows[pair[1]]))
     return summarise(
@@ -264,15 +270,21 @@ def _calibration(
 
 def _refine_minimum(
     source: BlockSource, rows: npt.NDArray[Any], nearest: FloatArray, ids: npt.NDArray[Any]
-) -> tuple[int, int] | None:
-    """Recompute in place the distances that could be the smallest; returns the pair that is, ascending."""
+) -> None:
+    """Recompute in place the distances that could be the smallest."""
     if not np.isfinite(nearest.min(initial=np.inf)):
-        return None
+        return
     candidates = np.flatnonzero(nearest <= nearest.min() * _NEAR_MINIMUM)[:_MAX_CANDIDATES]
     one = np.zeros(1, np.intp)
     for i in candidates.tolist():
         a, b = (flatten(source.read(int(rows[k]), int(rows[k]) + 1)) for k in (i, ids[i]))
         nearest[i] = np.sqrt(direct_squared_distances(a, b, one, one)[0])
+
+
+def _closest(nearest: FloatArray, ids: npt.NDArray[Any]) -> tuple[int, int] | None:
+    """The two rows at the smallest distance, ascending."""
+    if not np.isfinite(nearest.min(initial=np.inf)):
+        return None
     best = int(nearest.argmin())
     return min(best, int(ids[best])), max(best, int(ids[best]))
 

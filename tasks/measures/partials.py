@@ -1,7 +1,10 @@
 """What a block of distances contributes to the tables of neighbours, and how contributions merge.
 
 All merging is "keep the k smallest" and "keep the minimum"; both are associative and commutative, so the
-order in which blocks are computed and workers report does not matter.
+order in which blocks are computed and workers report does not matter. Of equal distances the one to the
+earlier row counts as smaller, so that this holds for the rows found, too.
+
+Blocks are floats, or whole numbers below ``far`` of their dtype; tables are float64, which holds both.
 """
 
 from __future__ import annotations
@@ -14,6 +17,22 @@ import numpy.typing as npt
 from tasks.measures.distances import FloatArray
 
 IntArray = npt.NDArray[np.integer[Any]]
+Block = npt.NDArray[Any]  # squared distances, float32, float64, int32 or int64
+
+
+def far(dtype: np.dtype[Any]) -> float | int:
+    """What stands for "no such pair" in a block: above every squared distance of its dtype."""
+    if dtype.kind == "f":
+        return np.inf
+    # In int64, 2⁴⁷ leaves room for the product with a number of columns, see `_nearest_columns`.
+    return 2**31 - 1 if dtype == np.int32 else 2**47
+
+
+def _as_table(values: Block) -> FloatArray:
+    """Entries of a block as a table holds them, "no such pair" being infinity."""
+    if values.dtype.kind == "f":
+        return values
+    return np.where(values == far(values.dtype), np.inf, values)
 
 
 class Partial:
@@ -42,33 +61,36 @@ class Partial:
             (self.opposite, self.opposite_ids, other.opposite, other.opposite_ids),
             (self.subset_opposite, self.subset_ids, other.subset_opposite, other.subset_ids),
         ):
-            better = theirs < best[:, part]
+            mine = best[:, part]
+            better = (theirs < mine) | ((theirs == mine) & (their_ids < ids[:, part]))
             best[:, part][better] = theirs[better]
             ids[:, part][better] = their_ids[better]
         self.precision = max(self.precision, other.precision)  # "float64" > "float32"
 
-    def offer(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
+    def offer(self, shell: int, rows: slice, column_start: int, squared: Block) -> None:
         """Consider the distances from ``rows`` (local) to the positions from ``column_start`` on."""
         k = self.squared.shape[-1]
         kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
         found = None
+        # Blocks mostly come in the order of rows; then an equal distance is never better than one kept.
+        in_order = squared.dtype.kind == "i" and column_start > kept_ids.max(initial=-1)
         if np.isfinite(kept[:, -1]).all():  # else there is no limit yet to compare with
-            found = _below(squared, kept[:, -1])
+            found = _below(squared, kept[:, -1], ties=not in_order)
             if not len(found[0]):
                 return
         if found is not None and len(found[0]) <= 4 * k * len(kept):
             active, columns, values = _pad_by_row(*found, squared)
         else:
-            width = min(k, squared.shape[1])
-            columns = np.argpartition(squared, width - 1, axis=1)[:, :width]
-            values, active = np.take_along_axis(squared, columns, axis=1), np.arange(len(squared))
+            active, columns = np.arange(len(squared)), _nearest_columns(squared, min(k, squared.shape[1]))
+            values = _as_table(np.take_along_axis(squared, columns, axis=1))
         ids = np.where(np.isfinite(values), columns + column_start, -1)
-        kept[active], kept_ids[active] = smallest(
+        pick = smallest_in_order if in_order else smallest
+        kept[active], kept_ids[active] = pick(
             np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k
         )
 
-    def offer_opposite(self, shell: int, rows: slice, column_start: int, squared: FloatArray) -> None:
-        """The same for the nearest row with another label; ``squared`` is inf where labels agree."""
+    def offer_opposite(self, shell: int, rows: slice, column_start: int, squared: Block) -> None:
+        """The same for the nearest row with another label; ``squared`` is ``far`` where labels agree."""
         columns = np.arange(column_start, column_start + squared.shape[1])
         improve(
             self.opposite[shell], self.opposite_ids[shell], np.arange(rows.start, rows.stop), columns, squared
@@ -81,31 +103,52 @@ def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, In
     return np.take_along_axis(squared, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
 
 
-def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: FloatArray) -> None:
+def smallest_in_order(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
+    """The same for whole numbers whose ids ascend wherever they are equal: one sort, and a direct one."""
+    width, nothing = squared.shape[1], far(np.dtype(np.int64))
+    keys = np.minimum(squared, nothing).astype(np.int64) * width + np.arange(width)
+    values, places = np.divmod(np.sort(keys, axis=1)[:, :k], width)
+    return np.where(values == nothing, np.inf, values), np.take_along_axis(ids, places, axis=1)
+
+
+def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block) -> None:
     """Lower ``best[rows]`` to the row minima of ``squared`` where those are smaller, and note the column."""
-    nearest = squared.min(axis=1)
-    better = np.flatnonzero(nearest < best[rows])
-    if len(better):
-        best[rows[better]] = nearest[better]
-        ids[rows[better]] = columns[squared[better].argmin(axis=1)]
+    nearest = _as_table(squared.min(axis=1))
+    near = np.flatnonzero((nearest <= best[rows]) & np.isfinite(nearest))
+    if not len(near):
+        return
+    nearest, rows, found = nearest[near], rows[near], columns[squared[near].argmin(axis=1)]
+    better = (nearest < best[rows]) | (found < ids[rows])
+    best[rows[better]] = nearest[better]
+    ids[rows[better]] = found[better]
 
 
-def _below(squared: FloatArray, limits: FloatArray) -> tuple[IntArray, IntArray]:
-    """Entries not above their row's limit, ordered by row; scans memory in its own order."""
+def _nearest_columns(squared: Block, count: int) -> IntArray:
+    """Columns of the ``count`` smallest of each row; whole numbers ascending, of equal ones the first."""
+    num_columns = squared.shape[1]
+    if squared.dtype.kind == "f":
+        near: IntArray = np.argpartition(squared, count - 1, axis=1)[:, :count]
+        return near
+    # Rows one after another in memory, also where the block is a transpose: scattered ones sort slowly.
+    keys = np.multiply(squared, num_columns, dtype=np.int64, order="C") + np.arange(num_columns)
+    columns: IntArray = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1) % num_columns
+    return columns
+
+
+def _below(squared: Block, limits: FloatArray, *, ties: bool) -> tuple[IntArray, IntArray]:
+    """Entries below their row's limit, or at it, ordered by row; scans memory in its own order."""
     limits = limits.astype(squared.dtype)
+    compare = np.less_equal if ties else np.less
     # flatnonzero takes a tenth of the time of nonzero on two axes.
     if squared.strides[0] >= squared.strides[1]:
-        rows, columns = np.divmod(np.flatnonzero(squared <= limits[:, None]), squared.shape[1])
+        rows, columns = np.divmod(np.flatnonzero(compare(squared, limits[:, None])), squared.shape[1])
         return rows, columns
-    below = limits >= squared.T
-    columns, rows = np.divmod(np.flatnonzero(below), squared.shape[0])
+    columns, rows = np.divmod(np.flatnonzero(compare(squared.T, limits)), squared.shape[0])
     order = np.argsort(rows, kind="stable")
     return rows[order], columns[order]
 
 
-def _pad_by_row(
-    rows: IntArray, columns: IntArray, squared: FloatArray
-) -> tuple[IntArray, IntArray, FloatArray]:
+def _pad_by_row(rows: IntArray, columns: IntArray, squared: Block) -> tuple[IntArray, IntArray, FloatArray]:
     """Entries grouped by row as ``(active rows, padded columns, padded values)``, padding is inf."""
     active, first, counts = np.unique(rows, return_index=True, return_counts=True)
     place = np.arange(len(rows)) - np.repeat(first, counts)

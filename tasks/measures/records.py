@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import ConfigError
+from search_spaces.specs import DEFAULT_ESTIMATORS
 from tasks.finding import Finding
 from tasks.measures.calibration import CalibratedDimension
 from tasks.measures.dimension import IntrinsicDimension
 from tasks.measures.intrinsic_dimension import table_width
 from tasks.measures.label_sharpness import LabelSharpness
 from tasks.measures.neighbors import BLOCK_ROWS
-
-DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +116,8 @@ class MeasureResult(Finding):
         sizes: One record per train size, ascending; the last one is the dataset's own.
         conflict_pairs: First pairs of identical images with different labels.
         settings: How it was measured.
-        precision: ``"float64"`` when the data were too close together for float32 products anywhere.
+        precision: ``"exact integer"`` when all rows are bytes and no distance is rounded; else the dtype of
+            the products, ``"float64"`` when the data were too close together for float32 anywhere.
         notes: What a reader should know, in words.
         calibration: Bias-corrected dimension at the largest size, when it was asked for.
     """

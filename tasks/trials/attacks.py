@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,15 @@ from torch import Tensor, nn
 
 from search_spaces.specs import AttackSpec
 from tasks.trials.result import AttackRecord
-from tasks.trials.training import EVALUATION_BATCH_SIZE, LossRule, evaluation_mode, iterate, mean_loss, score
+from tasks.trials.training import (
+    EVALUATION_BATCH_SIZE,
+    Evaluation,
+    LossRule,
+    evaluation_mode,
+    iterate,
+    mean_loss,
+    score,
+)
 
 PIXEL_MAX = 255.0
 
@@ -38,14 +47,64 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Te
 
 
 def _fgsm(model: nn.Module, pixels: Tensor, labels: Tensor, epsilons: Sequence[float]) -> list[Tensor]:
-    # One gradient serves all strengths.
+    direction = _directed(model, pixels, labels)[1]
+    return _moved(pixels, direction, epsilons)
+
+
+def _directed(model: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of clean pixels and, from the same pass, the sign of the loss's gradient as int8."""
     pixels = pixels.detach().clone().requires_grad_(True)
     with torch.enable_grad():
+        logits = model(pixels).float()
         # A sum, not a mean: the sign is the same and small gradients are not divided into underflow.
-        loss = F.cross_entropy(model(pixels).float(), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, pixels)
-    direction = gradient.sign()
-    return [(pixels.detach() + epsilon * direction).clamp(0, PIXEL_MAX) for epsilon in epsilons]
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), pixels)
+    return logits.detach(), gradient.sign().to(torch.int8)
+
+
+def _moved(pixels: Tensor, direction: Tensor, epsilons: Sequence[float]) -> list[Tensor]:
+    # One gradient serves all strengths.
+    return [(pixels + epsilon * direction).clamp(0, PIXEL_MAX) for epsilon in epsilons]
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """What one pass over clean images gives to evaluation and attacks alike.
+
+    Attributes:
+        losses: ``(num_images,)`` cross-entropy.
+        hits: ``(num_images,)`` whether the largest logit is the label's.
+        directions: int8, shape of the images: the sign of the gradient of each image's loss.
+    """
+
+    losses: Tensor
+    hits: Tensor
+    directions: Tensor
+
+    def evaluation(self, *, batch_size: int = EVALUATION_BATCH_SIZE, rule: LossRule) -> Evaluation:
+        """Return mean loss and accuracy, as :func:`~tasks.trials.training.evaluate` does."""
+        return Evaluation(mean_loss(self.losses, batch_size, rule), float(self.hits.double().mean()))
+
+
+def pass_clean(
+    model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = EVALUATION_BATCH_SIZE
+) -> CleanPass:
+    """Pass clean images once, in evaluation mode and float32, forward and back to the pixels.
+
+    Args:
+        model: on the device of ``images``; its mode is restored.
+        images: ``(num_images, channels, height, width)``, pixels in [0, 255].
+        labels: ``(num_images,)`` int64.
+        batch_size: images per pass.
+    """
+    losses, hits, directions = [], [], []
+    with evaluation_mode(model):
+        for pixels, batch_labels in iterate(images, labels, batch_size):
+            logits, direction = _directed(model, pixels, batch_labels)
+            batch_losses, batch_hits = score(logits, batch_labels)
+            losses.append(batch_losses)
+            hits.append(batch_hits)
+            directions.append(direction)
+    return CleanPass(torch.cat(losses), torch.cat(hits), torch.cat(directions))
 
 
 ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, Sequence[float]], list[Tensor]]] = {"fgsm": _fgsm}
@@ -60,6 +119,7 @@ def attack_all(
     *,
     batch_size: int = EVALUATION_BATCH_SIZE,
     rule: LossRule = "mean_over_examples",
+    clean: CleanPass | None = None,
 ) -> list[AttackRecord]:
     """Attack every image with every method and strength of ``attacks``; one record each, in that order.
 
@@ -70,25 +130,28 @@ def attack_all(
         attacks: methods and strengths.
         batch_size: images attacked at once.
         rule: how losses are averaged, for clean and attacked images alike.
+        clean: the pass over these images, where there was one; None passes them.
     """
+    if not attacks.methods:
+        return []
+    clean = clean or pass_clean(model, images, labels, batch_size=batch_size)
+    before = clean.evaluation(batch_size=batch_size, rule=rule)
     records = []
-    with evaluation_mode(model):
+    with evaluation_mode(model), torch.no_grad():
         for method in attacks.methods:
-            clean, attacked = _outcomes(model, images, labels, method, attacks.epsilons, batch_size)
-            clean_loss = mean_loss(clean[0], batch_size, rule)
-            clean_accuracy = float(clean[1].double().mean())
+            attacked = _outcomes(model, images, labels, method, attacks.epsilons, batch_size, clean)
             for epsilon, losses, hits, unchanged in zip(attacks.epsilons, *attacked, strict=True):
                 loss, accuracy = mean_loss(losses, batch_size, rule), float(hits.double().mean())
-                finite = math.isfinite(loss) and math.isfinite(clean_loss)
+                finite = math.isfinite(loss) and math.isfinite(before.loss)
                 records.append(
                     AttackRecord(
                         method=method,
                         epsilon=epsilon,
                         loss=loss if finite else None,
-                        loss_gain=loss - clean_loss if finite else None,
+                        loss_gain=loss - before.loss if finite else None,
                         accuracy=accuracy,
-                        accuracy_drop=clean_accuracy - accuracy,
-                        robust_accuracy=float((hits & clean[1]).double().mean()),
+                        accuracy_drop=before.accuracy - accuracy,
+                        robust_accuracy=float((hits & clean.hits).double().mean()),
                         num_unchanged=int(unchanged.sum()),
                         reason="" if finite else f"the loss on the attacked images is {loss}",
                     )
@@ -97,21 +160,26 @@ def attack_all(
 
 
 def _outcomes(
-    model: nn.Module, images: Tensor, labels: Tensor, method: str, epsilons: Sequence[float], batch_size: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return (losses, hits) of the clean images, each ``(num_images,)``, and (losses, hits, unchanged) of the
-    attacked ones, each ``(num_epsilons, num_images)``.
-    """
-    clean, attacked = [], []
-    for pixels, batch_labels in iterate(images, labels, batch_size):
-        copies = ATTACKS[method](model, pixels, batch_labels, epsilons)
-        with torch.no_grad():
-            clean.append(score(model(pixels), batch_labels))
-            scores = [score(model(copy), batch_labels) for copy in copies]
-            unchanged = torch.stack([(copy == pixels).flatten(1).all(1) for copy in copies])
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    method: str,
+    epsilons: Sequence[float],
+    batch_size: int,
+    clean: CleanPass,
+) -> tuple[Tensor, ...]:
+    """Return losses, hits and whether nothing changed under attack: each ``(num_epsilons, num_images)``."""
+    attacked = []
+    directions = torch.split(clean.directions, batch_size)
+    for (pixels, batch_labels), direction in zip(
+        iterate(images, labels, batch_size), directions, strict=True
+    ):
+        if method == "fgsm":
+            copies = _moved(pixels, direction, epsilons)
+        else:
+            copies = ATTACKS[method](model, pixels, batch_labels, epsilons)
+        scores = [score(model(copy), batch_labels) for copy in copies]
+        unchanged = torch.stack([(copy == pixels).flatten(1).all(1) for copy in copies])
         losses, hits = (torch.stack(parts) for parts in zip(*scores, strict=True))
         attacked.append((losses, hits, unchanged))
-    return (
-        tuple(torch.cat(parts) for parts in zip(*clean, strict=True)),
-        tuple(torch.cat(parts, dim=1) for parts in zip(*attacked, strict=True)),
-    )
+    return tuple(torch.cat(parts, dim=1) for parts in zip(*attacked, strict=True))

@@ -8,6 +8,8 @@ ReLU; any other network the input of its final classifier.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search_spaces.errors import DataError
+from tasks.trials.step import as_pixels
 from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluation_mode
 
 
@@ -47,6 +50,60 @@ def feature_layer(network: nn.Module) -> FeatureLayer:
     return FeatureLayer(layers[-1], "input")
 
 
+class Features:
+    """The last hidden layer as it passes by: read while another pass over the images goes on.
+
+    Attributes:
+        array: ``(num_images, num_features)`` float32, filled in the order in which images pass.
+    """
+
+    array: NDArray[np.float32]
+
+    def __init__(self, num_images: int) -> None:
+        self._num_images, self._next = num_images, 0
+        self._block: Tensor | None = None
+
+    def keep(self, activations: Tensor) -> None:
+        """Take the next batch's activations, flattened; on CUDA they are copied while the pass goes on."""
+        features = activations.detach().flatten(1)
+        if self._block is None:
+            shape, pinned = (self._num_images, features.shape[1]), features.device.type == "cuda"
+            self._block = torch.empty(shape, dtype=torch.float32, pin_memory=pinned)
+            self.array = self._block.numpy()
+        # A copy, because the ReLU after it may work in place: on a CPU the stored tensor would change.
+        self._block[self._next : self._next + len(features)].copy_(features, non_blocking=True)
+        self._next += len(features)
+
+    def wait(self) -> None:
+        """Wait for copies from the card; there are none on a CPU."""
+        if self._block is not None and self._block.is_pinned():
+            torch.cuda.synchronize()
+
+
+@contextmanager
+def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
+    """Read the last hidden layer of every image that passes ``model`` within the block.
+
+    Args:
+        model: a :class:`~tasks.trials.models.PixelModel` or a bare network.
+        num_images: how many will pass.
+    """
+    network = getattr(model, "network", model)
+    layer, features = feature_layer(network), Features(num_images)
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+        features.keep(inputs[0] if output is None else output)
+
+    module = network.get_submodule(layer.module)
+    register = module.register_forward_pre_hook if layer.side == "input" else module.register_forward_hook
+    handle = register(keep)
+    try:
+        yield features
+    finally:
+        handle.remove()
+        features.wait()
+
+
 def extract_features(
     model: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_BATCH_SIZE
 ) -> NDArray[np.float32]:
@@ -54,35 +111,16 @@ def extract_features(
 
     Args:
         model: a :class:`~tasks.trials.models.PixelModel` (or a bare network) on the device of ``images``.
-        images: ``(num_images, channels, height, width)``, pixels in [0, 255].
+        images: ``(num_images, channels, height, width)``, pixels in [0, 255]; at least one.
         batch_size: images per forward pass; changes nothing but speed and memory.
 
     Returns:
         ``(num_images, num_features)`` float32: 25,088 features for ResNet-18 and 34 at 224 pixels, 100,352
         for ResNet-50, 4,096 for VGGs.
     """
-    network = getattr(model, "network", model)
-    layer = feature_layer(network)
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | None = None) -> None:
-        # A clone, because the ReLU after it may work in place: on a CPU the stored tensor would change.
-        seen.append((inputs[0] if output is None else output).detach().flatten(1).clone())
-
-    module = network.get_submodule(layer.module)
-    register = module.register_forward_pre_hook if layer.side == "input" else module.register_forward_hook
-    handle = register(keep)
-    features: NDArray[np.float32] | None = None
-    try:
-        with torch.no_grad(), evaluation_mode(model):
-            for start in range(0, len(images), batch_size):
-                model(images[start : start + batch_size].to(torch.float32, copy=True))
-                block = seen.pop().float().cpu().numpy()
-                if features is None:
-                    features = np.empty((len(images), block.shape[1]), np.float32)
-                features[start : start + len(block)] = block
-    finally:
-        handle.remove()
-    if features is None:
+    if not len(images):
         raise DataError("There must be at least one image to take features of", "none")
-    return features
+    with features_read(model, len(images)) as features, torch.no_grad(), evaluation_mode(model):
+        for start in range(0, len(images), batch_size):
+            model(as_pixels(images[start : start + batch_size]))
+    return features.array

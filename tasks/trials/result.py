@@ -109,7 +109,10 @@ class TrialResult(Finding):
         attacks: one record per method and strength.
         history: one entry per finished epoch.
         timings: seconds per stage.
-        peak_memory_bytes: on CUDA, allocated by this trial; on a CPU, of the whole process since it started.
+        peak_memory_bytes: on CUDA what the process reserved on the card for tensors; on a CPU its resident
+            memory, libraries and arrays included.
+        micro_batch: images that passed the network at once in training, where memory was short; None for
+            whole batches.
     """
 
     status: TrialStatus
@@ -123,3 +126,4 @@ class TrialResult(Finding):
     history: tuple[EpochRecord, ...] = ()
     timings: Timings = Timings()
     peak_memory_bytes: int = 0
+    micro_batch: int | None = None

@@ -30,13 +30,19 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
     On the CPU the same work with the same ``num_threads`` is equal to the last bit; another thread count
     splits sums differently and may change the last digits. On CUDA cuDNN is held to deterministic kernels
     without autotuning (autotuning picks kernels by timing, so results would change from run to run), but
-    kernels outside cuDNN may still add in any order: there, results agree to rounding only.
+    kernels outside cuDNN may still add in any order: there, results agree to rounding only. float32 means
+    float32: TensorFloat-32, with its 10 bits of mantissa, is off (cuDNN's own default is on).
     """
     device = torch.device(device)
     with ExitStack() as restore:
         if device.type == "cuda":
-            flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+            flags = torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+            )
             restore.enter_context(flags)
+            matmul = torch.backends.cuda.matmul
+            restore.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
+            matmul.allow_tf32 = False
         else:
             restore.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
             restore.enter_context(_unset_memory_left_alone())

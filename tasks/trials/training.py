@@ -2,7 +2,9 @@
 
 The sets of this study are small (1,750 images of 224x224 are 88 MB as bytes), so they are put on the device
 once and batches are rows of that tensor: no loader, no workers, no decoding per epoch. Pixels stay in the
-type they are stored in (uint8 as a rule) and become float32 batch by batch.
+type they are stored in (uint8 as a rule) and become float32, channels last, batch by batch.
+
+One optimisation step is :class:`tasks.trials.step.Step`, run by Python or replayed as a captured graph.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,13 +26,12 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
 from tasks.trials.result import EpochRecord
 from tasks.trials.seeding import seeded
+from tasks.trials.step import Step, as_pixels, has_batch_norm, split_batches, stepper
 
 EVALUATION_BATCH_SIZE = 64
 """Batch size of the released evaluation; changes a result only under ``mean_of_batch_means``."""
-SGD_MOMENTUM = 0.9
 
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def train(
     seed: int,
     device: torch.device | str = "cpu",
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    micro_batch: int | None = None,
 ) -> list[EpochRecord]:
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch counts.
 
@@ -69,10 +70,7 @@ def train(
     epoch is shorter when the batch size does not divide the set; if it would hold a single image, that image
     joins the batch before it, because batch norm has no variance over one example.
 
-    ``bfloat16`` runs forward passes under autocast. ``float16_unscaled`` does so in float16 without scaling
-    the gradients, which is what the released code does on a GPU and which may flush small gradients to zero;
-    on a CPU float16 kernels round in other places and are slow, so there it shows the effect, not the
-    released numbers. The loss is always taken in float32.
+    Precision is the recipe's, see :class:`~tasks.trials.step.Step`; the loss is always taken in float32.
 
     Args:
         model: maps float pixels in [0, 255] to logits; moved to ``device``.
@@ -82,6 +80,8 @@ def train(
         seed: seed of batch order and dropout.
         device: where to train.
         on_epoch: called with the record of every finished epoch that did not diverge.
+        micro_batch: images that pass the network at once; gradients of a batch's parts are added up, so that
+            the step is that of the whole batch. Batch norm then sees parts. None passes whole batches.
 
     Returns:
         One record per epoch. When an epoch's mean loss is NaN or infinite, its record is the last and its
@@ -90,37 +90,27 @@ def train(
     Raises:
         ConfigError: for a batch size of 1 with a network that has batch norm.
     """
-    _check_batch_norm(model, recipe)
+    _check_batch_norm(model, recipe, micro_batch)
     device = torch.device(device)
-    model.to(device).train()
-    images, labels = images.to(device), labels.to(device)
-    optimizer = _optimizer(model, recipe)
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    step = Step(model, images.to(device), labels.to(device), recipe, micro_batch)
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
     history: list[EpochRecord] = []
-    with seeded(derive_seed("dropout", seed), device):
+    with seeded(derive_seed("dropout", seed), device), stepper(step) as take:
         for epoch in range(1, recipe.epochs + 1):
             start = time.perf_counter()
             permutation = torch.randperm(len(images), generator=order).to(device)
-            batches = (
-                (images[rows].to(torch.float32), labels[rows])
-                for rows in split_batches(permutation, recipe.batch_size)
-            )
-            loss, accuracy = _train_epoch(model, optimizer, batches, _autocast(recipe, device))
+            for rows in split_batches(permutation, recipe.batch_size):
+                take(rows)
+            loss, accuracy = step.read_totals()
             record = EpochRecord(epoch, loss, accuracy, time.perf_counter() - start)
             history.append(record)
             if record.diverged:
                 break
             if on_epoch is not None:
                 on_epoch(record)
+    model.zero_grad(set_to_none=True)
     return history
-
-
-def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut ``rows`` into batches; a last batch of one row joins the batch before it."""
-    batches = list(torch.split(rows, batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
 
 
 def evaluate(
@@ -154,8 +144,7 @@ def iterate(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[T
     """Yield batches in the stored order as fresh float32 pixels and their labels."""
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        # A copy even of float32 images: kernels may round differently on memory aligned differently.
-        yield images[rows].to(torch.float32, copy=True), labels[rows]
+        yield as_pixels(images[rows]), labels[rows]
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,48 +175,13 @@ class evaluation_mode:
             module.training = mode
 
 
-def _train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    autocast: AbstractContextManager[object],
-) -> tuple[float, float]:
-    # Sums are plain detached numbers weighted by example, kept on the device so that a GPU is not halted.
-    loss_sum, num_hits, num_examples = torch.zeros((), dtype=torch.float64), torch.zeros(()), 0
-    for pixels, labels in batches:
-        optimizer.zero_grad(set_to_none=True)
-        with autocast:
-            logits = model(pixels)
-        loss = F.cross_entropy(logits.float(), labels)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        loss_sum = loss_sum.to(loss.device) + loss.detach().double() * len(labels)
-        num_hits = num_hits.to(loss.device) + (logits.argmax(1) == labels).sum()
-        num_examples += len(labels)
-    return float(loss_sum) / num_examples, float(num_hits) / num_examples
-
-
-def _optimizer(model: nn.Module, recipe: RecipeSpec) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, weight_decay=decay)
-    # Adam's weight decay is the coupled L2 term of the released code; AdamW's is decoupled.
-    optimizer = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return optimizer(parameters, lr=rate, weight_decay=decay, fused=True)
-
-
-def _autocast(recipe: RecipeSpec, device: torch.device) -> AbstractContextManager[object]:
-    if recipe.precision == "float32":
-        return nullcontext()
-    dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float16
-    return torch.autocast(device.type, dtype=dtype)
-
-
-def _check_batch_norm(model: nn.Module, recipe: RecipeSpec) -> None:
-    if recipe.batch_size == 1 and any(isinstance(module, _BATCH_NORMS) for module in model.modules()):
-        raise ConfigError(
-            "Batch norm needs at least two images per batch",
-            "batch_size 1 for a network with batch norm",
-            "use a batch_size of 2 or more, or a network without batch norm",
-        )
+def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | None) -> None:
+    if not has_batch_norm(model):
+        return
+    for name, size in (("batch_size", recipe.batch_size), ("micro_batch", micro_batch)):
+        if size == 1:
+            raise ConfigError(
+                "Batch norm needs at least two images per batch",
+                f"{name} 1 for a network with batch norm",
+                f"use a {name} of 2 or more, or a network without batch norm",
+            )

@@ -7,29 +7,27 @@ bit, whatever ran before.
 
 from __future__ import annotations
 
-import gc
 import math
-import resource
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from search_spaces.errors import ConfigError, DataError, SweepError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import NetworkSpec, TrialSpec
+from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.measures.dimension import IntrinsicDimension
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
 from tasks.prepared.subsets import TrialData
-from tasks.trials.attacks import attack_all
+from tasks.trials.attacks import CleanPass, attack_all, pass_clean
+from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
-from tasks.trials.representations import extract_features
+from tasks.trials.representations import features_read
 from tasks.trials.result import AttackRecord, EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
 from tasks.trials.seeding import deterministic
 from tasks.trials.training import evaluate, resident, train
@@ -42,6 +40,7 @@ def run_trial(
     device: torch.device | str = "cpu",
     num_threads: int = 1,
     gpu_fraction: float | None = None,
+    micro_batch: int | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> TrialResult:
     """Train, evaluate, measure d_repr and attack one network.
@@ -52,6 +51,8 @@ def run_trial(
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         num_threads: torch threads on the CPU.
         gpu_fraction: share of the GPU's memory this process may take; None sets no limit.
+        micro_batch: images that pass the network at once in training, where memory is short; the steps are
+            those of whole batches, but batch norm sees parts. Recorded in the outcome.
         on_epoch: called with the record of every finished epoch.
 
     Raises:
@@ -63,19 +64,23 @@ def run_trial(
     """
     _check_inputs(spec.network, data)
     device = torch.device(device)
-    with _memory_freed_on_error(device), deterministic(device, num_threads):
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            if gpu_fraction is not None:
-                torch.cuda.set_per_process_memory_fraction(min(gpu_fraction, 1.0), device)
-        return _Trial(spec, data, device, num_threads).run(on_epoch)
+    with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
+        return _Trial(spec, data, device, num_threads, micro_batch).run(on_epoch)
 
 
 class _Trial:
     """The stages of one trial and what they add to its result."""
 
-    def __init__(self, spec: TrialSpec, data: TrialData, device: torch.device, num_threads: int) -> None:
+    def __init__(
+        self,
+        spec: TrialSpec,
+        data: TrialData,
+        device: torch.device,
+        num_threads: int,
+        micro_batch: int | None,
+    ) -> None:
         self.spec, self.data, self.device, self.num_threads = spec, data, device, num_threads
+        self.micro_batch = micro_batch
         self.network = spec.network
         self.seed = spec.derived_seed
         self.scores: NetworkScores | None = None
@@ -102,18 +107,18 @@ class _Trial:
             reason = self._train(model, images, labels, on_epoch)
         if not reason:
             with self._timed("evaluate"):
-                reason = self._evaluate(model, images, labels, test_images, test_labels)
+                features, clean, reason = self._evaluate(model, images, labels, test_images, test_labels)
         if reason:
             return self._result(reason)
         with self._timed("d_repr"):
-            self._measure_representation(model, images)
+            self._measure_representation(features)
         with self._timed("attack"):
-            self._attack(model, test_images, test_labels)
+            self._attack(model, test_images, test_labels, clean)
         return self._result("")
 
     def _build(self) -> PixelModel:
         recipe = self.network.recipe
-        model = build_model(
+        return build_model(
             self.network.model,
             num_outputs=recipe.num_outputs or self.data.num_classes,
             in_channels=self.data.train_images.shape[1],
@@ -122,9 +127,6 @@ class _Trial:
             dropout=recipe.dropout,
             seed=derive_seed("weights", self.seed),
         ).to(self.device)
-        if self.device.type == "cuda":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what cuDNN is fastest with
-        return model
 
     def _train(
         self,
@@ -135,7 +137,14 @@ class _Trial:
     ) -> str:
         seed = derive_seed("training", self.seed)
         history = train(
-            model, images, labels, self.network.recipe, seed=seed, device=self.device, on_epoch=on_epoch
+            model,
+            images,
+            labels,
+            self.network.recipe,
+            seed=seed,
+            device=self.device,
+            on_epoch=on_epoch,
+            micro_batch=self.micro_batch,
         )
         self.history = [record for record in history if not record.diverged]
         if history and history[-1].diverged:
@@ -144,13 +153,16 @@ class _Trial:
 
     def _evaluate(
         self, model: PixelModel, images: Tensor, labels: Tensor, test_images: Tensor, test_labels: Tensor
-    ) -> str:
+    ) -> tuple[NDArray[np.float32], CleanPass, str]:
+        """Pass every image once: features come with the train loss, attack directions with the test loss."""
         rule = self.network.recipe.test_loss
-        train = evaluate(model, images, labels, rule=rule)
-        test = evaluate(model, test_images, test_labels, rule=rule)
+        with features_read(model, len(images)) as features:
+            train = evaluate(model, images, labels, rule=rule)
+        clean = pass_clean(model, test_images, test_labels)
+        test = clean.evaluation(rule=rule)
         for name, evaluation in (("train", train), ("test", test)):
             if not math.isfinite(evaluation.loss):
-                return f"the trained network's {name} loss is {evaluation.loss}"
+                return features.array, clean, f"the trained network's {name} loss is {evaluation.loss}"
         self.scores = NetworkScores(
             num_parameters=num_parameters(model),
             train_loss=train.loss,
@@ -158,14 +170,14 @@ class _Trial:
             test_loss=test.loss,
             test_accuracy=test.accuracy,
         )
-        return ""
+        return features.array, clean, ""
 
-    def _measure_representation(self, model: PixelModel, images: Tensor) -> None:
+    def _measure_representation(self, features: NDArray[np.float32]) -> None:
         """Estimate d_repr; it is undefined for too few points, or where all images map to one point."""
         asked = self.spec.representation
         try:
             estimates = intrinsic_dimension(
-                extract_features(model, images),
+                features,
                 num_neighbors=asked.num_neighbors,
                 estimators=asked.estimators,
                 discard_fraction=self.network.subset.twonn_discard_fraction,
@@ -175,16 +187,16 @@ class _Trial:
             reason = str(error)
             self.d_repr = {
                 name: IntrinsicDimension(
-                    name, None, None, len(images), asked.num_neighbors, "", reason=reason
+                    name, None, None, len(features), asked.num_neighbors, "", reason=reason
                 )
                 for name in asked.estimators
             }
             return
         self.d_repr = {name: _finite(estimate) for name, estimate in estimates.items()}
 
-    def _attack(self, model: PixelModel, images: Tensor, labels: Tensor) -> None:
+    def _attack(self, model: PixelModel, images: Tensor, labels: Tensor, clean: CleanPass) -> None:
         rule = self.network.recipe.test_loss
-        self.attacks = attack_all(model, images, labels, self.spec.attacks, rule=rule)
+        self.attacks = attack_all(model, images, labels, self.spec.attacks, rule=rule, clean=clean)
 
     def _result(self, reason: str) -> TrialResult:
         return TrialResult(
@@ -198,7 +210,8 @@ class _Trial:
             attacks=tuple(self.attacks),
             history=tuple(self.history),
             timings=Timings(**self.timings),
-            peak_memory_bytes=_peak_memory_bytes(self.device),
+            peak_memory_bytes=peak_bytes(self.device),
+            micro_batch=self.micro_batch,
         )
 
     @contextmanager
@@ -214,28 +227,6 @@ def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
     if estimate.value is None or math.isfinite(estimate.value):
         return estimate
     return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")
-
-
-@contextmanager
-def _memory_freed_on_error(device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        # The frames of the traceback hold the tensors; without this the next trial would meet a full device.
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        if "DefaultCPUAllocator" in str(error):
-            raise MemoryError(str(error)) from error
-        raise
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on Linux
 
 
 def _check_inputs(network: NetworkSpec, data: TrialData) -> None:

@@ -1,20 +1,43 @@
 """What must hold for any data: the promises of the measures, over many small random sets."""
 
+from dataclasses import replace
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.measures import tiles
+from tasks.measures.byte_rows import as_bytes
+from tasks.measures.distances import ArraySource
 from tasks.measures.intrinsic_dimension import estimate
 from tasks.measures.label_sharpness import count_pairs
 from tasks.measures.measure import MeasureSettings, measure_nested
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.partials import Partial
+from tasks.measures.products import MIN_FEATURES, blas_product, is_exact, torch_product
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=25, deadline=None)
 ESTIMATORS = ("mle", "twonn", "gride")
+
+
+class ManyWorkers:
+    """Inline, but work is cut as for several workers, and done in another order."""
+
+    def __init__(self, num_workers, seed):
+        self.num_workers, self.seed = num_workers, seed
+
+    def share(self, value):
+        return value
+
+    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0, spread=False):
+        items = list(enumerate(argument_tuples))
+        np.random.default_rng(self.seed).shuffle(items)
+        for index, arguments in items:
+            yield index, function(*arguments)
 
 
 def points_of(seed, num_points=60, num_features=6):
@@ -39,26 +62,103 @@ def test_partition_does_not_matter(seed, block_rows, num_workers, sizes):
     sizes = sorted({*sizes, 60})
     points, labels = points_of(seed), np.arange(60) % 3
 
-    class ManyWorkers:
-        """Inline, but work is cut as for several workers, and done in another order."""
-
-        def __init__(self):
-            self.num_workers = num_workers
-
-        def share(self, value):
-            return value
-
-        def map_unordered(self, function, argument_tuples, *, num_cpus=1.0):
-            items = list(enumerate(argument_tuples))
-            np.random.default_rng(seed).shuffle(items)
-            for index, arguments in items:
-                yield index, function(*arguments)
-
     whole = nested_neighbors(points, labels, sizes, 7)
-    parts = nested_neighbors(points, labels, sizes, 7, block_rows=block_rows, executor=ManyWorkers())
+    parts = nested_neighbors(
+        points, labels, sizes, 7, block_rows=block_rows, executor=ManyWorkers(num_workers, seed)
+    )
     for one, other in zip(whole.tables, parts.tables, strict=True):
         np.testing.assert_allclose(other.distances, one.distances, rtol=1e-5)
         np.testing.assert_allclose(other.opposite_distances, one.opposite_distances, rtol=1e-5)
+
+
+NUM_BYTE_ROWS = 40
+byte_types = st.sampled_from(["uint8", "int8", "int64", "float32", "float64", "quotients"])
+
+
+def byte_rows_of(seed, num_features, levels):
+    """Few levels and few features make many equal distances, so that ties are put to the test."""
+    rng = np.random.default_rng(seed)
+    return rng.choice(np.linspace(0, 255, levels).astype(np.uint8), (NUM_BYTE_ROWS, num_features))
+
+
+def as_type(rows, kind):
+    if kind == "quotients":
+        return as_bytes(ArraySource(rows.astype(np.float32) / np.float32(255)))
+    if kind == "int8":
+        return (rows.astype(int) - 128).astype(np.int8)
+    return as_bytes(ArraySource(rows.astype(kind)))
+
+
+@quick
+@given(
+    seeds,
+    st.integers(1, 50),
+    st.integers(2, 256),
+    st.lists(st.integers(2, NUM_BYTE_ROWS), min_size=1, max_size=4),
+    st.integers(1, NUM_BYTE_ROWS + 3),
+    st.integers(1, 9),
+    byte_types,
+    st.sampled_from([blas_product, torch_product]),
+)
+def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
+    seed, num_features, levels, sizes, block_rows, num_workers, kind, product
+):
+    if product is torch_product and (num_features < MIN_FEATURES or not is_exact()):
+        product = blas_product
+    sizes = sorted({*sizes, NUM_BYTE_ROWS})
+    rows, labels = byte_rows_of(seed, num_features, levels), np.arange(NUM_BYTE_ROWS) % 3
+    members = np.random.default_rng(seed).random((3, NUM_BYTE_ROWS)) < [[0.2], [0.5], [0.9]]
+    with mock.patch.object(tiles, "choose_product", return_value=product):
+        search = nested_neighbors(
+            as_type(rows, kind),
+            labels,
+            sizes,
+            5,
+            block_rows=block_rows,
+            executor=ManyWorkers(num_workers, seed),
+            subsets=members,
+        )
+    assert search.precision == "exact integer"
+    unit = 1 / 255 if kind == "quotients" else 1.0
+    squared = reference.whole_squared_distances(rows)
+    for size, table in zip(sizes, search.tables, strict=True):
+        for i, nearest in enumerate(reference.whole_neighbors(squared, size, 5)):
+            padding = 5 - len(nearest)
+            assert table.indices[i].tolist() == [j for _, j in nearest] + [-1] * padding
+            expected = [np.sqrt(float(d)) * unit for d, _ in nearest] + [np.inf] * padding
+            assert table.distances[i].tolist() == expected
+        for i, opposite in reference.whole_opposite(squared, labels, range(size)).items():
+            distance, j = opposite or (np.inf, -1)
+            assert table.opposite_indices[i] == j
+            assert table.opposite_distances[i] == np.sqrt(float(distance)) * unit
+    for number, chosen in enumerate(members):
+        nearest = reference.whole_opposite(squared, labels, np.flatnonzero(chosen).tolist())
+        for i in range(NUM_BYTE_ROWS):
+            distance, j = nearest.get(i) or (np.inf, -1)
+            assert search.subset_indices[number, i] == j
+            assert search.subset_opposites[number, i] == np.sqrt(float(distance)) * unit
+
+
+@quick
+@given(seeds, st.integers(1, 30), st.integers(1, 50), st.integers(1, 9), byte_types)
+def test_records_of_bytes_are_equal_to_the_last_bit(seed, num_features, block_rows, num_workers, kind):
+    rows, labels = byte_rows_of(seed, num_features, 5), np.arange(NUM_BYTE_ROWS) % 2
+    chosen = MeasureSettings(num_neighbors=5, sharpness_sample=10, pixel_range=(0.0, 255.0))
+    whole = measure_nested(rows, labels, [15, NUM_BYTE_ROWS], settings=chosen).to_json()
+    parts = measure_nested(
+        as_type(rows, kind),
+        labels,
+        [15, NUM_BYTE_ROWS],
+        executor=ManyWorkers(num_workers, seed),
+        settings=replace(chosen, block_rows=block_rows),
+    ).to_json()
+    del whole["settings"], parts["settings"]
+    if kind != "quotients":  # other unit, same dimension
+        assert parts == whole
+    assert parts["duplicates"] == whole["duplicates"]
+    if whole["d_data"]["mle"]["value"] is not None:
+        expected = whole["d_data"]["mle"]["value"]
+        assert parts["d_data"]["mle"]["value"] == pytest.approx(expected, rel=1e-12)
 
 
 @quick
@@ -150,6 +250,7 @@ def test_merging_is_associative_and_commutative(a, b, c):
         np.testing.assert_array_equal(other.squared, one.squared)
         np.testing.assert_array_equal(other.ids, one.ids)
         np.testing.assert_array_equal(other.opposite, one.opposite)
+        np.testing.assert_array_equal(other.opposite_ids, one.opposite_ids)
 
 
 @quick

@@ -12,7 +12,7 @@ MOST_FUNCTION_LINES, MOST_FILE_LINES = 60, 350
 MEDIAN_FUNCTION_LINES, MEDIAN_FILE_LINES = 9, 126
 # Longer than allowed since before there was this rule, with the length they may not pass. Only ever shorten
 # this table.
-KNOWN_FILES = {"orchestrator/running/pipeline.py": 390, "search_spaces/specs.py": 410}
+KNOWN_FILES: dict[str, int] = {}
 KNOWN_FUNCTIONS = {
     "orchestrator/analysis/synthetic.py:synthetic_table": 62,
     "orchestrator/cli/data.py:measure": 66,

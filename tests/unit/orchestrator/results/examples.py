@@ -12,7 +12,8 @@ from orchestrator.results.records import (
 )
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
-from search_spaces.specs import MeasureSpec, NetworkSpec, PreparedSpec, SubsetSpec, TrialSpec
+from search_spaces.specs import MeasureSpec, PreparedSpec, SubsetSpec
+from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.measures.dimension import IntrinsicDimension
 from tasks.measures.label_sharpness import LabelSharpness, SharpnessConvention
 from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord

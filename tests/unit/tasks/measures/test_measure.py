@@ -146,6 +146,51 @@ def test_sixteen_bit_and_float_images_measure_alike(images, labels):
         assert measure_array(other, labels).d_data["mle"].value == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("divisor", [None, 1, 255])
+def test_bytes_are_measured_exactly_and_the_record_says_so(images, labels, divisor):
+    rows = images if divisor is None else images.astype(np.float32) / np.float32(divisor)
+    record = measure_array(rows, labels, train_sizes=[60, 120], seed=1)
+    assert record.precision == record.to_json()["precision"] == "exact integer"
+    i, j = record.label_sharpness.pair
+    squared = int(((images[i].astype(int) - images[j].astype(int)) ** 2).sum())
+    assert record.label_sharpness.pair_value == 1 / (np.sqrt(float(squared)) * (1 / (divisor or 1)))
+
+
+def test_other_floats_are_measured_as_before(images, labels):
+    record = measure_array(images * np.float32(0.5), labels)
+    assert record.precision == "float32"
+    assert measure_array(images.astype(np.uint16) * 257, labels).precision == "float32"
+
+
+def test_a_stream_of_floats_that_hold_bytes_is_exact_and_one_other_value_is_not(images, labels):
+    @dataclasses.dataclass
+    class Stream:
+        rows: np.ndarray
+        num_rows: int = 120
+        row_shape: tuple = (3, 5, 5)
+
+        def read(self, start, stop):
+            return self.rows[start:stop]
+
+    for divisor in (1, 255):
+        floats = images.astype(np.float32) / np.float32(divisor)
+        record = measure_nested(Stream(floats), labels, [60, 120])
+        expected = measure_nested(floats, labels, [60, 120])
+        assert record.precision == "exact integer"
+        assert record.to_json() == expected.to_json()
+    floats[100, 0, 0, 0] += 1e-3
+    assert measure_nested(Stream(floats), labels, [60, 120]).precision == "float32"
+
+
+@pytest.mark.ray
+def test_two_workers_give_the_same_bits(ray_local, images, labels):
+    from tasks.remote import RayExecutor
+
+    here = measure_nested(images, labels, [40, 120])
+    there = measure_nested(images, labels, [40, 120], executor=RayExecutor(2))
+    assert there.to_json() == here.to_json()
+
+
 def ragged():
     return [np.zeros((3, 4)), np.zeros((3, 5))]
 
@@ -231,5 +276,5 @@ def test_package_has_no_other_names():
     import tasks
 
     assert tasks.measure_array is measure_array
-    with pytest.raises(AttributeError, match="tasks.* attribute '?nothing"):
+    with pytest.raises(AttributeError, match=r"tasks.* attribute '?nothing"):
         _ = tasks.nothing

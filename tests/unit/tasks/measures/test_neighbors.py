@@ -67,7 +67,7 @@ def test_many_close_pairs_switch_to_float64_and_say_so():
     search = nested_neighbors(sheet, None, [1000], 5, block_rows=300)
     assert search.precision == "float64"
     np.testing.assert_allclose(search.tables[0].distances, reference.neighbor_distances(sheet, 5), rtol=1e-7)
-    assert nested_neighbors(cases()["uint8 images"], None, [150], 5).precision == "float32"
+    assert nested_neighbors(cases()["far from the origin"], None, [150], 5).precision == "float32"
 
 
 def test_long_rows_keep_the_promise_on_distances():

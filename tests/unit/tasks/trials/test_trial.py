@@ -12,13 +12,12 @@ from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import (
     AttackSpec,
     ModelSpec,
-    NetworkSpec,
     PreparedSpec,
     RecipeSpec,
     RepresentationSpec,
     SubsetSpec,
-    TrialSpec,
 )
+from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.models import build_model
 from tasks.trials.result import TrialResult

@@ -1,0 +1,184 @@
+"""Exact products of 8-bit rows: ``a @ b.T`` in whole numbers, by whichever instructions do it fastest here.
+
+Two ways, same bits. Processors and graphics cards multiply 8-bit integers several times faster than floats;
+torch reaches those instructions through ``torch._int_mm``, a private function, which is therefore called
+here only, checked at first use against products known to be right, and left aside where it is missing, wrong
+or slow. The other way is float32 by numpy's BLAS over so few features at a time that every partial sum is a
+whole number that float32 holds: it needs nothing but numpy, and it rounds nothing either.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SignedBytes = npt.NDArray[np.int8]
+Product = Callable[[SignedBytes, SignedBytes], npt.NDArray[np.int32]]
+
+# Products of signed bytes reach 128². Sums of that many stay below 2³¹, whatever the signs.
+MAX_FEATURES = 131_071
+# Sums of that many stay at or below 2²⁴, up to which float32 holds every whole number.
+FLOAT32_FEATURES = 1_024
+# torch._int_mm (2.13, CPU) returns wrong products for rows of one feature; short rows gain nothing anyway.
+MIN_FEATURES = 16
+# Importing torch takes about a second and 190 MiB. In multiply-adds, float32 gets about 1e11 a second a core.
+IMPORT_PAYS = 2e11
+# Below this many multiply-adds the choice cannot be noticed.
+CHOICE_PAYS = 1e8
+
+
+def blas_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
+    """``a @ b.T`` by float32 products over at most ``FLOAT32_FEATURES`` features, each of them exact.
+
+    Args:
+        a: ``(num_a, num_features)``, at most ``MAX_FEATURES`` features.
+        b: ``(num_b, num_features)``; numpy saves half of the work when it is ``a`` itself.
+
+    Returns:
+        ``(num_a, num_b)``.
+    """
+    total: npt.NDArray[np.int32] | None = None
+    for start in range(0, a.shape[1], FLOAT32_FEATURES):
+        left = a[:, start : start + FLOAT32_FEATURES].astype(np.float32)
+        right = left if a is b else b[:, start : start + FLOAT32_FEATURES].astype(np.float32)
+        part = np.matmul(left, right.T).astype(np.int32)
+        total = part if total is None else np.add(total, part, out=total)
+    return np.zeros((len(a), len(b)), np.int32) if total is None else total
+
+
+def torch_product(a: SignedBytes, b: SignedBytes, device: str = "cpu") -> npt.NDArray[np.int32]:
+    """``a @ b.T`` by the 8-bit instructions of a processor or of a graphics card.
+
+    Args:
+        a: ``(num_a, num_features)``, ``MIN_FEATURES`` to ``MAX_FEATURES`` features, writable.
+        b: ``(num_b, num_features)``, writable.
+        device: ``"cpu"``, or a torch device such as ``"cuda"``, which takes 17 rows at least and multiples of
+            8: zeros are added and cut off again.
+
+    Returns:
+        ``(num_a, num_b)``, in this process's memory.
+    """
+    import torch
+
+    left, right = torch.from_numpy(a), torch.from_numpy(b)
+    if torch.device(device).type == "cpu":
+        return torch._int_mm(left, right.T).numpy()
+    left = _padded(left.to(device), 32)
+    right = left if a is b else _padded(right.to(device), 32)
+    product: npt.NDArray[np.int32] = torch._int_mm(left, right.T)[: len(a), : len(b)].cpu().numpy()
+    return product
+
+
+def _padded(rows: Any, multiple: int) -> Any:
+    """Rows with zeros added on both axes, up to a multiple."""
+    import torch
+
+    num_rows, num_features = rows.shape
+    return torch.nn.functional.pad(rows, (0, -num_features % multiple, 0, -num_rows % multiple))
+
+
+def choose_product(num_rows: int, num_features: int, total: float, device: str = "cpu") -> Product:
+    """The fastest exact product for blocks of this size in this process.
+
+    Args:
+        num_rows: Rows of a block.
+        num_features: Features of a row.
+        total: Multiply-adds of the whole task: importing torch must be worth it.
+        device: A torch device other than ``"cpu"`` is used wherever it is exact.
+
+    Returns:
+        A function of two blocks; all that it may be give the same bits.
+    """
+    if num_features < MIN_FEATURES or not _torch_is_worth_it(total, device) or not is_exact(device):
+        return blas_product
+    if device != "cpu":
+        return lambda a, b: torch_product(a, b, device)
+    if num_rows * num_rows * num_features < CHOICE_PAYS:
+        return torch_product
+    return _faster(num_rows.bit_length(), num_features.bit_length())
+
+
+def _torch_is_worth_it(total: float, device: str) -> bool:
+    if "torch" in sys.modules or device != "cpu":
+        return True
+    return total >= IMPORT_PAYS and importlib.util.find_spec("torch") is not None
+
+
+@cache
+def is_exact(device: str = "cpu") -> bool:
+    """Whether torch's integer product exists on ``device`` and is right on products that break others.
+
+    Instructions that add pairs of products in 16 bits (before VNNI) saturate at extremes of one sign; odd
+    shapes take other code paths than round ones.
+    """
+    rng = np.random.default_rng(0)
+    for num_a, num_b, num_features in [
+        (1, 1, MIN_FEATURES),
+        (3, 5, 17),
+        (70, 33, 1000),
+        (2, 3, MAX_FEATURES),
+    ]:
+        a = rng.integers(-128, 128, (num_a, num_features), np.int8)
+        b = rng.integers(-128, 128, (num_b, num_features), np.int8)
+        a[0], b[-1] = -128, rng.choice(np.array([-128, 127], np.int8))
+        try:
+            found = torch_product(a, b, device)
+        except (RuntimeError, AttributeError, NotImplementedError):
+            return False
+        if not np.array_equal(found, a.astype(np.int64) @ b.T.astype(np.int64)):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one device does with 8-bit products.
+
+    Attributes:
+        device: Torch's name of it.
+        exact: Whether its products are right.
+        integer_rate: Multiply-adds per second of the integer product, None where it is not exact.
+        float32_rate: The same of the way without it, on this process's processor.
+    """
+
+    device: str
+    exact: bool
+    integer_rate: float | None
+    float32_rate: float
+
+
+def probe(device: str = "cpu", num_rows: int = 2048, num_features: int = 16384) -> Probe:
+    """Check and time the integer product on a device, transfers included: a report for a new machine."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
+    work = float(num_rows**2 * num_features)
+    exact = is_exact(device) and np.array_equal(torch_product(a, b, device), blas_product(a, b))
+    seconds = _seconds(lambda a, b: torch_product(a, b, device), a, b) if exact else None
+    return Probe(device, exact, seconds and work / seconds, work / _seconds(blas_product, a, b))
+
+
+@cache
+def _faster(rows_class: int, features_class: int) -> Product:
+    """Measure both ways once per process and size class, on at most 512 rows of 4,096 features."""
+    num_rows, num_features = min(512, 1 << rows_class), min(4096, 1 << features_class)
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
+    return min((torch_product, blas_product), key=lambda product: _seconds(product, a, b))
+
+
+def _seconds(product: Product, a: SignedBytes, b: SignedBytes) -> float:
+    product(a, b)  # first calls load code and fill caches
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        product(a, b)
+        best = min(best, time.perf_counter() - start)
+    return best

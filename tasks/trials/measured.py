@@ -1,0 +1,57 @@
+"""What is measured on a trained network, typed. Needs no torch to be read."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tasks.finding import Finding
+
+
+class RadiusSummary(Finding):
+    """Distribution of minimal perturbations over images, L2 norms in pixel units (1/255 of the range).
+
+    Attributes:
+        num_images: images with a radius; those without are in none of the numbers.
+        mean: mean radius: the robustness R of the paper's theorem.
+        std_error: standard deviation over the square root of ``num_images``.
+        median: median radius.
+        geometric_mean: exp of the mean log radius; None where a radius is 0.
+        quantiles: radius at the shares ``0.05, 0.25, 0.75, 0.95``, by share.
+        mean_per_pixel: ``mean`` over the square root of the number of pixel values, for unequal image sizes.
+    """
+
+    num_images: int
+    mean: float
+    std_error: float | None
+    median: float
+    geometric_mean: float | None
+    quantiles: dict[str, float]
+    mean_per_pixel: float
+
+
+class RadiusRecord(Finding):
+    """Adversarial robustness R of one network: how far the nearest image with another decision lies.
+
+    Attributes:
+        pred: over all images, distance to another decision than the network's own; None if none was found.
+        true: the same with radius 0 where the network is wrong.
+        radii: one per image of ``rows``; None where no image with another decision was found.
+        rows: which test images, ascending.
+        wrong: one per image: whether the network's decision is not the label.
+        num_not_found: images without a radius; left out of both summaries, never imputed.
+        box_share: share of the images found where the pixel range binds: a smaller change would leave it.
+        num_steps: gradient steps per image.
+        num_bisections: bisections between an image and one with another decision.
+        reason: why ``pred`` is None; empty otherwise.
+    """
+
+    pred: RadiusSummary | None
+    true: RadiusSummary | None
+    radii: tuple[float | None, ...] = Field(repr=False)
+    rows: tuple[int, ...] = Field(repr=False)
+    wrong: tuple[bool, ...] = Field(repr=False)
+    num_not_found: int
+    box_share: float | None
+    num_steps: int
+    num_bisections: int
+    reason: str = ""

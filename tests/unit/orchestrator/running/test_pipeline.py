@@ -1,0 +1,68 @@
+"""A finished sweep run again: no Ray, nothing trained, the store read once."""
+
+import pytest
+
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.records import TrialRecord
+from orchestrator.results.state import StoredResults, read_state
+from orchestrator.results.store import ResultStore
+from orchestrator.running.pipeline import RunOptions, prepare_missing, run_sweep
+from orchestrator.running.progress import Progress
+from tasks.remote import InlineExecutor
+from tests.unit.orchestrator.results.examples import measure_record, trial_record
+
+
+@pytest.fixture
+def finished(root: str) -> Workspace:
+    """The smoke sweep, prepared for real, with results made by hand."""
+    workspace = Workspace.open("smoke", root)
+    workspace.paths.make()
+    prepare_missing(
+        workspace, list(workspace.plan.prepared), RunOptions(root=root), InlineExecutor(), Progress()
+    )
+    workspace.look_again()
+    stored = StoredResults.read(workspace.results_url)
+    data = {spec.dataset: workspace.prepared[spec.prepared_id] for spec in workspace.plan.prepared}
+    for cell in workspace.plan.trials:
+        made_from = data[cell.network.subset.prepared.dataset].fingerprint
+        stored.save(trial_record(spec=cell, trial_id=cell.trial_id, data_fingerprint=made_from))
+    for spec in workspace.plan.measures:
+        made_from = data[spec.subset.prepared.dataset].fingerprint
+        stored.save(measure_record(spec=spec, measure_id=spec.measure_id, data_fingerprint=made_from))
+    return workspace
+
+
+def test_a_run_reads_each_kind_of_record_once(finished, root, monkeypatch):
+    read = []
+    scan = ResultStore.scan
+
+    def counting(self, kind):
+        read.append(kind)
+        return scan(self, kind)
+
+    monkeypatch.setattr(ResultStore, "scan", counting)
+    monkeypatch.setattr("orchestrator.running.pipeline.report_sweep", lambda *_: None)
+    summary = run_sweep("smoke", RunOptions(root=root, tracking=False))
+    assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
+    assert sorted(kind.__name__ for kind in read) == ["FailureRecord", "MeasureRecord", "TrialRecord"]
+
+
+def test_what_is_prepared_is_looked_for_again_when_asked(root):
+    workspace = Workspace.open("smoke", root)
+    workspace.paths.make()
+    assert workspace.prepared == {}
+    prepare_missing(
+        workspace, list(workspace.plan.prepared), RunOptions(root=root), InlineExecutor(), Progress()
+    )
+    assert workspace.prepared == {}
+    workspace.look_again()
+    assert set(workspace.prepared) == {spec.prepared_id for spec in workspace.plan.prepared}
+
+
+def test_results_of_other_data_than_are_prepared_now_are_stale(finished):
+    stored = StoredResults.read(finished.results_url)
+    (trial_id, record), *_ = stored.trials.items()
+    stored.save(TrialRecord.model_validate({**dict(record), "data_fingerprint": "other"}))
+
+    state = read_state(finished)
+    assert (state.stale, state.status(trial_id)) == ({trial_id}, "stale")

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+
+from tasks.measures.byte_rows import (
+    INT32_FEATURES,
+    ByteRows,
+    as_bytes,
+    byte_units,
+    signed,
+    squared_norms,
+    whole_squared_distances,
+)
+from tasks.measures.distances import ArraySource
+from tasks.measures.partials import far
+from tasks.measures.products import MAX_FEATURES
+from tests import reference
+from tests.unit.tasks.measures.test_products import PRODUCTS
+
+WIDE = [np.float16, np.float32, np.float64, np.int16, np.uint16, np.int32, np.int64]
+
+
+def some_bytes(num_rows=30, num_features=70):
+    rows = np.random.default_rng(0).integers(0, 256, (num_rows, num_features), np.uint8)
+    rows[0], rows[1] = 0, 255
+    return rows
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+def test_whole_numbers_up_to_255_are_bytes_in_any_type(dtype):
+    rows = some_bytes()
+    source = as_bytes(ArraySource(rows.astype(dtype)))
+    assert source.unit == 1
+    np.testing.assert_array_equal(source.read(3, 9), rows[3:9])
+    assert byte_units(rows.astype(dtype)) == (1.0,)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bytes_divided_by_255_are_bytes(dtype):
+    rows = some_bytes()
+    quotients = rows.astype(dtype) / dtype(255)
+    source = as_bytes(ArraySource(quotients))
+    assert source.unit == 1 / 255
+    np.testing.assert_array_equal(source.read(0, 30), rows)
+    np.testing.assert_array_equal(ByteRows(ArraySource(quotients), 1 / 255).read(2, 5), rows[2:5])
+
+
+def test_dividing_in_float64_and_rounding_to_float32_gives_the_same_quotients():
+    levels = np.arange(256)
+    assert byte_units((levels / 255).astype(np.float32)[None]) == (1 / 255,)
+
+
+def test_black_and_white_only_is_whole_numbers_first():
+    assert max(byte_units(np.array([[0.0, 1.0]]))) == 1
+
+
+@pytest.mark.parametrize(
+    "value", [256, -1, 0.5, np.nan, np.inf, -np.inf, 1e30, 254.99999, 255.00002, 2.0**32, -(2.0**63)]
+)
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_other_value_anywhere_means_that_rows_are_no_bytes(value, place, dtype):
+    rows = some_bytes().astype(dtype)
+    rows.flat[place] = value
+    assert byte_units(rows) == ()
+    source = ArraySource(rows)
+    assert as_bytes(source) is source
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int64])
+def test_wider_integers_are_no_bytes(dtype):
+    rows = some_bytes().astype(dtype)
+    rows[-1, -1] = 256
+    assert byte_units(rows) == ()
+
+
+@pytest.mark.parametrize("factor", [np.float32(1 / 255), np.float32(1 / 256)])
+def test_other_scalings_stay_floats(factor):
+    # Multiplying by the float nearest to 1/255 does not give the floats nearest to level/255.
+    assert byte_units(np.arange(256, dtype=np.float32)[None] * factor) == ()
+
+
+def test_normalised_and_half_precision_quotients_stay_floats():
+    rows = some_bytes()
+    assert byte_units((rows / 255 - 0.5) / 0.5) == ()
+    assert byte_units((rows / 255).astype(np.float16)) == ()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.bool_])
+def test_signed_keeps_differences(dtype):
+    rows = some_bytes().view(np.int8) if dtype == np.int8 else some_bytes().astype(dtype)
+    moved = signed(rows)
+    assert moved.dtype == np.int8
+    assert not np.shares_memory(moved, rows)
+    wide, expected = moved.astype(int), rows.astype(int)
+    np.testing.assert_array_equal(wide - wide[0], expected - expected[0])
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_distances_are_those_of_python_integers(product):
+    rows = some_bytes()
+    a = signed(rows)
+    norms = squared_norms(a, product)
+    found = whole_squared_distances(a, a, norms, norms, product)
+    assert found.tolist() == reference.whole_squared_distances(rows)
+    half = whole_squared_distances(a[:12], a[12:], norms[:12], norms[12:], product)
+    np.testing.assert_array_equal(half, found[:12, 12:])
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("num_features", [INT32_FEATURES, INT32_FEATURES + 1, MAX_FEATURES, MAX_FEATURES + 1])
+def test_black_against_white_is_exact_at_every_limit(product, num_features):
+    rows = np.zeros((3, num_features), np.uint8)
+    rows[1] = 255
+    rows[2, ::2] = 255
+    a = signed(rows)
+    norms = squared_norms(a, product)
+    found = whole_squared_distances(a, a, norms, norms, product)
+    far_apart, half = 255**2 * num_features, 255**2 * ((num_features + 1) // 2)
+    assert found.tolist() == [
+        [0, far_apart, half],
+        [far_apart, 0, far_apart - half],
+        [half, far_apart - half, 0],
+    ]
+    assert found.dtype == (np.int32 if num_features <= INT32_FEATURES else np.int64)
+    assert found.max() < far(found.dtype)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_nothing_is_left_to_those_who_refuse_it(shape):
+    source = ArraySource(np.zeros(shape))
+    assert as_bytes(source) is source

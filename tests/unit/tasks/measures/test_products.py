@@ -1,0 +1,141 @@
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.measures import products
+from tasks.measures.products import (
+    FLOAT32_FEATURES,
+    IMPORT_PAYS,
+    MAX_FEATURES,
+    MIN_FEATURES,
+    blas_product,
+    choose_product,
+    is_exact,
+    probe,
+    torch_product,
+)
+
+SHAPES = [(1, 1, 16), (3, 5, 17), (64, 64, 784), (33, 70, 1025), (2, 1, 4096), (130, 257, 63)]
+# Where torch's product fails its self-test it is not used either.
+needs_exact_torch = pytest.mark.skipif(not is_exact(), reason="torch's integer product is not exact here")
+PRODUCTS = [blas_product, pytest.param(torch_product, marks=needs_exact_torch)]
+
+
+def random_rows(num_rows, num_features, seed):
+    return np.random.default_rng(seed).integers(-128, 128, (num_rows, num_features), np.int8)
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    """Choices are cached per process; these tests change what they rest on."""
+    caches = (is_exact, products._faster)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(("num_a", "num_b", "num_features"), SHAPES)
+def test_products_are_those_of_wide_integers(product, num_a, num_b, num_features):
+    a, b = random_rows(num_a, num_features, 0), random_rows(num_b, num_features, 1)
+    found = product(a, b)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, a.astype(np.int64) @ b.astype(np.int64).T)
+    np.testing.assert_array_equal(product(a, a), a.astype(np.int64) @ a.astype(np.int64).T)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_rows_may_be_slices_of_longer_ones(product):
+    a, b = random_rows(20, 300, 0), random_rows(30, 300, 1)
+    part = slice(7, 207)
+    np.testing.assert_array_equal(
+        product(a[:, part], b[:, part]), a[:, part].astype(int) @ b[:, part].astype(int).T
+    )
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("low", [-128, 127])
+def test_longest_rows_of_extremes_do_not_overflow(product, low):
+    a = np.full((2, MAX_FEATURES), -128, np.int8)
+    b = np.full((3, MAX_FEATURES), low, np.int8)
+    assert (product(a, b) == -128 * low * MAX_FEATURES).all()
+
+
+def test_one_feature_more_would_overflow():
+    assert 128**2 * MAX_FEATURES < 2**31 <= 128**2 * (MAX_FEATURES + 1)
+    assert 128**2 * FLOAT32_FEATURES <= 2**24
+
+
+def test_rows_of_one_feature_are_left_to_the_way_that_multiplies_them_right():
+    # torch._int_mm takes the transpose of one feature for a row: its products are of the wrong pairs.
+    assert choose_product(64, 1, 1e15) is blas_product
+    assert choose_product(64, MIN_FEATURES - 1, 1e15) is blas_product
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda a, b, device: (_ for _ in ()).throw(RuntimeError("not implemented for this processor")),
+        lambda a, b, device: (_ for _ in ()).throw(AttributeError("no attribute '_int_mm'")),
+        lambda a, b, device: blas_product(a, b) + (a.shape[1] > 1000),
+        lambda a, b, device: np.clip(blas_product(a, b), -(2**15), 2**15),
+    ],
+    ids=["raises", "missing", "wrong for long rows", "saturates"],
+)
+def test_a_product_that_fails_its_self_test_is_left_aside(monkeypatch, broken):
+    monkeypatch.setattr(products, "torch_product", broken)
+    assert not is_exact()
+    assert choose_product(2048, 4096, 1e15) is blas_product
+
+
+@pytest.mark.parametrize("winner", ["torch_product", "blas_product"])
+def test_the_faster_one_is_chosen_and_measured_once_per_size_class(monkeypatch, winner):
+    calls = []
+
+    def seconds(product, a, b):
+        calls.append(a.shape)
+        return 1.0 if product is getattr(products, winner) else 2.0
+
+    monkeypatch.setattr(products, "_seconds", seconds)
+    for num_rows in (300, 400, 500):  # one class
+        assert choose_product(num_rows, 5000, 1e15) is getattr(products, winner)
+    assert len(calls) == 2
+    choose_product(300, 50_000, 1e15)
+    assert len(calls) == 4
+    assert max(rows * features for rows, features in calls) <= 512 * 4096
+
+
+def test_torch_is_not_imported_for_little_work(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(products, "is_exact", lambda device: True)
+    assert choose_product(64, 784, IMPORT_PAYS / 2) is blas_product
+    assert choose_product(64, 784, IMPORT_PAYS * 2) is torch_product
+
+
+def test_works_where_torch_is_not_installed(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(products.importlib.util, "find_spec", lambda name: None)
+    assert choose_product(2048, 4096, 1e15) is blas_product
+
+
+def test_a_probe_tells_what_a_device_does():
+    found = probe("cpu", 64, 64)
+    assert found.exact == is_exact()
+    assert (found.integer_rate is not None) == found.exact
+    assert found.float32_rate > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("num_a", "num_b", "num_features"), [*SHAPES, (2, 3, MAX_FEATURES)])
+def test_cuda_gives_the_same_bits(num_a, num_b, num_features):
+    a, b = random_rows(num_a, num_features, 0), random_rows(num_b, num_features, 1)
+    on_card = partial(torch_product, device="cuda")
+    np.testing.assert_array_equal(on_card(a, b), blas_product(a, b))
+    np.testing.assert_array_equal(on_card(a, a), blas_product(a, a))
+    assert probe("cuda", 256, 1024).exact

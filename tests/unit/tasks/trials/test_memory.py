@@ -1,0 +1,60 @@
+"""What a trial holds, measured and given back."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tasks.trials.memory import peak_bytes, reset_peak, trial_memory
+
+CPU = torch.device("cpu")
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+
+
+@LINUX
+def test_the_peak_is_that_of_the_block_not_of_the_process():
+    torch.ones(2**26)  # 256 MiB, gone again
+    reset_peak(CPU)
+    before = peak_bytes(CPU)
+    held = torch.ones(2**24)  # 64 MiB
+    del held
+    assert 60 * 2**20 < peak_bytes(CPU) - before < 130 * 2**20
+
+
+def test_memory_that_cannot_be_had_is_a_memory_error():
+    with pytest.raises(MemoryError, match="DefaultCPUAllocator"), trial_memory(CPU):
+        torch.empty(2**60)
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="shape"), trial_memory(CPU):
+        torch.ones(2) @ torch.ones(3, 3).reshape(3, 2)
+
+
+@LINUX
+def test_a_worker_that_keeps_pages_asks_the_kernel_for_fewer_and_gives_them_back_at_the_end_of_a_trial():
+    script = """
+import resource, sys, torch
+from tasks.trials.memory import keep_freed_memory, trial_memory, peak_bytes, reset_peak
+kept = sys.argv[1] == "keep" and keep_freed_memory()
+torch.ones(2**24)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+cpu = torch.device("cpu")
+with trial_memory(cpu):
+    for _ in range(10):
+        torch.ones(2**24)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+reset_peak(cpu)
+print(kept, faults, peak_bytes(cpu))
+"""
+    seen = {}
+    for mode in ("keep", "plain"):
+        command = [sys.executable, "-c", script, mode]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        seen[mode] = (out[0], int(out[1]), int(out[2]))
+    if seen["keep"][0] != "True":
+        pytest.skip("the C library is not glibc")
+    assert seen["keep"][1] < seen["plain"][1] / 3
+    # 64 MiB were used again and again, and are gone at the end.
+    assert seen["keep"][2] - seen["plain"][2] < 32 * 2**20

@@ -1,0 +1,274 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from search_spaces.errors import DataError
+from search_spaces.specs import ModelSpec, RecipeSpec
+from tasks.trials.models import build_model
+from tasks.trials.robustness import (
+    margins_of,
+    measure_radii,
+    minimal_perturbations,
+    nearest_in_another_class,
+    summarise_radii,
+)
+from tasks.trials.training import train
+
+torch.set_num_threads(1)  # work this small is only slowed by threads that wait for each other
+
+
+class Linear(nn.Module):
+    """Two logits (0, w x + b)."""
+
+    def __init__(self, weights, bias):
+        super().__init__()
+        self.weights, self.bias = weights.float(), float(bias)
+
+    def forward(self, pixels):
+        values = pixels.flatten(1) @ self.weights + self.bias
+        return torch.stack([torch.zeros_like(values), values], 1)
+
+
+def exact_radius(image, weights, bias):
+    """The closest point of the half-space within the box is clip(x + lambda w); lambda by bisection."""
+    image = image.flatten().double()
+    margin = float(image @ weights + bias)
+    sign = -1 if margin > 0 else 1
+
+    def moved(length):
+        return (image + sign * length * weights).clamp(0, 255)
+
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2
+        if float(moved(middle) @ weights + bias) * margin <= 0:
+            high = middle
+        else:
+            low = middle
+    return float((moved(high) - image).norm())
+
+
+@pytest.mark.parametrize("box", ["free", "binding"])
+@pytest.mark.parametrize("scale", [0.001, 1.0, 10.0])
+def test_radii_of_a_linear_model_are_exact_with_every_point_found(box, scale):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(256, generator=generator, dtype=torch.float64) * scale
+    if box == "free":
+        images = torch.randint(100, 156, (48, 1, 16, 16), generator=generator).float()
+    else:
+        dark = torch.rand(48, 1, 16, 16, generator=generator) > 0.7
+        images = torch.randint(0, 256, (48, 1, 16, 16), generator=generator).float() * dark
+    bias = -float((images.flatten(1).double() @ weights).mean())
+    pool = torch.randint(0, 256, (300, 1, 16, 16), generator=generator).float()
+    model, labels = Linear(weights, bias), torch.zeros(48, dtype=torch.int64)
+    record = measure_radii(model, images, labels, pool, num_images=48, seed=0)
+    expected = [exact_radius(images[row], weights, bias) for row in record.rows]
+    assert record.num_not_found == 0
+    assert record.radii == pytest.approx(expected, rel=1e-3)
+    assert record.box_share == (0.0 if box == "free" else 1.0)
+    if scale == 10.0:
+        # Cross-entropy has no gradient there: float32 rounds the probability to one.
+        assert margins_of(model(images), model(images).argmax(1)).median() > 700
+
+
+def two_dimensional(seed, width=24):
+    """A ReLU network on images of two pixels whose regions are about a hundred pixel units wide."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 2))
+    with torch.no_grad():
+        corners = torch.rand(width, 2) * 255
+        network[1].bias.copy_(-(network[1].weight * corners).sum(1))
+        for layer in network[1::2]:
+            layer.weight *= 30
+        values = network(torch.rand(4000, 1, 1, 2) * 255)
+        network[3].bias[1] += (values[:, 0] - values[:, 1]).median()
+    return network
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_radii_in_two_dimensions_are_those_of_a_grid_search(seed):
+    network = two_dimensional(seed)
+    steps = torch.linspace(0, 255, 511)  # half a pixel unit
+    grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1).view(-1, 1, 1, 2)
+    with torch.no_grad():
+        classes = network(grid).argmax(1)
+    images = torch.randint(0, 256, (40, 1, 1, 2), generator=torch.Generator().manual_seed(seed)).float()
+    record = measure_radii(network, images, classes[:40], grid[::397], num_images=40, seed=0)
+    assert record.num_not_found == 0
+    with torch.no_grad():
+        decisions = network(images).argmax(1)
+    expected = np.array(
+        [
+            (grid[classes != decision] - image).flatten(1).norm(dim=1).min().item()
+            for image, decision in zip(images, decisions, strict=True)
+        ]
+    )
+    # A grid point lies within 0.36 of the true nearest point, so near ones are compared by that.
+    assert np.mean(record.radii) == pytest.approx(expected.mean(), rel=0.02, abs=0.36)
+
+
+def digits(classes):
+    data = load_digits()
+    keep = np.isin(data.target, classes)
+    images = torch.tensor(data.images[keep] * 255 / 16).float()[:, None]
+    return images, torch.tensor(np.searchsorted(classes, data.target[keep]))
+
+
+@pytest.fixture(
+    scope="module", params=[("small_mlp", (3, 8)), ("small_cnn", (4, 9)), ("small_mlp", (0, 1, 2, 3))]
+)
+def trained(request):
+    architecture, classes = request.param
+    images, labels = digits(classes)
+    spec = ModelSpec(name="any", library="isweep", architecture=architecture)
+    model = build_model(
+        spec,
+        num_outputs=len(classes),
+        in_channels=1,
+        input_scale=1 / 255,
+        dropout=None,
+        seed=0,
+        image_size=8,
+    )
+    recipe = RecipeSpec(name="any", epochs=60, batch_size=32, learning_rate=2e-3)
+    train(model, images[:200], labels[:200], recipe, seed=0)
+    model.zero_grad(set_to_none=True)
+    return model.eval(), images, labels
+
+
+def test_radii_of_trained_networks_are_as_small_as_those_of_the_best_attacks(trained):
+    foolbox = pytest.importorskip("foolbox")
+    model, images, labels = trained
+    record = measure_radii(model, images[200:232], labels[200:232], images[:200], num_images=32, seed=0)
+    pixels = images[200:232]
+    with torch.no_grad():
+        decisions = model(pixels).argmax(1)
+    attacks = (
+        foolbox.attacks.DDNAttack(steps=300),
+        foolbox.attacks.L2FMNAttack(steps=300),
+        foolbox.attacks.L2DeepFoolAttack(),
+    )
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 255), device="cpu")
+    means = []
+    for attack in attacks:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # foolbox speaks of its own future
+            _, attacked, _ = attack(wrapped, pixels, decisions, epsilons=None)
+        with torch.no_grad():
+            found = model(attacked).argmax(1) != decisions
+        if found.all():
+            means.append(float((attacked - pixels).flatten(1).norm(dim=1).mean()))
+    assert record.num_not_found == 0
+    assert record.pred.mean <= 1.03 * min(means)
+
+
+def test_every_perturbed_image_has_another_decision_within_the_range(trained):
+    model, images, _ = trained
+    pixels = images[200:232]
+    with torch.no_grad():
+        decisions, pool = model(pixels).argmax(1), model(images[:200]).argmax(1)
+        starts = nearest_in_another_class(pixels, decisions, images[:200], pool)
+        change = minimal_perturbations(model, pixels, starts, num_steps=20)
+        moved = pixels + change
+        assert (model(moved.clamp(0, 255)).argmax(1) != decisions).all()
+    assert -1e-3 <= moved.min() <= moved.max() <= 255 + 1e-3
+    assert (change.flatten(1).norm(dim=1) <= (starts - pixels).flatten(1).norm(dim=1)).all()
+
+
+def test_the_network_is_left_as_it_was(trained):
+    model, images, labels = trained
+    model.train().zero_grad(set_to_none=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = measure_radii(
+        model, images[200:220], labels[200:220], images[:50], num_images=8, seed=3, num_steps=5
+    )
+    again = measure_radii(
+        model, images[200:220], labels[200:220], images[:50], num_images=8, seed=3, num_steps=5
+    )
+    assert first == again
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    model.eval()
+
+
+def test_a_wrong_decision_has_radius_zero_against_the_truth():
+    weights = torch.full((4,), 1.0, dtype=torch.float64)
+    model, images = Linear(weights, -400.0), torch.full((4, 1, 2, 2), 120.0)
+    labels = torch.tensor([1, 1, 0, 1])  # the network says 1: 480 - 400
+    record = measure_radii(model, images, labels, torch.zeros(1, 1, 2, 2), num_images=4, seed=0)
+    assert record.wrong == (False, False, True, False)
+    assert record.pred.mean == pytest.approx(40, rel=1e-3)  # 80 over the norm of the weights
+    assert record.pred.geometric_mean == pytest.approx(40, rel=1e-3)
+    assert record.pred.mean_per_pixel == pytest.approx(20, rel=1e-3)
+    assert (record.true.mean, record.true.geometric_mean) == (pytest.approx(30, rel=1e-3), None)
+
+
+def test_a_network_that_knows_one_class_has_no_radius_and_says_why():
+    model, images = Linear(torch.zeros(4), 5.0), torch.full((3, 1, 2, 2), 120.0)
+    record = measure_radii(model, images, torch.ones(3, dtype=torch.int64), images, num_images=3, seed=0)
+    assert (record.pred, record.true, record.box_share) == (None, None, None)
+    assert (record.radii, record.num_not_found) == ((None,) * 3, 3)
+    assert "one class" in record.reason
+
+
+def test_a_class_that_no_image_of_the_pool_shows_is_found_by_descent():
+    model = Linear(torch.full((4,), 1.0, dtype=torch.float64), -400.0)
+    images = torch.full((2, 1, 2, 2), 120.0)
+    record = measure_radii(model, images, torch.ones(2, dtype=torch.int64), images, num_images=2, seed=0)
+    assert record.radii == pytest.approx([40, 40], rel=1e-3)
+
+
+def test_a_vanishing_gradient_is_crossed_towards_the_start():
+    class Step(nn.Module):
+        """Decides by the first pixel with no slope anywhere."""
+
+        def forward(self, pixels):
+            value = (pixels.flatten(1)[:, 0] > 200).float() + 0 * pixels.flatten(1)[:, 0]
+            return torch.stack([1 - value, value], 1)
+
+    images = torch.full((2, 1, 2, 2), 100.0)
+    pool = torch.full((1, 1, 2, 2), 100.0)
+    pool[0, 0, 0, 0] = 255
+    record = measure_radii(Step(), images, torch.zeros(2, dtype=torch.int64), pool, num_images=2, seed=0)
+    assert record.radii == pytest.approx([100, 100], rel=1e-3)
+
+
+def test_the_sample_depends_on_the_seed_alone_and_covers_all_where_it_can():
+    model, images = Linear(torch.ones(4), -400.0), torch.full((30, 1, 2, 2), 120.0)
+    labels, options = torch.ones(30, dtype=torch.int64), {"num_steps": 1, "num_bisections": 1}
+    first, again, other = (
+        measure_radii(model, images, labels, images[:2], num_images=10, seed=seed, **options)
+        for seed in (1, 1, 2)
+    )
+    assert first.rows == again.rows != other.rows
+    assert len(set(first.rows)) == 10
+    everything = measure_radii(model, images, labels, images[:2], num_images=99, seed=0, **options)
+    assert everything.rows == tuple(range(30))
+
+
+def test_summaries_follow_from_the_radii():
+    radii = np.array([1.0, 2.0, 4.0, 8.0])
+    summary = summarise_radii(radii, num_values=16)
+    assert (summary.mean, summary.median, summary.geometric_mean) == (3.75, 3.0, pytest.approx(2**1.5))
+    assert summary.std_error == pytest.approx(np.std(radii, ddof=1) / 2)
+    assert summary.quantiles["0.25"] == 1.75
+    assert summary.mean_per_pixel == 3.75 / 4
+    assert summarise_radii(radii[:0], 16) is None
+    assert summarise_radii(radii[:1], 16).std_error is None
+
+
+def test_no_images_are_refused():
+    with pytest.raises(DataError, match="at least one image; found: 0 images"):
+        measure_radii(
+            Linear(torch.ones(4), 0.0),
+            torch.zeros(0, 1, 2, 2),
+            torch.zeros(0),
+            torch.zeros(1, 1, 2, 2),
+            num_images=5,
+            seed=0,
+        )

@@ -1,0 +1,163 @@
+"""One step, run by Python, in parts, or through the machinery that replays captured graphs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from search_spaces.errors import ConfigError
+from search_spaces.specs import RecipeSpec
+from tasks.trials.step import WARM_UP_STEPS, CapturedSteps, Step, as_pixels, split_batches, stepper
+from tasks.trials.training import train
+
+torch.set_num_threads(1)
+
+
+def recipe(**changes):
+    fields = {"name": "test", "epochs": 6, "batch_size": 8, "learning_rate": 1e-3}
+    return RecipeSpec(**(fields | changes))
+
+
+def images(num_images=20, channels=3):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (num_images, channels, 8, 8), generator=generator, dtype=torch.uint8)
+    return pixels, torch.arange(num_images) % 2
+
+
+def network(*, norm=True, seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * 36, 2))
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal(ours, theirs):
+    return set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_captured_steps_and_eager_steps_give_the_same_weights_to_the_last_bit(precision, optimizer):
+    """A replay that runs what was captured stands for CUDA's: the buffers and counts around it are ours."""
+    settings, (pixels, labels) = recipe(precision=precision, optimizer=optimizer), images()
+    captured_sizes, replays = [], []
+
+    def record(work):
+        captured_sizes.append(1)
+
+        def replay():
+            replays.append(1)
+            work()
+
+        return replay
+
+    results = []
+    for capture in (False, True):
+        model = network().to(memory_format=torch.channels_last)
+        step = Step(model, pixels, labels, settings)
+        take = CapturedSteps(step, record) if capture else step
+        torch.manual_seed(1)
+        totals = []
+        for epoch in range(settings.epochs):
+            order = torch.randperm(20, generator=torch.Generator().manual_seed(epoch))
+            for rows in split_batches(order, 8):
+                take(rows)
+            totals.append(step.read_totals())
+        results.append((weights(model), totals))
+    (eager, eager_totals), (captured, captured_totals) = results
+    assert equal(eager, captured)
+    assert eager_totals == captured_totals
+    assert len(captured_sizes) == 2  # one for full batches of 8, one for the ragged 4
+    assert len(replays) == 6 * 3 - 2 * WARM_UP_STEPS
+
+
+def test_graphs_are_used_on_cuda_only_unless_asked_for():
+    step = Step(network(), *images(), recipe())
+    with stepper(step) as take:
+        assert take is step
+    with stepper(step, graphs=True) as take:
+        assert isinstance(take, CapturedSteps)
+
+
+def test_training_equals_a_plain_loop_with_the_same_kernels():
+    settings, (pixels, labels) = recipe(epochs=1, batch_size=20), images()
+    ours, theirs = network(), network().to(memory_format=torch.channels_last)
+    ours[4].p = theirs[4].p = 0.0
+    train(ours, pixels, labels, settings, seed=0)
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+    from search_spaces.fingerprint import derive_seed
+
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(derive_seed("batch order", 0)))
+    batch = pixels[order].float().contiguous(memory_format=torch.channels_last)
+    F.cross_entropy(theirs(batch), labels[order]).backward()
+    optimizer.step()
+    assert equal(weights(ours), weights(theirs))
+
+
+def test_micro_batches_make_the_step_of_the_whole_batch():
+    settings, (pixels, labels) = recipe(epochs=3, optimizer="sgd", learning_rate=1e-4), images()
+    whole, parts = network(norm=False), network(norm=False)
+    whole[4].p = parts[4].p = 0.0
+    first = train(whole, pixels, labels, settings, seed=0)
+    second = train(parts, pixels, labels, settings, seed=0, micro_batch=3)
+    for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(second, first, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+        assert ours.train_accuracy == theirs.train_accuracy
+
+
+def test_micro_batches_of_one_are_refused_where_batch_norm_would_see_them():
+    pixels, labels = images()
+    with pytest.raises(ConfigError, match=r"found: micro_batch 1 for a network with batch norm"):
+        train(network(), pixels, labels, recipe(), seed=0, micro_batch=1)
+    train(network(norm=False), pixels, labels, recipe(epochs=1), seed=0, micro_batch=1)
+
+
+def test_micro_batches_leave_no_lone_image_to_batch_norm():
+    pixels, labels = images(7)
+    history = train(network(), pixels, labels, recipe(epochs=1, batch_size=7), seed=0, micro_batch=3)
+    assert not history[0].diverged
+
+
+def test_a_micro_batch_below_one_is_refused():
+    with pytest.raises(ConfigError, match="micro_batch must be at least one image; found: 0"):
+        Step(network(), *images(), recipe(), micro_batch=0)
+
+
+def test_gradients_are_given_back_after_training():
+    model = network()
+    train(model, *images(), recipe(epochs=1), seed=0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_pixels_are_a_float_copy_with_channels_last():
+    pixels, _ = images()
+    made = as_pixels(pixels)
+    assert made.dtype == torch.float32
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    floats = pixels.float()
+    assert as_pixels(floats).data_ptr() != floats.data_ptr()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_graph_on_a_card_gives_the_eager_numbers():
+    settings = recipe(precision="bfloat16", epochs=6)
+    pixels, labels = (tensor.cuda() for tensor in images())
+    results = []
+    for graphs in (False, True):
+        model = network().cuda().to(memory_format=torch.channels_last)
+        model[4].p = 0.0
+        step = Step(model, pixels, labels, settings)
+        with stepper(step, graphs=graphs) as take:
+            for epoch in range(settings.epochs):
+                generator = torch.Generator().manual_seed(epoch)
+                for rows in split_batches(torch.randperm(20, generator=generator).cuda(), 8):
+                    take(rows)
+        results.append(weights(model))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-4)
