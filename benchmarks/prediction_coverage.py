@@ -40,6 +40,8 @@ def left_out(points: pd.DataFrame, dataset: str) -> dict[str, tuple[bool, float]
     shorter.
     """
     mine = points[points["dataset"] == dataset].dropna(subset=["log_loss"]).sort_values("train_size")
+    if len(mine) < 2:
+        return {}
     growth = fit_growth(points[points["dataset"] != dataset], model="pooled", subset="all", scale=SCALE)
     last = mine.iloc[-1]
     found = {}
