@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
-from search_spaces.errors import unknown_name
-from search_spaces.specs import ModelSpec
+from search_spaces.errors import ConfigError, unknown_name
+from search_spaces.own_code import code_hash
+from search_spaces.specs import ModelChoice, ModelSpec
 
 PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
 """The six models of Konz & Mazurowski: torchvision's, randomly initialised, VGGs without batch norm."""
@@ -29,46 +30,76 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 
-def model_spec(name: str) -> ModelSpec:
-    """Return the row of ``name``.
+LIBRARIES = ("torchvision", "timm")
+
+
+def model_spec(choice: ModelChoice | str) -> ModelSpec:
+    """Return the network that ``choice`` names.
+
+    Whether a library knows the architecture, and whether a network of one's own can be built, is found out
+    where it is built: this package imports no library.
 
     Raises:
-        ConfigError: for a name that is in no table, with the nearest and all known names.
+        ConfigError: for a name that is in no table, with the nearest and all known names; for one's own
+            function whose module is not found; for arguments that a network of the table does not take.
     """
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
-    return MODELS[name]
+    if isinstance(choice, str):
+        choice = ModelChoice.model_validate(choice)
+    library, colon, architecture = choice.from_.partition(":")
+    if not colon:
+        return _of_table(choice)
+    if library not in LIBRARIES:
+        name = choice.name or as_name(architecture)
+        return ModelSpec(
+            name=name,
+            library="own",
+            architecture=choice.from_,
+            arguments=choice.arguments,
+            code=code_hash(choice.from_),
+        )
+    if not choice.arguments and choice.name is None:
+        known = (row for row in MODELS.values() if (row.library, row.architecture) == (library, architecture))
+        row = next(known, None)
+        if row is not None:
+            return row
+    prefix = "timm_" if library == "timm" else ""
+    suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)
+    return ModelSpec.model_validate(
+        {
+            "name": choice.name or as_name(f"{prefix}{architecture}{suffix}"),
+            "library": library,
+            "architecture": architecture,
+            "arguments": choice.arguments,
+        }
+    )
 
 
-@dataclass(frozen=True)
-class ModelCost:
-    """What one image of 3 x 224 x 224 costs, for estimates only.
+def _of_table(choice: ModelChoice) -> ModelSpec:
+    if choice.from_ not in MODELS:
+        way_out = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
+        error = unknown_name("model", choice.from_, MODELS)
+        raise ConfigError(error.rule, error.value, f"{error.way_out}; {way_out}")
+    row = MODELS[choice.from_]
+    if choice.arguments and row.library == "isweep":
+        raise ConfigError(
+            "Networks of isweep's own take no arguments",
+            f"{', '.join(key for key, _ in choice.arguments)} for {row.name}",
+            "leave arguments out",
+        )
+    if not choice.arguments and choice.name is None:
+        return row
+    suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)
+    return row.model_copy(
+        update={"name": choice.name or as_name(row.name + suffix), "arguments": choice.arguments}
+    )
 
-    Attributes:
-        giga_macs: Multiply-adds of a forward pass, in 1e9.
-        mega_parameters: Parameters, in 1e6.
-        mega_activations: Activations of a forward pass, in 1e6.
+
+def as_name(text: str) -> str:
+    """Return ``text`` with what may not stand in a name replaced.
+
+    Example:
+        >>> as_name("timm_resnet50.a1_in1k")
+        'timm_resnet50_a1_in1k'
     """
-
-    giga_macs: float
-    mega_parameters: float
-    mega_activations: float
-
-
-_COSTS = {
-    "resnet18": ModelCost(1.82, 11.7, 2.5),
-    "resnet34": ModelCost(3.67, 21.8, 3.7),
-    "resnet50": ModelCost(4.11, 25.6, 11.1),
-    "vgg13": ModelCost(11.3, 133.0, 12.3),
-    "vgg16": ModelCost(15.5, 138.4, 13.6),
-    "vgg19": ModelCost(19.6, 143.7, 14.9),
-}
-MODEL_COSTS: dict[str, ModelCost] = {
-    **_COSTS,
-    **{f"timm_{name}": cost for name, cost in _COSTS.items()},
-    "resnet10t": ModelCost(1.10, 5.4, 2.4),
-    "resnet_tiny": ModelCost(0.3, 0.4, 1.0),
-    "small_cnn": ModelCost(0.6, 0.1, 3.0),
-    "small_mlp": ModelCost(0.01, 10.0, 0.01),
-}
-"""Published costs of torchvision's and timm's models; those of our small ones are orders of magnitude."""
+    name = re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_")
+    return (name if name[:1].isalpha() else f"m_{name}")[:64]

@@ -235,7 +235,7 @@ def _believed(path: str, found: bytes | OSError, kind: type[R], record_id: str) 
     except (SweepError, KeyError, TypeError, AttributeError) as error:
         raise broken(f"not a record of this kind: {error}") from None
     if read.record_id != record_id:
-        raise broken(f"the record of {read.record_id}, in another cell's folder")
+        raise broken(f"the record of another cell, {read.record_id}")
     return read
 
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.lock import holder_pid
 from tasks.atomic import write_atomic
+from tasks.trials.result import TrialStatus
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class Progress:
         """A trial has its result."""
         self._seconds.append(time.monotonic() - self.running.pop(trial_id, time.monotonic()))
         self.done += 1
-        self.diverged += status == "diverged"
+        self.diverged += status == TrialStatus.DIVERGED
         self._say()
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:

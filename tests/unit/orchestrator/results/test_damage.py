@@ -63,7 +63,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, dam
     assert set(found) == {str(good), str(path)}
     with pytest.raises(CorruptStoreError, match="A stored record must be whole"):
         store.read(type(record), record.record_id)
-    assert "another cell's folder" in found[str(good)]
+    assert "the record of another cell" in found[str(good)]
 
 
 def test_a_record_is_believed_only_in_its_own_cells_folder(tmp_path):
@@ -73,7 +73,7 @@ def test_a_record_is_believed_only_in_its_own_cells_folder(tmp_path):
     shutil.copy(tmp_path / "trials/a/result.json", tmp_path / "trials/b/result.json")
     scan = store.scan(TrialRecord)
     assert list(scan.records) == ["a"]
-    assert scan.unreadable[0].reason.endswith("the record of a, in another cell's folder")
+    assert scan.unreadable[0].reason.endswith("the record of another cell, a")
 
 
 @pytest.mark.parametrize("kind", [TrialRecord, MeasureRecord, FailureRecord])

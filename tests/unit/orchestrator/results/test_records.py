@@ -18,8 +18,8 @@ def old(name):
 
 
 def read(tmp_path, kind, name):
-    own = old(name)
-    record_id = own.get("trial_id") or own["measure_id"]
+    before = old(name)
+    record_id = before["measure_id" if kind is MeasureRecord else "trial_id"]
     path = tmp_path / kind.folder / record_id / kind.file
     path.parent.mkdir(parents=True)
     path.write_bytes((EXAMPLES / f"{name}.json").read_bytes())
