@@ -327,7 +327,6 @@ def _read_settings_again() -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Ray's start-up chatter out of the terminal; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     yield
