@@ -24,7 +24,7 @@ from orchestrator.running.preparation import check_raw_names, check_subsets, pre
 from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.errors import SweepError, collect
-from search_spaces.specs import SubsetSpec
+from search_spaces.specs import ModelSpec, SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
 from tasks.remote import Executor
@@ -152,13 +152,13 @@ class _Run:
     def _check_models(self) -> None:
         """Find every network that cannot be built before anything is prepared or trained."""
         plan, known = self.workspace.plan, self.stored.trials
-        asked: dict[tuple[object, ...], TrialSpec] = {}
+        asked: dict[tuple[ModelSpec, int, int, int, float | None], TrialSpec] = {}
         for trial_id, trial in plan.trials_by_id.items():
             if trial_id not in known:
                 network, prepared = trial.network, trial.network.subset.prepared
                 num_outputs = network.recipe.num_outputs or _num_classes(plan, network.subset)
-                key = (network.model, num_outputs, prepared.channels, prepared.image_size)
-                asked.setdefault((*key, network.recipe.dropout), trial)
+                size, dropout = prepared.image_size, network.recipe.dropout
+                asked.setdefault((network.model, num_outputs, prepared.channels, size, dropout), trial)
         if not asked:
             return
         from tasks.trials.models import check_buildable
