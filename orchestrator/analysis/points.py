@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.recipes import split_by_recipe
 from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 
@@ -61,7 +62,7 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
             said to be of two domains.
     """
     _check(table)
-    full = table.copy()
+    full = split_by_recipe(table).copy()
     for column in (*c.COLUMNS,):
         if column.name not in full:
             full[column.name] = "" if column.kind == "text" else np.nan
