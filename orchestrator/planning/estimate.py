@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from search_spaces.models import MODEL_COSTS
-from search_spaces.trials import TrialSpec
+from search_spaces.models import MODEL_COSTS, ModelCost
+from search_spaces.trials import NetworkSpec, TrialSpec
 
 REFERENCE_SIDE = 224
 TRAINING_FACTOR = 3
@@ -84,11 +84,28 @@ def estimate(
     return result
 
 
+HANG_FACTOR = 20
+MIN_LIMIT_S = 1800.0
+
+
+def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
+    """Return the seconds after which a trial counts as hung: many times what is expected of it.
+
+    Args:
+        trial: What is to be done.
+        measured: What done trials cost; without any of the model, the slowest device that is assumed.
+    """
+    rates = _measured_rates(measured)
+    model = trial.network.model.name
+    known = [rate for (name, _), rate in rates.items() if name == model]
+    return max(MIN_LIMIT_S, HANG_FACTOR * flops(trial) / min(known, default=ASSUMED_CPU_FLOPS))
+
+
 def flops(trial: TrialSpec) -> float:
     """Return the floating-point operations of one trial: training, evaluation and attacks."""
     network = trial.network
     scale = (network.subset.prepared.image_size / REFERENCE_SIDE) ** 2
-    forward = 2e9 * MODEL_COSTS[network.model.name].giga_macs * scale
+    forward = 2e9 * _cost(network).giga_macs * scale
     training = TRAINING_FACTOR * network.recipe.epochs * network.train_size
     attacks = ATTACK_FACTOR * len(trial.attacks.epsilons) * len(trial.attacks.methods)
     return forward * (training + 2 * network.train_size + network.subset.test_size * (1 + attacks))
@@ -97,13 +114,18 @@ def flops(trial: TrialSpec) -> float:
 def memory_bytes(trial: TrialSpec) -> float:
     """Return the memory of one trial: optimiser state, its images, and one batch of activations."""
     network = trial.network
-    cost = MODEL_COSTS[network.model.name]
+    cost = _cost(network)
     prepared = network.subset.prepared
     pixels = prepared.channels * prepared.image_size**2
     images = (network.train_size + network.subset.test_size) * pixels
     scale = (prepared.image_size / REFERENCE_SIDE) ** 2
     activations = 4e6 * cost.mega_activations * scale * network.recipe.batch_size * 2
     return BYTES_PER_PARAMETER * 1e6 * cost.mega_parameters + images + activations
+
+
+def _cost(network: NetworkSpec) -> ModelCost:
+    # Until costs are computed from the networks themselves, what no table knows is taken as a ResNet-50.
+    return MODEL_COSTS.get(network.model.name, MODEL_COSTS["resnet50"])
 
 
 def _measured_rates(trials: Iterable[MeasuredTrial]) -> dict[tuple[str, bool], float]:

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.reporting import report_sweep
+from orchestrator.planning.estimate import time_limit
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord
 from orchestrator.results.rows import Row, flat_measure, index_measures
@@ -20,6 +21,7 @@ from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import Cluster, Device, connect, trial_resources
 from orchestrator.running.lock import exclusive
+from orchestrator.running.networks import check_models
 from orchestrator.running.progress import Monitor, Progress
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.errors import DataError, SetupError, SweepError, collect, unknown_name
@@ -115,7 +117,7 @@ class _Run:
     stack: ExitStack
 
     def all_stages(self) -> RunSummary:
-        self._check_models()
+        check_models(self.workspace.plan, self.stored.trials)
         self._prepare()
         self._check_subsets()
         self._measure()
@@ -184,34 +186,6 @@ class _Run:
                 problems.append(error)
         collect(problems, DataError)
 
-    def _check_models(self) -> None:
-        """Find every network that cannot be built before anything is prepared or trained."""
-        plan, known = self.workspace.plan, self.stored.trials
-        asked: dict[tuple[Any, ...], TrialSpec] = {}
-        for trial_id, trial in plan.trials_by_id.items():
-            if trial_id not in known:
-                network, prepared = trial.network, trial.network.subset.prepared
-                num_outputs = network.recipe.num_outputs or _num_classes(plan, network.subset)
-                key = (network.model, num_outputs, prepared.channels, prepared.image_size)
-                asked.setdefault((*key, network.recipe.dropout), trial)
-        if not asked:
-            return
-        from tasks.trials.models import check_buildable
-
-        problems: list[SweepError] = []
-        for model, num_outputs, channels, image_size, dropout in asked:
-            try:
-                check_buildable(
-                    model,
-                    num_outputs=num_outputs,
-                    in_channels=channels,
-                    image_size=image_size,
-                    dropout=dropout,
-                )
-            except SweepError as error:
-                problems.append(error)
-        collect(problems)
-
     def _state(self) -> State:
         """What is done by now: the store was read at the start and is written by this run alone."""
         return judge(self.workspace, self.stored)
@@ -251,6 +225,9 @@ class _Run:
             monitor=self.monitor,
             measures=index_measures(state.measures.values()),
             load=self._load,
+            weights_url=self.workspace.results_url,
+            measured_only=state.incomplete,
+            time_limit=partial(time_limit, measured=state.measured_trials()),
         ).run(pending, _earlier_attempts(pending, state))
 
     def _report(self) -> RunSummary:
@@ -319,11 +296,6 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
-
-
-def _num_classes(plan: SweepPlan, subset: SubsetSpec) -> int:
-    """Return how many classes a subset has, as far as is known before its data are read."""
-    return 2 if subset.class_pair else max(2, len(plan.datasets[subset.prepared.dataset].label_names))
 
 
 def _check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:

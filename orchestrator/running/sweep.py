@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -25,8 +27,11 @@ from orchestrator.results.rows import MeasureIndex, flat_trial
 from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.provenance import provenance
 from orchestrator.results.tracking.tracker import Failure, Tracker
+from orchestrator.results.weights import WeightStore
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import classify_lost_worker, may_retry
+from orchestrator.running.keeper import Keeper
+from orchestrator.running.networks import own_code
 from orchestrator.running.progress import Monitor
 from orchestrator.running.trainable import REPORT, TrialTrainable
 from search_spaces.errors import SweepError
@@ -55,7 +60,10 @@ class TrialSweep:
         monitor: Who shows it.
         measures: Stored measure records by subset id and train size.
         load: Reads the arrays of a subset, given how many training images.
+        weights_url: Where weights and checkpoints are kept, beside the results; None keeps none.
         trainable: What runs a cell; another one is for tests and benchmarks.
+        measured_only: Ids of cells whose network is trained: only measurements are missing.
+        time_limit: Seconds after which a cell counts as hung; None sets no limit.
         attempts: Attempts at each cell in this run.
         failed: Latest failure of each cell that has no result.
     """
@@ -69,7 +77,10 @@ class TrialSweep:
     monitor: Monitor
     measures: MeasureIndex
     load: Callable[[SubsetSpec, int], TrialData]
+    weights_url: str | None = None
     trainable: type[TrialTrainable] = TrialTrainable
+    measured_only: frozenset[str] = frozenset()
+    time_limit: Callable[[TrialSpec], float] | None = None
     attempts: Counter[str] = field(default_factory=Counter)
     failed: dict[str, TrialFailure] = field(default_factory=dict)
 
@@ -130,7 +141,10 @@ class TrialSweep:
         callback = _Bookkeeping(self, by_id, earlier)
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         trainable = tune.with_resources(
-            tune.with_parameters(self.trainable, arrays=references), self.resources.as_ray()
+            tune.with_parameters(
+                self.trainable, arrays=references, keeper=self._keeper, code=own_code(cells)
+            ),
+            self.resources.as_ray(),
         )
         tuner = tune.Tuner(
             trainable,
@@ -159,8 +173,16 @@ class TrialSweep:
             raise callback.fatal
         callback.account_for_the_rest()
 
+    @cached_property
+    def _keeper(self) -> Keeper | None:
+        return None if self.weights_url is None else Keeper(self.weights_url)
+
     def _cell(self, cell: TrialSpec) -> dict[str, Any]:
+        known = self.stored.trials.get(cell.trial_id)
         return {
+            # An earlier result of this very network, made from these very images, is only added to.
+            "known": known.text() if known is not None and cell.trial_id in self.measured_only else "",
+            "keep_weights": self.plan.keeps_weights(cell),
             "trial_id": cell.trial_id,
             "spec": cell.model_dump_json(),
             "data": self._data_key(cell),
@@ -178,6 +200,8 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         self._cells = cells
         self._earlier = earlier
         self._open = set(cells)
+        self._started: dict[str, float] = {}
+        self._hung: dict[str, float] = {}
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
     def __getstate__(self) -> dict[str, Any]:
@@ -203,6 +227,21 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         }
         self._sweep.tracker.start_trial(cell.trial_id, tags)
         self._sweep.monitor.trial_started(cell.trial_id)
+        self._started[cell.trial_id] = time.monotonic()
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """End the process of every trial that has been silent past its limit."""
+        if self._sweep.time_limit is None:
+            return
+        for trial in trials:
+            trial_id = trial.config["cell"]["trial_id"]
+            if trial_id not in self._open or trial_id not in self._started or trial_id in self._hung:
+                continue
+            limit = self._sweep.time_limit(self._cells[trial_id])
+            actor = trial.temporary_state.ray_actor
+            if actor is not None and time.monotonic() - self._started[trial_id] > limit:
+                self._hung[trial_id] = limit
+                ray.kill(actor)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -226,6 +265,10 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         if trial_id not in self._open or self.fatal is not None:
             return
         try:
+            if trial_id in self._hung:
+                message = f"no result after {self._hung[trial_id]:.0f} s, far beyond what was expected"
+                self._fail(trial_id, TrialFailure(kind=FailureKind.HUNG, message=message))
+                return
             dead = [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
             self._fail(
                 trial_id,
@@ -260,6 +303,8 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             result=result,
         )
         self._sweep.stored.save(record)
+        if self._sweep.weights_url is not None:
+            WeightStore(self._sweep.weights_url).forget_checkpoint(trial_id)
         self._open.discard(trial_id)
         self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
         self._sweep.monitor.trial_finished(trial_id, result.status)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
+from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.result import EpochRecord
 from tasks.trials.seeding import seeded
 from tasks.trials.step import Step, as_pixels, has_batch_norm, split_batches, stepper
@@ -63,6 +64,7 @@ def train(
     device: torch.device | str = "cpu",
     on_epoch: Callable[[EpochRecord], None] | None = None,
     micro_batch: int | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[EpochRecord]:
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch counts.
 
@@ -82,6 +84,7 @@ def train(
         on_epoch: called with the record of every finished epoch that did not diverge.
         micro_batch: images that pass the network at once; gradients of a batch's parts are added up, so that
             the step is that of the whole batch. Batch norm then sees parts. None passes whole batches.
+        checkpoints: where an earlier attempt left off, and where this one does; None for neither.
 
     Returns:
         One record per epoch. When an epoch's mean loss is NaN or infinite, its record is the last and its
@@ -97,7 +100,9 @@ def train(
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
     history: list[EpochRecord] = []
     with seeded(derive_seed("dropout", seed), device), stepper(step) as take:
-        for epoch in range(1, recipe.epochs + 1):
+        if checkpoints is not None:
+            history = checkpoints.restore(model, step.optimizer, order, device)
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
             permutation = torch.randperm(len(images), generator=order).to(device)
             for rows in split_batches(permutation, recipe.batch_size):
@@ -109,6 +114,8 @@ def train(
                 break
             if on_epoch is not None:
                 on_epoch(record)
+            if checkpoints is not None:
+                checkpoints.offer(history, model, step.optimizer, order, device)
     model.zero_grad(set_to_none=True)
     return history
 
