@@ -69,7 +69,7 @@ def plan(preset: str, /, *, place: Place = Place()) -> int:
         preset: Name of a preset, or path of a sweep file.
         place: Where everything lies.
     """
-    from orchestrator.planning.estimate import estimate
+    from orchestrator.planning.estimate import estimate, extras
     from orchestrator.planning.plan import plan_rows
     from orchestrator.planning.workspace import Workspace
 
@@ -79,6 +79,8 @@ def plan(preset: str, /, *, place: Place = Place()) -> int:
     measures, missing = _measures(workspace, state), _not_prepared(workspace)
     left = [trial for name, trial in planned.items() if name not in state.results]
     cost = estimate(left, state.measured_trials(), workspace.plan.sweep.resources.num_gpus)
+    beside = extras(workspace.plan, state.incomplete)
+    cost |= vars(beside)
 
     def show() -> None:
         stdout.print(_grid(rows))
@@ -90,6 +92,7 @@ def plan(preset: str, /, *, place: Place = Place()) -> int:
             hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
             stdout.print(f"not prepared: {item['dataset']} ({hint})")
         stdout.print(escape(cost["text"]))
+        stdout.print(beside.text)
 
     document = {
         "sweep": workspace.plan.sweep.name,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.planning.plan import SweepPlan
 from search_spaces.models import MODEL_COSTS, ModelCost
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 REFERENCE_SIDE = 224
 TRAINING_FACTOR = 3
 """A training step costs about three forward passes (forward, gradient of inputs, gradient of weights)."""
-ATTACK_FACTOR = 3
+PGD_PASSES = 5 * 20 * 3
+"""Forward passes per image and strength: restarts, steps, and a step's gradient of the pixels at two."""
 BYTES_PER_PARAMETER = 16
 """Weight, gradient and Adam's two moments in float32."""
 ASSUMED_GPU_FLOPS = 50e12
@@ -101,14 +103,78 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
     return max(MIN_LIMIT_S, HANG_FACTOR * flops(trial) / min(known, default=ASSUMED_CPU_FLOPS))
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a plan costs beside training.
+
+    Attributes:
+        num_retrained: done trials that are trained again because their weights were not kept.
+        num_measured: done trials on whose kept weights only something is measured.
+        weights_bytes: disk that kept weights will take in all.
+        attack_share: operations of attacks over those of training, over the whole grid.
+    """
+
+    num_retrained: int
+    num_measured: int
+    weights_bytes: float
+    attack_share: float
+
+    @property
+    def text(self) -> str:
+        """The costs in words."""
+        words = [f"kept weights: {self.weights_bytes / 2**30:.2g} GiB in all"]
+        words.append(f"attacks: {self.attack_share:.0%} of training")
+        if self.num_measured:
+            words.append(
+                f"{self.num_measured} trained networks are only measured, none of them trained again"
+            )
+        if self.num_retrained:
+            words.append(f"{self.num_retrained} networks are trained again: their weights were not kept")
+        return "; ".join(words)
+
+
+def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> Extras:
+    """Return what a plan costs beside training.
+
+    Args:
+        plan: The whole grid.
+        incomplete: By id of every done trial that lacks a measurement: whether its weights are kept.
+    """
+    attacks = sum(attack_flops(trial) for trial in plan.trials)
+    return Extras(
+        num_retrained=sum(not kept for kept in incomplete.values()),
+        num_measured=sum(incomplete.values()),
+        weights_bytes=sum(
+            4e6 * _cost(t.network).mega_parameters for t in plan.trials if plan.keeps_weights(t)
+        ),
+        attack_share=attacks / max(1.0, sum(flops(trial) for trial in plan.trials) - attacks),
+    )
+
+
+def attack_flops(trial: TrialSpec) -> float:
+    """Return the operations of a trial's attacks: forward passes, and gradients of the pixels at two each."""
+    network = trial.network
+    forward = 2e9 * _cost(network).giga_macs * (network.subset.prepared.image_size / REFERENCE_SIDE) ** 2
+    num_epsilons, test_size = len(trial.attacks.epsilons), network.subset.test_size
+    passes = 0.0
+    if "fgsm" in trial.attacks.methods:
+        passes += test_size * (3 + num_epsilons)
+    if "pgd" in trial.attacks.methods:
+        passes += test_size * num_epsilons * PGD_PASSES
+    if trial.robustness is not None:
+        asked = trial.robustness
+        passes += min(asked.num_images, test_size) * (3 * asked.num_steps + 2 * asked.num_bisections)
+    return forward * passes
+
+
 def flops(trial: TrialSpec) -> float:
     """Return the floating-point operations of one trial: training, evaluation and attacks."""
     network = trial.network
     scale = (network.subset.prepared.image_size / REFERENCE_SIDE) ** 2
     forward = 2e9 * _cost(network).giga_macs * scale
     training = TRAINING_FACTOR * network.recipe.epochs * network.train_size
-    attacks = ATTACK_FACTOR * len(trial.attacks.epsilons) * len(trial.attacks.methods)
-    return forward * (training + 2 * network.train_size + network.subset.test_size * (1 + attacks))
+    evaluation = 2 * network.train_size + network.subset.test_size
+    return forward * (training + evaluation) + attack_flops(trial)
 
 
 def memory_bytes(trial: TrialSpec) -> float:

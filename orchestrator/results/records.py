@@ -85,6 +85,7 @@ class TrialRecord(SealedRecord):
         attempt: Which attempt this was, from 1.
         started_at: Seconds since 1970.
         finished_at: Likewise.
+        measured_at: When more was measured on the kept network, if ever; the times above are its training's.
         provenance: What made it.
         result: What was found.
     """
@@ -104,6 +105,7 @@ class TrialRecord(SealedRecord):
     attempt: int
     started_at: float
     finished_at: float
+    measured_at: float | None = None
     provenance: Provenance = Provenance()
     result: TrialResult
 

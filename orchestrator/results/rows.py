@@ -85,7 +85,7 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
     metrics = trial_metrics(record.result, network.train_size)
     metrics[c.SHARED_GROUP_SHARE] = record.shared_group_share
     metrics[c.WALL_TIME_S] = record.finished_at - record.started_at
-    newest = record.finished_at
+    newest = max(record.finished_at, record.measured_at or 0.0)
     measure = measures.get((network.subset.subset_id, network.train_size))
     if measure is not None and measure.data_fingerprint == record.data_fingerprint:
         tags["measure_id"] = measure.measure_id

@@ -226,7 +226,7 @@ class _Run:
             measures=index_measures(state.measures.values()),
             load=self._load,
             weights_url=self.workspace.results_url,
-            measured_only=state.incomplete,
+            measured_only=frozenset(state.incomplete),
             time_limit=partial(time_limit, measured=state.measured_trials()),
         ).run(pending, _earlier_attempts(pending, state))
 

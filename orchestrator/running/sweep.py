@@ -288,6 +288,9 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
 
     def _finish(self, trial_id: str, report: CellReport, result: TrialResult) -> None:
         cell, plan = self._cells[trial_id], self._sweep.plan
+        known = self._sweep.stored.trials.get(trial_id)
+        # Seconds of epochs are never the same twice: with equal histories nothing was trained.
+        trained = known is None or known.result.history != result.history
         record = TrialRecord(
             trial_id=trial_id,
             sweep=plan.sweep.name,
@@ -297,8 +300,9 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             shared_group_share=report.shared_group_share,
             gpu_share=report.gpu_share,
             attempt=self._attempt(trial_id),
-            started_at=report.started_at,
-            finished_at=report.finished_at,
+            started_at=report.started_at if trained or known is None else known.started_at,
+            finished_at=report.finished_at if trained or known is None else known.finished_at,
+            measured_at=None if trained else report.finished_at,
             provenance=provenance(),
             result=result,
         )

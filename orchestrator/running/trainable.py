@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from functools import partial
@@ -98,7 +99,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         from tasks.trials.trial import measure_trial, run_trial
 
         keeper, trial_id = self._keeper, spec.trial_id
-        known = TrialRecord.model_validate_json(self._cell["known"]) if self._cell.get("known") else None
+        text = self._cell.get("known")
+        known = TrialRecord.model_validate(json.loads(text), strict=False) if text else None
         if keeper is not None and known is not None and known.result.weights is not None:
             try:
                 weights = keeper.read(trial_id, known.result.weights)

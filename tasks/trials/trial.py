@@ -45,7 +45,7 @@ from tasks.trials.seeding import deterministic
 from tasks.trials.training import evaluate, resident, train
 from tasks.trials.weights import load_into, to_bytes
 
-NUM_TESTED_EPOCHS = 10
+NUM_EPOCHS_LOOKED_AT = 10
 
 
 def run_trial(
@@ -238,7 +238,7 @@ class _Trial:
         checkpoints: Checkpoints | None,
     ) -> str:
         recipe = self.network.recipe
-        tested = tested_epochs(recipe.epochs)
+        tested = epochs_to_look_at(recipe.epochs)
         notes: list[dict[str, Any]] = [] if checkpoints is None else checkpoints.notes
 
         def after(record: EpochRecord) -> None:
@@ -351,13 +351,13 @@ class _Trial:
         self.timings[stage] = time.perf_counter() - start
 
 
-def tested_epochs(num_epochs: int) -> frozenset[int]:
+def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
     """Return the epochs after which the test images are passed: about ten, and never the last.
 
     The last is evaluated anyway. An epoch trains on N images, three passes each; ten passes over the test
     images in a hundred epochs cost a few hundredths of that.
     """
-    every = max(1, num_epochs // NUM_TESTED_EPOCHS)
+    every = max(1, num_epochs // NUM_EPOCHS_LOOKED_AT)
     return frozenset(range(every, num_epochs, every))
 
 
