@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.own_code import code_hash
@@ -104,37 +103,3 @@ def as_name(text: str) -> str:
     """
     name = re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_")
     return (name if name[:1].isalpha() else f"m_{name}")[:64]
-
-
-@dataclass(frozen=True)
-class ModelCost:
-    """What one image of 3 x 224 x 224 costs, for estimates only.
-
-    Attributes:
-        giga_macs: Multiply-adds of a forward pass, in 1e9.
-        mega_parameters: Parameters, in 1e6.
-        mega_activations: Activations of a forward pass, in 1e6.
-    """
-
-    giga_macs: float
-    mega_parameters: float
-    mega_activations: float
-
-
-_COSTS = {
-    "resnet18": ModelCost(1.82, 11.7, 2.5),
-    "resnet34": ModelCost(3.67, 21.8, 3.7),
-    "resnet50": ModelCost(4.11, 25.6, 11.1),
-    "vgg13": ModelCost(11.3, 133.0, 12.3),
-    "vgg16": ModelCost(15.5, 138.4, 13.6),
-    "vgg19": ModelCost(19.6, 143.7, 14.9),
-}
-MODEL_COSTS: dict[str, ModelCost] = {
-    **_COSTS,
-    **{f"timm_{name}": cost for name, cost in _COSTS.items()},
-    "resnet10t": ModelCost(1.10, 5.4, 2.4),
-    "resnet_tiny": ModelCost(0.3, 0.4, 1.0),
-    "small_cnn": ModelCost(0.6, 0.1, 3.0),
-    "small_mlp": ModelCost(0.01, 10.0, 0.01),
-}
-"""Published costs of torchvision's and timm's models; those of our small ones are orders of magnitude."""

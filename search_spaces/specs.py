@@ -8,13 +8,14 @@ Every spec is validated when it is made and refuses unknown fields. Identity is 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -35,7 +36,18 @@ ROBUSTNESS_VERSION = 1
 MEASURE_VERSION = 1
 
 
-def _two_classes(pair: tuple[int, int]) -> tuple[int, int]:
+Pair = TypeVar("Pair", tuple[int, int], tuple[int | str, int | str])
+
+
+def _class_choice(value: object) -> int | str:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("a class is its place, a number from 0, or its name as text")
+    return value
+
+
+def _two_classes(pair: Pair) -> Pair:
     if pair[0] == pair[1]:
         raise ValueError(f"a class pair needs two different classes, got {list(pair)}")
     return pair
@@ -44,6 +56,9 @@ def _two_classes(pair: tuple[int, int]) -> tuple[int, int]:
 ClassPair = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
 ]
+ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
+PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(_two_classes)]
+"""A class pair as a sweep file writes it: places (numbers from 0), or names (text)."""
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 Fault = Literal[
@@ -137,6 +152,10 @@ class DatasetSpec(Spec):
     """Binary tasks used by the presets; empty when the labels are already binary."""
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None
     """How many images of each class preparation keeps (a seeded choice of whole groups); None keeps all."""
+    label_map: tuple[tuple[str, str], ...] = ()
+    """Of your own data: pairs (label as written, class it means)."""
+    pixel_range: tuple[float, float] | None = None
+    """Of your own data: the values that are black and white; None where the format says it."""
 
 
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -373,13 +392,25 @@ class OwnSourceSpec(Spec):
     """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
+    class_names: tuple[str, ...] = ()
+    """Names of the classes by place; read from the data where class pairs are named."""
+    label_map: dict[str, str] = {}
+    """Label as written in the data -> the class it means, where several spellings mean one class."""
+    pixel_range: tuple[float, float] | None = None
+    """Values of floating-point or signed images that are black and white, where the data leave it open."""
+
+    @model_validator(mode="after")
+    def _check_pixel_range(self) -> Self:
+        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
+            raise ValueError("pixel_range must be two rising numbers, black and white")
+        return self
 
 
 class DatasetChoice(Spec):
     """A dataset of a sweep with the class pairs to use (None: the table's pairs)."""
 
     name: Name
-    class_pairs: tuple[ClassPair, ...] | None = None
+    class_pairs: tuple[PairChoice, ...] | None = None
     own: OwnSourceSpec | None = None
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_origin
 from cyclopts import Group, Parameter, Token
 
 if TYPE_CHECKING:
-    from orchestrator.running.pipeline import RunOptions
+    from orchestrator.running.options import RunOptions
 
 Number = int | float
 
@@ -113,6 +113,10 @@ class ClusterOptions:
     quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
 
 
+Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE")]
+"""Values of a sweep that hold for this run over what its file says."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
@@ -129,7 +133,7 @@ def run_options(
     place: Place, cluster: ClusterOptions, reading: ReadingOptions, raw: dict[str, Path]
 ) -> RunOptions:
     """Return what the options say about where and how to run."""
-    from orchestrator.running.pipeline import RunOptions
+    from orchestrator.running.options import RunOptions
 
     return RunOptions(
         root=place.root,

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import ArgumentCollection, Group, Parameter
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.options import Place, Positive, real
-from orchestrator.cli.printing import cell, emit, line, stderr, stdout, written
-from search_spaces.errors import ConfigError
+from orchestrator.cli.printing import cell, emit, line, stderr, stdout, text_table, written
+from search_spaces.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.planning.workspace import Workspace
-    from orchestrator.results.rows import Row
     from orchestrator.results.state import State
 
 Finite = Annotated[float, real()]
@@ -28,6 +28,7 @@ SHOWN = {
     "train_size": "N",
     "seed": "seed",
     "test_loss": "loss",
+    "test_accuracy": "accuracy",
     "d_data_mle": "d_data",
     "label_sharpness": "K_F",
 }
@@ -46,10 +47,10 @@ def results(
     """Print or write the tidy table, one row per trial.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         csv: Write it as CSV.
         parquet: Write it as Parquet.
-        from_store: Read the result files instead of MLflow.
+        from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
@@ -78,14 +79,23 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
     """Fit the scaling laws.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
-        from_store: Read the result files instead of MLflow.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.fit_tables import fit_tables
 
-    document = fit_scaling_laws(read_table(preset, place, from_store=from_store)).to_json()
-    emit(place, document, lambda: stdout.print_json(data=document))
+    fits = fit_scaling_laws(read_table(preset, place, from_store=from_store))
+
+    def show() -> None:
+        for table in fit_tables(fits):
+            if table.rows and not table.folded:
+                stdout.print(text_table(table))
+        for caveat in fits.caveats:
+            stdout.print(escape(caveat), soft_wrap=True)
+
+    emit(place, fits.to_json(), show)
     return 0
 
 
@@ -93,20 +103,21 @@ def report(preset: str, /, *, from_store: bool = False, place: Place = Place()) 
     """Write the report with its figures and print its path.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
-        from_store: Read the result files instead of MLflow.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis.reporting import report_sweep
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
 
-    workspace = Workspace.open(preset, place.root, place.storage)
+    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     state = read_state(workspace)
-    rows = None if from_store else _tracked_rows(preset, workspace, place, state)
-    path = report_sweep(workspace, rows, state)
+    path = report_sweep(workspace, state)
     if path is None:
         raise _no_results(preset, workspace, place)
+    if not from_store:
+        _compare_with_mlflow(preset, workspace, place, state)
     emit(place, {"report": str(path)}, lambda: line(str(path)))
     return 0
 
@@ -126,10 +137,11 @@ def predict(
     preset: str,
     /,
     *,
-    model: str,
+    model: str = "pooled",
     domain: Literal["natural", "medical"] | None = None,
-    d_data: Finite,
-    label_sharpness: Finite,
+    d_data: Finite | None = None,
+    label_sharpness: Finite | None = None,
+    measured: Annotated[str | None, Parameter(metavar="SOURCE")] = None,
     train_size: Annotated[Positive | None, Parameter(group=GOAL, metavar="N")] = None,
     target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
     from_store: bool = False,
@@ -138,69 +150,137 @@ def predict(
     """Print the loss to expect at a size, or the size for a loss, from a sweep's fits.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
-        model: A model of the sweep, or pooled.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        model: A model of the sweep; pooled (default) for all of them together.
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
         label_sharpness: K_F of your training set.
+        measured: Take both from a record that isweep measure --json wrote, or measure these images now.
         train_size: How many images you train on.
         target_loss: Test loss to reach.
-        from_store: Read the result files instead of MLflow.
+        from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis import predict as prediction
+    from orchestrator.analysis.formats import number
 
+    if (d_data is None or label_sharpness is None) and measured is None:
+        missing = [
+            flag
+            for flag, value in (("--d-data", d_data), ("--label-sharpness", label_sharpness))
+            if value is None
+        ]
+        raise ConfigError(
+            f"the following arguments are required: {', '.join(missing)}",
+            way_out="give them, or --measured with a folder of images or a record of isweep measure --json",
+        )
+    values = {} if measured is None else _measured_values(measured, place)
     document = prediction(
         fit_scaling_laws(read_table(preset, place, from_store=from_store)),
         model=model,
         domain=domain,
-        d_data=d_data,
-        label_sharpness=label_sharpness,
+        d_data=values["d_data"] if d_data is None else d_data,
+        label_sharpness=values["label_sharpness"] if label_sharpness is None else label_sharpness,
         train_size=train_size,
         target_loss=target_loss,
-    ).to_json()
-    emit(place, document, lambda: stdout.print_json(data=document))
+    )
+
+    def show() -> None:
+        table = Table(document.quantity.replace("_", " "), "95 % interval", "model", "domain")
+        low, high = document.interval or (None, None)
+        bounds = "none" if document.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
+        table.add_row(number(document.value) or "none", bounds, escape(model), domain or "all")
+        stdout.print(table)
+        for warning in filter(None, document.warning.split("; ")):
+            stdout.print(escape(warning), soft_wrap=True)
+
+    emit(place, document.to_json(), show)
     return 0
 
 
+def _measured_values(source: str, place: Place) -> dict[str, float]:
+    """Return d_data and K_F of a stored record, or of images that are measured now."""
+    from orchestrator.analysis.measured_values import read_record, values_of
+
+    if source.endswith(".json"):
+        record = read_record(Path(source))
+    else:
+        from orchestrator.planning.paths import RootPaths
+        from orchestrator.running.own_data import MeasureRequest, measure_source
+        from tasks.remote import InlineExecutor
+
+        record = measure_source(
+            MeasureRequest(source=source), InlineExecutor(), RootPaths.at(place.root)
+        ).to_json()
+    values = values_of(record)
+    missing = {"d_data", "label_sharpness"} - set(values)
+    if missing:
+        raise ConfigError(
+            "--measured must give both numbers",
+            f"no {' and no '.join(sorted(missing))} in {source}",
+            "measure with labels",
+        )
+    return values
+
+
 def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep from MLflow, or from the store.
+    """Return the tidy table of a sweep from its result store, compared with MLflow unless ``from_store``.
+
+    Where the store cannot be reached and MLflow can, the table is MLflow's, and that is said.
 
     Raises:
         ConfigError: when it has no row yet.
+        SetupError: when neither can be reached.
     """
     from orchestrator.analysis.reporting import results_table
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
 
-    workspace = Workspace.open(preset, place.root, place.storage)
-    state = read_state(workspace)
-    rows = None if from_store else _tracked_rows(preset, workspace, place, state)
-    table = results_table(workspace, rows, state)
+    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    try:
+        state = read_state(workspace)
+    except SetupError as error:
+        if from_store:
+            raise
+        return _mlflow_table(workspace, place, error)
+    table = results_table(workspace, state=state)
     if table.empty:
         raise _no_results(preset, workspace, place)
+    if not from_store:
+        _compare_with_mlflow(preset, workspace, place, state)
     return table
 
 
-def _tracked_rows(preset: str, workspace: Workspace, place: Place, state: State) -> list[Row]:
-    from orchestrator.results.tracking.choice import mlflow_uri
-    from orchestrator.results.tracking.mlflow import connect, read_rows
+def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.DataFrame:
+    from orchestrator.analysis.reporting import results_table
+    from orchestrator.results.tracking.choice import tracked_rows
 
-    uri = mlflow_uri(workspace, place.mlflow_uri)
-    file = Path(uri.removeprefix("sqlite:///"))
-    # MLflow would make the file, and the reader is only asking.
-    absent = uri.startswith("sqlite:///") and not file.exists()
-    rows = [] if absent else read_rows(connect(uri), workspace.plan.sweep.name)
-    missing = len(set(state.results) - {row["trial_id"] for row in rows})
-    if missing:
-        stderr.print(
-            f"MLflow lacks {missing} results that the store has: send them with "
-            f"`{place.hint('reconcile', preset)}`, or read the store with --from-store",
-            markup=False,
-            soft_wrap=True,
-        )
-    return rows
+    table = results_table(workspace, tracked_rows(workspace, place.mlflow_uri, None))
+    if table.empty:
+        raise why
+    _say(f"These numbers are MLflow's, and nothing vouches for them: the result store cannot be read ({why})")
+    return table
+
+
+def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state: State) -> None:
+    """Say where MLflow shows something else than the store; the store's numbers are used either way."""
+    from orchestrator.results.store import ResultStore
+    from orchestrator.results.tracking.choice import tracked_rows
+    from orchestrator.results.tracking.comparison import compare
+
+    try:
+        storage = ResultStore(workspace.results_url).identity()
+        tracked = tracked_rows(workspace, place.mlflow_uri, storage)
+    except SetupError as error:
+        _say(f"Not compared with MLflow: {error} The numbers are the result store's.")
+        return
+    for sentence in compare(state.rows(), tracked).sentences(place.hint("reconcile", preset)):
+        _say(sentence)
+
+
+def _say(text: str) -> None:
+    stderr.print(text, markup=False, soft_wrap=True)
 
 
 def _no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:

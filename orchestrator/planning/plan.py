@@ -20,6 +20,7 @@ from search_spaces.specs import (
     DatasetSpec,
     MeasureSpec,
     ModelSpec,
+    PairChoice,
     PreparedSpec,
     RepresentationSpec,
     SubsetSpec,
@@ -168,12 +169,11 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
     )
     pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
     if choice.class_pairs is not None:
-        pairs = choice.class_pairs or (None,)
+        pairs = tuple(_places(pair, dataset) for pair in choice.class_pairs) or (None,)
     elif "redrawn_class_pairs" in sweep.all_faults:
         # One pair per cell instead of the table's five; which one follows in _redrawn.
         pairs = pairs[:1]
-    for pair in pairs:
-        _check_pair(pair, dataset)
+    _check_pairs(pairs, dataset)
     return [
         SubsetSpec(prepared=prepared, class_pair=pair, test_size=sweep.test_size, split_seed=sweep.split_seed)
         for pair in pairs
@@ -212,11 +212,25 @@ def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpe
     )
 
 
-def _check_pair(pair: ClassPair | None, dataset: DatasetSpec) -> None:
+def _places(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
+    """Return the places of a pair's classes; text is a name, a number a place."""
+    unknown = [name for name in pair if isinstance(name, str) and name not in dataset.label_names]
+    if unknown:
+        raise unknown_name(f"class of {dataset.name}", unknown[0], dataset.label_names)
+    first, second = (dataset.label_names.index(name) if isinstance(name, str) else name for name in pair)
+    return first, second
+
+
+def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> None:
     num_classes = len(dataset.label_names)
-    if pair is not None and num_classes and max(pair) >= num_classes:
-        raise ConfigError(
-            f"datasets.{dataset.name}.class_pairs must name classes of the dataset",
-            f"{list(pair)}, but classes are 0 to {num_classes - 1}",
-            f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
-        )
+    where = f"datasets.{dataset.name}.class_pairs"
+    named = [pair for pair in pairs if pair is not None]
+    for pair in named:
+        if num_classes and max(pair) >= num_classes:
+            raise ConfigError(
+                f"{where} must name classes of the dataset",
+                f"{list(pair)}, but classes are 0 to {num_classes - 1}",
+                f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
+            )
+        if pair[0] == pair[1] or named.count(pair) > 1:
+            raise ConfigError(f"{where} must name different classes, and each pair once", str(list(pair)))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
-from orchestrator.results.rows import FlatRun, flat_measure, flat_trial, index_measures
+from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
 from orchestrator.results.store import ResultStore, Unreadable
+from orchestrator.results.tracking.tracker import Failure
 from search_spaces.specs import MeasureSpec
 from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialStatus
@@ -23,7 +24,7 @@ class CellStatus(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     STALE = "stale"
-    """It has a result, made from other data than are prepared now."""
+    """It has a result, made from other data than are prepared now or from other choices under the same id."""
     PENDING = "pending"
 
 
@@ -82,7 +83,8 @@ class State:
         measures: Stored measures of the plan made from the data prepared now, by measure id.
         failures: Latest failures of planned trials that have no result, by id.
         running: Ids that a live driver works on now.
-        stale: Planned trials whose result was made from other data than are prepared now.
+        stale: Planned trials whose result was made from other data than are prepared now, or from other
+            choices under the same id.
         incomplete: Planned trials whose result lacks a measurement that is asked for now, and whether their
             weights are kept: then it is measured on them, else the network is trained again.
         foreign: Results of trials that are not in the plan (kept, not used).
@@ -108,11 +110,26 @@ class State:
             return CellStatus.FAILED
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
-    def flat_runs(self) -> list[FlatRun]:
-        """Return all planned results as flat runs: what a tracker should show."""
+    def flat_runs(self) -> Iterator[FlatRun]:
+        """Yield what a tracker should show: all planned results, measures first."""
         index = index_measures(self.measures.values())
-        trials = [flat_trial(record, index) for record in self.results.values()]
-        return [flat_measure(record) for record in self.measures.values()] + trials
+        yield from (flat_measure(record) for record in self.measures.values())
+        yield from (flat_trial(record, index) for record in self.results.values())
+
+    def rows(self) -> list[Row]:
+        """Return the rows of all planned results, ordered by trial id."""
+        return rows_of(self.results.values(), self.measures.values())
+
+    def told_failures(self) -> list[Failure]:
+        """Return what a tracker should know of cells that have no result."""
+        return [
+            Failure(record.trial_id, record.failure.kind, record.failure.message, record.attempt)
+            for record in self.failures.values()
+        ]
+
+    def failure_rows(self) -> list[dict[str, str]]:
+        """Return the failures as the command line and the report print them, ordered by trial id."""
+        return [record.row() for _, record in sorted(self.failures.items())]
 
     def measured_trials(self) -> list[MeasuredTrial]:
         """Return what done trials cost; diverged ones stopped at an unknown epoch, so they tell nothing."""
@@ -175,4 +192,9 @@ def _is_stale(
 ) -> bool:
     subset = spec.network.subset if isinstance(spec, TrialSpec) else spec.subset
     dataset = workspace.prepared.get(subset.prepared.prepared_id)
-    return dataset is not None and dataset.fingerprint != record.data_fingerprint
+    if dataset is not None and dataset.fingerprint != record.data_fingerprint:
+        return True
+    # An id leaves out what has its default: one that changed under the same version must not go unseen.
+    return (spec.network if isinstance(spec, TrialSpec) else spec) != (
+        record.spec.network if isinstance(record, TrialRecord) else record.spec
+    )

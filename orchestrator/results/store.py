@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import logging
 import posixpath
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import fsspec
@@ -27,6 +29,8 @@ from tasks.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=SealedRecord)
+
+IDENTITY_FILE = "store.json"
 
 
 @dataclass
@@ -81,7 +85,7 @@ class ResultStore:
         scan: Scan[R] = Scan()
         for record_id, path in self._files(kind.folder, kind.file):
             try:
-                scan.records[record_id] = self._read(path, kind)
+                scan.records[record_id] = self._read(path, kind, record_id)
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 scan.unreadable.append(Unreadable(path, error.value))
@@ -94,7 +98,38 @@ class ResultStore:
             CorruptStoreError: when the file is there but cannot be believed.
         """
         path = self._path(kind.folder, record_id, kind.file)
-        return self._read(path, kind) if self._fs.exists(path) else None
+        return self._read(path, kind, record_id) if self._fs.exists(path) else None
+
+    @property
+    def lock(self) -> Path | None:
+        """File that the one driver of a store holds; None for an object store, which has no locks."""
+        return Path(self._base) / "driver.lock" if self._local else None
+
+    def identity(self) -> str | None:
+        """Return what tells this store from every other one, wherever it is moved; None before a run."""
+        path = self._path(IDENTITY_FILE)
+        try:
+            found = json.loads(self._fs.cat_file(path)) if self._fs.exists(path) else {}
+            return str(found["store_id"]) if found else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CorruptStoreError(
+                "The result store's own id must be whole",
+                f"{path}: {error}",
+                "delete the file: the next run makes a new one, and MLflow gets the runs again under it",
+            ) from None
+
+    def own_identity(self) -> str:
+        """Return :meth:`identity`, made where there is none yet.
+
+        Raises:
+            CorruptStoreError: when it cannot be read.
+            SetupError: when it cannot be written.
+        """
+        found = self.identity()
+        if found is None:
+            found = secrets.token_hex(8)
+            self._put(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
+        return found
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._base, *parts)
@@ -102,12 +137,20 @@ class ResultStore:
     def _files(self, kind: str, name: str) -> Iterator[tuple[str, str]]:
         folder = self._path(kind)
         self._fs.invalidate_cache()
-        if not self._fs.isdir(folder):
+        try:
+            paths = sorted(self._fs.glob(posixpath.join(folder, "*", name)))
+        except FileNotFoundError:
             return
-        for path in sorted(self._fs.glob(posixpath.join(folder, "*", name))):
+        except OSError as error:
+            raise SetupError(
+                "The result store must be readable",
+                f"{folder}: {error.strerror or error}",
+                "mend the permissions or the connection, then run the same command again",
+            ) from error
+        for path in paths:
             yield posixpath.basename(posixpath.dirname(path)), path
 
-    def _read(self, path: str, kind: type[R]) -> R:
+    def _read(self, path: str, kind: type[R], record_id: str) -> R:
         def broken(reason: str) -> CorruptStoreError:
             way_out = "run the sweep again: this cell is done anew and the file replaced"
             return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", way_out)
@@ -116,24 +159,31 @@ class ResultStore:
             sealed = json.loads(self._fs.cat_file(path))
             record, seal = sealed["record"], sealed["sha256"]
             intact = seal == fingerprint(record)
-        except (ValueError, KeyError, TypeError):
+        except OSError as error:
+            raise broken(error.strerror or type(error).__name__) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise broken("truncated or not a sealed record") from None
         if not intact:
             raise broken("checksum does not match its content")
-        if "schema_version" in sealed:  # version 1 kept it beside the record
-            record = {"schema_version": sealed["schema_version"], **record}
         try:
-            return kind.model_validate(record, strict=False)
+            if "schema_version" in sealed:  # version 1 kept it beside the record
+                record = {"schema_version": sealed["schema_version"], **record}
+            found = kind.model_validate(record, strict=False)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-        except (SweepError, KeyError, TypeError) as error:
+        except (SweepError, KeyError, TypeError, AttributeError) as error:
             raise broken(f"not a record of this kind: {error}") from None
+        if found.record_id != record_id:
+            raise broken(f"the record of another cell, {found.record_id}")
+        return found
 
     def _write(self, path: str, record: dict[str, Any]) -> None:
         sealed = {"sha256": fingerprint(record), "record": record}
-        data = json.dumps(sealed, indent=1, allow_nan=False).encode()
+        self._put(path, json.dumps(sealed, indent=1, allow_nan=False).encode())
+
+    def _put(self, path: str, data: bytes) -> None:
         try:
             if self._local:
                 write_atomic(path, data)

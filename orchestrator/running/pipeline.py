@@ -2,63 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from orchestrator.analysis.reporting import report_sweep
-from orchestrator.planning.estimate import time_limit
+from orchestrator.planning.extras import time_limit
+from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.records import FailureRecord
-from orchestrator.results.rows import Row, flat_measure, index_measures
+from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import Cluster, Device, connect, trial_resources
-from orchestrator.running.lock import exclusive
+from orchestrator.running.cluster import Cluster, Resources, connect, trial_resources
+from orchestrator.running.lock import locked
 from orchestrator.running.networks import check_models
-from orchestrator.running.progress import Monitor, Progress
+from orchestrator.running.options import RunOptions
+from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
+from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
-from search_spaces.errors import DataError, SetupError, SweepError, collect, unknown_name
-from search_spaces.specs import PreparedSpec, SubsetSpec
+from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where and how to run; nothing here can change a result.
-
-    Attributes:
-        root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        storage: fsspec URL of the result store; None keeps it below the root.
-        address: Running Ray cluster; None starts a private one.
-        num_cpus: CPUs of the private cluster.
-        device: See :func:`orchestrator.running.cluster.trial_resources`.
-        dashboard: Whether the private cluster serves its dashboard.
-        mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
-        tracking: False keeps MLflow out of it; the store still has everything.
-        raw: Folders of raw downloads by dataset, for datasets that are not prepared yet.
-        max_skipped_share: Largest share of a dataset's files that may be unusable.
-    """
-
-    root: str | None = None
-    storage: str | None = None
-    address: str | None = None
-    num_cpus: int | None = None
-    device: Device = "auto"
-    dashboard: bool = True
-    mlflow_uri: str | None = None
-    tracking: bool = True
-    raw: dict[str, Path] = field(default_factory=dict)
-    max_skipped_share: float = 0.001
+from tasks.remote import Executor
 
 
 @dataclass(frozen=True)
@@ -80,31 +49,40 @@ class RunSummary:
 
 
 def run_sweep(
-    preset: str, options: RunOptions | None = None, *, progress: Progress | None = None
+    source: SweepSource,
+    options: RunOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    changes: Mapping[str, object] | None = None,
 ) -> RunSummary:
     """Do what is left of a sweep, then fit and report; calling it again resumes, extends or repairs.
 
     Args:
-        preset: A preset's name or a sweep file's path.
+        source: A preset's name, a sweep file's path or content, or the name of a sweep of the root.
         options: Where and how.
         progress: Shows what happens; None shows nothing.
+        changes: Values by dotted key that hold over what the sweep says.
 
     Raises:
         SweepError: for a user's mistake or an unusable environment; whatever finished is kept.
         KeyboardInterrupt: on Ctrl-C, after tracked runs were closed; whatever finished is kept.
     """
     options = options or RunOptions()
-    workspace = Workspace.open(preset, options.root, options.storage)
+    workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     workspace.paths.make()
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
-        stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
+        stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
+        workspace.record()
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
-        with open_tracker(workspace, stored, options.mlflow_uri, tracking=options.tracking) as tracker:
-            return _Run(workspace, options, stored, tracker, progress, stack).all_stages()
+        with open_tracker(
+            workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
+        ) as tracker:
+            summary = _Run(workspace, options, stored, tracker, progress, stack).all_stages()
+        return replace(summary, num_behind=tracker.num_behind)
 
 
 @dataclass
@@ -119,7 +97,7 @@ class _Run:
     def all_stages(self) -> RunSummary:
         check_models(self.workspace.plan, self.stored.trials)
         self._prepare()
-        self._check_subsets()
+        check_subsets(self.workspace)
         self._measure()
         self._train()
         return self._report()
@@ -140,7 +118,7 @@ class _Run:
         return cluster
 
     @cached_property
-    def executor(self) -> Any:
+    def executor(self) -> Executor:
         """Runs tasks on the cluster."""
         from tasks.remote import RayExecutor
 
@@ -148,7 +126,7 @@ class _Run:
         return RayExecutor()
 
     @cached_property
-    def file_executor(self) -> Any:
+    def file_executor(self) -> Executor:
         """Runs tasks that read and write files: raw downloads and prepared data lie on the driver's node."""
         from tasks.remote import RayExecutor
 
@@ -158,7 +136,7 @@ class _Run:
         from tasks.remote import InlineExecutor
 
         workspace = self.workspace
-        _check_raw_names(workspace, self.options.raw)
+        check_raw_names(workspace, self.options.raw)
         # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
         shutil.rmtree(workspace.paths.tune, ignore_errors=True)
         missing = [s for s in workspace.plan.prepared if s.prepared_id not in workspace.prepared]
@@ -170,21 +148,6 @@ class _Run:
         if missing:
             prepare_missing(workspace, missing, self.options, self.file_executor, self.monitor)
             workspace.look_again()
-
-    def _check_subsets(self) -> None:
-        """Find every subset that the data cannot give before anything is trained."""
-        from tasks.prepared.subsets import make_subset
-
-        problems: list[SweepError] = []
-        for measure in self.workspace.plan.measures:
-            data = self.workspace.prepared[measure.subset.prepared.prepared_id]
-            size = max(measure.train_sizes)
-            try:
-                _check_class_numbers(measure.subset, data.label_names)
-                make_subset(data.labels, data.groups, measure.subset, data.splits, max_train_size=size)
-            except SweepError as error:
-                problems.append(error)
-        collect(problems, DataError)
 
     def _state(self) -> State:
         """What is done by now: the store was read at the start and is written by this run alone."""
@@ -233,8 +196,10 @@ class _Run:
     def _report(self) -> RunSummary:
         self.monitor.stage("report")
         state = self._state()
-        failures = failure_rows(state.failures)
-        written = report_sweep(self.workspace, self._tracked_rows(state), state)
+        # Trials done earlier take the numbers of measures done now.
+        self.tracker.reconcile(state.flat_runs(), state.told_failures(), wait=False)
+        written = report_sweep(self.workspace, state)
+        failures = state.failure_rows()
         if written is not None:
             counts = {"done": len(state.results), "failed": len(failures)}
             self.tracker.add_report(written.parent, counts)
@@ -246,86 +211,11 @@ class _Run:
             pending=num_planned - len(state.results) - len(failures),
             failures=failures,
             report=written,
-            num_behind=self.tracker.num_behind,
         )
-
-    def _tracked_rows(self, state: State) -> list[Row] | None:
-        """Rows from MLflow, or None where it is not used or does not answer: the store has them too."""
-        if not self.options.tracking:
-            return None
-        try:
-            # Trials done earlier take the numbers of measures done now.
-            self.tracker.reconcile(state.flat_runs())
-            return self.tracker.rows()
-        except SetupError as error:
-            self.monitor.note(f"{error} The report is made from the result store.")
-            return None
 
     def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]
         return load_subset(data, subset, max_train_size=train_size)
-
-
-def prepare_missing(
-    workspace: Workspace, missing: list[PreparedSpec], options: RunOptions, executor: Any, monitor: Monitor
-) -> None:
-    """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
-
-    Raises:
-        DataError: naming every dataset that could not be prepared and what to do.
-    """
-    from tasks.preparation.prepare import prepare_dataset
-
-    problems: list[SweepError] = []
-    own = {choice.name: choice.own for choice in workspace.plan.sweep.datasets if choice.own}
-    for spec in missing:
-        monitor.stage("prepare", spec.dataset)
-        folder = options.raw.get(spec.dataset)
-        if folder is None and spec.dataset in own:
-            folder = Path(own[spec.dataset].path)
-        try:
-            prepare_dataset(
-                spec,
-                workspace.plan.datasets[spec.dataset],
-                raw=folder,
-                destination=workspace.paths.prepared(spec),
-                executor=executor,
-                max_skipped_share=options.max_skipped_share,
-                on_progress=_progress(monitor, spec.dataset),
-            )
-        except SweepError as error:
-            problems.append(error)
-    collect(problems, DataError)
-
-
-def _check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:
-    for name in raw:
-        if name not in workspace.plan.datasets:
-            raise unknown_name("dataset of this sweep", name, workspace.plan.datasets)
-
-
-def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
-    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places."""
-    if subset.class_pair is None or names == tuple(map(str, range(len(names)))):
-        return
-    if all(name.lstrip("-").isdigit() for name in names):
-        raise DataError(
-            "class_pairs number classes by place, from 0, and these classes have other numbers as names",
-            f"{subset.prepared.dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
-            "rename the classes so that nobody can mistake one for the other",
-        )
-
-
-def failure_rows(failures: dict[str, FailureRecord]) -> list[dict[str, str]]:
-    """Return failures as the command line prints them."""
-    return [record.row() for _, record in sorted(failures.items())]
-
-
-def _progress(monitor: Monitor, name: str) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        monitor.advance(f"{name} {done:,}/{total:,} items")
-
-    return show
 
 
 def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
@@ -337,7 +227,7 @@ def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> Non
         progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
 
 
-def _slots(resources: Any, cluster: Cluster) -> int:
+def _slots(resources: Resources, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))

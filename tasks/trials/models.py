@@ -76,8 +76,10 @@ def build_model(
         network = _BUILDERS[spec.library](spec, shape)
     model = PixelModel(network, input_scale)
     _check_forward(spec, model, shape)
-    # The layout that convolutions are fastest with, on a CPU and on a GPU.
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    for parameter in model.parameters():
+        if parameter.dim() == 4:  # the layout that convolutions are fastest with, on a CPU and on a GPU
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def num_parameters(model: nn.Module) -> int:

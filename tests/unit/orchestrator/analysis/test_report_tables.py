@@ -7,12 +7,8 @@ import pytest
 
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import ConfigError
-from search_spaces.models import MODEL_COSTS, MODELS, PAPER_MODELS, model_spec
+from search_spaces.models import MODELS, PAPER_MODELS, model_spec
 from search_spaces.recipes import RECIPES, recipe_spec
-
-
-def test_every_model_has_a_cost():
-    assert set(MODEL_COSTS) == set(MODELS)
 
 
 def test_the_papers_models_are_torchvisions():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from orchestrator.analysis import fit_scaling_laws, published_table
 from orchestrator.analysis.claims import adjust
@@ -186,6 +187,18 @@ def test_claims_are_adjusted_by_holm_and_the_rest_is_called_exploratory(publishe
     assert [found[key].established for key in p] == [True, True, False]
     assert "Everything else in this report is exploratory." in family(published)
     assert family(published).startswith("0 of 5 headline questions")
+
+
+def test_adjusted_claims_are_those_of_statsmodels():
+    random = np.random.default_rng(0)
+    for size in (1, 2, 5, 9):
+        p = {
+            str(i): float(value) for i, value in enumerate(random.choice([0.001, 0.01, 0.02, 0.4, 1.0], size))
+        }
+        claims = adjust(p)
+        assert [claim.key for claim in claims] == list(p)
+        expected = multipletests(list(p.values()), method="holm")[1]
+        assert [claim.adjusted_p for claim in claims] == pytest.approx(list(expected))
 
 
 def test_the_law_is_an_upper_bound_and_only_a_slower_fall_contradicts_it():

@@ -2,9 +2,11 @@
 
 import pytest
 
-from orchestrator.planning.estimate import estimate, flops
+from orchestrator.planning.cards import CARDS
+from orchestrator.planning.estimate import estimate, on_cards
+from orchestrator.planning.packing import cost_of, flops, need_of
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.sweep_file import parse_sweep
+from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from orchestrator.results.state import State
 from tests.unit.orchestrator.results.examples import trial_record, trial_result
 
@@ -36,7 +38,7 @@ def cost(trials, *records):
     done = {
         f"{i}": record(trial, **given) for i, (trial, given) in enumerate(zip(trials, records, strict=False))
     }
-    return estimate(trials[len(done) :], State(results=done).measured_trials(), share=0.25)
+    return estimate(trials[len(done) :], State(results=done).measured_trials())
 
 
 def test_core_hours_count_every_thread_of_a_trial(trials):
@@ -60,4 +62,39 @@ def test_diverged_trials_tell_no_rate(trials):
 
 def test_without_measured_trials_the_rate_is_assumed(trials):
     total = sum(flops(trial) for trial in trials)
-    assert cost(trials)["cpu_core_hours"] == pytest.approx(total / 30e9 / 3600)
+    assert cost(trials)["cpu_core_hours"] == pytest.approx(total / 100e9 / 3600)
+
+
+def test_training_is_counted_from_the_network_itself(trials):
+    network = trials[0].network
+    cost = cost_of(network)
+    steps = network.recipe.epochs * network.train_size
+    assert flops(trials[0]) > 2.5 * cost.forward_flops * steps
+    longer = network.recipe.model_copy(update={"epochs": 2 * network.recipe.epochs})
+    twice = trials[0].model_copy(update={"network": network.model_copy(update={"recipe": longer})})
+    added = flops(twice) - flops(trials[0])
+    assert added == pytest.approx(steps * cost.step.flops / network.recipe.batch_size)
+
+
+def test_a_plan_for_more_cards_is_shorter_and_never_below_its_bound(trials):
+    one, two = (on_cards(trials, CARDS["h100"], number) for number in (1, 2))
+    assert two["hours"] <= one["hours"]
+    for found in (one, two):
+        assert found["hours"] >= found["lower_bound_hours"] > 0
+        assert found["dollars"] == pytest.approx(found["hours"] * found["num_cards"] * CARDS["h100"].price)
+    assert set(one["shares"]) == {"small_cnn"}
+
+
+def test_shares_of_a_card_never_add_up_to_more_than_the_card(trials):
+    need = need_of(trials[0], CARDS["a100"])
+    together = int(1 / need.share + 1e-9)
+    assert together * need.memory_bytes <= CARDS["a100"].memory_gib * 2**30
+
+
+def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run():
+    """Traffic and arithmetic alone take 4.5 h; a roofline of one trial at a time in eager mode says 17 h."""
+    plan = plan_sweep(load_sweep("paper"))
+    found = on_cards(plan.trials, CARDS["h100"], 1)
+    assert 4.5 < found["hours"] < 17
+    many = on_cards(plan.trials, CARDS["h100"], 64)
+    assert many["hours"] <= 1.05 * many["lower_bound_hours"]

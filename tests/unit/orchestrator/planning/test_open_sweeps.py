@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from orchestrator.analysis.recipes import split_by_recipe
-from orchestrator.planning.estimate import extras
+from orchestrator.planning.extras import extras
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError

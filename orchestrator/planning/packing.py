@@ -1,0 +1,112 @@
+"""What each trial needs of a card: how long it takes there, how much of it, and in which order trials go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.planning.cards import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, Card, memory_bytes, pass_time
+from orchestrator.planning.simulate import Job
+from search_spaces.trials import NetworkSpec, TrialSpec
+
+if TYPE_CHECKING:
+    from tasks.trials.costs import NetworkCost
+
+TRIAL_SECONDS = 3.0
+"""Building, copying, d_repr on the CPU and storing, per trial beside the card's work: assumed."""
+MEMORY_MARGIN = 1.15
+"""Shares are this much larger than predicted memory: a trial that asks too little ends out of memory."""
+BUSY_ENOUGH = 0.95
+"""A card this busy gains nothing from another trial. That trials beside each other fill each other's gaps is
+assumed: it holds for processes under MPS, and is not measured yet for time slices."""
+SHARE_STEP = 100
+"""Shares are multiples of a hundredth of a card."""
+
+
+@dataclass(frozen=True)
+class CardNeed:
+    """What a trial needs of one kind of card.
+
+    Attributes:
+        seconds: on its share of a card.
+        share: of the card: as many trials go on one as keep it busy together, fewer where memory is short.
+        memory_bytes: predicted peak.
+    """
+
+    seconds: float
+    share: float
+    memory_bytes: float
+
+
+def cost_of(network: NetworkSpec) -> NetworkCost:
+    """Return the costs of a network in its recipe, walked once for recipes that cost the same."""
+    from tasks.trials.costs import network_cost
+
+    prepared = network.subset.prepared
+    recipe = network.recipe.model_copy(
+        update={"name": "cost", "learning_rate": 1e-3, "weight_decay": 0.0, "epochs": 1, "input_scale": 1.0}
+    )
+    return network_cost(
+        network.model, recipe, channels=prepared.channels, image_size=prepared.image_size, attack_batch=None
+    )
+
+
+def flops(trial: TrialSpec) -> float:
+    """Return the floating-point operations of one trial: training, evaluation and attacks."""
+    network, cost = trial.network, cost_of(trial.network)
+    training = network.recipe.epochs * network.train_size * cost.step.flops / network.recipe.batch_size
+    attacked = len(trial.attacks.epsilons) * len(trial.attacks.methods)
+    passes = network.train_size + network.subset.test_size * attacked
+    return training + passes * cost.forward_flops + network.subset.test_size * 2 * cost.forward_flops
+
+
+def array_bytes(network: NetworkSpec) -> int:
+    """Return the bytes of a trial's images, one each."""
+    prepared = network.subset.prepared
+    pixels = prepared.channels * prepared.image_size**2
+    return (network.train_size + network.subset.test_size) * pixels
+
+
+def peak_bytes(network: NetworkSpec) -> float:
+    """Predict the most memory that a trial holds on a card, over training, evaluation and attacks."""
+    cost = cost_of(network)
+    parts = (cost.step, cost.evaluation, cost.attack)
+    return array_bytes(network) + max(memory_bytes(part) for part in parts)
+
+
+def need_of(trial: TrialSpec, card: Card) -> CardNeed:
+    """Predict what ``trial`` needs of ``card``."""
+    network, cost = trial.network, cost_of(trial.network)
+    recipe, size, num_test = network.recipe, network.train_size, network.subset.test_size
+    # Networks with batch norm are trained by captured graphs, see tasks.trials.step.
+    normed = any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
+    interval = GRAPH_INTERVAL_S if normed else EAGER_INTERVAL_S
+    step = pass_time(cost.step, card, interval=interval, half=recipe.precision != "float32")
+    evaluation = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False)
+    attack = pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False)
+    num_steps = recipe.epochs * math.ceil(size / recipe.batch_size)
+    attacked = num_test * len(trial.attacks.epsilons) * len(trial.attacks.methods)
+    num_evaluations = (size + attacked) / cost.evaluation_batch
+    num_attacks = num_test / cost.attack_batch
+    passes = ((num_steps, step), (num_evaluations, evaluation), (num_attacks, attack))
+    alone = TRIAL_SECONDS + sum(number * part.seconds for number, part in passes)
+    busy = sum(number * part.busy for number, part in passes) / alone
+    memory = peak_bytes(network)
+    return CardNeed(*_shared(alone, busy, memory, card), memory)
+
+
+def _shared(alone: float, busy: float, memory: float, card: Card) -> tuple[float, float]:
+    """Return the share, with the seconds on it before, of a trial that takes ``alone`` on a whole card."""
+    together = max(1, math.ceil(BUSY_ENOUGH / busy))
+    work = math.floor(SHARE_STEP / together) / SHARE_STEP  # down: a third is 0.33, three of which fit
+    room = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / (card.memory_gib * 2**30)) / SHARE_STEP
+    share = min(1.0, max(work, room, 1 / SHARE_STEP))
+    return alone * max(1.0, busy / share), share
+
+
+def jobs_on(trials: Iterable[TrialSpec], card: Card) -> list[Job]:
+    """Return trials as jobs for a replay on cards of this kind."""
+    needs = [(trial.trial_id, need_of(trial, card)) for trial in trials]
+    return [Job(trial_id, need.seconds, need.share) for trial_id, need in needs]

@@ -1,0 +1,268 @@
+"""What a network costs, read off the network itself: a walk over one pass with tensors that hold no data.
+
+PyTorch's fake tensors know shapes, types and lifetimes, so a laptop without a GPU finds out how many kernels
+a training step has, how much each computes and moves, and how much memory is alive at once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from search_spaces.specs import ModelSpec, RecipeSpec
+from tasks.trials.models import build_model
+from tasks.trials.step import Step
+
+ALLOCATION_BYTES = 512
+"""CUDA's caching allocator rounds every block up to a multiple of this."""
+_SHAPE_ONLY = {
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "detach",
+    "slice",
+    "alias",
+    "as_strided",
+} | {"select", "split", "unsqueeze", "squeeze", "empty", "empty_like", "empty_strided"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operation of a pass.
+
+    Attributes:
+        name: PyTorch's name of it.
+        flops: floating-point operations of a convolution or matrix product; 0 for all others.
+        num_bytes: read and written once each.
+    """
+
+    name: str
+    flops: float
+    num_bytes: float
+
+    @property
+    def num_launches(self) -> int:
+        """How many kernels a GPU starts for it: a convolution's gradients of input and weight are two."""
+        return 2 if self.name == "convolution_backward" else 1
+
+    @property
+    def streams(self) -> bool:
+        """Whether it reads and writes long arrays in order, as an optimiser does with weights."""
+        return self.name.startswith(("_fused_adam", "_to_copy", "mm", "addmm"))
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """What one pass costs.
+
+    Attributes:
+        kernels: its operations in order.
+        peak_bytes: most memory alive at once, in tensors: weights, gradients, moments and activations.
+        workspace_bytes: input and output of the largest convolution: libraries' scratch grows with it.
+    """
+
+    kernels: tuple[Kernel, ...]
+    peak_bytes: int
+    workspace_bytes: int
+
+    @property
+    def flops(self) -> float:
+        """Operations of all convolutions and matrix products."""
+        return sum(kernel.flops for kernel in self.kernels)
+
+    @property
+    def num_bytes(self) -> float:
+        """Bytes moved by all kernels."""
+        return sum(kernel.num_bytes for kernel in self.kernels)
+
+    @property
+    def num_launches(self) -> int:
+        """Kernels that a GPU starts."""
+        return sum(kernel.num_launches for kernel in self.kernels)
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one network costs in one recipe.
+
+    Attributes:
+        num_parameters: trainable parameters.
+        num_activations: numbers that the layers give out for one image.
+        forward_flops: of one image, multiply-adds counted twice.
+        step: one training step on a whole batch.
+        evaluation: one forward pass of ``evaluation_batch`` images in float32.
+        attack: forward and back to the pixels, ``attack_batch`` images in float32.
+    """
+
+    num_parameters: int
+    num_activations: int
+    forward_flops: float
+    step: PassCost
+    evaluation: PassCost
+    attack: PassCost
+    evaluation_batch: int
+    attack_batch: int
+
+
+@lru_cache(maxsize=256)
+def network_cost(
+    model: ModelSpec,
+    recipe: RecipeSpec,
+    *,
+    channels: int,
+    image_size: int,
+    num_outputs: int = 2,
+    evaluation_batch: int = 64,
+    attack_batch: int | None = None,
+) -> NetworkCost:
+    """Walk over one training step, one evaluation pass and one attack pass of a network.
+
+    Args:
+        model: which network.
+        recipe: optimiser, batch size, precision.
+        channels: of the images.
+        image_size: height and width of the images.
+        num_outputs: logits, where the recipe names none.
+        evaluation_batch: images per evaluation pass.
+        attack_batch: images per attack pass; None takes :func:`attack_batch_size`.
+
+    Raises:
+        ConfigError: for a network that cannot be built so.
+    """
+    attack_batch = attack_batch or attack_batch_size(recipe)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = build_model(
+            model,
+            num_outputs=recipe.num_outputs or num_outputs,
+            in_channels=channels,
+            input_scale=recipe.input_scale,
+            dropout=recipe.dropout,
+            seed=0,
+            image_size=image_size,
+        )
+        shape = (channels, image_size, image_size)
+        evaluation, one = (_forward(network, size, shape) for size in (evaluation_batch, 1))
+        attack = _attack(network, attack_batch, shape)
+        step = _step(network, recipe, shape)
+        num_parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return NetworkCost(
+        num_parameters=num_parameters,
+        num_activations=one.num_outputs,
+        forward_flops=one.cost().flops,
+        step=step.cost(),
+        evaluation=evaluation.cost(),
+        attack=attack.cost(),
+        evaluation_batch=evaluation_batch,
+        attack_batch=attack_batch,
+    )
+
+
+def attack_batch_size(recipe: RecipeSpec) -> int:
+    """Return how many images are attacked at once: as many as need no more memory than training did.
+
+    An attack keeps float32 activations, twice the bytes of training's bfloat16; hence half its batch.
+    """
+    return max(8, recipe.batch_size // 2)
+
+
+class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes
+    """Counts operations, bytes and living memory of the passes made within it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kernels: list[Kernel] = []
+        self.num_outputs = self._alive = self._peak = self._workspace = 0
+        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        for tensor in (*network.parameters(), *network.buffers()):
+            self._hold(tensor)
+
+    def cost(self) -> PassCost:
+        return PassCost(tuple(self.kernels), self._peak, self._workspace)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        for tensor in outputs:
+            self._hold(tensor)
+        space, _, name = func._schema.name.partition("::")
+        if space == "aten" and name not in _SHAPE_ONLY:
+            self._count(func, name, args, kwargs or {}, out, outputs)
+        return out
+
+    def _count(self, func: Any, name: str, args: Any, kwargs: Any, out: Any, outputs: list[Tensor]) -> None:
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        formula = flop_registry.get(func._overloadpacket)
+        flops = float(formula(*args, **kwargs, out_val=out)) if formula else 0.0
+        moved = sum(map(_num_bytes, inputs)) + sum(map(_num_bytes, outputs))
+        if name.startswith("_fused_adam"):
+            # Weights and both moments are written in place too.
+            moved += sum(sum(map(_num_bytes, args[index])) for index in (0, 2, 3))
+        self.kernels.append(Kernel(name, flops, float(moved)))
+        if name == "convolution":
+            self._workspace = max(self._workspace, moved)
+        if not func._schema.is_mutable:
+            self.num_outputs += sum(tensor.numel() for tensor in outputs[:1])
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        size = -(-storage.nbytes() // ALLOCATION_BYTES) * ALLOCATION_BYTES
+        self._known[storage] = size
+        self._alive += size
+        self._peak = max(self._peak, self._alive)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self._alive -= size
+
+
+def _forward(network: nn.Module, batch: int, shape: tuple[int, int, int]) -> _Walk:
+    network.eval()
+    pixels = torch.empty(batch, *shape)
+    walk = _Walk(network)
+    with torch.no_grad(), walk:
+        network(pixels)
+    return walk
+
+
+def _attack(network: nn.Module, batch: int, shape: tuple[int, int, int]) -> _Walk:
+    network.eval()
+    labels = torch.empty(batch, dtype=torch.int64)
+    walk = _Walk(network)
+    with walk:
+        pixels = torch.empty(batch, *shape, requires_grad=True)
+        loss = F.cross_entropy(network(pixels), labels, reduction="sum")
+        torch.autograd.grad(loss, pixels)
+    return walk
+
+
+def _step(network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int]) -> _Walk:
+    """Walk over a second step: the first makes the moments, which then stay."""
+    network.train()
+    size = recipe.batch_size
+    images = torch.empty(size, *shape, dtype=torch.uint8)
+    walk = _Walk(network)
+    with walk:
+        step = Step(network, images, torch.empty(size, dtype=torch.int64), recipe)
+        step.take(torch.empty(size, dtype=torch.int64))
+        walk.kernels.clear()
+        step.take(torch.empty(size, dtype=torch.int64))
+    return walk
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,65 @@
+"""The replay against schedules worked out by hand and against bounds that hold for any list schedule."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.planning.simulate import Job, longest_first, replay, replay_in_waves
+
+
+def jobs(*pairs):
+    return [Job(f"{index:03d}", seconds, share) for index, (seconds, share) in enumerate(pairs)]
+
+
+def test_jobs_share_a_card_up_to_its_whole():
+    found = replay(jobs((4, 0.5), (4, 0.5), (4, 0.5)), 1)
+    assert (found.makespan, found.most_at_once, found.lower_bound) == (8, 2, 6)
+    assert found.utilisation == pytest.approx(6 / 8)
+
+
+def test_no_share_spans_two_cards():
+    # Three jobs of 0.6 on two cards: two run, the third waits although 0.8 cards are free.
+    found = replay(jobs((5, 0.6), (5, 0.6), (5, 0.6)), 2)
+    assert (found.makespan, found.most_at_once) == (10, 2)
+
+
+def test_a_small_job_goes_past_a_large_one_that_must_wait():
+    found = replay(jobs((2, 0.5), (3, 1.0), (2, 0.5)), 1)
+    assert found.makespan == 5
+
+
+def test_longest_first_is_better_than_longest_last():
+    work = jobs((1, 1), (1, 1), (1, 1), (1, 1), (4, 1))
+    assert replay(work, 2).makespan == 6
+    best = replay(longest_first(work), 2)
+    assert best.makespan == best.lower_bound == 4
+
+
+def test_waves_wait_for_their_last_job():
+    work = jobs((3, 1), (1, 1), (3, 1), (1, 1))
+    assert replay_in_waves([work[:2], work[2:]], 2).makespan == 6
+    assert replay(longest_first(work), 2).makespan == 4
+
+
+def test_shares_of_a_tenth_ten_at_a_time():
+    assert replay(jobs(*[(1, 0.1)] * 20), 1).makespan == pytest.approx(2)
+
+
+def test_nothing_to_do_takes_no_time():
+    found = replay([], 3)
+    assert (found.makespan, found.utilisation, found.over_lower_bound) == (0, 0, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0.1, 100), min_size=1, max_size=40),
+    st.integers(1, 6),
+)
+def test_longest_first_keeps_grahams_bound(seconds, num_cards):
+    """Graham 1969: at most 4/3 - 1/(3m) of the best schedule, which is no better than the lower bound."""
+    work = longest_first(jobs(*((value, 1.0) for value in seconds)))
+    found = replay(work, num_cards)
+    assert found.makespan >= found.lower_bound - 1e-9
+    # The best schedule may itself be above the lower bound; any list schedule is within 2 - 1/m of it.
+    assert found.makespan <= (2 - 1 / num_cards) * found.lower_bound + 1e-6
+    assert 0 < found.utilisation <= 1 + 1e-9

@@ -1,0 +1,82 @@
+"""Costs read off a network against arithmetic by hand and published counts."""
+
+import pytest
+
+from search_spaces.models import MODELS, model_spec
+from search_spaces.specs import RecipeSpec
+from tasks.trials.costs import attack_batch_size, network_cost
+
+# Multiply-adds of one 3 x 224 x 224 image in 1e9, as torchvision publishes them with its weights.
+GIGA_MACS = {
+    "resnet18": 1.814,
+    "resnet34": 3.664,
+    "resnet50": 4.089,
+    "vgg13": 11.308,
+    "vgg16": 15.470,
+    "vgg19": 19.632,
+}
+MEGA_PARAMETERS = {
+    "resnet18": 11.689512,
+    "resnet34": 21.797672,
+    "resnet50": 25.557032,
+    "vgg13": 133.047848,
+    "vgg16": 138.357544,
+    "vgg19": 143.667240,
+}
+
+
+def cost(model, batch=4, *, channels=3, image_size=224, num_outputs=1000, **changes):
+    recipe = RecipeSpec(name="test", batch_size=batch, **changes)
+    return network_cost(
+        model_spec(model), recipe, channels=channels, image_size=image_size, num_outputs=num_outputs
+    )
+
+
+@pytest.mark.parametrize("model", GIGA_MACS)
+def test_operations_and_parameters_are_the_published_ones(model):
+    found = cost(model)
+    assert found.forward_flops / 2e9 == pytest.approx(GIGA_MACS[model], rel=0.001)
+    assert found.num_parameters / 1e6 == MEGA_PARAMETERS[model]
+    # Backward is twice forward, less the gradient of the pixels that nobody asks for.
+    assert 2.8 < found.step.flops / 4 / found.forward_flops <= 3
+
+
+def test_a_perceptron_is_counted_as_by_hand():
+    found = cost("small_mlp", 16, channels=1, image_size=8, num_outputs=2)
+    weights = 64 * 128 + 128 * 64 + 64 * 2
+    assert found.num_parameters == weights + 128 + 64 + 2
+    assert found.forward_flops == 2 * weights
+    # Forward, gradients of all weights, and of the inputs of all layers but the first.
+    assert found.step.flops == 16 * 2 * (3 * weights - 64 * 128)
+
+
+def test_memory_holds_weights_gradients_and_two_moments_at_least_and_grows_with_the_batch():
+    small, large = cost("resnet18", 8, image_size=64), cost("resnet18", 32, image_size=64)
+    assert small.step.peak_bytes > 16 * small.num_parameters
+    per_image = (large.step.peak_bytes - small.step.peak_bytes) / 24
+    # Layers' outputs are kept for the way back, batch norm's and ReLU's inputs included.
+    assert 4 * small.num_activations / 2 < per_image < 4 * small.num_activations * 1.5
+
+
+def test_bfloat16_moves_fewer_bytes_of_activations():
+    assert (
+        cost("resnet18", 32, precision="bfloat16").step.num_bytes < 0.8 * cost("resnet18", 32).step.num_bytes
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [("resnet18", 40), ("resnet34", 25), ("resnet50", 12), ("vgg13", 6), ("vgg16", 6), ("vgg19", 6)],
+)
+def test_an_attack_needs_no_more_memory_than_training(model, batch):
+    """At batch 64 in float32 it was 2 to 7 times as much."""
+    found = cost(model, batch, precision="bfloat16", num_outputs=2)
+    assert found.attack.peak_bytes <= found.step.peak_bytes
+    assert found.attack_batch == attack_batch_size(RecipeSpec(name="x", batch_size=batch))
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_every_model_of_the_table_has_costs(model):
+    found = cost(model, 2, image_size=64, num_outputs=2)
+    assert found.num_parameters > 0
+    assert found.step.peak_bytes > 0
