@@ -22,10 +22,9 @@ from ray import tune
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results import columns
-from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure, TrialRecord
+from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.rows import MeasureIndex, flat_trial
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.provenance import provenance
 from orchestrator.results.tracking.tracker import Failure, Tracker
 from orchestrator.results.weights import WeightStore
 from orchestrator.running.cluster import Cluster, Resources
@@ -35,6 +34,7 @@ from orchestrator.running.hangs import HangWatch
 from orchestrator.running.keeper import Keeper
 from orchestrator.running.lost_workers import read_failure
 from orchestrator.running.networks import own_code
+from orchestrator.running.outcomes import trial_record
 from orchestrator.running.progress import Monitor
 from orchestrator.running.retries import Retries
 from orchestrator.running.trainable import REPORT, TrialTrainable
@@ -316,23 +316,10 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
 
     def _finish(self, trial_id: str, report: CellReport, result: TrialResult) -> None:
         cell, plan = self._cells[trial_id], self._sweep.plan
+        dataset = plan.datasets[cell.network.subset.prepared.dataset]
         known = self._sweep.stored.trials.get(trial_id)
-        # Seconds of epochs are never the same twice: with equal histories nothing was trained.
-        trained = known is None or known.result.history != result.history
-        record = TrialRecord(
-            trial_id=trial_id,
-            sweep=plan.sweep.name,
-            spec=cell,
-            domain=plan.datasets[cell.network.subset.prepared.dataset].domain,
-            data_fingerprint=report.data_fingerprint,
-            shared_group_share=report.shared_group_share,
-            gpu_share=report.gpu_share,
-            attempt=self._attempt(trial_id),
-            started_at=report.started_at if trained or known is None else known.started_at,
-            finished_at=report.finished_at if trained or known is None else known.finished_at,
-            measured_at=None if trained else report.finished_at,
-            provenance=provenance(),
-            result=result,
+        record = trial_record(
+            cell, report, result, known, plan.sweep.name, dataset.domain, self._attempt(trial_id)
         )
         self._sweep.stored.save(record)
         if self._sweep.weights_url is not None:

@@ -11,14 +11,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from search_spaces.errors import SweepError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import AttackSpec
 from search_spaces.trials import (
@@ -29,7 +27,6 @@ from search_spaces.trials import (
     TrialSpec,
 )
 from tasks.measures.dimension import IntrinsicDimension
-from tasks.measures.intrinsic_dimension import intrinsic_dimension
 from tasks.prepared.subsets import TrialData
 from tasks.trials.attacks import CleanPass, attack_all, pass_clean
 from tasks.trials.checkpoints import Checkpoints
@@ -38,14 +35,12 @@ from tasks.trials.inputs import check_inputs
 from tasks.trials.measured import EpochScore, KeptWeights
 from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
-from tasks.trials.representations import features_read
+from tasks.trials.representations import estimate_dimension, features_read
 from tasks.trials.result import AttackRecord, EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
 from tasks.trials.robustness import measure_radii
 from tasks.trials.seeding import deterministic
-from tasks.trials.training import evaluate, resident, train
+from tasks.trials.training import epochs_to_look_at, evaluate, resident, train
 from tasks.trials.weights import load_into, to_bytes
-
-NUM_EPOCHS_LOOKED_AT = 10
 
 
 def run_trial(
@@ -200,7 +195,15 @@ class _Trial:
         attacks = [m for m in missing if isinstance(m, AttackMeasurement)]
         robustness = next((m.robustness for m in missing if isinstance(m, RobustnessMeasurement)), None)
         with self._timed("d_repr"):
-            d_repr = self._representation(features, estimators) if features is not None and estimators else {}
+            d_repr: dict[str, IntrinsicDimension] = {}
+            if features is not None and estimators:
+                d_repr = estimate_dimension(
+                    features,
+                    estimators,
+                    num_neighbors=self.spec.representation.num_neighbors,
+                    discard_fraction=self.network.subset.twonn_discard_fraction,
+                    seed=derive_seed("d_repr", self.seed),
+                )
         with self._timed("attack"):
             records = self._attacked(model, attacks, clean)
         if robustness is None:
@@ -290,27 +293,6 @@ class _Trial:
         )
         return features.array, clean, ""
 
-    def _representation(
-        self, features: NDArray[np.float32], estimators: Sequence[str]
-    ) -> dict[str, IntrinsicDimension]:
-        """Estimate d_repr; it is undefined for too few points, or where all images map to one point."""
-        num_neighbors = self.spec.representation.num_neighbors
-        try:
-            estimates = intrinsic_dimension(
-                features,
-                num_neighbors=num_neighbors,
-                estimators=estimators,
-                discard_fraction=self.network.subset.twonn_discard_fraction,
-                seed=derive_seed("d_repr", self.seed),
-            )
-        except SweepError as error:  # features that are not finite
-            reason = str(error)
-            return {
-                name: IntrinsicDimension(name, None, None, len(features), num_neighbors, "", reason=reason)
-                for name in estimators
-            }
-        return {name: _finite(estimate) for name, estimate in estimates.items()}
-
     def _attacked(
         self, model: PixelModel, attacks: Sequence[AttackMeasurement], clean: CleanPass | None
     ) -> tuple[AttackRecord, ...]:
@@ -349,19 +331,3 @@ class _Trial:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.timings[stage] = time.perf_counter() - start
-
-
-def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
-    """Return the epochs after which the test images are passed: about ten, and never the last.
-
-    The last is evaluated anyway. An epoch trains on N images, three passes each; ten passes over the test
-    images in a hundred epochs cost a few hundredths of that.
-    """
-    every = max(1, num_epochs // NUM_EPOCHS_LOOKED_AT)
-    return frozenset(range(every, num_epochs, every))
-
-
-def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
-    if estimate.value is None or math.isfinite(estimate.value):
-        return estimate
-    return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")
