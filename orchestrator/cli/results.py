@@ -17,6 +17,7 @@ from search_spaces.errors import ConfigError, SetupError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from orchestrator.analysis import Prediction
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
 
@@ -163,7 +164,6 @@ def predict(
     """
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis import predict as prediction
-    from orchestrator.analysis.formats import number
 
     if (d_data is None or label_sharpness is None) and measured is None:
         missing = [
@@ -186,17 +186,21 @@ def predict(
         target_loss=target_loss,
     )
 
-    def show() -> None:
-        table = Table(document.quantity.replace("_", " "), "95 % interval", "model", "domain")
-        low, high = document.interval or (None, None)
-        bounds = "none" if document.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
-        table.add_row(number(document.value) or "none", bounds, escape(model), domain or "all")
-        stdout.print(table)
-        for warning in filter(None, document.warning.split("; ")):
-            stdout.print(escape(warning), soft_wrap=True)
-
-    emit(place, document.to_json(), show)
+    emit(place, document.to_json(), lambda: _show_prediction(document, model, domain or "all"))
     return 0
+
+
+def _show_prediction(document: Prediction, model: str, domain: str) -> None:
+    from orchestrator.analysis.formats import number
+    from orchestrator.analysis.prediction import LEVEL
+
+    table = Table(document.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
+    low, high = document.interval or (None, None)
+    bounds = "none" if document.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
+    table.add_row(number(document.value) or "none", bounds, escape(model), domain)
+    stdout.print(table)
+    for warning in filter(None, document.warning.split("; ")):
+        stdout.print(escape(warning), soft_wrap=True)
 
 
 def _measured_values(source: str, place: Place) -> dict[str, float]:
