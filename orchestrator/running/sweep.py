@@ -132,6 +132,8 @@ class TrialSweep:
         trainable = tune.with_resources(
             tune.with_parameters(self.trainable, arrays=references), self.resources.as_ray()
         )
+        # What Ray's dashboard calls the actors; it would be ResourceTrainable.
+        trainable.__name__ = trainable.__qualname__ = "IsweepTrial"
         tuner = tune.Tuner(
             trainable,
             param_space={"cell": tune.grid_search([self._cell(cell) for cell in cells])},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -40,6 +41,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def step(self) -> dict[str, Any]:
         """Run the cell; the report is its result or its failure, with start and end times."""
         started_at = time.time()
+        _title_process(self._cell["trial_id"])
         try:
             report = self._run(started_at)
         except Exception as error:
@@ -75,6 +77,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Load nothing."""
+
+
+def _title_process(trial_id: str) -> None:
+    """Show the trial in ``top`` and on the dashboard's node page; Ray puts its own title back after a step."""
+    with contextlib.suppress(ImportError):  # private: a Ray without it shows the class's name instead
+        from ray._raylet import setproctitle
+
+        setproctitle(f"ray::isweep {trial_id}")
 
 
 def _has_cuda() -> bool:
