@@ -175,7 +175,7 @@ def predict(
             f"the following arguments are required: {', '.join(missing)}",
             way_out="give them, or --measured with a folder of images or a record of isweep measure --json",
         )
-    values = {} if measured is None else _measured_values(measured, place)
+    values = {} if measured is None else _measured_values(measured, preset, place)
     document = prediction(
         fit_scaling_laws(read_table(preset, place, from_store=from_store)),
         model=model,
@@ -192,27 +192,29 @@ def predict(
         bounds = "none" if document.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
         table.add_row(number(document.value) or "none", bounds, escape(model), domain or "all")
         stdout.print(table)
-        for warning in filter(None, document.warning.split("; ")):
-            stdout.print(escape(warning), soft_wrap=True)
+        if document.warning:
+            stdout.print(escape(f"Beware: {document.warning}."), soft_wrap=True)
 
     emit(place, document.to_json(), show)
     return 0
 
 
-def _measured_values(source: str, place: Place) -> dict[str, float]:
-    """Return d_data and K_F of a stored record, or of images that are measured now."""
+def _measured_values(source: str, preset: str, place: Place) -> dict[str, float]:
+    """Return d_data and K_F of a record, or of images measured now at the sweep's side and channels."""
     from orchestrator.analysis.measured_values import read_record, values_of
 
     if source.endswith(".json"):
         record = read_record(Path(source))
     else:
         from orchestrator.planning.paths import RootPaths
+        from orchestrator.planning.workspace import Workspace
         from orchestrator.running.own_data import MeasureRequest, measure_source
         from tasks.remote import InlineExecutor
 
-        record = measure_source(
-            MeasureRequest(source=source), InlineExecutor(), RootPaths.at(place.root)
-        ).to_json()
+        sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
+        channels = sweep.channels or 1
+        request = MeasureRequest(source=source, image_size=sweep.image_size, channels=channels)
+        record = measure_source(request, InlineExecutor(), RootPaths.at(place.root)).to_json()
     values = values_of(record)
     missing = {"d_data", "label_sharpness"} - set(values)
     if missing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Any
 
@@ -80,11 +79,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
 
 def _title_process(trial_id: str) -> None:
-    """Show the trial in ``top`` and on the dashboard's node page; Ray puts its own title back after a step."""
-    with contextlib.suppress(ImportError):  # private: a Ray without it shows the class's name instead
-        from ray._raylet import setproctitle
-
-        setproctitle(f"ray::isweep {trial_id}")
+    """Show the trial in ``top`` and on the dashboard's node page; Ray puts its own title back later."""
+    # Private: with a Ray that has it no more, the class's name is shown instead.
+    set_title = getattr(ray._raylet, "setproctitle", None)
+    if set_title is not None:
+        set_title(f"ray::isweep {trial_id}")
 
 
 def _has_cuda() -> bool:
