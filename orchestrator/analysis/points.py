@@ -176,7 +176,8 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
     for name, measured in ((D_REFERENCE, c.D_DATA_MLE), (TWONN_REFERENCE, c.D_DATA_TWONN)):
         points[name] = _at_largest_size(points, measured)
     points[INVERSE_D] = 1.0 / points[D_REFERENCE]
-    return points
+    # Columns added one by one lie apart in memory, and every selection of rows would pay for it.
+    return points.copy()
 
 
 def joined(points: pd.DataFrame, names: Sequence[str]) -> pd.Series:

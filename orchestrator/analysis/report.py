@@ -22,6 +22,8 @@ from orchestrator.analysis.csvfile import write_csv
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fit_records import ScalingFits
+from orchestrator.analysis.fit_tables import fit_tables
+from orchestrator.analysis.latex import write_latex
 from orchestrator.analysis.sharpness import apply_policy
 from orchestrator.analysis.trial_table import best_table, point_data, script_json, trial_data
 from orchestrator.results import columns as c
@@ -36,7 +38,8 @@ PNG_DPI = 150
 def write_report(
     table: pd.DataFrame, fits: ScalingFits, directory: Path, *, sweep: str, summary: Mapping[str, Any]
 ) -> Path:
-    """Write ``report.html``, ``figures/*.png|pdf``, ``results.csv``, ``results.parquet`` and ``fits.json``.
+    """Write ``report.html``, ``figures/*.png|pdf``, ``results.csv``, ``results.parquet``, ``fits.json``
+    and ``tables/*.tex``.
 
     The same input gives the same bytes: no time, host or path is written.
 
@@ -83,6 +86,7 @@ def write_report(
         preset=_preset(summary),
         columns=[*c.describe(table.columns)],
     )
+    write_latex(fit_tables(fits), directory / "tables")
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8", newline="\n")
     return path

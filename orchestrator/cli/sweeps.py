@@ -186,11 +186,11 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import StoredResults, judge
     from orchestrator.results.tracking.choice import make_tracker
-    from orchestrator.running.lock import exclusive
+    from orchestrator.running.lock import locked
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     workspace.paths.make()
-    with exclusive(workspace.paths.lock, "isweep reconcile"):
+    with locked(workspace, "isweep reconcile"):
         stored = StoredResults.read(workspace.results_url)
         state = judge(workspace, stored)
         tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.plan import SweepPlan
@@ -18,16 +17,17 @@ from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import Cluster, connect, trial_resources
-from orchestrator.running.lock import exclusive
+from orchestrator.running.cluster import Cluster, Resources, connect, trial_resources
+from orchestrator.running.lock import locked
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.errors import SweepError, collect
-from search_spaces.specs import SubsetSpec
+from search_spaces.specs import ModelSpec, SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
+from tasks.remote import Executor
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def run_sweep(
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
-        stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
+        stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
         workspace.record()
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
@@ -118,7 +118,7 @@ class _Run:
         return cluster
 
     @cached_property
-    def executor(self) -> Any:
+    def executor(self) -> Executor:
         """Runs tasks on the cluster."""
         from tasks.remote import RayExecutor
 
@@ -126,7 +126,7 @@ class _Run:
         return RayExecutor()
 
     @cached_property
-    def file_executor(self) -> Any:
+    def file_executor(self) -> Executor:
         """Runs tasks that read and write files: raw downloads and prepared data lie on the driver's node."""
         from tasks.remote import RayExecutor
 
@@ -152,13 +152,13 @@ class _Run:
     def _check_models(self) -> None:
         """Find every network that cannot be built before anything is prepared or trained."""
         plan, known = self.workspace.plan, self.stored.trials
-        asked: dict[tuple[Any, ...], TrialSpec] = {}
+        asked: dict[tuple[ModelSpec, int, int, int, float | None], TrialSpec] = {}
         for trial_id, trial in plan.trials_by_id.items():
             if trial_id not in known:
                 network, prepared = trial.network, trial.network.subset.prepared
                 num_outputs = network.recipe.num_outputs or _num_classes(plan, network.subset)
-                key = (network.model, num_outputs, prepared.channels, prepared.image_size)
-                asked.setdefault((*key, network.recipe.dropout), trial)
+                size, dropout = prepared.image_size, network.recipe.dropout
+                asked.setdefault((network.model, num_outputs, prepared.channels, size, dropout), trial)
         if not asked:
             return
         from tasks.trials.models import check_buildable
@@ -257,7 +257,7 @@ def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> Non
         progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
 
 
-def _slots(resources: Any, cluster: Cluster) -> int:
+def _slots(resources: Resources, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -26,10 +27,13 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.provenance import provenance
 from orchestrator.results.tracking.tracker import Failure, Tracker
 from orchestrator.running.cluster import Cluster, Resources
-from orchestrator.running.failures import classify_lost_worker, may_retry
+from orchestrator.running.failures import classify_broken_fit
+from orchestrator.running.feed import CellQueue, Feed
+from orchestrator.running.lost_workers import read_failure
 from orchestrator.running.progress import Monitor
+from orchestrator.running.retries import Retries
 from orchestrator.running.trainable import REPORT, TrialTrainable
-from search_spaces.errors import SweepError
+from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -39,6 +43,11 @@ log = logging.getLogger(__name__)
 
 OBJECT_STORE_SHARE = 0.6
 """How much of the smallest object store the arrays of one wave may fill; the rest is for measures and Ray."""
+
+MOST_BROKEN_FITS = 5
+WITHOUT_A_WORD = TrialFailure(
+    kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
+)
 
 
 @dataclass
@@ -57,7 +66,7 @@ class TrialSweep:
         load: Reads the arrays of a subset, given how many training images.
         trainable: What runs a cell; another one is for tests and benchmarks.
         attempts: Attempts at each cell in this run.
-        failed: Latest failure of each cell that has no result.
+        retries: Failures in this run, and what follows from them.
     """
 
     plan: SweepPlan
@@ -71,27 +80,16 @@ class TrialSweep:
     load: Callable[[SubsetSpec, int], TrialData]
     trainable: type[TrialTrainable] = TrialTrainable
     attempts: Counter[str] = field(default_factory=Counter)
-    failed: dict[str, TrialFailure] = field(default_factory=dict)
+    retries: Retries = field(default_factory=Retries)
 
     def run(self, cells: Iterable[TrialSpec], earlier_attempts: dict[str, int]) -> None:
-        """Run ``cells``, then again those whose failure allows it, until nothing more may be tried.
+        """Run ``cells``, and again those whose failure allows it, until nothing more may be tried.
 
         Raises:
             SweepError: when results cannot be stored; whatever finished before is kept.
         """
-        pending = list(cells)
-        while pending:
-            for wave in self._waves(pending):
-                self._run_wave(wave, earlier_attempts)
-            pending = [
-                cell
-                for cell in pending
-                if (failure := self.failed.get(cell.trial_id)) is not None
-                and may_retry(failure.kind, self.attempts[cell.trial_id])
-            ]
-            for cell in pending:
-                failure = self.failed.pop(cell.trial_id)
-                log.warning("retrying %s after %s: %s", cell.trial_id, failure.kind, failure.message)
+        for wave in self._waves(list(cells)):
+            self._run_wave(wave, earlier_attempts)
 
     def _waves(self, cells: list[TrialSpec]) -> Iterator[tuple[list[TrialSpec], dict[str, TrialData]]]:
         """Group cells by the arrays they share, so that the arrays of each wave fit the object stores."""
@@ -125,19 +123,41 @@ class TrialSweep:
         cells, arrays = wave
         references = {key: ray.put(data) for key, data in arrays.items()}
         by_id = {cell.trial_id: cell for cell in cells}
-        for trial_id in by_id:
-            self.attempts[trial_id] += 1
-        callback = _Bookkeeping(self, by_id, earlier)
+        queue = CellQueue.of(by_id)
+        callback = _Bookkeeping(self, by_id, queue, earlier)
+        while not queue.empty:
+            try:
+                self._fit(by_id, references, queue, callback)
+            except Exception as error:
+                # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
+                callback.fit_failed(error)
+            if callback.fatal is not None:
+                raise callback.fatal
+            callback.account_for_the_rest()
+
+    def _fit(
+        self,
+        cells: dict[str, TrialSpec],
+        references: dict[str, Any],
+        queue: CellQueue,
+        callback: _Bookkeeping,
+    ) -> None:
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         trainable = tune.with_resources(
             tune.with_parameters(self.trainable, arrays=references), self.resources.as_ray()
         )
         # What Ray's dashboard calls the actors; it would be ResourceTrainable.
         trainable.__name__ = trainable.__qualname__ = "IsweepTrial"
+
+        def taken(trial_id: str) -> dict[str, Any]:
+            self.attempts[trial_id] += 1
+            return {"cell": self._cell(cells[trial_id])}
+
         tuner = tune.Tuner(
             trainable,
-            param_space={"cell": tune.grid_search([self._cell(cell) for cell in cells])},
             tune_config=tune.TuneConfig(
+                search_alg=Feed(queue, taken),
+                num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
@@ -157,9 +177,6 @@ class TrialSweep:
             tuner.fit()
         finally:
             shutil.rmtree(self.paths.tune / name, ignore_errors=True)
-        if callback.fatal is not None:
-            raise callback.fatal
-        callback.account_for_the_rest()
 
     def _cell(self, cell: TrialSpec) -> dict[str, Any]:
         return {
@@ -174,12 +191,15 @@ class TrialSweep:
 class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     """The single writer: turns Tune's events into stored results, tracked runs and progress."""
 
-    def __init__(self, sweep: TrialSweep, cells: dict[str, TrialSpec], earlier: dict[str, int]) -> None:
+    def __init__(
+        self, sweep: TrialSweep, cells: dict[str, TrialSpec], queue: CellQueue, earlier: dict[str, int]
+    ) -> None:
         self.fatal: SweepError | None = None
         self._sweep = sweep
         self._cells = cells
+        self._queue = queue
         self._earlier = earlier
-        self._open = set(cells)
+        self._broken = 0
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
     def __getstate__(self) -> dict[str, Any]:
@@ -211,7 +231,7 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
     ) -> None:
         """Store the outcome first, then tell the tracker."""
         trial_id = trial.config["cell"]["trial_id"]
-        if trial_id not in self._open or self.fatal is not None:
+        if trial_id not in self._queue.running or self.fatal is not None:
             return
         try:
             report = CellReport.model_validate_json(result[REPORT])
@@ -220,27 +240,49 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             else:
                 self._finish(trial_id, report, report.outcome)
         except SweepError as error:
-            self.fatal = error
+            self._end(error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process died: a lost node, a crash, or the memory killer."""
-        trial_id = trial.config["cell"]["trial_id"]
-        if trial_id not in self._open or self.fatal is not None:
-            return
-        try:
-            dead = [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
-            self._fail(
-                trial_id,
-                classify_lost_worker(trial.get_pickled_error(), trial.get_error() or "", dead),
+        self._lost(trial.config["cell"]["trial_id"], lambda: read_failure(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that ended without a result is a failure too, never silently gone."""
+        self._lost(trial.config["cell"]["trial_id"], lambda: WITHOUT_A_WORD)
+
+    def fit_failed(self, error: Exception) -> None:
+        """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
+        self._broken += 1
+        log.warning("Tune ended early (%d times in a row)", self._broken, exc_info=error)
+        running = sorted(self._queue.running)
+        if not ray.is_initialized() or self._broken > MOST_BROKEN_FITS:
+            self._end(
+                SetupError(
+                    "Ray Tune must be able to run trials",
+                    classify_broken_fit(error).message,
+                    "run the same command again: what is done is kept; the log below the root says more",
+                )
             )
-        except SweepError as error:
-            self.fatal = error
+        for trial_id in running:
+            self._lost(trial_id, lambda: classify_broken_fit(error))
 
     def account_for_the_rest(self) -> None:
         """Cells that Tune ended without a word are failures too, never silently gone."""
-        for trial_id in sorted(self._open):
-            message = "Tune ended without a result for this trial"
-            self._fail(trial_id, TrialFailure(kind=FailureKind.WORKER_CRASH, message=message))
+        for trial_id in sorted(self._queue.running):
+            self._lost(trial_id, lambda: WITHOUT_A_WORD)
+
+    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
+        if trial_id not in self._queue.running or self.fatal is not None:
+            return
+        try:
+            self._fail(trial_id, failure())
+        except SweepError as error:
+            self._end(error)
+
+    def _end(self, error: SweepError) -> None:
+        """Give out no more cells, because of an error that ends the sweep."""
+        self.fatal = error
+        self._queue.closed = True
 
     def _attempt(self, trial_id: str) -> int:
         return self._earlier.get(trial_id, 0) + self._sweep.attempts[trial_id]
@@ -262,20 +304,27 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             result=result,
         )
         self._sweep.stored.save(record)
-        self._open.discard(trial_id)
+        self._queue.settle(trial_id)
+        self._sweep.retries.finished(trial_id)
+        self._broken = 0
         self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
         self._sweep.monitor.trial_finished(trial_id, result.status)
 
     def _fail(self, trial_id: str, failure: TrialFailure) -> None:
-        self._open.discard(trial_id)
         attempt = self._attempt(trial_id)
-        self._sweep.failed[trial_id] = failure
         self._sweep.stored.save(
             FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
         )
+        decision = self._sweep.retries.failed(trial_id, failure.kind)
+        if decision.pause_s is None:
+            self._queue.settle(trial_id)
+            ending = f"given up: {decision.reason}"
+        else:
+            self._queue.again(trial_id, time.monotonic() + decision.pause_s)
+            ending = decision.reason
         self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
-        self._sweep.monitor.trial_failed(trial_id, failure.kind, failure.message)
-        log.warning("trial %s failed (%s): %s", trial_id, failure.kind, failure.message)
+        self._sweep.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
+        log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
 
 
 def _trial_name(trial: Any) -> str:
