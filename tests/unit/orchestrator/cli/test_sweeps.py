@@ -132,7 +132,7 @@ def test_json_of_plan_and_status_has_the_documented_keys(run):
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
-    def stopped(preset, options, *, progress):
+    def stopped(preset, options, *, progress, changes):
         progress.trials_planned(8, 3)
         raise KeyboardInterrupt
 
@@ -159,7 +159,7 @@ def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path)
     path.write_text(SWEEP, encoding="utf-8")
     Workspace.open(str(path), root).record()
     path.unlink()
-    assert json.loads(run("status", "mine", "--json")[1])["planned"] == 4
+    assert json.loads(run("status", "mine", "--json")[1])["planned"] == 10  # two sizes of five pairs
     _, _, err = run("status", "mne")
     assert "Unknown preset or sweep of this root; found: 'mne'; did you mean 'mine'?" in err
 
