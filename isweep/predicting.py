@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A prediction with its 95 % interval for a dataset not yet seen.
+    """A prediction with its 90 % interval for a dataset not yet seen.
 
     Attributes:
         prediction: What :func:`orchestrator.predict` returned.
@@ -32,7 +32,7 @@ class Forecast:
 
     @property
     def interval(self) -> tuple[float | None, float | None] | None:
-        """The 95 % interval, or None where the sweep has too few datasets for one."""
+        """The 90 % interval, or None where the sweep has too few datasets for one."""
         return self.prediction.interval
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Forecast:
         bounds = "no interval"
         if found.interval is not None:
             low, high = (number(bound) or "no bound" for bound in found.interval)
-            bounds = f"95 % interval {low} to {high}"
+            bounds = f"90 % interval {low} to {high}"
         return f"Forecast: {value}, {bounds}" + (f". Beware: {found.warning}" if found.warning else "")
 
     def _repr_html_(self) -> str:

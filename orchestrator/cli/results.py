@@ -182,8 +182,9 @@ def predict(
 
 def _show_prediction(found: Prediction, model: str, domain: str | None) -> None:
     from orchestrator.analysis.formats import number
+    from orchestrator.analysis.prediction import LEVEL
 
-    table = Table(found.quantity.replace("_", " "), "95 % interval", "model", "domain")
+    table = Table(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
     low, high = found.interval or (None, None)
     bounds = "none" if found.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
     table.add_row(number(found.value) or "none", bounds, escape(model), domain or "all")
