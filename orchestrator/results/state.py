@@ -101,7 +101,8 @@ class State:
         running: Ids that a live driver works on now.
         stale: Planned trials whose result was made from other data than are prepared now, or from other
             choices under the same id.
-        incomplete: Planned trials whose result lacks a measurement that is asked for now.
+        incomplete: Planned trials whose result lacks a measurement that is asked for now, and whether their
+            weights are kept: then it is measured on them, else the network is trained again.
         foreign: Results of trials that are not in the plan (kept, not used).
         unreadable: Files that are not believed.
     """
@@ -111,7 +112,7 @@ class State:
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     running: frozenset[str] = frozenset()
     stale: frozenset[str] = frozenset()
-    incomplete: frozenset[str] = frozenset()
+    incomplete: dict[str, bool] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     unreadable: list[Unreadable] = field(default_factory=list)
 
@@ -179,7 +180,11 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
     planned = workspace.plan.trials_by_id
     known = {i: record for i, record in stored.trials.items() if i in planned}
     stale = {i for i, record in known.items() if _is_stale(workspace, planned[i], record)}
-    incomplete = {i for i, record in known.items() if i not in stale and record.spec.lacks(planned[i])}
+    incomplete = {
+        i: record.result.weights is not None
+        for i, record in known.items()
+        if i not in stale and record.spec.lacks(planned[i])
+    }
     results = {i: record for i, record in known.items() if i not in stale and i not in incomplete}
     measures = {measure.measure_id: measure for measure in workspace.plan.measures}
     return State(
@@ -192,7 +197,7 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
         failures={i: f for i, f in stored.failures.items() if i in planned and i not in results},
         running=frozenset(running),
         stale=frozenset(stale),
-        incomplete=frozenset(incomplete),
+        incomplete=incomplete,
         foreign=frozenset(set(stored.trials) - set(planned)),
         unreadable=list(stored.unreadable),
     )
