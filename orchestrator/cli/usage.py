@@ -50,10 +50,10 @@ def _rule(error: CycloptsError, words: Sequence[str], app: App) -> str:
         wanted = "at least one argument" if argument.token_count()[1] else f"{count} arguments"
         return f"argument {argument.name}: expected {'one argument' if wanted == '1 arguments' else wanted}"
     if isinstance(error, UnknownOptionError):
-        near = difflib.get_close_matches(error.token.keyword or "", _flags(error, app), n=1)
-        return f"unrecognized arguments: {error.token.keyword}" + (
-            f" (did you mean {near[0]}?)" if near else ""
-        )
+        # A word of its own has no keyword where a command takes a word in that place.
+        given = error.token.keyword or error.token.value
+        near = difflib.get_close_matches(given, _flags(error, app), n=1)
+        return f"unrecognized arguments: {given}" + (f" (did you mean {near[0]}?)" if near else "")
     if isinstance(error, CoercionError) and argument is not None and error.token is not None:
         if error.__cause__ is not None or error.msg is not None:
             return f"argument {argument.name}: {error.__cause__ or error.msg}"
@@ -84,4 +84,6 @@ def _flags(error: CycloptsError, app: App) -> list[str]:
 
 def _arguments(error: CycloptsError, app: App) -> list[Argument]:
     chain = error.command_chain or ()
-    return list(app[chain[0]].assemble_argument_collection()) if chain else []
+    # With the parser's own defaults, without which it would know flags such as --no-quiet.
+    default = app.default_parameter
+    return list(app[chain[0]].assemble_argument_collection(default_parameter=default)) if chain else []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.paths import RootPaths
+from orchestrator.results.tracking.choice import check_tracker
 from orchestrator.running.cluster import MIN_RAY, connect
 from search_spaces.errors import SweepError
 
@@ -33,7 +34,7 @@ def run_checks(root: str | None, mlflow_uri: str | None, address: str | None) ->
         ("torch", _torch),
         ("gpus", _gpus),
         ("root", lambda: _root(root)),
-        ("mlflow store", lambda: _mlflow_store(root, mlflow_uri)),
+        ("mlflow store", lambda: _tracker(root, mlflow_uri)),
         ("ray cluster", lambda: _cluster(address)),
         ("ray access", _ray_access),
         ("mlflow settings", _mlflow_settings),
@@ -100,15 +101,8 @@ def _root(root: str | None) -> tuple[bool, str, str]:
     return free >= MIN_FREE_BYTES, f"{paths.root}{made}, {free / 2**30:.1f} GiB free", fix
 
 
-def _mlflow_store(root: str | None, uri: str | None) -> tuple[bool, str, str]:
-    from orchestrator.results.tracking.mlflow import connect as connect_mlflow
-
-    database = RootPaths.at(root).mlflow_database
-    resolved = uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if resolved is None and not database.exists():
-        return True, f"{database}, not made yet", ""
-    connect_mlflow(resolved or f"sqlite:///{database}")
-    return True, f"answers ({(resolved or 'sqlite').partition('://')[0]})", ""
+def _tracker(root: str | None, uri: str | None) -> tuple[bool, str, str]:
+    return True, check_tracker(RootPaths.at(root), uri), ""
 
 
 def _cluster(address: str | None) -> tuple[bool, str, str]:

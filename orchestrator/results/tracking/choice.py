@@ -5,23 +5,41 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.rows import Row
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking.tracker import NoopTracker, Tracker
 
-TrackerName = Literal["mlflow", "none"]
 Say = Callable[[str], None]
 
 
-def _mlflow(workspace: Workspace, store: ResultStore, uri: str | None, say: Say) -> Tracker:
+@dataclass(frozen=True)
+class TrackerKind:
+    """A tracker that a sweep may have.
+
+    Attributes:
+        open: Returns it for a sweep, the sweep's result store, the URI asked for, and who is told.
+        rows: Returns the rows that it shows for a sweep, an URI and a result store's identity (None for those
+            that name none), and makes nothing; raises ``SetupError`` when it does not answer.
+        check: Says in words that it answers, for a root and an URI; raises ``SweepError`` when it does not.
+        keeps: Whether it can be asked for what it was told.
+    """
+
+    open: Callable[[Workspace, ResultStore, str | None, Say], Tracker]
+    rows: Callable[[Workspace, str | None, str | None], list[Row]]
+    check: Callable[[RootPaths, str | None], str]
+    keeps: bool = True
+
+
+def _open_mlflow(workspace: Workspace, store: ResultStore, uri: str | None, say: Say) -> Tracker:
     from orchestrator.results.tracking.mlflow import MLflowTracker, connector
 
-    resolved = mlflow_uri(workspace, uri)
+    resolved = mlflow_uri(workspace.paths, uri)
     artifacts = workspace.paths.mlflow_artifacts if resolved.startswith("sqlite") else None
     tags = {"planned": str(len(workspace.plan.trials)), "description": workspace.plan.sweep.description}
     return MLflowTracker(
@@ -34,15 +52,36 @@ def _mlflow(workspace: Workspace, store: ResultStore, uri: str | None, say: Say)
     )
 
 
-def _none(workspace: Workspace, store: ResultStore, uri: str | None, say: Say) -> Tracker:
-    return NoopTracker()
+def _mlflow_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:
+    from orchestrator.results.tracking.mlflow import connect, read_rows
+
+    resolved = mlflow_uri(workspace.paths, uri)
+    # MLflow would make the file, and the reader is only asking.
+    if resolved.startswith("sqlite:///") and not Path(resolved.removeprefix("sqlite:///")).exists():
+        return []
+    return read_rows(connect(resolved), workspace.plan.sweep.name, storage)
 
 
-TRACKERS: dict[TrackerName, Callable[[Workspace, ResultStore, str | None, Say], Tracker]] = {
-    "mlflow": _mlflow,
-    "none": _none,
+def _check_mlflow(paths: RootPaths, uri: str | None) -> str:
+    from orchestrator.results.tracking.mlflow import connect
+
+    resolved = mlflow_uri(paths, uri)
+    if resolved == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
+        return f"{paths.mlflow_database}, not made yet"
+    connect(resolved)
+    return f"answers ({resolved.partition('://')[0]})"
+
+
+TRACKERS: dict[str, TrackerKind] = {
+    "mlflow": TrackerKind(_open_mlflow, _mlflow_rows, _check_mlflow),
+    "none": TrackerKind(
+        lambda *_: NoopTracker(), rows=lambda *_: [], check=lambda *_: "nothing is tracked", keeps=False
+    ),
 }
-"""One row per tracker: how it is opened for a sweep, its result store, the URI asked for and who is told."""
+"""One row per tracker; tests/unit/orchestrator/results/test_trackers.py holds every one to the contract."""
+
+CHOSEN = "mlflow"
+"""The tracker of every sweep that is not run with ``--no-tracking``."""
 
 
 def make_tracker(
@@ -60,7 +99,7 @@ def make_tracker(
     Raises:
         SweepError: for a URI that can never work, or a server that refuses us.
     """
-    return TRACKERS["mlflow" if used else "none"](workspace, store, uri, say)
+    return TRACKERS[CHOSEN if used else "none"].open(workspace, store, uri, say)
 
 
 @contextmanager
@@ -87,14 +126,13 @@ def open_tracker(
         tracker.close(completed=completed)
 
 
-def mlflow_uri(workspace: Workspace, uri: str | None) -> str:
+def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
     """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root."""
-    default = f"sqlite:///{workspace.paths.mlflow_database}"
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.mlflow_database}"
 
 
 def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:
-    """Return the rows that MLflow shows for a sweep; nothing is made there.
+    """Return the rows that the tracker shows for a sweep; nothing is made there.
 
     Args:
         workspace: The sweep.
@@ -102,12 +140,19 @@ def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> 
         storage: Identity of the result store whose runs are wanted; None takes those that name none.
 
     Raises:
-        SetupError: when MLflow does not answer.
+        SetupError: when the tracker does not answer.
     """
-    from orchestrator.results.tracking.mlflow import connect, read_rows
+    return TRACKERS[CHOSEN].rows(workspace, uri, storage)
 
-    resolved = mlflow_uri(workspace, uri)
-    # MLflow would make the file, and the reader is only asking.
-    if resolved.startswith("sqlite:///") and not Path(resolved.removeprefix("sqlite:///")).exists():
-        return []
-    return read_rows(connect(resolved), workspace.plan.sweep.name, storage)
+
+def check_tracker(paths: RootPaths, uri: str | None) -> str:
+    """Say in words that the tracker answers; nothing is made there.
+
+    Args:
+        paths: The root.
+        uri: See :func:`mlflow_uri`.
+
+    Raises:
+        SweepError: when it does not answer, or never will at this URI.
+    """
+    return TRACKERS[CHOSEN].check(paths, uri)

@@ -8,12 +8,26 @@ from contextlib import closing
 import mlflow
 import pytest
 
+from orchestrator.planning.workspace import Workspace
 from orchestrator.results.rows import FlatRun
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking import choice, outbox
 from orchestrator.results.tracking import mlflow as tracking
-from orchestrator.results.tracking import outbox
+from orchestrator.results.tracking.choice import TRACKERS, TrackerKind
 from orchestrator.results.tracking.mlflow import MLflowTracker, connect, connector, read_rows
 from orchestrator.results.tracking.tracker import Failure, InMemoryTracker
 from search_spaces.errors import ConfigError, SetupError
+from search_spaces.fingerprint import fingerprint
+
+SWEEP = {
+    "name": "s",
+    "models": ["small_mlp"],
+    "datasets": ["manifold_d4"],
+    "train_sizes": [40],
+    "test_size": 40,
+    "image_size": 16,
+    "recipe": "smoke",
+}
 
 
 def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made: int = 2000) -> FlatRun:
@@ -59,10 +73,53 @@ def runs(uri, sweep):
     return find
 
 
+def opened(name, uri, sweep, root):
+    """Open a tracker of the table for a sweep of its own, as a run does."""
+    workspace = Workspace.open({**SWEEP, "name": f"s-{fingerprint(sweep)[:12]}"}, root)
+    workspace.paths.make()
+    return workspace, TRACKERS[name].open(workspace, ResultStore(workspace.results_url), uri, lambda _: None)
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_every_tracker_takes_all_that_a_sweep_says(name, uri, sweep, root, tmp_path):
+    workspace, tracker = opened(name, uri, sweep, root)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.html").write_text("a report")
+    tracker.start_trial("a", {"trial_id": "a"})
+    tracker.fail_trial(Failure("a", "worker_crash", "gone", 1))
+    tracker.finish(flat("a", 0.5))
+    tracker.add_report(tmp_path / "report", {"done": 1, "failed": 0})
+    tracker.reconcile([flat("a", 0.5)], [Failure("b", "code_error", "boom", 1)], wait=False)
+    tracker.close(completed=True)
+    assert tracker.num_behind == 0
+    shown = TRACKERS[name].rows(workspace, uri, ResultStore(workspace.results_url).identity())
+    assert [row["trial_id"] for row in shown] == (["a"] if TRACKERS[name].keeps else [])
+    assert TRACKERS[name].check(workspace.paths, uri)
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_asking_a_tracker_makes_nothing(name, root):
+    workspace = Workspace.open(SWEEP, root)
+    assert TRACKERS[name].rows(workspace, None, None) == []
+    assert TRACKERS[name].check(workspace.paths, None)
+    assert not workspace.paths.exist
+
+
+def test_the_tracker_is_chosen_in_one_place(root, monkeypatch):
+    told = TrackerKind(lambda *_: InMemoryTracker(), lambda *_: [{"trial_id": "a"}], lambda *_: "is well")
+    monkeypatch.setitem(TRACKERS, "other", told)
+    monkeypatch.setattr(choice, "CHOSEN", "other")
+    workspace = Workspace.open(SWEEP, root)
+    store = ResultStore(workspace.results_url)
+    assert isinstance(choice.make_tracker(workspace, store, None), InMemoryTracker)
+    assert choice.tracked_rows(workspace, None, None) == [{"trial_id": "a"}]
+    assert choice.check_tracker(workspace.paths, None) == "is well"
+
+
 class TestContract:
-    @pytest.fixture(params=["memory", "mlflow"])
-    def tracker(self, request, uri, sweep):
-        return InMemoryTracker() if request.param == "memory" else MLflowTracker(connector(uri), sweep)
+    @pytest.fixture(params=["memory", *(name for name, kind in TRACKERS.items() if kind.keeps)])
+    def tracker(self, request, uri, sweep, root):
+        return InMemoryTracker() if request.param == "memory" else opened(request.param, uri, sweep, root)[1]
 
     def test_rows_are_the_trials_with_a_result(self, tracker):
         tracker.start_trial("b", {"trial_id": "b"})
