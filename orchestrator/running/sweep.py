@@ -7,16 +7,21 @@ list of cells, so none of Tune's own state is ever read back.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import ray
 from ray import tune
 
+from orchestrator.planning.cards import Card
+from orchestrator.planning.order import longest_first_within
+from orchestrator.planning.packing import flops
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results import columns
@@ -28,6 +33,8 @@ from orchestrator.results.tracking.tracker import Failure, Tracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import classify_lost_worker, may_retry
 from orchestrator.running.progress import Monitor
+from orchestrator.running.requests import Request, Requests
+from orchestrator.running.shelf import Shelf
 from orchestrator.running.trainable import REPORT, TrialTrainable
 from search_spaces.errors import SweepError
 from search_spaces.specs import SubsetSpec
@@ -38,7 +45,7 @@ from tasks.trials.result import TrialResult
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_SHARE = 0.6
-"""How much of the smallest object store the arrays of one wave may fill; the rest is for measures and Ray."""
+"""How much of the smallest object store arrays may fill; the rest is for measures and Ray."""
 
 
 @dataclass
@@ -48,13 +55,14 @@ class TrialSweep:
     Attributes:
         plan: The whole grid.
         cluster: Where it runs.
-        resources: What each trial asks for.
+        resources: What each trial asks for; its GPU share is predicted per trial where ``card`` is given.
         paths: Where Tune's scratch goes.
         stored: Where results go.
         tracker: Who is told.
         monitor: Who shows it.
         measures: Stored measure records by subset id and train size.
         load: Reads the arrays of a subset, given how many training images.
+        card: The cluster's kind of card, to predict each trial's share of it; None gives all the same share.
         trainable: What runs a cell; another one is for tests and benchmarks.
         attempts: Attempts at each cell in this run.
         failed: Latest failure of each cell that has no result.
@@ -69,6 +77,7 @@ class TrialSweep:
     monitor: Monitor
     measures: MeasureIndex
     load: Callable[[SubsetSpec, int], TrialData]
+    card: Card | None = None
     trainable: type[TrialTrainable] = TrialTrainable
     attempts: Counter[str] = field(default_factory=Counter)
     failed: dict[str, TrialFailure] = field(default_factory=dict)
@@ -81,8 +90,7 @@ class TrialSweep:
         """
         pending = list(cells)
         while pending:
-            for wave in self._waves(pending):
-                self._run_wave(wave, earlier_attempts)
+            self._run_cells(self._ordered(pending), earlier_attempts)
             pending = [
                 cell
                 for cell in pending
@@ -91,50 +99,68 @@ class TrialSweep:
             ]
             for cell in pending:
                 failure = self.failed.pop(cell.trial_id)
+                self.requests.out_of_memory[cell.trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
                 log.warning("retrying %s after %s: %s", cell.trial_id, failure.kind, failure.message)
 
-    def _waves(self, cells: list[TrialSpec]) -> Iterator[tuple[list[TrialSpec], dict[str, TrialData]]]:
-        """Group cells by the arrays they share, so that the arrays of each wave fit the object stores."""
-        groups: dict[str, list[TrialSpec]] = {}
-        for cell in cells:
-            groups.setdefault(self._data_key(cell), []).append(cell)
-        budget = self.cluster.object_store_bytes * OBJECT_STORE_SHARE
-        wave: list[TrialSpec] = []
-        arrays: dict[str, TrialData] = {}
-        used = 0
-        for key, group in groups.items():
-            first = group[0]
-            subset = first.network.subset
-            data = self.load(subset, self.plan.load_size(subset, first.network.train_size))
-            size = data.train_images.nbytes + data.test_images.nbytes
-            if wave and used + size > budget:
-                yield wave, arrays
-                wave, arrays, used = [], {}, 0
-            # Long trials first within a subset, so that the last ones to finish are short.
-            wave += sorted(group, key=lambda cell: -cell.network.train_size)
-            arrays[key] = data
-            used += size
-        if wave:
-            yield wave, arrays
+    @cached_property
+    def requests(self) -> Requests:
+        """What each attempt gets."""
+        return Requests(self.resources, self.card)
+
+    @property
+    def array_budget(self) -> float:
+        """Bytes that arrays may take of the object store at once."""
+        return self.cluster.object_store_bytes * OBJECT_STORE_SHARE
+
+    def _ordered(self, cells: list[TrialSpec]) -> list[TrialSpec]:
+        return longest_first_within(
+            cells,
+            seconds=_work,
+            array=self._data_key,
+            array_bytes=self._array_bytes,
+            budget=self.array_budget,
+        )
+
+    def _array_bytes(self, cell: TrialSpec) -> int:
+        network, prepared = cell.network, cell.network.subset.prepared
+        num_images = self.plan.load_size(network.subset, network.train_size) + network.subset.test_size
+        return num_images * prepared.channels * prepared.image_size**2
 
     def _data_key(self, cell: TrialSpec) -> str:
         subset = cell.network.subset
         return f"{subset.subset_id}@{self.plan.load_size(subset, cell.network.train_size)}"
 
-    def _run_wave(self, wave: tuple[list[TrialSpec], dict[str, TrialData]], earlier: dict[str, int]) -> None:
-        cells, arrays = wave
-        references = {key: ray.put(data) for key, data in arrays.items()}
+    def _run_cells(self, cells: list[TrialSpec], earlier: dict[str, int]) -> None:
         by_id = {cell.trial_id: cell for cell in cells}
         for trial_id in by_id:
             self.attempts[trial_id] += 1
-        callback = _Bookkeeping(self, by_id, earlier)
+        first = {self._data_key(cell): cell.network for cell in cells}
+
+        def load(key: str) -> TrialData:
+            network = first[key]
+            return self.load(network.subset, self.plan.load_size(network.subset, network.train_size))
+
+        shelf = Shelf(map(self._data_key, cells), load, self.array_budget)
+        callback = _Bookkeeping(self, by_id, earlier, shelf)
+        try:
+            self._tune(cells, callback, shelf)
+        finally:
+            shelf.close()
+        if callback.fatal is not None:
+            raise callback.fatal
+        callback.account_for_the_rest()
+
+    def _tune(self, cells: list[TrialSpec], callback: _Bookkeeping, shelf: Shelf) -> None:
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
+        requests = {cell.trial_id: self.requests.of(cell) for cell in cells}
+        grid = [self._cell(cell, requests[cell.trial_id]) for cell in cells]
         trainable = tune.with_resources(
-            tune.with_parameters(self.trainable, arrays=references), self.resources.as_ray()
+            tune.with_parameters(self.trainable, arrays=shelf.references),
+            lambda config: requests[config["cell"]["trial_id"]].resources.as_ray(),
         )
         tuner = tune.Tuner(
             trainable,
-            param_space={"cell": tune.grid_search([self._cell(cell) for cell in cells])},
+            param_space={"cell": tune.grid_search(grid)},
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
@@ -155,24 +181,25 @@ class TrialSweep:
             tuner.fit()
         finally:
             shutil.rmtree(self.paths.tune / name, ignore_errors=True)
-        if callback.fatal is not None:
-            raise callback.fatal
-        callback.account_for_the_rest()
 
-    def _cell(self, cell: TrialSpec) -> dict[str, Any]:
+    def _cell(self, cell: TrialSpec, request: Request) -> dict[str, Any]:
         return {
             "trial_id": cell.trial_id,
             "spec": cell.model_dump_json(),
             "data": self._data_key(cell),
-            "num_threads": self.resources.num_threads,
-            "num_gpus": self.resources.num_gpus,
+            "num_threads": request.resources.num_threads,
+            "num_gpus": request.resources.num_gpus,
+            "micro_batch": request.micro_batch,
         }
 
 
 class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     """The single writer: turns Tune's events into stored results, tracked runs and progress."""
 
-    def __init__(self, sweep: TrialSweep, cells: dict[str, TrialSpec], earlier: dict[str, int]) -> None:
+    def __init__(
+        self, sweep: TrialSweep, cells: dict[str, TrialSpec], earlier: dict[str, int], shelf: Shelf
+    ) -> None:
+        self._shelf = shelf
         self.fatal: SweepError | None = None
         self._sweep = sweep
         self._cells = cells
@@ -188,7 +215,12 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         return self.fatal is not None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Open the trial's run."""
+        """Put the trial's array where it can find it, and open its run."""
+        try:
+            self._shelf.trial_started(trial.config["cell"]["data"])
+        except SweepError as error:
+            self.fatal = error
+            return
         cell = self._cells[trial.config["cell"]["trial_id"]]
         network, dataset = cell.network, cell.network.subset.prepared.dataset
         tags = {
@@ -240,6 +272,10 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             message = "Tune ended without a result for this trial"
             self._fail(trial_id, TrialFailure(kind=FailureKind.WORKER_CRASH, message=message))
 
+    def _close(self, trial_id: str) -> None:
+        self._open.discard(trial_id)
+        self._shelf.trial_ended(self._sweep._data_key(self._cells[trial_id]))
+
     def _attempt(self, trial_id: str) -> int:
         return self._earlier.get(trial_id, 0) + self._sweep.attempts[trial_id]
 
@@ -260,12 +296,12 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             result=result,
         )
         self._sweep.stored.save(record)
-        self._open.discard(trial_id)
+        self._close(trial_id)
         self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
         self._sweep.monitor.trial_finished(trial_id, result.status)
 
     def _fail(self, trial_id: str, failure: TrialFailure) -> None:
-        self._open.discard(trial_id)
+        self._close(trial_id)
         attempt = self._attempt(trial_id)
         self._sweep.failed[trial_id] = failure
         self._sweep.stored.save(
@@ -274,6 +310,14 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
         self._sweep.monitor.trial_failed(trial_id, failure.kind, failure.message)
         log.warning("trial %s failed (%s): %s", trial_id, failure.kind, failure.message)
+
+
+def _work(cell: TrialSpec) -> float:
+    try:
+        return flops(cell)
+    except SweepError as error:  # it will say so itself, and soonest when it goes first
+        log.warning("%s: %s", cell.trial_id, error)
+        return math.inf
 
 
 def _trial_name(trial: Any) -> str:

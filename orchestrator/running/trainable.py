@@ -24,12 +24,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     costs a worker. Only the death of the process itself reaches Tune as an error.
     """
 
-    def setup(self, config: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
-        """Take the first cell; ``arrays`` maps data keys to references to :class:`TrialData`."""
+    def setup(self, config: dict[str, Any], arrays: Any = None) -> None:
+        """Take the first cell; ``arrays`` is the actor that hands out references to :class:`TrialData`."""
         from tasks.trials.memory import keep_freed_memory
 
         keep_freed_memory()
-        self._arrays = arrays or {}
+        self._arrays = arrays
         self._cell = config["cell"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -51,7 +51,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
         cell = self._cell
         spec = TrialSpec.model_validate_json(cell["spec"])
-        data = ray.get(self._arrays[cell["data"]])
+        (reference,) = ray.get(self._arrays.take.remote(cell["data"]))
+        data = ray.get(reference)
         num_gpus = float(cell["num_gpus"])
         device = "cuda" if num_gpus and _has_cuda() else "cpu"
         result = run_trial(
@@ -60,6 +61,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             device=device,
             num_threads=cell["num_threads"],
             gpu_fraction=num_gpus if device == "cuda" else None,
+            micro_batch=cell["micro_batch"],
         )
         return CellReport(
             started_at=started_at,
