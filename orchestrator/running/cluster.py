@@ -28,6 +28,9 @@ from search_spaces.specs import ResourceSpec
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
 ANSWER_TIMEOUT_S = 5.0
+CARD_PREFIX = "accelerator_type:"
+DEFAULT_SHARE = 0.25
+"""Share of a card where neither the sweep names one nor the card's kind is known, to predict one from."""
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -66,6 +69,7 @@ class Cluster:
         dashboard: Address of the Ray dashboard, or empty.
         local: Whether we started it.
         memory_bytes: Memory that Ray may hand out, over all nodes.
+        cards: Ray's names of the kinds of cards.
     """
 
     num_cpus: float
@@ -75,6 +79,7 @@ class Cluster:
     dashboard: str
     local: bool
     memory_bytes: float = math.inf
+    cards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,14 +124,15 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         ConfigError: when a trial asks for more CPUs than a private cluster has, or for a GPU share that no
             card can give (a share above one must be whole).
     """
-    if spec.num_gpus > 1 and spec.num_gpus != int(spec.num_gpus):
+    share = DEFAULT_SHARE if spec.num_gpus is None else spec.num_gpus
+    if share > 1 and share != int(share):
         raise ConfigError(
             "resources.num_gpus must be a fraction of one card or a whole number",
-            f"{spec.num_gpus:g}",
+            f"{share:g}",
             "e.g. 0.25, 1 or 2",
         )
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
-    wanted = Resources(spec.num_cpus, spec.num_gpus if use_gpus else 0.0, spec.memory_bytes)
+    wanted = Resources(spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes)
     if cluster.local:
         # A private cluster never grows: such a trial would wait for ever, without a word.
         for name, asked, there in (
@@ -287,6 +293,7 @@ def _describe(ray: Any, *, local: bool) -> Cluster:
         dashboard=f"http://{url}" if url else "",
         local=local,
         memory_bytes=float(total.get("memory", math.inf)),
+        cards=tuple(sorted(name[len(CARD_PREFIX) :] for name in total if name.startswith(CARD_PREFIX))),
     )
 
 

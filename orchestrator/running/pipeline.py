@@ -18,7 +18,7 @@ from orchestrator.results.rows import Row, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import Cluster, Device, connect, trial_resources
+from orchestrator.running.cluster import Cluster, Device, Resources, connect, trial_resources
 from orchestrator.running.lock import exclusive
 from orchestrator.running.progress import Monitor, Progress
 from orchestrator.running.subset_measures import measure_subset
@@ -202,6 +202,7 @@ class _Run:
             self.monitor.advance(spec.measure_id)
 
     def _train(self) -> None:
+        from orchestrator.running.requests import card_of
         from orchestrator.running.sweep import TrialSweep
 
         plan, state = self.workspace.plan, self._state()
@@ -211,6 +212,7 @@ class _Run:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
         self.monitor.slots = _slots(resources, self.cluster)
+        _announce_empty_cards(resources, self.cluster, self.monitor)
         self.monitor.stage("train")
         TrialSweep(
             plan=plan,
@@ -222,6 +224,7 @@ class _Run:
             monitor=self.monitor,
             measures=index_measures(state.measures.values()),
             load=self._load,
+            card=card_of(list(self.cluster.cards)) if plan.sweep.resources.num_gpus is None else None,
         ).run(pending, _earlier_attempts(pending, state))
 
     def _report(self) -> RunSummary:
@@ -335,6 +338,19 @@ def _slots(resources: Any, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))
+
+
+def _announce_empty_cards(resources: Resources, cluster: Cluster, progress: Monitor) -> None:
+    """Say when trials ask for so many CPUs that cards stay empty."""
+    if not resources.num_gpus or not cluster.num_gpus:
+        return
+    by_gpu = int(cluster.num_gpus / resources.num_gpus)
+    by_cpu = int(cluster.num_cpus / resources.num_cpus)
+    if by_cpu < by_gpu:
+        progress.note(
+            f"CPUs bound the trials: {by_cpu} at once by resources.num_cpus {resources.num_cpus:g}, "
+            f"{by_gpu} by the cards; {by_gpu * resources.num_cpus:g} CPUs would fill them"
+        )
 
 
 def _earlier_attempts(pending: list[TrialSpec], state: State) -> dict[str, int]:
