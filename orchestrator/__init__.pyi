@@ -4,5 +4,5 @@ from .analysis.reporting import results_table as results_table
 from .planning.plan import plan_sweep as plan_sweep
 from .planning.sweep_file import load_sweep as load_sweep
 from .planning.workspace import Workspace as Workspace
-from .running.pipeline import RunOptions as RunOptions
+from .running.options import RunOptions as RunOptions
 from .running.pipeline import run_sweep as run_sweep

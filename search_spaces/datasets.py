@@ -131,4 +131,6 @@ def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
         terms="own data",
         raw_layout="see docs/datasets.md, your own data",
         groups="as given by the source",
+        label_map=tuple(sorted(own.label_map.items())),
+        pixel_range=own.pixel_range,
     )

@@ -90,6 +90,10 @@ class DatasetSpec(Spec):
     """Binary tasks used by the presets; empty when the labels are already binary."""
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None
     """How many images of each class preparation keeps (a seeded choice of whole groups); None keeps all."""
+    label_map: tuple[tuple[str, str], ...] = ()
+    """Of your own data: pairs (label as written, class it means)."""
+    pixel_range: tuple[float, float] | None = None
+    """Of your own data: the values that are black and white; None where the format says it."""
 
 
 class RecipeSpec(Spec):
@@ -223,6 +227,16 @@ class OwnSourceSpec(Spec):
     """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
+    label_map: dict[str, str] = {}
+    """Label as written in the data -> the class it means, where several spellings mean one class."""
+    pixel_range: tuple[float, float] | None = None
+    """Values of floating-point or signed images that are black and white, where the data leave it open."""
+
+    @model_validator(mode="after")
+    def _check_pixel_range(self) -> Self:
+        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
+            raise ValueError("pixel_range must be two rising numbers, black and white")
+        return self
 
 
 class DatasetChoice(Spec):

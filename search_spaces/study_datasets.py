@@ -38,8 +38,8 @@ NATURAL = (
         description="60,000 handwritten digits (the train split), 28x28.",
         terms="CC BY-SA 3.0, https://yann.lecun.org/exdb/mnist/; torchvision downloads it",
         raw_layout=(
-            "train-images-idx3-ubyte[.gz] and train-labels-idx1-ubyte[.gz], in the folder itself or in "
-            "MNIST/raw/"
+            "train-images-idx3-ubyte[.gz] (or .idx3-ubyte) and train-labels-idx1-ubyte[.gz], in the folder "
+            "itself, in folders of their own names or in MNIST/raw/"
         ),
         class_pairs=FIXED_DIGIT_PAIRS,
     ),
@@ -69,7 +69,7 @@ NATURAL = (
         source="svhn",
         description="73,257 digits cropped from street photographs (the train split), 32x32 RGB.",
         terms="non-commercial use, http://ufldl.stanford.edu/housenumbers/; torchvision downloads it",
-        raw_layout="train_32x32.mat",
+        raw_layout="train_32x32.mat (MATLAB 5 or 7.3)",
         class_pairs=FIXED_DIGIT_PAIRS,
     ),
     DatasetSpec(
@@ -84,7 +84,8 @@ NATURAL = (
         terms="registration at https://image-net.org, or the Kaggle ImageNet object localization challenge",
         raw_layout=(
             f"ILSVRC/Data/CLS-LOC/train/<class id>/*.JPEG (Kaggle), train/<class id>/*.JPEG or "
-            f"<class id>/*.JPEG for {', '.join(IMAGENET_CLASSES)}"
+            f"<class id>/*.JPEG for {', '.join(IMAGENET_CLASSES)}; or ILSVRC2012_img_train.tar, or Kaggle's "
+            "archive, as it came"
         ),
         class_pairs=((0, 1), (3, 2), (4, 6), (8, 9), (5, 7)),
     ),
@@ -106,9 +107,8 @@ MEDICAL = (
         ),
         terms="registration at https://www.med.upenn.edu/sbia/brats2018/",
         raw_layout=(
-            "MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/<case>/<case>_{t2,flair,seg}.nii.gz (or .nii), or "
-            "HGG/ and "
-            "LGG/ in the folder itself"
+            "<case>/<case>_{t2,flair,seg}.nii.gz (or .nii) of BraTS 2018 ({HGG,LGG}/) or 2020, at any depth, "
+            "unpacked or in .zip"
         ),
         groups="volume (one per patient)",
     ),
@@ -126,9 +126,8 @@ MEDICAL = (
         ),
         terms=f"{_TCIA}, Duke-Breast-Cancer-MRI, CC BY-NC 4.0",
         raw_layout=(
-            "Duke-Breast-Cancer-MRI/Breast_MRI_<number>/<study>/<series>/1-<slice>.dcm (classic or "
-            "descriptive "
-            "names, at any depth below the folder), Annotation_Boxes.xlsx (or .csv) and "
+            "Duke-Breast-Cancer-MRI/Breast_MRI_<number>/<study>/<series>/1-<slice>.dcm (classic, descriptive "
+            "or other names, at any depth, unpacked or in .zip), Annotation_Boxes.xlsx (or .csv) and "
             "Breast-Cancer-MRI-filepath_filename-mapping.xlsx (or .csv)"
         ),
         groups="patient",
@@ -147,10 +146,10 @@ MEDICAL = (
         ),
         terms="registration at https://nda.nih.gov/oai",
         raw_layout=(
-            "results/<site>/0.E.1/<ID>/<date>/<barcode>/001 (DICOM without ending) and kxr_sq_bu00.txt "
-            "at any depth; "
-            "beside them, if you have them, knee_centers.csv (id, side R or L, row, column in pixels of "
-            "the file) or "
+            "results/<site>/{0.C.2,0.E.1}/<ID>/<date>/<barcode>/001 (DICOM without ending) or "
+            "<barcode>.tar.gz, contents.csv, and kxr_sq_bu00.txt (or .csv, .sas7bdat) at any depth; "
+            "beside them, if you have them, knee_centers.csv (id, side R or L, row, column in pixels of the "
+            "file) or "
             "crops/<ID>_<R or L>.png"
         ),
         groups="patient (both knees)",
@@ -168,7 +167,8 @@ MEDICAL = (
         ),
         terms="registration at https://stanfordmlgroup.github.io/competitions/chexpert/",
         raw_layout=(
-            "CheXpert-v1.0/ or CheXpert-v1.0-small/ with train.csv and train/patient<id>/study<n>/*.jpg"
+            "CheXpert-v1.0/ or CheXpert-v1.0-small/ with train.csv and train/patient<id>/study<n>/*.jpg, or "
+            "AIMI's folders or zips CheXpert-v1.0 batch <n> (...)"
         ),
         groups="patient",
         max_images_per_class=BY_MAXIMUM,
@@ -184,7 +184,7 @@ MEDICAL = (
         description="Radiographs of seven upper-limb parts; label = the study's.",
         terms="registration at https://stanfordmlgroup.github.io/competitions/mura/",
         raw_layout=(
-            "MURA-v1.1/ with train_image_paths.csv and "
+            "MURA-v1.1/ (or MURA-v1.1.zip) with train_image_paths.csv, train_labeled_studies.csv and "
             "train/XR_<PART>/patient<id>/study<n>_<label>/image<n>.png"
         ),
         groups="patient",
@@ -200,7 +200,7 @@ MEDICAL = (
         source="rsna",
         description="Head CT slices of the 2019 RSNA challenge, stage 2; label = any haemorrhage.",
         terms="Kaggle, rsna-intracranial-hemorrhage-detection, its competition rules",
-        raw_layout="stage_2_train.csv and stage_2_train/ID_<hex>.dcm",
+        raw_layout="stage_2_train.csv and stage_2_train/ID_<hex>.dcm, unpacked or in Kaggle's zip",
         groups="patient (id in the DICOM header)",
         max_images_per_class=BY_MAXIMUM,
     ),
@@ -219,8 +219,8 @@ MEDICAL = (
         ),
         terms=f"{_TCIA}, Prostate-MRI-US-Biopsy, CC BY 4.0",
         raw_layout=(
-            "Prostate-MRI-US-Biopsy/<patient>/<study>/<series>/1-*.dcm (classic or descriptive names) and "
-            "Target Data_2019-12-05.xlsx (or .csv)"
+            "Prostate-MRI-US-Biopsy/<patient>/<study>/<series>/1-*.dcm (classic, descriptive or other names, "
+            "unpacked or in .zip) and Target Data_2019-12-05.xlsx (or .csv, under whatever name)"
         ),
         groups="patient",
         max_images_per_class=BY_MAXIMUM,

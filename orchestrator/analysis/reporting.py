@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.rows import Row, measure_rows, rows_of
+from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, read_state
 from tasks.trials.result import TrialStatus
 
@@ -24,28 +24,30 @@ def results_table(
 
     Args:
         workspace: The sweep.
-        rows: Rows read from MLflow; None takes the result store's instead. Either way the store says which
-            results hold: not those made from other data than are prepared now.
+        rows: Rows read from MLflow, for where nothing but MLflow can be reached; None takes the result
+            store's, whose numbers are the ones that count.
         state: What the store holds; None reads it.
     """
-    state = state or read_state(workspace)
     if rows is None:
-        rows = rows_of(state.results.values(), state.measures.values())
+        rows = (state or read_state(workspace)).rows()
+    planned = workspace.plan.trials_by_id
     kept = sorted(
-        (row for row in rows if row["trial_id"] in state.results),
-        key=lambda row: [row[name] for name in ROW_ORDER],
+        (row for row in rows if row["trial_id"] in planned), key=lambda row: [row[name] for name in ROW_ORDER]
     )
     return pd.DataFrame(kept)
 
 
-def report_sweep(
-    workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
-) -> Path | None:
-    """Fit and write the report; None when there is no result yet. Arguments as of :func:`results_table`."""
+def report_sweep(workspace: Workspace, state: State | None = None) -> Path | None:
+    """Fit and write the report from the result store; None when there is no result yet.
+
+    Args:
+        workspace: The sweep.
+        state: What the store holds; None reads it.
+    """
     from orchestrator.analysis import fit_scaling_laws, write_report
 
     state = state or read_state(workspace)
-    table = results_table(workspace, rows, state)
+    table = results_table(workspace, state=state)
     if table.empty:
         return None
     fits = fit_scaling_laws(table)
@@ -64,7 +66,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "done": len(records),
         "failed": len(state.failures),
         "diverged": sum(record.result.status == TrialStatus.DIVERGED for record in records),
-        "failures": [record.row() for _, record in sorted(state.failures.items())],
+        "failures": state.failure_rows(),
         "measures": [row for record in state.measures.values() for row in measure_rows(record)],
         "unreadable": [vars(item) for item in state.unreadable],
         "code_versions": dict(Counter(record.provenance.code_version for record in records)),

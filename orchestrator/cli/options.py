@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_origin
 from cyclopts import Group, Parameter, Token
 
 if TYPE_CHECKING:
-    from orchestrator.running.pipeline import RunOptions
+    from orchestrator.running.options import RunOptions
 
 Number = int | float
 
@@ -129,7 +129,7 @@ def run_options(
     place: Place, cluster: ClusterOptions, reading: ReadingOptions, raw: dict[str, Path]
 ) -> RunOptions:
     """Return what the options say about where and how to run."""
-    from orchestrator.running.pipeline import RunOptions
+    from orchestrator.running.options import RunOptions
 
     return RunOptions(
         root=place.root,

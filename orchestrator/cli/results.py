@@ -11,13 +11,12 @@ from rich.table import Table
 
 from orchestrator.cli.options import Place, Positive, real
 from orchestrator.cli.printing import cell, emit, line, stderr, stdout, written
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.planning.workspace import Workspace
-    from orchestrator.results.rows import Row
     from orchestrator.results.state import State
 
 Finite = Annotated[float, real()]
@@ -49,7 +48,7 @@ def results(
         preset: Name of a preset, or path of a sweep file.
         csv: Write it as CSV.
         parquet: Write it as Parquet.
-        from_store: Read the result files instead of MLflow.
+        from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
@@ -79,7 +78,7 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
 
     Args:
         preset: Name of a preset, or path of a sweep file.
-        from_store: Read the result files instead of MLflow.
+        from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis import fit_scaling_laws
@@ -94,7 +93,7 @@ def report(preset: str, /, *, from_store: bool = False, place: Place = Place()) 
 
     Args:
         preset: Name of a preset, or path of a sweep file.
-        from_store: Read the result files instead of MLflow.
+        from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis.reporting import report_sweep
@@ -103,10 +102,11 @@ def report(preset: str, /, *, from_store: bool = False, place: Place = Place()) 
 
     workspace = Workspace.open(preset, place.root, place.storage)
     state = read_state(workspace)
-    rows = None if from_store else _tracked_rows(preset, workspace, place, state)
-    path = report_sweep(workspace, rows, state)
+    path = report_sweep(workspace, state)
     if path is None:
         raise _no_results(preset, workspace, place)
+    if not from_store:
+        _compare_with_mlflow(preset, workspace, place, state)
     emit(place, {"report": str(path)}, lambda: line(str(path)))
     return 0
 
@@ -145,7 +145,7 @@ def predict(
         label_sharpness: K_F of your training set.
         train_size: How many images you train on.
         target_loss: Test loss to reach.
-        from_store: Read the result files instead of MLflow.
+        from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis import fit_scaling_laws
@@ -165,42 +165,62 @@ def predict(
 
 
 def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep from MLflow, or from the store.
+    """Return the tidy table of a sweep from its result store, compared with MLflow unless ``from_store``.
+
+    Where the store cannot be reached and MLflow can, the table is MLflow's, and that is said.
 
     Raises:
         ConfigError: when it has no row yet.
+        SetupError: when neither can be reached.
     """
     from orchestrator.analysis.reporting import results_table
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
 
     workspace = Workspace.open(preset, place.root, place.storage)
-    state = read_state(workspace)
-    rows = None if from_store else _tracked_rows(preset, workspace, place, state)
-    table = results_table(workspace, rows, state)
+    try:
+        state = read_state(workspace)
+    except SetupError as error:
+        if from_store:
+            raise
+        return _mlflow_table(workspace, place, error)
+    table = results_table(workspace, state=state)
     if table.empty:
         raise _no_results(preset, workspace, place)
+    if not from_store:
+        _compare_with_mlflow(preset, workspace, place, state)
     return table
 
 
-def _tracked_rows(preset: str, workspace: Workspace, place: Place, state: State) -> list[Row]:
-    from orchestrator.results.tracking.choice import mlflow_uri
-    from orchestrator.results.tracking.mlflow import connect, read_rows
+def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.DataFrame:
+    from orchestrator.analysis.reporting import results_table
+    from orchestrator.results.tracking.choice import tracked_rows
 
-    uri = mlflow_uri(workspace, place.mlflow_uri)
-    file = Path(uri.removeprefix("sqlite:///"))
-    # MLflow would make the file, and the reader is only asking.
-    absent = uri.startswith("sqlite:///") and not file.exists()
-    rows = [] if absent else read_rows(connect(uri), workspace.plan.sweep.name)
-    missing = len(set(state.results) - {row["trial_id"] for row in rows})
-    if missing:
-        stderr.print(
-            f"MLflow lacks {missing} results that the store has: send them with "
-            f"`{place.hint('reconcile', preset)}`, or read the store with --from-store",
-            markup=False,
-            soft_wrap=True,
-        )
-    return rows
+    table = results_table(workspace, tracked_rows(workspace, place.mlflow_uri, None))
+    if table.empty:
+        raise why
+    _say(f"These numbers are MLflow's, and nothing vouches for them: the result store cannot be read ({why})")
+    return table
+
+
+def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state: State) -> None:
+    """Say where MLflow shows something else than the store; the store's numbers are used either way."""
+    from orchestrator.results.store import ResultStore
+    from orchestrator.results.tracking.choice import tracked_rows
+    from orchestrator.results.tracking.comparison import compare
+
+    try:
+        storage = ResultStore(workspace.results_url).identity()
+        tracked = tracked_rows(workspace, place.mlflow_uri, storage)
+    except SetupError as error:
+        _say(f"Not compared with MLflow: {error} The numbers are the result store's.")
+        return
+    for sentence in compare(state.rows(), tracked).sentences(place.hint("reconcile", preset)):
+        _say(sentence)
+
+
+def _say(text: str) -> None:
+    stderr.print(text, markup=False, soft_wrap=True)
 
 
 def _no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:

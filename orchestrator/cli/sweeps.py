@@ -147,18 +147,26 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         place: Where everything lies.
     """
     from orchestrator.planning.workspace import Workspace
-    from orchestrator.results.state import read_state
-    from orchestrator.results.tracking.choice import mlflow_tracker
+    from orchestrator.results.state import StoredResults, judge
+    from orchestrator.results.tracking.choice import make_tracker
     from orchestrator.running.lock import exclusive
 
     workspace = Workspace.open(preset, place.root, place.storage)
     workspace.paths.make()
     with exclusive(workspace.paths.lock, "isweep reconcile"):
-        tracker = mlflow_tracker(workspace, place.mlflow_uri)
-        counts = tracker.reconcile(read_state(workspace).flat_runs())
-        tracker.close(completed=True)
+        stored = StoredResults.read(workspace.results_url)
+        state = judge(workspace, stored)
+        tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)
+        try:
+            counts = tracker.reconcile(state.flat_runs(), state.told_failures())
+        finally:
+            tracker.close(completed=True)
     emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))
     return 0
+
+
+def _say(text: str) -> None:
+    stderr.print(escape(text), soft_wrap=True)
 
 
 def _raw_folders(values: tuple[str, ...]) -> dict[str, Path]:
@@ -216,8 +224,6 @@ def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _progress(workspace: Workspace) -> dict[str, Any]:
-    from orchestrator.running.pipeline import failure_rows
-
     state = _state(workspace)
     statuses = [str(state.status(trial_id)) for trial_id in workspace.plan.trials_by_id]
     return {
@@ -226,7 +232,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         "pending": statuses.count("pending") + statuses.count("stale"),
         "stale": statuses.count("stale"),
         "diverged": sum(record.result.status == "diverged" for record in state.results.values()),
-        "failures": failure_rows(state.failures),
+        "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
     }

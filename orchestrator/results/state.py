@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
-from orchestrator.results.rows import FlatRun, flat_measure, flat_trial, index_measures
+from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
 from orchestrator.results.store import ResultStore, Unreadable
+from orchestrator.results.tracking.tracker import Failure
 from search_spaces.specs import MeasureSpec
 from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialStatus
@@ -107,11 +108,26 @@ class State:
             return CellStatus.FAILED
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
-    def flat_runs(self) -> list[FlatRun]:
-        """Return all planned results as flat runs: what a tracker should show."""
+    def flat_runs(self) -> Iterator[FlatRun]:
+        """Yield what a tracker should show: all planned results, measures first."""
         index = index_measures(self.measures.values())
-        trials = [flat_trial(record, index) for record in self.results.values()]
-        return [flat_measure(record) for record in self.measures.values()] + trials
+        yield from (flat_measure(record) for record in self.measures.values())
+        yield from (flat_trial(record, index) for record in self.results.values())
+
+    def rows(self) -> list[Row]:
+        """Return the rows of all planned results, ordered by trial id."""
+        return rows_of(self.results.values(), self.measures.values())
+
+    def told_failures(self) -> list[Failure]:
+        """Return what a tracker should know of cells that have no result."""
+        return [
+            Failure(record.trial_id, record.failure.kind, record.failure.message, record.attempt)
+            for record in self.failures.values()
+        ]
+
+    def failure_rows(self) -> list[dict[str, str]]:
+        """Return the failures as the command line and the report print them, ordered by trial id."""
+        return [record.row() for _, record in sorted(self.failures.items())]
 
     def measured_trials(self) -> list[MeasuredTrial]:
         """Return what done trials cost; diverged ones stopped at an unknown epoch, so they tell nothing."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import posixpath
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from tasks.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=SealedRecord)
+
+IDENTITY_FILE = "store.json"
 
 
 @dataclass
@@ -96,6 +99,32 @@ class ResultStore:
         path = self._path(kind.folder, record_id, kind.file)
         return self._read(path, kind) if self._fs.exists(path) else None
 
+    def identity(self) -> str | None:
+        """Return what tells this store from every other one, wherever it is moved; None before a run."""
+        path = self._path(IDENTITY_FILE)
+        try:
+            found = json.loads(self._fs.cat_file(path)) if self._fs.exists(path) else {}
+            return str(found["store_id"]) if found else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CorruptStoreError(
+                "The result store's own id must be whole",
+                f"{path}: {error}",
+                "delete the file: the next run makes a new one, and MLflow gets the runs again under it",
+            ) from None
+
+    def own_identity(self) -> str:
+        """Return :meth:`identity`, made where there is none yet.
+
+        Raises:
+            CorruptStoreError: when it cannot be read.
+            SetupError: when it cannot be written.
+        """
+        found = self.identity()
+        if found is None:
+            found = secrets.token_hex(8)
+            self._put(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
+        return found
+
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._base, *parts)
 
@@ -133,7 +162,9 @@ class ResultStore:
 
     def _write(self, path: str, record: dict[str, Any]) -> None:
         sealed = {"sha256": fingerprint(record), "record": record}
-        data = json.dumps(sealed, indent=1, allow_nan=False).encode()
+        self._put(path, json.dumps(sealed, indent=1, allow_nan=False).encode())
+
+    def _put(self, path: str, data: bytes) -> None:
         try:
             if self._local:
                 write_atomic(path, data)

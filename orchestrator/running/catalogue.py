@@ -12,7 +12,8 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.cluster import connect
 from orchestrator.running.lock import exclusive
-from orchestrator.running.pipeline import RunOptions, prepare_missing
+from orchestrator.running.options import RunOptions
+from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import CorruptStoreError

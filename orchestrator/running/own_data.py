@@ -21,6 +21,7 @@ from tasks.measures.measure import MeasureResult, MeasureSettings, measure_array
 from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.remote import Executor
+from tasks.sources import OWN_KINDS, own_kind_of
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,16 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     if (path / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(path), executor)
     suffix = path.suffix.lower()
-    if suffix in (".npz", ".npy") and request.image_size is None:
+    if suffix in (".npz", ".npy") and path.is_file() and request.image_size is None:
         return _measure_arrays(request, path, executor)
     if suffix == ".npy":
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
-    kinds = {".npz": "npz", ".csv": "csv"}
-    kind = "folder" if path.is_dir() else kinds.get(suffix)
+    kind = own_kind_of(path)
     if kind is None:
-        raise ConfigError(
-            "The source must be a folder of class folders, a .csv, .npz or .npy", path.suffix or "no ending"
-        )
+        what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
+        plain = path.is_file() or path.is_dir()
+        found = path.suffix or "no ending" if plain else "a FIFO, socket or device"
+        raise ConfigError("The source must be a .npy file or of a known kind", found, what)
     own = OwnSourceSpec.model_validate(
         {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
     )
@@ -214,6 +215,8 @@ def _load_arrays(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...]]:
     if path.suffix.lower() == ".npz":
         from tasks.sources import RawRequest, source_for
+        from tasks.sources.array_sets import load_images
+        from tasks.sources.npz import NpzFile
 
         own = OwnSourceSpec(kind="npz", path=str(path), domain=None)
         dataset = own_dataset_spec("own", own)
@@ -221,8 +224,11 @@ def _load_arrays(
         # The source checks declared sizes, labels and types before anything large is read.
         listing = source_for("npz").list_items(RawRequest(dataset, spec, path))
         codes = np.array([item.label for item in listing.items], np.int64)
-        with np.load(path, allow_pickle=False) as archive:
-            return archive["images"], codes, tuple(listing.label_names)
+        return (
+            load_images(NpzFile(RawRequest(dataset, spec, path)), listing),
+            codes,
+            tuple(listing.label_names),
+        )
     images = _load_npy(path)
     if labels is None:
         return images, None, ()

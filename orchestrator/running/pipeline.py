@@ -2,61 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.records import FailureRecord
-from orchestrator.results.rows import Row, flat_measure, index_measures
+from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import Cluster, Device, Resources, connect, trial_resources
+from orchestrator.running.cluster import Cluster, Resources, connect, trial_resources
 from orchestrator.running.lock import exclusive
-from orchestrator.running.progress import Monitor, Progress
+from orchestrator.running.options import RunOptions
+from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
+from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
-from search_spaces.errors import DataError, SetupError, SweepError, collect, unknown_name
-from search_spaces.specs import PreparedSpec, SubsetSpec
+from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where and how to run; nothing here can change a result.
-
-    Attributes:
-        root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        storage: fsspec URL of the result store; None keeps it below the root.
-        address: Running Ray cluster; None starts a private one.
-        num_cpus: CPUs of the private cluster.
-        device: See :func:`orchestrator.running.cluster.trial_resources`.
-        dashboard: Whether the private cluster serves its dashboard.
-        mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
-        tracking: False keeps MLflow out of it; the store still has everything.
-        raw: Folders of raw downloads by dataset, for datasets that are not prepared yet.
-        max_skipped_share: Largest share of a dataset's files that may be unusable.
-    """
-
-    root: str | None = None
-    storage: str | None = None
-    address: str | None = None
-    num_cpus: int | None = None
-    device: Device = "auto"
-    dashboard: bool = True
-    mlflow_uri: str | None = None
-    tracking: bool = True
-    raw: dict[str, Path] = field(default_factory=dict)
-    max_skipped_share: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -101,8 +68,11 @@ def run_sweep(
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
-        with open_tracker(workspace, stored, options.mlflow_uri, tracking=options.tracking) as tracker:
-            return _Run(workspace, options, stored, tracker, progress, stack).all_stages()
+        with open_tracker(
+            workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
+        ) as tracker:
+            summary = _Run(workspace, options, stored, tracker, progress, stack).all_stages()
+        return replace(summary, num_behind=tracker.num_behind)
 
 
 @dataclass
@@ -116,7 +86,7 @@ class _Run:
 
     def all_stages(self) -> RunSummary:
         self._prepare()
-        self._check_subsets()
+        check_subsets(self.workspace)
         self._measure()
         self._train()
         return self._report()
@@ -155,7 +125,7 @@ class _Run:
         from tasks.remote import InlineExecutor
 
         workspace = self.workspace
-        _check_raw_names(workspace, self.options.raw)
+        check_raw_names(workspace, self.options.raw)
         # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
         shutil.rmtree(workspace.paths.tune, ignore_errors=True)
         missing = [s for s in workspace.plan.prepared if s.prepared_id not in workspace.prepared]
@@ -167,21 +137,6 @@ class _Run:
         if missing:
             prepare_missing(workspace, missing, self.options, self.file_executor, self.monitor)
             workspace.look_again()
-
-    def _check_subsets(self) -> None:
-        """Find every subset that the data cannot give before anything is trained."""
-        from tasks.prepared.subsets import make_subset
-
-        problems: list[SweepError] = []
-        for measure in self.workspace.plan.measures:
-            data = self.workspace.prepared[measure.subset.prepared.prepared_id]
-            size = max(measure.train_sizes)
-            try:
-                _check_class_numbers(measure.subset, data.label_names)
-                make_subset(data.labels, data.groups, measure.subset, data.splits, max_train_size=size)
-            except SweepError as error:
-                problems.append(error)
-        collect(problems, DataError)
 
     def _state(self) -> State:
         """What is done by now: the store was read at the start and is written by this run alone."""
@@ -230,8 +185,10 @@ class _Run:
     def _report(self) -> RunSummary:
         self.monitor.stage("report")
         state = self._state()
-        failures = failure_rows(state.failures)
-        written = report_sweep(self.workspace, self._tracked_rows(state), state)
+        # Trials done earlier take the numbers of measures done now.
+        self.tracker.reconcile(state.flat_runs(), state.told_failures(), wait=False)
+        written = report_sweep(self.workspace, state)
+        failures = state.failure_rows()
         if written is not None:
             counts = {"done": len(state.results), "failed": len(failures)}
             self.tracker.add_report(written.parent, counts)
@@ -243,86 +200,11 @@ class _Run:
             pending=num_planned - len(state.results) - len(failures),
             failures=failures,
             report=written,
-            num_behind=self.tracker.num_behind,
         )
-
-    def _tracked_rows(self, state: State) -> list[Row] | None:
-        """Rows from MLflow, or None where it is not used or does not answer: the store has them too."""
-        if not self.options.tracking:
-            return None
-        try:
-            # Trials done earlier take the numbers of measures done now.
-            self.tracker.reconcile(state.flat_runs())
-            return self.tracker.rows()
-        except SetupError as error:
-            self.monitor.note(f"{error} The report is made from the result store.")
-            return None
 
     def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]
         return load_subset(data, subset, max_train_size=train_size)
-
-
-def prepare_missing(
-    workspace: Workspace, missing: list[PreparedSpec], options: RunOptions, executor: Any, monitor: Monitor
-) -> None:
-    """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
-
-    Raises:
-        DataError: naming every dataset that could not be prepared and what to do.
-    """
-    from tasks.preparation.prepare import prepare_dataset
-
-    problems: list[SweepError] = []
-    own = {choice.name: choice.own for choice in workspace.plan.sweep.datasets if choice.own}
-    for spec in missing:
-        monitor.stage("prepare", spec.dataset)
-        folder = options.raw.get(spec.dataset)
-        if folder is None and spec.dataset in own:
-            folder = Path(own[spec.dataset].path)
-        try:
-            prepare_dataset(
-                spec,
-                workspace.plan.datasets[spec.dataset],
-                raw=folder,
-                destination=workspace.paths.prepared(spec),
-                executor=executor,
-                max_skipped_share=options.max_skipped_share,
-                on_progress=_progress(monitor, spec.dataset),
-            )
-        except SweepError as error:
-            problems.append(error)
-    collect(problems, DataError)
-
-
-def _check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:
-    for name in raw:
-        if name not in workspace.plan.datasets:
-            raise unknown_name("dataset of this sweep", name, workspace.plan.datasets)
-
-
-def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
-    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places."""
-    if subset.class_pair is None or names == tuple(map(str, range(len(names)))):
-        return
-    if all(name.lstrip("-").isdigit() for name in names):
-        raise DataError(
-            "class_pairs number classes by place, from 0, and these classes have other numbers as names",
-            f"{subset.prepared.dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
-            "rename the classes so that nobody can mistake one for the other",
-        )
-
-
-def failure_rows(failures: dict[str, FailureRecord]) -> list[dict[str, str]]:
-    """Return failures as the command line prints them."""
-    return [record.row() for _, record in sorted(failures.items())]
-
-
-def _progress(monitor: Monitor, name: str) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        monitor.advance(f"{name} {done:,}/{total:,} items")
-
-    return show
 
 
 def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
@@ -340,7 +222,7 @@ def _slots(resources: Any, cluster: Cluster) -> int:
     return max(1, int(min(by_cpu, by_gpu)))
 
 
-def _announce_empty_cards(resources: Resources, cluster: Cluster, progress: Monitor) -> None:
+def _announce_empty_cards(resources: Resources, cluster: Cluster, progress: Progress) -> None:
     """Say when trials ask for so many CPUs that cards stay empty."""
     if not resources.num_gpus or not cluster.num_gpus:
         return

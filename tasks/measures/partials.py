@@ -72,10 +72,10 @@ class Partial:
         k = self.squared.shape[-1]
         kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
         found = None
+        # Blocks mostly come in the order of rows; then an equal distance is never better than one kept.
+        in_order = squared.dtype.kind == "i" and column_start > kept_ids.max(initial=-1)
         if np.isfinite(kept[:, -1]).all():  # else there is no limit yet to compare with
-            # Equal distances matter only to an earlier row; blocks mostly come in the order of rows.
-            ties = squared.dtype.kind == "f" or column_start < kept_ids[:, -1].max(initial=-1)
-            found = _below(squared, kept[:, -1], ties=bool(ties))
+            found = _below(squared, kept[:, -1], ties=not in_order)
             if not len(found[0]):
                 return
         if found is not None and len(found[0]) <= 4 * k * len(kept):
@@ -84,7 +84,8 @@ class Partial:
             active, columns = np.arange(len(squared)), _nearest_columns(squared, min(k, squared.shape[1]))
             values = _as_table(np.take_along_axis(squared, columns, axis=1))
         ids = np.where(np.isfinite(values), columns + column_start, -1)
-        kept[active], kept_ids[active] = smallest(
+        pick = smallest_in_order if in_order else smallest
+        kept[active], kept_ids[active] = pick(
             np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k
         )
 
@@ -102,6 +103,14 @@ def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, In
     return np.take_along_axis(squared, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
 
 
+def smallest_in_order(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
+    """The same for whole numbers whose ids ascend wherever they are equal: one sort, and a direct one."""
+    width, nothing = squared.shape[1], far(np.dtype(np.int64))
+    keys = np.minimum(squared, nothing).astype(np.int64) * width + np.arange(width)
+    values, places = np.divmod(np.sort(keys, axis=1)[:, :k], width)
+    return np.where(values == nothing, np.inf, values), np.take_along_axis(ids, places, axis=1)
+
+
 def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block) -> None:
     """Lower ``best[rows]`` to the row minima of ``squared`` where those are smaller, and note the column."""
     nearest = _as_table(squared.min(axis=1))
@@ -115,13 +124,14 @@ def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, 
 
 
 def _nearest_columns(squared: Block, count: int) -> IntArray:
-    """Columns of the ``count`` smallest of each row, in any order; of equal whole numbers the first ones."""
+    """Columns of the ``count`` smallest of each row; whole numbers ascending, of equal ones the first."""
     num_columns = squared.shape[1]
     if squared.dtype.kind == "f":
         near: IntArray = np.argpartition(squared, count - 1, axis=1)[:, :count]
         return near
-    keys = squared.astype(np.int64) * num_columns + np.arange(num_columns)  # no two are equal
-    columns: IntArray = np.partition(keys, count - 1, axis=1)[:, :count] % num_columns
+    # Rows one after another in memory, also where the block is a transpose: scattered ones sort slowly.
+    keys = np.multiply(squared, num_columns, dtype=np.int64, order="C") + np.arange(num_columns)
+    columns: IntArray = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1) % num_columns
     return columns
 
 

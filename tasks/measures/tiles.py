@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import cycle, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ EXACT = "exact integer"
 PIECE_ROWS = 256
 # Bytes held while others pass by. Reading rows again is free where they are in memory.
 HELD_BYTES = 256 << 20
-HELD_BYTES_IN_MEMORY = 64 << 20
+HELD_BYTES_IN_MEMORY = 128 << 20
 # Share of a block's columns that are in a sample from which on the others are masked.
 DENSE_SHARE = 0.25
 
@@ -90,11 +90,17 @@ class Job:
         rate = 5e11 if self.exact else 5e10  # multiply-adds per second
         return len(self.rows) ** 2 / 2 * (float(np.prod(self.source.row_shape)) / rate + 5e-9)
 
-    def stream(self, spans: Iterator[Span]) -> Iterator[tuple[Span, SignedBytes]]:
-        """Rows of bytes, span after span; the next ones are read while the caller works on these."""
+    def stream(
+        self, spans: Iterator[Span], buffers: tuple[SignedBytes, SignedBytes]
+    ) -> Iterator[tuple[Span, SignedBytes]]:
+        """Rows of bytes, span after span; the next ones are read while the caller works on these.
+
+        What is yielded lies in one of the buffers, and holds until the next is asked for.
+        """
+        free = cycle(buffers)
 
         def load(span: Span) -> tuple[Span, SignedBytes]:
-            return span, signed(self.read(*span))
+            return span, signed(self.read(*span), next(free))
 
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(load, span) for span in islice(spans, 1)]
@@ -156,8 +162,10 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
     total = len(job.rows) ** 2 / 2 * num_features
     product = choose_product(piece, num_features, total, job.precision.device)
     norms: dict[Span, npt.NDArray[np.int64]] = {}  # of the pieces that pass by several times
+    held_buffer = np.empty((min(held, rows[1] - rows[0]), num_features), np.int8)
+    buffers = np.empty((2, min(piece, columns[1] - columns[0]), num_features), np.int8)
     for i in _spans(*rows, held):
-        a = signed(job.read(*i))
+        a = signed(job.read(*i), held_buffer)
         norms_a = squared_norms(a, product)
         if rows == columns:
             for j in _spans(*i, piece):
@@ -168,7 +176,8 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
                     squared = whole_squared_distances(a[above], b, norms_a[above], norms_b, product)
                     yield (i[0], j[0]), j, squared, EXACT
                 yield j, j, whole_squared_distances(b, b, norms_b, norms_b, product), EXACT
-        for j, b in job.stream(_spans(i[1] if rows == columns else columns[0], columns[1], piece)):
+        beside = _spans(i[1] if rows == columns else columns[0], columns[1], piece)
+        for j, b in job.stream(beside, (buffers[0], buffers[1])):
             if j not in norms:
                 norms[j] = squared_norms(b, product)
             yield i, j, whole_squared_distances(a, b, norms_a, norms[j], product), EXACT

@@ -1,8 +1,8 @@
 """Part files: what one reading task leaves behind, so that an interrupted preparation goes on where it was.
 
 A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (labels, hashed groups,
-digests, skips), the second written last and atomically. Equal inputs give equal parts, so two processes that
-prepare the same data at the same time may overwrite each other's parts without harm.
+digests, skips), the second written last and atomically. Equal inputs give equal parts, so two processes
+that prepare the same data at the same time may overwrite each other's parts without harm.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from tasks.sources.pixels import to_prepared
 from tasks.sources.privacy import keyed_hash, spell
 
 SPLIT_CODES = {"": 0, "train": 1, "test": 2}
+FORM = "mode, size or conversion of the raw image"
+"""Name of the trait that every image has."""
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Part:
     """What is known of the images of one block; rows are in item order.
 
     Attributes:
+        num_items: Items of the block.
+        items: Place in the block of each image's item.
         labels: Class index of each image.
         groups: Keyed hash of each image's group.
         splits: 0, 1 (train) or 2 (test) of each image.
@@ -39,9 +43,12 @@ class Part:
         skipped: Pairs (keyed hash of the locator, reason).
         conversions: Conversion name to number of images.
         flags: Flag name to number of images.
-        forms: Triples (label, mode and size of the raw image, number of images).
+        traits: Tuples (label, name, keyed hash of the value, number of images) of what must not tell the
+            label. Mode, size and conversion of the raw image are one of them, as they are.
     """
 
+    num_items: int = 0
+    items: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     splits: list[int] = field(default_factory=list)
@@ -49,7 +56,7 @@ class Part:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     conversions: dict[str, int] = field(default_factory=dict)
     flags: dict[str, int] = field(default_factory=dict)
-    forms: list[tuple[int, str, int]] = field(default_factory=list)
+    traits: list[tuple[int, str, str, int]] = field(default_factory=list)
 
 
 def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
@@ -61,13 +68,13 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
         stem: Path of the part files without their ending.
         dtype: dtype of the prepared images.
     """
-    part = Part()
+    part = Part(num_items=len(items))
     images: list[NDArray[np.generic]] = []
     conversions: Counter[str] = Counter()
     flags: Counter[str] = Counter()
-    forms: Counter[tuple[int, str]] = Counter()
+    traits: Counter[tuple[int, str, str]] = Counter()
     reader = source_for(request.dataset.source).reader(request)
-    for item in items:
+    for place, item in enumerate(items):
         locator = keyed_hash(request.key, item.locator)
         group = keyed_hash(request.key, item.group) if item.group else locator
         try:
@@ -77,17 +84,23 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
             continue
         for image, label, sample in found:
             images.append(image)
+            part.items.append(place)
             part.labels.append(label)
             part.groups.append(keyed_hash(request.key, sample.group) if sample.group else group)
             part.splits.append(SPLIT_CODES[item.split])
             part.digests.append(digest(image))
             conversions.update(sample.conversions)
             flags.update(sample.flags)
-            forms[label, _form(sample)] += 1
+            traits[label, FORM, _form(sample)] += 1
+            traits.update((label, name, _hidden(value, request)) for name, value in sample.traits)
     part.conversions, part.flags = dict(conversions), dict(flags)
-    part.forms = [(label, form, count) for (label, form), count in sorted(forms.items())]
+    part.traits = [(*trait, count) for trait, count in sorted(traits.items())]
     _save(stem, images, part)
     return part
+
+
+def _hidden(value: str, request: RawRequest) -> str:
+    return spell(keyed_hash(request.key, value)) if value else ""
 
 
 Prepared = tuple[NDArray[np.generic], int, Sample]
@@ -146,7 +159,7 @@ def load_part(stem: Path) -> Part | None:
     except (OSError, ValueError, TypeError):
         return None
     part.skipped = [(locator, reason) for locator, reason in part.skipped]
-    part.forms = [(label, form, count) for label, form, count in part.forms]
+    part.traits = [(label, name, value, count) for label, name, value, count in part.traits]
     return part
 
 

@@ -1,9 +1,9 @@
 """From a raw download to a prepared dataset: list, read in parallel tasks, write shards, publish at once.
 
 Nothing under the destination's name exists until it is whole: the store is built in a sibling folder and
-renamed. Reading tasks leave part files (:mod:`tasks.preparation.parts`) in another sibling, so an interrupted
-preparation goes on, and two preparations of the same data meet without harm: the first to rename wins, the
-other finds its result there.
+renamed. Reading tasks leave part files (:mod:`tasks.preparation.parts`) in another sibling, so an
+interrupted preparation goes on, and two preparations of the same data meet without harm: the first to
+rename wins, the other finds its result there.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.preparation.image_table import ImageTable, gather, keep_per_class, select
 from tasks.preparation.parts import Part, load_part, read_block
 from tasks.preparation.publish import build_and_publish
+from tasks.preparation.reading_order import listed_order, reading_order
 from tasks.preparation.summary import make_record, stored_dtype
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.prepared.record import PreparedRecord
@@ -34,6 +35,7 @@ from tasks.prepared.stratify import number_groups
 from tasks.sources import source_for
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.privacy import hash_key
+from tasks.sources.tree import outer_file
 
 if TYPE_CHECKING:
     from tasks.remote import Executor
@@ -83,19 +85,19 @@ def prepare_dataset(
     if done is not None and (raw is None or dataset.name in DATASETS):
         return done
     started = time.monotonic()
-    request = RawRequest(dataset, spec, raw, hash_key(destination.parent))
+    request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
     listing = source_for(dataset.source).list_items(request)
     if not listing.items:
-        raise DataError(f"{dataset.name}: the raw download must hold images", "none", dataset.raw_layout)
+        raise _nothing(dataset, listing)
     raw_id = listing_id(request, listing, listing.items)
     if done is not None:
         return _unchanged(done, raw_id)
     items = _choose_items(listing.items, spec)
-    work = destination.with_name(f".{destination.name}.parts")
-    blocks = _blocks(request, listing, items, work)
+    order = reading_order(request, items)
+    blocks = _blocks(request, listing, items if order is None else [items[row] for row in order], destination)
     try:
         parts = _read_parts(request, listing, blocks, executor, on_progress)
-        images, stems = gather(parts), [block.stem for block in blocks]
+        images, stems = listed_order(gather(parts), parts, order), [block.stem for block in blocks]
         early = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
         skipped = early + [pair for part in parts for pair in part.skipped]
         _check_skips(dataset.name, skipped, len(items) + len(early), max_skipped_share)
@@ -110,6 +112,14 @@ def prepare_dataset(
         if finished is None:
             raise
         return finished
+
+
+def _nothing(dataset: DatasetSpec, listing: Listing) -> DataError:
+    """Return the error for a listing without items, with the reasons why each was left out."""
+    reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
+    found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
+    expected = f"expected: {dataset.raw_layout}"
+    return DataError(f"{dataset.name}: the raw download must hold images", found, expected)
 
 
 def _selected(images: ImageTable, request: RawRequest) -> ImageTable:
@@ -175,14 +185,20 @@ def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
 def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> str:
     """Hash items and all that decides what becomes of them, file sizes and times included.
 
-    A file mended or replaced since gives another hash, so its part is read again.
+    A file mended or replaced since gives another hash, so its part is read again. An item may need several
+    files; those besides its own are named in its details.
     """
-    base = request.raw if request.raw is None or request.raw.is_dir() else request.raw.parent
+    base = None if request.raw is None else request.base()
+    stamps: dict[str, tuple[int, int] | None] = {}  # thousands of members share an archive
     total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
     total.update(repr(_stamp(request.raw)).encode())
     for item in items:
         known = (item.locator, item.label, item.group, item.split, item.details)
-        total.update(repr((known, base and _stamp(base / item.locator))).encode("utf-8", "surrogateescape"))
+        files = [outer_file(name) for name in (item.locator, *item.details) if isinstance(name, str)]
+        for file in files:
+            if file not in stamps:
+                stamps[file] = None if base is None else _stamp(base / file)
+        total.update(repr((known, [stamps[file] for file in files])).encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
@@ -214,9 +230,9 @@ class _Block:
     stem: Path
 
 
-def _blocks(request: RawRequest, listing: Listing, items: Sequence[Item], work: Path) -> list[_Block]:
+def _blocks(request: RawRequest, listing: Listing, items: Sequence[Item], destination: Path) -> list[_Block]:
     """Cut items into blocks whose size depends on the data only, never on the number of workers."""
-    spec = request.spec
+    spec, work = request.spec, destination.with_name(f".{destination.name}.parts")
     image_bytes = spec.channels * spec.image_size**2 * np.dtype(stored_dtype(request, listing)).itemsize
     size = max(1, min(listing.block_size, BLOCK_BYTES // image_bytes))
     cut = [items[start : start + size] for start in range(0, len(items), size)]

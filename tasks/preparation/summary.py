@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from scipy.stats import chi2
 
 from tasks.preparation.image_table import ImageTable, content_fingerprint
 from tasks.preparation.parts import Part
@@ -14,7 +16,10 @@ from tasks.prepared.record import PreparedRecord
 from tasks.sources.base import Listing, RawRequest
 
 MAX_LISTED_SKIPS = 50
-TELLING_GAIN = 0.1
+MAX_SHOWN_SKIPS = 5
+TELLING_GAIN, TELLING_CHANCE = 0.1, 1e-3
+SHOULD_BE_ONE = ("modality", "series description", "pixel spacing", "rescale slope")
+"""Traits that a set of comparable images has one value of."""
 
 
 def stored_dtype(request: RawRequest, listing: Listing) -> Literal["uint8", "float32"]:
@@ -36,6 +41,7 @@ def make_record(
     names = tuple(listing.label_names)
     shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)
     header: dict[str, object] = {"dtype": dtype, "shape": shape, "label_names": names}
+    counts = [int((images.labels == label).sum()) for label in range(len(names))]
     groups_of = [np.unique(images.groups[images.labels == label]) for label in range(len(names))]
     return PreparedRecord(
         fingerprint=content_fingerprint(images, header),
@@ -52,7 +58,7 @@ def make_record(
         label_names=names,
         num_images=shape[0],
         num_groups=len(np.unique(images.groups)),
-        num_images_per_label={name: int((images.labels == label).sum()) for label, name in enumerate(names)},
+        num_images_per_label=dict(zip(names, counts, strict=True)),
         num_groups_per_label={name: len(groups_of[label]) for label, name in enumerate(names)},
         num_listed=len(listing.items) + len(listing.skipped),
         num_skipped=len(skipped),
@@ -61,7 +67,12 @@ def make_record(
         skipped_items=tuple(skipped[:MAX_LISTED_SKIPS]),
         conversions=dict(sum((Counter(part.conversions) for part in parts), Counter())),
         flags=dict(sum((Counter(part.flags) for part in parts), Counter(listing.flags)))
-        | telling_forms(parts),
+        | telling_traits(parts)
+        | {
+            f"class without a usable image: {name}": 1
+            for label, name in enumerate(names)
+            if not counts[label]
+        },
         num_duplicates=images.num_duplicates,
         num_conflicts=images.num_conflicts,
         intensity=listing.intensity,
@@ -72,22 +83,86 @@ def make_record(
     )
 
 
-def telling_forms(parts: Sequence[Part]) -> dict[str, int]:
-    """Flag a set in which mode, size or conversion of the raw image predicts the label.
+def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
+    """Flag what predicts the label besides the picture, and what should be one and is several.
 
-    A network may then learn how the images were saved instead of what they show.
+    A network may learn how the images were saved, or where, instead of what they show. A trait is flagged
+    when guessing by it alone is right for a tenth of the images more than guessing the largest class, and
+    when that is no chance (G-test, p < 0.001; traits with fewer than five images per value are left alone).
+
+    Returns:
+        Flag to number of images: those guessed right, or those unlike the commonest value.
     """
-    counts: Counter[tuple[int, str]] = Counter()
+    tables: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for part in parts:
-        counts.update({(label, form): count for label, form, count in part.forms})
+        for label, name, value, count in part.traits:
+            tables[name][label, value] += count
+    flags: dict[str, int] = {}
+    for name, counts in tables.items():
+        flags |= _telling(name, counts)
+        values: Counter[str] = Counter()
+        for (_, value), count in counts.items():
+            values[value] += count
+        if name in SHOULD_BE_ONE and len(values) > 1:
+            flags[f"{name}: {len(values)} different"] = values.total() - max(values.values())
+    return flags
+
+
+def _telling(name: str, counts: Counter[tuple[int, str]]) -> dict[str, int]:
     labels: Counter[int] = Counter()
+    values: Counter[str] = Counter()
     best: defaultdict[str, int] = defaultdict(int)
-    for (label, form), count in counts.items():
+    for (label, value), count in counts.items():
         labels[label] += count
-        best[form] = max(best[form], count)
-    total, by_chance = sum(labels.values()), max(labels.values(), default=0)
-    gain = sum(best.values()) - by_chance
-    # Rare forms always fit by chance; a real betrayal gains more than that.
-    if total and len(best) < total / 10 and gain > TELLING_GAIN * total:
-        return {"mode, size or conversion of the raw image tells the label": sum(best.values())}
-    return {}
+        values[value] += count
+        best[value] = max(best[value], count)
+    total, right = counts.total(), sum(best.values())
+    if len(values) < 2 or len(labels) < 2 or 5 * len(values) > total:
+        return {}
+    information = sum(
+        count / total * math.log2(count * total / (labels[label] * values[value]))
+        for (label, value), count in counts.items()
+    )
+    entropy = -sum(count / total * math.log2(count / total) for count in labels.values())
+    freedom = (len(values) - 1) * (len(labels) - 1)
+    by_chance = float(chi2.sf(2 * total * math.log(2) * information, freedom))
+    if right - max(labels.values()) <= TELLING_GAIN * total or by_chance >= TELLING_CHANCE:
+        return {}
+    shown = f"{right / total:.0%} by it alone, {information:.2f} of {entropy:.2f} bits"
+    return {f"{name} tells the label ({shown})": right}
+
+
+def preparation_lines(record: PreparedRecord) -> list[str]:
+    """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful.
+
+    Args:
+        record: Of a prepared dataset; ``PreparedRecord.from_json`` makes one of a stored record.
+    """
+    lines = [
+        f"{record.title}: {record.num_images:,} images, {len(record.label_names)} classes, "
+        f"{record.num_groups:,} groups"
+    ]
+    for name, count in record.num_images_per_label.items():
+        lines.append(f"  class {name}: {count:,} images, {record.num_groups_per_label[name]:,} groups")
+    channels, height, width = record.shape[1:]
+    lines.append(
+        f"  made {height}x{width}, {channels} channel{'s' if channels > 1 else ''}: {record.intensity}"
+    )
+    for title, counts in (
+        ("converted", record.conversions),
+        ("left out", record.excluded),
+        ("skipped", record.skipped),
+        ("doubtful", record.flags),
+    ):
+        lines += [f"  {title}: {reason}, {count:,}" for reason, count in counts.items()]
+    if record.num_duplicates:
+        lines.append(
+            f"  equal to an earlier image: {record.num_duplicates:,} (kept, on one side of the split)"
+        )
+    if record.num_conflicts:
+        lines.append(f"  equal to an image with another label: {record.num_conflicts:,}")
+    if record.skipped_items:
+        shown = ", ".join(hashed for hashed, _ in record.skipped_items[:MAX_SHOWN_SKIPS])
+        lines.append(f"  skipped files, first (hashed): {shown}")
+        lines.append("  find one with: isweep locate HASH --raw DIR")
+    return lines

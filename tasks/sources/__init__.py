@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 
 from search_spaces.errors import unknown_name
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
+from tasks.sources.own_kinds import OWN_KINDS, own_kind_of
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -24,6 +25,7 @@ __all__ = [
     "SkipItem",
     "Source",
     "check_own_kind",
+    "own_kind_of",
     "source_for",
 ]
 
@@ -34,6 +36,10 @@ SOURCES: dict[str, str] = {
     "chexpert": "tasks.sources.chexpert:CheXpert",
     "cifar10": "tasks.sources.cifar10:Cifar10",
     "csv": "tasks.sources.manifest:Manifest",
+    "hdf5": "tasks.sources.hdf5:Hdf5",
+    "nifti_csv": "tasks.sources.nifti_manifest:NiftiManifest",
+    "parquet": "tasks.sources.parquet:Parquet",
+    "webdataset": "tasks.sources.webdataset:WebDataset",
     "dbc": "tasks.sources.dbc:DukeBreast",
     "dicom_csv": "tasks.sources.dicom_manifest:DicomManifest",
     "digits": "tasks.sources.digits:Digits",
@@ -51,9 +57,6 @@ SOURCES: dict[str, str] = {
     "svhn": "tasks.sources.svhn:Svhn",
 }
 """Source name -> ``module:class``, imported only when used."""
-
-OWN_KINDS = ("csv", "dicom_csv", "folder", "npz")
-"""Sources that read anybody's data; the others know one official download each."""
 
 
 def check_own_kind(kind: str) -> None:

@@ -1,13 +1,14 @@
 """What a source is: a cheap listing of items, and a reader that turns one item into images.
 
-Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open (a file,
-a volume, a row of an array file), so that nothing is opened twice. Items and samples carry *raw* locators and
-group ids; :mod:`tasks.preparation.prepare` replaces them by keyed hashes before anything is stored, logged or
-raised.
+Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open (a
+file, a volume, a row of an array file), so that nothing is opened twice. Items and samples carry *raw*
+locators and group ids; :mod:`tasks.preparation.prepare` replaces them by keyed hashes before anything is
+stored, logged or raised.
 """
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +26,21 @@ Split = Literal["", "train", "test"]
 
 @dataclass(frozen=True)
 class RawRequest:
-    """What to read: dataset's row, prepared spec, folder or file of the raw download, key of the hashes."""
+    """What to read.
+
+    Attributes:
+        dataset: Its row of the table.
+        spec: What it becomes.
+        raw: Folder or file of the raw download.
+        key: Of the hashes.
+        cache: A folder where an index of the raw tree may be kept.
+    """
 
     dataset: DatasetSpec
     spec: PreparedSpec
     raw: Path | None = None
     key: str = "unkeyed"
+    cache: Path | None = None
 
     def hashed(self, value: str) -> str:
         """Spell a file name or id for messages: its keyed hash."""
@@ -46,9 +56,24 @@ class RawRequest:
         name, layout = self.dataset.name, self.dataset.raw_layout
         if self.raw is None:
             raise DataError(f"{name} is read from its raw download", "no --raw folder", f"expected: {layout}")
-        if not self.raw.exists():
-            raise DataError(f"The raw download of {name} must exist", f"no {self.raw}", f"expected: {layout}")
+        try:
+            mode = self.raw.stat().st_mode
+        except FileNotFoundError:
+            raise DataError(
+                f"The raw download of {name} must exist", f"no {self.raw}", f"expected: {layout}"
+            ) from None
+        except (OSError, ValueError) as error:
+            found = getattr(error, "strerror", None) or "a name that no file can have"
+            raise DataError(f"The raw download of {name} must be readable", found) from None
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            rule = f"The raw download of {name} must be a folder or a plain file"
+            raise DataError(rule, "a FIFO, socket or device", "save it as a file first")
         return self.raw
+
+    def base(self) -> Path:
+        """Return the folder that locators are relative to: the raw folder, or that of the raw file."""
+        root = self.root()
+        return root if root.is_dir() else root.parent
 
     def has_fault(self, fault: str) -> bool:
         """Tell whether a fault of the released code is switched on."""
@@ -60,7 +85,8 @@ class Item:
     """One thing to open.
 
     Attributes:
-        locator: Where it is, relative to the raw root; ``/``-separated for files. Never logged as it stands.
+        locator: Where it is, relative to the raw root; ``/``-separated for files, ``archive!/member`` for
+            what lies in an archive. Never logged as it stands.
         label: Class index, or None when only reading tells (slices of a volume).
         group: Patient, volume or other id whose images must stay on one side of the split; empty when the
             item is its own group.
@@ -87,7 +113,8 @@ class Sample:
         flags: Names of what is doubtful but kept, counted in the record.
 
     Mode and size of ``pixels`` are compared between the classes: where they tell the label, the set is
-    flagged.
+    flagged; so are ``traits``, pairs (name, value) such as ("manufacturer", "X"). Values are kept as keyed
+    hashes only.
     """
 
     pixels: NDArray[np.generic]
@@ -95,6 +122,7 @@ class Sample:
     group: str = ""
     conversions: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    traits: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,77 @@
-"""BraTS 2018: FLAIR, T2 and segmentation volumes; one item is one volume, its slices become the images.
+"""BraTS: FLAIR, T2 and segmentation volumes; one item is one volume, its slices become the images.
+
+Layouts: a case is a folder with ``<case>_flair``, ``<case>_t2`` and ``<case>_seg``, ``.nii`` or
+``.nii.gz``, wherever it lies: ``MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/`` (the challenge's own),
+``MICCAI_BraTS2020_ TrainingData/`` and Kaggle's copy of it, where case 355 calls its segmentation
+``W39_1998.09.19_Segm.nii`` and some downloads put each file into a folder of its own name. Unpacked, or in
+``.zip`` or ``.tar.gz``.
 
 As in the study's extractor: clip FLAIR to its 0.1 and 99.9 percentiles and scale to [0, 255]; keep axial
-slices whose brain mask (from T2) is one region of at least 7,000 pixels; label = the slice holds any tumour.
-Scanning upward, slice i is dropped when slices i to i+9 hold both kinds, so the slices just below a tumour's
-lower edge and its own last nine are dropped, and slices right above it are kept as negatives.
+slices whose brain mask (from T2) is one region of at least 7,000 pixels; label = the slice holds any
+tumour. Scanning upward, slice i is dropped when slices i to i+9 hold both kinds, so the slices just below a
+tumour's lower edge and its own last nine are dropped, and slices right above it are kept as negatives.
 """
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
+from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.files import check_inside
 from tasks.sources.image_files import by_own_maximum
-from tasks.sources.nifti import Volume, read_nifti
+from tasks.sources.nifti import Volume, decode_nifti
+from tasks.sources.official import find_tree, not_there
+from tasks.sources.tree import RawTree
 
+KINDS = ("flair", "t2", "seg")
+VOLUME = re.compile(r"(?:^|/)(?P<case>[^/]+)_(?P<kind>flair|t1|t1ce|t2|seg)\.nii(?:\.gz)?$", re.IGNORECASE)
+MISNAMED_SEGMENTATION = re.compile(r"(?:^|/)W39_1998\.09\.19_Segm\.nii(?:\.gz)?$")
+RELEASE = re.compile(r"(?i)brats[_-]?(?:20)?(\d\d)")
+"""The year in a case's name: ``Brats18_``, ``BraTS20_Training_``."""
 GRADES = ("HGG", "LGG")
-PLACES = ("MICCAI_BraTS_2018_Data_Training", "")
 WINDOW = 10
 MIN_BRAIN_PIXELS = 7000
 FULL_SLICE_PIXELS = 240 * 240
 """The brain threshold belongs to 240x240 slices; other sizes use the same share."""
+MAX_VOXELS = 1 << 24
+"""A volume of BraTS has nine million; three are held at once."""
+MAX_SHIFT_MM = 1.0
 
 
 class Brats:
-    """Cases in the order HGG, LGG, then name."""
+    """Cases in the order HGG, LGG, none, then name."""
 
     def list_items(self, request: RawRequest) -> Listing:
         """Return one item per case; labels are known after reading.
 
         Raises:
-            DataError: when there are no case folders.
+            DataError: when there are no case folders, or cases of several years, which share patients.
         """
-        root = request.root()
+        tree = find_tree(request, lambda tree: bool(_cases(tree)))
+        cases = _cases(tree)
         items, skipped, unlabelled = [], [], 0
-        for place in PLACES:
-            for grade in GRADES:
-                folder = root / place / grade
-                for case in sorted(folder.iterdir()) if folder.is_dir() else ():
-                    check_inside(root.resolve(), case, case.name, request)
-                    if not case.is_dir() or case.name.startswith("."):
-                        continue
-                    name = case.relative_to(root).as_posix()
-                    if all(_file(case, kind) for kind in ("flair", "t2", "seg")):
-                        items.append(Item(name, None, case.name))
-                    elif _file(case, "seg"):
-                        skipped.append((name, "a volume of the case is missing"))
-                    else:  # the challenge's validation cases come without labels
-                        unlabelled += 1
-            if items:
-                break
+        for folder in sorted(cases, key=_place):
+            files = cases[folder]
+            name = folder.rpartition("/")[2]
+            if all(kind in files for kind in KINDS):
+                details = tuple(tree.locator(files[kind]) for kind in KINDS)
+                items.append(Item(details[0], None, name, details=details))
+            elif "seg" in files:
+                skipped.append((folder, "a volume of the case is missing"))
+            else:  # the challenge's validation cases come without labels
+                unlabelled += 1
         if not items:
-            raise DataError("brats needs case folders", "none", f"expected: {request.dataset.raw_layout}")
+            raise not_there(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
+        years = {found[1] for item in items if (found := RELEASE.search(item.group))}
+        if len(years) > 1:
+            rule = "brats must be of one year: later releases hold the cases of earlier ones again"
+            raise DataError(rule, f"years {', '.join(sorted(years))}", "give the folder of one of them")
         return Listing(
             items,
             request.dataset.label_names,
@@ -68,13 +83,19 @@ class Brats:
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of cases."""
-        root = request.root()
+        base = request.base()
+
+        def volume(locator: object) -> Volume:
+            name = str(locator)
+            body = read_locator(base, name)
+            return decode_nifti(body, packed=name.lower().endswith(".gz"), max_voxels=MAX_VOXELS)
 
         def read(item: Item) -> Iterator[Sample]:
-            case = root / item.locator
-            flair, t2, seg = (_volume(case, kind) for kind in ("flair", "t2", "seg"))
+            flair, t2, seg = map(volume, item.details)
             if not flair.values.shape == t2.values.shape == seg.values.shape:
                 raise SkipItem("volumes of unequal shapes")
+            if max(np.abs(flair.affine - other.affine).max() for other in (t2, seg)) > MAX_SHIFT_MM:
+                raise SkipItem("volumes that lie elsewhere in space")
             if not np.isin(np.unique(seg.values), (0, 1, 2, 4)).all():
                 raise SkipItem("segmentation with other labels than 0, 1, 2, 4")
             yield from _slices(flair, t2.values, seg.values)
@@ -82,21 +103,27 @@ class Brats:
         return read
 
 
-def _file(case: Path, kind: str) -> Path | None:
-    for ending in (".nii.gz", ".nii"):
-        path = case / f"{case.name}_{kind}{ending}"
-        # Some downloads hold a folder of that name with the file in it.
-        for found in (path, path / path.name):
-            if found.is_file() and not found.is_symlink():
-                return found
-    return None
+def _cases(tree: RawTree) -> dict[str, dict[str, str]]:
+    """Return case folder -> kind -> file."""
+    cases: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for name in tree:
+        parts = name.split("/")
+        # Some downloads hold a folder of a volume's name with the file in it.
+        folder = (
+            parts[:-2] if len(parts) > 1 and parts[-2].lower().endswith((".nii", ".nii.gz")) else parts[:-1]
+        )
+        match = VOLUME.search(name)
+        if match and folder and match["case"] == folder[-1]:
+            cases["/".join(folder)].setdefault(match["kind"].lower(), name)
+        elif MISNAMED_SEGMENTATION.search(name):
+            cases["/".join(folder)].setdefault("seg", name)
+    return dict(cases)
 
 
-def _volume(case: Path, kind: str) -> Volume:
-    path = _file(case, kind)
-    if path is None:
-        raise SkipItem("file is gone or unreadable")
-    return read_nifti(path)
+def _place(folder: str) -> tuple[int, list[str]]:
+    parts = folder.split("/")
+    grade = next((GRADES.index(part) for part in parts if part in GRADES), len(GRADES))
+    return grade, parts
 
 
 def _slices(flair: Volume, t2: NDArray[np.float32], seg: NDArray[np.float32]) -> Iterator[Sample]:

@@ -1,7 +1,13 @@
-"""CheXpert, the original and the small release: ``train.csv`` and JPEGs.
+"""CheXpert: the original and the small release, and the batches that Stanford AIMI ships today.
 
-Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows with an explicit 0 are left out, as in the
-study, so label 0 is "uncertain or not mentioned", not "healthy". The group is the patient in the path.
+Layouts: ``CheXpert-v1.0[-small]/train.csv`` with ``train/patient<id>/study<n>/view<k>_<side>.jpg`` beside
+it (the competition's page); ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``CheXpert-v1.0 batch
+2 (train 1)/patient<id>/...`` to batch 4, as folders or ``.zip`` (AIMI's container as listed by public
+download scripts). The table's ``Path`` keeps the original spelling in all of them, so images are found by
+patient, study and view.
+
+Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows with an explicit 0 are left out, as in
+the study, so label 0 is "uncertain or not mentioned", not "healthy". The group is the patient in the path.
 """
 
 from __future__ import annotations
@@ -10,16 +16,19 @@ import re
 from collections import Counter
 
 from search_spaces.errors import DataError
+from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
-from tasks.sources.files import resolve_name
-from tasks.sources.image_files import read_image
+from tasks.sources.image_files import decode_image
 from tasks.sources.imagenet import own_maximum_sample
 from tasks.sources.label_tables import read_table
-from tasks.sources.official import find_folder, join
+from tasks.sources.official import find_named, find_tree, not_there
+from tasks.sources.tree import RawTree
 
-RELEASES = ("CheXpert-v1.0", "CheXpert-v1.0-small", "")
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}
 VALUES = {"1": 1, "-1": 0, "": 0}
+IMAGE = re.compile(r"(patient\d+)/(study\d+)/([^/]+)\.(?:jpe?g|png)$", re.IGNORECASE)
+OTHER_SPLITS = ("valid", "test")
+TABLE = "train.csv"
 
 
 class CheXpert:
@@ -31,21 +40,26 @@ class CheXpert:
         Raises:
             DataError: for a missing table, or a finding with other values than 1, 0, -1 and blank.
         """
-        folder = find_folder(request, RELEASES, "train.csv")
+        tree = find_tree(request, lambda tree: bool(find_named(tree, TABLE)) and bool(_images(tree, "")))
+        tables = find_named(tree, TABLE)
+        if not tables:
+            raise not_there(request, TABLE, tree)
+        table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
         finding = FINDINGS[request.spec.task]
-        rows = read_table(request.root() / folder / "train.csv", request, ("Path", finding))
-        items, excluded, odd = [], Counter[str](), 0
+        rows = read_table(tree.locator(table), request, ("Path", finding))
+        files = _images(tree, table.rpartition("/")[0])
+        items, excluded, odd, missing = [], Counter[str](), 0, []
         for row in rows:
             value = row[finding].removesuffix(".0")
-            patient = re.search(r"patient\d+", row["Path"])
+            match = IMAGE.search(row["Path"].replace("\\", "/"))
             if value == "0":
                 excluded["explicitly negative"] += 1
-            elif value not in VALUES or patient is None:
+            elif value not in VALUES or match is None:
                 odd += 1
+            elif (name := files.get(match.groups())) is None:
+                missing.append((row["Path"], "file is missing"))
             else:
-                # Paths start with the release's folder, which may have been renamed or be the raw folder.
-                below = row["Path"].replace("\\", "/").partition("/")[2]
-                items.append(Item(join(folder, below), VALUES[value], patient[0]))
+                items.append(Item(tree.locator(name), VALUES[value], match[1]))
         if odd:
             rule = "train.csv must hold 1, 0, -1 or blank, and patient<id> in every path"
             raise DataError(
@@ -55,6 +69,7 @@ class CheXpert:
             items,
             request.dataset.label_names,
             excluded=dict(excluded),
+            skipped=missing,
             intensity="each image by its own maximum",
         )
 
@@ -63,11 +78,28 @@ class CheXpert:
         return image_reader(request)
 
 
+def _images(tree: RawTree, folder: str) -> dict[tuple[str | None, ...], str]:
+    """Return (patient, study, view) -> name of the training images, those beside the table first.
+
+    Two releases may lie side by side; patients are numbered alike in them.
+    """
+    found: dict[tuple[str | None, ...], str] = {}
+    names = list(tree)
+    if folder:
+        beside = [name for name in names if name.startswith(folder + "/")]
+        names = beside + [name for name in names if not name.startswith(folder + "/")]
+    for name in names:
+        match = IMAGE.search(name)
+        if match and not set(name[: match.start()].casefold().split("/")) & set(OTHER_SPLITS):
+            found.setdefault(match.groups(), name)
+    return found
+
+
 def image_reader(request: RawRequest) -> Reader:
-    """Return a reader of image files named by a table, each scaled by its own maximum."""
-    root = request.root()
+    """Return a reader of image files, each scaled by its own maximum."""
+    base = request.base()
 
     def read(item: Item) -> tuple[Sample]:
-        return (own_maximum_sample(read_image(resolve_name(root, item.locator, request))),)
+        return (own_maximum_sample(decode_image(read_locator(base, item.locator))),)
 
     return read

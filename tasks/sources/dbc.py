@@ -1,27 +1,38 @@
 """Duke breast MRI (TCIA): slices named by the mapping table, labelled by the annotation boxes.
 
+Layout: the collection's page at TCIA and its two tables, ``Annotation_Boxes`` and
+``Breast-Cancer-MRI-filepath_filename-mapping``, which are found by their columns. Files may lie under the
+classic or the descriptive directory names, in several manifest folders, renamed, as idc-index writes them,
+or in ``.zip``: a slice is the file whose header has the SOP instance UID of the table's row. A path is
+believed when the files at both ends of its series have the UIDs of their rows; otherwise headers decide,
+whatever way files are numbered.
+
 Rows whose original path contains "pre" are the fat-saturated pre-contrast series. A slice is positive when
-``start <= slice < end`` of its patient's box, negative when it is at least 5 slices away, else left out.
-Both of TCIA's directory namings are tried; the mapping spells some ``1-0NN`` where the file is ``1-NN`` (and
-the reverse).
+``start <= slice < end`` of one of its patient's boxes, negative when it is at least 5 slices away from all,
+else left out. Slices are counted by the original file name, as the boxes are.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 from search_spaces.errors import DataError
+from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.dicom import read_dicom
+from tasks.sources.dbc_files import CLASSIC, DESCRIPTIVE, INSTANCE, ORIGINAL, Slice, find_files
+from tasks.sources.dicom import decode_dicom
 from tasks.sources.label_tables import read_table
-from tasks.sources.official import FileIndex, dicom_samples, find_file, is_square
+from tasks.sources.labels import is_missing
+from tasks.sources.official import dicom_samples, find_table, find_tree, is_square, not_there
+from tasks.sources.tree import RawTree
 
 MARGIN = 5
-BOXES = ("Annotation_Boxes",)
-MAPPING = ("Breast-Cancer-MRI-filepath_filename-mapping",)
-ORIGINAL, CLASSIC, DESCRIPTIVE = "original_path_and_filename", "classic_path", "descriptive_path"
+BOXES, MAPPING = "Annotation_Boxes", "Breast-Cancer-MRI-filepath_filename-mapping"
+BOX_COLUMNS = ("Patient ID", "Start Slice", "End Slice")
+
+Box = tuple[int, int]
 
 
 class DukeBreast:
@@ -33,42 +44,44 @@ class DukeBreast:
         Raises:
             DataError: for missing tables or columns, or boxes that are no numbers.
         """
-        boxes = _boxes(request)
-        mapping = find_file(request, MAPPING, (".xlsx", ".csv"))
-        rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE))
-        if rows and not {CLASSIC, DESCRIPTIVE} & set(rows[0]):
-            raise DataError(f"dbc: the mapping table needs {CLASSIC} or {DESCRIPTIVE}", "neither")
-        index, excluded = FileIndex(request), Counter[str]()
-        anchor = _anchor(index)
-        items: list[Item] = []
-        skipped: list[tuple[str, str]] = []
-        for row in rows:
-            original = row[ORIGINAL]
-            patient, number = re.search(r"Breast_MRI_\d+", original), re.search(r"(\d+)\.dcm$", original)
-            if "pre" not in original.rsplit("/", 1)[0]:
-                excluded["another series"] += 1
-            elif patient is None or number is None or patient[0] not in boxes:
-                skipped.append((original, "no box for this row"))
-            elif (label := slice_label(int(number[1]), *boxes[patient[0]])) is None:
-                excluded[f"nearer than {MARGIN} slices to the box"] += 1
-            elif (name := _find(row, index, anchor)) is None:
-                skipped.append((original, "file is missing"))
+        tree = find_tree(request, lambda tree: _mapping(tree, request) is not None and _has_dicom(tree))
+        mapping = _mapping(tree, request)
+        table = find_table(tree, request, BOXES, BOX_COLUMNS)
+        if mapping is None or table is None:
+            what = f"{MAPPING if mapping is None else BOXES}.xlsx or .csv"
+            raise not_there(request, what, tree)
+        boxes, flags = _boxes(table, request)
+        rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
+        if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
+            raise DataError(f"dbc: the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none")
+        slices, excluded, skipped = _labelled(rows, boxes)
+        if rows and INSTANCE not in rows[0]:
+            flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
+        items = []
+        for one, name in zip(slices, find_files(slices, tree, request), strict=True):
+            if name is None:
+                skipped.append((one.row[ORIGINAL], "file is missing"))
             else:
-                items.append(Item(name, label, patient[0]))
+                items.append(Item(tree.locator(name), one.label, one.patient, details=(one.instance,)))
         return Listing(
             items,
             request.dataset.label_names,
             excluded=dict(excluded),
             skipped=skipped,
             intensity="stored values by own maximum",
+            flags=flags,
         )
 
     def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of slices."""
-        root = request.root()
+        """Return a reader of slices, which compares the header's instance and patient with the table's."""
+        base = request.base()
 
         def read(item: Item) -> Iterator[Sample]:
-            dicom = read_dicom(root / item.locator)
+            dicom = decode_dicom(read_locator(base, item.locator))
+            if item.details[0] and dicom.instance != item.details[0]:
+                raise SkipItem("another slice in the file than the table says")
+            if dicom.known_patient() not in ("", item.group):
+                raise SkipItem("another patient in the header than the table says")
             if len(dicom.values) != 1:
                 raise SkipItem("several frames")
             if not is_square(dicom.spacing):
@@ -78,49 +91,62 @@ class DukeBreast:
         return read
 
 
-def slice_label(number: int, start: int, end: int) -> int | None:
-    """Return 1 inside the box, 0 at least ``MARGIN`` slices away, None between."""
-    if start <= number < end:
+def slice_label(number: int, *boxes: Box) -> int | None:
+    """Return 1 inside a box, 0 at least ``MARGIN`` slices away from all, None between."""
+    if any(start <= number < end for start, end in boxes):
         return 1
-    return 0 if number + MARGIN <= start or number - MARGIN > end else None
+    return 0 if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes) else None
 
 
-def _boxes(request: RawRequest) -> dict[str, tuple[int, int]]:
-    table = find_file(request, BOXES, (".xlsx", ".csv"))
-    boxes = {}
-    for row in read_table(table, request, ("Patient ID", "Start Slice", "End Slice")):
+def _mapping(tree: RawTree, request: RawRequest) -> str | None:
+    return find_table(tree, request, MAPPING, (ORIGINAL,))
+
+
+def _has_dicom(tree: RawTree) -> bool:
+    return any(name.lower().endswith(".dcm") for name in tree)
+
+
+def _boxes(table: str, request: RawRequest) -> tuple[dict[str, list[Box]], dict[str, int]]:
+    """Return each patient's boxes, and flags; a patient with a box that ends before it starts has none."""
+    boxes: defaultdict[str, set[Box]] = defaultdict(set)
+    reversed_ones = set()
+    for row in read_table(table, request, BOX_COLUMNS):
+        cells = row["Start Slice"], row["End Slice"]
+        if is_missing(row["Patient ID"]) or any(map(is_missing, cells)):
+            raise DataError("dbc: every annotation box must have a patient and two slices", "a blank cell")
         try:
-            boxes[row["Patient ID"]] = (int(row["Start Slice"]), int(row["End Slice"]))
+            start, end = (int(cell.removesuffix(".0")) for cell in cells)
         except ValueError:
             raise DataError(
                 "dbc: slices of the annotation boxes must be whole numbers", "other cells"
             ) from None
-    return boxes
+        if start > end:
+            reversed_ones.add(row["Patient ID"])
+        boxes[row["Patient ID"]].add((start, end))
+    for patient in reversed_ones:
+        boxes[patient] = set()
+    several = sum(len(found) > 1 for found in boxes.values())
+    flags = {"patient with several boxes: a slice in any is positive": several} if several else {}
+    return {patient: sorted(found) for patient, found in boxes.items()}, flags
 
 
-def _anchor(index: FileIndex) -> str:
-    """Return what stands before ``Duke-Breast-Cancer-MRI/`` in this download (``manifest-<number>/``,
-    usually).
-    """
-    for name in index:
-        before, found, _ = name.partition("Duke-Breast-Cancer-MRI/")
-        if found:
-            return before
-    return ""
-
-
-def _find(row: dict[str, str], index: FileIndex, anchor: str) -> str | None:
-    for column in (CLASSIC, DESCRIPTIVE):
-        path = row.get(column, "").replace("\\", "/").strip("/")
-        below = path[path.find("Duke-Breast-Cancer-MRI/") :] if "Duke-Breast-Cancer-MRI/" in path else path
-        folder, _, file = below.rpartition("/")
-        number = re.fullmatch(r"(\d+-)(\d+)(\.dcm)", file)
-        names = [file]
-        if number:
-            digits = number[2].lstrip("0") or "0"
-            names += [f"{number[1]}{digits.zfill(width)}{number[3]}" for width in (1, 2, 3)]
-        for name in names if path else ():
-            found = index.get(f"{anchor}{folder}/{name}") or index.get(f"{folder}/{name}")
-            if found is not None:
-                return found
-    return None
+def _labelled(
+    rows: Sequence[Mapping[str, str]], boxes: Mapping[str, Sequence[Box]]
+) -> tuple[list[Slice], Counter[str], list[tuple[str, str]]]:
+    slices: list[Slice] = []
+    excluded = Counter[str]()
+    skipped: list[tuple[str, str]] = []
+    for row in rows:
+        original = re.sub(r"[\\/]+", "/", row[ORIGINAL])
+        patient, number = re.search(r"Breast_MRI_\d+", original), re.search(r"(\d+)\.dcm$", original)
+        if "pre" not in original.rpartition("/")[0]:
+            excluded["another series"] += 1
+        elif patient is None or number is None or patient[0] not in boxes:
+            skipped.append((original, "no box for this row"))
+        elif not boxes[patient[0]]:
+            skipped.append((original, "a box of the patient starts after its end"))
+        elif (label := slice_label(int(number[1]), *boxes[patient[0]])) is None:
+            excluded[f"nearer than {MARGIN} slices to the box"] += 1
+        else:
+            slices.append(Slice(row, patient[0], label))
+    return slices, excluded, skipped

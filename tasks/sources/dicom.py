@@ -20,12 +20,17 @@ from numpy.typing import NDArray
 from search_spaces.errors import SetupError
 from tasks.sources.base import SkipItem
 from tasks.sources.files import open_plain
-from tasks.sources.image_files import MIN_SIDE, by_own_maximum
+from tasks.sources.image_files import MIN_SIDE, by_own_maximum, negative_flags
+from tasks.sources.jpeg_headers import FrameHeader, read_frame_header
+from tasks.sources.labels import PLACEHOLDERS
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
-MAX_PIXEL_BYTES = 1 << 30
+MAX_PIXEL_BYTES = 256 << 20
+"""A multi-frame ultrasound of 300 frames has about 100 MiB."""
+MAX_PACKED_FRAME_BYTES = 64 << 20
+"""Unpacked; RLE takes ten times that while it is decoded. A mammogram has 62 MiB."""
 NEEDED = (
     "Rows",
     "Columns",
@@ -53,21 +58,32 @@ class Dicom:
             uint8.
         patient: Patient id, raw.
         series: Series instance UID.
+        instance: SOP instance UID.
         modality: Two letters.
         spacing: Row and column spacing in mm, or None.
         inverted: MONOCHROME1: small values are white.
         rescale: Slope and intercept, or None when absent.
         flags: What is doubtful.
+        traits: Pairs (name, value) that must not tell the label: manufacturer, site, spacing ...
     """
 
     values: NDArray[np.generic]
     patient: str
     series: str
+    instance: str
     modality: str
     spacing: tuple[float, float] | None
     inverted: bool
     rescale: tuple[float, float] | None
     flags: tuple[str, ...]
+    traits: tuple[tuple[str, str], ...] = ()
+
+    def known_patient(self) -> str:
+        """Return the patient id, empty when it is absent or one that many patients share."""
+        return "" if self.patient.casefold() in PLACEHOLDERS else self.patient
+
+
+NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 
 def read_dicom(path: Path) -> Dicom:
@@ -157,6 +173,25 @@ def _check_header(header: FileDataset) -> None:
             raise SkipItem(
                 "less pixel data than declared" if size < declared else "more pixel data than declared"
             )
+    if not syntax.is_private and syntax.is_compressed:
+        if declared // frames > MAX_PACKED_FRAME_BYTES:
+            raise SkipItem("too many pixels")
+        _check_frames(header, FrameHeader(rows, columns, samples), frames)
+
+
+def _check_frames(header: FileDataset, declared: FrameHeader, frames: int) -> None:
+    """Refuse compressed frames whose own header asks the decoder for another image than was declared."""
+    from pydicom.encaps import generate_frames
+
+    try:
+        for frame in generate_frames(header.PixelData, number_of_frames=frames):
+            found = read_frame_header(frame)
+            if found is not None and found != declared:
+                raise SkipItem("a frame of another size than declared")
+    except SkipItem:
+        raise
+    except Exception:
+        raise SkipItem("damaged pixel data") from None
 
 
 def _decoded(pydicom: Any, header: FileDataset) -> Dicom:
@@ -178,11 +213,13 @@ def _decoded(pydicom: Any, header: FileDataset) -> Dicom:
             values=values,
             patient=str(header.get("PatientID") or "").strip(),
             series=str(header.get("SeriesInstanceUID") or ""),
+            instance=str(header.get("SOPInstanceUID") or ""),
             modality=str(header.get("Modality") or ""),
             spacing=_spacing(header),
             inverted=str(header.PhotometricInterpretation) == "MONOCHROME1",
             rescale=_rescale(header),
-            flags=("burnt-in annotation",) if header.get("BurnedInAnnotation") == "YES" else (),
+            flags=_flags(header),
+            traits=_traits(header),
         )
     except SkipItem:
         raise
@@ -197,13 +234,39 @@ def _decoder_reason(header: FileDataset, error: RuntimeError) -> str:
     return "damaged pixel data"
 
 
+def _flags(header: FileDataset) -> tuple[str, ...]:
+    flags = ["burnt-in annotation"] if header.get("BurnedInAnnotation") == "YES" else []
+    kind = header.get("ImageType") or ()
+    if "LOCALIZER" in [str(value).upper() for value in ([kind] if isinstance(kind, str) else kind)]:
+        flags.append("localiser")
+    return tuple(flags)
+
+
+def _traits(header: FileDataset) -> tuple[tuple[str, str], ...]:
+    """Return what a network could learn instead of the disease, as far as the header tells it."""
+    spacing, rescale = _spacing(header), _rescale(header)
+    found = {
+        "manufacturer": header.get("Manufacturer"),
+        "scanner model": header.get("ManufacturerModelName"),
+        "site": header.get("InstitutionName"),
+        "modality": header.get("Modality"),
+        "series description": header.get("SeriesDescription"),
+        "pixel spacing": spacing and f"{spacing[0]:.3g} {spacing[1]:.3g}",
+        "rescale slope": rescale and f"{rescale[0]:.6g}",
+    }
+    return tuple((name, str(value or "").strip()) for name, value in found.items())
+
+
 def _stored_bits(values: NDArray[np.generic], bits: int, *, signed: bool) -> NDArray[np.generic]:
-    """Keep the stored bits only: old files put overlays into the bits above them."""
+    """Keep the stored bits only, in place: old files put overlays into the bits above them."""
     width = values.dtype.itemsize * 8
     if bits == width:
         return values
-    shifted = values.astype(f"i{width // 8}" if signed else f"u{width // 8}") << (width - bits)
-    kept: NDArray[np.generic] = shifted >> (width - bits)
+    kept: NDArray[np.integer] = values.view(f"i{width // 8}" if signed else f"u{width // 8}")
+    if not kept.flags.writeable:
+        kept = kept.copy()
+    kept <<= width - bits
+    kept >>= width - bits
     return kept
 
 
@@ -241,6 +304,8 @@ def frames_to_pixels(dicom: Dicom) -> Iterator[tuple[NDArray[np.uint8], tuple[st
             else:
                 slope, intercept = dicom.rescale
                 values = frame.astype(np.float32) * np.float32(slope) + np.float32(intercept + CT_OFFSET)
+        else:
+            flags.extend(negative_flags(values))
         if values.ndim == 3:
             notes.append("colour DICOM")
         pixels, note = by_own_maximum(values)

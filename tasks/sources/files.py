@@ -10,36 +10,65 @@ from pathlib import Path
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest, SkipItem
 
-MAX_FILE_BYTES = 2 << 30
-"""Largest single file that is opened whole (a 4-D DICOM or a NIfTI volume may be this big, hardly more)."""
+MAX_FILE_BYTES = 384 << 20
+"""Largest single file or archive member that is held whole. A multi-frame ultrasound has about 100 MiB, a
+computed radiograph 30; with what decoding needs besides, a reading task stays below a GiB."""
 
 NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 
 
-def walk(root: Path, request: RawRequest) -> Iterator[str]:
+def walk(root: Path, request: RawRequest, folders: list[str] | None = None) -> Iterator[str]:
     """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
 
-    Hidden files and folders, and what file managers leave behind, are left out.
+    Hidden files and folders, and what file managers leave behind, are left out. The order is that of the
+    names' parts, so a folder's files lie together whatever characters its name has.
+
+    Args:
+        root: Where to start; may itself be a link.
+        request: For messages.
+        folders: Gets the names of all folders met, empty ones too, when given.
 
     Raises:
-        DataError: for a link that leaves the root, a linked folder, or a FIFO, socket or device.
+        DataError: for a link that leaves the root, a linked folder, a FIFO, socket or device, or a folder
+            that cannot be listed.
     """
     base = root.resolve()
-    yield from _walk(base, base, "", request)
-
-
-def _walk(base: Path, folder: Path, prefix: str, request: RawRequest) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        if entry.name.startswith(".") or entry.name in NOISE:
+    stack = [iter(_entries(base, "", request))]
+    prefixes = [""]
+    while stack:
+        entry = next(stack[-1], None)
+        if entry is None:
+            stack.pop()
+            prefixes.pop()
             continue
-        name = prefix + entry.name
-        check_inside(base, Path(entry.path), name, request)
+        name = prefixes[-1] + entry.name
+        if entry.is_symlink() or not (
+            entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+        ):
+            check_inside(base, Path(entry.path), name, request)
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(base, Path(entry.path), name + "/", request)
+            if folders is not None:
+                folders.append(name)
+            stack.append(iter(_entries(Path(entry.path), name, request)))
+            prefixes.append(name + "/")
         else:
             yield name
+
+
+def _entries(folder: Path, name: str, request: RawRequest) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        rule = f"{request.dataset.name}: every folder of the raw download must be readable"
+        where = request.hashed(name) if name else "the raw folder itself"
+        raise DataError(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
+    return [entry for entry in found if not is_noise(entry.name)]
+
+
+def is_noise(name: str) -> bool:
+    """Tell whether one part of a name is hidden or a file manager's."""
+    return name.startswith(".") or name in NOISE
 
 
 def check_inside(base: Path, path: Path, name: str, request: RawRequest) -> None:
@@ -87,7 +116,7 @@ def resolve_name(root: Path, name: str, request: RawRequest) -> Path:
     return path
 
 
-def open_plain(path: Path) -> bytes:
+def open_plain(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Return the bytes of a plain file.
 
     Raises:
@@ -104,7 +133,7 @@ def open_plain(path: Path) -> bytes:
             raise SkipItem("no plain file")
         if status.st_size == 0:
             raise SkipItem("empty file")
-        if status.st_size > MAX_FILE_BYTES:
+        if status.st_size > max_bytes:
             raise SkipItem("file too large")
         with os.fdopen(os.dup(descriptor), "rb") as file:
             return file.read()

@@ -1,27 +1,34 @@
-"""Your own images: one folder per class.
+"""Your own images: one folder per class, as torchvision's ``ImageFolder`` and ``timm`` lay them out.
 
-``<raw>/<class>/image.png``; images in a subfolder of a class (``<raw>/<class>/<group>/image.png``) share a
-group, and equal group names in different classes are the same group. ``<raw>/train/<class>/...`` and
-``<raw>/test/<class>/...`` give the split; ``val`` beside them is left out and counted.
+``<raw>/<class>/image.png``, pictures or DICOM files; images in a subfolder of a class
+(``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are the same
+group. ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is
+left out and counted. ``<raw>`` may be an archive of such folders.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 
 from search_spaces.errors import DataError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Split
-from tasks.sources.files import walk
-from tasks.sources.image_files import is_image_name, read_image
+from tasks.sources.archives import is_archive_name
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Split
+from tasks.sources.labels import check_spellings, mapped_label
+from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
+from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of
+from tasks.sources.tree import RawTree
 
-SPLIT_FOLDERS: dict[str, Split | None] = {
-    "train": "train",
-    "test": "test",
-    "val": None,
-    "valid": None,
-    "validation": None,
-}
+EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
+MAX_NAMED = 20
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    label: str
+    group: str
+    split: Split
 
 
 class Folder:
@@ -31,51 +38,104 @@ class Folder:
         """Return all images, classes in the order of their names.
 
         Raises:
-            DataError: when there are no class folders, or fewer than two with images.
+            DataError: when there are no class folders, fewer than two with images, folders that may be
+                splits as well as classes, or one class spelt in two ways.
         """
         root = request.root()
-        if not root.is_dir():
+        if root.is_file() and not is_archive_name(root.name):
             raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
-        names = list(walk(root, request))
-        with_splits = {name.split("/")[0] for name in names} <= set(SPLIT_FOLDERS) and bool(names)
+        tree = RawTree(request)
+        wrapper = _wrapper(tree) if root.is_file() else ""
+        with_splits = _has_splits(tree, wrapper, request)
         excluded: Counter[str] = Counter()
-        found: list[tuple[str, str, str, Split]] = []
-        for name in names:
-            parts = name.split("/")
-            split = SPLIT_FOLDERS[parts.pop(0)] if with_splits else ""
-            if not is_image_name(name):
+        found: list[_Found] = []
+        for name in tree:
+            parts = name.removeprefix(wrapper).split("/")
+            split = split_of(parts.pop(0)) if with_splits and len(parts) > 1 else ""
+            if not is_single_image_name(name):
                 excluded["not an image by its ending"] += 1
             elif len(parts) < 2:
                 excluded["outside the class folders"] += 1
             elif split is None:
-                excluded["validation split"] += 1
+                excluded[VALIDATION_LEFT_OUT] += 1
             else:
-                found.append((name, parts[0], "/".join(parts[1:-1]), split))
+                label = mapped_label(parts[0], request)
+                found.append(_Found(name, label, "/".join(parts[1:-1]), split))
+        classes = _classes(found, tree, request)
+        index = {name: label for label, name in enumerate(classes)}
+        flags = _empty_folders(tree, found, with_splits, request)
+        if wrapper:
+            flags["the archive's one top folder taken as the folder of classes"] = 1
         return Listing(
-            *_label(found, request),
+            [Item(tree.locator(one.name), index[one.label], one.group, one.split) for one in found],
+            classes,
             excluded=dict(excluded),
-            intensity="8 bits as stored; more by own maximum",
+            intensity=INTENSITY,
+            flags=flags,
         )
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of image files."""
-        root = request.root()
-
-        def read(item: Item) -> tuple[Sample]:
-            return (read_image(Path(root, item.locator)),)
-
-        return read
+        return single_reader(request)
 
 
-def _label(
-    found: list[tuple[str, str, str, Split]], request: RawRequest
-) -> tuple[list[Item], tuple[str, ...]]:
-    classes = sorted({class_name for _, class_name, _, _ in found})
+def _wrapper(tree: RawTree) -> str:
+    """Return the one folder that an archive holds everything in, with its slash; empty when there is none."""
+    tops = {name.split("/")[0] for name in tree if "/" in name}
+    images_in_it = any(name.count("/") == 1 for name in tree if is_single_image_name(name))
+    return f"{tops.pop()}/" if len(tops) == 1 and not images_in_it else ""
+
+
+def _has_splits(tree: RawTree, wrapper: str, request: RawRequest) -> bool:
+    """Tell whether the top folders are splits; files beside them do not matter.
+
+    Raises:
+        DataError: when some top folders are called like splits and others are not.
+    """
+    below = (name.removeprefix(wrapper) for name in tree if is_single_image_name(name))
+    tops = {name.split("/")[0] for name in below if "/" in name}
+    splits = {top for top in tops if split_of(top) != ""}
+    if splits == tops:
+        return bool(tops)
+    if {split_of(top) for top in splits} >= {"train", "test"}:
+        others = sorted(tops - splits)
+        raise DataError(
+            f"{request.dataset.name}: the top folders must be classes, or splits, not both",
+            f"{', '.join(sorted(splits))} beside {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
+            "move the others elsewhere, or give the folder of one split",
+        )
+    return False
+
+
+def _classes(found: list[_Found], tree: RawTree, request: RawRequest) -> tuple[str, ...]:
+    classes = tuple(sorted({one.label for one in found}))
+    check_spellings(classes, request)
     if len(classes) < 2:
+        tables = any(name.lower().endswith((".csv", ".tsv")) and "/" not in name for name in tree)
+        hint = "; with a table of labels beside it, give the table (kind csv)" if tables else ""
         raise DataError(
             f"{request.dataset.name}: the folder must hold one subfolder of images per class, two at least",
             f"{len(classes)} with images",
-            "expected: FOLDER/<class>/image.png",
+            EXPECTED + hint,
         )
-    index = {class_name: label for label, class_name in enumerate(classes)}
-    return [Item(name, index[kind], group, split) for name, kind, group, split in found], tuple(classes)
+    return classes
+
+
+def _empty_folders(
+    tree: RawTree, found: list[_Found], with_splits: bool, request: RawRequest
+) -> dict[str, int]:
+    """Name class folders without an image, and classes that only one side of the split has."""
+    flags: dict[str, int] = {}
+    depth = 2 if with_splits else 1
+    used = {tuple(one.name.split("/")[:depth]) for one in found}
+    for folder in tree.folders:
+        parts = tuple(folder.split("/"))
+        if len(parts) == depth and parts not in used and (not with_splits or split_of(parts[0])):
+            flags[f"class folder without an image: {'/'.join(parts)}"] = 1
+    sides: defaultdict[str, set[Split]] = defaultdict(set)
+    for one in found:
+        sides[one.label].add(one.split)
+    for label, splits in sides.items():
+        if with_splits and len({one.split for one in found}) > 1 and len(splits) == 1:
+            flags[f"class in {next(iter(splits))} only: {label}"] = 1
+    return dict(list(flags.items())[:MAX_NAMED])

@@ -1,5 +1,9 @@
 """MNIST-format files (``train-images-idx3-ubyte``, gzipped or not): MNIST and Fashion-MNIST.
 
+Layout: Yann LeCun's page ("THE IDX FILE FORMAT"); the names as they are there and in torchvision
+(``train-images-idx3-ubyte``), with a dot as common mirrors have them (``train-images.idx3-ubyte``), and
+Kaggle's copy with each file in a folder of its own name.
+
 Only the train files are read, as in the study; its test images are drawn from them too.
 """
 
@@ -69,10 +73,19 @@ def _files(request: RawRequest) -> tuple[Path, Path]:
 def _find(root: Path) -> tuple[Path, Path] | None:
     folders = [root, *(root / name / "raw" for name in ("MNIST", "FashionMNIST")), root / "raw"]
     for folder in folders:
+        images, labels = (_spelt(folder, name) for name in (IMAGES, LABELS))
+        if images is not None and labels is not None:
+            return images, labels
+    return None
+
+
+def _spelt(folder: Path, name: str) -> Path | None:
+    """Return the file of a name in one of its spellings."""
+    for stem in (name, name.replace("-idx", ".idx")):
         for ending in ("", ".gz"):
-            images, labels = folder / (IMAGES + ending), folder / (LABELS + ending)
-            if images.is_file() and labels.is_file():
-                return images, labels
+            for path in (folder / (stem + ending), folder / stem / (stem + ending)):
+                if path.is_file():
+                    return path
     return None
 
 

@@ -20,16 +20,23 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 """Never all of Pillow's: EPS starts Ghostscript, PDF and FPX have plugins of their own."""
 
-ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm"))
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, where it warns; here it is an error."""
+MAX_DECODED_BYTES = 256 << 20
+"""What a decoded image may take: that many pixels of RGB, fewer with alpha or 32 bits."""
+BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "I;16": 2, "I;16B": 2, "RGB": 3, "YCbCr": 3}
+"""By Pillow's mode; all others take up to four. 1-bit images are one byte once converted."""
+STRIP_ROWS = 256
+STRIP_VALUES = 1 << 22
 MIN_SIDE = 4
 OWN_MAXIMUM = "scaled by own maximum"
+NEGATIVE = "negative values cut at 0"
 
 
 def is_image_name(name: str) -> bool:
     """Tell whether a file's ending is one of those we read."""
-    return Path(name).suffix.lower() in ENDINGS
+    return name.lower().endswith(ENDINGS)
 
 
 def read_image(path: Path) -> Sample:
@@ -71,7 +78,8 @@ def decode_image(body: bytes) -> Sample:
 
 def _check_size(image: Image) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    width_bytes = BYTES_PER_PIXEL.get(image.mode, 4)
+    if width * height > MAX_PIXELS or width * height * width_bytes > MAX_DECODED_BYTES:
         raise SkipItem("too many pixels")
     if min(width, height) < MIN_SIDE:
         raise SkipItem(f"a side below {MIN_SIDE} pixels")
@@ -86,7 +94,6 @@ def _check_size(image: Image) -> None:
 
 
 def _convert(image: Image) -> Sample:
-    from PIL import Image as Pillow
     from PIL import ImageOps
 
     notes = []
@@ -96,15 +103,33 @@ def _convert(image: Image) -> Sample:
         notes.append("EXIF orientation applied")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         notes.append(f"mode {image.mode} blended on black")
-        image = image.convert("RGBA")
-        image = Pillow.alpha_composite(Pillow.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    elif image.mode.startswith(("I", "F")):
-        pixels, note = by_own_maximum(np.asarray(image, dtype=np.float32))
-        return Sample(pixels, conversions=(*notes, note))
-    elif image.mode not in ("L", "RGB"):
+        return Sample(_blended_on_black(image), conversions=tuple(notes))
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        pixels, note = by_own_maximum(values)
+        return Sample(pixels, conversions=(*notes, note), flags=negative_flags(values))
+    if image.mode not in ("L", "RGB"):
         notes.append(f"mode {image.mode} converted")
         image = image.convert("L" if image.mode == "1" else "RGB")
     return Sample(np.asarray(image), conversions=tuple(notes))
+
+
+def _blended_on_black(image: Image) -> NDArray[np.uint8]:
+    """Blend strip by strip, so that a large image is not held several times."""
+    from PIL import Image as Pillow
+
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, STRIP_ROWS):
+        strip = image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
+        black = Pillow.new("RGBA", strip.size, (0, 0, 0, 255))
+        pixels[top : top + STRIP_ROWS] = np.asarray(Pillow.alpha_composite(black, strip).convert("RGB"))
+    return pixels
+
+
+def negative_flags(values: NDArray[np.generic]) -> tuple[str, ...]:
+    """Return the flag of an image whose negative values its own maximum cuts at 0."""
+    return (NEGATIVE,) if values.dtype.kind in "if" and values.min() < 0 else ()
 
 
 def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]:
@@ -122,8 +147,16 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
         raise SkipItem("constant image")
     if values.dtype == np.uint8 and top == 255:
         return np.asarray(values, dtype=np.uint8), ""
+    pixels = np.empty(values.shape, np.uint8)
+    # In strips: an index or a float takes eight times a pixel's byte.
+    step = max(1, STRIP_VALUES // max(1, values[:1].size))
     if values.dtype.kind in "ui" and top < 1 << 16:
         # Exact, and one pass instead of four. Whole numbers below 2**16 cannot round across an integer.
         shades = (np.arange(int(top) + 1, dtype=np.int64) * 255 // int(top)).astype(np.uint8)
-        return shades[np.maximum(values, 0)], OWN_MAXIMUM
-    return (np.clip(values, 0, None).astype(np.float64) * 255 / float(top)).astype(np.uint8), OWN_MAXIMUM
+        for start in range(0, len(values), step):
+            pixels[start : start + step] = shades[np.maximum(values[start : start + step], 0)]
+        return pixels, OWN_MAXIMUM
+    for start in range(0, len(values), step):
+        strip = np.clip(values[start : start + step], 0, None).astype(np.float64)
+        pixels[start : start + step] = (strip * 255 / float(top)).astype(np.uint8)
+    return pixels, OWN_MAXIMUM

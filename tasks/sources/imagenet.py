@@ -1,21 +1,29 @@
-"""ImageNet (ILSVRC): class folders of the train split, as Kaggle or the ILSVRC archives lay them out.
+"""ImageNet (ILSVRC): images of the train split by class, as Kaggle or the ILSVRC archives lay them out.
+
+Layouts: ``ILSVRC/Data/CLS-LOC/train/<class id>/`` (Kaggle's object localization challenge, also inside its
+``.zip`` or ``.tar.gz``), ``train/<class id>/`` or the bare class folders (torchvision's ``ImageNet``), and
+``ILSVRC2012_img_train.tar`` as it comes, a tar of one tar per class, whose members are read in place.
 
 Only the classes of the table's row are read, ten of the thousand, so that neither the index of a class nor
-the prepared data depend on which other classes lie there.
+the prepared data depend on which other classes lie there. A file of the train split says its class twice,
+in its folder and in its own name; both must agree.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from search_spaces.errors import DataError
 from search_spaces.study_datasets import IMAGENET_CLASSES
+from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
-from tasks.sources.files import walk
-from tasks.sources.image_files import by_own_maximum, is_image_name, read_image
+from tasks.sources.image_files import by_own_maximum, decode_image, is_image_name
+from tasks.sources.official import find_tree, not_there
+from tasks.sources.tree import RawTree
 
-PLACES = ("ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train", "train", "")
+OTHER_SPLITS = frozenset({"val", "test", "validation"})
 
 
 class ImageNet:
@@ -25,23 +33,25 @@ class ImageNet:
         """Return all images of the ten classes.
 
         Raises:
-            DataError: when a class folder is missing.
+            DataError: when a class is missing, or files lie in another class's folder than their name says.
         """
-        folder = _train_folder(request)
-        missing = [key for key in IMAGENET_CLASSES if not (folder / key).is_dir()]
+        tree = find_tree(request, lambda tree: bool(_by_class(tree)[0]), _is_wanted)
+        by_class, other = _by_class(tree)
+        if not by_class:
+            raise not_there(request, "class folders", tree)
+        missing = [key for key in IMAGENET_CLASSES if key not in by_class]
         if missing:
             rule = "imagenet needs the train folders of its ten classes"
             raise DataError(rule, f"no {', '.join(missing)}", f"expected: {request.dataset.raw_layout}")
-        root = request.root()
-        prefix = folder.relative_to(root).as_posix()
-        items, other = [], 0
+        items, misplaced = [], 0
         for label, key in enumerate(IMAGENET_CLASSES):
-            for name in walk(folder / key, request):
-                locator = f"{key}/{name}" if prefix == "." else f"{prefix}/{key}/{name}"
-                if is_image_name(name):
-                    items.append(Item(locator, label))
-                else:
-                    other += 1
+            for name in by_class[key]:
+                said = name.rpartition("/")[2].partition("_")[0]
+                misplaced += said in IMAGENET_CLASSES and said != key
+                items.append(Item(tree.locator(name), label))
+        if misplaced:
+            rule = "imagenet's files must lie in the folder of the class that their names say"
+            raise DataError(rule, f"{misplaced} elsewhere", "unpack the archives again")
         return Listing(
             items,
             request.dataset.label_names,
@@ -51,10 +61,10 @@ class ImageNet:
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of JPEG files."""
-        root = request.root()
+        base = request.base()
 
         def read(item: Item) -> tuple[Sample]:
-            return (own_maximum_sample(read_image(root / item.locator)),)
+            return (own_maximum_sample(decode_image(read_locator(base, item.locator))),)
 
         return read
 
@@ -65,9 +75,29 @@ def own_maximum_sample(sample: Sample) -> Sample:
     return replace(sample, pixels=pixels, conversions=(*sample.conversions, *([note] if note else [])))
 
 
-def _train_folder(request: RawRequest) -> Path:
-    root = request.root()
-    for place in PLACES:
-        if any((root / place / key).is_dir() for key in IMAGENET_CLASSES):
-            return root / place
-    raise DataError("imagenet needs class folders", "none", f"expected: {request.dataset.raw_layout}")
+def _is_wanted(archive: str) -> bool:
+    """Tell whether an archive may hold images of the ten classes: of the class archives, only theirs do."""
+    stem = PurePosixPath(archive).name.partition(".")[0]
+    return stem in IMAGENET_CLASSES or not (stem[:1] == "n" and stem[1:].isdigit())
+
+
+def _by_class(tree: RawTree) -> tuple[dict[str, list[str]], int]:
+    """Return class id -> names of its images, and how many other files lie in the class folders.
+
+    A class is the folder, or the class archive, that a file lies in.
+    """
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    other = 0
+    for name in tree:
+        parts = name.split("/")
+        archive = tree.locator(name).split("!/")[-2:-1]
+        key = parts[-2] if len(parts) > 1 else ""
+        if archive and archive[0].rpartition("/")[2].partition(".")[0] in IMAGENET_CLASSES:
+            key = archive[0].rpartition("/")[2].partition(".")[0]
+        if key not in IMAGENET_CLASSES or OTHER_SPLITS & {part.casefold() for part in parts[:-2]}:
+            continue
+        if is_image_name(name):
+            found[key].append(name)
+        else:
+            other += 1
+    return dict(found), other

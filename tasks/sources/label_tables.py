@@ -1,4 +1,7 @@
-"""Label tables (CSV, ``|``-separated text, xlsx) read as text only: ids keep their zeros, "NA" stays "NA"."""
+"""Label tables (text with any separator, xlsx, SAS) read as text only: ids keep their zeros, "NA" stays "NA".
+
+A table is given by its path, or by its locator below the raw folder, which may lead into an archive.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from search_spaces.errors import DataError
+from tasks.sources.archives import read_locator
 from tasks.sources.base import RawRequest, SkipItem
+from tasks.sources.binary_tables import TableError, read_sas, read_xlsx
 from tasks.sources.files import open_plain
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -20,12 +25,19 @@ MAX_SHOWN_LENGTH = 30
 
 
 def read_table(
-    path: Path, request: RawRequest, needed: Sequence[str], optional: Sequence[str] = ()
+    path: Path | str,
+    request: RawRequest,
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
+    *,
+    raw: Sequence[str] = (),
 ) -> list[dict[str, str]]:
-    """Return the rows of a table as dicts of stripped text, with the needed and optional columns only.
+    """Return the rows of a table as dicts of text, with the needed and optional columns only.
+
+    Cells are stripped but for the columns ``raw``.
 
     A byte-order mark, CRLF, quotes and newlines in quotes, and any of ``, ; tab |`` are accepted. Column
-    names are matched without regard to case and surrounding blanks.
+    names are matched without regard to case, blanks, ``_`` and ``-``.
 
     Raises:
         DataError: for a missing file, missing or repeated columns, ragged rows, or text that is not UTF-8;
@@ -39,25 +51,45 @@ def read_table(
     if ragged:
         found = f"{ragged} lines with another number of columns"
         raise _error(request, path, f"must have {len(rows[0])} columns in every line", found)
-    return [{name: row[place].strip() for name, place in columns.items()} for row in body]
+    return [
+        {name: row[place] if name in raw else row[place].strip() for name, place in columns.items()}
+        for row in body
+    ]
 
 
-def read_lines(path: Path, request: RawRequest) -> list[list[str]]:
+def read_lines(path: Path | str, request: RawRequest) -> list[list[str]]:
     """Return the lines of a table without blank ones, header and all, as text cells.
 
     Raises:
         DataError: see :func:`read_table`.
     """
     try:
-        body = open_plain(path)
+        body = open_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
     except SkipItem as skip:
         raise _error(request, path, "must be readable", skip.reason) from None
-    is_book = path.suffix.lower() == ".xlsx"
-    return _read_xlsx(body, path, request) if is_book else _read_text(body, path, request)
+    read = {".xlsx": read_xlsx, ".sas7bdat": read_sas}.get(PurePath(path).suffix.lower(), _read_text)
+    try:
+        return read(body)
+    except TableError as error:
+        raise _error(request, path, error.rule, error.found) from None
 
 
-def _error(request: RawRequest, path: Path, rule: str, found: str) -> DataError:
-    return DataError(f"{request.dataset.name}: table {request.hashed(path.name)} {rule}", found)
+def header_of(path: Path | str, request: RawRequest) -> list[str]:
+    """Return the column names of a table as :func:`column_key` spells them; none when it is no table."""
+    try:
+        lines = read_lines(path, request)
+    except DataError:
+        return []
+    return [column_key(cell) for cell in lines[0]] if lines else []
+
+
+def column_key(name: str) -> str:
+    """Spell a column's name without what people write differently: case, blanks, ``_`` and ``-``."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _error(request: RawRequest, path: Path | str, rule: str, found: str) -> DataError:
+    return DataError(f"{request.dataset.name}: table {request.hashed(PurePath(path).name)} {rule}", found)
 
 
 def _header_names(row: Sequence[str]) -> str:
@@ -73,27 +105,31 @@ def _header_names(row: Sequence[str]) -> str:
 
 
 def _columns(
-    row: Sequence[str], needed: Sequence[str], optional: Sequence[str], path: Path, request: RawRequest
+    row: Sequence[str],
+    needed: Sequence[str],
+    optional: Sequence[str],
+    path: Path | str,
+    request: RawRequest,
 ) -> dict[str, int]:
-    header = [cell.strip().casefold() for cell in row]
-    missing = [name for name in needed if name.casefold() not in header]
+    header = [column_key(cell) for cell in row]
+    missing = [name for name in needed if column_key(name) not in header]
     if missing:
         found = f"no {', '.join(missing)}{_header_names(row)}"
         raise _error(request, path, f"must have the columns {', '.join(needed)}", found)
-    wanted = [name for name in (*needed, *optional) if name.casefold() in header]
-    repeated = [name for name in wanted if header.count(name.casefold()) > 1]
+    wanted = [name for name in (*needed, *optional) if column_key(name) in header]
+    repeated = [name for name in wanted if header.count(column_key(name)) > 1]
     if repeated:
         raise _error(request, path, "must have each column once", f"{', '.join(repeated)} repeated")
-    return {name: header.index(name.casefold()) for name in wanted}
+    return {name: header.index(column_key(name)) for name in wanted}
 
 
-def _read_text(body: bytes, path: Path, request: RawRequest) -> list[list[str]]:
+def _read_text(body: bytes) -> list[list[str]]:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise _error(request, path, "must be UTF-8 text", "other bytes; save it as UTF-8") from None
+        raise TableError("must be UTF-8 text", "other bytes; save it as UTF-8") from None
     if "\0" in text:
-        raise _error(request, path, "must be text", "zero bytes")
+        raise TableError("must be text", "zero bytes")
     first = text.split("\n", 1)[0]
     delimiter = max(DELIMITERS, key=first.count)
     csv.field_size_limit(MAX_CELL)
@@ -101,61 +137,7 @@ def _read_text(body: bytes, path: Path, request: RawRequest) -> list[list[str]]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         return [row for row in reader if any(cell.strip() for cell in row)]
     except csv.Error:
-        raise _error(request, path, "must be well-formed", "broken quotes or a huge cell") from None
-
-
-def _read_xlsx(body: bytes, path: Path, request: RawRequest) -> list[list[str]]:
-    """Return the first sheet's rows as text; numbers that are whole lose their ``.0``."""
-    try:
-        import openpyxl
-    except ImportError:
-        raise _error(
-            request, path, "needs openpyxl", "not installed: pip install 'isweep[medical]'"
-        ) from None
-    check_zip(body, path, request)
-    try:
-        book = openpyxl.load_workbook(io.BytesIO(body), read_only=True, data_only=True, keep_links=False)
-        rows = [[_cell(value) for value in row] for row in book.worksheets[0].iter_rows(values_only=True)]
-    except Exception as error:  # openpyxl raises whatever its XML and zip readers do
-        raise _error(request, path, "must be an xlsx workbook", type(error).__name__) from None
-    rows = [row for row in rows if any(row)]
-    width = max((len(row) for row in rows), default=0)
-    return [row + [""] * (width - len(row)) for row in rows]
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def check_zip(body: bytes | Path, path: Path, request: RawRequest, max_bytes: int = 1 << 30) -> None:
-    """Refuse archives that would unpack to more than they should, before unpacking anything.
-
-    Raises:
-        DataError: for damage, encryption, repeated, absolute or ``..`` names, and declared sizes above the
-            limit.
-    """
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(io.BytesIO(body) if isinstance(body, bytes) else body) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError):
-        raise _error(request, path, "must be a whole archive", "damaged") from None
-    names = [member.filename for member in members]
-    if len(set(names)) < len(names):
-        raise _error(request, path, "must have each member once", "repeated names")
-    if any(member.flag_bits & 1 for member in members):
-        raise _error(request, path, "must not be encrypted", "encrypted members")
-    if any(name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") for name in names):
-        raise _error(request, path, "must hold plain names", "names that lead elsewhere")
-    if len(names) > 1000 or sum(member.file_size for member in members) > max_bytes:
-        raise _error(
-            request, path, f"must unpack to less than {max_bytes:,} bytes", "more, by its own account"
-        )
+        raise TableError("must be well-formed", "broken quotes or a huge cell") from None
 
 
 def first_hashed(request: RawRequest, names: Iterable[str], limit: int = 5) -> str:

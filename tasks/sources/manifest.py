@@ -1,118 +1,217 @@
-"""Your own images or DICOM files with a CSV manifest: columns path, label and, if you have them, group and
-split.
+"""Your own images or DICOM files with a table: columns path, label and, if you have them, group and split.
 
-``--raw`` is the CSV itself, or a folder with one ``manifest.csv`` in it; paths are relative to its folder.
-``split`` is ``train``, ``test`` or blank. Labels are text: whole numbers sort as numbers, all else as text.
+``--raw`` is the table itself (CSV, TSV, xlsx), or a folder with one ``manifest.csv`` in it; paths are
+relative to its folder, or all absolute. ``split`` is ``train``, ``test``, ``val`` (left out and counted) or
+blank. Labels are text: whole numbers sort as numbers, all else as text. The columns may have the names that
+Kaggle's tables and Hugging Face's ``imagefolder`` (``metadata.csv`` with ``file_name``) give them; which
+one was taken is recorded.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
-from pathlib import Path
-from typing import cast
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from search_spaces.errors import DataError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Split
+from tasks.sources.base import Item, Listing, RawRequest, Reader
 from tasks.sources.files import checked_name, resolve_name, walk
-from tasks.sources.image_files import is_image_name, read_image
-from tasks.sources.label_tables import first_hashed, read_table
+from tasks.sources.label_tables import column_key, first_hashed, header_of, read_table
+from tasks.sources.labels import PLACEHOLDERS, check_spellings, is_missing, mapped_label, sort_labels
+from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
+from tasks.sources.splits import NAMES, VALIDATION_LEFT_OUT, split_of
 
-MANIFEST = "manifest.csv"
+MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv")
+ALIASES = {
+    "path": ("filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path"),
+    "label": ("class", "class_name", "label_name", "target", "y"),
+    "group": ("patient_id", "patient", "patientid", "subject_id", "subject"),
+    "split": ("set", "subset", "partition", "fold_name"),
+}
+"""Usual names of the columns, asked only for a column that is not there under its own name."""
+
+TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
+"""Columns that, if there are any, must not tell the label."""
+
+Row = dict[str, str]
 
 
 class Manifest:
-    """Image files named in a CSV."""
+    """Image files named in a table."""
+
+    optional: tuple[str, ...] = ()
+    intensity = INTENSITY
+    block_size = 128
 
     def list_items(self, request: RawRequest) -> Listing:
         """Return one item per row, in the table's order.
 
         Raises:
-            DataError: for blank or single labels, names given twice, files that do not exist, bad splits, or
-                ids
-                that cannot tell patients apart; at once and with counts.
+            DataError: for missing or single labels, a class spelt in two ways, files named twice or absent,
+                bad splits, or ids that cannot tell patients apart; at once and with counts.
         """
         table = manifest_path(request)
-        rows = read_table(table, request, ("path", "label"), ("group", "split"))
-        _check_rows(rows, request)
-        label_names = sort_labels({row["label"] for row in rows})
+        columns = _columns(table, request)
+        rows = _rows(table, columns, self.optional, request)
+        _check_rows(rows, [self.identity(row) for row in rows], request)
+        kept = [row for row in rows if split_of(row.get("split", "")) is not None]
+        label_names = sort_labels(row["label"] for row in kept)
         if len(label_names) < 2:
             raise DataError(f"{request.dataset.name}: the label column needs two classes", "one only")
         index = {name: label for label, name in enumerate(label_names)}
-        items = [
-            Item(
-                checked_name(row["path"], request),
-                index[row["label"]],
-                row.get("group", ""),
-                cast(Split, row.get("split", "").lower()),
-            )
-            for row in rows
-        ]
+        items = [self.item(row, index[row["label"]], request) for row in kept]
+        excluded = {VALIDATION_LEFT_OUT: len(rows) - len(kept)} if len(kept) < len(rows) else {}
+        return Listing(
+            items,
+            label_names,
+            excluded=excluded | self._check_files(table.parent, [row["path"] for row in rows], request),
+            intensity=self.intensity,
+            block_size=self.block_size,
+            flags={
+                f"column {theirs} read as {ours}": len(rows)
+                for ours, theirs in columns.items()
+                if column_key(ours) != column_key(theirs)
+            },
+        )
+
+    def _check_files(self, folder: Path, named: Sequence[str], request: RawRequest) -> dict[str, int]:
+        """Check that every named file is there, and count images that no row names."""
         # One walk also refuses links out and FIFOs; only names it did not meet (hidden ones) are looked up.
-        found = list(walk(table.parent, request))
-        unmet = {item.locator for item in items}.difference(found)
-        missing = [name for name in sorted(unmet) if not resolve_name(table.parent, name, request).is_file()]
+        found = list(walk(folder, request))
+        unmet = set(named).difference(found)
+        missing = [name for name in sorted(unmet) if not _is_file(folder, name, request)]
         if missing:
             rule = f"{request.dataset.name}: every path of the manifest must be a file"
             raise DataError(
                 rule, f"missing: {first_hashed(request, missing)}", "paths are relative to the CSV"
             )
-        named = {item.locator for item in items}
-        extra = sum(name not in named and self.reads(name) for name in found)
-        return Listing(
-            items,
-            label_names,
-            excluded={"image without a row in the manifest": extra} if extra else {},
-            intensity="8 bits as stored; more by own maximum",
-        )
+        extra = sum(name not in set(named) and self.reads(name) for name in found) if found else 0
+        return {"image without a row in the manifest": extra} if extra else {}
+
+    def identity(self, row: Row) -> str:
+        """Return what no two rows may share."""
+        return row["path"]
+
+    def item(self, row: Row, label: int, request: RawRequest) -> Item:
+        """Return the item of one row."""
+        split = split_of(row.get("split", "")) or ""
+        return Item(row["path"], label, row.get("group", ""), split, _details(row))
 
     def reads(self, name: str) -> bool:
         """Tell whether a file's name looks like one of those this source is for."""
-        return is_image_name(name)
+        return is_single_image_name(name)
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of the named files."""
-        folder = manifest_path(request).parent
-
-        def read(item: Item) -> tuple[Sample]:
-            return (read_image(folder / item.locator),)
-
-        return read
+        return single_reader(request)
 
 
 def manifest_path(request: RawRequest) -> Path:
-    """Return the CSV: the raw file itself, or the one in the raw folder."""
+    """Return the table: the raw file itself, or the one in the raw folder."""
     root = request.root()
-    table = root / MANIFEST if root.is_dir() else root
-    if not table.is_file():
-        raise DataError(f"{request.dataset.name}: the folder must hold {MANIFEST}", "none")
-    return table
+    if root.is_file():
+        return root
+    found = [root / name for name in MANIFESTS if (root / name).is_file()]
+    if len(found) != 1:
+        listed = ", ".join(path.name for path in found) or "none"
+        raise DataError(f"{request.dataset.name}: the folder must hold {MANIFESTS[0]}", listed)
+    return found[0]
 
 
-def _check_rows(rows: list[dict[str, str]], request: RawRequest) -> None:
+def _columns(table: Path, request: RawRequest) -> dict[str, str]:
+    """Return which of the table's columns is path, label, group and split.
+
+    Raises:
+        DataError: when several columns could be one of them.
+    """
+    header = header_of(table, request)
+    columns = {}
+    for ours, others in ALIASES.items():
+        near = sorted({other for other in others if column_key(other) in header})
+        if column_key(ours) in header or not near:
+            columns[ours] = ours
+        elif len(near) > 1:
+            raise DataError(
+                f"{request.dataset.name}: one column must be the {ours}",
+                f"{', '.join(near)}",
+                f"call it {ours}",
+            )
+        else:
+            columns[ours] = near[0]
+    return columns
+
+
+def _rows(table: Path, columns: dict[str, str], more: Sequence[str], request: RawRequest) -> list[Row]:
+    optional = (columns["group"], columns["split"], *TRAITS, *more)
+    found = read_table(table, request, (columns["path"], columns["label"]), optional, raw=(columns["label"],))
+    names = {theirs: ours for ours, theirs in columns.items()}
+    rows = [{names.get(name, name): cell for name, cell in row.items()} for row in found]
+    absolute = bool(rows) and all(PurePosixPath(row["path"]).is_absolute() for row in rows)
+    for row in rows:
+        if absolute:
+            row["path"] = _relative(row["path"], table.parent, request)
+        else:
+            row["path"] = checked_name(row["path"], request)
+        row["label"] = mapped_label(row["label"], request)
+    return rows
+
+
+def _relative(path: str, folder: Path, request: RawRequest) -> str:
+    """Return an absolute path as seen from the table's folder; never one with ``..`` in it."""
+    if ".." in path.split("/") or "\0" in path:
+        rule = f"{request.dataset.name}: names in a table must not lead back up"
+        raise DataError(rule, request.hashed(path), "write them without ..")
+    return Path(os.path.relpath(path, folder.resolve())).as_posix()
+
+
+def _is_file(folder: Path, name: str, request: RawRequest) -> bool:
+    if name.startswith("../"):  # from an absolute path; links and what is no plain file stay refused
+        path = folder.resolve() / name
+        return path.is_file() and not path.is_symlink()
+    try:
+        return resolve_name(folder, name, request).is_file()
+    except OSError:  # a name longer than any file's
+        return False
+
+
+def _details(row: Row) -> tuple[str, ...]:
+    """Return traits as name, value, name, value ..."""
+    return tuple(text for name in TRAITS if name in row for text in (name, row[name]))
+
+
+def _check_rows(rows: list[Row], identities: Sequence[str], request: RawRequest) -> None:
     name = request.dataset.name
     if not rows:
         raise DataError(f"{name}: the manifest must have rows", "only a header")
-    blank = [row["path"] for row in rows if not row["label"]]
+    blank = [row["path"] for row in rows if is_missing(row["label"])]
     if blank:
-        raise DataError(f"{name}: every row needs a label", f"blank: {first_hashed(request, blank)}")
+        raise DataError(
+            f"{name}: every row needs a label",
+            f"blank: {first_hashed(request, blank)}",
+            "give them a class or take the rows out; blank, NaN, NA and None are no classes",
+        )
+    check_spellings({row["label"] for row in rows}, request)
     labels_of: defaultdict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        labels_of[row["path"]].add(row["label"])
+    for row, identity in zip(rows, identities, strict=True):
+        labels_of[identity].add(row["label"])
     if len(labels_of) < len(rows):
         both = [path for path, labels in labels_of.items() if len(labels) > 1]
         found = f"{len(rows) - len(labels_of)} repeated; with different labels: {first_hashed(request, both)}"
         raise DataError(f"{name}: every path must be in the manifest once", found)
-    bad = sum(row.get("split", "").lower() not in ("", "train", "test") for row in rows)
+    bad = sum(bool(cell) and split_of(cell) == "" for cell in (row.get("split", "") for row in rows))
     if bad:
-        raise DataError(f"{name}: split must be train, test or blank", f"{bad} other cells")
+        known = ", ".join(NAMES)
+        raise DataError(f"{name}: split must be one of {known} or blank", f"{bad} other cells")
     if "group" in rows[0]:
         _check_groups(rows, request)
 
 
-def _check_groups(rows: list[dict[str, str]], request: RawRequest) -> None:
+def _check_groups(rows: list[Row], request: RawRequest) -> None:
     name, groups = request.dataset.name, Counter(row["group"] for row in rows)
-    if "" in groups:
-        raise DataError(f"{name}: every row needs a group when there is such a column", f"{groups['']} blank")
+    absent = sum(count for group, count in groups.items() if is_missing(group))
+    if absent:
+        raise DataError(f"{name}: every row needs a group when there is such a column", f"{absent} blank")
     top, count = groups.most_common(1)[0]
     if len(groups) < 2 or (top.casefold() in PLACEHOLDERS and 2 * count > len(rows)):
         found = f"one id for {count} of {len(rows)} rows"
@@ -121,18 +220,8 @@ def _check_groups(rows: list[dict[str, str]], request: RawRequest) -> None:
         )
     sides = defaultdict(set)
     for row in rows:
-        sides[row["group"]].add(row.get("split", "").lower())
+        sides[row["group"]].add(split_of(row.get("split", "")))
     both = [group for group, splits in sides.items() if {"train", "test"} <= splits]
     if both:
         found = first_hashed(request, both)
         raise DataError(f"{name}: no group may be in train and test", found, "split by patient, not by image")
-
-
-PLACEHOLDERS = frozenset({"anon", "anonymous", "unknown", "none", "na", "n/a", "nan", "0", "-", "x"})
-
-
-def sort_labels(names: set[str]) -> tuple[str, ...]:
-    """Sort as numbers when all are whole numbers, else as text."""
-    if all(name.isascii() and name.isdigit() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))

@@ -1,11 +1,10 @@
 """Generated images that lie on a manifold of known dimension, with two classes kept a known distance apart.
 
-An image is ``127.5 + CONTRAST * sum_j sqrt(side) * (cos t_j, sin t_j) . (P_2j, P_2j+1)`` for angles
-``t_j = pi * z_j``, ``z`` uniform in the d-dimensional unit cube and P orthonormal low-frequency cosine
-patterns: the map from z is an isometry up to one factor, so the intrinsic dimension is exactly d, and pixels
-    stay in [0, 255]. The label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``; points with ``|f| <
-    MARGIN`` are never drawn. ``f`` has slope at most 2 pi, hence ``label_sharpness <= 2 pi / (2 * MARGIN *
-    factor)``.
+An image is ``127.5 + CONTRAST * sum_j sqrt(side) * (cos t_j, sin t_j) . (P_2j, P_2j+1)`` for angles ``t_j =
+pi * z_j``, ``z`` uniform in the d-dimensional unit cube and P orthonormal low-frequency cosine patterns:
+the map from z is an isometry up to one factor, so the intrinsic dimension is exactly d, and pixels stay in
+[0, 255]. The label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``; points with ``|f| < MARGIN``
+are never drawn. ``f`` has slope at most 2 pi, hence ``label_sharpness <= 2 pi / (2 * MARGIN * factor)``.
 """
 
 from __future__ import annotations

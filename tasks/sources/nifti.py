@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import SkipItem
+from tasks.sources.files import open_plain
 
-MAX_VOXELS = 1 << 27
-"""128 million voxels: 512 MiB as float32. The header is believed only up to here."""
+MAX_VOXELS = 1 << 26
+"""64 million voxels, 256 slices of 512x512: 256 MiB as float32. The header is believed only up to here."""
+MAX_RAW_BYTES = 256 << 20
+MAX_EXTENSION = 4 << 20
 
 
 @dataclass(frozen=True)
 class Volume:
-    """``values``: ``(right, anterior, superior)`` float32, axes in nibabel's canonical order."""
+    """A volume in nibabel's canonical order of axes.
+
+    Attributes:
+        values: ``(right, anterior, superior)``, float32.
+        affine: Where its voxels are, in mm.
+        conversions: What was done to make it so.
+        flags: What is doubtful.
+    """
 
     values: NDArray[np.float32]
+    affine: NDArray[np.float64]
     conversions: tuple[str, ...]
     flags: tuple[str, ...]
 
 
-def read_nifti(path: Path) -> Volume:
-    """Read a 3-D volume.
+def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Read a 3-D volume from a file, see :func:`decode_nifti`."""
+    try:
+        body = open_plain(path)
+    except SkipItem as skip:
+        raise SkipItem("no NIfTI volume" if skip.reason == "empty file" else skip.reason) from None
+    return decode_nifti(body, packed=path.suffix == ".gz", max_voxels=max_voxels)
+
+
+def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Decode the bytes of a ``.nii`` or (``packed``) ``.nii.gz`` file with one 3-D volume.
 
     Raises:
         SkipItem: for damage, other dimensions, a declared size beyond the limit, NaN, or zeros only.
@@ -41,32 +65,61 @@ def read_nifti(path: Path) -> Volume:
             "NIfTI files need nibabel", "not installed", "pip install 'isweep[medical]'"
         ) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
+    stream: Any = gzip.GzipFile(fileobj=io.BytesIO(body)) if packed else io.BytesIO(body)
+    kind = _checked_kind(stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = nibabel.load(path)
+            stream.seek(0)
+            image = getattr(nibabel, kind).from_stream(stream)
             header, shape = image.header, tuple(image.shape)
         except Exception:  # nibabel raises whatever its readers do
             raise SkipItem("no NIfTI volume") from None
-        if not isinstance(image, nibabel.Nifti1Image):
-            raise SkipItem("no NIfTI volume")
         if len(shape) == 4 and shape[3] == 1:
             image, shape = nibabel.squeeze_image(image), shape[:3]
         if len(shape) != 3 or header.get_data_dtype().fields:
             raise SkipItem("not a 3-D volume of numbers")
-        if int(np.prod(shape, dtype=object)) > MAX_VOXELS or min(shape) < 1:
+        voxels = int(np.prod(shape, dtype=object))
+        if voxels > max_voxels or voxels * header.get_data_dtype().itemsize > MAX_RAW_BYTES or min(shape) < 1:
             raise SkipItem("too many voxels")
         notes, flags = _notes(image)
         try:
             # A gzip stream is read only as far as the declared size, so a bomb behind it never unpacks.
-            values = np.asarray(nibabel.as_closest_canonical(image).dataobj, dtype=np.float32)
+            canonical = nibabel.as_closest_canonical(image)
+            values = np.asarray(canonical.dataobj, dtype=np.float32)
         except Exception:
             raise SkipItem("damaged volume") from None
     if not np.isfinite(values).all():
         raise SkipItem("values not finite")
     if not values.any():
         notes = (*notes, "empty volume")
-    return Volume(values, notes, flags)
+    return Volume(values, np.asarray(canonical.affine, dtype=np.float64), notes, flags)
+
+
+def _checked_kind(stream: IO[bytes]) -> str:
+    """Return nibabel's class for a header, after its extensions were found to be no larger than they may.
+
+    nibabel reads an extension as long as it says it is; one may say two GiB.
+    """
+    try:
+        head = stream.read(544)
+        order = "<" if head[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
+        (size,) = struct.unpack_from(order + "i", head)
+        kind, place, code = {348: ("Nifti1Image", 108, "f"), 540: ("Nifti2Image", 168, "q")}[size]
+        (start,) = struct.unpack_from(order + code, head, place)
+        if not 0 <= start <= size + MAX_EXTENSION:
+            raise SkipItem("NIfTI extensions too large")
+        stream.seek(size)
+        place, flag = size + 4, stream.read(4)
+        while flag[:1] not in (b"\0", b"") and place + 16 <= start:
+            (length,) = struct.unpack(order + "i", stream.read(4))
+            if not 16 <= length <= start - place:
+                raise SkipItem("damaged NIfTI extensions")
+            place += length
+            stream.seek(place)
+    except (KeyError, struct.error, OSError, EOFError, zlib.error, ValueError):
+        raise SkipItem("no NIfTI volume") from None
+    return kind
 
 
 def _notes(image: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

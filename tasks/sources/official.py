@@ -1,44 +1,89 @@
-"""What readers of official downloads share: find the folder, read one image or slice, map names to files."""
+"""What readers of official downloads share: the tree, the tables in it, DICOM frames as samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest, Sample
 from tasks.sources.dicom import Dicom, frames_to_pixels
-from tasks.sources.files import walk
+from tasks.sources.label_tables import column_key, header_of, read_lines
+from tasks.sources.tree import RawTree
+
+TABLE_ENDINGS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
+MAX_TABLE_DEPTH = 6
 
 
-def find_folder(request: RawRequest, names: Sequence[str], holding: str) -> str:
-    """Return which of the folders ``names`` (relative, ``""`` = the raw folder) holds ``holding``.
+def find_tree(
+    request: RawRequest,
+    is_there: Callable[[RawTree], bool],
+    wanted: Callable[[str], bool] = lambda _: True,
+) -> RawTree:
+    """Return the tree of what lies unpacked, or, when that lacks what is needed, of the archives too.
+
+    Args:
+        request: What is read.
+        is_there: Tells whether a tree has what is needed.
+        wanted: Which archives to look into.
+    """
+    tree = RawTree(request)
+    if is_there(tree) or not tree.archives or not request.root().is_dir():
+        return tree
+    return RawTree(request, archives=True, wanted=wanted)
+
+
+def not_there(request: RawRequest, what: str, tree: RawTree) -> DataError:
+    """Return the error for something that is neither unpacked nor in an archive."""
+    found = f"it is not there, nor in {len(tree.archives)} archives" if tree.archives else "it is not there"
+    return DataError(f"{request.dataset.name} needs {what}", found, f"expected: {request.dataset.raw_layout}")
+
+
+def find_named(tree: RawTree, file: str) -> list[str]:
+    """Return all names of the tree that end in ``file``, those nearest to the top first."""
+    ending = file.casefold()
+    names = [name for name in tree if name.casefold() == ending or name.casefold().endswith("/" + ending)]
+    return sorted(names, key=lambda name: (name.count("/"), name))
+
+
+def find_table(tree: RawTree, request: RawRequest, stem: str, columns: Sequence[str]) -> str | None:
+    """Return the locator of the table with these columns, whatever it is called; one called ``stem`` first.
+
+    Browsers add `` (1)`` to a name and archives a date; columns are what makes a table the right one.
 
     Raises:
-        DataError: when none does, with the expected layout.
+        DataError: when several tables have the columns and differ.
     """
-    root = request.root()
-    for name in names:
-        if (root / name / holding).exists():
-            return name
-    rule = f"{request.dataset.name} needs {holding}"
-    raise DataError(rule, "it is not there", f"expected: {request.dataset.raw_layout}")
+    wanted = {column_key(column) for column in columns}
+    likely = _plain(stem)
+    near: list[str] = []
+    far: list[str] = []
+    for name in tree:
+        path = PurePosixPath(name)
+        if path.suffix.lower() in TABLE_ENDINGS and name.count("/") <= MAX_TABLE_DEPTH:
+            (near if _plain(path.stem).startswith(likely) else far).append(name)
+    for names in (near, far):
+        found = [name for name in names if wanted <= set(header_of(tree.locator(name), request))]
+        if found:
+            _check_equal(found, tree, request, stem)
+            return tree.locator(found[0])
+    return None
 
 
-def find_file(request: RawRequest, stems: Sequence[str], endings: Sequence[str]) -> Path:
-    """Return the first file below the raw folder whose name is one of the stems with one of the endings.
+def _check_equal(names: Sequence[str], tree: RawTree, request: RawRequest, stem: str) -> None:
+    lines = [read_lines(tree.locator(name), request) for name in names] if len(names) > 1 else []
+    if any(other != lines[0] for other in lines):
+        rule = f"{request.dataset.name}: one table must have the columns of {stem}"
+        listed = ", ".join(request.hashed(name) for name in names[:5])
+        raise DataError(
+            rule, f"{len(names)} that differ: {listed}", "keep the right one, move the others away"
+        )
 
-    Raises:
-        DataError: when there is none.
-    """
-    root = request.root()
-    wanted = {(stem + ending).lower() for stem in stems for ending in endings}
-    for depth in ("*", "*/*", "*/*/*"):
-        for path in sorted(root.glob(depth)):
-            if path.name.lower() in wanted and path.is_file():
-                return path
-    rule = f"{request.dataset.name} needs {stems[0]}{' or '.join(endings)}"
-    raise DataError(rule, "it is not there", f"expected: {request.dataset.raw_layout}")
+
+def _plain(stem: str) -> str:
+    """Spell a file's stem without what downloads change in it."""
+    return re.sub(r"[\s_-]+", " ", stem).strip().casefold()
 
 
 def join(folder: str, name: str) -> str:
@@ -47,29 +92,21 @@ def join(folder: str, name: str) -> str:
 
 
 def dicom_samples(
-    dicom: Dicom, *, frames: slice = slice(None), group: str = "", extra: Iterable[str] = ()
+    dicom: Dicom,
+    *,
+    frames: slice = slice(None),
+    group: str = "",
+    extra: Iterable[str] = (),
+    flags: Iterable[str] = (),
 ) -> Iterator[Sample]:
     """Yield frames as samples."""
     chosen = Dicom(**{**dicom.__dict__, "values": dicom.values[frames]})
-    for pixels, notes, flags in frames_to_pixels(chosen):
-        yield Sample(pixels, group=group, conversions=(*notes, *extra), flags=flags)
+    for pixels, notes, found in frames_to_pixels(chosen):
+        yield Sample(
+            pixels, group=group, conversions=(*notes, *extra), flags=(*found, *flags), traits=dicom.traits
+        )
 
 
 def is_square(spacing: tuple[float, float] | None) -> bool:
     """Tell whether pixels are square; the study leaves others out."""
     return spacing is not None and abs(spacing[0] - spacing[1]) < 1e-6 * max(spacing)
-
-
-class FileIndex:
-    """All files below the raw folder, found by name without regard to case; walked once, in the driver."""
-
-    def __init__(self, request: RawRequest) -> None:
-        self._by_name = {name.casefold(): name for name in walk(request.root(), request)}
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield all names, sorted."""
-        return iter(self._by_name.values())
-
-    def get(self, name: str) -> str | None:
-        """Return the stored spelling of a name, or None."""
-        return self._by_name.get(name.casefold())

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, as in Pillow's conversion to grey."""
+STRIP_ROWS = 2048
+"""Rows that become grey at once; below it nothing is cut."""
 
 
 def to_prepared(
@@ -24,15 +26,22 @@ def to_prepared(
     The aspect ratio is not kept, as in the study. Grey becomes three equal channels; colour becomes luma.
     uint8 results are rounded. ``antialias=False`` is the released code's plain bilinear resize (F15).
     """
-    planes = np.asarray(pixels, dtype=np.float32)
+    planes = _luma(pixels) if channels == 1 and pixels.ndim == 3 else np.asarray(pixels)
     planes = planes[..., None] if planes.ndim == 2 else planes
-    if channels == 1 and planes.shape[2] == 3:
-        planes = (planes @ LUMA)[..., None]
+    # One float plane at a time: a large image takes four times its bytes as floats.
     resized = [
-        _resize(planes[..., index], image_size, antialias=antialias) for index in range(planes.shape[2])
+        _resize(np.asarray(planes[..., index], np.float32), image_size, antialias=antialias)
+        for index in range(planes.shape[2])
     ]
     stacked = np.stack(resized * (channels // len(resized)))
     return np.rint(np.clip(stacked, 0, 255)).astype(np.uint8) if dtype == "uint8" else stacked
+
+
+def _luma(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
+    grey = np.empty(pixels.shape[:2], np.float32)
+    for top in range(0, len(pixels), STRIP_ROWS):
+        grey[top : top + STRIP_ROWS] = np.asarray(pixels[top : top + STRIP_ROWS], np.float32) @ LUMA
+    return grey
 
 
 def _resize(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:

@@ -41,7 +41,8 @@ def spell(hashed: int) -> str:
 
 
 def locate(raw: Path, key_folder: Path, hashed: str) -> str | None:
-    """Return the file below ``raw`` behind a hash from a message or record, for those who hold the key.
+    """Return the file or archive member below ``raw`` behind a hash from a message or record, for those who
+    hold the key.
 
     Args:
         raw: Raw folder, or the manifest in it.
@@ -49,10 +50,7 @@ def locate(raw: Path, key_folder: Path, hashed: str) -> str | None:
         hashed: 16 hex digits.
     """
     key = hash_key(key_folder)
+    from tasks.sources.tree import all_locators
+
     base = raw if raw.is_dir() else raw.parent
-    for folder, _, names in os.walk(base):
-        for name in names:
-            locator = (Path(folder) / name).relative_to(base).as_posix()
-            if spell(keyed_hash(key, locator)) == hashed:
-                return locator
-    return None
+    return next((name for name in all_locators(base) if spell(keyed_hash(key, name)) == hashed), None)

@@ -1,5 +1,10 @@
 """Prostate-MRI-US-Biopsy (TCIA): frames of the *ultrasound* series that a target was found in (F10).
 
+Layout: the collection's page at TCIA; the table of targets is found by its columns, whatever a download
+called it (``Target Data_2019-12-05.xlsx``, ``Target-Data_2019-12-05-2.xlsx``). A series is the folder named
+by its UID (classic names, or idc-index's ``US_<uid>``), by the UID's last five digits (descriptive names),
+or the file whose header has the UID, wherever it lies; ``.zip`` archives are read in place.
+
 Frames from one quarter to three quarters of the volume are taken, each by its own maximum. Several targets
 may share a series; corrected, the series takes its highest score, so that no frame has two labels (F33).
 Released, every target contributes its frames.
@@ -12,13 +17,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from search_spaces.errors import DataError
+from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.dicom import read_dicom
+from tasks.sources.dicom import decode_dicom
+from tasks.sources.dicom_headers import HeaderIndex
 from tasks.sources.label_tables import read_table
-from tasks.sources.official import FileIndex, dicom_samples, find_file
+from tasks.sources.labels import is_missing
+from tasks.sources.official import dicom_samples, find_table, find_tree, not_there
+from tasks.sources.tree import RawTree
 
-TABLE = ("Target Data_2019-12-05", "Target-Data_2019-12-05")
+TABLE = "Target Data"
 SERIES, SCORE, PATIENT = "seriesInstanceUID_US", "UCLA Score (Similar to PIRADS v2)", "Patient ID"
+COLUMNS = (PATIENT, SERIES, SCORE)
 UID_DIGITS = 5
 """TCIA's descriptive folder names end in the last five digits of the UID."""
 
@@ -32,19 +42,22 @@ class Prostate:
         Raises:
             DataError: for a missing table or scores that are no whole numbers.
         """
-        rows = read_table(find_file(request, TABLE, (".xlsx", ".csv")), request, (PATIENT, SERIES, SCORE))
+        tree = find_tree(request, lambda tree: _table(tree, request) is not None and _has_dicom(tree))
+        table = _table(tree, request)
+        if table is None:
+            raise not_there(request, f"a table with the columns {', '.join(COLUMNS)}", tree)
         excluded = Counter[str]()
         targets: list[tuple[int, str, str]] = []
-        for row in rows:
-            if not row[SERIES] or not row[SCORE]:
-                excluded["no series" if not row[SERIES] else "no score"] += 1
+        for row in read_table(table, request, COLUMNS):
+            if is_missing(row[SERIES]) or is_missing(row[SCORE]):
+                excluded["no series" if is_missing(row[SERIES]) else "no score"] += 1
             else:
                 targets.append((_score(row[SCORE]), row[SERIES], row[PATIENT]))
         if request.spec.data_mode == "corrected":
             targets, repeats = _highest(targets)
             excluded["another target of the series has a higher score"] = repeats
         severe = request.spec.task == "severe"
-        files, skipped = _SeriesFiles(FileIndex(request)), []
+        files, skipped = _SeriesFiles(request, tree), []
         items = []
         for score, series, patient in sorted(targets, key=lambda target: target[0]):
             if severe and score < 2:
@@ -54,7 +67,8 @@ class Prostate:
             if name is None:
                 skipped.append((series, "file is missing"))
             else:
-                items.append(Item(name, int(score > 2 if severe else score >= 2), patient, details=(series,)))
+                label = int(score > 2 if severe else score >= 2)
+                items.append(Item(tree.locator(name), label, patient, details=(series,)))
         return Listing(
             items,
             request.dataset.label_names,
@@ -65,17 +79,29 @@ class Prostate:
         )
 
     def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of series."""
-        root = request.root()
+        """Return a reader of series, which compares the header's series and patient with the table's."""
+        base = request.base()
 
         def read(item: Item) -> Iterator[Sample]:
-            dicom = read_dicom(root / item.locator)
+            dicom = decode_dicom(read_locator(base, item.locator))
             if dicom.series and dicom.series != item.details[0]:
                 raise SkipItem("another series in the file")
+            if dicom.modality not in ("", "US"):
+                raise SkipItem("not ultrasound")
+            if dicom.known_patient() not in ("", item.group):
+                raise SkipItem("another patient in the header than the table says")
             frames = len(dicom.values)
             return dicom_samples(dicom, frames=slice(frames // 4, max(frames // 4 + 1, 3 * frames // 4)))
 
         return read
+
+
+def _table(tree: RawTree, request: RawRequest) -> str | None:
+    return find_table(tree, request, TABLE, COLUMNS)
+
+
+def _has_dicom(tree: RawTree) -> bool:
+    return any(name.lower().endswith(".dcm") for name in tree)
 
 
 def _score(cell: str) -> int:
@@ -97,27 +123,31 @@ def _highest(targets: list[tuple[int, str, str]]) -> tuple[list[tuple[int, str, 
 
 
 class _SeriesFiles:
-    """Where each series' file is: below a folder named by its UID, or by the end of it."""
+    """Where each series' file is."""
 
-    def __init__(self, index: FileIndex) -> None:
-        self._by_folder: defaultdict[str, list[str]] = defaultdict(list)
-        for name in index:
+    def __init__(self, request: RawRequest, tree: RawTree) -> None:
+        self._request, self._tree = request, tree
+        self._index: HeaderIndex | None = None
+        self._by_uid: defaultdict[str, list[str]] = defaultdict(list)
+        self._by_end: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for name in tree:
             parts = name.split("/")
-            if len(parts) >= 3 and name.lower().endswith(".dcm"):
-                self._by_folder[parts[-2]].append(name)
-        self._by_end: defaultdict[str, list[str]] = defaultdict(list)
-        for folder in self._by_folder:
-            match = re.search(rf"-(\d{{{UID_DIGITS}}})$", folder)
-            if match:
-                self._by_end[match[1]].append(folder)
+            if len(parts) < 2 or not name.lower().endswith(".dcm"):
+                continue
+            uid = re.fullmatch(r"(?:[A-Z]{2}_)?([\d.]+)", parts[-2])
+            end = re.search(rf"-(\d{{{UID_DIGITS}}})$", parts[-2])
+            if uid:
+                self._by_uid[uid[1]].append(name)
+            for part in parts[:-2] if end else ():
+                self._by_end[part, end[1] if end else ""].append(name)
 
     def find(self, series: str, patient: str) -> str | None:
-        if series in self._by_folder:
-            return self._by_folder[series][0]
-        names = [
-            name
-            for folder in self._by_end.get(series[-UID_DIGITS:], ())
-            for name in self._by_folder[folder]
-            if patient in name.split("/")
-        ]
-        return names[0] if len(names) == 1 else None
+        """Return the one file of a series, by folder name or else by header."""
+        for names in (self._by_uid.get(series), self._by_end.get((patient, series[-UID_DIGITS:]))):
+            if names and len(names) == 1:
+                return names[0]
+        if self._index is None:
+            names = [name for name in self._tree if name.lower().endswith(".dcm")]
+            self._index = HeaderIndex(self._request, self._tree, names)
+        found = self._index.series(series)
+        return found[0] if len(found) == 1 else None

@@ -1,4 +1,8 @@
-"""SVHN, format 2 (cropped digits): ``train_32x32.mat``. The file spells digit 0 as class 10."""
+"""SVHN, format 2 (cropped digits): ``train_32x32.mat``. The file spells digit 0 as class 10.
+
+Layout: the dataset's page, http://ufldl.stanford.edu/housenumbers/ (MATLAB 5), and the same variables saved
+anew as MATLAB 7.3, which is HDF5 with all sides in reverse order.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, SweepError
 from tasks.sources.base import Listing, RawRequest, Reader
 from tasks.sources.download import raw_or_download
+from tasks.sources.hdf5 import open_hdf5
 from tasks.sources.in_memory import ROWS_PER_TASK, cached_by_file, row_items, row_reader
 
 FILE = "train_32x32.mat"
+MAX_BYTES = 1 << 30
 
 
 class Svhn:
@@ -46,13 +52,42 @@ def _load(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from scipy.io import loadmat
 
     try:
-        content = loadmat(path, variable_names=["X", "y"])
-        images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
+        if _is_hdf5(path):
+            images, labels = _load_hdf5(path)
+        else:
+            content = loadmat(path, variable_names=["X", "y"])
+            images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
+    except SweepError:
+        raise
     except Exception as error:  # scipy's reader raises almost anything on damaged files
         raise DataError(f"svhn: {FILE} must be whole", type(error).__name__, "download it again") from None
     if images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8 or images.shape[3:] != labels.shape:
         found = f"X {images.dtype} {images.shape}, y {labels.shape}"
         raise DataError("svhn: X must be uint8 (32, 32, 3, n) and y have n labels", found)
-    if labels.min() < 0 or labels.max() > 10:
-        raise DataError("svhn: labels must be in 1..10", f"{labels.min()}..{labels.max()}")
+    if not len(labels) or labels.min() < 0 or labels.max() > 10:
+        raise DataError(
+            "svhn: labels must be in 1..10", f"{labels.min()}..{labels.max()}" if len(labels) else "none"
+        )
     return images.transpose(3, 0, 1, 2), labels % 10
+
+
+def _is_hdf5(path: Path) -> bool:
+    """Tell a MATLAB 7.3 file, an HDF5 file behind 512 bytes of text, from an older one."""
+    with path.open("rb") as file:
+        return b"\x89HDF\r\n\x1a\n" in file.read(520)
+
+
+def _load_hdf5(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    with open_hdf5(path, "svhn") as file:
+        missing = [name for name in ("X", "y") if name not in file]
+        if missing:
+            found = f"a MATLAB 7.3 file without {' and '.join(missing)}"
+            if "digitStruct" in file:
+                found += ": the boxes of format 1, full numbers"
+            raise DataError(
+                f"svhn needs {FILE} of format 2, cropped digits", found, "download train_32x32.mat"
+            )
+        if file["X"].size > MAX_BYTES:
+            raise DataError(f"svhn: {FILE} must be below 1 GiB", f"{file['X'].size:,} bytes")
+        images = np.asarray(file["X"]).transpose()
+        return images, np.asarray(file["y"]).reshape(-1).astype(np.int64)

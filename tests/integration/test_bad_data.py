@@ -37,7 +37,7 @@ def test_a_train_size_larger_than_the_data(root, tmp_path):
 def test_a_damaged_shard_is_named_and_its_removal_mends_it(root, tmp_path):
     sweep = write_sweep(tmp_path, DIGITS)
     isweep("run", sweep, "--no-dashboard", "--no-tracking", root=root)
-    untracked = isweep("results", sweep, root=root, exit_code=2)
+    untracked = isweep("results", sweep, root=root)
     assert "MLflow lacks 1 results that the store has" in " ".join(untracked.stderr.split())
     (shard,) = root.glob("prepared/digits-*/images/c/0/0/0/0")
     damaged = bytearray(shard.read_bytes())

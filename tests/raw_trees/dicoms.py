@@ -54,6 +54,7 @@ def make_dicom(
     data["PixelData"].VR = "OW" if values.dtype.itemsize > 1 else "OB"
     for name, value in tags.items():
         setattr(data, name, value)
+    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     if syntax == RLELossless:
         data.compress(RLELossless)
     else:

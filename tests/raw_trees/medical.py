@@ -73,12 +73,15 @@ def write_dbc(folder: Path, seed: int, num_patients: int = 5, depth: int = 30) -
                 f"3.000000-ax dyn pre-9{number}883/1-{level:02d}.dcm"
             )
             original = f"DICOM_Images/{patient}/pre/{patient}_pre_{level:04d}.dcm"
-            mapping.append([original, classic, f"1.3.6.1.4.{number}.{level}", descriptive])
+            instance = f"1.3.6.1.4.{number}.{level}"
+            mapping.append([original, classic, instance, descriptive])
             mapping.append(
                 [original.replace("pre", "post_1"), classic.replace(".9/", ".8/"), "1.3", descriptive]
             )
             photometric = "MONOCHROME1" if number == 2 else "MONOCHROME2"
-            data = make_dicom(values, patient=patient, bits=12, photometric=photometric)
+            data = make_dicom(
+                values, patient=patient, bits=12, photometric=photometric, SOPInstanceUID=instance
+            )
             # The mapping spells three digits; this download has two.
             stored = descriptive if number == 3 else classic.replace("/1-0", "/1-")
             save_dicom(root.parent / stored, data)
@@ -86,10 +89,15 @@ def write_dbc(folder: Path, seed: int, num_patients: int = 5, depth: int = 30) -
     save_xlsx(folder / "Breast-Cancer-MRI-filepath_filename-mapping.xlsx", mapping)
 
 
+KNEES = "Bilateral PA Fixed Flexion Knee"
+
+
 def write_oai(folder: Path, seed: int, num_patients: int = 12) -> None:
     """Bilateral radiographs without ending, ``|`` tables with ``1: Right``, an ungraded knee, MONOCHROME1."""
     rng = np.random.default_rng(seed)
     lines = ["ID|SIDE|READPRJ|barcdBU|V00XRKL|V00XRJSM|V00XRJSL"]
+    header = "Folder,ParticipantID,StudyDate,Barcode,SeriesDescription"
+    contents = {release: [header] for release in ("0.C.2", "0.E.1")}
     for number in range(num_patients):
         patient = str(9000000 + 7 * number)
         grades = (rng.integers(0, 2), rng.integers(2, 5))[:: 1 if number % 2 else -1]
@@ -102,14 +110,28 @@ def write_oai(folder: Path, seed: int, num_patients: int = 12) -> None:
         photometric = "MONOCHROME1" if number == 1 else "MONOCHROME2"
         if photometric == "MONOCHROME1":
             values = values.max() - values
-        data = make_dicom(
-            values, modality="CR", patient=patient, bits=12, photometric=photometric, spacing=(0.4, 0.4)
-        )
-        save_dicom(
-            folder / "results" / "P001" / "0.E.1" / patient / "20050411" / f"0016{number:04d}" / "001", data
-        )
-    (folder / "results" / "P001" / "0.C.2" / "9000000").mkdir(parents=True)
+        release = "0.C.2" if number % 4 == 3 else "0.E.1"
+        place = f"{patient}/20050411/0016{number:04d}"
+        _save_radiograph(folder / "results" / "P001" / release / place / "001", values, patient, photometric)
+        contents[release].append(f"{place},{patient},20050411,0016{number:04d},{KNEES}")
+    for release, rows in contents.items():
+        (folder / "results" / "P001" / release / "contents.csv").write_text("\n".join(rows) + "\n")
     (folder / "kxr_sq_bu00.txt").write_text("\n".join(lines) + "\n")
+
+
+def _save_radiograph(
+    path: Path, values: np.ndarray, patient: str, photometric: str, view: str = KNEES
+) -> None:
+    data = make_dicom(
+        values,
+        modality="CR",
+        patient=patient,
+        bits=12,
+        photometric=photometric,
+        spacing=(0.4, 0.4),
+        SeriesDescription=view,
+    )
+    save_dicom(path, data)
 
 
 def _legs(rng: np.random.Generator, grades: list[int]) -> np.ndarray:
@@ -159,6 +181,9 @@ def write_mura(folder: Path, seed: int, num_patients: int = 24) -> None:
             save_image(folder / path, pixels)
     lines.append("MURA-v1.1/train/XR_HAND/patient00001/study1_positive/._image1.png")
     (folder / "MURA-v1.1" / "train_image_paths.csv").write_text("\n".join(lines) + "\n")
+    studies = sorted({line.rpartition("/")[0] for line in lines})
+    table = [f"{study}/,{int(study.endswith('positive'))}" for study in studies]
+    (folder / "MURA-v1.1" / "train_labeled_studies.csv").write_text("\n".join(table) + "\n")
 
 
 def write_rsna(folder: Path, seed: int, num_patients: int = 16) -> None:

@@ -1,147 +1,173 @@
 """MLflow as a view of the result store: one run per trial and measure for ever, below one parent per sweep.
 
-This is the only module that imports ``mlflow``. Runs are found by tag, created by this process alone and
-written in batches by one background thread, so neither a trial nor Tune's event loop ever waits for a
-server. Every write is idempotent: metrics carry their own timestamps, params come from the trial's identity.
+With :mod:`orchestrator.results.tracking.mlflow_runs` the only module that imports ``mlflow``. Runs are
+written by this process alone, in batches, by one background thread, so that neither a trial nor Tune's event
+loop ever waits for a server, and a server that is down when a sweep starts lets training begin.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import queue
 import re
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestrator.results.rows import FlatRun, Row, row_of
+from orchestrator.results.rows import FlatRun, Row
+from orchestrator.results.tracking.mlflow_runs import (
+    PARENT_KEY,
+    SweepRuns,
+    experiment_names,
+    find_experiment,
+    now,
+    rows_of_experiment,
+)
+from orchestrator.results.tracking.outbox import Outbox
 from orchestrator.results.tracking.tracker import Failure
-from search_spaces.errors import ConfigError, SetupError
+from search_spaces.errors import ConfigError, SetupError, SweepError
 
 log = logging.getLogger(__name__)
 
-MAX_METRICS_PER_CALL = 1000
-MAX_PARAMS_PER_CALL = 100
-PAGE_SIZE = 5000
-INF_AS_STORED = 1.7e308
-CLOSE_TIMEOUT_S = 60.0
-PARENT_KIND = "sweep"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes MLflow's page open on runs; it opens on language-model traces otherwise."""
+FIRST_TRY_S = 5.0
+"""How long a sweep's start waits for the server to refuse it; one that is slow or away is told later."""
+PATIENCE_S = 20.0
+STOP_PATIENCE_S = 8.0
+"""How long the end of a sweep, and Ctrl-C, wait for a server that takes nothing."""
+MAX_MESSAGE = 4000
+FINAL_CODES = frozenset(
+    (
+        "INVALID_PARAMETER_VALUE",
+        "BAD_REQUEST",
+        "PERMISSION_DENIED",
+        "UNAUTHENTICATED",
+        "CUSTOMER_UNAUTHORIZED",
+    )
+)
+FINAL_WORDS = re.compile(r"error code 40[0134]|password authentication failed|Access denied")
 
 
-def connect(uri: str, artifacts: Path | None = None) -> MlflowClient:
+class Refused(SetupError):
+    """The server answered, and will answer the same again."""
+
+
+def connector(uri: str) -> Callable[[], MlflowClient]:
+    """Return what connects to ``uri``, after a look at the URI alone.
+
+    Raises:
+        ConfigError: for a file store, which MLflow has closed.
+    """
+    if "://" not in uri or uri.startswith("file:"):
+        raise ConfigError(
+            "The MLflow URI must be a database or server",
+            without_password(uri),
+            "e.g. sqlite:////data/mlflow.db or https://…",
+        )
+    return lambda: connect(uri)
+
+
+def connect(uri: str) -> MlflowClient:
     """Return a client for ``uri`` whose store answers and whose tables exist.
 
-    Called by the driver before anything else runs, since several first users of a new SQLite file break
+    Called by the driver before anything else uses it, since several first users of a new SQLite file break
     its schema migration.
 
     Raises:
         ConfigError: for a file store, which MLflow has closed.
         SetupError: when the store or server does not answer, within seconds rather than MLflow's minutes.
     """
+    connector(uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # MLflow retries every call for about four minutes by default; the store is our retry.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # MLflow's client repeats a call whose reply is lost, and so makes two runs of one; we look first.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     # Our stdout is for data.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    if "://" not in uri or uri.startswith("file:"):
-        raise ConfigError(
-            "The MLflow URI must be a database or server", uri, "e.g. sqlite:////data/mlflow.db or https://…"
-        )
     try:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except Exception as error:
-        raise SetupError(
+        kind = Refused if _is_final(error) else SetupError
+        raise kind(
             "The MLflow store must answer",
-            f"{_without_password(uri)}: {_first_line(error)}",
+            f"{without_password(uri)}: {first_line(error)}",
             "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later",
         ) from None
     return client
-
-
-@dataclass
-class _Known:
-    """What is known of a run without asking again."""
-
-    run_id: str
-    status: str
-    content: str = ""
 
 
 class MLflowTracker:
     """Mirror of one sweep in MLflow; see :class:`orchestrator.results.tracking.tracker.Tracker`.
 
     Args:
-        client: From :func:`connect`.
+        connect: From :func:`connector`.
         sweep: Name of the sweep; also the experiment's name, prefixed with ``isweep/``.
         parent_tags: Tags of the parent run, e.g. the number of planned trials.
         artifacts: Where a new experiment keeps artifacts; None leaves it to the server.
+        storage: Identity of the result store that is mirrored: another store's sweep of the same name is kept
+            apart, in an experiment whose name ends in this identity.
+        say: Is told when the server goes away or comes back.
+
+    Raises:
+        SetupError: when the server refuses us.
     """
 
     def __init__(
         self,
-        client: MlflowClient,
+        connect: Callable[[], MlflowClient],
         sweep: str,
         parent_tags: dict[str, str] | None = None,
         artifacts: Path | None = None,
+        storage: str | None = None,
+        say: Callable[[str], None] = log.info,
     ) -> None:
-        self.num_behind = 0
-        self._client = client
         self._sweep = sweep
-        self._experiment = self._experiment_id(f"isweep/{sweep}", artifacts)
-        self._runs: dict[str, _Known] = {}
-        self._duplicates: list[str] = []
-        self._load_runs()
-        self._parent = self._open(PARENT_KIND, PARENT_KIND, parent_tags or {}, _now())
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._drain, name="mlflow-writer", daemon=True)
-        self._thread.start()
+        self._storage = storage
+        self._say = say
+        self._open_runs: Callable[[], SweepRuns] = lambda: SweepRuns(
+            connect(), sweep, storage, parent_tags or {}, artifacts
+        )
+        self._runs_opened: SweepRuns | None = None
+        self._outbox = Outbox(self._connect, _is_final, say, "MLflow")
+        try:
+            self._outbox.wait_for_first_try(FIRST_TRY_S)
+        except Exception:
+            self._outbox.stop()
+            raise
+
+    @property
+    def num_behind(self) -> int:
+        """Updates that MLflow has not taken."""
+        return self._outbox.num_behind
 
     def start_trial(self, trial_id: str, tags: dict[str, str]) -> None:
         """Open the trial's one run, again if it had failed before."""
-
-        def write() -> None:
-            self._open(trial_id, "trial", tags, _now())
-
-        self._queue.put(write)
+        self._outbox.put(lambda: _ignore(self._runs.open(trial_id, "trial", tags, now())))
 
     def finish(self, run: FlatRun) -> None:
-        """Send the result, unless the run already shows exactly this content."""
-        self._queue.put(lambda: self._write(run))
+        """Send the result, unless the run already shows exactly this."""
+        self._outbox.put(lambda: _ignore(self._write(run)))
 
     def fail_trial(self, failure: Failure) -> None:
         """End the trial's run as FAILED with the kind and message of its failure."""
-
-        def write() -> None:
-            tags = {"status": "failed", "failure_kind": failure.kind, "attempt": str(failure.attempt)}
-            run_id = self._open(failure.run_key, "trial", tags, _now())
-            self._client.log_batch(run_id, tags=[RunTag("failure_message", failure.message[:4000])])
-            self._end(failure.run_key, "FAILED")
-
-        self._queue.put(write)
+        self._outbox.put(lambda: self._fail(failure))
 
     def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
         """Attach the report's files to the parent run."""
 
         def write() -> None:
-            self._client.log_artifacts(self._parent, str(folder), "report")
+            runs = self._runs
+            runs.client.log_artifacts(runs.parent, str(folder), "report")
             tags = [RunTag(f"isweep.{name}", str(value)) for name, value in summary.items()]
-            self._client.log_batch(self._parent, tags=tags)
+            runs.client.log_batch(runs.parent, tags=tags)
 
-        self._queue.put(write)
+        self._outbox.put(write)
 
     def rows(self) -> list[Row]:
         """Read the trials with a result back from MLflow, ordered by trial id.
@@ -149,15 +175,22 @@ class MLflowTracker:
         Raises:
             SetupError: when MLflow does not answer.
         """
-        self.flush()
-        with _answering():
-            return read_rows(self._client, self._sweep)
+        found: list[Row] = []
+        self._ask(lambda: found.extend(rows_of_experiment(self._runs.client, self._runs.experiment)))
+        return found
 
-    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
-        """Make MLflow show exactly what the store holds.
+    def reconcile(
+        self, results: Iterable[FlatRun], failures: Sequence[Failure] = (), *, wait: bool = True
+    ) -> dict[str, int]:
+        """Make MLflow show exactly what the store holds, comparing every value.
 
-        Replays what is missing or differs, marks second runs of one cell as duplicates, and ends every run
+        Sends what is missing or differs, marks second runs of one cell as duplicates, and ends every run
         that is RUNNING although nobody works on it.
+
+        Args:
+            results: What to show.
+            failures: Cells that have no result.
+            wait: False does it in the background and returns nothing.
 
         Returns:
             Counts: ``replayed``, ``closed`` (ghosts), ``duplicates``, ``up_to_date``.
@@ -165,177 +198,139 @@ class MLflowTracker:
         Raises:
             SetupError: when MLflow does not answer.
         """
-        self.flush()
-        with _answering():
-            return self._reconcile(results)
+        runs = list(results)
+        counts: dict[str, int] = {}
 
-    def _reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
-        counts = {"replayed": 0, "closed": 0, "duplicates": len(self._duplicates), "up_to_date": 0}
-        for run_id in self._duplicates:
-            self._client.set_tag(run_id, "isweep.duplicate", "true")
-            self._client.set_terminated(run_id, "KILLED")
-        self._duplicates = []
-        for run in results:
-            counts["up_to_date" if self._shows(run) else "replayed"] += 1
-            self._write(run)
-        counts["closed"] = self._end_running()
+        def work() -> None:
+            counts.update(self._reconcile(runs, failures))
+
+        self._ask(work) if wait else self._outbox.put(work)
         return counts
 
-    def flush(self, timeout: float = CLOSE_TIMEOUT_S) -> bool:
-        """Wait until everything said so far was sent; False when ``timeout`` seconds were not enough."""
-        done = threading.Event()
-        self._queue.put(done.set)
-        return done.wait(timeout)
+    def flush(self) -> bool:
+        """Wait until everything said so far was sent; False when MLflow took nothing for a while."""
+        return self._outbox.flush(PATIENCE_S)
 
     def close(self, *, completed: bool) -> None:
         """Send what is queued, then end the parent run and every run still open."""
-        if not self.flush():
-            self.num_behind += self._queue.qsize()
-        self._queue.put(None)
-        self._thread.join(5.0)
-        try:
-            self._end_running()
-            self._end(PARENT_KIND, "FINISHED" if completed else "KILLED")
-        except Exception as error:
-            log.warning("MLflow did not take the end of the sweep: %s", _first_line(error))
-            self.num_behind += 1
 
-    def _drain(self) -> None:
-        while (work := self._queue.get()) is not None:
+        def end() -> None:
+            self._runs.end_running()
+            self._runs.end(PARENT_KEY, "FINISHED" if completed else "KILLED")
+
+        self._outbox.put(end)
+        self._outbox.flush(PATIENCE_S if completed else STOP_PATIENCE_S)
+        self._outbox.stop()
+
+    @property
+    def _runs(self) -> SweepRuns:
+        if self._runs_opened is None:
+            raise SetupError("MLflow must answer", "it has not yet")
+        return self._runs_opened
+
+    def _connect(self) -> None:
+        self._runs_opened = self._open_runs()
+        plain = experiment_names(self._sweep, None)[0]
+        if self._runs_opened.name != plain:
+            self._say(
+                f"MLflow's {plain} belongs to another result store; this one's runs are in "
+                f"{self._runs_opened.name}"
+            )
+
+    def _write(self, run: FlatRun) -> bool:
+        self._outbox.moved()
+        if self._runs.shows(run):
+            return False
+        self._runs.write(run)
+        return True
+
+    def _fail(self, failure: Failure) -> None:
+        tags = {
+            "status": "failed",
+            "failure_kind": failure.kind,
+            "attempt": str(failure.attempt),
+            "failure_message": failure.message[:MAX_MESSAGE],
+        }
+        self._runs.open(failure.run_key, "trial", tags, now())
+        self._runs.end(failure.run_key, "FAILED")
+
+    def _reconcile(self, results: list[FlatRun], failures: Sequence[Failure]) -> dict[str, int]:
+        counts = {"replayed": 0, "closed": 0, "duplicates": self._runs.mark_duplicates(), "up_to_date": 0}
+        for run in results:
+            counts["replayed" if self._write(run) else "up_to_date"] += 1
+        for failure in failures:
+            if self._runs.status(failure.run_key) != "FAILED":
+                self._fail(failure)
+        counts["closed"] = self._runs.end_running()
+        return counts
+
+    def _ask(self, work: Callable[[], None]) -> None:
+        """Do something in its turn and wait for it.
+
+        Raises:
+            SetupError: when MLflow does not answer.
+        """
+        done = threading.Event()
+        problem: list[Exception] = []
+
+        def run() -> None:
             try:
                 work()
             except Exception as error:
-                self.num_behind += 1
-                log.warning("MLflow is behind by %d: %s", self.num_behind, _first_line(error))
+                problem.append(error)
+            done.set()
 
-    def _experiment_id(self, name: str, artifacts: Path | None) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
-                self._client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
-        location = artifacts.absolute().as_uri() if artifacts else None
-        try:
-            return str(self._client.create_experiment(name, location, tags=EXPERIMENT_TAGS))
-        except MlflowException:
-            # Another driver on the same server was first.
-            found = self._client.get_experiment_by_name(name)
-            if found is None:
-                raise
-            return str(found.experiment_id)
-
-    def _load_runs(self) -> None:
-        for run in _search(self._client, self._experiment, ""):
-            tags = run.data.tags
-            key = tags.get("isweep.run_key")
-            if key is None or tags.get("isweep.duplicate") == "true":
-                continue
-            if key in self._runs:
-                self._duplicates.append(run.info.run_id)
-            else:
-                content = tags.get("isweep.content", "")
-                self._runs[key] = _Known(run.info.run_id, run.info.status, content)
-
-    def _open(self, key: str, kind: str, tags: dict[str, str], start_ms: int) -> str:
-        known = self._runs.get(key)
-        if known is None:
-            base = {"isweep.run_key": key, "kind": kind, "sweep": self._sweep}
-            if kind != PARENT_KIND:
-                base["mlflow.parentRunId"] = self._parent
-            name = self._sweep if kind == PARENT_KIND else key
-            run = self._client.create_run(
-                self._experiment, start_time=start_ms, tags={**base, **tags}, run_name=name
-            )
-            self._runs[key] = _Known(run.info.run_id, "RUNNING")
-            return str(run.info.run_id)
-        if known.status != "RUNNING":
-            self._client.update_run(known.run_id, status="RUNNING")
-            known.status = "RUNNING"
-        self._client.log_batch(known.run_id, tags=[RunTag(*item) for item in tags.items()])
-        return known.run_id
-
-    def _end(self, key: str, status: str, end_ms: int | None = None) -> None:
-        known = self._runs[key]
-        self._client.set_terminated(known.run_id, status, end_ms)
-        known.status = status
-
-    def _end_running(self) -> int:
-        running = [k for k, known in self._runs.items() if known.status == "RUNNING" and k != PARENT_KIND]
-        for key in running:
-            self._end(key, "KILLED")
-        return len(running)
-
-    def _shows(self, run: FlatRun) -> bool:
-        known = self._runs.get(run.run_key)
-        return known is not None and known.status == "FINISHED" and known.content == run.content
-
-    def _write(self, run: FlatRun) -> None:
-        if self._shows(run):
-            return
-        run_id = self._open(run.run_key, run.kind, run.tags, run.started_ms)
-        metrics = [Metric(n, v, run.metrics_ms, 0) for n, v in run.metrics.items()]
-        metrics += [Metric(name, value, at, step) for name, step, value, at in run.series]
-        params = [Param(*item) for item in run.params.items()]
-        for start in range(0, len(params), MAX_PARAMS_PER_CALL):
-            self._client.log_batch(run_id, params=params[start : start + MAX_PARAMS_PER_CALL])
-        for start in range(0, len(metrics), MAX_METRICS_PER_CALL - 100):
-            self._client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_CALL - 100])
-        self._client.log_batch(run_id, tags=[RunTag("isweep.content", run.content)])
-        self._end(run.run_key, "FINISHED", run.finished_ms)
-        self._runs[run.run_key].content = run.content
+        self._outbox.put(run)
+        while not done.wait(0.1):
+            if self._outbox.trouble() > PATIENCE_S:
+                raise _no_answer(self._outbox.last_error or TimeoutError())
+        if problem:
+            raise _no_answer(problem[0])
 
 
-def read_rows(client: MlflowClient, sweep: str) -> list[Row]:
-    """Return the rows of a sweep's finished trials from MLflow, ordered by trial id; [] when unknown."""
-    experiment = client.get_experiment_by_name(f"isweep/{sweep}")
-    if experiment is None:
-        return []
-    rows = []
-    for run in _search(
-        client, experiment.experiment_id, "attribute.status = 'FINISHED' and tags.kind = 'trial'"
-    ):
-        if run.data.tags.get("isweep.duplicate") != "true":
-            finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED and v == v}
-            rows.append(row_of(run.data.tags, finite))
-    return sorted(rows, key=lambda row: str(row["trial_id"]))
+def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> list[Row]:
+    """Return the rows of a sweep's finished trials from MLflow, ordered by trial id; [] when unknown.
 
+    Args:
+        client: From :func:`connect`.
+        sweep: Name of the sweep.
+        storage: Identity of the result store whose runs are wanted; None takes whatever bears the name.
 
-@contextmanager
-def _answering() -> Iterator[None]:
-    """Turn whatever a silent server makes the client raise into one clear error."""
+    Raises:
+        SetupError: when MLflow does not answer.
+    """
     try:
-        yield
+        experiment = find_experiment(client, sweep, storage)
+        return [] if experiment is None else rows_of_experiment(client, experiment)
     except Exception as error:
-        raise SetupError(
-            "MLflow must answer",
-            _first_line(error),
-            "the result store has everything: isweep reconcile, later",
-        ) from error
+        raise _no_answer(error) from error
 
 
-def _search(client: MlflowClient, experiment: str, query: str) -> Iterable[Run]:
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [experiment],
-            query,
-            max_results=PAGE_SIZE,
-            order_by=["attribute.start_time ASC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _no_answer(error: Exception) -> SetupError:
+    if isinstance(error, SetupError):
+        return error
+    return SetupError(
+        "MLflow must answer", first_line(error), "the result store has everything: isweep reconcile, later"
+    )
 
 
-def _now() -> int:
-    return round(time.time() * 1000)
+def _is_final(error: Exception) -> bool:
+    if isinstance(error, SweepError):
+        return isinstance(error, (Refused, ConfigError))
+    if isinstance(error, MlflowException) and error.error_code in FINAL_CODES:
+        return True
+    return isinstance(error, MlflowException) and bool(FINAL_WORDS.search(str(error)[:300]))
 
 
-def _first_line(error: Exception) -> str:
-    return _without_password((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
+def _ignore(_: object) -> None:
+    """Make an update of a call whose answer nobody needs."""
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"://[^@/\s]+@", "://", text)
+def first_line(error: Exception) -> str:
+    """Return an error's first line without passwords."""
+    return without_password((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
+
+
+def without_password(text: str) -> str:
+    """Leave out what stands before the host of a URL; a password may contain an ``@``."""
+    return re.sub(r"://[^/\s]*@", "://", text)

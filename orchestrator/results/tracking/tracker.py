@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from orchestrator.results.rows import FlatRun, Row, row_of
 
 @dataclass(frozen=True)
 class Failure:
-    """One failed attempt at a cell."""
+    """One failed attempt at a trial."""
 
     run_key: str
     kind: str
@@ -30,7 +30,9 @@ class Tracker(Protocol):
     store holds it.
     """
 
-    num_behind: int
+    @property
+    def num_behind(self) -> int:
+        """How much of what was said the other side has not taken."""
 
     def start_trial(self, trial_id: str, tags: dict[str, str]) -> None:
         """A trial starts (again)."""
@@ -44,8 +46,12 @@ class Tracker(Protocol):
     def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
         """The sweep's report was written."""
 
-    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
-        """Show exactly these results; nothing runs any more. Returns counts of what that took."""
+    def reconcile(
+        self, results: Iterable[FlatRun], failures: Sequence[Failure] = (), *, wait: bool = True
+    ) -> dict[str, int]:
+        """Show exactly these results and failures; nothing runs. Returns counts of what that took, or nothing
+        with ``wait=False``, which leaves it to the background.
+        """
 
     def rows(self) -> list[Row]:
         """Rows of all trials with a result, ordered by trial id."""
@@ -71,7 +77,9 @@ class NoopTracker:
     def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
         """Do nothing."""
 
-    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
+    def reconcile(
+        self, results: Iterable[FlatRun], failures: Sequence[Failure] = (), *, wait: bool = True
+    ) -> dict[str, int]:
         """Do nothing."""
         return {}
 
@@ -112,11 +120,16 @@ class InMemoryTracker:
         """Keep the folder."""
         self.reports.append(folder)
 
-    def reconcile(self, results: Iterable[FlatRun]) -> dict[str, int]:
+    def reconcile(
+        self, results: Iterable[FlatRun], failures: Sequence[Failure] = (), *, wait: bool = True
+    ) -> dict[str, int]:
         """Take the results as they are."""
         replayed = [run for run in results if self.runs.get(run.run_key) != run]
         for run in replayed:
             self.finish(run)
+        for failure in failures:
+            if self.statuses.get(failure.run_key) != "FAILED":
+                self.fail_trial(failure)
         return {"replayed": len(replayed)}
 
     def rows(self) -> list[Row]:

@@ -19,7 +19,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["run", "smoke", "--raw", "mnist"], 2, "--raw must be NAME=DIR; found: mnist"),
         (["run", "smoke", "--num-cpus", "0"], 2, "must be at least 1, got 0"),
         (["run", "smoke", "--mlflow-uri", "./mlruns"], 2, "The MLflow URI must be a database or server"),
-        (["run", "smoke", "--mlflow-uri", "http://127.0.0.1:9"], 3, "The MLflow store must answer"),
+        (["run", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
         (["run", "smoke", "--no-tracking", "--address", "127.0.0.1:9"], 3, "The Ray address must answer"),
         (["run", "smoke", "--no-tracking", "--address", "ray://x:1"], 2, "--address must be host:port"),
         (
@@ -44,7 +44,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["measure", "digits", "--device", "cuda"], 2, "--device must be a torch device of this machine"),
         (["run", "smoke", "--no-tracking", "--raw", "nosuch=/tmp"], 2, "Unknown dataset of this sweep"),
         (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a URL that fsspec can open"),
-        (["results", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
+        (["reconcile", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
         (["predict", "smoke", "--model", "x", "--d-data", "9"], 2, "required: --label-sharpness"),
         (
             ["frobnicate", "--help"],

@@ -1,13 +1,17 @@
 """One contract for all trackers, and what MLflow alone must do."""
 
+import random
 import socket
+import threading
 from contextlib import closing
 
 import mlflow
 import pytest
 
 from orchestrator.results.rows import FlatRun
-from orchestrator.results.tracking.mlflow import MLflowTracker, connect
+from orchestrator.results.tracking import mlflow as tracking
+from orchestrator.results.tracking import outbox
+from orchestrator.results.tracking.mlflow import MLflowTracker, connect, connector, read_rows
 from orchestrator.results.tracking.tracker import Failure, InMemoryTracker
 from search_spaces.errors import ConfigError, SetupError
 
@@ -58,7 +62,7 @@ def runs(uri, sweep):
 class TestContract:
     @pytest.fixture(params=["memory", "mlflow"])
     def tracker(self, request, uri, sweep):
-        return InMemoryTracker() if request.param == "memory" else MLflowTracker(connect(uri), sweep)
+        return InMemoryTracker() if request.param == "memory" else MLflowTracker(connector(uri), sweep)
 
     def test_rows_are_the_trials_with_a_result(self, tracker):
         tracker.start_trial("b", {"trial_id": "b"})
@@ -96,14 +100,14 @@ class TestContract:
 
 
 def test_no_run_is_left_running(uri, sweep, runs):
-    tracker = MLflowTracker(connect(uri), sweep)
+    tracker = MLflowTracker(connector(uri), sweep)
     tracker.start_trial("a", {})
     tracker.close(completed=False)
     assert dict(runs()["status"]) == {"a": "KILLED", "sweep": "KILLED"}
 
 
 def test_children_hang_below_the_parent_and_keep_their_series(uri, sweep, runs):
-    tracker = MLflowTracker(connect(uri), sweep)
+    tracker = MLflowTracker(connector(uri), sweep)
     tracker.finish(flat("a", 0.5))
     tracker.close(completed=True)
     table = runs()
@@ -114,10 +118,10 @@ def test_children_hang_below_the_parent_and_keep_their_series(uri, sweep, runs):
 
 def test_one_run_per_trial_for_ever(uri, sweep, runs):
     for attempt in range(3):
-        tracker = MLflowTracker(connect(uri), sweep)
+        tracker = MLflowTracker(connector(uri), sweep)
         tracker.start_trial("a", {"attempt": str(attempt)})
         tracker.close(completed=False)
-    tracker = MLflowTracker(connect(uri), sweep)
+    tracker = MLflowTracker(connector(uri), sweep)
     tracker.finish(flat("a", 0.5))
     tracker.close(completed=True)
     assert dict(runs()["status"]) == {"a": "FINISHED", "sweep": "FINISHED"}
@@ -125,14 +129,14 @@ def test_one_run_per_trial_for_ever(uri, sweep, runs):
 
 def test_reconcile_replays_closes_ghosts_and_marks_duplicates(uri, sweep, runs):
     client = connect(uri)
-    tracker = MLflowTracker(client, sweep)
+    tracker = MLflowTracker(lambda: client, sweep)
     tracker.start_trial("ghost", {})
     tracker.finish(flat("shown", 0.5))
     tracker.flush()
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
     second = client.create_run(experiment, tags={"isweep.run_key": "shown", "kind": "trial"})
     # As after a SIGKILL: nothing closed.
-    later = MLflowTracker(client, sweep)
+    later = MLflowTracker(lambda: client, sweep)
     counts = later.reconcile([flat("shown", 0.5), flat("missed", 0.75)])
     assert counts == {"replayed": 1, "closed": 1, "duplicates": 1, "up_to_date": 1}
     assert [row["trial_id"] for row in later.rows()] == ["missed", "shown"]
@@ -151,7 +155,7 @@ def test_reconcile_replays_closes_ghosts_and_marks_duplicates(uri, sweep, runs):
 
 def test_infinity_as_mlflow_stores_it_is_never_a_value(uri, sweep):
     client = connect(uri)
-    tracker = MLflowTracker(client, sweep)
+    tracker = MLflowTracker(lambda: client, sweep)
     tracker.finish(flat("a", 0.5))
     tracker.flush()
     run = client.search_runs(
@@ -164,7 +168,10 @@ def test_infinity_as_mlflow_stores_it_is_never_a_value(uri, sweep):
 
 def test_a_dead_store_costs_no_result_and_is_counted(uri, sweep, monkeypatch):
     client = connect(uri)
-    tracker = MLflowTracker(client, sweep)
+    said: list[str] = []
+    tracker = MLflowTracker(lambda: client, sweep, say=said.append)
+    for name in ("PATIENCE_S", "STOP_PATIENCE_S"):
+        monkeypatch.setattr(tracking, name, 0.3)
 
     def dead(*_, **__):
         raise ConnectionError("no route")
@@ -178,7 +185,9 @@ def test_a_dead_store_costs_no_result_and_is_counted(uri, sweep, monkeypatch):
     with pytest.raises(SetupError, match="MLflow must answer; found: no route"):
         tracker.reconcile([flat("a", 0.5)])
     tracker.close(completed=True)
-    assert tracker.num_behind == 1
+    # The result, both questions and the end of the parent run.
+    assert tracker.num_behind == 4
+    assert said == ["MLflow does not answer (no route); the sweep goes on, and it is told later"]
 
 
 def test_a_server_that_does_not_answer_is_a_clear_message():
@@ -199,3 +208,178 @@ def test_the_message_keeps_the_password_to_itself():
 def test_the_file_store_is_refused(bad):
     with pytest.raises(ConfigError, match="must be a database or server"):
         connect(bad)
+
+
+def edit(uri: str, sweep: str, key: str, change) -> str:
+    """Change a run in MLflow behind the tracker's back."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`isweep.run_key` = '{key}'")
+    change(client, run.info.run_id)
+    return run.info.run_id
+
+
+EDITS = {
+    "a value logged later": lambda client, run: client.log_metric(
+        run, "test_loss", 0.001, 99_000_000_000_000
+    ),
+    "a value at a later step": lambda client, run: client.log_metric(run, "test_loss", 0.001, step=7),
+    "a tag": lambda client, run: client.set_tag(run, "class_pair", "3-8"),
+    "a status": lambda client, run: client.set_terminated(run, "FAILED"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_reconcile_compares_values_and_mends_them(uri, sweep, runs, name):
+    tracker = MLflowTracker(connector(uri), sweep)
+    tracker.finish(flat("a", 0.5))
+    tracker.close(completed=True)
+    edit(uri, sweep, "a", EDITS[name])
+    again = MLflowTracker(connector(uri), sweep)
+    assert again.reconcile([flat("a", 0.5)])["replayed"] == 1
+    assert again.reconcile([flat("a", 0.5)])["up_to_date"] == 1
+    (row,) = again.rows()
+    assert (row["test_loss"], row["class_pair"]) == (0.5, "")
+    again.close(completed=True)
+    assert dict(runs()["status"]) == {"a": "FINISHED", "sweep": "FINISHED"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda client, run: client.log_metric(run, "d_repr_mle", 3.0),
+        lambda client, run: client.log_metric(run, "fgsm_2_loss_gain", 3.0),
+    ],
+)
+def test_what_mlflow_cannot_forget_is_set_aside_for_a_new_run(uri, sweep, runs, change):
+    tracker = MLflowTracker(connector(uri), sweep)
+    tracker.finish(flat("a", 0.5))
+    tracker.close(completed=True)
+    old = edit(uri, sweep, "a", change)
+    again = MLflowTracker(connector(uri), sweep)
+    assert again.reconcile([flat("a", 0.5)])["replayed"] == 1
+    (row,) = again.rows()
+    assert row["test_loss"] == 0.5
+    assert not {"d_repr_mle", "fgsm_2_loss_gain"} & set(row)
+    again.close(completed=True)
+    table = runs().set_index("run_id")
+    assert table.loc[old, "status"] == "KILLED"
+    assert sorted(table["status"]) == ["FINISHED", "FINISHED", "KILLED"]
+
+
+def test_a_note_of_ones_own_in_mlflow_is_no_difference(uri, sweep):
+    tracker = MLflowTracker(connector(uri), sweep)
+    tracker.finish(flat("a", 0.5))
+    tracker.close(completed=True)
+    edit(uri, sweep, "a", lambda client, run: client.set_tag(run, "reviewed", "yes"))
+    edit(uri, sweep, "a", lambda client, run: client.log_metric(run, "my_score", 1.0))
+    again = MLflowTracker(connector(uri), sweep)
+    assert again.reconcile([flat("a", 0.5)])["up_to_date"] == 1
+    again.close(completed=True)
+
+
+def test_an_older_clock_does_not_keep_an_old_number(uri, sweep):
+    tracker = MLflowTracker(connector(uri), sweep)
+    tracker.finish(flat("a", 0.5, made=9_000_000))
+    tracker.finish(flat("a", 0.25, made=3000))
+    assert [row["test_loss"] for row in tracker.rows()] == [0.25]
+    tracker.close(completed=True)
+
+
+def test_two_stores_on_one_server_never_mix(uri, sweep):
+    said: list[str] = []
+    first = MLflowTracker(connector(uri), sweep, storage="a" * 16)
+    first.finish(flat("x", 0.5))
+    second = MLflowTracker(connector(uri), sweep, storage="b" * 16, say=said.append)
+    second.finish(flat("x", 0.25))
+    assert [row["test_loss"] for row in first.rows()] == [0.5]
+    assert [row["test_loss"] for row in second.rows()] == [0.25]
+    for tracker in (first, second):
+        tracker.close(completed=True)
+    client = connect(uri)
+    assert [row["test_loss"] for row in read_rows(client, sweep, "b" * 16)] == [0.25]
+    assert [row["test_loss"] for row in read_rows(client, sweep, "a" * 16)] == [0.5]
+    assert read_rows(client, sweep, "c" * 16) == []
+    assert f"isweep/{sweep} belongs to another result store" in said[0]
+
+
+class Lossy:
+    """A client some of whose answers are lost after the server did what was asked."""
+
+    def __init__(self, client, share: float) -> None:
+        self._client, self._share, self._random, self.lost = client, share, random.Random(13), 0
+
+    def __getattr__(self, name):
+        call = getattr(self._client, name)
+
+        def lossy(*arguments, **keywords):
+            answer = call(*arguments, **keywords)
+            if self._random.random() < self._share:
+                self.lost += 1
+                raise ConnectionResetError("the reply was lost")
+            return answer
+
+        return lossy
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_one_run_per_key_although_replies_are_lost(uri, sweep, runs, monkeypatch, share):
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(outbox, "LONGEST_PAUSE_S", 0.01)
+    client = Lossy(connect(uri), share)
+    tracker = MLflowTracker(lambda: client, sweep)
+    keys = [f"t{number}" for number in range(8)]
+    for key in keys:
+        tracker.start_trial(key, {"trial_id": key})
+        tracker.finish(flat(key, 0.5))
+    tracker.close(completed=True)
+    assert tracker.num_behind == 0
+    assert client.lost >= 5
+    table = runs()
+    assert sorted(table.index) == sorted([*keys, "sweep"])
+    assert set(table["status"]) == {"FINISHED"}
+
+
+def test_a_server_that_is_down_at_the_start_is_told_later(uri, sweep, runs, monkeypatch):
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.01)
+    up = threading.Event()
+
+    def slow():
+        if not up.is_set():
+            raise SetupError("The MLflow store must answer", "Connection refused")
+        return connect(uri)
+
+    said: list[str] = []
+    tracker = MLflowTracker(slow, sweep, say=said.append)
+    tracker.start_trial("a", {"trial_id": "a"})
+    tracker.finish(flat("a", 0.5))
+    assert tracker.num_behind == 2
+    up.set()
+    tracker.close(completed=True)
+    assert tracker.num_behind == 0
+    assert dict(runs()["status"]) == {"a": "FINISHED", "sweep": "FINISHED"}
+    assert [text.split(" (")[0] for text in said] == ["MLflow does not answer", "MLflow answers again"]
+
+
+def test_a_server_that_refuses_us_is_a_message_at_once(uri, sweep):
+    def refused():
+        raise tracking.Refused("The MLflow store must answer", "401 Unauthorized", "log in")
+
+    with pytest.raises(SetupError, match="must answer; found: 401 Unauthorized; log in"):
+        MLflowTracker(refused, sweep)
+
+
+def test_failures_that_mlflow_missed_are_replayed(uri, sweep, runs):
+    tracker = MLflowTracker(connector(uri), sweep)
+    failure = Failure("a", "code_error", "boom", 2)
+    tracker.reconcile([], [failure])
+    tracker.reconcile([], [failure])
+    tracker.close(completed=False)
+    table = runs()
+    assert table.loc["a", "status"] == "FAILED"
+    assert table.loc["a", "tags.failure_message"] == "boom"
+
+
+@pytest.mark.parametrize("uri", ["http://u:p@ss@host:5000", "postgresql://u:p@ss@host/db"])
+def test_a_password_with_an_at_sign_stays_secret(uri):
+    assert "ss@" not in tracking.without_password(f"cannot reach {uri}")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search_spaces.datasets import own_dataset_spec
+from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import OwnSourceSpec, PreparedSpec
 from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import PreparedDataset
@@ -30,17 +30,42 @@ def png(values: np.ndarray, **options) -> bytes:
 def prepare(tmp_path):
     """Prepare ``raw`` as own data of ``kind``; returns the opened dataset."""
 
-    def run(kind: str, raw: Path, *, image_size=8, channels=1, max_skipped_share=0.001) -> PreparedDataset:
-        own = OwnSourceSpec(kind=kind, path=str(raw), domain="natural")
-        destination = tmp_path / "prepared" / kind
+    def run(
+        kind: str,
+        raw: Path,
+        *,
+        image_size=8,
+        channels=1,
+        max_skipped_share=0.001,
+        name="mine",
+        for_training=True,
+        **options,
+    ) -> PreparedDataset:
+        own = OwnSourceSpec(kind=kind, path=str(raw), domain="natural", **options)
+        destination = tmp_path / "prepared" / f"{kind}-{name}"
         prepare_dataset(
-            PreparedSpec(dataset="mine", image_size=image_size, channels=channels),
-            own_dataset_spec("mine", own),
+            PreparedSpec(dataset=name, image_size=image_size, channels=channels),
+            own_dataset_spec(name, own),
             raw=raw,
             destination=destination,
             executor=InlineExecutor(),
             max_skipped_share=max_skipped_share,
+            for_training=for_training,
         )
+        return PreparedDataset.open(destination)
+
+    return run
+
+
+@pytest.fixture
+def official(tmp_path):
+    """Prepare a download of the table from ``raw``; returns the opened dataset."""
+
+    def run(name: str, raw: Path, *, out: Path | None = None, **options) -> PreparedDataset:
+        row = dataset_spec(name)
+        spec = PreparedSpec(dataset=name, task=row.task, image_size=16, channels=1)
+        destination = (out or tmp_path / "prepared") / name
+        prepare_dataset(spec, row, raw=raw, destination=destination, executor=InlineExecutor(), **options)
         return PreparedDataset.open(destination)
 
     return run

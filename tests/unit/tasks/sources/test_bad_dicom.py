@@ -217,4 +217,5 @@ def test_one_patient_id_for_everyone_is_refused(prepare, tmp_path):
 
 def test_placeholder_ids_are_flagged(prepare, tmp_path):
     record = prepare("dicom_csv", write_set(tmp_path / "raw", ["ANON"] * 6)).record
-    assert record.flags == {"no patient id in the header": 6}
+    assert record.flags == {"no patient id in the header: the split cannot be by patient": 6}
+    assert record.num_groups == 6

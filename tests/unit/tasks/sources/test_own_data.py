@@ -138,9 +138,11 @@ class TestManifest:
         data = prepare("csv", write_manifest(class_folder, text))
         assert data.labels.tolist() == [0] * 5 + [1] * 5
 
-    def test_na_and_leading_zeros_are_text(self, prepare, class_folder):
-        text = rows(label=lambda i: ["NA", "01"][i % 2])
-        assert prepare("csv", write_manifest(class_folder, text)).label_names == ("01", "NA")
+    def test_leading_zeros_are_text(self, prepare, class_folder):
+        text = rows(label=lambda i: ["02", "01"][i % 2], group=lambda i: f"00{i}")
+        data = prepare("csv", write_manifest(class_folder, text))
+        assert data.label_names == ("01", "02")
+        assert data.record.num_groups == 10
 
     @pytest.mark.parametrize(
         ("text", "message"),

@@ -1,0 +1,37 @@
+"""Where and how a sweep runs, as the command line or a notebook says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.running.cluster import Device
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how to run; nothing here can change a result.
+
+    Attributes:
+        root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        storage: fsspec URL of the result store; None keeps it below the root.
+        address: Running Ray cluster; None starts a private one.
+        num_cpus: CPUs of the private cluster.
+        device: See :func:`orchestrator.running.cluster.trial_resources`.
+        dashboard: Whether the private cluster serves its dashboard.
+        mlflow_uri: MLflow store; None takes ``$MLFLOW_TRACKING_URI``, then SQLite below the root.
+        tracking: False keeps MLflow out of it; the store still has everything.
+        raw: Folders of raw downloads by dataset, for datasets that are not prepared yet.
+        max_skipped_share: Largest share of a dataset's files that may be unusable.
+    """
+
+    root: str | None = None
+    storage: str | None = None
+    address: str | None = None
+    num_cpus: int | None = None
+    device: Device = "auto"
+    dashboard: bool = True
+    mlflow_uri: str | None = None
+    tracking: bool = True
+    raw: dict[str, Path] = field(default_factory=dict)
+    max_skipped_share: float = 0.001

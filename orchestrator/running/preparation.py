@@ -1,0 +1,95 @@
+"""Data before anything is trained: what is missing is prepared, and every subset is found to be possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.workspace import Workspace
+from orchestrator.running.options import RunOptions
+from orchestrator.running.progress import Monitor
+from search_spaces.errors import DataError, SweepError, collect, unknown_name
+from search_spaces.specs import PreparedSpec, SubsetSpec
+
+
+def prepare_missing(
+    workspace: Workspace, missing: list[PreparedSpec], options: RunOptions, executor: Any, monitor: Monitor
+) -> None:
+    """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
+
+    Raises:
+        DataError: naming every dataset that could not be prepared and what to do.
+    """
+    from tasks.preparation.prepare import prepare_dataset
+
+    problems: list[SweepError] = []
+    own = {choice.name: choice.own for choice in workspace.plan.sweep.datasets if choice.own}
+    for spec in missing:
+        monitor.stage("prepare", spec.dataset)
+        folder = options.raw.get(spec.dataset)
+        if folder is None and spec.dataset in own:
+            folder = Path(own[spec.dataset].path)
+        try:
+            prepare_dataset(
+                spec,
+                workspace.plan.datasets[spec.dataset],
+                raw=folder,
+                destination=workspace.paths.prepared(spec),
+                executor=executor,
+                max_skipped_share=options.max_skipped_share,
+                on_progress=_progress(monitor, spec.dataset),
+            )
+        except SweepError as error:
+            problems.append(error)
+    collect(problems, DataError)
+
+
+def check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:
+    """Refuse raw folders of datasets that the sweep does not have.
+
+    Raises:
+        ConfigError: naming the nearest dataset.
+    """
+    for name in raw:
+        if name not in workspace.plan.datasets:
+            raise unknown_name("dataset of this sweep", name, workspace.plan.datasets)
+
+
+def check_subsets(workspace: Workspace) -> None:
+    """Find every subset that the data cannot give, before anything is trained.
+
+    Raises:
+        DataError: naming all of them.
+    """
+    from tasks.prepared.subsets import make_subset
+
+    problems: list[SweepError] = []
+    for measure in workspace.plan.measures:
+        data = workspace.prepared[measure.subset.prepared.prepared_id]
+        size = max(measure.train_sizes)
+        try:
+            _check_class_numbers(measure.subset, data.label_names)
+            make_subset(data.labels, data.groups, measure.subset, data.splits, max_train_size=size)
+        except SweepError as error:
+            problems.append(error)
+    collect(problems, DataError)
+
+
+def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...]) -> None:
+    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places."""
+    if subset.class_pair is None or names == tuple(map(str, range(len(names)))):
+        return
+    if all(name.lstrip("-").isdigit() for name in names):
+        raise DataError(
+            "class_pairs number classes by place, from 0, and these classes have other numbers as names",
+            f"{subset.prepared.dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
+            "rename the classes so that nobody can mistake one for the other",
+        )
+
+
+def _progress(monitor: Monitor, name: str) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        monitor.advance(f"{name} {done:,}/{total:,} items")
+
+    return show
