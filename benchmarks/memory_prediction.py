@@ -1,8 +1,8 @@
 """How much memory a training takes: predicted with tensors that hold no data, and measured.
 
 Measured is what the resident memory of a fresh process grew by, at its peak, over building a network and two
-training steps at the released batch size in the paper's precision. Predicted is the walk's peak of living tensors times
-``CPU_FACTOR`` for the allocator, and ``CPU_BYTES`` for libraries and their scratch, both fitted to these six.
+training steps at the released batch size in the paper's precision. Predicted is the walk's peak of living
+tensors times ``CPU_FACTOR``, and ``CPU_BYTES`` for libraries' scratch, both fitted to these six.
 
     python benchmarks/memory_prediction.py [--json] [--image-size 224] [--models resnet18 vgg13]
 """

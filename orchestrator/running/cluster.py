@@ -28,9 +28,6 @@ from search_spaces.specs import ResourceSpec
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
 ANSWER_TIMEOUT_S = 5.0
-CARD_PREFIX = "accelerator_type:"
-DEFAULT_SHARE = 0.25
-"""Share of a card where neither the sweep names one nor the card's kind is known, to predict one from."""
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -69,7 +66,6 @@ class Cluster:
         dashboard: Address of the Ray dashboard, or empty.
         local: Whether we started it.
         memory_bytes: Memory that Ray may hand out, over all nodes.
-        cards: Ray's names of the kinds of cards.
     """
 
     num_cpus: float
@@ -79,7 +75,6 @@ class Cluster:
     dashboard: str
     local: bool
     memory_bytes: float = math.inf
-    cards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         ConfigError: when a trial asks for more CPUs than a private cluster has, or for a GPU share that no
             card can give (a share above one must be whole).
     """
-    share = DEFAULT_SHARE if spec.num_gpus is None else spec.num_gpus
+    share = 0.25 if spec.num_gpus is None else spec.num_gpus  # where no card is known to predict one
     if share > 1 and share != int(share):
         raise ConfigError(
             "resources.num_gpus must be a fraction of one card or a whole number",
@@ -293,7 +288,6 @@ def _describe(ray: Any, *, local: bool) -> Cluster:
         dashboard=f"http://{url}" if url else "",
         local=local,
         memory_bytes=float(total.get("memory", math.inf)),
-        cards=tuple(sorted(name[len(CARD_PREFIX) :] for name in total if name.startswith(CARD_PREFIX))),
     )
 
 

@@ -157,7 +157,7 @@ class _Run:
             self.monitor.advance(spec.measure_id)
 
     def _train(self) -> None:
-        from orchestrator.running.requests import card_of
+        from orchestrator.running.requests import card_names, card_of
         from orchestrator.running.sweep import TrialSweep
 
         plan, state = self.workspace.plan, self._state()
@@ -179,7 +179,7 @@ class _Run:
             monitor=self.monitor,
             measures=index_measures(state.measures.values()),
             load=self._load,
-            card=card_of(list(self.cluster.cards)) if plan.sweep.resources.num_gpus is None else None,
+            card=card_of(card_names()) if plan.sweep.resources.num_gpus is None else None,
         ).run(pending, _earlier_attempts(pending, state))
 
     def _report(self) -> RunSummary:

@@ -6,6 +6,8 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+import ray
+
 from orchestrator.planning.cards import CARDS, Card
 from orchestrator.planning.packing import need_of
 from orchestrator.running.cluster import Resources
@@ -70,6 +72,12 @@ class Requests:
         except SweepError as error:  # a network that cannot be walked may still be trained, or fail by itself
             log.warning("%s: share as resources.num_gpus says, %s", cell.trial_id, error)
             return self.resources.num_gpus
+
+
+def card_names() -> list[str]:
+    """Return Ray's names of the kinds of cards in the connected cluster."""
+    prefix = "accelerator_type:"
+    return sorted(name[len(prefix) :] for name in ray.cluster_resources() if name.startswith(prefix))
 
 
 def card_of(names: list[str]) -> Card | None:

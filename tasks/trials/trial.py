@@ -24,7 +24,7 @@ from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.measures.dimension import IntrinsicDimension
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
 from tasks.prepared.subsets import TrialData
-from tasks.trials.attacks import CleanPass, attack_all, pass_clean
+from tasks.trials.attacks import CleanPass, attack_all, attack_batch_size, pass_clean
 from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
 from tasks.trials.representations import features_read
@@ -158,7 +158,8 @@ class _Trial:
         rule = self.network.recipe.test_loss
         with features_read(model, len(images)) as features:
             train = evaluate(model, images, labels, rule=rule)
-        clean = pass_clean(model, test_images, test_labels)
+        batch_size = attack_batch_size(self.network.recipe)
+        clean = pass_clean(model, test_images, test_labels, batch_size=batch_size)
         test = clean.evaluation(rule=rule)
         for name, evaluation in (("train", train), ("test", test)):
             if not math.isfinite(evaluation.loss):
