@@ -1,8 +1,8 @@
 """What a card does with the paper's six networks: probes of 40 seconds, and the grid's hours from them.
 
 Each probe trains one network at its released batch size on resident images, as a trial does, and counts
-images per second. The grid's hours follow from the measured rates, one trial at a time; beside them stand what
-the planner predicted and its floor. Writes ``benchmarks/results/gpu-<card>.json``.
+images per second. The grid's hours follow from the measured rates, one trial at a time; beside them stand
+what the planner predicted and its floor. Writes ``benchmarks/results/gpu-<card>.json``.
 
     python benchmarks/gpu_check.py [--seconds 40] [--card h100]
 """

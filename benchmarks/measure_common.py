@@ -8,8 +8,11 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
+from statistics import median
 from typing import Any
 
 PACKAGES = ("numpy", "torch", "faiss-cpu", "scikit-dimension", "scikit-learn", "ray")
@@ -18,7 +21,8 @@ PACKAGES = ("numpy", "torch", "faiss-cpu", "scikit-dimension", "scikit-learn", "
 def parser(description: str | None) -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     arguments.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    arguments.add_argument("--repeats", type=int, default=3, help="runs of each side, the fastest counts")
+    arguments.add_argument("--repeats", type=int, default=3, help="runs of each side")
+    arguments.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     return arguments
 
 
@@ -31,6 +35,51 @@ def fastest(*sides: Callable[[], Any], repeats: int) -> list[float]:
             side()
             best[number] = min(best[number], time.perf_counter() - start)
     return best
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of several sides that took turns: by the clock, and of processor time."""
+
+    wall: list[list[float]]
+    cpu: list[list[float]]
+
+    def ratio(self, side: int, peer: int, *, of: str = "wall") -> float:
+        """Median over the turns of one side's time divided by the other's, in the same turn."""
+        seconds = getattr(self, of)
+        return median(mine / theirs for mine, theirs in zip(seconds[side], seconds[peer], strict=True))
+
+    def seconds(self, side: int) -> dict[str, float]:
+        """Medians of one side."""
+        return {"wall": median(self.wall[side]), "cpu": median(self.cpu[side])}
+
+
+def take_turns(*sides: Callable[[], Any], repeats: int, warm: bool = False) -> Timing:
+    """Time all sides, turn by turn.
+
+    Unless they are ``warm``, after one turn that does not count: it loads code and starts threads.
+    """
+    wall: list[list[float]] = [[] for _ in sides]
+    cpu: list[list[float]] = [[] for _ in sides]
+    for turn in range(int(warm), repeats + 1):
+        for number, side in enumerate(sides):
+            start, start_cpu = time.perf_counter(), time.process_time()
+            side()
+            if turn:
+                wall[number].append(time.perf_counter() - start)
+                cpu[number].append(time.process_time() - start_cpu)
+    return Timing(wall, cpu)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Hold BLAS, OpenMP and torch to ``count`` threads."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(count)
+    with threadpool_limits(count):
+        yield
 
 
 def peak_memory_mib() -> float:

@@ -1,8 +1,9 @@
 """What measuring would cost at other sizes: two constants measured here, and the law of growth.
 
 ``seconds = N² / 2 · (2 D / rate + per_pair) / workers``: every pair of rows once, D multiply-adds for its
-product and a fixed time to file it, in CPU time of one core. Reading is ``N² · row bytes / (2 · block
-rows)``, given beside it. The table is a simulation from the constants, not a measurement at those sizes.
+product and a fixed time to file it, in CPU time of one core, for rows of bytes (others: ``--data floats``).
+Reading is ``N² · row bytes / (2 · rows held)``, given beside it. The table is a simulation from the
+constants, not a measurement at those sizes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from measure_common import parser, report
-from threadpoolctl import threadpool_limits
+from measure_common import parser, report, threads
 
 from tasks.measures.neighbors import BLOCK_ROWS, nested_neighbors
+from tasks.measures.tiles import HELD_BYTES
 
 CASES = [
     ("paper, one dataset", 1_750, 150_528),
@@ -21,16 +22,21 @@ CASES = [
     ("CheXpert, grey", 190_000, 50_176),
     ("ImageNet", 1_281_167, 150_528),
 ]
-NUM_ROWS, FEW, MANY = 12_288, 16, 2064
+NUM_ROWS, FEW, MANY = 12_288, 16, 8_208
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--data", choices=["uint8", "floats"], default="uint8")
+    options = arguments.parse_args()
     rng = np.random.default_rng(0)
-    rows = rng.random((NUM_ROWS, MANY), dtype=np.float32)
+    if options.data == "uint8":
+        rows = rng.integers(0, 256, (NUM_ROWS, MANY), np.uint8)
+    else:
+        rows = rng.random((NUM_ROWS, MANY), dtype=np.float32)
     labels = np.arange(NUM_ROWS) % 2
     few = np.ascontiguousarray(rows[:, :FEW])
-    with threadpool_limits(1):
+    with threads(1):
         short, long = (min(cpu_seconds(part, labels) for _ in range(options.repeats)) for part in (few, rows))
     pairs = NUM_ROWS**2 / 2
     rate = 2 * pairs * (MANY - FEW) / (long - short)
@@ -42,7 +48,7 @@ def main() -> None:
             "num_features": d,
             "workers": workers,
             "seconds": seconds(n, d, rate, per_pair, workers),
-            "bytes_read_if_uint8": n**2 * d // (2 * BLOCK_ROWS),
+            "bytes_read_if_uint8": n**2 * d // (2 * min(BLOCK_ROWS, HELD_BYTES // d)),
         }
         for name, n, d in CASES
         for workers in (1, 16, 256)
@@ -51,7 +57,9 @@ def main() -> None:
         print_table(table)
     constants = {"flop_per_s": rate, "seconds_per_pair": per_pair}
     more = {"table": table} if options.json else {}
-    report(options.json, "constants of growth, one worker = one core", constants, {}, {}, **more)
+    report(
+        options.json, f"constants of growth, {options.data}, one worker = one core", constants, {}, {}, **more
+    )
 
 
 def cpu_seconds(rows: np.ndarray, labels: np.ndarray) -> float:

@@ -6,11 +6,11 @@ Uses Fashion-MNIST where ``--images`` names its idx file, random bytes of that s
 from __future__ import annotations
 
 import gzip
-import time
 from pathlib import Path
 
 import numpy as np
-from measure_common import parser, peak_memory_mib, report
+from measure_common import parser, peak_memory_mib, report, take_turns, threads
+from threadpoolctl import threadpool_limits
 
 from tasks.measures.neighbors import nested_neighbors
 
@@ -21,18 +21,27 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=Path, default=DEFAULT_IMAGES)
     arguments.add_argument("--num-rows", type=int, default=60_000)
+    arguments.add_argument("--without-torch", action="store_true", help="for the memory without torch")
     options = arguments.parse_args()
     images = load(options.images)[: options.num_rows]
-    ours, theirs, peak = [], [], 0.0
-    for repeat in range(options.repeats):
-        start = time.perf_counter()
-        found = nested_neighbors(images, None, [len(images)], 20).tables[0].distances
-        ours.append(time.perf_counter() - start)
-        if repeat == 0:
-            peak = peak_memory_mib()  # before faiss is loaded
-        start = time.perf_counter()
-        expected = by_faiss(images)
-        theirs.append(time.perf_counter() - start)
+    libraries = 0.0
+    if not options.without_torch:
+        import torch
+
+        torch._int_mm(torch.ones((32, 32), dtype=torch.int8), torch.ones((32, 32), dtype=torch.int8))
+        libraries = peak_memory_mib()
+    results: dict[str, np.ndarray] = {}
+
+    def ours() -> None:
+        results["ours"] = nested_neighbors(images, None, [len(images)], 20).tables[0].distances
+        results.setdefault("peak", np.array(peak_memory_mib()))  # before faiss is loaded
+
+    def theirs() -> None:
+        results["faiss"] = by_faiss(images)
+
+    with threadpool_limits(options.threads) if options.without_torch else threads(options.threads):
+        timing = take_turns(ours, theirs, repeats=options.repeats, warm=True)
+    found, expected, peak = results["ours"], results["faiss"], float(results["peak"])
     # Where the two differ most, and elsewhere: which of them is right?
     apart = np.abs(found / np.maximum(expected, 1e-9) - 1).max(axis=1)
     checked = np.unique(
@@ -41,11 +50,13 @@ def main() -> None:
     truth = by_differences(images, checked)
     report(
         options.json,
-        f"20 exact neighbours of {images.shape}, seconds",
-        min(ours),
-        {"faiss IndexFlatL2": min(theirs)},
-        {"faiss IndexFlatL2": min(ours) / min(theirs)},
+        f"20 exact neighbours of {images.shape}, {options.threads} threads, seconds",
+        timing.seconds(0),
+        {"faiss IndexFlatL2": timing.seconds(1)},
+        {"faiss IndexFlatL2": timing.ratio(0, 1)},
+        ratio_of_cpu_time={"faiss IndexFlatL2": timing.ratio(0, 1, of="cpu")},
         peak_memory_mib=peak,
+        peak_memory_mib_with_libraries_and_images_only=libraries,
         largest_error_ours=float(np.abs(found[checked] / truth - 1).max()),
         largest_error_faiss=float(np.abs(expected[checked] / truth - 1).max()),
     )

@@ -28,7 +28,7 @@ def main() -> None:
 
     arguments = parser(__doc__)
     arguments.add_argument("--side", type=int, default=224)
-    arguments.add_argument("--num-images", type=int, default=1750)
+    arguments.add_argument("--num-images", type=int, default=6000)
     options = arguments.parse_args()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     rng = np.random.default_rng(0)

@@ -118,13 +118,13 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 
 def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
-    """Return a row for your own data; label names are read from the data when they are prepared."""
+    """Return a row for your own data; label names not given are read when the data are prepared."""
     return DatasetSpec(
         name=name,
         title=own.title or name,
         domain=own.domain,
         modality=own.modality,
-        label_names=(),
+        label_names=own.class_names,
         channels=own.channels,
         source=own.kind,
         description="own data",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from search_spaces.errors import unknown_name
-from search_spaces.specs import ModelSpec
+import re
+
+from search_spaces.errors import ConfigError, unknown_name
+from search_spaces.own_code import code_hash
+from search_spaces.specs import ModelChoice, ModelSpec
 
 PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
 """The six models of Konz & Mazurowski: torchvision's, randomly initialised, VGGs without batch norm."""
@@ -27,12 +30,76 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 
-def model_spec(name: str) -> ModelSpec:
-    """Return the row of ``name``.
+LIBRARIES = ("torchvision", "timm")
+
+
+def model_spec(choice: ModelChoice | str) -> ModelSpec:
+    """Return the network that ``choice`` names.
+
+    Whether a library knows the architecture, and whether a network of one's own can be built, is found out
+    where it is built: this package imports no library.
 
     Raises:
-        ConfigError: for a name that is in no table, with the nearest and all known names.
+        ConfigError: for a name that is in no table, with the nearest and all known names; for one's own
+            function whose module is not found; for arguments that a network of the table does not take.
     """
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
-    return MODELS[name]
+    if isinstance(choice, str):
+        choice = ModelChoice.model_validate(choice)
+    library, colon, architecture = choice.from_.partition(":")
+    if not colon:
+        return _of_table(choice)
+    if library not in LIBRARIES:
+        name = choice.name or as_name(architecture)
+        return ModelSpec(
+            name=name,
+            library="own",
+            architecture=choice.from_,
+            arguments=choice.arguments,
+            code=code_hash(choice.from_),
+        )
+    if not choice.arguments and choice.name is None:
+        known = (row for row in MODELS.values() if (row.library, row.architecture) == (library, architecture))
+        row = next(known, None)
+        if row is not None:
+            return row
+    prefix = "timm_" if library == "timm" else ""
+    suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)
+    return ModelSpec.model_validate(
+        {
+            "name": choice.name or as_name(f"{prefix}{architecture}{suffix}"),
+            "library": library,
+            "architecture": architecture,
+            "arguments": choice.arguments,
+        }
+    )
+
+
+def _of_table(choice: ModelChoice) -> ModelSpec:
+    if choice.from_ not in MODELS:
+        way_out = "or torchvision:NAME, timm:NAME, or package.module:function of your own"
+        error = unknown_name("model", choice.from_, MODELS)
+        raise ConfigError(error.rule, error.value, f"{error.way_out}; {way_out}")
+    row = MODELS[choice.from_]
+    if choice.arguments and row.library == "isweep":
+        raise ConfigError(
+            "Networks of isweep's own take no arguments",
+            f"{', '.join(key for key, _ in choice.arguments)} for {row.name}",
+            "leave arguments out",
+        )
+    if not choice.arguments and choice.name is None:
+        return row
+    suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)
+    return row.model_copy(
+        update={"name": choice.name or as_name(row.name + suffix), "arguments": choice.arguments}
+    )
+
+
+def as_name(text: str) -> str:
+    """Return ``text`` with what may not stand in a name replaced.
+
+    Example:
+        >>> as_name("timm_resnet50.a1_in1k")
+        'timm_resnet50_a1_in1k'
+    """
+    name = re.sub(r"[^a-z0-9_-]+", "_", text.lower()).strip("_")
+    return (name if name[:1].isalpha() else f"m_{name}")[:64]

@@ -6,10 +6,11 @@ and epochs``), as listed in the study's fact sheet, section D.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from search_spaces.errors import unknown_name
-from search_spaces.specs import RecipeSpec
+from search_spaces.specs import RecipeChoice, RecipeSpec
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,33 @@ def recipe_spec(name: str, model: str, dataset: str) -> RecipeSpec:
         if row.applies(model, dataset):
             fields.update(row.changes)
     return RecipeSpec.model_validate(fields)
+
+
+def recipe_grid(choice: RecipeChoice, model: str, dataset: str) -> tuple[RecipeSpec, ...]:
+    """Return the recipes of ``choice`` for one model on one dataset: one per point of its axes.
+
+    A recipe that differs in nothing from the one it starts from is that one: same name, same identity.
+
+    Raises:
+        ConfigError: see :func:`recipe_spec`.
+    """
+    base = recipe_spec(choice.from_, model, dataset)
+    fields = choice.changes
+    grid = {}
+    for values in itertools.product(*fields.values()):
+        changes = dict(zip(fields, values, strict=True))
+        for override in choice.overrides:
+            if _concerns(override.models, model) and _concerns(override.datasets, dataset):
+                changes |= {name: values[0] for name, values in override.changes.items()}
+        new = {name: value for name, value in changes.items() if value != getattr(base, name)}
+        name = "+".join([base.name, *(f"{key}={_spelled(new[key])}" for key in sorted(new))])
+        grid[name] = RecipeSpec.model_validate({**base.model_dump(), **new, "name": name})
+    return tuple(grid.values())
+
+
+def _concerns(names: tuple[str, ...], name: str) -> bool:
+    return not names or name in names
+
+
+def _spelled(value: object) -> str:
+    return repr(value) if isinstance(value, float) else str(value).lower()

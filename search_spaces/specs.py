@@ -8,9 +8,21 @@ Every spec is validated when it is made and refuses unknown fields. Identity is 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
 
 from search_spaces.fingerprint import derive_seed, readable_id
 
@@ -23,7 +35,18 @@ REPRESENTATION_VERSION = 1
 MEASURE_VERSION = 1
 
 
-def _two_classes(pair: tuple[int, int]) -> tuple[int, int]:
+Pair = TypeVar("Pair", tuple[int, int], tuple[int | str, int | str])
+
+
+def _class_choice(value: object) -> int | str:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("a class is its place, a number from 0, or its name as text")
+    return value
+
+
+def _two_classes(pair: Pair) -> Pair:
     if pair[0] == pair[1]:
         raise ValueError(f"a class pair needs two different classes, got {list(pair)}")
     return pair
@@ -32,6 +55,9 @@ def _two_classes(pair: tuple[int, int]) -> tuple[int, int]:
 ClassPair = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
 ]
+ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
+PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(_two_classes)]
+"""A class pair as a sweep file writes it: places (numbers from 0), or names (text)."""
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 Fault = Literal[
@@ -60,12 +86,47 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+Library = Literal["torchvision", "timm", "isweep", "own"]
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr | None
+Arguments = tuple[tuple[str, Scalar | tuple[Scalar, ...]], ...]
+
+
 class ModelSpec(Spec):
     """One network architecture: ``library`` says who builds it, ``architecture`` is its name there."""
 
     name: Name
-    library: Literal["torchvision", "timm", "isweep"]
+    library: Library
     architecture: str
+    """For a network of one's own, ``package.module:function``."""
+    arguments: Arguments = ()
+    """Keyword arguments of the constructor, sorted by name."""
+    code: str = ""
+    """For a network of one's own, hash of the source that defines it."""
+
+
+class ModelChoice(Spec):
+    """A network of a sweep: by its name in the table, ``torchvision:NAME``, ``timm:NAME`` or one's own
+    ``package.module:function``; in a sweep file a text alone is its ``from``.
+    """
+
+    model_config = ConfigDict(populate_by_name=True, strict=False)
+
+    from_: str = Field(alias="from")
+    arguments: Arguments = ()
+    name: Name | None = None
+    """How it is called in tables; by default after what it is made from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_text(cls, value: object) -> object:
+        return {"from": value} if isinstance(value, str) else value
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _sort_arguments(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in sorted(value.items()))
 
 
 class DatasetSpec(Spec):
@@ -96,6 +157,18 @@ class DatasetSpec(Spec):
     """Of your own data: the values that are black and white; None where the format says it."""
 
 
+Optimizer = Literal["adam", "adamw", "sgd"]
+LearningRate = Annotated[StrictFloat, Field(gt=0, le=10)]
+WeightDecay = Annotated[StrictFloat, Field(ge=0)]
+BatchSize = Annotated[StrictInt, Field(ge=1)]
+Epochs = Annotated[StrictInt, Field(ge=0)]
+NumOutputs = Annotated[StrictInt, Field(ge=2)] | None
+Precision = Literal["float32", "bfloat16", "float16_unscaled"]
+InputScale = Annotated[StrictFloat, Field(gt=0)]
+Dropout = Annotated[StrictFloat, Field(ge=0, lt=1)] | None
+TestLoss = Literal["mean_over_examples", "mean_of_batch_means"]
+
+
 class RecipeSpec(Spec):
     """How a network is trained. Defaults are those of the released code (``study.md`` section D).
 
@@ -103,18 +176,98 @@ class RecipeSpec(Spec):
     ``input_scale`` multiplies pixels in [0, 255] inside the model, so attacks keep pixel units.
     """
 
-    name: Name
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    epochs: Annotated[int, Field(ge=0)] = 100
-    precision: Literal["float32", "bfloat16", "float16_unscaled"] = "float32"
-    num_outputs: Annotated[int, Field(ge=2)] | None = None
-    input_scale: Annotated[float, Field(gt=0)] = 1.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.+=-]{0,199}$")]
+    """The recipe's own name, with what was changed of it: ``paper+epochs=30``."""
+    optimizer: Optimizer = "adam"
+    learning_rate: LearningRate = 1e-3
+    weight_decay: WeightDecay = 1e-4
+    batch_size: BatchSize = 32
+    epochs: Epochs = 100
+    precision: Precision = "float32"
+    num_outputs: NumOutputs = None
+    input_scale: InputScale = 1.0
+    dropout: Dropout = None
     """None keeps the library's own default (0.5 in torchvision's VGGs)."""
-    test_loss: Literal["mean_over_examples", "mean_of_batch_means"] = "mean_over_examples"
+    test_loss: TestLoss = "mean_over_examples"
+
+
+class RecipeChanges(Spec):
+    """Fields of a recipe that a sweep changes; several values of one field are an axis of the grid."""
+
+    # A value alone is made a list of one before it is checked; from there on lists are tuples.
+    model_config = ConfigDict(strict=False)
+
+    optimizer: tuple[Optimizer, ...] = ()
+    learning_rate: tuple[LearningRate, ...] = ()
+    weight_decay: tuple[WeightDecay, ...] = ()
+    batch_size: tuple[BatchSize, ...] = ()
+    epochs: tuple[Epochs, ...] = ()
+    precision: tuple[Precision, ...] = ()
+    num_outputs: tuple[NumOutputs, ...] = ()
+    input_scale: tuple[InputScale, ...] = ()
+    dropout: tuple[Dropout, ...] = ()
+    test_loss: tuple[TestLoss, ...] = ()
+
+    @field_validator(*RecipeSpec.model_fields.keys() - {"name"}, mode="before")
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            if not value:
+                raise ValueError("needs a value; leave the key out to keep the recipe's own")
+            return tuple(value)
+        return (value,)
+
+    @property
+    def changes(self) -> dict[str, tuple[object, ...]]:
+        """What is changed, in the recipe's order of fields."""
+        return {name: values for name in RecipeSpec.model_fields if (values := getattr(self, name, ()))}
+
+
+class RecipeOverride(RecipeChanges):
+    """Other values for some models and datasets; an empty list means all."""
+
+    models: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+
+    # "name" is no field here, so RecipeChanges.changes never meets it.
+    @model_validator(mode="after")
+    def _check_single(self) -> Self:
+        lists = [name for name, values in self.changes.items() if len(values) > 1]
+        if lists:
+            raise ValueError(f"an override takes one value each; {', '.join(lists)} has more")
+        if not self.changes:
+            raise ValueError("an override must change something")
+        return self
+
+
+class RecipeChoice(RecipeChanges):
+    """The recipe of a sweep: one that there is, with changes; in a sweep file a text alone is its ``from``.
+
+    Fields given here hold for all models and datasets, whatever the recipe itself says of some of them;
+    ``overrides`` hold over both, later ones over earlier ones.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: str = Field(alias="from")
+    overrides: tuple[RecipeOverride, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_text(cls, value: object) -> object:
+        return {"from": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Self:
+        for name, values in self.changes.items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names a value more than once")
+        return self
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The fields that have several values."""
+        return tuple(name for name, values in self.changes.items() if len(values) > 1)
 
 
 class AttackSpec(Spec):
@@ -227,6 +380,8 @@ class OwnSourceSpec(Spec):
     """None where nobody said; in a sweep it must be given."""
     modality: str = "unspecified"
     channels: Literal[1, 3] = 1
+    class_names: tuple[str, ...] = ()
+    """Names of the classes by place; read from the data where class pairs are named."""
     label_map: dict[str, str] = {}
     """Label as written in the data -> the class it means, where several spellings mean one class."""
     pixel_range: tuple[float, float] | None = None
@@ -243,7 +398,7 @@ class DatasetChoice(Spec):
     """A dataset of a sweep with the class pairs to use (None: the table's pairs)."""
 
     name: Name
-    class_pairs: tuple[ClassPair, ...] | None = None
+    class_pairs: tuple[PairChoice, ...] | None = None
     own: OwnSourceSpec | None = None
 
     @model_validator(mode="after")
@@ -265,7 +420,7 @@ class SweepSpec(Spec):
 
     name: Name
     description: str = ""
-    models: Annotated[tuple[Name, ...], Field(min_length=1)]
+    models: Annotated[tuple[ModelChoice, ...], Field(min_length=1)]
     datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)]
     train_sizes: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
     test_size: Annotated[int, Field(ge=2)]
@@ -274,7 +429,7 @@ class SweepSpec(Spec):
     """Channels of every prepared image; None keeps each dataset's own, and K_F is then not comparable."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
-    recipe: Name
+    recipe: RecipeChoice
     data_mode: DataMode = "corrected"
     faults: tuple[Fault, ...] = ()
     """Single faults of the released code to switch on in ``corrected`` mode; ``as_released`` has them all."""
@@ -287,7 +442,10 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Self:
-        for field in ("models", "train_sizes", "seeds", "faults"):
+        if len(set(self.models)) < len(self.models):
+            twice = sorted(choice.from_ for choice, count in Counter(self.models).items() if count > 1)
+            raise ValueError(f"models names {', '.join(twice[:20])} more than once")
+        for field in ("train_sizes", "seeds", "faults"):
             counts = Counter(getattr(self, field))
             repeated = sorted(str(value) for value, count in counts.items() if count > 1)
             if repeated:

@@ -7,10 +7,9 @@ chance of any false claim at 5 %, and everything else is exploratory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from orchestrator.analysis import points as t
 from orchestrator.analysis.law_records import AttackFamily, Claim, ExponentFit, LevelFit
@@ -66,11 +65,20 @@ def adjust(p_values: dict[str, float]) -> tuple[Claim, ...]:
     """Return one claim per p-value, adjusted by Holm's method."""
     if not p_values:
         return ()
-    adjusted = multipletests(list(p_values.values()), alpha=LEVEL, method="holm")[1]
+    adjusted = _holm(p_values)
     return tuple(
-        Claim(key=key, p_value=float(p), adjusted_p=float(a), established=bool(a <= LEVEL))
-        for (key, p), a in zip(p_values.items(), adjusted, strict=True)
+        Claim(key=key, p_value=float(p), adjusted_p=adjusted[key], established=adjusted[key] <= LEVEL)
+        for key, p in p_values.items()
     )
+
+
+def _holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        largest = max(largest, min(1.0, float(p_values[key]) * (len(p_values) - rank)))
+        adjusted[key] = largest
+    return adjusted
 
 
 def _both(fit: LevelFit, name: str) -> float:

@@ -284,7 +284,7 @@ def _signs(size: int, seed: int) -> Array:
 def mean_interval(values: Array, level: float = 0.95) -> tuple[float, Interval | None]:
     """Mean over datasets with its t interval; no interval below three datasets or where nothing varies."""
     mean = float(values.mean())
-    if len(values) < 3 or float(values.std()) == 0:
+    if len(values) < 3 or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
         return mean, None
     reach = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return mean, (mean - reach, mean + reach)

@@ -136,7 +136,10 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Figure | 
 def _scatter(axes: Axes, rows: pd.DataFrame, x: str, y: str, marks: dict[str, p.Mark]) -> None:
     for dataset, group in rows.groupby(c.DATASET):
         mark = marks[str(dataset)]
-        axes.scatter(group[x], group[y], color=mark.colour, marker=mark.marker, s=26, alpha=0.8, linewidth=0)
+        drawn = axes.scatter(
+            group[x], group[y], color=mark.colour, marker=mark.marker, s=26, alpha=0.8, linewidth=0
+        )
+        p.tell(drawn, group)
 
 
 def d_repr_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from orchestrator.analysis.growth_records import Growth
 from orchestrator.analysis.law_records import (
     ALL,
     POOLED,
@@ -59,18 +60,6 @@ class Coefficient:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictionBasis:
-    """What is needed to predict from a regression: centre, covariance over datasets, and the fitted ranges.
-
-    ``covariance`` is over (intercept, regressors...); ``ranges`` are the smallest and largest fitted values.
-    """
-
-    centre: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...] | None
-    ranges: dict[str, Interval]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LawFit:
     """One regression of log test loss for one model (or pooled) over one set of datasets.
 
@@ -95,7 +84,6 @@ class LawFit:
     aicc: float | None = None
     held_out_rmse: float | None = None
     caveats: tuple[str, ...] = ()
-    basis: PredictionBasis | None = None
 
     def coefficient(self, name: str) -> Coefficient:
         """Return the coefficient called ``name`` (``intercept`` or a regressor).
@@ -275,6 +263,7 @@ class ScalingFits:
     attack_family: AttackFamily
     claims: tuple[Claim, ...] = ()
     at_chance: ChanceCount
+    growth: tuple[Growth, ...] = ()
     caveats: tuple[str, ...] = ()
 
     def law(self, law: str, *, model: str = POOLED, subset: str = ALL) -> LawFit:
@@ -319,6 +308,13 @@ class ScalingFits:
             status="not_enough_data",
             reason=f"no usable trial of model {model!r} in subset {subset!r}",
         )
+
+    def growth_of(self, *, model: str = POOLED, subset: str = ALL) -> Growth:
+        """Return the prior that predictions start from; one never tried is "not enough data"."""
+        for fit in self.growth:
+            if (fit.model, fit.subset) == (model, subset):
+                return fit
+        return Growth(model=model, subset=subset, status="not_enough_data", reason="no usable trial")
 
     def claim(self, key: str) -> Claim | None:
         """Return a headline claim, or None where it could not be tested."""

@@ -16,6 +16,7 @@ from orchestrator.analysis.associations import (
 from orchestrator.analysis.claims import headline_claims
 from orchestrator.analysis.exponents import fit_exponents, fit_sensitivity
 from orchestrator.analysis.fit_records import (
+    ALL,
     POOLED,
     DatasetSummary,
     Interval,
@@ -24,6 +25,8 @@ from orchestrator.analysis.fit_records import (
     SharpnessScale,
     TrainSizeFit,
 )
+from orchestrator.analysis.growth import fit_growth
+from orchestrator.analysis.growth_records import Growth
 from orchestrator.analysis.law_records import ChanceCount, Claim
 from orchestrator.analysis.laws import LAWS, compare_forms, fit_law
 from orchestrator.analysis.levels import fit_levels
@@ -86,6 +89,7 @@ def fit_scaling_laws(
         exponents=tuple(f for m in names for f in fit_exponents(points, model=m)),
         sensitivity=fit_sensitivity(points) if names else (),
         attack_family=fit_attack_family(points, attacks, scale=scale, seed=seed),
+        growth=_growths(points, names, scale),
         at_chance=_at_chance(points, leave_out_chance),
         caveats=_caveats(full, points, scale),
     )
@@ -104,6 +108,10 @@ def _laws(points: pd.DataFrame, names: tuple[str, ...], scale: SharpnessScale) -
 def _train_sizes(points: pd.DataFrame, names: tuple[str, ...]) -> tuple[TrainSizeFit, ...]:
     datasets = sorted(points[c.DATASET].unique())
     return tuple(fit_train_size(points, model=m, dataset=d) for m in names for d in datasets)
+
+
+def _growths(points: pd.DataFrame, names: tuple[str, ...], scale: SharpnessScale) -> tuple[Growth, ...]:
+    return tuple(fit_growth(points, model=m, subset=s, scale=scale) for m in names for s in (ALL, *c.DOMAINS))
 
 
 def _claims(fits: ScalingFits) -> tuple[Claim, ...]:

@@ -29,7 +29,9 @@ def number(value: float | None) -> str:
     if value is None or pd.isna(value):
         return ""
     small = value != 0 and abs(value) < 1e-3
-    return (f"{value:.2e}" if small else f"{value:.3g}").replace("-", "−")
+    large = 1e3 <= abs(value) < 1e7
+    text = f"{value:,.0f}" if large else f"{value:.2e}" if small else f"{value:.3g}"
+    return "0" if text == "-0" else text.replace("-", "−")
 
 
 def p_value(value: float | None) -> str:

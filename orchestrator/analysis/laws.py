@@ -21,10 +21,9 @@ from orchestrator.analysis.fit_records import (
     Comparison,
     FormScore,
     LawFit,
-    PredictionBasis,
     SharpnessScale,
 )
-from orchestrator.analysis.regression import Array, Problem, Solution, solve
+from orchestrator.analysis.regression import Problem, Solution, solve
 from orchestrator.analysis.sharpness import UNEQUAL_SCALES
 from orchestrator.analysis.words import few_datasets
 from orchestrator.results import columns as c
@@ -161,8 +160,7 @@ def fit_law(
         return replace(blank, status="refused", reason=UNEQUAL_SCALES)
     if blank.reason:
         return blank
-    task = problem(rows, law)
-    solution = solve(task)
+    solution = solve(problem(rows, law))
     if solution is None:
         return replace(blank, reason=_unidentified(rows, law))
     refused = refused_without(rows, len(law.regressors), _intercept(law))
@@ -175,7 +173,6 @@ def fit_law(
         aicc=solution.aicc,
         held_out_rmse=solution.held_out_rmse,
         caveats=few_datasets(rows),
-        basis=_basis(rows, task.regressors, task.weights, solution),
     )
 
 
@@ -233,20 +230,6 @@ def _number(value: float) -> float | None:
 
 def _residual_std(solution: Solution) -> float:
     return float(np.sqrt(np.mean(solution.residuals**2)))
-
-
-def _basis(rows: pd.DataFrame, regressors: Array, weights: Array, solution: Solution) -> PredictionBasis:
-    covariance = solution.covariance
-    ranges = {
-        name: (float(rows[name].min()), float(rows[name].max()))
-        for name in (c.TRAIN_SIZE, c.D_DATA_MLE, c.LABEL_SHARPNESS)
-        if rows[name].notna().any()
-    }
-    return PredictionBasis(
-        centre=tuple(float(v) for v in np.average(regressors, axis=0, weights=weights)),
-        covariance=None if covariance is None else tuple(tuple(float(v) for v in row) for row in covariance),
-        ranges=ranges,
-    )
 
 
 def compare_forms(points: pd.DataFrame, *, model: str, scale: SharpnessScale) -> Comparison:

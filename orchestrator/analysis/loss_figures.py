@@ -32,7 +32,7 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
     for axes, model in zip(panels, models, strict=True):
         part = rows[rows[c.MODEL] == model]
         for domain, group in part.groupby(c.DOMAIN):
-            axes.scatter(
+            drawn = axes.scatter(
                 group[c.D_DATA_MLE],
                 group[c.TEST_LOSS],
                 c=group[c.TRAIN_SIZE],
@@ -43,6 +43,7 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
                 edgecolor=p.DOMAIN_COLOURS[str(domain)],
                 linewidth=0.9,
             )
+            p.tell(drawn, group)
             _domain_line(axes, fits, model, str(domain), group[c.D_DATA_MLE])
         p.log_ticks(axes, "y", rows[c.TEST_LOSS])
         axes.set_title(model)
@@ -90,22 +91,29 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Figure | None
         len(datasets), width=2.9, height=2.4, most_columns=4 if len(datasets) > 4 else 3, share=False
     )
     models = sorted(rows[c.MODEL].unique())
-    colours = {model: p.MODEL_COLOURS[k % len(p.MODEL_COLOURS)] for k, model in enumerate(models)}
+    marks = p.model_marks(models)
     curves = rows.groupby([c.DATASET, c.MODEL, c.TRAIN_SIZE])[t.LOG_LOSS].mean()
     for axes, dataset in zip(panels, datasets, strict=True):
         part = rows[rows[c.DATASET] == dataset]
         for model in sorted(part[c.MODEL].unique()):
             curve = curves[dataset, model]
-            axes.plot(
-                curve.index, np.exp(curve), color=colours[model], marker="o", markersize=3.5, linewidth=1.1
+            mark = marks[model]
+            axes.plot(curve.index, np.exp(curve), color=mark.colour, linewidth=1.1)
+            shown = pd.DataFrame({c.TRAIN_SIZE: curve.index, c.TEST_LOSS: np.exp(curve.to_numpy())})
+            drawn = axes.scatter(
+                shown[c.TRAIN_SIZE], shown[c.TEST_LOSS], color=mark.colour, marker=mark.marker, s=14
             )
+            p.tell(drawn, shown.assign(**{c.MODEL: model, c.DATASET: dataset}))
         _predicted_slope(axes, part)
         p.size_ticks(axes, sorted(rows[c.TRAIN_SIZE].unique()))
         p.log_ticks(axes, "y", part[c.TEST_LOSS])
         _at_least(axes, SMALLEST_LOSS_RANGE)
         axes.set_title(str(dataset), color=p.DOMAIN_COLOURS[part[c.DOMAIN].iloc[0]])
     p.label_outer(figure, "train size N (images)", "test loss (nat)")
-    lines = [Line2D([], [], color=colours[m], marker="o", markersize=3.5, label=m) for m in models]
+    lines = [
+        Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3.5, label=model)
+        for model, mark in marks.items()
+    ]
     p.legend(
         figure, [*lines, Line2D([], [], color=p.BLACK, linestyle="--", label="predicted slope\n−1/d_data")]
     )
@@ -148,7 +156,7 @@ def residuals(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
     jitter = np.random.default_rng(0)
     for place, (domain, dataset, mean) in enumerate(order.itertuples(index=False)):
         values = rest[rows[c.DATASET] == dataset]
-        axes.scatter(
+        drawn = axes.scatter(
             values,
             place + jitter.uniform(-0.18, 0.18, len(values)),
             s=10,
@@ -156,6 +164,7 @@ def residuals(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
             linewidth=0,
             color=p.DOMAIN_COLOURS[domain],
         )
+        p.tell(drawn, rows[rows[c.DATASET] == dataset])
         axes.plot([mean, mean], [place - 0.34, place + 0.34], color=p.BLACK, linewidth=2)
     axes.set_yticks(range(len(order)), order[c.DATASET].tolist())
     axes.invert_yaxis()

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -26,7 +28,8 @@ DOMAIN_COLOURS = {c.NATURAL: BLUE, c.MEDICAL: VERMILLION}
 #: Shades by domain, so that a dataset's colour still tells its domain.
 _SHADES = {c.NATURAL: (BLUE, GREEN, SKY, BLACK), c.MEDICAL: (VERMILLION, PURPLE, ORANGE)}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
-MODEL_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY, BLACK)
+#: Of models, from Tol's muted scheme (2021), so that no model wears the colour of a domain.
+MODEL_COLOURS = ("#332288", "#999933", "#117733", "#AA4499", "#882255", "#44AA99", "#661100")
 
 #: More panels than this are unreadable; the rest is in the tables.
 MAX_PANELS = 12
@@ -46,6 +49,7 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "pdf.fonttype": 42,
     "svg.hashsalt": "isweep",
+    "svg.fonttype": "none",
 }
 
 
@@ -55,6 +59,27 @@ class Mark:
 
     colour: str
     marker: str
+
+
+def tell(points: PathCollection, rows: pd.DataFrame) -> None:
+    """Give every drawn point an address that says what it is: the page shows it, and leads to the trials."""
+    points.set_urls([f"#point:{quote(_told(row))}" for row in rows.to_dict("records")])
+
+
+def _told(row: dict[Any, Any]) -> str:
+    """Words that find the point's trials in their table, a bar, and what it shows."""
+    names = (row[c.MODEL], row[c.DATASET], row.get(c.CLASS_PAIR) or "", f"{row[c.TRAIN_SIZE]:g}")
+    shown = (("d_data", c.D_DATA_MLE), ("K_F", c.LABEL_SHARPNESS), ("loss", c.TEST_LOSS))
+    values = [f"{title} {row[name]:.3g}" for title, name in shown if pd.notna(row.get(name))]
+    return " ".join(filter(None, map(str, names))) + "|" + ", ".join(values)
+
+
+def model_marks(models: Sequence[str]) -> dict[str, Mark]:
+    """Return a mark per model: colours and markers differ."""
+    return {
+        model: Mark(MODEL_COLOURS[k % len(MODEL_COLOURS)], _MARKERS[k % len(_MARKERS)])
+        for k, model in enumerate(models)
+    }
 
 
 def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:

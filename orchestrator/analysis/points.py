@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.recipes import split_by_recipe
 from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 
@@ -61,7 +62,7 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
             said to be of two domains.
     """
     _check(table)
-    full = table.copy()
+    full = split_by_recipe(table).copy()
     for column in (*c.COLUMNS,):
         if column.name not in full:
             full[column.name] = "" if column.kind == "text" else np.nan
@@ -175,7 +176,8 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
     for name, measured in ((D_REFERENCE, c.D_DATA_MLE), (TWONN_REFERENCE, c.D_DATA_TWONN)):
         points[name] = _at_largest_size(points, measured)
     points[INVERSE_D] = 1.0 / points[D_REFERENCE]
-    return points
+    # Columns added one by one lie apart in memory, and every selection of rows would pay for it.
+    return points.copy()
 
 
 def joined(points: pd.DataFrame, names: Sequence[str]) -> pd.Series:

@@ -2,51 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from orchestrator.analysis.fit_records import ALL, POOLED, LawFit, PredictionBasis, ScalingFits
-from orchestrator.analysis.laws import PREDICTED_FORM
+from orchestrator.analysis import points as t
+from orchestrator.analysis.fit_records import ALL, POOLED, ScalingFits
+from orchestrator.analysis.growth import EXPONENT, HEIGHT
+from orchestrator.analysis.growth_records import Growth
+from orchestrator.analysis.regression import Array
+from orchestrator.analysis.words import few_domain_datasets
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, DataError, unknown_name
 
 #: Train sizes beyond this are reported as "no size": no dataset has so many images.
 LARGEST_TRAIN_SIZE = 1e15
+LEVEL = 0.90
+#: An interval of train sizes wider than this factor is no answer.
+WIDEST_ANSWER = 1e4
+CANNOT_BE_TOLD = "cannot be told"
 
 WAYS_OUT = {
     "d_data": "measure the dataset first",
     "label_sharpness": "measure the dataset first",
     "train_size": "give a number of images, e.g. 1000",
     "target_loss": "give a test loss in nat, e.g. 0.3",
+    "pilot train size": "give what was trained",
+    "pilot loss": "give the test loss of a finished training",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class PilotPoint:
+    """A small training on the user's own data: its train size (images) and test loss (nat)."""
+
+    train_size: float
+    test_loss: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted loss (nat) or a needed train size (images), with a 95 % interval for a dataset not yet
+    """A predicted loss (nat) or a needed train size (images), with a 90 % interval for a dataset not yet
     seen.
 
-    ``interval`` is None where the fit has too few datasets for one; a bound of it is None where the size has
-    no such bound.
+    Attributes:
+        value: None where it cannot be told, with the reason in ``warning``.
+        interval: None where the fit has too few datasets for one, or where it would be no answer.
+        shorter: by which share the interval (in log loss) is shorter than one that knows nothing of the
+        dataset;
+            None without an interval.
     """
 
     quantity: str
     value: float | None
-    interval: tuple[float | None, float | None] | None
+    interval: tuple[float, float] | None
     extrapolating: bool
     warning: str
+    shorter: float | None = None
+    num_pilot: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the prediction with its value under the name of its quantity."""
-        interval = None if self.interval is None else list(self.interval)
         return {
             self.quantity: self.value,
-            "interval": interval,
+            "interval": None if self.interval is None else list(self.interval),
             "extrapolating": self.extrapolating,
             "warning": self.warning,
+            "shorter": self.shorter,
+            "num_pilot": self.num_pilot,
         }
 
 
@@ -59,103 +85,175 @@ def predict(
     label_sharpness: float,
     train_size: float | None = None,
     target_loss: float | None = None,
+    pilot: Sequence[PilotPoint] = (),
 ) -> Prediction:
-    """Predict from the fitted form log L = a + b₁ (−log N / d_data) + b₂ log K_F.
+    """Predict from how losses grew in a sweep, and from a pilot where there is one.
 
     Args:
         fits: fits of a sweep.
         model: a fitted model, or ``pooled``.
         domain: use the fit of this domain alone where there is one (else all datasets, with a warning); None
-        for
-            all datasets.
+            for all datasets.
         d_data: intrinsic dimension of the dataset, maximum-likelihood estimate.
         label_sharpness: K_F of the dataset, on the scale of the fitted ones.
         train_size: number of images to predict the loss for; or
         target_loss: loss in nat to predict the needed number of images for.
+        pilot: losses of small trainings of this model on the dataset itself.
 
     Raises:
         ConfigError: if an argument is out of its range, or not exactly one of the last two is given.
         DataError: if the sweep had too little data for this fit, with the reason.
     """
-    _check(fits, model, domain, d_data, label_sharpness, train_size, target_loss)
-    fit, warnings = _fit(fits, model, domain)
-    curve = _Curve(fit, d_data, label_sharpness)
+    _check(fits, model, domain, d_data, label_sharpness, train_size, target_loss, pilot)
+    growth, warnings = _growth(fits, model, domain)
+    curve = Curve(growth, d_data, label_sharpness, pilot)
     asked = {c.D_DATA_MLE: d_data, c.LABEL_SHARPNESS: label_sharpness}
+    warnings += _doubts(growth, domain)
     if train_size is not None:
-        outside = _outside(fit, {**asked, c.TRAIN_SIZE: train_size})
-        log_loss, reach = curve.at(train_size)
-        bounds = None if reach is None else (float(np.exp(log_loss - reach)), float(np.exp(log_loss + reach)))
-        return Prediction(
-            quantity="loss",
-            value=float(np.exp(log_loss)),
-            interval=bounds,
-            extrapolating=bool(outside),
-            warning=_join(warnings + outside + _doubts(fit)),
-        )
-    size, interval, notes = curve.size_for(cast(float, target_loss))  # one of the two is given, see _check
-    outside = _outside(fit, {**asked, **({} if size is None else {c.TRAIN_SIZE: size})})
+        return _loss(curve, train_size, warnings + _outside(growth, {**asked, c.TRAIN_SIZE: train_size}))
+    return _size(curve, float(target_loss or 0.0), growth, asked, warnings)
+
+
+def _loss(curve: Curve, train_size: float, warnings: list[str]) -> Prediction:
+    log_loss, reach = curve.at(train_size)
+    bounds = None if reach is None else (float(np.exp(log_loss - reach)), float(np.exp(log_loss + reach)))
     return Prediction(
-        quantity="train_size",
-        value=size,
-        interval=interval,
-        extrapolating=bool(outside) or size is None,
-        warning=_join(warnings + notes + outside + _doubts(fit)),
+        quantity="loss",
+        value=float(np.exp(log_loss)),
+        interval=bounds,
+        extrapolating=_is_outside(warnings),
+        warning="; ".join(warnings),
+        shorter=curve.shorter(train_size),
+        num_pilot=curve.num_pilot,
     )
 
 
-class _Curve:
-    """Log loss against N at one (d_data, K_F), with the half width of its prediction interval."""
+def _size(
+    curve: Curve, target: float, growth: Growth, asked: dict[str, float], warnings: list[str]
+) -> Prediction:
+    size, bounds, why = curve.size_for(target)
+    outside = _outside(growth, {**asked, **({} if size is None else {c.TRAIN_SIZE: size})})
+    return Prediction(
+        quantity="train_size",
+        value=size,
+        interval=bounds,
+        extrapolating=bool(outside) or size is None,
+        warning="; ".join([*why, *warnings, *outside]),
+        shorter=None if size is None else curve.shorter(size),
+        num_pilot=curve.num_pilot,
+    )
 
-    def __init__(self, fit: LawFit, d_data: float, label_sharpness: float) -> None:
-        basis = _basis(fit)
-        self.intercept, self.slope, self.sharpness = (k.value for k in fit.coefficients)
+
+class Curve:
+    """Log loss against N of one dataset: the sweep's prior for its (d_data, K_F), moved by its pilot.
+
+    Args:
+        growth: the prior.
+        d_data: of the dataset.
+        label_sharpness: of the dataset.
+        pilot: trainings on the dataset.
+        informed: False for the prior that knows nothing of the dataset.
+    """
+
+    def __init__(
+        self,
+        growth: Growth,
+        d_data: float,
+        label_sharpness: float,
+        pilot: Sequence[PilotPoint] = (),
+        *,
+        informed: bool = True,
+    ) -> None:
+        prior = growth.informed if informed else growth.plain
+        if prior is None:
+            raise DataError("A prediction needs a fitted prior", growth.reason, "fit again")
+        self.growth, self.prior = growth, prior
         self.d_data, self.log_sharpness = d_data, float(np.log(label_sharpness))
-        self.centre = np.array(basis.centre)
-        self.covariance = None if basis.covariance is None else np.array(basis.covariance)[1:, 1:]
-        self.error, self.num_datasets = fit.held_out_rmse, fit.num_datasets
+        self.num_pilot = len(pilot)
+        variances = [prior.height_variance, prior.slope_variance]
+        size = len(prior.values)
+        self.mean = np.concatenate([prior.values, [0.0, 0.0]])
+        self.covariance = np.zeros((size + 2, size + 2))
+        self.covariance[:size, :size] = prior.covariance
+        self.covariance[size:, size:] = np.diag(variances)
+        if pilot:
+            self._learn(pilot)
+
+    def _row(self, train_size: float) -> Array:
+        log_size = float(np.log(train_size))
+        known = {
+            EXPONENT: -log_size / self.d_data,
+            t.INVERSE_D: 1 / self.d_data,
+            t.LOG_SHARPNESS: self.log_sharpness,
+            t.LOG_TRAIN_SIZE: log_size,
+        }
+        return np.array(
+            [1.0, *(known[name] for name in self.prior.terms), 1.0, log_size - self.growth.centre]
+        )
+
+    def _learn(self, pilot: Sequence[PilotPoint]) -> None:
+        """Condition fixed and own effects on the pilot's log losses (the posterior of a linear Gaussian
+        model).
+        """
+        design = np.array([self._row(point.train_size) for point in pilot])
+        losses = np.log([point.test_loss for point in pilot])
+        spread = design @ self.covariance @ design.T + np.eye(len(pilot)) * self.prior.residual_variance
+        gain = self.covariance @ design.T @ np.linalg.pinv(spread, hermitian=True)
+        self.mean = self.mean + gain @ (losses - design @ self.mean)
+        self.covariance = self.covariance - gain @ design @ self.covariance
 
     def at(self, train_size: float) -> tuple[float, float | None]:
-        """Return log loss and the half width of its interval; None without an error over datasets.
-
-        The error on left-out datasets already holds what the coefficients' errors do near the middle of the
-        data; away from the middle their growth is added.
-        """
-        x = np.array([-np.log(train_size) / self.d_data, self.log_sharpness])
-        log_loss = float(self.intercept + self.slope * x[0] + self.sharpness * x[1])
-        if self.error is None or self.covariance is None:
+        """Return log loss and the half width of its interval for one training; None below three datasets."""
+        row = self._row(train_size)
+        log_loss = float(row @ self.mean)
+        if self.growth.num_datasets < 3:
             return log_loss, None
-        away = x - self.centre
-        std_error = np.sqrt(self.error**2 + float(away @ self.covariance @ away))
-        return log_loss, float(stats.t.ppf(0.975, self.num_datasets - 1) * std_error)
+        variance = float(row @ self.covariance @ row) + self.prior.residual_variance
+        quantile = stats.t.ppf(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
+        return log_loss, float(quantile * np.sqrt(max(variance, 0.0)))
 
-    def size_for(
-        self, target: float
-    ) -> tuple[float | None, tuple[float | None, float | None] | None, list[str]]:
-        """Return the train size at which the loss reaches ``target``, its bounds, and remarks."""
-        if self.slope <= 0:
-            return (
-                None,
-                None,
-                ["in this fit the loss does not fall with N, so no number of images reaches the target"],
-            )
-        height = self.intercept + self.sharpness * self.log_sharpness - np.log(target)
-        log_size = self.d_data * height / self.slope
+    def shorter(self, train_size: float) -> float | None:
+        """By which share the interval is shorter than one that knows nothing of the dataset."""
+        plain = Curve(self.growth, self.d_data, float(np.exp(self.log_sharpness)), informed=False).at(
+            train_size
+        )[1]
+        ours = self.at(train_size)[1]
+        return None if not plain or ours is None else 1 - ours / plain
+
+    def size_for(self, target: float) -> tuple[float | None, tuple[float, float] | None, list[str]]:
+        """Return the train size at which the loss reaches ``target`` and its interval, or why neither can
+        be told.
+        """
         sizes = np.geomspace(1, LARGEST_TRAIN_SIZE, 3001)
-        values = [self.at(size) for size in sizes]
-        bounds = None
-        if values[0][1] is not None:
-            low, high = (
-                _first(sizes, [v + sign * (r or 0) for v, r in values], np.log(target)) for sign in (-1, 1)
-            )
-            bounds = (low, high)
+        values = np.array([self.at(size)[0] for size in sizes[[0, -1]]])
+        slope = (values[1] - values[0]) / np.log(LARGEST_TRAIN_SIZE)
+        if slope >= 0:
+            return None, None, [f"{CANNOT_BE_TOLD}: in this fit the loss does not fall with N"]
+        log_size = (np.log(target) - values[0]) / slope
         if log_size > np.log(LARGEST_TRAIN_SIZE):
-            return None, bounds, [f"more than {LARGEST_TRAIN_SIZE:.0e} images would be needed"]
-        return max(1.0, float(np.exp(log_size))), bounds, []
+            why = f"{CANNOT_BE_TOLD}: more than {LARGEST_TRAIN_SIZE:.0e} images would be needed"
+            return None, None, [why]
+        size = max(1.0, float(np.exp(log_size)))
+        if self.at(size)[1] is None:
+            return size, None, []
+        low, high = (self._first(sizes, sign, float(np.log(target))) for sign in (-1, 1))
+        if low is None or high is None or high / low > WIDEST_ANSWER:
+            return None, None, [self._why(target, low, high)]
+        return size, (low, high), []
 
+    def _first(self, sizes: Array, sign: int, target: float) -> float | None:
+        bounds = [value + sign * (reach or 0.0) for value, reach in map(self.at, sizes.tolist())]
+        reached = np.flatnonzero(np.array(bounds) <= target)
+        return float(sizes[reached[0]]) if len(reached) else None
 
-def _first(sizes: np.ndarray, log_losses: list[float], target: float) -> float | None:
-    reached = np.flatnonzero(np.array(log_losses) <= target)
-    return float(sizes[reached[0]]) if len(reached) else None
+    def _why(self, target: float, low: float | None, high: float | None) -> str:
+        at = "no bound" if high is None else f"{high:.2g}"
+        pilot = "a pilot of small trainings on the dataset itself" if not self.num_pilot else "a larger pilot"
+        return (
+            f"{CANNOT_BE_TOLD}: between {'1' if low is None else f'{low:.2g}'} and {at} images could reach "
+            "a loss of "
+            f"{target:.3g}, more than a factor {WIDEST_ANSWER:.0e}; {pilot} narrows it"
+        )
 
 
 def _check(
@@ -166,6 +264,7 @@ def _check(
     label_sharpness: float,
     train_size: float | None,
     target_loss: float | None,
+    pilot: Sequence[PilotPoint],
 ) -> None:
     if model not in (*fits.models, POOLED):
         raise unknown_name("fitted model", model, (*fits.models, POOLED))
@@ -177,55 +276,57 @@ def _check(
             "both" if train_size is not None else "neither",
             "give exactly one of them",
         )
-    numbers = {
-        "d_data": d_data,
-        "label_sharpness": label_sharpness,
-        "train_size": train_size,
-        "target_loss": target_loss,
-    }
-    for name, value in numbers.items():
+    numbers = [
+        ("d_data", d_data),
+        ("label_sharpness", label_sharpness),
+        ("train_size", train_size),
+        ("target_loss", target_loss),
+        *(("pilot train size", point.train_size) for point in pilot),
+        *(("pilot loss", point.test_loss) for point in pilot),
+    ]
+    for name, value in numbers:
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ConfigError(f"{name} must be a positive finite number", repr(value), WAYS_OUT[name])
 
 
-def _fit(fits: ScalingFits, model: str, domain: str | None) -> tuple[LawFit, list[str]]:
-    """Return the narrowest usable fit and what had to be given up for it."""
+def _growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Growth, list[str]]:
+    """Return the narrowest usable prior and what had to be given up for it."""
     warnings: list[str] = []
     for subset in ([domain] if domain else []) + [ALL]:
-        fit = fits.law(PREDICTED_FORM.name, model=model, subset=subset)
-        if fit.status == "ok":
-            return fit, warnings
-        warnings.append(f"no fit for {subset} datasets ({fit.reason}), so all datasets are used")
+        found = fits.growth_of(model=model, subset=subset)
+        if found.status == "ok":
+            return found, warnings
+        warnings.append(f"no fit for {subset} datasets ({found.reason}), so all datasets are used")
     raise DataError(
-        "A prediction needs a fit of the predicted form",
-        fit.reason,
+        "A prediction needs a fit of how losses grow",
+        found.reason,
         "run a sweep with more datasets and train sizes",
     )
 
 
-def _basis(fit: LawFit) -> PredictionBasis:
-    if fit.basis is None:
-        raise DataError(
-            "A prediction needs what the fit was made on", f"none kept for {fit.law}", "fit again"
-        )
-    return fit.basis
-
-
-def _outside(fit: LawFit, asked: dict[str, float]) -> list[str]:
+def _outside(growth: Growth, asked: dict[str, float]) -> list[str]:
     words = {c.TRAIN_SIZE: "train size", c.D_DATA_MLE: "d_data", c.LABEL_SHARPNESS: "label sharpness"}
     return [
         f"{words[name]} {asked[name]:.4g} lies outside the fitted range {low:.4g} to {high:.4g}"
-        for name, (low, high) in _basis(fit).ranges.items()
+        for name, (low, high) in growth.ranges.items()
         if name in asked and not low * (1 - 1e-9) <= asked[name] <= high * (1 + 1e-9)
     ]
 
 
-def _doubts(fit: LawFit) -> list[str]:
-    doubts = [caveat.rstrip(".") for caveat in fit.caveats]
-    if fit.basis is not None and fit.basis.covariance is None:
-        doubts.append(f"with {fit.num_datasets} datasets no interval can be given")
+def _is_outside(warnings: list[str]) -> bool:
+    return any("lies outside the fitted range" in text for text in warnings)
+
+
+def _doubts(growth: Growth, domain: str | None) -> list[str]:
+    doubts = []
+    if domain is not None and growth.subset == domain:
+        doubts += [text.rstrip(".") for text in few_domain_datasets(domain, growth.num_datasets)]
+    missing = [name for name in HEIGHT if growth.informed and name not in growth.informed.terms]
+    if missing:
+        words = {t.INVERSE_D: "d_data", t.LOG_SHARPNESS: "K_F"}
+        doubts.append(
+            f"{' and '.join(words[name] for name in missing)} could not be related to the height of the loss"
+        )
+    if growth.num_datasets < 3:
+        doubts.append(f"with {growth.num_datasets} datasets no interval can be given")
     return doubts
-
-
-def _join(parts: list[str]) -> str:
-    return "; ".join(parts)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from orchestrator.analysis import palette
@@ -20,8 +22,14 @@ from orchestrator.analysis.csvfile import write_csv
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fit_records import ScalingFits
+from orchestrator.analysis.fit_tables import fit_tables
+from orchestrator.analysis.latex import write_latex
 from orchestrator.analysis.sharpness import apply_policy
+from orchestrator.analysis.trial_table import best_table, point_data, script_json, trial_data
 from orchestrator.results import columns as c
+
+#: More points than this make SVG too large to open at once; the figure is then a picture.
+MAX_SVG_POINTS = 2000
 
 #: Fine enough for print at the size the page shows, small enough to embed.
 PNG_DPI = 150
@@ -30,7 +38,8 @@ PNG_DPI = 150
 def write_report(
     table: pd.DataFrame, fits: ScalingFits, directory: Path, *, sweep: str, summary: Mapping[str, Any]
 ) -> Path:
-    """Write ``report.html``, ``figures/*.png|pdf``, ``results.csv``, ``results.parquet`` and ``fits.json``.
+    """Write ``report.html``, ``figures/*.png|pdf``, ``results.csv``, ``results.parquet``, ``fits.json``
+    and ``tables/*.tex``.
 
     The same input gives the same bytes: no time, host or path is written.
 
@@ -44,7 +53,8 @@ def write_report(
             ``done``, ``failed``, ``diverged``: counts. ``failures``: list of ``{"trial_id", "kind",
             "message"}``. ``unreadable``, ``measures``: lists of flat records. ``datasets``: dataset →
             ``{"title", "description", ...}``. ``packages``: name → version. ``code_versions``, ``devices``:
-            name → number of trials. ``preset``: the sweep file, as text or as data.
+            name → number of trials. ``trial_devices``: trial id → device. ``newest``: date of the newest
+            result. ``preset``: the sweep file, as text or as data.
 
     Returns:
         The path of ``report.html``.
@@ -69,10 +79,14 @@ def write_report(
         descriptions=html_tables.synthetic_data(fits, summary),
         figures=_write_figures(points, fits, directory / "figures"),
         tables=html_tables.all_tables(full, fits, summary),
+        best=best_table(full),
+        trials=Markup(script_json(trial_data(full, summary.get("trial_devices", {})))),
+        points=Markup(script_json(point_data(points))),
         code_versions=_code_versions(full, summary),
         preset=_preset(summary),
         columns=[*c.describe(table.columns)],
     )
+    write_latex(fit_tables(fits), directory / "tables")
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8", newline="\n")
     return path
@@ -98,7 +112,7 @@ def _write_data(table: pd.DataFrame, full: pd.DataFrame, fits: ScalingFits, dire
     (directory / "fits.json").write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def _write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> list[dict[str, str]]:
+def _write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> list[dict[str, Any]]:
     """Draw every figure that has data; return names, captions and embedded images."""
     shown = []
     with palette.styled():
@@ -108,19 +122,23 @@ def _write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> lis
                 stale.unlink(missing_ok=True)
             if figure is None:
                 continue
-            png = _save(figure, folder / drawing.name)
+            drawn = _save(figure, folder / drawing.name, as_svg=len(points) <= MAX_SVG_POINTS)
             shown.append(
                 {
                     "name": drawing.name,
                     "caption": drawing.describe(points, fits),
-                    "data": base64.b64encode(png).decode("ascii"),
+                    "drawing": drawn,
                 }
             )
     return shown
 
 
-def _save(figure: Figure, stem: Path) -> bytes:
-    """Save as PNG and PDF without dates or versions, so that equal figures are equal bytes."""
+def _save(figure: Figure, stem: Path, *, as_svg: bool) -> Markup:
+    """Save as PNG and PDF without dates or versions, so that equal figures are equal bytes.
+
+    Returns:
+        What the page embeds: SVG, whose points tell what they are, or the PNG where there are too many.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     stem.with_suffix(".png").write_bytes(buffer.getvalue())
@@ -131,7 +149,15 @@ def _save(figure: Figure, stem: Path) -> bytes:
         format="pdf",
         metadata={"CreationDate": None, "Producer": None, "Creator": None},
     )
-    return buffer.getvalue()
+    if not as_svg:
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        return Markup(f'<img alt="" src="data:image/png;base64,{data}">')  # of our own making
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    # All figures share one page, and matplotlib counts its ids from 1 in each.
+    drawing = text.getvalue()[text.getvalue().index("<svg") :]
+    ids = r'(id=")(figure|axes|patch|line2d|text|matplotlib|xtick|ytick)'
+    return Markup(re.sub(ids, rf"\1{stem.name}-\2", drawing))
 
 
 def _counts(full: pd.DataFrame, summary: Mapping[str, Any]) -> list[tuple[str, int]]:

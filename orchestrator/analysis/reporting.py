@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, read_state
@@ -71,6 +73,8 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "unreadable": [vars(item) for item in state.unreadable],
         "code_versions": dict(Counter(record.provenance.code_version for record in records)),
         "packages": records[0].provenance.packages if records else {},
+        "newest": _date(max((record.finished_at for record in records), default=0.0)),
+        "trial_devices": {record.trial_id: record.result.device for record in records},
         "devices": dict(Counter(record.result.device for record in records)),
         "datasets": {
             name: {
@@ -81,5 +85,9 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
             }
             for name, spec in workspace.plan.datasets.items()
         },
-        "preset": sweep.model_dump(mode="json"),
+        "preset": sweep_text(sweep),
     }
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%d %B %Y, %H:%M UTC") if seconds else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -21,9 +22,11 @@ from orchestrator.cli.log import command_log
 from orchestrator.cli.options import Place, without_passwords
 from orchestrator.cli.printing import stderr
 from orchestrator.cli.usage import UsageError, explained
-from search_spaces.errors import SweepError
+from search_spaces.errors import SetupError, SweepError
 
 EXIT_INTERRUPTED = 130
+EXIT_BUG = 4
+log = logging.getLogger(__name__)
 
 COMMANDS: dict[str, tuple[Callable[..., int], ...]] = {
     "Sweeps": (sweeps.run, sweeps.plan, sweeps.status, sweeps.reconcile),
@@ -54,7 +57,7 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed cells, 2 usage, 3 environment."""
+    """Run one command and return its exit code: 0 done, 1 failed cells, 2 usage, 3 environment, 4 a bug."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _terminate_like_ctrl_c()
     try:
@@ -117,6 +120,18 @@ def _run(command: Command) -> int:
         # The reader went away (`| head`): nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        log.exception("the machine did not do what was asked")
+        reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        return _failed(SetupError("The machine must do what is asked of it", reason, "mend it and try again"))
+    except Exception as error:
+        log.exception("a bug")
+        what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        bug = SweepError(
+            "This is a bug", what, "the log below the root has its traceback; what was done is kept"
+        )
+        _failed(bug)
+        return EXIT_BUG
 
 
 def _failed(error: SweepError) -> int:
@@ -130,4 +145,7 @@ def _terminate_like_ctrl_c() -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # A closed terminal ends a sweep as Ctrl-C does; `nohup` has it ignored, and it stays so.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, stop)

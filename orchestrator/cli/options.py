@@ -113,6 +113,10 @@ class ClusterOptions:
     quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
 
 
+Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE")]
+"""Values of a sweep that hold for this run over what its file says."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:

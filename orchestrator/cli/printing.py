@@ -6,13 +6,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from orchestrator.cli.options import Place
 from search_spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.analysis import formats
 
 
 class _Console(Console):
@@ -41,6 +45,16 @@ def line(text: str) -> None:
 def cell(value: object) -> str:
     """Spell a value for a table: four digits of a number, nothing for None."""
     return f"{value:.4g}" if isinstance(value, float) else escape("" if value is None else str(value))
+
+
+def text_table(table: formats.Table) -> Table:
+    """Lay out a table of the report for a terminal."""
+    grid = Table(title=escape(table.title), title_justify="left")
+    for place, name in enumerate(table.header):
+        grid.add_column(escape(name), justify="right" if place >= table.numeric_from else "left")
+    for row in table.rows:
+        grid.add_row(*map(escape, row))
+    return grid
 
 
 def written(path: Path, write: Callable[[Path], object], what: str = "") -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import ArgumentCollection, Group, Parameter
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.options import Place, Positive, real
-from orchestrator.cli.printing import cell, emit, line, stderr, stdout, written
+from orchestrator.cli.printing import cell, emit, line, stderr, stdout, text_table, written
 from search_spaces.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ SHOWN = {
     "train_size": "N",
     "seed": "seed",
     "test_loss": "loss",
+    "test_accuracy": "accuracy",
     "d_data_mle": "d_data",
     "label_sharpness": "K_F",
 }
@@ -45,7 +47,7 @@ def results(
     """Print or write the tidy table, one row per trial.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         csv: Write it as CSV.
         parquet: Write it as Parquet.
         from_store: Do not compare with MLflow.
@@ -77,14 +79,23 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
     """Fit the scaling laws.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.fit_tables import fit_tables
 
-    document = fit_scaling_laws(read_table(preset, place, from_store=from_store)).to_json()
-    emit(place, document, lambda: stdout.print_json(data=document))
+    fits = fit_scaling_laws(read_table(preset, place, from_store=from_store))
+
+    def show() -> None:
+        for table in fit_tables(fits):
+            if table.rows and not table.folded:
+                stdout.print(text_table(table))
+        for caveat in fits.caveats:
+            stdout.print(escape(caveat), soft_wrap=True)
+
+    emit(place, fits.to_json(), show)
     return 0
 
 
@@ -92,7 +103,7 @@ def report(preset: str, /, *, from_store: bool = False, place: Place = Place()) 
     """Write the report with its figures and print its path.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
@@ -100,7 +111,7 @@ def report(preset: str, /, *, from_store: bool = False, place: Place = Place()) 
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
 
-    workspace = Workspace.open(preset, place.root, place.storage)
+    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     state = read_state(workspace)
     path = report_sweep(workspace, state)
     if path is None:
@@ -126,10 +137,11 @@ def predict(
     preset: str,
     /,
     *,
-    model: str,
+    model: str = "pooled",
     domain: Literal["natural", "medical"] | None = None,
-    d_data: Finite,
-    label_sharpness: Finite,
+    d_data: Finite | None = None,
+    label_sharpness: Finite | None = None,
+    measured: Annotated[str | None, Parameter(metavar="SOURCE")] = None,
     train_size: Annotated[Positive | None, Parameter(group=GOAL, metavar="N")] = None,
     target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
     from_store: bool = False,
@@ -138,11 +150,12 @@ def predict(
     """Print the loss to expect at a size, or the size for a loss, from a sweep's fits.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
-        model: A model of the sweep, or pooled.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        model: A model of the sweep; pooled (default) for all of them together.
         domain: Domain of your training set.
         d_data: Intrinsic dimension of your training set.
         label_sharpness: K_F of your training set.
+        measured: Take both from a record that isweep measure --json wrote, or measure these images now.
         train_size: How many images you train on.
         target_loss: Test loss to reach.
         from_store: Do not compare with MLflow.
@@ -150,18 +163,65 @@ def predict(
     """
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis import predict as prediction
+    from orchestrator.analysis.formats import number
 
+    if (d_data is None or label_sharpness is None) and measured is None:
+        missing = [
+            flag
+            for flag, value in (("--d-data", d_data), ("--label-sharpness", label_sharpness))
+            if value is None
+        ]
+        raise ConfigError(
+            f"the following arguments are required: {', '.join(missing)}",
+            way_out="give them, or --measured with a folder of images or a record of isweep measure --json",
+        )
+    values = {} if measured is None else _measured_values(measured, place)
     document = prediction(
         fit_scaling_laws(read_table(preset, place, from_store=from_store)),
         model=model,
         domain=domain,
-        d_data=d_data,
-        label_sharpness=label_sharpness,
+        d_data=values["d_data"] if d_data is None else d_data,
+        label_sharpness=values["label_sharpness"] if label_sharpness is None else label_sharpness,
         train_size=train_size,
         target_loss=target_loss,
-    ).to_json()
-    emit(place, document, lambda: stdout.print_json(data=document))
+    )
+
+    def show() -> None:
+        table = Table(document.quantity.replace("_", " "), "95 % interval", "model", "domain")
+        low, high = document.interval or (None, None)
+        bounds = "none" if document.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
+        table.add_row(number(document.value) or "none", bounds, escape(model), domain or "all")
+        stdout.print(table)
+        for warning in filter(None, document.warning.split("; ")):
+            stdout.print(escape(warning), soft_wrap=True)
+
+    emit(place, document.to_json(), show)
     return 0
+
+
+def _measured_values(source: str, place: Place) -> dict[str, float]:
+    """Return d_data and K_F of a stored record, or of images that are measured now."""
+    from orchestrator.analysis.measured_values import read_record, values_of
+
+    if source.endswith(".json"):
+        record = read_record(Path(source))
+    else:
+        from orchestrator.planning.paths import RootPaths
+        from orchestrator.running.own_data import MeasureRequest, measure_source
+        from tasks.remote import InlineExecutor
+
+        record = measure_source(
+            MeasureRequest(source=source), InlineExecutor(), RootPaths.at(place.root)
+        ).to_json()
+    values = values_of(record)
+    missing = {"d_data", "label_sharpness"} - set(values)
+    if missing:
+        raise ConfigError(
+            "--measured must give both numbers",
+            f"no {' and no '.join(sorted(missing))} in {source}",
+            "measure with labels",
+        )
+    return values
 
 
 def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
@@ -177,7 +237,7 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
 
-    workspace = Workspace.open(preset, place.root, place.storage)
+    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     try:
         state = read_state(workspace)
     except SetupError as error:

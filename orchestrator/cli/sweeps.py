@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
-from rich.table import Table
 
-from orchestrator.cli.options import ClusterOptions, Place, ReadingOptions, run_options
-from orchestrator.cli.printing import cell, emit, line, stderr, stdout
+from orchestrator.cli.listing import emit_grid, emit_sweeps, grouped_failures, watch
+from orchestrator.cli.options import Changes, ClusterOptions, Place, Positive, ReadingOptions, run_options
+from orchestrator.cli.printing import emit, line, stderr, stdout
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def run(
     /,
     *,
     raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = (),
+    changes: Changes = (),
     reading: ReadingOptions = ReadingOptions(),
     cluster: ClusterOptions = ClusterOptions(),
     place: Place = Place(),
@@ -31,22 +32,25 @@ def run(
     """Do what is left: prepare, measure, train, report; prints the report's path last.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         raw: Raw download of a dataset; may be given for several.
+        changes: Change one value for this run, e.g. recipe.epochs=3; may be given for several.
         reading: How to read raw files.
         cluster: Where to compute.
         place: Where everything lies.
     """
+    from orchestrator.planning.changes import read_changes
     from orchestrator.running.pipeline import run_sweep
     from orchestrator.running.progress import Progress
 
     progress = Progress(console=None if cluster.quiet else stderr)
     options = run_options(place, cluster, reading, _raw_folders(raw))
     try:
-        summary = run_sweep(preset, options, progress=progress)
+        summary = run_sweep(preset, options, progress=progress, changes=read_changes(changes))
     except KeyboardInterrupt:
         kept = f"{progress.done} of {progress.planned} trials are kept"
-        raise KeyboardInterrupt(f"{kept}; continue with: {place.hint('run', preset)}") from None
+        again = place.hint("run", preset, *(word for change in changes for word in ("--set", change)))
+        raise KeyboardInterrupt(f"{kept}; continue with: {again}") from None
     _say_how_it_ended(summary, place.hint("reconcile", preset))
     report = str(summary.report) if summary.report else None
     document = {
@@ -62,16 +66,29 @@ def run(
     return summary.exit_code
 
 
-def plan(preset: str, /, *, card: str = "h100", gpus: int = 1, place: Place = Place()) -> int:
-    """Show the grid, what is done and what it will cost.
+def plan(
+    preset: str,
+    /,
+    *,
+    all_: Annotated[bool, Parameter(name="--all")] = False,
+    card: str = "h100",
+    gpus: int = 1,
+    changes: Changes = (),
+    place: Place = Place(),
+) -> int:
+    """Show the grid, what is done and what it will cost; refuse what cannot run.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        all_: Print a line per trial; else one per model and dataset.
+        changes: Change one value, e.g. recipe.epochs=3; may be given for several.
         card: Kind of graphics card to plan for.
         gpus: How many of them.
         place: Where everything lies.
     """
     from orchestrator.planning.cards import card_named
+    from orchestrator.planning.changes import read_changes
+    from orchestrator.planning.checks import check_feasible
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.plan import plan_rows
     from orchestrator.planning.workspace import Workspace
@@ -79,7 +96,8 @@ def plan(preset: str, /, *, card: str = "h100", gpus: int = 1, place: Place = Pl
     kind = card_named(card)
     if gpus < 1:
         raise ConfigError("--gpus must be at least 1", str(gpus), "leave it out to plan for one card")
-    workspace = Workspace.open(preset, place.root, place.storage)
+    workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
+    check_feasible(workspace)
     state, planned = _state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     measures, missing = _measures(workspace, state), _not_prepared(workspace)
@@ -87,7 +105,7 @@ def plan(preset: str, /, *, card: str = "h100", gpus: int = 1, place: Place = Pl
     cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
 
     def show() -> None:
-        stdout.print(_grid(rows))
+        emit_grid(rows, all_=all_)
         stdout.print(
             f"{len(rows)} trials: {_num_done(rows)} done; "
             f"{len(measures)} measures: {_num_done(measures)} done"
@@ -108,16 +126,35 @@ def plan(preset: str, /, *, card: str = "h100", gpus: int = 1, place: Place = Pl
     return 0
 
 
-def status(preset: str, /, *, place: Place = Place()) -> int:
-    """Show progress, and failures with their reasons.
+def status(
+    preset: str | None = None,
+    /,
+    *,
+    watch_: Annotated[bool, Parameter(name="--watch")] = False,
+    interval: Annotated[Positive, Parameter(metavar="SECONDS")] = 2,
+    place: Place = Place(),
+) -> int:
+    """Show progress, and failures with their reasons; without a name, the sweeps of the root.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        watch_: Show it anew until nothing runs any more.
+        interval: Seconds between two looks (default 2).
         place: Where everything lies.
     """
+    from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.workspace import Workspace
 
-    workspace = Workspace.open(preset, place.root, place.storage)
+    if preset is None:
+        opened = [
+            Workspace.open(name, place.root, place.storage, as_run=True)
+            for name in RootPaths.at(place.root).sweep_names()
+        ]
+        emit_sweeps(place, [{"sweep": one.plan.sweep.name, **_progress(one)} for one in opened])
+        return 0
+    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    if watch_:
+        watch(lambda: _progress(workspace), interval)
     if not workspace.paths.exist:
         hint = f"There is no root {workspace.paths.root} yet; {_way_in(place, preset)}"
         stderr.print(escape(hint), soft_wrap=True)
@@ -126,8 +163,8 @@ def status(preset: str, /, *, place: Place = Place()) -> int:
     def show() -> None:
         names = ("planned", "done", "failed", "running", "pending", "diverged")
         stdout.print("  ".join(f"{name} {document[name]}" for name in names))
-        for failure in document["failures"]:
-            stdout.print(escape(f"failed ({failure['kind']}) {failure['trial_id']}: {failure['message']}"))
+        for text in grouped_failures(document["failures"]):
+            stdout.print(escape(text), soft_wrap=True)
         if document["stale"]:
             stdout.print(f"{document['stale']} results were made from other data and will be made anew")
         for item in document["unreadable"]:
@@ -149,11 +186,11 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import StoredResults, judge
     from orchestrator.results.tracking.choice import make_tracker
-    from orchestrator.running.lock import exclusive
+    from orchestrator.running.lock import locked
 
-    workspace = Workspace.open(preset, place.root, place.storage)
+    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     workspace.paths.make()
-    with exclusive(workspace.paths.lock, "isweep reconcile"):
+    with locked(workspace, "isweep reconcile"):
         stored = StoredResults.read(workspace.results_url)
         state = judge(workspace, stored)
         tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)
@@ -180,8 +217,8 @@ def _raw_folders(values: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _say_how_it_ended(summary: RunSummary, reconcile: str) -> None:
-    for failure in summary.failures:
-        stderr.print(escape(f"failed ({failure['kind']}) {failure['trial_id']}: {failure['message']}"))
+    for text in grouped_failures(summary.failures):
+        stderr.print(escape(text), soft_wrap=True)
     if summary.num_behind:
         stderr.print(
             escape(f"MLflow misses {summary.num_behind} updates; send them with: {reconcile}"), soft_wrap=True
@@ -240,11 +277,3 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
 
 def _num_done(rows: list[dict[str, Any]]) -> int:
     return sum(row["status"] == "done" for row in rows)
-
-
-def _grid(rows: list[dict[str, Any]]) -> Table:
-    names = ("model", "dataset", "class_pair", "train_size", "seed", "status")
-    table = Table(*names)
-    for row in rows:
-        table.add_row(*(cell(row[name]) for name in names))
-    return table

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from orchestrator.planning.packing import flops
+from orchestrator.planning.plan import SweepPlan
+from search_spaces.errors import SweepError
+from search_spaces.trials import TrialSpec
+
+log = logging.getLogger(__name__)
 Cell = TypeVar("Cell")
+
+
+def order_trials(plan: SweepPlan, trials: Sequence[TrialSpec], budget: float) -> list[TrialSpec]:
+    """Return trials in the order in which they are offered, when arrays may take ``budget`` bytes at once."""
+    return longest_first_within(
+        trials,
+        seconds=_work,
+        array=lambda trial: array_key(plan, trial),
+        array_bytes=lambda trial: _array_bytes(plan, trial),
+        budget=budget,
+    )
+
+
+def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
+    """Name the arrays that a trial needs; trials of all sizes share them where no fault forbids it."""
+    subset = trial.network.subset
+    return f"{subset.subset_id}@{plan.load_size(subset, trial.network.train_size)}"
+
+
+def _array_bytes(plan: SweepPlan, trial: TrialSpec) -> int:
+    network, prepared = trial.network, trial.network.subset.prepared
+    num_images = plan.load_size(network.subset, network.train_size) + network.subset.test_size
+    return num_images * prepared.channels * prepared.image_size**2
+
+
+def _work(trial: TrialSpec) -> float:
+    try:
+        return flops(trial)
+    except SweepError as error:  # it will say so itself, and soonest when it goes first
+        log.warning("%s: %s", trial.trial_id, error)
+        return math.inf
 
 
 def longest_first_within(

@@ -106,6 +106,10 @@ class RootPaths:
         """Folder of one prepared dataset."""
         return self.root / "prepared" / spec.prepared_id
 
+    def sweep_names(self) -> list[str]:
+        """Names of the sweeps that ran below this root."""
+        return sorted(path.parent.name for path in (self.root / "sweeps").glob("*/sweep.yaml"))
+
     def sweep(self, name: str) -> SweepPaths:
         """Paths of one sweep."""
         return SweepPaths(self.root / "sweeps" / name)
@@ -121,6 +125,11 @@ class SweepPaths:
     def progress(self) -> Path:
         """What the driver is doing now; believed only while the root's lock is held."""
         return self.folder / "progress.json"
+
+    @property
+    def sweep_file(self) -> Path:
+        """The sweep as it was last run, as a sweep file of its own."""
+        return self.folder / "sweep.yaml"
 
     @property
     def report(self) -> Path:

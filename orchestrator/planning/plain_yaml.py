@@ -6,6 +6,7 @@ tags, anchors and aliases, keys that are no text or stand twice, more nesting or
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Any
 
@@ -51,6 +52,17 @@ def read_plain(text: str, origin: str) -> object:
         raise ConfigError(f"{origin} must be valid YAML", f"{_place(error)}: {found}") from None
     except (YAMLError, ValueError) as error:
         raise ConfigError(f"{origin} must be valid YAML", " ".join(str(error).split())) from None
+
+
+def write_plain(document: object) -> str:
+    """Write plain values so that :func:`read_plain` reads them back; short lists stand on one line."""
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = None
+    writer.width = 100
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    buffer = io.StringIO()
+    writer.dump(document, buffer)
+    return buffer.getvalue()
 
 
 class _Refused(MarkedYAMLError):

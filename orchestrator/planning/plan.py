@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.models import model_spec
-from search_spaces.recipes import recipe_spec
+from search_spaces.recipes import recipe_grid
 from search_spaces.released import released_pairs
 from search_spaces.specs import (
     ClassPair,
     DatasetChoice,
     DatasetSpec,
     MeasureSpec,
+    ModelSpec,
+    PairChoice,
     PreparedSpec,
     RepresentationSpec,
     SubsetSpec,
@@ -78,18 +82,20 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     datasets = {choice.name: _dataset(choice) for choice in sweep.datasets}
     subsets = {choice.name: _subsets(sweep, choice, datasets[choice.name]) for choice in sweep.datasets}
     num_subsets = sum(map(len, subsets.values()))
-    num_trials = num_subsets * len(sweep.models) * len(sweep.train_sizes) * len(sweep.seeds)
+    num_recipes = math.prod(len(values) for values in sweep.recipe.changes.values())
+    num_trials = num_subsets * len(sweep.models) * len(sweep.train_sizes) * num_recipes * len(sweep.seeds)
     if num_trials > MAX_TRIALS:
         raise ConfigError(
             f"A sweep may have at most {MAX_TRIALS:,} trials", f"{num_trials:,}", "shorten a list"
         )
+    models = _models(sweep)
     trials = tuple(
         TrialSpec(
             network=NetworkSpec(
-                model=model_spec(model),
-                subset=_redrawn(subset, model, train_size, datasets[subset.prepared.dataset]),
+                model=model,
+                subset=_redrawn(subset, model.name, train_size, datasets[subset.prepared.dataset]),
                 train_size=train_size,
-                recipe=recipe_spec(sweep.recipe, model, subset.prepared.dataset),
+                recipe=recipe,
                 seed=seed,
             ),
             attacks=sweep.attacks,
@@ -97,8 +103,9 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
         )
         for group in subsets.values()
         for subset in group
-        for model in sweep.models
+        for model in models
         for train_size in sweep.train_sizes
+        for recipe in recipe_grid(sweep.recipe, model.name, subset.prepared.dataset)
         for seed in sweep.seeds
     )
     measures = _measures(sweep, trials)
@@ -115,10 +122,29 @@ def plan_rows(plan: SweepPlan, statuses: dict[str, str]) -> list[dict[str, Any]]
             "class_pair": pair_name(trial.network.subset.class_pair),
             "train_size": trial.network.train_size,
             "seed": trial.network.seed,
+            "recipe": trial.network.recipe.name,
             "status": statuses.get(trial_id, "pending"),
         }
         for trial_id, trial in plan.trials_by_id.items()
     ]
+
+
+def _models(sweep: SweepSpec) -> list[ModelSpec]:
+    models = [model_spec(choice) for choice in sweep.models]
+    twice = sorted(name for name, count in Counter(model.name for model in models).items() if count > 1)
+    if twice:
+        raise ConfigError(
+            "Every model of a sweep needs a name of its own", ", ".join(twice), "give one of them a `name`"
+        )
+    names = {model.name for model in models}
+    unknown = sorted({name for row in sweep.recipe.overrides for name in row.models} - names)
+    if unknown:
+        raise unknown_name("model of this sweep", unknown[0], names)
+    datasets = {choice.name for choice in sweep.datasets}
+    unknown = sorted({name for row in sweep.recipe.overrides for name in row.datasets} - datasets)
+    if unknown:
+        raise unknown_name("dataset of this sweep", unknown[0], datasets)
+    return models
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
@@ -137,12 +163,11 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
     )
     pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
     if choice.class_pairs is not None:
-        pairs = choice.class_pairs or (None,)
+        pairs = tuple(_places(pair, dataset) for pair in choice.class_pairs) or (None,)
     elif "redrawn_class_pairs" in sweep.all_faults:
         # One pair per cell instead of the table's five; which one follows in _redrawn.
         pairs = pairs[:1]
-    for pair in pairs:
-        _check_pair(pair, dataset)
+    _check_pairs(pairs, dataset)
     return [
         SubsetSpec(prepared=prepared, class_pair=pair, test_size=sweep.test_size, split_seed=sweep.split_seed)
         for pair in pairs
@@ -181,11 +206,25 @@ def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpe
     )
 
 
-def _check_pair(pair: ClassPair | None, dataset: DatasetSpec) -> None:
+def _places(pair: PairChoice, dataset: DatasetSpec) -> ClassPair:
+    """Return the places of a pair's classes; text is a name, a number a place."""
+    unknown = [name for name in pair if isinstance(name, str) and name not in dataset.label_names]
+    if unknown:
+        raise unknown_name(f"class of {dataset.name}", unknown[0], dataset.label_names)
+    first, second = (dataset.label_names.index(name) if isinstance(name, str) else name for name in pair)
+    return first, second
+
+
+def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> None:
     num_classes = len(dataset.label_names)
-    if pair is not None and num_classes and max(pair) >= num_classes:
-        raise ConfigError(
-            f"datasets.{dataset.name}.class_pairs must name classes of the dataset",
-            f"{list(pair)}, but classes are 0 to {num_classes - 1}",
-            f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
-        )
+    where = f"datasets.{dataset.name}.class_pairs"
+    named = [pair for pair in pairs if pair is not None]
+    for pair in named:
+        if num_classes and max(pair) >= num_classes:
+            raise ConfigError(
+                f"{where} must name classes of the dataset",
+                f"{list(pair)}, but classes are 0 to {num_classes - 1}",
+                f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
+            )
+        if pair[0] == pair[1] or named.count(pair) > 1:
+            raise ConfigError(f"{where} must name different classes, and each pair once", str(list(pair)))

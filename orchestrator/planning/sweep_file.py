@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import stat
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -17,15 +18,18 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.planning.plain_yaml import read_plain
-from search_spaces.datasets import DATASETS, dataset_spec
+from orchestrator.planning.changes import with_changes
+from orchestrator.planning.plain_yaml import read_plain, write_plain
+from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
-from search_spaces.specs import DatasetChoice, SweepSpec
-from tasks.sources import check_own_kind
+from search_spaces.specs import DatasetChoice, OwnSourceSpec, PreparedSpec, SweepSpec
+from tasks.sources import RawRequest, check_own_kind, source_for
 
 MAX_FILE_BYTES = 1_000_000
+MIN_SIDE = 4
+MAX_RECIPE_FILES = 5
 MAX_PROBLEMS = 20
 """So many are named; what is behind them is counted."""
 
@@ -36,32 +40,81 @@ def preset_names() -> list[str]:
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_sweep(preset: str) -> SweepSpec:
-    """Read a preset by name, or a sweep file by path (anything with a ``/`` or ending in ``.yaml``/``.yml``).
+SweepSource = str | Path | Mapping[str, Any] | SweepSpec
+"""A preset's name, a sweep file's path, the content of one as a mapping, or a spec made in Python."""
+
+
+def load_sweep(source: SweepSource, changes: Mapping[str, object] | None = None) -> SweepSpec:
+    """Read a sweep from wherever it is written.
+
+    Args:
+        source: Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``. Paths
+            in a mapping start at the working directory.
+        changes: Values by dotted key (``recipe.epochs``) that hold over what is written.
 
     Raises:
         ConfigError: naming the file and every mistake in it with its key path, value and what is allowed.
     """
-    if "/" in preset or preset.endswith((".yaml", ".yml")):
-        return _own_paths(parse_sweep(_read_file(Path(preset)), origin=preset), Path(preset).parent)
-    if preset not in preset_names():
-        raise unknown_name("preset", preset, preset_names())
-    text = (resources.files("search_spaces") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
-    return parse_sweep(text, origin=f"preset {preset}")
+    if isinstance(source, SweepSpec):
+        if changes:
+            source = source.model_dump(mode="json", exclude_unset=True, by_alias=True)
+        else:
+            _report(_unknown_names(source.model_dump()))
+            return source
+    if isinstance(source, Mapping):
+        return _own_paths(_spec_of(dict(source), "the sweep", Path(), changes or {}), Path())
+    if isinstance(source, Path) or _is_path(source):
+        path = Path(source)
+        text = _read_file(path)
+        # As a script's own folder is: modules of one's own networks lie beside the sweep file.
+        folder = str(path.parent.absolute())
+        if folder not in sys.path:
+            sys.path.append(folder)
+        return _own_paths(
+            parse_sweep(text, origin=str(source), folder=path.parent, changes=changes), path.parent
+        )
+    if source not in preset_names():
+        raise unknown_name("preset", source, preset_names())
+    text = (resources.files("search_spaces") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
+    return parse_sweep(text, origin=f"preset {source}", changes=changes)
 
 
-def parse_sweep(text: str, *, origin: str) -> SweepSpec:
-    """Turn the text of a sweep file into a validated spec; see :func:`load_sweep` for what is raised."""
+def parse_sweep(
+    text: str, *, origin: str, folder: Path | None = None, changes: Mapping[str, object] | None = None
+) -> SweepSpec:
+    """Turn the text of a sweep file into a validated spec; see :func:`load_sweep` for what is raised.
+
+    Args:
+        text: YAML.
+        origin: What messages call it.
+        folder: Where recipe files that it names lie; None for the working directory.
+        changes: See :func:`load_sweep`.
+    """
     document = _load_yaml(text, origin)
     if not isinstance(document, dict):
         found = type(document).__name__
         raise ConfigError(
             f"{origin} must be a mapping of keys to values", found, "see README, 'Your own sweep'"
         )
+    return _spec_of(document, origin, folder or Path(), changes or {})
+
+
+def sweep_text(spec: SweepSpec) -> str:
+    """Write a sweep as a sweep file that :func:`load_sweep` reads back to an equal one."""
+    return write_plain(spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
+
+
+def _spec_of(document: dict[str, Any], origin: str, folder: Path, changes: Mapping[str, object]) -> SweepSpec:
+    document = with_changes(document, changes)
     if isinstance(document.get("datasets"), list):
         document["datasets"] = [{"name": d} if isinstance(d, str) else d for d in document["datasets"]]
+    document["recipe"] = _with_recipe_file(document.get("recipe"), folder)
+    if document["recipe"] is None:
+        del document["recipe"]
     try:
         spec = SweepSpec.model_validate_json(json.dumps(document, ensure_ascii=False).encode())
+    except TypeError as error:
+        raise ConfigError(f"{origin} must hold plain values only", str(error)) from None
     except UnicodeEncodeError as error:
         raise ConfigError(f"{origin} must be Unicode text", ascii(error.object[error.start])) from None
     except ValidationError as error:
@@ -71,6 +124,29 @@ def parse_sweep(text: str, *, origin: str) -> SweepSpec:
         raise
     _report(_unknown_names(spec.model_dump()))
     return spec
+
+
+def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
+    """Put the content of a recipe file in place of its path; what stands beside the path holds over it."""
+    outer: object = {"from": recipe} if isinstance(recipe, str) else recipe
+    if not isinstance(outer, dict):
+        return recipe
+    name = outer.get("from")
+    if not isinstance(name, str) or not _is_path(name):
+        return recipe
+    path = folder / Path(name).expanduser()
+    if depth > MAX_RECIPE_FILES:
+        raise ConfigError("Recipe files must not start from one another", str(path))
+    inner = _with_recipe_file(_load_yaml(_read_file(path, "recipe file"), str(path)), path.parent, depth + 1)
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{path} must be a mapping", type(inner).__name__, "see README, 'Recipes'")
+    rows = [row for part in (inner, outer) for row in part.get("overrides", [])]
+    merged = {**inner, **{key: value for key, value in outer.items() if key != "from"}}
+    return {**merged, **({"overrides": rows} if rows else {})}
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith((".yaml", ".yml"))
 
 
 def _report(problems: list[SweepError]) -> None:
@@ -92,26 +168,39 @@ def _own_path(choice: DatasetChoice, folder: Path) -> DatasetChoice:
     except RuntimeError:
         rule = f"datasets.{choice.name}.own.path must start with a home folder that exists"
         raise ConfigError(rule, choice.own.path) from None
-    return choice.model_copy(update={"own": choice.own.model_copy(update={"path": str(path)})})
+    own = choice.own.model_copy(update={"path": str(path)})
+    if not own.class_names and any(
+        isinstance(name, str) for pair in choice.class_pairs or () for name in pair
+    ):
+        own = own.model_copy(update={"class_names": _class_names(choice.name, own)})
+    return choice.model_copy(update={"own": own})
 
 
-def _read_file(path: Path) -> str:
+def _class_names(name: str, own: OwnSourceSpec) -> tuple[str, ...]:
+    """Read the names of the classes from the data: a class pair names some, and their places are needed."""
+    dataset = own_dataset_spec(name, own)
+    # Classes depend on neither size nor channels.
+    spec = PreparedSpec(dataset=name, image_size=MIN_SIDE, channels=own.channels)
+    return source_for(own.kind).list_items(RawRequest(dataset, spec, Path(own.path))).label_names
+
+
+def _read_file(path: Path, kind: str = "sweep file") -> str:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             found = "a folder" if path.is_dir() else "no regular file"
-            raise ConfigError("A sweep file must be a file", f"{path} is {found}")
+            raise ConfigError(f"A {kind} must be a file", f"{path} is {found}")
         size = status.st_size
         if size > MAX_FILE_BYTES:
             raise ConfigError(
-                f"A sweep file may have at most {MAX_FILE_BYTES:,} bytes", f"{path} has {size:,}", "split it"
+                f"A {kind} may have at most {MAX_FILE_BYTES:,} bytes", f"{path} has {size:,}", "split it"
             )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         hint = f"presets are: {', '.join(preset_names())}"
-        raise ConfigError("The sweep file must exist", str(path), hint) from None
+        raise ConfigError(f"The {kind} must exist", str(path), hint) from None
     except (OSError, ValueError) as error:
-        raise ConfigError("The sweep file must be readable UTF-8 text", f"{path}: {error}") from None
+        raise ConfigError(f"The {kind} must be readable UTF-8 text", f"{path}: {error}") from None
 
 
 def _load_yaml(text: str, origin: str) -> object:
@@ -149,7 +238,8 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     where = ".".join(str(part) for part in detail["loc"]) or origin
     if detail["type"] == "extra_forbidden":
-        known = list(_model_at(detail["loc"][:-1]).model_fields)
+        fields = _model_at(detail["loc"][:-1]).model_fields
+        known = [field.alias or name for name, field in fields.items()]
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return ConfigError(f"{where}: unknown key", way_out=f"{hint}known keys: {', '.join(known)}")
@@ -163,9 +253,9 @@ def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
 
 def _unknown_names(document: dict[str, Any]) -> list[SweepError]:
     checks: list[tuple[Callable[[str], object], object]] = [
-        *((model_spec, name) for name in document.get("models", ())),
+        *((model_spec, _from(choice)) for choice in document.get("models", ())),
         *(check for choice in document.get("datasets", ()) for check in _dataset_checks(choice)),
-        (_check_recipe, document.get("recipe")),
+        (_check_recipe, _from(document.get("recipe"))),
     ]
     problems: list[SweepError] = []
     for check, name in checks:
@@ -177,6 +267,10 @@ def _unknown_names(document: dict[str, Any]) -> list[SweepError]:
         if len(problems) > MAX_PROBLEMS:
             break
     return problems
+
+
+def _from(choice: object) -> object:
+    return choice.get("from", choice.get("from_")) if isinstance(choice, dict) else choice
 
 
 def _dataset_checks(choice: object) -> list[tuple[Callable[[str], object], object]]:

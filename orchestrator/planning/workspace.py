@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.planning.paths import RootPaths, SweepPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.sweep_file import load_sweep
-from search_spaces.errors import CorruptStoreError
-from search_spaces.specs import PreparedSpec
+from orchestrator.planning.sweep_file import SweepSource, load_sweep, preset_names, sweep_text
+from search_spaces.errors import CorruptStoreError, unknown_name
+from search_spaces.specs import PreparedSpec, SweepSpec
+from tasks.atomic import write_atomic
 from tasks.prepared.dataset import PreparedDataset
 
 
@@ -28,18 +30,34 @@ class Workspace:
     _prepared: dict[str, PreparedDataset] | None = field(default=None, init=False, repr=False)
 
     @classmethod
-    def open(cls, preset: str, root: str | None = None, storage: str | None = None) -> Workspace:
-        """Read ``preset`` and find its place below ``root``.
+    def open(
+        cls,
+        source: SweepSource,
+        root: str | None = None,
+        storage: str | None = None,
+        *,
+        changes: Mapping[str, object] | None = None,
+        as_run: bool = False,
+    ) -> Workspace:
+        """Read a sweep and find its place below ``root``.
 
         Args:
-            preset: A preset's name or a sweep file's path.
+            source: See :func:`load_sweep`; also the name of a sweep that ran below the root.
             root: See :meth:`RootPaths.at`; it need not exist, and is not made.
             storage: See :class:`Workspace`.
+            changes: See :func:`load_sweep`.
+            as_run: Of a name that is both, take the sweep that ran below the root rather than the preset.
 
         Raises:
-            SweepError: for whatever is wrong with the preset or the root.
+            SweepError: for whatever is wrong with the sweep or the root.
         """
-        return cls(plan_sweep(load_sweep(preset)), RootPaths.at(root), storage)
+        paths = RootPaths.at(root)
+        return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
+
+    def record(self) -> None:
+        """Keep the sweep below the root, where its name is enough to find it again."""
+        self.sweep_paths.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.sweep_paths.sweep_file, sweep_text(self.plan.sweep).encode())
 
     @property
     def sweep_paths(self) -> SweepPaths:
@@ -75,3 +93,17 @@ def open_prepared(paths: RootPaths, spec: PreparedSpec) -> PreparedDataset | Non
         return PreparedDataset.open(folder)
     except CorruptStoreError:
         return None
+
+
+def _find(
+    source: SweepSource, paths: RootPaths, changes: Mapping[str, object] | None, *, as_run: bool
+) -> SweepSpec:
+    if isinstance(source, str) and "/" not in source:
+        recorded = paths.sweep(source).sweep_file
+        if (as_run or source not in preset_names()) and recorded.is_file():
+            return load_sweep(recorded, changes)
+        known = {*preset_names(), *paths.sweep_names()}
+        if source not in known and not source.endswith((".yaml", ".yml")):
+            kind = "preset or sweep of this root" if paths.sweep_names() else "preset"
+            raise unknown_name(kind, source, known)
+    return load_sweep(source, changes)

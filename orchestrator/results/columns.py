@@ -18,6 +18,7 @@ from search_spaces.specs import AttackSpec
 TRIAL_ID = "trial_id"
 SWEEP = "sweep"
 MODEL = "model"
+RECIPE = "recipe"
 DATASET = "dataset"
 DOMAIN = "domain"
 CLASS_PAIR = "class_pair"
@@ -118,6 +119,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     _text(SWEEP, "name of the sweep"),
     _text(MODEL, "network architecture"),
+    _text(RECIPE, "how it was trained: the recipe's name and what was changed of it, as `paper+epochs=30`"),
     _text(DATASET, "dataset key"),
     _text(DOMAIN, "`natural` or `medical`; empty where none was given"),
     _text(CLASS_PAIR, "the two classes used, as `3-8`; empty when the dataset is used whole"),

@@ -66,6 +66,7 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         c.TRIAL_ID: record.trial_id,
         c.SWEEP: record.sweep,
         c.MODEL: network.model.name,
+        c.RECIPE: network.recipe.name,
         c.DATASET: prepared.dataset,
         c.DOMAIN: record.domain or "",
         c.CLASS_PAIR: pair_name(network.subset.class_pair),

@@ -24,7 +24,7 @@ class CellStatus(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     STALE = "stale"
-    """It has a result, made from other data than are prepared now."""
+    """It has a result, made from other data than are prepared now or from other choices under the same id."""
     PENDING = "pending"
 
 
@@ -83,7 +83,8 @@ class State:
         measures: Stored measures of the plan made from the data prepared now, by measure id.
         failures: Latest failures of planned trials that have no result, by id.
         running: Ids that a live driver works on now.
-        stale: Planned trials whose result was made from other data than are prepared now.
+        stale: Planned trials whose result was made from other data than are prepared now, or from other
+            choices under the same id.
         incomplete: Planned trials whose result lacks a measurement that is asked for now.
         foreign: Results of trials that are not in the plan (kept, not used).
         unreadable: Files that are not believed.
@@ -186,4 +187,9 @@ def _is_stale(
 ) -> bool:
     subset = spec.network.subset if isinstance(spec, TrialSpec) else spec.subset
     dataset = workspace.prepared.get(subset.prepared.prepared_id)
-    return dataset is not None and dataset.fingerprint != record.data_fingerprint
+    if dataset is not None and dataset.fingerprint != record.data_fingerprint:
+        return True
+    # An id leaves out what has its default: one that changed under the same version must not go unseen.
+    return (spec.network if isinstance(spec, TrialSpec) else spec) != (
+        record.spec.network if isinstance(record, TrialRecord) else record.spec
+    )

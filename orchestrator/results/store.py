@@ -8,13 +8,16 @@ itself).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import posixpath
 import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import fsspec
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=SealedRecord)
 
 IDENTITY_FILE = "store.json"
+READ_TOGETHER = 500
 
 
 @dataclass
@@ -82,9 +86,9 @@ class ResultStore:
     def scan(self, kind: type[R]) -> Scan[R]:
         """Read all records of ``kind``, by id."""
         scan: Scan[R] = Scan()
-        for record_id, path in self._files(kind.folder, kind.file):
+        for record_id, path, found in self._files(kind.folder, kind.file):
             try:
-                scan.records[record_id] = self._read(path, kind)
+                scan.records[record_id] = _believed(path, found, kind, record_id)
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 scan.unreadable.append(Unreadable(path, error.value))
@@ -97,7 +101,18 @@ class ResultStore:
             CorruptStoreError: when the file is there but cannot be believed.
         """
         path = self._path(kind.folder, record_id, kind.file)
-        return self._read(path, kind) if self._fs.exists(path) else None
+        try:
+            found: bytes | OSError = self._fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            found = error
+        return _believed(path, found, kind, record_id)
+
+    @property
+    def lock(self) -> Path | None:
+        """File that the one driver of a store holds; None for an object store, which has no locks."""
+        return Path(self._base) / "driver.lock" if self._local else None
 
     def identity(self) -> str | None:
         """Return what tells this store from every other one, wherever it is moved; None before a run."""
@@ -128,37 +143,35 @@ class ResultStore:
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._base, *parts)
 
-    def _files(self, kind: str, name: str) -> Iterator[tuple[str, str]]:
-        folder = self._path(kind)
-        self._fs.invalidate_cache()
-        if not self._fs.isdir(folder):
+    def _files(self, folder: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
+        """Yield id, path and content of every record file, or what reading it raised, ordered by id."""
+        base = self._path(folder)
+        try:
+            if self._local:
+                yield from _local_files(base, name)
+            else:
+                yield from self._remote_files(base, name)
+        except (FileNotFoundError, NotADirectoryError):
             return
-        for path in sorted(self._fs.glob(posixpath.join(folder, "*", name))):
-            yield posixpath.basename(posixpath.dirname(path)), path
+        except OSError as error:
+            raise SetupError(
+                "The result store must be readable",
+                f"{base}: {error.strerror or error}",
+                "mend the permissions or the connection, then run the same command again",
+            ) from error
 
-    def _read(self, path: str, kind: type[R]) -> R:
-        def broken(reason: str) -> CorruptStoreError:
-            way_out = "run the sweep again: this cell is done anew and the file replaced"
-            return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", way_out)
-
-        try:
-            sealed = json.loads(self._fs.cat_file(path))
-            record, seal = sealed["record"], sealed["sha256"]
-            intact = seal == fingerprint(record)
-        except (ValueError, KeyError, TypeError):
-            raise broken("truncated or not a sealed record") from None
-        if not intact:
-            raise broken("checksum does not match its content")
-        if "schema_version" in sealed:  # version 1 kept it beside the record
-            record = {"schema_version": sealed["schema_version"], **record}
-        try:
-            return kind.model_validate(record, strict=False)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-        except (SweepError, KeyError, TypeError) as error:
-            raise broken(f"not a record of this kind: {error}") from None
+    def _remote_files(self, base: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
+        """As :meth:`_files`; an object store is asked for many files at a time."""
+        self._fs.invalidate_cache()
+        paths = sorted(self._fs.glob(posixpath.join(base, "*", name)))
+        for start in range(0, len(paths), READ_TOGETHER):
+            batch = paths[start : start + READ_TOGETHER]
+            found = self._fs.cat(batch, on_error="return")
+            for path in batch:
+                content = found[path]
+                if isinstance(content, Exception) and not isinstance(content, OSError):
+                    content = OSError(str(content))
+                yield posixpath.basename(posixpath.dirname(path)), path, content
 
     def _write(self, path: str, record: dict[str, Any]) -> None:
         sealed = {"sha256": fingerprint(record), "record": record}
@@ -176,6 +189,60 @@ class ResultStore:
                 f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free_space(self._base)}",
                 "free space or fix the permissions, then run the same command again: what is done is kept",
             ) from error
+
+
+def _local_files(base: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
+    for record_id in sorted(os.listdir(base)):
+        path = f"{base}/{record_id}/{name}"
+        try:
+            with open(path, "rb", buffering=0) as file:
+                yield record_id, path, file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            yield record_id, path, error
+
+
+def _believed(path: str, found: bytes | OSError, kind: type[R], record_id: str) -> R:
+    """Return the record that a file holds, when its seal is whole and it lies in its own cell's folder.
+
+    Raises:
+        CorruptStoreError: saying why it is not believed.
+    """
+
+    def broken(reason: str) -> CorruptStoreError:
+        way_out = "run the sweep again: this cell is done anew and the file replaced"
+        return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", way_out)
+
+    if isinstance(found, OSError):
+        raise broken(found.strerror or type(found).__name__)
+    try:
+        sealed = json.loads(found)
+        record, seal = sealed["record"], sealed["sha256"]
+        intact = seal == _seal(record)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise broken("truncated or not a sealed record") from None
+    if not intact:
+        raise broken("checksum does not match its content")
+    try:
+        if "schema_version" in sealed:  # version 1 kept it beside the record
+            record = {"schema_version": sealed["schema_version"], **record}
+        read = kind.model_validate(record, strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    except (SweepError, KeyError, TypeError, AttributeError) as error:
+        raise broken(f"not a record of this kind: {error}") from None
+    if read.record_id != record_id:
+        raise broken(f"the record of another cell, {read.record_id}")
+    return read
+
+
+def _seal(parsed: object) -> str:
+    """Return the fingerprint of what ``json.loads`` gave: its plain values need no spelling of our own."""
+    text = json.dumps(parsed, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def free_space(path: str) -> str:

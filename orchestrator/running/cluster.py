@@ -12,16 +12,14 @@ import logging
 import math
 import os
 import secrets
-import shutil
-import signal
 import socket
-import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.running.leftovers import private_folder, remove_leftovers
+from orchestrator.running.signals import own_signals
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.specs import ResourceSpec
 
@@ -46,6 +44,8 @@ _ALWAYS = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
     # Nothing is ever restored from Tune's own state, so it need not be written often.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Cells are asked for one by one; this many may wait for their worker.
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
 }
 _LOCAL_ONLY = {
     # Ray's documented switch for a one-machine cluster: every port on loopback.
@@ -119,7 +119,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         ConfigError: when a trial asks for more CPUs than a private cluster has, or for a GPU share that no
             card can give (a share above one must be whole).
     """
-    share = 0.25 if spec.num_gpus is None else spec.num_gpus  # where no card is known to predict one
+    share = 0.25 if spec.num_gpus is None else spec.num_gpus
     if share > 1 and share != int(share):
         raise ConfigError(
             "resources.num_gpus must be a fraction of one card or a whole number",
@@ -174,19 +174,20 @@ def connect(
 
         _check_version(ray.__version__)
         _read_settings_again()
-        with _quiet(), _own_signals():
+        with _quiet(), own_signals():
             _attach(ray, address, head)
         try:
             yield _describe(ray, local=False)
         finally:
             ray.shutdown()
         return
-    with _local_environment(token_file), tempfile.TemporaryDirectory(prefix="isweep-ray-") as folder:
+    remove_leftovers()
+    with _local_environment(token_file), private_folder() as folder:
         import ray
 
         _check_version(ray.__version__)
         _read_settings_again()
-        with _quiet(), _own_signals():
+        with _quiet(), own_signals():
             ray.init(
                 address="local",
                 num_cpus=num_cpus or len(os.sched_getaffinity(0)),
@@ -200,7 +201,6 @@ def connect(
             yield _describe(ray, local=True)
         finally:
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _attach(ray: Any, address: str, head: str) -> None:
@@ -326,26 +326,8 @@ def _read_settings_again() -> None:
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes SIGTERM.
-
-    With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
-    a polite request to stop would abort the process.
-    """
-    numbers = (signal.SIGCHLD, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Ray's start-up chatter out of the terminal; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     yield

@@ -1,4 +1,4 @@
-"""Of what a trial died, and which kinds of failure are worth another attempt."""
+"""Of what a trial died, and how many further attempts each kind of failure is worth."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ RETRIES: dict[FailureKind, int | None] = {
     FailureKind.BAD_DATA: 0,
     FailureKind.CODE_ERROR: 0,
 }
-"""Further attempts within one ``isweep run``; None is no limit. A new run tries every failed cell again."""
+"""Further attempts within one ``isweep run`` of a cell that fails alone (see
+:mod:`orchestrator.running.retries`); None is no limit. A new run tries every failed cell again."""
 
 MAX_TRACEBACK = 8000
 
@@ -84,8 +85,8 @@ def classify_lost_worker(
     Args:
         error: Ray's error, where Tune kept it.
         text: What Tune wrote about it; Tune keeps no object for errors that are not of an actor or task.
-        dead_nodes: Ids of nodes that Ray lists as dead. Ray sets ``preempted`` only where it was told before;
-            of a node that just went away, the actor's error bears the id.
+        dead_nodes: Ids of nodes that are gone, and of the actor when its node is. Ray sets ``preempted`` only
+            where it was told before; of a node that just went away, the actor's error bears its id.
     """
     text = text or str(error or "the worker is gone")
     line = next((line.strip() for line in text.splitlines() if line.strip()), "the worker is gone")
@@ -99,7 +100,15 @@ def classify_lost_worker(
     return TrialFailure(kind=kind, message=line[:500], traceback=text[-MAX_TRACEBACK:])
 
 
-def may_retry(kind: FailureKind, attempts_this_run: int) -> bool:
-    """Tell whether a cell that failed ``attempts_this_run`` times in this run gets another attempt."""
-    limit = RETRIES[kind]
-    return limit is None or attempts_this_run <= limit
+def classify_broken_fit(error: BaseException) -> TrialFailure:
+    """Return the failure of the trials that ran when Tune's own loop raised ``error``.
+
+    Tune wraps errors of Ray that it does not know, the memory killer's among them, in one of its own.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, RayError):
+        cause = cause.__cause__
+    failure = classify(cause or error)
+    if failure.kind != FailureKind.CODE_ERROR:
+        return failure
+    return failure.model_copy(update={"kind": FailureKind.CLUSTER_ERROR})

@@ -1,4 +1,4 @@
-"""One driver per root: a lock that the operating system drops with the process that held it."""
+"""One driver per root and per store: a lock that the operating system drops with the process that held it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.store import ResultStore
 from search_spaces.errors import SetupError
 
 PROBE_ATTEMPTS = 10
@@ -19,18 +21,19 @@ PROBE_PAUSE_S = 0.02
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, purpose: str) -> Iterator[None]:
-    """Hold the lock at ``path`` during a ``with`` block.
+def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
+    """Hold the lock at ``path``, of a ``what``, during a ``with`` block.
 
     Raises:
-        SetupError: when another process holds it, naming its id, what it does and since when.
+        SetupError: when another process holds it, naming its id, what it does and since when; or where it
+            cannot be taken at all, because of permissions or a file system without locks.
     """
-    with open(path, "a+", encoding="utf-8") as file:
+    with _opened(path) as file:
         if not _acquire(file):
             raise SetupError(
-                "Only one isweep command may work on a root at a time",
+                f"Only one isweep command may work on a {what} at a time",
                 f"{path.parent} is in use by {_holder(path)}",
-                "wait for it, stop it with Ctrl-C, or use another --root",
+                f"wait for it, stop it with Ctrl-C, or use another --{what}",
             )
         file.truncate(0)
         json.dump({"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%F %T")}, file)
@@ -41,17 +44,32 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
             file.truncate(0)
 
 
+@contextlib.contextmanager
+def locked(workspace: Workspace, purpose: str) -> Iterator[None]:
+    """Hold the locks of a sweep's root and, since two roots may share one, of its result store.
+
+    Raises:
+        SetupError: see :func:`exclusive`.
+    """
+    store = ResultStore(workspace.results_url).lock
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(exclusive(workspace.paths.lock, purpose))
+        if store is not None:
+            locks.enter_context(exclusive(store, purpose, "storage"))
+        yield
+
+
 def is_held(path: Path) -> bool:
     """Tell whether some process holds the lock now."""
-    if not path.exists():
-        return False
-    with open(path, encoding="utf-8") as file:
-        try:
+    try:
+        with open(path, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        fcntl.flock(file, fcntl.LOCK_UN)
-        return False
+            fcntl.flock(file, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no lock, or none that could be held
+    return False
 
 
 def holder_pid(path: Path) -> int | None:
@@ -60,7 +78,7 @@ def holder_pid(path: Path) -> int | None:
         return None
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -71,15 +89,37 @@ def _acquire(file: IO[str]) -> bool:
             time.sleep(PROBE_PAUSE_S)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             continue
+        except OSError as error:
+            raise _no_locks(Path(file.name), error) from None
         return True
     return False
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise SetupError(
+            "The lock of a root must be a file that can be written",
+            f"{path}: {error.strerror or error}",
+            "remove what is in its place or mend its permissions",
+        ) from None
+
+
+def _no_locks(path: Path, error: OSError) -> SetupError:
+    return SetupError(
+        "The file system must have locks, or two runs could work on one root",
+        f"{path}: {error.strerror or error}",
+        "keep the root on a local disk, or mount the file system with locks (NFS: without nolock)",
+    )
 
 
 def _holder(path: Path) -> str:
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         return f"process {held['pid']} ({held['purpose']}, since {held['since']})"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

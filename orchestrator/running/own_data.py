@@ -23,6 +23,8 @@ from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import OWN_KINDS, own_kind_of
 
+MAX_HELD_BYTES = 2 << 30
+
 
 @dataclass(frozen=True)
 class MeasureRequest:
@@ -78,15 +80,23 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         return _measure_dataset(request, PreparedDataset.open(path), executor)
     suffix = path.suffix.lower()
     if suffix in (".npz", ".npy") and path.is_file() and request.image_size is None:
+        if suffix == ".npz" and path.stat().st_size > MAX_HELD_BYTES:
+            rule = "An .npz beyond 2 GiB is read in blocks, which needs a side to bring the images to"
+            raise ConfigError(
+                rule, f"{path.stat().st_size:,} bytes", "give --image-size, e.g. that of the arrays"
+            )
         return _measure_arrays(request, path, executor)
     if suffix == ".npy":
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
     kind = own_kind_of(path)
     if kind is None:
+        if not path.is_file():
+            rule = "The source must be a folder or a plain file"
+            raise ConfigError(rule, "a FIFO, socket or device", "save it as a file first")
         what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
-        plain = path.is_file() or path.is_dir()
-        found = path.suffix or "no ending" if plain else "a FIFO, socket or device"
-        raise ConfigError("The source must be a .npy file or of a known kind", found, what)
+        raise ConfigError(
+            "The source must be a .npy file or of a known kind", path.suffix or "no ending", what
+        )
     own = OwnSourceSpec.model_validate(
         {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
     )

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from orchestrator.analysis.reporting import report_sweep
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, trial_resources
-from orchestrator.running.lock import exclusive
+from orchestrator.running.lock import locked
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
-from search_spaces.specs import SubsetSpec
+from search_spaces.errors import SweepError, collect
+from search_spaces.specs import ModelSpec, SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
+from tasks.remote import Executor
 
 
 @dataclass(frozen=True)
@@ -45,26 +49,32 @@ class RunSummary:
 
 
 def run_sweep(
-    preset: str, options: RunOptions | None = None, *, progress: Progress | None = None
+    source: SweepSource,
+    options: RunOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    changes: Mapping[str, object] | None = None,
 ) -> RunSummary:
     """Do what is left of a sweep, then fit and report; calling it again resumes, extends or repairs.
 
     Args:
-        preset: A preset's name or a sweep file's path.
+        source: A preset's name, a sweep file's path or content, or the name of a sweep of the root.
         options: Where and how.
         progress: Shows what happens; None shows nothing.
+        changes: Values by dotted key that hold over what the sweep says.
 
     Raises:
         SweepError: for a user's mistake or an unusable environment; whatever finished is kept.
         KeyboardInterrupt: on Ctrl-C, after tracked runs were closed; whatever finished is kept.
     """
     options = options or RunOptions()
-    workspace = Workspace.open(preset, options.root, options.storage)
+    workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     workspace.paths.make()
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
-        stack.enter_context(exclusive(workspace.paths.lock, f"isweep run {workspace.plan.sweep.name}"))
+        stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
+        workspace.record()
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
@@ -85,6 +95,7 @@ class _Run:
     stack: ExitStack
 
     def all_stages(self) -> RunSummary:
+        self._check_models()
         self._prepare()
         check_subsets(self.workspace)
         self._measure()
@@ -107,7 +118,7 @@ class _Run:
         return cluster
 
     @cached_property
-    def executor(self) -> Any:
+    def executor(self) -> Executor:
         """Runs tasks on the cluster."""
         from tasks.remote import RayExecutor
 
@@ -115,7 +126,7 @@ class _Run:
         return RayExecutor()
 
     @cached_property
-    def file_executor(self) -> Any:
+    def file_executor(self) -> Executor:
         """Runs tasks that read and write files: raw downloads and prepared data lie on the driver's node."""
         from tasks.remote import RayExecutor
 
@@ -137,6 +148,34 @@ class _Run:
         if missing:
             prepare_missing(workspace, missing, self.options, self.file_executor, self.monitor)
             workspace.look_again()
+
+    def _check_models(self) -> None:
+        """Find every network that cannot be built before anything is prepared or trained."""
+        plan, known = self.workspace.plan, self.stored.trials
+        asked: dict[tuple[ModelSpec, int, int, int, float | None], TrialSpec] = {}
+        for trial_id, trial in plan.trials_by_id.items():
+            if trial_id not in known:
+                network, prepared = trial.network, trial.network.subset.prepared
+                num_outputs = network.recipe.num_outputs or _num_classes(plan, network.subset)
+                size, dropout = prepared.image_size, network.recipe.dropout
+                asked.setdefault((network.model, num_outputs, prepared.channels, size, dropout), trial)
+        if not asked:
+            return
+        from tasks.trials.models import check_buildable
+
+        problems: list[SweepError] = []
+        for model, num_outputs, channels, image_size, dropout in asked:
+            try:
+                check_buildable(
+                    model,
+                    num_outputs=num_outputs,
+                    in_channels=channels,
+                    image_size=image_size,
+                    dropout=dropout,
+                )
+            except SweepError as error:
+                problems.append(error)
+        collect(problems)
 
     def _state(self) -> State:
         """What is done by now: the store was read at the start and is written by this run alone."""
@@ -207,6 +246,11 @@ class _Run:
         return load_subset(data, subset, max_train_size=train_size)
 
 
+def _num_classes(plan: SweepPlan, subset: SubsetSpec) -> int:
+    """Return how many classes a subset has, as far as is known before its data are read."""
+    return 2 if subset.class_pair else max(2, len(plan.datasets[subset.prepared.dataset].label_names))
+
+
 def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
     gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
     where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
@@ -216,7 +260,7 @@ def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> Non
         progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
 
 
-def _slots(resources: Any, cluster: Cluster) -> int:
+def _slots(resources: Resources, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))

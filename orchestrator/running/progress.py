@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from rich.text import Text
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.lock import holder_pid
 from tasks.atomic import write_atomic
+from tasks.trials.result import TrialStatus
+
+log = logging.getLogger(__name__)
 
 PLAIN_INTERVAL_S = 10.0
 SAVE_INTERVAL_S = 2.0
@@ -126,7 +130,7 @@ class Progress:
         """A trial has its result."""
         self._seconds.append(time.monotonic() - self.running.pop(trial_id, time.monotonic()))
         self.done += 1
-        self.diverged += status == "diverged"
+        self.diverged += status == TrialStatus.DIVERGED
         self._say()
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
@@ -185,7 +189,11 @@ class Progress:
             return
         self._saved = now
         state = {"pid": os.getpid(), "stage": self.name, "running": sorted(self.running)}
-        write_atomic(self.path, json.dumps(state).encode())
+        try:
+            write_atomic(self.path, json.dumps(state).encode())
+        except OSError as error:
+            # A view for `isweep status`: the sweep neither ends nor waits for want of it.
+            log.warning("%s cannot be written: %s", self.path, error)
 
 
 def running_trials(workspace: Workspace) -> list[str]:
@@ -194,10 +202,13 @@ def running_trials(workspace: Workspace) -> list[str]:
     holder = holder_pid(workspace.paths.lock)
     if holder is None or not path.exists():
         return []
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if state["pid"] != holder:
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return [str(trial_id) for trial_id in state["running"]] if state["pid"] == holder else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        # The live driver writes it anew within seconds; nothing else hangs on it.
+        log.warning("%s cannot be read, so no trial counts as running: %s", path, error)
         return []
-    return [str(trial_id) for trial_id in state["running"]]
 
 
 def _duration(seconds: float) -> str:

@@ -53,7 +53,7 @@ class Shelf:
 
     def __init__(self, keys: Iterable[str], load: Callable[[str], TrialData], budget: float) -> None:
         self._left = Counter(keys)
-        self._running: Counter[str] = Counter()
+        self._running: dict[str, str] = {}  # array by trial
         self._held: dict[str, tuple[Any, int]] = {}  # in the order of last use
         self._load, self._budget = load, budget
         self.num_loads = 0
@@ -65,9 +65,9 @@ class Shelf:
         """Bytes of the arrays that are held now."""
         return sum(size for _, size in self._held.values())
 
-    def trial_started(self, key: str) -> None:
+    def trial_started(self, trial: str, key: str) -> None:
         """Make sure that the array of a trial that starts is there."""
-        self._running[key] += 1
+        self._running[trial] = key
         if key in self._held:
             self._held[key] = self._held.pop(key)
             return
@@ -83,10 +83,10 @@ class Shelf:
         self._held[key] = (reference, size)
         ray.get(self.references.put.remote(key, [reference]))
 
-    def trial_ended(self, key: str) -> None:
-        """Let the array go with the last trial that needs it."""
-        self._running[key] -= 1
-        self._left[key] -= 1
+    def trial_ended(self, trial: str, key: str, *, for_good: bool) -> None:
+        """Let the array go with the last trial that needs it; not ``for_good`` is one that is tried again."""
+        self._running.pop(trial, None)
+        self._left[key] -= for_good
         if self._left[key] <= 0:
             self._drop(key)
 
@@ -96,7 +96,8 @@ class Shelf:
         ray.kill(self.references)
 
     def _make_room(self, size: int) -> None:
-        for key in [key for key in self._held if self._running[key] <= 0]:
+        in_use = set(self._running.values())
+        for key in [key for key in self._held if key not in in_use]:
             if self.num_bytes + size <= self._budget:
                 return
             self._drop(key)

@@ -7,8 +7,8 @@ list of cells, so none of Tune's own state is ever read back.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,8 +20,7 @@ import ray
 from ray import tune
 
 from orchestrator.planning.cards import Card
-from orchestrator.planning.order import longest_first_within
-from orchestrator.planning.packing import flops
+from orchestrator.planning.order import array_key, order_trials
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results import columns
@@ -31,12 +30,15 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.provenance import provenance
 from orchestrator.results.tracking.tracker import Failure, Tracker
 from orchestrator.running.cluster import Cluster, Resources
-from orchestrator.running.failures import classify_lost_worker, may_retry
+from orchestrator.running.failures import classify_broken_fit
+from orchestrator.running.feed import CellQueue, Feed
+from orchestrator.running.lost_workers import read_failure
 from orchestrator.running.progress import Monitor
-from orchestrator.running.requests import Request, Requests
+from orchestrator.running.requests import Requests
+from orchestrator.running.retries import Retries
 from orchestrator.running.shelf import Shelf
 from orchestrator.running.trainable import REPORT, TrialTrainable
-from search_spaces.errors import SweepError
+from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -47,6 +49,11 @@ log = logging.getLogger(__name__)
 OBJECT_STORE_SHARE = 0.6
 """How much of the smallest object store arrays may fill; the rest is for measures and Ray."""
 
+MOST_BROKEN_FITS = 5
+WITHOUT_A_WORD = TrialFailure(
+    kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
+)
+
 
 @dataclass
 class TrialSweep:
@@ -55,7 +62,7 @@ class TrialSweep:
     Attributes:
         plan: The whole grid.
         cluster: Where it runs.
-        resources: What each trial asks for; its GPU share is predicted per trial where ``card`` is given.
+        resources: What each trial asks for.
         paths: Where Tune's scratch goes.
         stored: Where results go.
         tracker: Who is told.
@@ -65,7 +72,7 @@ class TrialSweep:
         card: The cluster's kind of card, to predict each trial's share of it; None gives all the same share.
         trainable: What runs a cell; another one is for tests and benchmarks.
         attempts: Attempts at each cell in this run.
-        failed: Latest failure of each cell that has no result.
+        retries: Failures in this run, and what follows from them.
     """
 
     plan: SweepPlan
@@ -80,27 +87,26 @@ class TrialSweep:
     card: Card | None = None
     trainable: type[TrialTrainable] = TrialTrainable
     attempts: Counter[str] = field(default_factory=Counter)
-    failed: dict[str, TrialFailure] = field(default_factory=dict)
+    retries: Retries = field(default_factory=Retries)
 
     def run(self, cells: Iterable[TrialSpec], earlier_attempts: dict[str, int]) -> None:
-        """Run ``cells``, then again those whose failure allows it, until nothing more may be tried.
+        """Run ``cells``, and again those whose failure allows it, until nothing more may be tried.
 
         Raises:
             SweepError: when results cannot be stored; whatever finished before is kept.
         """
-        pending = list(cells)
-        while pending:
-            self._run_cells(self._ordered(pending), earlier_attempts)
-            pending = [
-                cell
-                for cell in pending
-                if (failure := self.failed.get(cell.trial_id)) is not None
-                and may_retry(failure.kind, self.attempts[cell.trial_id])
-            ]
-            for cell in pending:
-                failure = self.failed.pop(cell.trial_id)
-                self.requests.out_of_memory[cell.trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
-                log.warning("retrying %s after %s: %s", cell.trial_id, failure.kind, failure.message)
+        cells = order_trials(self.plan, list(cells), self._array_budget)
+        networks = {array_key(self.plan, cell): cell.network for cell in cells}
+
+        def load(key: str) -> TrialData:
+            network = networks[key]
+            return self.load(network.subset, self.plan.load_size(network.subset, network.train_size))
+
+        shelf = Shelf((array_key(self.plan, cell) for cell in cells), load, self._array_budget)
+        try:
+            self._run_cells(cells, shelf, earlier_attempts)
+        finally:
+            shelf.close()
 
     @cached_property
     def requests(self) -> Requests:
@@ -108,60 +114,45 @@ class TrialSweep:
         return Requests(self.resources, self.card)
 
     @property
-    def array_budget(self) -> float:
-        """Bytes that arrays may take of the object store at once."""
+    def _array_budget(self) -> float:
         return self.cluster.object_store_bytes * OBJECT_STORE_SHARE
 
-    def _ordered(self, cells: list[TrialSpec]) -> list[TrialSpec]:
-        return longest_first_within(
-            cells,
-            seconds=_work,
-            array=self._data_key,
-            array_bytes=self._array_bytes,
-            budget=self.array_budget,
-        )
-
-    def _array_bytes(self, cell: TrialSpec) -> int:
-        network, prepared = cell.network, cell.network.subset.prepared
-        num_images = self.plan.load_size(network.subset, network.train_size) + network.subset.test_size
-        return num_images * prepared.channels * prepared.image_size**2
-
-    def _data_key(self, cell: TrialSpec) -> str:
-        subset = cell.network.subset
-        return f"{subset.subset_id}@{self.plan.load_size(subset, cell.network.train_size)}"
-
-    def _run_cells(self, cells: list[TrialSpec], earlier: dict[str, int]) -> None:
+    def _run_cells(self, cells: list[TrialSpec], shelf: Shelf, earlier: dict[str, int]) -> None:
         by_id = {cell.trial_id: cell for cell in cells}
-        for trial_id in by_id:
-            self.attempts[trial_id] += 1
-        first = {self._data_key(cell): cell.network for cell in cells}
+        queue = CellQueue.of(by_id)
+        callback = _Bookkeeping(self, by_id, queue, shelf, earlier)
+        while not queue.empty:
+            try:
+                self._fit(by_id, shelf, queue, callback)
+            except Exception as error:
+                # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
+                callback.fit_failed(error)
+            if callback.fatal is not None:
+                raise callback.fatal
+            callback.account_for_the_rest()
 
-        def load(key: str) -> TrialData:
-            network = first[key]
-            return self.load(network.subset, self.plan.load_size(network.subset, network.train_size))
-
-        shelf = Shelf(map(self._data_key, cells), load, self.array_budget)
-        callback = _Bookkeeping(self, by_id, earlier, shelf)
-        try:
-            self._tune(cells, callback, shelf)
-        finally:
-            shelf.close()
-        if callback.fatal is not None:
-            raise callback.fatal
-        callback.account_for_the_rest()
-
-    def _tune(self, cells: list[TrialSpec], callback: _Bookkeeping, shelf: Shelf) -> None:
+    def _fit(
+        self,
+        cells: dict[str, TrialSpec],
+        shelf: Shelf,
+        queue: CellQueue,
+        callback: _Bookkeeping,
+    ) -> None:
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
-        requests = {cell.trial_id: self.requests.of(cell) for cell in cells}
-        grid = [self._cell(cell, requests[cell.trial_id]) for cell in cells]
         trainable = tune.with_resources(
             tune.with_parameters(self.trainable, arrays=shelf.references),
-            lambda config: requests[config["cell"]["trial_id"]].resources.as_ray(),
+            lambda config: config["cell"]["request"],
         )
+
+        def taken(trial_id: str) -> dict[str, Any]:
+            self.attempts[trial_id] += 1
+            return {"cell": self._cell(cells[trial_id])}
+
         tuner = tune.Tuner(
             trainable,
-            param_space={"cell": tune.grid_search(grid)},
             tune_config=tune.TuneConfig(
+                search_alg=Feed(queue, taken),
+                num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
@@ -182,14 +173,16 @@ class TrialSweep:
         finally:
             shutil.rmtree(self.paths.tune / name, ignore_errors=True)
 
-    def _cell(self, cell: TrialSpec, request: Request) -> dict[str, Any]:
+    def _cell(self, cell: TrialSpec) -> dict[str, Any]:
+        request = self.requests.of(cell)
         return {
             "trial_id": cell.trial_id,
             "spec": cell.model_dump_json(),
-            "data": self._data_key(cell),
+            "data": array_key(self.plan, cell),
             "num_threads": request.resources.num_threads,
             "num_gpus": request.resources.num_gpus,
             "micro_batch": request.micro_batch,
+            "request": request.resources.as_ray(),
         }
 
 
@@ -197,14 +190,20 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
     """The single writer: turns Tune's events into stored results, tracked runs and progress."""
 
     def __init__(
-        self, sweep: TrialSweep, cells: dict[str, TrialSpec], earlier: dict[str, int], shelf: Shelf
+        self,
+        sweep: TrialSweep,
+        cells: dict[str, TrialSpec],
+        queue: CellQueue,
+        shelf: Shelf,
+        earlier: dict[str, int],
     ) -> None:
-        self._shelf = shelf
         self.fatal: SweepError | None = None
         self._sweep = sweep
         self._cells = cells
+        self._queue = queue
+        self._shelf = shelf
         self._earlier = earlier
-        self._open = set(cells)
+        self._broken = 0
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
     def __getstate__(self) -> dict[str, Any]:
@@ -216,12 +215,12 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Put the trial's array where it can find it, and open its run."""
-        try:
-            self._shelf.trial_started(trial.config["cell"]["data"])
-        except SweepError as error:
-            self.fatal = error
-            return
         cell = self._cells[trial.config["cell"]["trial_id"]]
+        try:
+            self._shelf.trial_started(cell.trial_id, trial.config["cell"]["data"])
+        except SweepError as error:
+            self._end(error)
+            return
         network, dataset = cell.network, cell.network.subset.prepared.dataset
         tags = {
             columns.TRIAL_ID: cell.trial_id,
@@ -241,7 +240,7 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
     ) -> None:
         """Store the outcome first, then tell the tracker."""
         trial_id = trial.config["cell"]["trial_id"]
-        if trial_id not in self._open or self.fatal is not None:
+        if trial_id not in self._queue.running or self.fatal is not None:
             return
         try:
             report = CellReport.model_validate_json(result[REPORT])
@@ -250,31 +249,49 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             else:
                 self._finish(trial_id, report, report.outcome)
         except SweepError as error:
-            self.fatal = error
+            self._end(error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process died: a lost node, a crash, or the memory killer."""
-        trial_id = trial.config["cell"]["trial_id"]
-        if trial_id not in self._open or self.fatal is not None:
-            return
-        try:
-            dead = [node["NodeID"] for node in ray.nodes() if not node["Alive"]]
-            self._fail(
-                trial_id,
-                classify_lost_worker(trial.get_pickled_error(), trial.get_error() or "", dead),
+        self._lost(trial.config["cell"]["trial_id"], lambda: read_failure(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that ended without a result is a failure too, never silently gone."""
+        self._lost(trial.config["cell"]["trial_id"], lambda: WITHOUT_A_WORD)
+
+    def fit_failed(self, error: Exception) -> None:
+        """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
+        self._broken += 1
+        log.warning("Tune ended early (%d times in a row)", self._broken, exc_info=error)
+        running = sorted(self._queue.running)
+        if not ray.is_initialized() or self._broken > MOST_BROKEN_FITS:
+            self._end(
+                SetupError(
+                    "Ray Tune must be able to run trials",
+                    classify_broken_fit(error).message,
+                    "run the same command again: what is done is kept; the log below the root says more",
+                )
             )
-        except SweepError as error:
-            self.fatal = error
+        for trial_id in running:
+            self._lost(trial_id, lambda: classify_broken_fit(error))
 
     def account_for_the_rest(self) -> None:
         """Cells that Tune ended without a word are failures too, never silently gone."""
-        for trial_id in sorted(self._open):
-            message = "Tune ended without a result for this trial"
-            self._fail(trial_id, TrialFailure(kind=FailureKind.WORKER_CRASH, message=message))
+        for trial_id in sorted(self._queue.running):
+            self._lost(trial_id, lambda: WITHOUT_A_WORD)
 
-    def _close(self, trial_id: str) -> None:
-        self._open.discard(trial_id)
-        self._shelf.trial_ended(self._sweep._data_key(self._cells[trial_id]))
+    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
+        if trial_id not in self._queue.running or self.fatal is not None:
+            return
+        try:
+            self._fail(trial_id, failure())
+        except SweepError as error:
+            self._end(error)
+
+    def _end(self, error: SweepError) -> None:
+        """Give out no more cells, because of an error that ends the sweep."""
+        self.fatal = error
+        self._queue.closed = True
 
     def _attempt(self, trial_id: str) -> int:
         return self._earlier.get(trial_id, 0) + self._sweep.attempts[trial_id]
@@ -296,28 +313,31 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             result=result,
         )
         self._sweep.stored.save(record)
-        self._close(trial_id)
+        self._queue.settle(trial_id)
+        self._shelf.trial_ended(trial_id, array_key(self._sweep.plan, cell), for_good=True)
+        self._sweep.retries.finished(trial_id)
+        self._broken = 0
         self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
         self._sweep.monitor.trial_finished(trial_id, result.status)
 
     def _fail(self, trial_id: str, failure: TrialFailure) -> None:
-        self._close(trial_id)
         attempt = self._attempt(trial_id)
-        self._sweep.failed[trial_id] = failure
         self._sweep.stored.save(
             FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
         )
+        decision = self._sweep.retries.failed(trial_id, failure.kind)
+        self._sweep.requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
+        key = array_key(self._sweep.plan, self._cells[trial_id])
+        self._shelf.trial_ended(trial_id, key, for_good=decision.pause_s is None)
+        if decision.pause_s is None:
+            self._queue.settle(trial_id)
+            ending = f"given up: {decision.reason}"
+        else:
+            self._queue.again(trial_id, time.monotonic() + decision.pause_s)
+            ending = decision.reason
         self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
-        self._sweep.monitor.trial_failed(trial_id, failure.kind, failure.message)
-        log.warning("trial %s failed (%s): %s", trial_id, failure.kind, failure.message)
-
-
-def _work(cell: TrialSpec) -> float:
-    try:
-        return flops(cell)
-    except SweepError as error:  # it will say so itself, and soonest when it goes first
-        log.warning("%s: %s", cell.trial_id, error)
-        return math.inf
+        self._sweep.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
+        log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
 
 
 def _trial_name(trial: Any) -> str:

@@ -116,8 +116,7 @@ def nested_neighbors(
     source = as_source(rows)
     if precision.exact_bytes:
         source = as_bytes(source)
-    positions = np.arange(source.num_rows) if keep is None else np.asarray(keep)
-    positions = positions[: train_sizes[-1]]
+    positions = (np.arange(source.num_rows) if keep is None else np.asarray(keep))[: train_sizes[-1]]
     num_rows = len(positions)
     exact = precision.exact_bytes and is_byte_dtype(source.read(0, 1).dtype)
     job = Job(
@@ -140,7 +139,10 @@ def nested_neighbors(
     for _, partials in executor.map_unordered(search_tile, tiles, spread=spread):
         for partial in partials:
             total.merge(partial)
-    unit = source.unit if isinstance(source, ByteRows) else 1.0
+    return _found(total, train_sizes, source.unit if isinstance(source, ByteRows) else 1.0)
+
+
+def _found(total: Partial, train_sizes: Sequence[int], unit: float) -> NeighborSearch:
     tables = _tables(total, train_sizes, unit)
     return NeighborSearch(tables, np.sqrt(total.subset_opposite) * unit, total.subset_ids, total.precision)
 

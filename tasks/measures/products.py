@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from search_spaces.errors import SetupError
+
 SignedBytes = npt.NDArray[np.int8]
 Product = Callable[[SignedBytes, SignedBytes], npt.NDArray[np.int32]]
 
@@ -104,6 +106,24 @@ def choose_product(num_rows: int, num_features: int, total: float, device: str =
     if num_rows * num_rows * num_features < CHOICE_PAYS:
         return torch_product
     return _faster(num_rows.bit_length(), num_features.bit_length())
+
+
+def check_device(device: str) -> None:
+    """Say so where torch has no such device, before anything is computed.
+
+    Raises:
+        SetupError: If it has none.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.zeros(1).to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts that it has it
+        raise SetupError(
+            "The device that measures run on must be there", f"{device}: {error}", "measure on the cpu"
+        ) from None
 
 
 def _torch_is_worth_it(total: float, device: str) -> bool:

@@ -26,7 +26,7 @@ from tasks.measures.distances import (
     squared_distances,
 )
 from tasks.measures.partials import Block, IntArray, Partial, far, improve
-from tasks.measures.products import SignedBytes, choose_product
+from tasks.measures.products import SignedBytes, check_device, choose_product
 
 # What ``precision`` says of distances that were formed in whole numbers.
 EXACT = "exact integer"
@@ -127,8 +127,10 @@ def search_tile(
     """Compute all blocks of one tile; returns what it found for its rows and its columns.
 
     Raises:
-        DataError: From the source, when a shard cannot be read.
+        CorruptStoreError: From the source, when a shard cannot be read.
+        SetupError: If this node has no such device as the job asks for.
     """
+    check_device(job.precision.device)
     rows, columns = (row_start, row_stop), (column_start, column_stop)
     mine = job.partial(*rows)
     theirs = mine if rows == columns else job.partial(*columns)

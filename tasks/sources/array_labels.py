@@ -53,11 +53,13 @@ def read_labels(file: ArrayFile, key: str, num_images: int, request: RawRequest)
         rule = f"{name}: {key} must be {num_images} whole numbers or texts, one per image"
         raise DataError(rule, f"{header.dtype} {header.shape}{more}", "cast floats to integers on purpose")
     values = small_array(file, key, request).reshape(-1)
-    if values.dtype.kind == "i" and values.min() < 0:
-        raise DataError(
-            f"{name}: labels must not be negative", "-1 often means unknown", "drop or map those images"
-        )
     mapping = {text: mapped_label(text, request) for text in {text(value) for value in values.tolist()}}
+    if values.dtype.kind == "i" and any(label.startswith("-") for label in mapping.values()):
+        raise DataError(
+            f"{name}: labels must not be negative",
+            "-1 often means unknown",
+            "drop those images, or say what it means with label_map",
+        )
     if any(is_missing(label) for label in mapping.values()):
         raise DataError(f"{name}: labels must not be empty", "blank, NaN, NA or None", "drop those images")
     check_spellings(set(mapping.values()), request)

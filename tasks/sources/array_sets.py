@@ -151,7 +151,10 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
     for item in listing.items:
         wanted.setdefault(str(item.details[0]), []).append(int(item.locator.rsplit("/", 1)[-1]))
     try:
-        found = [file.load(name)[rows] for name, rows in wanted.items()]
+        found = []
+        for name, rows in wanted.items():
+            whole = file.load(name)
+            found.append(whole if rows == list(range(len(whole))) else whole[rows])
         return found[0] if len(found) == 1 else np.concatenate(found)
     except SkipItem as skip:
         raise DataError("The arrays must be whole", skip.reason) from None

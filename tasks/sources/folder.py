@@ -45,7 +45,7 @@ class Folder:
         if root.is_file() and not is_archive_name(root.name):
             raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
         tree = RawTree(request)
-        wrapper = _wrapper(tree) if root.is_file() else ""
+        wrapper = _wrapper(tree, is_archive=root.is_file())
         with_splits = _has_splits(tree, wrapper, request)
         excluded: Counter[str] = Counter()
         found: list[_Found] = []
@@ -65,7 +65,7 @@ class Folder:
         index = {name: label for label, name in enumerate(classes)}
         flags = _empty_folders(tree, found, with_splits, request)
         if wrapper:
-            flags["the archive's one top folder taken as the folder of classes"] = 1
+            flags["the one top folder taken as the source"] = 1
         return Listing(
             [Item(tree.locator(one.name), index[one.label], one.group, one.split) for one in found],
             classes,
@@ -79,11 +79,17 @@ class Folder:
         return single_reader(request)
 
 
-def _wrapper(tree: RawTree) -> str:
-    """Return the one folder that an archive holds everything in, with its slash; empty when there is none."""
-    tops = {name.split("/")[0] for name in tree if "/" in name}
-    images_in_it = any(name.count("/") == 1 for name in tree if is_single_image_name(name))
-    return f"{tops.pop()}/" if len(tops) == 1 and not images_in_it else ""
+def _wrapper(tree: RawTree, *, is_archive: bool) -> str:
+    """Return the one folder that holds everything, with its slash; empty when there is none.
+
+    Archives are often made of a folder; a folder's own one subfolder may be a class, unless it holds splits.
+    """
+    images = [name.split("/") for name in tree if is_single_image_name(name)]
+    tops = {parts[0] for parts in images}
+    if len(tops) != 1 or split_of(next(iter(tops))) != "" or any(len(parts) < 3 for parts in images):
+        return ""
+    holds_splits = {split_of(parts[1]) for parts in images} >= {"train", "test"}
+    return f"{tops.pop()}/" if is_archive or holds_splits else ""
 
 
 def _has_splits(tree: RawTree, wrapper: str, request: RawRequest) -> bool:

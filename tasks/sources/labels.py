@@ -18,6 +18,7 @@ PLACEHOLDERS = frozenset(
 """Patient ids that many patients share."""
 
 MAX_SHOWN = 5
+MAX_LENGTH = 200
 
 
 def is_missing(cell: str) -> bool:
@@ -34,15 +35,24 @@ def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_spellings(names: Iterable[str], request: RawRequest) -> None:
-    """Check that no class is spelt in two ways.
+    """Check that every class has a name that can be shown, and that none is spelt in two ways.
 
-    Letter case, blanks, Unicode forms (NFKC) and ways to write a number make no other class.
+    Letter case, blanks, Unicode forms (NFKC) and ways to write a number make no other class. What cannot be
+    printed could not be told apart, and could drive a terminal.
 
     Raises:
         DataError: with the spellings; class names may be shown.
     """
+    found = set(names)
+    _check_printable(found, request)
+    if "-1" in found and len(found) > 2 and all(name.lstrip("-").isdigit() for name in found):
+        raise DataError(
+            f"{request.dataset.name}: labels must not be negative beside others",
+            "-1, which often means unknown",
+            "take those images out, or say what it means with label_map",
+        )
     spellings: defaultdict[str, set[str]] = defaultdict(set)
-    for name in names:
+    for name in found:
         spellings[_key(name)].add(name)
     doubtful = [" / ".join(map(repr, sorted(group))) for group in spellings.values() if len(group) > 1]
     if doubtful:
@@ -54,10 +64,20 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
         )
 
 
+def _check_printable(names: Iterable[str], request: RawRequest) -> None:
+    odd = sum(not name.strip() or not name.isprintable() or len(name) > MAX_LENGTH for name in names)
+    if odd:
+        raise DataError(
+            f"{request.dataset.name}: class names must be printable, not blank, {MAX_LENGTH} letters at most",
+            f"{odd} others",
+            "rename them, or say what they mean with label_map",
+        )
+
+
 def _key(name: str) -> str:
     plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
     try:
-        return f"number {float(plain):.12g}"
+        return f"number {float(plain) + 0.0:.12g}"  # -0 is 0
     except ValueError:
         return plain
 

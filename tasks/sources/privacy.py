@@ -7,25 +7,48 @@ import os
 import secrets
 from pathlib import Path
 
+from search_spaces.errors import SetupError
 from tasks.atomic import write_once
 
 KEY_FILE = ".hash_key"
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
+MIN_KEY_LENGTH = 16
 
 
 def hash_key(folder: Path) -> str:
     """Return the key: ``ISWEEP_HASH_KEY``, or a random one made once in ``folder`` (mode 0600).
 
     With the key a lab can find the file behind a hash; without it ids cannot be guessed by hashing them all.
+
+    Raises:
+        SetupError: for a key that is cut or cannot be read: ids hashed with a short one can be guessed.
     """
     given = os.environ.get(KEY_VARIABLE)
     if given:
-        return given
+        return _long_enough(given, KEY_VARIABLE)
     path = folder / KEY_FILE
     if not path.exists():
         # If another process was first, its key holds.
         write_once(path, secrets.token_hex(32).encode(), mode=0o600)
-    return path.read_text().strip()
+    try:
+        return _long_enough(path.read_text(encoding="ascii").strip(), str(path))
+    except (OSError, ValueError) as error:
+        raise _unusable(str(path), str(error)) from None
+
+
+def _long_enough(key: str, where: str) -> str:
+    if len(key) < MIN_KEY_LENGTH:
+        raise _unusable(where, f"{len(key)} characters")
+    return key
+
+
+def _unusable(where: str, reason: str) -> SetupError:
+    return SetupError(
+        f"The key that hides patient ids must be whole, with {MIN_KEY_LENGTH} characters or more",
+        f"{where}: {reason}",
+        "restore it from a backup, since with another key no hash leads back to its file; "
+        "without one, delete it and prepare the datasets again",
+    )
 
 
 def keyed_hash(key: str, value: str) -> int:
@@ -52,5 +75,4 @@ def locate(raw: Path, key_folder: Path, hashed: str) -> str | None:
     key = hash_key(key_folder)
     from tasks.sources.tree import all_locators
 
-    base = raw if raw.is_dir() else raw.parent
-    return next((name for name in all_locators(base) if spell(keyed_hash(key, name)) == hashed), None)
+    return next((name for name in all_locators(raw) if spell(keyed_hash(key, name)) == hashed), None)

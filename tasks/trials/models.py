@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ModelSpec
+from tasks.trials.own_models import build_own
 from tasks.trials.seeding import seeded
 
 
@@ -102,7 +103,7 @@ def _build_torchvision(spec: ModelSpec, shape: _Shape) -> nn.Module:
         spec,
         shape,
         lambda: torchvision.models.get_model(
-            spec.architecture, weights=None, num_classes=shape.num_outputs, **options
+            spec.architecture, weights=None, num_classes=shape.num_outputs, **options | _arguments(spec)
         ),
     )
     _set_input_channels(network, shape.in_channels)
@@ -129,7 +130,7 @@ def _build_timm(spec: ModelSpec, shape: _Shape) -> nn.Module:
             pretrained=False,
             in_chans=shape.in_channels,
             num_classes=shape.num_outputs,
-            **options,
+            **options | _arguments(spec),
         ),
     )
 
@@ -174,11 +175,25 @@ def _small_mlp(shape: _Shape) -> nn.Module:
     )
 
 
+def _build_own(spec: ModelSpec, shape: _Shape) -> nn.Module:
+    network = build_own(
+        spec, num_outputs=shape.num_outputs, in_channels=shape.in_channels, image_size=shape.image_size
+    )
+    if shape.dropout is not None:
+        _set_dropout(spec, network, shape.dropout)
+    return network
+
+
+def _arguments(spec: ModelSpec) -> dict[str, object]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in spec.arguments}
+
+
 _SMALL: dict[str, Callable[[_Shape], nn.Module]] = {"small_cnn": _small_cnn, "small_mlp": _small_mlp}
 _BUILDERS: dict[str, Callable[[ModelSpec, _Shape], nn.Module]] = {
     "torchvision": _build_torchvision,
     "timm": _build_timm,
     "isweep": _build_small,
+    "own": _build_own,
 }
 
 
@@ -217,6 +232,11 @@ def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) ->
         return make()
     except (AssertionError, ValueError) as error:  # transformers check the image size when they are made
         raise _does_not_fit(spec, shape, error) from error
+    except TypeError as error:
+        raise ConfigError(
+            "The arguments of a network must be those that its library takes",
+            f"{spec.library} {spec.architecture} {dict(spec.arguments)}: {str(error).splitlines()[0]}",
+        ) from error
 
 
 def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
@@ -225,15 +245,52 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     try:
         with torch.no_grad():
             logits = model(torch.zeros(1, shape.in_channels, shape.image_size, shape.image_size))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        # A library's network fails where an image is too small for it; one's own may fail in any way.
+        if spec.library == "own":
+            first = str(error).splitlines()[0] if str(error) else ""
+            raise ConfigError(
+                "Your own network must take a batch of images",
+                f"{spec.architecture} raised {type(error).__name__}: {first[:300]} on "
+                f"(1, {shape.in_channels}, {shape.image_size}, {shape.image_size}) float32",
+            ) from error
+        if not isinstance(error, AssertionError | RuntimeError | ValueError):
+            raise
         raise _does_not_fit(spec, shape, error) from error
     finally:
         model.train()
     if not isinstance(logits, Tensor) or logits.shape != (1, shape.num_outputs):
         raise ConfigError(
             "A model returns one row of logits per image",
-            f"{spec.library} {spec.architecture} returned {getattr(logits, 'shape', type(logits).__name__)}",
+            f"{spec.library} {spec.architecture} returned {_shape_of(logits)} for 1 image and "
+            f"{shape.num_outputs} outputs",
             "choose a classification architecture",
+        )
+
+
+def _shape_of(logits: object) -> str:
+    return str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
+
+
+def check_buildable(
+    spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size: int, dropout: float | None
+) -> None:
+    """Find out whether a network can be built, before anything is prepared or trained.
+
+    Libraries' networks are built without memory (on torch's meta device), one's own as it will be.
+
+    Raises:
+        ConfigError: see :func:`build_model`.
+    """
+    with torch.device("cpu" if spec.library == "own" else "meta"):
+        build_model(
+            spec,
+            num_outputs=num_outputs,
+            in_channels=in_channels,
+            input_scale=1.0,
+            dropout=dropout,
+            seed=0,
+            image_size=image_size,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 
 from pydantic import Field
@@ -72,7 +73,8 @@ class AttackRecord(Finding):
     @property
     def name(self) -> str:
         """Method and strength, as columns are named: ``fgsm_1``, ``fgsm_0.5``."""
-        return f"{self.method}_{self.epsilon:g}"
+        # All digits, never an exponent: two strengths never share a name, and columns can be read back.
+        return f"{self.method}_{Decimal(repr(self.epsilon)).normalize():f}"
 
 
 class NetworkScores(Finding):

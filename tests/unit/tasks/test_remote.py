@@ -81,6 +81,24 @@ class TestInlineExecutor(ExecutorContract):
 
 @pytest.mark.ray
 class TestRayExecutor(ExecutorContract):
+    def test_spread_calls_are_scheduled_so_and_give_the_same(self, executor, monkeypatch):
+        import ray
+
+        seen = []
+        options = ray.remote_function.RemoteFunction.options
+
+        def record(self, **given):
+            seen.append(given.get("scheduling_strategy"))
+            return options(self, **given)
+
+        monkeypatch.setattr(ray.remote_function.RemoteFunction, "options", record)
+        for spread in (True, False):
+            results = dict(
+                executor.map_unordered(double, [(np.array([i]), 2) for i in range(4)], spread=spread)
+            )
+            assert results == {i: 2 * i for i in range(4)}
+        assert seen == ["SPREAD", None]
+
     @pytest.fixture
     def executor(self, ray_cluster):
         return RayExecutor(num_workers=2)

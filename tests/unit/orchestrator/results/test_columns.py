@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.results import columns as c
+from tasks.trials.result import AttackRecord
 
 DOCS = Path(__file__).parents[4] / "docs" / "results-columns.md"
 
@@ -47,3 +48,21 @@ def test_importing_the_analysis_loads_no_ray_torch_or_mlflow():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 1.0000001, 10.0, 0.5, 1 / 3, 1e-5, 1e-9, 255.0])
+def test_an_attack_of_any_strength_has_columns_of_its_own(epsilon):
+    record = AttackRecord(
+        method="fgsm",
+        epsilon=epsilon,
+        loss=1.0,
+        loss_gain=0.5,
+        accuracy=0.5,
+        accuracy_drop=0.5,
+        robust_accuracy=0.5,
+        num_unchanged=0,
+    )
+    (column,) = c.attack_columns([f"{record.name}_loss_gain"])
+    assert (column.attack, column.epsilon) == ("fgsm", epsilon)
+    names = [f"{record.name}_{quantity}" for quantity in c.ATTACK_QUANTITIES]
+    assert all(entry.origin == "attack" for entry in c.describe(names))

@@ -18,10 +18,12 @@ def old(name):
 
 
 def read(tmp_path, kind, name):
-    path = tmp_path / kind.folder / "a" / kind.file
+    before = old(name)
+    record_id = before["measure_id" if kind is MeasureRecord else "trial_id"]
+    path = tmp_path / kind.folder / record_id / kind.file
     path.parent.mkdir(parents=True)
     path.write_bytes((EXAMPLES / f"{name}.json").read_bytes())
-    return ResultStore(str(tmp_path)).read(kind, "a")
+    return ResultStore(str(tmp_path)).read(kind, record_id)
 
 
 @pytest.mark.parametrize("name", ["trial", "trial-diverged", "trial-undefined"])

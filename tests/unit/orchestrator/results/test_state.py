@@ -58,6 +58,18 @@ def test_a_trial_that_lacks_a_measurement_is_done_again(stored, tmp_path):
     assert state.status(trial_id) == "pending"
 
 
+def test_a_result_of_a_default_that_changed_under_the_same_id_is_not_believed(stored, tmp_path):
+    (cell,) = plan("[1.0]").trials
+    measured, (planned,) = measure_record(), plan("[1.0]").measures
+    recipe = cell.network.recipe.model_copy(update={"weight_decay": 0.5})
+    before = cell.model_copy(update={"network": cell.network.model_copy(update={"recipe": recipe})})
+    stored.save(trial_record(spec=before, trial_id=cell.trial_id))
+    stored.save(measured.model_copy(update={"spec": planned.model_copy(update={"sharpness_seeds": (1, 2)})}))
+    state = judged(stored, tmp_path, "[1.0]")
+    assert (state.results, state.measures) == ({}, {})
+    assert state.status(cell.trial_id) == "stale"
+
+
 def test_asking_for_more_changes_no_id():
     (cell,), (more,) = plan("[1.0]").trials, plan("[1.0, 16.0]").trials
     assert (cell.trial_id, cell.derived_seed) == (more.trial_id, more.derived_seed)

@@ -6,7 +6,8 @@ import pytest
 import ray.exceptions as rex
 
 from orchestrator.results.records import FailureKind
-from orchestrator.running.failures import RETRIES, classify, classify_lost_worker, may_retry
+from orchestrator.running.failures import RETRIES, classify, classify_broken_fit, classify_lost_worker
+from orchestrator.running.retries import Retries
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
 
 
@@ -51,9 +52,18 @@ def test_a_users_mistake_is_told_without_a_traceback():
 
 
 def test_a_fetch_that_failed_is_tried_again_but_not_for_ever():
-    kind = classify(LOST_OBJECT).kind
-    assert may_retry(kind, 1)
-    assert not may_retry(kind, 100)
+    kind, retries = classify(LOST_OBJECT).kind, Retries()
+    pauses = [retries.failed("a", kind).pause_s for _ in range(100)]
+    assert pauses[0] is not None
+    assert pauses[-1] is None
+
+
+def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
+    assert classify_broken_fit(RuntimeError("inside Tune")).kind == "cluster_error"
+    assert classify_broken_fit(rex.OutOfMemoryError("low")).kind == "out_of_memory"
+    wrapped = RuntimeError("Caught unexpected exception: low")
+    wrapped.__cause__ = rex.OutOfMemoryError("low")
+    assert classify_broken_fit(wrapped).kind == "out_of_memory"
 
 
 def test_a_preempted_node_is_lost_whatever_the_words_say():

@@ -24,14 +24,23 @@ def shelf(ray_local):
     shelf.close()
 
 
+def start(shelf, key):
+    shelf.trial_started(f"{key}{len(shelf._running)}", key)
+
+
+def end(shelf, key):
+    trial = next(trial for trial, array in shelf._running.items() if array == key)
+    shelf.trial_ended(trial, key, for_good=True)
+
+
 def taken(shelf, key):
     (reference,) = ray.get(shelf.references.take.remote(key))
     return ray.get(reference)
 
 
 def test_an_array_is_there_for_the_trial_that_starts_and_loaded_once(shelf):
-    shelf.trial_started("a")
-    shelf.trial_started("a")
+    start(shelf, "a")
+    start(shelf, "a")
     assert shelf.num_loads == 1
     assert taken(shelf, "a").train_images[0, 0, 0, 0] == ord("a")
 
@@ -39,29 +48,35 @@ def test_an_array_is_there_for_the_trial_that_starts_and_loaded_once(shelf):
 def test_a_trial_that_asks_before_the_array_is_there_waits_for_it(shelf):
     early = shelf.references.take.remote("b")
     assert ray.wait([early], timeout=0.2)[0] == []
-    shelf.trial_started("b")
+    start(shelf, "b")
     (reference,) = ray.get(early, timeout=30)
     assert ray.get(reference).data_fingerprint == "b"
 
 
 def test_an_array_leaves_with_the_last_trial_that_needs_it(shelf):
-    shelf.trial_started("a")
-    shelf.trial_ended("a")
+    start(shelf, "a")
+    end(shelf, "a")
     assert shelf.num_bytes == 1000  # one more trial needs it
-    shelf.trial_started("a")
-    shelf.trial_ended("a")
+    start(shelf, "a")
+    end(shelf, "a")
     assert shelf.num_bytes == 0
 
 
 def test_idle_arrays_make_room_and_come_back_and_running_ones_stay(shelf):
-    shelf.trial_started("a")
-    shelf.trial_started("b")
-    shelf.trial_ended("a")
-    shelf.trial_started("c")  # 3,000 bytes would not fit: a is idle and goes
+    start(shelf, "a")
+    start(shelf, "b")
+    end(shelf, "a")
+    start(shelf, "c")  # 3,000 bytes would not fit: a is idle and goes
     assert shelf.num_bytes == 2000
-    shelf.trial_started("a")  # all three run now: the budget gives way, the trials do not
+    start(shelf, "a")  # all three run now: the budget gives way, the trials do not
     assert (shelf.num_bytes, shelf.num_loads) == (3000, 4)
     assert taken(shelf, "a").data_fingerprint == "a"
+
+
+def test_a_trial_that_is_tried_again_still_needs_its_array(shelf):
+    start(shelf, "c")
+    shelf.trial_ended("c0", "c", for_good=False)
+    assert shelf.num_bytes == 1000
 
 
 def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local):
@@ -70,6 +85,6 @@ def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local):
 
     shelf = Shelf("a", broken, budget=1)
     with pytest.raises(DataError, match="half of one"):
-        shelf.trial_started("a")
+        start(shelf, "a")
     assert ray.get(shelf.references.take.remote("a"), timeout=30) == []
     shelf.close()

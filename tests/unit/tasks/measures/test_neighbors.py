@@ -3,9 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from search_spaces.errors import CorruptStoreError
+from tasks.measures import neighbors, tiles
 from tasks.measures.distances import ArraySource, Precision, estimate_centre, squared_distances
 from tasks.measures.duplicates import profile_rows
 from tasks.measures.neighbors import nested_neighbors, plan_tiles
+from tasks.remote import InlineExecutor
 from tests import reference
 
 SIZES = [60, 90, 150]
@@ -31,12 +34,12 @@ def cases():
 
 @pytest.mark.parametrize("name", cases())
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_distances_of_every_size_match_brute_force(name, dtype):
+@pytest.mark.parametrize("exact_bytes", [True, False])
+def test_distances_of_every_size_match_brute_force(name, dtype, exact_bytes):
     rows = cases()[name]
     labels = np.random.default_rng(1).integers(0, 3, 150)
-    search = nested_neighbors(
-        rows, labels, SIZES, 10, block_rows=64, precision=Precision(dtype=dtype, chunk_features=128)
-    )
+    precision = Precision(dtype=dtype, chunk_features=128, exact_bytes=exact_bytes)
+    search = nested_neighbors(rows, labels, SIZES, 10, block_rows=64, precision=precision)
     tolerance = 1e-5 if dtype == "float32" else 1e-7
     for size, table in zip(SIZES, search.tables, strict=True):
         np.testing.assert_allclose(
@@ -129,6 +132,59 @@ def test_streams_from_a_source_without_reading_all_at_once():
     table = nested_neighbors(Source(), None, [100], 5, block_rows=20).tables[0]
     assert max(reads) <= 64
     np.testing.assert_allclose(table.distances, reference.neighbor_distances(rows, 5), rtol=1e-5)
+
+
+class Recorder(InlineExecutor):
+    """Inline, and remembers how tasks were sent."""
+
+    def map_unordered(self, function, argument_tuples, *, num_cpus=1.0, spread=False):
+        self.spread = spread
+        return super().map_unordered(function, argument_tuples, num_cpus=num_cpus, spread=spread)
+
+
+@pytest.mark.parametrize(("seconds", "spread"), [(0.0, True), (1.0, False)])
+def test_long_searches_are_spread_over_the_nodes(monkeypatch, seconds, spread):
+    monkeypatch.setattr(neighbors, "SPREAD_SECONDS", seconds)
+    executor = Recorder()
+    nested_neighbors(cases()["one feature"], None, [150], 5, executor=executor)
+    assert executor.spread == spread
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_bytes_are_held_in_parts_where_they_are_many(monkeypatch, in_memory):
+    monkeypatch.setattr(tiles, "HELD_BYTES", 70 * 243)
+    monkeypatch.setattr(tiles, "HELD_BYTES_IN_MEMORY", 30 * 243)
+    rows = cases()["uint8 images"]
+
+    @dataclasses.dataclass
+    class Source:
+        num_rows: int = 150
+        row_shape: tuple = (3, 9, 9)
+
+        def read(self, start, stop):
+            return rows[start:stop]
+
+    monkeypatch.setattr(tiles, "PIECE_ROWS", 16)
+    table = nested_neighbors(rows if in_memory else Source(), None, [150], 5).tables[0]
+    assert table.distances.tolist() == reference.neighbor_distances(rows, 5).tolist()
+
+
+def test_an_error_while_reading_ahead_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(tiles, "HELD_BYTES", 1)
+    monkeypatch.setattr(tiles, "PIECE_ROWS", 16)
+
+    @dataclasses.dataclass
+    class Source:
+        num_rows: int = 150
+        row_shape: tuple = (4,)
+
+        def read(self, start, stop):
+            if stop > 100:
+                raise CorruptStoreError("A shard must match its checksum", "shard 3", "prepare it again")
+            return np.zeros((stop - start, 4), np.uint8)
+
+    with pytest.raises(CorruptStoreError, match="must match its checksum; found: shard 3"):
+        nested_neighbors(Source(), None, [150], 2)
 
 
 def test_torch_gives_the_same_distances_as_numpy():

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from search_spaces.errors import SetupError
 from tasks.measures import products
+from tasks.measures.distances import Precision
+from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import (
     FLOAT32_FEATURES,
     IMPORT_PAYS,
@@ -121,6 +124,18 @@ def test_works_where_torch_is_not_installed(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setattr(products.importlib.util, "find_spec", lambda name: None)
     assert choose_product(2048, 4096, 1e15) is blas_product
+
+
+def test_a_device_that_is_not_there_is_said_so():
+    for rows in (random_rows(5, 3, 0), random_rows(5, 3, 0) / 7):
+        with pytest.raises(SetupError, match="device that measures run on must be there; found: nonsense"):
+            nested_neighbors(rows, None, [5], 2, precision=Precision(device="nonsense"))
+
+
+def test_another_device_is_used_where_it_is_exact():
+    a = random_rows(40, 100, 0)
+    product = choose_product(40, 100, 1e3, "cpu:0")
+    np.testing.assert_array_equal(product(a, a), blas_product(a, a))
 
 
 def test_a_probe_tells_what_a_device_does():

@@ -355,7 +355,7 @@ class TestOwnArchives:
         zip_folder(class_folder, path) if ending == ".zip" else tar_folder(class_folder, path)
         found = prepare("folder", path, name="other")
         assert_equal(found, expected)
-        flags = {"the archive's one top folder taken as the folder of classes": 1} if wrapped else {}
+        flags = {"the one top folder taken as the source": 1} if wrapped else {}
         assert found.record.flags == flags
 
     @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])

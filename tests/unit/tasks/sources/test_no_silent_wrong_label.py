@@ -47,6 +47,23 @@ class TestFolders:
         data = prepare("folder", write_pictures(tmp_path / "raw", *names))
         assert data.label_names == ("cat", "dog")
 
+    def test_a_folder_around_the_splits_is_no_class(self, prepare, tmp_path):
+        raw = write_pictures(tmp_path / "raw", *(f"chest_xray/{name}" for name in self.SPLITS), "notes.png")
+        with pytest.raises(DataError, match="1 with images"):
+            prepare("folder", raw)
+        (raw / "notes.png").unlink()
+        data = prepare("folder", raw)
+        assert data.label_names == ("cat", "dog")
+        assert data.record.flags == {"the one top folder taken as the source": 1}
+
+    @pytest.mark.parametrize("name", [b"\xe9", b" ", "a\u202eb".encode(), b"a\x1b[2J", b"x" * 240])
+    def test_names_that_cannot_be_shown_are_refused(self, prepare, class_folder, name):
+        import os
+
+        os.rename(class_folder / "cat", os.path.join(os.fsencode(class_folder), name))
+        with pytest.raises(DataError, match="class names must be printable"):
+            prepare("folder", class_folder)
+
     def test_splits_beside_other_folders_are_refused(self, prepare, tmp_path):
         raw = write_pictures(tmp_path / "raw", *self.SPLITS, "extra/e.png")
         with pytest.raises(DataError, match="classes, or splits, not both; found: test, train beside extra"):
@@ -97,11 +114,18 @@ class TestTables:
             ["caf\u00e9", "cafe\u0301", "dog"],
             ["1e0", "1", "2"],
             ["old cat", "old  cat", "dog"],
+            ["-0", "0", "1"],
         ],
     )
     def test_one_class_in_two_spellings_is_refused(self, prepare, tmp_path, labels):
         with pytest.raises(DataError, match="every class must be spelt one way; found: '"):
             prepare("csv", write_table(tmp_path / "raw", labels * 2))
+
+    def test_unknown_spelt_minus_one_is_no_class(self, prepare, tmp_path):
+        table = write_table(tmp_path / "raw", ["-1", "0", "1"] * 2)
+        with pytest.raises(DataError, match="-1, which often means unknown"):
+            prepare("csv", table)
+        assert prepare("csv", table, label_map={"-1": "unsure"}).label_names == ("0", "1", "unsure")
 
     def test_a_map_says_what_the_spellings_mean(self, prepare, tmp_path):
         table = write_table(tmp_path / "raw", ["Cat", "CAT", "dog", "NA"] * 2)

@@ -1,0 +1,16 @@
+"""The front for notebooks and scripts: run, open, plan, measure, predict.
+
+>>> import isweep
+>>> sweep = isweep.run("demo")            # or a sweep file's path, a mapping, a SweepSpec
+>>> sweep.table, sweep.best(dataset="digits"), sweep.failures
+>>> sweep.fits.plot(), sweep.report
+>>> record = isweep.measure("./my-images", train_sizes=[500, 1000])
+>>> isweep.predict(record, sweep, target_loss=0.3)
+
+Everything here is thin: ``search_spaces`` has the choices, ``tasks`` the computations, ``orchestrator`` the
+sweep. Names are imported when they are used, so that ``import isweep`` stays cheap.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

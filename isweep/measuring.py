@@ -1,0 +1,239 @@
+"""Measuring one's own images: arrays, folders and files give the same record."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from search_spaces.errors import ConfigError, DataError
+from tasks.measures.records import MeasureResult, MeasureSettings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a set of images.
+
+    Attributes:
+        result: Every number with its uncertainty and conventions.
+        label_names: What labels mean, by place; empty without labels.
+        pair_images: The two differently labelled images that are closest, or None.
+        pair_labels: Their labels, in words.
+    """
+
+    result: MeasureResult
+    label_names: tuple[str, ...] = ()
+    pair_images: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = field(default=None, repr=False)
+    pair_labels: tuple[str, str] | None = None
+
+    @property
+    def num_images(self) -> int:
+        """Images measured, duplicates included."""
+        return self.result.sizes[-1].train_size
+
+    @property
+    def d_data(self) -> float | None:
+        """Intrinsic dimension by maximum likelihood, of all images."""
+        estimate = self.result.d_data.get("mle")
+        return None if estimate is None else estimate.value
+
+    @property
+    def label_sharpness(self) -> float | None:
+        """K_F of all images; None without labels."""
+        sharpness = self.result.label_sharpness
+        return None if sharpness is None else sharpness.value
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per train size and estimator of d_data, with K_F beside."""
+        rows = []
+        for size in self.result.sizes:
+            sharpness = size.label_sharpness
+            for name, estimate in size.d_data.items():
+                rows.append(
+                    {
+                        "train_size": size.train_size,
+                        "estimator": name,
+                        "d_data": estimate.value,
+                        "std_error": estimate.std_error,
+                        "label_sharpness": None if sharpness is None else sharpness.value,
+                        "num_duplicates": size.num_duplicates,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as plain JSON: what ``isweep measure --json`` prints of them."""
+        return self.result.to_json()
+
+    def plot(self) -> Figure:
+        """Draw d_data by estimator, and K_F, against the train size."""
+        from isweep.plots import measured_sizes
+
+        return measured_sizes(self.to_frame())
+
+    def plot_pair(self) -> Figure:
+        """Draw the two differently labelled images that attain K_F. It shows your images.
+
+        Raises:
+            DataError: when there are none.
+        """
+        from isweep.plots import closest_pair
+
+        if self.pair_images is None or self.pair_labels is None:
+            raise DataError("A closest pair needs two images with different labels", "there are none")
+        return closest_pair(self.pair_images, self.pair_labels)
+
+    def __repr__(self) -> str:
+        parts = [f"{self.num_images:,} images", *self._classes(), *self._numbers()]
+        if self.result.sizes[-1].num_duplicates:
+            parts.append(f"{self.result.sizes[-1].num_duplicates} duplicates left out")
+        return "Measurement: " + ", ".join(parts)
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.result.notes)
+        table = self.to_frame().to_html(index=False, float_format="{:.4g}".format, na_rep="")
+        return f"<p>{html.escape(repr(self))}</p>{table}<ul>{notes}</ul>"
+
+    def _classes(self) -> list[str]:
+        return [f"{len(self.label_names)} classes"] if self.label_names else []
+
+    def _numbers(self) -> list[str]:
+        estimate, sharpness = self.result.d_data.get("mle"), self.result.label_sharpness
+        numbers = []
+        if estimate is not None and estimate.value is not None:
+            error = "" if estimate.std_error is None else f" ± {estimate.std_error:.2g}"
+            numbers.append(f"d_data {estimate.value:.3g}{error}")
+        elif estimate is not None:
+            numbers.append(f"d_data undefined ({estimate.reason})")
+        if sharpness is not None:
+            numbers.append(
+                f"K_F undefined ({sharpness.reason})"
+                if sharpness.value is None
+                else f"K_F {sharpness.value:.3g}"
+            )
+        return numbers
+
+
+def measure(
+    images: npt.ArrayLike | str | Path,
+    labels: npt.ArrayLike | None = None,
+    *,
+    train_sizes: Sequence[int] = (),
+    class_pair: tuple[str, str] | None = None,
+    image_size: int | None = None,
+    channels: int = 1,
+    root: str | Path | None = None,
+    **settings: Any,
+) -> Measurement:
+    """Measure d_data and label sharpness in this process, without Ray and without training anything.
+
+    Args:
+        images: ``(num_images, channels, height, width)``, ``(num_images, height, width[, channels])`` or
+            ``(num_images, num_features)``, uint8 or any real dtype; or what ``isweep measure`` takes: a
+            folder of class folders, a ``.csv``, ``.npz``, ``.npy``, a prepared folder or a dataset's name.
+        labels: ``(num_images,)`` numbers or text, for arrays; None measures d_data only. For a ``.npy`` the
+            path of a file of labels.
+        train_sizes: Nested, stratified subsets to measure too.
+        class_pair: Only these two classes, by name.
+        image_size: Resize image files to this side (224 when None); not for arrays.
+        channels: 1 or 3, of image files.
+        root: Where prepared datasets are looked for; see :func:`isweep.run`.
+        settings: See :class:`tasks.measures.records.MeasureSettings`: ``num_neighbors``, ``seed``, ...
+
+    Raises:
+        SweepError: for images, labels or settings that cannot be used.
+    """
+    method = _settings(settings)
+    if isinstance(images, (str, Path)):
+        return _measure_source(
+            str(images), labels, method, train_sizes, class_pair, image_size, channels, root
+        )
+    if image_size is not None:
+        raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
+    return _measure_arrays(np.asarray(images), labels, method, train_sizes, class_pair)
+
+
+def _settings(given: dict[str, Any]) -> MeasureSettings:
+    from search_spaces.errors import unknown_name
+
+    known = MeasureSettings.__dataclass_fields__
+    for name in given:
+        if name not in known:
+            raise unknown_name("setting", name, known)
+    return MeasureSettings(**given)
+
+
+def _measure_source(
+    source: str,
+    labels: Any,
+    settings: MeasureSettings,
+    train_sizes: Sequence[int],
+    class_pair: tuple[str, str] | None,
+    image_size: int | None,
+    channels: int,
+    root: str | Path | None,
+) -> Measurement:
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.running.own_data import MeasureRequest, measure_source
+    from tasks.remote import InlineExecutor
+
+    if labels is not None and not isinstance(labels, (str, Path)):
+        raise ConfigError(
+            "Labels of a file of images must be a file too", type(labels).__name__, "give its path"
+        )
+    request = MeasureRequest(
+        source=source,
+        labels=None if labels is None else Path(labels),
+        class_pair=class_pair,
+        train_sizes=tuple(train_sizes),
+        image_size=image_size,
+        channels=channels,
+        settings=settings,
+    )
+    measured = measure_source(request, InlineExecutor(), RootPaths.at(root))
+    return Measurement(measured.record, measured.label_names, measured.pair_images, measured.pair_labels)
+
+
+def _measure_arrays(
+    images: npt.NDArray[Any],
+    labels: npt.ArrayLike | None,
+    settings: MeasureSettings,
+    train_sizes: Sequence[int],
+    class_pair: tuple[str, str] | None,
+) -> Measurement:
+    from tasks import measure_array
+
+    names: tuple[str, ...] = ()
+    codes = None
+    if labels is not None:
+        found, places = np.unique(np.asarray(labels), return_inverse=True)
+        names, codes = tuple(map(str, found.tolist())), places.astype(np.int64)
+        if codes.ndim != 1 or len(codes) != len(images):
+            raise DataError(
+                "There must be one label per image", f"{codes.shape} labels, {len(images)} images"
+            )
+    if class_pair is not None:
+        if codes is None or not set(class_pair) <= set(names) or class_pair[0] == class_pair[1]:
+            raise ConfigError(
+                "class_pair must name two different classes of the labels",
+                " ".join(map(str, class_pair)),
+                f"classes: {', '.join(names[:20]) or 'none, give labels'}",
+            )
+        rows = np.flatnonzero(np.isin(codes, [names.index(name) for name in class_pair]))
+        images, codes = images[rows], codes[rows]
+    record = measure_array(images, codes, train_sizes=train_sizes or None, settings=settings)
+    pair = record.label_sharpness.pair if record.label_sharpness else None
+    if pair is None or codes is None:
+        return Measurement(record, names)
+    first, second = pair
+    labelled = (names[int(codes[first])], names[int(codes[second])])
+    return Measurement(record, names, (images[first], images[second]), labelled)

@@ -1,0 +1,143 @@
+"""From a measured set of images to the loss to expect, or the number of images that a loss needs."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isweep.measuring import Measurement
+from search_spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from isweep.sweeps import Fits, Sweep
+    from orchestrator.analysis import Prediction
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A prediction with its 95 % interval for a dataset not yet seen.
+
+    Attributes:
+        prediction: What :func:`orchestrator.predict` returned.
+    """
+
+    prediction: Prediction
+
+    @property
+    def value(self) -> float | None:
+        """The loss (nat) or the number of images; None where there is none."""
+        return self.prediction.value
+
+    @property
+    def interval(self) -> tuple[float | None, float | None] | None:
+        """The 95 % interval, or None where the sweep has too few datasets for one."""
+        return self.prediction.interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        return self.prediction.to_json()
+
+    def __repr__(self) -> str:
+        from orchestrator.analysis.formats import number
+
+        found = self.prediction
+        words = {"loss": "test loss {} nat", "train_size": "{} images"}[found.quantity]
+        value = words.format("no" if found.value is None else number(found.value))
+        bounds = "no interval"
+        if found.interval is not None:
+            low, high = (number(bound) or "no bound" for bound in found.interval)
+            bounds = f"95 % interval {low} to {high}"
+        return f"Forecast: {value}, {bounds}" + (f". Beware: {found.warning}" if found.warning else "")
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>"
+
+
+def predict(
+    measured: Measurement | dict[str, Any] | str | Path | None = None,
+    sweep: Sweep | Fits | str = "demo",
+    *,
+    model: str = "pooled",
+    domain: str | None = None,
+    d_data: float | None = None,
+    label_sharpness: float | None = None,
+    train_size: float | None = None,
+    target_loss: float | None = None,
+    root: str | Path | None = None,
+) -> Forecast:
+    """Predict from a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is the question.
+
+    Args:
+        measured: A measurement, the JSON record of one or its path, or images to measure now, see
+            :func:`isweep.measure`; None where the two numbers are given.
+        sweep: Whose fits to use: a sweep, its fits, or what :func:`isweep.open` takes.
+        model: A model of the sweep; ``pooled`` for all of them together.
+        domain: ``natural`` or ``medical``; None for all datasets.
+        d_data: Intrinsic dimension, in place of the measured one.
+        label_sharpness: K_F, in place of the measured one, on the scale of the sweep.
+        train_size: Images to train on: what will the loss be?
+        target_loss: Test loss in nat to reach: how many images are needed?
+        root: See :func:`isweep.run`.
+
+    Raises:
+        SweepError: when the numbers, or the fits, do not allow a prediction.
+    """
+    from orchestrator import predict as predict_from
+    from orchestrator.analysis.measured_values import values_of
+
+    found = values_of(_record(measured, root))
+    numbers = {
+        "d_data": found.get("d_data") if d_data is None else d_data,
+        "label_sharpness": found.get("label_sharpness") if label_sharpness is None else label_sharpness,
+    }
+    missing = [name for name, value in numbers.items() if value is None]
+    if missing:
+        raise ConfigError(
+            "A prediction needs d_data and label_sharpness",
+            f"no {' and no '.join(missing)}",
+            "give a measurement with labels, or the numbers",
+        )
+    return Forecast(
+        predict_from(
+            _fits(sweep, root).records,
+            model=model,
+            domain=domain,
+            d_data=float(numbers["d_data"] or 0),
+            label_sharpness=float(numbers["label_sharpness"] or 0),
+            train_size=train_size,
+            target_loss=target_loss,
+        )
+    )
+
+
+def _record(
+    measured: Measurement | dict[str, Any] | str | Path | None, root: str | Path | None
+) -> dict[str, Any]:
+    from isweep.measuring import measure
+
+    if measured is None:
+        return {}
+    if isinstance(measured, dict):
+        return measured
+    if isinstance(measured, (str, Path)):
+        path = Path(measured)
+        if path.suffix == ".json":
+            return _read(path)
+        measured = measure(measured, root=root)
+    return measured.to_json()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from orchestrator.analysis.measured_values import read_record
+
+    return read_record(path)
+
+
+def _fits(sweep: Sweep | Fits | str, root: str | Path | None) -> Fits:
+    from isweep.sweeps import Fits, Sweep, open
+
+    if isinstance(sweep, Fits):
+        return sweep
+    return (sweep if isinstance(sweep, Sweep) else open(sweep, root=root)).fits

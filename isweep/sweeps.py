@@ -1,0 +1,309 @@
+"""A sweep as one object: what was planned, what was found, what it means."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from orchestrator.planning.sweep_file import SweepSource
+from orchestrator.planning.workspace import Workspace
+from search_spaces.errors import DataError, SweepError, unknown_name
+from search_spaces.specs import SweepSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from orchestrator.analysis import ScalingFits
+    from orchestrator.results.state import State
+
+__all__ = ["Fits", "Plan", "Report", "Sweep", "SweepError", "SweepSpec", "open", "plan", "run"]
+
+
+@dataclass
+class Sweep:
+    """A sweep below one root. What it holds is read when it is asked for, then kept; see :meth:`refresh`.
+
+    Attributes:
+        workspace: Its plan and its places.
+    """
+
+    workspace: Workspace
+
+    @property
+    def name(self) -> str:
+        """The sweep's name."""
+        return self.workspace.plan.sweep.name
+
+    @cached_property
+    def state(self) -> State:
+        """What the result store holds."""
+        from orchestrator.results.state import read_state
+
+        return read_state(self.workspace)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per trial with a result; ``docs/results-columns.md`` explains the columns."""
+        from orchestrator import results_table
+
+        return results_table(self.workspace, state=self.state)
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """One row per failed trial: ``trial_id``, ``kind``, ``message``."""
+        rows = [record.row() for _, record in sorted(self.state.failures.items())]
+        return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["trial_id", "kind", "message"])
+
+    def best(
+        self, *, dataset: str | None = None, train_size: int | None = None, model: str | None = None
+    ) -> pd.DataFrame:
+        """Return the model of lowest mean test loss, one row per dataset and train size.
+
+        Means are over the class pairs and seeds that all models have; see
+        :func:`orchestrator.analysis.ranking.best_models`.
+
+        Args:
+            dataset: Only this dataset.
+            train_size: Only this size.
+            model: Compare nothing: the numbers of this model alone.
+
+        Raises:
+            ConfigError: for a name or size that the table does not have.
+        """
+        from orchestrator.analysis.ranking import best_models
+
+        rows = self._with_results()
+        for column, value in (("dataset", dataset), ("train_size", train_size), ("model", model)):
+            if value is not None:
+                known = rows[column].unique()
+                if value not in known:
+                    kind = f"{column.replace('_', ' ')} of this sweep's results"
+                    raise unknown_name(kind, str(value), map(str, known))
+                rows = rows[rows[column] == value]
+        return best_models(rows)
+
+    @cached_property
+    def fits(self) -> Fits:
+        """The scaling-law fits, with uncertainty."""
+        from orchestrator import fit_scaling_laws
+
+        return Fits(fit_scaling_laws(self._with_results()))
+
+    @property
+    def report(self) -> Report:
+        """The report, written anew."""
+        from orchestrator.analysis.reporting import report_sweep
+
+        self._with_results()
+        path = report_sweep(self.workspace, state=self.state)
+        if path is None:
+            raise DataError(f"Sweep {self.name!r} has no results yet", way_out="run it")
+        return Report(path)
+
+    def refresh(self) -> Sweep:
+        """Forget what was read: another process works on the sweep."""
+        return Sweep(self.workspace)
+
+    def _with_results(self) -> pd.DataFrame:
+        if self.table.empty:
+            raise DataError(f"Sweep {self.name!r} has no results yet", way_out="run it: isweep.run(...)")
+        return self.table
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many trials are planned, done, failed and left."""
+        num_planned, num_done = len(self.workspace.plan.trials), len(self.state.results)
+        num_failed = len(self.state.failures)
+        return {
+            "planned": num_planned,
+            "done": num_done,
+            "failed": num_failed,
+            "left": num_planned - num_done - num_failed,
+        }
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
+        return f"Sweep {self.name!r}: {counts}; below {self.workspace.paths.root}"
+
+    def _repr_html_(self) -> str:
+        head = f"<p>{html.escape(repr(self))}</p>"
+        return head + (
+            self.best().to_html(index=False, float_format="{:.3g}".format) if len(self.table) else ""
+        )
+
+
+@dataclass(frozen=True)
+class Fits:
+    """The fits of a sweep.
+
+    Attributes:
+        records: Everything that was fitted, as :func:`orchestrator.fit_scaling_laws` returns it.
+    """
+
+    records: ScalingFits
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per coefficient of every law, with its 95 % interval, or the reason for none."""
+        return pd.DataFrame(
+            [
+                {
+                    "law": fit.law,
+                    "model": fit.model,
+                    "subset": fit.subset,
+                    "coefficient": coefficient.name,
+                    "value": coefficient.value,
+                    "low": None if coefficient.interval is None else coefficient.interval[0],
+                    "high": None if coefficient.interval is None else coefficient.interval[1],
+                    "num_points": fit.num_points,
+                    "num_datasets": fit.num_datasets,
+                }
+                for fit in self.records.laws
+                for coefficient in fit.coefficients
+            ]
+        )
+
+    def plot(self) -> Figure:
+        """Draw the coefficients of the predicted form with their 95 % intervals, one row per model."""
+        from isweep.plots import coefficients
+
+        return coefficients(self.to_frame())
+
+    def __repr__(self) -> str:
+        fits = self.records
+        models, datasets = len(fits.models), len(fits.datasets)
+        return f"Fits of {fits.num_points} points: {models} models, {datasets} datasets"
+
+    def _repr_html_(self) -> str:
+        rows = self.to_frame()
+        shown = rows[rows["model"] == "pooled"].to_html(index=False, float_format="{:.3g}".format)
+        return f"<p>{html.escape(repr(self))}</p>{shown}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report.
+
+    Attributes:
+        path: ``report.html``; figures, tables and fits lie beside it.
+    """
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"Report: {self.path}"
+
+    def _repr_html_(self) -> str:
+        where = html.escape(str(self.path))
+        return f'<p>Report: <a href="{html.escape(self.path.as_uri())}" target="_blank">{where}</a></p>'
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The grid of a sweep, what of it is done, and what the rest will cost.
+
+    Attributes:
+        table: One row per trial with its status.
+        estimate: Costs of what is left; ``estimate["text"]`` says them in words.
+    """
+
+    table: pd.DataFrame
+    estimate: dict[str, Any]
+
+    def summary(self) -> pd.DataFrame:
+        """Return one row per model and dataset: trials, and how many are done."""
+        groups = self.table.groupby(["model", "dataset"], sort=False)
+        counts = groups["status"].agg(trials="size", done=lambda status: int((status == "done").sum()))
+        return pd.DataFrame(counts.reset_index())
+
+    def __repr__(self) -> str:
+        head = f"Plan of {len(self.table)} trials; {self.estimate['text']}"
+        return f"{head}\n{self.summary().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        head = f"Plan of {len(self.table)} trials; {self.estimate['text']}"
+        return f"<p>{html.escape(head)}</p>{self.summary().to_html(index=False)}"
+
+
+def run(
+    source: SweepSource,
+    *,
+    root: str | Path | None = None,
+    changes: Mapping[str, object] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Sweep:
+    """Do what is left of a sweep and return it; again resumes, extends or repairs.
+
+    Args:
+        source: A preset's name, a sweep file's path, the content of one, a :class:`SweepSpec`, or the name of
+            a sweep of the root.
+        root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
+        changes: Values by dotted key that hold over the source's: ``{"recipe.epochs": 3}``.
+        progress: Show what happens.
+        options: See :class:`orchestrator.RunOptions`: ``address``, ``num_cpus``, ``tracking``, ...
+
+    Raises:
+        SweepError: for a mistake that can be mended; whatever finished is kept.
+    """
+    from rich.console import Console
+
+    from orchestrator import RunOptions, run_sweep
+    from orchestrator.running.progress import Progress
+
+    known = set(RunOptions.__dataclass_fields__) - {"root"}
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    where = None if root is None else str(root)
+    shown = Progress(console=Console() if progress else None)
+    run_sweep(source, RunOptions(root=where, **options), progress=shown, changes=changes)
+    workspace = Workspace.open(source, where, options.get("storage"), changes=changes)
+    return Sweep(workspace)
+
+
+def open(source: SweepSource, *, root: str | Path | None = None, storage: str | None = None) -> Sweep:
+    """Return a sweep as it stands; nothing is run or made.
+
+    Args:
+        source: See :func:`run`. Of a preset that ran with changes, it is as it ran.
+        root: See :func:`run`.
+        storage: fsspec URL of the result store; None for below the root.
+
+    Raises:
+        SweepError: for a name or file that does not make sense.
+    """
+    where = None if root is None else str(root)
+    return Sweep(Workspace.open(source, where, storage, as_run=True))
+
+
+def plan(
+    source: SweepSource,
+    *,
+    root: str | Path | None = None,
+    storage: str | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> Plan:
+    """Return the grid of a sweep, what is done and what the rest will cost; arguments as of :func:`run`.
+
+    Raises:
+        SweepError: for a sweep that does not make sense.
+    """
+    from orchestrator.planning.estimate import estimate
+    from orchestrator.planning.plan import plan_rows
+    from orchestrator.results.state import read_state
+
+    workspace = Workspace.open(source, None if root is None else str(root), storage, changes=changes)
+    state, planned = read_state(workspace), workspace.plan.trials_by_id
+    rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
+    left = [trial for name, trial in planned.items() if name not in state.results]
+    cost = estimate(left, state.measured_trials())
+    return Plan(pd.DataFrame(rows), cost)

@@ -1,0 +1,86 @@
+"""What commands about sweeps list for people: grids, sweeps of a root, failures by reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cli.options import Place
+from orchestrator.cli.printing import cell, emit, stdout
+
+COUNTS = ("planned", "done", "failed", "running", "pending")
+MAX_NAMED = 3
+"""Trials of one failure that are named; the others are counted."""
+
+
+def emit_grid(rows: Sequence[Mapping[str, Any]], *, all_: bool) -> None:
+    """Print a plan: a line per model and dataset, or one per trial."""
+    if all_:
+        names = ("model", "dataset", "class_pair", "train_size", "seed", "recipe", "status")
+        table = Table(*names)
+        for row in rows:
+            table.add_row(*(cell(row[name]) for name in names))
+    else:
+        table = Table("model", "dataset", "class pairs", "train sizes", "seeds", "trials", "done")
+        groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault((row["model"], row["dataset"]), []).append(row)
+        for (model, dataset), group in groups.items():
+            done = sum(row["status"] == "done" for row in group)
+            spans = (_span(row[name] for row in group) for name in ("class_pair", "train_size", "seed"))
+            table.add_row(cell(model), cell(dataset), *map(escape, spans), str(len(group)), str(done))
+    stdout.print(table)
+
+
+def _span(values: Iterable[Any]) -> str:
+    """Spell the distinct values: all where they are few, else how many from where to where."""
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) <= MAX_NAMED:
+        return ", ".join(map(str, distinct))
+    return f"{len(distinct)}: {distinct[0]} to {distinct[-1]}"
+
+
+def emit_sweeps(place: Place, documents: list[dict[str, Any]]) -> None:
+    """Print the sweeps of a root, a line each."""
+
+    def show() -> None:
+        if not documents:
+            stdout.print("no sweep ran below this root yet; start with: isweep run demo")
+            return
+        table = Table("sweep", *COUNTS)
+        for document in documents:
+            table.add_row(cell(document["sweep"]), *(str(document[name]) for name in COUNTS))
+        stdout.print(table)
+
+    emit(place, documents, show)
+
+
+def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
+    """Yield a line per kind and message of failure, with the trials it befell: the commonest first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for failure in failures:
+        groups.setdefault((failure["kind"], failure["message"]), []).append(failure["trial_id"])
+    for (kind, message), trials in sorted(groups.items(), key=lambda item: -len(item[1])):
+        named = ", ".join(trials[:MAX_NAMED])
+        more = f" and {len(trials) - MAX_NAMED} more" if len(trials) > MAX_NAMED else ""
+        yield f"failed ({kind}) {len(trials)} ×: {message}  [{named}{more}]"
+
+
+def watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
+    """Show the counts anew every ``interval`` seconds, until nothing runs."""
+    document = look()
+    with Live(Text(_counts(document)), console=stdout, transient=True, auto_refresh=False) as live:
+        while document["running"]:
+            time.sleep(interval)
+            document = look()
+            live.update(Text(_counts(document)), refresh=True)
+
+
+def _counts(document: Mapping[str, Any]) -> str:
+    return "  ".join(f"{name} {document[name]}" for name in COUNTS)

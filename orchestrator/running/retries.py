@@ -1,0 +1,76 @@
+"""Whether a cell that failed gets another attempt in this run, when, and why: a decision that is explained.
+
+A death counts as the trial's own doing only when it dies again and again while others live. Where other
+cells die too, something kills workers, and each of them gets more attempts; a lost node says nothing about
+the trial at all. Every attempt waits longer than the one before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from orchestrator.results.records import FailureKind
+from orchestrator.running.failures import RETRIES
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+MOST_DEATHS = 20
+"""Of one cell, whatever happens to others."""
+MOST_IN_VAIN = 200
+"""Failures in a row without a single result in between: then nothing works here, not even node by node."""
+
+PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a cell that failed: another attempt after ``pause_s`` seconds, or None for none."""
+
+    pause_s: float | None
+    reason: str
+
+
+@dataclass
+class Retries:
+    """The failures of one run, by cell and kind.
+
+    Attributes:
+        failures: How often each cell failed of each kind.
+        in_vain: Failures since the last result of any cell.
+    """
+
+    failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
+    in_vain: int = 0
+
+    def finished(self, trial_id: str) -> None:
+        """A cell has its result: the sweep makes progress."""
+        self.in_vain = 0
+
+    def failed(self, trial_id: str, kind: FailureKind) -> Decision:
+        """Count a failure and decide."""
+        mine = self.failures.setdefault(trial_id, Counter())
+        mine[kind] += 1
+        self.in_vain += 1
+        if self.in_vain > MOST_IN_VAIN:
+            return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
+        limit, why = self._limit(trial_id, kind)
+        if limit is not None and mine[kind] > limit:
+            return Decision(None, why)
+        pause = min(FIRST_PAUSE_S * 2 ** (mine.total() - 1), LONGEST_PAUSE_S)
+        most = "" if limit is None else f" of {limit + 1}"
+        return Decision(pause, f"attempt {mine[kind] + 1}{most} in {pause:g} s: {why}")
+
+    def _limit(self, trial_id: str, kind: FailureKind) -> tuple[int | None, str]:
+        """Return how many further attempts failures of a kind allow, None for any number, and why."""
+        limit = RETRIES[kind]
+        if limit is None:
+            return None, "a lost node says nothing about the trial"
+        if kind not in PROCESS_DEATHS:
+            return limit, f"{kind} is tried again {limit} times" if limit else f"{kind} would come again"
+        # A trial may run out of memory by itself, without harm to its process, so this tells less of others.
+        crashes = {other: counts[FailureKind.WORKER_CRASH] for other, counts in self.failures.items()}
+        others = sum(number for other, number in crashes.items() if other != trial_id)
+        if others < 2:
+            return limit, "other trials live"
+        return min(MOST_DEATHS - 1, limit + others // 2), f"other trials died {others} times too"

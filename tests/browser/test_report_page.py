@@ -1,0 +1,111 @@
+"""The report in a real browser: sorting, filtering, hovering, narrow screens, nothing from outside."""
+
+import pytest
+
+from orchestrator.analysis import fit_scaling_laws, write_report
+from orchestrator.analysis.synthetic import synthetic_table
+from tests.browser.chromium import chromium, requests
+
+SUMMARY = {"description": "A sweep.", "preset": "name: <demo>"}
+
+
+@pytest.fixture(scope="module")
+def table():
+    table = synthetic_table(num_natural=3, num_medical=2, trial_std=0.2, models=("resnet18", "vgg13"))
+    return table.assign(test_accuracy=0.9)
+
+
+@pytest.fixture(scope="module")
+def page(table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    fits = fit_scaling_laws(table)
+    return write_report(table, fits, folder, sweep="demo", summary=SUMMARY)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+def cells(browser, column):
+    script = """
+      const heads = [...document.querySelectorAll("#trial-table th")];
+      const place = heads.findIndex(head => head.textContent === arguments[0]);
+      return [...document.querySelectorAll("#trial-table tbody tr")].map(row => row.cells[place].textContent);
+    """
+    return browser.execute_script(script, column)
+
+
+def click(browser, heading):
+    script = """const heads = [...document.querySelectorAll("#trial-table th")];
+        heads.find(head => head.textContent === arguments[0]).click()"""
+    browser.execute_script(script, heading)
+
+
+def test_the_page_sorts_filters_and_says_what_points_are(browser, page, table):
+    requests(browser)  # forget those of the browser's first tab
+    browser.get(page.as_uri())
+    assert [
+        address for address in requests(browser) if not address.startswith(("file:", "data:", "chrome:"))
+    ] == []
+    assert len(cells(browser, "model")) == min(100, len(table))
+    click(browser, "test loss")
+    losses = [float(text) for text in cells(browser, "test loss")]
+    assert losses == sorted(losses)
+    assert losses[0] == pytest.approx(table["test_loss"].min(), rel=1e-3)
+    click(browser, "test loss")
+    assert float(cells(browser, "test loss")[0]) == pytest.approx(table["test_loss"].max(), rel=1e-3)
+
+    browser.execute_script(
+        """const box = document.querySelector("#trial-table input"); box.value = "vgg13 medical0";
+           box.dispatchEvent(new Event("input"));"""
+    )
+    wanted = table[(table["model"] == "vgg13") & (table["dataset"] == "medical0")]
+    assert len(cells(browser, "model")) == len(wanted)
+    assert set(cells(browser, "model")) == {"vgg13"}
+
+    point = browser.execute_script(
+        """const point = document.querySelector("figure svg a use");
+           const at = point.getBoundingClientRect();
+           point.dispatchEvent(new MouseEvent("mousemove", {bubbles: true, clientX: at.x, clientY: at.y}));
+           return document.querySelector(".tip").textContent;"""
+    )
+    assert "loss" in point
+    browser.execute_script(
+        """const point = document.querySelector("figure svg a use");
+           point.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true}))"""
+    )
+    assert 0 < len(cells(browser, "model")) < len(table)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+def test_a_narrow_screen_cuts_nothing(browser, page):
+    command = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", command)
+    try:
+        browser.get(page.as_uri())
+        widths = browser.execute_script(
+            """return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"""
+        )
+        assert widths[0] <= widths[1] + 1
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_ten_thousand_trials_open_in_pages(browser, table, tmp_path):
+    import pandas as pd
+
+    copies = -(-10_000 // len(table))
+    many = pd.concat([table.assign(trial_id=table["trial_id"] + f"-{k}", seed=k) for k in range(copies)])
+    fits = fit_scaling_laws(table)
+    path = write_report(many, fits, tmp_path, sweep="many", summary={})
+    assert path.stat().st_size < 5_000_000
+    browser.get(path.as_uri())
+    assert len(cells(browser, "model")) == 100
+    click(browser, "test loss")
+    losses = [float(text) for text in cells(browser, "test loss")]
+    assert losses == sorted(losses)
+    assert f"of {len(many)}" in browser.execute_script(
+        """return document.querySelector("#trial-table .bar span").textContent"""
+    )

@@ -1,0 +1,199 @@
+"""Faults while cells run, real ones: killed workers, a killed raylet, a memory hog; run inside namespaces.
+
+Each case runs cells that sleep, breaks something by a seeded schedule, lets the sweep end, and prints one
+JSON object: the history of faults, every failure that was told, and what is stored at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list, _internal_kv_put
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.results.records import CellReport
+from orchestrator.results.state import StoredResults
+from orchestrator.results.tracking.tracker import InMemoryTracker
+from orchestrator.running.cluster import Cluster, Resources, connect
+from orchestrator.running.progress import Progress
+from orchestrator.running.sweep import TrialSweep
+from orchestrator.running.trainable import TrialTrainable
+from search_spaces.specs import SweepSpec
+from tasks.prepared.subsets import TrialData
+from tasks.trials.result import TrialResult, TrialStatus
+
+STORE_BYTES = 100 * 2**20
+HOG = "-n12-"
+"""In the id of the cell that takes memory until it is killed, once."""
+HEADROOM = 0.08
+HOG_BYTES = 256 * 2**20
+
+
+class Sleeper(TrialTrainable):
+    """Says where it runs, sleeps, and reports a result that depends on the cell alone."""
+
+    seconds = 1.0
+
+    def _run(self, started_at: float) -> CellReport:
+        cell = self._cell["trial_id"]
+        first = not _internal_kv_put(f"seen {cell}", b"1", overwrite=False)
+        place = f"{os.getpid()} {ray.get_runtime_context().get_node_id()}"
+        _internal_kv_put(f"pid {cell}", place.encode())
+        if HOG in cell and first and os.environ.get("FAULTS_HOG"):
+            hoard = []
+            while len(hoard) * HOG_BYTES < 6 * 2**30:
+                hoard.append(np.ones(HOG_BYTES, np.uint8))
+                time.sleep(0.1)
+            time.sleep(30)
+        time.sleep(self.seconds)
+        _internal_kv_put(f"pid {cell}", b"")
+        result = TrialResult(
+            status=TrialStatus.DONE, reason=f"found {cell}", seed=0, device="cpu", num_threads=1
+        )
+        return CellReport(started_at=started_at, finished_at=time.time(), outcome=result)
+
+
+def running_now() -> dict[int, str]:
+    """Return processes and nodes of the cells that run now, as they recorded themselves."""
+    found = [(_internal_kv_get(key) or b"").decode().split() for key in _internal_kv_list("pid ")]
+    return {int(place[0]): place[1] for place in found if place and psutil.pid_exists(int(place[0]))}
+
+
+def run_cells(cluster: Cluster, root: Path, number: int, name: str) -> tuple[TrialSweep, Callable[[], None]]:
+    """Return a sweep of ``number`` cells, and what runs it."""
+    sizes = tuple(range(10, 10 + 2 * number, 2))
+    sweep = SweepSpec.model_validate(
+        {
+            "name": name,
+            "models": ("small_mlp",),
+            "datasets": ({"name": "mri_lesion"},),
+            "train_sizes": sizes,
+            "test_size": 4,
+            "image_size": 8,
+            "recipe": "smoke",
+        }
+    )
+    plan, paths = plan_sweep(sweep), RootPaths.create(root)
+    images, labels = np.zeros((200, 1, 8, 8), np.uint8), np.arange(200, dtype=np.int64) % 2
+    trials = TrialSweep(
+        plan=plan,
+        cluster=cluster,
+        resources=Resources(1, 0),
+        paths=paths,
+        stored=StoredResults.read(str(paths.sweep(name).folder)),
+        tracker=InMemoryTracker(),
+        monitor=Progress(),
+        measures={},
+        load=lambda subset, size: TrialData(images, labels, images[:4], labels[:4], 2, "f"),
+        trainable=Sleeper,
+    )
+    return trials, lambda: trials.run(plan.trials, {})
+
+
+def outcome(trials: TrialSweep, history: list[Any], started: float) -> dict[str, Any]:
+    """Heal and read: what a new look at the store finds."""
+    again = StoredResults.read(trials.stored.store.url)
+    assert isinstance(trials.tracker, InMemoryTracker)
+    return {
+        "planned": sorted(trials.plan.trials_by_id),
+        "results": {key: record.result.reason for key, record in sorted(again.trials.items())},
+        "failures_left": sorted(again.failures),
+        "told": [[f.run_key, str(f.kind), f.attempt, f.message] for f in trials.tracker.failures],
+        "statuses": sorted(set(trials.tracker.statuses.values())),
+        "history": history,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def killed_workers(root: Path) -> dict[str, Any]:
+    """SIGKILL to a random worker every ``every`` seconds."""
+    chance, history = random.Random(13), []
+    with connect(num_cpus=2, dashboard=False) as cluster:
+        trials, run = run_cells(cluster, root, 20, "killed")
+        ended = threading.Event()
+
+        def kill() -> None:
+            while not ended.wait(2.5) and len(history) < 10:
+                pids = sorted(running_now())
+                if pids:
+                    pid = chance.choice(pids)
+                    os.kill(pid, signal.SIGKILL)
+                    history.append(["SIGKILL", pid, time.time()])
+
+        killer = threading.Thread(target=kill)
+        started = time.monotonic()
+        killer.start()
+        run()
+        ended.set()
+        killer.join()
+        return outcome(trials, history, started)
+
+
+def killed_raylet(root: Path) -> dict[str, Any]:
+    """SIGKILL to the raylet of one of two nodes while a cell runs there; another node joins."""
+    from ray.cluster_utils import Cluster as RayCluster
+
+    nodes = RayCluster(
+        initialize_head=True,
+        shutdown_at_exit=False,
+        head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False},
+    )
+    workers = [nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]
+    history: list[Any] = []
+    with connect(nodes.address) as cluster:
+        trials, run = run_cells(cluster, root, 10, "raylet")
+
+        def kill() -> None:
+            patience = time.monotonic() + 60
+            while workers[0].node_id not in running_now().values() and time.monotonic() < patience:
+                time.sleep(0.05)
+            (raylet,) = workers[0].all_processes["raylet"]
+            os.kill(raylet.process.pid, signal.SIGKILL)
+            history.append(["SIGKILL raylet", raylet.process.pid, time.time()])
+            time.sleep(2)
+            nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+            history.append(["node added", time.time()])
+
+        killer = threading.Thread(target=kill)
+        started = time.monotonic()
+        killer.start()
+        run()
+        killer.join()
+        return outcome(trials, history, started)
+
+
+def memory_hog(root: Path) -> dict[str, Any]:
+    """One cell takes memory until Ray's memory monitor kills it: beside another cell, then alone."""
+    used = psutil.virtual_memory().percent / 100
+    os.environ.update(
+        RAY_memory_usage_threshold=f"{used + HEADROOM:.3f}",
+        RAY_memory_monitor_refresh_ms="250",
+        FAULTS_HOG="1",
+    )
+    found: dict[str, Any] = {}
+    with connect(num_cpus=2, dashboard=False) as cluster:
+        for name, number in (("beside", 4), ("alone", 2)):
+            trials, run = run_cells(cluster, root, number, f"hog-{name}")
+            started = time.monotonic()
+            run()
+            found[name] = outcome(trials, [["threshold", used + HEADROOM]], started)
+    return found
+
+
+CASES = {"killed_workers": killed_workers, "killed_raylet": killed_raylet, "memory_hog": memory_hog}
+
+if __name__ == "__main__":
+    print(json.dumps(CASES[sys.argv[1]](Path(sys.argv[2]))))

@@ -1,0 +1,127 @@
+"""Measuring and predicting from a notebook."""
+
+import json
+
+import numpy as np
+import pytest
+
+import isweep
+from tasks import measure_array
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+
+
+LABELS = ["cat" if place % 2 else "dog" for place in range(60)]
+
+
+@pytest.fixture(scope="module")
+def record(images):
+    return isweep.measure(images, LABELS, train_sizes=[30, 60])
+
+
+def test_text_labels_give_what_numbers_give(images, record):
+    numbers = measure_array(images, [int(label == "dog") for label in LABELS], train_sizes=[30, 60])
+    assert record.d_data == numbers.d_data["mle"].value
+    assert record.label_sharpness == numbers.label_sharpness.value
+    assert record.label_names == ("cat", "dog")
+
+
+def test_a_record_says_what_it_is(record):
+    assert repr(record).startswith("Measurement: 60 images, 2 classes, d_data ")
+    assert "K_F" in repr(record)
+    assert record.to_frame()["train_size"].unique().tolist() == [30, 60]
+    assert "<table" in record._repr_html_()
+    assert len(record.plot().axes) == 2
+
+
+def test_the_closest_pair_is_the_closest(images, record):
+    rows = images.reshape(60, -1).astype(float)
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+    other = np.array(LABELS)[:, None] != np.array(LABELS)[None]
+    first, second = record.pair_images
+    shortest = distances[other].min()
+    assert np.linalg.norm(first.astype(float) - second) == pytest.approx(shortest)
+    assert {axes.get_title() for axes in record.plot_pair().axes} == {"cat", "dog"}
+
+
+def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
+    from PIL import Image
+
+    for place, (image, label) in enumerate(zip(images, LABELS, strict=True)):
+        (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "images" / label / f"{place:02d}.png")
+    found = isweep.measure(tmp_path / "images", image_size=8, root=tmp_path / "root")
+    assert found.num_images == 60
+    assert found.label_sharpness == pytest.approx(isweep.measure(images, LABELS).label_sharpness, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("absent",), {}, "The source must be a folder, a file or the name of a dataset"),
+        ((np.zeros((4, 2, 2)), [1]), {}, "There must be one label per image"),
+        (
+            (np.zeros((4, 2, 2)), [0, 1, 0, 1]),
+            {"class_pair": ("0", "7")},
+            "class_pair must name two different",
+        ),
+        ((np.zeros((4, 2, 2)),), {"class_pair": ("0", "1")}, "classes: none, give labels"),
+        ((np.zeros((4, 2, 2)),), {"image_size": 4}, "image_size is for image files"),
+        (
+            (np.zeros((4, 2, 2)),),
+            {"num_neighbours": 4},
+            "Unknown setting; found: 'num_neighbours'; did you mean",
+        ),
+        ((np.zeros((4, 2, 2)),), {"num_neighbors": 1}, "num_neighbors must be at least 3"),
+        (("x.npy", [1, 2]), {}, "Labels of a file of images must be a file too"),
+        ((np.array([["a"]]), None), {}, "."),
+    ],
+)
+def test_mistakes(arguments, options, message):
+    with pytest.raises(isweep.SweepError, match=message):
+        isweep.measure(*arguments, **options)
+
+
+def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record.to_json()), encoding="utf-8")
+    asked = {"model": "pooled", "train_size": 100}
+    from_object = isweep.predict(record, fits, **asked)
+    assert isweep.predict(path, fits, **asked) == from_object
+    numbers = {"d_data": record.d_data, "label_sharpness": record.label_sharpness}
+    assert isweep.predict(None, fits, **numbers, **asked) == from_object
+    assert repr(from_object).startswith("Forecast: test loss ")
+    assert from_object.to_json()["loss"] == from_object.value
+
+
+def test_predict_needs_both_numbers(images, fits, tmp_path):
+    with pytest.raises(
+        isweep.SweepError, match="needs d_data and label_sharpness; found: no label_sharpness"
+    ):
+        isweep.predict(isweep.measure(images), fits, train_size=100)
+    with pytest.raises(isweep.SweepError, match="found: no d_data and no label_sharpness"):
+        isweep.predict(None, fits, train_size=100)
+    (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(isweep.SweepError, match="must hold d_data"):
+        isweep.predict(tmp_path / "bad.json", fits, train_size=100)
+    with pytest.raises(isweep.SweepError, match="must be a readable JSON file"):
+        isweep.predict(tmp_path / "absent.json", fits, train_size=100)
+
+
+@pytest.fixture(scope="module")
+def fits():
+    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.synthetic import synthetic_table
+
+    return isweep.Fits(fit_scaling_laws(synthetic_table(num_natural=6, num_medical=6)))
+
+
+def test_fits_are_a_table_and_a_figure(fits):
+    rows = fits.to_frame()
+    assert {"law", "coefficient", "value", "low", "high"} <= set(rows)
+    assert "predicted_form" in set(rows["law"])
+    assert len(fits.plot().axes) == 2
+    assert repr(fits).startswith("Fits of ")

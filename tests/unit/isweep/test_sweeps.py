@@ -1,0 +1,97 @@
+"""A sweep as an object: from every way to write one, to its results."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import isweep
+from orchestrator.planning.sweep_file import load_sweep, preset_names, sweep_text
+
+SMALL = {
+    "name": "small",
+    "models": ["small_mlp", "small_cnn"],
+    "datasets": ["manifold_d4"],
+    "train_sizes": [40, 80],
+    "test_size": 40,
+    "image_size": 16,
+    "recipe": "smoke",
+    "num_neighbors": 10,
+}
+
+
+def test_importing_is_cheap():
+    code = "import isweep, sys; print([n for n in ('torch', 'ray', 'mlflow', 'pandas') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_way_to_write_a_sweep_is_the_same_sweep(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(SMALL), encoding="utf-8")
+    spec = load_sweep(str(path))
+    assert load_sweep(SMALL) == load_sweep(path) == load_sweep(spec) == spec
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_sweep_written_down_reads_back_the_same(name, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(sweep_text(load_sweep(name)), encoding="utf-8")
+    read, preset = load_sweep(path), load_sweep(name)
+    assert read.model_copy(update={"datasets": ()}) == preset.model_copy(update={"datasets": ()})
+    assert [choice.name for choice in read.datasets] == [choice.name for choice in preset.datasets]
+
+
+def test_changes_hold_over_what_is_written(root):
+    plan = isweep.plan(SMALL, root=root, changes={"recipe.epochs": 3, "seeds": [0, 1]})
+    assert len(plan.table) == 8
+    assert set(plan.table["recipe"]) == {"smoke+epochs=3"}
+    assert plan.summary()["trials"].tolist() == [4, 4]
+    assert repr(plan).startswith("Plan of 8 trials; left: 8 trials")
+
+
+def test_a_sweep_that_never_ran(root):
+    sweep = isweep.open(SMALL, root=root)
+    assert repr(sweep) == f"Sweep 'small': 4 planned, 0 done, 0 failed, 4 left; below {root}"
+    assert sweep.table.empty
+    assert sweep.failures.empty
+    for ask in (sweep.best, lambda: sweep.fits, lambda: sweep.report):
+        with pytest.raises(isweep.SweepError, match="Sweep 'small' has no results yet"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("dmo", {}, "Unknown preset; found: 'dmo'; did you mean 'demo'"),
+        ("./absent.yaml", {}, "The sweep file must exist"),
+        ({**SMALL, "model": []}, {}, "model: unknown key; did you mean 'models'"),
+        ({**SMALL, "models": [3j]}, {}, "must hold plain values only"),
+        ({**SMALL, "recipe": "smke"}, {}, "Unknown recipe"),
+        (SMALL, {"changes": {"models.7": "x"}}, "the list has places 0 to 1"),
+        (SMALL, {"changes": {"name.x.y": 1}}, "nothing can be set there"),
+        (SMALL, {"changes": {"train_size": [10]}}, "train_size: unknown key; did you mean 'train_sizes'"),
+        (SMALL, {"cpus": 4}, "Unknown option; found: 'cpus'; did you mean 'num_cpus'"),
+    ],
+)
+def test_mistakes(root, source, options, message):
+    with pytest.raises(isweep.SweepError, match=message):
+        isweep.run(source, root=root, **options)
+
+
+@pytest.mark.ray
+def test_a_run_gives_table_best_fits_and_report(root, ray_local):
+    sweep = isweep.run(SMALL, root=root, address=ray_local.address, tracking=False, progress=False)
+    assert sweep.counts == {"planned": 4, "done": 4, "failed": 0, "left": 0}
+    best = sweep.best(dataset="manifold_d4", train_size=80)
+    rows = sweep.table[sweep.table["train_size"] == 80].set_index("model")["test_loss"]
+    assert best["model"].tolist() == [rows.idxmin()]
+    assert best["test_loss"].tolist() == [pytest.approx(rows.min())]
+    with pytest.raises(isweep.SweepError, match="Unknown dataset of this sweep's results"):
+        sweep.best(dataset="manifold_d5")
+    assert sweep.report.path.name == "report.html"
+    assert "report.html" in sweep.report._repr_html_()
+    again = isweep.open("small", root=root)
+    assert again.table.equals(sweep.table)
+    assert "<table" in again._repr_html_()

@@ -1,0 +1,108 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from orchestrator.analysis.interventions import Arm, fit_interventions
+
+ARMS = tuple(
+    Arm(f"w{world}_{name}", f"w{world}", moves)
+    for world in range(4)
+    for name, moves in (
+        ("base", "base"),
+        ("contrast", "sharpness"),
+        ("nuisance", "dimension"),
+        ("scale", "nothing"),
+    )
+)
+
+
+def table(follows, *, d_of_contrast=1.0, contrast=3.0, seed=0, noise=0.05):
+    """Losses that follow K_F with a known slope; the contrast arm multiplies K_F, the scale arm divides it
+    by 10.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for arm in ARMS:
+        name = arm.dataset.split("_")[1]
+        moved = {"base": 1.0, "contrast": contrast, "nuisance": 1.0, "scale": 0.1}[name]
+        d = 8.0 * {"contrast": d_of_contrast, "nuisance": 1.5}.get(name, 1.0)
+        felt = 1.0 if name == "scale" else moved
+        own = rng.normal(0, noise)
+        for size in (250, 1000, 4000):
+            loss = np.exp(-np.log(size) / d + follows * np.log(felt) + own)
+            rows.append(
+                {
+                    "trial_id": f"{arm.dataset}-{size}", "model": "m", "dataset": arm.dataset,
+                    "domain": "natural", "train_size": size, "test_loss": loss, "d_data_mle": d,
+                    "label_sharpness": 1e-3 * moved,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def effect(found, words):
+    return next(e for e in found.effects if words in e.estimand)
+
+
+@pytest.mark.parametrize(
+    ("follows", "verdict"),
+    [
+        (1.0, "log loss follows it as the law says"),
+        (0.0, "log loss does not follow it as the law says"),
+        (0.5, "log loss follows it more weakly than the law says"),
+        (2.0, "log loss follows it more strongly than the law says"),
+        (-1.0, "log loss moves against it"),
+    ],
+)
+def test_the_report_says_whichever_way_it_came_out(follows, verdict):
+    found = fit_interventions(table(follows), ARMS)
+    assert effect(found, "Δ log K_F").value == pytest.approx(follows, abs=0.12)
+    assert verdict in found.answer
+    assert "4 of 4 arms moved K_F by a factor 2 or more and d by less than 5 %." in found.answer
+
+
+def test_worlds_are_the_replicates_of_a_paired_t_test():
+    found = effect(fit_interventions(table(0.7), ARMS), "Δ log K_F")
+    values = np.array(list(found.by_world.values()))
+    theirs = stats.ttest_1samp(values, 0.0)
+    assert found.num_worlds == 4
+    assert found.p_zero == pytest.approx(theirs.pvalue)
+    assert found.interval == pytest.approx(tuple(theirs.confidence_interval()))
+    assert found.p_one == pytest.approx(stats.ttest_1samp(values, 1.0).pvalue)
+
+
+def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():
+    little = fit_interventions(table(1.0, contrast=1.9), ARMS)
+    assert "0 of 4 arms" in little.answer
+    assert "cannot be told: 0 worlds" in little.answer
+    assert "Left out by the gate: w0_contrast, w1_contrast" in little.answer
+    gate = next(g for g in little.gates if g.arm.dataset == "w0_contrast")
+    assert (gate.counts, gate.reason) == (False, "K_F moved too little")
+    much = fit_interventions(table(1.0, d_of_contrast=1.06), ARMS)
+    gate = next(g for g in much.gates if g.arm.dataset == "w0_contrast")
+    assert (gate.counts, gate.reason) == (False, "d moved by 5 % or more")
+
+
+def test_a_nuisance_arm_moves_d_and_holds_sharpness():
+    gates = {g.arm.dataset: g for g in fit_interventions(table(1.0), ARMS).gates}
+    assert gates["w0_nuisance"].counts
+    assert gates["w0_nuisance"].dimension_moved == pytest.approx(np.log(1.5))
+    assert gates["w0_nuisance"].sharpness_moved == pytest.approx(0)
+
+
+def test_a_negative_control_expects_nothing():
+    found = effect(fit_interventions(table(1.0), ARMS), "controls")
+    assert found.interval[0] <= 0 <= found.interval[1]
+
+
+def test_the_exponent_times_d_is_that_of_the_bases():
+    found = effect(fit_interventions(table(1.0), ARMS), "exponent")
+    assert found.value == pytest.approx(1.0)
+    assert set(found.by_world) == {"w0", "w1", "w2", "w3"}
+
+
+def test_a_world_without_base_is_said():
+    arms = tuple(arm for arm in ARMS if arm.dataset != "w0_base")
+    gate = next(g for g in fit_interventions(table(1.0), arms).gates if g.arm.world == "w0")
+    assert (gate.counts, gate.reason) == (False, "world w0 has no base")

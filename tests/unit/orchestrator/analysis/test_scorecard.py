@@ -1,0 +1,109 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from orchestrator.analysis import compare, published_table, scorecard
+from orchestrator.analysis.published import published_loss_gains
+from orchestrator.analysis.scorecard import QUANTITIES, PublishedReport, score_table
+from orchestrator.analysis.synthetic import synthetic_table
+from orchestrator.analysis.text import to_text
+from search_spaces.errors import DataError
+
+
+def by_name(scores):
+    return {score.quantity: score for score in scores}
+
+
+def test_the_published_numbers_agree_with_themselves_in_every_cell():
+    gains = published_loss_gains().set_index("dataset")["loss_gain"]
+    table = published_table().assign(fgsm_2_loss_gain=lambda t: t["dataset"].map(gains))
+    found = by_name(scorecard(table))
+    assert {name: score.num_compared for name, score in found.items()} == {
+        "d_data": 66, "K_F": 11, "test loss": 261, "d_repr (MLE)": 396, "d_repr (TwoNN)": 66,
+        "FGSM loss gain at 2/255": 11,
+    }  # fmt: skip
+    for score in found.values():
+        assert score.num_compared == score.num_published == score.num_agreeing
+        assert score.median_ratio == pytest.approx(1)
+        assert score.apart == ()
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES, ids=lambda q: q.name)
+def test_the_rule_of_agreement_is_its_factor(quantity):
+    gains = published_loss_gains().set_index("dataset")["loss_gain"]
+    table = published_table().assign(fgsm_2_loss_gain=lambda t: t["dataset"].map(gains))
+    for factor, agrees in ((quantity.factor * 0.999, True), (quantity.factor * 1.001, False)):
+        moved = table.assign(**{quantity.column: table[quantity.column] * factor})
+        score = by_name(scorecard(moved))[quantity.name]
+        assert score.num_agreeing == (score.num_compared if agrees else 0)
+        assert score.median_ratio == pytest.approx(factor)
+
+
+def test_a_partial_sweep_is_scored_on_what_it_has_by_data_mode():
+    table = published_table()
+    part = table[(table["dataset"] == "brats") & (table["model"] == "vgg13")]
+    other = part.assign(data_mode="corrected", test_loss=part["test_loss"] * 10)
+    both = scorecard(pd.concat([part, other], ignore_index=True))
+    losses = {s.data_mode: s for s in both if s.quantity == "test loss"}
+    assert (losses["as_released"].num_compared, losses["as_released"].num_agreeing) == (6, 6)
+    assert (losses["corrected"].num_compared, losses["corrected"].num_agreeing) == (6, 0)
+    assert losses["corrected"].apart[0] == "vgg13-brats-500"
+    gains = next(s for s in both if s.quantity.startswith("FGSM"))
+    assert (gains.num_compared, gains.median_ratio) == (0, None)
+    assert "6 of 261" in to_text(score_table(both))
+
+
+def test_datasets_the_study_never_saw_are_not_compared():
+    assert all(score.num_compared == 0 for score in scorecard(synthetic_table()))
+
+
+def test_the_published_regressions_and_their_frailty_are_tables(published_pair):
+    text = published_pair.to_text()
+    assert "resnet34  0.249" in text
+    assert "0.00756" in text or "0.008" in text
+    slopes, gaps = published_pair.tables()
+    row = next(row for row in gaps.rows if row[0] == "resnet34")
+    assert (float(row[2]), float(row[4])) == (pytest.approx(0.30, abs=5e-3), pytest.approx(0.005, abs=5e-4))
+    assert [row[0] for row in slopes.rows] == ["resnet34", "vgg13"]
+
+
+@pytest.fixture(scope="module")
+def published_pair():
+    from orchestrator.analysis import fit_scaling_laws
+
+    table = published_table()
+    table = table[table["model"].isin(["resnet34", "vgg13"])]
+    fitted = [
+        fit_scaling_laws(part, sharpness_policy="ignore")
+        for part in (table, table[table["dataset"] != "prostate"])
+    ]
+    return PublishedReport(with_prostate=fitted[0], without_prostate=fitted[1])
+
+
+def test_two_sweeps_are_compared_on_shared_cells_with_datasets_as_replicates():
+    one = synthetic_table(num_natural=3, num_medical=3, trial_std=0.1)
+    two = synthetic_table(num_natural=3, num_medical=2, trial_std=0.1).assign(
+        test_loss=one["test_loss"] * 1.5
+    )
+    found = compare(one, two, names=("as released", "corrected"))
+    change = {x.quantity: x for x in found.changes}["test_loss"]
+    assert (found.num_only_first, found.num_only_second) == (3, 0)
+    assert (change.num_cells, change.num_datasets) == (15, 5)
+    assert change.ratio == pytest.approx(1.5)
+    assert "corrected against as released" in found.to_text()
+
+
+def test_a_change_carries_the_t_interval_of_dataset_means():
+    rng = np.random.default_rng(0)
+    one = synthetic_table(num_natural=4, num_medical=0)
+    logs = rng.normal(0, 0.3, 4)[one["dataset"].str[-1].astype(int)]
+    change = compare(one, one.assign(test_loss=one["test_loss"] * np.exp(logs))).changes[0]
+    means = np.unique(logs)
+    reach = 3.182446 * means.std(ddof=1) / 2
+    assert np.log(change.interval) == pytest.approx([means.mean() - reach, means.mean() + reach], rel=1e-4)
+
+
+def test_sweeps_without_a_shared_cell_are_no_comparison():
+    one = synthetic_table(num_natural=2, num_medical=0)
+    with pytest.raises(DataError, match="cells that both have; found: none of 6 and 6 is shared"):
+        compare(one, one.assign(train_size=7 * one["train_size"]))

@@ -1,0 +1,166 @@
+"""Any state file may be damaged: one message that names it, and everything else goes on."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.records import FailureRecord, MeasureRecord, TrialRecord
+from orchestrator.results.state import StoredResults
+from orchestrator.results.store import ResultStore, _seal
+from orchestrator.running.lock import exclusive
+from orchestrator.running.progress import Progress, running_trials
+from search_spaces.errors import CorruptStoreError, SetupError
+from search_spaces.fingerprint import fingerprint
+from tasks.sources.privacy import hash_key
+from tests.unit.orchestrator.results.examples import diverged, failure_record, measure_record, trial_record
+
+NESTED = b"[" * 100_000 + b"]" * 100_000
+
+
+def directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def loop(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def sealed(record):
+    return json.dumps({"sha256": fingerprint(record), "record": record}).encode()
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "not text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    "a number": lambda path: path.write_bytes(b"3"),
+    "NaN": lambda path: path.write_bytes(b'{"sha256": "0", "record": {"a": NaN}}'),
+    "deep": lambda path: path.write_bytes(NESTED),
+    "a directory": directory,
+    "a link to itself": loop,
+    "sealed and empty": lambda path: path.write_bytes(sealed({})),
+    "sealed and a list": lambda path: path.write_bytes(sealed([])),
+}
+
+
+@pytest.mark.parametrize("record", [trial_record(), measure_record(), failure_record()], ids=type)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path, record, damage):
+    store = ResultStore(str(tmp_path))
+    store.save(record)
+    path = tmp_path / record.folder / record.record_id / record.file
+    good = path.parent.with_name("good") / record.file
+    shutil.copytree(path.parent, good.parent)
+    DAMAGES[damage](path)
+    stored = StoredResults.read(str(tmp_path))
+    found = {item.path: item.reason for item in stored.unreadable}
+    # The copy is another cell's record in a folder that is not its own.
+    assert set(found) == {str(good), str(path)}
+    with pytest.raises(CorruptStoreError, match="A stored record must be whole"):
+        store.read(type(record), record.record_id)
+    assert "the record of another cell" in found[str(good)]
+
+
+def test_a_record_is_believed_only_in_its_own_cells_folder(tmp_path):
+    store = ResultStore(str(tmp_path))
+    store.save(trial_record(diverged(), trial_id="a"))
+    (tmp_path / "trials" / "b").mkdir()
+    shutil.copy(tmp_path / "trials/a/result.json", tmp_path / "trials/b/result.json")
+    scan = store.scan(TrialRecord)
+    assert list(scan.records) == ["a"]
+    assert scan.unreadable[0].reason.endswith("the record of another cell, a")
+
+
+@pytest.mark.parametrize("kind", [TrialRecord, MeasureRecord, FailureRecord])
+def test_a_folder_of_records_that_is_a_file_holds_none(tmp_path, kind):
+    (tmp_path / kind.folder).touch()
+    assert ResultStore(str(tmp_path)).scan(kind).records == {}
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "not text", "a number", "deep", "a directory"])
+def test_a_damaged_store_id_is_refused_with_the_way_out(tmp_path, damage):
+    store = ResultStore(str(tmp_path))
+    assert store.identity() is None
+    made = store.own_identity()
+    assert store.own_identity() == store.identity() == made
+    DAMAGES[damage](tmp_path / "store.json")
+    with pytest.raises(CorruptStoreError, match=r"own id must be whole.*store\.json.*delete the file"):
+        store.own_identity()
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if not name.startswith("sealed")])
+def test_damaged_progress_of_a_live_driver_counts_for_nothing(root, damage):
+    workspace = Workspace.open("smoke", root)
+    path = workspace.sweep_paths.progress
+    path.parent.mkdir(parents=True)
+    with exclusive(workspace.paths.lock, "isweep run smoke"):
+        progress = Progress(path=path)
+        progress.trial_started("a")
+        progress._save(force=True)
+        assert running_trials(workspace) == ["a"]
+        DAMAGES[damage](path)
+        assert running_trials(workspace) == []
+
+
+def test_progress_that_cannot_be_written_stops_no_sweep(tmp_path):
+    (tmp_path / "progress.json").mkdir()
+    progress = Progress(path=tmp_path / "progress.json")
+    progress.trial_started("a")
+    progress._save(force=True)
+
+
+@pytest.mark.parametrize("damage", ["a directory", "a link to itself"])
+def test_a_lock_that_cannot_be_taken_is_a_message(tmp_path, damage):
+    path = tmp_path / "driver.lock"
+    path.touch()
+    DAMAGES[damage](path)
+    with (
+        pytest.raises(SetupError, match=r"lock of a root must be a file .*driver\.lock"),
+        exclusive(path, "test"),
+    ):
+        pass
+
+
+def test_a_file_system_without_locks_has_its_own_words(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(37, os.strerror(37))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with (
+        pytest.raises(SetupError, match=r"must have locks.*No locks available"),
+        exclusive(tmp_path / "driver.lock", "test"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 64])
+def test_a_damaged_hash_key_is_refused(tmp_path, content):
+    (tmp_path / ".hash_key").write_bytes(content)
+    with pytest.raises(SetupError, match=r"hides patient ids must be whole, with 16 characters"):
+        hash_key(tmp_path)
+
+
+def test_two_roots_on_one_storage_are_one_at_a_time(tmp_path):
+    from orchestrator.running.lock import locked
+
+    storage = f"file://{tmp_path}/store"
+    first, second = (Workspace.open("smoke", str(tmp_path / name), storage) for name in "ab")
+    for workspace in (first, second):
+        workspace.paths.make()
+    with (
+        locked(first, "isweep run smoke"),
+        pytest.raises(SetupError, match="Only one isweep command may work on a storage at a time"),
+        locked(second, "isweep run smoke"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("record", [trial_record(), measure_record(), failure_record()], ids=type)
+def test_the_seal_of_parsed_json_is_the_fingerprint(record):
+    plain = record.plain()
+    assert _seal(json.loads(json.dumps(plain))) == fingerprint(plain)

@@ -1,0 +1,61 @@
+"""What a killed run left is removed by the next; what a live one uses, or another program made, is not."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.running.leftovers import private_folder, remove_leftovers
+
+HOLD = """
+import sys, time
+from orchestrator.running.leftovers import private_folder
+with private_folder() as folder:
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_only_this_user_can_enter_the_folder(base):
+    with private_folder() as folder:
+        outer = Path(folder).parent
+        assert outer.parent == base
+        assert stat.S_IMODE(outer.stat().st_mode) == 0o700
+    assert not outer.exists()
+
+
+def test_a_live_runs_folder_and_anothers_are_left_alone(base):
+    (base / "isweep-ray-of-another-program").mkdir()
+    with private_folder() as folder:
+        assert remove_leftovers() == 0
+        assert Path(folder).exists()
+    assert (base / "isweep-ray-of-another-program").exists()
+
+
+def test_what_a_killed_run_left_is_removed_with_its_processes(base):
+    run = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(base)},
+    )
+    assert run.stdout is not None
+    folder = Path(run.stdout.readline().strip())
+    idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", f"{folder}/session"])
+    assert remove_leftovers() == 0
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert folder.exists()
+    assert remove_leftovers() == 1
+    assert not folder.parent.exists()
+    assert idle.wait(10) == -signal.SIGKILL

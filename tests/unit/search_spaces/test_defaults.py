@@ -1,0 +1,84 @@
+"""The defaults of all specs, committed: an id leaves them out, so one that changes moves no id by itself."""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from search_spaces import specs, trials
+from search_spaces.specs import Spec
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "defaults.json"
+WHAT_TO_DO = """
+Defaults changed or went, while ids that leave them out stay: old results would be taken for new ones.
+Count up the version of every kind that holds {name} (search_spaces/specs.py) and write the new defaults with
+    python -m tests.unit.search_spaces.test_defaults
+and the ids as tests/unit/orchestrator/planning/test_golden_ids.py says.
+"""
+# Choices of a sweep are spelled out in the specs of its cells, and decide no id themselves.
+HASHED = {
+    "ModelSpec": ["NETWORK"],
+    "RecipeSpec": ["NETWORK"],
+    "PreparedSpec": ["PREPARED"],
+    "SubsetSpec": ["NETWORK", "MEASURE"],
+    "NetworkSpec": ["NETWORK"],
+    "MeasureSpec": ["MEASURE"],
+    "AttackMeasurement": ["ATTACK"],
+    "RepresentationMeasurement": ["REPRESENTATION"],
+}
+
+
+def defaults(kind: type[BaseModel]) -> dict[str, object]:
+    return {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in kind.model_fields.items()
+        if not field.is_required() and name != "schema_version"
+    }
+
+
+def committed() -> dict[str, object]:
+    """Defaults of every spec that is hashed, beside the versions that answer for them."""
+    found: dict[str, object] = {}
+    for name, kinds in HASHED.items():
+        spec = getattr(specs, name, None) or getattr(trials, name)
+        versions = {kind: getattr(specs, f"{kind}_VERSION") for kind in kinds}
+        found[name] = {"versions": versions, "defaults": defaults(spec)}
+    return found
+
+
+def changed(old: dict[str, object], new: dict[str, object]) -> dict[str, object]:
+    """Defaults of ``old`` that ``new`` has not; a field that is new is none."""
+    return {name: value for name, value in old.items() if name not in new or new[name] != value}
+
+
+def test_a_default_changes_with_its_version_only():
+    golden, now = json.loads(GOLDEN.read_text(encoding="utf-8")), committed()
+    assert set(golden) == set(now)
+    for name, then in golden.items():
+        moved = changed(then["defaults"], now[name]["defaults"])
+        versions = now[name]["versions"]
+        unanswered = [kind for kind, count in then["versions"].items() if count == versions[kind]]
+        assert not (moved and unanswered), (name, moved, WHAT_TO_DO.format(name=name))
+
+
+def test_the_committed_defaults_are_todays():
+    assert json.loads(GOLDEN.read_text(encoding="utf-8")) == committed(), WHAT_TO_DO.format(name="the spec")
+
+
+def test_every_spec_that_an_id_is_made_of_is_covered():
+    """The specs below those with a schema version, whatever fields they are in."""
+    made, todo = set(), [trials.NetworkSpec, specs.MeasureSpec, *trials.Measurement.__args__]
+    while todo:
+        spec = todo.pop()
+        made.add(spec.__name__)
+        todo += [field.annotation for field in spec.model_fields.values() if is_spec(field.annotation)]
+    assert made == set(HASHED)
+
+
+def is_spec(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Spec)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(committed(), indent=1) + "\n", encoding="utf-8")
