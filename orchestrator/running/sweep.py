@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from orchestrator.planning.cards import Card
+from orchestrator.planning.order import array_key, order_trials
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results import columns
@@ -36,7 +38,9 @@ from orchestrator.running.lost_workers import read_failure
 from orchestrator.running.networks import own_code
 from orchestrator.running.outcomes import trial_record
 from orchestrator.running.progress import Monitor
+from orchestrator.running.requests import Requests
 from orchestrator.running.retries import Retries
+from orchestrator.running.shelf import Shelf
 from orchestrator.running.trainable import REPORT, TrialTrainable, equipped
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import SubsetSpec
@@ -47,7 +51,7 @@ from tasks.trials.result import TrialResult
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_SHARE = 0.6
-"""How much of the smallest object store the arrays of one wave may fill; the rest is for measures and Ray."""
+"""How much of the smallest object store arrays may fill; the rest is for measures and Ray."""
 
 MOST_BROKEN_FITS = 5
 WITHOUT_A_WORD = TrialFailure(
@@ -70,6 +74,7 @@ class TrialSweep:
         measures: Stored measure records by subset id and train size.
         load: Reads the arrays of a subset, given how many training images.
         weights_url: Where weights and checkpoints are kept, beside the results; None keeps none.
+        card: The cluster's kind of card, to predict each trial's share of it; None gives all the same share.
         trainable: What runs a cell; another one is for tests and benchmarks.
         measured_only: Ids of cells whose network is trained: only measurements are missing.
         time_limit: Seconds after which a cell counts as hung; None sets no limit.
@@ -87,6 +92,7 @@ class TrialSweep:
     measures: MeasureIndex
     load: Callable[[SubsetSpec, int], TrialData]
     weights_url: str | None = None
+    card: Card | None = None
     trainable: type[TrialTrainable] = TrialTrainable
     measured_only: frozenset[str] = frozenset()
     time_limit: Callable[[TrialSpec], float] | None = None
@@ -99,46 +105,35 @@ class TrialSweep:
         Raises:
             SweepError: when results cannot be stored; whatever finished before is kept.
         """
-        for wave in self._waves(list(cells)):
-            self._run_wave(wave, earlier_attempts)
+        cells = order_trials(self.plan, list(cells), self._array_budget)
+        networks = {array_key(self.plan, cell): cell.network for cell in cells}
 
-    def _waves(self, cells: list[TrialSpec]) -> Iterator[tuple[list[TrialSpec], dict[str, TrialData]]]:
-        """Group cells by the arrays they share, so that the arrays of each wave fit the object stores."""
-        groups: dict[str, list[TrialSpec]] = {}
-        for cell in cells:
-            groups.setdefault(self._data_key(cell), []).append(cell)
-        budget = self.cluster.object_store_bytes * OBJECT_STORE_SHARE
-        wave: list[TrialSpec] = []
-        arrays: dict[str, TrialData] = {}
-        used = 0
-        for key, group in groups.items():
-            first = group[0]
-            subset = first.network.subset
-            data = self.load(subset, self.plan.load_size(subset, first.network.train_size))
-            size = data.train_images.nbytes + data.test_images.nbytes
-            if wave and used + size > budget:
-                yield wave, arrays
-                wave, arrays, used = [], {}, 0
-            # Long trials first within a subset, so that the last ones to finish are short.
-            wave += sorted(group, key=lambda cell: -cell.network.train_size)
-            arrays[key] = data
-            used += size
-        if wave:
-            yield wave, arrays
+        def load(key: str) -> TrialData:
+            network = networks[key]
+            return self.load(network.subset, self.plan.load_size(network.subset, network.train_size))
 
-    def _data_key(self, cell: TrialSpec) -> str:
-        subset = cell.network.subset
-        return f"{subset.subset_id}@{self.plan.load_size(subset, cell.network.train_size)}"
+        shelf = Shelf((array_key(self.plan, cell) for cell in cells), load, self._array_budget)
+        try:
+            self._run_cells(cells, shelf, earlier_attempts)
+        finally:
+            shelf.close()
 
-    def _run_wave(self, wave: tuple[list[TrialSpec], dict[str, TrialData]], earlier: dict[str, int]) -> None:
-        cells, arrays = wave
-        references = {key: ray.put(data) for key, data in arrays.items()}
+    @cached_property
+    def requests(self) -> Requests:
+        """What each attempt gets."""
+        return Requests(self.resources, self.card)
+
+    @property
+    def _array_budget(self) -> float:
+        return self.cluster.object_store_bytes * OBJECT_STORE_SHARE
+
+    def _run_cells(self, cells: list[TrialSpec], shelf: Shelf, earlier: dict[str, int]) -> None:
         by_id = {cell.trial_id: cell for cell in cells}
         queue = CellQueue.of(by_id)
-        callback = _Bookkeeping(self, by_id, queue, earlier)
+        callback = _Bookkeeping(self, by_id, queue, shelf, earlier)
         while not queue.empty:
             try:
-                self._fit(by_id, references, queue, callback)
+                self._fit(by_id, shelf, queue, callback)
             except Exception as error:
                 # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
                 callback.fit_failed(error)
@@ -149,13 +144,13 @@ class TrialSweep:
     def _fit(
         self,
         cells: dict[str, TrialSpec],
-        references: dict[str, Any],
+        shelf: Shelf,
         queue: CellQueue,
         callback: _Bookkeeping,
     ) -> None:
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         keep, code = self._keeper, own_code(cells.values())
-        trainable = equipped(self.trainable, self.resources.as_ray(), references, keep, code)
+        trainable = equipped(self.trainable, shelf.references, keep, code)
 
         def taken(trial_id: str) -> dict[str, Any]:
             self.attempts[trial_id] += 1
@@ -192,15 +187,18 @@ class TrialSweep:
 
     def _cell(self, cell: TrialSpec) -> dict[str, Any]:
         known = self.stored.trials.get(cell.trial_id)
+        request = self.requests.of(cell)
         return {
             # An earlier result of this very network, made from these very images, is only added to.
             "known": known.text() if known is not None and cell.trial_id in self.measured_only else "",
             "keep_weights": self.plan.keeps_weights(cell),
             "trial_id": cell.trial_id,
             "spec": cell.model_dump_json(),
-            "data": self._data_key(cell),
-            "num_threads": self.resources.num_threads,
-            "num_gpus": self.resources.num_gpus,
+            "data": array_key(self.plan, cell),
+            "num_threads": request.resources.num_threads,
+            "num_gpus": request.resources.num_gpus,
+            "micro_batch": request.micro_batch,
+            "request": request.resources.as_ray(),
         }
 
 
@@ -208,12 +206,18 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
     """The single writer: turns Tune's events into stored results, tracked runs and progress."""
 
     def __init__(
-        self, sweep: TrialSweep, cells: dict[str, TrialSpec], queue: CellQueue, earlier: dict[str, int]
+        self,
+        sweep: TrialSweep,
+        cells: dict[str, TrialSpec],
+        queue: CellQueue,
+        shelf: Shelf,
+        earlier: dict[str, int],
     ) -> None:
         self.fatal: SweepError | None = None
         self._sweep = sweep
         self._cells = cells
         self._queue = queue
+        self._shelf = shelf
         self._earlier = earlier
         self._broken = 0
         self._hangs = HangWatch(sweep.time_limit)
@@ -227,8 +231,13 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         return self.fatal is not None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Open the trial's run."""
+        """Put the trial's array where it can find it, and open its run."""
         cell = self._cells[trial.config["cell"]["trial_id"]]
+        try:
+            self._shelf.trial_started(cell.trial_id, trial.config["cell"]["data"])
+        except SweepError as error:
+            self._end(error)
+            return
         network, dataset = cell.network, cell.network.subset.prepared.dataset
         tags = {
             columns.TRIAL_ID: cell.trial_id,
@@ -321,6 +330,7 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         if self._sweep.weights_url is not None:
             WeightStore(self._sweep.weights_url).forget_checkpoint(trial_id)
         self._queue.settle(trial_id)
+        self._shelf.trial_ended(trial_id, array_key(self._sweep.plan, cell), for_good=True)
         self._sweep.retries.finished(trial_id)
         self._broken = 0
         self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
@@ -332,6 +342,9 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
         )
         decision = self._sweep.retries.failed(trial_id, failure.kind)
+        self._sweep.requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
+        key = array_key(self._sweep.plan, self._cells[trial_id])
+        self._shelf.trial_ended(trial_id, key, for_good=decision.pause_s is None)
         if decision.pause_s is None:
             self._queue.settle(trial_id)
             ending = f"given up: {decision.reason}"
