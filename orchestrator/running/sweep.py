@@ -6,7 +6,9 @@ list of cells, so none of Tune's own state is ever read back.
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import shutil
 import time
 import uuid
@@ -32,6 +34,7 @@ from orchestrator.running.feed import CellQueue, Feed
 from orchestrator.running.lost_workers import read_failure
 from orchestrator.running.progress import Monitor
 from orchestrator.running.retries import Retries
+from orchestrator.running.scheduling import what_is_missing
 from orchestrator.running.trainable import REPORT, TrialTrainable
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import SubsetSpec
@@ -45,6 +48,8 @@ OBJECT_STORE_SHARE = 0.6
 """How much of the smallest object store the arrays of one wave may fill; the rest is for measures and Ray."""
 
 MOST_BROKEN_FITS = 5
+SCHEDULING_PATIENCE_S = 30.0
+"""How long no trial may start before it is said what is missing."""
 WITHOUT_A_WORD = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
 )
@@ -131,6 +136,8 @@ class TrialSweep:
             except Exception as error:
                 # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
                 callback.fit_failed(error)
+            # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
+            gc.collect()
             if callback.fatal is not None:
                 raise callback.fatal
             callback.account_for_the_rest()
@@ -198,6 +205,8 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         self._queue = queue
         self._earlier = earlier
         self._broken = 0
+        self._started: set[str] = set()
+        self._moved_at = time.monotonic()
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
     def __getstate__(self) -> dict[str, Any]:
@@ -207,9 +216,19 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         """Stop every trial as soon as results cannot be stored any more."""
         return self.fatal is not None
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Say it when cells wait for a place and none starts: Ray itself says nothing."""
+        self._started &= self._queue.running
+        if self._started or not self._queue.running:
+            self._moved_at = time.monotonic()
+        elif time.monotonic() - self._moved_at > SCHEDULING_PATIENCE_S:
+            self._moved_at = math.inf
+            self._sweep.monitor.note(what_is_missing(self._sweep.resources, SCHEDULING_PATIENCE_S))
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the trial's run."""
         cell = self._cells[trial.config["cell"]["trial_id"]]
+        self._started.add(cell.trial_id)
         network, dataset = cell.network, cell.network.subset.prepared.dataset
         tags = {
             columns.TRIAL_ID: cell.trial_id,
