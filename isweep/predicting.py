@@ -70,8 +70,8 @@ def predict(
     """Predict from a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is the question.
 
     Args:
-        measured: A measurement, the JSON record of one or its path, or images to measure now, see
-            :func:`isweep.measure`; None where the two numbers are given.
+        measured: A measurement, the JSON record of one or the path of its file; None where the two numbers
+            are given. It must be of images of the sweep's side, channels and pixel range.
         sweep: Whose fits to use: a sweep, its fits, or what :func:`isweep.open` takes.
         model: A model of the sweep; ``pooled`` for all of them together.
         domain: ``natural`` or ``medical``; None for all datasets.
@@ -87,7 +87,7 @@ def predict(
     from orchestrator import predict as predict_from
     from orchestrator.analysis.measured_values import values_of
 
-    found = values_of(_record(measured, root))
+    found = values_of(_record(measured))
     numbers = {
         "d_data": found.get("d_data") if d_data is None else d_data,
         "label_sharpness": found.get("label_sharpness") if label_sharpness is None else label_sharpness,
@@ -112,27 +112,14 @@ def predict(
     )
 
 
-def _record(
-    measured: Measurement | dict[str, Any] | str | Path | None, root: str | Path | None
-) -> dict[str, Any]:
-    from isweep.measuring import measure
+def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[str, Any]:
+    from orchestrator.analysis.measured_values import read_record
 
     if measured is None:
         return {}
-    if isinstance(measured, dict):
-        return measured
     if isinstance(measured, (str, Path)):
-        path = Path(measured)
-        if path.suffix == ".json":
-            return _read(path)
-        measured = measure(measured, root=root)
-    return measured.to_json()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    from orchestrator.analysis.measured_values import read_record
-
-    return read_record(path)
+        return read_record(Path(measured))
+    return measured if isinstance(measured, dict) else measured.to_json()
 
 
 def _fits(sweep: Sweep | Fits | str, root: str | Path | None) -> Fits:

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from search_spaces.errors import ConfigError
@@ -66,16 +67,28 @@ def code_hash(reference: str) -> str:
 
 
 def _find(module: str) -> Path | None:
-    for folder in sys.path:
-        base = Path(folder or ".").joinpath(*module.split("."))
+    top, *inside = module.split(".")
+    path = _file(sys.path, module.split("."))
+    if path is not None:
+        return path
+    # Installed by other ways than a folder on the path. Only the top is asked for: to look for a submodule,
+    # Python would run its package.
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not inside:
+        return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    return _file(spec.submodule_search_locations or (), inside)
+
+
+def _file(folders: Iterable[str], parts: list[str]) -> Path | None:
+    for folder in folders:
+        base = Path(folder or ".").joinpath(*parts)
         for path in (base.with_suffix(".py"), base / "__init__.py"):
             if path.is_file():
                 return path.resolve()
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    return None
 
 
 def _parents(module: str) -> list[str]:

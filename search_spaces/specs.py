@@ -32,6 +32,7 @@ PREPARED_VERSION = 1
 NETWORK_VERSION = 1
 ATTACK_VERSION = 1
 REPRESENTATION_VERSION = 1
+ROBUSTNESS_VERSION = 1
 MEASURE_VERSION = 1
 
 
@@ -273,8 +274,20 @@ class RecipeChoice(RecipeChanges):
 class AttackSpec(Spec):
     """Adversarial attacks on the test images; ``epsilons`` in units of 1/255 of the pixel range."""
 
-    methods: tuple[Literal["fgsm"], ...] = ("fgsm",)
+    methods: tuple[Literal["fgsm", "pgd"], ...] = ("fgsm",)
     epsilons: tuple[Annotated[float, Field(gt=0, le=255)], ...] = (1.0, 2.0, 4.0, 8.0)
+
+
+class RobustnessSpec(Spec):
+    """How far the nearest image with another decision lies (R of the paper's theorem), in L2 pixel units."""
+
+    num_images: Annotated[int, Field(ge=1)] = 250
+    """A fixed sample of the test images."""
+    num_steps: Annotated[int, Field(ge=1)] = 100
+    num_bisections: Annotated[int, Field(ge=1)] = 20
+
+
+KeepWeights = Literal["all", "last", "none"]
 
 
 class RepresentationSpec(Spec):
@@ -433,6 +446,10 @@ class SweepSpec(Spec):
     faults: tuple[Fault, ...] = ()
     """Single faults of the released code to switch on in ``corrected`` mode; ``as_released`` has them all."""
     attacks: AttackSpec = AttackSpec()
+    robustness: RobustnessSpec | None = None
+    """None does not measure it."""
+    keep_weights: KeepWeights = "all"
+    """Of which networks: ``last`` keeps those of the largest train size. No part of any identity."""
     num_neighbors: Annotated[int, Field(ge=3)] = 20
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     calibrate: bool = False

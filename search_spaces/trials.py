@@ -11,10 +11,12 @@ from search_spaces.specs import (
     ATTACK_VERSION,
     NETWORK_VERSION,
     REPRESENTATION_VERSION,
+    ROBUSTNESS_VERSION,
     AttackSpec,
     ModelSpec,
     RecipeSpec,
     RepresentationSpec,
+    RobustnessSpec,
     Spec,
     SubsetSpec,
     pair_name,
@@ -80,7 +82,20 @@ class RepresentationMeasurement(Spec):
         return readable_id(["d_repr", self.estimator, f"k{self.num_neighbors}"], self)
 
 
-Measurement = AttackMeasurement | RepresentationMeasurement
+class RobustnessMeasurement(Spec):
+    """The distances to other decisions on one trained network."""
+
+    schema_version: int
+    network_id: str
+    robustness: RobustnessSpec
+
+    @property
+    def measurement_id(self) -> str:
+        """Readable name plus hash."""
+        return readable_id(["r_hat", f"n{self.robustness.num_images}"], self)
+
+
+Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement
 
 
 class TrialSpec(Spec):
@@ -95,6 +110,8 @@ class TrialSpec(Spec):
     attack_version: int = ATTACK_VERSION
     representation: RepresentationSpec = RepresentationSpec()
     representation_version: int = REPRESENTATION_VERSION
+    robustness: RobustnessSpec | None = None
+    robustness_version: int = ROBUSTNESS_VERSION
 
     @property
     def trial_id(self) -> str:
@@ -129,6 +146,13 @@ class TrialSpec(Spec):
                 )
                 for method in attacks.methods
                 for epsilon in attacks.epsilons
+            ),
+            *(
+                RobustnessMeasurement(
+                    schema_version=self.robustness_version, network_id=network_id, robustness=robustness
+                )
+                for robustness in (self.robustness,)
+                if robustness is not None
             ),
         )
 

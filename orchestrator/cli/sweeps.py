@@ -90,6 +90,7 @@ def plan(
     from orchestrator.planning.changes import read_changes
     from orchestrator.planning.checks import check_feasible
     from orchestrator.planning.estimate import estimate
+    from orchestrator.planning.extras import extras
     from orchestrator.planning.plan import plan_rows
     from orchestrator.planning.workspace import Workspace
 
@@ -103,6 +104,8 @@ def plan(
     measures, missing = _measures(workspace, state), _not_prepared(workspace)
     left = [trial for name, trial in planned.items() if name not in state.results]
     cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
+    beside = extras(workspace.plan, state.incomplete)
+    cost |= vars(beside)
 
     def show() -> None:
         emit_grid(rows, all_=all_)
@@ -114,6 +117,7 @@ def plan(
             hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
             stdout.print(f"not prepared: {item['dataset']} ({hint})")
         stdout.print(escape(cost["text"]))
+        stdout.print(beside.text)
 
     document = {
         "sweep": workspace.plan.sweep.name,

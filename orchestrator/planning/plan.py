@@ -62,6 +62,11 @@ class SweepPlan:
         """How many training images to load for a cell: all sizes share them unless a fault forbids it."""
         return train_size if subset.depends_on_size else self.largest_size
 
+    def keeps_weights(self, trial: TrialSpec) -> bool:
+        """Whether the weights of a trial's network are kept, by the sweep's policy."""
+        policy = self.sweep.keep_weights
+        return policy == "all" or (policy == "last" and trial.network.train_size == self.largest_size)
+
     @cached_property
     def prepared(self) -> tuple[PreparedSpec, ...]:
         """The prepared datasets that the cells need, each once."""
@@ -99,6 +104,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
                 seed=seed,
             ),
             attacks=sweep.attacks,
+            robustness=sweep.robustness,
             representation=RepresentationSpec(num_neighbors=sweep.num_neighbors),
         )
         for group in subsets.values()

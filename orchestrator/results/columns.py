@@ -30,6 +30,19 @@ CHANNELS = "channels"
 STATUS = "status"
 TEST_LOSS = "test_loss"
 TEST_ACCURACY = "test_accuracy"
+AUC = "auc"
+BALANCED_ACCURACY = "balanced_accuracy"
+CALIBRATION_ERROR = "calibration_error"
+BEST_EPOCH = "best_epoch"
+IMAGES_PER_SECOND = "images_per_second"
+PEAK_MEMORY_BYTES = "peak_memory_bytes"
+R_HAT_PRED = "r_hat_pred"
+R_HAT_PRED_STD_ERROR = "r_hat_pred_std_error"
+R_HAT_PRED_MEDIAN = "r_hat_pred_median"
+R_HAT_PRED_GEOMETRIC_MEAN = "r_hat_pred_geometric_mean"
+R_HAT_PRED_PER_PIXEL = "r_hat_pred_per_pixel"
+R_HAT_TRUE = "r_hat_true"
+R_HAT_NOT_FOUND = "r_hat_not_found"
 TRAIN_LOSS = "train_loss"
 TRAIN_ACCURACY = "train_accuracy"
 D_REPR_MLE = "d_repr_mle"
@@ -61,7 +74,7 @@ FGSM_EPSILONS = tuple(int(epsilon) for epsilon in AttackSpec().epsilons)
 #: What an attack's columns are named after: fields of :class:`tasks.trials.result.AttackRecord`.
 ATTACK_QUANTITIES = ("loss", "loss_gain", "accuracy_drop", "robust_accuracy")
 
-Origin = Literal["spec", "run", "network", "d_repr", "attack", "measure"]
+Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
 """Where a column comes from: the choices, the run that made the result, the trained network's scores, its
 representation, attacks on it, or the measures of its training images."""
 
@@ -111,6 +124,8 @@ _choice = partial(Column, kind="integer", origin="spec")
 _run = partial(Column, origin="run")
 _score = partial(Column, origin="network")
 _measure = partial(Column, origin="measure")
+_robust = partial(Column, origin="robustness")
+_L2 = "L2 pixel distance"
 
 COLUMNS: tuple[Column, ...] = (
     _text(
@@ -131,6 +146,22 @@ COLUMNS: tuple[Column, ...] = (
     _run(STATUS, "`done`, or `diverged` when the loss stopped being a finite number", kind="text"),
     _score(TEST_LOSS, "cross-entropy, mean over the test images, after the last epoch", "nat"),
     _score(TEST_ACCURACY, "share of test images classified correctly", "fraction"),
+    _score(
+        AUC, "area under the ROC curve on the test images; several classes: mean of each against the rest"
+    ),
+    _score(
+        BALANCED_ACCURACY,
+        "mean over the classes of the share of test images classified correctly",
+        "fraction",
+    ),
+    _score(
+        CALIBRATION_ERROR, "expected calibration error on the test images, 15 bins of confidence", "fraction"
+    ),
+    _score(
+        BEST_EPOCH,
+        "epoch with the smallest test loss of about ten looked at; tells how training went",
+        "epochs",
+    ),
     _score(TRAIN_LOSS, "cross-entropy, mean over the training images, after the last epoch", "nat"),
     _score(TRAIN_ACCURACY, "share of training images classified correctly", "fraction"),
     Column(
@@ -145,6 +176,15 @@ COLUMNS: tuple[Column, ...] = (
         for epsilon in FGSM_EPSILONS
         for column in _attack_columns("fgsm", str(epsilon), f"FGSM at epsilon {epsilon}/255")
     ),
+    _robust(
+        R_HAT_PRED, "mean distance of a test image to the nearest one found with another decision (R)", _L2
+    ),
+    _robust(R_HAT_PRED_STD_ERROR, "its standard error over the images", _L2),
+    _robust(R_HAT_PRED_MEDIAN, "the same, median", _L2),
+    _robust(R_HAT_PRED_GEOMETRIC_MEAN, "the same, geometric mean; absent where a distance is 0", _L2),
+    _robust(R_HAT_PRED_PER_PIXEL, "`r_hat_pred` over the square root of the number of pixel values", _L2),
+    _robust(R_HAT_TRUE, "as `r_hat_pred`, with distance 0 where the network is wrong", _L2),
+    _robust(R_HAT_NOT_FOUND, "test images without a distance, left out of the others", "images"),
     _measure(
         D_DATA_MLE, "intrinsic dimension of the training images in pixel space, maximum-likelihood estimator"
     ),
@@ -171,6 +211,8 @@ COLUMNS: tuple[Column, ...] = (
     ),
     _run(ATTEMPT, "which attempt at the trial succeeded, from 1", kind="integer"),
     _run(WALL_TIME_S, "duration of the trial", "s"),
+    _run(IMAGES_PER_SECOND, "training images per second of training", "images / s"),
+    _run(PEAK_MEMORY_BYTES, "peak memory of the trial: on the card, or of the process on a CPU", "bytes"),
     _score(NUM_PARAMETERS, "trainable parameters of the network"),
     _run(DATA_FINGERPRINT, "content hash of the prepared dataset", kind="text"),
     _run(CODE_VERSION, "commit, or package version, that produced the row", kind="text"),

@@ -27,6 +27,10 @@ class FailureKind(StrEnum):
     WORKER_CRASH = "worker_crash"
     CLUSTER_ERROR = "cluster_error"
     """Ray itself could not do what the trial asked of it, such as fetching the images."""
+    DEVICE_ERROR = "device_error"
+    """The device of a process failed, or was not there; the process is never used again."""
+    HUNG = "hung"
+    """No result long after the time that was expected of it."""
     BAD_CONFIG = "bad_config"
     SETUP = "setup"
     BAD_DATA = "bad_data"
@@ -81,6 +85,7 @@ class TrialRecord(SealedRecord):
         attempt: Which attempt this was, from 1.
         started_at: Seconds since 1970.
         finished_at: Likewise.
+        measured_at: When more was measured on the kept network, if ever; the times above are its training's.
         provenance: What made it.
         result: What was found.
     """
@@ -100,6 +105,7 @@ class TrialRecord(SealedRecord):
     attempt: int
     started_at: float
     finished_at: float
+    measured_at: float | None = None
     provenance: Provenance = Provenance()
     result: TrialResult
 

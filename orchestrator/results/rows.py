@@ -80,12 +80,12 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         c.DATA_FINGERPRINT: record.data_fingerprint,
         c.CODE_VERSION: record.provenance.code_version,
         # Tags, not params: more may be measured on the same network later, and MLflow's params never change.
-        **_params(record.spec.model_dump(mode="json", include={"attacks", "representation"})),
+        **_params(record.spec.model_dump(mode="json", include={"attacks", "representation", "robustness"})),
     }
-    metrics = trial_metrics(record.result)
+    metrics = trial_metrics(record.result, network.train_size)
     metrics[c.SHARED_GROUP_SHARE] = record.shared_group_share
     metrics[c.WALL_TIME_S] = record.finished_at - record.started_at
-    newest = record.finished_at
+    newest = max(record.finished_at, record.measured_at or 0.0)
     measure = measures.get((network.subset.subset_id, network.train_size))
     if measure is not None and measure.data_fingerprint == record.data_fingerprint:
         tags["measure_id"] = measure.measure_id
@@ -96,6 +96,10 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         (f"epoch_{name}", epoch.epoch, value, started)
         for epoch in record.result.history
         for name, value in ((c.TRAIN_LOSS, epoch.train_loss), (c.TRAIN_ACCURACY, epoch.train_accuracy))
+    ) + tuple(
+        (f"epoch_{name}", score.epoch, value, started)
+        for score in record.result.test_history
+        for name, value in ((c.TEST_LOSS, score.test_loss), (c.TEST_ACCURACY, score.test_accuracy))
     )
     return _sealed(
         FlatRun(
@@ -143,15 +147,43 @@ def flat_measure(record: MeasureRecord) -> FlatRun:
     )
 
 
-def trial_metrics(result: TrialResult) -> dict[str, float]:
+def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
     """Return a trial's numbers under their column names; undefined ones are absent, the result says why."""
     found: dict[str, float | None] = {}
-    if result.scores is not None:
-        found.update({name: float(value) for name, value in result.scores})
+    scores = result.scores
+    if scores is not None:
+        found.update({name: float(value) for name, value in scores if name != "classification"})
+        if scores.classification is not None:
+            found[c.AUC] = scores.classification.auc
+            found[c.BALANCED_ACCURACY] = scores.classification.balanced_accuracy
+            found[c.CALIBRATION_ERROR] = scores.classification.calibration_error
+        found[c.BEST_EPOCH] = result.best_epoch
+    seconds = sum(epoch.seconds for epoch in result.history)
+    if seconds > 0 and train_size:
+        found[c.IMAGES_PER_SECOND] = train_size * len(result.history) / seconds
+    if result.peak_memory_bytes:
+        found[c.PEAK_MEMORY_BYTES] = result.peak_memory_bytes
+    found.update(_robustness(result))
     found.update({f"d_repr_{name}": estimate.value for name, estimate in result.d_repr.items()})
     for attack in result.attacks:
         found.update({f"{attack.name}_{name}": getattr(attack, name) for name in c.ATTACK_QUANTITIES})
     return _finite(found)
+
+
+def _robustness(result: TrialResult) -> dict[str, float | None]:
+    record = result.robustness
+    if record is None:
+        return {}
+    found: dict[str, float | None] = {c.R_HAT_NOT_FOUND: record.num_not_found}
+    if record.true is not None:
+        found[c.R_HAT_TRUE] = record.true.mean
+    if record.pred is not None:
+        found[c.R_HAT_PRED] = record.pred.mean
+        found[c.R_HAT_PRED_STD_ERROR] = record.pred.std_error
+        found[c.R_HAT_PRED_MEDIAN] = record.pred.median
+        found[c.R_HAT_PRED_GEOMETRIC_MEAN] = record.pred.geometric_mean
+        found[c.R_HAT_PRED_PER_PIXEL] = record.pred.mean_per_pixel
+    return found
 
 
 def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:

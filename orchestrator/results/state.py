@@ -10,8 +10,9 @@ from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
-from orchestrator.results.store import ResultStore, Unreadable
+from orchestrator.results.store import Newer, ResultStore, Unreadable
 from orchestrator.results.tracking.tracker import Failure
+from search_spaces.errors import NewerRecordError
 from search_spaces.specs import MeasureSpec
 from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialStatus
@@ -58,6 +59,21 @@ class StoredResults:
         unreadable = trials.unreadable + failures.unreadable + measures.unreadable
         return cls(store, trials.records, measures.records, failures.records, unreadable)
 
+    def check_writable(self) -> None:
+        """Refuse a store in which a newer version wrote: a run of this one would replace what that one found.
+
+        Raises:
+            NewerRecordError: naming the first such file.
+        """
+        newer = [item for item in self.unreadable if isinstance(item, Newer)]
+        if newer:
+            more = f" (and {len(newer) - 1:,} more files)" if len(newer) > 1 else ""
+            raise NewerRecordError(
+                "A run needs a result store whose records it knows",
+                f"{newer[0].reason}{more}",
+                "update isweep, or keep these results apart with another --root or --storage",
+            )
+
     def save(self, record: SealedRecord) -> None:
         """Seal a record, and know it without reading again.
 
@@ -85,7 +101,8 @@ class State:
         running: Ids that a live driver works on now.
         stale: Planned trials whose result was made from other data than are prepared now, or from other
             choices under the same id.
-        incomplete: Planned trials whose result lacks a measurement that is asked for now.
+        incomplete: Planned trials whose result lacks a measurement that is asked for now, and whether their
+            weights are kept: then it is measured on them, else the network is trained again.
         foreign: Results of trials that are not in the plan (kept, not used).
         unreadable: Files that are not believed.
     """
@@ -95,7 +112,7 @@ class State:
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     running: frozenset[str] = frozenset()
     stale: frozenset[str] = frozenset()
-    incomplete: frozenset[str] = frozenset()
+    incomplete: dict[str, bool] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     unreadable: list[Unreadable] = field(default_factory=list)
 
@@ -163,7 +180,11 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
     planned = workspace.plan.trials_by_id
     known = {i: record for i, record in stored.trials.items() if i in planned}
     stale = {i for i, record in known.items() if _is_stale(workspace, planned[i], record)}
-    incomplete = {i for i, record in known.items() if i not in stale and record.spec.lacks(planned[i])}
+    incomplete = {
+        i: record.result.weights is not None
+        for i, record in known.items()
+        if i not in stale and record.spec.lacks(planned[i])
+    }
     results = {i: record for i, record in known.items() if i not in stale and i not in incomplete}
     measures = {measure.measure_id: measure for measure in workspace.plan.measures}
     return State(
@@ -176,7 +197,7 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
         failures={i: f for i, f in stored.failures.items() if i in planned and i not in results},
         running=frozenset(running),
         stale=frozenset(stale),
-        incomplete=frozenset(incomplete),
+        incomplete=incomplete,
         foreign=frozenset(set(stored.trials) - set(planned)),
         unreadable=list(stored.unreadable),
     )

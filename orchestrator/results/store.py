@@ -25,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
-from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, SweepError
+from search_spaces.errors import ConfigError, CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from tasks.atomic import write_atomic
 
@@ -42,6 +42,11 @@ class Unreadable:
 
     path: str
     reason: str
+
+
+@dataclass
+class Newer(Unreadable):
+    """A stored file that a newer version made: nothing may be written over it."""
 
 
 @dataclass
@@ -91,7 +96,8 @@ class ResultStore:
                 scan.records[record_id] = _believed(path, found, kind, record_id)
             except CorruptStoreError as error:
                 log.warning("%s", error)
-                scan.unreadable.append(Unreadable(path, error.value))
+                left_out = Newer if isinstance(error, NewerRecordError) else Unreadable
+                scan.unreadable.append(left_out(path, error.value))
         return scan
 
     def read(self, kind: type[R], record_id: str) -> R | None:
@@ -99,6 +105,7 @@ class ResultStore:
 
         Raises:
             CorruptStoreError: when the file is there but cannot be believed.
+            NewerRecordError: when a newer version made it.
         """
         path = self._path(kind.folder, record_id, kind.file)
         try:
@@ -208,6 +215,7 @@ def _believed(path: str, found: bytes | OSError, kind: type[R], record_id: str) 
 
     Raises:
         CorruptStoreError: saying why it is not believed.
+        NewerRecordError: when a newer version made it.
     """
 
     def broken(reason: str) -> CorruptStoreError:
@@ -227,11 +235,20 @@ def _believed(path: str, found: bytes | OSError, kind: type[R], record_id: str) 
     try:
         if "schema_version" in sealed:  # version 1 kept it beside the record
             record = {"schema_version": sealed["schema_version"], **record}
+        version = record.get("schema_version")
+        if version is None:
+            raise broken("it has no schema version")
+        if isinstance(version, int) and version > kind.version:
+            reason = f"made by a newer isweep (schema version {version}, this one reads {kind.version})"
+            rule = "A stored record must be of a version that this isweep knows"
+            raise NewerRecordError(rule, f"{path}: {reason}", "update isweep; the file is left as it is")
         read = kind.model_validate(record, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    except CorruptStoreError:
+        raise
     except (SweepError, KeyError, TypeError, AttributeError) as error:
         raise broken(f"not a record of this kind: {error}") from None
     if read.record_id != record_id:

@@ -24,6 +24,8 @@ RETRIES: dict[FailureKind, int | None] = {
     FailureKind.WORKER_CRASH: 2,  # the third crash in a row is the trial's own doing
     FailureKind.OUT_OF_MEMORY: 2,  # a neighbour may have taken the memory
     FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
+    FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
+    FailureKind.HUNG: 1,
     FailureKind.SETUP: 1,  # another node may be set up well
     FailureKind.DISK_FULL: 0,
     FailureKind.BAD_CONFIG: 0,
@@ -34,6 +36,24 @@ RETRIES: dict[FailureKind, int | None] = {
 :mod:`orchestrator.running.retries`); None is no limit. A new run tries every failed cell again."""
 
 MAX_TRACEBACK = 8000
+
+
+class DeviceError(Exception):
+    """A process whose device failed: it must not be used again, so this ends it."""
+
+
+# What torch calls them; every later call of the process fails likewise.
+_DEVICE_FAULTS = ("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error")
+
+
+def spoils_process(error: BaseException) -> bool:
+    """Tell whether a process that met ``error`` must not be used again."""
+    if isinstance(error, DeviceError) or type(error).__name__ == "AcceleratorError":
+        return True
+    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "ALLOC_FAILED" in str(error)
+    return (
+        isinstance(error, RuntimeError) and not out_of_memory and any(t in str(error) for t in _DEVICE_FAULTS)
+    )
 
 
 def classify(error: BaseException) -> TrialFailure:
@@ -50,6 +70,8 @@ def classify(error: BaseException) -> TrialFailure:
 
 
 def _kind(error: BaseException) -> FailureKind:
+    if spoils_process(error):
+        return FailureKind.DEVICE_ERROR
     # torch.OutOfMemoryError goes by its name: importing torch costs the driver seconds.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return FailureKind.OUT_OF_MEMORY
@@ -89,6 +111,11 @@ def classify_lost_worker(
             where it was told before; of a node that just went away, the actor's error bears its id.
     """
     text = text or str(error or "the worker is gone")
+    if "DeviceError" in text:
+        fault = text.strip().splitlines()[-1].partition("DeviceError:")[2].strip() or "the device failed"
+        return TrialFailure(
+            kind=FailureKind.DEVICE_ERROR, message=fault[:500], traceback=text[-MAX_TRACEBACK:]
+        )
     line = next((line.strip() for line in text.splitlines() if line.strip()), "the worker is gone")
     kind = FailureKind.WORKER_CRASH if error is None else _ray_kind(error)
     if isinstance(error, OutOfMemoryError) or "memory pressure" in text or "running low on memory" in text:

@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from orchestrator.analysis.reporting import report_sweep
-from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.extras import time_limit
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.rows import flat_measure, index_measures
@@ -19,12 +19,12 @@ from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, trial_resources
 from orchestrator.running.lock import locked
+from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
-from search_spaces.errors import SweepError, collect
-from search_spaces.specs import ModelSpec, SubsetSpec
+from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
 from tasks.remote import Executor
@@ -78,6 +78,7 @@ def run_sweep(
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
+        stored.check_writable()
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
         ) as tracker:
@@ -95,7 +96,7 @@ class _Run:
     stack: ExitStack
 
     def all_stages(self) -> RunSummary:
-        self._check_models()
+        check_models(self.workspace.plan, self.stored.trials)
         self._prepare()
         check_subsets(self.workspace)
         self._measure()
@@ -149,34 +150,6 @@ class _Run:
             prepare_missing(workspace, missing, self.options, self.file_executor, self.monitor)
             workspace.look_again()
 
-    def _check_models(self) -> None:
-        """Find every network that cannot be built before anything is prepared or trained."""
-        plan, known = self.workspace.plan, self.stored.trials
-        asked: dict[tuple[ModelSpec, int, int, int, float | None], TrialSpec] = {}
-        for trial_id, trial in plan.trials_by_id.items():
-            if trial_id not in known:
-                network, prepared = trial.network, trial.network.subset.prepared
-                num_outputs = network.recipe.num_outputs or _num_classes(plan, network.subset)
-                size, dropout = prepared.image_size, network.recipe.dropout
-                asked.setdefault((network.model, num_outputs, prepared.channels, size, dropout), trial)
-        if not asked:
-            return
-        from tasks.trials.models import check_buildable
-
-        problems: list[SweepError] = []
-        for model, num_outputs, channels, image_size, dropout in asked:
-            try:
-                check_buildable(
-                    model,
-                    num_outputs=num_outputs,
-                    in_channels=channels,
-                    image_size=image_size,
-                    dropout=dropout,
-                )
-            except SweepError as error:
-                problems.append(error)
-        collect(problems)
-
     def _state(self) -> State:
         """What is done by now: the store was read at the start and is written by this run alone."""
         return judge(self.workspace, self.stored)
@@ -216,6 +189,9 @@ class _Run:
             monitor=self.monitor,
             measures=index_measures(state.measures.values()),
             load=self._load,
+            weights_url=self.workspace.results_url,
+            measured_only=frozenset(state.incomplete),
+            time_limit=partial(time_limit, measured=state.measured_trials()),
         ).run(pending, _earlier_attempts(pending, state))
 
     def _report(self) -> RunSummary:
@@ -241,11 +217,6 @@ class _Run:
     def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]
         return load_subset(data, subset, max_train_size=train_size)
-
-
-def _num_classes(plan: SweepPlan, subset: SubsetSpec) -> int:
-    """Return how many classes a subset has, as far as is known before its data are read."""
-    return 2 if subset.class_pair else max(2, len(plan.datasets[subset.prepared.dataset].label_names))
 
 
 def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:

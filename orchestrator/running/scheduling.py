@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import ray
 
 from orchestrator.running.cluster import Resources
+
+PATIENCE_S = 30.0
+"""How long no trial may start before it is said what is missing."""
+
+
+class StartWatch:
+    """Says once what is missing when cells wait for a place and none starts."""
+
+    def __init__(self, resources: Resources, say: Callable[[str], None]) -> None:
+        self._resources, self._say = resources, say
+        self._moved_at = time.monotonic()
+
+    def look(self, trials: Iterable[Any], *, waiting: bool) -> None:
+        """Look at Tune's trials; ``waiting`` tells whether any should run."""
+        if not waiting or any(trial.status == "RUNNING" for trial in trials):
+            self._moved_at = time.monotonic()
+        elif time.monotonic() - self._moved_at > PATIENCE_S:
+            self._moved_at = math.inf
+            self._say(what_is_missing(self._resources, PATIENCE_S))
 
 
 def what_is_missing(resources: Resources, seconds: float) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import shutil
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -22,19 +22,22 @@ from ray import tune
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.results import columns
-from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure, TrialRecord
+from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.rows import MeasureIndex, flat_trial
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.provenance import provenance
 from orchestrator.results.tracking.tracker import Failure, Tracker
+from orchestrator.results.weights import WeightStore
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import classify_broken_fit
 from orchestrator.running.feed import CellQueue, Feed
+from orchestrator.running.hangs import HangWatch
+from orchestrator.running.keeper import Keeper
 from orchestrator.running.lost_workers import read_failure
+from orchestrator.running.networks import own_code
+from orchestrator.running.outcomes import start_tags, trial_record
 from orchestrator.running.progress import Monitor
 from orchestrator.running.retries import Retries
-from orchestrator.running.scheduling import what_is_missing
+from orchestrator.running.scheduling import StartWatch
 from orchestrator.running.trainable import REPORT, TrialTrainable
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import SubsetSpec
@@ -48,8 +51,6 @@ OBJECT_STORE_SHARE = 0.6
 """How much of the smallest object store the arrays of one wave may fill; the rest is for measures and Ray."""
 
 MOST_BROKEN_FITS = 5
-SCHEDULING_PATIENCE_S = 30.0
-"""How long no trial may start before it is said what is missing."""
 WITHOUT_A_WORD = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
 )
@@ -69,7 +70,10 @@ class TrialSweep:
         monitor: Who shows it.
         measures: Stored measure records by subset id and train size.
         load: Reads the arrays of a subset, given how many training images.
+        weights_url: Where weights and checkpoints are kept, beside the results; None keeps none.
         trainable: What runs a cell; another one is for tests and benchmarks.
+        measured_only: Ids of cells whose network is trained: only measurements are missing.
+        time_limit: Seconds after which a cell counts as hung; None sets no limit.
         attempts: Attempts at each cell in this run.
         retries: Failures in this run, and what follows from them.
     """
@@ -83,7 +87,10 @@ class TrialSweep:
     monitor: Monitor
     measures: MeasureIndex
     load: Callable[[SubsetSpec, int], TrialData]
+    weights_url: str | None = None
     trainable: type[TrialTrainable] = TrialTrainable
+    measured_only: frozenset[str] = frozenset()
+    time_limit: Callable[[TrialSpec], float] | None = None
     attempts: Counter[str] = field(default_factory=Counter)
     retries: Retries = field(default_factory=Retries)
 
@@ -151,8 +158,13 @@ class TrialSweep:
     ) -> None:
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         trainable = tune.with_resources(
-            tune.with_parameters(self.trainable, arrays=references), self.resources.as_ray()
+            tune.with_parameters(
+                self.trainable, arrays=references, keeper=self._keeper, code=own_code(cells.values())
+            ),
+            self.resources.as_ray(),
         )
+        # What Ray's dashboard calls the actors; it would be ResourceTrainable.
+        trainable.__name__ = trainable.__qualname__ = "IsweepTrial"
 
         def taken(trial_id: str) -> dict[str, Any]:
             self.attempts[trial_id] += 1
@@ -183,8 +195,16 @@ class TrialSweep:
         finally:
             shutil.rmtree(self.paths.tune / name, ignore_errors=True)
 
+    @cached_property
+    def _keeper(self) -> Keeper | None:
+        return None if self.weights_url is None else Keeper(self.weights_url)
+
     def _cell(self, cell: TrialSpec) -> dict[str, Any]:
+        known = self.stored.trials.get(cell.trial_id)
         return {
+            # An earlier result of this very network, made from these very images, is only added to.
+            "known": known.text() if known is not None and cell.trial_id in self.measured_only else "",
+            "keep_weights": self.plan.keeps_weights(cell),
             "trial_id": cell.trial_id,
             "spec": cell.model_dump_json(),
             "data": self._data_key(cell),
@@ -205,8 +225,8 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         self._queue = queue
         self._earlier = earlier
         self._broken = 0
-        self._started: set[str] = set()
-        self._moved_at = time.monotonic()
+        self._starts = StartWatch(sweep.resources, sweep.monitor.note)
+        self._hangs = HangWatch(sweep.time_limit)
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
     def __getstate__(self) -> dict[str, Any]:
@@ -216,32 +236,18 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         """Stop every trial as soon as results cannot be stored any more."""
         return self.fatal is not None
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Say it when cells wait for a place and none starts: Ray itself says nothing."""
-        self._started &= self._queue.running
-        if self._started or not self._queue.running:
-            self._moved_at = time.monotonic()
-        elif time.monotonic() - self._moved_at > SCHEDULING_PATIENCE_S:
-            self._moved_at = math.inf
-            self._sweep.monitor.note(what_is_missing(self._sweep.resources, SCHEDULING_PATIENCE_S))
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the trial's run."""
         cell = self._cells[trial.config["cell"]["trial_id"]]
-        self._started.add(cell.trial_id)
-        network, dataset = cell.network, cell.network.subset.prepared.dataset
-        tags = {
-            columns.TRIAL_ID: cell.trial_id,
-            columns.MODEL: network.model.name,
-            columns.DATASET: dataset,
-            columns.DOMAIN: self._sweep.plan.datasets[dataset].domain or "",
-            columns.TRAIN_SIZE: str(network.train_size),
-            columns.SEED: str(network.seed),
-            columns.ATTEMPT: str(self._attempt(cell.trial_id)),
-            columns.STATUS: "running",
-        }
+        tags = start_tags(self._sweep.plan, cell, self._attempt(cell.trial_id))
         self._sweep.tracker.start_trial(cell.trial_id, tags)
         self._sweep.monitor.trial_started(cell.trial_id)
+        self._hangs.started(cell)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """End the process of every trial that has been silent past its limit."""
+        self._starts.look(trials, waiting=bool(self._queue.running))
+        self._hangs.end_hung(trial for trial in trials if _trial_name(trial) in self._queue.running)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -261,7 +267,8 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process died: a lost node, a crash, or the memory killer."""
-        self._lost(trial.config["cell"]["trial_id"], lambda: read_failure(trial))
+        trial_id = trial.config["cell"]["trial_id"]
+        self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that ended without a result is a failure too, never silently gone."""
@@ -306,21 +313,14 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
 
     def _finish(self, trial_id: str, report: CellReport, result: TrialResult) -> None:
         cell, plan = self._cells[trial_id], self._sweep.plan
-        record = TrialRecord(
-            trial_id=trial_id,
-            sweep=plan.sweep.name,
-            spec=cell,
-            domain=plan.datasets[cell.network.subset.prepared.dataset].domain,
-            data_fingerprint=report.data_fingerprint,
-            shared_group_share=report.shared_group_share,
-            gpu_share=report.gpu_share,
-            attempt=self._attempt(trial_id),
-            started_at=report.started_at,
-            finished_at=report.finished_at,
-            provenance=provenance(),
-            result=result,
+        dataset = plan.datasets[cell.network.subset.prepared.dataset]
+        known = self._sweep.stored.trials.get(trial_id)
+        record = trial_record(
+            cell, report, result, known, plan.sweep.name, dataset.domain, self._attempt(trial_id)
         )
         self._sweep.stored.save(record)
+        if self._sweep.weights_url is not None:
+            WeightStore(self._sweep.weights_url).forget_checkpoint(trial_id)
         self._queue.settle(trial_id)
         self._sweep.retries.finished(trial_id)
         self._broken = 0

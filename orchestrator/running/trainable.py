@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
+from functools import partial
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.result import DONE
 
-from orchestrator.results.records import CellReport
-from orchestrator.running.failures import classify
+from orchestrator.results.records import CellReport, TrialRecord
+from orchestrator.running.failures import DeviceError, classify, spoils_process
+from orchestrator.running.keeper import Keeper
+from search_spaces.errors import CorruptStoreError
 from search_spaces.trials import TrialSpec
+from tasks.trials.result import TrialResult
+
+log = logging.getLogger(__name__)
 
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
@@ -21,15 +29,29 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     """Runs one trial per ``step`` and reports what came of it, once, as a :class:`CellReport`.
 
     An exception inside a trial is an outcome like any other, so that one bad cell neither ends the sweep nor
-    costs a worker. Only the death of the process itself reaches Tune as an error.
+    costs a worker. Only the death of the process reaches Tune as an error, and a failure of its device, which
+    Tune answers by ending the process: nothing that such a process computes can be believed.
     """
 
-    def setup(self, config: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
-        """Take the first cell; ``arrays`` maps data keys to references to :class:`TrialData`."""
+    def setup(
+        self,
+        config: dict[str, Any],
+        arrays: dict[str, Any] | None = None,
+        keeper: Keeper | None = None,
+        code: dict[str, str] | None = None,
+    ) -> None:
+        """Take the first cell.
+
+        Args:
+            config: has the cell.
+            arrays: references to :class:`TrialData` by data key.
+            keeper: who keeps weights and checkpoints; None keeps none.
+            code: source of one's own networks, by relative path.
+        """
         from tasks.trials.memory import keep_freed_memory
 
         keep_freed_memory()
-        self._arrays = arrays or {}
+        self._arrays, self._keeper, self._code = arrays or {}, keeper, code or {}
         self._cell = config["cell"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -40,34 +62,62 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def step(self) -> dict[str, Any]:
         """Run the cell; the report is its result or its failure, with start and end times."""
         started_at = time.time()
+        _title_process(self._cell["trial_id"])
         try:
             report = self._run(started_at)
         except Exception as error:
+            if spoils_process(error):
+                raise DeviceError(str(error).splitlines()[0]) from error
             report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
         return {DONE: True, REPORT: report.text()}
 
     def _run(self, started_at: float) -> CellReport:
-        from tasks.trials.trial import run_trial
+        from tasks.trials.own_models import install_code
 
         cell = self._cell
         spec = TrialSpec.model_validate_json(cell["spec"])
         data = ray.get(self._arrays[cell["data"]])
         num_gpus = float(cell["num_gpus"])
-        device = "cuda" if num_gpus and _has_cuda() else "cpu"
-        result = run_trial(
-            spec,
-            data,
-            device=device,
-            num_threads=cell["num_threads"],
-            gpu_fraction=num_gpus if device == "cuda" else None,
-        )
+        if num_gpus and not _has_cuda():
+            raise DeviceError("this trial was given a GPU, and torch finds none in its process")
+        install_code(self._code)
+        options = {
+            "device": "cuda" if num_gpus else "cpu",
+            "num_threads": cell["num_threads"],
+            "gpu_fraction": num_gpus or None,
+        }
         return CellReport(
             started_at=started_at,
+            outcome=self._outcome(spec, data, options),
             finished_at=time.time(),
-            outcome=result,
             data_fingerprint=data.data_fingerprint,
             shared_group_share=data.shared_group_share,
             gpu_share=num_gpus,
+        )
+
+    def _outcome(self, spec: TrialSpec, data: Any, options: dict[str, Any]) -> TrialResult:
+        from tasks.trials.checkpoints import Checkpoints
+        from tasks.trials.trial import measure_trial, run_trial
+
+        keeper, trial_id = self._keeper, spec.trial_id
+        text = self._cell.get("known")
+        known = TrialRecord.model_validate(json.loads(text), strict=False) if text else None
+        if keeper is not None and known is not None and known.result.weights is not None:
+            try:
+                weights = keeper.read(trial_id, known.result.weights)
+                return measure_trial(spec, data, weights, known.result, known.spec.lacks(spec), **options)
+            except CorruptStoreError as error:
+                log.warning("%s is trained again: %s", trial_id, error)
+        if keeper is None:
+            return run_trial(spec, data, **options)
+        return run_trial(
+            spec,
+            data,
+            keep=partial(keeper.save, trial_id) if self._cell["keep_weights"] else None,
+            checkpoints=Checkpoints(
+                partial(keeper.read_checkpoint, trial_id), partial(keeper.save_checkpoint, trial_id)
+            ),
+            **options,
         )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -75,6 +125,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Load nothing."""
+
+
+def _title_process(trial_id: str) -> None:
+    """Show the trial in ``top`` and on the dashboard's node page; Ray puts its own title back later."""
+    # Private: with a Ray that has it no more, the class's name is shown instead.
+    set_title = getattr(ray._raylet, "setproctitle", None)
+    if set_title is not None:
+        set_title(f"ray::isweep {trial_id}")
 
 
 def _has_cuda() -> bool:

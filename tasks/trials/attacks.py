@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.specs import AttackSpec
+from tasks.trials.pgd import pgd
 from tasks.trials.result import AttackRecord
 from tasks.trials.training import (
     EVALUATION_BATCH_SIZE,
@@ -71,11 +72,13 @@ class CleanPass:
     """What one pass over clean images gives to evaluation and attacks alike.
 
     Attributes:
+        logits: ``(num_images, num_outputs)``.
         losses: ``(num_images,)`` cross-entropy.
         hits: ``(num_images,)`` whether the largest logit is the label's.
         directions: int8, shape of the images: the sign of the gradient of each image's loss.
     """
 
+    logits: Tensor
     losses: Tensor
     hits: Tensor
     directions: Tensor
@@ -96,18 +99,22 @@ def pass_clean(
         labels: ``(num_images,)`` int64.
         batch_size: images per pass.
     """
-    losses, hits, directions = [], [], []
+    all_logits, losses, hits, directions = [], [], [], []
     with evaluation_mode(model):
         for pixels, batch_labels in iterate(images, labels, batch_size):
             logits, direction = _directed(model, pixels, batch_labels)
             batch_losses, batch_hits = score(logits, batch_labels)
+            all_logits.append(logits)
             losses.append(batch_losses)
             hits.append(batch_hits)
             directions.append(direction)
-    return CleanPass(torch.cat(losses), torch.cat(hits), torch.cat(directions))
+    return CleanPass(torch.cat(all_logits), torch.cat(losses), torch.cat(hits), torch.cat(directions))
 
 
-ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, Sequence[float]], list[Tensor]]] = {"fgsm": _fgsm}
+ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, Sequence[float]], list[Tensor]]] = {
+    "fgsm": _fgsm,
+    "pgd": pgd,
+}
 """Each method maps model, pixels, labels and strengths to one attacked copy of the pixels per strength."""
 
 

@@ -55,3 +55,40 @@ class RadiusRecord(Finding):
     num_steps: int
     num_bisections: int
     reason: str = ""
+
+
+class ClassificationScores(Finding):
+    """How well a network tells the test images' classes apart.
+
+    Attributes:
+        balanced_accuracy: mean of the classes' accuracies.
+        auc: area under the ROC curve; for more than two classes the mean of each against the rest. None
+            where a class is missing.
+        per_class_accuracy: share of each class's images that are classified rightly; None for no images.
+        calibration_error: expected calibration error of the largest probability, 15 bins.
+    """
+
+    balanced_accuracy: float
+    auc: float | None
+    per_class_accuracy: tuple[float | None, ...]
+    calibration_error: float
+
+
+class EpochScore(Finding):
+    """The network on the test images after one epoch of training."""
+
+    epoch: int
+    test_loss: float
+    test_accuracy: float
+
+
+class KeptWeights(Finding):
+    """Weights of a trained network as they are kept: a safetensors file.
+
+    Attributes:
+        sha256: of the file.
+        num_bytes: its size.
+    """
+
+    sha256: str
+    num_bytes: int

@@ -8,9 +8,10 @@ ReLU; any other network the input of its final classifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, SweepError
+from tasks.measures.dimension import IntrinsicDimension
+from tasks.measures.intrinsic_dimension import intrinsic_dimension
 from tasks.trials.step import as_pixels
 from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluation_mode
 
@@ -124,3 +127,43 @@ def extract_features(
         for start in range(0, len(images), batch_size):
             model(as_pixels(images[start : start + batch_size]))
     return features.array
+
+
+def estimate_dimension(
+    features: NDArray[np.float32],
+    estimators: Sequence[str],
+    *,
+    num_neighbors: int,
+    discard_fraction: float,
+    seed: int,
+) -> dict[str, IntrinsicDimension]:
+    """Estimate d_repr; it is undefined for too few points, or where all images map to one point.
+
+    Args:
+        features: ``(num_images, num_features)``.
+        estimators: by name.
+        num_neighbors: of each estimator that takes so many.
+        discard_fraction: of TwoNN.
+        seed: of the bootstrap.
+    """
+    try:
+        estimates = intrinsic_dimension(
+            features,
+            num_neighbors=num_neighbors,
+            estimators=estimators,
+            discard_fraction=discard_fraction,
+            seed=seed,
+        )
+    except SweepError as error:  # features that are not finite
+        reason = str(error)
+        return {
+            name: IntrinsicDimension(name, None, None, len(features), num_neighbors, "", reason=reason)
+            for name in estimators
+        }
+    return {name: _finite(estimate) for name, estimate in estimates.items()}
+
+
+def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
+    if estimate.value is None or math.isfinite(estimate.value):
+        return estimate
+    return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.finding import Finding
 from tasks.measures.dimension import IntrinsicDimension
+from tasks.trials.measured import ClassificationScores, EpochScore, KeptWeights, RadiusRecord
 
 
 class TrialStatus(StrEnum):
@@ -85,6 +87,8 @@ class NetworkScores(Finding):
     train_accuracy: float
     test_loss: float
     test_accuracy: float
+    classification: ClassificationScores | None = None
+    """None in records from before it was measured."""
 
 
 class Timings(Finding):
@@ -95,6 +99,7 @@ class Timings(Finding):
     evaluate: float | None = None
     d_repr: float | None = None
     attack: float | None = None
+    robustness: float | None = None
 
 
 class TrialResult(Finding):
@@ -110,6 +115,12 @@ class TrialResult(Finding):
         d_repr: by estimator; one that is undefined says why.
         attacks: one record per method and strength.
         history: one entry per finished epoch.
+        test_history: the test images after some epochs, at most about ten; the last epoch is in ``scores``.
+        best_epoch: that of ``test_history`` with the smallest test loss; chosen on the test images, so it
+            tells how training went and is no result to report.
+        robustness: distances to other decisions, where asked for.
+        weights: of the trained network, where they are kept.
+        weights_note: why they could not be kept although they should.
         timings: seconds per stage.
         peak_memory_bytes: on CUDA what the process reserved on the card for tensors; on a CPU its resident
             memory, libraries and arrays included.
@@ -126,6 +137,19 @@ class TrialResult(Finding):
     d_repr: dict[str, IntrinsicDimension] = Field(default_factory=dict)
     attacks: tuple[AttackRecord, ...] = ()
     history: tuple[EpochRecord, ...] = ()
+    test_history: tuple[EpochScore, ...] = ()
+    best_epoch: int | None = None
+    robustness: RadiusRecord | None = None
+    weights: KeptWeights | None = None
+    weights_note: str = ""
     timings: Timings = Timings()
     peak_memory_bytes: int = 0
     micro_batch: int | None = None
+
+    @model_validator(mode="after")
+    def _scores_fit_the_status(self) -> Self:
+        if self.status == TrialStatus.DONE and self.scores is None:
+            raise ValueError("a trial that is done must have scores")
+        if self.status == TrialStatus.DIVERGED and self.scores is not None:
+            raise ValueError("a trial that diverged must have no scores")
+        return self

@@ -24,12 +24,15 @@ from torch import Tensor, nn
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
+from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.result import EpochRecord
 from tasks.trials.seeding import seeded
 from tasks.trials.step import Step, as_pixels, has_batch_norm, split_batches, stepper
 
 EVALUATION_BATCH_SIZE = 64
 """Batch size of the released evaluation; changes a result only under ``mean_of_batch_means``."""
+
+NUM_EPOCHS_LOOKED_AT = 10
 
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
 
@@ -63,6 +66,7 @@ def train(
     device: torch.device | str = "cpu",
     on_epoch: Callable[[EpochRecord], None] | None = None,
     micro_batch: int | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[EpochRecord]:
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch counts.
 
@@ -82,6 +86,7 @@ def train(
         on_epoch: called with the record of every finished epoch that did not diverge.
         micro_batch: images that pass the network at once; gradients of a batch's parts are added up, so that
             the step is that of the whole batch. Batch norm then sees parts. None passes whole batches.
+        checkpoints: where an earlier attempt left off, and where this one does; None for neither.
 
     Returns:
         One record per epoch. When an epoch's mean loss is NaN or infinite, its record is the last and its
@@ -97,7 +102,9 @@ def train(
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
     history: list[EpochRecord] = []
     with seeded(derive_seed("dropout", seed), device), stepper(step) as take:
-        for epoch in range(1, recipe.epochs + 1):
+        if checkpoints is not None:
+            history = checkpoints.restore(model, step.optimizer, order, device)
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
             permutation = torch.randperm(len(images), generator=order).to(device)
             for rows in split_batches(permutation, recipe.batch_size):
@@ -109,6 +116,8 @@ def train(
                 break
             if on_epoch is not None:
                 on_epoch(record)
+            if checkpoints is not None:
+                checkpoints.offer(history, model, step.optimizer, order, device)
     model.zero_grad(set_to_none=True)
     return history
 
@@ -185,3 +194,13 @@ def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | N
                 f"{name} 1 for a network with batch norm",
                 f"use a {name} of 2 or more, or a network without batch norm",
             )
+
+
+def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
+    """Return the epochs after which the test images are passed: about ten, and never the last.
+
+    The last is evaluated anyway. An epoch trains on N images, three passes each; ten passes over the test
+    images in a hundred epochs cost a few hundredths of that.
+    """
+    every = max(1, num_epochs // NUM_EPOCHS_LOOKED_AT)
+    return frozenset(range(every, num_epochs, every))

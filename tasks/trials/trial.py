@@ -9,28 +9,38 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from search_spaces.errors import ConfigError, DataError, SweepError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.trials import NetworkSpec, TrialSpec
+from search_spaces.specs import AttackSpec
+from search_spaces.trials import (
+    AttackMeasurement,
+    Measurement,
+    RepresentationMeasurement,
+    RobustnessMeasurement,
+    TrialSpec,
+)
 from tasks.measures.dimension import IntrinsicDimension
-from tasks.measures.intrinsic_dimension import intrinsic_dimension
 from tasks.prepared.subsets import TrialData
 from tasks.trials.attacks import CleanPass, attack_all, pass_clean
+from tasks.trials.checkpoints import Checkpoints
+from tasks.trials.classification import classification_scores
+from tasks.trials.inputs import check_inputs
+from tasks.trials.measured import EpochScore, KeptWeights
 from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
-from tasks.trials.representations import features_read
+from tasks.trials.representations import estimate_dimension, features_read
 from tasks.trials.result import AttackRecord, EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
+from tasks.trials.robustness import measure_radii
 from tasks.trials.seeding import deterministic
-from tasks.trials.training import evaluate, resident, train
+from tasks.trials.training import epochs_to_look_at, evaluate, resident, train
+from tasks.trials.weights import load_into, to_bytes
 
 
 def run_trial(
@@ -42,6 +52,8 @@ def run_trial(
     gpu_fraction: float | None = None,
     micro_batch: int | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    keep: Callable[[bytes], KeptWeights | str] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrialResult:
     """Train, evaluate, measure d_repr and attack one network.
 
@@ -54,6 +66,8 @@ def run_trial(
         micro_batch: images that pass the network at once in training, where memory is short; the steps are
             those of whole batches, but batch norm sees parts. Recorded in the outcome.
         on_epoch: called with the record of every finished epoch.
+        keep: given the trained network's weights; text says why they could not be kept, which is noted.
+        checkpoints: where training leaves off and goes on; None for none.
 
     Raises:
         ConfigError: for a spec that cannot be carried out (image too small for the architecture, fewer logits
@@ -62,10 +76,43 @@ def run_trial(
         torch.OutOfMemoryError: when the GPU's memory, or its share, is used up; cached memory is freed first.
         MemoryError: when the machine's memory is used up.
     """
-    _check_inputs(spec.network, data)
+    check_inputs(spec.network, data)
     device = torch.device(device)
     with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
-        return _Trial(spec, data, device, num_threads, micro_batch).run(on_epoch)
+        trial = _Trial(spec, data, device, num_threads, micro_batch)
+        return trial.run(on_epoch, keep, checkpoints)
+
+
+def measure_trial(
+    spec: TrialSpec,
+    data: TrialData,
+    weights: bytes,
+    known: TrialResult,
+    missing: Sequence[Measurement],
+    *,
+    device: torch.device | str = "cpu",
+    num_threads: int = 1,
+    gpu_fraction: float | None = None,
+) -> TrialResult:
+    """Measure on a network's kept weights what was not measured yet; nothing is trained.
+
+    Args:
+        spec: what is asked for now.
+        data: see :func:`run_trial`.
+        weights: of the network, from :func:`tasks.trials.weights.to_bytes`.
+        known: what was found before; everything in it stays as it is, to the last bit.
+        missing: what is to be measured.
+        device: see :func:`run_trial`, likewise the rest.
+        num_threads: torch threads on the CPU.
+        gpu_fraction: share of the GPU's memory.
+
+    Raises:
+        CorruptStoreError: when the weights are not those of this network; and as :func:`run_trial`.
+    """
+    check_inputs(spec.network, data)
+    device = torch.device(device)
+    with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
+        return _Trial(spec, data, device, num_threads, None).measure(weights, known, missing)
 
 
 class _Trial:
@@ -84,37 +131,96 @@ class _Trial:
         self.network = spec.network
         self.seed = spec.derived_seed
         self.scores: NetworkScores | None = None
-        self.d_repr: dict[str, IntrinsicDimension] = {}
-        self.attacks: list[AttackRecord] = []
+        self.test_history: list[EpochScore] = []
         self.history: list[EpochRecord] = []
         self.timings: dict[str, float] = {}
-
-    def run(self, on_epoch: Callable[[EpochRecord], None] | None) -> TrialResult:
-        """Run the stages in order; stop where the network has diverged."""
         size = self.network.train_size
-        images, labels, test_images, test_labels = (
-            resident(array, self.device)
+        self.images, self.labels, self.test_images, self.test_labels = (
+            resident(array, device)
             for array in (
-                self.data.train_images[:size],
-                self.data.train_labels[:size],
-                self.data.test_images,
-                self.data.test_labels,
+                data.train_images[:size],
+                data.train_labels[:size],
+                data.test_images,
+                data.test_labels,
             )
         )
+
+    def run(
+        self,
+        on_epoch: Callable[[EpochRecord], None] | None,
+        keep: Callable[[bytes], KeptWeights | str] | None,
+        checkpoints: Checkpoints | None,
+    ) -> TrialResult:
+        """Run the stages in order; stop where the network has diverged."""
         with self._timed("build"):
             model = self._build()
         with self._timed("train"):
-            reason = self._train(model, images, labels, on_epoch)
+            reason = self._train(model, on_epoch, checkpoints)
         if not reason:
             with self._timed("evaluate"):
-                features, clean, reason = self._evaluate(model, images, labels, test_images, test_labels)
+                features, clean, reason = self._evaluate(model)
         if reason:
             return self._result(reason)
+        kept = keep(to_bytes(model)) if keep else None
+        found = self._measured(model, self.spec.measurements, features, clean)
+        return self._result("", kept).model_copy(update={**found, "timings": Timings(**self.timings)})
+
+    def measure(self, weights: bytes, known: TrialResult, missing: Sequence[Measurement]) -> TrialResult:
+        """Measure ``missing`` on kept weights, and add it to what is known."""
+        model = self._build()
+        load_into(model, weights)
+        with features_read(model, len(self.images)) as features:
+            if any(isinstance(item, RepresentationMeasurement) for item in missing):
+                evaluate(model, self.images, self.labels)
+        found = self._measured(model, missing, getattr(features, "array", None), None)
+        new = {(attack.method, attack.epsilon) for attack in found["attacks"]}
+        kept = tuple(attack for attack in known.attacks if (attack.method, attack.epsilon) not in new)
+        return known.model_copy(
+            update={
+                "d_repr": {**known.d_repr, **found["d_repr"]},
+                "attacks": kept + found["attacks"],
+                "robustness": found["robustness"] or known.robustness,
+            }
+        )
+
+    def _measured(
+        self,
+        model: PixelModel,
+        missing: Sequence[Measurement],
+        features: NDArray[np.float32] | None,
+        clean: CleanPass | None,
+    ) -> dict[str, Any]:
+        """Return fields of a :class:`TrialResult`: what of ``missing`` was found."""
+        estimators = [m.estimator for m in missing if isinstance(m, RepresentationMeasurement)]
+        attacks = [m for m in missing if isinstance(m, AttackMeasurement)]
+        robustness = next((m.robustness for m in missing if isinstance(m, RobustnessMeasurement)), None)
         with self._timed("d_repr"):
-            self._measure_representation(features)
+            d_repr: dict[str, IntrinsicDimension] = {}
+            if features is not None and estimators:
+                d_repr = estimate_dimension(
+                    features,
+                    estimators,
+                    num_neighbors=self.spec.representation.num_neighbors,
+                    discard_fraction=self.network.subset.twonn_discard_fraction,
+                    seed=derive_seed("d_repr", self.seed),
+                )
         with self._timed("attack"):
-            self._attack(model, test_images, test_labels, clean)
-        return self._result("")
+            records = self._attacked(model, attacks, clean)
+        if robustness is None:
+            return {"d_repr": d_repr, "attacks": records, "robustness": None}
+        with self._timed("robustness"):
+            radii = measure_radii(
+                model,
+                self.test_images,
+                self.test_labels,
+                self.images,
+                num_images=robustness.num_images,
+                # Of the data, not of the network: all networks of a subset are asked about the same images.
+                seed=derive_seed("r_hat", self.network.subset),
+                num_steps=robustness.num_steps,
+                num_bisections=robustness.num_bisections,
+            )
+        return {"d_repr": d_repr, "attacks": records, "robustness": radii}
 
     def _build(self) -> PixelModel:
         recipe = self.network.recipe
@@ -131,34 +237,46 @@ class _Trial:
     def _train(
         self,
         model: PixelModel,
-        images: Tensor,
-        labels: Tensor,
         on_epoch: Callable[[EpochRecord], None] | None,
+        checkpoints: Checkpoints | None,
     ) -> str:
-        seed = derive_seed("training", self.seed)
+        recipe = self.network.recipe
+        tested = epochs_to_look_at(recipe.epochs)
+        notes: list[dict[str, Any]] = [] if checkpoints is None else checkpoints.notes
+
+        def after(record: EpochRecord) -> None:
+            if record.epoch in tested:
+                found = evaluate(model, self.test_images, self.test_labels, rule=recipe.test_loss)
+                if math.isfinite(found.loss):
+                    notes.append(
+                        {"epoch": record.epoch, "test_loss": found.loss, "test_accuracy": found.accuracy}
+                    )
+            if on_epoch is not None:
+                on_epoch(record)
+
         history = train(
             model,
-            images,
-            labels,
-            self.network.recipe,
-            seed=seed,
+            self.images,
+            self.labels,
+            recipe,
+            seed=derive_seed("training", self.seed),
             device=self.device,
-            on_epoch=on_epoch,
+            on_epoch=after,
             micro_batch=self.micro_batch,
+            checkpoints=checkpoints,
         )
         self.history = [record for record in history if not record.diverged]
+        self.test_history = [EpochScore.model_validate(note) for note in notes]
         if history and history[-1].diverged:
             return f"the training loss was {history[-1].train_loss} in epoch {history[-1].epoch}"
         return ""
 
-    def _evaluate(
-        self, model: PixelModel, images: Tensor, labels: Tensor, test_images: Tensor, test_labels: Tensor
-    ) -> tuple[NDArray[np.float32], CleanPass, str]:
+    def _evaluate(self, model: PixelModel) -> tuple[NDArray[np.float32], CleanPass, str]:
         """Pass every image once: features come with the train loss, attack directions with the test loss."""
         rule = self.network.recipe.test_loss
-        with features_read(model, len(images)) as features:
-            train = evaluate(model, images, labels, rule=rule)
-        clean = pass_clean(model, test_images, test_labels)
+        with features_read(model, len(self.images)) as features:
+            train = evaluate(model, self.images, self.labels, rule=rule)
+        clean = pass_clean(model, self.test_images, self.test_labels)
         test = clean.evaluation(rule=rule)
         for name, evaluation in (("train", train), ("test", test)):
             if not math.isfinite(evaluation.loss):
@@ -169,36 +287,26 @@ class _Trial:
             train_accuracy=train.accuracy,
             test_loss=test.loss,
             test_accuracy=test.accuracy,
+            classification=classification_scores(
+                clean.logits.cpu().numpy(), self.test_labels.cpu().numpy(), self.data.num_classes
+            ),
         )
         return features.array, clean, ""
 
-    def _measure_representation(self, features: NDArray[np.float32]) -> None:
-        """Estimate d_repr; it is undefined for too few points, or where all images map to one point."""
-        asked = self.spec.representation
-        try:
-            estimates = intrinsic_dimension(
-                features,
-                num_neighbors=asked.num_neighbors,
-                estimators=asked.estimators,
-                discard_fraction=self.network.subset.twonn_discard_fraction,
-                seed=derive_seed("d_repr", self.seed),
-            )
-        except SweepError as error:  # features that are not finite
-            reason = str(error)
-            self.d_repr = {
-                name: IntrinsicDimension(
-                    name, None, None, len(features), asked.num_neighbors, "", reason=reason
-                )
-                for name in asked.estimators
-            }
-            return
-        self.d_repr = {name: _finite(estimate) for name, estimate in estimates.items()}
+    def _attacked(
+        self, model: PixelModel, attacks: Sequence[AttackMeasurement], clean: CleanPass | None
+    ) -> tuple[AttackRecord, ...]:
+        records: list[AttackRecord] = []
+        for method in dict.fromkeys(attack.method for attack in attacks):
+            epsilons = tuple(attack.epsilon for attack in attacks if attack.method == method)
+            asked = AttackSpec.model_validate({"methods": (method,), "epsilons": epsilons})
+            clean = clean or pass_clean(model, self.test_images, self.test_labels)
+            rule = self.network.recipe.test_loss
+            records += attack_all(model, self.test_images, self.test_labels, asked, rule=rule, clean=clean)
+        return tuple(records)
 
-    def _attack(self, model: PixelModel, images: Tensor, labels: Tensor, clean: CleanPass) -> None:
-        rule = self.network.recipe.test_loss
-        self.attacks = attack_all(model, images, labels, self.spec.attacks, rule=rule, clean=clean)
-
-    def _result(self, reason: str) -> TrialResult:
+    def _result(self, reason: str, kept: KeptWeights | str | None = None) -> TrialResult:
+        best = min(self.test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
             status=TrialStatus.DIVERGED if reason else TrialStatus.DONE,
             reason=reason,
@@ -206,9 +314,11 @@ class _Trial:
             device=str(self.device),
             num_threads=self.num_threads,
             scores=self.scores,
-            d_repr=self.d_repr,
-            attacks=tuple(self.attacks),
             history=tuple(self.history),
+            test_history=tuple(self.test_history),
+            best_epoch=best.epoch if best else None,
+            weights=kept if isinstance(kept, KeptWeights) else None,
+            weights_note=kept if isinstance(kept, str) else "",
             timings=Timings(**self.timings),
             peak_memory_bytes=peak_bytes(self.device),
             micro_batch=self.micro_batch,
@@ -221,46 +331,3 @@ class _Trial:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.timings[stage] = time.perf_counter() - start
-
-
-def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
-    if estimate.value is None or math.isfinite(estimate.value):
-        return estimate
-    return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")
-
-
-def _check_inputs(network: NetworkSpec, data: TrialData) -> None:
-    if network.train_size > len(data.train_images):
-        raise DataError(
-            "A subset must hold at least as many training images as train_size",
-            f"{len(data.train_images)} images for train_size {network.train_size}",
-            "choose a smaller train_size or a smaller test_size",
-        )
-    num_outputs = network.recipe.num_outputs
-    if num_outputs is not None and num_outputs < data.num_classes:
-        raise ConfigError(
-            "A network needs at least one output per class",
-            f"num_outputs {num_outputs} for {data.num_classes} classes",
-            "leave num_outputs out of the recipe to get one output per class",
-        )
-    for name, images, labels in (
-        ("training", data.train_images[: network.train_size], data.train_labels[: network.train_size]),
-        ("test", data.test_images, data.test_labels),
-    ):
-        _check_arrays(name, images, labels, data.num_classes)
-
-
-def _check_arrays(name: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    # The comparison is false for NaN as well.
-    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
-        raise DataError(
-            "Pixels must be numbers from 0 to 255",
-            f"{images.min()} to {images.max()} in the {name} images",
-            "scale the images to [0, 255] and prepare them again",
-        )
-    if not (labels.min() >= 0 and labels.max() < num_classes):
-        raise DataError(
-            f"Labels must be integers from 0 to {num_classes - 1}",
-            f"{labels.min()} to {labels.max()} in the {name} labels",
-            "prepare the dataset again, or correct num_classes",
-        )

@@ -85,7 +85,7 @@ def test_a_trial_reports_everything_that_was_asked_for(outcome):
     assert not any(attack.reason for attack in outcome.attacks)
     assert set(outcome.d_repr) == {"mle", "twonn"}
     assert all(estimate.value > 0 and estimate.reason is None for estimate in outcome.d_repr.values())
-    assert all(seconds > 0 for _, seconds in outcome.timings)
+    assert all(seconds > 0 for name, seconds in outcome.timings if name != "robustness")
     assert [row.epoch for row in outcome.history] == list(range(1, 11))
     assert (outcome.device, outcome.num_threads, outcome.reason) == ("cpu", 1, "")
     assert outcome.seed == trial_spec().derived_seed

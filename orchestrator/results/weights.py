@@ -1,0 +1,100 @@
+"""Kept weights and interval checkpoints of a sweep: files beside the results, checked when they are read.
+
+``weights/<trial_id>.safetensors`` is written before the result that names its checksum, so a result's weights
+are there; ``checkpoints/<trial_id>.pt`` lives while its trial does. Neither goes to MLflow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from orchestrator.results.store import free_space
+from search_spaces.errors import CorruptStoreError, SetupError
+from tasks.atomic import write_atomic
+from tasks.trials.measured import KeptWeights
+
+
+class WeightStore:
+    """Files of one sweep below ``url``, a local path or fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._base = fsspec.core.url_to_fs(url)
+
+    def save(self, trial_id: str, data: bytes) -> KeptWeights:
+        """Keep a network's weights, whole or not at all.
+
+        Raises:
+            SetupError: when there is no room or no permission.
+        """
+        self._write(self._weights(trial_id), data)
+        return KeptWeights(sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
+
+    def read(self, trial_id: str, kept: KeptWeights) -> bytes:
+        """Return kept weights.
+
+        Raises:
+            CorruptStoreError: when they are gone or not those that were kept.
+        """
+        path = self._weights(trial_id)
+        data = self._read(path)
+        if data is None or hashlib.sha256(data).hexdigest() != kept.sha256:
+            found = f"{path}: {'gone' if data is None else 'checksum does not match'}"
+            raise CorruptStoreError("Kept weights must be whole", found, "the network is trained again")
+        return data
+
+    def has(self, trial_id: str) -> bool:
+        """Tell whether weights of a trial are kept."""
+        return bool(self._fs.exists(self._weights(trial_id)))
+
+    def forget(self, trial_id: str) -> None:
+        """Remove a network's weights, where there are any."""
+        self._remove(self._weights(trial_id))
+
+    def save_checkpoint(self, trial_id: str, data: bytes) -> None:
+        """Replace a running trial's checkpoint.
+
+        Raises:
+            SetupError: when there is no room or no permission.
+        """
+        self._write(self._checkpoint(trial_id), hashlib.sha256(data).digest() + data)
+
+    def read_checkpoint(self, trial_id: str) -> bytes | None:
+        """Return a trial's checkpoint; None where there is none that is whole."""
+        sealed = self._read(self._checkpoint(trial_id))
+        if sealed is None or hashlib.sha256(sealed[32:]).digest() != sealed[:32]:
+            return None
+        return sealed[32:]
+
+    def forget_checkpoint(self, trial_id: str) -> None:
+        """Remove a trial's checkpoint: it has a result."""
+        self._remove(self._checkpoint(trial_id))
+
+    def _weights(self, trial_id: str) -> str:
+        return posixpath.join(self._base, "weights", f"{trial_id}.safetensors")
+
+    def _checkpoint(self, trial_id: str) -> str:
+        return posixpath.join(self._base, "checkpoints", f"{trial_id}.pt")
+
+    def _read(self, path: str) -> bytes | None:
+        return bytes(self._fs.cat_file(path)) if self._fs.exists(path) else None
+
+    def _remove(self, path: str) -> None:
+        if self._fs.exists(path):
+            self._fs.rm(path)
+
+    def _write(self, path: str, data: bytes) -> None:
+        try:
+            if isinstance(self._fs, LocalFileSystem):
+                write_atomic(path, data)
+            else:
+                self._fs.pipe_file(path, data)
+        except OSError as error:
+            raise SetupError(
+                "Weights must have room where results are kept",
+                f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free_space(self._base)}",
+                "free space, or set keep_weights to last or none",
+            ) from error

@@ -1,0 +1,73 @@
+"""Who keeps weights and checkpoints: one actor on the driver's node, so that workers need no shared disk."""
+
+from __future__ import annotations
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.results.weights import WeightStore
+from search_spaces.errors import CorruptStoreError, SetupError
+from tasks.trials.measured import KeptWeights
+
+
+class _Keeper:
+    """The actor: everything is a file, so it may be started again at any time."""
+
+    def __init__(self, url: str) -> None:
+        self._store = WeightStore(url)
+
+    def save(self, trial_id: str, data: bytes) -> KeptWeights | str:
+        try:
+            return self._store.save(trial_id, data)
+        except SetupError as error:
+            return str(error)
+
+    def read(self, trial_id: str, kept: KeptWeights) -> bytes | str:
+        try:
+            return self._store.read(trial_id, kept)
+        except CorruptStoreError as error:
+            return str(error)
+
+    def save_checkpoint(self, trial_id: str, data: bytes) -> str:
+        try:
+            self._store.save_checkpoint(trial_id, data)
+        except SetupError as error:
+            return str(error)
+        return ""
+
+    def read_checkpoint(self, trial_id: str) -> bytes | None:
+        return self._store.read_checkpoint(trial_id)
+
+
+class Keeper:
+    """A worker's way to the actor; may be sent anywhere."""
+
+    def __init__(self, url: str) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 1, "scheduling_strategy": here}
+        self._actor = ray.remote(**options)(_Keeper).remote(url)
+
+    def save(self, trial_id: str, data: bytes) -> KeptWeights | str:
+        """Keep weights; text says why they could not be kept, which costs no result."""
+        kept: KeptWeights | str = ray.get(self._actor.save.remote(trial_id, data))
+        return kept
+
+    def read(self, trial_id: str, kept: KeptWeights) -> bytes:
+        """Return kept weights.
+
+        Raises:
+            CorruptStoreError: when they are gone or damaged.
+        """
+        data = ray.get(self._actor.read.remote(trial_id, kept))
+        if isinstance(data, str):
+            raise CorruptStoreError(data)
+        return bytes(data)
+
+    def save_checkpoint(self, trial_id: str, data: bytes) -> str:
+        """Replace a checkpoint; text says why that was not possible."""
+        return str(ray.get(self._actor.save_checkpoint.remote(trial_id, data)))
+
+    def read_checkpoint(self, trial_id: str) -> bytes | None:
+        """Return a checkpoint, where there is one that is whole."""
+        data: bytes | None = ray.get(self._actor.read_checkpoint.remote(trial_id))
+        return data

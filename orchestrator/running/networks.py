@@ -1,0 +1,61 @@
+"""The networks of a sweep: whether they can be built, and the source of one's own for the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from orchestrator.planning.plan import SweepPlan
+from search_spaces.errors import SweepError, collect
+from search_spaces.own_code import source_texts
+from search_spaces.specs import ModelSpec, SubsetSpec
+from search_spaces.trials import TrialSpec
+
+
+def check_models(plan: SweepPlan, known: Collection[str]) -> None:
+    """Find every network that cannot be built before anything is prepared or trained.
+
+    Args:
+        plan: The whole grid.
+        known: Ids of trials that have a result: their networks were built.
+
+    Raises:
+        ConfigError: naming all of them.
+    """
+    asked: set[tuple[ModelSpec, int, int, int, float | None]] = set()
+    for trial_id, trial in plan.trials_by_id.items():
+        if trial_id not in known:
+            network, prepared = trial.network, trial.network.subset.prepared
+            num_outputs = network.recipe.num_outputs or _num_classes(plan, network.subset)
+            asked.add(
+                (
+                    network.model,
+                    num_outputs,
+                    prepared.channels,
+                    prepared.image_size,
+                    network.recipe.dropout,
+                )
+            )
+    if not asked:
+        return
+    from tasks.trials.models import check_buildable
+
+    problems: list[SweepError] = []
+    for model, num_outputs, channels, image_size, dropout in sorted(asked, key=str):
+        try:
+            check_buildable(
+                model, num_outputs=num_outputs, in_channels=channels, image_size=image_size, dropout=dropout
+            )
+        except SweepError as error:
+            problems.append(error)
+    collect(problems)
+
+
+def own_code(cells: Iterable[TrialSpec]) -> dict[str, str]:
+    """Return the source of one's own networks among ``cells``, by relative path, for the workers."""
+    references = {cell.network.model.architecture for cell in cells if cell.network.model.library == "own"}
+    return {path: text for name in sorted(references) for path, text in source_texts(name).items()}
+
+
+def _num_classes(plan: SweepPlan, subset: SubsetSpec) -> int:
+    """Return how many classes a subset has, as far as is known before its data are read."""
+    return 2 if subset.class_pair else max(2, len(plan.datasets[subset.prepared.dataset].label_names))

@@ -1,0 +1,77 @@
+"""How well a network's outputs tell the classes apart, from its logits on the test images."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from tasks.trials.measured import ClassificationScores
+
+NUM_BINS = 15
+"""Bins of equal width of the calibration error, as Guo et al. (ICML 2017)."""
+
+
+def classification_scores(
+    logits: NDArray[np.float32] | NDArray[np.float64], labels: NDArray[np.int64], num_classes: int
+) -> ClassificationScores:
+    """Score logits against labels.
+
+    Args:
+        logits: ``(num_images, num_outputs)``; outputs beyond the classes count as answers, always wrong.
+        labels: ``(num_images,)``.
+        num_classes: classes that there are.
+    """
+    logits = np.asarray(logits, np.float64)
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    answers = logits.argmax(axis=1)
+    hits = answers == labels
+    per_class = tuple(
+        float(hits[labels == label].mean()) if (labels == label).any() else None
+        for label in range(num_classes)
+    )
+    present = [value for value in per_class if value is not None]
+    return ClassificationScores(
+        balanced_accuracy=float(np.mean(present)),
+        auc=_auc(logits, labels, num_classes),
+        per_class_accuracy=per_class,
+        calibration_error=calibration_error(scores.max(axis=1), hits),
+    )
+
+
+def area_under_curve(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
+    """Return the area under the ROC curve: how often a positive scores above a negative, ties half.
+
+    None where one of the two classes is missing.
+    """
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if not num_positive or not num_negative:
+        return None
+    ranks = float(rankdata(scores)[positive].sum())
+    return (ranks - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+
+
+def calibration_error(confidences: NDArray[np.floating], hits: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error: mean gap of confidence and accuracy over bins of confidence."""
+    bins = np.minimum((confidences * NUM_BINS).astype(int), NUM_BINS - 1)
+    gaps = (
+        abs(confidences[bins == b].mean() - hits[bins == b].mean()) * (bins == b).mean()
+        for b in np.unique(bins)
+    )
+    return float(sum(gaps))
+
+
+def _auc(logits: NDArray[np.float64], labels: NDArray[np.int64], num_classes: int) -> float | None:
+    if not np.isfinite(logits).all():
+        return None
+    if num_classes == 2:
+        return area_under_curve(logits[:, 1] - logits[:, 0], labels == 1)
+    # One class against the rest by its probability, averaged over the classes that there are.
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    areas = [area_under_curve(logs[:, label], labels == label) for label in range(num_classes)]
+    found = [area for area in areas if area is not None]
+    return math.fsum(found) / len(found) if found else None

@@ -1,0 +1,73 @@
+"""Faults of one process or one trial that must cost no other: broken devices, hangs."""
+
+import os
+import time
+from typing import Any
+
+import pytest
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialRecord
+from orchestrator.running.failures import DeviceError, classify, classify_lost_worker, spoils_process
+from orchestrator.running.trainable import TrialTrainable
+from tests.unit.orchestrator.results.examples import trial_result
+from tests.unit.orchestrator.running.test_sweep import _report, by_size, make_plan, run  # noqa: F401
+
+
+class Poisoned(TrialTrainable):
+    """The first process to run a cell breaks at it, and fails at everything it is given from then on."""
+
+    def _run(self, started_at: float) -> CellReport:
+        plan = self._cell["trial_id"].split("-n")[0] + os.environ.get("RAY_JOB_ID", "")
+        _internal_kv_put(f"poisoned {plan} {self._cell['data']}", str(os.getpid()).encode(), overwrite=False)
+        if _internal_kv_get(f"poisoned {plan} {self._cell['data']}") == str(os.getpid()).encode():
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return _report(started_at, trial_result(0.5))
+
+
+class Hanging(TrialTrainable):
+    """One cell hangs the first time."""
+
+    def _run(self, started_at: float) -> CellReport:
+        if "-n12-" in self._cell["trial_id"] and not _internal_kv_put("hung once", b"1", overwrite=False):
+            time.sleep(600)
+        return _report(started_at, trial_result(0.5))
+
+
+@pytest.mark.ray
+def test_a_process_that_met_a_device_error_is_not_used_again(run: Any) -> None:  # noqa: F811
+    plan = make_plan(*range(4, 34))
+    sweep = run(plan, trainable=Poisoned)
+    records = by_size(sweep.stored.store.scan(TrialRecord).records)
+    assert sorted(records) == list(range(4, 34))
+    assert sum(record.attempt for record in records.values()) == 31  # one was run twice, elsewhere
+    assert sweep.stored.store.scan(FailureRecord).records == {}
+
+
+@pytest.mark.ray
+def test_a_trial_that_hangs_is_ended_and_run_again(run: Any) -> None:  # noqa: F811
+    plan = make_plan(10, 12, 14)
+    sweep = run(plan, trainable=Hanging, time_limit=lambda trial: 8.0)
+    records = by_size(sweep.stored.store.scan(TrialRecord).records)
+    assert {size: record.attempt for size, record in records.items()} == {10: 1, 12: 2, 14: 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "spoils"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (DeviceError("no GPU"), True),
+    ],
+)
+def test_which_errors_spoil_a_process(error: Exception, spoils: bool) -> None:
+    assert spoils_process(error) is spoils
+
+
+def test_a_device_error_has_a_kind_of_its_own_and_keeps_its_message() -> None:
+    assert classify(RuntimeError("CUDA error: unspecified launch failure")).kind is FailureKind.DEVICE_ERROR
+    text = "Traceback\n  ...\norchestrator.running.failures.DeviceError: CUDA error: bad"
+    failure = classify_lost_worker(None, text)
+    assert (failure.kind, failure.message) == (FailureKind.DEVICE_ERROR, "CUDA error: bad")

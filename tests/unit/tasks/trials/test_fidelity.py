@@ -1,0 +1,133 @@
+"""The released loop, transcribed by hand, and other libraries' code against ours: equal to the last bit."""
+
+import warnings
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from search_spaces.fingerprint import derive_seed
+from search_spaces.specs import ModelSpec, RecipeSpec
+from tasks.trials.attacks import fgsm
+from tasks.trials.models import build_model
+from tasks.trials.representations import extract_features
+from tasks.trials.training import train
+
+torch.set_num_threads(1)
+
+
+class PerItem(torch.utils.data.Dataset):
+    """Images one by one, as the released data set hands them out: a float tensor and a label each."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index].float(), self.labels[index]
+
+
+def transcribed(network, images, labels, recipe, *, order_seed, dropout_seed):
+    """Train as the released script does, given the seeds of batch order and dropout."""
+    items = PerItem(images, labels)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    criterion = nn.CrossEntropyLoss()
+    network.to(memory_format=torch.channels_last)
+    order = torch.Generator().manual_seed(order_seed)
+    losses = []
+    torch.manual_seed(dropout_seed)
+    for _ in range(recipe.epochs):
+        network.train()
+        rows = torch.randperm(len(items), generator=order).tolist()
+        total = 0.0
+        for start in range(0, len(rows), recipe.batch_size):
+            batch = [items[row] for row in rows[start : start + recipe.batch_size]]
+            inputs = torch.stack([image for image, _ in batch]).to(memory_format=torch.channels_last)
+            targets = torch.stack([label for _, label in batch])
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                outputs = network(inputs)
+            loss = criterion(outputs.float(), targets)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        losses.append(total / len(items))
+    return losses
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("architecture", "batch_size", "rate"), [("resnet18", 8, 1e-3), ("resnet50", 6, 1e-3), ("vgg13", 6, 1e-4)]
+)
+def test_training_is_the_released_loop_to_the_last_bit(architecture, batch_size, rate, channels, precision):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, channels, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(16) % 2
+    if architecture == "vgg13":  # 129 million weights: few steps take long enough
+        images, labels = images[:8], labels[:8]
+    recipe = RecipeSpec(
+        name="released", epochs=2, batch_size=batch_size, learning_rate=rate, precision=precision
+    )
+    spec = ModelSpec(name=architecture, library="torchvision", architecture=architecture)
+    options = {"num_outputs": 2, "in_channels": channels, "input_scale": 1.0, "image_size": 32}
+    ours, theirs = (build_model(spec, dropout=None, seed=5, **options) for _ in range(2))
+    seeds = {name: derive_seed(name.replace("_", " "), 7) for name in ("batch_order", "dropout")}
+    expected = transcribed(
+        theirs.network, images, labels, recipe, order_seed=seeds["batch_order"], dropout_seed=seeds["dropout"]
+    )
+    history = train(ours, images, labels, recipe, seed=7)
+    assert [record.train_loss for record in history] == expected
+    weights = theirs.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in ours.state_dict().items())
+
+
+def small(architecture, channels=1):
+    spec = ModelSpec(name=architecture, library="torchvision", architecture=architecture)
+    return build_model(
+        spec,
+        num_outputs=2,
+        in_channels=channels,
+        input_scale=1.0,
+        dropout=None,
+        seed=0,
+        image_size=32,
+    )
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+def test_fgsm_is_foolboxs_pixel_by_pixel(epsilon):
+    foolbox = pytest.importorskip("foolbox")
+    model = small("resnet18").eval()
+    images = torch.randint(0, 256, (6, 1, 32, 32), generator=torch.Generator().manual_seed(1)).float()
+    labels = torch.arange(6) % 2
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 255), device="cpu")
+    attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, expected, _ = attack(wrapped, images, foolbox.criteria.Misclassification(labels), epsilons=epsilon)
+    assert torch.equal(fgsm(model, images, labels, epsilon), expected)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "node"), [("resnet18", "layer4"), ("resnet50", "layer4"), ("vgg13", "classifier.3")]
+)
+def test_features_are_those_of_torchvisions_extractor(architecture, node):
+    model = small(architecture).eval()
+    images = torch.randint(0, 256, (5, 1, 32, 32), generator=torch.Generator().manual_seed(2)).float()
+    extractor = create_feature_extractor(model.network, {node: "features"})
+    pixels = images.to(memory_format=torch.channels_last)
+    # The extractor hands out the tensor itself, which VGG's ReLU then changes in place: copies are compared.
+    for module in extractor.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    with torch.no_grad():
+        expected = extractor(pixels)["features"].flatten(1)
+    assert torchvision.__version__
+    assert torch.equal(torch.from_numpy(extract_features(model, images)), expected)

@@ -1,0 +1,170 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from search_spaces.errors import ConfigError
+from search_spaces.models import model_spec
+from search_spaces.own_code import code_hash, source_files, source_texts
+from search_spaces.specs import ModelChoice
+from tasks.trials.models import build_model, check_buildable
+from tasks.trials.own_models import install_code
+
+NETWORK = """
+from torch import nn
+from {package}layers import width
+
+def tiny(*, num_outputs, in_channels, image_size, hidden=1):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, hidden * width), nn.ReLU(),
+                         nn.Linear(hidden * width, num_outputs))
+
+def raises(**options):
+    raise KeyError("no such weights")
+
+def wrong_shape(*, num_outputs, **options):
+    return nn.Sequential(nn.Flatten(1), nn.LazyLinear(num_outputs + 1))
+
+def no_network(**options):
+    return 3
+
+def breaks(**options):
+    return nn.Linear(7, 2)
+"""
+OPTIONS = {"num_outputs": 2, "in_channels": 1, "image_size": 8, "dropout": None}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "mynets.py").write_text(NETWORK.format(package=""))
+    (tmp_path / "layers.py").write_text("width = 3")
+    (tmp_path / "stranger.py").write_text("x = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("mynets", "layers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield tmp_path
+    for name in ("mynets", "layers"):
+        sys.modules.pop(name, None)
+
+
+def test_a_network_of_ones_own_is_built_with_its_arguments(folder):
+    spec = model_spec(ModelChoice.model_validate({"from": "mynets:tiny", "arguments": {"hidden": 5}}))
+    assert (spec.name, spec.library, spec.architecture) == ("tiny", "own", "mynets:tiny")
+    model = build_model(spec, input_scale=1.0, seed=0, **OPTIONS)
+    assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
+    assert model.network[1].out_features == 15
+
+
+def test_the_code_is_part_of_the_identity_with_what_it_imports(folder):
+    before = code_hash("mynets:tiny")
+    assert set(source_files("mynets:tiny")) == {"mynets", "layers"}
+    (folder / "stranger.py").write_text("x = 2")
+    assert code_hash("mynets:tiny") == before
+    (folder / "layers.py").write_text("width = 4")
+    assert code_hash("mynets:tiny") != before
+
+
+def test_a_package_is_hashed_with_its_own_modules_only(tmp_path, monkeypatch):
+    package = tmp_path / "ownpackage"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "nets.py").write_text(NETWORK.format(package="."))
+    (package / "layers.py").write_text("import numpy\nwidth = 3")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = source_files("ownpackage.nets:tiny")
+    assert set(found) == {"ownpackage", "ownpackage.nets", "ownpackage.layers"}
+
+
+def test_source_sent_to_another_machine_builds_the_same_network(folder, monkeypatch):
+    spec, texts = model_spec("mynets:tiny"), source_texts("mynets:tiny")
+    for path in folder.glob("*.py"):
+        path.unlink()
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry) != folder])
+    with pytest.raises(ConfigError, match="must be found"):
+        build_model(spec, input_scale=1.0, seed=0, **OPTIONS)
+    install_code(texts)
+    assert build_model(spec, input_scale=1.0, seed=0, **OPTIONS)(torch.zeros(1, 1, 8, 8)).shape == (1, 2)
+
+
+def test_code_that_changed_since_the_plan_is_refused(folder):
+    spec = model_spec("mynets:tiny")
+    (folder / "layers.py").write_text("width = 9")
+    with pytest.raises(ConfigError, match="must stay as it was planned"):
+        build_model(spec, input_scale=1.0, seed=0, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("raises", "must build a network; found: mynets:raises raised KeyError: 'no such weights'"),
+        ("wrong_shape", r"returned \(1, 3\) for 1 image and 2 outputs"),
+        ("no_network", "must return a torch.nn.Module; found: mynets:no_network: int"),
+        ("breaks", r"must take a batch of images; found: mynets:breaks raised RuntimeError"),
+        ("missing", "must be importable; found: mynets:missing: AttributeError"),
+    ],
+)
+def test_a_function_that_gives_no_network_is_one_clear_message(folder, function, message):
+    with pytest.raises(ConfigError, match=message):
+        check_buildable(model_spec(f"mynets:{function}"), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("nowhere.nets:tiny", "module of your own network must be found; found: 'nowhere.nets'"),
+        ("a b:tiny", "named package.module:function; found: 'a b:tiny'"),
+        ("mynets:", "named package.module:function"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_refused(folder, reference, message):
+    with pytest.raises(ConfigError, match=message):
+        model_spec(reference)
+
+
+def test_source_that_is_no_python_is_refused(folder):
+    (folder / "layers.py").write_text("width = = 3")
+    with pytest.raises(ConfigError, match=r"must be Python; found: layers.py, line 1"):
+        model_spec("mynets:tiny")
+
+
+@pytest.mark.parametrize(
+    ("choice", "name", "library"),
+    [
+        ("torchvision:resnet18", "resnet18", "torchvision"),
+        ("timm:resnet18", "timm_resnet18", "timm"),
+        ("torchvision:densenet121", "densenet121", "torchvision"),
+        ({"from": "timm:vgg13", "arguments": {"drop_rate": 0.5}}, "timm_vgg13_drop_rate_0_5", "timm"),
+        ({"from": "vgg13", "name": "mine"}, "mine", "torchvision"),
+    ],
+)
+def test_library_networks_are_named_after_what_they_are(choice, name, library):
+    spec = model_spec(ModelChoice.model_validate(choice))
+    assert (spec.name, spec.library) == (name, library)
+
+
+def test_a_name_of_the_table_and_of_its_library_are_one_network():
+    assert model_spec("torchvision:resnet18") == model_spec("resnet18")
+    assert model_spec("timm:vgg13") == model_spec("timm_vgg13")
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("torchvision:resnet81", "Unknown torchvision architecture; found: 'resnet81'"),
+        ("timm:resnet10x", "Unknown timm architecture; found: 'resnet10x'"),
+        ({"from": "timm:resnet18", "arguments": {"colour": 1}}, "must be those that its library takes"),
+        ("torchvision:vgg11", "1x8x8 for torchvision vgg11"),
+    ],
+)
+def test_what_a_library_cannot_build_is_found_without_memory(choice, message):
+    spec = model_spec(ModelChoice.model_validate(choice))
+    with pytest.raises(ConfigError, match=message):
+        check_buildable(spec, **OPTIONS)
+
+
+def test_arguments_reach_the_library_and_are_part_of_the_identity():
+    plain = model_spec("timm:resnet18")
+    spec = model_spec(ModelChoice.model_validate({"from": "timm:resnet18", "arguments": {"drop_rate": 0.25}}))
+    assert spec != plain
+    model = build_model(spec, input_scale=1.0, seed=0, **OPTIONS | {"image_size": 32})
+    assert model.network.drop_rate == 0.25
