@@ -6,6 +6,7 @@ list of cells, so none of Tune's own state is ever read back.
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import time
@@ -23,7 +24,6 @@ from orchestrator.planning.cards import Card
 from orchestrator.planning.order import array_key, order_trials
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.results import columns
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.rows import MeasureIndex, flat_trial
 from orchestrator.results.state import StoredResults
@@ -36,10 +36,11 @@ from orchestrator.running.hangs import HangWatch
 from orchestrator.running.keeper import Keeper
 from orchestrator.running.lost_workers import read_failure
 from orchestrator.running.networks import own_code
-from orchestrator.running.outcomes import trial_record
+from orchestrator.running.outcomes import start_tags, trial_record
 from orchestrator.running.progress import Monitor
 from orchestrator.running.requests import Requests
 from orchestrator.running.retries import Retries
+from orchestrator.running.scheduling import StartWatch
 from orchestrator.running.shelf import Shelf
 from orchestrator.running.trainable import REPORT, TrialTrainable, equipped
 from search_spaces.errors import SetupError, SweepError
@@ -137,6 +138,8 @@ class TrialSweep:
             except Exception as error:
                 # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
                 callback.fit_failed(error)
+            # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
+            gc.collect()
             if callback.fatal is not None:
                 raise callback.fatal
             callback.account_for_the_rest()
@@ -220,6 +223,7 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         self._shelf = shelf
         self._earlier = earlier
         self._broken = 0
+        self._starts = StartWatch(sweep.resources, sweep.monitor.note)
         self._hangs = HangWatch(sweep.time_limit)
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
@@ -238,23 +242,14 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
         except SweepError as error:
             self._end(error)
             return
-        network, dataset = cell.network, cell.network.subset.prepared.dataset
-        tags = {
-            columns.TRIAL_ID: cell.trial_id,
-            columns.MODEL: network.model.name,
-            columns.DATASET: dataset,
-            columns.DOMAIN: self._sweep.plan.datasets[dataset].domain or "",
-            columns.TRAIN_SIZE: str(network.train_size),
-            columns.SEED: str(network.seed),
-            columns.ATTEMPT: str(self._attempt(cell.trial_id)),
-            columns.STATUS: "running",
-        }
+        tags = start_tags(self._sweep.plan, cell, self._attempt(cell.trial_id))
         self._sweep.tracker.start_trial(cell.trial_id, tags)
         self._sweep.monitor.trial_started(cell.trial_id)
         self._hangs.started(cell)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """End the process of every trial that has been silent past its limit."""
+        self._starts.look(trials, waiting=bool(self._queue.running))
         self._hangs.end_hung(trial for trial in trials if _trial_name(trial) in self._queue.running)
 
     def on_trial_result(

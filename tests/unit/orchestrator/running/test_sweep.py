@@ -226,3 +226,29 @@ def test_real_trials_are_equal_to_the_last_bit(run, root):
     for trial_id, record in first.items():
         assert trial_metrics(record.result) == trial_metrics(second[trial_id].result)
         assert record.result.scores.test_loss > 0
+
+
+def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
+    class Impatient(Progress):
+        def note(self, message: str) -> None:
+            raise KeyboardInterrupt(message)
+
+    monkeypatch.setattr("orchestrator.running.scheduling.PATIENCE_S", 1.0)
+    with pytest.raises(KeyboardInterrupt, match=r"each asks for 64 cpu \(the cluster has 2, \S+ free\)"):
+        run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
+
+
+def test_what_tune_raises_ends_no_sweep(run):
+    class Broken(Progress):
+        broken = False
+
+        def trial_started(self, trial_id: str) -> None:
+            if not self.broken:
+                self.broken = True
+                raise RuntimeError("inside Tune's loop")
+            super().trial_started(trial_id)
+
+    plan = make_plan(10, 22, 26)
+    sweep = run(plan, monitor=Broken())
+    assert set(sweep.stored.store.scan(TrialRecord).records) == set(plan.trials_by_id)
+    assert {str(failure.kind) for failure in sweep.tracker.failures} == {"cluster_error"}
