@@ -57,6 +57,19 @@ ClassPair = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
 ]
 ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
+V = TypeVar("V", bound=str | int | float)
+
+
+def _each_once(values: tuple[V, ...]) -> tuple[V, ...]:
+    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
+    if repeated:
+        raise ValueError(f"names {', '.join(repeated[:20])} more than once")
+    return values
+
+
+Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Estimators of intrinsic dimension, by name."""
+
 PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(_two_classes)]
 """A class pair as a sweep file writes it: places (numbers from 0), or names (text)."""
 Domain = Literal["natural", "medical"]
@@ -277,6 +290,11 @@ class AttackSpec(Spec):
     methods: tuple[Literal["fgsm", "pgd"], ...] = ("fgsm",)
     epsilons: tuple[Annotated[float, Field(gt=0, le=255)], ...] = (1.0, 2.0, 4.0, 8.0)
 
+    @field_validator("methods", "epsilons")
+    @classmethod
+    def _check_repeats(cls, values: tuple[str | float, ...]) -> tuple[str | float, ...]:
+        return _each_once(values)
+
 
 class RobustnessSpec(Spec):
     """How far the nearest image with another decision lies (R of the paper's theorem), in L2 pixel units."""
@@ -293,7 +311,7 @@ KeepWeights = Literal["all", "last", "none"]
 class RepresentationSpec(Spec):
     """How the intrinsic dimension d_repr of the last hidden layer's activations is estimated."""
 
-    estimators: tuple[str, ...] = ("mle", "twonn")
+    estimators: Estimators = ("mle", "twonn")
     num_neighbors: Annotated[int, Field(ge=3)] = 20
 
 
@@ -351,7 +369,7 @@ class MeasureSpec(Spec):
     subset: SubsetSpec
     train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
     num_neighbors: Annotated[int, Field(ge=3)] = 20
-    estimators: tuple[str, ...] = DEFAULT_ESTIMATORS
+    estimators: Estimators = DEFAULT_ESTIMATORS
     """Of intrinsic dimension, by name."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     sharpness_seeds: tuple[Annotated[int, Field(ge=0)], ...] = tuple(range(10))
@@ -451,6 +469,8 @@ class SweepSpec(Spec):
     keep_weights: KeepWeights = "all"
     """Of which networks: ``last`` keeps those of the largest train size. No part of any identity."""
     num_neighbors: Annotated[int, Field(ge=3)] = 20
+    estimators: Estimators = DEFAULT_ESTIMATORS
+    """Of d_data."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     calibrate: bool = False
     """Also correct d_data's bias by simulation, for the report; costs about a minute per subset."""

@@ -20,7 +20,7 @@ import ray
 from ray import tune
 
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.results import columns
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.rows import MeasureIndex, flat_trial
@@ -244,7 +244,7 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
             columns.TRAIN_SIZE: str(network.train_size),
             columns.SEED: str(network.seed),
             columns.ATTEMPT: str(self._attempt(cell.trial_id)),
-            columns.STATUS: "running",
+            columns.STATUS: str(CellStatus.RUNNING),
         }
         self._sweep.tracker.start_trial(cell.trial_id, tags)
         self._sweep.monitor.trial_started(cell.trial_id)
