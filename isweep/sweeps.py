@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import DataError, SweepError, unknown_name
@@ -221,7 +222,9 @@ class Plan:
     def summary(self) -> pd.DataFrame:
         """Return one row per model and dataset: trials, and how many are done."""
         groups = self.table.groupby(["model", "dataset"], sort=False)
-        counts = groups["status"].agg(trials="size", done=lambda status: int((status == "done").sum()))
+        counts = groups["status"].agg(
+            trials="size", done=lambda status: int((status == CellStatus.DONE).sum())
+        )
         return pd.DataFrame(counts.reset_index())
 
     def __repr__(self) -> str:

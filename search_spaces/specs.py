@@ -7,6 +7,7 @@ Every spec is validated when it is made and refuses unknown fields. Identity is 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    field_validator,
 )
 
 from search_spaces.fingerprint import derive_seed, readable_id
@@ -44,6 +46,19 @@ def _two_classes(pair: Pair) -> Pair:
 ClassPair = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
 ]
+V = TypeVar("V", bound=str | int | float)
+
+
+def _each_once(values: tuple[V, ...]) -> tuple[V, ...]:
+    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
+    if repeated:
+        raise ValueError(f"names {', '.join(repeated[:20])} more than once")
+    return values
+
+
+Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Estimators of intrinsic dimension, by name."""
+
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 Fault = Literal[
@@ -158,6 +173,11 @@ class AttackSpec(Spec):
     methods: tuple[Literal["fgsm", "pgd"], ...] = ("fgsm",)
     epsilons: tuple[Annotated[float, Field(gt=0, le=255)], ...] = (1.0, 2.0, 4.0, 8.0)
 
+    @field_validator("methods", "epsilons")
+    @classmethod
+    def _check_repeats(cls, values: tuple[str | float, ...]) -> tuple[str | float, ...]:
+        return _each_once(values)
+
 
 class RobustnessSpec(Spec):
     """How far the nearest image with another decision lies (R of the paper's theorem), in L2 pixel units."""
@@ -174,7 +194,7 @@ KeepWeights = Literal["all", "last", "none"]
 class RepresentationSpec(Spec):
     """How the intrinsic dimension d_repr of the last hidden layer's activations is estimated."""
 
-    estimators: tuple[str, ...] = ("mle", "twonn")
+    estimators: Estimators = ("mle", "twonn")
     num_neighbors: Annotated[int, Field(ge=3)] = 20
 
 
@@ -232,7 +252,7 @@ class MeasureSpec(Spec):
     subset: SubsetSpec
     train_sizes: tuple[Annotated[int, Field(ge=2)], ...]
     num_neighbors: Annotated[int, Field(ge=3)] = 20
-    estimators: tuple[str, ...] = DEFAULT_ESTIMATORS
+    estimators: Estimators = DEFAULT_ESTIMATORS
     """Of intrinsic dimension, by name."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     sharpness_seeds: tuple[Annotated[int, Field(ge=0)], ...] = tuple(range(10))

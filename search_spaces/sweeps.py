@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from search_spaces.specs import (
+    DEFAULT_ESTIMATORS,
     RELEASED_FAULTS,
     Arguments,
     AttackSpec,
@@ -23,6 +24,7 @@ from search_spaces.specs import (
     Domain,
     Dropout,
     Epochs,
+    Estimators,
     Fault,
     InputScale,
     KeepWeights,
@@ -241,6 +243,8 @@ class SweepSpec(Spec):
     keep_weights: KeepWeights = "all"
     """Of which networks: ``last`` keeps those of the largest train size. No part of any identity."""
     num_neighbors: Annotated[int, Field(ge=3)] = 20
+    estimators: Estimators = DEFAULT_ESTIMATORS
+    """Of d_data."""
     sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
     calibrate: bool = False
     """Also correct d_data's bias by simulation, for the report; costs about a minute per subset."""

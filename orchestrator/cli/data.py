@@ -106,6 +106,7 @@ class MethodOptions:
 
     Attributes:
         num_neighbors: k of the maximum-likelihood estimate (default 20).
+        estimators: Of d_data, by name (default: all that docs/measures.md calls default).
         sharpness_sample: Images per sample for K_F (default 1000; 0 for all).
         pixel_range: Lowest and highest value that pixels of float arrays can have.
         dtype: Type of the matrix products (default float32).
@@ -115,6 +116,7 @@ class MethodOptions:
     """
 
     num_neighbors: Annotated[int, whole(3), Parameter(metavar="K")] = 20
+    estimators: Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")] = ()
     sharpness_sample: Annotated[int, whole(0), Parameter(metavar="N")] = 1000
     pixel_range: Annotated[tuple[float, float] | None, real(), Parameter(metavar="LOW HIGH")] = None
     dtype: Literal["float32", "float64"] = "float32"
@@ -124,12 +126,14 @@ class MethodOptions:
 
     def settings(self) -> MeasureSettings:
         """Return them as the measures take them."""
+        from search_spaces.specs import DEFAULT_ESTIMATORS
         from tasks.measures.measure import MeasureSettings
 
         if self.sharpness_sample == 1:
             raise ConfigError("--sharpness-sample must be at least 2, or 0 for all images", "1")
         return MeasureSettings(
             num_neighbors=self.num_neighbors,
+            estimators=self.estimators or DEFAULT_ESTIMATORS,
             sharpness_sample=self.sharpness_sample or None,
             pixel_range=self.pixel_range,
             dtype=self.dtype,

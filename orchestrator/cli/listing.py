@@ -21,6 +21,8 @@ MAX_NAMED = 3
 
 def emit_grid(rows: Sequence[Mapping[str, Any]], *, all_: bool) -> None:
     """Print a plan: a line per model and dataset, or one per trial."""
+    from orchestrator.planning.plan import CellStatus
+
     if all_:
         names = ("model", "dataset", "class_pair", "train_size", "seed", "recipe", "status")
         table = Table(*names)
@@ -32,7 +34,7 @@ def emit_grid(rows: Sequence[Mapping[str, Any]], *, all_: bool) -> None:
         for row in rows:
             groups.setdefault((row["model"], row["dataset"]), []).append(row)
         for (model, dataset), group in groups.items():
-            done = sum(row["status"] == "done" for row in group)
+            done = sum(row["status"] == CellStatus.DONE for row in group)
             spans = (_span(row[name] for row in group) for name in ("class_pair", "train_size", "seed"))
             table.add_row(cell(model), cell(dataset), *map(escape, spans), str(len(group)), str(done))
     stdout.print(table)

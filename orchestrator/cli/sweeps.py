@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -248,12 +250,14 @@ def _state(workspace: Workspace) -> State:
 
 
 def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
+    from orchestrator.planning.plan import CellStatus
+
     return [
         {
             "measure_id": measure.measure_id,
             "dataset": measure.subset.prepared.dataset,
             "train_sizes": list(measure.train_sizes),
-            "status": "done" if measure.measure_id in state.measures else "pending",
+            "status": CellStatus.DONE if measure.measure_id in state.measures else CellStatus.PENDING,
         }
         for measure in workspace.plan.measures
     ]
@@ -269,19 +273,24 @@ def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _progress(workspace: Workspace) -> dict[str, Any]:
+    from orchestrator.planning.plan import CellStatus
+    from tasks.trials.result import TrialStatus
+
     state = _state(workspace)
-    statuses = [str(state.status(trial_id)) for trial_id in workspace.plan.trials_by_id]
+    counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
-        "planned": len(statuses),
-        **{name: statuses.count(name) for name in ("done", "failed", "running")},
-        "pending": statuses.count("pending") + statuses.count("stale"),
-        "stale": statuses.count("stale"),
-        "diverged": sum(record.result.status == "diverged" for record in state.results.values()),
+        "planned": counts.total(),
+        **{str(one): counts[one] for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)},
+        "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
+        "stale": counts[CellStatus.STALE],
+        "diverged": sum(one.result.status == TrialStatus.DIVERGED for one in state.results.values()),
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
     }
 
 
-def _num_done(rows: list[dict[str, Any]]) -> int:
-    return sum(row["status"] == "done" for row in rows)
+def _num_done(rows: Sequence[Mapping[str, Any]]) -> int:
+    from orchestrator.planning.plan import CellStatus
+
+    return sum(row["status"] == CellStatus.DONE for row in rows)

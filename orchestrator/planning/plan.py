@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, unknown_name
@@ -28,6 +29,30 @@ from search_spaces.sweeps import DatasetChoice, PairChoice, SweepSpec
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 MAX_TRIALS = 100_000
+
+
+class CellStatus(StrEnum):
+    """Where a planned trial stands."""
+
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+    STALE = "stale"
+    """It has a result, made from other data than are prepared now or from other choices under the same id."""
+    PENDING = "pending"
+
+
+class PlanRow(TypedDict):
+    """A planned trial as the command line prints it."""
+
+    trial_id: str
+    model: str
+    dataset: str
+    class_pair: str
+    train_size: int
+    seed: int
+    recipe: str
+    status: CellStatus
 
 
 @dataclass(frozen=True)
@@ -116,7 +141,7 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
     return SweepPlan(sweep, trials, measures, datasets)
 
 
-def plan_rows(plan: SweepPlan, statuses: dict[str, str]) -> list[dict[str, Any]]:
+def plan_rows(plan: SweepPlan, statuses: Mapping[str, CellStatus]) -> list[PlanRow]:
     """Return the grid as plain rows, for tables and JSON; a trial without a status is ``pending``."""
     return [
         {
@@ -127,7 +152,7 @@ def plan_rows(plan: SweepPlan, statuses: dict[str, str]) -> list[dict[str, Any]]
             "train_size": trial.network.train_size,
             "seed": trial.network.seed,
             "recipe": trial.network.recipe.name,
-            "status": statuses.get(trial_id, "pending"),
+            "status": statuses.get(trial_id, CellStatus.PENDING),
         }
         for trial_id, trial in plan.trials_by_id.items()
     ]
@@ -203,6 +228,7 @@ def _measures(sweep: SweepSpec, trials: Iterable[TrialSpec]) -> tuple[MeasureSpe
             subset=subset,
             train_sizes=tuple(sorted(found)),
             num_neighbors=sweep.num_neighbors,
+            estimators=sweep.estimators,
             sharpness_sample=sweep.sharpness_sample,
             calibrate=sweep.calibrate,
         )

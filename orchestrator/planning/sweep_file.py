@@ -24,7 +24,7 @@ from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
-from search_spaces.specs import PreparedSpec
+from search_spaces.specs import DEFAULT_ESTIMATORS, PreparedSpec
 from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
 from tasks.sources import RawRequest, check_own_kind, source_for
 
@@ -257,6 +257,7 @@ def _unknown_names(document: dict[str, Any]) -> list[SweepError]:
         *((model_spec, _from(choice)) for choice in document.get("models", ())),
         *(check for choice in document.get("datasets", ()) for check in _dataset_checks(choice)),
         (_check_recipe, _from(document.get("recipe"))),
+        *((_check_estimator, name) for name in document.get("estimators") or ()),
     ]
     problems: list[SweepError] = []
     for check, name in checks:
@@ -293,3 +294,10 @@ def _check_own_name(name: str) -> None:
 def _check_recipe(name: str) -> None:
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
+
+
+def _check_estimator(name: str) -> None:
+    if name not in DEFAULT_ESTIMATORS:
+        from tasks.measures.intrinsic_dimension import table_width
+
+        table_width((name,), 0)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from search_spaces.specs import AttackSpec
+from tasks.trials.result import TrialStatus
 
 TRIAL_ID = "trial_id"
 SWEEP = "sweep"
@@ -52,6 +53,8 @@ D_DATA_MLE_STD_ERROR = "d_data_mle_std_error"
 D_DATA_TWONN = "d_data_twonn"
 D_DATA_TWONN_STD_ERROR = "d_data_twonn_std_error"
 LABEL_SHARPNESS = "label_sharpness"
+LABEL_SHARPNESS_P99 = "label_sharpness_p99"
+D_DATA_CALIBRATED = "d_data_calibrated"
 SHARPNESS_PIXEL_RANGE = "sharpness_pixel_range"
 SHARPNESS_CHANNELS = "sharpness_channels"
 NUM_DUPLICATES = "num_duplicates"
@@ -66,7 +69,7 @@ CODE_VERSION = "code_version"
 NATURAL = "natural"
 MEDICAL = "medical"
 DOMAINS = (NATURAL, MEDICAL)
-DONE = "done"
+DONE = str(TrialStatus.DONE)
 
 #: Epsilons of the attack where a sweep names no others, in 1/255 of the pixel range.
 FGSM_EPSILONS = tuple(int(epsilon) for epsilon in AttackSpec().epsilons)
@@ -221,6 +224,28 @@ COLUMNS: tuple[Column, ...] = (
 #: Other attacks follow the same four-column pattern; ``{eps}`` is in 1/255 of the pixel range.
 ATTACK_PATTERN: tuple[Column, ...] = _attack_columns("{attack}", "{eps}", "that attack at epsilon {eps}/255")
 
+#: What the report's table of measures has besides the columns above, one row per train size.
+MEASURE_TABLE: tuple[Column, ...] = (
+    _measure(
+        LABEL_SHARPNESS_P99,
+        "label sharpness that 99 % of the images stay below",
+        "1 / L2 pixel distance",
+    ),
+    _measure(D_DATA_CALIBRATED, "d_data corrected for its bias by simulation, with its 95 % interval"),
+)
+
+EPOCH_PREFIX = "epoch_"
+_IN_TRAINING = "examples of one epoch of training, while the weights moved; a tracker's series by epoch"
+_AFTER_EPOCH = "test images after one epoch of training; a tracker's series by epoch"
+
+#: What a tracker shows of a trial by epoch; no part of the table, whose rows are trained networks.
+EPOCH_SERIES: tuple[Column, ...] = (
+    _score(EPOCH_PREFIX + TRAIN_LOSS, f"mean cross-entropy on the {_IN_TRAINING}", "nat"),
+    _score(EPOCH_PREFIX + TRAIN_ACCURACY, f"share classified rightly of the {_IN_TRAINING}", "fraction"),
+    _score(EPOCH_PREFIX + TEST_LOSS, f"mean cross-entropy on the {_AFTER_EPOCH}", "nat"),
+    _score(EPOCH_PREFIX + TEST_ACCURACY, f"share classified rightly of the {_AFTER_EPOCH}", "fraction"),
+)
+
 TEXT_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "text")
 INTEGER_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "integer")
 
@@ -245,10 +270,10 @@ def attack_columns(names: Iterable[str]) -> tuple[AttackColumn, ...]:
 
 def describe(names: Iterable[str]) -> tuple[Column, ...]:
     """Return the dictionary entry of each name, in the order given; strangers say so and have no origin."""
-    known = {column.name: column for column in COLUMNS}
+    known = {column.name: column for column in (*COLUMNS, *MEASURE_TABLE, *EPOCH_SERIES)}
     entries = []
     for name in names:
-        entry = known.get(name) or _describe_attack(name) or _describe_d_repr(name)
+        entry = known.get(name) or _describe_attack(name) or _describe_dimension(name)
         entries.append(entry or Column(name, "not part of the standard table"))
     return tuple(entries)
 
@@ -262,15 +287,18 @@ def _describe_attack(name: str) -> Column | None:
     return None
 
 
-def _describe_d_repr(name: str) -> Column | None:
-    estimator = name.removeprefix("d_repr_")
-    if estimator == name or not re.fullmatch(r"[a-z][a-z0-9_]*", estimator):
+def _describe_dimension(name: str) -> Column | None:
+    match = re.fullmatch(r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*)", name)
+    if match is None:
         return None
-    return Column(name, f"d_repr by the estimator `{estimator}` (docs/measures.md)", origin="d_repr")
+    origin: Origin = "d_repr" if match["dimension"] == "d_repr" else "measure"
+    words = f"{match['dimension']} by the estimator `{match['estimator']}` (docs/measures.md)"
+    return Column(name, words, origin=origin)
 
 
 def markdown_table() -> str:
     """Render the dictionary as the Markdown table of ``docs/results-columns.md``."""
     lines = ["| column | meaning | unit | from |", "|---|---|---|---|"]
-    lines += [f"| `{c.name}` | {c.meaning} | {c.unit} | {c.origin} |" for c in (*COLUMNS, *ATTACK_PATTERN)]
+    columns = (*COLUMNS, *ATTACK_PATTERN, *MEASURE_TABLE, *EPOCH_SERIES)
+    lines += [f"| `{c.name}` | {c.meaning} | {c.unit} | {c.origin} |" for c in columns]
     return "\n".join(lines) + "\n"

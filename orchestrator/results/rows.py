@@ -93,11 +93,11 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         newest = max(newest, measure.finished_at)
     started = _milliseconds(record.started_at)
     series = tuple(
-        (f"epoch_{name}", epoch.epoch, value, started)
+        (c.EPOCH_PREFIX + name, epoch.epoch, value, started)
         for epoch in record.result.history
         for name, value in ((c.TRAIN_LOSS, epoch.train_loss), (c.TRAIN_ACCURACY, epoch.train_accuracy))
     ) + tuple(
-        (f"epoch_{name}", score.epoch, value, started)
+        (c.EPOCH_PREFIX + name, score.epoch, value, started)
         for score in record.result.test_history
         for name, value in ((c.TEST_LOSS, score.test_loss), (c.TEST_ACCURACY, score.test_accuracy))
     )
@@ -216,20 +216,20 @@ def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | No
         sharpness = size.label_sharpness
         rows.append(
             {
-                "dataset": subset.prepared.dataset,
-                "class pair": pair_name(subset.class_pair),
-                "N": size.train_size,
-                **{f"d_data {name}": estimate.value for name, estimate in size.d_data.items()},
-                "K_F": sharpness.value if sharpness else None,
-                "K_F, 99 % of images below": (sharpness.percentiles or {}).get("99") if sharpness else None,
-                "duplicates": size.num_duplicates,
-                "conflicts": size.num_conflicts,
+                c.DATASET: subset.prepared.dataset,
+                c.CLASS_PAIR: pair_name(subset.class_pair),
+                c.TRAIN_SIZE: size.train_size,
+                **{f"d_data_{name}": estimate.value for name, estimate in size.d_data.items()},
+                c.LABEL_SHARPNESS: sharpness.value if sharpness else None,
+                c.LABEL_SHARPNESS_P99: (sharpness.percentiles or {}).get("99") if sharpness else None,
+                c.NUM_DUPLICATES: size.num_duplicates,
+                c.NUM_CONFLICTS: size.num_conflicts,
             }
         )
     calibration = record.result.calibration
     if calibration is not None and calibration.value is not None and calibration.interval is not None:
         low, high = calibration.interval
-        rows[-1]["d_data calibrated"] = f"{calibration.value:.3g} ({low:.3g} to {high:.3g})"
+        rows[-1][c.D_DATA_CALIBRATED] = f"{calibration.value:.3g} ({low:.3g} to {high:.3g})"
     return rows
 
 
@@ -244,7 +244,7 @@ def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
     # MLflow cannot forget a metric: one of an earlier, stale attempt must not stand beside "diverged".
     diverged = row[c.STATUS] == TrialStatus.DIVERGED
     kept = {n: v for n, v in metrics.items() if n in c.LASTING} if diverged else metrics
-    row.update({name: value for name, value in kept.items() if not name.startswith("epoch_")})
+    row.update({name: value for name, value in kept.items() if not name.startswith(c.EPOCH_PREFIX)})
     return row
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from orchestrator.planning.estimate import MeasuredTrial
+from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
@@ -16,17 +16,6 @@ from search_spaces.errors import NewerRecordError
 from search_spaces.specs import MeasureSpec
 from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialStatus
-
-
-class CellStatus(StrEnum):
-    """Where a planned trial stands."""
-
-    DONE = "done"
-    RUNNING = "running"
-    FAILED = "failed"
-    STALE = "stale"
-    """It has a result, made from other data than are prepared now or from other choices under the same id."""
-    PENDING = "pending"
 
 
 @dataclass

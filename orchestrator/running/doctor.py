@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.results.tracking.choice import check_tracker
@@ -21,11 +21,20 @@ MIN_MLFLOW = (3, 17, 2)
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
 
 
-def run_checks(root: str | None, mlflow_uri: str | None, address: str | None) -> list[dict[str, Any]]:
+class Check(TypedDict):
+    """What a check found; ``fix`` is empty when all is well."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str
+
+
+def run_checks(root: str | None, mlflow_uri: str | None, address: str | None) -> list[Check]:
     """Run all checks; one that fails never stops the others.
 
     Returns:
-        One entry per check: ``name``, ``ok``, ``detail`` (what was found), ``fix`` (empty when ok).
+        One entry per check.
     """
     checks: list[tuple[str, Callable[[], tuple[bool, str, str]]]] = [
         ("python", _python),
@@ -40,7 +49,7 @@ def run_checks(root: str | None, mlflow_uri: str | None, address: str | None) ->
         ("mlflow settings", _mlflow_settings),
         ("image settings", _image_settings),
     ]
-    found = []
+    found: list[Check] = []
     for name, check in checks:
         try:
             ok, detail, fix = check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.results import columns
 from orchestrator.results.records import CellReport, TrialRecord
 from orchestrator.results.tracking.provenance import provenance
@@ -61,5 +61,5 @@ def start_tags(plan: SweepPlan, cell: TrialSpec, attempt: int) -> dict[str, str]
         columns.TRAIN_SIZE: str(network.train_size),
         columns.SEED: str(network.seed),
         columns.ATTEMPT: str(attempt),
-        columns.STATUS: "running",
+        columns.STATUS: str(CellStatus.RUNNING),
     }

@@ -57,6 +57,12 @@ class MeasureSettings:
             (self.dtype in ("float32", "float64"), "dtype must be float32 or float64", self.dtype),
             (self.block_rows >= 1, "block_rows must be at least 1", self.block_rows),
             (0 <= self.discard_fraction < 1, "discard_fraction must be in [0, 1)", self.discard_fraction),
+            (bool(self.estimators), "estimators must name at least one", ""),
+            (
+                len(set(self.estimators)) == len(self.estimators),
+                "estimators must name each once",
+                ", ".join(self.estimators),
+            ),
             (bool(self.sharpness_seeds), "sharpness_seeds must hold at least one seed", ""),
             (
                 self.sharpness_sample is None or self.sharpness_sample >= 2,

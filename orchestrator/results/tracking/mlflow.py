@@ -11,14 +11,15 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from orchestrator.planning.plan import CellStatus
+from orchestrator.results import columns
 from orchestrator.results.rows import FlatRun, Row
 from orchestrator.results.tracking.mlflow_runs import (
     PARENT_KEY,
@@ -158,7 +159,7 @@ class MLflowTracker:
         """End the trial's run as FAILED with the kind and message of its failure."""
         self._outbox.put(lambda: self._fail(failure))
 
-    def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
+    def add_report(self, folder: Path, summary: Mapping[str, int]) -> None:
         """Attach the report's files to the parent run."""
 
         def write() -> None:
@@ -246,7 +247,7 @@ class MLflowTracker:
 
     def _fail(self, failure: Failure) -> None:
         tags = {
-            "status": "failed",
+            columns.STATUS: str(CellStatus.FAILED),
             "failure_kind": failure.kind,
             "attempt": str(failure.attempt),
             "failure_message": failure.message[:MAX_MESSAGE],

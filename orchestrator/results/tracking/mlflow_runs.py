@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.results import columns
 from orchestrator.results.rows import FlatRun, Row, row_of
+from tasks.trials.result import TrialStatus
 
 MAX_METRICS_PER_CALL = 900
 MAX_PARAMS_PER_CALL = 100
@@ -224,7 +225,7 @@ class _Gap:
         wanted = expected_metrics(run)
         strangers = {column.name for column in columns.describe(metrics) if column.origin is None}
         # A diverged trial has none of these numbers, and its row leaves out what an earlier attempt left.
-        diverged = run.tags.get(columns.STATUS) == "diverged"
+        diverged = run.tags.get(columns.STATUS) == TrialStatus.DIVERGED
         surplus = set() if diverged else metrics.keys() - wanted.keys() - strangers
         return cls(
             tags=any(tags.get(name) != value for name, value in run.tags.items())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from orchestrator.results.rows import FlatRun, Row, row_of
 
@@ -43,7 +43,7 @@ class Tracker(Protocol):
     def fail_trial(self, failure: Failure) -> None:
         """An attempt at a trial failed."""
 
-    def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
+    def add_report(self, folder: Path, summary: Mapping[str, int]) -> None:
         """The sweep's report was written."""
 
     def reconcile(
@@ -74,7 +74,7 @@ class NoopTracker:
     def fail_trial(self, failure: Failure) -> None:
         """Do nothing."""
 
-    def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
+    def add_report(self, folder: Path, summary: Mapping[str, int]) -> None:
         """Do nothing."""
 
     def reconcile(
@@ -116,7 +116,7 @@ class InMemoryTracker:
         self.statuses[failure.run_key] = "FAILED"
         self.failures.append(failure)
 
-    def add_report(self, folder: Path, summary: dict[str, Any]) -> None:
+    def add_report(self, folder: Path, summary: Mapping[str, int]) -> None:
         """Keep the folder."""
         self.reports.append(folder)
 

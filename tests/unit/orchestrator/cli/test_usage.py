@@ -126,6 +126,13 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["measure", "digits", "--num-neighbors", "2"], 2, "--num-neighbors: must be at least 3, got 2"),
         (["measure", "digits", "--sharpness-sample", "1"], 2, "--sharpness-sample must be at least 2, or 0"),
         (["measure", "digits", "--image-size", "1025"], 2, "must be from 4 to 1024 pixels, got 1025"),
+        (
+            ["measure", "digits", "--estimators", "mlee"],
+            2,
+            "Unknown estimator; found: 'mlee'; did you mean 'mle'",
+        ),
+        (["measure", "digits", "--estimators", "mle", "mle"], 2, "estimators must name each once"),
+        (["measure", "digits", "--estimators"], 2, "argument --estimators: expected at least one argument"),
         (["locate", "abc"], 2, "the following arguments are required: --raw"),
         (["locate", "abc", "--raw", "absent"], 2, "--raw must be the folder that was read; found: absent"),
         (["locate", "abc", "--raw", "."], 2, "The root must hold the key by which the hash was made"),

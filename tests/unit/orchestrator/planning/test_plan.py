@@ -2,7 +2,7 @@ from itertools import product
 
 import pytest
 
-from orchestrator.planning.plan import plan_rows, plan_sweep
+from orchestrator.planning.plan import CellStatus, plan_rows, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 from search_spaces.recipes import recipe_spec
@@ -128,3 +128,15 @@ def test_the_papers_grids(preset, num_trials):
     assert len(plan.trials) == len(plan.trials_by_id) == num_trials
     assert len({trial.network.subset.prepared.dataset for trial in plan.trials}) == 11
     assert len({trial.network.model.name for trial in plan.trials}) == 6
+
+
+def test_a_sweep_names_the_estimators_of_its_measures():
+    asked = plan_sweep(sweep(estimators=("mle", "mst")))
+    assert {measure.estimators for measure in asked.measures} == {("mle", "mst")}
+    by_default = {measure.measure_id for measure in plan_sweep(sweep()).measures}
+    assert by_default.isdisjoint(measure.measure_id for measure in asked.measures)
+
+
+def test_a_planned_trial_is_pending_until_something_is_known_of_it():
+    rows = plan_rows(plan_sweep(sweep()), {})
+    assert {row["status"] for row in rows} == {CellStatus.PENDING}

@@ -236,3 +236,18 @@ def test_paths_of_own_data_start_at_the_sweep_file(tmp_path, path, found):
     file = tmp_path / "mine.yaml"
     file.write_text(GOOD.replace("[mnist5k]", own), encoding="utf-8")
     assert load_sweep(str(file)).datasets[0].own.path == found.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("estimators: []", "estimators: .*at least 1 item"),
+        ("estimators: [mle, mle]", "estimators: names mle more than once"),
+        ("estimators: [mlee]", "Unknown estimator; found: 'mlee'; did you mean 'mle'"),
+        ("attacks: {epsilons: [1.0, 1.0]}", r"attacks.epsilons: names 1\.0 more than once"),
+        ("attacks: {methods: [fgsm, fgsm]}", "attacks.methods: names fgsm more than once"),
+    ],
+)
+def test_nothing_is_measured_twice_or_by_an_unknown_name(line, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_sweep(f"{GOOD.rstrip()}\n{line}\n", origin="mine.yaml")

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.results import columns as c
-from tasks.trials.result import AttackRecord
+from orchestrator.results.rows import flat_trial, index_measures, measure_rows
+from tasks.trials.result import AttackRecord, EpochScore
+from tests.unit.orchestrator.results.examples import measure_record, trial_record, trial_result
 
 DOCS = Path(__file__).parents[4] / "docs" / "results-columns.md"
 
@@ -66,3 +68,13 @@ def test_an_attack_of_any_strength_has_columns_of_its_own(epsilon):
     assert (column.attack, column.epsilon) == ("fgsm", epsilon)
     names = [f"{record.name}_{quantity}" for quantity in c.ATTACK_QUANTITIES]
     assert all(entry.origin == "attack" for entry in c.describe(names))
+
+
+def test_everything_a_tracker_or_the_table_of_measures_shows_is_described():
+    epochs = (EpochScore(epoch=1, test_loss=0.5, test_accuracy=0.75),)
+    result = trial_result().model_copy(update={"test_history": epochs})
+    run = flat_trial(trial_record(result), index_measures([measure_record()]))
+    (row,) = measure_rows(measure_record())
+    names = {*run.metrics, *(name for name, *_ in run.series), *row, c.D_DATA_CALIBRATED}
+    assert {"epoch_train_loss", "epoch_test_accuracy", "d_data_mst", "label_sharpness_p99"} <= names
+    assert [column.name for column in c.describe(names) if column.origin is None] == []
