@@ -94,8 +94,7 @@ def train(
         ConfigError: for a batch size of 1 with a network that has batch norm.
     """
     _check_batch_norm(model, recipe, micro_batch)
-    device = torch.device(device)
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model.to(device := torch.device(device), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch)
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
     history: list[EpochRecord] = []
