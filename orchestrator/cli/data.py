@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from rich.markup import escape
@@ -91,12 +91,16 @@ def prepare(
         montage=montage,
     )
 
-    def show() -> None:
-        for key, value in record.items():
-            stdout.print(escape(f"{key}: {value}"), soft_wrap=True)
-
-    emit(place, record, show)
+    emit(place, record, lambda: _show_preparation(record))
     return 0
+
+
+def _show_preparation(record: dict[str, Any]) -> None:
+    from tasks.preparation.summary import preparation_lines
+    from tasks.prepared.record import PreparedRecord
+
+    for text in preparation_lines(PreparedRecord.from_json(record)):
+        stdout.print(escape(text), soft_wrap=True)
 
 
 @Parameter(name="*", group=METHOD)
@@ -215,6 +219,8 @@ def measure(
         written(show_pair, lambda path: save_pair(measured, path))
 
     def show() -> None:
+        if measured.preparation is not None:
+            _show_preparation(measured.preparation)
         stdout.print(_measure_table(measured.record))
         for text in describe(measured):
             stdout.print(escape(text), soft_wrap=True)

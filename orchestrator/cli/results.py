@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -100,14 +101,20 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
     return 0
 
 
-def report(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> int:
+def report(
+    preset: str, /, *, from_store: bool = False, published: bool = False, place: Place = Place()
+) -> int:
     """Write the report with its figures and print its path.
 
     Args:
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         from_store: Do not compare with MLflow.
+        published: Print the study's own regressions redone on its published numbers, and how this sweep
+            agrees with every published quantity.
         place: Where everything lies.
     """
+    if published:
+        return _published(read_table(preset, place, from_store=from_store), place)
     from orchestrator.analysis.reporting import report_sweep
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
@@ -120,6 +127,21 @@ def report(preset: str, /, *, from_store: bool = False, place: Place = Place()) 
     if not from_store:
         _compare_with_mlflow(preset, workspace, place, state)
     emit(place, {"report": str(path)}, lambda: line(str(path)))
+    return 0
+
+
+def _published(table: pd.DataFrame, place: Place) -> int:
+    from orchestrator.analysis import published_report, scorecard
+    from orchestrator.analysis.scorecard import score_table
+
+    scores, redone = scorecard(table), published_report()
+
+    def show() -> None:
+        for shown in (*redone.tables(), score_table(scores)):
+            stdout.print(text_table(shown))
+            line(shown.note)
+
+    emit(place, {"scorecard": [asdict(score) for score in scores]}, show)
     return 0
 
 
