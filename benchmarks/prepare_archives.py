@@ -25,7 +25,8 @@ from statistics import median
 from prepare_scaling import SIDE, write_files
 
 from search_spaces.datasets import own_dataset_spec
-from search_spaces.specs import OwnSourceSpec, PreparedSpec
+from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.preparation.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
 from tasks.sources import source_for

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
-from search_spaces.specs import RELEASED_FAULTS, Fault, OwnSourceSpec, PreparedSpec, SubsetSpec
+from search_spaces.specs import RELEASED_FAULTS, Fault, PreparedSpec, SubsetSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import MeasureSettings, measure_array
 from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import PreparedDataset

@@ -26,7 +26,8 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.mlflow import MLflowTracker, connector
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
-from search_spaces.specs import SubsetSpec, SweepSpec
+from search_spaces.specs import SubsetSpec
+from search_spaces.sweeps import SweepSpec
 from search_spaces.trials import NetworkSpec
 from tasks.prepared.subsets import TrialData
 

@@ -15,7 +15,7 @@ from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import DataError, SweepError, unknown_name
-from search_spaces.specs import SweepSpec
+from search_spaces.sweeps import SweepSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

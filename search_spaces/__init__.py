@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError, SweepError
 from search_spaces.fingerprint import canonical_json, derive_seed, fingerprint
-from search_spaces.specs import MeasureSpec, PreparedSpec, SubsetSpec, SweepSpec
+from search_spaces.specs import MeasureSpec, PreparedSpec, SubsetSpec
+from search_spaces.sweeps import SweepSpec
 from search_spaces.trials import TrialSpec
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from search_spaces.errors import unknown_name
-from search_spaces.specs import DatasetSpec, OwnSourceSpec
+from search_spaces.specs import DatasetSpec
 from search_spaces.study_datasets import (
     ALTERNATIVE_TASKS,
     DIGITS,
@@ -12,6 +12,7 @@ from search_spaces.study_datasets import (
     MEDICAL,
     NATURAL,
 )
+from search_spaces.sweeps import OwnSourceSpec
 
 __all__ = ["DATASETS", "DEMO", "IMAGENET_CLASSES", "STUDY_DATASETS", "dataset_spec", "own_dataset_spec"]
 

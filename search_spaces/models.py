@@ -6,7 +6,8 @@ import re
 
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.own_code import code_hash
-from search_spaces.specs import ModelChoice, ModelSpec
+from search_spaces.specs import ModelSpec
+from search_spaces.sweeps import ModelChoice
 
 PAPER_MODELS = ("resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19")
 """The six models of Konz & Mazurowski: torchvision's, randomly initialised, VGGs without batch norm."""

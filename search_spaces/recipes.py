@@ -10,7 +10,8 @@ import itertools
 from dataclasses import dataclass, field
 
 from search_spaces.errors import unknown_name
-from search_spaces.specs import RecipeChoice, RecipeSpec
+from search_spaces.specs import RecipeSpec
+from search_spaces.sweeps import RecipeChoice
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,18 @@ Every spec is validated when it is made and refuses unknown fields. Identity is 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal, Self, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    PlainValidator,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
     field_validator,
-    model_validator,
 )
 
 from search_spaces.fingerprint import derive_seed, readable_id
@@ -39,14 +37,6 @@ MEASURE_VERSION = 1
 Pair = TypeVar("Pair", tuple[int, int], tuple[int | str, int | str])
 
 
-def _class_choice(value: object) -> int | str:
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("a class is its place, a number from 0, or its name as text")
-    return value
-
-
 def _two_classes(pair: Pair) -> Pair:
     if pair[0] == pair[1]:
         raise ValueError(f"a class pair needs two different classes, got {list(pair)}")
@@ -56,22 +46,6 @@ def _two_classes(pair: Pair) -> Pair:
 ClassPair = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
 ]
-ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
-V = TypeVar("V", bound=str | int | float)
-
-
-def _each_once(values: tuple[V, ...]) -> tuple[V, ...]:
-    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
-    if repeated:
-        raise ValueError(f"names {', '.join(repeated[:20])} more than once")
-    return values
-
-
-Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_each_once)]
-"""Estimators of intrinsic dimension, by name."""
-
-PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(_two_classes)]
-"""A class pair as a sweep file writes it: places (numbers from 0), or names (text)."""
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 Fault = Literal[
@@ -90,6 +64,18 @@ Fault = Literal[
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
 """Estimators of d_data where none are named."""
+V = TypeVar("V", bound=str | float)
+
+
+def _each_once(values: tuple[V, ...]) -> tuple[V, ...]:
+    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
+    if repeated:
+        raise ValueError(f"names {', '.join(repeated[:20])} more than once")
+    return values
+
+
+Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Estimators of intrinsic dimension, by name."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -116,31 +102,6 @@ class ModelSpec(Spec):
     """Keyword arguments of the constructor, sorted by name."""
     code: str = ""
     """For a network of one's own, hash of the source that defines it."""
-
-
-class ModelChoice(Spec):
-    """A network of a sweep: by its name in the table, ``torchvision:NAME``, ``timm:NAME`` or one's own
-    ``package.module:function``; in a sweep file a text alone is its ``from``.
-    """
-
-    model_config = ConfigDict(populate_by_name=True, strict=False)
-
-    from_: str = Field(alias="from")
-    arguments: Arguments = ()
-    name: Name | None = None
-    """How it is called in tables; by default after what it is made from."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_text(cls, value: object) -> object:
-        return {"from": value} if isinstance(value, str) else value
-
-    @field_validator("arguments", mode="before")
-    @classmethod
-    def _sort_arguments(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        return tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in sorted(value.items()))
 
 
 class DatasetSpec(Spec):
@@ -203,85 +164,6 @@ class RecipeSpec(Spec):
     dropout: Dropout = None
     """None keeps the library's own default (0.5 in torchvision's VGGs)."""
     test_loss: TestLoss = "mean_over_examples"
-
-
-class RecipeChanges(Spec):
-    """Fields of a recipe that a sweep changes; several values of one field are an axis of the grid."""
-
-    # A value alone is made a list of one before it is checked; from there on lists are tuples.
-    model_config = ConfigDict(strict=False)
-
-    optimizer: tuple[Optimizer, ...] = ()
-    learning_rate: tuple[LearningRate, ...] = ()
-    weight_decay: tuple[WeightDecay, ...] = ()
-    batch_size: tuple[BatchSize, ...] = ()
-    epochs: tuple[Epochs, ...] = ()
-    precision: tuple[Precision, ...] = ()
-    num_outputs: tuple[NumOutputs, ...] = ()
-    input_scale: tuple[InputScale, ...] = ()
-    dropout: tuple[Dropout, ...] = ()
-    test_loss: tuple[TestLoss, ...] = ()
-
-    @field_validator(*RecipeSpec.model_fields.keys() - {"name"}, mode="before")
-    @classmethod
-    def _as_list(cls, value: object) -> object:
-        if isinstance(value, list | tuple):
-            if not value:
-                raise ValueError("needs a value; leave the key out to keep the recipe's own")
-            return tuple(value)
-        return (value,)
-
-    @property
-    def changes(self) -> dict[str, tuple[object, ...]]:
-        """What is changed, in the recipe's order of fields."""
-        return {name: values for name in RecipeSpec.model_fields if (values := getattr(self, name, ()))}
-
-
-class RecipeOverride(RecipeChanges):
-    """Other values for some models and datasets; an empty list means all."""
-
-    models: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-
-    # "name" is no field here, so RecipeChanges.changes never meets it.
-    @model_validator(mode="after")
-    def _check_single(self) -> Self:
-        lists = [name for name, values in self.changes.items() if len(values) > 1]
-        if lists:
-            raise ValueError(f"an override takes one value each; {', '.join(lists)} has more")
-        if not self.changes:
-            raise ValueError("an override must change something")
-        return self
-
-
-class RecipeChoice(RecipeChanges):
-    """The recipe of a sweep: one that there is, with changes; in a sweep file a text alone is its ``from``.
-
-    Fields given here hold for all models and datasets, whatever the recipe itself says of some of them;
-    ``overrides`` hold over both, later ones over earlier ones.
-    """
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    from_: str = Field(alias="from")
-    overrides: tuple[RecipeOverride, ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_text(cls, value: object) -> object:
-        return {"from": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _check_axes(self) -> Self:
-        for name, values in self.changes.items():
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} names a value more than once")
-        return self
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The fields that have several values."""
-        return tuple(name for name, values in self.changes.items() if len(values) > 1)
 
 
 class AttackSpec(Spec):
@@ -386,115 +268,6 @@ class MeasureSpec(Spec):
     def derived_seed(self) -> int:
         """Seed of every random choice of this measure (independent of the train sizes asked for)."""
         return derive_seed("measure", self.subset, self.num_neighbors, self.sharpness_sample)
-
-
-class ResourceSpec(Spec):
-    """What one trial asks of the cluster. Bookkeeping only: never part of an identity.
-
-    ``num_gpus`` is used where the cluster has GPUs and may be a fraction; elsewhere trials run on
-    ``num_cpus`` cores with as many torch threads.
-    """
-
-    num_cpus: Annotated[float, Field(gt=0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0)] = 0.25
-    memory_bytes: Annotated[int, Field(ge=0)] = 0
-
-
-class OwnSourceSpec(Spec):
-    """Your own data: where they lie and what they are. Absent for datasets of the table."""
-
-    kind: Name
-    path: str
-    title: str = ""
-    domain: Domain | None
-    """None where nobody said; in a sweep it must be given."""
-    modality: str = "unspecified"
-    channels: Literal[1, 3] = 1
-    class_names: tuple[str, ...] = ()
-    """Names of the classes by place; read from the data where class pairs are named."""
-    label_map: dict[str, str] = {}
-    """Label as written in the data -> the class it means, where several spellings mean one class."""
-    pixel_range: tuple[float, float] | None = None
-    """Values of floating-point or signed images that are black and white, where the data leave it open."""
-
-    @model_validator(mode="after")
-    def _check_pixel_range(self) -> Self:
-        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
-            raise ValueError("pixel_range must be two rising numbers, black and white")
-        return self
-
-
-class DatasetChoice(Spec):
-    """A dataset of a sweep with the class pairs to use (None: the table's pairs)."""
-
-    name: Name
-    class_pairs: tuple[PairChoice, ...] | None = None
-    own: OwnSourceSpec | None = None
-
-    @model_validator(mode="after")
-    def _check_domain(self) -> Self:
-        if self.own is not None and self.own.domain is None:
-            raise ValueError("own data of a sweep need a domain, natural or medical")
-        return self
-
-    @model_validator(mode="after")
-    def _check_repeats(self) -> Self:
-        repeated = [list(pair) for pair, count in Counter(self.class_pairs or ()).items() if count > 1]
-        if repeated:
-            raise ValueError(f"class_pairs names {str(repeated[:20])[1:-1]} more than once")
-        return self
-
-
-class SweepSpec(Spec):
-    """A preset or sweep file: the whole grid and how to measure, train and attack its cells."""
-
-    name: Name
-    description: str = ""
-    models: Annotated[tuple[ModelChoice, ...], Field(min_length=1)]
-    datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)]
-    train_sizes: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
-    test_size: Annotated[int, Field(ge=2)]
-    image_size: Annotated[int, Field(ge=4, le=1024)]
-    channels: Literal[1, 3] | None = 1
-    """Channels of every prepared image; None keeps each dataset's own, and K_F is then not comparable."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (0,)
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
-    recipe: RecipeChoice
-    data_mode: DataMode = "corrected"
-    faults: tuple[Fault, ...] = ()
-    """Single faults of the released code to switch on in ``corrected`` mode; ``as_released`` has them all."""
-    attacks: AttackSpec = AttackSpec()
-    robustness: RobustnessSpec | None = None
-    """None does not measure it."""
-    keep_weights: KeepWeights = "all"
-    """Of which networks: ``last`` keeps those of the largest train size. No part of any identity."""
-    num_neighbors: Annotated[int, Field(ge=3)] = 20
-    estimators: Estimators = DEFAULT_ESTIMATORS
-    """Of d_data."""
-    sharpness_sample: Annotated[int, Field(ge=2)] | None = 1000
-    calibrate: bool = False
-    """Also correct d_data's bias by simulation, for the report; costs about a minute per subset."""
-    resources: ResourceSpec = ResourceSpec()
-
-    @model_validator(mode="after")
-    def _check_repeats(self) -> Self:
-        if len(set(self.models)) < len(self.models):
-            twice = sorted(choice.from_ for choice, count in Counter(self.models).items() if count > 1)
-            raise ValueError(f"models names {', '.join(twice[:20])} more than once")
-        for field in ("train_sizes", "seeds", "faults"):
-            counts = Counter(getattr(self, field))
-            repeated = sorted(str(value) for value, count in counts.items() if count > 1)
-            if repeated:
-                raise ValueError(f"{field} names {', '.join(repeated[:20])} more than once")
-        names = [choice.name for choice in self.datasets]
-        if len(set(names)) < len(names):
-            raise ValueError("datasets names a dataset more than once; list its class pairs in one entry")
-        return self
-
-    @property
-    def all_faults(self) -> tuple[Fault, ...]:
-        """The faults in force: all of them in ``as_released`` mode."""
-        return RELEASED_FAULTS if self.data_mode == "as_released" else tuple(sorted(self.faults))
 
 
 def pair_name(class_pair: ClassPair | None) -> str:

@@ -115,9 +115,7 @@ def plan(
             f"{len(rows)} trials: {_num_done(rows)} done; "
             f"{len(measures)} measures: {_num_done(measures)} done"
         )
-        for item in missing:
-            hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
-            stdout.print(f"not prepared: {item['dataset']} ({hint})")
+        _say_missing(missing)
         stdout.print(escape(cost["text"]))
         stdout.print(beside.text)
 
@@ -210,6 +208,12 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
 
 def _say(text: str) -> None:
     stderr.print(escape(text), soft_wrap=True)
+
+
+def _say_missing(missing: list[dict[str, Any]]) -> None:
+    for item in missing:
+        hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
+        stdout.print(f"not prepared: {item['dataset']} ({hint})")
 
 
 def _raw_folders(values: tuple[str, ...]) -> dict[str, Path]:

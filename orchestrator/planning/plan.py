@@ -17,17 +17,15 @@ from search_spaces.recipes import recipe_grid
 from search_spaces.released import released_pairs
 from search_spaces.specs import (
     ClassPair,
-    DatasetChoice,
     DatasetSpec,
     MeasureSpec,
     ModelSpec,
-    PairChoice,
     PreparedSpec,
     RepresentationSpec,
     SubsetSpec,
-    SweepSpec,
     pair_name,
 )
+from search_spaces.sweeps import DatasetChoice, PairChoice, SweepSpec
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 MAX_TRIALS = 100_000

@@ -24,7 +24,8 @@ from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
-from search_spaces.specs import DEFAULT_ESTIMATORS, DatasetChoice, OwnSourceSpec, PreparedSpec, SweepSpec
+from search_spaces.specs import DEFAULT_ESTIMATORS, PreparedSpec
+from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
 from tasks.sources import RawRequest, check_own_kind, source_for
 
 MAX_FILE_BYTES = 1_000_000

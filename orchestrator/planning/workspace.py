@@ -9,7 +9,8 @@ from orchestrator.planning.paths import RootPaths, SweepPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.sweep_file import SweepSource, load_sweep, preset_names, sweep_text
 from search_spaces.errors import CorruptStoreError, unknown_name
-from search_spaces.specs import PreparedSpec, SweepSpec
+from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import SweepSpec
 from tasks.atomic import write_atomic
 from tasks.prepared.dataset import PreparedDataset
 

@@ -17,7 +17,7 @@ from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import CorruptStoreError
-from search_spaces.specs import DatasetChoice, SweepSpec
+from search_spaces.sweeps import DatasetChoice, SweepSpec
 from tasks.prepared.dataset import PreparedDataset
 
 

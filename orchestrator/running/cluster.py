@@ -21,7 +21,7 @@ from typing import Any, Literal
 from orchestrator.running.leftovers import private_folder, remove_leftovers
 from orchestrator.running.signals import own_signals
 from search_spaces.errors import ConfigError, SetupError
-from search_spaces.specs import ResourceSpec
+from search_spaces.sweeps import ResourceSpec
 
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)

@@ -16,7 +16,8 @@ from orchestrator.analysis.placement import PUBLISHED_RANGE, PUBLISHED_SIDE, Mea
 from orchestrator.planning.paths import RootPaths
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, DataError
-from search_spaces.specs import DatasetSpec, OwnSourceSpec, PreparedSpec
+from search_spaces.specs import DatasetSpec, PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import MeasureResult, MeasureSettings, measure_array, measure_nested
 from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import MARKER, PreparedDataset

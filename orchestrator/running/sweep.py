@@ -37,7 +37,7 @@ from orchestrator.running.networks import own_code
 from orchestrator.running.outcomes import trial_record
 from orchestrator.running.progress import Monitor
 from orchestrator.running.retries import Retries
-from orchestrator.running.trainable import REPORT, TrialTrainable
+from orchestrator.running.trainable import REPORT, TrialTrainable, equipped
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
@@ -154,14 +154,8 @@ class TrialSweep:
         callback: _Bookkeeping,
     ) -> None:
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
-        trainable = tune.with_resources(
-            tune.with_parameters(
-                self.trainable, arrays=references, keeper=self._keeper, code=own_code(cells.values())
-            ),
-            self.resources.as_ray(),
-        )
-        # What Ray's dashboard calls the actors; it would be ResourceTrainable.
-        trainable.__name__ = trainable.__qualname__ = "IsweepTrial"
+        keep, code = self._keeper, own_code(cells.values())
+        trainable = equipped(self.trainable, self.resources.as_ray(), references, keep, code)
 
         def taken(trial_id: str) -> dict[str, Any]:
             self.attempts[trial_id] += 1

@@ -127,6 +127,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Load nothing."""
 
 
+def equipped(
+    trainable: type[TrialTrainable], resources: Any, arrays: dict[str, Any], keeper: Any, code: dict[str, str]
+) -> Any:
+    """Return ``trainable`` with what its trials share and what each asks for, under a name for people."""
+    made = tune.with_parameters(trainable, arrays=arrays, keeper=keeper, code=code)
+    made = tune.with_resources(made, resources)
+    # What Ray's dashboard calls the actors; it would be ResourceTrainable.
+    made.__name__ = made.__qualname__ = "IsweepTrial"
+    return made
+
+
 def _title_process(trial_id: str) -> None:
     """Show the trial in ``top`` and on the dashboard's node page; Ray puts its own title back later."""
     # Private: with a Ray that has it no more, the class's name is shown instead.

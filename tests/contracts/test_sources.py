@@ -9,7 +9,8 @@ import pytest
 
 from search_spaces.datasets import DATASETS, own_dataset_spec
 from search_spaces.errors import DataError
-from search_spaces.specs import DatasetSpec, OwnSourceSpec, PreparedSpec
+from search_spaces.specs import DatasetSpec, PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import PreparedDataset
 from tasks.remote import InlineExecutor

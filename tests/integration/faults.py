@@ -36,7 +36,7 @@ from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from orchestrator.running.sweep import TrialSweep
 from orchestrator.running.trainable import TrialTrainable
-from search_spaces.specs import SweepSpec
+from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.result import NetworkScores, TrialResult, TrialStatus
 

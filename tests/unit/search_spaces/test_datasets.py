@@ -6,7 +6,7 @@ import pytest
 
 from search_spaces.datasets import DATASETS, STUDY_DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError
-from search_spaces.specs import OwnSourceSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources import source_for
 
 

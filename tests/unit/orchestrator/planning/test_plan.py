@@ -6,7 +6,7 @@ from orchestrator.planning.plan import CellStatus, plan_rows, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 from search_spaces.recipes import recipe_spec
-from search_spaces.specs import SweepSpec
+from search_spaces.sweeps import SweepSpec
 
 
 def sweep(**changes: object) -> SweepSpec:

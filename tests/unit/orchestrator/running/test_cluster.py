@@ -17,7 +17,7 @@ import yaml
 from orchestrator.running import cluster as cluster_module
 from orchestrator.running.cluster import Cluster, connect, trial_resources
 from search_spaces.errors import ConfigError, SetupError
-from search_spaces.specs import ResourceSpec
+from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
 
 REPOSITORY = Path(__file__).parents[4]

@@ -24,7 +24,8 @@ from orchestrator.running.progress import Progress
 from orchestrator.running.sweep import TrialSweep
 from orchestrator.running.trainable import TrialTrainable
 from search_spaces.errors import SetupError
-from search_spaces.specs import SubsetSpec, SweepSpec
+from search_spaces.specs import SubsetSpec
+from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.result import TrialResult
 from tests.unit.orchestrator.results.examples import diverged, trial_result

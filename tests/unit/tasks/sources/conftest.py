@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
-from search_spaces.specs import OwnSourceSpec, PreparedSpec
+from search_spaces.specs import PreparedSpec
+from search_spaces.sweeps import OwnSourceSpec
 from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import PreparedDataset
 from tasks.remote import InlineExecutor

@@ -396,7 +396,8 @@ class TestOwnArchives:
         import tasks.preparation.parts as parts
         import tasks.preparation.prepare as module
         from search_spaces.datasets import own_dataset_spec
-        from search_spaces.specs import OwnSourceSpec, PreparedSpec
+        from search_spaces.specs import PreparedSpec
+        from search_spaces.sweeps import OwnSourceSpec
         from tasks.remote import InlineExecutor
 
         path = tar_folder(class_folder, tmp_path / "own.tar.gz")

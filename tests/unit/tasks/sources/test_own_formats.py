@@ -67,7 +67,8 @@ class TestArrays:
         import pickle
 
         from search_spaces.datasets import own_dataset_spec
-        from search_spaces.specs import OwnSourceSpec, PreparedSpec
+        from search_spaces.specs import PreparedSpec
+        from search_spaces.sweeps import OwnSourceSpec
         from tasks.sources import source_for
         from tasks.sources.base import RawRequest
 
