@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint chaos bench wheel lock-cuda clean
+.PHONY: install demo test lint chaos bench gpu-check wheel lock-cuda clean
 
 install: $(STAMP)
 
@@ -33,7 +33,7 @@ chaos: $(STAMP)
 	$(BIN)/python -m tests.integration.chaos
 
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $$(ls benchmarks/*.py | grep -v gpu_check); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # What clusters get: the package with its commit, no checkout (docs/cluster.md).
 wheel: $(STAMP)
@@ -44,6 +44,11 @@ wheel: $(STAMP)
 # Every wheel of a CUDA node by hash, for Linux on x86-64 and every supported Python; needs uv.
 lock-cuda:
 	$(PYTHON) clusters/lock_cuda.py
+
+# On a machine with a card: its tests, six probes of 40 seconds, and what they say of the grid's hours.
+gpu-check: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV)

@@ -46,6 +46,19 @@ def _two_classes(pair: Pair) -> Pair:
 ClassPair = Annotated[
     tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
 ]
+V = TypeVar("V", bound=str | int | float)
+
+
+def _each_once(values: tuple[V, ...]) -> tuple[V, ...]:
+    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
+    if repeated:
+        raise ValueError(f"names {', '.join(repeated[:20])} more than once")
+    return values
+
+
+Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Estimators of intrinsic dimension, by name."""
+
 Domain = Literal["natural", "medical"]
 DataMode = Literal["corrected", "as_released"]
 Fault = Literal[
@@ -64,18 +77,6 @@ Fault = Literal[
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
 """Estimators of d_data where none are named."""
-V = TypeVar("V", bound=str | float)
-
-
-def _each_once(values: tuple[V, ...]) -> tuple[V, ...]:
-    repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
-    if repeated:
-        raise ValueError(f"names {', '.join(repeated[:20])} more than once")
-    return values
-
-
-Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_each_once)]
-"""Estimators of intrinsic dimension, by name."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 

@@ -164,12 +164,13 @@ class RecipeChoice(RecipeChanges):
 class ResourceSpec(Spec):
     """What one trial asks of the cluster. Bookkeeping only: never part of an identity.
 
-    ``num_gpus`` is used where the cluster has GPUs and may be a fraction; elsewhere trials run on
-    ``num_cpus`` cores with as many torch threads.
+    ``num_gpus`` is used where the cluster has GPUs and may be a fraction; None asks for what each trial is
+    predicted to need of the cluster's cards. Elsewhere trials run on ``num_cpus`` cores with as many torch
+    threads.
     """
 
     num_cpus: Annotated[float, Field(gt=0)] = 1.0
-    num_gpus: Annotated[float, Field(ge=0)] = 0.25
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
     memory_bytes: Annotated[int, Field(ge=0)] = 0
 
 

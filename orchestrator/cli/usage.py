@@ -51,9 +51,9 @@ def _rule(error: CycloptsError, words: Sequence[str], app: App) -> str:
         return f"argument {argument.name}: expected {'one argument' if wanted == '1 arguments' else wanted}"
     if isinstance(error, UnknownOptionError):
         # A word of its own has no keyword where a command takes a word in that place.
-        option = error.token.keyword or error.token.value
-        near = difflib.get_close_matches(option, _flags(error, app), n=1)
-        return f"unrecognized arguments: {option}" + (f" (did you mean {near[0]}?)" if near else "")
+        unknown = error.token.keyword or error.token.value
+        near = difflib.get_close_matches(unknown, _flags(error, app), n=1)
+        return f"unrecognized arguments: {unknown}" + (f" (did you mean {near[0]}?)" if near else "")
     if isinstance(error, CoercionError) and argument is not None and error.token is not None:
         if error.__cause__ is not None or error.msg is not None:
             return f"argument {argument.name}: {error.__cause__ or error.msg}"

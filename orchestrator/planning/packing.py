@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.planning.cards import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, Card, memory_bytes, pass_time
 from orchestrator.planning.simulate import Job
+from search_spaces.errors import ConfigError, SweepError
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 if TYPE_CHECKING:
@@ -44,13 +45,21 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
     """Return the costs of a network in its recipe, walked once for recipes that cost the same."""
     from tasks.trials.costs import network_cost
 
+    where = f"{network.model.library} {network.model.architecture}"
     prepared = network.subset.prepared
     recipe = network.recipe.model_copy(
         update={"name": "cost", "learning_rate": 1e-3, "weight_decay": 0.0, "epochs": 1, "input_scale": 1.0}
     )
-    return network_cost(
-        network.model, recipe, channels=prepared.channels, image_size=prepared.image_size, attack_batch=None
-    )
+    try:
+        return network_cost(network.model, recipe, channels=prepared.channels, image_size=prepared.image_size)
+    except SweepError:
+        raise
+    except Exception as error:  # whatever a network does with tensors that hold no data
+        raise ConfigError(
+            "A network's costs are counted with tensors that hold no data",
+            f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "let no step of its forward pass depend on the values of pixels",
+        ) from error
 
 
 def flops(trial: TrialSpec) -> float:

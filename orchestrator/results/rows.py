@@ -91,16 +91,6 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         tags["measure_id"] = measure.measure_id
         metrics.update(measure_metrics(measure, network.train_size))
         newest = max(newest, measure.finished_at)
-    started = _milliseconds(record.started_at)
-    series = tuple(
-        (c.EPOCH_PREFIX + name, epoch.epoch, value, started)
-        for epoch in record.result.history
-        for name, value in ((c.TRAIN_LOSS, epoch.train_loss), (c.TRAIN_ACCURACY, epoch.train_accuracy))
-    ) + tuple(
-        (c.EPOCH_PREFIX + name, score.epoch, value, started)
-        for score in record.result.test_history
-        for name, value in ((c.TEST_LOSS, score.test_loss), (c.TEST_ACCURACY, score.test_accuracy))
-    )
     return _sealed(
         FlatRun(
             record.trial_id,
@@ -108,11 +98,24 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
             tags,
             _params(network.model_dump(mode="json")),
             metrics,
-            series,
-            started,
+            _epoch_series(record),
+            _milliseconds(record.started_at),
             _milliseconds(record.finished_at),
             _milliseconds(newest),
         )
+    )
+
+
+def _epoch_series(record: TrialRecord) -> tuple[tuple[str, int, float, int], ...]:
+    started = _milliseconds(record.started_at)
+    return tuple(
+        (c.EPOCH_PREFIX + name, epoch.epoch, value, started)
+        for epoch in record.result.history
+        for name, value in ((c.TRAIN_LOSS, epoch.train_loss), (c.TRAIN_ACCURACY, epoch.train_accuracy))
+    ) + tuple(
+        (c.EPOCH_PREFIX + name, score.epoch, value, started)
+        for score in record.result.test_history
+        for name, value in ((c.TEST_LOSS, score.test_loss), (c.TEST_ACCURACY, score.test_accuracy))
     )
 
 

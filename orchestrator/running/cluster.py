@@ -119,14 +119,15 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         ConfigError: when a trial asks for more CPUs than a private cluster has, or for a GPU share that no
             card can give (a share above one must be whole).
     """
-    if spec.num_gpus > 1 and spec.num_gpus != int(spec.num_gpus):
+    share = 0.25 if spec.num_gpus is None else spec.num_gpus
+    if share > 1 and share != int(share):
         raise ConfigError(
             "resources.num_gpus must be a fraction of one card or a whole number",
-            f"{spec.num_gpus:g}",
+            f"{share:g}",
             "e.g. 0.25, 1 or 2",
         )
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
-    wanted = Resources(spec.num_cpus, spec.num_gpus if use_gpus else 0.0, spec.memory_bytes)
+    wanted = Resources(spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes)
     if cluster.local:
         # A private cluster never grows: such a trial would wait for ever, without a word.
         for name, asked, there in (

@@ -22,7 +22,7 @@ from search_spaces.errors import ConfigError, SetupError, SweepError
 RETRIES: dict[FailureKind, int | None] = {
     FailureKind.LOST_NODE: None,  # says nothing about the trial: retried without limit
     FailureKind.WORKER_CRASH: 2,  # the third crash in a row is the trial's own doing
-    FailureKind.OUT_OF_MEMORY: 2,  # a neighbour may have taken the memory
+    FailureKind.OUT_OF_MEMORY: 4,  # with a larger share, then with ever smaller parts of a batch
     FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
     FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
     FailureKind.HUNG: 1,

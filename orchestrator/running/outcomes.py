@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from orchestrator.planning.plan import CellStatus, SweepPlan
+from orchestrator.results import columns
 from orchestrator.results.records import CellReport, TrialRecord
 from orchestrator.results.tracking.provenance import provenance
 from search_spaces.specs import Domain
@@ -46,3 +48,18 @@ def trial_record(
         provenance=provenance(),
         result=result,
     )
+
+
+def start_tags(plan: SweepPlan, cell: TrialSpec, attempt: int) -> dict[str, str]:
+    """Return what a tracker is told of a trial that starts."""
+    network, dataset = cell.network, cell.network.subset.prepared.dataset
+    return {
+        columns.TRIAL_ID: cell.trial_id,
+        columns.MODEL: network.model.name,
+        columns.DATASET: dataset,
+        columns.DOMAIN: plan.datasets[dataset].domain or "",
+        columns.TRAIN_SIZE: str(network.train_size),
+        columns.SEED: str(network.seed),
+        columns.ATTEMPT: str(attempt),
+        columns.STATUS: str(CellStatus.RUNNING),
+    }

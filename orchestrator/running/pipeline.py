@@ -169,6 +169,7 @@ class _Run:
             self.monitor.advance(spec.measure_id)
 
     def _train(self) -> None:
+        from orchestrator.running.requests import card_names, card_of
         from orchestrator.running.sweep import TrialSweep
 
         plan, state = self.workspace.plan, self._state()
@@ -178,6 +179,7 @@ class _Run:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
         self.monitor.slots = _slots(resources, self.cluster)
+        _announce_empty_cards(resources, self.cluster, self.monitor)
         self.monitor.stage("train")
         TrialSweep(
             plan=plan,
@@ -192,6 +194,7 @@ class _Run:
             weights_url=self.workspace.results_url,
             measured_only=frozenset(state.incomplete),
             time_limit=partial(time_limit, measured=state.measured_trials()),
+            card=card_of(card_names()) if plan.sweep.resources.num_gpus is None else None,
         ).run(pending, _earlier_attempts(pending, state))
 
     def _report(self) -> RunSummary:
@@ -232,6 +235,19 @@ def _slots(resources: Resources, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))
+
+
+def _announce_empty_cards(resources: Resources, cluster: Cluster, progress: Progress) -> None:
+    """Say when trials ask for so many CPUs that cards stay empty."""
+    if not resources.num_gpus or not cluster.num_gpus:
+        return
+    by_gpu = int(cluster.num_gpus / resources.num_gpus)
+    by_cpu = int(cluster.num_cpus / resources.num_cpus)
+    if by_cpu < by_gpu:
+        progress.note(
+            f"CPUs bound the trials: {by_cpu} at once by resources.num_cpus {resources.num_cpus:g}, "
+            f"{by_gpu} by the cards; {by_gpu * resources.num_cpus:g} CPUs would fill them"
+        )
 
 
 def _earlier_attempts(pending: list[TrialSpec], state: State) -> dict[str, int]:

@@ -36,7 +36,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def setup(
         self,
         config: dict[str, Any],
-        arrays: dict[str, Any] | None = None,
+        arrays: Any = None,
         keeper: Keeper | None = None,
         code: dict[str, str] | None = None,
     ) -> None:
@@ -44,14 +44,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
         Args:
             config: has the cell.
-            arrays: references to :class:`TrialData` by data key.
+            arrays: the actor that hands out references to :class:`TrialData`.
             keeper: who keeps weights and checkpoints; None keeps none.
             code: source of one's own networks, by relative path.
         """
         from tasks.trials.memory import keep_freed_memory
 
         keep_freed_memory()
-        self._arrays, self._keeper, self._code = arrays or {}, keeper, code or {}
+        self._arrays, self._keeper, self._code = arrays, keeper, code or {}
         self._cell = config["cell"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -76,7 +76,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
         cell = self._cell
         spec = TrialSpec.model_validate_json(cell["spec"])
-        data = ray.get(self._arrays[cell["data"]])
+        (reference,) = ray.get(self._arrays.take.remote(cell["data"]))
+        data = ray.get(reference)
         num_gpus = float(cell["num_gpus"])
         if num_gpus and not _has_cuda():
             raise DeviceError("this trial was given a GPU, and torch finds none in its process")
@@ -85,6 +86,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             "device": "cuda" if num_gpus else "cpu",
             "num_threads": cell["num_threads"],
             "gpu_fraction": num_gpus or None,
+            "micro_batch": cell["micro_batch"],
         }
         return CellReport(
             started_at=started_at,
@@ -127,12 +129,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Load nothing."""
 
 
-def equipped(
-    trainable: type[TrialTrainable], resources: Any, arrays: dict[str, Any], keeper: Any, code: dict[str, str]
-) -> Any:
+def equipped(trainable: type[TrialTrainable], arrays: Any, keeper: Any, code: dict[str, str]) -> Any:
     """Return ``trainable`` with what its trials share and what each asks for, under a name for people."""
     made = tune.with_parameters(trainable, arrays=arrays, keeper=keeper, code=code)
-    made = tune.with_resources(made, resources)
+    made = tune.with_resources(made, lambda config: config["cell"]["request"])
     # What Ray's dashboard calls the actors; it would be ResourceTrainable.
     made.__name__ = made.__qualname__ = "IsweepTrial"
     return made

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.specs import AttackSpec
+from search_spaces.specs import AttackSpec, RecipeSpec
 from tasks.trials.pgd import pgd
 from tasks.trials.result import AttackRecord
 from tasks.trials.training import (
@@ -86,6 +86,14 @@ class CleanPass:
     def evaluation(self, *, batch_size: int = EVALUATION_BATCH_SIZE, rule: LossRule) -> Evaluation:
         """Return mean loss and accuracy, as :func:`~tasks.trials.training.evaluate` does."""
         return Evaluation(mean_loss(self.losses, batch_size, rule), float(self.hits.double().mean()))
+
+
+def attack_batch_size(recipe: RecipeSpec) -> int:
+    """Return how many images pass forward and back at once: as many as need no more memory than training.
+
+    An attack keeps float32 activations, twice the bytes of training's bfloat16; hence half its batch.
+    """
+    return max(8, recipe.batch_size // 2)
 
 
 def pass_clean(

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from search_spaces.specs import ModelSpec, RecipeSpec
+from tasks.trials.attacks import attack_batch_size
 from tasks.trials.models import build_model
 from tasks.trials.step import Step
 
@@ -168,14 +169,6 @@ def network_cost(
         evaluation_batch=evaluation_batch,
         attack_batch=attack_batch,
     )
-
-
-def attack_batch_size(recipe: RecipeSpec) -> int:
-    """Return how many images are attacked at once: as many as need no more memory than training did.
-
-    An attack keeps float32 activations, twice the bytes of training's bfloat16; hence half its batch.
-    """
-    return max(8, recipe.batch_size // 2)
 
 
 class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes

@@ -71,10 +71,9 @@ def train(
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch counts.
 
     Every epoch visits all images once in a new order that depends on ``seed`` alone. The last batch of an
-    epoch is shorter when the batch size does not divide the set; if it would hold a single image, that image
-    joins the batch before it, because batch norm has no variance over one example.
+    epoch may be shorter; a single image joins the batch before it: batch norm has no variance over one.
 
-    Precision is the recipe's, see :class:`~tasks.trials.step.Step`; the loss is always taken in float32.
+    Precision is the recipe's, see :class:`~tasks.trials.step.Step`; the loss is always float32.
 
     Args:
         model: maps float pixels in [0, 255] to logits; moved to ``device``.
@@ -84,20 +83,18 @@ def train(
         seed: seed of batch order and dropout.
         device: where to train.
         on_epoch: called with the record of every finished epoch that did not diverge.
-        micro_batch: images that pass the network at once; gradients of a batch's parts are added up, so that
-            the step is that of the whole batch. Batch norm then sees parts. None passes whole batches.
+        micro_batch: images that pass the network at once: the step is that of the whole batch, but batch
+            norm sees parts. None passes whole batches.
         checkpoints: where an earlier attempt left off, and where this one does; None for neither.
 
     Returns:
-        One record per epoch. When an epoch's mean loss is NaN or infinite, its record is the last and its
-        ``diverged`` is true.
+        One record per epoch; the last one is ``diverged`` when its mean loss is NaN or infinite.
 
     Raises:
         ConfigError: for a batch size of 1 with a network that has batch norm.
     """
     _check_batch_norm(model, recipe, micro_batch)
-    device = torch.device(device)
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model.to(device := torch.device(device), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch)
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
     history: list[EpochRecord] = []
@@ -109,8 +106,7 @@ def train(
             permutation = torch.randperm(len(images), generator=order).to(device)
             for rows in split_batches(permutation, recipe.batch_size):
                 take(rows)
-            loss, accuracy = step.read_totals()
-            record = EpochRecord(epoch, loss, accuracy, time.perf_counter() - start)
+            record = EpochRecord(epoch, *step.read_totals(), time.perf_counter() - start)
             history.append(record)
             if record.diverged:
                 break

@@ -28,7 +28,7 @@ from search_spaces.trials import (
 )
 from tasks.measures.dimension import IntrinsicDimension
 from tasks.prepared.subsets import TrialData
-from tasks.trials.attacks import CleanPass, attack_all, pass_clean
+from tasks.trials.attacks import CleanPass, attack_all, attack_batch_size, pass_clean
 from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.classification import classification_scores
 from tasks.trials.inputs import check_inputs
@@ -276,7 +276,8 @@ class _Trial:
         rule = self.network.recipe.test_loss
         with features_read(model, len(self.images)) as features:
             train = evaluate(model, self.images, self.labels, rule=rule)
-        clean = pass_clean(model, self.test_images, self.test_labels)
+        batch_size = attack_batch_size(self.network.recipe)
+        clean = pass_clean(model, self.test_images, self.test_labels, batch_size=batch_size)
         test = clean.evaluation(rule=rule)
         for name, evaluation in (("train", train), ("test", test)):
             if not math.isfinite(evaluation.loss):
@@ -300,7 +301,8 @@ class _Trial:
         for method in dict.fromkeys(attack.method for attack in attacks):
             epsilons = tuple(attack.epsilon for attack in attacks if attack.method == method)
             asked = AttackSpec.model_validate({"methods": (method,), "epsilons": epsilons})
-            clean = clean or pass_clean(model, self.test_images, self.test_labels)
+            batch_size = attack_batch_size(self.network.recipe)
+            clean = clean or pass_clean(model, self.test_images, self.test_labels, batch_size=batch_size)
             rule = self.network.recipe.test_loss
             records += attack_all(model, self.test_images, self.test_labels, asked, rule=rule, clean=clean)
         return tuple(records)

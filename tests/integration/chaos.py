@@ -26,8 +26,8 @@ from tests.isolation import isolated
 OUT = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
 
 
-def run_case(name: str) -> list[dict[str, Any]]:
-    """Run one case once; returns its outcomes."""
+def run_case(name: str) -> dict[str, Any]:
+    """Run one case once; returns its outcome."""
     with tempfile.TemporaryDirectory(prefix="isweep-chaos-") as root:
         done = subprocess.run(
             isolated(sys.executable, "-m", "tests.integration.faults", name, root),
@@ -37,8 +37,8 @@ def run_case(name: str) -> list[dict[str, Any]]:
             check=True,
             env=environment(os.urandom(32).hex()),
         )
-    found = json.loads(done.stdout.splitlines()[-1])
-    return [found] if "planned" in found else list(found.values())
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def verdict(outcome: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def main() -> int:
     arguments = parser.parse_args()
     rounds: dict[str, list[dict[str, Any]]] = {}
     for name in arguments.cases:
-        rounds[name] = [verdict(found) for _ in range(arguments.rounds) for found in run_case(name)]
+        rounds[name] = [verdict(run_case(name)) for _ in range(arguments.rounds)]
         print(name, json.dumps(rounds[name]))
     document = {
         "date": time.strftime("%F"),

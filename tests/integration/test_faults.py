@@ -4,7 +4,6 @@ import json
 import secrets
 import subprocess
 import sys
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -51,8 +50,5 @@ def test_a_killed_raylet_is_a_lost_node(tmp_path):
 
 def test_a_memory_hog_is_killed_and_costs_the_others_nothing(tmp_path):
     found = run_case("memory_hog", tmp_path)
-    for name in ("beside", "alone"):
-        check_all_done(found[name])
-        kinds = Counter(kind for _, kind, _, _ in found[name]["told"])
-        assert kinds["out_of_memory"] >= 1, found[name]["told"]
-        assert set(kinds) == {"out_of_memory"}
+    check_all_done(found)
+    assert {kind for _, kind, _, _ in found["told"]} == {"out_of_memory"}

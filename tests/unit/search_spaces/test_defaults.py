@@ -26,6 +26,8 @@ HASHED = {
     "MeasureSpec": ["MEASURE"],
     "AttackMeasurement": ["ATTACK"],
     "RepresentationMeasurement": ["REPRESENTATION"],
+    "RobustnessMeasurement": ["ROBUSTNESS"],
+    "RobustnessSpec": ["ROBUSTNESS"],
 }
 
 

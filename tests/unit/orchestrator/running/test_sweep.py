@@ -132,7 +132,7 @@ def test_each_kind_of_failure_has_its_own_policy(run):
     assert os.listdir(sweep.paths.tune) == []
 
 
-def test_waves_hold_no_more_than_the_object_store(run, ray_local):
+def test_arrays_are_loaded_once_each_in_a_store_too_small_for_all(run, ray_local):
     plan = plan_sweep(
         SweepSpec.model_validate(
             {
@@ -146,7 +146,7 @@ def test_waves_hold_no_more_than_the_object_store(run, ray_local):
             }
         )
     )
-    one_subset = 34 * 64
+    one_subset = (10 + 4) * 64
     small = Cluster(2, 0, 1, int(2.5 * one_subset / 0.6), "", True)
     loaded: list[str] = []
 
@@ -155,10 +155,34 @@ def test_waves_hold_no_more_than_the_object_store(run, ray_local):
         return load(subset, train_size)
 
     sweep = run(plan, cluster=small, load=counting)
-    waves = [len(cells) for cells, _ in sweep._waves(list(plan.trials))]
-    assert waves == [4, 2]
     assert len(sweep.stored.store.scan(TrialRecord).records) == 6
-    assert len(set(loaded)) == 3
+    assert len(loaded) == len(set(loaded)) == 3
+
+
+class Hungry(TrialTrainable):
+    """Runs out of memory until its batches pass in parts of four; notes what it was given."""
+
+    def _run(self, started_at: float) -> CellReport:
+        parts = self._cell["micro_batch"]
+        if parts is None or parts > 4:
+            raise MemoryError("too much")
+        result = trial_result().model_copy(update={"micro_batch": parts})
+        return CellReport(started_at=started_at, finished_at=started_at + 1, outcome=result)
+
+
+def test_a_trial_out_of_memory_gets_a_larger_share_then_smaller_parts_of_its_batch(run):
+    sweep = run(make_plan(24), trainable=Hungry)
+    (record,) = sweep.stored.store.scan(TrialRecord).records.values()
+    # Batch 16: whole, whole with a larger share, parts of 8, parts of 4.
+    assert (record.attempt, record.result.micro_batch) == (4, 4)
+
+
+def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(run):
+    def broken(subset: SubsetSpec, train_size: int) -> TrialData:
+        raise SetupError("The disk must be readable", "it is not", "mend it")
+
+    with pytest.raises(SetupError, match="The disk must be readable; found: it is not; mend it"):
+        run(make_plan(24), load=broken)
 
 
 def test_a_full_disk_stops_the_sweep_and_keeps_what_is_done(run, monkeypatch):
@@ -202,3 +226,29 @@ def test_real_trials_are_equal_to_the_last_bit(run, root):
     for trial_id, record in first.items():
         assert trial_metrics(record.result) == trial_metrics(second[trial_id].result)
         assert record.result.scores.test_loss > 0
+
+
+def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
+    class Impatient(Progress):
+        def note(self, message: str) -> None:
+            raise KeyboardInterrupt(message)
+
+    monkeypatch.setattr("orchestrator.running.scheduling.PATIENCE_S", 1.0)
+    with pytest.raises(KeyboardInterrupt, match=r"each asks for 64 cpu \(the cluster has 2, \S+ free\)"):
+        run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
+
+
+def test_what_tune_raises_ends_no_sweep(run):
+    class Broken(Progress):
+        broken = False
+
+        def trial_started(self, trial_id: str) -> None:
+            if not self.broken:
+                self.broken = True
+                raise RuntimeError("inside Tune's loop")
+            super().trial_started(trial_id)
+
+    plan = make_plan(10, 22, 26)
+    sweep = run(plan, monitor=Broken())
+    assert set(sweep.stored.store.scan(TrialRecord).records) == set(plan.trials_by_id)
+    assert {str(failure.kind) for failure in sweep.tracker.failures} == {"cluster_error"}

@@ -4,7 +4,8 @@ import pytest
 
 from search_spaces.models import MODELS, model_spec
 from search_spaces.specs import RecipeSpec
-from tasks.trials.costs import attack_batch_size, network_cost
+from tasks.trials.attacks import attack_batch_size
+from tasks.trials.costs import network_cost
 
 # Multiply-adds of one 3 x 224 x 224 image in 1e9, as torchvision publishes them with its weights.
 GIGA_MACS = {

@@ -1,0 +1,86 @@
+"""How long a grid takes in which order: longest first against the order of the plan, with and without waves.
+
+All orders are replayed on the same predicted costs and shares (``orchestrator/planning/packing.py``), so what
+differs is the order alone; the lower bound is what no order can beat. Waves are what the project did before:
+groups of whole datasets, each waiting for the last trial of the one before.
+
+    python benchmarks/grid_order.py [--json] [--preset paper] [--card h100]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from orchestrator.planning.cards import card_named
+from orchestrator.planning.packing import jobs_on
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.simulate import longest_first, replay, replay_in_waves
+from orchestrator.planning.sweep_file import load_sweep
+
+NUM_CARDS = (1, 8, 64, 512)
+NUM_WAVES = 6
+
+
+def measure(preset: str, kind: str) -> list[dict[str, Any]]:
+    card, trials = card_named(kind), plan_sweep(load_sweep(preset)).trials
+    jobs = jobs_on(trials, card)
+    wave = -(-len(jobs) // NUM_WAVES)
+    waves = [jobs[start : start + wave] for start in range(0, len(jobs), wave)]
+    rows = []
+    for number in NUM_CARDS:
+        ours, planned = replay(longest_first(jobs), number), replay(jobs, number)
+        in_waves = replay_in_waves(waves, number)
+        hours = number * ours.makespan / 3600
+        rows.append(
+            {
+                "num_cards": number,
+                "ours": ours.makespan / 60,
+                "theirs": {"order of the plan": planned.makespan / 60, "six waves": in_waves.makespan / 60},
+                "lower_bound": ours.lower_bound / 60,
+                "ratio": planned.makespan / ours.makespan,
+                "over_lower_bound": ours.over_lower_bound,
+                "utilisation": ours.utilisation,
+                "dollars": hours * card.price,
+                "kilowatt_hours": hours * card.watts / 1000,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--card", default="h100")
+    options = parser.parse_args()
+    rows = measure(options.preset, options.card)
+    study = next(row for row in rows if row["num_cards"] == 64)
+    result = {
+        "name": "grid_order",
+        "unit": "minutes, replayed",
+        "preset": options.preset,
+        "card": options.card,
+        "ours": study["ours"],
+        "theirs": study["theirs"],
+        "ratio": study["ratio"],
+        "rows": rows,
+        "environment": {"costs": "predicted, no card was measured"},
+    }
+    if options.json:
+        print(json.dumps(result, indent=1))
+        return
+    for row in rows:
+        theirs = row["theirs"]
+        print(
+            f"{row['num_cards']:>4} {options.card}: longest first {row['ours']:>7.1f} min, "
+            f"plan's order {theirs['order of the plan']:>7.1f}, "
+            f"six waves {theirs['six waves']:>7.1f}, bound {row['lower_bound']:>7.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The single writer of a sweep: turns Tune's events into stored results, tracked runs and progress."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+
+from orchestrator.planning.order import array_key
+from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
+from orchestrator.results.rows import flat_trial
+from orchestrator.results.tracking.tracker import Failure
+from orchestrator.results.weights import WeightStore
+from orchestrator.running.failures import classify_broken_fit
+from orchestrator.running.feed import CellQueue
+from orchestrator.running.hangs import HangWatch
+from orchestrator.running.lost_workers import read_failure
+from orchestrator.running.outcomes import start_tags, trial_record
+from orchestrator.running.scheduling import StartWatch
+from orchestrator.running.shelf import Shelf
+from orchestrator.running.trainable import REPORT
+from search_spaces.errors import SetupError, SweepError
+from search_spaces.trials import TrialSpec
+from tasks.trials.result import TrialResult
+
+if TYPE_CHECKING:
+    from orchestrator.running.sweep import TrialSweep
+
+log = logging.getLogger(__name__)
+
+MOST_BROKEN_FITS = 5
+WITHOUT_A_WORD = TrialFailure(
+    kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
+)
+
+
+class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without types
+    """The single writer: turns Tune's events into stored results, tracked runs and progress."""
+
+    def __init__(
+        self,
+        sweep: TrialSweep,
+        cells: dict[str, TrialSpec],
+        queue: CellQueue,
+        shelf: Shelf,
+        earlier: dict[str, int],
+    ) -> None:
+        self.fatal: SweepError | None = None
+        self._sweep = sweep
+        self._cells = cells
+        self._queue = queue
+        self._shelf = shelf
+        self._earlier = earlier
+        self._broken = 0
+        self._starts = StartWatch(sweep.resources, sweep.monitor.note)
+        self._hangs = HangWatch(sweep.time_limit)
+
+    # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop every trial as soon as results cannot be stored any more."""
+        return self.fatal is not None
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Put the trial's array where it can find it, and open its run."""
+        cell = self._cells[trial.config["cell"]["trial_id"]]
+        try:
+            self._shelf.trial_started(cell.trial_id, trial.config["cell"]["data"])
+        except SweepError as error:
+            self._end(error)
+            return
+        tags = start_tags(self._sweep.plan, cell, self._attempt(cell.trial_id))
+        self._sweep.tracker.start_trial(cell.trial_id, tags)
+        self._sweep.monitor.trial_started(cell.trial_id)
+        self._hangs.started(cell)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """End the process of every trial that has been silent past its limit."""
+        self._starts.look(trials, waiting=bool(self._queue.running))
+        self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Store the outcome first, then tell the tracker."""
+        trial_id = trial.config["cell"]["trial_id"]
+        if trial_id not in self._queue.running or self.fatal is not None:
+            return
+        try:
+            report = CellReport.model_validate_json(result[REPORT])
+            if isinstance(report.outcome, TrialFailure):
+                self._fail(trial_id, report.outcome)
+            else:
+                self._finish(trial_id, report, report.outcome)
+        except SweepError as error:
+            self._end(error)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The process died: a lost node, a crash, or the memory killer."""
+        trial_id = trial.config["cell"]["trial_id"]
+        self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that ended without a result is a failure too, never silently gone."""
+        self._lost(trial.config["cell"]["trial_id"], lambda: WITHOUT_A_WORD)
+
+    def fit_failed(self, error: Exception) -> None:
+        """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
+        self._broken += 1
+        log.warning("Tune ended early (%d times in a row)", self._broken, exc_info=error)
+        running = sorted(self._queue.running)
+        if not ray.is_initialized() or self._broken > MOST_BROKEN_FITS:
+            self._end(
+                SetupError(
+                    "Ray Tune must be able to run trials",
+                    classify_broken_fit(error).message,
+                    "run the same command again: what is done is kept; the log below the root says more",
+                )
+            )
+        for trial_id in running:
+            self._lost(trial_id, lambda: classify_broken_fit(error))
+
+    def account_for_the_rest(self) -> None:
+        """Cells that Tune ended without a word are failures too, never silently gone."""
+        for trial_id in sorted(self._queue.running):
+            self._lost(trial_id, lambda: WITHOUT_A_WORD)
+
+    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
+        if trial_id not in self._queue.running or self.fatal is not None:
+            return
+        try:
+            self._fail(trial_id, failure())
+        except SweepError as error:
+            self._end(error)
+
+    def _end(self, error: SweepError) -> None:
+        """Give out no more cells, because of an error that ends the sweep."""
+        self.fatal = error
+        self._queue.closed = True
+
+    def _attempt(self, trial_id: str) -> int:
+        return self._earlier.get(trial_id, 0) + self._sweep.attempts[trial_id]
+
+    def _finish(self, trial_id: str, report: CellReport, result: TrialResult) -> None:
+        cell, plan = self._cells[trial_id], self._sweep.plan
+        dataset = plan.datasets[cell.network.subset.prepared.dataset]
+        known = self._sweep.stored.trials.get(trial_id)
+        record = trial_record(
+            cell, report, result, known, plan.sweep.name, dataset.domain, self._attempt(trial_id)
+        )
+        self._sweep.stored.save(record)
+        if self._sweep.weights_url is not None:
+            WeightStore(self._sweep.weights_url).forget_checkpoint(trial_id)
+        self._queue.settle(trial_id)
+        self._shelf.trial_ended(trial_id, array_key(self._sweep.plan, cell), for_good=True)
+        self._sweep.retries.finished(trial_id)
+        self._broken = 0
+        self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
+        self._sweep.monitor.trial_finished(trial_id, result.status)
+
+    def _fail(self, trial_id: str, failure: TrialFailure) -> None:
+        attempt = self._attempt(trial_id)
+        self._sweep.stored.save(
+            FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
+        )
+        decision = self._sweep.retries.failed(trial_id, failure.kind)
+        self._sweep.requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
+        key = array_key(self._sweep.plan, self._cells[trial_id])
+        self._shelf.trial_ended(trial_id, key, for_good=decision.pause_s is None)
+        if decision.pause_s is None:
+            self._queue.settle(trial_id)
+            ending = f"given up: {decision.reason}"
+        else:
+            self._queue.again(trial_id, time.monotonic() + decision.pause_s)
+            ending = decision.reason
+        self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
+        self._sweep.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
+        log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
+
+
+def trial_name(trial: Any) -> str:
+    """Return the id of the cell that a Tune trial runs."""
+    return str(trial.config["cell"]["trial_id"])

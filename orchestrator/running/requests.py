@@ -1,0 +1,97 @@
+"""What each trial asks of Ray: the sweep's wish, or the share of a card that it is predicted to need."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import ray
+
+from orchestrator.planning.cards import CARDS, Card
+from orchestrator.planning.packing import need_of
+from orchestrator.running.cluster import Resources
+from search_spaces.errors import SweepError
+from search_spaces.trials import TrialSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one attempt at a trial gets.
+
+    Attributes:
+        resources: for Ray.
+        micro_batch: images that pass the network at once; None for whole batches.
+    """
+
+    resources: Resources
+    micro_batch: int | None = None
+
+
+@dataclass
+class Requests:
+    """The requests of a sweep, larger for trials that ran out of memory.
+
+    Attributes:
+        resources: what the sweep asks for every trial.
+        card: the cluster's kind of card, where shares are to be predicted; None gives all the same.
+        out_of_memory: how often each trial ran out of memory in this run.
+    """
+
+    resources: Resources
+    card: Card | None = None
+    out_of_memory: Counter[str] = field(default_factory=Counter)
+
+    def of(self, cell: TrialSpec) -> Request:
+        """Return what the next attempt at ``cell`` gets.
+
+        The first time out of memory doubles its share; after that its batches pass in ever smaller parts.
+        """
+        resources = self.resources
+        if self.card is not None and resources.num_gpus:
+            resources = replace(resources, num_gpus=self._share(cell, self.card))
+        times = self.out_of_memory[cell.trial_id]
+        if not times:
+            return Request(resources)
+        share = resources.num_gpus
+        larger = replace(
+            resources,
+            num_gpus=min(1.0, 2 * share) if 0 < share <= 1 else share,
+            memory_bytes=2 * resources.memory_bytes,
+        )
+        if times == 1:
+            return Request(larger)
+        # Two at least: batch norm has no variance over one image.
+        return Request(larger, micro_batch=max(2, cell.network.recipe.batch_size >> (times - 1)))
+
+    def _share(self, cell: TrialSpec, card: Card) -> float:
+        try:
+            return need_of(cell, card).share
+        except SweepError as error:  # a network that cannot be walked may still be trained, or fail by itself
+            log.warning("%s: share as resources.num_gpus says, %s", cell.trial_id, error)
+            return self.resources.num_gpus
+
+
+def card_names() -> list[str]:
+    """Return Ray's names of the kinds of cards in the connected cluster."""
+    prefix = "accelerator_type:"
+    return sorted(name[len(prefix) :] for name in ray.cluster_resources() if name.startswith(prefix))
+
+
+def card_of(names: list[str]) -> Card | None:
+    """Return the card of the table that Ray's accelerator types name, the one with least memory of several.
+
+    None, with a warning, for a card that is not in the table.
+    """
+    found = {}
+    for name in names:
+        known = [card for key, card in CARDS.items() if name.lower().replace("_", "-").endswith(key)]
+        known = known or [card for key, card in CARDS.items() if key.partition("-")[0] in name.lower()]
+        if not known:
+            log.warning("no data sheet for card %s: trials share it as resources.num_gpus says, or not", name)
+            return None
+        smallest = min(known, key=lambda card: card.memory_gib)
+        found[smallest.name] = smallest
+    return min(found.values(), key=lambda card: card.memory_gib, default=None)

@@ -1,0 +1,74 @@
+"""What a trial asks for, at first and after it ran out of memory."""
+
+import logging
+
+import pytest
+
+from orchestrator.planning.cards import CARDS
+from orchestrator.planning.packing import need_of
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import parse_sweep
+from orchestrator.running.cluster import Resources
+from orchestrator.running.requests import Requests, card_of
+
+SWEEP = """
+name: mine
+models: [small_cnn, small_mlp]
+datasets: [manifold_d4]
+train_sizes: [20]
+test_size: 20
+image_size: 16
+recipe: smoke
+"""
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return plan_sweep(parse_sweep(SWEEP, origin="mine.yaml")).trials
+
+
+def test_shares_are_predicted_per_trial_where_the_card_is_known(cells):
+    requests = Requests(Resources(1, 0.25), CARDS["a100"])
+    for cell in cells:
+        assert requests.of(cell).resources.num_gpus == need_of(cell, CARDS["a100"]).share
+    assert Requests(Resources(1, 0.25)).of(cells[0]).resources.num_gpus == 0.25
+    assert Requests(Resources(1, 0), CARDS["a100"]).of(cells[0]).resources.num_gpus == 0
+
+
+def test_out_of_memory_doubles_the_share_then_halves_the_parts(cells):
+    requests, cell = Requests(Resources(1, 0.3, 100)), cells[0]
+    found = []
+    for _ in range(6):
+        request = requests.of(cell)
+        found.append((request.resources.num_gpus, request.resources.memory_bytes, request.micro_batch))
+        requests.out_of_memory[cell.trial_id] += 1
+    assert cell.network.recipe.batch_size == 16
+    assert found == [
+        (0.3, 100, None),
+        (0.6, 200, None),
+        (0.6, 200, 8),
+        (0.6, 200, 4),
+        (0.6, 200, 2),
+        (0.6, 200, 2),
+    ]
+
+
+def test_whole_cards_are_not_doubled(cells):
+    requests = Requests(Resources(1, 2))
+    requests.out_of_memory[cells[0].trial_id] = 1
+    assert requests.of(cells[0]).resources.num_gpus == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "card"),
+    [(["H100"], "h100"), (["A100"], "a100"), (["A100-40G", "H200"], "a100-40"), ([], None)],
+)
+def test_rays_names_of_cards(names, card):
+    found = card_of(names)
+    assert (found.name if found else None) == card
+
+
+def test_an_unknown_card_is_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert card_of(["B9000"]) is None
+    assert "B9000" in caplog.text

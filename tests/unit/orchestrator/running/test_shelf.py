@@ -1,0 +1,90 @@
+"""Arrays in the object store: there when a trial needs them, gone when none does."""
+
+import numpy as np
+import pytest
+import ray
+
+from orchestrator.running.shelf import Shelf
+from search_spaces.errors import DataError
+from tasks.prepared.subsets import TrialData
+
+pytestmark = pytest.mark.ray
+
+
+def data(key):
+    images = np.full((10, 1, 10, 10), ord(key), np.uint8)
+    labels = np.zeros(10, np.int64)
+    return TrialData(images, labels, images[:0], labels[:0], 2, key)
+
+
+@pytest.fixture
+def shelf(ray_local):
+    shelf = Shelf("aabbc", data, budget=2500)
+    yield shelf
+    shelf.close()
+
+
+def start(shelf, key):
+    shelf.trial_started(f"{key}{len(shelf._running)}", key)
+
+
+def end(shelf, key):
+    trial = next(trial for trial, array in shelf._running.items() if array == key)
+    shelf.trial_ended(trial, key, for_good=True)
+
+
+def taken(shelf, key):
+    (reference,) = ray.get(shelf.references.take.remote(key))
+    return ray.get(reference)
+
+
+def test_an_array_is_there_for_the_trial_that_starts_and_loaded_once(shelf):
+    start(shelf, "a")
+    start(shelf, "a")
+    assert shelf.num_loads == 1
+    assert taken(shelf, "a").train_images[0, 0, 0, 0] == ord("a")
+
+
+def test_a_trial_that_asks_before_the_array_is_there_waits_for_it(shelf):
+    early = shelf.references.take.remote("b")
+    assert ray.wait([early], timeout=0.2)[0] == []
+    start(shelf, "b")
+    (reference,) = ray.get(early, timeout=30)
+    assert ray.get(reference).data_fingerprint == "b"
+
+
+def test_an_array_leaves_with_the_last_trial_that_needs_it(shelf):
+    start(shelf, "a")
+    end(shelf, "a")
+    assert shelf.num_bytes == 1000  # one more trial needs it
+    start(shelf, "a")
+    end(shelf, "a")
+    assert shelf.num_bytes == 0
+
+
+def test_idle_arrays_make_room_and_come_back_and_running_ones_stay(shelf):
+    start(shelf, "a")
+    start(shelf, "b")
+    end(shelf, "a")
+    start(shelf, "c")  # 3,000 bytes would not fit: a is idle and goes
+    assert shelf.num_bytes == 2000
+    start(shelf, "a")  # all three run now: the budget gives way, the trials do not
+    assert (shelf.num_bytes, shelf.num_loads) == (3000, 4)
+    assert taken(shelf, "a").data_fingerprint == "a"
+
+
+def test_a_trial_that_is_tried_again_still_needs_its_array(shelf):
+    start(shelf, "c")
+    shelf.trial_ended("c0", "c", for_good=False)
+    assert shelf.num_bytes == 1000
+
+
+def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local):
+    def broken(key):
+        raise DataError("Arrays must be whole", "half of one", "prepare it again")
+
+    shelf = Shelf("a", broken, budget=1)
+    with pytest.raises(DataError, match="half of one"):
+        start(shelf, "a")
+    assert ray.get(shelf.references.take.remote("a"), timeout=30) == []
+    shelf.close()
