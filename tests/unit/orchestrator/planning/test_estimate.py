@@ -8,7 +8,7 @@ from orchestrator.planning.packing import cost_of, flops, need_of
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from orchestrator.results.state import State
-from tests.unit.orchestrator.results.examples import trial_record, trial_result
+from tests.unit.orchestrator.results.examples import diverged, trial_record, trial_result
 
 SWEEP = """
 name: mine
@@ -28,9 +28,8 @@ def trials():
 
 
 def record(trial, seconds, *, gpu_share=0.0, device="cpu", num_threads=1, status="done"):
-    result = trial_result().model_copy(
-        update={"device": device, "num_threads": num_threads, "status": status}
-    )
+    found = trial_result() if status == "done" else diverged()
+    result = found.model_copy(update={"device": device, "num_threads": num_threads})
     return trial_record(result, spec=trial, started_at=0.0, finished_at=seconds, gpu_share=gpu_share)
 
 
