@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from functools import partial
 from typing import Any
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
+
+LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
+"""Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of packing."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
@@ -79,13 +83,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         (reference,) = ray.get(self._arrays.take.remote(cell["data"]))
         data = ray.get(reference)
         num_gpus = float(cell["num_gpus"])
-        if num_gpus and not _has_cuda():
+        on_gpu = bool(num_gpus) and os.environ.get(LOGICAL_GPUS) != "1"
+        if on_gpu and not _has_cuda():
             raise DeviceError("this trial was given a GPU, and torch finds none in its process")
         install_code(self._code)
         options = {
-            "device": "cuda" if num_gpus else "cpu",
+            "device": "cuda" if on_gpu else "cpu",
             "num_threads": cell["num_threads"],
-            "gpu_fraction": num_gpus or None,
+            "gpu_fraction": num_gpus if on_gpu else None,
             "micro_batch": cell["micro_batch"],
         }
         return CellReport(

@@ -33,7 +33,7 @@ from orchestrator.results.tracking.tracker import NoopTracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from orchestrator.running.sweep import TrialSweep
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running.trainable import LOGICAL_GPUS, TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.remote import RayExecutor
@@ -156,7 +156,8 @@ def _my_node(seconds: float) -> str:
 
 def environment(token: str) -> dict[str, str]:
     """Return the environment that this script must be started with; Ray reads it when first imported."""
-    return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "COLUMNS": "200"}
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "COLUMNS": "200", LOGICAL_GPUS: "1"}
+    return {**os.environ, **ours}
 
 
 def run_command(*arguments: str, **environment: str) -> dict[str, Any]:

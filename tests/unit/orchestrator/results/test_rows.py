@@ -5,7 +5,7 @@ import pytest
 
 from orchestrator.results import columns as c
 from orchestrator.results.rows import flat_trial, index_measures, row_of, rows_of, trial_metrics
-from search_spaces.specs import AttackSpec, RepresentationSpec
+from search_spaces.specs import AttackSpec, RepresentationSpec, RobustnessSpec
 from tasks.measures.measure import MeasureSettings, measure_nested
 from tasks.prepared.subsets import TrialData
 from tasks.trials.trial import run_trial
@@ -28,6 +28,7 @@ def real_row():
         update={
             "attacks": AttackSpec(epsilons=(0.5, 3.0)),
             "representation": RepresentationSpec(estimators=("mle", "twonn", "gride"), num_neighbors=10),
+            "robustness": RobustnessSpec(num_images=8, num_steps=10, num_bisections=5),
         }
     )
     result = run_trial(spec, TrialData(images[:40], labels[:40], images[40:], labels[40:], 2, "f"))
