@@ -89,6 +89,7 @@ def test_status_plan_and_results_as_json(root, sweep):
     assert set(plan["trials"][0]) == {
         "trial_id",
         "model",
+        "recipe",
         "dataset",
         "class_pair",
         "train_size",
