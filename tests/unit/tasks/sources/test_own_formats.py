@@ -100,7 +100,7 @@ class TestArrays:
         arrays = {f"{split}_{name}": values for split in ("train", "test") for name, values in
                   (("images", IMAGES[:6] if split == "train" else IMAGES[6:]), ("labels", LABELS[:6]),
                    ("groups", np.arange(6)))}  # fmt: skip
-        with pytest.raises(DataError, match="no group may be in train and test; found: 6 in both"):
+        with pytest.raises(DataError, match="no group may be in train and test; found: 6, first"):
             prepare(kind, save_arrays(tmp_path / "a", kind, **arrays))
 
 
