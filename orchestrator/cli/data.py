@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from rich.markup import escape
@@ -92,6 +92,7 @@ def prepare(
     )
 
     def show() -> None:
+        _show_taken(record)
         for key, value in record.items():
             stdout.print(escape(f"{key}: {value}"), soft_wrap=True)
 
@@ -215,6 +216,8 @@ def measure(
         written(show_pair, lambda path: save_pair(measured, path))
 
     def show() -> None:
+        if measured.preparation is not None:
+            _show_taken(measured.preparation)
         stdout.print(_measure_table(measured.record))
         for text in describe(measured):
             stdout.print(escape(text), soft_wrap=True)
@@ -263,6 +266,15 @@ def _executor(address: str | None, num_workers: int, stack: ExitStack) -> Execut
     cluster = stack.enter_context(connect(address, num_cpus=num_workers, dashboard=False))
     # The source and the prepared images lie on this node.
     return RayExecutor(driver_node_only=not cluster.local)
+
+
+def _show_taken(record: dict[str, Any]) -> None:
+    """Print what was taken, left out and doubtful: a wrong label shows here first."""
+    from tasks.preparation.summary import preparation_lines
+    from tasks.prepared.record import PreparedRecord
+
+    for text in preparation_lines(PreparedRecord.from_json(record)):
+        stdout.print(escape(text), soft_wrap=True)
 
 
 def _measure_table(record: MeasureResult) -> Table:
