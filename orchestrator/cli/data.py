@@ -218,6 +218,8 @@ def measure(
     def show() -> None:
         if measured.preparation is not None:
             _show_taken(measured.preparation)
+        for text in measured.taken:
+            stdout.print(escape(text), soft_wrap=True)
         stdout.print(_measure_table(measured.record))
         for text in describe(measured):
             stdout.print(escape(text), soft_wrap=True)
