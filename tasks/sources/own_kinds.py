@@ -108,6 +108,6 @@ def _has_classes_beside_images(path: Path) -> bool:
         members = open_archive(path).members()
     except RefusedArchive:
         return False
-    keys = {name.partition(".")[0] for name in members if name.endswith((".cls", ".json"))}
+    keys = {name.partition(".")[0] for name in members if name.lower().endswith((".cls", ".json"))}
     images = {name.partition(".")[0] for name in members if is_single_image_name(name)}
     return bool(keys & images) and path.suffix != ".zip"

@@ -98,6 +98,7 @@ def _samples(shard: str, request: RawRequest) -> dict[str, _Sample]:
         for member in archive.members():
             folder, _, file = member.rpartition("/")
             key, _, ending = file.partition(".")
+            ending = ending.lower()
             sample = samples.setdefault(f"{folder}/{key}", _Sample())
             if ending in ("cls", "json"):
                 body = archive.read(member, MAX_LABEL_BYTES)

@@ -10,6 +10,7 @@ import pytest
 
 from search_spaces.errors import DataError
 from tasks.sources import own_kind_of
+from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.tasks.sources.conftest import picture, png
 from tests.unit.tasks.sources.test_no_silent_wrong_label import save_arrays
 from tests.unit.tasks.sources.test_own_formats import (
@@ -191,3 +192,13 @@ class TestVolumes:
         (tmp_path / "manifest.csv").write_text("\n".join((header, *rows)))
         with pytest.raises(DataError, match=message):
             prepare("nifti_csv", tmp_path)
+
+
+def test_a_patient_of_the_headers_on_both_sides_is_flagged(prepare, tmp_path):
+    """Known only once the files are read; the split then leaves these test images out."""
+    values = np.random.default_rng(0).integers(1, 1000, (12, 8, 8)).astype(np.uint16)
+    for number, patient in enumerate((0, 1, 2, 3, 4, 5, 0, 1, 6, 7, 8, 9)):
+        folder = tmp_path / "raw" / ("train" if number < 6 else "test") / ("cat", "dog")[number % 2]
+        save_dicom(folder / f"{number}.dcm", make_dicom(values[number], patient=f"P{patient}"))
+    flags = prepare("folder", tmp_path / "raw").record.flags
+    assert flags["test images never used, since their group is in training"] == 2
