@@ -74,7 +74,8 @@ class Manifest:
                 f"column {theirs} read as {ours}": len(rows)
                 for ours, theirs in columns.items()
                 if column_key(ours) != column_key(theirs)
-            },
+            }
+            | dict.fromkeys(_unused(table, columns, request), len(rows)),
         )
 
     def _check_files(self, folder: Path, named: Sequence[str], request: RawRequest) -> dict[str, int]:
@@ -142,6 +143,17 @@ def _columns(table: Path, request: RawRequest) -> dict[str, str]:
         else:
             columns[ours] = near[0]
     return columns
+
+
+def _unused(table: Path, columns: dict[str, str], request: RawRequest) -> list[str]:
+    """Return flags of columns that could be the group, say, beside the one that is called so."""
+    header = header_of(table, request)
+    return [
+        f"column {other} not used, since there is {ours}"
+        for ours, others in ALIASES.items()
+        for other in others
+        if columns[ours] == ours and {column_key(ours), column_key(other)} <= set(header)
+    ]
 
 
 def _rows(table: Path, columns: dict[str, str], more: Sequence[str], request: RawRequest) -> list[Row]:

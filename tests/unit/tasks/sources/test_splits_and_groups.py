@@ -121,6 +121,13 @@ def test_bids_participants_are_groups(prepare, class_folder):
     assert prepare("csv", class_folder / "t.csv").record.num_groups == 5
 
 
+def test_a_patient_column_beside_group_is_named(prepare, class_folder):
+    rows = [f"{'cat' if i < 5 else 'dog'}/{i}.png,{i // 5},ward{i % 3},p{i % 5}" for i in range(10)]
+    (class_folder / "t.csv").write_text("\n".join(("path,label,group,patient_id", *rows)))
+    flags = prepare("csv", class_folder / "t.csv").record.flags
+    assert flags["column patient_id not used, since there is group"] == 10
+
+
 class TestFolders:
     def write(self, root: Path, *folders: str) -> Path:
         for number, folder in enumerate(folders):
