@@ -76,7 +76,10 @@ def dataset_effects(
     np.add.at(by_cell, cell, weights[:, None] * values)
     share = together / together.sum(axis=1, keepdims=True)
     laplacian = np.diag(together.sum(axis=0)) - together.T @ share
-    effects = np.linalg.pinv(laplacian, hermitian=True) @ (by_group - share.T @ by_cell)
+    # Its one null vector is the constant, which is filled in: a pseudo-inverse may take that eigenvalue's
+    # rounding (1e-16) for a number and divide by it.
+    filled = laplacian + laplacian.diagonal().mean() / len(names)
+    effects = np.linalg.solve(filled, by_group - share.T @ by_cell)
     return [str(name) for name in names], effects - effects.mean(axis=0)
 
 

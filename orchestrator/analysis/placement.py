@@ -30,6 +30,7 @@ class Measured:
         pair_labels: What their labels mean, in words.
         label_names: What the labels mean.
         preparation: Record of what was read and skipped, or None for arrays.
+        taken: What people should see of arrays: classes, what was left out, what is doubtful.
     """
 
     record: MeasureResult
@@ -37,6 +38,7 @@ class Measured:
     pair_labels: tuple[str, str] | None
     label_names: tuple[str, ...]
     preparation: dict[str, Any] | None
+    taken: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``isweep measure --json`` prints."""

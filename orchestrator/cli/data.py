@@ -91,16 +91,8 @@ def prepare(
         montage=montage,
     )
 
-    emit(place, record, lambda: _show_preparation(record))
+    emit(place, record, lambda: _show_taken(record))
     return 0
-
-
-def _show_preparation(record: dict[str, Any]) -> None:
-    from tasks.preparation.summary import preparation_lines
-    from tasks.prepared.record import PreparedRecord
-
-    for text in preparation_lines(PreparedRecord.from_json(record)):
-        stdout.print(escape(text), soft_wrap=True)
 
 
 @Parameter(name="*", group=METHOD)
@@ -220,7 +212,9 @@ def measure(
 
     def show() -> None:
         if measured.preparation is not None:
-            _show_preparation(measured.preparation)
+            _show_taken(measured.preparation)
+        for text in measured.taken:
+            stdout.print(escape(text), soft_wrap=True)
         stdout.print(_measure_table(measured.record))
         for text in describe(measured):
             stdout.print(escape(text), soft_wrap=True)
@@ -269,6 +263,15 @@ def _executor(address: str | None, num_workers: int, stack: ExitStack) -> Execut
     cluster = stack.enter_context(connect(address, num_cpus=num_workers, dashboard=False))
     # The source and the prepared images lie on this node.
     return RayExecutor(driver_node_only=not cluster.local)
+
+
+def _show_taken(record: dict[str, Any]) -> None:
+    """Print what was taken, left out and doubtful: a wrong label shows here first."""
+    from tasks.preparation.summary import preparation_lines
+    from tasks.prepared.record import PreparedRecord
+
+    for text in preparation_lines(PreparedRecord.from_json(record)):
+        stdout.print(escape(text), soft_wrap=True)
 
 
 def _measure_table(record: MeasureResult) -> Table:

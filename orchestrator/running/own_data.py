@@ -23,6 +23,7 @@ from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import OWN_KINDS, own_kind_of
+from tasks.sources.base import Listing
 
 MAX_HELD_BYTES = 2 << 30
 
@@ -179,14 +180,14 @@ def _measured(
 
 
 def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    images, labels, names = _load_arrays(path, request.labels)
+    images, labels, names, taken = _load_arrays(path, request.labels)
     if request.class_pair is not None:
         if labels is None:
             raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")
         rows = _rows_of_pair(labels, names, request.class_pair)
         images, labels = images[rows], labels[rows]
     record = _measure_rows(request, images, labels, executor, request.settings)
-    return _measured(record, images.__getitem__, labels, names, None)
+    return replace(_measured(record, images.__getitem__, labels, names, None), taken=taken)
 
 
 def _measure_rows(
@@ -223,7 +224,7 @@ def _rows_of_pair(
 
 def _load_arrays(
     path: Path, labels: Path | None
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]]:
     if path.suffix.lower() == ".npz":
         from tasks.sources import RawRequest, source_for
         from tasks.sources.array_sets import load_images
@@ -239,10 +240,11 @@ def _load_arrays(
             load_images(NpzFile(RawRequest(dataset, spec, path)), listing),
             codes,
             tuple(listing.label_names),
+            _taken(listing, codes),
         )
     images = _load_npy(path)
     if labels is None:
-        return images, None, ()
+        return images, None, (), ()
     values = _load_npy(labels) if labels.suffix.lower() == ".npy" else _load_text(labels)
     names, codes = np.unique(values, return_inverse=True)
     if len(codes) != len(images):
@@ -251,7 +253,16 @@ def _load_arrays(
             f"{len(codes)} labels, {len(images)} images",
             "check --labels",
         )
-    return images, codes.astype(np.int64), tuple(map(str, names.tolist()))
+    return images, codes.astype(np.int64), tuple(map(str, names.tolist())), ()
+
+
+def _taken(listing: Listing, codes: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    """Return what was taken of arrays, left out and is doubtful, as lines."""
+    counts = np.bincount(codes, minlength=len(listing.label_names)).tolist()
+    lines = [f"{len(codes):,} images, {len(counts)} classes; {listing.intensity}"]
+    lines += [f"  class {name}: {n:,} images" for name, n in zip(listing.label_names, counts, strict=True)]
+    lines += [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
+    return (*lines, *(f"  doubtful: {reason}, {n:,}" for reason, n in listing.flags.items()))
 
 
 def _load_text(path: Path) -> npt.NDArray[Any]:

@@ -68,6 +68,7 @@ def make_record(
         conversions=dict(sum((Counter(part.conversions) for part in parts), Counter())),
         flags=dict(sum((Counter(part.flags) for part in parts), Counter(listing.flags)))
         | telling_traits(parts)
+        | _torn_groups(images)
         | {
             f"class without a usable image: {name}": 1
             for label, name in enumerate(names)
@@ -81,6 +82,13 @@ def make_record(
         shape=shape,
         seconds=0.0,
     )
+
+
+def _torn_groups(images: ImageTable) -> dict[str, int]:
+    """Count test images whose group (a header's patient, or an equal image) is in training, too."""
+    seen = np.isin(images.groups, images.groups[images.splits == 1]) & (images.splits == 2)
+    count = int(seen.sum())
+    return {"test images never used, since their group is in training": count} if count else {}
 
 
 def telling_traits(parts: Sequence[Part]) -> dict[str, int]:

@@ -19,6 +19,8 @@ SPLIT_KEYS = (
     ("X_{}", "y_{}", "{{}}_{}"),
 )
 """Names of images and labels of a split, and of its other arrays (``train_groups``, ``groups_train``)."""
+_PAIRS = [pattern for images, labels, others in SPLIT_KEYS for pattern in (images, labels, others)]
+MAX_NAMED = 10
 WAY_OUT = "np.savez(PATH, images=images, labels=labels)"
 
 
@@ -83,6 +85,7 @@ def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
         for word in ("train", "test", "val", "valid"):
             pair = images.format(word), labels.format(word)
             if not set(pair) <= names:
+                _check_no_half(pair, names, request)
                 continue
             split = split_of(word)
             if split is None:
@@ -104,6 +107,21 @@ def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
                     f"{WAY_OUT}; x and y, and MedMNIST's and Keras' keys are known too",
                 )
     return found[0], left_out
+
+
+def _check_no_half(pair: tuple[str, str], names: set[str], request: RawRequest) -> None:
+    """Refuse images of a split without their labels, which would be dropped without a word."""
+    if pair[0] in names:
+        rule = f"{request.dataset.name}: {pair[0]} and {pair[1]} must both be in the file"
+        raise DataError(rule, f"no {pair[1]}", "take the images out, or put their labels in")
+
+
+def unused_arrays(file: ArrayFile, parts: list[Part]) -> list[str]:
+    """Return the arrays that nobody reads, such as patients under a name that is not known."""
+    used = {name for part in parts for name in (part.images, part.labels)} | {"label_names"}
+    used |= {part.prefix.format(name) for part in parts for name in ("groups", "splits")}
+    of_validation = {name.format(word).format("groups") for name in _PAIRS for word in ("val", "valid")}
+    return sorted(set(file.names()) - used - of_validation)[:MAX_NAMED]
 
 
 def image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:

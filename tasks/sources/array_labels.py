@@ -109,6 +109,3 @@ def check_groups(columns: Sequence[Sequence[str] | None], request: RawRequest) -
         raise DataError(f"{name}: groups must tell patients apart", "one id for all")
     if any(is_missing(group) for group in every):
         raise DataError(f"{name}: every image needs a group when there are any", "blank, NaN or None")
-    if len(given) > 1 and set.intersection(*given):
-        found = f"{len(set.intersection(*given))} in both"
-        raise DataError(f"{name}: no group may be in train and test", found, "split by patient, not by image")

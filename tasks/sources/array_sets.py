@@ -20,9 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
-from tasks.sources.array_files import ArrayFile, ArrayHeader, Part, Rows, find_parts, image_header
+from tasks.sources.array_files import (
+    ArrayFile,
+    ArrayHeader,
+    Part,
+    Rows,
+    find_parts,
+    image_header,
+    unused_arrays,
+)
 from tasks.sources.array_labels import check_groups, name_labels, read_labels, read_splits, texts
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
+from tasks.sources.groups import check_group_sides
 from tasks.sources.image_files import by_own_maximum, negative_flags
 from tasks.sources.splits import VALIDATION_LEFT_OUT
 
@@ -74,6 +83,12 @@ class _Column:
     low: float | None
     high: float | None
 
+    def sides(self) -> Iterator[tuple[str, Split]]:
+        """Yield group and split of every row that has a group."""
+        if self.groups is not None:
+            for row in self.rows:
+                yield self.groups[row], self.splits[row] if self.splits else self.part.split
+
     def item(self, place: int) -> Item:
         row = int(self.rows[place])
         group = self.groups[row] if self.groups else ""
@@ -106,6 +121,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         codes = np.array([index[labels[row]] for row in kept], np.int64)
         columns.append(_Column(part, kept, codes, groups, splits, *shown))
     check_groups([column.groups for column in columns], request)
+    check_group_sides((pair for column in columns for pair in column.sides()), request)
     is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
     return Listing(
         RowItems(columns),
@@ -114,6 +130,7 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         block_size=4096,
         excluded={VALIDATION_LEFT_OUT: left_out} if left_out else {},
         intensity=rule,
+        flags=dict.fromkeys((f"array not used: {name}" for name in unused_arrays(file, parts)), 1),
     )
 
 

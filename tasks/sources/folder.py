@@ -2,8 +2,9 @@
 
 ``<raw>/<class>/image.png``, pictures or DICOM files; images in a subfolder of a class
 (``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are the same
-group. ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is
-left out and counted. ``<raw>`` may be an archive of such folders.
+group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one called ``masks`` is left out
+and counted (COVID-19 Radiography Database). ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give
+the split; ``val`` beside them is left out and counted. ``<raw>`` may be an archive of such folders.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from search_spaces.errors import DataError
 from tasks.sources.archives import is_archive_name
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Split
+from tasks.sources.groups import check_group_sides
 from tasks.sources.labels import check_spellings, mapped_label
 from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of
@@ -21,6 +23,9 @@ from tasks.sources.tree import RawTree
 
 EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
 MAX_NAMED = 20
+NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
+MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
+"""Folders in class folders that are no patients, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,17 @@ class Folder:
                 excluded["outside the class folders"] += 1
             elif split is None:
                 excluded[VALIDATION_LEFT_OUT] += 1
+            elif any(part.casefold() in MASKS for part in parts[1:-1]):
+                excluded["in a folder of masks"] += 1
             else:
                 label = mapped_label(parts[0], request)
-                found.append(_Found(name, label, "/".join(parts[1:-1]), split))
+                found.append(_Found(name, label, _group(parts[1:-1]), split))
         classes = _classes(found, tree, request)
+        _check_groups(found, request)
         index = {name: label for label, name in enumerate(classes)}
         flags = _empty_folders(tree, found, with_splits, request)
+        if _same_inside(found):
+            flags["every class has the same subfolders: are these the classes?"] = len(found)
         if wrapper:
             flags["the one top folder taken as the source"] = 1
         return Listing(
@@ -92,18 +102,45 @@ def _wrapper(tree: RawTree, *, is_archive: bool) -> str:
     return f"{tops.pop()}/" if is_archive or holds_splits else ""
 
 
+def _group(folders: list[str]) -> str:
+    return "/".join(folder for folder in folders if folder.casefold() not in NO_GROUPS)
+
+
+def _check_groups(found: list[_Found], request: RawRequest) -> None:
+    """Check that subfolders of classes are no splits, and none of them on both sides of the split."""
+    inner = {one.group for one in found if one.group}
+    if inner and all(split_of(group.split("/")[0]) != "" for group in inner):
+        rule = f"{request.dataset.name}: splits must be above the classes"
+        raise DataError(rule, f"{', '.join(sorted(inner)[:5])} below them", EXPECTED)
+    check_group_sides(((one.group, one.split) for one in found), request)
+
+
+def _same_inside(found: list[_Found]) -> bool:
+    """Tell whether all class folders hold the same few subfolders with every image in one: sites or sets?"""
+    inside: defaultdict[str, set[str]] = defaultdict(set)
+    for one in found:
+        inside[one.label].add(one.group.split("/")[0])
+    first = next(iter(inside.values()))
+    return (
+        1 < len(first) <= MAX_NAMED and "" not in first and all(groups == first for groups in inside.values())
+    )
+
+
 def _has_splits(tree: RawTree, wrapper: str, request: RawRequest) -> bool:
     """Tell whether the top folders are splits; files beside them do not matter.
 
     Raises:
         DataError: when some top folders are called like splits and others are not.
     """
-    below = (name.removeprefix(wrapper) for name in tree if is_single_image_name(name))
-    tops = {name.split("/")[0] for name in below if "/" in name}
+    below = [name.removeprefix(wrapper).split("/") for name in tree if is_single_image_name(name)]
+    tops = {parts[0] for parts in below if len(parts) > 1}
     splits = {top for top in tops if split_of(top) != ""}
     if splits == tops:
         return bool(tops)
-    if {split_of(top) for top in splits} >= {"train", "test"}:
+    inner = [{parts[1] for parts in below if len(parts) > 2 and (parts[0] in splits) is ours}
+             for ours in (True, False)]  # fmt: skip
+    shared = len(inner[0] & inner[1]) > 1  # the classes: the others are splits by another name
+    if shared or {split_of(top) for top in splits} >= {"train", "test"}:
         others = sorted(tops - splits)
         raise DataError(
             f"{request.dataset.name}: the top folders must be classes, or splits, not both",

@@ -30,6 +30,8 @@ BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "I;16": 2, "I;16B":
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
 MIN_SIDE = 4
+WHITE_IS_ZERO = 0
+"""TIFF 6.0, PhotometricInterpretation."""
 OWN_MAXIMUM = "scaled by own maximum"
 NEGATIVE = "negative values cut at 0"
 
@@ -97,21 +99,27 @@ def _convert(image: Image) -> Sample:
     from PIL import ImageOps
 
     notes = []
+    stored = str(getattr(image, "tile", ""))  # gone once loaded; ends in the raw mode
     image.load()
+    cut = ";16" in stored and image.mode in ("RGB", "RGBA", "LA")  # Pillow keeps the high byte of each
+    flags = ("16-bit channels cut to their high byte",) if cut else ()
     if image.getexif().get(0x0112, 1) not in (0, 1):
         image = ImageOps.exif_transpose(image)
         notes.append("EXIF orientation applied")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         notes.append(f"mode {image.mode} blended on black")
-        return Sample(_blended_on_black(image), conversions=tuple(notes))
+        return Sample(_blended_on_black(image), conversions=tuple(notes), flags=flags)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
+        if image.format == "TIFF" and image.tag_v2.get(262) == WHITE_IS_ZERO:  # type: ignore[attr-defined]
+            values = values.max() - values  # Pillow turns 8 bits over only
+            notes.append("white as zero turned over")
         pixels, note = by_own_maximum(values)
         return Sample(pixels, conversions=(*notes, note), flags=negative_flags(values))
     if image.mode not in ("L", "RGB"):
         notes.append(f"mode {image.mode} converted")
         image = image.convert("L" if image.mode == "1" else "RGB")
-    return Sample(np.asarray(image), conversions=tuple(notes))
+    return Sample(np.asarray(image), conversions=tuple(notes), flags=flags)
 
 
 def _blended_on_black(image: Image) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader
 from tasks.sources.files import checked_name, resolve_name, walk
+from tasks.sources.groups import check_group_sides
 from tasks.sources.label_tables import column_key, first_hashed, header_of, read_table
 from tasks.sources.labels import PLACEHOLDERS, check_spellings, is_missing, mapped_label, sort_labels
 from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
@@ -26,7 +27,7 @@ MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv")
 ALIASES = {
     "path": ("filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path"),
     "label": ("class", "class_name", "label_name", "target", "y"),
-    "group": ("patient_id", "patient", "patientid", "subject_id", "subject"),
+    "group": ("patient_id", "patient", "patientid", "subject_id", "subject", "participant_id", "case_id"),
     "split": ("set", "subset", "partition", "fold_name"),
 }
 """Usual names of the columns, asked only for a column that is not there under its own name."""
@@ -61,6 +62,7 @@ class Manifest:
             raise DataError(f"{request.dataset.name}: the label column needs two classes", "one only")
         index = {name: label for label, name in enumerate(label_names)}
         items = [self.item(row, index[row["label"]], request) for row in kept]
+        check_group_sides(((item.group, item.split) for item in items), request)
         excluded = {VALIDATION_LEFT_OUT: len(rows) - len(kept)} if len(kept) < len(rows) else {}
         return Listing(
             items,
@@ -72,7 +74,8 @@ class Manifest:
                 f"column {theirs} read as {ours}": len(rows)
                 for ours, theirs in columns.items()
                 if column_key(ours) != column_key(theirs)
-            },
+            }
+            | dict.fromkeys(_unused(table, columns, request), len(rows)),
         )
 
     def _check_files(self, folder: Path, named: Sequence[str], request: RawRequest) -> dict[str, int]:
@@ -140,6 +143,17 @@ def _columns(table: Path, request: RawRequest) -> dict[str, str]:
         else:
             columns[ours] = near[0]
     return columns
+
+
+def _unused(table: Path, columns: dict[str, str], request: RawRequest) -> list[str]:
+    """Return flags of columns that could be the group, say, beside the one that is called so."""
+    header = header_of(table, request)
+    return [
+        f"column {other} not used, since there is {ours}"
+        for ours, others in ALIASES.items()
+        for other in others
+        if columns[ours] == ours and {column_key(ours), column_key(other)} <= set(header)
+    ]
 
 
 def _rows(table: Path, columns: dict[str, str], more: Sequence[str], request: RawRequest) -> list[Row]:
@@ -218,10 +232,3 @@ def _check_groups(rows: list[Row], request: RawRequest) -> None:
         raise DataError(
             f"{name}: group ids must tell patients apart, or no patient-level split exists", found
         )
-    sides = defaultdict(set)
-    for row in rows:
-        sides[row["group"]].add(split_of(row.get("split", "")))
-    both = [group for group, splits in sides.items() if {"train", "test"} <= splits]
-    if both:
-        found = first_hashed(request, both)
-        raise DataError(f"{name}: no group may be in train and test", found, "split by patient, not by image")

@@ -8,15 +8,17 @@ BraTS. Without a ``group`` column a volume is a group. Format: NIfTI-1 and -2 as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
 from tasks.sources.archives import read_locator
-from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.image_files import by_own_maximum
+from tasks.sources.label_tables import first_hashed
 from tasks.sources.manifest import Manifest, Row
 from tasks.sources.nifti import decode_nifti
 
@@ -36,13 +38,24 @@ class NiftiManifest(Manifest):
     intensity = "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
     block_size = 4
 
+    def list_items(self, request: RawRequest) -> Listing:
+        """Return one item per row, see :meth:`Manifest.list_items`.
+
+        Raises:
+            DataError: for slices of one volume in several groups, or named beside the rule's, too.
+        """
+        listing = super().list_items(request)
+        _check_volumes(listing.items, request)
+        return listing
+
     def reads(self, name: str) -> bool:
         """Tell whether a name looks like a NIfTI volume's."""
         return is_nifti_name(name)
 
     def identity(self, row: Row) -> str:
         """Return what no two rows may share: volume and slice."""
-        return f"{row['path']}\0{row.get('slice', '')}"
+        cell = row.get("slice", "")
+        return f"{row['path']}\0{int(cell) if _is_whole(cell) else cell}"
 
     def item(self, row: Row, label: int, request: RawRequest) -> Item:
         """Return the item of one row.
@@ -51,7 +64,7 @@ class NiftiManifest(Manifest):
             DataError: for a slice that is no whole number.
         """
         made, cell = super().item(row, label, request), row.get("slice", "")
-        if cell and not cell.isdigit():
+        if cell and not _is_whole(cell):
             raise DataError(f"{request.dataset.name}: slice must be a whole number from 0", "another cell")
         details = (int(cell) if cell else None,)
         return Item(made.locator, label, made.group or made.locator, made.split, details)
@@ -73,6 +86,31 @@ class NiftiManifest(Manifest):
                 yield Sample(pixels, conversions=notes, flags=volume.flags)
 
         return read
+
+
+def _is_whole(cell: str) -> bool:
+    return cell.isascii() and cell.isdigit() and len(cell) < 10
+
+
+def _check_volumes(items: Sequence[Item], request: RawRequest) -> None:
+    """Check that a volume has one group, and either named slices or those of the rule.
+
+    Raises:
+        DataError: when slices of one volume are in several groups, or would be taken twice.
+    """
+    groups: defaultdict[str, set[str]] = defaultdict(set)
+    forms: defaultdict[str, set[bool]] = defaultdict(set)
+    for item in items:
+        groups[item.locator].add(item.group)
+        forms[item.locator].add(item.details[0] is None)
+    several = [name for name, found in groups.items() if len(found) > 1]
+    if several:
+        rule = f"{request.dataset.name}: all slices of a volume must be in one group"
+        raise DataError(rule, first_hashed(request, several), "a volume is of one patient")
+    mixed = [name for name, found in forms.items() if len(found) > 1]
+    if mixed:
+        rule = f"{request.dataset.name}: a volume's rows must all name a slice, or none"
+        raise DataError(rule, first_hashed(request, mixed), "else slices may be taken twice")
 
 
 def _levels(depth: int, wanted: object) -> list[int]:

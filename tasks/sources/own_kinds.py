@@ -45,6 +45,7 @@ def own_kind_of(path: Path) -> str | None:
 
 def _folder_kind(path: Path) -> str:
     from tasks.sources.manifest import MANIFESTS
+    from tasks.sources.splits import split_of
 
     try:
         names = [entry.name.lower() for entry in path.iterdir() if entry.is_file()]
@@ -58,7 +59,8 @@ def _folder_kind(path: Path) -> str:
     every = names + below
     if any(name.endswith(".parquet") for name in every):
         return "parquet"
-    if names and not folders and any(name.endswith((".tar", ".tar.gz")) for name in names):
+    shards = below if any(split_of(folder.name) != "" for folder in folders) else []
+    if any(name.endswith((".tar", ".tar.gz")) for name in (shards if folders else names)):
         return "webdataset"
     return "folder"
 
@@ -106,6 +108,6 @@ def _has_classes_beside_images(path: Path) -> bool:
         members = open_archive(path).members()
     except RefusedArchive:
         return False
-    keys = {name.partition(".")[0] for name in members if name.endswith((".cls", ".json"))}
+    keys = {name.partition(".")[0] for name in members if name.lower().endswith((".cls", ".json"))}
     images = {name.partition(".")[0] for name in members if is_single_image_name(name)}
     return bool(keys & images) and path.suffix != ".zip"

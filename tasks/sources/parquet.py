@@ -2,9 +2,9 @@
 
 Layout: ``datasets`` documentation, "Image dataset" and ``Features``: a column ``image`` of ``struct<bytes:
 binary, path: string>`` (or plain ``binary``) and a column ``label``; class names stand in the schema's
-metadata under ``huggingface``. ``<raw>`` is one file or a folder of them; the split is the first word of a
-file's name (``train-00000-of-00002.parquet``) or its folder's. A group column may be called ``group`` or
-``patient_id``.
+metadata under ``huggingface``, the same in all files. ``<raw>`` is one file or a folder of them; the split
+is that of a column ``split``, or else a word of a file's name (``train-00000-of-00002.parquet``) or its
+folder's. A group column may be called ``group`` or ``patient_id``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from search_spaces.errors import DataError
 from tasks.sources.archives import MARK
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
 from tasks.sources.files import walk
+from tasks.sources.groups import check_group_sides, check_whole_groups
 from tasks.sources.image_files import decode_image
 from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
 from tasks.sources.one_image import INTENSITY
-from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of
+from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of, split_of_file
 
 IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes")
 LABEL_COLUMNS = ("label", "labels", "class", "target")
 GROUP_COLUMNS = ("group", "patient_id")
+SPLIT_COLUMNS = ("split",)
 ROWS_AT_ONCE = 32
 MAX_LABEL = 1_000
 
@@ -41,13 +43,17 @@ class Parquet:
         """
         items: list[tuple[str, str, str, Split]] = []
         left_out = 0
+        named: set[tuple[str, ...]] = set()
         for name in _files(request):
-            split = _split(name)
-            found = list(_labels(request.base() / name, request))
-            if split is None:
-                left_out += len(found)
-                continue
-            items += [(f"{name}{MARK}{row}", label, group, split) for row, (label, group) in enumerate(found)]
+            whole = split_of_file(name, request)
+            for row, (label, group, cell) in enumerate(_labels(request.base() / name, request, named)):
+                split = _row_split(cell, request) if cell is not None else whole
+                if split is None:
+                    left_out += 1
+                else:
+                    items.append((f"{name}{MARK}{row}", label, group, split))
+        check_whole_groups((group for _, _, group, _ in items), request)
+        check_group_sides(((group, split) for _, _, group, split in items), request)
         names = sort_labels(label for _, label, _, _ in items)
         check_spellings(names, request)
         if len(names) < 2:
@@ -86,13 +92,13 @@ def _files(request: RawRequest) -> list[str]:
     return names
 
 
-def _split(name: str) -> Split | None:
-    """Return the split that a file's name or folder gives."""
-    parts = name.split("/")
-    for word in (parts[-1].split(".")[0].split("-")[0], *parts[-2::-1]):
-        if split_of(word) != "":
-            return split_of(word)
-    return ""
+def _row_split(cell: str, request: RawRequest) -> Split | None:
+    """Return the split that a row's own cell gives."""
+    split = split_of(cell)
+    if split == "" and not is_missing(cell):
+        rule = f"{request.dataset.name}: split must be train, test, val or blank"
+        raise DataError(rule, "another cell", "rename what the column split holds")
+    return split
 
 
 def _open(path: Path) -> Any:
@@ -110,8 +116,10 @@ def _column(file: Any, names: tuple[str, ...]) -> str | None:
     return next((present[name] for name in names if name in present), None)
 
 
-def _labels(path: Path, request: RawRequest) -> Iterator[tuple[str, str]]:
-    """Yield label and group of every row.
+def _labels(
+    path: Path, request: RawRequest, named: set[tuple[str, ...]]
+) -> Iterator[tuple[str, str, str | None]]:
+    """Yield label, group and split cell of every row; ``named`` gathers the class names of all files.
 
     Raises:
         DataError: see :meth:`Parquet.list_items`.
@@ -125,11 +133,20 @@ def _labels(path: Path, request: RawRequest) -> Iterator[tuple[str, str]]:
         if label is None or _column(file, IMAGE_COLUMNS) is None:
             shown = ", ".join(file.schema_arrow.names[:10])
             raise DataError(f"{name}: {where} must have columns image and label", f"it has {shown}")
-        names = _class_names(file, label)
-        for batch in file.iter_batches(batch_size=1024, columns=[label, *([group] if group else [])]):
-            groups = batch.column(1).to_pylist() if group else [""] * len(batch)
-            for value, patient in zip(batch.column(0).to_pylist(), groups, strict=True):
-                yield _label(value, names, request), "" if patient is None else str(patient)
+        names, split = _class_names(file, label), _column(file, SPLIT_COLUMNS)
+        named.add(names)
+        if len(named) > 1:
+            rule = f"{name}: all files must give the labels the same names, in their schema's metadata"
+            raise DataError(rule, f"{where} has others or none", "write all with datasets' to_parquet")
+        for batch in file.iter_batches(batch_size=1024, columns=[c for c in (label, group, split) if c]):
+            cells = batch.to_pydict()
+            for row, value in enumerate(cells[label]):
+                patient = cells[group][row] if group else None
+                yield (
+                    _label(value, names, request),
+                    "" if patient is None else str(patient),
+                    str(cells[split][row] or "") if split else None,
+                )
     except SkipItem as skip:
         raise DataError(f"{name}: {where} must be whole", skip.reason) from None
     except (OSError, pa.ArrowException, MemoryError):

@@ -2,9 +2,9 @@
 
 Layout: README of ``webdataset/webdataset``: files of one sample lie beside each other and share their name
 up to the first dot; ``.cls`` holds the class as text, or ``.json`` does under ``label`` or ``cls``; the
-image is ``.jpg``, ``.png`` and the like. ``<raw>`` is one tar or a folder of shards; the split is the first
-word of a shard's name (``train-000000.tar``) or its folder's. ``.json`` may give a ``group`` or
-``patient_id``.
+image is ``.jpg``, ``.png`` and the like. ``<raw>`` is one tar or a folder of shards; the split is a
+word of a shard's name (``train-000000.tar``, ``skin-test-0.tar``) or its folder's. ``.json`` may give a
+``group`` or ``patient_id``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from search_spaces.errors import DataError
 from tasks.sources.archives import MARK, RefusedArchive, open_archive
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Split
 from tasks.sources.files import walk
+from tasks.sources.groups import check_group_sides, check_whole_groups
 from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
 from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
-from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of
+from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of_file
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 MAX_LABEL_BYTES = 1 << 16
@@ -46,7 +46,7 @@ class WebDataset:
         skipped: list[tuple[str, str]] = []
         found: list[tuple[str, _Sample, Split]] = []
         for shard in _shards(request):
-            split = split_of(PurePosixPath(shard).name.split(".")[0].split("-")[0])
+            split = split_of_file(shard, request)
             for key, sample in _samples(shard, request).items():
                 place = f"{shard}{MARK}{sample.image or key}"
                 if not sample.image:
@@ -57,6 +57,8 @@ class WebDataset:
                     excluded[VALIDATION_LEFT_OUT] += 1
                 else:
                     found.append((place, sample, split))
+        check_whole_groups((sample.group for _, sample, _ in found), request)
+        check_group_sides(((sample.group, split) for _, sample, split in found), request)
         names = sort_labels(sample.label for _, sample, _ in found)
         check_spellings(names, request)
         if len(names) < 2:
@@ -96,6 +98,7 @@ def _samples(shard: str, request: RawRequest) -> dict[str, _Sample]:
         for member in archive.members():
             folder, _, file = member.rpartition("/")
             key, _, ending = file.partition(".")
+            ending = ending.lower()
             sample = samples.setdefault(f"{folder}/{key}", _Sample())
             if ending in ("cls", "json"):
                 body = archive.read(member, MAX_LABEL_BYTES)

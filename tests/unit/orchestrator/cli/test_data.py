@@ -28,6 +28,20 @@ class TestMeasure:
         assert measured["label_sharpness"]["pixel_range"] == [0, 255]
         assert len(measured["published"]) == 11
 
+    @pytest.mark.parametrize("side", [(), ("--image-size", "12")])
+    def test_what_was_taken_is_shown(self, run, tmp_path, side):
+        """Classes, what was left out and what is doubtful, without asking for it."""
+        arrays = {"test_images": np.random.default_rng(0).integers(0, 256, (40, 12, 12), np.uint8)}
+        arrays |= {"test_labels": np.arange(40) % 2, "patient_id": np.arange(40)}
+        arrays |= {"val_images": arrays["test_images"], "val_labels": arrays["test_labels"]}
+        np.savez(tmp_path / "own.npz", **arrays)
+        code, out, _ = run("measure", str(tmp_path / "own.npz"), *side)
+        assert code == 0
+        assert "40 images, 2 classes" in out
+        assert "class 1: 20 images" in out
+        assert "left out: validation split, 40" in out
+        assert "doubtful: array not used: patient_id" in out
+
     def test_label_sharpness_is_that_of_all_pairs(self, run, arrays):
         with np.load(arrays) as archive:
             flat, labels = archive["images"].reshape(60, -1).astype(float), archive["labels"]

@@ -196,3 +196,25 @@ def test_every_bad_file_at_once_is_counted_by_reason(prepare, class_folder):
     assert record.num_images == 10
     assert sum(record.skipped.values()) == len(SKIPPED) == record.num_skipped
     assert len(record.skipped_items) == len(SKIPPED)
+
+
+def test_16_bit_colour_is_flagged_since_low_bytes_are_lost():
+    """12-bit colour in 16 bits would keep 16 shades of 4,096 without a word."""
+    raw = b"".join(b"\0" + np.full(8 * 3, 4000, ">u2").tobytes() for _ in range(8))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)))
+    body = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks, (b"IEND", b""))
+    )
+    assert decode_image(body).flags == ("16-bit channels cut to their high byte",)
+
+
+def test_16_bit_tiff_with_white_as_zero_is_turned_over():
+    """Pillow turns 8 bits over, but not 16."""
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 10
+    body = io.BytesIO()
+    Image.fromarray(values).save(body, "TIFF", tiffinfo={262: 0})
+    sample = decode_image(body.getvalue())
+    assert sample.conversions[0] == "white as zero turned over"
+    assert sample.pixels[0, 0] == 255
+    assert sample.pixels[-1, -1] == 0

@@ -100,7 +100,7 @@ class TestArrays:
         arrays = {f"{split}_{name}": values for split in ("train", "test") for name, values in
                   (("images", IMAGES[:6] if split == "train" else IMAGES[6:]), ("labels", LABELS[:6]),
                    ("groups", np.arange(6)))}  # fmt: skip
-        with pytest.raises(DataError, match="no group may be in train and test; found: 6 in both"):
+        with pytest.raises(DataError, match="no group may be in train and test; found: 6, first"):
             prepare(kind, save_arrays(tmp_path / "a", kind, **arrays))
 
 
@@ -139,7 +139,10 @@ class TestTables:
         (class_folder / "t.csv").write_text("\n".join(lines))
         record = prepare("csv", class_folder / "t.csv").record
         assert record.label_names == ("0", "1")
-        assert record.flags == {"column patient read as group": 5}
+        assert record.flags == {
+            "column patient read as group": 5,
+            "column class not used, since there is label": 5,
+        }
 
     def test_two_columns_that_could_be_one_are_refused(self, prepare, class_folder):
         (class_folder / "t.csv").write_text("path,class,target\ncat/0.png,1,2\n")
