@@ -10,13 +10,14 @@ import io
 import json
 import logging
 import os
-import secrets
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.atomic import write_atomic
 from tasks.sources.archives import read_locator, split_locator
 from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.privacy import keyed_hash
@@ -139,13 +140,8 @@ class HeaderIndex:
         path = self._path()
         if path is None:
             return
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(known), encoding="utf-8")
-            temporary.replace(path)
-        except OSError:  # a cache that cannot be written costs time only
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            write_atomic(path, json.dumps(known).encode())
 
 
 def _stamp(base: Path, locator: str) -> str:

@@ -6,12 +6,12 @@ import importlib
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from torch import nn
 
 from search_spaces.errors import ConfigError, SweepError
-from search_spaces.fingerprint import fingerprint
 from search_spaces.own_code import code_hash, source_files
 from search_spaces.specs import ModelSpec
 
@@ -26,21 +26,21 @@ def install_code(texts: Mapping[str, str]) -> None:
     """
     if not texts:
         return
-    folder = Path(tempfile.gettempdir()) / f"isweep-code-{fingerprint(dict(texts))[:16]}"
-    if not folder.exists():
-        # Several workers of one machine may be at it at once: each fills a folder of its own, one name wins.
-        own = Path(tempfile.mkdtemp(prefix="isweep-code-"))
-        for relative, text in texts.items():
-            path = own / relative
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        try:
-            own.rename(folder)
-        except OSError:
-            folder = own
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    folder = str(_written(tuple(sorted(texts.items()))))
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     importlib.invalidate_caches()
+
+
+@cache
+def _written(texts: tuple[tuple[str, str], ...]) -> Path:
+    """Write source into a folder that this process alone has, so that nobody else can put code there."""
+    folder = Path(tempfile.mkdtemp(prefix="isweep-code-"))
+    for relative, text in texts:
+        path = folder / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
 
 
 def build_own(spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size: int) -> nn.Module:
