@@ -91,7 +91,6 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             "device": "cuda" if on_gpu else "cpu",
             "num_threads": cell["num_threads"],
             "gpu_fraction": num_gpus if on_gpu else None,
-            "micro_batch": cell["micro_batch"],
         }
         return CellReport(
             started_at=started_at,
@@ -115,6 +114,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 return measure_trial(spec, data, weights, known.result, known.spec.lacks(spec), **options)
             except CorruptStoreError as error:
                 log.warning("%s is trained again: %s", trial_id, error)
+        options["micro_batch"] = self._cell["micro_batch"]
         if keeper is None:
             return run_trial(spec, data, **options)
         return run_trial(
