@@ -197,7 +197,7 @@ class TrialSweep:
     def _cell(self, cell: TrialSpec) -> dict[str, Any]:
         known = self.stored.trials.get(cell.trial_id)
         return {
-            # An earlier result of this very network, made from these very images, is only added to.
+            # An earlier result of this very network is only added to.
             "known": known.text() if known is not None and cell.trial_id in self.measured_only else "",
             "keep_weights": self.plan.keeps_weights(cell),
             "trial_id": cell.trial_id,
@@ -316,11 +316,9 @@ class _Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without ty
 
     def _finish(self, trial_id: str, report: CellReport, result: TrialResult) -> None:
         cell, plan = self._cells[trial_id], self._sweep.plan
-        dataset = plan.datasets[cell.network.subset.prepared.dataset]
-        known = self._sweep.stored.trials.get(trial_id)
-        record = trial_record(
-            cell, report, result, known, plan.sweep.name, dataset.domain, self._attempt(trial_id)
-        )
+        domain = plan.datasets[cell.network.subset.prepared.dataset].domain
+        known, attempt = self._sweep.stored.trials.get(trial_id), self._attempt(trial_id)
+        record = trial_record(cell, report, result, known, plan.sweep.name, domain, attempt)
         self._sweep.stored.save(record)
         if self._sweep.weights_url is not None:
             WeightStore(self._sweep.weights_url).forget_checkpoint(trial_id)
