@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint bench wheel lock-cuda clean
+.PHONY: install demo test lint chaos bench wheel lock-cuda clean
 
 install: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Faults on real clusters in namespaces of their own; one JSON object per case (tests/integration/faults.py).
+chaos: $(STAMP)
+	$(BIN)/python -m tests.integration.chaos
 
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

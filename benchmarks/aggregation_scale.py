@@ -53,7 +53,7 @@ def measure(num_runs: int, folder: Path) -> dict[str, float]:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     sweep = f"scale{num_runs}"
     client = connect(uri)
-    tracker = MLflowTracker(client, sweep)
+    tracker = MLflowTracker(lambda: client, sweep)
     grid = synthetic_table(
         models=PAPER_MODELS,
         train_sizes=(500, 750, 1000, 1250, 1500, 1750),
@@ -65,7 +65,7 @@ def measure(num_runs: int, folder: Path) -> dict[str, float]:
     started = time.perf_counter()
     for run in flat_runs(table):
         tracker.finish(run)
-    tracker.flush(600)
+    tracker.flush()
     tracker.close(completed=True)
     seconds = {"write": time.perf_counter() - started}
 

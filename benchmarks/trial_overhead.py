@@ -23,8 +23,7 @@ import numpy as np
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.mlflow import MLflowTracker
-from orchestrator.results.tracking.mlflow import connect as connect_mlflow
+from orchestrator.results.tracking.mlflow import MLflowTracker, connector
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from search_spaces.specs import SubsetSpec, SweepSpec
@@ -69,7 +68,7 @@ def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
 
     paths = RootPaths.create(folder)
     stored = StoredResults.read(str(folder / "store"))
-    tracker = MLflowTracker(connect_mlflow(f"sqlite:///{folder / 'mlflow.db'}"), "overhead")
+    tracker = MLflowTracker(connector(f"sqlite:///{folder / 'mlflow.db'}"), "overhead")
 
     def sweep(seed: int, count: int) -> float:
         plan = make_plan(count, seed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A prediction with its 95 % interval for a dataset not yet seen.
+    """A prediction with its 90 % interval for a dataset not yet seen.
 
     Attributes:
         prediction: What :func:`orchestrator.predict` returned.
@@ -32,7 +32,7 @@ class Forecast:
 
     @property
     def interval(self) -> tuple[float | None, float | None] | None:
-        """The 95 % interval, or None where the sweep has too few datasets for one."""
+        """The 90 % interval, or None where the sweep has too few datasets for one."""
         return self.prediction.interval
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Forecast:
         bounds = "no interval"
         if found.interval is not None:
             low, high = (number(bound) or "no bound" for bound in found.interval)
-            bounds = f"95 % interval {low} to {high}"
+            bounds = f"90 % interval {low} to {high}"
         return f"Forecast: {value}, {bounds}" + (f". Beware: {found.warning}" if found.warning else "")
 
     def _repr_html_(self) -> str:
@@ -70,8 +70,8 @@ def predict(
     """Predict from a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is the question.
 
     Args:
-        measured: A measurement, the JSON record of one or its path, or images to measure now, see
-            :func:`isweep.measure`; None where the two numbers are given.
+        measured: A measurement, the JSON record of one or the path of its file; None where the two numbers
+            are given. It must be of images of the sweep's side, channels and pixel range.
         sweep: Whose fits to use: a sweep, its fits, or what :func:`isweep.open` takes.
         model: A model of the sweep; ``pooled`` for all of them together.
         domain: ``natural`` or ``medical``; None for all datasets.
@@ -87,7 +87,7 @@ def predict(
     from orchestrator import predict as predict_from
     from orchestrator.analysis.measured_values import values_of
 
-    found = values_of(_record(measured, root))
+    found = values_of(_record(measured))
     numbers = {
         "d_data": found.get("d_data") if d_data is None else d_data,
         "label_sharpness": found.get("label_sharpness") if label_sharpness is None else label_sharpness,
@@ -112,27 +112,14 @@ def predict(
     )
 
 
-def _record(
-    measured: Measurement | dict[str, Any] | str | Path | None, root: str | Path | None
-) -> dict[str, Any]:
-    from isweep.measuring import measure
+def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[str, Any]:
+    from orchestrator.analysis.measured_values import read_record
 
     if measured is None:
         return {}
-    if isinstance(measured, dict):
-        return measured
     if isinstance(measured, (str, Path)):
-        path = Path(measured)
-        if path.suffix == ".json":
-            return _read(path)
-        measured = measure(measured, root=root)
-    return measured.to_json()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    from orchestrator.analysis.measured_values import read_record
-
-    return read_record(path)
+        return read_record(Path(measured))
+    return measured if isinstance(measured, dict) else measured.to_json()
 
 
 def _fits(sweep: Sweep | Fits | str, root: str | Path | None) -> Fits:

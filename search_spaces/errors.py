@@ -51,6 +51,10 @@ class CorruptStoreError(DataError):
     """A stored file whose checksum, size or schema is wrong; never read as if it were whole."""
 
 
+class NewerRecordError(CorruptStoreError):
+    """A stored file that a newer version of this program made: whole, and not ours to replace."""
+
+
 class SetupError(SweepError):
     """The machine, cluster, storage or tracking server is not as needed."""
 

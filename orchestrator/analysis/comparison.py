@@ -11,7 +11,7 @@ import pandas as pd
 from orchestrator.analysis.clusters import mean_interval
 from orchestrator.analysis.formats import Table, interval, number
 from orchestrator.analysis.law_records import Interval
-from orchestrator.analysis.scorecard import to_text
+from orchestrator.analysis.text import to_text
 from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 

@@ -250,12 +250,13 @@ def _holds_zero(bounds: Interval) -> bool:
 
 def _change(slope: MeansCoefficient, unit: str, claimed: bool) -> str:
     """Say what the response does where that is established, and only the interval where it is not."""
-    within = f"95 % interval {interval(slope.interval)}"
+    test = ""
     if slope.permutation_p is not None:
-        within += f"; {'exact ' if slope.exact else ''}permutation p = {p_value(slope.permutation_p)}"
+        test = f"; {'exact ' if slope.exact else ''}permutation p = {p_value(slope.permutation_p)}"
+    bounds = f"95 % interval {interval(slope.interval)}"
     if not claimed:
-        return f"shows no established change ({within} {unit})"
-    return f"{'rises' if slope.value > 0 else 'falls'} by {number(abs(slope.value))} {unit} ({within})"
+        return f"shows no established change ({bounds} {unit}{test})"
+    return f"{'rises' if slope.value > 0 else 'falls'} by {number(abs(slope.value))} {unit} ({bounds}{test})"
 
 
 def _slope_caveats(slope: Coefficient, name: str) -> list[str]:

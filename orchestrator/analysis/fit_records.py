@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from orchestrator.analysis.growth_records import Growth
 from orchestrator.analysis.law_records import (
     ALL,
     POOLED,
@@ -17,7 +18,6 @@ from orchestrator.analysis.law_records import (
     ChanceCount,
     Claim,
     ExponentFit,
-    Growth,
     Interval,
     LevelFit,
     Status,

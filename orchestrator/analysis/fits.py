@@ -26,7 +26,8 @@ from orchestrator.analysis.fit_records import (
     TrainSizeFit,
 )
 from orchestrator.analysis.growth import fit_growth
-from orchestrator.analysis.law_records import ChanceCount, Claim, Growth
+from orchestrator.analysis.growth_records import Growth
+from orchestrator.analysis.law_records import ChanceCount, Claim
 from orchestrator.analysis.laws import LAWS, compare_forms, fit_law
 from orchestrator.analysis.levels import fit_levels
 from orchestrator.analysis.sharpness import Policy, apply_policy

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis import points as t
 from orchestrator.analysis.fit_records import SharpnessScale
-from orchestrator.analysis.law_records import Growth, Interval, Prior
+from orchestrator.analysis.growth_records import Growth, Prior
+from orchestrator.analysis.law_records import Interval
 from orchestrator.analysis.laws import select, shortage
 from orchestrator.analysis.regression import Array
 from orchestrator.results import columns as c

@@ -168,38 +168,3 @@ class ChanceCount:
     num_at_chance: int
     by_dataset: dict[str, tuple[int, int]] = field(default_factory=dict)
     left_out: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prior:
-    """What a sweep says of the losses of a dataset not yet seen: fixed effects and the variances between
-    datasets.
-
-    ``values`` and ``covariance`` are of (mean intercept, ``terms``...). Variances are of a dataset's own
-    height, of its own slope in log N, and of single points, in squared log loss.
-    """
-
-    terms: tuple[str, ...]
-    values: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
-    height_variance: float
-    slope_variance: float
-    residual_variance: float
-    degrees_of_freedom: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Growth:
-    """A prior that knows d_data and K_F, and a plain one that knows nothing of the dataset (model and N
-    alone).
-    """
-
-    model: str
-    subset: str
-    status: Status
-    reason: str = ""
-    num_datasets: int = 0
-    centre: float = 0.0
-    informed: Prior | None = None
-    plain: Prior | None = None
-    ranges: dict[str, Interval] = field(default_factory=dict)

@@ -43,6 +43,9 @@ RIVALS: tuple[tuple[str, ...], ...] = (
     (t.INVERSE_D, t.LOG_SHARPNESS),
     (t.INVERSE_D, t.LOG_SHARPNESS, t.IS_MEDICAL),
 )
+WORDS = {
+    c.D_DATA_MLE: "d_data", t.INVERSE_D: "1/d", t.LOG_SHARPNESS: "log K_F", t.IS_MEDICAL: "the domain label",
+}  # fmt: skip
 #: K_F beyond the label, and whether the label says more than K_F.
 HEADLINE = (t.INVERSE_D, t.LOG_SHARPNESS, t.IS_MEDICAL)
 
@@ -101,7 +104,8 @@ def fit_level(
     reduced = _reduce(rows, (RESPONSES[response], *needed))
     if reduced is None:
         return replace(
-            blank, reason="the datasets share no model and train size, so none can be compared at equal N"
+            blank,
+            reason="the datasets share no model, train size and data mode: none can be compared at equal N",
         )
     return _fitted(blank, rows, *reduced, needed, seed)
 
@@ -128,6 +132,8 @@ def _fitted(
 ) -> LevelFit:
     y = effects[:, 0]
     x = effects[:, [1 + columns.index(term) for term in blank.terms]]
+    if float(np.ptp(y)) <= 1e-12 * max(1.0, float(np.abs(rows[RESPONSES[blank.response]]).max())):
+        return replace(blank, reason="the losses are the same for all datasets")
     slopes = means_regression(y, x)
     if slopes is None:
         return replace(blank, reason=_unidentified(rows, blank.terms, len(names)))
@@ -137,7 +143,8 @@ def _fitted(
         _coefficient(blank.terms, k, slope, y, x, blocks, seed) for k, slope in enumerate(slopes)
     )
     errors = held_out_errors(y, x)
-    label = effects[:, [1 + columns.index(t.IS_MEDICAL)]] if t.IS_MEDICAL in columns else None
+    both = t.IS_MEDICAL in columns and len(set(blocks)) > 1
+    label = effects[:, [1 + columns.index(t.IS_MEDICAL)]] if both else None
     return replace(
         blank,
         status="ok",
@@ -155,7 +162,10 @@ def _unidentified(rows: pd.DataFrame, terms: tuple[str, ...], num_datasets: int)
         return f"{num_datasets} datasets for {len(terms)} slopes: at least {len(terms) + 2} needed"
     if t.IS_MEDICAL in terms and rows[c.DOMAIN].nunique() < 2:
         return f"only {rows[c.DOMAIN].iloc[0]} datasets: an offset between domains needs both"
-    return f"{listing(list(terms))} do not vary enough, or only together, to tell coefficients apart"
+    named = listing([WORDS[name] for name in terms])
+    if len(terms) == 1:
+        return f"{named} does not vary enough over these datasets"
+    return f"{named} do not vary enough, or only together, to tell coefficients apart"
 
 
 def _coefficient(

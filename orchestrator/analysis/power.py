@@ -12,8 +12,8 @@ import numpy as np
 
 from orchestrator.analysis import claims as k
 from orchestrator.analysis.formats import Table
-from orchestrator.analysis.scorecard import to_text
 from orchestrator.analysis.simulation import Design, Truth, claim_p_values, draw
+from orchestrator.analysis.text import to_text
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, unknown_name

@@ -12,7 +12,7 @@ from scipy import stats
 from orchestrator.analysis import points as t
 from orchestrator.analysis.fit_records import ALL, POOLED, ScalingFits
 from orchestrator.analysis.growth import EXPONENT, HEIGHT
-from orchestrator.analysis.law_records import Growth
+from orchestrator.analysis.growth_records import Growth
 from orchestrator.analysis.regression import Array
 from orchestrator.analysis.words import few_domain_datasets
 from orchestrator.results import columns as c

@@ -66,7 +66,7 @@
     let shown = order;
     let page = 0;
     const head = make("tr");
-    data.header.forEach((name, column) => head.append(make("th", name, column >= data.numeric_from ? "number" : "")));
+    data.header.forEach((name, column) => head.append(make("th", name, data.numeric[column] ? "number" : "")));
     const table = make("table");
     const body = make("tbody");
     table.append(make("thead"), body);
@@ -83,7 +83,7 @@
         data.rows[index].forEach((value, column) => {
           const isNumber = typeof value === "number";
           const text = value === null ? "" : isNumber ? number.format(value).replace("-", "−") : value;
-          line.append(make("td", text, column >= data.numeric_from ? "number" : ""));
+          line.append(make("td", text, data.numeric[column] ? "number" : ""));
         });
         return line;
       }));

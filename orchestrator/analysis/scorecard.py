@@ -18,6 +18,7 @@ from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.formats import Table, interval, number, p_value
 from orchestrator.analysis.published import published_loss_gains, published_table
+from orchestrator.analysis.text import to_text
 from orchestrator.results import columns as c
 
 _CELL = [c.DATASET, c.TRAIN_SIZE]
@@ -201,11 +202,3 @@ def score_table(scores: tuple[Score, ...]) -> Table:
         rows,
         numeric_from=2,
     )
-
-
-def to_text(table: Table) -> str:
-    """Render a table as aligned plain text."""
-    lines = [table.header, *table.rows]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(table.header))]
-    body = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([table.title, *([table.note] if table.note else []), *body])

@@ -50,12 +50,13 @@ def trial_data(full: pd.DataFrame, devices: Mapping[str, str]) -> dict[str, Any]
     if len(rows):
         rows["seed_std"] = rows.groupby(keys, dropna=False)[c.TEST_LOSS].transform("std")
     rows["device"] = [devices.get(str(name), "") for name in rows[c.TRIAL_ID]]
-    text = {name: title for name, title in TEXT_COLUMNS.items() if name in rows} | {"device": "device"}
+    text = {name: title for name, title in TEXT_COLUMNS.items() if name in rows}
     numbers = {name: title for name, title in NUMBER_COLUMNS.items() if name in rows}
-    header = [*text.values(), "trial", *numbers.values()]
-    names = [*text, c.TRIAL_ID, *numbers]
-    cells = [[_plain(value) for value in row] for row in rows[names].itertuples(index=False, name=None)]
-    return {"header": header, "numeric_from": len(text) + 1, "rows": cells}
+    ends = {"device": "device", c.TRIAL_ID: "trial"}
+    columns = text | numbers | ends
+    cells = [[_plain(value) for value in row] for row in rows[[*columns]].itertuples(index=False, name=None)]
+    numeric = [name in numbers for name in columns]
+    return {"header": [*columns.values()], "numeric": numeric, "rows": cells}
 
 
 def best_table(full: pd.DataFrame) -> Table:

@@ -82,7 +82,7 @@ class Place:
     root: Annotated[str | None, Parameter(group=PLACES, metavar="DIR")] = None
     storage: Annotated[str | None, Parameter(group=PLACES, metavar="URL")] = None
     mlflow_uri: Annotated[str | None, Parameter(group=PLACES, metavar="URI")] = None
-    json: Annotated[bool, Parameter(group=OUTPUT)] = False
+    json: Annotated[bool, Parameter(group=OUTPUT, negative=())] = False
 
     def hint(self, command: str, *words: str) -> str:
         """Spell a command to type next, for the same places, quoted for a shell; without passwords."""

@@ -17,6 +17,7 @@ from search_spaces.errors import ConfigError, SetupError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from orchestrator.analysis import Prediction
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
 
@@ -163,56 +164,71 @@ def predict(
     """
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis import predict as prediction
-    from orchestrator.analysis.formats import number
 
-    if (d_data is None or label_sharpness is None) and measured is None:
-        missing = [
-            flag
-            for flag, value in (("--d-data", d_data), ("--label-sharpness", label_sharpness))
-            if value is None
-        ]
-        raise ConfigError(
-            f"the following arguments are required: {', '.join(missing)}",
-            way_out="give them, or --measured with a folder of images or a record of isweep measure --json",
-        )
-    values = {} if measured is None else _measured_values(measured, place)
-    document = prediction(
+    given = {"d_data": d_data, "label_sharpness": label_sharpness}
+    numbers = _with_measured(given, measured, preset, place)
+    found = prediction(
         fit_scaling_laws(read_table(preset, place, from_store=from_store)),
         model=model,
         domain=domain,
-        d_data=values["d_data"] if d_data is None else d_data,
-        label_sharpness=values["label_sharpness"] if label_sharpness is None else label_sharpness,
+        d_data=numbers["d_data"],
+        label_sharpness=numbers["label_sharpness"],
         train_size=train_size,
         target_loss=target_loss,
     )
-
-    def show() -> None:
-        table = Table(document.quantity.replace("_", " "), "95 % interval", "model", "domain")
-        low, high = document.interval or (None, None)
-        bounds = "none" if document.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
-        table.add_row(number(document.value) or "none", bounds, escape(model), domain or "all")
-        stdout.print(table)
-        for warning in filter(None, document.warning.split("; ")):
-            stdout.print(escape(warning), soft_wrap=True)
-
-    emit(place, document.to_json(), show)
+    emit(place, found.to_json(), lambda: _show_prediction(found, model, domain))
     return 0
 
 
-def _measured_values(source: str, place: Place) -> dict[str, float]:
-    """Return d_data and K_F of a stored record, or of images that are measured now."""
+def _show_prediction(found: Prediction, model: str, domain: str | None) -> None:
+    from orchestrator.analysis.formats import number
+    from orchestrator.analysis.prediction import LEVEL
+
+    table = Table(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
+    low, high = found.interval or (None, None)
+    bounds = "none" if found.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
+    table.add_row(number(found.value) or "none", bounds, escape(model), domain or "all")
+    stdout.print(table)
+    if found.warning:
+        stdout.print(escape(f"Beware: {found.warning}."), soft_wrap=True)
+
+
+def _with_measured(
+    given: dict[str, float | None], measured: str | None, preset: str, place: Place
+) -> dict[str, float]:
+    """Fill in what was not given from what was measured.
+
+    Raises:
+        ConfigError: when a number is neither given nor measured.
+    """
+    numbers = {name: value for name, value in given.items() if value is not None}
+    if len(numbers) == len(given):
+        return numbers
+    if measured is not None:
+        return {**_measured_values(measured, preset, place), **numbers}
+    missing = ", ".join(f"--{name.replace('_', '-')}" for name in given if name not in numbers)
+    raise ConfigError(
+        f"the following arguments are required: {missing}",
+        way_out="give them, or --measured with a folder of images or a record of isweep measure --json",
+    )
+
+
+def _measured_values(source: str, preset: str, place: Place) -> dict[str, float]:
+    """Return d_data and K_F of a record, or of images measured now at the sweep's side and channels."""
     from orchestrator.analysis.measured_values import read_record, values_of
 
     if source.endswith(".json"):
         record = read_record(Path(source))
     else:
         from orchestrator.planning.paths import RootPaths
+        from orchestrator.planning.workspace import Workspace
         from orchestrator.running.own_data import MeasureRequest, measure_source
         from tasks.remote import InlineExecutor
 
-        record = measure_source(
-            MeasureRequest(source=source), InlineExecutor(), RootPaths.at(place.root)
-        ).to_json()
+        sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
+        channels = sweep.channels or 1
+        request = MeasureRequest(source=source, image_size=sweep.image_size, channels=channels)
+        record = measure_source(request, InlineExecutor(), RootPaths.at(place.root)).to_json()
     values = values_of(record)
     missing = {"d_data", "label_sharpness"} - set(values)
     if missing:

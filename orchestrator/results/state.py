@@ -10,8 +10,9 @@ from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
-from orchestrator.results.store import ResultStore, Unreadable
+from orchestrator.results.store import Newer, ResultStore, Unreadable
 from orchestrator.results.tracking.tracker import Failure
+from search_spaces.errors import NewerRecordError
 from search_spaces.specs import MeasureSpec
 from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialStatus
@@ -57,6 +58,21 @@ class StoredResults:
         )
         unreadable = trials.unreadable + failures.unreadable + measures.unreadable
         return cls(store, trials.records, measures.records, failures.records, unreadable)
+
+    def check_writable(self) -> None:
+        """Refuse a store in which a newer version wrote: a run of this one would replace what that one found.
+
+        Raises:
+            NewerRecordError: naming the first such file.
+        """
+        newer = [item for item in self.unreadable if isinstance(item, Newer)]
+        if newer:
+            more = f" (and {len(newer) - 1:,} more files)" if len(newer) > 1 else ""
+            raise NewerRecordError(
+                "A run needs a result store whose records it knows",
+                f"{newer[0].reason}{more}",
+                "update isweep, or keep these results apart with another --root or --storage",
+            )
 
     def save(self, record: SealedRecord) -> None:
         """Seal a record, and know it without reading again.

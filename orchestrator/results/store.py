@@ -8,8 +8,10 @@ itself).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 import posixpath
 import secrets
 import shutil
@@ -23,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
-from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, SweepError
+from search_spaces.errors import ConfigError, CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from tasks.atomic import write_atomic
 
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=SealedRecord)
 
 IDENTITY_FILE = "store.json"
+READ_TOGETHER = 500
 
 
 @dataclass
@@ -39,6 +42,11 @@ class Unreadable:
 
     path: str
     reason: str
+
+
+@dataclass
+class Newer(Unreadable):
+    """A stored file that a newer version made: nothing may be written over it."""
 
 
 @dataclass
@@ -83,12 +91,13 @@ class ResultStore:
     def scan(self, kind: type[R]) -> Scan[R]:
         """Read all records of ``kind``, by id."""
         scan: Scan[R] = Scan()
-        for record_id, path in self._files(kind.folder, kind.file):
+        for record_id, path, found in self._files(kind.folder, kind.file):
             try:
-                scan.records[record_id] = self._read(path, kind, record_id)
+                scan.records[record_id] = _believed(path, found, kind, record_id)
             except CorruptStoreError as error:
                 log.warning("%s", error)
-                scan.unreadable.append(Unreadable(path, error.value))
+                left_out = Newer if isinstance(error, NewerRecordError) else Unreadable
+                scan.unreadable.append(left_out(path, error.value))
         return scan
 
     def read(self, kind: type[R], record_id: str) -> R | None:
@@ -96,9 +105,16 @@ class ResultStore:
 
         Raises:
             CorruptStoreError: when the file is there but cannot be believed.
+            NewerRecordError: when a newer version made it.
         """
         path = self._path(kind.folder, record_id, kind.file)
-        return self._read(path, kind, record_id) if self._fs.exists(path) else None
+        try:
+            found: bytes | OSError = self._fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            found = error
+        return _believed(path, found, kind, record_id)
 
     @property
     def lock(self) -> Path | None:
@@ -134,50 +150,35 @@ class ResultStore:
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._base, *parts)
 
-    def _files(self, kind: str, name: str) -> Iterator[tuple[str, str]]:
-        folder = self._path(kind)
-        self._fs.invalidate_cache()
+    def _files(self, folder: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
+        """Yield id, path and content of every record file, or what reading it raised, ordered by id."""
+        base = self._path(folder)
         try:
-            paths = sorted(self._fs.glob(posixpath.join(folder, "*", name)))
-        except FileNotFoundError:
+            if self._local:
+                yield from _local_files(base, name)
+            else:
+                yield from self._remote_files(base, name)
+        except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise SetupError(
                 "The result store must be readable",
-                f"{folder}: {error.strerror or error}",
+                f"{base}: {error.strerror or error}",
                 "mend the permissions or the connection, then run the same command again",
             ) from error
-        for path in paths:
-            yield posixpath.basename(posixpath.dirname(path)), path
 
-    def _read(self, path: str, kind: type[R], record_id: str) -> R:
-        def broken(reason: str) -> CorruptStoreError:
-            way_out = "run the sweep again: this cell is done anew and the file replaced"
-            return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", way_out)
-
-        try:
-            sealed = json.loads(self._fs.cat_file(path))
-            record, seal = sealed["record"], sealed["sha256"]
-            intact = seal == fingerprint(record)
-        except OSError as error:
-            raise broken(error.strerror or type(error).__name__) from None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise broken("truncated or not a sealed record") from None
-        if not intact:
-            raise broken("checksum does not match its content")
-        try:
-            if "schema_version" in sealed:  # version 1 kept it beside the record
-                record = {"schema_version": sealed["schema_version"], **record}
-            found = kind.model_validate(record, strict=False)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-        except (SweepError, KeyError, TypeError, AttributeError) as error:
-            raise broken(f"not a record of this kind: {error}") from None
-        if found.record_id != record_id:
-            raise broken(f"the record of another cell, {found.record_id}")
-        return found
+    def _remote_files(self, base: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
+        """As :meth:`_files`; an object store is asked for many files at a time."""
+        self._fs.invalidate_cache()
+        paths = sorted(self._fs.glob(posixpath.join(base, "*", name)))
+        for start in range(0, len(paths), READ_TOGETHER):
+            batch = paths[start : start + READ_TOGETHER]
+            found = self._fs.cat(batch, on_error="return")
+            for path in batch:
+                content = found[path]
+                if isinstance(content, Exception) and not isinstance(content, OSError):
+                    content = OSError(str(content))
+                yield posixpath.basename(posixpath.dirname(path)), path, content
 
     def _write(self, path: str, record: dict[str, Any]) -> None:
         sealed = {"sha256": fingerprint(record), "record": record}
@@ -195,6 +196,70 @@ class ResultStore:
                 f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free_space(self._base)}",
                 "free space or fix the permissions, then run the same command again: what is done is kept",
             ) from error
+
+
+def _local_files(base: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
+    for record_id in sorted(os.listdir(base)):
+        path = f"{base}/{record_id}/{name}"
+        try:
+            with open(path, "rb", buffering=0) as file:
+                yield record_id, path, file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            yield record_id, path, error
+
+
+def _believed(path: str, found: bytes | OSError, kind: type[R], record_id: str) -> R:
+    """Return the record that a file holds, when its seal is whole and it lies in its own cell's folder.
+
+    Raises:
+        CorruptStoreError: saying why it is not believed.
+        NewerRecordError: when a newer version made it.
+    """
+
+    def broken(reason: str) -> CorruptStoreError:
+        way_out = "run the sweep again: this cell is done anew and the file replaced"
+        return CorruptStoreError("A stored record must be whole", f"{path}: {reason}", way_out)
+
+    if isinstance(found, OSError):
+        raise broken(found.strerror or type(found).__name__)
+    try:
+        sealed = json.loads(found)
+        record, seal = sealed["record"], sealed["sha256"]
+        intact = seal == _seal(record)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise broken("truncated or not a sealed record") from None
+    if not intact:
+        raise broken("checksum does not match its content")
+    try:
+        if "schema_version" in sealed:  # version 1 kept it beside the record
+            record = {"schema_version": sealed["schema_version"], **record}
+        version = record.get("schema_version")
+        if version is None:
+            raise broken("it has no schema version")
+        if isinstance(version, int) and version > kind.version:
+            reason = f"made by a newer isweep (schema version {version}, this one reads {kind.version})"
+            rule = "A stored record must be of a version that this isweep knows"
+            raise NewerRecordError(rule, f"{path}: {reason}", "update isweep; the file is left as it is")
+        read = kind.model_validate(record, strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise broken(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    except CorruptStoreError:
+        raise
+    except (SweepError, KeyError, TypeError, AttributeError) as error:
+        raise broken(f"not a record of this kind: {error}") from None
+    if read.record_id != record_id:
+        raise broken(f"the record of another cell, {read.record_id}")
+    return read
+
+
+def _seal(parsed: object) -> str:
+    """Return the fingerprint of what ``json.loads`` gave: its plain values need no spelling of our own."""
+    text = json.dumps(parsed, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def free_space(path: str) -> str:

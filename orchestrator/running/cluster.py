@@ -12,15 +12,14 @@ import logging
 import math
 import os
 import secrets
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.running.leftovers import private_folder, remove_leftovers
+from orchestrator.running.signals import own_signals
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.specs import ResourceSpec
 
@@ -174,7 +173,7 @@ def connect(
 
         _check_version(ray.__version__)
         _read_settings_again()
-        with _quiet(), _own_signals():
+        with _quiet(), own_signals():
             _attach(ray, address, head)
         try:
             yield _describe(ray, local=False)
@@ -187,7 +186,7 @@ def connect(
 
         _check_version(ray.__version__)
         _read_settings_again()
-        with _quiet(), _own_signals():
+        with _quiet(), own_signals():
             ray.init(
                 address="local",
                 num_cpus=num_cpus or len(os.sched_getaffinity(0)),
@@ -323,23 +322,6 @@ def _read_settings_again() -> None:
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1") == "1"
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes SIGTERM.
-
-    With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
-    a polite request to stop would abort the process.
-    """
-    numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextlib.contextmanager

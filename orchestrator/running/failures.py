@@ -128,8 +128,14 @@ def classify_lost_worker(
 
 
 def classify_broken_fit(error: BaseException) -> TrialFailure:
-    """Return the failure of the trials that ran when Tune's own loop raised ``error``."""
-    failure = classify(error)
+    """Return the failure of the trials that ran when Tune's own loop raised ``error``.
+
+    Tune wraps errors of Ray that it does not know, the memory killer's among them, in one of its own.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, RayError):
+        cause = cause.__cause__
+    failure = classify(cause or error)
     if failure.kind != FailureKind.CODE_ERROR:
         return failure
     return failure.model_copy(update={"kind": FailureKind.CLUSTER_ERROR})

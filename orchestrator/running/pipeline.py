@@ -78,6 +78,7 @@ def run_sweep(
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
+        stored.check_writable()
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
         ) as tracker:

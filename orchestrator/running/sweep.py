@@ -160,6 +160,8 @@ class TrialSweep:
             ),
             self.resources.as_ray(),
         )
+        # What Ray's dashboard calls the actors; it would be ResourceTrainable.
+        trainable.__name__ = trainable.__qualname__ = "IsweepTrial"
 
         def taken(trial_id: str) -> dict[str, Any]:
             self.attempts[trial_id] += 1

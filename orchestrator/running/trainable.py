@@ -62,6 +62,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def step(self) -> dict[str, Any]:
         """Run the cell; the report is its result or its failure, with start and end times."""
         started_at = time.time()
+        _title_process(self._cell["trial_id"])
         try:
             report = self._run(started_at)
         except Exception as error:
@@ -124,6 +125,14 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Load nothing."""
+
+
+def _title_process(trial_id: str) -> None:
+    """Show the trial in ``top`` and on the dashboard's node page; Ray puts its own title back later."""
+    # Private: with a Ray that has it no more, the class's name is shown instead.
+    set_title = getattr(ray._raylet, "setproctitle", None)
+    if set_title is not None:
+        set_title(f"ray::isweep {trial_id}")
 
 
 def _has_cuda() -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import field_validator
 
 from search_spaces.errors import ConfigError
 from search_spaces.specs import DEFAULT_ESTIMATORS
@@ -128,6 +129,13 @@ class MeasureResult(Finding):
     precision: str
     notes: tuple[str, ...] = ()
     calibration: CalibratedDimension | None = None
+
+    @field_validator("sizes")
+    @classmethod
+    def _some_size(cls, sizes: tuple[SizeRecord, ...]) -> tuple[SizeRecord, ...]:
+        if not sizes:
+            raise ValueError("a measure must have at least one train size")
+        return sizes
 
     @property
     def d_data(self) -> dict[str, IntrinsicDimension]:

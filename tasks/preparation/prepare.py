@@ -273,5 +273,5 @@ def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allo
         raise DataError(
             f"{name}: at most {allowed:.2%} of the items may be unusable",
             f"{len(skipped)} of {total}, by reason {dict(reasons)}, first (hashed names): {listed}",
-            "mend the files, or raise the allowed share (max_skipped_share)",
+            "isweep locate HASH --raw DIR finds one; mend them, or raise max_skipped_share",
         )

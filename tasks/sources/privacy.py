@@ -75,5 +75,4 @@ def locate(raw: Path, key_folder: Path, hashed: str) -> str | None:
     key = hash_key(key_folder)
     from tasks.sources.tree import all_locators
 
-    base = raw if raw.is_dir() else raw.parent
-    return next((name for name in all_locators(base) if spell(keyed_hash(key, name)) == hashed), None)
+    return next((name for name in all_locators(raw) if spell(keyed_hash(key, name)) == hashed), None)

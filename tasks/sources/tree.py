@@ -100,9 +100,13 @@ def outer_file(locator: str) -> str:
     return split_locator(locator)[0]
 
 
-def all_locators(base: Path) -> Iterator[str]:
-    """Yield the locator of everything below a folder, in archives too, whatever a source would take of it."""
-    for path in sorted(base.rglob("*")):
+def all_locators(raw: Path) -> Iterator[str]:
+    """Yield the locators in a raw folder or archive, or beside a raw table, members of archives included;
+    whatever a source would take of them.
+    """
+    alone = raw.is_file() and is_archive_name(raw.name)
+    base = raw if raw.is_dir() else raw.parent
+    for path in [raw] if alone else sorted(base.rglob("*")):
         if not path.is_file():
             continue
         name = path.relative_to(base).as_posix()

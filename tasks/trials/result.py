@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.finding import Finding
 from tasks.measures.dimension import IntrinsicDimension
@@ -144,3 +145,11 @@ class TrialResult(Finding):
     timings: Timings = Timings()
     peak_memory_bytes: int = 0
     micro_batch: int | None = None
+
+    @model_validator(mode="after")
+    def _scores_fit_the_status(self) -> Self:
+        if self.status == TrialStatus.DONE and self.scores is None:
+            raise ValueError("a trial that is done must have scores")
+        if self.status == TrialStatus.DIVERGED and self.scores is not None:
+            raise ValueError("a trial that diverged must have no scores")
+        return self

@@ -20,7 +20,12 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list, _internal_kv_put
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_get,
+    _internal_kv_list,
+    _internal_kv_put,
+)
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
@@ -33,9 +38,10 @@ from orchestrator.running.sweep import TrialSweep
 from orchestrator.running.trainable import TrialTrainable
 from search_spaces.specs import SweepSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.result import TrialResult, TrialStatus
+from tasks.trials.result import NetworkScores, TrialResult, TrialStatus
 
 STORE_BYTES = 100 * 2**20
+SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
 HOG = "-n12-"
 """In the id of the cell that takes memory until it is killed, once."""
 HEADROOM = 0.08
@@ -61,7 +67,12 @@ class Sleeper(TrialTrainable):
         time.sleep(self.seconds)
         _internal_kv_put(f"pid {cell}", b"")
         result = TrialResult(
-            status=TrialStatus.DONE, reason=f"found {cell}", seed=0, device="cpu", num_threads=1
+            status=TrialStatus.DONE,
+            reason=f"found {cell}",
+            seed=0,
+            device="cpu",
+            num_threads=1,
+            scores=SCORES,
         )
         return CellReport(started_at=started_at, finished_at=time.time(), outcome=result)
 
@@ -72,15 +83,16 @@ def running_now() -> dict[int, str]:
     return {int(place[0]): place[1] for place in found if place and psutil.pid_exists(int(place[0]))}
 
 
-def run_cells(cluster: Cluster, root: Path, number: int, name: str) -> tuple[TrialSweep, Callable[[], None]]:
-    """Return a sweep of ``number`` cells, and what runs it."""
-    sizes = tuple(range(10, 10 + 2 * number, 2))
+def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[TrialSweep, Callable[[], None]]:
+    """Return a sweep of a cell for each train size, and what runs it."""
+    for key in (*_internal_kv_list("seen "), *_internal_kv_list("pid ")):
+        _internal_kv_del(key)
     sweep = SweepSpec.model_validate(
         {
             "name": name,
             "models": ("small_mlp",),
             "datasets": ({"name": "mri_lesion"},),
-            "train_sizes": sizes,
+            "train_sizes": tuple(sizes),
             "test_size": 4,
             "image_size": 8,
             "recipe": "smoke",
@@ -122,7 +134,7 @@ def killed_workers(root: Path) -> dict[str, Any]:
     """SIGKILL to a random worker every ``every`` seconds."""
     chance, history = random.Random(13), []
     with connect(num_cpus=2, dashboard=False) as cluster:
-        trials, run = run_cells(cluster, root, 20, "killed")
+        trials, run = run_cells(cluster, root, range(10, 50, 2), "killed")
         ended = threading.Event()
 
         def kill() -> None:
@@ -154,7 +166,7 @@ def killed_raylet(root: Path) -> dict[str, Any]:
     workers = [nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]
     history: list[Any] = []
     with connect(nodes.address) as cluster:
-        trials, run = run_cells(cluster, root, 10, "raylet")
+        trials, run = run_cells(cluster, root, range(10, 30, 2), "raylet")
 
         def kill() -> None:
             patience = time.monotonic() + 60
@@ -185,8 +197,8 @@ def memory_hog(root: Path) -> dict[str, Any]:
     )
     found: dict[str, Any] = {}
     with connect(num_cpus=2, dashboard=False) as cluster:
-        for name, number in (("beside", 4), ("alone", 2)):
-            trials, run = run_cells(cluster, root, number, f"hog-{name}")
+        for name, sizes in (("beside", range(10, 18, 2)), ("alone", range(12, 14, 2))):
+            trials, run = run_cells(cluster, root, sizes, f"hog-{name}")
             started = time.monotonic()
             run()
             found[name] = outcome(trials, [["threshold", used + HEADROOM]], started)

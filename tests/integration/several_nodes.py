@@ -37,10 +37,11 @@ from orchestrator.running.trainable import TrialTrainable
 from search_spaces.specs import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.remote import RayExecutor
-from tasks.trials.result import TrialResult, TrialStatus
+from tasks.trials.result import NetworkScores, TrialResult, TrialStatus
 from tests.integration.sweeps import command, stored
 
 STORE_BYTES = 100 * 2**20
+SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
 WORKERS = {"one_card": 1, "two_cards": 2}
 SHARES = {0.5: 6, 0.6: 3}
 """GPU share of a trial: how many such trials three cards hold. Two of 0.6 would fit on no card."""
@@ -63,7 +64,9 @@ class Probe(TrialTrainable):
             time.sleep(0.05)
         context = ray.get_runtime_context()
         where = json.dumps([context.get_node_id(), context.get_accelerator_ids()["GPU"]])
-        result = TrialResult(status=TrialStatus.DONE, reason=where, seed=0, device="cpu", num_threads=1)
+        result = TrialResult(
+            status=TrialStatus.DONE, reason=where, seed=0, device="cpu", num_threads=1, scores=SCORES
+        )
         return CellReport(started_at=started_at, finished_at=time.time(), outcome=result)
 
 

@@ -112,6 +112,21 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
 
+def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):
+    client = connect(f"sqlite:///{root / 'mlflow.db'}")
+    rows = isweep_json("results", sweep, root=root)
+    runs = mlflow_runs(root)
+    victim = rows[0]["trial_id"]
+    run_id = runs[runs["tags.trial_id"] == victim]["run_id"].item()
+    client.log_metric(run_id, "test_loss", 0.000001, step=1)
+    done = isweep("results", sweep, "--json", root=root)
+    assert json.loads(done.stdout) == rows
+    said = f"MLflow differs from the result store in 1 values of 1 trials ({victim} test_loss: 1e-06"
+    assert said in done.stderr
+    assert isweep_json("reconcile", sweep, root=root)["replayed"] == 1
+    assert "MLflow" not in isweep("results", sweep, "--json", root=root).stderr
+
+
 def test_the_report_is_attached_to_the_parent_run(root):
     runs = mlflow_runs(root)
     parent = runs[runs["tags.kind"] == "sweep"]["run_id"].item()

@@ -78,7 +78,9 @@ def test_whoever_installs_the_package_gets_all_that_it_imports_and_nothing_else(
     homes = packages_distributions()
     used = {name: {canonicalize_name(home) for home in homes[name]} for name in imported()}
     for name, distributions in used.items():
-        allowed = runtime | declared(*extras["demo"], *extras["medical"]) | {"pydantic-core"}
+        allowed = (
+            runtime | declared(*extras["demo"], *extras["medical"], *extras["formats"]) | {"pydantic-core"}
+        )
         assert distributions & allowed, f"{name} is imported, and no dependency of the package brings it"
     # pandas writes Parquet with it.
     assert runtime - set().union(*used.values()) <= {"pyarrow"}, "dependencies that nobody imports"

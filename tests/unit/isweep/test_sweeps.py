@@ -1,14 +1,17 @@
 """A sweep as an object: from every way to write one, to its results."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import isweep
 from orchestrator.planning.sweep_file import load_sweep, preset_names, sweep_text
 
+ROOT = Path(__file__).parents[3]
 SMALL = {
     "name": "small",
     "models": ["small_mlp", "small_cnn"],
@@ -80,18 +83,29 @@ def test_mistakes(root, source, options, message):
         isweep.run(source, root=root, **options)
 
 
-@pytest.mark.ray
-def test_a_run_gives_table_best_fits_and_report(root, ray_local):
-    sweep = isweep.run(SMALL, root=root, address=ray_local.address, tracking=False, progress=False)
-    assert sweep.counts == {"planned": 4, "done": 4, "failed": 0, "left": 0}
-    best = sweep.best(dataset="manifold_d4", train_size=80)
-    rows = sweep.table[sweep.table["train_size"] == 80].set_index("model")["test_loss"]
-    assert best["model"].tolist() == [rows.idxmin()]
-    assert best["test_loss"].tolist() == [pytest.approx(rows.min())]
-    with pytest.raises(isweep.SweepError, match="Unknown dataset of this sweep's results"):
-        sweep.best(dataset="manifold_d5")
-    assert sweep.report.path.name == "report.html"
-    assert "report.html" in sweep.report._repr_html_()
-    again = isweep.open("small", root=root)
-    assert again.table.equals(sweep.table)
-    assert "<table" in again._repr_html_()
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    """All cells in one process, with their results looked at."""
+    notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 8
+    checks = """
+assert sweep.counts == {"planned": 8, "done": 8, "failed": 0, "left": 0}
+rows = sweep.table[(sweep.table["dataset"] == "manifold_d4") & (sweep.table["train_size"] == 80)]
+best = sweep.best(dataset="manifold_d4", train_size=80)
+assert best["model"].tolist() == [rows.set_index("model")["test_loss"].idxmin()]
+assert isweep.open("smoke").table.equals(sweep.table)
+assert "<table" in sweep._repr_html_() and "report.html" in sweep.report._repr_html_()
+print("all cells ran")
+"""
+    script = tmp_path / "notebook.py"
+    script.write_text("\n".join([*cells, checks]), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, "ISWEEP_ROOT": str(tmp_path / "root"), "MPLBACKEND": "agg"},
+    )
+    assert done.stdout.endswith("all cells ran\n"), done.stderr

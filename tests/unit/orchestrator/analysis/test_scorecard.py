@@ -4,8 +4,9 @@ import pytest
 
 from orchestrator.analysis import compare, published_table, scorecard
 from orchestrator.analysis.published import published_loss_gains
-from orchestrator.analysis.scorecard import QUANTITIES, PublishedReport, score_table, to_text
+from orchestrator.analysis.scorecard import QUANTITIES, PublishedReport, score_table
 from orchestrator.analysis.synthetic import synthetic_table
+from orchestrator.analysis.text import to_text
 from search_spaces.errors import DataError
 
 

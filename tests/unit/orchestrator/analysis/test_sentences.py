@@ -246,3 +246,23 @@ def test_a_pooled_exponent_of_one_dataset_counts_subsets_not_points():
         hits += found.interval[0] <= 0 <= found.interval[1]
     # 95 % of 50; fewer than 42 happen less than once in a thousand times.
     assert hits >= 42
+
+
+def test_equal_properties_or_losses_are_said_in_words_not_in_column_names():
+    table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.2)
+    same = fit_scaling_laws(table.assign(d_data_mle=8.0, label_sharpness=1e-4))
+    assert (
+        same.level("d_data_mle", subset="natural").reason == "d_data does not vary enough over these datasets"
+    )
+    assert "1/d, log K_F and the domain label do not vary enough" in findings(same)[1].answer
+    flat = fit_scaling_laws(table.assign(test_loss=0.5))
+    assert flat.level("is_medical").reason == "the losses are the same for all datasets"
+    assert "0 to 0" not in " ".join(finding.answer for finding in findings(flat))
+
+
+def test_one_domain_is_not_compared_with_its_label_and_mixed_modes_are_not_compared():
+    table = synthetic_table(num_natural=6, num_medical=0, trial_std=0.2)
+    assert "bare label" not in findings(fit_scaling_laws(table))[1].answer
+    modes = np.where(np.arange(len(table)) % 2 == 0, "corrected", "as_released")
+    mixed = fit_scaling_laws(table.assign(data_mode=modes))
+    assert "share no model, train size and data mode" in mixed.level("d_data_mle", subset="natural").reason

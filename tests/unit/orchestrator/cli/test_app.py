@@ -1,5 +1,6 @@
 """Help, version, completion, pipes."""
 
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -40,3 +41,61 @@ def test_output_into_a_closed_pipe_is_no_error(root):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stdout == "{\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["status", "plan"])
+def test_commands_that_only_look_load_no_ray(root, command):
+    code = (
+        "import sys\nfrom orchestrator.cli import main\ncode = main(sys.argv[1:])\n"
+        "print(code, *sorted({'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    words = [command, "smoke", "--root", root]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            ZeroDivisionError("division by zero"),
+            4,
+            "This is a bug; found: ZeroDivisionError: division by zero",
+        ),
+        (RecursionError("too deep"), 4, "This is a bug; found: RecursionError: too deep"),
+        (OSError(28, "No space left on device", "/full"), 3, "found: No space left on device (/full)"),
+        (PermissionError(13, "Permission denied"), 3, "found: Permission denied"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_whatever_is_left_is_a_message_and_a_line_in_the_log(
+    capsys, tmp_path, monkeypatch, error, code, message
+):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", broken)
+    assert main(["status", "smoke", "--root", str(tmp_path)]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert "Traceback" not in said.err
+    log = (tmp_path / "isweep.log").read_text(encoding="utf-8")
+    assert "Traceback" in log
+    assert f"ends with exit code {code}" in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_stop_and_a_closed_terminal_are_ctrl_c(tmp_path, monkeypatch, capsys, number):
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+
+    def interrupted(*_, **__):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", interrupted)
+    try:
+        assert main(["status", "smoke", "--root", str(tmp_path)]) == 130
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+    assert "Stopped." in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_json_of_plan_and_status_has_the_documented_keys(run):
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
-    def stopped(preset, options, *, progress):
+    def stopped(preset, options, *, progress, changes):
         progress.trials_planned(8, 3)
         raise KeyboardInterrupt
 
@@ -140,3 +140,60 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
     code, out, err = run("run", "smoke")
     assert (code, out) == (130, "")
     assert err == f"Stopped. 3 of 8 trials are kept; continue with: isweep run smoke --root {root} "
+
+
+def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
+    from orchestrator.planning.workspace import Workspace
+
+    _, out, _ = run("status")
+    assert "no sweep ran below this root yet" in out
+    Workspace.open("smoke", root, changes={"seeds": [0, 1]}).record()
+    _, out, _ = run("status", "--json")
+    assert [(row["sweep"], row["planned"]) for row in json.loads(out)] == [("smoke", 16)]
+
+
+def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):
+    from orchestrator.planning.workspace import Workspace
+
+    path = tmp_path / "any.yaml"
+    path.write_text(SWEEP, encoding="utf-8")
+    Workspace.open(str(path), root).record()
+    path.unlink()
+    assert json.loads(run("status", "mine", "--json")[1])["planned"] == 10  # two sizes of five pairs
+    _, _, err = run("status", "mne")
+    assert "Unknown preset or sweep of this root; found: 'mne'; did you mean 'mine'?" in err
+
+
+def test_plan_is_short_unless_asked(run):
+    _, short, _ = run("plan", "paper")
+    _, whole, _ = run("plan", "paper", "--all")
+    assert len(short.splitlines()) < 300 < 900 < len(whole.splitlines())
+
+
+def test_a_value_is_changed_for_one_run(run):
+    _, out, _ = run("plan", "smoke", "--json", "--set", "train_sizes=[40]", "--set", "recipe.epochs=3")
+    rows = json.loads(out)["trials"]
+    assert {(row["train_size"], row["recipe"]) for row in rows} == {(40, "smoke+epochs=3")}
+    code, _, err = run("plan", "smoke", "--set", "recipe.epoch=3")
+    assert code == 2
+    assert "recipe.epoch: unknown key" in err
+
+
+def test_plan_refuses_own_data_that_are_not_there(run, tmp_path):
+    own = "{name: a, own: {kind: folder, path: images, domain: natural}}"
+    path = tmp_path / "mine.yaml"
+    path.write_text(SWEEP.replace("[mnist5k]", f"[{own}]"), encoding="utf-8")
+    code, _, err = run("plan", str(path))
+    assert code == 2
+    assert f"datasets.a.own.path must exist; found: {tmp_path}/images" in err
+
+
+def test_failures_are_grouped_by_reason():
+    from orchestrator.cli.listing import grouped_failures
+
+    failures = [{"kind": "setup", "message": "no disk", "trial_id": f"t{k}"} for k in range(5)]
+    failures.append({"kind": "bad_data", "message": "no images", "trial_id": "u"})
+    assert list(grouped_failures(failures)) == [
+        "failed (setup) 5 ×: no disk  [t0, t1, t2 and 2 more]",
+        "failed (bad_data) 1 ×: no images  [u]",
+    ]

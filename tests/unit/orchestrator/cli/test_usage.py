@@ -12,7 +12,11 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
     [
         (["run", "dmo"], 2, "Unknown preset; found: 'dmo'; did you mean 'demo'?"),
         (["plan", "./absent.yaml"], 2, "The sweep file must exist; found: absent.yaml"),
-        (["status"], 2, "the following arguments are required: PRESET"),
+        (["plan"], 2, "the following arguments are required: PRESET"),
+        (["plan", "smoke", "--set", "seeds"], 2, "--set must be KEY=VALUE; found: seeds"),
+        (["plan", "smoke", "--set", "seed=[1]"], 2, "seed: unknown key; did you mean 'seeds'?"),
+        (["plan", "smoke", "--set", "seeds=[1"], 2, "--set seeds must be valid YAML"),
+        (["status", "smoke", "--interval", "0"], 2, "argument --interval: must be at least 1"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         (["datasets", "mnst"], 2, "Unknown dataset; found: 'mnst'; did you mean 'mnist'?"),
         (["prepare", "mnst"], 2, "Unknown dataset; found: 'mnst'"),
@@ -45,7 +49,16 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["run", "smoke", "--no-tracking", "--raw", "nosuch=/tmp"], 2, "Unknown dataset of this sweep"),
         (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a URL that fsspec can open"),
         (["reconcile", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
-        (["predict", "smoke", "--model", "x", "--d-data", "9"], 2, "required: --label-sharpness"),
+        (
+            ["predict", "smoke", "--d-data", "9", "--train-size", "100"],
+            2,
+            "required: --label-sharpness; give them, or --measured",
+        ),
+        (
+            ["predict", "smoke", "--measured", "absent.json", "--train-size", "100"],
+            2,
+            "A measured record must be a readable JSON file",
+        ),
         (
             ["frobnicate", "--help"],
             2,
@@ -74,9 +87,9 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["run", "smoke", "--raw"], 2, "argument --raw: expected"),
         (["run", "smoke", "--raw", "=x"], 2, "--raw must be NAME=DIR; found: =x"),
         (
-            ["predict", "smoke"],
+            ["predict", "smoke", "--train-size", "100"],
             2,
-            "required: --model, --d-data, --label-sharpness; see: isweep predict --help",
+            "required: --d-data, --label-sharpness; give them, or --measured",
         ),
         ([*PREDICT], 2, "one of the arguments --train-size --target-loss is required"),
         (

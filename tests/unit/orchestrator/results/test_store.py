@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.results.records import FailureRecord, MeasureRecord, TrialRecord
+from orchestrator.results.state import StoredResults
 from orchestrator.results.store import ResultStore
-from search_spaces.errors import CorruptStoreError, SetupError
+from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tests.unit.orchestrator.results.examples import (
     dimension,
@@ -92,14 +93,66 @@ def test_damaged_files_are_listed_and_left_out(tmp_path):
     assert scan.unreadable[0].reason.endswith("truncated or not a sealed record")
 
 
-def test_results_of_another_schema_are_refused(tmp_path):
-    store = ResultStore(str(tmp_path))
-    store.save(RECORD)
-    path = tmp_path / "trials" / "a" / "result.json"
-    record = {**json.loads(path.read_text())["record"], "schema_version": 99}
-    path.write_text(json.dumps({"sha256": fingerprint(record), "record": record}))
-    with pytest.raises(CorruptStoreError, match="schema version 99, this program reads 2"):
-        store.read(TrialRecord, "a")
+def reseal(folder, change, record=RECORD):
+    """Store a record whose content is changed and sealed again, as another program would have written it."""
+    store = ResultStore(str(folder))
+    store.save(record)
+    path = folder / record.folder / record.record_id / record.file
+    plain = change(json.loads(path.read_text())["record"])
+    path.write_text(json.dumps({"sha256": fingerprint(plain), "record": plain}))
+    return store
+
+
+def without(name):
+    return lambda plain: {key: value for key, value in plain.items() if key != name}
+
+
+@pytest.mark.parametrize("record", [RECORD, measure_record(), failure_record()], ids=type)
+def test_a_record_of_a_newer_version_says_so_and_stays(tmp_path, record):
+    store = reseal(tmp_path, lambda plain: {**plain, "schema_version": 99, "new": 1}, record)
+    with pytest.raises(
+        NewerRecordError, match=r"newer isweep \(schema version 99, this one reads 2\); update isweep"
+    ) as caught:
+        store.read(type(record), record.record_id)
+    assert "replaced" not in str(caught.value)
+    stored = StoredResults.read(str(tmp_path))
+    with pytest.raises(NewerRecordError, match=r"newer isweep .*update isweep, or keep these results apart"):
+        stored.check_writable()
+
+
+def test_other_damage_is_no_reason_not_to_run(tmp_path):
+    reseal(tmp_path, without("attempt"))
+    stored = StoredResults.read(str(tmp_path))
+    assert len(stored.unreadable) == 1
+    stored.check_writable()
+
+
+@pytest.mark.parametrize(
+    ("record", "change", "reason"),
+    [
+        (RECORD, without("schema_version"), "it has no schema version"),
+        (RECORD, lambda plain: {**plain, "schema_version": 0}, "schema version 0, this program reads 2"),
+        (
+            RECORD,
+            lambda plain: {**plain, "result": {**plain["result"], "status": "done"}},
+            "result: a trial that is done must have scores",
+        ),
+        (
+            trial_record(),
+            lambda plain: {**plain, "result": {**plain["result"], "status": "diverged"}},
+            "result: a trial that diverged must have no scores",
+        ),
+        (
+            measure_record(),
+            lambda plain: {**plain, "result": {**plain["result"], "sizes": []}},
+            "result.sizes: a measure must have at least one train size",
+        ),
+    ],
+)
+def test_records_that_contradict_themselves_are_not_believed(tmp_path, record, change, reason):
+    store = reseal(tmp_path, change, record)
+    with pytest.raises(CorruptStoreError, match=f"{reason}; run the sweep again"):
+        store.read(type(record), record.record_id)
 
 
 def test_a_sealed_file_of_another_kind_is_refused(tmp_path):

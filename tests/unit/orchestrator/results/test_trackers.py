@@ -383,3 +383,13 @@ def test_failures_that_mlflow_missed_are_replayed(uri, sweep, runs):
 @pytest.mark.parametrize("uri", ["http://u:p@ss@host:5000", "postgresql://u:p@ss@host/db"])
 def test_a_password_with_an_at_sign_stays_secret(uri):
     assert "ss@" not in tracking.without_password(f"cannot reach {uri}")
+
+
+def test_a_server_that_hangs_holds_up_neither_start_nor_end(monkeypatch):
+    for name in ("FIRST_TRY_S", "STOP_PATIENCE_S"):
+        monkeypatch.setattr(tracking, name, 0.2)
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        tracker = MLflowTracker(connector(f"http://127.0.0.1:{silent.getsockname()[1]}"), "hangs")
+        tracker.start_trial("a", {"trial_id": "a"})
+        tracker.close(completed=False)
+        assert tracker.num_behind >= 2

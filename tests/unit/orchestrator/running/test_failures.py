@@ -61,6 +61,9 @@ def test_a_fetch_that_failed_is_tried_again_but_not_for_ever():
 def test_what_tune_raises_is_the_clusters_failure_unless_its_type_says_more():
     assert classify_broken_fit(RuntimeError("inside Tune")).kind == "cluster_error"
     assert classify_broken_fit(rex.OutOfMemoryError("low")).kind == "out_of_memory"
+    wrapped = RuntimeError("Caught unexpected exception: low")
+    wrapped.__cause__ = rex.OutOfMemoryError("low")
+    assert classify_broken_fit(wrapped).kind == "out_of_memory"
 
 
 def test_a_preempted_node_is_lost_whatever_the_words_say():

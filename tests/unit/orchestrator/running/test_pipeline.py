@@ -1,5 +1,7 @@
 """A finished sweep run again: no Ray, nothing trained, the store read once."""
 
+import json
+
 import pytest
 
 from orchestrator.planning.workspace import Workspace
@@ -8,6 +10,8 @@ from orchestrator.results.state import StoredResults, read_state
 from orchestrator.results.store import ResultStore
 from orchestrator.running.pipeline import RunOptions, prepare_missing, run_sweep
 from orchestrator.running.progress import Progress
+from search_spaces.errors import NewerRecordError
+from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
 from tests.unit.orchestrator.results.examples import measure_record, trial_record
 
@@ -66,3 +70,14 @@ def test_results_of_other_data_than_are_prepared_now_are_stale(finished):
 
     state = read_state(finished)
     assert (state.stale, state.status(trial_id)) == ({trial_id}, "stale")
+
+
+def test_a_run_leaves_what_a_newer_version_made_as_it_is(finished, root):
+    """It would take the cell for not done, train it again and write over the newer result."""
+    path = next((finished.paths.root).rglob("trials/*/result.json"))
+    record = {**json.loads(path.read_text())["record"], "schema_version": 99}
+    path.write_text(json.dumps({"sha256": fingerprint(record), "record": record}))
+    before = path.read_bytes()
+    with pytest.raises(NewerRecordError, match="made by a newer isweep"):
+        run_sweep("smoke", RunOptions(root=root, tracking=False))
+    assert path.read_bytes() == before

@@ -92,7 +92,7 @@ def test_prepares_once_and_returns_at_once_afterwards(toy, tmp_path):
 
 def test_content_does_not_depend_on_completion_order_or_hash_key(toy, tmp_path, monkeypatch):
     first = run(toy, tmp_path / "a" / "out")
-    monkeypatch.setenv("ISWEEP_HASH_KEY", "another")
+    monkeypatch.setenv("ISWEEP_HASH_KEY", "another key of 16 letters")
     second = run(toy, tmp_path / "b" / "out", executor=Shuffled())
     assert first.fingerprint == second.fingerprint
     one, two = (PreparedDataset.open(tmp_path / name / "out") for name in "ab")

@@ -1,0 +1,59 @@
+"""Which model did best, against means taken by hand."""
+
+import pandas as pd
+import pytest
+
+from orchestrator.analysis.formats import number
+from orchestrator.analysis.ranking import best_models
+from orchestrator.analysis.trial_table import best_table, script_json, trial_data
+
+
+def rows(*cells):
+    names = ("model", "class_pair", "seed", "test_loss", "status")
+    table = pd.DataFrame([dict(zip(names, cell, strict=True)) for cell in cells])
+    ids = [f"t{k}" for k in range(len(table))]
+    return table.assign(dataset="d", train_size=100, test_accuracy=0.5, trial_id=ids)
+
+
+def test_the_lowest_mean_over_shared_cells_is_best():
+    table = rows(
+        ("a", "0-1", 0, 0.4, "done"), ("a", "0-1", 1, 0.6, "done"),
+        ("b", "0-1", 0, 0.5, "done"), ("b", "0-1", 1, 0.7, "done"),
+        ("b", "2-3", 0, 0.0, "done"),  # only b has it
+    )  # fmt: skip
+    (best,) = best_models(table).to_dict("records")
+    assert (best["model"], best["runner_up"], best["num_compared"]) == ("a", "b", 2)
+    assert best["test_loss"] == pytest.approx(0.5)
+    assert best["runner_up_loss"] == pytest.approx(0.6)
+    assert best["seed_std"] == pytest.approx(0.1 * 2**0.5)
+
+
+def test_a_cell_that_diverged_is_compared_for_no_model():
+    table = rows(
+        ("a", "", 0, 0.1, "diverged"), ("a", "", 1, 0.6, "done"),
+        ("b", "", 0, 0.2, "done"), ("b", "", 1, 0.5, "done"),
+    )  # fmt: skip
+    (best,) = best_models(table).to_dict("records")
+    assert (best["model"], best["num_compared"]) == ("b", 1)
+
+
+def test_models_without_a_shared_cell_are_not_compared():
+    table = rows(("a", "", 0, 0.1, "done"), ("b", "", 1, 0.2, "done"))
+    assert best_models(table)["num_compared"].tolist() == [0]
+    assert best_table(table).rows[0][1] == "models share no class pair and seed"
+
+
+def test_trials_keep_numbers_as_numbers_and_scripts_stay_closed():
+    data = trial_data(rows(("</script>", "", 0, float("inf"), "diverged")), {"t0": "cpu"})
+    (row,) = data["rows"]
+    assert dict(zip(data["header"], row, strict=True))["test loss"] == "∞"
+    assert dict(zip(data["header"], row, strict=True))["device"] == "cpu"
+    assert "<" not in script_json(data)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(-0.0, "0"), (1880.0, "1,880"), (9.0, "9"), (-1.5, "−1.5"), (1e-4, "1.00e−04"), (1e9, "1e+09")],
+)
+def test_numbers_are_spelled_alike(value, text):
+    assert number(value) == text
