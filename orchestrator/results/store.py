@@ -185,17 +185,24 @@ class ResultStore:
         self._put(path, json.dumps(sealed, indent=1, allow_nan=False).encode())
 
     def _put(self, path: str, data: bytes) -> None:
-        try:
-            if self._local:
-                write_atomic(path, data)
-            else:
-                self._fs.pipe_file(path, data)
-        except OSError as error:
-            raise SetupError(
-                "The result store must be writable",
-                f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free_space(self._base)}",
-                "free space or fix the permissions, then run the same command again: what is done is kept",
-            ) from error
+        way_out = "free space or fix the permissions, then run the same command again: what is done is kept"
+        put_whole(self._fs, path, data, "The result store must be writable", way_out)
+
+
+def put_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes, rule: str, way_out: str) -> None:
+    """Write a file whole or not at all, on a local file system or an object store.
+
+    Raises:
+        SetupError: with ``rule`` and ``way_out``, when there is no room or no permission.
+    """
+    try:
+        if isinstance(fs, LocalFileSystem):
+            write_atomic(path, data)
+        else:
+            fs.pipe_file(path, data)
+    except OSError as error:
+        found = f"{path} ({len(data):,} bytes needed): {error.strerror or error}; "
+        raise SetupError(rule, found + free_space(posixpath.dirname(path)), way_out) from error
 
 
 def _local_files(base: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
@@ -263,8 +270,10 @@ def _seal(parsed: object) -> str:
 
 
 def free_space(path: str) -> str:
-    """Say how many bytes are free where ``path`` lies, for messages."""
-    try:
-        return f"{shutil.disk_usage(path).free:,} bytes free"
-    except OSError:
-        return "free space unknown"
+    """Say how many bytes are free where ``path`` lies or would lie, for messages."""
+    for folder in (Path(path), *Path(path).parents):
+        try:
+            return f"{shutil.disk_usage(folder).free:,} bytes free"
+        except OSError:
+            continue
+    return "free space unknown"

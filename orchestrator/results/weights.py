@@ -10,11 +10,9 @@ import hashlib
 import posixpath
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
-from orchestrator.results.store import free_space
-from search_spaces.errors import CorruptStoreError, SetupError
-from tasks.atomic import write_atomic
+from orchestrator.results.store import put_whole
+from search_spaces.errors import CorruptStoreError
 from tasks.trials.measured import KeptWeights
 
 
@@ -45,14 +43,6 @@ class WeightStore:
             found = f"{path}: {'gone' if data is None else 'checksum does not match'}"
             raise CorruptStoreError("Kept weights must be whole", found, "the network is trained again")
         return data
-
-    def has(self, trial_id: str) -> bool:
-        """Tell whether weights of a trial are kept."""
-        return bool(self._fs.exists(self._weights(trial_id)))
-
-    def forget(self, trial_id: str) -> None:
-        """Remove a network's weights, where there are any."""
-        self._remove(self._weights(trial_id))
 
     def save_checkpoint(self, trial_id: str, data: bytes) -> None:
         """Replace a running trial's checkpoint.
@@ -87,14 +77,5 @@ class WeightStore:
             self._fs.rm(path)
 
     def _write(self, path: str, data: bytes) -> None:
-        try:
-            if isinstance(self._fs, LocalFileSystem):
-                write_atomic(path, data)
-            else:
-                self._fs.pipe_file(path, data)
-        except OSError as error:
-            raise SetupError(
-                "Weights must have room where results are kept",
-                f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {free_space(self._base)}",
-                "free space, or set keep_weights to last or none",
-            ) from error
+        rule = "Weights must have room where results are kept"
+        put_whole(self._fs, path, data, rule, "free space, or set keep_weights to last or none")

@@ -129,7 +129,6 @@ class MLflowTracker:
         say: Callable[[str], None] = log.info,
     ) -> None:
         self._sweep = sweep
-        self._storage = storage
         self._say = say
         self._open_runs: Callable[[], SweepRuns] = lambda: SweepRuns(
             connect(), sweep, storage, parent_tags or {}, artifacts
