@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 FIRST_TRY_S = 5.0
 """How long a sweep's start waits for the server to refuse it; one that is slow or away is told later."""
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0  # a new SQLite file takes 5 s of a quiet machine, and ten times as long of a busy one
 STOP_PATIENCE_S = 8.0
 """How long the end of a sweep, and Ctrl-C, wait for a server that takes nothing."""
 MAX_MESSAGE = 4000
