@@ -37,6 +37,7 @@ class MeasureRequest:
             dataset's folder, or a dataset's name.
         labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
         raw: Raw download, for a dataset's name.
+        label_map: Label of own data as written -> class.
         class_pair: Only these two classes, by name; a number that is no name is the place in their order.
         max_skipped_share: Largest share of image files that may be unusable.
         train_sizes: Nested, stratified subsets to measure too.
@@ -48,6 +49,7 @@ class MeasureRequest:
     source: str
     labels: Path | None = None
     raw: Path | None = None
+    label_map: dict[str, str] = field(default_factory=dict)
     class_pair: tuple[str, str] | None = None
     max_skipped_share: float = 0.001
     train_sizes: tuple[int, ...] = ()
@@ -70,6 +72,9 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     """
     _check_device(request.settings.device)
     path = Path(request.source)
+    if request.label_map and ((request.source in DATASETS and not path.exists()) or (path / MARKER).exists()):
+        rule = "--label-map is for own data that are not prepared yet"
+        raise ConfigError(rule, path.name, "classes of prepared data and of the table's datasets are fixed")
     if request.source in DATASETS and not path.exists():
         return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
     if not path.exists():
@@ -100,7 +105,13 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             "The source must be a .npy file or of a known kind", path.suffix or "no ending", what
         )
     own = OwnSourceSpec.model_validate(
-        {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
+        {
+            "kind": kind,
+            "path": str(path),
+            "domain": None,
+            "channels": request.channels,
+            "label_map": request.label_map,
+        }
     )
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
 
@@ -180,7 +191,7 @@ def _measured(
 
 
 def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    images, labels, names, taken = _load_arrays(path, request.labels)
+    images, labels, names, taken = _load_arrays(path, request)
     if request.class_pair is not None:
         if labels is None:
             raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")
@@ -223,14 +234,14 @@ def _rows_of_pair(
 
 
 def _load_arrays(
-    path: Path, labels: Path | None
+    path: Path, request: MeasureRequest
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]]:
     if path.suffix.lower() == ".npz":
         from tasks.sources import RawRequest, source_for
         from tasks.sources.array_sets import load_images
         from tasks.sources.npz import NpzFile
 
-        own = OwnSourceSpec(kind="npz", path=str(path), domain=None)
+        own = OwnSourceSpec(kind="npz", path=str(path), domain=None, label_map=request.label_map)
         dataset = own_dataset_spec("own", own)
         spec = PreparedSpec(dataset="own", image_size=PUBLISHED_SIDE[0], channels=1)
         # The source checks declared sizes, labels and types before anything large is read.
@@ -243,9 +254,12 @@ def _load_arrays(
             _taken(listing, codes),
         )
     images = _load_npy(path)
-    if labels is None:
+    if request.labels is None:
         return images, None, (), ()
-    values = _load_npy(labels) if labels.suffix.lower() == ".npy" else _load_text(labels)
+    is_array = request.labels.suffix.lower() == ".npy"
+    values = _load_npy(request.labels) if is_array else _load_text(request.labels)
+    if request.label_map:
+        values = np.array([request.label_map.get(str(value), str(value)) for value in values.tolist()])
     names, codes = np.unique(values, return_inverse=True)
     if len(codes) != len(images):
         raise DataError(

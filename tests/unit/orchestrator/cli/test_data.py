@@ -119,6 +119,32 @@ class TestMeasure:
         assert out == ""
         assert message in err
 
+    @pytest.mark.parametrize("form", ["csv", "npz", "npy"])
+    def test_labels_mean_what_the_map_says(self, run, tmp_path, form):
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (60, 8, 8), np.uint8)
+        labels = np.array(["cat", "CAT", "dog"])[np.arange(60) % 3]
+        source, more = tmp_path / f"own.{form}", ()
+        if form == "csv":
+            rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+            source.write_text("\n".join(("path,label", *rows)))
+            for number, image in enumerate(images):
+                Image.fromarray(image).save(tmp_path / f"{number}.png")
+            more = ("--image-size", "8")
+        elif form == "npz":
+            np.savez(source, images=images, labels=labels)
+        else:
+            np.save(source, images)
+            np.save(tmp_path / "labels.npy", labels)
+            more = ("--labels", str(tmp_path / "labels.npy"))
+        code, out, err = run("measure", str(source), *more, "--label-map", "CAT=cat", "--json")
+        assert code == 0, err
+        measured = json.loads(out)
+        assert measured["label_names"] == ["cat", "dog"]
+        assert measured["label_sharpness"]["num_pairs"] == 40 * 20
+
     def test_a_folder_of_images(self, run, tmp_path):
         from PIL import Image
 
