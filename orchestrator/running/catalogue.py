@@ -73,8 +73,10 @@ def prepare_one(
         SweepError: for an unknown name, an unusable download, or a root in use.
     """
     sweep = load_sweep(preset)
-    fields = {**sweep.model_dump(), "datasets": (_choice(name, sweep, label_map or {}),)}
-    plan = plan_sweep(SweepSpec.model_validate(fields))
+    # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
+    recipe = sweep.recipe.model_copy(update={"overrides": ()})
+    only = {"datasets": (_choice(name, sweep, label_map or {}),), "recipe": recipe}
+    plan = plan_sweep(sweep.model_copy(update=only))
     paths = RootPaths.create(run_options.root)
     workspace = Workspace(plan, paths)
     with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
