@@ -3,9 +3,11 @@
 Writes N files (PNG or DICOM, 512x512) in class folders, packs them as ``.zip``, ``.tar`` and ``.tar.gz``,
 and prepares each to 224x224 in this process, the forms interleaved over the repeats; the ratio is the
 median over the repeats of archive over folder. Then lists 100,000 empty files named like images. "theirs"
-is the unpacked folder: no peer prepares these layouts.
+is the unpacked folder: no peer prepares these layouts. ``--forms`` takes one form of archive at a time and
+``--files-at`` keeps the files between such runs, so that each is a few minutes long.
 
-Usage: python benchmarks/prepare_archives.py [--files 6000] [--kind png|dicom] [--repeats 3] [--json]
+Usage: python benchmarks/prepare_archives.py [--files 6000] [--kind png|dicom] [--forms zip tar tar.gz]
+    [--files-at DIR] [--repeats 3] [--json]
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from tasks.sources import source_for
 from tasks.sources.base import RawRequest
 
 NUM_LISTED = 100_000
+FORMS = ["zip", "tar", "tar.gz"]
 SPEC = PreparedSpec(dataset="bench", image_size=224, channels=1)
 
 
@@ -45,8 +48,8 @@ def class_folders(flat: Path, folder: Path) -> None:
         (flat / name).rename(target)
 
 
-def pack(folder: Path, out: Path) -> dict[str, Path]:
-    """Return form -> raw path, the folder first."""
+def pack(folder: Path, out: Path) -> None:
+    """Pack a folder in all forms."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     with zipfile.ZipFile(out / "raw.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for path in files:
@@ -55,7 +58,16 @@ def pack(folder: Path, out: Path) -> dict[str, Path]:
         with tarfile.open(out / name, mode, **({"compresslevel": 1} if mode == "w:gz" else {})) as archive:
             for path in files:
                 archive.add(path, path.relative_to(folder).as_posix())
-    return {"folder": folder, **{name: out / f"raw.{name}" for name in ("zip", "tar", "tar.gz")}}
+
+
+def make_files(out: Path, count: int, kind: str) -> None:
+    """Write the folder and its archives, unless a run before did."""
+    if (out / "raw.tar.gz").exists():
+        return
+    (out / "flat").mkdir(parents=True)
+    write_files(out / "flat", count, kind)
+    class_folders(out / "flat", out / "raw")
+    pack(out / "raw", out)
 
 
 def prepare(raw: Path, out: Path) -> float:
@@ -87,16 +99,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=6_000)
     parser.add_argument("--kind", choices=("png", "dicom"), default="dicom")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
+    parser.add_argument("--files-at", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        flat, folder = Path(name, "flat"), Path(name, "raw")
-        flat.mkdir()
-        write_files(flat, arguments.files, arguments.kind)
-        class_folders(flat, folder)
-        forms = pack(folder, Path(name))
-        prepare(folder, Path(name, "warm"))
+        out = arguments.files_at or Path(name, "files")
+        make_files(out, arguments.files, arguments.kind)
+        forms = {"folder": out / "raw", **{form: out / f"raw.{form}" for form in arguments.forms}}
         seconds: dict[str, list[float]] = {form: [] for form in forms}
         for _ in range(arguments.repeats):
             for form, raw in forms.items():
@@ -104,11 +115,10 @@ def main() -> None:
         listed = listing_seconds(Path(name, "many"))
     ratios = {
         form: median(ours / plain for ours, plain in zip(seconds[form], seconds["folder"], strict=True))
-        for form in forms
-        if form != "folder"
+        for form in arguments.forms
     }
     result = {
-        "name": f"prepare_archives_{arguments.kind}",
+        "name": "_".join(("prepare_archives", arguments.kind, *(() if len(forms) > 3 else arguments.forms))),
         "ours": {form: median(found) for form, found in seconds.items() if form != "folder"},
         "theirs": {"folder": median(seconds["folder"])},
         "ratio": max(ratios.values()),

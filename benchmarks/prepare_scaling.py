@@ -2,9 +2,9 @@
 
 Generates N files (PNG or DICOM, 512x512), prepares them to 224x224 with 1 and then with 2 Ray workers, and
 prints the rates, their ratio and the peak resident memory of the busiest process. "theirs" is our own single
-worker: no peer prepares these layouts.
+worker: no peer prepares these layouts. ``--files-at`` keeps the files for another run.
 
-Usage: python benchmarks/prepare_scaling.py [--files 10000] [--kind png|dicom] [--json]
+Usage: python benchmarks/prepare_scaling.py [--files 10000] [--kind png|dicom] [--files-at DIR] [--json]
 """
 
 from __future__ import annotations
@@ -103,17 +103,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--kind", choices=("png", "dicom"), default="dicom")
+    parser.add_argument("--files-at", type=Path)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as name:
-        raw, out = Path(name, "raw"), Path(name, "out")
-        raw.mkdir()
-        write_files(raw, 64, arguments.kind)
-        prepare(raw, Path(name, "warm"), arguments.kind, 2)
-        write_files(raw, arguments.files, arguments.kind)
+        few, raw, out = Path(name, "few"), arguments.files_at or Path(name, "raw"), Path(name, "out")
+        few.mkdir()
+        write_files(few, 64, arguments.kind)
+        prepare(few, Path(name, "warm"), arguments.kind, 2)
+        if not (raw / "manifest.csv").exists():
+            write_files(raw, arguments.files, arguments.kind)
         times = {workers: prepare(raw, out, arguments.kind, workers) for workers in (1, 2)}
     (one, memory_one), (two, memory_two) = times[1], times[2]
     result = {

@@ -15,9 +15,11 @@ from rich.table import Table
 from orchestrator.cli.options import (
     CLUSTER,
     ClusterOptions,
+    LabelMap,
     Place,
     Positive,
     ReadingOptions,
+    label_map,
     real,
     run_options,
     whole,
@@ -65,6 +67,7 @@ def prepare(
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     montage: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     preset: str = "paper",
+    labels_meant: LabelMap = (),
     reading: ReadingOptions = ReadingOptions(),
     cluster: ClusterOptions = ClusterOptions(),
     place: Place = Place(),
@@ -72,10 +75,11 @@ def prepare(
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset of the table; see isweep datasets.
+        name: A dataset of the table, see isweep datasets, or own data of the sweep file that --preset names.
         raw: Folder of the raw download.
         montage: Draw examples of each label into this file (shows images).
         preset: Take image size, channels and data mode from this preset or sweep file (default paper).
+        labels_meant: Classes that labels of own data stand for, over the file's label_map.
         reading: How to read raw files.
         cluster: Where to compute.
         place: Where everything lies.
@@ -89,6 +93,7 @@ def prepare(
         run_options=run_options(place, cluster, reading, {name: raw} if raw else {}),
         progress=Progress(console=None if cluster.quiet else stderr),
         montage=montage,
+        label_map=label_map(labels_meant),
     )
 
     emit(place, record, lambda: _show_taken(record))
@@ -147,6 +152,7 @@ class ImageOptions:
     Attributes:
         labels: Labels for a .npy: a .npy, or text with one per image.
         raw: Raw download, for a dataset's name.
+        label_map: Classes that labels as written stand for, e.g. CAT=cat.
         class_pair: Only these two classes, by name.
         train_sizes: Nested sizes to measure too.
         image_size: Resize to this side (image files: 224).
@@ -155,6 +161,7 @@ class ImageOptions:
 
     labels: Annotated[Path | None, Parameter(metavar="FILE")] = None
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None
+    label_map: LabelMap = ()
     class_pair: Annotated[tuple[str, str] | None, Parameter(metavar="A B")] = None
     train_sizes: Annotated[
         tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")
@@ -197,6 +204,7 @@ def measure(
         source=source,
         labels=images.labels,
         raw=images.raw,
+        label_map=label_map(images.label_map),
         class_pair=images.class_pair,
         max_skipped_share=reading.max_skipped_share,
         train_sizes=images.train_sizes,

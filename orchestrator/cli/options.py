@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
+from search_spaces.errors import ConfigError
+
 if TYPE_CHECKING:
     from orchestrator.running.options import RunOptions
 
@@ -115,6 +117,29 @@ class ClusterOptions:
 
 Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE")]
 """Values of a sweep that hold for this run over what its file says."""
+
+LabelMap = Annotated[
+    tuple[str, ...], Parameter(name="--label-map", consume_multiple=(1, None), metavar="WRITTEN=CLASS...")
+]
+"""Labels as own data spell them, and the classes that they mean."""
+
+
+def label_map(pairs: Sequence[str]) -> dict[str, str]:
+    """Return label as written -> class.
+
+    Raises:
+        ConfigError: for what is no pair, a blank side, or two classes for one label.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        written, mark, meant = (part.strip() for part in pair.partition("="))
+        if not (written and mark and meant):
+            raise ConfigError("--label-map takes WRITTEN=CLASS", repr(pair), "e.g. --label-map CAT=cat 0.0=0")
+        if found.setdefault(written, meant) != meant:
+            raise ConfigError(
+                "--label-map must give a label one class", f"{written}={found[written]} and {pair}"
+            )
+    return found
 
 
 @Parameter(name="*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress
 from search_spaces.datasets import DATASETS, dataset_spec
-from search_spaces.errors import CorruptStoreError
+from search_spaces.errors import ConfigError, CorruptStoreError
 from search_spaces.sweeps import DatasetChoice, SweepSpec
 from tasks.prepared.dataset import PreparedDataset
 
@@ -50,24 +51,32 @@ def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, An
 
 
 def prepare_one(
-    name: str, *, preset: str, run_options: RunOptions, progress: Progress, montage: Path | None = None
+    name: str,
+    *,
+    preset: str,
+    run_options: RunOptions,
+    progress: Progress,
+    montage: Path | None = None,
+    label_map: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
 
     Args:
-        name: A dataset of the table.
+        name: A dataset of the table, or own data of the sweep file.
         preset: Preset or sweep file that names image size, channels and data mode.
         run_options: Where and how; ``raw`` names the download.
         progress: Shows what happens.
         montage: Where to draw examples of each label; None draws nothing, for patients' sake.
+        label_map: Label as written -> class, over what the sweep file says of own data.
 
     Raises:
         SweepError: for an unknown name, an unusable download, or a root in use.
     """
-    dataset_spec(name)
     sweep = load_sweep(preset)
-    fields = {**sweep.model_dump(), "datasets": (DatasetChoice(name=name),)}
-    plan = plan_sweep(SweepSpec.model_validate(fields))
+    # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
+    recipe = sweep.recipe.model_copy(update={"overrides": ()})
+    only = {"datasets": (_choice(name, sweep, label_map or {}),), "recipe": recipe}
+    plan = plan_sweep(sweep.model_copy(update=only))
     paths = RootPaths.create(run_options.root)
     workspace = Workspace(plan, paths)
     with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
@@ -83,3 +92,17 @@ def prepare_one(
 
         save_montage(dataset, montage)
     return dataset.record.to_json()
+
+
+def _choice(name: str, sweep: SweepSpec, label_map: Mapping[str, str]) -> DatasetChoice:
+    """Return the sweep's own data of that name, or else the dataset of the table."""
+    for choice in sweep.datasets:
+        if choice.name == name and choice.own is not None:
+            labels = {**choice.own.label_map, **label_map}
+            return choice.model_copy(update={"own": choice.own.model_copy(update={"label_map": labels})})
+    dataset_spec(name)
+    if label_map:
+        raise ConfigError(
+            "--label-map is for own data", f"{name}, whose classes are the table's", "leave it out"
+        )
+    return DatasetChoice(name=name)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from orchestrator.analysis.placement import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
 from orchestrator.planning.paths import RootPaths
+from orchestrator.running.own_arrays import load_arrays
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError
+from search_spaces.errors import ConfigError
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import MeasureResult, MeasureSettings, measure_array, measure_nested
@@ -23,7 +24,6 @@ from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import OWN_KINDS, own_kind_of
-from tasks.sources.base import Listing
 
 MAX_HELD_BYTES = 2 << 30
 
@@ -37,6 +37,7 @@ class MeasureRequest:
             dataset's folder, or a dataset's name.
         labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
         raw: Raw download, for a dataset's name.
+        label_map: Label of own data as written -> class.
         class_pair: Only these two classes, by name; a number that is no name is the place in their order.
         max_skipped_share: Largest share of image files that may be unusable.
         train_sizes: Nested, stratified subsets to measure too.
@@ -48,6 +49,7 @@ class MeasureRequest:
     source: str
     labels: Path | None = None
     raw: Path | None = None
+    label_map: dict[str, str] = field(default_factory=dict)
     class_pair: tuple[str, str] | None = None
     max_skipped_share: float = 0.001
     train_sizes: tuple[int, ...] = ()
@@ -70,6 +72,9 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     """
     _check_device(request.settings.device)
     path = Path(request.source)
+    if request.label_map and ((request.source in DATASETS and not path.exists()) or (path / MARKER).exists()):
+        rule = "--label-map is for own data that are not prepared yet"
+        raise ConfigError(rule, path.name, "classes of prepared data and of the table's datasets are fixed")
     if request.source in DATASETS and not path.exists():
         return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
     if not path.exists():
@@ -100,7 +105,13 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             "The source must be a .npy file or of a known kind", path.suffix or "no ending", what
         )
     own = OwnSourceSpec.model_validate(
-        {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
+        {
+            "kind": kind,
+            "path": str(path),
+            "domain": None,
+            "channels": request.channels,
+            "label_map": request.label_map,
+        }
     )
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
 
@@ -180,7 +191,7 @@ def _measured(
 
 
 def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    images, labels, names, taken = _load_arrays(path, request.labels)
+    images, labels, names, taken = load_arrays(path, request.labels, request.label_map)
     if request.class_pair is not None:
         if labels is None:
             raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")
@@ -220,66 +231,3 @@ def _rows_of_pair(
         rule = "--class-pair must name two different classes of the data"
         raise ConfigError(rule, " ".join(pair), f"classes: {known}")
     return np.flatnonzero(np.isin(labels, codes))
-
-
-def _load_arrays(
-    path: Path, labels: Path | None
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]]:
-    if path.suffix.lower() == ".npz":
-        from tasks.sources import RawRequest, source_for
-        from tasks.sources.array_sets import load_images
-        from tasks.sources.npz import NpzFile
-
-        own = OwnSourceSpec(kind="npz", path=str(path), domain=None)
-        dataset = own_dataset_spec("own", own)
-        spec = PreparedSpec(dataset="own", image_size=PUBLISHED_SIDE[0], channels=1)
-        # The source checks declared sizes, labels and types before anything large is read.
-        listing = source_for("npz").list_items(RawRequest(dataset, spec, path))
-        codes = np.array([item.label for item in listing.items], np.int64)
-        return (
-            load_images(NpzFile(RawRequest(dataset, spec, path)), listing),
-            codes,
-            tuple(listing.label_names),
-            _taken(listing, codes),
-        )
-    images = _load_npy(path)
-    if labels is None:
-        return images, None, (), ()
-    values = _load_npy(labels) if labels.suffix.lower() == ".npy" else _load_text(labels)
-    names, codes = np.unique(values, return_inverse=True)
-    if len(codes) != len(images):
-        raise DataError(
-            "There must be one label per image",
-            f"{len(codes)} labels, {len(images)} images",
-            "check --labels",
-        )
-    return images, codes.astype(np.int64), tuple(map(str, names.tolist())), ()
-
-
-def _taken(listing: Listing, codes: npt.NDArray[np.int64]) -> tuple[str, ...]:
-    """Return what was taken of arrays, left out and is doubtful, as lines."""
-    counts = np.bincount(codes, minlength=len(listing.label_names)).tolist()
-    lines = [f"{len(codes):,} images, {len(counts)} classes; {listing.intensity}"]
-    lines += [f"  class {name}: {n:,} images" for name, n in zip(listing.label_names, counts, strict=True)]
-    lines += [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
-    return (*lines, *(f"  doubtful: {reason}, {n:,}" for reason, n in listing.flags.items()))
-
-
-def _load_text(path: Path) -> npt.NDArray[Any]:
-    try:
-        return np.array(path.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("--labels must be a readable text or .npy file", f"{path}: {error}") from None
-
-
-def _load_npy(path: Path) -> npt.NDArray[Any]:
-    try:
-        # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
-        loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            "A .npy file must hold one plain numeric array",
-            f"{path.name}: {str(error).splitlines()[0]}",
-            "save it with numpy.save(PATH, array, allow_pickle=False)",
-        ) from None
-    return loaded

@@ -141,7 +141,11 @@ def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:
     """
     if done.raw_id != raw_id:
         rule = f"{done.dataset}: the files must be those it was prepared from"
-        raise DataError(rule, "files changed since", "give the new data another name, or use another --root")
+        raise DataError(
+            rule,
+            "files changed since, or label_map did",
+            "give the new data another name, or use another --root",
+        )
     return done
 
 

@@ -58,7 +58,7 @@ def read_labels(file: ArrayFile, key: str, num_images: int, request: RawRequest)
         raise DataError(
             f"{name}: labels must not be negative",
             "-1 often means unknown",
-            "drop those images, or say what it means with label_map",
+            "drop those images, or say what it means with --label-map or label_map",
         )
     if any(is_missing(label) for label in mapping.values()):
         raise DataError(f"{name}: labels must not be empty", "blank, NaN, NA or None", "drop those images")

@@ -1,7 +1,7 @@
 """BraTS: FLAIR, T2 and segmentation volumes; one item is one volume, its slices become the images.
 
-Layouts: a case is a folder with ``<case>_flair``, ``<case>_t2`` and ``<case>_seg``, ``.nii`` or
-``.nii.gz``, wherever it lies: ``MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/`` (the challenge's own),
+Layouts: a case is ``<case>_flair``, ``<case>_t2`` and ``<case>_seg`` in one folder, ``.nii`` or ``.nii.gz``,
+wherever it lies: ``MICCAI_BraTS_2018_Data_Training/{HGG,LGG}/`` (the challenge's own),
 ``MICCAI_BraTS2020_ TrainingData/`` and Kaggle's copy of it, where case 355 calls its segmentation
 ``W39_1998.09.19_Segm.nii`` and some downloads put each file into a folder of its own name. Unpacked, or in
 ``.zip`` or ``.tar.gz``.
@@ -15,7 +15,7 @@ tumour's lower edge and its own last nine are dropped, and slices right above it
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,7 +26,7 @@ from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.image_files import by_own_maximum
 from tasks.sources.nifti import Volume, decode_nifti
-from tasks.sources.official import find_tree, not_there
+from tasks.sources.official import not_there
 from tasks.sources.tree import RawTree
 
 KINDS = ("flair", "t2", "seg")
@@ -53,33 +53,7 @@ class Brats:
         Raises:
             DataError: when there are no case folders, or cases of several years, which share patients.
         """
-        tree = find_tree(request, lambda tree: bool(_cases(tree)))
-        cases = _cases(tree)
-        items, skipped, unlabelled = [], [], 0
-        for folder in sorted(cases, key=_place):
-            files = cases[folder]
-            name = folder.rpartition("/")[2]
-            if all(kind in files for kind in KINDS):
-                details = tuple(tree.locator(files[kind]) for kind in KINDS)
-                items.append(Item(details[0], None, name, details=details))
-            elif "seg" in files:
-                skipped.append((folder, "a volume of the case is missing"))
-            else:  # the challenge's validation cases come without labels
-                unlabelled += 1
-        if not items:
-            raise not_there(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
-        years = {found[1] for item in items if (found := RELEASE.search(item.group))}
-        if len(years) > 1:
-            rule = "brats must be of one year: later releases hold the cases of earlier ones again"
-            raise DataError(rule, f"years {', '.join(sorted(years))}", "give the folder of one of them")
-        return Listing(
-            items,
-            request.dataset.label_names,
-            block_size=1,
-            excluded={"case without segmentation": unlabelled} if unlabelled else {},
-            skipped=skipped,
-            intensity="clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum",
-        )
+        return _listing(_tree(request), request)
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of cases."""
@@ -103,27 +77,76 @@ class Brats:
         return read
 
 
-def _cases(tree: RawTree) -> dict[str, dict[str, str]]:
-    """Return case folder -> kind -> file."""
-    cases: defaultdict[str, dict[str, str]] = defaultdict(dict)
+def _tree(request: RawRequest) -> RawTree:
+    """Return the tree with its archives; beside unpacked cases, with those that are called after the set."""
+    tree = RawTree(request)
+    if not tree.archives or not request.root().is_dir():
+        return tree
+    unpacked = bool(_cases(tree))
+    return RawTree(request, archives=True, wanted=lambda name: not unpacked or "brats" in name.casefold())
+
+
+def _listing(tree: RawTree, request: RawRequest) -> Listing:
+    items: dict[str, Item] = {}
+    partial, excluded = list[Case](), Counter[str]()
+    for (folder, case), files in sorted(_cases(tree).items(), key=_place):
+        if "seg" not in files:  # the challenge's validation cases come without labels
+            excluded["case without segmentation"] += 1
+        elif not all(kind in files for kind in KINDS):
+            partial.append((folder, case))
+        elif case in items:
+            excluded["the same case again"] += 1
+        else:
+            details = tuple(tree.locator(files[kind]) for kind in KINDS)
+            items[case] = Item(details[0], None, case, details=details)
+    if not items:
+        raise not_there(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
+    skipped = [
+        ("/".join(case), "a volume of the case is missing") for case in partial if case[1] not in items
+    ]
+    years = {found[1] for case in items if (found := RELEASE.search(case))}
+    if len(years) > 1:
+        rule = "brats must be of one year: later releases hold the cases of earlier ones again"
+        raise DataError(rule, f"years {', '.join(sorted(years))}", "give the folder of one of them")
+    return Listing(
+        list(items.values()),
+        request.dataset.label_names,
+        block_size=1,
+        excluded=dict(excluded),
+        skipped=skipped,
+        intensity="clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum",
+    )
+
+
+Case = tuple[str, str]
+"""Folder, and what the volumes in it are called."""
+
+
+def _cases(tree: RawTree) -> dict[Case, dict[str, str]]:
+    """Return case -> kind -> file, by the files' names: a folder may be renamed, or hold several cases."""
+    cases: defaultdict[Case, dict[str, str]] = defaultdict(dict)
+    misnamed: dict[str, str] = {}
     for name in tree:
         parts = name.split("/")
         # Some downloads hold a folder of a volume's name with the file in it.
-        folder = (
-            parts[:-2] if len(parts) > 1 and parts[-2].lower().endswith((".nii", ".nii.gz")) else parts[:-1]
-        )
+        nested = len(parts) > 1 and parts[-2].lower().endswith((".nii", ".nii.gz"))
+        folder = "/".join(parts[:-2] if nested else parts[:-1])
         match = VOLUME.search(name)
-        if match and folder and match["case"] == folder[-1]:
-            cases["/".join(folder)].setdefault(match["kind"].lower(), name)
+        if match:
+            cases[folder, match["case"]].setdefault(match["kind"].lower(), name)
         elif MISNAMED_SEGMENTATION.search(name):
-            cases["/".join(folder)].setdefault("seg", name)
+            misnamed[folder] = name
+    for folder, name in misnamed.items():
+        here = [case for case in cases if case[0] == folder]
+        if len(here) == 1:
+            cases[here[0]].setdefault("seg", name)
     return dict(cases)
 
 
-def _place(folder: str) -> tuple[int, list[str]]:
-    parts = folder.split("/")
+def _place(pair: tuple[Case, dict[str, str]]) -> tuple[int, list[str], str]:
+    parts = pair[0][0].split("/")
     grade = next((GRADES.index(part) for part in parts if part in GRADES), len(GRADES))
-    return grade, parts
+    return grade, parts, pair[0][1]
 
 
 def _slices(flair: Volume, t2: NDArray[np.float32], seg: NDArray[np.float32]) -> Iterator[Sample]:

@@ -21,7 +21,7 @@ from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
 from tasks.sources.image_files import decode_image
 from tasks.sources.imagenet import own_maximum_sample
 from tasks.sources.label_tables import read_table
-from tasks.sources.official import find_named, find_tree, not_there
+from tasks.sources.official import FILE_MISSING, find_named, list_download, not_there, repeated_rows
 from tasks.sources.tree import RawTree
 
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}
@@ -38,44 +38,49 @@ class CheXpert:
         """Return one item per row that has a label.
 
         Raises:
-            DataError: for a missing table, or a finding with other values than 1, 0, -1 and blank.
+            DataError: for a missing table, a finding with other values than 1, 0, -1 and blank, or an image
+                with two labels.
         """
-        tree = find_tree(request, lambda tree: bool(find_named(tree, TABLE)) and bool(_images(tree, "")))
-        tables = find_named(tree, TABLE)
-        if not tables:
-            raise not_there(request, TABLE, tree)
-        table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
-        finding = FINDINGS[request.spec.task]
-        rows = read_table(tree.locator(table), request, ("Path", finding))
-        files = _images(tree, table.rpartition("/")[0])
-        items, excluded, odd, missing = [], Counter[str](), 0, []
-        for row in rows:
-            value = row[finding].removesuffix(".0")
-            match = IMAGE.search(row["Path"].replace("\\", "/"))
-            if value == "0":
-                excluded["explicitly negative"] += 1
-            elif value not in VALUES or match is None:
-                odd += 1
-            elif (name := files.get(match.groups())) is None:
-                missing.append((row["Path"], "file is missing"))
-            else:
-                items.append(Item(tree.locator(name), VALUES[value], match[1]))
-        if odd:
-            rule = "train.csv must hold 1, 0, -1 or blank, and patient<id> in every path"
-            raise DataError(
-                f"{request.dataset.name}: {rule}", f"{odd} other rows", "download the table again"
-            )
-        return Listing(
-            items,
-            request.dataset.label_names,
-            excluded=dict(excluded),
-            skipped=missing,
-            intensity="each image by its own maximum",
-        )
+        return list_download(request, lambda tree: _listing(tree, request))
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of JPEGs."""
         return image_reader(request)
+
+
+def _listing(tree: RawTree, request: RawRequest) -> Listing:
+    tables = find_named(tree, TABLE)
+    if not tables:
+        raise not_there(request, TABLE, tree)
+    table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
+    finding = FINDINGS[request.spec.task]
+    files = _images(tree, table.rpartition("/")[0])
+    excluded, odd, missing = Counter[str](), 0, []
+    items: dict[str, Item] = {}
+    labels: list[tuple[str, int | None]] = []
+    for row in read_table(tree.locator(table), request, ("Path", finding)):
+        value = row[finding].removesuffix(".0")
+        match = IMAGE.search(row["Path"].replace("\\", "/"))
+        if match is None or value not in (*VALUES, "0"):
+            odd += 1
+            continue
+        labels.append(("/".join(match.groups()), VALUES.get(value)))
+        if value == "0":
+            excluded["explicitly negative"] += 1
+        elif (name := files.get(match.groups())) is None:
+            missing.append((row["Path"], FILE_MISSING))
+        else:
+            items.setdefault(name, Item(tree.locator(name), VALUES[value], match[1]))
+    if odd:
+        rule = f"{request.dataset.name}: {TABLE} must hold 1, 0, -1 or blank, and patient<id> in every path"
+        raise DataError(rule, f"{odd} other rows", "download the table again")
+    return Listing(
+        list(items.values()),
+        request.dataset.label_names,
+        excluded=dict(excluded) | repeated_rows(TABLE, labels, request),
+        skipped=missing,
+        intensity="each image by its own maximum",
+    )
 
 
 def _images(tree: RawTree, folder: str) -> dict[tuple[str | None, ...], str]:

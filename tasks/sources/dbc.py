@@ -25,7 +25,15 @@ from tasks.sources.dbc_files import CLASSIC, DESCRIPTIVE, INSTANCE, ORIGINAL, Sl
 from tasks.sources.dicom import decode_dicom
 from tasks.sources.label_tables import read_table
 from tasks.sources.labels import is_missing
-from tasks.sources.official import dicom_samples, find_table, find_tree, is_square, not_there
+from tasks.sources.official import (
+    FILE_MISSING,
+    dicom_samples,
+    find_table,
+    is_square,
+    list_download,
+    not_there,
+    repeated_rows,
+)
 from tasks.sources.tree import RawTree
 
 MARGIN = 5
@@ -44,33 +52,7 @@ class DukeBreast:
         Raises:
             DataError: for missing tables or columns, or boxes that are no numbers.
         """
-        tree = find_tree(request, lambda tree: _mapping(tree, request) is not None and _has_dicom(tree))
-        mapping = _mapping(tree, request)
-        table = find_table(tree, request, BOXES, BOX_COLUMNS)
-        if mapping is None or table is None:
-            what = f"{MAPPING if mapping is None else BOXES}.xlsx or .csv"
-            raise not_there(request, what, tree)
-        boxes, flags = _boxes(table, request)
-        rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
-        if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
-            raise DataError(f"dbc: the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none")
-        slices, excluded, skipped = _labelled(rows, boxes)
-        if rows and INSTANCE not in rows[0]:
-            flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
-        items = []
-        for one, name in zip(slices, find_files(slices, tree, request), strict=True):
-            if name is None:
-                skipped.append((one.row[ORIGINAL], "file is missing"))
-            else:
-                items.append(Item(tree.locator(name), one.label, one.patient, details=(one.instance,)))
-        return Listing(
-            items,
-            request.dataset.label_names,
-            excluded=dict(excluded),
-            skipped=skipped,
-            intensity="stored values by own maximum",
-            flags=flags,
-        )
+        return list_download(request, lambda tree: _listing(tree, request))
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of slices, which compares the header's instance and patient with the table's."""
@@ -91,19 +73,42 @@ class DukeBreast:
         return read
 
 
+def _listing(tree: RawTree, request: RawRequest) -> Listing:
+    mapping = find_table(tree, request, MAPPING, (ORIGINAL,))
+    table = find_table(tree, request, BOXES, BOX_COLUMNS)
+    if mapping is None or table is None:
+        raise not_there(request, f"{MAPPING if mapping is None else BOXES}.xlsx or .csv", tree)
+    boxes, flags = _boxes(table, request)
+    rows = read_table(mapping, request, (ORIGINAL,), (CLASSIC, DESCRIPTIVE, INSTANCE))
+    if rows and not {CLASSIC, DESCRIPTIVE, INSTANCE} & set(rows[0]):
+        raise DataError(f"dbc: the mapping table needs {CLASSIC}, {DESCRIPTIVE} or {INSTANCE}", "none")
+    slices, excluded, skipped = _labelled(rows, boxes)
+    if rows and INSTANCE not in rows[0]:
+        flags["slices found by file names only: the table has no SOP instance UIDs"] = len(slices)
+    found = find_files(slices, tree, request)
+    items: dict[str, Item] = {}
+    labels: list[tuple[str, int | None]] = []
+    for one, name in zip(slices, found, strict=True):
+        if name is None:
+            skipped.append((one.row[ORIGINAL], FILE_MISSING))
+        else:
+            labels.append((name, one.label))
+            items.setdefault(name, Item(tree.locator(name), one.label, one.patient, details=(one.instance,)))
+    return Listing(
+        list(items.values()),
+        request.dataset.label_names,
+        excluded=dict(excluded) | repeated_rows("the mapping table", labels, request),
+        skipped=skipped,
+        intensity="stored values by own maximum",
+        flags=flags,
+    )
+
+
 def slice_label(number: int, *boxes: Box) -> int | None:
     """Return 1 inside a box, 0 at least ``MARGIN`` slices away from all, None between."""
     if any(start <= number < end for start, end in boxes):
         return 1
     return 0 if all(number + MARGIN <= start or number - MARGIN > end for start, end in boxes) else None
-
-
-def _mapping(tree: RawTree, request: RawRequest) -> str | None:
-    return find_table(tree, request, MAPPING, (ORIGINAL,))
-
-
-def _has_dicom(tree: RawTree) -> bool:
-    return any(name.lower().endswith(".dcm") for name in tree)
 
 
 def _boxes(table: str, request: RawRequest) -> tuple[dict[str, list[Box]], dict[str, int]]:
@@ -139,7 +144,9 @@ def _labelled(
     for row in rows:
         original = re.sub(r"[\\/]+", "/", row[ORIGINAL])
         patient, number = re.search(r"Breast_MRI_\d+", original), re.search(r"(\d+)\.dcm$", original)
-        if "pre" not in original.rpartition("/")[0]:
+        # Below the patient's folder: a folder above may be called "preprocessed".
+        below = original.rpartition("/")[0].partition(patient[0])[2] if patient else ""
+        if patient is not None and "pre" not in below:
             excluded["another series"] += 1
         elif patient is None or number is None or patient[0] not in boxes:
             skipped.append((original, "no box for this row"))

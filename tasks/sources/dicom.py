@@ -64,6 +64,8 @@ class Dicom:
         inverted: MONOCHROME1: small values are white.
         rescale: Slope and intercept, or None when absent.
         flags: What is doubtful.
+        laterality: R, L or B, empty when absent.
+        orientation: Where rows lead to, L or R first, empty when absent.
         traits: Pairs (name, value) that must not tell the label: manufacturer, site, spacing ...
     """
 
@@ -77,6 +79,8 @@ class Dicom:
     rescale: tuple[float, float] | None
     flags: tuple[str, ...]
     traits: tuple[tuple[str, str], ...] = ()
+    laterality: str = ""
+    orientation: str = ""
 
     def known_patient(self) -> str:
         """Return the patient id, empty when it is absent or one that many patients share."""
@@ -220,6 +224,8 @@ def _decoded(pydicom: Any, header: FileDataset) -> Dicom:
             rescale=_rescale(header),
             flags=_flags(header),
             traits=_traits(header),
+            laterality=str(header.get("ImageLaterality") or header.get("Laterality") or ""),
+            orientation=_orientation(header),
         )
     except SkipItem:
         raise
@@ -276,6 +282,12 @@ def _spacing(header: FileDataset) -> tuple[float, float] | None:
         if value is not None and len(value) == 2:
             return float(value[0]), float(value[1])
     return None
+
+
+def _orientation(header: FileDataset) -> str:
+    """Return the direction of rows: PatientOrientation, PS3.3 C.7.6.1.1.1."""
+    value = header.get("PatientOrientation")
+    return str(value[0]) if value is not None and not isinstance(value, str) and len(value) == 2 else ""
 
 
 def _rescale(header: FileDataset) -> tuple[float, float] | None:

@@ -73,7 +73,7 @@ class Folder:
         index = {name: label for label, name in enumerate(classes)}
         flags = _empty_folders(tree, found, with_splits, request)
         if _same_inside(found):
-            flags["every class has the same subfolders: are these the classes?"] = len(found)
+            flags["classes share all their subfolders: are these the classes?"] = len(found)
         if wrapper:
             flags["the one top folder taken as the source"] = 1
         return Listing(
@@ -116,13 +116,15 @@ def _check_groups(found: list[_Found], request: RawRequest) -> None:
 
 
 def _same_inside(found: list[_Found]) -> bool:
-    """Tell whether all class folders hold the same few subfolders with every image in one: sites or sets?"""
+    """Tell whether every image lies in one of a few subfolders that classes share: these may be the classes.
+
+    Sites or sets on top, each with the classes below, look like that.
+    """
     inside: defaultdict[str, set[str]] = defaultdict(set)
     for one in found:
-        inside[one.label].add(one.group.split("/")[0])
-    first = next(iter(inside.values()))
+        inside[one.group.split("/")[0]].add(one.label)
     return (
-        1 < len(first) <= MAX_NAMED and "" not in first and all(groups == first for groups in inside.values())
+        1 < len(inside) <= MAX_NAMED and "" not in inside and all(len(tops) > 1 for tops in inside.values())
     )
 
 

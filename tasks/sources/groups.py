@@ -1,7 +1,11 @@
-"""Groups (patients) of own data: none missing among others, and none on both sides of a given split."""
+"""Groups (patients) of own data: none missing among others, one spelling each, and none on both sides of a
+given split.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -15,15 +19,30 @@ def check_group_sides(pairs: Iterable[tuple[str, Split]], request: RawRequest) -
     """Check pairs of group and split, one per image; the empty group is that of an image alone.
 
     Raises:
-        DataError: when a group is in training and test: results would be of patients already seen.
+        DataError: when a group is in training and test: results would be of patients already seen; and when
+            two groups are spelt alike, since they may be one patient.
     """
     sides: defaultdict[str, set[Split]] = defaultdict(set)
     for group, split in pairs:
         sides[group].add(split)
+    _check_spellings(sides, request)
     both = [group for group, splits in sides.items() if group and {"train", "test"} <= splits]
     if both:
         rule = f"{request.dataset.name}: no group may be in train and test"
         raise DataError(rule, first_hashed(request, both), "split by patient, not by image")
+
+
+def _check_spellings(groups: Iterable[str], request: RawRequest) -> None:
+    """Check that no two ids differ only in case, blanks, Unicode forms, leading zeros or a ``.0``."""
+    spellings: defaultdict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        plain = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
+        number = re.fullmatch(r"0*(\d+)(?:\.0*)?", plain)
+        spellings[number[1] if number else plain].append(group)
+    doubtful = [group for alike in spellings.values() if len(alike) > 1 for group in alike]
+    if doubtful:
+        rule = f"{request.dataset.name}: every group id must be spelt one way, as p0 or P0, 7, 07 or 7.0"
+        raise DataError(rule, first_hashed(request, doubtful), "spell one patient's ids alike")
 
 
 def check_whole_groups(groups: Iterable[str], request: RawRequest) -> None:

@@ -11,7 +11,8 @@ in its folder and in its own name; both must agree.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -20,10 +21,14 @@ from search_spaces.study_datasets import IMAGENET_CLASSES
 from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
 from tasks.sources.image_files import by_own_maximum, decode_image, is_image_name
-from tasks.sources.official import find_tree, not_there
+from tasks.sources.official import list_download, not_there
 from tasks.sources.tree import RawTree
 
 OTHER_SPLITS = frozenset({"val", "test", "validation"})
+OTHER_FILE = re.compile(r"ILSVRC\d*_(?:val|test)_", re.IGNORECASE)
+"""Validation images sorted into class folders keep these names."""
+SMALLEST_CLASS = 732
+"""ILSVRC 2012: 732 to 1,300 train images per class."""
 
 
 class ImageNet:
@@ -35,29 +40,7 @@ class ImageNet:
         Raises:
             DataError: when a class is missing, or files lie in another class's folder than their name says.
         """
-        tree = find_tree(request, lambda tree: bool(_by_class(tree)[0]), _is_wanted)
-        by_class, other = _by_class(tree)
-        if not by_class:
-            raise not_there(request, "class folders", tree)
-        missing = [key for key in IMAGENET_CLASSES if key not in by_class]
-        if missing:
-            rule = "imagenet needs the train folders of its ten classes"
-            raise DataError(rule, f"no {', '.join(missing)}", f"expected: {request.dataset.raw_layout}")
-        items, misplaced = [], 0
-        for label, key in enumerate(IMAGENET_CLASSES):
-            for name in by_class[key]:
-                said = name.rpartition("/")[2].partition("_")[0]
-                misplaced += said in IMAGENET_CLASSES and said != key
-                items.append(Item(tree.locator(name), label))
-        if misplaced:
-            rule = "imagenet's files must lie in the folder of the class that their names say"
-            raise DataError(rule, f"{misplaced} elsewhere", "unpack the archives again")
-        return Listing(
-            items,
-            request.dataset.label_names,
-            excluded={"not an image by its ending": other} if other else {},
-            intensity="each image by its own maximum",
-        )
+        return list_download(request, lambda tree: _listing(tree, request), _is_wanted)
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of JPEG files."""
@@ -75,19 +58,48 @@ def own_maximum_sample(sample: Sample) -> Sample:
     return replace(sample, pixels=pixels, conversions=(*sample.conversions, *([note] if note else [])))
 
 
+def _listing(tree: RawTree, request: RawRequest) -> Listing:
+    by_class, excluded = _by_class(tree)
+    missing = [key for key in IMAGENET_CLASSES if key not in by_class]
+    if missing:
+        raise not_there(
+            request, f"the train images of its ten classes, and has none of {', '.join(missing)}", tree
+        )
+    items, misplaced = [], 0
+    for label, key in enumerate(IMAGENET_CLASSES):
+        for file, name in by_class[key].items():
+            said = file.partition("_")[0]
+            misplaced += said in IMAGENET_CLASSES and said != key
+            items.append(Item(tree.locator(name), label))
+    if misplaced:
+        rule = "imagenet's files must lie in the folder of the class that their names say"
+        raise DataError(rule, f"{misplaced} elsewhere", "unpack the archives again")
+    few = {key: len(by_class[key]) for key in IMAGENET_CLASSES if len(by_class[key]) < SMALLEST_CLASS}
+    return Listing(
+        items,
+        request.dataset.label_names,
+        excluded=dict(excluded),
+        intensity="each image by its own maximum",
+        flags={
+            f"class {key} is not whole: the smallest has {SMALLEST_CLASS} images": n for key, n in few.items()
+        },
+    )
+
+
 def _is_wanted(archive: str) -> bool:
     """Tell whether an archive may hold images of the ten classes: of the class archives, only theirs do."""
     stem = PurePosixPath(archive).name.partition(".")[0]
     return stem in IMAGENET_CLASSES or not (stem[:1] == "n" and stem[1:].isdigit())
 
 
-def _by_class(tree: RawTree) -> tuple[dict[str, list[str]], int]:
-    """Return class id -> names of its images, and how many other files lie in the class folders.
+def _by_class(tree: RawTree) -> tuple[dict[str, dict[str, str]], Counter[str]]:
+    """Return class id -> file -> name of its images, and what else lies in the class folders, by reason.
 
-    A class is the folder, or the class archive, that a file lies in.
+    A class is the folder, or the class archive, that a file lies in; a file that lies there twice, in two
+    copies of the train split, is taken once.
     """
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    other = 0
+    found: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    other = Counter[str]()
     for name in tree:
         parts = name.split("/")
         archive = tree.locator(name).split("!/")[-2:-1]
@@ -96,8 +108,10 @@ def _by_class(tree: RawTree) -> tuple[dict[str, list[str]], int]:
             key = archive[0].rpartition("/")[2].partition(".")[0]
         if key not in IMAGENET_CLASSES or OTHER_SPLITS & {part.casefold() for part in parts[:-2]}:
             continue
-        if is_image_name(name):
-            found[key].append(name)
-        else:
-            other += 1
+        if not is_image_name(name):
+            other["not an image by its ending"] += 1
+        elif OTHER_FILE.match(parts[-1]):
+            other["image of another split"] += 1
+        elif found[key].setdefault(parts[-1], name) != name:
+            other["the same file again"] += 1
     return dict(found), other

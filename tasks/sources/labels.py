@@ -49,7 +49,7 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
         raise DataError(
             f"{request.dataset.name}: labels must not be negative beside others",
             "-1, which often means unknown",
-            "take those images out, or say what it means with label_map",
+            "take those images out, or say what it means with --label-map or label_map",
         )
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in found:
@@ -60,7 +60,7 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
         raise DataError(
             f"{request.dataset.name}: every class must be spelt one way",
             ", ".join(doubtful[:MAX_SHOWN]) + more,
-            "spell them alike, or say what they mean with label_map",
+            "spell them alike, or say what they mean with --label-map or label_map",
         )
 
 
@@ -70,7 +70,7 @@ def _check_printable(names: Iterable[str], request: RawRequest) -> None:
         raise DataError(
             f"{request.dataset.name}: class names must be printable, not blank, {MAX_LENGTH} letters at most",
             f"{odd} others",
-            "rename them, or say what they mean with label_map",
+            "rename them, or say what they mean with --label-map or label_map",
         )
 
 

@@ -13,11 +13,20 @@ from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader
 from tasks.sources.chexpert import image_reader
 from tasks.sources.label_tables import first_hashed, read_lines
-from tasks.sources.official import find_named, find_tree, join, not_there
+from tasks.sources.official import (
+    FILE_MISSING,
+    find_named,
+    join,
+    list_download,
+    not_there,
+    repeated_rows,
+)
 from tasks.sources.tree import RawTree
 
 TABLE, STUDIES = "train_image_paths.csv", "train_labeled_studies.csv"
-PATH = re.compile(r"(?:^|/)(train/XR_\w+/(patient\d+)/study\d+_(positive|negative))/[^/]+$")
+PATH = re.compile(
+    r"(?:^|/)(?P<image>(?P<study>train/XR_\w+/(?P<patient>patient\d+)/study\d+_(?P<label>positive|negative))/[^/]+)$"
+)
 STUDY = re.compile(r"(?:^|/)(train/XR_\w+/patient\d+/study\d+_(?:positive|negative))/?$")
 
 
@@ -30,41 +39,58 @@ class Mura:
         Raises:
             DataError: for a missing table, lines that are no MURA paths, or labels that disagree.
         """
-        tree = find_tree(request, lambda tree: bool(find_named(tree, TABLE)))
-        tables = find_named(tree, TABLE)
-        if not tables:
-            raise not_there(request, TABLE, tree)
-        folder = tables[0].rpartition("/")[0]
-        items, hidden, odd, missing = [], 0, 0, []
-        labels: dict[str, int] = {}
-        for path, *_ in read_lines(tree.locator(tables[0]), request):
-            below = path.strip()[path.strip().find("train/") :]
-            match = PATH.search(below)
-            if match is None:
-                odd += 1
-                continue
-            labels[match[1]] = int(match[3] == "positive")
-            if below.rsplit("/", 1)[-1].startswith("."):
-                hidden += 1
-            elif (locator := tree.get(join(folder, below))) is None:
-                missing.append((join(folder, below), "file is missing"))
-            else:
-                items.append(Item(locator, labels[match[1]], match[2]))
-        if odd:
-            rule = f"mura: lines of {TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
-            raise DataError(rule, f"{odd} other lines")
-        return Listing(
-            items,
-            request.dataset.label_names,
-            excluded={"hidden file": hidden} if hidden else {},
-            skipped=missing,
-            intensity="each image by its own maximum",
-            flags=_compare(labels, tree, folder, request),
-        )
+        return list_download(request, lambda tree: _listing(tree, request))
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of PNGs."""
         return image_reader(request)
+
+
+def _listing(tree: RawTree, request: RawRequest) -> Listing:
+    tables = find_named(tree, TABLE)
+    if not tables:
+        raise not_there(request, TABLE, tree)
+    folder = tables[0].rpartition("/")[0]
+    files = _images(tree, folder)
+    hidden, odd, missing = 0, 0, []
+    items: dict[str, Item] = {}
+    labels: dict[str, int] = {}
+    rows: list[tuple[str, int | None]] = []
+    for path, *_ in read_lines(tree.locator(tables[0]), request):
+        match = PATH.search(path.strip().replace("\\", "/"))
+        if match is None:
+            odd += 1
+            continue
+        label = labels[match["study"]] = int(match["label"] == "positive")
+        rows.append((match["image"], label))
+        if match["image"].rpartition("/")[2].startswith("."):
+            hidden += 1
+        elif (name := files.get(match["image"].casefold())) is None:
+            missing.append((match["image"], FILE_MISSING))
+        else:
+            items.setdefault(name, Item(tree.locator(name), label, match["patient"]))
+    if odd:
+        rule = f"mura: lines of {TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
+        raise DataError(rule, f"{odd} other lines")
+    excluded = {"hidden file": hidden} if hidden else {}
+    return Listing(
+        list(items.values()),
+        request.dataset.label_names,
+        excluded=excluded | repeated_rows(TABLE, rows, request),
+        skipped=missing,
+        intensity="each image by its own maximum",
+        flags=_compare(labels, tree, folder, request),
+    )
+
+
+def _images(tree: RawTree, folder: str) -> dict[str, str]:
+    """Return path from ``train/`` on -> name, those beside the table first."""
+    found: dict[str, str] = {}
+    for name in sorted(tree, key=lambda name: not name.startswith(f"{folder}/")):
+        match = PATH.search(name)
+        if match:
+            found.setdefault(match["image"].casefold(), name)
+    return found
 
 
 def _compare(labels: dict[str, int], tree: RawTree, folder: str, request: RawRequest) -> dict[str, int]:

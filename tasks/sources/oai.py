@@ -38,12 +38,13 @@ from tasks.sources.oai_tables import (
     read_descriptions,
     read_grades,
 )
-from tasks.sources.official import find_table, find_tree, not_there
+from tasks.sources.official import find_table, not_there
 from tasks.sources.tree import RawTree
 
 RADIOGRAPH = re.compile(
     r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"
 )
+VISIT = re.compile(r"(\d+)(?:\.[A-Z]\.\d+|m)")
 RELEASED_SERIES = "0.E.1"
 WANTED = "fixed flexion knee"
 MODALITIES = frozenset({"CR", "DX", "RG", "XR", "DR"})
@@ -66,7 +67,9 @@ class Oai:
         items = []
         for name in tree:
             match = re.fullmatch(r"(?:.*/)?crops/(\d+)_([RL])\.png", name)
-            if match and (match[1], match[2]) in grades:
+            if match and (match[1], match[2]) not in grades:
+                excluded["ready crop without a grade, or the second of a knee"] += 1
+            elif match:
                 label = grades[match[1], match[2]]
                 items.append(Item(tree.locator(name), label, match[1], details=("crop",)))
                 grades.pop((match[1], match[2]))
@@ -78,8 +81,10 @@ class Oai:
                 knee = (found.patient, side)
                 details += [grades.get(knee), *centers.get(knee, (None, None))]
             items.append(Item(found.locator, None, found.patient, details=tuple(details)))
+        shown = {item.group for item in items if item.details[0] == "radiograph"}
+        excluded["graded knee without a radiograph"] = sum(patient not in shown for patient, _ in grades)
         if not items:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in excluded.items())
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in excluded.items() if count)
             found_text = f"none ({reasons})" if reasons else "none"
             raise DataError(
                 "oai needs radiographs or crops", found_text, f"expected: {request.dataset.raw_layout}"
@@ -115,20 +120,26 @@ class _Radiograph:
 
 
 def _tree(request: RawRequest) -> RawTree:
-    """Return the tree; archives of series that ``contents.csv`` calls something else stay shut."""
-    described = read_descriptions(RawTree(request), request)
+    """Return the tree, archives included; series that ``contents.csv`` calls something else stay shut.
+
+    Of the archives beside unpacked radiographs only those of single series are opened: a series that is still
+    packed is a patient more.
+    """
+    tree = RawTree(request)
+    if not tree.archives or not request.root().is_dir():
+        return tree
+    described = read_descriptions(tree, request)
+    table = find_table(tree, request, GRADES, GRADE_COLUMNS)
+    whole = table is not None and any(RADIOGRAPH.search(name) for name in tree)
 
     def wanted(name: str) -> bool:
         match = RADIOGRAPH.search(name)
-        said = described.get((match["id"], match["barcode"].lstrip("0")), "") if match else ""
+        if match is None:
+            return not whole
+        said = described.get((match["id"], match["barcode"].lstrip("0")), "")
         return not said or _is_wanted(said)
 
-    return find_tree(request, lambda tree: _is_there(tree, request), wanted)
-
-
-def _is_there(tree: RawTree, request: RawRequest) -> bool:
-    has_images = any(RADIOGRAPH.search(name) and ".tar" not in name and ".tgz" not in name for name in tree)
-    return has_images and find_table(tree, request, GRADES, GRADE_COLUMNS) is not None
+    return RawTree(request, archives=True, wanted=wanted)
 
 
 def _radiographs(
@@ -141,6 +152,9 @@ def _radiographs(
         locator = tree.locator(name)
         match = RADIOGRAPH.search(locator)
         if match is None or locator.endswith((".tar.gz", ".tgz", ".csv", ".txt")):
+            continue
+        if _is_later_visit(locator):
+            excluded["radiograph of a later visit"] += 1
             continue
         if request.spec.data_mode == "as_released" and RELEASED_SERIES not in locator.split("/"):
             continue
@@ -165,6 +179,14 @@ def _radiographs(
     return found
 
 
+def _is_later_visit(locator: str) -> bool:
+    """Tell whether a folder is that of a follow-up, whose knees the baseline's grades are not of.
+
+    Releases are called ``<visit>.<kind>.<n>``, 0 the baseline; the S3 form adds ``00m``, ``12m`` ...
+    """
+    return any(found[1].strip("0") for part in locator.split("/") if (found := VISIT.fullmatch(part)))
+
+
 def _is_wanted(description: str) -> bool:
     return WANTED in " ".join(description.casefold().split())
 
@@ -180,6 +202,10 @@ def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
         raise SkipItem("not one grey frame")
     if dicom.spacing is None:
         raise SkipItem("no pixel spacing")
+    if dicom.laterality in ("R", "L"):
+        raise SkipItem("one knee only, by its header")
+    if dicom.orientation.startswith("R"):
+        raise SkipItem("left and right turned over, by its header")
     (pixels, notes, flags) = next(frames_to_pixels(dicom))
     zoom = (dicom.spacing[0] / PIXEL_MM, dicom.spacing[1] / PIXEL_MM)
     fine = resampled(pixels, zoom)

@@ -7,37 +7,70 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 from search_spaces.errors import DataError
-from tasks.sources.base import RawRequest, Sample
+from tasks.sources.base import Listing, RawRequest, Sample
 from tasks.sources.dicom import Dicom, frames_to_pixels
-from tasks.sources.label_tables import column_key, header_of, read_lines
+from tasks.sources.label_tables import column_key, first_hashed, header_of, read_lines
 from tasks.sources.tree import RawTree
 
 TABLE_ENDINGS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
 MAX_TABLE_DEPTH = 6
+FILE_MISSING = "file is missing"
 
 
-def find_tree(
+class NotThereError(DataError):
+    """A table or all images of a download are neither unpacked nor in an archive."""
+
+
+def list_download(
     request: RawRequest,
-    is_there: Callable[[RawTree], bool],
+    list_tree: Callable[[RawTree], Listing],
     wanted: Callable[[str], bool] = lambda _: True,
-) -> RawTree:
-    """Return the tree of what lies unpacked, or, when that lacks what is needed, of the archives too.
+) -> Listing:
+    """List what lies unpacked or, when a part of it is not there, what the archives hold, too.
+
+    So a download half of which is unpacked is read whole, and archives left beside a whole one stay shut.
 
     Args:
         request: What is read.
-        is_there: Tells whether a tree has what is needed.
+        list_tree: Lists a tree; tells what is not there by :func:`not_there` or items skipped as
+            ``FILE_MISSING``.
         wanted: Which archives to look into.
     """
     tree = RawTree(request)
-    if is_there(tree) or not tree.archives or not request.root().is_dir():
-        return tree
-    return RawTree(request, archives=True, wanted=wanted)
+    if not tree.archives or not request.root().is_dir():
+        return list_tree(tree)
+    try:
+        found = list_tree(tree)
+    except NotThereError:
+        found = None
+    if found is not None and all(reason != FILE_MISSING for _, reason in found.skipped):
+        return found
+    return list_tree(RawTree(request, archives=True, wanted=wanted))
 
 
-def not_there(request: RawRequest, what: str, tree: RawTree) -> DataError:
+def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:
     """Return the error for something that is neither unpacked nor in an archive."""
     found = f"it is not there, nor in {len(tree.archives)} archives" if tree.archives else "it is not there"
-    return DataError(f"{request.dataset.name} needs {what}", found, f"expected: {request.dataset.raw_layout}")
+    rule = f"{request.dataset.name} needs {what}"
+    return NotThereError(rule, found, f"expected: {request.dataset.raw_layout}")
+
+
+def repeated_rows(name: str, labels: Iterable[tuple[str, int | None]], request: RawRequest) -> dict[str, int]:
+    """Return how many rows of a table repeat another's image, as a reason to leave them out.
+
+    Raises:
+        DataError: when one image has two labels.
+    """
+    first: dict[str, int | None] = {}
+    unlike, repeats = set[str](), 0
+    for image, label in labels:
+        repeats += image in first
+        if first.setdefault(image, label) != label:
+            unlike.add(image)
+    if unlike:
+        rule = f"{request.dataset.name}: {name} must give an image one label"
+        raise DataError(rule, f"two: {first_hashed(request, sorted(unlike))}", "download the table again")
+    return {"repeated row": repeats} if repeats else {}
 
 
 def find_named(tree: RawTree, file: str) -> list[str]:
@@ -47,10 +80,13 @@ def find_named(tree: RawTree, file: str) -> list[str]:
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
-def find_table(tree: RawTree, request: RawRequest, stem: str, columns: Sequence[str]) -> str | None:
+def find_table(
+    tree: RawTree, request: RawRequest, stem: str, columns: Sequence[str], *, only_named: bool = False
+) -> str | None:
     """Return the locator of the table with these columns, whatever it is called; one called ``stem`` first.
 
-    Browsers add `` (1)`` to a name and archives a date; columns are what makes a table the right one.
+    Browsers add `` (1)`` to a name and archives a date; columns are what makes a table the right one, unless
+    other tables of the download have them, too (``only_named``).
 
     Raises:
         DataError: when several tables have the columns and differ.
@@ -63,7 +99,7 @@ def find_table(tree: RawTree, request: RawRequest, stem: str, columns: Sequence[
         path = PurePosixPath(name)
         if path.suffix.lower() in TABLE_ENDINGS and name.count("/") <= MAX_TABLE_DEPTH:
             (near if _plain(path.stem).startswith(likely) else far).append(name)
-    for names in (near, far):
+    for names in (near,) if only_named else (near, far):
         found = [name for name in names if wanted <= set(header_of(tree.locator(name), request))]
         if found:
             _check_equal(found, tree, request, stem)

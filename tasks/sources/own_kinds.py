@@ -50,19 +50,27 @@ def _folder_kind(path: Path) -> str:
     try:
         names = [entry.name.lower() for entry in path.iterdir() if entry.is_file()]
         folders = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-        below = [entry.name.lower() for folder in folders[:20] for entry in folder.iterdir()]
+        inner = [entry for folder in folders[:20] for entry in folder.iterdir()]
     except OSError:
         return "folder"
     tables = [path / name for name in MANIFESTS if name in names]
     if tables and (not folders or _has_columns(tables[0])):
         return _table_kind(tables[0])
-    every = names + below
-    if any(name.endswith(".parquet") for name in every):
+    below = [entry.name.lower() for entry in inner]
+    if any(name.endswith(".parquet") for name in names + below) or _holds_configs(inner):
         return "parquet"
     shards = below if any(split_of(folder.name) != "" for folder in folders) else []
     if any(name.endswith((".tar", ".tar.gz")) for name in (shards if folders else names)):
         return "webdataset"
     return "folder"
+
+
+def _holds_configs(folders: list[Path]) -> bool:
+    """Tell whether folders two deep are splits of Parquet files: ``<config>/train/0000.parquet``."""
+    from tasks.sources.splits import split_of
+
+    splits = [folder for folder in folders if split_of(folder.name) != "" and folder.is_dir()]
+    return any(next(folder.glob("*.parquet"), None) is not None for folder in splits)
 
 
 def _has_columns(table: Path) -> bool:

@@ -4,7 +4,9 @@ Layout: ``datasets`` documentation, "Image dataset" and ``Features``: a column `
 binary, path: string>`` (or plain ``binary``) and a column ``label``; class names stand in the schema's
 metadata under ``huggingface``, the same in all files. ``<raw>`` is one file or a folder of them; the split
 is that of a column ``split``, or else a word of a file's name (``train-00000-of-00002.parquet``) or its
-folder's. A group column may be called ``group`` or ``patient_id``.
+folder's (``<config>/train/0000.parquet``, as the Hub converts a set; of several configs one must be named,
+since they often hold the same images). A group column may be called ``group`` or ``patient_id``; two columns
+that could be the label, the image or the group are refused.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class Parquet:
             stream = opened.get(file)
             if stream is None or int(row) < stream.next_row:
                 opened.clear()
-                stream = opened[file] = _Stream(base / file)
+                stream = opened[file] = _Stream(base / file, request)
             return (decode_image(stream.image(int(row))),)
 
         return read
@@ -89,7 +91,21 @@ def _files(request: RawRequest) -> list[str]:
     names = [name for name in walk(root, request) if name.lower().endswith(".parquet")]
     if not names:
         raise DataError(f"{request.dataset.name}: the folder must hold .parquet files", "none")
+    _check_one_config(names, request)
     return names
+
+
+def _check_one_config(names: list[str], request: RawRequest) -> None:
+    """Check that files with splits in their names lie in one folder: configs are one set in several forms."""
+    folders = {name.rpartition("/")[0] for name in names if split_of_file(name, request) != ""}
+    configs = {
+        folder.rpartition("/")[0] if split_of(folder.rpartition("/")[2]) != "" else folder
+        for folder in folders
+    }
+    if len(configs) > 1:
+        rule = f"{request.dataset.name}: the folder must hold one config of a set with splits"
+        way_out = "give the folder of one of them, or put the files of all into one"
+        raise DataError(rule, ", ".join(sorted(configs)[:5]), way_out)
 
 
 def _row_split(cell: str, request: RawRequest) -> Split | None:
@@ -111,9 +127,19 @@ def _open(path: Path) -> Any:
         raise SkipItem("damaged Parquet file") from None
 
 
-def _column(file: Any, names: tuple[str, ...]) -> str | None:
-    present = {name.casefold(): name for name in file.schema_arrow.names}
-    return next((present[name] for name in names if name in present), None)
+def _column(file: Any, names: tuple[str, ...], request: RawRequest) -> str | None:
+    """Return the one column that has one of the names.
+
+    Raises:
+        DataError: when several have; which one is meant is not for us to guess.
+    """
+    found = [name for name in file.schema_arrow.names if name.casefold() in names]
+    if len(found) > 1:
+        rule = f"{request.dataset.name}: one column alone may be the {names[0]}"
+        raise DataError(
+            rule, " and ".join(found[:5]), f"drop the others, or keep the right one as {names[0]}"
+        )
+    return found[0] if found else None
 
 
 def _labels(
@@ -129,11 +155,11 @@ def _labels(
     name, where = request.dataset.name, request.hashed(path.name)
     try:
         file = _open(path)
-        label, group = _column(file, LABEL_COLUMNS), _column(file, GROUP_COLUMNS)
-        if label is None or _column(file, IMAGE_COLUMNS) is None:
+        label, group = (_column(file, names, request) for names in (LABEL_COLUMNS, GROUP_COLUMNS))
+        if label is None or _column(file, IMAGE_COLUMNS, request) is None:
             shown = ", ".join(file.schema_arrow.names[:10])
             raise DataError(f"{name}: {where} must have columns image and label", f"it has {shown}")
-        names, split = _class_names(file, label), _column(file, SPLIT_COLUMNS)
+        names, split = _class_names(file, label), _column(file, SPLIT_COLUMNS, request)
         named.add(names)
         if len(named) > 1:
             rule = f"{name}: all files must give the labels the same names, in their schema's metadata"
@@ -183,9 +209,9 @@ def _class_names(file: Any, label: str) -> tuple[str, ...]:
 class _Stream:
     """Images of one file, forward."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, request: RawRequest) -> None:
         file = _open(path)
-        name = _column(file, IMAGE_COLUMNS)
+        name = _column(file, IMAGE_COLUMNS, request)
         self.next_row = 0
         self._batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[name], use_threads=False)
         self._rows: Any = None

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from search_spaces.errors import DataError
 from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import decode_dicom
-from tasks.sources.dicom_headers import HeaderIndex
+from tasks.sources.dicom_headers import HeaderIndex, read_header
 from tasks.sources.label_tables import read_table
 from tasks.sources.labels import is_missing
-from tasks.sources.official import dicom_samples, find_table, find_tree, not_there
+from tasks.sources.official import FILE_MISSING, dicom_samples, find_table, list_download, not_there
 from tasks.sources.tree import RawTree
 
 TABLE = "Target Data"
@@ -42,41 +42,7 @@ class Prostate:
         Raises:
             DataError: for a missing table or scores that are no whole numbers.
         """
-        tree = find_tree(request, lambda tree: _table(tree, request) is not None and _has_dicom(tree))
-        table = _table(tree, request)
-        if table is None:
-            raise not_there(request, f"a table with the columns {', '.join(COLUMNS)}", tree)
-        excluded = Counter[str]()
-        targets: list[tuple[int, str, str]] = []
-        for row in read_table(table, request, COLUMNS):
-            if is_missing(row[SERIES]) or is_missing(row[SCORE]):
-                excluded["no series" if is_missing(row[SERIES]) else "no score"] += 1
-            else:
-                targets.append((_score(row[SCORE]), row[SERIES], row[PATIENT]))
-        if request.spec.data_mode == "corrected":
-            targets, repeats = _highest(targets)
-            excluded["another target of the series has a higher score"] = repeats
-        severe = request.spec.task == "severe"
-        files, skipped = _SeriesFiles(request, tree), []
-        items = []
-        for score, series, patient in sorted(targets, key=lambda target: target[0]):
-            if severe and score < 2:
-                excluded["score below 2"] += 1
-                continue
-            name = files.find(series, patient)
-            if name is None:
-                skipped.append((series, "file is missing"))
-            else:
-                label = int(score > 2 if severe else score >= 2)
-                items.append(Item(tree.locator(name), label, patient, details=(series,)))
-        return Listing(
-            items,
-            request.dataset.label_names,
-            block_size=4,
-            excluded={reason: count for reason, count in excluded.items() if count},
-            skipped=skipped,
-            intensity="each frame by its own maximum",
-        )
+        return list_download(request, lambda tree: _listing(tree, request))
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of series, which compares the header's series and patient with the table's."""
@@ -96,12 +62,41 @@ class Prostate:
         return read
 
 
-def _table(tree: RawTree, request: RawRequest) -> str | None:
-    return find_table(tree, request, TABLE, COLUMNS)
-
-
-def _has_dicom(tree: RawTree) -> bool:
-    return any(name.lower().endswith(".dcm") for name in tree)
+def _listing(tree: RawTree, request: RawRequest) -> Listing:
+    table = find_table(tree, request, TABLE, COLUMNS)
+    if table is None:
+        raise not_there(request, f"a table with the columns {', '.join(COLUMNS)}", tree)
+    excluded = Counter[str]()
+    targets: list[tuple[int, str, str]] = []
+    for row in read_table(table, request, COLUMNS):
+        if is_missing(row[SERIES]) or is_missing(row[SCORE]):
+            excluded["no series" if is_missing(row[SERIES]) else "no score"] += 1
+        else:
+            targets.append((_score(row[SCORE]), row[SERIES], row[PATIENT]))
+    if request.spec.data_mode == "corrected":
+        targets, repeats = _highest(targets)
+        excluded["another target of the series has a higher score"] = repeats
+    severe = request.spec.task == "severe"
+    files, skipped = _SeriesFiles(request, tree), []
+    items = []
+    for score, series, patient in sorted(targets, key=lambda target: target[0]):
+        if severe and score < 2:
+            excluded["score below 2"] += 1
+            continue
+        name = files.find(series, patient)
+        if name is None:
+            skipped.append((series, FILE_MISSING))
+        else:
+            label = int(score > 2 if severe else score >= 2)
+            items.append(Item(tree.locator(name), label, patient, details=(series,)))
+    return Listing(
+        items,
+        request.dataset.label_names,
+        block_size=4,
+        excluded={reason: count for reason, count in excluded.items() if count},
+        skipped=skipped,
+        intensity="each frame by its own maximum",
+    )
 
 
 def _score(cell: str) -> int:
@@ -143,11 +138,29 @@ class _SeriesFiles:
 
     def find(self, series: str, patient: str) -> str | None:
         """Return the one file of a series, by folder name or else by header."""
-        for names in (self._by_uid.get(series), self._by_end.get((patient, series[-UID_DIGITS:]))):
-            if names and len(names) == 1:
-                return names[0]
-        if self._index is None:
-            names = [name for name in self._tree if name.lower().endswith(".dcm")]
-            self._index = HeaderIndex(self._request, self._tree, names)
-        found = self._index.series(series)
-        return found[0] if len(found) == 1 else None
+        named = self._by_uid.get(series) or [
+            name
+            for name in self._by_end.get((patient, series[-UID_DIGITS:]), ())
+            if self._is_in(name, series)
+        ]
+        found = self._one(named)
+        if found is None:
+            if self._index is None:
+                names = [name for name in self._tree if name.lower().endswith(".dcm")]
+                self._index = HeaderIndex(self._request, self._tree, names)
+            found = self._one(self._index.series(series))
+        return found
+
+    def _is_in(self, name: str, series: str) -> bool:
+        """Tell whether a file found by the last digits is of the series, as far as its header says."""
+        header = read_header(self._request.base(), self._tree.locator(name))
+        return header is None or header.series in ("", series)
+
+    def _one(self, names: Sequence[str]) -> str | None:
+        """Return the one file, or the first of copies, as two downloads that overlap leave them."""
+        if len(names) < 2:
+            return names[0] if names else None
+        base = self._request.base()
+        headers = [read_header(base, self._tree.locator(name)) for name in names]
+        instances = {header.instance if header else "" for header in headers}
+        return names[0] if len(instances) == 1 and "" not in instances else None

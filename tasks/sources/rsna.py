@@ -1,6 +1,7 @@
 """RSNA 2019 intracranial haemorrhage, stage 2: one DICOM per slice and six label rows per slice.
 
-Layout: the Kaggle competition's data page, unpacked or as the ``.zip`` that Kaggle makes of it. ``any``
+Layout: the Kaggle competition's data page, unpacked or as the ``.zip`` that Kaggle makes of it. A slice is
+the file of its id, wherever the train split lies; its header repeats the id as SOP instance UID. ``any``
 must be the largest of the five subtypes. The group is the patient id in the DICOM header. Corrected:
 Hounsfield units plus 1024 by the slice's own maximum. With ``wrapped_pixel_cast`` the stored values are
 scaled and cast as the released extractor did (F16): negative ones wrap around to arbitrary grey.
@@ -19,11 +20,20 @@ from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import NO_PATIENT, Dicom, decode_dicom
 from tasks.sources.label_tables import first_hashed, read_table
-from tasks.sources.official import dicom_samples, find_named, find_tree, is_square, join, not_there
+from tasks.sources.official import (
+    FILE_MISSING,
+    dicom_samples,
+    find_table,
+    is_square,
+    list_download,
+    not_there,
+)
 from tasks.sources.pixels import to_prepared
+from tasks.sources.tree import RawTree
 
-TABLE, IMAGES = "stage_2_train.csv", "stage_2_train"
+TABLE = "stage_2_train"
 SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}
+IMAGE = re.compile(r"(?:^|/)(ID_[0-9a-fA-F]+)\.dcm$")
 ROW = re.compile(r"(ID_[0-9a-fA-F]+)_([a-z]+)")
 
 
@@ -39,27 +49,7 @@ class Rsna:
             DataError: for a missing table, odd rows, a slice with two different labels, or one whose ``any``
                 is not the largest of its subtypes.
         """
-        tree = find_tree(request, lambda tree: bool(find_named(tree, TABLE)))
-        tables = find_named(tree, TABLE)
-        if not tables:
-            raise not_there(request, TABLE, tree)
-        folder = tables[0].rpartition("/")[0]
-        labels, repeats = _labels(tree.locator(tables[0]), request)
-        items, missing = [], []
-        for name, label in labels.items():
-            path = join(folder, f"{IMAGES}/{name}.dcm")
-            locator = tree.get(path)
-            if locator is None:
-                missing.append((path, "file is missing"))
-            else:
-                items.append(Item(locator, label))
-        return Listing(
-            items,
-            request.dataset.label_names,
-            excluded={"repeated row": repeats} if repeats else {},
-            skipped=missing,
-            intensity="CT: Hounsfield units + 1024, clipped at 0, by own maximum",
-        )
+        return list_download(request, lambda tree: _listing(tree, request))
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of slices; those without square pixels are left out, as in the study."""
@@ -68,6 +58,8 @@ class Rsna:
 
         def read(item: Item) -> Iterator[Sample]:
             dicom = decode_dicom(read_locator(base, item.locator))
+            if dicom.instance.startswith("ID_") and dicom.instance != item.details[0]:
+                raise SkipItem("another slice in the header than in the file's name")
             if len(dicom.values) != 1:
                 raise SkipItem("several frames")
             if not is_square(dicom.spacing):
@@ -78,6 +70,39 @@ class Rsna:
             return dicom_samples(dicom, group=patient, flags=() if patient else (NO_PATIENT,))
 
         return read
+
+
+def _listing(tree: RawTree, request: RawRequest) -> Listing:
+    table = find_table(tree, request, TABLE, ("ID", "Label"), only_named=True)
+    if table is None:
+        raise not_there(request, f"{TABLE}.csv", tree)
+    labels, repeats = _labels(table, request)
+    files = _images(tree)
+    items, missing = [], []
+    for name, label in labels.items():
+        file = files.pop(name, None)
+        if file is None:
+            missing.append((f"{TABLE}/{name}.dcm", FILE_MISSING))
+        else:
+            items.append(Item(tree.locator(file), label, details=(name,)))
+    excluded = {"repeated row": repeats, "slice without a row in the table": len(files)}
+    return Listing(
+        items,
+        request.dataset.label_names,
+        excluded={reason: count for reason, count in excluded.items() if count},
+        skipped=missing,
+        intensity="CT: Hounsfield units + 1024, clipped at 0, by own maximum",
+    )
+
+
+def _images(tree: RawTree) -> dict[str, str]:
+    """Return slice id -> name; what lies in a folder of the test split is none of them."""
+    found: dict[str, str] = {}
+    for name in tree:
+        match = IMAGE.search(name)
+        if match and "test" not in name[: match.start()].casefold():
+            found.setdefault(match[1], name)
+    return found
 
 
 def _labels(table: str, request: RawRequest) -> tuple[dict[str, int], int]:

@@ -21,8 +21,11 @@ VALIDATION_LEFT_OUT = "validation split"
 
 
 def split_of(name: str) -> Split | None:
-    """Return the split that a name means: ``train``, ``test``, None for validation, empty for no split."""
-    return NAMES.get(name.strip().casefold(), "")
+    """Return the split that a name means: ``train``, ``test``, None for validation, empty for no split.
+
+    Hugging Face's hub calls the folder of a large split's first files ``partial-train``.
+    """
+    return NAMES.get(name.strip().casefold().removeprefix("partial-"), "")
 
 
 def split_of_file(name: str, request: RawRequest) -> Split | None:

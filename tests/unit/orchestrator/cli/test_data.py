@@ -119,6 +119,48 @@ class TestMeasure:
         assert out == ""
         assert message in err
 
+    @pytest.mark.parametrize("form", ["csv", "npz", "npy"])
+    def test_labels_mean_what_the_map_says(self, run, tmp_path, form):
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (60, 8, 8), np.uint8)
+        labels = np.array(["cat", "CAT", "dog"])[np.arange(60) % 3]
+        source, more = tmp_path / f"own.{form}", ()
+        if form == "csv":
+            rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+            source.write_text("\n".join(("path,label", *rows)))
+            for number, image in enumerate(images):
+                Image.fromarray(image).save(tmp_path / f"{number}.png")
+            more = ("--image-size", "8")
+        elif form == "npz":
+            np.savez(source, images=images, labels=labels)
+        else:
+            np.save(source, images)
+            np.save(tmp_path / "labels.npy", labels)
+            more = ("--labels", str(tmp_path / "labels.npy"))
+        code, out, err = run("measure", str(source), *more, "--label-map", "CAT=cat", "--json")
+        assert code == 0, err
+        measured = json.loads(out)
+        assert measured["label_names"] == ["cat", "dog"]
+        assert measured["label_sharpness"]["num_pairs"] == 40 * 20
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (["cat", "CAT", "dog"], "every class must be spelt one way; found: 'CAT' / 'cat'"),
+            ([0.0, float("nan"), 1.0], "Every image needs a label; found: 20 blank, NaN or None"),
+            ([-1, 0, 1], "labels must not be negative beside others"),
+            ([[0], [1], [1]], "There must be one label per image; found: int64 (60, 1)"),
+        ],
+    )
+    def test_labels_that_are_no_classes(self, run, tmp_path, labels, message):
+        np.save(tmp_path / "own.npy", np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8))
+        np.save(tmp_path / "labels.npy", np.array(labels)[np.arange(60) % 3])
+        code, _, err = run("measure", str(tmp_path / "own.npy"), "--labels", str(tmp_path / "labels.npy"))
+        assert code == 2
+        assert message in err
+
     def test_a_folder_of_images(self, run, tmp_path):
         from PIL import Image
 
@@ -137,3 +179,35 @@ class TestMeasure:
         assert measured["label_sharpness"]["num_pairs"] == 900
         assert os.listdir(tmp_path / "root" / "prepared") == [".hash_key"]
         assert measured["preparation"]["domain"] is None  # nobody said what these images are
+
+
+def test_prepare_reads_own_data_of_a_sweep_file(run, tmp_path, monkeypatch):
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    import tasks.remote
+    from orchestrator.running import catalogue
+
+    monkeypatch.setattr(catalogue, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
+    monkeypatch.setattr(tasks.remote, "RayExecutor", lambda **_: tasks.remote.InlineExecutor())
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.array(["cat", "CAT", "dog"])[np.arange(60) % 3])
+    sweep = f"""
+name: skin
+models: [resnet18]
+train_sizes: [30]
+image_size: 8
+test_size: 20
+recipe: paper
+datasets:
+  - name: skin
+    own: {{kind: npz, path: {tmp_path / "own.npz"}, domain: medical}}
+"""
+    (tmp_path / "skin.yaml").write_text(sweep)
+    words = ("prepare", "skin", "--preset", str(tmp_path / "skin.yaml"))
+    code, _, err = run(*words)
+    assert code == 2
+    assert "every class must be spelt one way; found: 'CAT' / 'cat'" in err
+    code, out, err = run(*words, "--label-map", "CAT=cat")
+    assert code == 0, err
+    assert "class cat: 40 images" in out

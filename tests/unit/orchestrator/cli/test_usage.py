@@ -20,6 +20,18 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         (["datasets", "mnst"], 2, "Unknown dataset; found: 'mnst'; did you mean 'mnist'?"),
         (["prepare", "mnst"], 2, "Unknown dataset; found: 'mnst'"),
+        (["prepare", "mnist", "--label-map", "7=one"], 2, "--label-map is for own data; found: mnist"),
+        (
+            ["measure", "digits", "--label-map", "7=one"],
+            2,
+            "--label-map is for own data that are not prepared",
+        ),
+        (["measure", "digits", "--label-map", "7"], 2, "--label-map takes WRITTEN=CLASS; found: '7'"),
+        (
+            ["measure", "digits", "--label-map", "7=a", "7=b"],
+            2,
+            "must give a label one class; found: 7=a and",
+        ),
         (["run", "smoke", "--raw", "mnist"], 2, "--raw must be NAME=DIR; found: mnist"),
         (["run", "smoke", "--num-cpus", "0"], 2, "must be at least 1, got 0"),
         (["run", "smoke", "--mlflow-uri", "./mlruns"], 2, "The MLflow URI must be a database or server"),

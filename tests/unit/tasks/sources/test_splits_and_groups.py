@@ -91,6 +91,48 @@ class TestParquet:
         with pytest.raises(DataError, match="all files must give the labels the same names"):
             prepare("parquet", root)
 
+    @pytest.mark.parametrize("config", ["default", "data"])
+    def test_folders_as_the_hub_converts_a_set(self, prepare, tmp_path, config):
+        for split, first, stop in (("partial-train", 0, 6), ("test", 6, 10), ("validation", 10, 12)):
+            rows = half(image_rows(), slice(first, stop))
+            write_parquet(tmp_path / "raw" / config / split / "0000.parquet", rows)
+        assert own_kind_of(tmp_path / "raw") == "parquet"
+        data = prepare("parquet", tmp_path / "raw")
+        assert sorted(data.splits.tolist()) == [1] * 6 + [2] * 4
+        assert data.record.excluded == {"validation split": 2}
+
+    @pytest.mark.parametrize("name", ["{}/train/0000.parquet", "{}/train-00000-of-00001.parquet"])
+    def test_of_two_configs_one_must_be_named(self, prepare, tmp_path, name):
+        for config in ("full", "small"):
+            write_parquet(tmp_path / "raw" / name.format(config), image_rows())
+        with pytest.raises(DataError, match="must hold one config of a set with splits; found: full, small"):
+            prepare("parquet", tmp_path / "raw")
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ({"target": [0] * 12}, "one column alone may be the label; found: label and target"),
+            ({"img": image_rows()["image"]}, "one column alone may be the image; found: image and img"),
+            (
+                {"group": ["g"] * 12, "patient_id": ["p"] * 12},
+                "one column alone may be the group; found: group and patient_id",
+            ),
+        ],
+    )
+    def test_of_two_columns_none_is_guessed(self, prepare, tmp_path, more, message):
+        with pytest.raises(DataError, match=message):
+            prepare("parquet", write_parquet(tmp_path / "a.parquet", image_rows(**more)))
+
+    @pytest.mark.parametrize(("one", "other"), [("p0", "P0"), ("007", "7"), ("7", "7.0"), ("p 0", "p  0 ")])
+    def test_one_patient_spelt_in_two_ways_is_refused(self, prepare, tmp_path, one, other):
+        rows = image_rows(patient_id=[one] * 6 + [other] * 3 + ["p1"] * 3)
+        with pytest.raises(DataError, match=r"every group id must be spelt one way.*found: 2, first"):
+            prepare("parquet", write_parquet(tmp_path / "a.parquet", rows))
+
+    def test_long_numbers_are_told_apart(self, prepare, tmp_path):
+        rows = image_rows(patient_id=[12345678901234567 + row for row in range(12)])
+        assert prepare("parquet", write_parquet(tmp_path / "a.parquet", rows)).record.num_groups == 12
+
 
 @BOTH
 class TestArrays:
@@ -170,10 +212,18 @@ class TestFolders:
         with pytest.raises(DataError, match="no group may be in train and test; found: 1"):
             prepare("folder", root)
 
-    def test_the_same_subfolders_in_every_class_are_flagged(self, prepare, tmp_path):
-        root = self.write(tmp_path / "raw", "site1/cat", "site1/dog", "site2/cat", "site2/dog")
+    @pytest.mark.parametrize("more", [(), ("site3/cat", "site4/dog"), ("site3/cat", "site3/dog")])
+    def test_sites_as_classes_are_flagged(self, prepare, tmp_path, more):
+        root = self.write(tmp_path / "raw", "site1/cat", "site1/dog", "site2/cat", "site2/dog", *more)
         flags = prepare("folder", root).record.flags
-        assert flags["every class has the same subfolders: are these the classes?"] == 12
+        assert flags["classes share all their subfolders: are these the classes?"] == 12 + 3 * len(more)
+
+    def test_a_patient_in_two_classes_is_no_class(self, prepare, tmp_path):
+        root = self.write(tmp_path / "raw", "cat/p1", "cat/p2", "dog/p1", "dog/p3")
+        assert (
+            "classes share all their subfolders: are these the classes?"
+            not in prepare("folder", root).record.flags
+        )
 
 
 class TestVolumes:
