@@ -13,7 +13,7 @@ from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.extras import time_limit
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.rows import flat_measure, index_measures
+from orchestrator.results.rows import MeasureIndex, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
@@ -175,6 +175,9 @@ class _Run:
         plan, state = self.workspace.plan, self._state()
         pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
         self.monitor.trials_planned(len(plan.trials), len(state.results))
+        measures = index_measures(state.measures.values())
+        done = self._measured_in_place(pending, state, measures)
+        pending = [trial for trial in pending if trial.trial_id not in done]
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
@@ -189,13 +192,33 @@ class _Run:
             stored=self.stored,
             tracker=self.tracker,
             monitor=self.monitor,
-            measures=index_measures(state.measures.values()),
+            measures=measures,
             load=self._load,
             weights_url=self.workspace.results_url,
             measured_only=frozenset(state.incomplete),
             time_limit=partial(time_limit, measured=state.measured_trials()),
             card=card_of(card_names()) if plan.sweep.resources.num_gpus is None else None,
         ).run(pending, _earlier_attempts(pending, state))
+
+    def _measured_in_place(
+        self, pending: list[TrialSpec], state: State, measures: MeasureIndex
+    ) -> frozenset[str]:
+        """Measure on kept networks without a cluster, where nothing is to be trained; return what is done."""
+        from orchestrator.running.in_place import measure_in_place
+
+        kept = [trial for trial in pending if state.incomplete.get(trial.trial_id)]
+        if not kept or len(kept) < len(pending) or self.options.address or self.options.device == "gpu":
+            return frozenset()
+        self.monitor.stage("measure", "trained networks", len(kept))
+        return measure_in_place(
+            kept,
+            workspace=self.workspace,
+            stored=self.stored,
+            tracker=self.tracker,
+            monitor=self.monitor,
+            measures=measures,
+            load=self._load,
+        )
 
     def _report(self) -> RunSummary:
         self.monitor.stage("report")

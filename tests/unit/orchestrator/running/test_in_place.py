@@ -1,0 +1,111 @@
+"""More asked of a finished sweep: measured on kept networks in the driver, without a cluster and training."""
+
+import shutil
+from functools import partial
+
+import pytest
+
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.records import TrialRecord
+from orchestrator.results.state import StoredResults
+from orchestrator.results.weights import WeightStore
+from orchestrator.running.pipeline import RunOptions, prepare_missing, run_sweep
+from orchestrator.running.progress import Progress
+from tasks.prepared.subsets import load_subset
+from tasks.remote import InlineExecutor
+from tasks.trials.trial import run_trial
+from tests.unit.orchestrator.results.examples import measure_record, trial_record
+
+SWEEP = {
+    "name": "kept",
+    "models": ["small_mlp"],
+    "datasets": ["manifold_d4"],
+    "train_sizes": [30, 40],
+    "test_size": 20,
+    "image_size": 16,
+    "recipe": "smoke",
+    "num_neighbors": 10,
+}
+MORE = {"attacks.epsilons": [1.0, 2.0, 4.0, 8.0, 16.0]}
+
+
+class NoCluster(Exception):
+    pass
+
+
+@pytest.fixture
+def trained(root: str, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A sweep whose networks are trained and kept, and neither Ray, a second training nor a report."""
+    workspace = Workspace.open(SWEEP, root)
+    workspace.paths.make()
+    options = RunOptions(root=root)
+    prepare_missing(workspace, list(workspace.plan.prepared), options, InlineExecutor(), Progress())
+    workspace.look_again()
+    stored, weights = StoredResults.read(workspace.results_url), WeightStore(workspace.results_url)
+    for cell in workspace.plan.trials:
+        network = cell.network
+        prepared = workspace.prepared[network.subset.prepared.prepared_id]
+        data = load_subset(prepared, network.subset, max_train_size=40)
+        result = run_trial(cell, data, keep=partial(weights.save, cell.trial_id))
+        stored.save(
+            trial_record(
+                result, spec=cell, trial_id=cell.trial_id, data_fingerprint=data.data_fingerprint, attempt=2
+            )
+        )
+    (spec,) = workspace.plan.measures
+    stored.save(measure_record(spec=spec, measure_id=spec.measure_id, data_fingerprint=data.data_fingerprint))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NoCluster("a cluster was asked for")
+
+    monkeypatch.setattr("orchestrator.running.pipeline.connect", refuse)
+    monkeypatch.setattr("orchestrator.running.pipeline.report_sweep", lambda *_: None)
+    monkeypatch.setattr("tasks.trials.trial.train", refuse)
+    return workspace
+
+
+def records(workspace: Workspace) -> dict[str, TrialRecord]:
+    return StoredResults.read(workspace.results_url).trials
+
+
+def test_another_strength_starts_no_cluster_and_changes_no_number(trained: Workspace, root: str) -> None:
+    before = records(trained)
+    summary = run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes=MORE)
+    assert (summary.done, summary.planned, summary.exit_code) == (2, 2, 0)
+    for trial_id, record in records(trained).items():
+        old = before[trial_id]
+        assert [attack.epsilon for attack in record.result.attacks] == MORE["attacks.epsilons"]
+        assert record.result.attacks[:4] == old.result.attacks
+        for field in ("scores", "history", "test_history", "d_repr", "seed", "weights"):
+            assert getattr(record.result, field) == getattr(old.result, field)
+        assert (record.attempt, record.started_at) == (2, old.started_at)
+        assert record.measured_at is not None
+
+
+def test_damaged_weights_are_left_to_the_cluster(trained: Workspace, root: str) -> None:
+    first, second = sorted(records(trained))
+    path = next(trained.sweep_paths.folder.rglob(f"{first}.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(NoCluster, match="asked for"):
+        run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes=MORE)
+    assert {i: len(record.result.attacks) for i, record in records(trained).items()} == {first: 4, second: 5}
+
+
+def test_networks_that_must_be_trained_bring_the_cluster_at_once(trained: Workspace, root: str) -> None:
+    shutil.rmtree(trained.sweep_paths.folder / "trials" / sorted(records(trained))[0])
+    with pytest.raises(NoCluster, match="asked for"):
+        run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes=MORE)
+    assert [len(record.result.attacks) for record in records(trained).values()] == [4]
+
+
+@pytest.mark.parametrize("change", [{"device": "cuda"}, {"long": True}])
+def test_networks_of_cards_and_long_trainings_are_left_to_the_cluster(
+    trained: Workspace, root: str, change: dict[str, object]
+) -> None:
+    stored = StoredResults.read(trained.results_url)
+    for record in list(stored.trials.values()):
+        timings = record.result.timings.model_copy(update={"train": 1e4 if "long" in change else 1.0})
+        result = record.result.model_copy(update={"timings": timings, **change})
+        stored.save(record.model_copy(update={"result": result}))
+    with pytest.raises(NoCluster, match="asked for"):
+        run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes=MORE)
