@@ -37,7 +37,7 @@ def main() -> None:
         results.setdefault("peak", np.array(peak_memory_mib()))  # before faiss is loaded
 
     def theirs() -> None:
-        results["faiss"] = by_faiss(images)
+        results["faiss"] = by_faiss(images, options.threads)
 
     with threads(options.threads) if options.with_torch else threadpool_limits(options.threads):
         timing = take_turns(ours, theirs, repeats=options.repeats, warm=True)
@@ -76,9 +76,10 @@ def by_differences(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.array(squared, np.float64))
 
 
-def by_faiss(images: np.ndarray) -> np.ndarray:
+def by_faiss(images: np.ndarray, num_threads: int) -> np.ndarray:
     import faiss
 
+    faiss.omp_set_num_threads(num_threads)
     rows = images.astype(np.float32)
     index = faiss.IndexFlatL2(rows.shape[1])
     index.add(rows)
