@@ -21,15 +21,15 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=Path, default=DEFAULT_IMAGES)
     arguments.add_argument("--num-rows", type=int, default=60_000)
-    arguments.add_argument("--without-torch", action="store_true", help="for the memory without torch")
+    arguments.add_argument("--with-torch", action="store_true", help="as where a process has loaded torch")
     options = arguments.parse_args()
     images = load(options.images)[: options.num_rows]
-    libraries = 0.0
-    if not options.without_torch:
+    nested_neighbors(images[:256], None, [256], 20)
+    if options.with_torch:
         import torch
 
         torch._int_mm(torch.ones((32, 32), dtype=torch.int8), torch.ones((32, 32), dtype=torch.int8))
-        libraries = peak_memory_mib()
+    libraries = peak_memory_mib()
     results: dict[str, np.ndarray] = {}
 
     def ours() -> None:
@@ -37,9 +37,9 @@ def main() -> None:
         results.setdefault("peak", np.array(peak_memory_mib()))  # before faiss is loaded
 
     def theirs() -> None:
-        results["faiss"] = by_faiss(images)
+        results["faiss"] = by_faiss(images, options.threads)
 
-    with threadpool_limits(options.threads) if options.without_torch else threads(options.threads):
+    with threads(options.threads) if options.with_torch else threadpool_limits(options.threads):
         timing = take_turns(ours, theirs, repeats=options.repeats, warm=True)
     found, expected, peak = results["ours"], results["faiss"], float(results["peak"])
     # Where the two differ most, and elsewhere: which of them is right?
@@ -76,9 +76,10 @@ def by_differences(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.array(squared, np.float64))
 
 
-def by_faiss(images: np.ndarray) -> np.ndarray:
+def by_faiss(images: np.ndarray, num_threads: int) -> np.ndarray:
     import faiss
 
+    faiss.omp_set_num_threads(num_threads)
     rows = images.astype(np.float32)
     index = faiss.IndexFlatL2(rows.shape[1])
     index.add(rows)

@@ -176,6 +176,31 @@ def squared_norms(rows: SignedBytes, product: Product) -> npt.NDArray[np.int64]:
     return norms
 
 
+def gram(a: SignedBytes, b: SignedBytes, product: Product) -> IntArray:
+    """Products of the rows of two blocks, ``(num_a, num_b)``; that of a block with itself holds its norms.
+
+    Returns:
+        int32 up to ``INT32_FEATURES`` features, else int64.
+    """
+    dtype = np.int32 if a.shape[1] <= INT32_FEATURES else np.int64
+    total: IntArray | None = None
+    for part in _feature_parts(a.shape[1]):
+        left = a[:, part]
+        found = product(left, left if a is b else b[:, part])
+        total = found.astype(dtype, copy=False) if total is None else np.add(total, found, out=total)
+    if total is None:
+        raise ValueError("rows need at least one feature")
+    return total
+
+
+def expand(products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDArray[np.int64]) -> IntArray:
+    """Turn products of rows into squared distances, in place: ``|a|² + |b|² - 2ab``."""
+    products *= -2
+    products += norms_a[:, None].astype(products.dtype)
+    products += norms_b.astype(products.dtype)
+    return products
+
+
 def whole_squared_distances(
     a: SignedBytes,
     b: SignedBytes,
@@ -196,19 +221,7 @@ def whole_squared_distances(
         ``(num_a, num_b)``, int32 up to ``INT32_FEATURES`` features, where no step can leave it, else int64;
         always below `tasks.measures.partials.far` of that dtype.
     """
-    num_features = a.shape[1]
-    dtype = np.int32 if num_features <= INT32_FEATURES else np.int64
-    squared: IntArray | None = None
-    for part in _feature_parts(num_features):
-        left = a[:, part]
-        gram = product(left, left if a is b else b[:, part])
-        squared = gram.astype(dtype, copy=False) if squared is None else np.add(squared, gram, out=squared)
-    if squared is None:
-        raise ValueError("rows need at least one feature")
-    squared *= -2
-    squared += norms_a[:, None].astype(dtype)
-    squared += norms_b.astype(dtype)
-    return squared
+    return expand(gram(a, b, product), norms_a, norms_b)
 
 
 def _feature_parts(num_features: int) -> list[slice]:

@@ -29,6 +29,8 @@ from tasks.remote import Executor, InlineExecutor
 BLOCK_ROWS = 2048
 # Rows of one side of a tile, so that what a task sends back stays small however many rows there are.
 TILE_ROWS = 16384
+# The same for one worker, whose one result is the whole.
+TILE_ROWS_OF_ONE = 1 << 18
 # Tiles per worker at least, so that the last ones to finish keep nobody waiting for long.
 TILES_PER_WORKER = 5
 # Seconds of work per worker from which it is worth sending rows to other nodes.
@@ -133,18 +135,25 @@ def nested_neighbors(
         exact=exact,
     )
     shared = executor.share(job)
-    total = job.partial(0, num_rows)
     tiles = [(shared, *tile) for tile in plan_tiles(num_rows, executor.num_workers, block_rows)]
     spread = job.seconds() / executor.num_workers > SPREAD_SECONDS
-    for _, partials in executor.map_unordered(search_tile, tiles, spread=spread):
-        for partial in partials:
-            total.merge(partial)
+    results = executor.map_unordered(search_tile, tiles, spread=spread)
+    partials = (partial for _, found in results for partial in found)
+    total = next(partials) if len(tiles) == 1 else job.partial(0, num_rows)
+    for partial in partials:
+        total.merge(partial)
     return _found(total, train_sizes, source.unit if isinstance(source, ByteRows) else 1.0)
 
 
 def _found(total: Partial, train_sizes: Sequence[int], unit: float) -> NeighborSearch:
     tables = _tables(total, train_sizes, unit)
-    return NeighborSearch(tables, np.sqrt(total.subset_opposite) * unit, total.subset_ids, total.precision)
+    return NeighborSearch(tables, _distances(total.subset_opposite, unit), total.subset_ids, total.precision)
+
+
+def _distances(squared: FloatArray, unit: float) -> FloatArray:
+    roots = np.sqrt(squared)
+    roots *= unit
+    return roots
 
 
 def _codes(labels: IntArray) -> IntArray:
@@ -159,9 +168,11 @@ def plan_tiles(num_rows: int, num_workers: int, block_rows: int) -> list[tuple[i
     One worker gets one tile as long as its result is small. Tiles off the diagonal cost twice as much as
     those on it and come first, so that short ones fill the gaps at the end.
     """
-    sides = math.ceil(num_rows / TILE_ROWS)
-    if num_workers > 1:
-        sides = max(sides, math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers)))
+    if num_workers == 1:
+        sides = math.ceil(num_rows / TILE_ROWS_OF_ONE)
+    else:
+        at_least = math.ceil(math.sqrt(2 * TILES_PER_WORKER * num_workers))
+        sides = max(math.ceil(num_rows / TILE_ROWS), at_least)
     edges = np.unique(np.linspace(0, num_rows, min(sides, max(num_rows, 1)) + 1).astype(int)).tolist()
     ranges = list(pairwise(edges))
     pairs = [(a, b) for i, a in enumerate(ranges) for b in ranges[i:]]
@@ -186,9 +197,9 @@ def _tables(total: Partial, train_sizes: Sequence[int], unit: float) -> list[Nei
             opposite_ids = np.where(better, total.opposite_ids[shell], opposite_ids)
         tables.append(
             NeighborTable(
-                np.sqrt(squared[:size]) * unit,
+                _distances(squared[:size], unit),
                 ids[:size],
-                np.sqrt(opposite[:size]) * unit,
+                _distances(opposite[:size], unit),
                 opposite_ids[:size],
             )
         )

@@ -71,11 +71,15 @@ class Partial:
         """Consider the distances from ``rows`` (local) to the positions from ``column_start`` on."""
         k = self.squared.shape[-1]
         kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
+        limits = kept[:, -1]
+        first = not np.isfinite(limits).all()
+        if first:
+            limits = np.minimum(limits, _limits(squared, k))
         found = None
         # Blocks mostly come in the order of rows; then an equal distance is never better than one kept.
         in_order = squared.dtype.kind == "i" and column_start > kept_ids.max(initial=-1)
-        if np.isfinite(kept[:, -1]).all():  # else there is no limit yet to compare with
-            found = _below(squared, kept[:, -1], ties=not in_order)
+        if np.isfinite(limits).all():
+            found = _below(squared, limits, ties=first or not in_order)
             if not len(found[0]):
                 return
         if found is not None and len(found[0]) <= 4 * k * len(kept):
@@ -133,6 +137,20 @@ def _nearest_columns(squared: Block, count: int) -> IntArray:
     keys = np.multiply(squared, num_columns, dtype=np.int64, order="C") + np.arange(num_columns)
     columns: IntArray = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1) % num_columns
     return columns
+
+
+def _limits(squared: Block, k: int) -> FloatArray:
+    """At least the ``k``-th smallest of each row, and close to it; infinity where rows are shorter.
+
+    Each of the k groups with the smallest minima holds an entry no larger than the largest of those.
+    """
+    num_rows, num_columns = squared.shape
+    num_groups = min(4 * k, num_columns)
+    if num_groups < k:
+        return np.full(num_rows, np.inf)
+    depth = num_columns // num_groups
+    minima = squared[:, : depth * num_groups].reshape(num_rows, depth, num_groups).min(axis=1)
+    return _as_table(np.partition(minima, k - 1, axis=1)[:, k - 1])
 
 
 def _below(squared: Block, limits: FloatArray, *, ties: bool) -> tuple[IntArray, IntArray]:

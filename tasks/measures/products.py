@@ -1,10 +1,11 @@
 """Exact products of 8-bit rows: ``a @ b.T`` in whole numbers, by whichever instructions do it fastest here.
 
-Two ways, same bits. Processors and graphics cards multiply 8-bit integers several times faster than floats;
-torch reaches those instructions through ``torch._int_mm``, a private function, which is therefore called
-here only, checked at first use against products known to be right, and left aside where it is missing, wrong
-or slow. The other way is float32 by numpy's BLAS over so few features at a time that every partial sum is a
-whole number that float32 holds: it needs nothing but numpy, and it rounds nothing either.
+Three ways, same bits. Processors and graphics cards multiply 8-bit integers several times faster than floats.
+numkong reaches those instructions of a processor (AMX, VNNI, SDOT and others), takes 3 MiB and one thread;
+torch, which takes 190 MiB, does so with all threads and on graphics cards, through ``torch._int_mm``, a
+private function. Both are called here only, checked at first use against products known to be right, and left
+aside where they are missing, wrong or slow. The third way is float32 by numpy's BLAS over so few features at
+a time that every partial sum is a whole number that float32 holds: it needs nothing but numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,12 @@ MAX_FEATURES = 131_071
 FLOAT32_FEATURES = 1_024
 # torch._int_mm (2.13, CPU) returns wrong products for rows of one feature; short rows gain nothing anyway.
 MIN_FEATURES = 16
-# Importing torch takes about a second and 190 MiB. In multiply-adds, float32 gets about 1e11 a second a core.
+# Importing torch takes about a second and 190 MiB. In multiply-adds, a core does about 1e11 a second in
+# float32 and 5e11 by numkong's 8-bit products.
 IMPORT_PAYS = 2e11
+IMPORT_PAYS_BESIDE_NUMKONG = 1e13
+# numkong multiplies rows of this length fastest: a block of them stays in the cache.
+NUMKONG_FEATURES = 4_096
 # Below this many multiply-adds the choice cannot be noticed.
 CHOICE_PAYS = 1e8
 
@@ -53,6 +58,26 @@ def blas_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
         right = left if a is b else b[:, start : start + FLOAT32_FEATURES].astype(np.float32)
         part = np.matmul(left, right.T).astype(np.int32)
         total = part if total is None else np.add(total, part, out=total)
+    return np.zeros((len(a), len(b)), np.int32) if total is None else total
+
+
+def numkong_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
+    """``a @ b.T`` by the 8-bit instructions of a processor, in one thread.
+
+    Args:
+        a: ``(num_a, num_features)``, at most ``MAX_FEATURES`` features.
+        b: ``(num_b, num_features)``.
+
+    Returns:
+        ``(num_a, num_b)``.
+    """
+    import numkong
+
+    total: npt.NDArray[np.int32] | None = None
+    for start in range(0, a.shape[1], NUMKONG_FEATURES):
+        part = slice(start, start + NUMKONG_FEATURES)
+        gram = np.asarray(numkong.dots_packed(a[:, part], numkong.dots_pack(b[:, part])))
+        total = gram if total is None else np.add(total, gram, out=total)
     return np.zeros((len(a), len(b)), np.int32) if total is None else total
 
 
@@ -99,13 +124,14 @@ def choose_product(num_rows: int, num_features: int, total: float, device: str =
     Returns:
         A function of two blocks; all that it may be give the same bits.
     """
-    if num_features < MIN_FEATURES or not _torch_is_worth_it(total, device) or not is_exact(device):
+    if num_features < MIN_FEATURES:
         return blas_product
     if device != "cpu":
-        return lambda a, b: torch_product(a, b, device)
-    if num_rows * num_rows * num_features < CHOICE_PAYS:
-        return torch_product
-    return _faster(num_rows.bit_length(), num_features.bit_length())
+        return partial(torch_product, device=device) if is_exact(device) else blas_product
+    ways = _integer_ways(total)
+    if not ways or num_rows * num_rows * num_features < CHOICE_PAYS:
+        return ways[0] if ways else blas_product
+    return _fastest((*ways, blas_product), num_rows.bit_length(), num_features.bit_length())
 
 
 def check_device(device: str) -> None:
@@ -126,15 +152,30 @@ def check_device(device: str) -> None:
         ) from None
 
 
-def _torch_is_worth_it(total: float, device: str) -> bool:
-    if "torch" in sys.modules or device != "cpu":
-        return True
-    return total >= IMPORT_PAYS and importlib.util.find_spec("torch") is not None
+def _integer_ways(total: float) -> list[Product]:
+    """The products of this processor's integer instructions that are here and right, the lightest first."""
+    ways: list[Product] = [numkong_product] if numkong_is_exact() else []
+    import_pays = IMPORT_PAYS_BESIDE_NUMKONG if ways else IMPORT_PAYS
+    worth_it = total >= import_pays and importlib.util.find_spec("torch") is not None
+    if ("torch" in sys.modules or worth_it) and is_exact():
+        ways.append(torch_product)
+    return ways
 
 
 @cache
 def is_exact(device: str = "cpu") -> bool:
-    """Whether torch's integer product exists on ``device`` and is right on products that break others.
+    """Whether torch's integer product exists on ``device`` and is right on products that break others."""
+    return _passes_self_test(lambda a, b: torch_product(a, b, device))
+
+
+@cache
+def numkong_is_exact() -> bool:
+    """The same of numkong's."""
+    return _passes_self_test(lambda a, b: numkong_product(a, b))
+
+
+def _passes_self_test(product: Product) -> bool:
+    """Compare with wide integers where other products were seen to fail.
 
     Instructions that add pairs of products in 16 bits (before VNNI) saturate at extremes of one sign; odd
     shapes take other code paths than round ones.
@@ -150,8 +191,8 @@ def is_exact(device: str = "cpu") -> bool:
         b = rng.integers(-128, 128, (num_b, num_features), np.int8)
         a[0], b[-1] = -128, rng.choice(np.array([-128, 127], np.int8))
         try:
-            found = torch_product(a, b, device)
-        except (RuntimeError, AttributeError, NotImplementedError):
+            found = product(a, b)
+        except (ImportError, RuntimeError, AttributeError, NotImplementedError, TypeError, ValueError):
             return False
         if not np.array_equal(found, a.astype(np.int64) @ b.T.astype(np.int64)):
             return False
@@ -186,12 +227,12 @@ def probe(device: str = "cpu", num_rows: int = 2048, num_features: int = 16384) 
 
 
 @cache
-def _faster(rows_class: int, features_class: int) -> Product:
-    """Measure both ways once per process and size class, on at most 512 rows of 4,096 features."""
+def _fastest(ways: tuple[Product, ...], rows_class: int, features_class: int) -> Product:
+    """Measure all ways once per process and size class, on at most 512 rows of 4,096 features."""
     num_rows, num_features = min(512, 1 << rows_class), min(4096, 1 << features_class)
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
-    return min((torch_product, blas_product), key=lambda product: _seconds(product, a, b))
+    return min(ways, key=lambda product: _seconds(product, a, b))
 
 
 def _seconds(product: Product, a: SignedBytes, b: SignedBytes) -> float:

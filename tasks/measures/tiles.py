@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.measures.byte_rows import ByteRows, signed, squared_norms, whole_squared_distances
+from tasks.measures.byte_rows import (
+    ByteRows,
+    expand,
+    gram,
+    signed,
+    squared_norms,
+    whole_squared_distances,
+)
 from tasks.measures.distances import (
     ArraySource,
     BlockSource,
@@ -26,7 +33,7 @@ from tasks.measures.distances import (
     squared_distances,
 )
 from tasks.measures.partials import Block, IntArray, Partial, far, improve
-from tasks.measures.products import SignedBytes, check_device, choose_product
+from tasks.measures.products import Product, SignedBytes, check_device, choose_product
 
 # What ``precision`` says of distances that were formed in whole numbers.
 EXACT = "exact integer"
@@ -168,21 +175,31 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
     buffers = np.empty((2, min(piece, columns[1] - columns[0]), num_features), np.int8)
     for i in _spans(*rows, held):
         a = signed(job.read(*i), held_buffer)
-        norms_a = squared_norms(a, product)
         if rows == columns:
-            for j in _spans(*i, piece):
-                inside = slice(j[0] - i[0], j[1] - i[0])
-                b, norms_b = a[inside], norms_a[inside]
-                if j[0] > i[0]:
-                    above = slice(inside.start)
-                    squared = whole_squared_distances(a[above], b, norms_a[above], norms_b, product)
-                    yield (i[0], j[0]), j, squared, EXACT
-                yield j, j, whole_squared_distances(b, b, norms_b, norms_b, product), EXACT
+            norms_a = np.empty(len(a), np.int64)
+            yield from _blocks_within(a, i, piece, norms_a, product)
+        else:
+            norms_a = squared_norms(a, product)
         beside = _spans(i[1] if rows == columns else columns[0], columns[1], piece)
         for j, b in job.stream(beside, (buffers[0], buffers[1])):
             if j not in norms:
                 norms[j] = squared_norms(b, product)
             yield i, j, whole_squared_distances(a, b, norms_a, norms[j], product), EXACT
+
+
+def _blocks_within(
+    a: SignedBytes, i: Span, piece: int, norms: npt.NDArray[np.int64], product: Product
+) -> Iterator[tuple[Span, Span, Block, str]]:
+    """The distances of rows ``i`` to each other; their norms, seen on the way, are written to ``norms``."""
+    for j in _spans(*i, piece):
+        above, inside = slice(j[0] - i[0]), slice(j[0] - i[0], j[1] - i[0])
+        b = a[inside]
+        own = gram(b, b, product)
+        norms[inside] = own.diagonal()
+        if j[0] > i[0]:
+            squared = whole_squared_distances(a[above], b, norms[above], norms[inside], product)
+            yield (i[0], j[0]), j, squared, EXACT
+        yield j, j, expand(own, norms[inside], norms[inside]), EXACT
 
 
 def _file_block(job: Job, mine: Partial, theirs: Partial, i: Span, j: Span, squared: Block) -> None:

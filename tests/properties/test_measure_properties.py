@@ -16,7 +16,14 @@ from tasks.measures.label_sharpness import count_pairs
 from tasks.measures.measure import MeasureSettings, measure_nested
 from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.partials import Partial
-from tasks.measures.products import MIN_FEATURES, blas_product, is_exact, torch_product
+from tasks.measures.products import (
+    MIN_FEATURES,
+    blas_product,
+    is_exact,
+    numkong_is_exact,
+    numkong_product,
+    torch_product,
+)
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
@@ -98,12 +105,14 @@ def as_type(rows, kind):
     st.integers(1, NUM_BYTE_ROWS + 3),
     st.integers(1, 9),
     byte_types,
-    st.sampled_from([blas_product, torch_product]),
+    st.sampled_from([blas_product, torch_product, numkong_product]),
 )
 def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
     seed, num_features, levels, sizes, block_rows, num_workers, kind, product
 ):
     if product is torch_product and (num_features < MIN_FEATURES or not is_exact()):
+        product = blas_product
+    if product is numkong_product and not numkong_is_exact():
         product = blas_product
     sizes = sorted({*sizes, NUM_BYTE_ROWS})
     rows, labels = byte_rows_of(seed, num_features, levels), np.arange(NUM_BYTE_ROWS) % 3

@@ -107,13 +107,15 @@ def test_subsets_find_the_nearest_opposite_inside():
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 7])
-@pytest.mark.parametrize("num_rows", [1, 2, 5, 1000, 40_000])
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 1000, 40_000, 300_000])
 def test_tiles_cover_each_pair_once(num_rows, num_workers):
     tiles = plan_tiles(num_rows, num_workers, 512)
     area = sum((b - a) * (d - c) if a != c else (b - a) * (b - a + 1) // 2 for a, b, c, d in tiles)
     assert area == num_rows * (num_rows + 1) // 2
     assert all(c >= b for a, b, c, d in tiles if a != c)
-    assert max(b - a for a, b, _, _ in tiles) <= 16384
+    assert max(b - a for a, b, _, _ in tiles) <= (262_144 if num_workers == 1 else 16_384)
+    if num_workers == 1:
+        assert (len(tiles) == 1) == (num_rows <= 262_144)
 
 
 def test_streams_from_a_source_without_reading_all_at_once():

@@ -12,19 +12,27 @@ from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import (
     FLOAT32_FEATURES,
     IMPORT_PAYS,
+    IMPORT_PAYS_BESIDE_NUMKONG,
     MAX_FEATURES,
     MIN_FEATURES,
     blas_product,
     choose_product,
     is_exact,
+    numkong_is_exact,
+    numkong_product,
     probe,
     torch_product,
 )
 
 SHAPES = [(1, 1, 16), (3, 5, 17), (64, 64, 784), (33, 70, 1025), (2, 1, 4096), (130, 257, 63)]
-# Where torch's product fails its self-test it is not used either.
+# A product that fails its self-test is not used either.
 needs_exact_torch = pytest.mark.skipif(not is_exact(), reason="torch's integer product is not exact here")
-PRODUCTS = [blas_product, pytest.param(torch_product, marks=needs_exact_torch)]
+needs_exact_numkong = pytest.mark.skipif(not numkong_is_exact(), reason="numkong's is not exact here")
+PRODUCTS = [
+    blas_product,
+    pytest.param(torch_product, marks=needs_exact_torch),
+    pytest.param(numkong_product, marks=needs_exact_numkong),
+]
 
 
 def random_rows(num_rows, num_features, seed):
@@ -34,7 +42,7 @@ def random_rows(num_rows, num_features, seed):
 @pytest.fixture(autouse=True)
 def _forget():
     """Choices are cached per process; these tests change what they rest on."""
-    caches = (is_exact, products._faster)
+    caches = (is_exact, numkong_is_exact, products._fastest)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -92,12 +100,21 @@ def test_rows_of_one_feature_are_left_to_the_way_that_multiplies_them_right():
 )
 def test_a_product_that_fails_its_self_test_is_left_aside(monkeypatch, broken):
     monkeypatch.setattr(products, "torch_product", broken)
+    monkeypatch.setattr(products, "numkong_product", lambda a, b: broken(a, b, "cpu"))
     assert not is_exact()
+    assert not numkong_is_exact()
     assert choose_product(2048, 4096, 1e15) is blas_product
 
 
-@pytest.mark.parametrize("winner", ["torch_product", "blas_product"])
-def test_the_faster_one_is_chosen_and_measured_once_per_size_class(monkeypatch, winner):
+@pytest.fixture
+def all_exact(monkeypatch):
+    monkeypatch.setattr(products, "is_exact", lambda device="cpu": True)
+    monkeypatch.setattr(products, "numkong_is_exact", lambda: True)
+
+
+@pytest.mark.usefixtures("all_exact")
+@pytest.mark.parametrize("winner", ["torch_product", "numkong_product", "blas_product"])
+def test_the_fastest_one_is_chosen_and_measured_once_per_size_class(monkeypatch, winner):
     calls = []
 
     def seconds(product, a, b):
@@ -107,23 +124,35 @@ def test_the_faster_one_is_chosen_and_measured_once_per_size_class(monkeypatch, 
     monkeypatch.setattr(products, "_seconds", seconds)
     for num_rows in (300, 400, 500):  # one class
         assert choose_product(num_rows, 5000, 1e15) is getattr(products, winner)
-    assert len(calls) == 2
+    assert len(calls) == 3
     choose_product(300, 50_000, 1e15)
-    assert len(calls) == 4
+    assert len(calls) == 6
     assert max(rows * features for rows, features in calls) <= 512 * 4096
 
 
+@pytest.mark.usefixtures("all_exact")
 def test_torch_is_not_imported_for_little_work(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr(products, "is_exact", lambda device: True)
+    monkeypatch.setattr(products, "_seconds", lambda product, a, b: product is not torch_product)
+    assert choose_product(1024, 784, IMPORT_PAYS_BESIDE_NUMKONG / 2) is not torch_product
+    assert choose_product(1024, 784, IMPORT_PAYS_BESIDE_NUMKONG * 2) is torch_product
+    monkeypatch.setattr(products, "numkong_is_exact", lambda: False)
     assert choose_product(64, 784, IMPORT_PAYS / 2) is blas_product
     assert choose_product(64, 784, IMPORT_PAYS * 2) is torch_product
 
 
-def test_works_where_torch_is_not_installed(monkeypatch):
-    monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr(products.importlib.util, "find_spec", lambda name: None)
-    assert choose_product(2048, 4096, 1e15) is blas_product
+@pytest.mark.parametrize("missing", ["torch", "numkong"])
+def test_works_where_one_is_not_installed(monkeypatch, missing):
+    other = {"torch": numkong_product, "numkong": torch_product}[missing]
+    monkeypatch.delitem(sys.modules, missing, raising=False)
+    monkeypatch.setattr(products, "_seconds", lambda product, a, b: product is blas_product)
+    if missing == "torch":
+        monkeypatch.setattr(products.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(products, "numkong_is_exact", lambda: True)
+    else:
+        monkeypatch.setitem(sys.modules, "numkong", None)  # importing it raises ImportError
+        monkeypatch.setattr(products, "is_exact", lambda device="cpu": True)
+    assert choose_product(2048, 4096, 1e15) is other
 
 
 def test_a_device_that_is_not_there_is_said_so():
