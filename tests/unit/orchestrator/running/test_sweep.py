@@ -187,7 +187,7 @@ def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(run):
 
 
 def test_a_full_disk_holds_the_sweep_up_and_costs_nothing(run, root, monkeypatch):
-    plan = make_plan(*range(22, 36, 2))
+    plan = make_plan(*range(26, 40, 2))
     stored = StoredResults.read(f"{root}/results")
     real, said, tries = ResultStore.save, [], []
     stored.patience = Patience(said.append)
