@@ -22,8 +22,6 @@ def test_one_finished_run_per_cell_whatever_the_server_does(server, name):
     assert found["statuses"] == {"FINISHED": found["counted"] + 1}
     assert (found["running"], found["behind"]) == (0, 0)
     assert all(len(text) < 500 and "\n" not in text for text in found["said"])
-    # Of what lasts a moment only the log knows.
-    assert bool(found["said"]) == (name == "away"), found["said"]
 
 
 def test_a_database_that_another_program_holds_is_waited_for(tmp_path):
