@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.planning.estimate import MeasuredTrial
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.patience import Patience
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
 from orchestrator.results.store import Newer, ResultStore, Unreadable
@@ -28,6 +29,7 @@ class StoredResults:
         measures: Measures by measure id.
         failures: Latest failures of trials without a result, by trial id.
         unreadable: Files that are not believed.
+        patience: Waits for storage that is full or away; None raises at once.
     """
 
     store: ResultStore
@@ -35,6 +37,7 @@ class StoredResults:
     measures: dict[str, MeasureRecord] = field(default_factory=dict)
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
+    patience: Patience | None = None
 
     @classmethod
     def read(cls, url: str) -> StoredResults:
@@ -69,7 +72,10 @@ class StoredResults:
         Raises:
             SetupError: when it cannot be stored; nothing has changed then.
         """
-        self.store.save(record)
+        if self.patience is None:
+            self.store.save(record)
+        else:
+            self.patience.until_done(lambda: self.store.save(record))
         if isinstance(record, TrialRecord):
             self.trials[record.trial_id] = record
             self.failures.pop(record.trial_id, None)

@@ -24,6 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
+from orchestrator.results.patience import PASSING, StorageAway
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
 from search_spaces.errors import ConfigError, CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
@@ -193,7 +194,8 @@ def put_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes, rule: str, 
     """Write a file whole or not at all, on a local file system or an object store.
 
     Raises:
-        SetupError: with ``rule`` and ``way_out``, when there is no room or no permission.
+        StorageAway: with ``rule`` and ``way_out``, when there is no room, or no answer.
+        SetupError: likewise, when there is no permission.
     """
     try:
         if isinstance(fs, LocalFileSystem):
@@ -201,8 +203,10 @@ def put_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes, rule: str, 
         else:
             fs.pipe_file(path, data)
     except OSError as error:
-        found = f"{path} ({len(data):,} bytes needed): {error.strerror or error}; "
-        raise SetupError(rule, found + free_space(posixpath.dirname(path)), way_out) from error
+        found = f"{path} ({len(data):,} bytes needed): {error.strerror or error}"
+        if isinstance(fs, LocalFileSystem):
+            found += f"; {free_space(posixpath.dirname(path))}"
+        raise (StorageAway if error.errno in PASSING else SetupError)(rule, found, way_out) from error
 
 
 def _local_files(base: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:

@@ -13,11 +13,13 @@ import math
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.running.head import PRIVATE_PATIENCE_S, SHARED_PATIENCE_S, HeadWatch
 from orchestrator.running.leftovers import private_folder, remove_leftovers
 from orchestrator.running.signals import own_signals
 from search_spaces.errors import ConfigError, SetupError
@@ -26,9 +28,12 @@ from search_spaces.sweeps import ResourceSpec
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
 ANSWER_TIMEOUT_S = 5.0
+DISCONNECT_S = 10.0
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray ends a driver whose head is silent for so long; orchestrator.running.head does before, in words.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
     # Without a bound, a task killed for memory is retried for ever.
     "RAY_task_oom_retries": "2",
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
@@ -176,10 +181,8 @@ def connect(
         _read_settings_again()
         with _quiet(), own_signals():
             _attach(ray, address, head)
-        try:
+        with _watched(ray, SHARED_PATIENCE_S):
             yield _describe(ray, local=False)
-        finally:
-            ray.shutdown()
         return
     remove_leftovers()
     with _local_environment(token_file), private_folder() as folder:
@@ -197,10 +200,24 @@ def connect(
                 logging_level=logging.ERROR,
                 _temp_dir=folder,
             )
-        try:
+        with _watched(ray, PRIVATE_PATIENCE_S):
             yield _describe(ray, local=True)
-        finally:
+
+
+@contextlib.contextmanager
+def _watched(ray: Any, patience_s: float) -> Iterator[None]:
+    """Watch the head during a ``with`` block, then disconnect; without a head Ray would wait for it."""
+    watch = HeadWatch(ray.get_runtime_context().gcs_address, patience_s)
+    try:
+        with watch:
+            yield
+    finally:
+        if watch.lost is None:
             ray.shutdown()
+        else:
+            end = threading.Thread(target=ray.shutdown, daemon=True)
+            end.start()
+            end.join(DISCONNECT_S)
 
 
 def _attach(ray: Any, address: str, head: str) -> None:

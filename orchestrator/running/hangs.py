@@ -11,6 +11,9 @@ import ray
 from orchestrator.results.records import FailureKind, TrialFailure
 from search_spaces.trials import TrialSpec
 
+HELD_UP_S = 30.0
+"""A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
+
 
 class HangWatch:
     """Watches the trials of one sweep.
@@ -23,6 +26,7 @@ class HangWatch:
         self._limit = limit
         self._running: dict[str, tuple[float, float]] = {}
         self._hung: dict[str, float] = {}
+        self._looked_at = time.monotonic()
 
     def started(self, cell: TrialSpec) -> None:
         """A trial begins, for the first time or again."""
@@ -32,11 +36,15 @@ class HangWatch:
 
     def end_hung(self, trials: Iterable[Any]) -> None:
         """End the process of each of Tune's running ``trials`` that is past its limit."""
+        now, before = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if now - before > HELD_UP_S:
+            self._running = {key: (start + now - before, m) for key, (start, m) in self._running.items()}
         for trial in trials:
             trial_id = str(trial.config["cell"]["trial_id"])
             start, limit = self._running.get(trial_id, (0.0, float("inf")))
             actor = trial.temporary_state.ray_actor
-            if actor is not None and trial_id not in self._hung and time.monotonic() - start > limit:
+            if actor is not None and trial_id not in self._hung and now - start > limit:
                 self._hung[trial_id] = limit
                 ray.kill(actor)
 

@@ -13,6 +13,7 @@ from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.extras import time_limit
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.patience import Patience
 from orchestrator.results.rows import MeasureIndex, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
@@ -79,10 +80,11 @@ def run_sweep(
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
         stored.check_writable()
+        stored.patience = patience = Patience(progress.note)
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
         ) as tracker:
-            summary = _Run(workspace, options, stored, tracker, progress, stack).all_stages()
+            summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
         return replace(summary, num_behind=tracker.num_behind)
 
 
@@ -94,6 +96,7 @@ class _Run:
     tracker: Tracker
     monitor: Progress
     stack: ExitStack
+    patience: Patience
 
     def all_stages(self) -> RunSummary:
         check_models(self.workspace.plan, self.stored.trials)
@@ -225,7 +228,7 @@ class _Run:
         state = self._state()
         # Trials done earlier take the numbers of measures done now.
         self.tracker.reconcile(state.flat_runs(), state.told_failures(), wait=False)
-        written = report_sweep(self.workspace, state)
+        written = self.patience.until_done(lambda: report_sweep(self.workspace, state))
         failures = state.failure_rows()
         if written is not None:
             counts = {"done": len(state.results), "failed": len(failures)}

@@ -158,6 +158,8 @@ def killed_raylet(root: Path) -> dict[str, Any]:
     """SIGKILL to the raylet of one of two nodes while a cell runs there; another node joins."""
     from ray.cluster_utils import Cluster as RayCluster
 
+    # Workers outlive their raylet until Ray's health check has failed: 14 s by default.
+    os.environ.update(RAY_health_check_period_ms="500", RAY_health_check_failure_threshold="3")
     nodes = RayCluster(
         initialize_head=True,
         shutdown_at_exit=False,
@@ -167,7 +169,7 @@ def killed_raylet(root: Path) -> dict[str, Any]:
     history: list[Any] = []
     with connect(nodes.address) as cluster:
         trials, run = run_cells(cluster, root, range(10, 22, 2), "raylet")
-        # Workers outlive their raylet, on a busy machine for seconds, in which a short cell would end well.
+        # A cell that ended before that would end well.
         _internal_kv_put(f"hold {workers[0].node_id}", b"60")
 
         def kill() -> None:

@@ -134,7 +134,7 @@ class MLflowTracker:
             connect(), sweep, storage, parent_tags or {}, artifacts
         )
         self._runs_opened: SweepRuns | None = None
-        self._outbox = Outbox(self._connect, _is_final, say, "MLflow")
+        self._outbox = Outbox(self._connect, _is_final, say, "MLflow", first_line)
         try:
             self._outbox.wait_for_first_try(FIRST_TRY_S)
         except Exception:
@@ -327,8 +327,12 @@ def _ignore(_: object) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's first line without passwords."""
-    return without_password((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
+    """Return what an error says in one line, without passwords."""
+    if isinstance(error, SweepError):
+        return error.value
+    # SQLAlchemy says first under which circumstances it met the database's error.
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as")]
+    return without_password((lines or [type(error).__name__])[0])[:300]
 
 
 def without_password(text: str) -> str:

@@ -15,8 +15,12 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 0.25
+FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 15.0
+SAID_AFTER_S = 2.0
+"""A lost reply now and then is the log's business; a server that is away is a person's."""
+GROWTH = 1.6
+"""Of pauses: a lost reply is asked for again at once, and a server that is down not hammered."""
 
 Update = Callable[[], None]
 
@@ -27,8 +31,9 @@ class Outbox:
     Args:
         connect: Makes the other side ready; called before the first update, again until it works.
         is_final: Tells whether an error will be the same however often the update is sent.
-        say: Is told once when the other side goes away, and once when it is back.
+        say: Is told once when the other side is away for a while, and once when it is back.
         name: Of the other side, for people.
+        describe: Says in a line what an error means.
     """
 
     def __init__(
@@ -37,13 +42,16 @@ class Outbox:
         is_final: Callable[[Exception], bool],
         say: Callable[[str], None],
         name: str,
+        describe: Callable[[Exception], str] = str,
     ) -> None:
         self.num_refused = 0
         self.error: Exception | None = None
         self.last_error: Exception | None = None
         self._connect, self._is_final, self._say, self._name = connect, is_final, say, name
+        self._describe = describe
         self._connected = False
         self._troubled_since: float | None = None
+        self._said = False
         self._updates: queue.Queue[Update | None] = queue.Queue()
         self._first_try = threading.Event()
         self._stopping = threading.Event()
@@ -119,7 +127,7 @@ class Outbox:
                     return self._refused(error)
                 self._away(error)
                 self._stopping.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                pause = min(GROWTH * pause, LONGEST_PAUSE_S)
                 continue
             self._back()
             return True
@@ -129,18 +137,26 @@ class Outbox:
         if not self._connected and self.error is None:
             self.error = error
         self.num_refused += 1
-        log.warning("%s refused an update (%d so far): %s", self._name, self.num_refused, error)
+        log.warning(
+            "%s refused an update (%d so far): %s", self._name, self.num_refused, self._describe(error)
+        )
         return True
 
     def _away(self, error: Exception) -> None:
         self.last_error = error
         self._first_try.set()
-        log.warning("%s did not take an update, which is sent again: %s", self._name, error)
+        log.warning("%s did not take an update, which is sent again: %s", self._name, self._describe(error))
         if self._troubled_since is None:
             self._troubled_since = time.monotonic()
-            self._say(f"{self._name} does not answer ({error}); the sweep goes on, and it is told later")
+        if not self._said and self.trouble() >= SAID_AFTER_S:
+            self._said = True
+            self._say(
+                f"{self._name} does not answer ({self._describe(error)}); "
+                "the sweep goes on, and it is told later"
+            )
 
     def _back(self) -> None:
-        if self._troubled_since is not None:
-            self._troubled_since = None
+        self._troubled_since = None
+        if self._said:
+            self._said = False
             self._say(f"{self._name} answers again")

@@ -229,6 +229,7 @@ def test_a_dead_store_costs_no_result_and_is_counted(uri, sweep, monkeypatch):
     tracker = MLflowTracker(lambda: client, sweep, say=said.append)
     for name in ("PATIENCE_S", "STOP_PATIENCE_S"):
         monkeypatch.setattr(tracking, name, 0.3)
+    monkeypatch.setattr(outbox, "SAID_AFTER_S", 0.0)
 
     def dead(*_, **__):
         raise ConnectionError("no route")
@@ -399,6 +400,7 @@ def test_one_run_per_key_although_replies_are_lost(uri, sweep, runs, monkeypatch
 
 def test_a_server_that_is_down_at_the_start_is_told_later(uri, sweep, runs, monkeypatch):
     monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(outbox, "SAID_AFTER_S", 0.0)
     up = threading.Event()
 
     def slow():

@@ -14,6 +14,7 @@ from ray.experimental.internal_kv import _internal_kv_put
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.results.patience import Patience, StorageAway
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
 from orchestrator.results.rows import trial_metrics
 from orchestrator.results.state import StoredResults
@@ -185,7 +186,27 @@ def test_an_array_that_cannot_be_read_ends_the_sweep_with_its_message(run):
         run(make_plan(24), load=broken)
 
 
-def test_a_full_disk_stops_the_sweep_and_keeps_what_is_done(run, monkeypatch):
+def test_a_full_disk_holds_the_sweep_up_and_costs_nothing(run, root, monkeypatch):
+    plan = make_plan(*range(26, 40, 2))
+    stored = StoredResults.read(f"{root}/results")
+    real, said, tries = ResultStore.save, [], []
+    stored.patience = Patience(said.append)
+
+    def save(self, record):
+        tries.append(record.record_id)
+        if 4 <= len(tries) < 7:
+            raise StorageAway("The result store must be writable", os.strerror(errno.ENOSPC), "free space")
+        real(self, record)
+
+    monkeypatch.setattr(ResultStore, "save", save)
+    sweep = run(plan, stored=stored)
+    assert set(sweep.stored.store.scan(TrialRecord).records) == set(plan.trials_by_id)
+    assert len(tries) == len(plan.trials) + 3
+    assert len(set(tries[3:7])) == 1
+    assert [text.split()[0] for text in said] == ["Paused:", "Storage"]
+
+
+def test_a_store_that_cannot_be_written_ends_the_sweep_and_keeps_what_is_done(run, monkeypatch):
     plan = make_plan(*range(22, 36))
     real = ResultStore.save
     saved = []
@@ -193,15 +214,13 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_done(run, monkeypatch):
     def save(self, record):
         if len(saved) == 3:
             raise SetupError(
-                "The result store must be writable", os.strerror(errno.ENOSPC), "free some space"
+                "The result store must be writable", os.strerror(errno.EACCES), "mend the permissions"
             )
         saved.append(record.record_id)
         real(self, record)
 
     monkeypatch.setattr(ResultStore, "save", save)
-    with pytest.raises(
-        SetupError, match=r"must be writable; found: No space left on device; free some space"
-    ):
+    with pytest.raises(SetupError, match=r"must be writable; found: Permission denied; mend the permissions"):
         run(plan)
     assert len(saved) == 3
 

@@ -1,0 +1,250 @@
+"""MLflow servers that drop replies, are slow, away, resetting or restarted; SQLite files locked or deleted.
+
+Each case tells a tracker of ``num`` trials while something is broken, heals it, and reads back what MLflow
+shows, through a client of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+
+from orchestrator.results.rows import FlatRun
+from orchestrator.results.tracking.mlflow import MLflowTracker, connector
+from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, before
+
+
+class Server:
+    """MLflow's own web application over a SQLite file, started and stopped as often as needed."""
+
+    def __init__(self, database: Path) -> None:
+        from mlflow.server import ARTIFACT_ROOT_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
+        from mlflow.server.handlers import initialize_backend_stores
+
+        self.uri = f"sqlite:///{database}"
+        os.environ[BACKEND_STORE_URI_ENV_VAR] = self.uri
+        os.environ[ARTIFACT_ROOT_ENV_VAR] = str(database.parent / "artifacts")
+        initialize_backend_stores(self.uri, default_artifact_root=str(database.parent / "artifacts"))
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Listen, at the same port as before."""
+        from mlflow.server import app
+        from werkzeug.serving import make_server
+
+        self._server = make_server("127.0.0.1", self.port, app, threaded=True)
+        self.port = self._server.port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def proxied(server: Server) -> Iterator[Proxy]:
+    """Put a proxy before the server."""
+    with before(f"127.0.0.1:{server.port}") as proxy:
+        yield proxy
+
+
+def flat(name: str, number: int) -> FlatRun:
+    """Return what a trial shows."""
+    return FlatRun(
+        f"{name}-{number}",
+        "trial",
+        {"trial_id": f"{name}-{number}", "sweep": name, "status": "done"},
+        {"recipe.learning_rate": "0.001"},
+        {"test_loss": 1 / (number + 1)},
+        (("epoch_train_loss", 1, 0.7, 1500), ("epoch_train_loss", 2, 0.3, 1500)),
+        1000,
+        2000,
+        2000,
+    )
+
+
+def tell(tracker: MLflowTracker, name: str, numbers: range) -> None:
+    """Tell of trials that start and end."""
+    for number in numbers:
+        tracker.start_trial(f"{name}-{number}", {"trial_id": f"{name}-{number}"})
+        tracker.finish(flat(name, number))
+
+
+def shown(uri: str, name: str) -> dict[str, Any]:
+    """Return what MLflow shows of a sweep, asked without our own reader."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(f"isweep/{name}")
+    runs = client.search_runs([experiment.experiment_id], max_results=5000)
+    counted = [run for run in runs if run.data.tags.get("isweep.duplicate") != "true"]
+    trials = {run.info.run_name: run for run in counted if run.data.tags.get("kind") == "trial"}
+    return {
+        "counted": len([run for run in counted if run.data.tags.get("kind") == "trial"]),
+        "losses": {key: run.data.metrics.get("test_loss") for key, run in trials.items()},
+        "statuses": dict(Counter(run.info.status for run in counted)),
+        "running": sum(run.info.status == "RUNNING" for run in runs),
+    }
+
+
+def outcome(
+    server: Server, name: str, num: int, proxy: Proxy, said: list[str], behind: int
+) -> dict[str, Any]:
+    """Heal and read."""
+    found = shown(server.uri, name)
+    expected = {f"{name}-{number}": 1 / (number + 1) for number in range(num)}
+    return {
+        **found,
+        "right": found.pop("losses") == expected and found["counted"] == num,
+        "faults": dict(Counter(proxy.faults)),
+        "behind": behind,
+        "said": said,
+    }
+
+
+def dropped_replies(server: Server, num: int = 12, drops: int = 12) -> dict[str, Any]:
+    """The replies of a random third of all writes get lost, until so many were."""
+    chance, said, left = random.Random(13), [], [drops]
+
+    def decide(method: str, path: str) -> str:
+        if method != "GET" and left[0] and chance.random() < 0.3:
+            left[0] -= 1
+            return DROP
+        return PASS
+
+    with proxied(server) as proxy:
+        proxy.decide = decide
+        tracker = MLflowTracker(connector(proxy.url), "dropped", say=said.append)
+        tell(tracker, "dropped", range(num))
+        tracker.close(completed=True)
+        return outcome(server, "dropped", num, proxy, said, tracker.num_behind)
+
+
+def away(server: Server, num: int = 6, seconds: float = 2.0) -> dict[str, Any]:
+    """Down when the sweep starts, up, down again for a while in the middle."""
+    said: list[str] = []
+    with proxied(server) as proxy:
+        proxy.decide = lambda method, path: REFUSE
+        tracker = MLflowTracker(connector(proxy.url), "away", say=said.append)
+        tell(tracker, "away", range(num // 2))
+        time.sleep(seconds)
+        proxy.decide = lambda method, path: PASS
+        tracker.flush()
+        proxy.decide = lambda method, path: REFUSE
+        tell(tracker, "away", range(num // 2, num))
+        time.sleep(seconds)
+        proxy.decide = lambda method, path: PASS
+        tracker.flush()
+        tracker.close(completed=True)
+        return outcome(server, "away", num, proxy, said, tracker.num_behind)
+
+
+def resetting(server: Server, num: int = 6, share: float = 0.3) -> dict[str, Any]:
+    """Connections are reset in the middle of replies, of reads too."""
+    chance, said = random.Random(7), []
+    with proxied(server) as proxy:
+        proxy.decide = lambda method, path: RESET if chance.random() < share else PASS
+        tracker = MLflowTracker(connector(proxy.url), "resetting", say=said.append)
+        tell(tracker, "resetting", range(num))
+        tracker.flush()
+        proxy.decide = lambda method, path: PASS
+        tracker.close(completed=True)
+        return outcome(server, "resetting", num, proxy, said, tracker.num_behind)
+
+
+def slow(server: Server, num: int = 4, delay_s: float = 0.2) -> dict[str, Any]:
+    """Every reply is late; nobody who tells something waits for it."""
+    said: list[str] = []
+    with proxied(server) as proxy:
+        proxy.delay_s = delay_s
+        tracker = MLflowTracker(connector(proxy.url), "slow", say=said.append)
+        tell(tracker, "slow", range(num))
+        waiting = tracker.num_behind
+        tracker.close(completed=True)
+        return {**outcome(server, "slow", num, proxy, said, tracker.num_behind), "waiting": waiting}
+
+
+def restarted(server: Server, num: int = 6, seconds: float = 1.0) -> dict[str, Any]:
+    """The server ends in the middle and starts again."""
+    said: list[str] = []
+    with proxied(server) as proxy:
+        tracker = MLflowTracker(connector(proxy.url), "restarted", say=said.append)
+        tell(tracker, "restarted", range(num // 2))
+        server.stop()
+        tell(tracker, "restarted", range(num // 2, num))
+        time.sleep(seconds)
+        server.start()
+        tracker.flush()
+        tracker.close(completed=True)
+        return outcome(server, "restarted", num, proxy, said, tracker.num_behind)
+
+
+CASES = {case.__name__: case for case in (dropped_replies, away, resetting, slow, restarted)}
+LONG = {
+    "dropped_replies": {"num": 40, "drops": 40},
+    "away": {"num": 40, "seconds": 60.0},
+    "resetting": {"num": 40},
+    "slow": {"num": 20, "delay_s": 1.0},
+    "restarted": {"num": 40, "seconds": 10.0},
+}
+"""Arguments of the long form (``make chaos``)."""
+
+
+def locked_database(database: Path, num: int = 4, seconds: float = 2.0) -> dict[str, Any]:
+    """Another program holds the SQLite file."""
+    said: list[str] = []
+    uri = f"sqlite:///{database}"
+    tracker = MLflowTracker(connector(uri), "locked", say=said.append)
+    tracker.flush()
+    with closing(sqlite3.connect(database, isolation_level=None, timeout=30)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        tell(tracker, "locked", range(num))
+        time.sleep(seconds)
+        other.execute("ROLLBACK")
+    tracker.flush()
+    tracker.close(completed=True)
+    return {**shown(uri, "locked"), "said": said, "behind": tracker.num_behind}
+
+
+def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
+    """The SQLite file is deleted in the middle; another process's reconcile shows everything again."""
+    said: list[str] = []
+    uri = f"sqlite:///{database}"
+    tracker = MLflowTracker(connector(uri), "deleted", say=said.append)
+    tell(tracker, "deleted", range(num // 2))
+    tracker.flush()
+    database.unlink()
+    tell(tracker, "deleted", range(num // 2, num))
+    tracker.close(completed=False)
+    # This process keeps its connections to the file that is gone.
+    other = subprocess.run(
+        [sys.executable, "-c", RECONCILE, uri, "deleted", str(num)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {**json.loads(other.stdout.splitlines()[-1]), "said": said, "behind": tracker.num_behind}
+
+
+RECONCILE = """
+import json, sys
+from tests.integration.mlflow_faults import MLflowTracker, connector, flat, shown
+uri, name, num = sys.argv[1:]
+tracker = MLflowTracker(connector(uri), name)
+tracker.reconcile([flat(name, number) for number in range(int(num))])
+tracker.close(completed=True)
+print(json.dumps(shown(uri, name)))
+"""

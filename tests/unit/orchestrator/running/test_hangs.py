@@ -1,0 +1,56 @@
+"""What counts as a hang: a trial past its limit, and no driver that stood still."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.running import hangs
+from orchestrator.running.hangs import HangWatch
+from tests.unit.orchestrator.results.examples import trial_spec
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(hangs.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    found = []
+    monkeypatch.setattr(hangs.ray, "kill", found.append)
+    return found
+
+
+def running(cell):
+    state = SimpleNamespace(ray_actor="actor")
+    return [SimpleNamespace(config={"cell": {"trial_id": cell.trial_id}}, temporary_state=state)]
+
+
+def look(watch, cell, clock, seconds):
+    """Look every ten seconds for so long."""
+    for _ in range(seconds // 10):
+        clock[0] += 10
+        watch.end_hung(running(cell))
+
+
+def test_a_trial_past_its_limit_is_ended_once(clock, killed):
+    cell, watch = trial_spec(), HangWatch(lambda _: 100.0)
+    watch.started(cell)
+    look(watch, cell, clock, 100)
+    assert killed == []
+    look(watch, cell, clock, 40)
+    assert killed == ["actor"]
+    assert "no result after 100 s" in watch.failure(cell.trial_id).message
+
+
+def test_time_in_which_the_driver_stood_still_is_no_trials(clock, killed):
+    cell, watch = trial_spec(), HangWatch(lambda _: 100.0)
+    watch.started(cell)
+    look(watch, cell, clock, 50)
+    clock[0] += 3600  # a full disk, a closed laptop
+    look(watch, cell, clock, 50)
+    assert killed == []
+    look(watch, cell, clock, 20)
+    assert killed == ["actor"]
