@@ -172,7 +172,9 @@ def _replace(lab: Path, path: str, text: str) -> None:
 
 
 def _accounts(lab: Path) -> str:
-    others = [line for line in Path("/etc/passwd").read_text(encoding="utf-8").splitlines() if ":0:0:" not in line]
+    others = [
+        line for line in Path("/etc/passwd").read_text(encoding="utf-8").splitlines() if ":0:0:" not in line
+    ]
     return "\n".join([f"isweep:x:0:0:lab:{lab}/home:/bin/bash", *others]) + "\n"
 
 
