@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 import uuid
@@ -15,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator.running.trainable import LOGICAL_GPUS
+from orchestrator.running.devices import LOGICAL_GPUS, driver_version, output_of
 
 MIN_FREE_BYTES = 5 * 2**30
 MAX_CLOCK_SKEW_S = 5.0
@@ -126,12 +125,10 @@ def look_here(mark: str, storage: str | None) -> dict[str, Any]:
 
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     spill = _spill_folder(session)
-    lines = _output(sys.executable, "-c", _ASK_TORCH).splitlines() or [""]
+    lines = output_of(sys.executable, "-c", _ASK_TORCH).splitlines() or [""]
     return {
         "cards": tuple(lines[1:]),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition(
-            "\n"
-        )[0],
+        "driver": driver_version(),
         "cuda": lines[0],
         "versions": tuple((name, _version(name)) for name in PACKAGES),
         "free_disk_bytes": shutil.disk_usage(session).free,
@@ -217,16 +214,6 @@ def _reaches(storage: str | None) -> str:
     except Exception as error:  # of whatever library stands behind the URL
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
     return "yes"
-
-
-def _output(*command: str) -> str:
-    """Return what a command prints; nothing when it is absent or fails."""
-    visible = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=visible, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _version(package: str) -> str:

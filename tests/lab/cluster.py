@@ -107,6 +107,8 @@ class LabCluster:
         token = lab / "home/.ray/auth_token"
         token.write_text(os.urandom(32).hex(), encoding="utf-8")
         token.chmod(0o600)
+        (lab / "home/data").mkdir()
+        (lab / "home/data/raw.txt").write_text("a raw download\n", encoding="utf-8")
         launch_file(lab, hosts)
         (lab / "nodes.py").write_text(_COUNT_NODES, encoding="utf-8")
         return cls(lab, hosts)
