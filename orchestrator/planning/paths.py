@@ -87,6 +87,11 @@ class RootPaths:
             raise _no_root(self.root, error) from None
 
     @property
+    def prices(self) -> Path:
+        """A price table of one's own, if there is one."""
+        return self.root / "prices.yaml"
+
+    @property
     def exist(self) -> bool:
         """Whether the folder has been made."""
         return self.root.is_dir()
