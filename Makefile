@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint chaos bench gpu-check wheel lock-cuda clean
+.PHONY: install demo test lint chaos cluster-test bench gpu-check wheel lock-cuda clean
 
 install: $(STAMP)
 
@@ -33,6 +33,10 @@ lint: $(STAMP)
 # Faults on real clusters in namespaces of their own; one JSON object per case (tests/integration/faults.py).
 chaos: $(STAMP)
 	$(BIN)/python -m tests.integration.chaos
+
+# docs/cluster.md on three hosts of namespaces: ray up, sweeps, lost workers, a lost head; needs root, sshd, rsync, tmux.
+cluster-test: wheel
+	$(BIN)/python -m tests.lab --result tests/lab/result.json
 
 bench: $(STAMP)
 	@for script in $$(ls benchmarks/*.py | grep -v gpu_check); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

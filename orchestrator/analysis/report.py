@@ -54,7 +54,7 @@ def write_report(
             "message"}``. ``unreadable``, ``measures``: lists of flat records. ``datasets``: dataset →
             ``{"title", "description", ...}``. ``packages``: name → version. ``code_versions``, ``devices``:
             name → number of trials. ``trial_devices``: trial id → device. ``newest``: date of the newest
-            result. ``preset``: the sweep file, as text or as data.
+            result. ``cost``: of the results, in words. ``preset``: the sweep file, as text or as data.
 
     Returns:
         The path of ``report.html``.

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.cost import cost_of
 from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, read_state
 from tasks.trials.result import TrialStatus
@@ -75,6 +77,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "packages": records[0].provenance.packages if records else {},
         "newest": _date(max((record.finished_at for record in records), default=0.0)),
         "trial_devices": {record.trial_id: record.result.device for record in records},
+        "cost": cost_of(state, read_prices(workspace.paths.prices)).text() if records else "",
         "devices": dict(Counter(record.result.device for record in records)),
         "datasets": {
             name: {

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
+from rich.table import Table
 
 from orchestrator.cli.options import CLUSTER, Place
 from orchestrator.cli.printing import emit, stdout
+
+TABLE_WIDTH = 200
+"""A table of nodes is for reading across: a narrow terminal wraps it rather than cut columns away."""
 
 
 def doctor(
@@ -19,14 +23,17 @@ def doctor(
     """Check machine, cluster, storage, MLflow, versions, security; exit code 3 when a check fails.
 
     Args:
-        address: Also check this Ray cluster.
+        address: Also check this Ray cluster, each of its nodes by a task that runs there.
         place: Where everything lies.
     """
     from orchestrator.running.doctor import run_checks
 
-    checks = run_checks(place.root, place.mlflow_uri, address)
+    checks = run_checks(place.root, place.mlflow_uri, address, place.storage)
 
     def show() -> None:
+        nodes = [check["node"] for check in checks if "node" in check]
+        if nodes:
+            stdout.print(_node_table(nodes), width=TABLE_WIDTH, crop=False)
         for check in checks:
             mark = "[green]ok[/]  " if check["ok"] else "[red]no[/]  "
             stdout.print(f"{mark}{check['name']}: {escape(check['detail'])}", soft_wrap=True)
@@ -35,3 +42,26 @@ def doctor(
 
     emit(place, checks, show)
     return 0 if all(check["ok"] for check in checks) else 3
+
+
+def _node_table(nodes: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("node", "CPUs", "GPUs", "cards", "driver", "CUDA", "isweep", "ray", "torch"):
+        table.add_column(name, no_wrap=True)
+    for name in ("disk", "spill", "clock", "root", "storage"):
+        table.add_column(name, no_wrap=True)
+    for node in nodes:
+        table.add_row(
+            node["address"] + (" (head)" if node["head"] else ""),
+            f"{node['num_cpus']:g}",
+            f"{node['num_gpus']:g}",
+            escape(", ".join(node["cards"])) or "-",
+            node["driver"] or "-",
+            node["cuda"] or "-",
+            *(node["versions"].get(name, "?") for name in ("isweep", "ray", "torch")),
+            *(f"{node[key] / 2**30:.0f} GiB" for key in ("free_disk_bytes", "free_spill_bytes")),
+            f"{node['clock_skew_s']:g} s off",
+            "seen" if node["sees_root"] else "not seen",
+            escape(node["sees_storage"]) or "-",
+        )
+    return table

@@ -175,6 +175,8 @@ def status(
             stdout.print(escape(f"not believed: {item['path']}: {item['reason']}"))
         if document["foreign"]:
             stdout.print(f"{len(document['foreign'])} results belong to no planned trial; kept, not used")
+        if document["done"]:
+            stdout.print(escape(document["cost"]["text"]), soft_wrap=True)
 
     emit(place, document, show)
     return 0
@@ -274,9 +276,12 @@ def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
 
 def _progress(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.planning.plan import CellStatus
+    from orchestrator.planning.prices import read_prices
+    from orchestrator.results.cost import cost_of
     from tasks.trials.result import TrialStatus
 
     state = _state(workspace)
+    cost = cost_of(state, read_prices(workspace.paths.prices))
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
         "planned": counts.total(),
@@ -287,6 +292,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
+        "cost": vars(cost) | {"text": cost.text()},
     }
 
 

@@ -22,6 +22,14 @@ def _no_root(path: str | Path, error: Exception) -> SetupError:
     )
 
 
+def _in_ray_session(path: Path) -> bool:
+    """Tell whether a path lies below a folder that Ray made for one start of itself."""
+    return any(
+        folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink()
+        for folder in (path, *path.parents)
+    )
+
+
 @dataclass(frozen=True)
 class RootPaths:
     """What lies below one root: prepared data, sweeps, the MLflow database."""
@@ -59,11 +67,17 @@ class RootPaths:
         return paths
 
     def make(self) -> None:
-        """Make the folder, and see that it can be written.
+        """Make the folder, and see that it can be written and will stay.
 
         Raises:
-            SetupError: when it cannot.
+            SetupError: when it cannot, or lies in a session folder of Ray, which goes with the cluster.
         """
+        if _in_ray_session(self.root):
+            raise SetupError(
+                "The root must outlive the cluster, and a session folder of Ray does not",
+                str(self.root),
+                "name a folder with --root, absolute; `ray job submit --working-dir` starts commands in one",
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
@@ -71,6 +85,11 @@ class RootPaths:
             probe.unlink()
         except OSError as error:
             raise _no_root(self.root, error) from None
+
+    @property
+    def prices(self) -> Path:
+        """A price table of one's own, if there is one."""
+        return self.root / "prices.yaml"
 
     @property
     def exist(self) -> bool:

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.results.tracking.choice import check_tracker
 from orchestrator.running.cluster import MIN_RAY, connect
+from orchestrator.running.nodes import look_at_nodes
 from search_spaces.errors import SweepError
 
 MIN_FREE_BYTES = 5 * 2**30
@@ -22,19 +23,22 @@ NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
 
 
 class Check(TypedDict):
-    """What a check found; ``fix`` is empty when all is well."""
+    """What a check found; ``fix`` is empty when all is well; ``node`` is what a node of a cluster said."""
 
     name: str
     ok: bool
     detail: str
     fix: str
+    node: NotRequired[dict[str, Any]]
 
 
-def run_checks(root: str | None, mlflow_uri: str | None, address: str | None) -> list[Check]:
+def run_checks(
+    root: str | None, mlflow_uri: str | None, address: str | None, storage: str | None = None
+) -> list[Check]:
     """Run all checks; one that fails never stops the others.
 
     Returns:
-        One entry per check.
+        One entry per check; with an address also one per node of the cluster there.
     """
     checks: list[tuple[str, Callable[[], tuple[bool, str, str]]]] = [
         ("python", _python),
@@ -58,7 +62,23 @@ def run_checks(root: str | None, mlflow_uri: str | None, address: str | None) ->
         except Exception as error:
             ok, detail, fix = False, f"{type(error).__name__}: {error}", "see the message"
         found.append({"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix})
+    if address is not None and all(check["ok"] for check in found if check["name"] == "ray cluster"):
+        found += _nodes(RootPaths.at(root).root, storage, address)
     return found
+
+
+def _nodes(root: Path, storage: str | None, address: str) -> list[Check]:
+    with connect(address):
+        return [
+            {
+                "name": f"node {report.address}",
+                "ok": not report.problems,
+                "detail": "; ".join(what for what, _ in report.problems) or "nothing is wrong",
+                "fix": "; ".join(way_out for _, way_out in report.problems),
+                "node": report.row(),
+            }
+            for report in look_at_nodes(root, storage)
+        ]
 
 
 def _python() -> tuple[bool, str, str]:

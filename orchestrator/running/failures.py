@@ -26,7 +26,7 @@ RETRIES: dict[FailureKind, int | None] = {
     FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
     FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
     FailureKind.HUNG: 1,
-    FailureKind.SETUP: 1,  # another node may be set up well
+    FailureKind.SETUP: 3,  # another node may be set up well
     FailureKind.DISK_FULL: 0,
     FailureKind.BAD_CONFIG: 0,
     FailureKind.BAD_DATA: 0,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.extras import time_limit
+from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.patience import Patience
@@ -71,6 +72,7 @@ def run_sweep(
     options = options or RunOptions()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     workspace.paths.make()
+    read_prices(workspace.paths.prices)  # a mistake in it must not wait for the report
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:

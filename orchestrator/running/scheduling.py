@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
 
+from orchestrator.running.autoscaler import launch_report
 from orchestrator.running.cluster import Resources
 
-PATIENCE_S = 30.0
-"""How long no trial may start before it is said what is missing."""
+PATIENCE_S = 60.0
+"""How long no trial may start before it is said what is missing, and then until it is looked at again."""
 
 
 class StartWatch:
-    """Says once what is missing when cells wait for a place and none starts."""
+    """Says what is missing when cells wait for a place and none starts, and again when the reason changes."""
 
     def __init__(self, resources: Resources, say: Callable[[str], None]) -> None:
         self._resources, self._say = resources, say
-        self._moved_at = time.monotonic()
+        self._moved_at = self._looked_at = time.monotonic()
+        self._said = ""
 
     def look(self, trials: Iterable[Any], *, waiting: bool) -> None:
         """Look at Tune's trials; ``waiting`` tells whether any should run."""
+        now = time.monotonic()
         if not waiting or any(trial.status == "RUNNING" for trial in trials):
-            self._moved_at = time.monotonic()
-        elif time.monotonic() - self._moved_at > PATIENCE_S:
-            self._moved_at = math.inf
-            self._say(what_is_missing(self._resources, PATIENCE_S))
+            if self._said and waiting:
+                self._say(f"The first trial started after {now - self._moved_at:.0f} s.")
+            self._moved_at, self._said = now, ""
+        elif now - max(self._moved_at, self._looked_at) > PATIENCE_S:
+            self._looked_at = now
+            reason = why_nothing_starts(self._resources)
+            if reason != self._said:
+                self._said = reason
+                self._say(f"No trial could start for {now - self._moved_at:.0f} s: {reason}")
 
 
-def what_is_missing(resources: Resources, seconds: float) -> str:
-    """Say what each trial asks for and the cluster lacks, when none could start for ``seconds``."""
+def why_nothing_starts(resources: Resources) -> str:
+    """Say what each trial asks for, what the cluster lacks, and what its autoscaler does about it."""
+    report = launch_report()
+    if report is None:
+        doing = "This cluster does not grow by itself: add nodes, ask for less, or run with --device cpu."
+    else:
+        doing = report.text()
+    return f"{what_is_missing(resources)} {doing}"
+
+
+def what_is_missing(resources: Resources) -> str:
+    """Say what each trial asks for, and how much of it the cluster has."""
     there, free = ray.cluster_resources(), ray.available_resources()
     asked = ", ".join(
         f"{amount:g} {name} (the cluster has {there.get(_ray_name(name), 0):g}, "
         f"{free.get(_ray_name(name), 0):g} free)"
         for name, amount in resources.as_ray().items()
     )
-    return f"No trial could start for {seconds:g} s: each asks for {asked}. Waiting for nodes."
+    return f"each asks for {asked}."
 
 
 def _ray_name(name: str) -> str:

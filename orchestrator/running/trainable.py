@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.results.records import CellReport, TrialRecord
+from orchestrator.running.devices import computes_on_gpu
 from orchestrator.running.failures import DeviceError, classify, spoils_process
 from orchestrator.running.keeper import Keeper
 from search_spaces.errors import CorruptStoreError
@@ -24,9 +24,6 @@ log = logging.getLogger(__name__)
 
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
-
-LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
-"""Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of packing."""
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
@@ -83,9 +80,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         (reference,) = ray.get(self._arrays.take.remote(cell["data"]))
         data = ray.get(reference)
         num_gpus = float(cell["num_gpus"])
-        on_gpu = bool(num_gpus) and os.environ.get(LOGICAL_GPUS) != "1"
-        if on_gpu and not _has_cuda():
-            raise DeviceError("this trial was given a GPU, and torch finds none in its process")
+        on_gpu = computes_on_gpu(num_gpus)
         install_code(self._code)
         options = {
             "device": "cuda" if on_gpu else "cpu",
@@ -149,9 +144,3 @@ def _title_process(trial_id: str) -> None:
     set_title = getattr(ray._raylet, "setproctitle", None)
     if set_title is not None:
         set_title(f"ray::isweep {trial_id}")
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())

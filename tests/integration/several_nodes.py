@@ -31,9 +31,10 @@ from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.tracker import NoopTracker
 from orchestrator.running.cluster import Cluster, Resources, connect
+from orchestrator.running.devices import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
 from orchestrator.running.sweep import TrialSweep
-from orchestrator.running.trainable import LOGICAL_GPUS, TrialTrainable
+from orchestrator.running.trainable import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.remote import RayExecutor

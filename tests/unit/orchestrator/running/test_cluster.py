@@ -21,7 +21,7 @@ from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
 
 REPOSITORY = Path(__file__).parents[4]
-FILES = [REPOSITORY / "cluster.yaml", REPOSITORY / "clusters" / "onprem.yaml"]
+FILES = [REPOSITORY / name for name in ("cluster.yaml", "clusters/gcp.yaml", "clusters/onprem.yaml")]
 CONSTRAINED = "--constraint ~/isweep-dist/constraints.txt"
 LOCKED = "--require-hashes --requirement ~/isweep-dist/constraints-cuda.txt"
 
@@ -116,6 +116,24 @@ class TestCloudFile:
         spot, beside = (config["available_node_types"][n] for n in ("gpu_worker", "gpu_worker_on_demand"))
         market = {"InstanceMarketOptions": {"MarketType": "spot"}}
         assert spot["node_config"] == {**beside["node_config"], **market}
+
+    def test_the_other_provider_gets_the_same_commands(self, config):
+        other = yaml.safe_load((REPOSITORY / "clusters" / "gcp.yaml").read_text(encoding="utf-8"))
+        ours = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))
+        for name in ("file_mounts", "initialization_commands", "setup_commands", "head_start_ray_commands"):
+            assert other[name] == ours[name], name
+        kinds = other["available_node_types"]
+        assert (
+            kinds["gpu_worker"]["worker_setup_commands"]
+            == kinds["gpu_worker_on_demand"]["worker_setup_commands"]
+        )
+        (spot,) = kinds["gpu_worker"]["node_config"]["scheduling"]
+        assert spot["provisioningModel"] == "SPOT"
+        assert "scheduling" not in kinds["head"]["node_config"]
+        assert {(kind.get("min_workers", 0), kind["resources"].get("GPU", 0)) for kind in kinds.values()} == {
+            (0, 0),
+            (0, 1),
+        }
 
     def test_the_head_policy_is_bounded(self):
         policy = json.loads((REPOSITORY / "clusters" / "iam" / "head.json").read_text(encoding="utf-8"))

@@ -1,0 +1,73 @@
+"""What an hour of a card and of a CPU core costs, in money and power: a table that a root may replace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.planning.cards import CARDS, card_named
+from orchestrator.planning.plain_yaml import read_plain
+from search_spaces.errors import ConfigError
+
+DEFAULT_CARD = "h100"
+
+
+class Price(BaseModel):
+    """Of one unit, a card or a core.
+
+    Attributes:
+        dollars: an hour.
+        watts: at work, with its share of the machine if that is to count.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    dollars: float = Field(ge=0, allow_inf_nan=False)
+    watts: float = Field(ge=0, allow_inf_nan=False)
+
+
+class Prices(BaseModel):
+    """The table.
+
+    Attributes:
+        card: of a whole graphics card.
+        core: of a CPU core; by default about what clouds ask for one of a general machine, and the draw of a
+            server's core (assumed).
+        origin: where the table is from, for people.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    card: Price = Price(dollars=CARDS[DEFAULT_CARD].price, watts=CARDS[DEFAULT_CARD].watts)
+    core: Price = Price(dollars=0.05, watts=8)
+    origin: str = f"assumed prices of an {DEFAULT_CARD} and of cloud cores"
+
+
+def read_prices(path: Path) -> Prices:
+    """Read a price table, such as ``{card: a100, core: {dollars: 0, watts: 5}}``; the default without one.
+
+    ``card`` may be a name of :data:`orchestrator.planning.cards.CARDS` instead of numbers; what is left out
+    has its default.
+
+    Raises:
+        ConfigError: for a table that cannot be read.
+    """
+    if not path.exists():
+        return Prices()
+    found = read_plain(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(found, dict):
+        raise ConfigError("A price table must be a mapping", str(path), "card: {dollars: 2.5, watts: 700}")
+    if isinstance(found.get("card"), str):
+        card = card_named(found["card"])
+        found["card"] = {"dollars": card.price, "watts": card.watts}
+    try:
+        return Prices.model_validate({"origin": str(path.name), **found})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise ConfigError(
+            "A price table has card and core, each with dollars and watts of an hour, none negative",
+            f"{path}: {place}: {problem['msg']}",
+            "card: {dollars: 2.5, watts: 700}",
+        ) from None

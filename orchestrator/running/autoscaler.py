@@ -1,0 +1,129 @@
+"""What a cluster's autoscaler is doing about the trials that wait: nodes on their way, launches that failed.
+
+Ray keeps it in two forms, by the autoscaler's version, in its private interfaces; where they answer in
+another way than known, the report says so and nothing else fails.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.experimental.internal_kv import _internal_kv_get
+
+log = logging.getLogger(__name__)
+
+_STATUS_KEY = b"__autoscaling_status"
+MOST_TOLD = 3
+MOST_CHARACTERS = 200
+
+ADVICE = (
+    (("limitexceeded", "spotinstancecount", "quota"), "ask the provider for a higher quota of this type"),
+    (("capacity", "exhausted", "stockout"), "name another zone or instance type, or add an on-demand type"),
+    (("servicelinkedrole",), "make the role once: aws iam create-service-linked-role, see docs/cluster.md"),
+    (
+        ("unauthorized", "accessdenied", "forbidden", "permission", "passrole"),
+        "give the head's role the rights of clusters/iam/head.json",
+    ),
+    (
+        ("invalidami", "imagenotfound", "errimagepull", "imagepullbackoff"),
+        "correct the image in the launch file",
+    ),
+    (("securitygroup", "subnet"), "correct the security group or subnet in the launch file"),
+    (("setting-up", "update-failed", "setup"), "see monitor.* in /tmp/ray/session_latest/logs on the head"),
+)
+"""What a provider's words ask for; the first row with a word in the message holds."""
+
+
+@dataclass(frozen=True)
+class LaunchReport:
+    """The autoscaler's state.
+
+    Attributes:
+        coming: Nodes that were asked for or are being set up, in words.
+        failures: Launches and set-ups that failed lately, newest first, in the provider's words.
+    """
+
+    coming: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Say it in a sentence or two, with what to do about the newest failure."""
+        parts = [f"On their way: {', '.join(self.coming)}." if self.coming else "No node is on its way."]
+        for failure in self.failures[:MOST_TOLD]:
+            parts.append(f"Launch failed: {failure[:MOST_CHARACTERS]}.")
+        if self.failures:
+            parts.append(f"What to do: {advice(self.failures[0])}.")
+        return " ".join(parts)
+
+
+def advice(message: str) -> str:
+    """Return what to do about a failure in a provider's words."""
+    plain = message.lower().replace(" ", "").replace("_", "")
+    for words, what in ADVICE:
+        if any(word in plain for word in words):
+            return what
+    return "see monitor.* in /tmp/ray/session_latest/logs on the head"
+
+
+def launch_report() -> LaunchReport | None:
+    """Ask the connected cluster's autoscaler; None where there is none, or none that we can read."""
+    try:
+        from ray.autoscaler.v2.sdk import get_cluster_status
+        from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+        if is_autoscaler_v2():
+            return read_second_version(get_cluster_status(ray.get_runtime_context().gcs_address))
+        status = _internal_kv_get(_STATUS_KEY)
+        return read_first_version(json.loads(status)["autoscaler_report"]) if status else None
+    except Exception as error:  # private interfaces, that another Ray may have changed
+        log.warning("the autoscaler cannot be asked: %s: %s", type(error).__name__, error)
+        return None
+
+
+def read_first_version(report: dict[str, Any]) -> LaunchReport:
+    """Read the summary of version 1, as it lies in Ray's table."""
+    setting_up = Counter((kind, state) for _, kind, state in report.get("pending_nodes", ()))
+    known = report.get("node_availability_summary", {}).get("node_availabilities", {})
+    unavailable = [
+        (record["last_checked_timestamp"], f"{kind}: {told['category']}: {told['description']}")
+        for kind, record in known.items()
+        if not record["is_available"] and (told := record.get("unavailable_node_information"))
+    ]
+    failed = Counter(kind for _, kind in report.get("failed_nodes", ()))
+    return LaunchReport(
+        coming=(
+            *_counted(
+                (kind, "asked for", number) for kind, number in report.get("pending_launches", {}).items()
+            ),
+            *_counted((kind, state, number) for (kind, state), number in setting_up.items()),
+        ),
+        failures=(
+            *(text for _, text in sorted(unavailable, reverse=True)),
+            *(f"{kind}: {number} nodes did not get through their setup" for kind, number in failed.items()),
+        ),
+    )
+
+
+def read_second_version(status: Any) -> LaunchReport:
+    """Read the status of version 2."""
+    setting_up = Counter(
+        (node.ray_node_type_name, node.details or node.node_status) for node in status.pending_nodes
+    )
+    launches = sorted(status.failed_launches, key=lambda launch: launch.failed_ts_s or 0, reverse=True)
+    return LaunchReport(
+        coming=(
+            *_counted((one.ray_node_type_name, "asked for", one.count) for one in status.pending_launches),
+            *_counted((kind, state, number) for (kind, state), number in setting_up.items()),
+        ),
+        failures=tuple(f"{one.ray_node_type_name}: {one.details or 'no reason given'}" for one in launches),
+    )
+
+
+def _counted(nodes: Iterable[tuple[str, str, int]]) -> Iterable[str]:
+    return (f"{number} {kind} ({state})" for kind, state, number in nodes if number)

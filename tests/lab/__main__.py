@@ -1,0 +1,242 @@
+"""``make cluster-test``: the way of docs/cluster.md on three hosts, with everything that may befall them.
+
+``ray up``, ``isweep doctor``, a sweep typed into ``ray attach``, a sweep by ``ray job submit``, a worker
+killed, one rebooted, one that comes back with an empty home, the head lost and the same submission again, the
+end; then every cell must be there once, MLflow clean, and no process left. Needs root (to make namespaces and
+SSH servers in them), iproute2, openssh-server, rsync and tmux. Prints one JSON object; the committed one is
+``tests/lab/result.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tests.isolation import AVAILABLE, isolated
+from tests.lab.cluster import SWEEP, LabCluster, read_json, wait_for
+from tests.lab.hosts import SSHD
+
+TOOLS = ("ip", "nsenter", "ssh", "ssh-keygen", "rsync", "tmux", SSHD)
+RAY = ("ray", "isweep", "orchestrator", "raylet", "gcs_server", "mlflow", "log_monitor")
+UP_S, SWEEP_S = 300.0, 400.0
+NUM_CELLS = 24
+HOME = "/home/isweep"
+ISWEEP = f"{HOME}/isweep-venv/bin/isweep"
+RUN = "isweep run paper --address auto --device gpu"
+SUBMIT = (
+    "ray job submit --address http://127.0.0.1:8265 --no-wait -- "
+    f"{ISWEEP} run paper --address auto --device gpu --root {HOME}/isweep-root"
+)
+
+_RUNS = """
+select tags.value, runs.status from runs
+join tags on tags.run_uuid = runs.run_uuid and tags.key = 'trial_id'
+join experiments on experiments.experiment_id = runs.experiment_id where experiments.name = ?
+"""
+
+
+class Story:
+    """The steps in order, each timed; what went wrong ends it, with the transcript kept."""
+
+    def __init__(self, cluster: LabCluster, say: Callable[[str], None]) -> None:
+        self.cluster, self.say = cluster, say
+        self.steps: list[dict[str, Any]] = []
+
+    def step(self, what: str, do: Callable[[], Any]) -> Any:
+        """Do one thing, and note how long it took."""
+        self.say(what)
+        started = time.monotonic()
+        found = do()
+        self.steps.append({"what": what, "seconds": round(time.monotonic() - started, 1)})
+        return found
+
+    def until(self, what: str, seconds: float, true: Callable[[], Any]) -> None:
+        """Wait as a step of its own."""
+        self.step(what, lambda: wait_for(what, seconds, true))
+
+    def bring_up(self) -> None:
+        """From nothing to three nodes, looked at one by one."""
+        lab = self.cluster
+        self.step("ray up", lambda: lab.here("ray up -y clusters/onprem.yaml"))
+        self.until("three nodes", UP_S, lambda: lab.num_nodes() == 3)
+        self.step("ray status", lambda: lab.on_head("ray status"))
+        checks = read_json(
+            self.step("doctor", lambda: lab.on_head("isweep doctor --address auto --json", fails=True))
+        )
+        nodes = [check for check in checks if "node" in check]
+        expect("doctor reports each node", len(nodes), 3)
+        expect("doctor finds nothing wrong", [c["detail"] for c in checks if not c["ok"]], [])
+
+    def sweep_by_attach(self) -> dict[str, Any]:
+        """Typed into a terminal of the head that is closed at once; a worker is killed, one rebooted."""
+        lab = self.cluster
+        self.write_sweep("attached", seeds="[0, 1]")
+        lab.here("ray rsync-up clusters/onprem.yaml ~/data/ '~/data/'")
+        shell = "ray attach --tmux clusters/onprem.yaml"
+        typed = ["export PATH=~/isweep-venv/bin:$PATH RAY_AUTH_MODE=token", RUN]
+        self.step("attach, type, close", lambda: lab.type_into(shell, typed))
+        self.until("4 cells", SWEEP_S, lambda: lab.num_done("attached") >= 4)
+        self.step("kill Ray on gpu1", lambda: lab.hosts[1].kill(*RAY))
+        self.until("8 cells", SWEEP_S, lambda: lab.num_done("attached") >= 8)
+        self.step("reboot gpu2", lambda: (lab.hosts[2].switch_off(), lab.hosts[2].start()))
+        self.until("all cells", SWEEP_S, lambda: self.ended("attached"))
+        self.until("three nodes again", UP_S, lambda: lab.num_nodes() == 3)
+        return self.outcome("attached")
+
+    def sweep_by_job(self) -> dict[str, Any]:
+        """Submitted; a worker comes back with an empty home; the head is lost, and all is typed again."""
+        lab = self.cluster
+        self.write_sweep("submitted", seeds="[2, 3]")
+        with lab.beside("ray dashboard clusters/onprem.yaml"):
+            self.until(
+                "the tunnel", 60, lambda: "HTTP" in lab.here("curl -sI http://127.0.0.1:8265", fails=True)
+            )
+            self.step("ray job submit", lambda: lab.here(SUBMIT))
+            self.until("4 cells", SWEEP_S, lambda: lab.num_done("submitted") >= 4)
+        lab.hosts[1].switch_off()
+        lab.hosts[1].empty_home()
+        self.step("gpu1 comes back empty", lab.hosts[1].start)
+        self.until("8 cells", SWEEP_S, lambda: lab.num_done("submitted") >= 8)
+        self.until("three nodes after an empty home", UP_S, lambda: lab.num_nodes() == 3)
+        lab.head.switch_off()
+        before = lab.num_done("submitted")
+        self.step("the head is lost", lab.head.start)
+        self.step("ray up again", lambda: lab.here("ray up -y clusters/onprem.yaml"))
+        with lab.beside("ray dashboard clusters/onprem.yaml"):
+            self.until(
+                "the tunnel again",
+                60,
+                lambda: "HTTP" in lab.here("curl -sI http://127.0.0.1:8265", fails=True),
+            )
+            self.step("the same submission again", lambda: lab.here(SUBMIT))
+            self.until("all cells", SWEEP_S, lambda: self.ended("submitted"))
+            self.step("ray job list", lambda: lab.here("ray job list --address http://127.0.0.1:8265"))
+        return {**self.outcome("submitted"), "done_when_the_head_was_lost": before}
+
+    def take_down(self) -> dict[str, list[str]]:
+        """End it as documented; returns what still runs on each host."""
+        lab = self.cluster
+        self.step("ray stop", lambda: lab.here("ray exec clusters/onprem.yaml '~/isweep-venv/bin/ray stop'"))
+        self.step("ray down", lambda: lab.here("ray down -y clusters/onprem.yaml"))
+
+        def left() -> dict[str, list[str]]:
+            found = {host.name: host.processes(*RAY) for host in lab.hosts}
+            return {name: [" ".join(p.cmdline())[:120] for p in ps] for name, ps in found.items() if ps}
+
+        try:
+            self.until("no process left", 120, lambda: not left())
+        except RuntimeError:
+            return left()
+        return {}
+
+    def write_sweep(self, name: str, seeds: str) -> None:
+        """Put the sweep where the documents' ``paper`` is translated to."""
+        text = SWEEP.format(name=name, seeds=seeds, epochs=EPOCHS)
+        (self.cluster.lab / "paper.yaml").write_text(text, encoding="utf-8")
+
+    def ended(self, sweep: str) -> bool:
+        """Whether all cells are there and the driver let go of the root."""
+        lab = self.cluster
+        return lab.num_done(sweep) == NUM_CELLS and (lab.root / "sweeps" / sweep / "report").is_dir()
+
+    def outcome(self, sweep: str) -> dict[str, Any]:
+        """Every cell once in the store, and once in MLflow, closed."""
+        trials = self.cluster.root / "sweeps" / sweep / "trials"
+        stored = sorted(path.parent.name for path in trials.glob("*/result.json"))
+        failed = sorted(path.parent.name for path in trials.glob("*/failure.json"))
+        with sqlite3.connect(f"file:{self.cluster.root / 'mlflow.db'}?mode=ro", uri=True) as database:
+            rows = database.execute(_RUNS, (f"isweep/{sweep}",)).fetchall()
+        runs = Counter(trial for trial, _ in rows)
+        expect(f"{sweep}: every cell is stored", len(stored), NUM_CELLS)
+        expect(f"{sweep}: no failure is left", failed, [])
+        expect(f"{sweep}: one run per cell in MLflow", sorted(runs), stored)
+        expect(f"{sweep}: no cell has two runs", max(runs.values()), 1)
+        expect(f"{sweep}: no run is open", sorted({status for _, status in rows}), ["FINISHED"])
+        records = [json.loads((trials / name / "result.json").read_text())["record"] for name in stored]
+        expect(f"{sweep}: results know their commit", all(r["provenance"]["commit"] for r in records), True)
+        return {"cells": len(stored), "attempts": dict(Counter(str(r["attempt"]) for r in records))}
+
+
+EPOCHS = 40
+CHECKED: list[str] = []
+
+
+def expect(what: str, found: Any, wanted: Any) -> None:
+    """Note a check that holds; one that does not ends the story."""
+    if found != wanted:
+        raise RuntimeError(f"{what}: found {found}, wanted {wanted}")
+    CHECKED.append(what)
+
+
+def tell(lab: Path) -> dict[str, Any]:
+    """Run the whole story and return what came of it."""
+    started = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - started:5.0f} s] {what}", file=sys.stderr, flush=True)
+
+    story = Story(LabCluster.make(lab), say)
+    story.bring_up()
+    found = {"attached": story.sweep_by_attach(), "submitted": story.sweep_by_job()}
+    left = story.take_down()
+    expect("no process is left", left, {})
+    return {
+        "name": "cluster-test",
+        "seconds": round(time.monotonic() - started),
+        "sweeps": found,
+        "checked": CHECKED,
+        "steps": story.steps,
+        "commands": sorted(set(story.cluster.said)),
+        "environment": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            **{name: metadata.version(name) for name in ("ray", "mlflow", "torch")},
+        },
+    }
+
+
+def main() -> int:
+    """Check what is needed, and go into namespaces of our own."""
+    parser = argparse.ArgumentParser(prog="make cluster-test", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help="where to write what is printed")
+    options = parser.parse_args()
+    if options.inside is None:
+        missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+        if missing or os.geteuid() != 0 or not AVAILABLE:
+            wanted = ", ".join(missing) or "the right to make namespaces (root)"
+            print(f"cluster-test needs {wanted}", file=sys.stderr)
+            return 3
+        # Not below /tmp: each host has a folder of its own there.
+        lab = tempfile.mkdtemp(prefix="isweep-lab-", dir="/var/tmp")
+        words = [sys.executable, "-m", "tests.lab", "--inside", lab]
+        words += ["--result", str(options.result.absolute())] if options.result else []
+        os.execvp("unshare", isolated(*words))
+    try:
+        document = tell(options.inside)
+    except RuntimeError as error:
+        print(f"{error}\nlogs and transcript: {options.inside}", file=sys.stderr)
+        return 1
+    text = json.dumps(document, indent=2) + "\n"
+    if options.result:
+        options.result.write_text(text, encoding="utf-8")
+    print(text, end="")
+    shutil.rmtree(options.inside)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

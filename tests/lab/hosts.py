@@ -1,0 +1,188 @@
+"""Hosts of a small laboratory: SSH servers in network, process, mount and name spaces of their own.
+
+Each has its own address, home, temporary folder and shared memory, and sees the same account ``isweep``. Made
+for root inside :func:`tests.isolation.isolated`, where nothing can leave and all ends together; the process
+that makes them is the user's machine, on the same bridge.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+NETWORK = "10.77.0"
+BRIDGE = "lab0"
+SSHD = "/usr/sbin/sshd"
+WAIT_S = 20.0
+
+_SSHD_CONFIG = """
+HostKey {lab}/host_key
+AuthorizedKeysFile {lab}/authorized_keys
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+StrictModes no
+UsePAM no
+PidFile none
+MaxStartups 100
+"""
+
+_BOOT = """
+set -e
+hostname {name}
+mount --bind {lab}/hosts/{name} {lab}/home
+for folder in /tmp /dev/shm /run; do mount -t tmpfs -o mode=1777 none $folder; done
+mkdir -m 755 /run/sshd
+ip link set lo up
+exec {sshd} -D -e -f {lab}/sshd_config
+"""
+
+
+def run(*words: str) -> None:
+    """Run a command of the lab's own; what it prints is shown only when it fails."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+
+
+@dataclass
+class Host:
+    """One machine: started, switched off, its processes killed, its home emptied.
+
+    Attributes:
+        name: Its host name.
+        address: Its address on the bridge.
+        lab: Folder of the lab.
+        settings: Variables of every login there.
+    """
+
+    name: str
+    address: str
+    lab: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    _server: subprocess.Popen[bytes] | None = None
+
+    @property
+    def disk(self) -> Path:
+        """Its home folder, as the lab sees it."""
+        return self.lab / "hosts" / self.name
+
+    def plug_in(self) -> None:
+        """Give it a network card on the bridge, once."""
+        self.disk.mkdir(parents=True)
+        run("ip", "netns", "add", self.name)
+        card = f"to-{self.name}"[:15]
+        run("ip", "link", "add", card, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        run("ip", "link", "set", card, "master", BRIDGE, "up")
+        run("ip", "-n", self.name, "address", "add", f"{self.address}/24", "dev", "eth0")
+        run("ip", "-n", self.name, "link", "set", "eth0", "up")
+
+    def start(self) -> None:
+        """Switch it on, and wait for its SSH server."""
+        boot = _BOOT.format(name=self.name, lab=self.lab, sshd=SSHD)
+        spaces = ("--pid", "--mount-proc", "--mount", "--uts", "--fork", "--kill-child")
+        command = ("nsenter", f"--net=/run/netns/{self.name}", "unshare", *spaces, "sh", "-c", boot)
+        with open(self.lab / f"{self.name}.log", "ab") as log:
+            self._server = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        patience = time.monotonic() + WAIT_S
+        while True:
+            try:
+                socket.create_connection((self.address, 22), timeout=1).close()
+                return
+            except OSError:
+                if time.monotonic() > patience or self._server.poll() is not None:
+                    raise RuntimeError(f"no SSH server: see {self.lab}/{self.name}.log") from None
+                time.sleep(0.1)
+
+    def switch_off(self) -> None:
+        """Pull the plug: every process and everything in memory is gone, the disk stays."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            self._server = None
+
+    def empty_home(self) -> None:
+        """Take everything off its disk."""
+        run("find", str(self.disk), "-mindepth", "1", "-delete")
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Return its processes other than SSH servers, those with one of ``words`` in their command line."""
+        found = []
+        for process in psutil.Process(os.getpid()).children(recursive=True):
+            try:
+                line, name = " ".join(process.cmdline()), process.name()
+                inside = os.readlink(f"/proc/{process.pid}/ns/net") == self._network_space()
+            except (psutil.Error, OSError):
+                continue
+            ours = name.startswith(("sshd", "unshare", "nsenter")) or process.status() == psutil.STATUS_ZOMBIE
+            if inside and not ours and (not words or any(word in line for word in words)):
+                found.append(process)
+        return found
+
+    def _network_space(self) -> str:
+        return f"net:[{os.stat(f'/run/netns/{self.name}').st_ino}]"
+
+    def kill(self, *words: str) -> int:
+        """Kill its processes that have one of ``words`` in their command line; returns how many."""
+        found = self.processes(*words)
+        for process in found:
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.Error:
+                continue
+        return len(found)
+
+
+def make_lab(lab: Path, names: Sequence[str]) -> list[Host]:
+    """Make the bridge, keys and accounts, and start a host for each name; we are the machine at ``.1``."""
+    for folder in ("home/.ssh", "home/.ray", "hosts", "etc"):
+        (lab / folder).mkdir(parents=True)
+    for key in ("home/.ssh/id_ed25519", "host_key"):
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(lab / key))
+    (lab / "authorized_keys").write_bytes((lab / "home/.ssh/id_ed25519.pub").read_bytes())
+    (lab / "sshd_config").write_text(_SSHD_CONFIG.format(lab=lab), encoding="utf-8")
+    hosts = [Host(name, f"{NETWORK}.{10 + index}", lab) for index, name in enumerate(names)]
+    for folder in ("/tmp", "/run"):
+        run("mount", "-t", "tmpfs", "-o", "mode=1777", "none", folder)
+    _replace(lab, "/etc/passwd", _accounts(lab))
+    _replace(lab, "/etc/profile", _profile(lab))
+    _replace(lab, "/etc/hosts", "".join(f"{h.address} {h.name}\n" for h in hosts) + "127.0.0.1 localhost\n")
+    run("ip", "link", "add", BRIDGE, "type", "bridge")
+    run("ip", "address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
+    run("ip", "link", "set", BRIDGE, "up")
+    for host in hosts:
+        host.plug_in()
+        host.start()
+    return hosts
+
+
+def _replace(lab: Path, path: str, text: str) -> None:
+    """Cover a file of the system, in the lab's mount namespace only."""
+    ours = lab / "etc" / Path(path).name
+    ours.write_text(text, encoding="utf-8")
+    run("mount", "--bind", str(ours), path)
+
+
+def _accounts(lab: Path) -> str:
+    others = [
+        line for line in Path("/etc/passwd").read_text(encoding="utf-8").splitlines() if ":0:0:" not in line
+    ]
+    return "\n".join([f"isweep:x:0:0:lab:{lab}/home:/bin/bash", *others]) + "\n"
+
+
+def _profile(lab: Path) -> str:
+    """Every login finds a ``python3`` that is new enough: the interpreter of this lab."""
+    folder = lab / "bin"
+    folder.mkdir()
+    base = Path(sys._base_executable if hasattr(sys, "_base_executable") else sys.executable).resolve()
+    (folder / "python3").write_text(f'#!/bin/sh\nexec {base} "$@"\n', encoding="utf-8")
+    (folder / "python3").chmod(0o755)
+    return f"export PATH={folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"

@@ -1,0 +1,20 @@
+"""Where a root may lie."""
+
+import pytest
+
+from orchestrator.planning.paths import RootPaths
+from search_spaces.errors import SetupError
+
+
+def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
+    session = tmp_path / "session_2026-11-25_04-16-00_123456_1"
+    inside = session / "runtime_resources" / "working_dir_files" / "isweep-root"
+    inside.parent.mkdir(parents=True)
+    (tmp_path / "session_latest").symlink_to(session)
+    with pytest.raises(SetupError, match=r"must outlive the cluster.*--root, absolute"):
+        RootPaths.create(inside)
+    assert not inside.exists()
+
+
+def test_a_folder_that_is_only_called_like_a_session_is_taken(tmp_path):
+    assert RootPaths.create(tmp_path / "session_1" / "root").exist

@@ -1,0 +1,49 @@
+"""The table of what an hour costs."""
+
+import pytest
+
+from orchestrator.planning.cards import CARDS
+from orchestrator.planning.prices import Prices, read_prices
+from search_spaces.errors import ConfigError, SweepError
+
+
+def table(folder, text):
+    path = folder / "prices.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_without_a_file_the_prices_are_assumed_ones_and_say_so(tmp_path):
+    prices = read_prices(tmp_path / "prices.yaml")
+    assert prices == Prices()
+    assert prices.card.dollars == CARDS["h100"].price
+    assert "assumed" in prices.origin
+
+
+def test_a_file_replaces_what_it_names(tmp_path):
+    prices = read_prices(table(tmp_path, "card: {dollars: 2.5, watts: 500}\norigin: our contract\n"))
+    assert (prices.card.dollars, prices.card.watts) == (2.5, 500)
+    assert prices.core == Prices().core
+    assert prices.origin == "our contract"
+
+
+def test_a_card_may_be_named(tmp_path):
+    assert read_prices(table(tmp_path, "card: a100\n")).card.dollars == CARDS["a100"].price
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("card: {dollars: -1, watts: 1}", "none negative.*card.dollars"),
+        ("card: {dollars: 1}", "none negative.*card.watts"),
+        ("cards: h100", "none negative.*cards"),
+        ("card: {dollars: .nan, watts: 1}", "card.dollars"),
+        ("card: h1000", "h100"),
+        ("- 1", "must be a mapping"),
+        ("card: [", "must be valid YAML"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_with_its_place(tmp_path, text, message):
+    with pytest.raises(SweepError, match=message) as caught:
+        read_prices(table(tmp_path, text))
+    assert isinstance(caught.value, ConfigError)

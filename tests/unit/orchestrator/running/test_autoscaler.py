@@ -1,0 +1,125 @@
+"""Why nothing runs: what Ray's autoscaler says, in both of its forms, and what follows."""
+
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+from ray.autoscaler._private.autoscaler import AutoscalerSummary
+from ray.autoscaler._private.node_provider_availability_tracker import (
+    NodeAvailabilityRecord,
+    NodeAvailabilitySummary,
+    UnavailableNodeInformation,
+)
+from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
+
+from orchestrator.running import scheduling
+from orchestrator.running.autoscaler import (
+    LaunchReport,
+    advice,
+    launch_report,
+    read_first_version,
+    read_second_version,
+)
+from orchestrator.running.cluster import Resources
+
+NO_CAPACITY = "InsufficientInstanceCapacity: we have no g6.4xlarge in us-east-1a"
+
+
+def test_the_first_version_tells_what_comes_and_what_failed():
+    unavailable = NodeAvailabilityRecord(
+        "spot", False, 20.0, UnavailableNodeInformation("InsufficientInstanceCapacity", "no g6 here")
+    )
+    older = NodeAvailabilityRecord("gpu", False, 10.0, UnavailableNodeInformation("Quota", "0 vCPUs"))
+    summary = AutoscalerSummary(
+        active_nodes={"head": 1},
+        idle_nodes=None,
+        pending_nodes=[("10.0.0.2", "gpu", "setting-up"), ("10.0.0.3", "gpu", "setting-up")],
+        pending_launches={"spot": 3, "gpu": 0},
+        failed_nodes=[("10.0.0.4", "gpu")],
+        node_availability_summary=NodeAvailabilitySummary({"gpu": older, "spot": unavailable}),
+    )
+    report = read_first_version(json.loads(json.dumps(asdict(summary))))
+    assert report.coming == ("3 spot (asked for)", "2 gpu (setting-up)")
+    assert report.failures == (
+        "spot: InsufficientInstanceCapacity: no g6 here",
+        "gpu: Quota: 0 vCPUs",
+        "gpu: 1 nodes did not get through their setup",
+    )
+
+
+def test_the_second_version_tells_what_comes_and_what_failed():
+    failed = LaunchRequest.Status.FAILED
+    status = ClusterStatus(
+        pending_launches=[LaunchRequest("g6", "gpu", 2, LaunchRequest.Status.PENDING, 1)],
+        failed_launches=[
+            LaunchRequest("g6", "old", 1, failed, 1, failed_ts_s=5, details="VcpuLimitExceeded"),
+            LaunchRequest("g6", "new", 1, failed, 1, failed_ts_s=9, details=NO_CAPACITY),
+        ],
+        pending_nodes=[NodeInfo("g6", "gpu", "i-1", "10.0.0.2", details="INSTALLING")],
+    )
+    report = read_second_version(status)
+    assert report.coming == ("2 gpu (asked for)", "1 gpu (INSTALLING)")
+    assert report.failures == (f"new: {NO_CAPACITY}", "old: VcpuLimitExceeded")
+
+
+@pytest.mark.parametrize(
+    ("message", "what"),
+    [
+        (f"gpu: {NO_CAPACITY}", "another zone"),
+        ("gpu: ZONE_RESOURCE_POOL_EXHAUSTED", "another zone"),
+        ("gpu: VcpuLimitExceeded: you have requested more vCPU capacity", "higher quota"),
+        ("gpu: MaxSpotInstanceCountExceeded", "higher quota"),
+        ("gpu: Quota 'GPUS_ALL_REGIONS' exceeded", "higher quota"),
+        ("gpu: AuthFailure.ServiceLinkedRoleCreationNotPermitted", "create-service-linked-role"),
+        ("gpu: UnauthorizedOperation: iam:PassRole", "clusters/iam/head.json"),
+        ("gpu: InvalidAMIID.NotFound", "correct the image"),
+        ("gpu: 1 nodes did not get through their setup", "monitor"),
+        ("gpu: something new", "monitor"),
+    ],
+)
+def test_the_way_out_follows_the_providers_words(message, what):
+    assert what in advice(message)
+
+
+def test_a_report_says_the_newest_failures_and_what_to_do_about_the_first():
+    text = LaunchReport(("1 gpu (asked for)",), (NO_CAPACITY, "b", "c", "d")).text()
+    assert text.startswith(
+        f"On their way: 1 gpu (asked for). Launch failed: {NO_CAPACITY}. Launch failed: b."
+    )
+    assert "Launch failed: d" not in text
+    assert text.endswith("add an on-demand type.")
+
+
+@pytest.mark.ray
+def test_a_cluster_without_an_autoscaler_has_no_report(ray_local):
+    assert launch_report() is None
+    text = scheduling.why_nothing_starts(Resources(1, 0.5))
+    assert "0.5 gpu (the cluster has 0, 0 free)" in text
+    assert "does not grow by itself" in text
+
+
+def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes(monkeypatch):
+    clock, said, reasons = [0.0], [], ["no capacity"]
+    monkeypatch.setattr(scheduling.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(scheduling, "why_nothing_starts", lambda resources: reasons[0])
+    watch = scheduling.StartWatch(Resources(1, 1), said.append)
+    pending, running = [SimpleNamespace(status="PENDING")], [SimpleNamespace(status="RUNNING")]
+
+    def look(at: float, trials: list[SimpleNamespace]) -> None:
+        clock[0] = at
+        watch.look(trials, waiting=True)
+
+    look(59, pending)
+    assert said == []
+    look(61, pending)
+    look(130, pending)
+    assert said == ["No trial could start for 61 s: no capacity"]
+    reasons[0] = "a quota"
+    look(150, pending)
+    look(200, pending)
+    assert said[1:] == ["No trial could start for 200 s: a quota"]
+    look(210, running)
+    assert said[2:] == ["The first trial started after 210 s."]
+    look(260, pending)
+    assert len(said) == 3

@@ -1,0 +1,105 @@
+"""cluster.yaml on a stand-in for AWS: Ray's own bootstrap, instances that start, and what it did not make."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+boto3 = pytest.importorskip("boto3", reason="the AWS side of cluster.yaml needs boto3")
+moto = pytest.importorskip("moto", reason="the AWS side of cluster.yaml needs moto, a stand-in for AWS")
+aws = importlib.import_module("ray.autoscaler._private.aws.config")
+AWSNodeProvider = importlib.import_module("ray.autoscaler._private.aws.node_provider").AWSNodeProvider
+
+REPOSITORY = Path(__file__).parents[4]
+REGION = "us-east-1"
+RAY_TAGS = {"ray-node-type": "worker", "ray-node-name": "w"}
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """An empty account, with what docs/cluster.md says to make once: a group and two instance profiles."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ssh").mkdir()
+    with pytest.MonkeyPatch.context() as patch, moto.mock_aws():
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            patch.setenv(name, "testing")
+        patch.setenv("HOME", str(home))
+        ec2, iam = boto3.client("ec2", REGION), boto3.client("iam", REGION)
+        vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+        group = ec2.create_security_group(GroupName="mine", Description="d", VpcId=vpc)["GroupId"]
+        for name in ("isweep-head", "isweep-worker"):
+            iam.create_instance_profile(InstanceProfileName=name)
+        image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+        yield {"ec2": ec2, "iam": iam, "group": group, "image": image}
+
+
+@pytest.fixture(scope="module")
+def bootstrapped(account: dict[str, Any]) -> dict[str, Any]:
+    """The launch file, filled in and passed through what `ray up` does before it starts an instance."""
+    text = (REPOSITORY / "cluster.yaml").read_text(encoding="utf-8")
+    text = text.replace("ami-CHANGE", account["image"]).replace("sg-CHANGE", account["group"])
+    config = prepare_config(yaml.safe_load(text))
+    validate_config(config)
+    config = AWSNodeProvider.fillout_available_node_types_resources(copy.deepcopy(config))
+    made: dict[str, Any] = aws.bootstrap_aws(config)
+    return made
+
+
+def test_ray_makes_no_role_and_no_group_of_its_own(account, bootstrapped):
+    assert account["iam"].list_roles()["Roles"] == []
+    groups = account["ec2"].describe_security_groups()["SecurityGroups"]
+    open_to_all = [
+        group["GroupId"]
+        for group in groups
+        for rule in group["IpPermissions"]
+        if {"CidrIp": "0.0.0.0/0"} in rule.get("IpRanges", ())
+    ]
+    assert open_to_all == []
+    for kind in bootstrapped["available_node_types"].values():
+        assert kind["node_config"]["SecurityGroupIds"] == [account["group"]]
+
+
+def test_head_and_workers_have_their_own_rights(bootstrapped):
+    profiles = {
+        name: kind["node_config"]["IamInstanceProfile"]
+        for name, kind in bootstrapped["available_node_types"].items()
+    }
+    assert profiles.pop("head") == {"Name": "isweep-head"}
+    assert set(map(str, profiles.values())) == {"{'Name': 'isweep-worker'}"}
+
+
+def test_ray_learns_from_the_provider_what_each_instance_has(bootstrapped):
+    kinds = bootstrapped["available_node_types"]
+    assert kinds["head"]["resources"]["CPU"] == 8
+    for name in ("gpu_worker", "gpu_worker_on_demand"):
+        assert kinds[name]["resources"]["CPU"] == 16
+        assert kinds[name]["resources"]["GPU"] == 1
+        assert kinds[name]["min_workers"] == 0
+
+
+@pytest.mark.parametrize(("kind", "market"), [("gpu_worker", "spot"), ("gpu_worker_on_demand", None)])
+def test_workers_start_as_asked_for_and_are_gone_when_ended(account, bootstrapped, kind, market):
+    provider = AWSNodeProvider(bootstrapped["provider"], bootstrapped["cluster_name"])
+    node_config = bootstrapped["available_node_types"][kind]["node_config"]
+    provider.create_node(node_config, {**RAY_TAGS, "ray-user-node-type": kind}, 1)
+    nodes = provider.non_terminated_nodes({})
+    found = account["ec2"].describe_instances(InstanceIds=nodes)["Reservations"]
+    instances = [instance for one in found for instance in one["Instances"]]
+    assert len(instances) == 1
+    for instance in instances:
+        assert instance.get("InstanceLifecycle") == market
+        assert instance["InstanceType"] == "g6.4xlarge"
+        assert [group["GroupId"] for group in instance["SecurityGroups"]] == [account["group"]]
+        # The policy of the head ends only instances with this tag.
+        assert {"Key": "ray-cluster-name", "Value": "isweep"} in instance["Tags"]
+    provider.terminate_nodes(nodes)
+    assert provider.non_terminated_nodes({}) == []
+    volumes = account["ec2"].describe_volumes()["Volumes"]
+    assert [volume["VolumeId"] for volume in volumes if volume["Attachments"]] == []

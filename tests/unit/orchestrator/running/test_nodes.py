@@ -1,0 +1,91 @@
+"""What ``isweep doctor --address`` finds on the nodes of a cluster."""
+
+from importlib import metadata
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator.running import nodes
+from orchestrator.running.nodes import look_at_nodes
+
+HERE = tuple((name, metadata.version(name)) for name in nodes.PACKAGES)
+GIB = 2**30
+SOUND: dict[str, Any] = {
+    "cards": ("NVIDIA L4",),
+    "driver": "570.1",
+    "cuda": "13.0",
+    "versions": HERE,
+    "free_disk_bytes": 80 * GIB,
+    "free_spill_bytes": 500 * GIB,
+    "sees_root": False,
+    "sees_storage": "",
+    "logical": False,
+    "time": 101.0,
+    "answered_at": 103.0,
+}
+NODE = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 16.0, "GPU": 1.0}}
+STARTED = 100.0
+
+
+def problems(**changes: Any) -> list[str]:
+    report = nodes._report({**SOUND, **changes}, NODE, STARTED)
+    return [f"{what}; {way_out}" for what, way_out in report.problems]
+
+
+def test_a_sound_node_has_no_problem():
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cards": (), "driver": ""}, "offers 1 GPUs and torch reaches 0: driver absent"),
+        ({"cards": (), "cuda": ""}, "torch built for CUDA none; install a driver"),
+        ({"versions": (*HERE[:1], ("ray", "2.56.0"), *HERE[2:])}, "has ray 2.56.0, the driver"),
+        ({"versions": (("isweep", "absent"), *HERE[1:])}, "has isweep absent, the driver"),
+        ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free; free some: 5 GiB are wanted"),
+        ({"free_spill_bytes": GIB}, "spill space: 1.0 GiB free"),
+        ({"time": 90.0}, "its clock differs by 10 s or more"),
+        ({"time": 110.0}, "its clock differs by 7 s or more"),
+        ({"sees_storage": "PermissionError: Forbidden"}, "does not reach the storage: PermissionError"),
+    ],
+)
+def test_each_fault_is_said_with_its_way_out(changes, said):
+    (problem,) = problems(**changes)
+    assert said in problem
+
+
+def test_a_clock_counts_as_wrong_only_beyond_what_the_wait_explains():
+    assert nodes._report({**SOUND, "time": 100.5}, NODE, STARTED).clock_skew_s == 0
+    assert nodes._report({**SOUND, "time": 98.0}, NODE, STARTED).clock_skew_s == 2.0
+
+
+def test_logical_cards_are_no_fault_where_they_are_asked_for():
+    assert problems(cards=(), logical=True) == []
+
+
+@pytest.mark.ray
+def test_every_node_of_a_cluster_reports(ray_local, tmp_path):
+    (report,) = look_at_nodes(tmp_path, str(tmp_path / "results"))
+    assert report.head
+    assert report.sees_root
+    assert report.sees_storage == "yes"
+    assert report.versions == HERE
+    assert report.num_cpus == ray.cluster_resources()["CPU"]
+    assert report.free_disk_bytes > 0
+    assert list(tmp_path.iterdir()) == []
+    assert report.row()["versions"] == dict(HERE)
+
+
+@pytest.mark.ray
+def test_a_storage_that_no_node_reaches_is_told(ray_local, tmp_path):
+    (report,) = look_at_nodes(tmp_path, "no-such-protocol://bucket/results")
+    assert any("does not reach the storage: ValueError" in what for what, _ in report.problems)
+
+
+@pytest.mark.ray
+def test_a_node_that_does_not_answer_is_told(ray_local, tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes, "ANSWER_TIMEOUT_S", 0.01)
+    (report,) = look_at_nodes(tmp_path)
+    assert "no answer within 0.01 s" in report.problems[0][0]
