@@ -201,7 +201,7 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         try:
             counts = tracker.reconcile(state.flat_runs(), state.told_failures())
         finally:
-            tracker.close(completed=True)
+            tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
     emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))
     return 0
 
