@@ -25,6 +25,7 @@ from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.results.columns import INTEGER_COLUMNS, TEXT_COLUMNS
 from orchestrator.results.rows import FlatRun
 from orchestrator.results.tracking.mlflow import MLflowTracker, connect, read_rows
+from orchestrator.results.tracking.mlflow_page import Page
 from search_spaces.models import PAPER_MODELS
 
 TARGET_S = 20.0
@@ -53,7 +54,7 @@ def measure(num_runs: int, folder: Path) -> dict[str, float]:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     sweep = f"scale{num_runs}"
     client = connect(uri)
-    tracker = MLflowTracker(lambda: client, sweep)
+    tracker = MLflowTracker(lambda: client, Page(sweep))
     grid = synthetic_table(
         models=PAPER_MODELS,
         train_sizes=(500, 750, 1000, 1250, 1500, 1750),
@@ -66,7 +67,7 @@ def measure(num_runs: int, folder: Path) -> dict[str, float]:
     for run in flat_runs(table):
         tracker.finish(run)
     tracker.flush()
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     seconds = {"write": time.perf_counter() - started}
 
     started = time.perf_counter()

@@ -24,6 +24,7 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.mlflow import MLflowTracker, connector
+from orchestrator.results.tracking.mlflow_page import Page
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from search_spaces.specs import SubsetSpec
@@ -69,7 +70,7 @@ def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
 
     paths = RootPaths.create(folder)
     stored = StoredResults.read(str(folder / "store"))
-    tracker = MLflowTracker(connector(f"sqlite:///{folder / 'mlflow.db'}"), "overhead")
+    tracker = MLflowTracker(connector(f"sqlite:///{folder / 'mlflow.db'}"), Page("overhead"))
 
     def sweep(seed: int, count: int) -> float:
         plan = make_plan(count, seed)
@@ -84,7 +85,7 @@ def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
     sweep(0, few)  # imports and first workers
     # The start of a Tune experiment and its workers is paid once per sweep, not per trial: take the slope.
     short, long = sweep(1_000, few), sweep(10_000, num_trials + few)
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     records = stored.trials.values()
     work = float(np.median([record.finished_at - record.started_at for record in records]))
     wall = (long - short) / num_trials

@@ -102,10 +102,10 @@ class Sweep:
         from orchestrator.analysis.reporting import report_sweep
 
         self._with_results()
-        path = report_sweep(self.workspace, state=self.state)
-        if path is None:
+        written = report_sweep(self.workspace, state=self.state)
+        if written is None:
             raise DataError(f"Sweep {self.name!r} has no results yet", way_out="run it")
-        return Report(path)
+        return Report(written.path)
 
     def refresh(self) -> Sweep:
         """Forget what was read: another process works on the sweep."""

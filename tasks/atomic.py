@@ -16,12 +16,15 @@ from typing import IO
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], *, mode: int = 0o666) -> Iterator[IO[bytes]]:
+def replacing(
+    path: str | os.PathLike[str], *, mode: int = 0o666, durable: bool = True
+) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` when the block ends without an error.
 
     Args:
         path: The file; its folder is made when missing.
         mode: Permissions, less the process's umask.
+        durable: Wait until the disk has it; False is for what a power cut may take, and costs no wait.
 
     Raises:
         OSError: as the operating system says; ``path`` is then as it was, and the sibling removed.
@@ -29,18 +32,24 @@ def replacing(path: str | os.PathLike[str], *, mode: int = 0o666) -> Iterator[IO
     path = Path(path)
     with _sibling(path, mode) as (file, temporary):
         yield file
-        _flush(file)
+        if durable:
+            _flush(file)
+        else:
+            file.flush()
         temporary.replace(path)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomic(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:
     """Replace the file at ``path`` with ``data``: after a crash it holds the old content or the new, whole.
+
+    ``durable`` as in :func:`replacing`.
 
     Raises:
         OSError: as the operating system says; the temporary sibling is removed.
     """
-    with replacing(path) as file:
+    with replacing(path, durable=durable) as file:
         file.write(data)
 
 

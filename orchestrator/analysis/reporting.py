@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,20 @@ def results_table(
     return pd.DataFrame(kept)
 
 
-def report_sweep(workspace: Workspace, state: State | None = None) -> Path | None:
+@dataclass(frozen=True)
+class Written:
+    """A report that was written.
+
+    Attributes:
+        path: ``report.html``; everything else lies beside it.
+        found: See :func:`orchestrator.analysis.headline.headline`.
+    """
+
+    path: Path
+    found: dict[str, float]
+
+
+def report_sweep(workspace: Workspace, state: State | None = None) -> Written | None:
     """Fit and write the report from the result store; None when there is no result yet.
 
     Args:
@@ -49,6 +63,7 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Path | Non
         state: What the store holds; None reads it.
     """
     from orchestrator.analysis import fit_scaling_laws, write_report
+    from orchestrator.analysis.headline import headline
 
     state = state or read_state(workspace)
     table = results_table(workspace, state=state)
@@ -57,7 +72,8 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Path | Non
     fits = fit_scaling_laws(table)
     summary = report_summary(workspace, state)
     folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
-    return Path(write_report(table, fits, folder, sweep=name, summary=summary))
+    path = Path(write_report(table, fits, folder, sweep=name, summary=summary))
+    return Written(path, headline(table, fits))
 
 
 def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:

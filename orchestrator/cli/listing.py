@@ -74,15 +74,27 @@ def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
         yield f"failed ({kind}) {len(trials)} ×: {message}  [{named}{more}]"
 
 
+def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a run does now, and a line per trial that runs."""
+    from orchestrator.running.run_state import RunningTrial, spelled
+
+    if document["now"]:
+        yield f"now: {document['now']}"
+    for name, said in document["running_trials"].items():
+        trial = RunningTrial.model_validate(said)
+        yield f"running {name}  {trial.text(spelled(time.time() - trial.started_at))}"
+
+
 def watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
-    """Show the counts anew every ``interval`` seconds, until nothing runs."""
+    """Show counts and running trials anew every ``interval`` seconds, until no run works on the sweep."""
     document = look()
-    with Live(Text(_counts(document)), console=stdout, transient=True, auto_refresh=False) as live:
-        while document["running"]:
+    with Live(_watched(document), console=stdout, transient=True, auto_refresh=False) as live:
+        while document["now"]:
+            live.update(_watched(document), refresh=True)
             time.sleep(interval)
             document = look()
-            live.update(Text(_counts(document)), refresh=True)
 
 
-def _counts(document: Mapping[str, Any]) -> str:
-    return "  ".join(f"{name} {document[name]}" for name in COUNTS)
+def _watched(document: Mapping[str, Any]) -> Text:
+    counts = "  ".join(f"{name} {document[name]}" for name in COUNTS)
+    return Text("\n".join([counts, *running_lines(document)]), no_wrap=True, overflow="ellipsis")

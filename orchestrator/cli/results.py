@@ -121,9 +121,10 @@ def report(
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     state = read_state(workspace)
-    path = report_sweep(workspace, state)
-    if path is None:
+    written = report_sweep(workspace, state)
+    if written is None:
         raise _no_results(preset, workspace, place)
+    path = written.path
     if not from_store:
         _compare_with_mlflow(preset, workspace, place, state)
     emit(place, {"report": str(path)}, lambda: line(str(path)))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
 
-from orchestrator.cli.listing import emit_grid, emit_sweeps, grouped_failures, watch
+from orchestrator.cli.listing import emit_grid, emit_sweeps, grouped_failures, running_lines, watch
 from orchestrator.cli.options import Changes, ClusterOptions, Place, Positive, ReadingOptions, run_options
 from orchestrator.cli.printing import emit, line, stderr, stdout
 from search_spaces.errors import ConfigError
@@ -167,6 +167,8 @@ def status(
     def show() -> None:
         names = ("planned", "done", "failed", "running", "pending", "diverged")
         stdout.print("  ".join(f"{name} {document[name]}" for name in names))
+        for text in running_lines(document):
+            stdout.print(escape(text), soft_wrap=True)
         for text in grouped_failures(document["failures"]):
             stdout.print(escape(text), soft_wrap=True)
         if document["stale"]:
@@ -203,7 +205,7 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         try:
             counts = tracker.reconcile(state.flat_runs(), state.told_failures())
         finally:
-            tracker.close(completed=True)
+            tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
     emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))
     return 0
 
@@ -244,11 +246,11 @@ def _way_in(place: Place, preset: str) -> str:
     return f"start with: {place.hint('run', preset)}, or name the right one with --root or ISWEEP_ROOT"
 
 
-def _state(workspace: Workspace) -> State:
+def _state(workspace: Workspace, running: Iterable[str] | None = None) -> State:
     from orchestrator.results.state import read_state
-    from orchestrator.running.progress import running_trials
+    from orchestrator.running.run_state import running_trials
 
-    return read_state(workspace, running_trials(workspace))
+    return read_state(workspace, running_trials(workspace) if running is None else running)
 
 
 def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
@@ -278,9 +280,13 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.planning.plan import CellStatus
     from orchestrator.planning.prices import read_prices
     from orchestrator.results.cost import cost_of
+    from orchestrator.running.run_state import read_run
     from tasks.trials.result import TrialStatus
 
-    state = _state(workspace)
+    # First what runs, then what is done: a trial that ends in between counts once, as done.
+    run = read_run(workspace)
+    trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
+    state = _state(workspace, trials)
     cost = cost_of(state, read_prices(workspace.paths.prices))
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
@@ -289,6 +295,9 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
         "stale": counts[CellStatus.STALE],
         "diverged": sum(one.result.status == TrialStatus.DIVERGED for one in state.results.values()),
+        "now": "" if run is None else run.now,
+        "seconds_left": None if run is None else run.seconds_left,
+        "running_trials": {name: trial for name, trial in trials.items() if name not in state.results},
         "failures": state.failure_rows(),
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),

@@ -14,10 +14,14 @@ from orchestrator.results import columns as c
 from orchestrator.results.records import MeasureRecord, TrialRecord
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import pair_name
-from tasks.trials.result import TrialResult, TrialStatus
+from tasks.trials.measured import EpochScore
+from tasks.trials.result import EpochRecord, TrialResult, TrialStatus
 
 Row = dict[str, str | int | float]
 """One line of the results table; every key is a name that :mod:`orchestrator.results.columns` describes."""
+
+Point = tuple[str, int, float, int]
+"""A point of a curve: metric, step (epoch, train size, number of results), value, milliseconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class FlatRun:
         tags: What it is; everything is text.
         params: Everything that was chosen, one entry per field.
         metrics: Final numbers; all finite.
-        series: ``(metric, step, value, milliseconds)`` per epoch or per train size.
+        series: Points per epoch or per train size.
         content: Fingerprint of all of it: equal content need not be sent again.
         started_ms: Start, milliseconds since 1970.
         finished_ms: End, likewise.
@@ -42,7 +46,7 @@ class FlatRun:
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[str, float]
-    series: tuple[tuple[str, int, float, int], ...] = ()
+    series: tuple[Point, ...] = ()
     started_ms: int = 0
     finished_ms: int = 0
     metrics_ms: int = 0
@@ -106,17 +110,24 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
     )
 
 
-def _epoch_series(record: TrialRecord) -> tuple[tuple[str, int, float, int], ...]:
+def _epoch_series(record: TrialRecord) -> tuple[Point, ...]:
     started = _milliseconds(record.started_at)
-    return tuple(
-        (c.EPOCH_PREFIX + name, epoch.epoch, value, started)
-        for epoch in record.result.history
-        for name, value in ((c.TRAIN_LOSS, epoch.train_loss), (c.TRAIN_ACCURACY, epoch.train_accuracy))
-    ) + tuple(
-        (c.EPOCH_PREFIX + name, score.epoch, value, started)
-        for score in record.result.test_history
-        for name, value in ((c.TEST_LOSS, score.test_loss), (c.TEST_ACCURACY, score.test_accuracy))
+    result = record.result
+    return tuple(point for epoch in result.history for point in epoch_points(epoch, None, started)) + tuple(
+        point for score in result.test_history for point in epoch_points(None, score, started)
     )
+
+
+def epoch_points(epoch: EpochRecord | None, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+    """Return the points of one epoch: what training saw of it, and what the test images gave after it."""
+    points: list[Point] = []
+    if epoch is not None:
+        points.append((c.EPOCH_PREFIX + c.TRAIN_LOSS, epoch.epoch, epoch.train_loss, at_ms))
+        points.append((c.EPOCH_PREFIX + c.TRAIN_ACCURACY, epoch.epoch, epoch.train_accuracy, at_ms))
+    if score is not None:
+        points.append((c.EPOCH_PREFIX + c.TEST_LOSS, score.epoch, score.test_loss, at_ms))
+        points.append((c.EPOCH_PREFIX + c.TEST_ACCURACY, score.epoch, score.test_accuracy, at_ms))
+    return tuple(points)
 
 
 def flat_measure(record: MeasureRecord) -> FlatRun:

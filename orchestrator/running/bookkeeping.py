@@ -12,9 +12,10 @@ from ray import tune
 
 from orchestrator.planning.order import array_key
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
-from orchestrator.results.rows import flat_trial
-from orchestrator.results.tracking.tracker import Failure
+from orchestrator.results.rows import epoch_points, flat_trial
+from orchestrator.results.tracking.tracker import PARENT_KEY, Failure
 from orchestrator.results.weights import WeightStore
+from orchestrator.running.epochs import EpochListener
 from orchestrator.running.failures import classify_broken_fit
 from orchestrator.running.feed import CellQueue
 from orchestrator.running.hangs import HangWatch
@@ -58,6 +59,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._broken = 0
         self._starts = StartWatch(sweep.resources, sweep.monitor.note)
         self._hangs = HangWatch(sweep.time_limit)
+        self._listener = EpochListener(sweep.epochs)
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
     def __getstate__(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         """End the process of every trial that has been silent past its limit."""
         self._starts.look(trials, waiting=bool(self._queue.running))
         self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
+        self._show_epochs()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -109,6 +112,20 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that ended without a result is a failure too, never silently gone."""
         self._lost(trial.config["cell"]["trial_id"], lambda: WITHOUT_A_WORD)
+
+    def _show_epochs(self) -> None:
+        """Tell what running trials said of their epochs."""
+        at = round(time.time() * 1000)
+        for trial_id, epoch, score in self._listener.heard():
+            if trial_id in self._queue.running:
+                self._sweep.monitor.trial_epoch(trial_id, epoch, self._cells[trial_id].network)
+                self._sweep.tracker.extend(trial_id, epoch_points(epoch, score, at))
+
+    def _show_counts(self) -> None:
+        """Tell how far the sweep is."""
+        counts = self._sweep.monitor.counts()
+        step, at = counts["trials_done"] + counts["trials_failed"], round(time.time() * 1000)
+        self._sweep.tracker.extend(PARENT_KEY, [(name, step, n, at) for name, n in counts.items()])
 
     def fit_failed(self, error: Exception) -> None:
         """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
@@ -163,6 +180,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._broken = 0
         self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
         self._sweep.monitor.trial_finished(trial_id, result.status)
+        self._show_counts()
 
     def _fail(self, trial_id: str, failure: TrialFailure) -> None:
         attempt = self._attempt(trial_id)
@@ -181,6 +199,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
             ending = decision.reason
         self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
         self._sweep.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
+        self._show_counts()
         log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
 
 

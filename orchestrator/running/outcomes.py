@@ -6,7 +6,7 @@ from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.results import columns
 from orchestrator.results.records import CellReport, TrialRecord
 from orchestrator.results.tracking.provenance import provenance
-from search_spaces.specs import Domain
+from search_spaces.specs import Domain, pair_name
 from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialResult
 
@@ -58,6 +58,8 @@ def start_tags(plan: SweepPlan, cell: TrialSpec, attempt: int) -> dict[str, str]
         columns.MODEL: network.model.name,
         columns.DATASET: dataset,
         columns.DOMAIN: plan.datasets[dataset].domain or "",
+        columns.CLASS_PAIR: pair_name(network.subset.class_pair),
+        columns.RECIPE: network.recipe.name,
         columns.TRAIN_SIZE: str(network.train_size),
         columns.SEED: str(network.seed),
         columns.ATTEMPT: str(attempt),

@@ -233,8 +233,8 @@ class _Run:
         written = self.patience.until_done(lambda: report_sweep(self.workspace, state))
         failures = state.failure_rows()
         if written is not None:
-            counts = {"done": len(state.results), "failed": len(failures)}
-            self.tracker.add_report(written.parent, counts)
+            counts = {"trials_done": len(state.results), "trials_failed": len(failures)}
+            self.tracker.add_report(written.path.parent, {**written.found, **self.monitor.counts(), **counts})
         num_planned = len(self.workspace.plan.trials)
         return RunSummary(
             planned=num_planned,
@@ -242,7 +242,7 @@ class _Run:
             failed=len(failures),
             pending=num_planned - len(state.results) - len(failures),
             failures=failures,
-            report=written,
+            report=written.path if written else None,
         )
 
     def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +15,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.planning.workspace import Workspace
-from orchestrator.running.lock import holder_pid
-from tasks.atomic import write_atomic
-from tasks.trials.result import TrialStatus
+from orchestrator.running.run_state import RunningTrial, RunState, spelled
+from search_spaces.trials import NetworkSpec
+from tasks.trials.result import EpochRecord, TrialStatus
 
 log = logging.getLogger(__name__)
 
 PLAIN_INTERVAL_S = 10.0
-SAVE_INTERVAL_S = 2.0
+SAVE_INTERVAL_S = 1.0
+"""Of how far things are; that a trial starts or ends is said at once."""
+MOST_SHOWN = 4
+"""Running trials in the terminal."""
 
 
 class Monitor(Protocol):
@@ -46,11 +46,17 @@ class Monitor(Protocol):
     def trial_started(self, trial_id: str) -> None:
         """A trial runs."""
 
+    def trial_epoch(self, trial_id: str, epoch: EpochRecord, network: NetworkSpec) -> None:
+        """An epoch of a running trial has ended."""
+
     def trial_finished(self, trial_id: str, status: str) -> None:
         """A trial has its result."""
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
         """An attempt failed."""
+
+    def counts(self) -> dict[str, int]:
+        """Return how many trials there are by what became of them, under the names of a tracker's metrics."""
 
 
 @dataclass
@@ -69,7 +75,7 @@ class Progress:
     planned: int = 0
     done: int = 0
     diverged: int = 0
-    running: dict[str, float] = field(default_factory=dict)
+    running: dict[str, RunningTrial] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     name: str = ""
     detail: str = ""
@@ -88,7 +94,7 @@ class Progress:
             try:
                 yield self
             finally:
-                self._save(force=True)
+                self.save()
             return
         with Live(
             get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True
@@ -98,11 +104,12 @@ class Progress:
                 yield self
             finally:
                 self._live = None
-                self._save(force=True)
+                self.save()
 
     def stage(self, name: str, detail: str = "", total: int = 0) -> None:
         """A stage begins."""
         self.name, self.detail, self.step, self.total = name, detail, 0, total
+        log.info("stage %s %s", name, detail)
         self._say(force=True)
 
     def advance(self, detail: str = "", by: int = 1) -> None:
@@ -113,6 +120,7 @@ class Progress:
 
     def note(self, message: str) -> None:
         """Print a line that stays."""
+        log.info("%s", message)
         if self.console is not None:
             self.console.print(Text(message))
 
@@ -122,15 +130,35 @@ class Progress:
 
     def trial_started(self, trial_id: str) -> None:
         """A trial runs."""
-        self.running[trial_id] = time.monotonic()
+        log.info("trial %s starts", trial_id)
+        self.running[trial_id] = RunningTrial()
         self.failed.pop(trial_id, None)
+        self.save()
+        self._say()
+
+    def trial_epoch(self, trial_id: str, epoch: EpochRecord, network: NetworkSpec) -> None:
+        """An epoch of a running trial has ended."""
+        trial = self.running.get(trial_id)
+        if trial is None:
+            return
+        num_epochs = network.recipe.epochs
+        self.running[trial_id] = RunningTrial(
+            started_at=trial.started_at,
+            epoch=epoch.epoch,
+            num_epochs=num_epochs,
+            images_per_second=network.train_size / max(epoch.seconds, 1e-9),
+            seconds_left=epoch.seconds * (num_epochs - epoch.epoch),
+        )
         self._say()
 
     def trial_finished(self, trial_id: str, status: str) -> None:
         """A trial has its result."""
-        self._seconds.append(time.monotonic() - self.running.pop(trial_id, time.monotonic()))
+        seconds = time.time() - self.running.pop(trial_id, RunningTrial()).started_at
+        log.info("trial %s ends: %s after %.1f s", trial_id, status, seconds)
+        self._seconds.append(seconds)
         self.done += 1
         self.diverged += status == TrialStatus.DIVERGED
+        self.save()
         self._say()
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
@@ -138,7 +166,17 @@ class Progress:
         self.running.pop(trial_id, None)
         self.failed[trial_id] = kind
         self.note(f"  failed ({kind}) {trial_id}: {message}")
+        self.save()
         self._say()
+
+    def counts(self) -> dict[str, int]:
+        """Return how many trials there are by what became of them, under the names of a tracker's metrics."""
+        return {
+            "trials_planned": self.planned,
+            "trials_done": self.done,
+            "trials_failed": len(self.failed),
+            "trials_diverged": self.diverged,
+        }
 
     def time_left(self) -> float | None:
         """Seconds until the last trial ends, from the trials of this run; None before the first one."""
@@ -164,57 +202,33 @@ class Progress:
                 parts.append(f"{self.diverged} diverged")
             left = self.time_left()
             if left is not None and self.done < self.planned:
-                parts.append(f"about {_duration(left)} left")
+                parts.append(f"about {spelled(left)} left")
         return "  ".join(parts)
 
     def _render(self) -> Table:
         table = Table.grid(padding=(0, 1))
-        table.add_row(Text(_duration(time.monotonic() - self._started), style="dim"), Text(self._line()))
-        for trial_id, since in list(self.running.items())[:4]:
-            table.add_row("", Text(f"{trial_id}  {_duration(time.monotonic() - since)}", style="dim"))
+        table.add_row(Text(spelled(time.monotonic() - self._started), style="dim"), Text(self._line()))
+        for trial_id, trial in list(self.running.items())[:MOST_SHOWN]:
+            said = trial.text(spelled(time.time() - trial.started_at))
+            table.add_row("", Text(f"{trial_id}  {said}", style="dim"))
+        if len(self.running) > MOST_SHOWN:
+            more = f"and {len(self.running) - MOST_SHOWN} more: isweep status --watch shows them"
+            table.add_row("", Text(more, style="dim"))
         return table
 
     def _say(self, *, force: bool = False) -> None:
-        self._save()
         now = time.monotonic()
+        if force or now - self._saved >= SAVE_INTERVAL_S:
+            self.save()
         if self.console is None or self._live is not None:
             return
         if force or now - self._printed >= PLAIN_INTERVAL_S:
             self._printed = now
-            self.console.print(Text(f"[{_duration(now - self._started):>6}] {self._line()}"))
+            self.console.print(Text(f"[{spelled(now - self._started):>6}] {self._line()}"))
 
-    def _save(self, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if self.path is None or not (force or now - self._saved >= SAVE_INTERVAL_S):
-            return
-        self._saved = now
-        state = {"pid": os.getpid(), "stage": self.name, "running": sorted(self.running)}
-        try:
-            write_atomic(self.path, json.dumps(state).encode())
-        except OSError as error:
-            # A view for `isweep status`: the sweep neither ends nor waits for want of it.
-            log.warning("%s cannot be written: %s", self.path, error)
-
-
-def running_trials(workspace: Workspace) -> list[str]:
-    """Return what the lock's holder says it runs; the list of a killed run counts for nothing."""
-    path = workspace.sweep_paths.progress
-    holder = holder_pid(workspace.paths.lock)
-    if holder is None or not path.exists():
-        return []
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        return [str(trial_id) for trial_id in state["running"]] if state["pid"] == holder else []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        # The live driver writes it anew within seconds; nothing else hangs on it.
-        log.warning("%s cannot be read, so no trial counts as running: %s", path, error)
-        return []
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    def save(self) -> None:
+        """Say in the run's file where it stands."""
+        if self.path is not None:
+            self._saved = time.monotonic()
+            state = RunState(now=self._line(), running=self.running, seconds_left=self.time_left())
+            state.save(self.path)

@@ -27,6 +27,7 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.bookkeeping import Bookkeeping, trial_name
 from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.feed import CellQueue, Feed
 from orchestrator.running.keeper import Keeper
 from orchestrator.running.networks import own_code
@@ -138,7 +139,9 @@ class TrialSweep:
     ) -> None:
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         keep, code = self._keeper, own_code(cells.values())
-        trainable = equipped(self.trainable, shelf.references, keep, code)
+        trainable = equipped(
+            self.trainable, arrays=shelf.references, keeper=keep, code=code, epochs=self.epochs
+        )
 
         def taken(trial_id: str) -> dict[str, Any]:
             self.attempts[trial_id] += 1
@@ -168,6 +171,11 @@ class TrialSweep:
             tuner.fit()
         finally:
             shutil.rmtree(self.paths.tune / name, ignore_errors=True)
+
+    @cached_property
+    def epochs(self) -> EpochBoard:
+        """Where trials tell of their epochs."""
+        return EpochBoard()
 
     @cached_property
     def _keeper(self) -> Keeper | None:

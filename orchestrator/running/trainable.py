@@ -14,6 +14,7 @@ from ray.tune.result import DONE
 
 from orchestrator.results.records import CellReport, TrialRecord
 from orchestrator.running.devices import computes_on_gpu
+from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.failures import DeviceError, classify, spoils_process
 from orchestrator.running.keeper import Keeper
 from search_spaces.errors import CorruptStoreError
@@ -34,12 +35,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     Tune answers by ending the process: nothing that such a process computes can be believed.
     """
 
+    _epochs: EpochBoard | None = None
+
     def setup(
         self,
         config: dict[str, Any],
         arrays: Any = None,
         keeper: Keeper | None = None,
         code: dict[str, str] | None = None,
+        epochs: EpochBoard | None = None,
     ) -> None:
         """Take the first cell.
 
@@ -48,11 +52,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             arrays: the actor that hands out references to :class:`TrialData`.
             keeper: who keeps weights and checkpoints; None keeps none.
             code: source of one's own networks, by relative path.
+            epochs: where epochs are told while they end; None tells nobody.
         """
         from tasks.trials.memory import keep_freed_memory
 
         keep_freed_memory()
-        self._arrays, self._keeper, self._code = arrays, keeper, code or {}
+        self._arrays, self._keeper, self._code, self._epochs = arrays, keeper, code or {}, epochs
         self._cell = config["cell"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -110,6 +115,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             except CorruptStoreError as error:
                 log.warning("%s is trained again: %s", trial_id, error)
         options["micro_batch"] = self._cell["micro_batch"]
+        if self._epochs is not None:
+            teller = self._epochs.teller(trial_id)
+            options |= {"on_epoch": teller.ended, "on_score": teller.scored}
         if keeper is None:
             return run_trial(spec, data, **options)
         return run_trial(
@@ -129,9 +137,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Load nothing."""
 
 
-def equipped(trainable: type[TrialTrainable], arrays: Any, keeper: Any, code: dict[str, str]) -> Any:
-    """Return ``trainable`` with what its trials share and what each asks for, under a name for people."""
-    made = tune.with_parameters(trainable, arrays=arrays, keeper=keeper, code=code)
+def equipped(trainable: type[TrialTrainable], **shared: Any) -> Any:
+    """Return ``trainable`` with what its trials share (arguments of its ``setup``), named for people."""
+    made = tune.with_parameters(trainable, **shared)
     made = tune.with_resources(made, lambda config: config["cell"]["request"])
     # What Ray's dashboard calls the actors; it would be ResourceTrainable.
     made.__name__ = made.__qualname__ = "IsweepTrial"

@@ -46,6 +46,12 @@ class EpochRecord:
         return not math.isfinite(self.train_loss)
 
 
+def attack_name(method: str, epsilon: float) -> str:
+    """Return method and strength as columns are named: ``fgsm_1``, ``fgsm_0.5``."""
+    # All digits, never an exponent: two strengths never share a name, and columns can be read back.
+    return f"{method}_{Decimal(repr(epsilon)).normalize():f}"
+
+
 class AttackRecord(Finding):
     """One attack at one strength on one set of images.
 
@@ -75,8 +81,7 @@ class AttackRecord(Finding):
     @property
     def name(self) -> str:
         """Method and strength, as columns are named: ``fgsm_1``, ``fgsm_0.5``."""
-        # All digits, never an exponent: two strengths never share a name, and columns can be read back.
-        return f"{self.method}_{Decimal(repr(self.epsilon)).normalize():f}"
+        return attack_name(self.method, self.epsilon)
 
 
 class NetworkScores(Finding):

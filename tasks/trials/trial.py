@@ -52,6 +52,7 @@ def run_trial(
     gpu_fraction: float | None = None,
     micro_batch: int | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_score: Callable[[EpochScore], None] | None = None,
     keep: Callable[[bytes], KeptWeights | str] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrialResult:
@@ -66,6 +67,7 @@ def run_trial(
         micro_batch: images that pass the network at once in training, where memory is short; the steps are
             those of whole batches, but batch norm sees parts. Recorded in the outcome.
         on_epoch: called with the record of every finished epoch.
+        on_score: called before it where the test images were passed after that epoch.
         keep: given the trained network's weights; text says why they could not be kept, which is noted.
         checkpoints: where training leaves off and goes on; None for none.
 
@@ -80,7 +82,7 @@ def run_trial(
     device = torch.device(device)
     with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
         trial = _Trial(spec, data, device, num_threads, micro_batch)
-        return trial.run(on_epoch, keep, checkpoints)
+        return trial.run(on_epoch, on_score, keep, checkpoints)
 
 
 def measure_trial(
@@ -148,6 +150,7 @@ class _Trial:
     def run(
         self,
         on_epoch: Callable[[EpochRecord], None] | None,
+        on_score: Callable[[EpochScore], None] | None,
         keep: Callable[[bytes], KeptWeights | str] | None,
         checkpoints: Checkpoints | None,
     ) -> TrialResult:
@@ -155,7 +158,7 @@ class _Trial:
         with self._timed("build"):
             model = self._build()
         with self._timed("train"):
-            reason = self._train(model, on_epoch, checkpoints)
+            reason = self._train(model, on_epoch, on_score, checkpoints)
         if not reason:
             with self._timed("evaluate"):
                 features, clean, reason = self._evaluate(model)
@@ -238,6 +241,7 @@ class _Trial:
         self,
         model: PixelModel,
         on_epoch: Callable[[EpochRecord], None] | None,
+        on_score: Callable[[EpochScore], None] | None,
         checkpoints: Checkpoints | None,
     ) -> str:
         recipe = self.network.recipe
@@ -248,9 +252,10 @@ class _Trial:
             if record.epoch in tested:
                 found = evaluate(model, self.test_images, self.test_labels, rule=recipe.test_loss)
                 if math.isfinite(found.loss):
-                    notes.append(
-                        {"epoch": record.epoch, "test_loss": found.loss, "test_accuracy": found.accuracy}
-                    )
+                    note = {"epoch": record.epoch, "test_loss": found.loss, "test_accuracy": found.accuracy}
+                    notes.append(note)
+                    if on_score is not None:
+                        on_score(EpochScore.model_validate(note))
             if on_epoch is not None:
                 on_epoch(record)
 

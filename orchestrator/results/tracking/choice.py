@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.rows import Row
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking.tracker import NoopTracker, Tracker
+from orchestrator.results.tracking.tracker import Ending, NoopTracker, Tracker
+
+if TYPE_CHECKING:
+    from orchestrator.results.tracking.mlflow_page import Page
 
 Say = Callable[[str], None]
 
@@ -41,15 +45,24 @@ def _open_mlflow(workspace: Workspace, store: ResultStore, uri: str | None, say:
 
     resolved = mlflow_uri(workspace.paths, uri)
     artifacts = workspace.paths.mlflow_artifacts if resolved.startswith("sqlite") else None
-    tags = {"planned": str(len(workspace.plan.trials)), "description": workspace.plan.sweep.description}
     return MLflowTracker(
         connector(resolved),
-        workspace.plan.sweep.name,
-        tags,
+        _page(workspace),
         artifacts,
         storage=store.own_identity(),
         say=say,
     )
+
+
+def _page(workspace: Workspace) -> Page:
+    """Return what MLflow's pages say of a sweep."""
+    from orchestrator.results.tracking.mlflow_page import Page
+    from tasks.trials.result import attack_name
+
+    sweep = workspace.plan.sweep
+    attacks = [attack_name(method, e) for method in sweep.attacks.methods for e in sweep.attacks.epsilons]
+    loss_gain = f"{attacks[0]}_loss_gain" if attacks else ""
+    return Page(sweep.name, sweep.description, len(workspace.plan.trials), loss_gain)
 
 
 def _mlflow_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:
@@ -116,14 +129,17 @@ def open_tracker(
     Arguments as of :func:`make_tracker`.
     """
     tracker = make_tracker(workspace, stored.store, uri, used=used, say=say)
-    completed = False
+    ending: Ending = "FAILED"
     try:
         state = judge(workspace, stored)
         tracker.reconcile(state.flat_runs(), state.told_failures(), wait=False)
         yield tracker
-        completed = True
+        ending = "FINISHED"
+    except KeyboardInterrupt:
+        ending = "KILLED"
+        raise
     finally:
-        tracker.close(completed=completed)
+        tracker.close(ending)
 
 
 def mlflow_uri(paths: RootPaths, uri: str | None) -> str:

@@ -14,23 +14,23 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mlflow.entities import RunTag
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.plan import CellStatus
 from orchestrator.results import columns
-from orchestrator.results.rows import FlatRun, Row
-from orchestrator.results.tracking.mlflow_runs import (
-    PARENT_KEY,
-    SweepRuns,
+from orchestrator.results.rows import FlatRun, Point, Row
+from orchestrator.results.tracking.curves import Curves
+from orchestrator.results.tracking.mlflow_experiments import (
     experiment_names,
     find_experiment,
-    now,
     rows_of_experiment,
 )
+from orchestrator.results.tracking.mlflow_page import Page
+from orchestrator.results.tracking.mlflow_runs import SweepRuns, now
 from orchestrator.results.tracking.outbox import Outbox
-from orchestrator.results.tracking.tracker import Failure
+from orchestrator.results.tracking.tracker import Ending, Failure
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
 log = logging.getLogger(__name__)
@@ -108,8 +108,7 @@ class MLflowTracker:
 
     Args:
         connect: From :func:`connector`.
-        sweep: Name of the sweep; also the experiment's name, prefixed with ``isweep/``.
-        parent_tags: Tags of the parent run, e.g. the number of planned trials.
+        page: What the sweep's pages say; the experiment is called as the sweep, prefixed with ``isweep/``.
         artifacts: Where a new experiment keeps artifacts; None leaves it to the server.
         storage: Identity of the result store that is mirrored: another store's sweep of the same name is kept
             apart, in an experiment whose name ends in this identity.
@@ -122,19 +121,17 @@ class MLflowTracker:
     def __init__(
         self,
         connect: Callable[[], MlflowClient],
-        sweep: str,
-        parent_tags: dict[str, str] | None = None,
+        page: Page,
         artifacts: Path | None = None,
         storage: str | None = None,
         say: Callable[[str], None] = log.info,
     ) -> None:
-        self._sweep = sweep
+        self._sweep = page.sweep
         self._say = say
-        self._open_runs: Callable[[], SweepRuns] = lambda: SweepRuns(
-            connect(), sweep, storage, parent_tags or {}, artifacts
-        )
+        self._open_runs: Callable[[], SweepRuns] = lambda: SweepRuns(connect(), page, storage, artifacts)
         self._runs_opened: SweepRuns | None = None
         self._outbox = Outbox(self._connect, _is_final, say, "MLflow", first_line)
+        self._curves = Curves(lambda key, points: self._runs.extend(key, points), self._outbox.put)
         try:
             self._outbox.wait_for_first_try(FIRST_TRY_S)
         except Exception:
@@ -148,24 +145,41 @@ class MLflowTracker:
 
     def start_trial(self, trial_id: str, tags: dict[str, str]) -> None:
         """Open the trial's one run, again if it had failed before."""
-        self._outbox.put(lambda: _ignore(self._runs.open(trial_id, "trial", tags, now())))
+        at = now()
+
+        def start() -> None:
+            self._runs.begin()
+            self._runs.open(trial_id, "trial", tags, at)
+
+        self._outbox.put(start)
+
+    def extend(self, run_key: str, points: Sequence[Point]) -> None:
+        """Send points of curves, those that come fast together."""
+        self._curves.add(run_key, points)
 
     def finish(self, run: FlatRun) -> None:
         """Send the result, unless the run already shows exactly this."""
-        self._outbox.put(lambda: _ignore(self._write(run)))
+
+        def write() -> None:
+            self._runs.begin()
+            self._write(run)
+
+        self._curves.send()
+        self._outbox.put(write)
 
     def fail_trial(self, failure: Failure) -> None:
         """End the trial's run as FAILED with the kind and message of its failure."""
+        self._curves.send()
         self._outbox.put(lambda: self._fail(failure))
 
-    def add_report(self, folder: Path, summary: Mapping[str, int]) -> None:
-        """Attach the report's files to the parent run."""
+    def add_report(self, folder: Path, summary: Mapping[str, float]) -> None:
+        """Attach the report's files and what it found to the parent run."""
+        at = now()
 
         def write() -> None:
             runs = self._runs
             runs.client.log_artifacts(runs.parent, str(folder), "report")
-            tags = [RunTag(f"isweep.{name}", str(value)) for name, value in summary.items()]
-            runs.client.log_batch(runs.parent, tags=tags)
+            runs.log(runs.parent, [Metric(name, value, at, 0) for name, value in summary.items()])
 
         self._outbox.put(write)
 
@@ -211,15 +225,16 @@ class MLflowTracker:
         """Wait until everything said so far was sent; False when MLflow took nothing for a while."""
         return self._outbox.flush(PATIENCE_S)
 
-    def close(self, *, completed: bool) -> None:
-        """Send what is queued, then end the parent run and every run still open."""
+    def close(self, ending: Ending) -> None:
+        """Send what is queued, then end every run still open, and the parent run as it ended."""
 
         def end() -> None:
             self._runs.end_running()
-            self._runs.end(PARENT_KEY, "FINISHED" if completed else "KILLED")
+            self._runs.end_sweep(ending)
 
+        self._curves.send()
         self._outbox.put(end)
-        self._outbox.flush(PATIENCE_S if completed else STOP_PATIENCE_S)
+        self._outbox.flush(PATIENCE_S if ending == "FINISHED" else STOP_PATIENCE_S)
         self._outbox.stop()
 
     @property
@@ -320,10 +335,6 @@ def _is_final(error: Exception) -> bool:
     if isinstance(error, MlflowException) and error.error_code in FINAL_CODES:
         return True
     return isinstance(error, MlflowException) and bool(FINAL_WORDS.search(str(error)[:300]))
-
-
-def _ignore(_: object) -> None:
-    """Make an update of a call whose answer nobody needs."""
 
 
 def first_line(error: Exception) -> str:

@@ -11,28 +11,28 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from orchestrator.results import columns
-from orchestrator.results.rows import FlatRun, Row, row_of
+from orchestrator.results.rows import FlatRun, Point
+from orchestrator.results.tracking.mlflow_experiments import (
+    DUPLICATE_TAG,
+    claim_experiment,
+    describe_experiment,
+    search,
+)
+from orchestrator.results.tracking.mlflow_page import NOTE_TAG, Page, dataset_input, run_name
+from orchestrator.results.tracking.tracker import PARENT_KEY
 from tasks.trials.result import TrialStatus
 
 MAX_METRICS_PER_CALL = 900
 MAX_PARAMS_PER_CALL = 100
 MAX_TAGS_PER_CALL = 100
-PAGE_SIZE = 5000
-INF_AS_STORED = 1.7e308
-PARENT_KEY = "sweep"
 KEY_TAG = "isweep.run_key"
-DUPLICATE_TAG = "isweep.duplicate"
-STORAGE_TAG = "isweep.storage"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes MLflow's page open on runs; it opens on language-model traces otherwise."""
 
 
 @dataclass
@@ -42,6 +42,8 @@ class _Known:
     run_id: str
     status: str
     shown: str = ""
+    live: set[tuple[str, int, float]] = field(default_factory=set)
+    """Points of curves that were sent while the run was running."""
 
 
 class SweepRuns:
@@ -49,39 +51,50 @@ class SweepRuns:
 
     Args:
         client: Answers.
-        sweep: Name of the sweep.
+        page: What the sweep's pages say.
         storage: Identity of the result store that the runs mirror; None claims nothing.
-        parent_tags: Tags of the parent run.
         artifacts: Where a new experiment keeps artifacts; None leaves it to the server.
     """
 
-    def __init__(
-        self,
-        client: MlflowClient,
-        sweep: str,
-        storage: str | None,
-        parent_tags: dict[str, str],
-        artifacts: Path | None,
-    ) -> None:
+    def __init__(self, client: MlflowClient, page: Page, storage: str | None, artifacts: Path | None) -> None:
         self.client = client
-        self.experiment, self.name = _claim_experiment(client, sweep, storage, artifacts)
-        self._sweep = sweep
+        self.experiment, self.name = claim_experiment(client, page.sweep, storage, artifacts)
+        self._page = page
+        self._begun = False
         self._runs: dict[str, _Known] = {}
         self._extra: list[str] = []
         self._uncertain: set[str] = set()
         self._load()
-        self.parent = self.open(PARENT_KEY, PARENT_KEY, parent_tags, now())
+        describe_experiment(client, self.experiment, page)
+        known = self._runs.get(PARENT_KEY)
+        # One that has ended stays as it is until something is done: a start may yet be refused.
+        self.parent = known.run_id if known else self.begin()
+
+    def begin(self) -> str:
+        """Return the id of the sweep's own run, which is RUNNING from now on."""
+        if self._begun:
+            return self.parent
+        tags = {**self._page.parent_tags(), NOTE_TAG: self._page.note(self.experiment)}
+        self.parent = self.open(PARENT_KEY, PARENT_KEY, tags, now())
+        self._begun = True
+        return self.parent
+
+    def end_sweep(self, status: str) -> None:
+        """End the sweep's own run; one that ended before and was not begun again can only become FINISHED."""
+        known = self._runs[PARENT_KEY]
+        if known.status == "RUNNING" or (status == "FINISHED" and known.status != status):
+            self.end(PARENT_KEY, status)
 
     def status(self, key: str) -> str | None:
         """Return the status of a key's run; None when there is no run."""
         known = self._runs.get(key)
         return known.status if known else None
 
-    def open(self, key: str, kind: str, tags: dict[str, str], start_ms: int) -> str:
-        """Return the id of the key's one run, made or reopened, with these tags."""
+    def open(self, key: str, kind: str, tags: dict[str, str], start_ms: int, name: str = "") -> str:
+        """Return the id of the key's one run, made or reopened, with these tags; ``name`` is a new run's."""
         known = self._runs.get(key) or self._look_up(key)
         if known is None:
-            return self._create(key, kind, tags, start_ms)
+            return self._create(key, kind, tags, start_ms, name or run_name(key, kind, tags))
         if known.status != "RUNNING":
             self.client.update_run(known.run_id, status="RUNNING")
             known.status = "RUNNING"
@@ -89,6 +102,16 @@ class SweepRuns:
             self.client.log_batch(known.run_id, tags=[RunTag(*item) for item in tags.items()])
         known.shown = ""
         return known.run_id
+
+    def extend(self, key: str, points: Iterable[Point]) -> None:
+        """Add points to the curves of a run that is running; one that has ended has all from its result."""
+        known = self._runs.get(key)
+        if known is None or known.status != "RUNNING":
+            return
+        new = [point for point in points if point[:3] not in known.live]
+        self.log(known.run_id, [Metric(name, value, at, step) for name, step, value, at in new])
+        known.live.update(point[:3] for point in new)
+        known.shown = ""
 
     def end(self, key: str, status: str, end_ms: int | None = None) -> None:
         """End the key's run."""
@@ -108,23 +131,25 @@ class SweepRuns:
 
     def write(self, run: FlatRun) -> None:
         """Make the key's run show these values; a run that never can is set aside for a new one."""
-        later: dict[str, tuple[int, int]] = {}
+        wanted, history = expected_metrics(run), dict[str, list[Metric]]()
         known = self._runs.get(run.run_key)
         if known is not None:
             data = self.client.get_run(known.run_id).data
             gap = _Gap.between(run, data.tags, data.params, data.metrics)
             if gap.for_ever:
                 self._set_aside(self._runs.pop(run.run_key).run_id)
-            elif gap.metrics:
-                later = {name: self._newest_point(known.run_id, name) for name in gap.metrics}
-        run_id = self.open(run.run_key, run.kind, {}, run.started_ms)
-        points = [Metric(n, v, run.metrics_ms, 0) for n, v in run.metrics.items() if n not in later]
-        points += [Metric(name, value, at, step) for name, step, value, at in run.series if name not in later]
-        wanted = expected_metrics(run)
-        points += [Metric(name, wanted[name], at + 1, step) for name, (at, step) in later.items()]
-        self._log(run_id, points, run)
+            else:
+                there = {name for name, *_ in run.series if name in data.metrics}
+                history = {n: self.client.get_metric_history(known.run_id, n) for n in {*gap.metrics, *there}}
+        name = run_name(run.run_key, run.kind, run.tags)
+        run_id = self.open(run.run_key, run.kind, {}, run.started_ms, name)
+        self.log(run_id, _missing_points(run, wanted, history), run)
+        data_used = dataset_input(run.tags)
+        if data_used is not None:
+            self.client.log_inputs(run_id, [data_used])
         self.end(run.run_key, "FINISHED", run.finished_ms)
         self._runs[run.run_key].shown = _digest(run.tags, run.params, wanted)
+        self._runs[run.run_key].live.clear()
 
     def mark_duplicates(self) -> int:
         """Mark and end every run beyond the oldest of its key; returns how many."""
@@ -173,11 +198,12 @@ class SweepRuns:
         self._runs[key] = _Known(found[0].info.run_id, found[0].info.status)
         return self._runs[key]
 
-    def _create(self, key: str, kind: str, tags: dict[str, str], start_ms: int) -> str:
-        base = {KEY_TAG: key, "kind": kind, "sweep": self._sweep}
+    def _create(self, key: str, kind: str, tags: dict[str, str], start_ms: int, name: str) -> str:
+        base = {KEY_TAG: key, "kind": kind, "sweep": self._page.sweep, **self._page.source_tags()}
         if key != PARENT_KEY:
             base["mlflow.parentRunId"] = self.parent
-        name = self._sweep if key == PARENT_KEY else key
+        else:
+            name = self._page.sweep
         self._uncertain.add(key)
         run = self.client.create_run(
             self.experiment, start_time=start_ms, tags={**base, **tags}, run_name=name
@@ -186,20 +212,16 @@ class SweepRuns:
         self._runs[key] = _Known(run.info.run_id, "RUNNING")
         return str(run.info.run_id)
 
-    def _log(self, run_id: str, points: list[Metric], run: FlatRun) -> None:
-        params = [Param(*item) for item in run.params.items()]
-        tags = [RunTag(*item) for item in run.tags.items()]
+    def log(self, run_id: str, points: list[Metric], run: FlatRun | None = None) -> None:
+        """Send points, and the tags and params of ``run``, in calls of a size that MLflow takes."""
+        params = [Param(*item) for item in run.params.items()] if run else []
+        tags = [RunTag(*item) for item in run.tags.items()] if run else []
         while points or params or tags:
             self.client.log_batch(
                 run_id, points[:MAX_METRICS_PER_CALL], params[:MAX_PARAMS_PER_CALL], tags[:MAX_TAGS_PER_CALL]
             )
             points, params = points[MAX_METRICS_PER_CALL:], params[MAX_PARAMS_PER_CALL:]
             tags = tags[MAX_TAGS_PER_CALL:]
-
-    def _newest_point(self, run_id: str, name: str) -> tuple[int, int]:
-        """Return time and step that a value must beat to be the one that MLflow shows."""
-        history = self.client.get_metric_history(run_id, name)
-        return max((p.timestamp for p in history), default=0), max((p.step for p in history), default=0)
 
     def _set_aside(self, run_id: str) -> None:
         self.client.set_tag(run_id, DUPLICATE_TAG, "true")
@@ -240,6 +262,30 @@ class _Gap:
         return self
 
 
+def _missing_points(
+    run: FlatRun, wanted: Mapping[str, float], history: Mapping[str, list[Metric]]
+) -> list[Metric]:
+    """Return the points to send, so that every point is there once and the wanted value is shown of each.
+
+    Args:
+        run: What the run should have.
+        wanted: What it should show, from :func:`expected_metrics`.
+        history: Points that MLflow has, of the metrics that it may show otherwise.
+    """
+    there = {(name, point.step, point.value) for name, points in history.items() for point in points}
+    points = [Metric(name, value, run.metrics_ms, 0) for name, value in run.metrics.items()]
+    points += [Metric(name, value, at, step) for name, step, value, at in run.series]
+    points = [point for point in points if (point.key, point.step, point.value) not in there]
+    for name, old in history.items():
+        # Of all points MLflow shows the one of the highest step, and of those the newest.
+        last = max(
+            [*old, *(p for p in points if p.key == name)], key=lambda p: (p.step, p.timestamp, p.value)
+        )
+        if last.value != wanted.get(name, last.value):
+            points.append(Metric(name, wanted[name], last.timestamp + 1, last.step))
+    return points
+
+
 def expected_metrics(run: FlatRun) -> dict[str, float]:
     """Return the values that MLflow shows of a run: of a series its last point."""
     shown = dict(run.metrics)
@@ -247,78 +293,6 @@ def expected_metrics(run: FlatRun) -> dict[str, float]:
         if math.isfinite(value):
             shown[name] = value
     return shown
-
-
-def experiment_names(sweep: str, storage: str | None) -> list[str]:
-    """Return the experiments that may hold a sweep's runs, the first choice first."""
-    plain = f"isweep/{sweep}"
-    return [plain] if storage is None else [plain, f"{plain}@{storage[:8]}"]
-
-
-def find_experiment(client: MlflowClient, sweep: str, storage: str | None) -> str | None:
-    """Return the id of the experiment that mirrors this sweep of this store; None when there is none."""
-    for name in experiment_names(sweep, storage):
-        found = client.get_experiment_by_name(name)
-        if found is not None and (storage is None or found.tags.get(STORAGE_TAG) in (None, storage)):
-            return str(found.experiment_id)
-    return None
-
-
-def _claim_experiment(
-    client: MlflowClient, sweep: str, storage: str | None, artifacts: Path | None
-) -> tuple[str, str]:
-    """Return id and name of the experiment for this sweep of this store, made where missing.
-
-    One that belongs to another store is left alone: two roots on one server keep their runs apart.
-    """
-    location = artifacts.absolute().as_uri() if artifacts else None
-    own = {STORAGE_TAG: storage} if storage else {}
-    names = experiment_names(sweep, storage)
-    for name in names:
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return str(client.create_experiment(name, location, tags={**EXPERIMENT_TAGS, **own})), name
-            except MlflowException:
-                # Another driver on the same server was first, or the reply was lost.
-                found = client.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        if storage is not None and found.tags.get(STORAGE_TAG, storage) != storage and name != names[-1]:
-            continue
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        if storage is not None and STORAGE_TAG not in found.tags:
-            client.set_experiment_tag(found.experiment_id, STORAGE_TAG, storage)
-        return str(found.experiment_id), name
-    raise AssertionError("the last name is always taken")
-
-
-def rows_of_experiment(client: MlflowClient, experiment: str) -> list[Row]:
-    """Return the rows of an experiment's finished trials, ordered by trial id."""
-    rows = []
-    for run in search(client, experiment, "attribute.status = 'FINISHED' and tags.kind = 'trial'"):
-        if run.data.tags.get(DUPLICATE_TAG) != "true":
-            finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED and v == v}
-            rows.append(row_of(run.data.tags, finite))
-    return sorted(rows, key=lambda row: str(row["trial_id"]))
-
-
-def search(client: MlflowClient, experiment: str, query: str) -> Iterable[Run]:
-    """Yield all runs of an experiment that fit ``query``, oldest first."""
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [experiment],
-            query,
-            max_results=PAGE_SIZE,
-            order_by=["attribute.start_time ASC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def now() -> int:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from orchestrator.results.rows import FlatRun, Row, row_of
+from orchestrator.results.rows import FlatRun, Point, Row, row_of
+
+Ending = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a sweep ended: it did what it could, it could not go on, or it was stopped."""
+
+PARENT_KEY = "sweep"
+"""Run key of the sweep itself."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,11 @@ class Tracker(Protocol):
     def fail_trial(self, failure: Failure) -> None:
         """An attempt at a trial failed."""
 
-    def add_report(self, folder: Path, summary: Mapping[str, int]) -> None:
-        """The sweep's report was written."""
+    def extend(self, run_key: str, points: Sequence[Point]) -> None:
+        """The curves of something that runs go on: of a trial, or of the sweep (``PARENT_KEY``)."""
+
+    def add_report(self, folder: Path, summary: Mapping[str, float]) -> None:
+        """The sweep's report was written; ``summary`` has what it found by name."""
 
     def reconcile(
         self, results: Iterable[FlatRun], failures: Sequence[Failure] = (), *, wait: bool = True
@@ -56,8 +65,12 @@ class Tracker(Protocol):
     def rows(self) -> list[Row]:
         """Rows of all trials with a result, ordered by trial id."""
 
-    def close(self, *, completed: bool) -> None:
-        """Nothing more will come: end the sweep's run and leave none running."""
+    def close(self, ending: Ending) -> None:
+        """Nothing more will come: end the sweep's run and leave none running.
+
+        A sweep that ended before, and of which nothing was done since, stays as it was unless it is finished
+        now: a start that is refused changes nothing.
+        """
 
 
 class NoopTracker:
@@ -74,7 +87,10 @@ class NoopTracker:
     def fail_trial(self, failure: Failure) -> None:
         """Do nothing."""
 
-    def add_report(self, folder: Path, summary: Mapping[str, int]) -> None:
+    def extend(self, run_key: str, points: Sequence[Point]) -> None:
+        """Do nothing."""
+
+    def add_report(self, folder: Path, summary: Mapping[str, float]) -> None:
         """Do nothing."""
 
     def reconcile(
@@ -87,7 +103,7 @@ class NoopTracker:
         """Return no rows."""
         return []
 
-    def close(self, *, completed: bool) -> None:
+    def close(self, ending: Ending) -> None:
         """Do nothing."""
 
 
@@ -100,7 +116,8 @@ class InMemoryTracker:
     failures: list[Failure] = field(default_factory=list)
     reports: list[Path] = field(default_factory=list)
     num_behind: int = 0
-    completed: bool | None = None
+    ending: Ending | None = None
+    points: dict[str, list[Point]] = field(default_factory=dict)
 
     def start_trial(self, trial_id: str, tags: dict[str, str]) -> None:
         """Mark as running."""
@@ -116,7 +133,11 @@ class InMemoryTracker:
         self.statuses[failure.run_key] = "FAILED"
         self.failures.append(failure)
 
-    def add_report(self, folder: Path, summary: Mapping[str, int]) -> None:
+    def extend(self, run_key: str, points: Sequence[Point]) -> None:
+        """Keep the points."""
+        self.points.setdefault(run_key, []).extend(points)
+
+    def add_report(self, folder: Path, summary: Mapping[str, float]) -> None:
         """Keep the folder."""
         self.reports.append(folder)
 
@@ -137,9 +158,9 @@ class InMemoryTracker:
         runs = sorted((run for run in self.runs.values() if run.kind == "trial"), key=lambda r: r.run_key)
         return [row_of(run.tags, run.metrics) for run in runs]
 
-    def close(self, *, completed: bool) -> None:
+    def close(self, ending: Ending) -> None:
         """End whatever still runs."""
-        self.completed = completed
+        self.ending = ending
         for key, status in self.statuses.items():
             if status == "RUNNING":
                 self.statuses[key] = "KILLED"

@@ -128,7 +128,8 @@ def test_json_of_plan_and_status_has_the_documented_keys(run):
     assert all(set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"])
     _, out, _ = run("status", "smoke", "--json")
     counts = {"planned", "done", "failed", "running", "pending", "stale", "diverged"}
-    assert set(json.loads(out)) == counts | {"failures", "unreadable", "foreign", "cost"}
+    live = {"now", "seconds_left", "running_trials"}
+    assert set(json.loads(out)) == counts | live | {"failures", "unreadable", "foreign", "cost"}
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):

@@ -11,7 +11,8 @@ from orchestrator.results.records import FailureRecord, MeasureRecord, TrialReco
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import ResultStore, _seal
 from orchestrator.running.lock import exclusive
-from orchestrator.running.progress import Progress, running_trials
+from orchestrator.running.progress import Progress
+from orchestrator.running.run_state import running_trials
 from search_spaces.errors import CorruptStoreError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.sources.privacy import hash_key
@@ -101,7 +102,7 @@ def test_damaged_progress_of_a_live_driver_counts_for_nothing(root, damage):
     with exclusive(workspace.paths.lock, "isweep run smoke"):
         progress = Progress(path=path)
         progress.trial_started("a")
-        progress._save(force=True)
+        progress.save()
         assert running_trials(workspace) == ["a"]
         DAMAGES[damage](path)
         assert running_trials(workspace) == []
@@ -111,7 +112,7 @@ def test_progress_that_cannot_be_written_stops_no_sweep(tmp_path):
     (tmp_path / "progress.json").mkdir()
     progress = Progress(path=tmp_path / "progress.json")
     progress.trial_started("a")
-    progress._save(force=True)
+    progress.save()
 
 
 @pytest.mark.parametrize("damage", ["a directory", "a link to itself"])

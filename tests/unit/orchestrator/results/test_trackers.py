@@ -15,7 +15,8 @@ from orchestrator.results.tracking import choice, outbox
 from orchestrator.results.tracking import mlflow as tracking
 from orchestrator.results.tracking.choice import TRACKERS, TrackerKind
 from orchestrator.results.tracking.mlflow import MLflowTracker, connect, connector, read_rows
-from orchestrator.results.tracking.tracker import Failure, InMemoryTracker
+from orchestrator.results.tracking.mlflow_page import Page
+from orchestrator.results.tracking.tracker import PARENT_KEY, Failure, InMemoryTracker
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 
@@ -55,7 +56,9 @@ def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made:
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
     """One database for the module: making MLflow's tables costs seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    made = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    connect(made)
+    return made
 
 
 @pytest.fixture
@@ -90,7 +93,7 @@ def test_every_tracker_takes_all_that_a_sweep_says(name, uri, sweep, root, tmp_p
     tracker.finish(flat("a", 0.5))
     tracker.add_report(tmp_path / "report", {"done": 1, "failed": 0})
     tracker.reconcile([flat("a", 0.5)], [Failure("b", "code_error", "boom", 1)], wait=False)
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     assert tracker.num_behind == 0
     shown = TRACKERS[name].rows(workspace, uri, ResultStore(workspace.results_url).identity())
     assert [row["trial_id"] for row in shown] == (["a"] if TRACKERS[name].keeps else [])
@@ -133,7 +136,7 @@ class TestContract:
             ("a", 0.25, 20),
             ("b", 0.5, 10),
         ]
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         assert tracker.num_behind == 0
 
     def test_a_failed_trial_may_finish_later(self, tracker):
@@ -141,32 +144,32 @@ class TestContract:
         tracker.start_trial("a", {"trial_id": "a", "attempt": "2"})
         tracker.finish(flat("a", 0.5))
         assert [row["trial_id"] for row in tracker.rows()] == ["a"]
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
 
     def test_reconcile_shows_what_was_missed(self, tracker):
         tracker.finish(flat("a", 0.5))
         assert tracker.reconcile([flat("a", 0.5), flat("b", 0.25)])["replayed"] == 1
         assert [row["trial_id"] for row in tracker.rows()] == ["a", "b"]
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
 
     def test_a_later_result_replaces_an_earlier_one(self, tracker):
         tracker.finish(flat("a", 0.5))
         tracker.finish(flat("a", 0.25, made=3000))
         assert [row["test_loss"] for row in tracker.rows()] == [0.25]
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
 
 
 def test_no_run_is_left_running(uri, sweep, runs):
-    tracker = MLflowTracker(connector(uri), sweep)
+    tracker = MLflowTracker(connector(uri), Page(sweep))
     tracker.start_trial("a", {})
-    tracker.close(completed=False)
+    tracker.close("KILLED")
     assert dict(runs()["status"]) == {"a": "KILLED", "sweep": "KILLED"}
 
 
 def test_children_hang_below_the_parent_and_keep_their_series(uri, sweep, runs):
-    tracker = MLflowTracker(connector(uri), sweep)
+    tracker = MLflowTracker(connector(uri), Page(sweep))
     tracker.finish(flat("a", 0.5))
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     table = runs()
     assert table.loc["a", "tags.mlflow.parentRunId"] == table.loc["sweep", "run_id"]
     history = connect(uri).get_metric_history(table.loc["a", "run_id"], "epoch_train_loss")
@@ -175,25 +178,25 @@ def test_children_hang_below_the_parent_and_keep_their_series(uri, sweep, runs):
 
 def test_one_run_per_trial_for_ever(uri, sweep, runs):
     for attempt in range(3):
-        tracker = MLflowTracker(connector(uri), sweep)
+        tracker = MLflowTracker(connector(uri), Page(sweep))
         tracker.start_trial("a", {"attempt": str(attempt)})
-        tracker.close(completed=False)
-    tracker = MLflowTracker(connector(uri), sweep)
+        tracker.close("KILLED")
+    tracker = MLflowTracker(connector(uri), Page(sweep))
     tracker.finish(flat("a", 0.5))
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     assert dict(runs()["status"]) == {"a": "FINISHED", "sweep": "FINISHED"}
 
 
 def test_reconcile_replays_closes_ghosts_and_marks_duplicates(uri, sweep, runs):
     client = connect(uri)
-    tracker = MLflowTracker(lambda: client, sweep)
+    tracker = MLflowTracker(lambda: client, Page(sweep))
     tracker.start_trial("ghost", {})
     tracker.finish(flat("shown", 0.5))
     tracker.flush()
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
     second = client.create_run(experiment, tags={"isweep.run_key": "shown", "kind": "trial"})
     # As after a SIGKILL: nothing closed.
-    later = MLflowTracker(lambda: client, sweep)
+    later = MLflowTracker(lambda: client, Page(sweep))
     counts = later.reconcile([flat("shown", 0.5), flat("missed", 0.75)])
     assert counts == {"replayed": 1, "closed": 1, "duplicates": 1, "up_to_date": 1}
     assert [row["trial_id"] for row in later.rows()] == ["missed", "shown"]
@@ -203,7 +206,7 @@ def test_reconcile_replays_closes_ghosts_and_marks_duplicates(uri, sweep, runs):
         "duplicates": 0,
         "up_to_date": 2,
     }
-    later.close(completed=True)
+    later.close("FINISHED")
     table = runs()
     assert table.loc["ghost", "status"] == "KILLED"
     assert client.get_run(second.info.run_id).info.status == "KILLED"
@@ -212,7 +215,7 @@ def test_reconcile_replays_closes_ghosts_and_marks_duplicates(uri, sweep, runs):
 
 def test_infinity_as_mlflow_stores_it_is_never_a_value(uri, sweep):
     client = connect(uri)
-    tracker = MLflowTracker(lambda: client, sweep)
+    tracker = MLflowTracker(lambda: client, Page(sweep))
     tracker.finish(flat("a", 0.5))
     tracker.flush()
     run = client.search_runs(
@@ -220,13 +223,13 @@ def test_infinity_as_mlflow_stores_it_is_never_a_value(uri, sweep):
     )[0]
     client.log_metric(run.info.run_id, "test_loss", float("inf"))
     assert "test_loss" not in tracker.rows()[0]
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
 
 
 def test_a_dead_store_costs_no_result_and_is_counted(uri, sweep, monkeypatch):
     client = connect(uri)
     said: list[str] = []
-    tracker = MLflowTracker(lambda: client, sweep, say=said.append)
+    tracker = MLflowTracker(lambda: client, Page(sweep), say=said.append)
     for name in ("PATIENCE_S", "STOP_PATIENCE_S"):
         monkeypatch.setattr(tracking, name, 0.3)
     monkeypatch.setattr(outbox, "SAID_AFTER_S", 0.0)
@@ -242,7 +245,7 @@ def test_a_dead_store_costs_no_result_and_is_counted(uri, sweep, monkeypatch):
         tracker.rows()
     with pytest.raises(SetupError, match="MLflow must answer; found: no route"):
         tracker.reconcile([flat("a", 0.5)])
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     # The result, both questions and the end of the parent run.
     assert tracker.num_behind == 4
     assert said == ["MLflow does not answer (no route); the sweep goes on, and it is told later"]
@@ -289,16 +292,16 @@ EDITS = {
 
 @pytest.mark.parametrize("name", EDITS)
 def test_reconcile_compares_values_and_mends_them(uri, sweep, runs, name):
-    tracker = MLflowTracker(connector(uri), sweep)
+    tracker = MLflowTracker(connector(uri), Page(sweep))
     tracker.finish(flat("a", 0.5))
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     edit(uri, sweep, "a", EDITS[name])
-    again = MLflowTracker(connector(uri), sweep)
+    again = MLflowTracker(connector(uri), Page(sweep))
     assert again.reconcile([flat("a", 0.5)])["replayed"] == 1
     assert again.reconcile([flat("a", 0.5)])["up_to_date"] == 1
     (row,) = again.rows()
     assert (row["test_loss"], row["class_pair"]) == (0.5, "")
-    again.close(completed=True)
+    again.close("FINISHED")
     assert dict(runs()["status"]) == {"a": "FINISHED", "sweep": "FINISHED"}
 
 
@@ -310,50 +313,50 @@ def test_reconcile_compares_values_and_mends_them(uri, sweep, runs, name):
     ],
 )
 def test_what_mlflow_cannot_forget_is_set_aside_for_a_new_run(uri, sweep, runs, change):
-    tracker = MLflowTracker(connector(uri), sweep)
+    tracker = MLflowTracker(connector(uri), Page(sweep))
     tracker.finish(flat("a", 0.5))
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     old = edit(uri, sweep, "a", change)
-    again = MLflowTracker(connector(uri), sweep)
+    again = MLflowTracker(connector(uri), Page(sweep))
     assert again.reconcile([flat("a", 0.5)])["replayed"] == 1
     (row,) = again.rows()
     assert row["test_loss"] == 0.5
     assert not {"d_repr_mle", "fgsm_2_loss_gain"} & set(row)
-    again.close(completed=True)
+    again.close("FINISHED")
     table = runs().set_index("run_id")
     assert table.loc[old, "status"] == "KILLED"
     assert sorted(table["status"]) == ["FINISHED", "FINISHED", "KILLED"]
 
 
 def test_a_note_of_ones_own_in_mlflow_is_no_difference(uri, sweep):
-    tracker = MLflowTracker(connector(uri), sweep)
+    tracker = MLflowTracker(connector(uri), Page(sweep))
     tracker.finish(flat("a", 0.5))
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     edit(uri, sweep, "a", lambda client, run: client.set_tag(run, "reviewed", "yes"))
     edit(uri, sweep, "a", lambda client, run: client.log_metric(run, "my_score", 1.0))
-    again = MLflowTracker(connector(uri), sweep)
+    again = MLflowTracker(connector(uri), Page(sweep))
     assert again.reconcile([flat("a", 0.5)])["up_to_date"] == 1
-    again.close(completed=True)
+    again.close("FINISHED")
 
 
 def test_an_older_clock_does_not_keep_an_old_number(uri, sweep):
-    tracker = MLflowTracker(connector(uri), sweep)
+    tracker = MLflowTracker(connector(uri), Page(sweep))
     tracker.finish(flat("a", 0.5, made=9_000_000))
     tracker.finish(flat("a", 0.25, made=3000))
     assert [row["test_loss"] for row in tracker.rows()] == [0.25]
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
 
 
 def test_two_stores_on_one_server_never_mix(uri, sweep):
     said: list[str] = []
-    first = MLflowTracker(connector(uri), sweep, storage="a" * 16)
+    first = MLflowTracker(connector(uri), Page(sweep), storage="a" * 16)
     first.finish(flat("x", 0.5))
-    second = MLflowTracker(connector(uri), sweep, storage="b" * 16, say=said.append)
+    second = MLflowTracker(connector(uri), Page(sweep), storage="b" * 16, say=said.append)
     second.finish(flat("x", 0.25))
     assert [row["test_loss"] for row in first.rows()] == [0.5]
     assert [row["test_loss"] for row in second.rows()] == [0.25]
     for tracker in (first, second):
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
     client = connect(uri)
     assert [row["test_loss"] for row in read_rows(client, sweep, "b" * 16)] == [0.25]
     assert [row["test_loss"] for row in read_rows(client, sweep, "a" * 16)] == [0.5]
@@ -385,12 +388,12 @@ def test_one_run_per_key_although_replies_are_lost(uri, sweep, runs, monkeypatch
     monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(outbox, "LONGEST_PAUSE_S", 0.01)
     client = Lossy(connect(uri), share)
-    tracker = MLflowTracker(lambda: client, sweep)
+    tracker = MLflowTracker(lambda: client, Page(sweep))
     keys = [f"t{number}" for number in range(8)]
     for key in keys:
         tracker.start_trial(key, {"trial_id": key})
         tracker.finish(flat(key, 0.5))
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     assert tracker.num_behind == 0
     assert client.lost >= 5
     table = runs()
@@ -409,12 +412,12 @@ def test_a_server_that_is_down_at_the_start_is_told_later(uri, sweep, runs, monk
         return connect(uri)
 
     said: list[str] = []
-    tracker = MLflowTracker(slow, sweep, say=said.append)
+    tracker = MLflowTracker(slow, Page(sweep), say=said.append)
     tracker.start_trial("a", {"trial_id": "a"})
     tracker.finish(flat("a", 0.5))
     assert tracker.num_behind == 2
     up.set()
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     assert tracker.num_behind == 0
     assert dict(runs()["status"]) == {"a": "FINISHED", "sweep": "FINISHED"}
     assert [text.split(" (")[0] for text in said] == ["MLflow does not answer", "MLflow answers again"]
@@ -425,15 +428,15 @@ def test_a_server_that_refuses_us_is_a_message_at_once(uri, sweep):
         raise tracking.Refused("The MLflow store must answer", "401 Unauthorized", "log in")
 
     with pytest.raises(SetupError, match="must answer; found: 401 Unauthorized; log in"):
-        MLflowTracker(refused, sweep)
+        MLflowTracker(refused, Page(sweep))
 
 
 def test_failures_that_mlflow_missed_are_replayed(uri, sweep, runs):
-    tracker = MLflowTracker(connector(uri), sweep)
+    tracker = MLflowTracker(connector(uri), Page(sweep))
     failure = Failure("a", "code_error", "boom", 2)
     tracker.reconcile([], [failure])
     tracker.reconcile([], [failure])
-    tracker.close(completed=False)
+    tracker.close("KILLED")
     table = runs()
     assert table.loc["a", "status"] == "FAILED"
     assert table.loc["a", "tags.failure_message"] == "boom"
@@ -448,7 +451,110 @@ def test_a_server_that_hangs_holds_up_neither_start_nor_end(monkeypatch):
     for name in ("FIRST_TRY_S", "STOP_PATIENCE_S"):
         monkeypatch.setattr(tracking, name, 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        tracker = MLflowTracker(connector(f"http://127.0.0.1:{silent.getsockname()[1]}"), "hangs")
+        tracker = MLflowTracker(connector(f"http://127.0.0.1:{silent.getsockname()[1]}"), Page("hangs"))
         tracker.start_trial("a", {"trial_id": "a"})
-        tracker.close(completed=False)
+        tracker.close("KILLED")
         assert tracker.num_behind >= 2
+
+
+def test_curves_are_shown_while_a_trial_runs_and_no_point_comes_twice(uri, sweep, runs):
+    tracker = MLflowTracker(connector(uri), Page(sweep))
+    tracker.start_trial("a", {"trial_id": "a"})
+    tracker.extend("a", [("epoch_train_loss", 1, 0.7, 1200)])
+    tracker.flush()
+    table = runs()
+    assert table.loc["a", ["status", "metrics.epoch_train_loss"]].tolist() == ["RUNNING", 0.7]
+    # A worker that died and was started again tells its first epoch again; then the result has both.
+    tracker.fail_trial(Failure("a", "worker_crash", "gone", 1))
+    tracker.start_trial("a", {"trial_id": "a", "attempt": "2"})
+    tracker.extend("a", [("epoch_train_loss", 1, 0.7, 1300)])
+    tracker.finish(flat("a", 0.5))
+    tracker.extend("a", [("epoch_train_loss", 2, 9.0, 1400)])  # too late, and not what the result says
+    tracker.close("FINISHED")
+    history = connect(uri).get_metric_history(table.loc["a", "run_id"], "epoch_train_loss")
+    assert sorted((point.step, point.value) for point in history) == [(1, 0.7), (2, 0.3)]
+    assert runs().loc["a", "metrics.epoch_train_loss"] == 0.3
+
+
+def test_the_result_overrules_what_was_shown_live(uri, sweep, runs):
+    tracker = MLflowTracker(connector(uri), Page(sweep))
+    tracker.start_trial("a", {"trial_id": "a"})
+    tracker.extend("a", [("epoch_train_loss", step, 0.9, 1200) for step in (1, 2, 3)])
+    tracker.finish(flat("a", 0.5))
+    tracker.close("FINISHED")
+    assert runs().loc["a", "metrics.epoch_train_loss"] == 0.3
+    again = MLflowTracker(connector(uri), Page(sweep))
+    assert again.reconcile([flat("a", 0.5)])["up_to_date"] == 1
+    again.close("FINISHED")
+
+
+def test_an_outage_loses_no_point(uri, sweep, runs, monkeypatch):
+    client = connect(uri)
+    tracker = MLflowTracker(lambda: client, Page(sweep))
+    tracker.start_trial("a", {"trial_id": "a"})
+    tracker.flush()
+    real, calls = client.log_batch, []
+
+    def away(*arguments, **keywords):
+        calls.append(arguments)
+        if len(calls) < 3:
+            raise ConnectionError("no route")
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(client, "log_batch", away)
+    tracker.extend("a", [("epoch_train_loss", 1, 0.7, 1200)])
+    tracker.extend("a", [("epoch_train_loss", 2, 0.6, 1300)])
+    tracker.close("KILLED")
+    history = client.get_metric_history(runs().loc["a", "run_id"], "epoch_train_loss")
+    assert sorted((point.step, point.value) for point in history) == [(1, 0.7), (2, 0.6)]
+
+
+@pytest.mark.parametrize("refused", ["FAILED", "KILLED"])
+def test_a_refused_start_leaves_a_finished_sweep_alone(uri, sweep, runs, refused):
+    first = MLflowTracker(connector(uri), Page(sweep, "as it ran"))
+    first.finish(flat("a", 0.5))
+    first.close("FINISHED")
+    before = runs().loc["sweep"]
+    later = MLflowTracker(connector(uri), Page(sweep, "as it is refused"))
+    later.reconcile([flat("a", 0.5)], wait=False)
+    later.close(refused)
+    after = runs().loc["sweep"]
+    assert after[["status", "end_time", "tags.description"]].tolist() == [
+        "FINISHED",
+        before["end_time"],
+        "as it ran",
+    ]
+    worked = MLflowTracker(connector(uri), Page(sweep, "as it ran again"))
+    worked.start_trial("b", {})
+    worked.close(refused)
+    assert runs().loc["sweep", ["status", "tags.description"]].tolist() == [refused, "as it ran again"]
+
+
+def test_a_set_up_that_fails_is_failed(uri, sweep, runs):
+    MLflowTracker(connector(uri), Page(sweep)).close("FAILED")
+    assert dict(runs()["status"]) == {"sweep": "FAILED"}
+
+
+def test_pages_say_what_a_run_is(uri, sweep, runs):
+    page = Page(sweep, "Digits against slices.", 3, "fgsm_1_loss_gain")
+    tracker = MLflowTracker(connector(uri), page)
+    said = {"dataset": "digits", "class_pair": "3-8", "model": "small_cnn", "seed": "1", "recipe": "demo"}
+    run = flat("a", 0.5)
+    run.tags.update(said, data_fingerprint="f" * 64)
+    tracker.finish(run)
+    tracker.extend(PARENT_KEY, [("trials_done", 1, 1.0, 1500)])
+    tracker.close("FINISHED")
+    table = runs()
+    assert table.loc["a", "tags.mlflow.runName"] == "small_cnn digits 3-8 N=10 seed 1"
+    assert table.loc["a", "tags.mlflow.source.name"] == f"isweep run {sweep}"
+    assert table.loc["sweep", "metrics.trials_done"] == 1
+    client = connect(uri)
+    (used,) = client.get_run(table.loc["a", "run_id"]).inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("digits 3-8", "f" * 36)
+    experiment = client.get_experiment_by_name(f"isweep/{sweep}")
+    note = experiment.tags["mlflow.note.content"]
+    assert note == table.loc["sweep", "tags.mlflow.note.content"]
+    assert note.startswith("Digits against slices.")
+    for view in ("best", "curve", "sharpness"):
+        assert f"(#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={view})" in note
+        assert experiment.tags[f"mlflow.sharedViewState.{view}"].startswith("{")

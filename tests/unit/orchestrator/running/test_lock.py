@@ -11,7 +11,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.state import read_state
 from orchestrator.running import lock
 from orchestrator.running.lock import exclusive, holder_pid, is_held
-from orchestrator.running.progress import running_trials
+from orchestrator.running.run_state import running_trials
 from search_spaces.errors import SetupError
 
 
@@ -71,7 +71,7 @@ def test_trials_run_only_while_their_own_run_holds_the_lock(root):
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def leave(pid: int) -> None:
-        path.write_text(json.dumps({"pid": pid, "stage": "trials", "running": [trial_id]}))
+        path.write_text(json.dumps({"pid": pid, "now": "train", "running": {trial_id: {}}}))
 
     leave(os.getpid())
     assert not running_trials(workspace)
