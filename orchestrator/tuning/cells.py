@@ -9,11 +9,10 @@ from functools import cached_property
 from orchestrator.planning.plan import SweepPlan
 from search_spaces.errors import ConfigError, SweepError, collect
 from search_spaces.recipes import recipe_grid
-from search_spaces.specs import BatchSize, LearningRate, ModelSpec, RecipeSpec, Spec, SubsetSpec
+from search_spaces.specs import BatchSize, LearningRate, ModelSpec, RecipeSpec, Spec, SubsetSpec, WeightDecay
 from search_spaces.sweeps import RecipeChoice, RecipeOverride
 from search_spaces.trials import NetworkSpec
 from search_spaces.tuning import SearchSpace, SearchTrialSpec, ValidationSpec, space_of
-from search_spaces.specs import WeightDecay
 
 CellKey = tuple[str, str]
 """Model and dataset, by name."""
@@ -119,8 +118,8 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
     """Return the cells of a sweep, model by model, so that each stands beside those most like it.
 
     Raises:
-        ConfigError: naming everything that cannot be searched: a recipe with several values of a field, a train
-            size that is too small, a batch larger than the set, a recipe without epochs.
+        ConfigError: naming everything that cannot be searched: a recipe with several values of a field, a
+            batch larger than the set, a recipe without epochs.
     """
     sweep, tune = plan.sweep, plan.sweep.tune
     train_size = tune.train_size or plan.largest_size
@@ -137,7 +136,8 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
         found = subsets.setdefault((network.model.name, network.subset.prepared.dataset), {})
         found[network.subset.subset_id] = network.subset
     num_train = round(train_size * (1 - tune.validation_share))
-    cells, problems = [], []
+    cells: list[TuningCell] = []
+    problems: list[SweepError] = []
     for (name, dataset), found in sorted(subsets.items(), key=lambda item: list(models).index(item[0][0])):
         recipe = recipe_grid(sweep.recipe, name, dataset)[0]
         try:

@@ -10,10 +10,10 @@ from orchestrator.tuning.cells import CellKey, TuningCell
 from search_spaces.specs import Domain
 
 OTHER_MODEL = 3.0
-"""A rate depends more on the network than on the data: another model is this far away, of its family a third."""
+"""A rate depends more on the network than on the data: another model is this far away, its kin a third."""
 OTHER_DOMAIN = 1.0
 SPREAD = {"log_train_size": 1.0, "d_data": 10.0, "log_label_sharpness": 2.0}
-"""What counts as one step of distance in each measured quantity: about the spread over the study's datasets."""
+"""One step of distance in each measured quantity: about the spread over the study's datasets."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class CellOutcome(Finding):
         finalists: All of them, best first.
         gain: Mean loss of ``own`` less that of ``chosen``, over the runs that both have.
         gain_std_error: From the spread of the differences, run by run; None for one run.
-        flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as it was tried.
+        flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as tried.
         num_trials: Points that were tried.
         num_pruned: Of them, stopped early.
         num_diverged: Of them, diverged.
@@ -90,8 +90,8 @@ class CellOutcome(Finding):
                 "lower tune.learning_rate and tune again: what was found is kept"
             )
         return (
-            f"{where}: no trial was trained to its end ({self.num_trials} tried, {self.num_diverged} diverged, "
-            f"{self.num_failed} failed), so there is no recipe; mend what failed, or raise tune.budget, and "
+            f"{where}: no trial was trained to its end ({self.num_trials} tried, "
+            f"{self.num_diverged} diverged, {self.num_failed} failed), so there is no recipe; mend what failed, or raise tune.budget, and "
             "tune again: what was found is kept"
         )
 
@@ -132,7 +132,7 @@ def _outcome(search: CellSearch, num_finalists: int, num_runs: int) -> CellOutco
 
 
 def _candidate(search: CellSearch, point: Point, num_runs: int) -> Candidate | None:
-    """Return a finalist with all its runs; None where one gave nothing, since means are over the same runs."""
+    """Return a finalist with all its runs; None where one gave nothing: means are over the same runs."""
     runs = [search.results.get((point, run)) for run in range(num_runs)]
     found: list[SearchResult] = [result for result in runs if result is not None]
     if len(found) < num_runs:

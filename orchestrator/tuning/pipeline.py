@@ -148,7 +148,7 @@ class _Tuning:
         collect(problems, DataError)
 
     def _believed(self, stored: StoredResults) -> dict[str, SearchRecord]:
-        """Return the stored trials of these very cells, made from the data prepared now, in the order they ended.
+        """Return the stored trials of these very cells, made from the data prepared now, as they ended.
 
         Others are kept in the store and not used: of another train size, recipe or validation split.
         """

@@ -1,4 +1,4 @@
-"""The queue from which Ray Tune takes a search's trials: each is made when it is taken, from all that is known."""
+"""The queue from which Ray Tune takes a search's trials: each is made when it is taken."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from orchestrator.tuning.outcome import CellOutcome
 from search_spaces.sweeps import SweepSpec
 from tasks.atomic import write_atomic
 
-HEAD = """# Written by `isweep tune {name}`: the searched recipe of each model and dataset, and what speaks for it.
+HEAD = """# Written by `isweep tune {name}`: the searched recipe of each model and dataset, with its evidence.
 # A sweep uses it by `recipe: tuned-{name}` below the same root, or by this file's path.
 """
 

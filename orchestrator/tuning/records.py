@@ -78,7 +78,7 @@ class SearchRecord(SealedRecord):
 
 
 class SearchReport(Finding):
-    """What a worker hands to the driver about one attempt; see :class:`orchestrator.results.records.CellReport`."""
+    """What a worker tells of one attempt; see :class:`orchestrator.results.records.CellReport`."""
 
     started_at: float
     finished_at: float

@@ -1,7 +1,7 @@
 """Who is trained next: the state of a whole search, told what was found. Knows no Ray and no store.
 
-In this order: every cell's own recipe; then points of cells, one cell after another, so that what the first ones
-find begins the next ones; then finalists, which need nothing new and fill what is left of the cluster.
+In this order: every cell's own recipe; then points of cells, one cell after another, so that what the first
+ones find begins the next ones; then finalists, which need nothing new and fill what is left of the cluster.
 """
 
 from __future__ import annotations

@@ -70,12 +70,9 @@ class SearchSweep(TrialSweep):
         cells: dict[str, TrialSpec] = {}
         queue = SearchQueue(search, cells)
         callback = SearchBookkeeping(self, cells, queue, shelf, {})
-        # The source of one's own networks is sent along; any trial of a cell names it.
-        code = {
-            one.cell.trial(one.cell.own).trial_id: one.cell.trial(one.cell.own)
-            for one in search.cells.values()
-        }
-        cells.update(code)
+        # The source of one's own networks is sent along at the start, and is that of every cell.
+        firsts = [one.cell.trial(one.cell.own) for one in search.cells.values()]
+        cells.update({trial.trial_id: trial for trial in firsts})
         while not queue.empty:
             try:
                 self._fit(cells, shelf, queue, callback)

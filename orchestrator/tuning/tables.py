@@ -70,8 +70,8 @@ def outcome_table(cells: Sequence[CellOutcome]) -> Table:
     return Table(
         key="tuned",
         title="Searched recipes",
-        note="Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower than "
-        "with the sweep's own recipe, in the same runs; flat: rates tried within "
+        note="Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower "
+        "than with the sweep's own recipe, in the same runs; flat: rates tried within "
         f"{FLAT_WITHIN:g} nat of the best; trainings: of the search + of finalists.",
         header=HEADER,
         rows=tuple(_cells(cell) for cell in cells),
@@ -80,16 +80,16 @@ def outcome_table(cells: Sequence[CellOutcome]) -> Table:
 
 
 def _cells(cell: CellOutcome) -> tuple[str, ...]:
-    chosen, flat = cell.chosen, cell.flat
-    point = chosen.point if chosen is not None else None
+    flat = cell.flat
+    point = None if cell.chosen is None else cell.chosen.point
     return (
         cell.model,
         cell.dataset,
         "none" if point is None else f"{point.learning_rate:.3g}",
         "" if point is None else f"{point.weight_decay:.2g}",
         "" if point is None else str(point.batch_size),
-        _spelled(chosen and chosen.mean, chosen and chosen.std_error),
-        _spelled(cell.own and cell.own.mean, cell.own and cell.own.std_error),
+        _loss(cell.chosen),
+        _loss(cell.own),
         _spelled(cell.gain, cell.gain_std_error),
         "" if flat is None else f"{flat[0]:.2g}",
         "" if flat is None else f"{flat[1]:.2g}",
@@ -98,6 +98,10 @@ def _cells(cell: CellOutcome) -> tuple[str, ...]:
         f"{cell.divergence_rate:.0%}",
         f"{cell.spent:.2g} of {cell.budget:g} + {cell.finalist_trainings:.2g}",
     )
+
+
+def _loss(candidate: Candidate | None) -> str:
+    return "–" if candidate is None else _spelled(candidate.mean, candidate.std_error)
 
 
 def _spelled(value: float | None, std_error: float | None) -> str:

@@ -47,8 +47,8 @@ def split_validation(
         validation: How many of them to validate on.
 
     Raises:
-        DataError: when the data do not have ``train_size`` images, or a class has too few groups to be on both
-            sides, or faults of the released code are on, which let groups be on both sides of the test split.
+        DataError: when the data do not have ``train_size`` images, or a class has too few groups to be on
+            both sides, or faults of the released code are on, which let test groups be trained on.
     """
     where = " ".join(filter(None, (spec.prepared.dataset, pair_name(spec.class_pair))))
     if spec.prepared.faults:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from tasks.finding import Finding
 
 CAP_OF_CHANCE = 2.0
-"""Losses count for no more than this many times that of guessing: how badly a network diverged says nothing."""
+"""Losses count for at most so many times that of guessing: how badly a network diverged says nothing."""
 
 
 class SearchStatus(StrEnum):
@@ -75,7 +75,7 @@ class SearchResult(Finding):
 
     @property
     def capped_loss(self) -> float:
-        """A finite number to minimise: the loss, or its cap for one that diverged or is far worse than chance."""
+        """A finite number to minimise: the loss, or its cap where it diverged or is far worse than chance."""
         return capped(self.loss, self.chance_loss)
 
 
