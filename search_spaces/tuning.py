@@ -61,7 +61,7 @@ class TuneSpec(Spec):
     batch_size: Batches | None = None
     """The batch sizes to choose from."""
     budget: Annotated[float, Field(gt=0, le=4)] = 0.2
-    """Trainings of each (model, dataset) as a share of the exhaustive grid's 25; a stopped one counts in part."""
+    """Trainings of each cell as a share of the exhaustive grid's 25; a stopped one counts in part."""
     train_size: Annotated[int, Field(ge=8)] | None = None
     """Images that the search trains and validates on; None takes the sweep's largest train size."""
     validation_share: Annotated[float, Field(gt=0, le=0.5)] = 0.25

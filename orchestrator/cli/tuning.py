@@ -22,7 +22,7 @@ def tune(
     cluster: ClusterOptions = ClusterOptions(),
     place: Place = Place(),
 ) -> int:
-    """Search learning rates, weight decays and batch sizes; prints the path of the recipe that it writes last.
+    """Search learning rates, weight decays and batch sizes; prints the path of the recipe last.
 
     Args:
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.

@@ -91,8 +91,8 @@ class CellOutcome(Finding):
             )
         return (
             f"{where}: no trial was trained to its end ({self.num_trials} tried, "
-            f"{self.num_diverged} diverged, {self.num_failed} failed), so there is no recipe; mend what failed, or raise tune.budget, and "
-            "tune again: what was found is kept"
+            f"{self.num_diverged} diverged, {self.num_failed} failed), so there is no recipe; "
+            "mend what failed, or raise tune.budget, and tune again: what was found is kept"
         )
 
 

@@ -77,7 +77,7 @@ class TabulatedCell:
         return min(map(self.mean_loss, self.rates))
 
     def regret(self, outcome: CellOutcome) -> float:
-        """Return how much worse, in nat, the chosen rate is than the grid's best; guessing counts for none."""
+        """Return how many nat the chosen rate is worse than the grid's best; guessing counts for none."""
         if outcome.chosen is None:
             return self.chance_loss - self.best_loss
         return self.mean_loss(outcome.chosen.point.learning_rate) - self.best_loss

@@ -1,7 +1,8 @@
 """Where the next point comes from: one Optuna study per cell, asked and told by us.
 
 Optuna's storage is a view, like MLflow: it is made anew from the store at every start, so it holds every
-finished trial once, and no trial that a killed driver left running. See ``docs/decisions/0012-own-ask-and-tell.md``.
+finished trial once, and no trial that a killed driver left running. See
+``docs/decisions/0012-own-ask-and-tell.md``.
 """
 
 from __future__ import annotations
