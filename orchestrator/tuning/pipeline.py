@@ -29,6 +29,7 @@ from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome, outcomes
 from orchestrator.tuning.recipe_file import write_recipe
 from orchestrator.tuning.records import SearchRecord
+from orchestrator.tuning.report import write_report
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.study import open_storage
 from search_spaces.errors import DataError, SweepError, collect
@@ -263,8 +264,11 @@ class _Tuning:
         recipe = self.workspace.paths.tuned_recipe(sweep.name)
         prepared = self.workspace.prepared.values()
         write_recipe(recipe, sweep, found, {data.record.dataset: data.fingerprint for data in prepared})
+        report = write_report(self.workspace, search, found)
+        if report is not None:
+            tracker.add_report(report.parent, {"done": len(records), "failed": 0})
         self._completed = True
-        return TuneSummary(found, recipe, None, num_new, tracker.num_behind)
+        return TuneSummary(found, recipe, report, num_new, tracker.num_behind)
 
     def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]
