@@ -40,6 +40,7 @@ from search_spaces.specs import (
     WeightDecay,
     _two_classes,
 )
+from search_spaces.tuning import TuneSpec
 
 
 def _class_choice(value: object) -> int | str:
@@ -249,6 +250,8 @@ class SweepSpec(Spec):
     calibrate: bool = False
     """Also correct d_data's bias by simulation, for the report; costs about a minute per subset."""
     resources: ResourceSpec = ResourceSpec()
+    tune: TuneSpec = TuneSpec()
+    """How ``isweep tune`` searches; changes nothing of the sweep itself."""
 
     @model_validator(mode="after")
     def _check_repeats(self) -> Self:

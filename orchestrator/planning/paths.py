@@ -125,6 +125,15 @@ class RootPaths:
         """Folder of one prepared dataset."""
         return self.root / "prepared" / spec.prepared_id
 
+    @property
+    def recipes(self) -> Path:
+        """Folder of the recipes that searches wrote; sweeps of this root may name them."""
+        return self.root / "recipes"
+
+    def tuned_recipe(self, sweep: str) -> Path:
+        """The recipe that the search of a sweep writes."""
+        return self.recipes / f"tuned-{sweep}.yaml"
+
     def sweep_names(self) -> list[str]:
         """Names of the sweeps that ran below this root."""
         return sorted(path.parent.name for path in (self.root / "sweeps").glob("*/sweep.yaml"))
@@ -154,3 +163,13 @@ class SweepPaths:
     def report(self) -> Path:
         """Folder of the report, its figures and tables."""
         return self.folder / "report"
+
+    @property
+    def search_journal(self) -> Path:
+        """Optuna's storage of the sweep's search, for ``optuna-dashboard``; made anew from the store."""
+        return self.folder / "search" / "optuna.log"
+
+    @property
+    def search_report(self) -> Path:
+        """Folder of the search's report, its figures and tables."""
+        return self.folder / "search" / "report"

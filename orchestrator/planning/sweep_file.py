@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.planning.changes import with_changes
 from orchestrator.planning.plain_yaml import read_plain, write_plain
+from orchestrator.planning.tuned import split_tuned, tuned_path, with_tuned_cells
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
@@ -45,13 +46,16 @@ SweepSource = str | Path | Mapping[str, Any] | SweepSpec
 """A preset's name, a sweep file's path, the content of one as a mapping, or a spec made in Python."""
 
 
-def load_sweep(source: SweepSource, changes: Mapping[str, object] | None = None) -> SweepSpec:
+def load_sweep(
+    source: SweepSource, changes: Mapping[str, object] | None = None, *, recipes: Path | None = None
+) -> SweepSpec:
     """Read a sweep from wherever it is written.
 
     Args:
         source: Text is a preset's name, or a path where it has a ``/`` or ends in ``.yaml``/``.yml``. Paths
             in a mapping start at the working directory.
         changes: Values by dotted key (``recipe.epochs``) that hold over what is written.
+        recipes: Folder of the recipes that searches wrote and that may be named; None knows of none.
 
     Raises:
         ConfigError: naming the file and every mistake in it with its key path, value and what is allowed.
@@ -63,7 +67,7 @@ def load_sweep(source: SweepSource, changes: Mapping[str, object] | None = None)
             _report(_unknown_names(source.model_dump()))
             return source
     if isinstance(source, Mapping):
-        return _own_paths(_spec_of(dict(source), "the sweep", Path(), changes or {}), Path())
+        return _own_paths(_spec_of(dict(source), "the sweep", Path(), changes or {}, recipes), Path())
     if isinstance(source, Path) or _is_path(source):
         path = Path(source)
         text = _read_file(path)
@@ -72,16 +76,22 @@ def load_sweep(source: SweepSource, changes: Mapping[str, object] | None = None)
         if folder not in sys.path:
             sys.path.append(folder)
         return _own_paths(
-            parse_sweep(text, origin=str(source), folder=path.parent, changes=changes), path.parent
+            parse_sweep(text, origin=str(source), folder=path.parent, changes=changes, recipes=recipes),
+            path.parent,
         )
     if source not in preset_names():
         raise unknown_name("preset", source, preset_names())
     text = (resources.files("search_spaces") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
-    return parse_sweep(text, origin=f"preset {source}", changes=changes)
+    return parse_sweep(text, origin=f"preset {source}", changes=changes, recipes=recipes)
 
 
 def parse_sweep(
-    text: str, *, origin: str, folder: Path | None = None, changes: Mapping[str, object] | None = None
+    text: str,
+    *,
+    origin: str,
+    folder: Path | None = None,
+    changes: Mapping[str, object] | None = None,
+    recipes: Path | None = None,
 ) -> SweepSpec:
     """Turn the text of a sweep file into a validated spec; see :func:`load_sweep` for what is raised.
 
@@ -90,6 +100,7 @@ def parse_sweep(
         origin: What messages call it.
         folder: Where recipe files that it names lie; None for the working directory.
         changes: See :func:`load_sweep`.
+        recipes: See :func:`load_sweep`.
     """
     document = _load_yaml(text, origin)
     if not isinstance(document, dict):
@@ -97,7 +108,7 @@ def parse_sweep(
         raise ConfigError(
             f"{origin} must be a mapping of keys to values", found, "see README, 'Your own sweep'"
         )
-    return _spec_of(document, origin, folder or Path(), changes or {})
+    return _spec_of(document, origin, folder or Path(), changes or {}, recipes)
 
 
 def sweep_text(spec: SweepSpec) -> str:
@@ -105,11 +116,19 @@ def sweep_text(spec: SweepSpec) -> str:
     return write_plain(spec.model_dump(mode="json", exclude_unset=True, by_alias=True))
 
 
-def _spec_of(document: dict[str, Any], origin: str, folder: Path, changes: Mapping[str, object]) -> SweepSpec:
+def _spec_of(
+    document: dict[str, Any],
+    origin: str,
+    folder: Path,
+    changes: Mapping[str, object],
+    recipes: Path | None,
+) -> SweepSpec:
     document = with_changes(document, changes)
     if isinstance(document.get("datasets"), list):
         document["datasets"] = [{"name": d} if isinstance(d, str) else d for d in document["datasets"]]
-    document["recipe"] = _with_recipe_file(document.get("recipe"), folder)
+    named = tuned_path(document.get("recipe"), document.get("name"), recipes)
+    recipe, tuned = split_tuned(_with_recipe_file(named, folder))
+    document["recipe"] = recipe
     if document["recipe"] is None:
         del document["recipe"]
     try:
@@ -124,7 +143,7 @@ def _spec_of(document: dict[str, Any], origin: str, folder: Path, changes: Mappi
         _report(problems + _unknown_names(names))
         raise
     _report(_unknown_names(spec.model_dump()))
-    return spec
+    return spec if tuned is None else with_tuned_cells(spec, tuned)
 
 
 def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:

@@ -102,9 +102,9 @@ def _find(
     if isinstance(source, str) and "/" not in source:
         recorded = paths.sweep(source).sweep_file
         if (as_run or source not in preset_names()) and recorded.is_file():
-            return load_sweep(recorded, changes)
+            return load_sweep(recorded, changes, recipes=paths.recipes)
         known = {*preset_names(), *paths.sweep_names()}
         if source not in known and not source.endswith((".yaml", ".yml")):
             kind = "preset or sweep of this root" if paths.sweep_names() else "preset"
             raise unknown_name(kind, source, known)
-    return load_sweep(source, changes)
+    return load_sweep(source, changes, recipes=paths.recipes)

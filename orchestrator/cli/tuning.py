@@ -1,0 +1,58 @@
+"""The command that searches learning rates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.markup import escape
+
+from orchestrator.cli.options import Changes, ClusterOptions, Place, ReadingOptions, run_options
+from orchestrator.cli.printing import emit, line, stderr, stdout, text_table
+from orchestrator.cli.sweeps import _raw_folders
+
+
+def tune(
+    preset: str,
+    /,
+    *,
+    raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = (),
+    changes: Changes = (),
+    reading: ReadingOptions = ReadingOptions(),
+    cluster: ClusterOptions = ClusterOptions(),
+    place: Place = Place(),
+) -> int:
+    """Search learning rates, weight decays and batch sizes; prints the path of the recipe last.
+
+    Args:
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        raw: Raw download of a dataset; may be given for several.
+        changes: Change one value for this run, e.g. tune.budget=0.4; may be given for several.
+        reading: How to read raw files.
+        cluster: Where to compute.
+        place: Where everything lies.
+    """
+    from orchestrator.planning.changes import read_changes
+    from orchestrator.running.progress import Progress
+    from orchestrator.tuning.pipeline import tune_sweep
+    from orchestrator.tuning.tables import document, outcome_table
+
+    progress = Progress(console=None if cluster.quiet else stderr)
+    options = run_options(place, cluster, reading, _raw_folders(raw))
+    try:
+        summary = tune_sweep(preset, options, progress=progress, changes=read_changes(changes))
+    except KeyboardInterrupt:
+        again = place.hint("tune", preset, *(word for change in changes for word in ("--set", change)))
+        raise KeyboardInterrupt(f"Finished trials are kept; continue with: {again}") from None
+    for cell in summary.not_tuned:
+        stderr.print(escape(cell.why_not), soft_wrap=True)
+    found: dict[str, Any] = document(summary)
+
+    def show() -> None:
+        stdout.print(text_table(outcome_table(summary.cells)))
+        if summary.report is not None:
+            line(str(summary.report))
+        line(str(summary.recipe))
+
+    emit(place, found, show)
+    return summary.exit_code

@@ -1,0 +1,162 @@
+"""What is searched: one cell per model and dataset of a sweep, and the trial that a point of its space is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from orchestrator.planning.plan import SweepPlan
+from search_spaces.errors import ConfigError, SweepError, collect
+from search_spaces.recipes import recipe_grid
+from search_spaces.specs import BatchSize, LearningRate, ModelSpec, RecipeSpec, Spec, SubsetSpec, WeightDecay
+from search_spaces.sweeps import RecipeChoice, RecipeOverride
+from search_spaces.trials import NetworkSpec
+from search_spaces.tuning import SearchSpace, SearchTrialSpec, ValidationSpec, space_of
+
+CellKey = tuple[str, str]
+"""Model and dataset, by name."""
+
+
+class Point(Spec):
+    """One point of a search space."""
+
+    learning_rate: LearningRate
+    weight_decay: WeightDecay
+    batch_size: BatchSize
+
+    def rounded(self) -> Point:
+        """Return the point with four digits: what people copy is what was run."""
+        return Point(
+            learning_rate=float(f"{self.learning_rate:.4g}"),
+            weight_decay=float(f"{self.weight_decay:.4g}"),
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class TuningCell:
+    """One model on one dataset.
+
+    Attributes:
+        model: The network.
+        subsets: Its dataset's class pairs; the search is on the first, finalists are trained on all in turn.
+        train_size: Images to train and validate on.
+        choice: The sweep's recipe, over which a point holds.
+        space: Where points come from.
+        validation: Which of the images a trial is judged on.
+    """
+
+    model: ModelSpec
+    subsets: tuple[SubsetSpec, ...]
+    train_size: int
+    choice: RecipeChoice
+    space: SearchSpace
+    validation: ValidationSpec
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.subsets[0].prepared.dataset
+
+    @property
+    def key(self) -> CellKey:
+        """Names of model and dataset."""
+        return self.model.name, self.dataset
+
+    @cached_property
+    def own(self) -> Point:
+        """The point that the sweep's own recipe stands at."""
+        return _point(self._recipe(None))
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of a whole training."""
+        return self._recipe(None).epochs
+
+    def contains(self, point: Point) -> bool:
+        """Tell whether a point lies in the space."""
+        space = self.space
+        return (
+            space.learning_rate[0] <= point.learning_rate <= space.learning_rate[1]
+            and space.weight_decay[0] <= point.weight_decay <= space.weight_decay[1]
+            and point.batch_size in space.batch_size
+        )
+
+    def nearest(self, point: Point) -> Point:
+        """Return the point of the space nearest to one of another space."""
+        space = self.space
+        return Point(
+            learning_rate=min(max(point.learning_rate, space.learning_rate[0]), space.learning_rate[1]),
+            weight_decay=min(max(point.weight_decay, space.weight_decay[0]), space.weight_decay[1]),
+            batch_size=min(space.batch_size, key=lambda size: abs(math.log(size / point.batch_size))),
+        )
+
+    def trial(self, point: Point, run: int = 0) -> SearchTrialSpec:
+        """Return the trial of a point; run 0 is the search's, later ones have other seeds and class pairs."""
+        network = NetworkSpec(
+            model=self.model,
+            subset=self.subsets[run % len(self.subsets)],
+            train_size=self.train_size,
+            recipe=self._recipe(point),
+            seed=run,
+        )
+        return SearchTrialSpec(network=network, validation=self.validation)
+
+    def _recipe(self, point: Point | None) -> RecipeSpec:
+        """Return the recipe as a sweep with this point in its overrides makes it, name and all."""
+        choice = self.choice
+        if point is not None and point != self.own:
+            row = RecipeOverride.model_validate(
+                {"models": (self.model.name,), "datasets": (self.dataset,), **point.model_dump()}
+            )
+            choice = choice.model_copy(update={"overrides": (*choice.overrides, row)})
+        return recipe_grid(choice, *self.key)[0]
+
+
+def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
+    """Return the cells of a sweep, model by model, so that each stands beside those most like it.
+
+    Raises:
+        ConfigError: naming everything that cannot be searched: a recipe with several values of a field, a
+            batch larger than the set, a recipe without epochs.
+    """
+    sweep, tune = plan.sweep, plan.sweep.tune
+    train_size = tune.train_size or plan.largest_size
+    if sweep.recipe.axes:
+        raise ConfigError(
+            "A sweep to be tuned has a recipe with one value of each field",
+            f"several of {', '.join(sweep.recipe.axes)}",
+            "give one; ranges to search stand under tune:",
+        )
+    subsets: dict[CellKey, dict[str, SubsetSpec]] = {}
+    models: dict[str, ModelSpec] = {}
+    for network in (trial.network for trial in plan.trials):
+        models[network.model.name] = network.model
+        found = subsets.setdefault((network.model.name, network.subset.prepared.dataset), {})
+        found[network.subset.subset_id] = network.subset
+    num_train = round(train_size * (1 - tune.validation_share))
+    cells: list[TuningCell] = []
+    problems: list[SweepError] = []
+    for (name, dataset), found in sorted(subsets.items(), key=lambda item: list(models).index(item[0][0])):
+        recipe = recipe_grid(sweep.recipe, name, dataset)[0]
+        try:
+            if not recipe.epochs:
+                raise ConfigError("A search needs a recipe with epochs", f"0 for {name} on {dataset}")
+            space = space_of(models[name], recipe.optimizer, tune, num_train)
+        except SweepError as error:
+            if str(error) not in map(str, problems):
+                problems.append(error)
+            continue
+        validation = ValidationSpec(share=tune.validation_share)
+        cells.append(
+            TuningCell(models[name], tuple(found.values()), train_size, sweep.recipe, space, validation)
+        )
+    collect(problems)
+    return tuple(cells)
+
+
+def _point(recipe: RecipeSpec) -> Point:
+    return Point(
+        learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, batch_size=recipe.batch_size
+    )

@@ -1,0 +1,165 @@
+"""What a search found: per cell the chosen point, and what speaks for it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+
+from orchestrator.tuning.cells import Point
+from orchestrator.tuning.search import CellSearch, Search
+from tasks.finding import Finding
+from tasks.trials.search_result import SearchResult, SearchStatus
+
+FLAT_WITHIN = 0.05
+"""Nat of validation loss above the best within which an optimum counts as flat."""
+
+
+class Candidate(Finding):
+    """A finalist: a point and the validation losses of its trainings, in nat.
+
+    Attributes:
+        point: Where.
+        losses: One per run, capped (see :func:`tasks.trials.search_result.capped`); runs have other seeds and
+            class pairs, the same ones for every finalist.
+        mean: Of ``losses``.
+        std_error: Of the mean, from the spread over runs; None for one run.
+        diverged: How many of the runs diverged.
+    """
+
+    point: Point
+    losses: tuple[float, ...]
+    mean: float
+    std_error: float | None
+    diverged: int
+
+
+class CellOutcome(Finding):
+    """What was found for one model on one dataset.
+
+    Attributes:
+        model: Name.
+        dataset: Name.
+        chosen: The finalist of lowest mean loss; None when none was trained to its end.
+        own: The sweep's own recipe, trained as often; None when it failed.
+        finalists: All of them, best first.
+        gain: Mean loss of ``own`` less that of ``chosen``, over the runs that both have.
+        gain_std_error: From the spread of the differences, run by run; None for one run.
+        flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as tried.
+        num_trials: Points that were tried.
+        num_pruned: Of them, stopped early.
+        num_diverged: Of them, diverged.
+        num_failed: Of them, without a result at the last start.
+        spent: Search trainings, in whole trainings; finalists' further runs are not in it.
+        finalist_trainings: These.
+        budget: Allowed for ``spent``.
+        chance_loss: Loss of guessing.
+    """
+
+    model: str
+    dataset: str
+    chosen: Candidate | None
+    own: Candidate | None
+    finalists: tuple[Candidate, ...]
+    gain: float | None
+    gain_std_error: float | None
+    flat: tuple[float, float] | None
+    num_trials: int
+    num_pruned: int
+    num_diverged: int
+    num_failed: int
+    spent: float
+    finalist_trainings: float
+    budget: float
+    chance_loss: float | None
+
+    @property
+    def divergence_rate(self) -> float:
+        """Share of the points tried that diverged."""
+        return self.num_diverged / self.num_trials if self.num_trials else 0.0
+
+    @property
+    def why_not(self) -> str:
+        """Why there is no recipe for this cell, and the way out; empty where there is one."""
+        if self.chosen is not None:
+            return ""
+        where = f"{self.model} on {self.dataset}"
+        if self.num_trials and self.num_diverged == self.num_trials:
+            return (
+                f"{where}: all {self.num_trials} trials diverged, so there is no recipe; "
+                "lower tune.learning_rate and tune again: what was found is kept"
+            )
+        return (
+            f"{where}: no trial was trained to its end ({self.num_trials} tried, "
+            f"{self.num_diverged} diverged, {self.num_failed} failed), so there is no recipe; "
+            "mend what failed, or raise tune.budget, and tune again: what was found is kept"
+        )
+
+
+def outcomes(search: Search) -> tuple[CellOutcome, ...]:
+    """Return what was found so far, cell by cell."""
+    return tuple(_outcome(cell, search.tune.finalists, search.tune.seeds) for cell in search.cells.values())
+
+
+def _outcome(search: CellSearch, num_finalists: int, num_runs: int) -> CellOutcome:
+    tried = [result for (_, run), result in search.results.items() if run == 0]
+    finalists = [_candidate(search, point, num_runs) for point in search.finalists(num_finalists)]
+    # Of equal means the first, the better one of the search.
+    ranked = sorted(filter(None, finalists), key=lambda candidate: candidate.mean)
+    own = next((candidate for candidate in ranked if candidate.point == search.cell.own), None)
+    chosen = next((candidate for candidate in ranked if candidate.diverged < len(candidate.losses)), None)
+    gains = [] if chosen is None or own is None else _differences(own, chosen)
+    statuses = [result.status for result in tried]
+    return CellOutcome(
+        model=search.cell.key[0],
+        dataset=search.cell.key[1],
+        chosen=chosen,
+        own=own,
+        finalists=tuple(ranked),
+        gain=statistics.fmean(gains) if gains else None,
+        gain_std_error=_std_error(gains),
+        flat=_flat(search),
+        num_trials=len(tried),
+        num_pruned=statuses.count(SearchStatus.PRUNED),
+        num_diverged=statuses.count(SearchStatus.DIVERGED),
+        num_failed=search.num_failed,
+        spent=search.spent,
+        finalist_trainings=sum(r.epochs for (_, run), r in search.results.items() if run)
+        / search.cell.num_epochs,
+        budget=search.num_trainings,
+        chance_loss=tried[0].chance_loss if tried else None,
+    )
+
+
+def _candidate(search: CellSearch, point: Point, num_runs: int) -> Candidate | None:
+    """Return a finalist with all its runs; None where one gave nothing: means are over the same runs."""
+    runs = [search.results.get((point, run)) for run in range(num_runs)]
+    found: list[SearchResult] = [result for result in runs if result is not None]
+    if len(found) < num_runs:
+        return None
+    losses = tuple(result.capped_loss for result in found)
+    return Candidate(
+        point=point,
+        losses=losses,
+        mean=statistics.fmean(losses),
+        std_error=_std_error(losses),
+        diverged=sum(result.status == SearchStatus.DIVERGED for result in found),
+    )
+
+
+def _differences(own: Candidate, chosen: Candidate) -> list[float]:
+    return [before - after for before, after in zip(own.losses, chosen.losses, strict=True)]
+
+
+def _std_error(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else None
+
+
+def _flat(search: CellSearch) -> tuple[float, float] | None:
+    complete = search.complete()
+    if not complete:
+        return None
+    limit = complete[0][1].capped_loss + FLAT_WITHIN
+    rates = [point.learning_rate for point, result in complete if result.capped_loss <= limit]
+    return min(rates), max(rates)

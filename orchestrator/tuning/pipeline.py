@@ -1,0 +1,275 @@
+"""The stages of ``isweep tune``, in order: prepare, split, search, write the recipe and its report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from orchestrator.planning.extras import time_limit
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.sweep_file import SweepSource
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results import columns as c
+from orchestrator.results.rows import index_measures, measure_metrics
+from orchestrator.results.state import StoredResults, judge
+from orchestrator.results.tracking.choice import make_tracker
+from orchestrator.results.tracking.tracker import Tracker
+from orchestrator.running.cluster import connect, trial_resources
+from orchestrator.running.lock import locked
+from orchestrator.running.options import RunOptions
+from orchestrator.running.preparation import check_raw_names, prepare_missing
+from orchestrator.running.progress import Progress
+from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
+from orchestrator.tuning.flat import flat_search
+from orchestrator.tuning.neighbours import Likeness
+from orchestrator.tuning.outcome import CellOutcome, outcomes
+from orchestrator.tuning.recipe_file import write_recipe
+from orchestrator.tuning.records import SearchRecord
+from orchestrator.tuning.report import write_report
+from orchestrator.tuning.search import Search
+from orchestrator.tuning.study import open_storage
+from search_spaces.errors import DataError, SweepError, collect
+from search_spaces.specs import SubsetSpec
+from tasks.prepared.subsets import TrialData
+from tasks.prepared.validation import load_validation, split_validation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TuneSummary:
+    """How a search ended.
+
+    Attributes:
+        cells: What was found, by model and dataset.
+        recipe: The recipe file.
+        report: The report page; None where there is nothing to show.
+        num_new: Trials of this start.
+        num_behind: Updates that MLflow has not taken.
+    """
+
+    cells: tuple[CellOutcome, ...]
+    recipe: Path
+    report: Path | None
+    num_new: int
+    num_behind: int = 0
+
+    @property
+    def not_tuned(self) -> tuple[CellOutcome, ...]:
+        """Cells for which nothing was found."""
+        return tuple(cell for cell in self.cells if cell.chosen is None)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every cell has a recipe, 1 otherwise."""
+        return 1 if self.not_tuned else 0
+
+
+def tune_sweep(
+    source: SweepSource,
+    options: RunOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> TuneSummary:
+    """Do what is left of a sweep's search and write its recipe; again resumes, extends or repairs it.
+
+    Args:
+        source: See :func:`orchestrator.running.pipeline.run_sweep`, likewise the rest.
+        options: Where and how.
+        progress: Shows what happens; None shows nothing.
+        changes: Values by dotted key that hold over what the sweep says.
+
+    Raises:
+        SweepError: for a user's mistake or an unusable environment; whatever finished is kept.
+        KeyboardInterrupt: on Ctrl-C; whatever finished is kept.
+    """
+    options = options or RunOptions()
+    workspace = Workspace.open(source, options.root, options.storage, changes=changes)
+    cells = tuning_cells(workspace.plan)
+    workspace.paths.make()
+    progress = progress or Progress()
+    with ExitStack() as stack:
+        stack.enter_context(locked(workspace, f"isweep tune {workspace.plan.sweep.name}"))
+        stack.enter_context(progress.shown())
+        return _Tuning(workspace, options, cells, progress, stack).all_stages()
+
+
+@dataclass
+class _Tuning:
+    workspace: Workspace
+    options: RunOptions
+    cells: tuple[TuningCell, ...]
+    monitor: Progress
+    stack: ExitStack
+
+    def all_stages(self) -> TuneSummary:
+        self._prepare()
+        self._check_splits()
+        stored = StoredResults.read(f"{self.workspace.results_url}/search")
+        records = self._believed(stored)
+        search = self._search(records)
+        num_known = len(records)
+        tracker = self._open_tracker(stored, records)
+        if not search.done:
+            self._run(search, stored, records, tracker)
+        return self._write(search, records, tracker, len(records) - num_known)
+
+    def _prepare(self) -> None:
+        from tasks.remote import InlineExecutor
+
+        check_raw_names(self.workspace, self.options.raw)
+        missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
+        if missing:
+            prepare_missing(self.workspace, missing, self.options, InlineExecutor(), self.monitor)
+            self.workspace.look_again()
+
+    def _check_splits(self) -> None:
+        """Find every subset without a validation split before anything is trained.
+
+        Raises:
+            DataError: naming all of them.
+        """
+        problems: list[SweepError] = []
+        asked = {
+            (subset.subset_id, cell.train_size): (subset, cell)
+            for cell in self.cells
+            for subset in cell.subsets
+        }
+        for subset, cell in asked.values():
+            data = self.workspace.prepared[subset.prepared.prepared_id]
+            try:
+                split_validation(data, subset, cell.train_size, cell.validation)
+            except SweepError as error:
+                problems.append(error)
+        collect(problems, DataError)
+
+    def _believed(self, stored: StoredResults) -> dict[str, SearchRecord]:
+        """Return the stored trials of these very cells, made from the data prepared now, as they ended.
+
+        Others are kept in the store and not used: of another train size, recipe or validation split.
+        """
+        scan = stored.store.scan(SearchRecord)
+        stored.unreadable += scan.unreadable
+        stored.check_writable()
+        by_key = {cell.key: cell for cell in self.cells}
+        found = [record for record in scan.records.values() if self._belongs(record, by_key)]
+        if len(found) < len(scan.records):
+            others = len(scan.records) - len(found)
+            self.monitor.note(
+                f"{others} stored trials belong to another search of this sweep; kept, not used"
+            )
+        return {record.trial_id: record for record in sorted(found, key=lambda record: record.finished_at)}
+
+    def _belongs(self, record: SearchRecord, cells: Mapping[CellKey, TuningCell]) -> bool:
+        network = record.spec.network
+        cell = cells.get((network.model.name, network.subset.prepared.dataset))
+        if cell is None or cell.trial(record.point, record.run) != record.spec:
+            return False
+        data = self.workspace.prepared[network.subset.prepared.prepared_id]
+        return data.fingerprint == record.data_fingerprint
+
+    def _search(self, records: Mapping[str, SearchRecord]) -> Search:
+        """Return the search with everything that is stored told to it, each trial once."""
+        storage = open_storage(self.workspace.sweep_paths.search_journal)
+        search = Search(self.cells, self.workspace.plan.sweep.tune, storage, self._known())
+        for record in records.values():
+            network = record.spec.network
+            key = (network.model.name, network.subset.prepared.dataset)
+            search.add(key, record.point, record.role, record.run, record.result)
+        return search
+
+    def _known(self) -> dict[str, Likeness]:
+        """Return what is known of each dataset, its stored measures included."""
+        stored = StoredResults.read(self.workspace.results_url)
+        measures = index_measures(judge(self.workspace, stored).measures.values())
+        known = {}
+        for cell in self.cells:
+            record = measures.get((cell.subsets[0].subset_id, cell.train_size))
+            found = {} if record is None else measure_metrics(record, cell.train_size)
+            domain = self.workspace.plan.datasets[cell.dataset].domain
+            known[cell.dataset] = Likeness.of(
+                domain, cell.train_size, found.get(c.D_DATA_MLE), found.get(c.LABEL_SHARPNESS)
+            )
+        return known
+
+    def _search_workspace(self) -> Workspace:
+        """Return the search as a sweep of its own: its name, its train size, and cells made as it goes."""
+        plan = self.workspace.plan
+        sweep = plan.sweep.model_copy(
+            update={"name": f"{plan.sweep.name}-search", "train_sizes": (self.cells[0].train_size,)}
+        )
+        return Workspace(
+            SweepPlan(sweep, (), (), plan.datasets), self.workspace.paths, self.workspace.storage
+        )
+
+    def _open_tracker(self, stored: StoredResults, records: Mapping[str, SearchRecord]) -> Tracker:
+        options = self.options
+        tracker = make_tracker(
+            self._search_workspace(),
+            stored.store,
+            options.mlflow_uri,
+            used=options.tracking,
+            say=self.monitor.note,
+        )
+        self.stack.callback(lambda: tracker.close(completed=self._completed))
+        tracker.reconcile(map(flat_search, records.values()), wait=False)
+        return tracker
+
+    _completed = False
+
+    def _run(
+        self, search: Search, stored: StoredResults, records: dict[str, SearchRecord], tracker: Tracker
+    ) -> None:
+        from orchestrator.running.requests import card_names, card_of
+        from orchestrator.tuning.sweep import SearchSweep
+
+        options, plan = self.options, self._search_workspace().plan
+        self.monitor.stage("start", "Ray")
+        cluster = self.stack.enter_context(
+            connect(
+                options.address,
+                num_cpus=options.num_cpus,
+                dashboard=options.dashboard,
+                token_file=self.workspace.paths.root / "ray-token",
+            )
+        )
+        self.monitor.stage("search")
+        asked = plan.sweep.resources
+        SearchSweep(
+            plan=plan,
+            cluster=cluster,
+            resources=trial_resources(asked, cluster, options.device),
+            paths=self.workspace.paths,
+            stored=stored,
+            tracker=tracker,
+            monitor=self.monitor,
+            measures={},
+            load=self._load,
+            card=card_of(card_names()) if asked.num_gpus is None else None,
+            time_limit=partial(time_limit, measured=()),
+            records=records,
+        ).search(search)
+
+    def _write(
+        self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int
+    ) -> TuneSummary:
+        self.monitor.stage("report")
+        sweep = self.workspace.plan.sweep
+        found = outcomes(search)
+        recipe = self.workspace.paths.tuned_recipe(sweep.name)
+        prepared = self.workspace.prepared.values()
+        write_recipe(recipe, sweep, found, {data.record.dataset: data.fingerprint for data in prepared})
+        report = write_report(self.workspace, search, found)
+        if report is not None:
+            tracker.add_report(report.parent, {"done": len(records), "failed": 0})
+        self._completed = True
+        return TuneSummary(found, recipe, report, num_new, tracker.num_behind)
+
+    def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
+        data = self.workspace.prepared[subset.prepared.prepared_id]
+        return load_validation(data, subset, train_size, self.cells[0].validation)

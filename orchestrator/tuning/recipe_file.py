@@ -1,0 +1,87 @@
+"""The recipe that a search writes: a recipe file that any sweep can start from, with its evidence inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.plain_yaml import write_plain
+from orchestrator.results.tracking.provenance import provenance
+from orchestrator.tuning.outcome import CellOutcome
+from search_spaces.sweeps import SweepSpec
+from tasks.atomic import write_atomic
+
+HEAD = """# Written by `isweep tune {name}`: the searched recipe of each model and dataset, with its evidence.
+# A sweep uses it by `recipe: tuned-{name}` below the same root, or by this file's path.
+"""
+
+
+def write_recipe(
+    path: Path, sweep: SweepSpec, found: Sequence[CellOutcome], fingerprints: dict[str, str]
+) -> None:
+    """Write the recipe of a finished search, whole or not at all.
+
+    Args:
+        path: Where.
+        sweep: The sweep that was tuned; its recipe holds beside what was searched.
+        found: What was found; cells of which nothing was are left out, and named.
+        fingerprints: Content hash of each dataset.
+    """
+    base = sweep.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    rows = [
+        {"models": [cell.model], "datasets": [cell.dataset], **cell.chosen.point.model_dump()}
+        for cell in found
+        if cell.chosen is not None
+    ]
+    document = {
+        **base,
+        "overrides": [*base.get("overrides", []), *rows],
+        "tuned": {
+            "sweep": sweep.name,
+            "train_size": sweep.tune.train_size or max(sweep.train_sizes),
+            "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
+            "loss": "validation cross-entropy in nat, mean over runs; a run has its own seed and class pair",
+            "cells": [_evidence(cell) for cell in found],
+            "made_by": _made_by(fingerprints),
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (HEAD.format(name=sweep.name) + write_plain(document)).encode())
+
+
+def _evidence(cell: CellOutcome) -> dict[str, Any]:
+    found: dict[str, Any] = {"model": cell.model, "dataset": cell.dataset}
+    if cell.chosen is None:
+        found["not_tuned"] = "every trial diverged or failed"
+    else:
+        found |= {
+            "validation_loss": _digits(cell.chosen.mean),
+            "std_error": _digits(cell.chosen.std_error),
+            "runs": len(cell.chosen.losses),
+            "own_recipe_loss": None if cell.own is None else _digits(cell.own.mean),
+            "gain": _digits(cell.gain),
+            "gain_std_error": _digits(cell.gain_std_error),
+        }
+    return found | {
+        "flat_learning_rates": None if cell.flat is None else list(cell.flat),
+        "trials": cell.num_trials,
+        "pruned": cell.num_pruned,
+        "divergence_rate": _digits(cell.divergence_rate),
+        "trainings": _digits(cell.spent),
+        "finalist_trainings": _digits(cell.finalist_trainings),
+        "budget": cell.budget,
+    }
+
+
+def _made_by(fingerprints: dict[str, str]) -> dict[str, Any]:
+    origin = provenance()
+    return {
+        "code_version": origin.code_version,
+        "packages": {name: origin.packages[name] for name in ("torch", "ray") if name in origin.packages},
+        "data": fingerprints,
+    }
+
+
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,87 @@
+"""What the store seals of a search: one record per trial that has a result."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+from orchestrator.results.records import Provenance, SealedRecord, TrialFailure
+from orchestrator.tuning.cells import Point
+from search_spaces.specs import Domain
+from search_spaces.tuning import SearchTrialSpec
+from tasks.finding import Finding
+from tasks.trials.search_result import SearchResult
+
+
+class Role(StrEnum):
+    """Why a trial was run."""
+
+    OWN = "own"
+    """At the sweep's own recipe, to compare with."""
+    NEIGHBOUR = "neighbour"
+    """At the best point of a cell that is like this one."""
+    SAMPLED = "sampled"
+    FINALIST = "finalist"
+    """One of the best, with another seed or class pair."""
+
+
+class SearchRecord(SealedRecord):
+    """One trial of a search.
+
+    Attributes:
+        trial_id: Of the trial.
+        sweep: Name of the sweep that is tuned.
+        role: Why it was run.
+        run: 0 for the search's own training of a point, then one per seed.
+        spec: What was trained.
+        domain: Of the dataset.
+        data_fingerprint: Content hash of the prepared dataset.
+        gpu_share: Share of a GPU that it had.
+        attempt: Which attempt this was, from 1.
+        started_at: Seconds since 1970.
+        finished_at: Likewise.
+        provenance: What made it.
+        result: What was found.
+    """
+
+    folder: ClassVar[str] = "trials"
+    file: ClassVar[str] = "search.json"
+    version: ClassVar[int] = 1
+
+    schema_version: int = version
+    trial_id: str
+    sweep: str
+    role: Role
+    run: int
+    spec: SearchTrialSpec
+    domain: Domain | None
+    data_fingerprint: str
+    gpu_share: float = 0.0
+    attempt: int = 1
+    started_at: float
+    finished_at: float
+    provenance: Provenance = Provenance()
+    result: SearchResult
+
+    @property
+    def record_id(self) -> str:
+        """The trial's id."""
+        return self.trial_id
+
+    @property
+    def point(self) -> Point:
+        """Where in its space the trial lies."""
+        recipe = self.spec.network.recipe
+        return Point(
+            learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, batch_size=recipe.batch_size
+        )
+
+
+class SearchReport(Finding):
+    """What a worker tells of one attempt; see :class:`orchestrator.results.records.CellReport`."""
+
+    started_at: float
+    finished_at: float
+    outcome: SearchResult | TrialFailure
+    data_fingerprint: str = ""
+    gpu_share: float = 0.0

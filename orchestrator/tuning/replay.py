@@ -1,0 +1,159 @@
+"""A search on a table of trainings that were done once: its policy is tested in seconds, without training.
+
+The table stands in for a cluster of ``num_workers`` equal workers on which an epoch takes one unit of time.
+All else, who is asked next, who is stopped, who is chosen, is the search's own code.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.storages import InMemoryStorage
+
+from orchestrator.tuning.cells import CellKey, TuningCell
+from orchestrator.tuning.neighbours import Likeness
+from orchestrator.tuning.outcome import CellOutcome, outcomes
+from orchestrator.tuning.rungs import REDUCTION, Rungs
+from orchestrator.tuning.search import Asked, Search, rungs_of
+from search_spaces.tuning import TuneSpec
+from tasks.trials.search_result import SearchResult, SearchStatus, ValidationScore, capped
+
+
+@dataclass(frozen=True)
+class TabulatedCell:
+    """Every training of the exhaustive grid of one cell.
+
+    Attributes:
+        chance_loss: Loss of guessing, in nat.
+        curves: By learning rate and seed, the validation loss after each epoch; shorter where it diverged.
+        num_epochs: Epochs of a whole training.
+    """
+
+    chance_loss: float
+    curves: Mapping[tuple[float, int], tuple[float, ...]]
+    num_epochs: int
+
+    @property
+    def rates(self) -> list[float]:
+        """The grid, rising."""
+        return sorted({rate for rate, _ in self.curves})
+
+    def nearest(self, rate: float) -> float:
+        """Return the rate of the grid that stands for ``rate``."""
+        return min(self.rates, key=lambda known: abs(math.log(known / rate)))
+
+    def result(self, rate: float, seed: int, num_epochs: int | None = None) -> SearchResult:
+        """Return what a training gives that is stopped after ``num_epochs``, or not."""
+        curve = self.curves[self.nearest(rate), seed]
+        stopped = num_epochs is not None and num_epochs < len(curve)
+        if stopped:
+            curve = curve[:num_epochs]
+        diverged = not stopped and len(curve) < self.num_epochs
+        status = SearchStatus.DIVERGED if diverged else SearchStatus.COMPLETE
+        return SearchResult(
+            status=SearchStatus.PRUNED if stopped else status,
+            epochs=len(curve) + diverged,
+            curve=tuple(ValidationScore(epoch=i + 1, loss=v, accuracy=0) for i, v in enumerate(curve)),
+            num_train=0,
+            num_validation=0,
+            num_classes=round(math.exp(self.chance_loss)),
+            chance_loss=self.chance_loss,
+        )
+
+    def mean_loss(self, rate: float) -> float:
+        """Return the capped loss of a rate at the end, mean over seeds."""
+        seeds = [seed for known, seed in self.curves if known == self.nearest(rate)]
+        return statistics.fmean(self.result(rate, seed).capped_loss for seed in seeds)
+
+    @property
+    def best_loss(self) -> float:
+        """What the exhaustive grid finds."""
+        return min(map(self.mean_loss, self.rates))
+
+    def regret(self, outcome: CellOutcome) -> float:
+        """Return how many nat the chosen rate is worse than the grid's best; guessing counts for none."""
+        if outcome.chosen is None:
+            return self.chance_loss - self.best_loss
+        return self.mean_loss(outcome.chosen.point.learning_rate) - self.best_loss
+
+
+def read_table(path: Path) -> dict[CellKey, TabulatedCell]:
+    """Read a table as ``benchmarks/search_table.py`` writes it: cells by model and subset."""
+    curves: dict[CellKey, dict[tuple[float, int], tuple[float, ...]]] = {}
+    chance: dict[CellKey, float] = {}
+    lengths: dict[CellKey, int] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            key = (row["model"], row["subset"].split(" ")[0])
+            losses = row["losses"].split(" ")
+            chance[key], lengths[key] = float(row["chance_loss"]), len(losses)
+            found = tuple(float(loss) for loss in losses if loss != "-")
+            curves.setdefault(key, {})[float(row["learning_rate"]), int(row["seed"])] = found
+    return {key: TabulatedCell(chance[key], found, lengths[key]) for key, found in curves.items()}
+
+
+def replay(
+    cells: Mapping[CellKey, TuningCell],
+    table: Mapping[CellKey, TabulatedCell],
+    tune: TuneSpec,
+    *,
+    seed: int,
+    known: Mapping[str, Likeness] | None = None,
+    reduction: int = REDUCTION,
+    num_workers: int = 2,
+) -> dict[CellKey, CellOutcome]:
+    """Search every cell on its table; only the learning rate counts.
+
+    Args:
+        cells: What is searched.
+        table: Their trainings; run r of a point has seed r.
+        tune: Settings.
+        seed: Of the sampling.
+        known: See :class:`Search`.
+        reduction: See :class:`Rungs`; 1 stops no trial.
+        num_workers: Trainings at the same time.
+    """
+    search = Search(cells.values(), tune, InMemoryStorage(), known, seed)
+    rungs = Rungs(reduction)
+    # (time, order of coming, what runs, epochs that it will then have)
+    events: list[tuple[float, int, Asked, int]] = []
+    clock, number = 0.0, 0
+    while True:
+        while len(events) < num_workers and (asked := search.next()) is not None:
+            number += 1
+            heapq.heappush(events, _event(clock, number, asked, 0, table))
+        if not events:
+            return {(cell.model, cell.dataset): cell for cell in outcomes(search)}
+        clock, order, asked, epochs = heapq.heappop(events)
+        cell = table[asked.cell.key]
+        if epochs < cell.num_epochs and epochs in rungs_of(asked.cell) and _is_there(cell, asked, epochs):
+            curve = cell.result(asked.point.learning_rate, asked.run).curve
+            loss = capped(curve[epochs - 1].loss, cell.chance_loss)
+            among_best = asked.run > 0 or rungs.come(asked.cell.key, asked.spec.trial_id, epochs, loss)
+            if among_best or not asked.may_be_pruned:
+                heapq.heappush(events, _event(clock, order, asked, epochs, table))
+                continue
+            result = cell.result(asked.point.learning_rate, asked.run, epochs)
+        else:
+            result = cell.result(asked.point.learning_rate, asked.run)
+        search.finished(asked.spec.trial_id, result)
+
+
+def _event(
+    clock: float, order: int, asked: Asked, epochs: int, table: Mapping[CellKey, TabulatedCell]
+) -> tuple[float, int, Asked, int]:
+    """Return when a training that has ``epochs`` behind it comes to its next rung, or to its end."""
+    whole = table[asked.cell.key].num_epochs
+    following = next((epoch for epoch in rungs_of(asked.cell) if epoch > epochs), whole)
+    return clock + following - epochs, order, asked, following
+
+
+def _is_there(cell: TabulatedCell, asked: Asked, epochs: int) -> bool:
+    """Tell whether a training has not diverged before this epoch."""
+    return len(cell.curves[cell.nearest(asked.point.learning_rate), asked.run]) >= epochs

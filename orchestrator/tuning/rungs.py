@@ -1,0 +1,43 @@
+"""Which trials are stopped early: asynchronous successive halving over epochs.
+
+Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA), MLSys 2020, in the form that stops:
+a trial that comes to a rung goes on when it is among the best third of those that came there before, itself
+included. Nobody waits for anybody.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+
+REDUCTION = 3
+
+
+def rung_epochs(num_epochs: int, reduction: int = REDUCTION) -> tuple[int, ...]:
+    """Return the epochs after which a trial is judged: a ninth and a third of a whole training.
+
+    Example:
+        >>> rung_epochs(20), rung_epochs(100), rung_epochs(2)
+        ((3, 7), (12, 34), (1,))
+    """
+    epochs = {math.ceil(num_epochs / reduction**power) for power in (2, 1)}
+    return tuple(sorted(epoch for epoch in epochs if epoch < num_epochs))
+
+
+class Rungs:
+    """The losses at every rung of every study.
+
+    Args:
+        reduction: one in so many goes on.
+    """
+
+    def __init__(self, reduction: int = REDUCTION) -> None:
+        self._reduction = reduction
+        self._losses: dict[tuple[Hashable, int], dict[str, float]] = {}
+
+    def come(self, study: Hashable, trial_id: str, epoch: int, loss: float) -> bool:
+        """Note a trial's loss at a rung; tell whether it goes on."""
+        losses = self._losses.setdefault((study, epoch), {})
+        losses[trial_id] = loss
+        better = sum(other < loss for other in losses.values())
+        return better < math.ceil(len(losses) / self._reduction)

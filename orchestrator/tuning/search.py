@@ -1,0 +1,265 @@
+"""Who is trained next: the state of a whole search, told what was found. Knows no Ray and no store.
+
+In this order: every cell's own recipe; then points of cells, one cell after another, so that what the first
+ones find begins the next ones; then finalists, which need nothing new and fill what is left of the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from optuna.storages import BaseStorage
+
+from orchestrator.tuning.cells import CellKey, Point, TuningCell
+from orchestrator.tuning.neighbours import Likeness, nearest_first
+from orchestrator.tuning.records import Role
+from orchestrator.tuning.rungs import rung_epochs
+from orchestrator.tuning.study import CellStudy
+from search_spaces.tuning import SearchTrialSpec, TuneSpec
+from tasks.trials.search_result import SearchResult, SearchStatus
+
+NUM_NEIGHBOURS = 2
+"""So many cells give a first point each."""
+MANY_REPEATS = 25
+"""Points in a row that were all known: the space has no more."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to run.
+
+    Attributes:
+        cell: Whose it is.
+        spec: What is trained.
+        point: Where.
+        role: Why.
+        run: 0 for the search's own training of a point.
+        ticket: Of the cell's study; None where the study is not told.
+    """
+
+    cell: TuningCell
+    spec: SearchTrialSpec
+    point: Point
+    role: Role
+    run: int = 0
+    ticket: str | None = None
+
+    @property
+    def may_be_pruned(self) -> bool:
+        """Whether it may be stopped early: what is compared at the end is trained to the end."""
+        return self.role in (Role.NEIGHBOUR, Role.SAMPLED)
+
+
+@dataclass
+class CellSearch:
+    """The search of one cell.
+
+    Attributes:
+        cell: What is searched.
+        study: Who proposes points.
+        num_trainings: The budget, in whole trainings.
+        results: What was found, by point and run.
+        roles: Why each point was tried first.
+        running: What runs now, by trial id.
+        num_failed: Points of this start that gave nothing; each counts as a whole training.
+        given_up: Runs of finalists that gave nothing at this start.
+        exhausted: Whether the sampler has no new points.
+    """
+
+    cell: TuningCell
+    study: CellStudy
+    num_trainings: float
+    results: dict[tuple[Point, int], SearchResult] = field(default_factory=dict)
+    roles: dict[Point, Role] = field(default_factory=dict)
+    running: dict[str, Asked] = field(default_factory=dict)
+    num_failed: int = 0
+    given_up: set[tuple[Point, int]] = field(default_factory=set)
+    exhausted: bool = False
+
+    @property
+    def spent(self) -> float:
+        """What the search took so far, in whole trainings; finalists are counted apart."""
+        epochs = sum(result.epochs for (_, run), result in self.results.items() if run == 0)
+        return epochs / self.cell.num_epochs + self.num_failed
+
+    @property
+    def searching(self) -> list[Asked]:
+        """What runs of the search itself."""
+        return [asked for asked in self.running.values() if asked.run == 0]
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether one more whole training is in the budget, when all that run take a whole one too."""
+        return not self.exhausted and self.spent + len(self.searching) + 1 <= self.num_trainings + 1e-9
+
+    @property
+    def searched(self) -> bool:
+        """Whether the search of this cell is over, its finalists excepted."""
+        return not self.searching and not self.may_ask
+
+    def complete(self) -> list[tuple[Point, SearchResult]]:
+        """Return the points that were trained to the end, the best first."""
+        found = [
+            (point, result)
+            for (point, run), result in self.results.items()
+            if run == 0 and result.status == SearchStatus.COMPLETE
+        ]
+        return sorted(found, key=lambda item: item[1].capped_loss)
+
+    def finalists(self, number: int) -> list[Point]:
+        """Return the best points, and the sweep's own."""
+        best = [point for point, _ in self.complete()[:number]]
+        own = self.cell.own
+        return best if own in best or (own, 0) not in self.results else [*best, own]
+
+
+class Search:
+    """A search over all cells of a sweep.
+
+    Args:
+        cells: From :func:`orchestrator.tuning.cells.tuning_cells`.
+        tune: What the sweep says of the search.
+        storage: Optuna's.
+        known: What is known of each dataset, by name.
+        seed: Of all sampling.
+    """
+
+    def __init__(
+        self,
+        cells: Iterable[TuningCell],
+        tune: TuneSpec,
+        storage: BaseStorage,
+        known: Mapping[str, Likeness] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.tune = tune
+        self.cells: dict[CellKey, CellSearch] = {
+            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, storage, seed), tune.num_trainings)
+            for cell in cells
+        }
+        self._known = known or {}
+        self._asked: dict[str, Asked] = {}
+
+    def add(self, key: CellKey, point: Point, role: Role, run: int, result: SearchResult) -> None:
+        """Take a result of an earlier start."""
+        search = self.cells[key]
+        self._keep(search, point, role, run, result)
+        if run == 0 and search.cell.contains(point):
+            search.study.add(point, result)
+
+    def next(self) -> Asked | None:
+        """Return a trial to run now; None when none may be, until another ends."""
+        for search in self.cells.values():
+            own = search.cell.own
+            if (own, 0) not in self._known_runs(search) and search.may_ask:
+                return self._run(search, own, Role.OWN)
+        for search in self.cells.values():
+            while search.may_ask:
+                asked = self._propose(search)
+                if asked is not None:
+                    return asked
+        for search in self.cells.values():
+            if search.searched:
+                for point in search.finalists(self.tune.finalists):
+                    for run in range(1, self.tune.seeds):
+                        if (point, run) not in self._known_runs(search):
+                            return self._run(search, point, Role.FINALIST, run)
+        return None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing runs and nothing is left."""
+        return all(
+            search.searched
+            and not search.running
+            and all(
+                (point, run) in self._known_runs(search)
+                for point in search.finalists(self.tune.finalists)
+                for run in range(1, self.tune.seeds)
+            )
+            for search in self.cells.values()
+        )
+
+    def finished(self, trial_id: str, result: SearchResult) -> Asked:
+        """Take a result; returns what it is the result of."""
+        asked = self._asked.pop(trial_id)
+        search = self.cells[asked.cell.key]
+        del search.running[trial_id]
+        self._keep(search, asked.point, asked.role, asked.run, result)
+        if asked.ticket is not None:
+            search.study.tell(asked.ticket, result)
+        return asked
+
+    def failed(self, trial_id: str) -> None:
+        """A trial gave nothing, and will not be tried again at this start."""
+        asked = self._asked.pop(trial_id)
+        search = self.cells[asked.cell.key]
+        del search.running[trial_id]
+        search.given_up.add((asked.point, asked.run))
+        search.num_failed += asked.run == 0
+        if asked.ticket is not None:
+            search.study.fail(asked.ticket)
+
+    def asked(self, trial_id: str) -> Asked:
+        """Return what a running trial is."""
+        return self._asked[trial_id]
+
+    def _keep(self, search: CellSearch, point: Point, role: Role, run: int, result: SearchResult) -> None:
+        search.results[point, run] = result
+        if run == 0:
+            search.roles.setdefault(point, role)
+
+    def _known_runs(self, search: CellSearch) -> set[tuple[Point, int]]:
+        running = {(asked.point, asked.run) for asked in search.running.values()}
+        return search.results.keys() | search.given_up | running
+
+    def _propose(self, search: CellSearch) -> Asked | None:
+        """Return a new point of a cell; None where its space has none left."""
+        for point in self._of_neighbours(search):
+            return self._run(search, point, Role.NEIGHBOUR)
+        for _ in range(MANY_REPEATS):
+            ticket, point = search.study.ask()
+            if (point, 0) not in self._known_runs(search):
+                return self._run(search, point, Role.SAMPLED, ticket=ticket)
+            self._tell_again(search, ticket, point)
+        search.exhausted = True
+        return None
+
+    def _tell_again(self, search: CellSearch, ticket: str, point: Point) -> None:
+        """Answer a point that is known already from what is known."""
+        known = search.results.get((point, 0))
+        if known is None:
+            search.study.fail(ticket)
+        else:
+            search.study.tell(ticket, known)
+
+    def _of_neighbours(self, search: CellSearch) -> Iterable[Point]:
+        """Yield the best points of the cells most like this one that it has not tried."""
+        if not self.tune.warm_start:
+            return
+        given = sum(role == Role.NEIGHBOUR for role in search.roles.values())
+        given += sum(asked.role == Role.NEIGHBOUR for asked in search.running.values())
+        if given >= NUM_NEIGHBOURS:
+            return
+        others = {key: other.cell for key, other in self.cells.items() if self.cells[key].searched}
+        for key in nearest_first(search.cell, others, self._known)[:NUM_NEIGHBOURS]:
+            best = self.cells[key].complete()
+            if best:
+                point = search.cell.nearest(best[0][0])
+                if (point, 0) not in self._known_runs(search):
+                    yield point
+
+    def _run(
+        self, search: CellSearch, point: Point, role: Role, run: int = 0, ticket: str | None = None
+    ) -> Asked:
+        if ticket is None and run == 0 and search.cell.contains(point):
+            ticket, _ = search.study.ask(point)
+        asked = Asked(search.cell, search.cell.trial(point, run), point, role, run, ticket)
+        self._asked[asked.spec.trial_id] = search.running[asked.spec.trial_id] = asked
+        return asked
+
+
+def rungs_of(cell: TuningCell) -> tuple[int, ...]:
+    """Return the epochs at which a cell's trials are judged."""
+    return rung_epochs(cell.num_epochs)

@@ -1,0 +1,137 @@
+"""Where the next point comes from: one Optuna study per cell, asked and told by us.
+
+Optuna's storage is a view, like MLflow: it is made anew from the store at every start, so it holds every
+finished trial once, and no trial that a killed driver left running. See
+``docs/decisions/0012-own-ask-and-tell.md``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from orchestrator.tuning.cells import Point, TuningCell
+from orchestrator.tuning.rungs import rung_epochs
+from search_spaces.fingerprint import derive_seed
+from search_spaces.tuning import Sampler, SearchSpace
+from tasks.trials.search_result import SearchResult, SearchStatus, capped
+
+STARTUP_TRIALS = 4
+"""Points that are drawn at random before a model of the loss is believed, the given ones included."""
+NAME = "{} on {}"
+
+
+def open_storage(path: Path | None) -> BaseStorage:
+    """Return a new, empty storage: a journal file that ``optuna-dashboard`` opens, or memory for None."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if path is None:
+        return InMemoryStorage()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not emptied in place: who has the old one open goes on reading the old one.
+    path.unlink(missing_ok=True)
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+class CellStudy:
+    """The study of one cell.
+
+    Args:
+        cell: What is searched.
+        sampler: Who proposes points.
+        storage: From :func:`open_storage`.
+        seed: Of the whole search.
+    """
+
+    def __init__(self, cell: TuningCell, sampler: Sampler, storage: BaseStorage, seed: int = 0) -> None:
+        self._cell, self._sampler, self._seed = cell, sampler, seed
+        self._space = distributions(cell.space)
+        self._rungs = rung_epochs(cell.num_epochs)
+        self._asked: dict[str, optuna.Trial] = {}
+        self.study = optuna.create_study(
+            storage=storage, study_name=NAME.format(*cell.key), direction="minimize"
+        )
+
+    def ask(self, given: Point | None = None) -> tuple[str, Point]:
+        """Return a ticket and a point: ``given``, which must lie in the space, or the sampler's."""
+        if given is not None:
+            self.study.enqueue_trial(given.model_dump(), user_attrs={"given": True})
+        number = len(self.study.get_trials(deepcopy=False))
+        # Anew for each point, so that a point follows from what was told and its number alone: a sampler that
+        # began with one seed at every start would propose the same points again.
+        seed = derive_seed("sampler", self._seed, list(self._cell.key), number) % 2**32
+        self.study.sampler = make_sampler(self._sampler, seed)
+        trial = self.study.ask(self._space)
+        self._asked[ticket := str(trial.number)] = trial
+        return ticket, given or self._cell.nearest(Point(**trial.params).rounded())
+
+    def tell(self, ticket: str, result: SearchResult) -> None:
+        """Tell what a point that was asked for gave."""
+        trial = self._asked.pop(ticket)
+        for epoch, loss in reports(result, self._rungs).items():
+            trial.report(loss, epoch)
+        for name, value in attributes(result).items():
+            trial.set_user_attr(name, value)
+        if result.status == SearchStatus.PRUNED:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, result.capped_loss)
+
+    def fail(self, ticket: str) -> None:
+        """Tell that a point gave nothing."""
+        self.study.tell(self._asked.pop(ticket), state=TrialState.FAIL)
+
+    def add(self, point: Point, result: SearchResult) -> None:
+        """Tell of a point that nobody asked for in this process."""
+        pruned = result.status == SearchStatus.PRUNED
+        self.study.add_trial(
+            optuna.create_trial(
+                params=point.model_dump(),
+                distributions=self._space,
+                # Of a pruned trial Optuna takes the last intermediate value.
+                value=result.capped_loss,
+                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+                intermediate_values=reports(result, self._rungs),
+                user_attrs=attributes(result),
+            )
+        )
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """Return a space in Optuna's words."""
+    return {
+        "learning_rate": FloatDistribution(*space.learning_rate, log=True),
+        "weight_decay": FloatDistribution(*space.weight_decay, log=True),
+        "batch_size": CategoricalDistribution(space.batch_size),
+    }
+
+
+def make_sampler(name: Sampler, seed: int) -> BaseSampler:
+    """Return a sampler; see ``benchmarks/search_policy.py`` for how they compare."""
+    if name == "random":
+        return RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if name == "gp":
+            return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS)
+
+
+def reports(result: SearchResult, rungs: tuple[int, ...]) -> dict[int, float]:
+    """Return the losses that Optuna is told of on the way: at the rungs, and at the end."""
+    shown = {*rungs, result.curve[-1].epoch if result.curve else 0}
+    return {
+        score.epoch: capped(score.loss, result.chance_loss) for score in result.curve if score.epoch in shown
+    }
+
+
+def attributes(result: SearchResult) -> dict[str, object]:
+    """Return what ``optuna-dashboard`` shows beside a trial's value."""
+    return {"status": str(result.status), "epochs": result.epochs, "loss": result.loss}

@@ -1,0 +1,187 @@
+"""Running a search's trials as Ray Tune trials: the sweep's own machinery, fed and told by a search."""
+
+from __future__ import annotations
+
+import gc
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from orchestrator.planning.order import array_key
+from orchestrator.results.records import TrialFailure
+from orchestrator.results.tracking.provenance import provenance
+from orchestrator.running.bookkeeping import Bookkeeping
+from orchestrator.running.shelf import Shelf
+from orchestrator.running.sweep import TrialSweep
+from orchestrator.running.trainable import REPORT, TrialTrainable
+from orchestrator.tuning.flat import flat_search
+from orchestrator.tuning.queue import SearchQueue
+from orchestrator.tuning.records import SearchRecord, SearchReport
+from orchestrator.tuning.search import Search, rungs_of
+from orchestrator.tuning.worker import SearchTrainable, start_judge
+from search_spaces.errors import SweepError
+from search_spaces.trials import NetworkSpec, TrialSpec
+from tasks.prepared.subsets import TrialData
+from tasks.trials.search_result import SearchResult, capped
+
+MOST_TRIALS = 100_000
+"""More than use one array: it leaves the object store for want of room, never because all are done."""
+
+
+@dataclass
+class SearchSweep(TrialSweep):
+    """All that the trials of one ``isweep tune`` share; attributes as those of :class:`TrialSweep`.
+
+    Attributes:
+        records: Results of this search, by trial id; added to.
+    """
+
+    trainable: type[TrialTrainable] = SearchTrainable
+    records: dict[str, SearchRecord] = field(default_factory=dict)
+
+    def search(self, search: Search) -> None:
+        """Run ``search`` to its end.
+
+        Raises:
+            SweepError: when results cannot be stored; whatever finished before is kept.
+        """
+        self.searched = search
+        networks: dict[str, NetworkSpec] = {}
+        for one in search.cells.values():
+            for run in range(search.tune.seeds):
+                trial = one.cell.trial(one.cell.own, run)
+                networks[array_key(self.plan, trial)] = trial.network
+
+        def load(key: str) -> TrialData:
+            return self.load(networks[key].subset, networks[key].train_size)
+
+        shelf = Shelf(dict.fromkeys(networks, MOST_TRIALS), load, self._array_budget)
+        self.judge = f"isweep-judge-{uuid.uuid4().hex[:8]}"
+        judge = start_judge(self.judge, self._earlier(search))
+        try:
+            self._run_search(search, shelf)
+        finally:
+            ray.kill(judge)
+            shelf.close()
+
+    def _run_search(self, search: Search, shelf: Shelf) -> None:
+        cells: dict[str, TrialSpec] = {}
+        queue = SearchQueue(search, cells)
+        callback = SearchBookkeeping(self, cells, queue, shelf, {})
+        # The source of one's own networks is sent along at the start, and is that of every cell.
+        firsts = [one.cell.trial(one.cell.own) for one in search.cells.values()]
+        cells.update({trial.trial_id: trial for trial in firsts})
+        while not queue.empty:
+            try:
+                self._fit(cells, shelf, queue, callback)
+            except Exception as error:
+                callback.fit_failed(error)
+            gc.collect()
+            if callback.fatal is not None:
+                raise callback.fatal
+            callback.account_for_the_rest()
+
+    def _earlier(self, search: Search) -> list[tuple[str, str, int, float]]:
+        """Return what the judge would know had it been there: losses at the rungs of stored trials."""
+        rungs = {key: rungs_of(one.cell) for key, one in search.cells.items()}
+        return [
+            (
+                study_name(record.spec),
+                record.trial_id,
+                score.epoch,
+                capped(score.loss, record.result.chance_loss),
+            )
+            for record in self.records.values()
+            if record.run == 0
+            for score in record.result.curve
+            if score.epoch in rungs.get(_key(record.spec), ())
+        ]
+
+    def _cell(self, cell: TrialSpec) -> dict[str, Any]:
+        request = self.requests.of(cell)
+        asked = self.searched.asked(cell.trial_id)
+        return {
+            "trial_id": cell.trial_id,
+            "network": cell.network.model_dump_json(),
+            "data": array_key(self.plan, cell),
+            "num_threads": request.resources.num_threads,
+            "num_gpus": request.resources.num_gpus,
+            "micro_batch": request.micro_batch,
+            "request": request.resources.as_ray(),
+            "study": study_name(cell),
+            "judge": self.judge,
+            "rungs": rungs_of(asked.cell) if asked.run == 0 else (),
+            "may_be_pruned": asked.may_be_pruned,
+        }
+
+
+class SearchBookkeeping(Bookkeeping):
+    """The single writer of a search: results are stored first, then the study and the tracker are told."""
+
+    _sweep: SearchSweep
+    _queue: SearchQueue
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See :class:`Bookkeeping`; the next trial may be asked for."""
+        super().on_trial_start(iteration, trials, trial, **info)
+        self._queue.started(trial.config["cell"]["trial_id"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Store the outcome first, then tell the study and the tracker."""
+        trial_id = trial.config["cell"]["trial_id"]
+        if trial_id not in self._queue.running or self.fatal is not None:
+            return
+        try:
+            report = SearchReport.model_validate_json(result[REPORT])
+            if isinstance(report.outcome, TrialFailure):
+                self._fail(trial_id, report.outcome)
+            else:
+                self._found(trial_id, report, report.outcome)
+        except SweepError as error:
+            self._end(error)
+
+    def _found(self, trial_id: str, report: SearchReport, result: SearchResult) -> None:
+        sweep = self._sweep
+        asked = sweep.searched.asked(trial_id)
+        record = SearchRecord(
+            trial_id=trial_id,
+            sweep=sweep.plan.sweep.name,
+            role=asked.role,
+            run=asked.run,
+            spec=asked.spec,
+            domain=sweep.plan.datasets[asked.cell.dataset].domain,
+            data_fingerprint=report.data_fingerprint,
+            gpu_share=report.gpu_share,
+            attempt=self._attempt(trial_id),
+            started_at=report.started_at,
+            finished_at=report.finished_at,
+            provenance=provenance(),
+            result=result,
+        )
+        sweep.stored.save(record)
+        sweep.records[trial_id] = record
+        sweep.searched.finished(trial_id, result)
+        self._queue.settle(trial_id)
+        self._shelf.trial_ended(trial_id, array_key(sweep.plan, asked.spec), for_good=True)
+        sweep.retries.finished(trial_id)
+        self._broken = 0
+        sweep.tracker.finish(flat_search(record))
+        sweep.monitor.trial_finished(trial_id, result.status)
+
+    def _fail(self, trial_id: str, failure: TrialFailure) -> None:
+        super()._fail(trial_id, failure)
+        if trial_id not in self._queue.running and trial_id not in self._queue.later:
+            self._sweep.searched.failed(trial_id)
+
+
+def study_name(spec: TrialSpec) -> str:
+    """Name the study that a trial belongs to."""
+    return " on ".join(_key(spec))
+
+
+def _key(spec: TrialSpec) -> tuple[str, str]:
+    return spec.network.model.name, spec.network.subset.prepared.dataset

@@ -1,0 +1,78 @@
+"""A trial of a search as Ray Tune runs it, and the actor that stops those that fall behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+
+from orchestrator.running.failures import DeviceError
+from orchestrator.running.trainable import LOGICAL_GPUS, TrialTrainable, _has_cuda
+from orchestrator.tuning.records import SearchReport
+from orchestrator.tuning.rungs import Rungs
+from search_spaces.trials import NetworkSpec
+
+
+class Judge:
+    """The actor: every rung of every cell, so that trials on all nodes are compared with each other."""
+
+    def __init__(self, earlier: Iterable[tuple[str, str, int, float]]) -> None:
+        self._rungs = Rungs()
+        for entry in earlier:
+            self._rungs.come(*entry)
+
+    def come(self, study: str, trial_id: str, epoch: int, loss: float) -> bool:
+        """See :meth:`orchestrator.tuning.rungs.Rungs.come`."""
+        return self._rungs.come(study, trial_id, epoch, loss)
+
+
+def start_judge(name: str, earlier: Iterable[tuple[str, str, int, float]]) -> Any:
+    """Start the actor under a name of this driver's, knowing of trials that are done; returns its handle."""
+    # It must answer while all CPUs are taken by trials.
+    return ray.remote(num_cpus=0, max_restarts=-1)(Judge).options(name=name).remote(list(earlier))
+
+
+class SearchTrainable(TrialTrainable):
+    """Runs one trial of a search per ``step``; all else is as with the sweep's own trials."""
+
+    def _run(self, started_at: float) -> Any:
+        from tasks.trials.own_models import install_code
+        from tasks.trials.searched import run_search_trial
+
+        cell = self._cell
+        network = NetworkSpec.model_validate_json(cell["network"])
+        (reference,) = ray.get(self._arrays.take.remote(cell["data"]))
+        data = ray.get(reference)
+        num_gpus = float(cell["num_gpus"])
+        on_gpu = bool(num_gpus) and os.environ.get(LOGICAL_GPUS) != "1"
+        if on_gpu and not _has_cuda():
+            raise DeviceError("this trial was given a GPU, and torch finds none in its process")
+        install_code(self._code)
+        result = run_search_trial(
+            network,
+            data,
+            device="cuda" if on_gpu else "cpu",
+            num_threads=cell["num_threads"],
+            gpu_fraction=num_gpus if on_gpu else None,
+            micro_batch=cell["micro_batch"],
+            go_on=self._goes_on,
+        )
+        return SearchReport(
+            started_at=started_at,
+            finished_at=time.time(),
+            outcome=result,
+            data_fingerprint=data.data_fingerprint,
+            gpu_share=num_gpus,
+        )
+
+    def _goes_on(self, epoch: int, loss: float) -> bool:
+        """Ask the judge at a rung; a trial that runs to the end is noted there all the same."""
+        cell = self._cell
+        if epoch not in cell["rungs"]:
+            return True
+        judge = ray.get_actor(cell["judge"])
+        among_the_best = ray.get(judge.come.remote(cell["study"], cell["trial_id"], epoch, loss))
+        return bool(among_the_best) or not cell["may_be_pruned"]

@@ -1,0 +1,199 @@
+"""The course of a search: own recipes first, within the budget, resumed without repeating."""
+
+from itertools import pairwise
+
+import pytest
+
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.tuning.cells import Point, tuning_cells
+from orchestrator.tuning.neighbours import Likeness, distance, nearest_first
+from orchestrator.tuning.outcome import outcomes
+from orchestrator.tuning.records import Role
+from orchestrator.tuning.search import Search
+from orchestrator.tuning.study import open_storage
+from search_spaces.errors import ConfigError
+from search_spaces.tuning import TuneSpec
+from tasks.trials.search_result import SearchStatus
+from tests.unit.orchestrator.tuning.examples import (
+    BEST_RATE,
+    DIVERGED,
+    cells,
+    result,
+    run_through,
+    sweep,
+)
+
+
+def search(*, seed: int = 0, path=None, **said) -> Search:
+    tune = TuneSpec(**{"budget": 0.2, **said})
+    return Search(cells(), tune, open_storage(path), seed=seed)
+
+
+def test_the_course_of_a_search():
+    one = search()
+    ran = run_through(one)
+    assert one.done
+    assert one.next() is None
+    roles = [asked.role for asked, _ in ran]
+    assert roles[: len(one.cells)] == [Role.OWN] * len(one.cells)
+    assert roles.index(Role.FINALIST) > max(i for i, role in enumerate(roles) if role == Role.SAMPLED)
+    ids = [asked.spec.trial_id for asked, _ in ran]
+    assert len(set(ids)) == len(ids)
+    for cell in one.cells.values():
+        assert 4 < cell.spent <= 5
+        assert len(cell.study.study.trials) == sum(run == 0 for _, run in cell.results)
+    assert any(found.status == SearchStatus.PRUNED for _, found in ran)
+    assert all(found.status == SearchStatus.COMPLETE for asked, found in ran if not asked.may_be_pruned)
+
+
+def test_the_budget_holds_when_many_run_at_once():
+    one = search()
+    taken = []
+    while (asked := one.next()) is not None:
+        taken.append(asked)
+    assert len(taken) == 5 * len(one.cells)  # whole trainings, since nothing is known of how they end
+
+
+def test_the_chosen_rate_is_near_the_best_and_its_loss_that_of_the_same_runs():
+    one = search(budget=0.4)
+    run_through(one)
+    for outcome in outcomes(one):
+        assert BEST_RATE / 3 < outcome.chosen.point.learning_rate < BEST_RATE * 3
+        assert len(outcome.chosen.losses) == 3
+        assert outcome.gain == pytest.approx(outcome.own.mean - outcome.chosen.mean)
+        assert outcome.chosen.mean == min(candidate.mean for candidate in outcome.finalists)
+        assert outcome.flat[0] <= outcome.chosen.point.learning_rate <= outcome.flat[1]
+        assert 0 < outcome.spent <= outcome.budget == 10
+        assert outcome.finalist_trainings == 2 * len(outcome.finalists)
+
+
+@pytest.mark.parametrize("stop_after", [1, 6, 17])
+def test_told_again_a_search_goes_on_without_repeating(stop_after, tmp_path):
+    path = tmp_path / "optuna.log"
+    first = search(path=path)
+    before = run_through(first, stop_after)
+    first.next()  # runs when the driver is killed
+    second = search(path=path)
+    for asked, found in before:
+        second.add(asked.cell.key, asked.point, asked.role, asked.run, found)
+    after = run_through(second)
+    assert second.done
+    ids = [asked.spec.trial_id for asked, _ in before + after]
+    assert len(set(ids)) == len(ids)
+    for cell in second.cells.values():
+        assert cell.spent <= 5
+        assert len(cell.study.study.trials) == sum(run == 0 for _, run in cell.results)
+    third = search(path=path)
+    for asked, found in before + after:
+        third.add(asked.cell.key, asked.point, asked.role, asked.run, found)
+    assert third.done
+    assert outcomes(third) == outcomes(second)
+
+
+def test_a_larger_budget_extends_a_finished_search():
+    first = search()
+    before = run_through(first)
+    larger = search(budget=0.4)
+    for asked, found in before:
+        larger.add(asked.cell.key, asked.point, asked.role, asked.run, found)
+    assert not larger.done
+    after = run_through(larger)
+    assert not {asked.spec.trial_id for asked, _ in before} & {asked.spec.trial_id for asked, _ in after}
+    assert all(9 < cell.spent <= 10 for cell in larger.cells.values())
+
+
+def test_later_cells_begin_at_the_best_of_those_like_them():
+    one = search()
+    ran = [asked for asked, _ in run_through(one)]
+    first, second = list(one.cells)[:2]
+    best = one.cells[first].complete()[0][0]
+    points = [asked.point for asked in ran if asked.cell.key == second and asked.role == Role.NEIGHBOUR]
+    assert points[0] == one.cells[second].cell.nearest(best)
+    assert not [asked for asked in ran if asked.cell.key == first and asked.role == Role.NEIGHBOUR]
+    assert not [asked for asked, _ in run_through(search(warm_start=False)) if asked.role == Role.NEIGHBOUR]
+
+
+def test_a_diverged_trial_is_a_result_and_all_diverged_is_said():
+    one = search()
+    while (asked := one.next()) is not None:
+        one.finished(asked.spec.trial_id, result([], **DIVERGED))
+    assert one.done
+    for outcome in outcomes(one):
+        assert outcome.chosen is None
+        assert outcome.divergence_rate == 1
+        assert outcome.num_trials > 5
+        assert (
+            f"{outcome.model} on {outcome.dataset}: all {outcome.num_trials} trials diverged"
+            in outcome.why_not
+        )
+        assert "lower tune.learning_rate" in outcome.why_not
+
+
+def test_trials_that_fail_for_good_end_the_search():
+    one = search()
+    number = 0
+    while (asked := one.next()) is not None:
+        one.failed(asked.spec.trial_id)
+        number += 1
+    assert one.done
+    assert number == 5 * len(one.cells)
+    assert "no trial was trained to its end (0 tried, 0 diverged, 5 failed)" in outcomes(one)[0].why_not
+
+
+def test_a_space_without_new_points_ends_the_search():
+    said = {"learning_rate": [1e-3, 1.0001e-3], "weight_decay": [1e-4, 1.0001e-4], "batch_size": [16]}
+    changed = sweep(tune=said)
+    one = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    assert len(run_through(one)) < 100
+    assert one.done
+
+
+def test_a_recipe_outside_the_space_is_compared_and_not_told():
+    changed = sweep(tune={"learning_rate": [1e-2, 1e-1]})
+    one = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    run_through(one)
+    for cell, outcome in zip(one.cells.values(), outcomes(one), strict=True):
+        assert outcome.own is not None
+        assert outcome.own.point == cell.cell.own
+        assert not cell.cell.contains(cell.cell.own)
+        assert len(cell.study.study.trials) == outcome.num_trials - 1
+
+
+def test_a_point_makes_the_recipe_that_a_sweep_makes_of_it():
+    """A search's network is the sweep's, but for the split: same recipe by name and content."""
+    cell = cells()[0]
+    point = Point(learning_rate=2e-3, weight_decay=1e-5, batch_size=8)
+    recipe = cell.trial(point).network.recipe
+    said = {"from": "smoke", "epochs": 9, "overrides": [
+        {"models": [cell.key[0]], "datasets": [cell.dataset], **point.model_dump()}
+    ]}  # fmt: skip
+    swept = {
+        trial.network.recipe
+        for trial in plan_sweep(sweep(recipe=said)).trials
+        if (trial.network.model.name, trial.network.subset.prepared.dataset) == cell.key
+    }
+    assert swept == {recipe}
+
+
+def test_several_values_of_a_field_cannot_be_tuned():
+    with pytest.raises(ConfigError, match="one value of each field; found: several of epochs"):
+        cells(recipe={"from": "smoke", "epochs": [3, 9]})
+
+
+def test_a_recipe_without_epochs_cannot_be_tuned():
+    with pytest.raises(ConfigError, match="needs a recipe with epochs; found: 0 for small_mlp"):
+        cells(recipe={"from": "smoke", "epochs": 0})
+
+
+def test_likeness_is_by_model_first_then_by_measured_data():
+    cell = {one.key: one for one in cells(datasets=["manifold_d4", "manifold_d12"])}
+    known = {
+        "manifold_d4": Likeness.of("natural", 80, 4.0, 0.1),
+        "manifold_d12": Likeness.of("natural", 80, 12.0, 0.2),
+    }
+    here = cell["small_mlp", "manifold_d4"]
+    order = nearest_first(here, cell, known)
+    assert order[0] == ("small_mlp", "manifold_d12")
+    distances = [distance(here, cell[key], known) for key in order]
+    assert all(near <= far for near, far in pairwise(distances))
+    assert distance(here, cell["small_mlp", "manifold_d12"], {}) == 0

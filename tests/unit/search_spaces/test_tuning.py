@@ -1,0 +1,89 @@
+"""Search spaces: ranges by family, narrowed by a sweep, and a trial's identity beside the sweep's own."""
+
+import pytest
+from pydantic import ValidationError
+
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from search_spaces.errors import ConfigError
+from search_spaces.models import MODELS
+from search_spaces.sweeps import SweepSpec
+from search_spaces.tuning import SearchTrialSpec, TuneSpec, ValidationSpec, space_of
+
+
+def test_released_rates_lie_in_the_range_of_their_family():
+    """The released code's hand-set rates: 1e-3, VGGs 1e-4, on SVHN 1e-6."""
+    for name, rates in {"resnet18": (1e-3,), "vgg13": (1e-4, 1e-6), "timm_vgg16": (1e-4,)}.items():
+        low, high = space_of(MODELS[name], "adam", TuneSpec(), 1000).learning_rate
+        assert all(low <= rate <= high for rate in rates), name
+
+
+def test_the_optimiser_decides_before_the_family():
+    assert space_of(MODELS["vgg13"], "sgd", TuneSpec(), 1000).learning_rate == (1e-4, 1e-1)
+
+
+def test_a_sweep_narrows_and_widens():
+    tune = TuneSpec(learning_rate=(1e-4, 1.0), batch_size=(4, 100))
+    space = space_of(MODELS["resnet18"], "adam", tune, 100)
+    assert space.learning_rate == (1e-4, 1.0)
+    assert space.batch_size == (4, 100)
+    assert space.weight_decay == (1e-6, 1e-2)
+
+
+def test_batches_of_a_family_that_do_not_fit_are_left_out():
+    assert space_of(MODELS["resnet18"], "adam", TuneSpec(), 40).batch_size == (8, 16, 32)
+
+
+@pytest.mark.parametrize(("asked", "num_train", "found"), [((8, 64), 45, "64 for 45"), (None, 3, "64 for 3")])
+def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
+    with pytest.raises(ConfigError, match=f"must not be larger than the set.*found: {found} images"):
+        space_of(MODELS["resnet18"], "adam", TuneSpec(batch_size=asked), num_train)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"learning_rate": [1e-3, 1e-5]}, r"tune\.learning_rate: a range is two rising numbers"),
+        ({"learning_rate": [1e-3, 1e-3]}, r"tune\.learning_rate: a range is two rising numbers"),
+        ({"learning_rate": [0, 1e-3]}, r"tune\.learning_rate\.0: input should be greater than 0"),
+        ({"learning_rate": [1e-3]}, r"tune\.learning_rate\.1: this key is required"),
+        ({"weight_decay": []}, r"tune\.weight_decay"),
+        ({"batch_size": []}, r"tune\.batch_size"),
+        ({"batch_size": [8, 8]}, r"tune\.batch_size: names 8 more than once"),
+        ({"budget": 0.03}, r"tune: budget 0\.03 of 25 trainings is less than one trial; .* at least 0\.04"),
+        ({"budget": -1}, r"tune\.budget: input should be greater than 0"),
+        ({"validation_share": 0.9}, r"tune\.validation_share: input should be less than or equal to 0\.5"),
+        ({"sampler": "tbe"}, r"tune\.sampler: input should be 'tpe', 'gp' or 'random'"),
+        ({"bugdet": 0.2}, r"tune\.bugdet: unknown key; did you mean 'budget'\?"),
+    ],
+)
+def test_every_mistake_is_named(said, message):
+    with pytest.raises(ConfigError, match=message):
+        load_sweep("smoke", {"tune": said})
+
+
+def test_all_mistakes_are_reported_at_once():
+    with pytest.raises(ConfigError, match="2 problems found") as caught:
+        load_sweep("smoke", {"tune": {"learning_rate": [2, 1], "budget": 9}})
+    assert "learning_rate" in str(caught.value)
+    assert "budget" in str(caught.value)
+
+
+def test_how_a_sweep_is_tuned_is_no_part_of_any_identity():
+    plain, other = load_sweep("smoke"), load_sweep("smoke", {"tune": {"budget": 0.4, "sampler": "gp"}})
+    assert isinstance(other, SweepSpec)
+    assert set(plan_sweep(plain).trials_by_id) == set(plan_sweep(other).trials_by_id)
+
+
+def test_a_search_trial_is_another_trial_than_the_sweeps_and_depends_on_the_split():
+    trial = plan_sweep(load_sweep("smoke")).trials[0]
+    searched = [
+        SearchTrialSpec(network=trial.network, validation=ValidationSpec(share=share))
+        for share in (0.2, 0.25)
+    ]
+    ids = {trial.trial_id, *(spec.trial_id for spec in searched)}
+    assert len(ids) == 3
+    assert searched[0].measurements[0].network_id != trial.trial_id
+    assert not searched[0].attacks.methods
+    with pytest.raises(ValidationError, match="less than 1"):
+        ValidationSpec(share=1.0)
