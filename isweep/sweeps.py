@@ -93,8 +93,9 @@ class Sweep:
     def fits(self) -> Fits:
         """The scaling-law fits, with uncertainty."""
         from orchestrator import fit_scaling_laws
+        from orchestrator.analysis.reporting import arms_of
 
-        return Fits(fit_scaling_laws(self._with_results()))
+        return Fits(fit_scaling_laws(self._with_results(), arms=arms_of(self.workspace)))
 
     @property
     def report(self) -> Report:

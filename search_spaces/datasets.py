@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from search_spaces.errors import unknown_name
+from search_spaces.interventions import KINDS, MadeSpec
 from search_spaces.specs import DatasetSpec
 from search_spaces.study_datasets import (
     ALTERNATIVE_TASKS,
@@ -14,7 +15,15 @@ from search_spaces.study_datasets import (
 )
 from search_spaces.sweeps import OwnSourceSpec
 
-__all__ = ["DATASETS", "DEMO", "IMAGENET_CLASSES", "STUDY_DATASETS", "dataset_spec", "own_dataset_spec"]
+__all__ = [
+    "DATASETS",
+    "DEMO",
+    "IMAGENET_CLASSES",
+    "STUDY_DATASETS",
+    "dataset_spec",
+    "made_dataset_spec",
+    "own_dataset_spec",
+]
 
 STUDY_DATASETS = tuple(row.name for row in (*NATURAL, *MEDICAL))
 """The eleven of Konz & Mazurowski."""
@@ -134,4 +143,24 @@ def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
         groups="as given by the source",
         label_map=tuple(sorted(own.label_map.items())),
         pixel_range=own.pixel_range,
+    )
+
+
+def made_dataset_spec(name: str, made: MadeSpec) -> DatasetSpec:
+    """Return a row for a dataset that is made, with its dials."""
+    kind = KINDS[made.from_]
+    turned = ", ".join(f"{dial} {value:g}" for dial, value in made.own_dials)
+    return DatasetSpec(
+        name=name,
+        title=name,
+        domain=kind.domain,
+        modality=kind.modality,
+        label_names=kind.label_names,
+        channels=1,
+        source=made.from_,
+        description=f"{kind.what} ({turned or 'dials as they stand'})",
+        terms="none: made for this experiment",
+        raw_layout="nothing to download: made",
+        groups=kind.groups,
+        dials=made.own_dials,
     )

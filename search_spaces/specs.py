@@ -77,6 +77,8 @@ Fault = Literal[
 RELEASED_FAULTS: tuple[Fault, ...] = get_args(Fault)
 DEFAULT_ESTIMATORS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
 """Estimators of d_data where none are named."""
+Dials = tuple[tuple[str, float], ...]
+"""Of made data: pairs (dial, value), see :mod:`search_spaces.interventions`."""
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -131,6 +133,7 @@ class DatasetSpec(Spec):
     """Of your own data: pairs (label as written, class it means)."""
     pixel_range: tuple[float, float] | None = None
     """Of your own data: the values that are black and white; None where the format says it."""
+    dials: Dials = ()
 
 
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -209,6 +212,7 @@ class PreparedSpec(Spec):
     data_mode: DataMode = "corrected"
     faults: tuple[Fault, ...] = ()
     max_images_per_class: Annotated[int, Field(ge=1)] | None = None
+    dials: Dials = ()
 
     @property
     def prepared_id(self) -> str:

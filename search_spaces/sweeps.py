@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from search_spaces.interventions import ArmSpec, MadeArm, MadeSpec, WorldSpec, made_arms
 from search_spaces.specs import (
     DEFAULT_ESTIMATORS,
     RELEASED_FAULTS,
@@ -205,6 +206,13 @@ class DatasetChoice(Spec):
     name: Name
     class_pairs: tuple[PairChoice, ...] | None = None
     own: OwnSourceSpec | None = None
+    made: MadeSpec | None = None
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> Self:
+        if self.own is not None and self.made is not None:
+            raise ValueError("a dataset is your own or made, not both")
+        return self
 
     @model_validator(mode="after")
     def _check_domain(self) -> Self:
@@ -226,7 +234,10 @@ class SweepSpec(Spec):
     name: Name
     description: str = ""
     models: Annotated[tuple[ModelChoice, ...], Field(min_length=1)]
-    datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)]
+    datasets: Annotated[tuple[DatasetChoice, ...], Field(min_length=1)] = ()
+    worlds: tuple[WorldSpec, ...] = ()
+    arms: tuple[ArmSpec, ...] = ()
+    """Every arm in every world is a dataset of its own, named ``<world>_<arm>``, beside ``datasets``."""
     train_sizes: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
     test_size: Annotated[int, Field(ge=2)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
@@ -263,10 +274,36 @@ class SweepSpec(Spec):
             repeated = sorted(str(value) for value, count in counts.items() if count > 1)
             if repeated:
                 raise ValueError(f"{field} names {', '.join(repeated[:20])} more than once")
-        names = [choice.name for choice in self.datasets]
+        names = [choice.name for choice in self.all_datasets]
         if len(set(names)) < len(names):
             raise ValueError("datasets names a dataset more than once; list its class pairs in one entry")
         return self
+
+    @model_validator(mode="after")
+    def _check_experiment(self) -> Self:
+        if not self.datasets and not self.worlds:
+            raise ValueError("a sweep needs datasets, or worlds")
+        if self.arms and not self.worlds:
+            raise ValueError("arms need worlds to be arms of")
+        for field, specs in (("worlds", self.worlds), ("arms", self.arms)):
+            counts = Counter(spec.name for spec in specs)
+            if twice := [name for name, count in counts.items() if count > 1]:
+                raise ValueError(f"{field} names {', '.join(twice[:20])} more than once")
+        named = {name for arm in self.arms for name in arm.worlds}
+        if unknown := sorted(named - {world.name for world in self.worlds}):
+            raise ValueError(f"arms name worlds that there are not: {', '.join(unknown[:20])}")
+        return self
+
+    @property
+    def experiment(self) -> tuple[MadeArm, ...]:
+        """The datasets of ``worlds`` and ``arms``, with what was moved in each."""
+        return made_arms(self.worlds, self.arms)
+
+    @property
+    def all_datasets(self) -> tuple[DatasetChoice, ...]:
+        """The datasets named, then those of the worlds."""
+        made = (DatasetChoice(name=arm.dataset, made=arm.made) for arm in self.experiment)
+        return (*self.datasets, *made)
 
     @property
     def all_faults(self) -> tuple[Fault, ...]:

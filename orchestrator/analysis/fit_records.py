@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from orchestrator.analysis.growth_records import Growth
+from orchestrator.analysis.intervention_records import Interventions
 from orchestrator.analysis.law_records import (
     ALL,
     POOLED,
@@ -265,6 +266,7 @@ class ScalingFits:
     at_chance: ChanceCount
     growth: tuple[Growth, ...] = ()
     caveats: tuple[str, ...] = ()
+    interventions: Interventions | None = None
 
     def law(self, law: str, *, model: str = POOLED, subset: str = ALL) -> LawFit:
         """Return one regression; one that was never tried comes back as "not enough data"."""

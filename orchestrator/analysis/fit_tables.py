@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from orchestrator.analysis.fit_records import POOLED, Association, Coefficient, LawFit, ScalingFits
 from orchestrator.analysis.formats import Table, interval, number, p_value
+from orchestrator.analysis.intervention_tables import intervention_tables
 from orchestrator.analysis.law_tables import claim_table, exponent_tables, level_table
 
 _NAMES = {
@@ -33,7 +34,8 @@ _NAMES = {
 
 def fit_tables(fits: ScalingFits) -> list[Table]:
     """Return the tables of all fits, each split in all models together and each model."""
-    first = [claim_table(fits), *exponent_tables(fits)]
+    moved = intervention_tables(fits.interventions) if fits.interventions else []
+    first = [*moved, claim_table(fits), *exponent_tables(fits)]
     tables = (level_table, _train_size, _attacks, _representations, _laws, _comparisons)
     return [*first, *(part for table in tables for part in _by_model(table(fits)))]
 

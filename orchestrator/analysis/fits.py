@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -27,6 +28,7 @@ from orchestrator.analysis.fit_records import (
 )
 from orchestrator.analysis.growth import fit_growth
 from orchestrator.analysis.growth_records import Growth
+from orchestrator.analysis.interventions import Arm, fit_interventions
 from orchestrator.analysis.law_records import ChanceCount, Claim
 from orchestrator.analysis.laws import LAWS, compare_forms, fit_law
 from orchestrator.analysis.levels import fit_levels
@@ -42,18 +44,18 @@ def fit_scaling_laws(
     seed: int = 0,
     sharpness_policy: Policy = "refuse",
     leave_out_chance: bool = False,
+    arms: Sequence[Arm] = (),
 ) -> ScalingFits:
     """Fit every law of the study to a results table, for each model and pooled over models.
 
     Args:
         table: one row per trial; the columns of :mod:`orchestrator.results.columns`.
         seed: decides drawn permutations, where there are too many to try all; everything else is exact.
-        sharpness_policy: what to do where K_F was measured on unequal scales (image side, channels, pixel
-        range):
+        sharpness_policy: what to do where K_F was measured on unequal scales (side, channels, pixel range):
             ``refuse`` fits that compare it, ``rescale`` to the most common scale, or ``ignore``.
-        leave_out_chance: leave out losses at or above ln 2, which guessing between two classes gives; they
-        are
-            counted and flagged either way.
+        leave_out_chance: leave out losses at or above ln 2 (guessing); they are counted either way.
+        arms: datasets of an experiment that moves one property. Copies of one world are not independent
+            datasets, so every other fit takes the worlds' bases alone.
 
     Returns:
         Fits with uncertainty over datasets. What could not be fitted is there too, with its reason.
@@ -62,6 +64,7 @@ def fit_scaling_laws(
         DataError: if the table lacks a required column or contradicts itself.
     """
     full, infinities = t.normalise(table)
+    full, copies = t.without_copies(full, {arm.dataset for arm in arms if arm.moves != "base"})
     full, scale = apply_policy(full, sharpness_policy)
     trials, excluded = t.usable_trials(full, leave_out_chance=leave_out_chance)
     points = t.fitted_points(trials)
@@ -71,10 +74,10 @@ def fit_scaling_laws(
     attacks = tuple(f for m in names for f in fit_attacks(points, model=m, scale=scale, seed=seed))
     fits = ScalingFits(
         seed=seed,
-        num_trials=len(full),
+        num_trials=len(table),
         num_used=int(trials[t.LOG_LOSS].notna().sum()),
         num_points=len(points),
-        excluded=(*infinities, *excluded),
+        excluded=(*infinities, *copies, *excluded),
         datasets=_summaries(full, points),
         models=models,
         sharpness_scale=scale,
@@ -92,6 +95,7 @@ def fit_scaling_laws(
         growth=_growths(points, names, scale),
         at_chance=_at_chance(points, leave_out_chance),
         caveats=_caveats(full, points, scale),
+        interventions=fit_interventions(table, arms) if arms else None,
     )
     return replace(fits, claims=_claims(fits))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +108,15 @@ def _check(table: pd.DataFrame) -> None:
         raise DataError(
             "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
         )
+
+
+def without_copies(full: pd.DataFrame, names: Collection[str]) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Leave out the datasets that are changed copies of others, with their number of trials."""
+    copies = full[c.DATASET].isin(list(names))
+    if not copies.any():
+        return full, ()
+    reason = "arm of an intervention, a copy of its world's base: analysed beside it alone"
+    return full[~copies].reset_index(drop=True), (Exclusion(reason, int(copies.sum())),)
 
 
 def usable_trials(

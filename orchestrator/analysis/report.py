@@ -20,9 +20,10 @@ from orchestrator.analysis import points as t
 from orchestrator.analysis import report_tables as html_tables
 from orchestrator.analysis.csvfile import write_csv
 from orchestrator.analysis.figures import DRAWINGS
-from orchestrator.analysis.findings import family, findings
+from orchestrator.analysis.findings import Finding, family, findings
 from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.fit_tables import fit_tables
+from orchestrator.analysis.intervention_tables import intervention_finding
 from orchestrator.analysis.latex import write_latex
 from orchestrator.analysis.sharpness import apply_policy
 from orchestrator.analysis.trial_table import best_table, point_data, script_json, trial_data
@@ -73,7 +74,7 @@ def write_report(
         sweep=sweep,
         summary=summary,
         counts=_counts(full, summary),
-        findings=findings(fits),
+        findings=_findings(fits),
         family=family(fits),
         fits=fits,
         descriptions=html_tables.synthetic_data(fits, summary),
@@ -90,6 +91,11 @@ def write_report(
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8", newline="\n")
     return path
+
+
+def _findings(fits: ScalingFits) -> tuple[Finding, ...]:
+    moved = (intervention_finding(fits.interventions),) if fits.interventions else ()
+    return (*moved, *findings(fits))
 
 
 def _template() -> Any:

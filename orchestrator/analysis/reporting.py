@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.analysis.intervention_records import Arm
 from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.planning.workspace import Workspace
@@ -42,6 +43,11 @@ def results_table(
     return pd.DataFrame(kept)
 
 
+def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
+    """Return the datasets of the sweep's experiment for the analysis; none where it has no worlds."""
+    return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name) for arm in workspace.plan.sweep.experiment)
+
+
 @dataclass(frozen=True)
 class Written:
     """A report that was written.
@@ -69,7 +75,7 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Written | 
     table = results_table(workspace, state=state)
     if table.empty:
         return None
-    fits = fit_scaling_laws(table)
+    fits = fit_scaling_laws(table, arms=arms_of(workspace))
     summary = report_summary(workspace, state)
     folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
     path = Path(write_report(table, fits, folder, sweep=name, summary=summary))

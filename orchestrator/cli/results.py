@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.analysis import Prediction
+    from orchestrator.analysis.intervention_records import Arm
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
 
@@ -88,7 +89,8 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis.fit_tables import fit_tables
 
-    fits = fit_scaling_laws(read_table(preset, place, from_store=from_store))
+    table = read_table(preset, place, from_store=from_store)
+    fits = fit_scaling_laws(table, arms=_arms(preset, place))
 
     def show() -> None:
         for table in fit_tables(fits):
@@ -191,7 +193,7 @@ def predict(
     given = {"d_data": d_data, "label_sharpness": label_sharpness}
     numbers = _with_measured(given, measured, preset, place)
     found = prediction(
-        fit_scaling_laws(read_table(preset, place, from_store=from_store)),
+        fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=_arms(preset, place)),
         model=model,
         domain=domain,
         d_data=numbers["d_data"],
@@ -289,6 +291,13 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
     if not from_store:
         _compare_with_mlflow(preset, workspace, place, state)
     return table
+
+
+def _arms(preset: str, place: Place) -> tuple[Arm, ...]:
+    from orchestrator.analysis.reporting import arms_of
+    from orchestrator.planning.workspace import Workspace
+
+    return arms_of(Workspace.open(preset, place.root, place.storage, as_run=True))
 
 
 def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.DataFrame:

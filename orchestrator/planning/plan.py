@@ -10,7 +10,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TypedDict
 
-from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.datasets import dataset_spec, made_dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_grid
@@ -107,8 +107,8 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
         ConfigError: when the grid is larger than ``MAX_TRIALS``, or a class pair names a class that the
             dataset does not have.
     """
-    datasets = {choice.name: _dataset(choice) for choice in sweep.datasets}
-    subsets = {choice.name: _subsets(sweep, choice, datasets[choice.name]) for choice in sweep.datasets}
+    datasets = {choice.name: _dataset(choice) for choice in sweep.all_datasets}
+    subsets = {choice.name: _subsets(sweep, choice, datasets[choice.name]) for choice in sweep.all_datasets}
     num_subsets = sum(map(len, subsets.values()))
     num_recipes = math.prod(len(values) for values in sweep.recipe.changes.values())
     num_trials = num_subsets * len(sweep.models) * len(sweep.train_sizes) * num_recipes * len(sweep.seeds)
@@ -169,7 +169,7 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
     unknown = sorted({name for row in sweep.recipe.overrides for name in row.models} - names)
     if unknown:
         raise unknown_name("model of this sweep", unknown[0], names)
-    datasets = {choice.name for choice in sweep.datasets}
+    datasets = {choice.name for choice in sweep.all_datasets}
     unknown = sorted({name for row in sweep.recipe.overrides for name in row.datasets} - datasets)
     if unknown:
         raise unknown_name("dataset of this sweep", unknown[0], datasets)
@@ -177,6 +177,8 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
 
 
 def _dataset(choice: DatasetChoice) -> DatasetSpec:
+    if choice.made is not None:
+        return made_dataset_spec(choice.name, choice.made)
     return dataset_spec(choice.name) if choice.own is None else own_dataset_spec(choice.name, choice.own)
 
 
@@ -189,6 +191,7 @@ def _subsets(sweep: SweepSpec, choice: DatasetChoice, dataset: DatasetSpec) -> l
         data_mode=sweep.data_mode,
         faults=sweep.all_faults,
         max_images_per_class=dataset.max_images_per_class,
+        dials=dataset.dials,
     )
     pairs: tuple[ClassPair | None, ...] = dataset.class_pairs or (None,)
     if choice.class_pairs is not None:

@@ -298,6 +298,8 @@ def _dataset_checks(choice: object) -> list[tuple[Callable[[str], object], objec
     if not isinstance(choice, dict):
         return []
     own = choice.get("own")
+    if choice.get("made") is not None:
+        return [(_check_own_name, choice.get("name"))]
     if own is None:
         return [(dataset_spec, choice.get("name"))]
     kind = own.get("kind") if isinstance(own, dict) else None

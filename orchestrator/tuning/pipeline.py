@@ -216,11 +216,14 @@ class _Tuning:
             used=options.tracking,
             say=self.monitor.note,
         )
-        self.stack.callback(lambda: tracker.close(completed=self._completed))
+
+        def close(kind: type[BaseException] | None, *_: object) -> None:
+            stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+            tracker.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
+
+        self.stack.push(close)
         tracker.reconcile(map(flat_search, records.values()), wait=False)
         return tracker
-
-    _completed = False
 
     def _run(
         self, search: Search, stored: StoredResults, records: dict[str, SearchRecord], tracker: Tracker
@@ -267,7 +270,6 @@ class _Tuning:
         report = write_report(self.workspace, search, found)
         if report is not None:
             tracker.add_report(report.parent, {"done": len(records), "failed": 0})
-        self._completed = True
         return TuneSummary(found, recipe, report, num_new, tracker.num_behind)
 
     def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import ray
 
-from orchestrator.running.failures import DeviceError
-from orchestrator.running.trainable import LOGICAL_GPUS, TrialTrainable, _has_cuda
+from orchestrator.running.devices import computes_on_gpu
+from orchestrator.running.trainable import TrialTrainable
 from orchestrator.tuning.records import SearchReport
 from orchestrator.tuning.rungs import Rungs
 from search_spaces.trials import NetworkSpec
@@ -47,9 +46,7 @@ class SearchTrainable(TrialTrainable):
         (reference,) = ray.get(self._arrays.take.remote(cell["data"]))
         data = ray.get(reference)
         num_gpus = float(cell["num_gpus"])
-        on_gpu = bool(num_gpus) and os.environ.get(LOGICAL_GPUS) != "1"
-        if on_gpu and not _has_cuda():
-            raise DeviceError("this trial was given a GPU, and torch finds none in its process")
+        on_gpu = computes_on_gpu(num_gpus)
         install_code(self._code)
         result = run_search_trial(
             network,

@@ -78,14 +78,19 @@ def embed(latents: NDArray[np.float64], side: int) -> NDArray[np.float32]:
     dimension = latents.shape[1]
     angles = np.pi * latents
     curve = np.stack([np.cos(angles), np.sin(angles)], axis=2).reshape(len(latents), 2 * dimension)
-    patterns = _patterns(2 * dimension, side)
+    patterns = low_frequency_patterns(2 * dimension, side)
     # A pattern's entries are at most 2/side, a curve's coordinates at most 1, with d pairs of length 1.
     amplitude = CONTRAST * side / (2 * np.sqrt(2) * dimension)
     images: NDArray[np.float64] = 127.5 + amplitude * np.tensordot(curve, patterns, axes=1)
     return images.astype(np.float32)
 
 
-def _patterns(count: int, side: int) -> NDArray[np.float64]:
+def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
+    """Return the ``count`` lowest cosine patterns ``(count, side, side)`` beside the constant, orthonormal.
+
+    Raises:
+        ConfigError: when the image has too few pixels for them.
+    """
     if count >= side * side:
         raise ConfigError(
             f"{count} patterns need more than {count} pixels", f"{side}x{side}", "raise image_size"

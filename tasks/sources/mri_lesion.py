@@ -20,6 +20,7 @@ from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
 
 NUM_VARIATIONS = 700
+"""Of the dataset mri_lesion; worlds of an experiment have as many as their dial says."""
 SLICES_PER_VARIATION = 4
 FIRST_SLICE, LAST_SLICE = 70, 130
 """Axial slices (1 mm) between the temporal lobes and the vertex, where the brain fills the slice."""
@@ -34,14 +35,8 @@ class MriLesion:
         """Return one item per slice; the labels of a variation's slices are a seeded permutation of 0, 0, 1,
         1.
         """
-        items = []
-        for variation in range(NUM_VARIATIONS):
-            rng = np.random.default_rng(derive_seed("mri_lesion labels", variation))
-            labels = rng.permutation([0, 1] * (SLICES_PER_VARIATION // 2))
-            group = f"variation {variation}"
-            items += [Item(f"{variation}/{index}", int(label), group) for index, label in enumerate(labels)]
         return Listing(
-            items,
+            label_items(NUM_VARIATIONS),
             request.dataset.label_names,
             block_size=700,
             intensity="template scaled to [0, 255], gamma and shading drawn per variation",
@@ -49,7 +44,7 @@ class MriLesion:
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader that renders one slice."""
-        volume, brain = _template("t1"), _brain_mask()
+        volume, brain = template("t1"), brain_mask()
 
         def read(item: Item) -> tuple[Sample]:
             variation, index = map(int, item.locator.split("/"))
@@ -58,8 +53,20 @@ class MriLesion:
         return read
 
 
+def label_items(num_variations: int) -> list[Item]:
+    """Return one item per slice, two of every variation with a lesion, in a seeded order."""
+    items = []
+    for variation in range(num_variations):
+        rng = np.random.default_rng(derive_seed("mri_lesion labels", variation))
+        labels = rng.permutation([0, 1] * (SLICES_PER_VARIATION // 2))
+        group = f"variation {variation}"
+        items += [Item(f"{variation}/{index}", int(label), group) for index, label in enumerate(labels)]
+    return items
+
+
 @cache
-def _template(kind: str) -> NDArray[np.float32]:
+def template(kind: str) -> NDArray[np.float32]:
+    """Return a volume of the template in [0, 1]: ``t1``, or the share of a tissue (``gm``, ``wm``)."""
     try:
         import nibabel
         import nilearn
@@ -74,17 +81,26 @@ def _template(kind: str) -> NDArray[np.float32]:
 
 
 @cache
-def _brain_mask() -> NDArray[np.bool_]:
-    mask: NDArray[np.bool_] = _template("gm") + _template("wm") > 0.5
+def brain_mask() -> NDArray[np.bool_]:
+    """Return where the brain is."""
+    mask: NDArray[np.bool_] = template("gm") + template("wm") > 0.5
     return mask
 
 
 def render_slice(
-    volume: NDArray[np.float32], brain: NDArray[np.bool_], variation: int, index: int, *, lesion: bool
+    volume: NDArray[np.float32],
+    brain: NDArray[np.bool_],
+    variation: int,
+    index: int,
+    *,
+    lesion: bool,
+    contrast: float = 1.0,
+    size: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Render slice ``index`` of a variation: ``(height, width)`` uint8.
 
     Everything but the lesion is the same for ``lesion`` True and False, so only the lesion tells the label.
+    ``contrast`` and ``size`` are factors on the lesion's contrast and radii.
     """
     from scipy.ndimage import affine_transform
 
@@ -97,7 +113,7 @@ def render_slice(
     plane, mask = volume[:, :, level], brain[:, :, level]
     if lesion:
         here = np.random.default_rng(derive_seed("mri_lesion slice", variation, index))
-        plane = _with_lesion(plane, mask, here)
+        plane = _with_lesion(plane, mask, here, contrast, size)
 
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / stretch
     center = (np.array(plane.shape) - 1) / 2
@@ -111,15 +127,19 @@ def render_slice(
 
 
 def _with_lesion(
-    plane: NDArray[np.float32], mask: NDArray[np.bool_], rng: np.random.Generator
+    plane: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    rng: np.random.Generator,
+    contrast: float,
+    size: float,
 ) -> NDArray[np.float32]:
     places = np.argwhere(mask)
     center = places[rng.integers(len(places))]
-    radii = rng.uniform(16, 32, 2)
-    angle, contrast = rng.uniform(0, np.pi), rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
+    radii = size * rng.uniform(16, 32, 2)
+    angle, change = rng.uniform(0, np.pi), rng.choice([-1, 1]) * rng.uniform(0.4, 0.8)
     offsets = np.indices(plane.shape).reshape(2, -1).T - center
     turned = offsets @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     distance = np.sqrt(((turned / radii) ** 2).sum(1)).reshape(plane.shape)
     weight = mask / (1 + np.exp((distance - 1) * 6))
-    blended: NDArray[np.float32] = np.clip(plane + contrast * weight, 0, 1).astype(np.float32)
+    blended: NDArray[np.float32] = np.clip(plane + contrast * change * weight, 0, 1).astype(np.float32)
     return blended

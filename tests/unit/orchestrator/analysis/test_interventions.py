@@ -69,7 +69,7 @@ def test_worlds_are_the_replicates_of_a_paired_t_test():
     assert found.num_worlds == 4
     assert found.p_zero == pytest.approx(theirs.pvalue)
     assert found.interval == pytest.approx(tuple(theirs.confidence_interval()))
-    assert found.p_one == pytest.approx(stats.ttest_1samp(values, 1.0).pvalue)
+    assert found.p_theory == pytest.approx(stats.ttest_1samp(values, 1.0).pvalue)
 
 
 def test_an_arm_that_moves_too_little_or_too_much_is_left_out_by_name():

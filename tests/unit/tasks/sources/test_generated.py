@@ -10,7 +10,7 @@ from search_spaces.errors import ConfigError
 from search_spaces.specs import PreparedSpec
 from tasks.sources.base import RawRequest
 from tasks.sources.manifold import MARGIN, Manifold, embed, latent_points
-from tasks.sources.mri_lesion import MriLesion, _brain_mask, _template, render_slice
+from tasks.sources.mri_lesion import MriLesion, brain_mask, render_slice, template
 from tasks.sources.privacy import hash_key, keyed_hash, locate, spell
 
 
@@ -49,7 +49,7 @@ def test_manifold_needs_enough_pixels_and_a_dimension():
 
 
 def test_only_the_lesion_tells_the_label():
-    volume, brain = _template("t1"), _brain_mask()
+    volume, brain = template("t1"), brain_mask()
     with_lesion, without = (render_slice(volume, brain, 3, 1, lesion=lesion) for lesion in (True, False))
     differs = with_lesion != without
     assert 0 < differs.mean() < 0.25
