@@ -39,7 +39,7 @@ FIRST_TRY_S = 5.0
 """How long a sweep's start waits for the server to refuse it; one that is slow or away is told later."""
 PATIENCE_S = 60.0
 STOP_PATIENCE_S = 8.0
-"""How long the end of a sweep, and Ctrl-C, wait for a server that takes nothing. A new SQLite file takes 5 s."""
+"""How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
 MAX_MESSAGE = 4000
 FINAL_CODES = (
     "INVALID_PARAMETER_VALUE",
