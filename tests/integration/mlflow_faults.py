@@ -92,7 +92,7 @@ def shown(uri: str, name: str) -> dict[str, Any]:
     experiment = client.get_experiment_by_name(f"isweep/{name}")
     runs = client.search_runs([experiment.experiment_id], max_results=5000)
     counted = [run for run in runs if run.data.tags.get("isweep.duplicate") != "true"]
-    trials = {run.info.run_name: run for run in counted if run.data.tags.get("kind") == "trial"}
+    trials = {run.data.tags["trial_id"]: run for run in counted if run.data.tags.get("kind") == "trial"}
     return {
         "counted": len([run for run in counted if run.data.tags.get("kind") == "trial"]),
         "losses": {key: run.data.metrics.get("test_loss") for key, run in trials.items()},
@@ -130,7 +130,7 @@ def dropped_replies(server: Server, num: int = 12, drops: int = 12) -> dict[str,
         proxy.decide = decide
         tracker = MLflowTracker(connector(proxy.url), Page("dropped"), say=said.append)
         tell(tracker, "dropped", range(num))
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return outcome(server, "dropped", num, proxy, said, tracker.num_behind)
 
 
@@ -149,7 +149,7 @@ def away(server: Server, num: int = 6, seconds: float = 2.0) -> dict[str, Any]:
         time.sleep(seconds)
         proxy.decide = lambda method, path: PASS
         tracker.flush()
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return outcome(server, "away", num, proxy, said, tracker.num_behind)
 
 
@@ -162,7 +162,7 @@ def resetting(server: Server, num: int = 6, share: float = 0.3) -> dict[str, Any
         tell(tracker, "resetting", range(num))
         tracker.flush()
         proxy.decide = lambda method, path: PASS
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return outcome(server, "resetting", num, proxy, said, tracker.num_behind)
 
 
@@ -174,7 +174,7 @@ def slow(server: Server, num: int = 4, delay_s: float = 0.2) -> dict[str, Any]:
         tracker = MLflowTracker(connector(proxy.url), Page("slow"), say=said.append)
         tell(tracker, "slow", range(num))
         waiting = tracker.num_behind
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return {**outcome(server, "slow", num, proxy, said, tracker.num_behind), "waiting": waiting}
 
 
@@ -189,7 +189,7 @@ def restarted(server: Server, num: int = 6, seconds: float = 1.0) -> dict[str, A
         time.sleep(seconds)
         server.start()
         tracker.flush()
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return outcome(server, "restarted", num, proxy, said, tracker.num_behind)
 
 
@@ -216,7 +216,7 @@ def locked_database(database: Path, num: int = 4, seconds: float = 2.0) -> dict[
         time.sleep(seconds)
         other.execute("ROLLBACK")
     tracker.flush()
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     return {**shown(uri, "locked"), "said": said, "behind": tracker.num_behind}
 
 
@@ -229,7 +229,7 @@ def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
     tracker.flush()
     database.unlink()
     tell(tracker, "deleted", range(num // 2, num))
-    tracker.close(completed=False)
+    tracker.close("KILLED")
     # This process keeps its connections to the file that is gone.
     other = subprocess.run(
         [sys.executable, "-c", RECONCILE, uri, "deleted", str(num)],
@@ -246,6 +246,6 @@ from tests.integration.mlflow_faults import MLflowTracker, Page, connector, flat
 uri, name, num = sys.argv[1:]
 tracker = MLflowTracker(connector(uri), Page(name))
 tracker.reconcile([flat(name, number) for number in range(int(num))])
-tracker.close(completed=True)
+tracker.close("FINISHED")
 print(json.dumps(shown(uri, name)))
 """
