@@ -21,8 +21,6 @@ SEARCH_SHOWN = {
     "learning_rate": "rate",
     "weight_decay": "decay",
     "batch_size": "batch",
-    "role": "role",
-    "seed": "seed",
     "status": "status",
     "epochs": "epochs",
     "validation_loss": "loss",
