@@ -223,7 +223,7 @@ def _importances(table: pd.DataFrame) -> Drawn:
     return Drawn(
         "importance",
         "What decides the validation loss after a ninth of the training (PED-ANOVA): one point per dataset, "
-        f"line at the median. Left out: datasets with fewer than {FEWEST_FOR_IMPORTANCE} trials, or all alike.",
+        f"line at the median. Left out: datasets of fewer than {FEWEST_FOR_IMPORTANCE} trials, or all alike.",
         _svg(figure),
     )
 

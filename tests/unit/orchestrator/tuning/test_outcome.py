@@ -8,6 +8,7 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import tuning_cells
 from orchestrator.tuning.outcome import outcomes
+from orchestrator.tuning.pipeline import TuneSummary
 from orchestrator.tuning.recipe_file import write_recipe
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.study import open_storage
@@ -103,6 +104,15 @@ def test_a_cell_without_a_recipe_is_named_in_the_file_and_left_out_of_it(search,
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert len(document["overrides"]) == len(found) - 1
     assert document["tuned"]["cells"][0]["not_tuned"] == "every trial diverged or failed"
+
+
+def test_a_search_with_a_cell_without_a_recipe_ends_with_1(search, tmp_path):
+    found = list(outcomes(search))
+    assert TuneSummary(tuple(found), tmp_path, None, 0).exit_code == 0
+    found[0] = found[0].model_copy(update={"chosen": None})
+    summary = TuneSummary(tuple(found), tmp_path, None, 0)
+    assert summary.exit_code == 1
+    assert summary.not_tuned == (found[0],)
 
 
 def test_tables_have_a_row_per_cell_and_say_what_they_do_not_know(search):
