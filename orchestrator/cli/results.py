@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.cli.options import Place, Positive, real
 from orchestrator.cli.printing import cell, emit, line, stderr, stdout, text_table, written
+from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
 from search_spaces.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def results(
     csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     from_store: bool = False,
+    search: bool = False,
     place: Place = Place(),
 ) -> int:
     """Print or write the tidy table, one row per trial.
@@ -54,11 +56,13 @@ def results(
         csv: Write it as CSV.
         parquet: Write it as Parquet.
         from_store: Do not compare with MLflow.
+        search: The trials of isweep tune instead.
         place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
 
-    table = read_table(preset, place, from_store=from_store)
+    table = read_search(preset, place) if search else read_table(preset, place, from_store=from_store)
+    names = SEARCH_SHOWN if search else SHOWN
     what = f"{len(table)} rows to "
     if csv:
         written(csv, lambda path: write_csv(table, path), what)
@@ -69,9 +73,9 @@ def results(
     rows = json.loads(table.to_json(orient="records", double_precision=15))
 
     def show() -> None:
-        grid = Table(*SHOWN.values())
+        grid = Table(*names.values())
         for row in rows:
-            grid.add_row(*(cell(row.get(name)) for name in SHOWN))
+            grid.add_row(*(cell(row.get(name)) for name in names))
         stdout.print(grid)
 
     emit(place, rows, show)

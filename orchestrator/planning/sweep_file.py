@@ -160,7 +160,10 @@ def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     inner = _with_recipe_file(_load_yaml(_read_file(path, "recipe file"), str(path)), path.parent, depth + 1)
     if not isinstance(inner, dict):
         raise ConfigError(f"{path} must be a mapping", type(inner).__name__, "see README, 'Recipes'")
-    rows = [row for part in (inner, outer) for row in part.get("overrides", [])]
+    parts = [part["overrides"] for part in (inner, outer) if "overrides" in part]
+    if not all(isinstance(rows, list) for rows in parts):
+        raise ConfigError(f"overrides of {path} must be a list", "something else", "see README, 'Recipes'")
+    rows = [row for rows in parts for row in rows]
     merged = {**inner, **{key: value for key, value in outer.items() if key != "from"}}
     return {**merged, **({"overrides": rows} if rows else {})}
 

@@ -120,7 +120,7 @@ class _Run:
                 token_file=self.workspace.paths.root / "ray-token",
             )
         )
-        _announce(cluster, self.workspace, self.monitor)
+        announce(cluster, self.workspace, self.monitor)
         return cluster
 
     @cached_property
@@ -186,7 +186,7 @@ class _Run:
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
-        self.monitor.slots = _slots(resources, self.cluster)
+        self.monitor.slots = slots(resources, self.cluster)
         _announce_empty_cards(resources, self.cluster, self.monitor)
         self.monitor.stage("train")
         TrialSweep(
@@ -250,7 +250,8 @@ class _Run:
         return load_subset(data, subset, max_train_size=train_size)
 
 
-def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
+def announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
+    """Say where trials run, and where its dashboard is."""
     gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
     where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
     progress.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
@@ -259,7 +260,8 @@ def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> Non
         progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
 
 
-def _slots(resources: Resources, cluster: Cluster) -> int:
+def slots(resources: Resources, cluster: Cluster) -> int:
+    """Return how many trials fit the cluster at the same time."""
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))
