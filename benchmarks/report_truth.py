@@ -27,9 +27,9 @@ from scipy import stats
 
 from orchestrator.analysis import claims as k
 from orchestrator.analysis import clusters, fit_scaling_laws, predict
+from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fit_records import ScalingFits
-from orchestrator.analysis.prediction import PilotPoint
 from search_spaces.errors import DataError
 
 clusters.MOST_EXACT, clusters.NUM_DRAWN = 5_040, 999
@@ -62,13 +62,9 @@ def true_claims(world: World) -> dict[str, set[str]]:
         "loss on K_F": signs(world.on_sharpness),
         "attacks on K_F": {"correlates"} if world.on_gain else set(),
         "exponent": {"falls"} if world.exponent > 0 else signs(-world.exponent),
-        "below the bound": {"contradicts it"} if world.exponent < 1 / _growth(world) else set(),
+        "below the bound": {"contradicts it"} if world.exponent < 1 else set(),
         "better than the label (exploratory)": better,
     }
-
-
-def _growth(world: World) -> float:
-    return 1.0
 
 
 def claims_of(fits: ScalingFits) -> Iterator[tuple[str, str]]:

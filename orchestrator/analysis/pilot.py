@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.fit_records import POOLED
-from orchestrator.analysis.prediction import PilotPoint
 from orchestrator.analysis.words import listing, plural
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, unknown_name

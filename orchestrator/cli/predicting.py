@@ -153,8 +153,8 @@ def _pilot(
 
 
 def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: Pilot | None) -> None:
+    from orchestrator.analysis.curve import LEVEL
     from orchestrator.analysis.formats import number
-    from orchestrator.analysis.prediction import LEVEL
 
     table = Table(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
     low, high = found.interval or (None, None)
