@@ -6,6 +6,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -111,6 +112,27 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
     isweep("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
+
+
+def test_a_pilot_on_own_images_is_trained_once_and_sharpens_the_prediction(root, sweep, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
+        np.uint8
+    )
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    words = ("predict", sweep, "--model", "small_mlp", "--train-size", "80", "--pilot")
+    about = (str(tmp_path / "mine.npz"), "--pilot-sizes", "20", "40", "--pilot-test-size", "16")
+    found = isweep_json(*words, *about, root=root)
+    assert [point["train_size"] for point in found["pilot"]] == [20, 40]
+    assert found["num_pilot"] == 2
+    again = isweep(*words, *about, root=root)
+    assert "2 of 2 trials done" in again.stderr
+    assert "Ray" not in again.stderr
+    csv = tmp_path / "pilot.csv"
+    pd.DataFrame(found["pilot"]).to_csv(csv, index=False)
+    numbers = ("--d-data", "9", "--label-sharpness", "0.001")
+    assert isweep_json(*words, str(csv), *numbers, root=root)["pilot"] == found["pilot"]
 
 
 def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):
