@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).parents[4]
 CLUSTERS = REPOSITORY / "clusters"
 
+
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
     return yaml.safe_load((CLUSTERS / "rayjob.yaml").read_text(encoding="utf-8"))
