@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.options import RunOptions
@@ -12,9 +12,16 @@ from orchestrator.running.progress import Monitor
 from search_spaces.errors import DataError, SweepError, collect, unknown_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 
+if TYPE_CHECKING:
+    from tasks.remote import Executor
+
 
 def prepare_missing(
-    workspace: Workspace, missing: list[PreparedSpec], options: RunOptions, executor: Any, monitor: Monitor
+    workspace: Workspace,
+    missing: list[PreparedSpec],
+    options: RunOptions,
+    executor: Executor,
+    monitor: Monitor,
 ) -> None:
     """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
 
@@ -30,6 +37,7 @@ def prepare_missing(
         folder = options.raw.get(spec.dataset)
         if folder is None and spec.dataset in own:
             folder = Path(own[spec.dataset].path)
+        folder = folder.expanduser().absolute() if folder is not None else None
         try:
             prepare_dataset(
                 spec,
@@ -39,10 +47,27 @@ def prepare_missing(
                 executor=executor,
                 max_skipped_share=options.max_skipped_share,
                 on_progress=_progress(monitor, spec.dataset),
+                readers=_readers(spec.dataset, folder, executor, monitor),
             )
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
+
+
+def _readers(name: str, raw: Path | None, executor: Executor, monitor: Monitor) -> Executor | None:
+    """Return what reads on every node of a shared cluster that has the raw download too; None without any."""
+    from tasks.remote import RayExecutor, nodes_that_see
+
+    if raw is None or not isinstance(executor, RayExecutor) or not executor.driver_node_only:
+        return None
+    nodes = nodes_that_see(raw)
+    readers = RayExecutor(nodes=nodes) if nodes else None
+    if readers is None or readers.num_workers <= executor.num_workers:
+        return None
+    monitor.note(
+        f"{name} is read on {len(nodes)} nodes, {readers.num_workers} CPUs, that see its raw download"
+    )
+    return readers
 
 
 def check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:
