@@ -31,6 +31,7 @@ NETWORK_VERSION = 1
 ATTACK_VERSION = 1
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
+PREDICTIONS_VERSION = 1
 MEASURE_VERSION = 1
 
 
@@ -199,6 +200,8 @@ class RepresentationSpec(Spec):
 
     estimators: Estimators = ("mle", "twonn")
     num_neighbors: Annotated[int, Field(ge=3)] = 20
+    stages: bool = False
+    """Also of the activations after every stage."""
 
 
 class PreparedSpec(Spec):

@@ -44,6 +44,7 @@ def results(
     *,
     csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    predictions: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     from_store: bool = False,
     place: Place = Place(),
 ) -> int:
@@ -53,11 +54,17 @@ def results(
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         csv: Write it as CSV.
         parquet: Write it as Parquet.
+        predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
+            image; the sweep needs predictions: true.
         from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
 
+    if predictions:
+        from orchestrator.cli.kept import write_predictions
+
+        return write_predictions(preset, predictions, place)
     table = read_table(preset, place, from_store=from_store)
     what = f"{len(table)} rows to "
     if csv:

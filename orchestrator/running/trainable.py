@@ -111,7 +111,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         if keeper is not None and known is not None and known.result.weights is not None:
             try:
                 weights = keeper.read(trial_id, known.result.weights)
-                return measure_trial(spec, data, weights, known.result, known.spec.lacks(spec), **options)
+                keep = partial(keeper.save_predictions, trial_id)
+                missing = known.lacks(spec)
+                return measure_trial(
+                    spec, data, weights, known.result, missing, keep_predictions=keep, **options
+                )
             except CorruptStoreError as error:
                 log.warning("%s is trained again: %s", trial_id, error)
         options["micro_batch"] = self._cell["micro_batch"]
@@ -124,6 +128,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             spec,
             data,
             keep=partial(keeper.save, trial_id) if self._cell["keep_weights"] else None,
+            keep_predictions=partial(keeper.save_predictions, trial_id),
             checkpoints=Checkpoints(
                 partial(keeper.read_checkpoint, trial_id), partial(keeper.save_checkpoint, trial_id)
             ),
