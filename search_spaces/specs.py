@@ -106,6 +106,13 @@ class ModelSpec(Spec):
     """Keyword arguments of the constructor, sorted by name."""
     code: str = ""
     """For a network of one's own, hash of the source that defines it."""
+    pretrained: bool = False
+    """Start from the weights that the library has, not from random ones."""
+
+    @property
+    def pretrained_key(self) -> str:
+        """Library and architecture: what pretrained weights belong to."""
+        return f"{self.library}-{self.architecture}"
 
 
 class DatasetSpec(Spec):

@@ -68,6 +68,8 @@ class ModelChoice(Spec):
 
     from_: str = Field(alias="from")
     arguments: Arguments = ()
+    pretrained: bool = False
+    """Start from the library's weights."""
     name: Name | None = None
     """How it is called in tables; by default after what it is made from."""
 

@@ -147,6 +147,7 @@ class TrialResult(Finding):
         timings: seconds per stage.
         peak_memory_bytes: on CUDA what the process reserved on the card for tensors; on a CPU its resident
             memory, libraries and arrays included.
+        pretrained: SHA-256 of the weights that training started from; empty for random ones.
         energy_j: joules that the card used while the trial ran, by its own counter: all that ran on it
             counts, so with a share of the card it is no more than a bound.
         energy_note: why there is none.
@@ -173,6 +174,7 @@ class TrialResult(Finding):
     predictions_note: str = ""
     timings: Timings = Timings()
     peak_memory_bytes: int = 0
+    pretrained: str = ""
     energy_j: float | None = None
     energy_note: str = ""
     micro_batch: int | None = None

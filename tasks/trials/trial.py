@@ -7,6 +7,7 @@ bit, whatever ran before.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.trials import Measurement, TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -49,6 +51,7 @@ def run_trial(
     keep: Callable[[bytes], KeptFile | str] | None = None,
     keep_predictions: Callable[[bytes], KeptFile | str] | None = None,
     checkpoints: Checkpoints | None = None,
+    pretrained: bytes | None = None,
 ) -> TrialResult:
     """Train, evaluate, measure d_repr and attack one network.
 
@@ -65,6 +68,7 @@ def run_trial(
         keep: given the trained network's weights; text says why they could not be kept, which is noted.
         keep_predictions: given the predictions, a Parquet file, where ``spec`` asks for them; likewise.
         checkpoints: where training leaves off and goes on; None for none.
+        pretrained: weights that a pretrained network starts from.
 
     Raises:
         ConfigError: for a spec that cannot be carried out (image too small for the architecture, fewer logits
@@ -74,12 +78,16 @@ def run_trial(
         MemoryError: when the machine's memory is used up.
     """
     check_inputs(spec.network, data)
+    if spec.network.model.pretrained and pretrained is None:
+        raise ConfigError("A pretrained network must be given its weights", spec.network.model.name)
     device = torch.device(device)
     with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
         meter = EnergyMeter(device)
         trial = _Trial(spec, data, device, num_threads, micro_batch, keep_predictions)
-        result = trial.run(on_epoch, on_score, keep, checkpoints)
-        return result.model_copy(update={"energy_j": meter.joules(), "energy_note": meter.note})
+        result = trial.run(on_epoch, on_score, keep, checkpoints, pretrained)
+        start = hashlib.sha256(pretrained).hexdigest() if pretrained is not None else ""
+        more = {"energy_j": meter.joules(), "energy_note": meter.note, "pretrained": start}
+        return result.model_copy(update=more)
 
 
 def measure_trial(
@@ -154,10 +162,11 @@ class _Trial:
         on_score: Callable[[EpochScore], None] | None,
         keep: Callable[[bytes], KeptFile | str] | None,
         checkpoints: Checkpoints | None,
+        pretrained: bytes | None,
     ) -> TrialResult:
         """Run the stages in order; stop where the network has diverged."""
         with self._timed("build"):
-            model = self._build()
+            model = self._build(pretrained)
         with self._timed("train"):
             reason = self._train(model, on_epoch, on_score, checkpoints)
         if not reason:
@@ -203,7 +212,7 @@ class _Trial:
             clean,
         )
 
-    def _build(self) -> PixelModel:
+    def _build(self, pretrained: bytes | None = None) -> PixelModel:
         recipe = self.network.recipe
         return build_model(
             self.network.model,
@@ -213,6 +222,7 @@ class _Trial:
             input_scale=recipe.input_scale,
             dropout=recipe.dropout,
             seed=derive_seed("weights", self.seed),
+            pretrained=pretrained,
         ).to(self.device)
 
     def _train(
