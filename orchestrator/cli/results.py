@@ -43,6 +43,7 @@ def results(
     *,
     csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    predictions: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     from_store: bool = False,
     search: bool = False,
     place: Place = Place(),
@@ -53,12 +54,18 @@ def results(
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         csv: Write it as CSV.
         parquet: Write it as Parquet.
+        predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
+            image; the sweep needs predictions: true.
         from_store: Do not compare with MLflow.
         search: The trials of isweep tune instead.
         place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
 
+    if predictions:
+        from orchestrator.cli.kept import write_predictions
+
+        return write_predictions(preset, predictions, place)
     table = read_search(preset, place) if search else read_table(preset, place, from_store=from_store)
     names = SEARCH_SHOWN if search else SHOWN
     what = f"{len(table)} rows to "

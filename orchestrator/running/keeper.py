@@ -7,7 +7,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.results.weights import WeightStore
 from search_spaces.errors import CorruptStoreError, SetupError
-from tasks.trials.measured import KeptWeights
+from tasks.trials.measured import KeptFile
 
 
 class _Keeper:
@@ -16,13 +16,19 @@ class _Keeper:
     def __init__(self, url: str) -> None:
         self._store = WeightStore(url)
 
-    def save(self, trial_id: str, data: bytes) -> KeptWeights | str:
+    def save(self, trial_id: str, data: bytes) -> KeptFile | str:
         try:
             return self._store.save(trial_id, data)
         except SetupError as error:
             return str(error)
 
-    def read(self, trial_id: str, kept: KeptWeights) -> bytes | str:
+    def save_predictions(self, trial_id: str, data: bytes) -> KeptFile | str:
+        try:
+            return self._store.save_predictions(trial_id, data)
+        except SetupError as error:
+            return str(error)
+
+    def read(self, trial_id: str, kept: KeptFile) -> bytes | str:
         try:
             return self._store.read(trial_id, kept)
         except CorruptStoreError as error:
@@ -47,12 +53,17 @@ class Keeper:
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 1, "scheduling_strategy": here}
         self._actor = ray.remote(**options)(_Keeper).remote(url)
 
-    def save(self, trial_id: str, data: bytes) -> KeptWeights | str:
+    def save(self, trial_id: str, data: bytes) -> KeptFile | str:
         """Keep weights; text says why they could not be kept, which costs no result."""
-        kept: KeptWeights | str = ray.get(self._actor.save.remote(trial_id, data))
+        kept: KeptFile | str = ray.get(self._actor.save.remote(trial_id, data))
         return kept
 
-    def read(self, trial_id: str, kept: KeptWeights) -> bytes:
+    def save_predictions(self, trial_id: str, data: bytes) -> KeptFile | str:
+        """Keep predictions; text says why they could not be kept, which costs no result."""
+        kept: KeptFile | str = ray.get(self._actor.save_predictions.remote(trial_id, data))
+        return kept
+
+    def read(self, trial_id: str, kept: KeptFile) -> bytes:
         """Return kept weights.
 
         Raises:

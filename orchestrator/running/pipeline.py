@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, trial_resources
 from orchestrator.running.lock import locked
-from orchestrator.running.networks import check_models
+from orchestrator.running.networks import check_models, check_pretrained
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
+from orchestrator.running.pretrained import fetch_pretrained
 from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.specs import SubsetSpec
@@ -99,9 +100,14 @@ class _Run:
     monitor: Progress
     stack: ExitStack
     patience: Patience
+    pretrained: dict[str, bytes] = field(default_factory=dict)
 
     def all_stages(self) -> RunSummary:
-        check_models(self.workspace.plan, self.stored.trials)
+        plan, known = self.workspace.plan, self.stored.trials
+        check_models(plan, known)
+        trained = judge(self.workspace, self.stored).results
+        self.pretrained = fetch_pretrained(plan, trained, self.workspace.paths, self.monitor.note)
+        check_pretrained(plan, self.pretrained)
         self._prepare()
         check_subsets(self.workspace)
         self._measure()
@@ -201,6 +207,7 @@ class _Run:
             load=self._load,
             weights_url=self.workspace.results_url,
             measured_only=frozenset(state.incomplete),
+            pretrained=self.pretrained,
             time_limit=partial(time_limit, measured=state.measured_trials()),
             card=card_of(card_names()) if plan.sweep.resources.num_gpus is None else None,
         ).run(pending, _earlier_attempts(pending, state))

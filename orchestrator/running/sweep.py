@@ -64,6 +64,7 @@ class TrialSweep:
         card: The cluster's kind of card, to predict each trial's share of it; None gives all the same share.
         trainable: What runs a cell; another one is for tests and benchmarks.
         measured_only: Ids of cells whose network is trained: only measurements are missing.
+        pretrained: Weights that pretrained networks start from, by library and architecture.
         time_limit: Seconds after which a cell counts as hung; None sets no limit.
         attempts: Attempts at each cell in this run.
         retries: Failures in this run, and what follows from them.
@@ -83,6 +84,7 @@ class TrialSweep:
     trainable: type[TrialTrainable] = TrialTrainable
     measured_only: frozenset[str] = frozenset()
     time_limit: Callable[[TrialSpec], float] | None = None
+    pretrained: dict[str, bytes] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
     retries: Retries = field(default_factory=Retries)
 
@@ -139,9 +141,8 @@ class TrialSweep:
     ) -> None:
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         keep, code = self._keeper, own_code(cells.values())
-        trainable = equipped(
-            self.trainable, arrays=shelf.references, keeper=keep, code=code, epochs=self.epochs
-        )
+        shared = {"arrays": shelf.references, "keeper": keep, "code": code, "epochs": self.epochs}
+        trainable = equipped(self.trainable, pretrained=self.pretrained, **shared)
 
         def taken(trial_id: str) -> dict[str, Any]:
             self.attempts[trial_id] += 1

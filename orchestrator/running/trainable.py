@@ -44,6 +44,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         keeper: Keeper | None = None,
         code: dict[str, str] | None = None,
         epochs: EpochBoard | None = None,
+        pretrained: dict[str, bytes] | None = None,
     ) -> None:
         """Take the first cell.
 
@@ -53,11 +54,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             keeper: who keeps weights and checkpoints; None keeps none.
             code: source of one's own networks, by relative path.
             epochs: where epochs are told while they end; None tells nobody.
+            pretrained: weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
         """
         from tasks.trials.memory import keep_freed_memory
 
         keep_freed_memory()
         self._arrays, self._keeper, self._code, self._epochs = arrays, keeper, code or {}, epochs
+        self._pretrained = pretrained or {}
         self._cell = config["cell"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -111,10 +114,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         if keeper is not None and known is not None and known.result.weights is not None:
             try:
                 weights = keeper.read(trial_id, known.result.weights)
-                return measure_trial(spec, data, weights, known.result, known.spec.lacks(spec), **options)
+                keep = partial(keeper.save_predictions, trial_id)
+                missing = known.lacks(spec)
+                return measure_trial(
+                    spec, data, weights, known.result, missing, keep_predictions=keep, **options
+                )
             except CorruptStoreError as error:
                 log.warning("%s is trained again: %s", trial_id, error)
         options["micro_batch"] = self._cell["micro_batch"]
+        options["pretrained"] = self._pretrained.get(spec.network.model.pretrained_key)
         if self._epochs is not None:
             teller = self._epochs.teller(trial_id)
             options |= {"on_epoch": teller.ended, "on_score": teller.scored}
@@ -124,6 +132,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             spec,
             data,
             keep=partial(keeper.save, trial_id) if self._cell["keep_weights"] else None,
+            keep_predictions=partial(keeper.save_predictions, trial_id),
             checkpoints=Checkpoints(
                 partial(keeper.read_checkpoint, trial_id), partial(keeper.save_checkpoint, trial_id)
             ),
