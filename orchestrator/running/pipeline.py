@@ -26,7 +26,7 @@ from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
-from search_spaces.specs import SubsetSpec
+from search_spaces.specs import SubsetSpec, pair_name
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
 from tasks.remote import Executor
@@ -118,6 +118,7 @@ class _Run:
                 num_cpus=self.options.num_cpus,
                 dashboard=self.options.dashboard,
                 token_file=self.workspace.paths.root / "ray-token",
+                job=_job(self.workspace),
             )
         )
         _announce(cluster, self.workspace, self.monitor)
@@ -168,7 +169,8 @@ class _Run:
         for spec in missing:
             dataset = self.workspace.plan.datasets[spec.subset.prepared.dataset]
             data = self._load(spec.subset, max(spec.train_sizes))
-            record = measure_subset(spec, data, dataset, self.executor)
+            label = f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
+            record = measure_subset(spec, data, dataset, self.executor.labelled(label))
             self.stored.save(record)
             self.tracker.finish(flat_measure(record))
             self.monitor.advance(spec.measure_id)
@@ -248,6 +250,15 @@ class _Run:
     def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]
         return load_subset(data, subset, max_train_size=train_size)
+
+
+def _job(workspace: Workspace) -> dict[str, str]:
+    plan = workspace.plan
+    return {
+        "isweep sweep": plan.sweep.name,
+        "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
+        "isweep root": str(workspace.paths.root),
+    }
 
 
 def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.options import RunOptions
 from orchestrator.running.progress import Monitor
 from search_spaces.errors import DataError, SweepError, collect, unknown_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
+from tasks.remote import Executor
 
 
 def prepare_missing(
-    workspace: Workspace, missing: list[PreparedSpec], options: RunOptions, executor: Any, monitor: Monitor
+    workspace: Workspace,
+    missing: list[PreparedSpec],
+    options: RunOptions,
+    executor: Executor,
+    monitor: Monitor,
 ) -> None:
     """Prepare datasets one after another, each in parallel; all that cannot be prepared are reported at once.
 
@@ -36,7 +40,7 @@ def prepare_missing(
                 workspace.plan.datasets[spec.dataset],
                 raw=folder,
                 destination=workspace.paths.prepared(spec),
-                executor=executor,
+                executor=executor.labelled(f"prepare {spec.dataset}"),
                 max_skipped_share=options.max_skipped_share,
                 on_progress=_progress(monitor, spec.dataset),
             )
