@@ -120,16 +120,9 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
             that grow on demand; ``cpu`` never does.
 
     Raises:
-        ConfigError: when a trial asks for more CPUs than a private cluster has, or for a GPU share that no
-            card can give (a share above one must be whole).
+        ConfigError: when a trial asks for more than a private cluster has.
     """
     share = 0.25 if spec.num_gpus is None else spec.num_gpus
-    if share > 1 and share != int(share):
-        raise ConfigError(
-            "resources.num_gpus must be a fraction of one card or a whole number",
-            f"{share:g}",
-            "e.g. 0.25, 1 or 2",
-        )
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
     wanted = Resources(spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes)
     if cluster.local:
@@ -146,6 +139,13 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
                     "ask for less, run with --device cpu, or run on a larger cluster",
                 )
     return wanted
+
+
+def this_machine(num_cpus: int | None = None) -> Cluster:
+    """Return the private cluster that this machine could give at most; starts none and looks for no cards."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = float(num_cpus or len(os.sched_getaffinity(0)))
+    return Cluster(there, 0.0, 1, 0, dashboard="", local=True, memory_bytes=float(memory))
 
 
 @contextlib.contextmanager

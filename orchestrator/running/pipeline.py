@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from orchestrator.analysis.reporting import report_sweep
+from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.extras import time_limit
 from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import SweepSource
@@ -19,11 +20,11 @@ from orchestrator.results.rows import MeasureIndex, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import Cluster, Resources, connect, trial_resources
+from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.lock import locked
 from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
-from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
+from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.specs import SubsetSpec, pair_name
@@ -77,17 +78,28 @@ def run_sweep(
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
         stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
-        workspace.record()
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url)
         stored.check_writable()
+        _check(workspace, options, stored)
+        workspace.record()
         stored.patience = patience = Patience(progress.note)
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
         ) as tracker:
             summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
         return replace(summary, num_behind=tracker.num_behind)
+
+
+def _check(workspace: Workspace, options: RunOptions, stored: StoredResults) -> None:
+    """Refuse what cannot run before anything expensive starts, and before a run is opened or marked."""
+    check_raw(workspace, options.raw)
+    check_feasible(workspace, options.raw)
+    check_models(workspace.plan, stored.trials)
+    done = judge(workspace, stored).results
+    if options.address is None and len(done) < len(workspace.plan.trials):
+        trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), "cpu")
 
 
 @dataclass
@@ -101,7 +113,6 @@ class _Run:
     patience: Patience
 
     def all_stages(self) -> RunSummary:
-        check_models(self.workspace.plan, self.stored.trials)
         self._prepare()
         check_subsets(self.workspace)
         self._measure()
@@ -143,7 +154,6 @@ class _Run:
         from tasks.remote import InlineExecutor
 
         workspace = self.workspace
-        check_raw_names(workspace, self.options.raw)
         # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
         shutil.rmtree(workspace.paths.tune, ignore_errors=True)
         missing = [s for s in workspace.plan.prepared if s.prepared_id not in workspace.prepared]

@@ -21,7 +21,7 @@ from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import connect, trial_resources
 from orchestrator.running.lock import locked
 from orchestrator.running.options import RunOptions
-from orchestrator.running.preparation import check_raw_names, prepare_missing
+from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.flat import flat_search
@@ -122,7 +122,7 @@ class _Tuning:
     def _prepare(self) -> None:
         from tasks.remote import InlineExecutor
 
-        check_raw_names(self.workspace, self.options.raw)
+        check_raw(self.workspace, self.options.raw)
         missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
         if missing:
             prepare_missing(self.workspace, missing, self.options, InlineExecutor(), self.monitor)
