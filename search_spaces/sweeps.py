@@ -177,6 +177,13 @@ class ResourceSpec(Spec):
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     memory_bytes: Annotated[int, Field(ge=0)] = 0
 
+    @field_validator("num_gpus")
+    @classmethod
+    def _check_share(cls, share: float | None) -> float | None:
+        if share is not None and share > 1 and share != int(share):
+            raise ValueError("must be a fraction of one card or a whole number, e.g. 0.25, 1 or 2")
+        return share
+
 
 class OwnSourceSpec(Spec):
     """Your own data: where they lie and what they are. Absent for datasets of the table."""

@@ -54,6 +54,8 @@ D_DATA_TWONN = "d_data_twonn"
 D_DATA_TWONN_STD_ERROR = "d_data_twonn_std_error"
 LABEL_SHARPNESS = "label_sharpness"
 LABEL_SHARPNESS_P99 = "label_sharpness_p99"
+LABEL_SHARPNESS_MEAN = "label_sharpness_mean"
+LABEL_SHARPNESS_PERMUTED = "label_sharpness_permuted"
 D_DATA_CALIBRATED = "d_data_calibrated"
 SHARPNESS_PIXEL_RANGE = "sharpness_pixel_range"
 SHARPNESS_CHANNELS = "sharpness_channels"
@@ -81,6 +83,16 @@ ATTACK_QUANTITIES = ("loss", "loss_gain", "accuracy_drop", "robust_accuracy")
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
 """Where a column comes from: the choices, the run that made the result, the trained network's scores, its
 representation, attacks on it, or the measures of its training images."""
+
+#: Neighbours from which d_data is shown too, to see what it owes to their number.
+NEIGHBORS_TOO = (5, 10)
+DEFAULT_NEIGHBORS = 20
+
+
+def d_data_at(num_neighbors: int) -> str:
+    """Return the column of the maximum-likelihood d_data from that many neighbours."""
+    return f"{D_DATA_MLE}_k{num_neighbors}"
+
 
 _ATTACK = re.compile(r"^(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_loss_gain$")
 
@@ -195,11 +207,25 @@ COLUMNS: tuple[Column, ...] = (
     _measure(
         D_DATA_MLE_STD_ERROR, "standard error of `d_data_mle` over the points of the one training subset"
     ),
+    *(
+        _measure(d_data_at(k), f"`d_data_mle` from the {k} nearest neighbours instead of {DEFAULT_NEIGHBORS}")
+        for k in NEIGHBORS_TOO
+    ),
     _measure(D_DATA_TWONN, "the same by the two-nearest-neighbours estimator"),
     _measure(D_DATA_TWONN_STD_ERROR, "standard error of `d_data_twonn`"),
     _measure(
         LABEL_SHARPNESS,
         "largest label difference per pixel distance over pairs of training images (K_F)",
+        "1 / L2 pixel distance",
+    ),
+    _measure(
+        LABEL_SHARPNESS_MEAN,
+        "mean over training images of 1 / distance to the nearest with another label (average smoothness)",
+        "1 / L2 pixel distance",
+    ),
+    _measure(
+        LABEL_SHARPNESS_PERMUTED,
+        "what `label_sharpness` would be if the same labels had nothing to do with the images",
         "1 / L2 pixel distance",
     ),
     _measure(

@@ -14,6 +14,7 @@ from orchestrator.results import columns as c
 from orchestrator.results.records import MeasureRecord, TrialRecord
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import pair_name
+from tasks.measures.records import SizeRecord
 from tasks.trials.measured import EpochScore
 from tasks.trials.result import EpochRecord, TrialResult, TrialStatus
 
@@ -218,11 +219,21 @@ def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
         found[c.LABEL_SHARPNESS] = sharpness.value
         found[c.SHARPNESS_PIXEL_RANGE] = None if pixel_range is None else pixel_range[1] - pixel_range[0]
         found[c.SHARPNESS_CHANNELS] = sharpness.convention.channels
+        found[c.LABEL_SHARPNESS_MEAN] = (sharpness.percentiles or {}).get("mean")
+        found[c.LABEL_SHARPNESS_PERMUTED] = sharpness.permuted
     for name in c.TABLE_ESTIMATORS:
         if name in size.d_data:
             found[f"d_data_{name}"] = size.d_data[name].value
             found[f"d_data_{name}_std_error"] = size.d_data[name].std_error
+    found.update(_other_neighbors(size))
     return _finite(found)
+
+
+def _other_neighbors(size: SizeRecord) -> dict[str, float | None]:
+    estimate = size.d_data.get("mle")
+    curve = () if estimate is None else estimate.details.get("curve", ())
+    values = {point["num_neighbors"]: point["value"] for point in curve}
+    return {c.d_data_at(k): values[k] for k in c.NEIGHBORS_TOO if k in values}
 
 
 def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | None]]:

@@ -8,20 +8,21 @@ does. None goes to MLflow.
 from __future__ import annotations
 
 import hashlib
+import logging
 import posixpath
 
-import fsspec
-
-from orchestrator.results.store import put_whole
-from search_spaces.errors import CorruptStoreError
+from orchestrator.results.storage import open_storage
+from search_spaces.errors import CorruptStoreError, SetupError
 from tasks.trials.measured import KeptFile
+
+log = logging.getLogger(__name__)
 
 
 class WeightStore:
-    """Files of one sweep below ``url``, a local path or fsspec URL."""
+    """Files of one sweep below ``url``, a local path or the URL of an object store."""
 
     def __init__(self, url: str) -> None:
-        self._fs, self._base = fsspec.core.url_to_fs(url)
+        self._files = open_storage(url)
 
     def save(self, trial_id: str, data: bytes) -> KeptFile:
         """Keep a network's weights, whole or not at all.
@@ -73,20 +74,26 @@ class WeightStore:
         return sealed[32:]
 
     def forget_checkpoint(self, trial_id: str) -> None:
-        """Remove a trial's checkpoint: it has a result."""
-        self._remove(self._checkpoint(trial_id))
+        """Remove a trial's checkpoint: it has a result. One that stays costs room alone, so it ends nothing."""
+        try:
+            self._files.remove(self._checkpoint(trial_id))
+        except (SetupError, OSError) as error:
+            log.warning("the checkpoint of %s stays: %s", trial_id, error)
 
     def _weights(self, trial_id: str) -> str:
-        return posixpath.join(self._base, "weights", f"{trial_id}.safetensors")
+        return posixpath.join(self._files.base, "weights", f"{trial_id}.safetensors")
 
     def _predictions(self, trial_id: str) -> str:
-        return posixpath.join(self._base, "predictions", f"{trial_id}.parquet")
+        return posixpath.join(self._files.base, "predictions", f"{trial_id}.parquet")
 
     def _checkpoint(self, trial_id: str) -> str:
-        return posixpath.join(self._base, "checkpoints", f"{trial_id}.pt")
+        return posixpath.join(self._files.base, "checkpoints", f"{trial_id}.pt")
 
     def _read(self, path: str) -> bytes | None:
-        return bytes(self._fs.cat_file(path)) if self._fs.exists(path) else None
+        try:
+            return self._files.read(path)
+        except FileNotFoundError:
+            return None
 
     def _keep(self, path: str, data: bytes) -> KeptFile:
         self._write(path, data)
@@ -99,10 +106,6 @@ class WeightStore:
             raise CorruptStoreError(rule, found, way_out)
         return data
 
-    def _remove(self, path: str) -> None:
-        if self._fs.exists(path):
-            self._fs.rm(path)
-
     def _write(self, path: str, data: bytes) -> None:
         rule = "Weights, predictions and checkpoints must have room where results are kept"
-        put_whole(self._fs, path, data, rule, "free space, or set keep_weights to last or none")
+        self._files.write(path, data, rule, "free space, or set keep_weights to last or none")

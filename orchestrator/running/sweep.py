@@ -34,7 +34,9 @@ from orchestrator.running.networks import own_code
 from orchestrator.running.progress import Monitor
 from orchestrator.running.requests import Requests
 from orchestrator.running.retries import Retries
+from orchestrator.running.series import offer_board
 from orchestrator.running.shelf import Shelf
+from orchestrator.running.task_names import trial_tasks_named
 from orchestrator.running.trainable import TrialTrainable, equipped
 from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
@@ -120,6 +122,7 @@ class TrialSweep:
         by_id = {cell.trial_id: cell for cell in cells}
         queue = CellQueue.of(by_id)
         callback = Bookkeeping(self, by_id, queue, shelf, earlier)
+        offer_board()
         while not queue.empty:
             try:
                 self._fit(by_id, shelf, queue, callback)
@@ -169,7 +172,8 @@ class TrialSweep:
             ),
         )
         try:
-            tuner.fit()
+            with trial_tasks_named():
+                tuner.fit()
         finally:
             shutil.rmtree(self.paths.tune / name, ignore_errors=True)
 

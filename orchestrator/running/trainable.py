@@ -12,7 +12,7 @@ import ray
 from ray import tune
 from ray.tune.result import DONE
 
-from orchestrator.results.records import CellReport, TrialRecord
+from orchestrator.results.records import CellReport, TrialFailure, TrialRecord
 from orchestrator.running.devices import computes_on_gpu
 from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.failures import DeviceError, classify, spoils_process
@@ -70,14 +70,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def step(self) -> dict[str, Any]:
         """Run the cell; the report is its result or its failure, with start and end times."""
-        started_at = time.time()
-        _title_process(self._cell["trial_id"])
+        started_at, trial_id = time.time(), self._cell["trial_id"]
+        _title_process(trial_id)
         try:
             report = self._run(started_at)
         except Exception as error:
             if spoils_process(error):
                 raise DeviceError(str(error).splitlines()[0]) from error
             report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
+        # Into the worker's log, which the dashboard shows beside the task.
+        seconds = report.finished_at - started_at
+        print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
         return {DONE: True, REPORT: report.text()}
 
     def _run(self, started_at: float) -> CellReport:
@@ -153,6 +156,10 @@ def equipped(trainable: type[TrialTrainable], **shared: Any) -> Any:
     # What Ray's dashboard calls the actors; it would be ResourceTrainable.
     made.__name__ = made.__qualname__ = "IsweepTrial"
     return made
+
+
+def _spelled(outcome: Any) -> str:
+    return f"failed ({outcome.kind})" if isinstance(outcome, TrialFailure) else str(outcome.status)
 
 
 def _title_process(trial_id: str) -> None:
