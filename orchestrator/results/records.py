@@ -82,6 +82,7 @@ class TrialRecord(SealedRecord):
         data_fingerprint: Content hash of the prepared dataset.
         shared_group_share: Share of test images whose group is also trained on.
         gpu_share: Share of a GPU that the trial had; 0 on a CPU.
+        gpu_name: The GPU, in its driver's words; empty on a CPU.
         attempt: Which attempt this was, from 1.
         started_at: Seconds since 1970.
         finished_at: Likewise.
@@ -102,6 +103,7 @@ class TrialRecord(SealedRecord):
     data_fingerprint: str
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
+    gpu_name: str = ""
     attempt: int
     started_at: float
     finished_at: float
@@ -205,6 +207,7 @@ class CellReport(Finding):
         data_fingerprint: Of the images it was given; empty with a failure.
         shared_group_share: See :class:`TrialRecord`.
         gpu_share: See :class:`TrialRecord`.
+        gpu_name: See :class:`TrialRecord`.
     """
 
     started_at: float
@@ -213,3 +216,4 @@ class CellReport(Finding):
     data_fingerprint: str = ""
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
+    gpu_name: str = ""

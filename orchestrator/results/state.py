@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from orchestrator.planning.estimate import MeasuredTrial
+from orchestrator.planning.measured import MeasuredTrial
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.patience import Patience
@@ -153,6 +153,8 @@ class State:
                 if record.result.device.startswith("cuda")
                 else record.result.num_threads,
                 seconds=record.finished_at - record.started_at,
+                card=record.gpu_name,
+                peak_bytes=record.result.peak_memory_bytes if record.result.micro_batch is None else 0,
             )
             for record in self.results.values()
             if record.result.status == TrialStatus.DONE

@@ -12,6 +12,7 @@ from pathlib import Path
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.extras import time_limit
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
@@ -207,6 +208,7 @@ class _Run:
         self.monitor.slots = slots(resources, self.cluster)
         _announce_empty_cards(resources, self.cluster, self.monitor)
         self.monitor.stage("train")
+        card = card_of(card_names()) if plan.sweep.resources.num_gpus is None else None
         TrialSweep(
             plan=plan,
             cluster=self.cluster,
@@ -221,7 +223,7 @@ class _Run:
             measured_only=frozenset(state.incomplete),
             pretrained=self.pretrained,
             time_limit=partial(time_limit, measured=state.measured_trials()),
-            card=card_of(card_names()) if plan.sweep.resources.num_gpus is None else None,
+            expectation=Expectation.of(card, state.measured_trials()),
         ).run(pending, _earlier_attempts(pending, state))
 
     def _measured_in_place(

@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.results.records import CellReport, TrialFailure, TrialRecord
-from orchestrator.running.devices import computes_on_gpu
+from orchestrator.running.devices import card_in_use, computes_on_gpu
 from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.failures import DeviceError, classify, spoils_process
 from orchestrator.running.keeper import Keeper
@@ -105,6 +105,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             data_fingerprint=data.data_fingerprint,
             shared_group_share=data.shared_group_share,
             gpu_share=num_gpus,
+            gpu_name=card_in_use() if on_gpu else "",
         )
 
     def _outcome(self, spec: TrialSpec, data: Any, options: dict[str, Any]) -> TrialResult:

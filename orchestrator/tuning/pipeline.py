@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from orchestrator.planning.extras import time_limit
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
@@ -274,7 +275,7 @@ class _Tuning:
             monitor=self.monitor,
             measures={},
             load=self._load,
-            card=card_of(card_names()) if asked.num_gpus is None else None,
+            expectation=Expectation(card_of(card_names()) if asked.num_gpus is None else None),
             time_limit=partial(time_limit, measured=()),
             records=records,
         ).search(search)

@@ -66,7 +66,7 @@ class Kernel:
         return self.name.startswith(("_fused_adam", "_to_copy", "mm", "addmm"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # known by its identity: hundreds of trials share one
 class PassCost:
     """What one pass costs.
 
