@@ -117,7 +117,7 @@ def plan(
             f"{len(rows)} trials: {_num_done(rows)} done; "
             f"{len(measures)} measures: {_num_done(measures)} done"
         )
-        _say_missing(missing)
+        _say_what_is_missing(workspace, missing)
         for text in filter(None, (cost["text"], beside.text, search)):
             stdout.print(escape(text))
 
@@ -213,7 +213,13 @@ def _say(text: str) -> None:
     stderr.print(escape(text), soft_wrap=True)
 
 
-def _say_missing(missing: list[dict[str, Any]]) -> None:
+def _say_what_is_missing(workspace: Workspace, missing: list[dict[str, Any]]) -> None:
+    from orchestrator.running.cluster import this_machine, trial_resources
+
+    try:
+        trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
+    except ConfigError as error:
+        stdout.print(escape(f"not on this machine: {error}"), soft_wrap=True)
     for item in missing:
         hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
         stdout.print(f"not prepared: {item['dataset']} ({hint})")

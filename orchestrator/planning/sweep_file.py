@@ -25,7 +25,7 @@ from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
-from search_spaces.specs import DEFAULT_ESTIMATORS, PreparedSpec
+from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
 from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
 from tasks.sources import RawRequest, check_own_kind, source_for
 
@@ -258,6 +258,16 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
     return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
+RULES = {
+    "tuple_type": "must be a list, e.g. [a, b]",
+    "list_type": "must be a list, e.g. [a, b]",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+}
+"""Rules in the words of a sweep file, by the type of the error."""
+NAME_RULE = "must be lower case letters, digits, - and _, at most 64, the first a letter"
+
+
 def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     where = ".".join(str(part) for part in detail["loc"]) or origin
     if detail["type"] == "extra_forbidden":
@@ -271,6 +281,13 @@ def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         return ConfigError(f"{where}: this key is required")
+    if not detail["loc"]:
+        return ConfigError(f"{where}: {message}")  # the rule names what it found
+    message = RULES.get(detail["type"], message)
+    if detail["type"] == "too_short" and detail["ctx"]["min_length"] == 1:
+        message = "must not be empty"
+    if detail["type"] == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
+        message = NAME_RULE
     return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:200])
 
 

@@ -24,7 +24,7 @@ from orchestrator.running.lock import locked
 from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
 from orchestrator.running.pipeline import announce, slots
-from orchestrator.running.preparation import check_raw_names, prepare_missing
+from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.flat import flat_search
@@ -135,6 +135,10 @@ class _Tuning:
                 num_cpus=self.options.num_cpus,
                 dashboard=self.options.dashboard,
                 token_file=self.workspace.paths.root / "ray-token",
+                job={
+                    "isweep search": self.workspace.plan.sweep.name,
+                    "isweep root": str(self.workspace.paths.root),
+                },
             )
         )
         announce(cluster, self.workspace, self.monitor)
@@ -143,7 +147,7 @@ class _Tuning:
     def _prepare(self) -> None:
         from tasks.remote import RayExecutor
 
-        check_raw_names(self.workspace, self.options.raw)
+        check_raw(self.workspace, self.options.raw)
         # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
         shutil.rmtree(self.workspace.paths.tune, ignore_errors=True)
         missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
