@@ -109,7 +109,7 @@ def plan(
     cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
     beside = extras(workspace.plan, state.incomplete)
     cost |= vars(beside)
-    trainings = most_trainings(workspace)
+    trainings, search = most_trainings(workspace)
 
     def show() -> None:
         emit_grid(rows, all_=all_)
@@ -118,19 +118,11 @@ def plan(
             f"{len(measures)} measures: {_num_done(measures)} done"
         )
         _say_what_is_missing(workspace, missing)
-        stdout.print(escape(cost["text"]))
-        stdout.print(beside.text)
-        if trainings is not None:
-            stdout.print(f"beside it, isweep tune would train {trainings} networks to the end at most")
+        for text in filter(None, (cost["text"], beside.text, search)):
+            stdout.print(escape(text))
 
-    document = {
-        "sweep": workspace.plan.sweep.name,
-        "trials": rows,
-        "measures": measures,
-        "not_prepared": missing,
-        "estimate": cost,
-        "search": {"most_trainings": trainings},
-    }
+    document = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
+    document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
     emit(place, document, show)
     return 0
 
