@@ -32,8 +32,9 @@ SHOWN = {
     "test_accuracy": "accuracy",
     "d_data_mle": "d_data",
     "label_sharpness": "K_F",
+    "r_hat_pred": "R̂",
 }
-"""Columns that ``isweep results`` prints for people, with their short names."""
+"""Columns that ``isweep results`` prints for people, with their short names; R̂ where it was measured."""
 
 
 def results(
@@ -67,9 +68,11 @@ def results(
     rows = json.loads(table.to_json(orient="records", double_precision=15))
 
     def show() -> None:
-        grid = Table(*SHOWN.values())
+        has_radius = any(row.get("r_hat_pred") is not None for row in rows)
+        names = [name for name in SHOWN if name != "r_hat_pred" or has_radius]
+        grid = Table(*(SHOWN[name] for name in names))
         for row in rows:
-            grid.add_row(*(cell(row.get(name)) for name in SHOWN))
+            grid.add_row(*(cell(row.get(name)) for name in names))
         stdout.print(grid)
 
     emit(place, rows, show)
