@@ -90,12 +90,14 @@ def predict(
     """
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis import predict as prediction
+    from orchestrator.analysis.prediction import usable_growth
 
     given = {"d_data": d_data, "label_sharpness": label_sharpness}
     if trained.pilot is None or measured is not None:
         given = dict(_with_measured(given, measured, preset, place))
-    # Before anything is trained: what the sweep lacks no pilot can replace.
     fits = fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
+    if trained.pilot is not None:
+        usable_growth(fits, model, domain)  # before anything is trained: no pilot makes up for a sweep
     pilot = _pilot(
         preset, trained, model, domain, place, run_options(place, cluster, reading, {}), cluster.quiet
     )
