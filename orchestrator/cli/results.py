@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import cell, emit, line, stderr, stdout, text_table, written
+from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
 from search_spaces.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ SHOWN = {
     "label_sharpness": "K_F",
     "r_hat_pred": "R̂",
 }
-"""Columns that ``isweep results`` prints for people, with their short names; R̂ where it was measured."""
+"""Columns that ``isweep results`` prints for people, with their short names."""
+WHERE_MEASURED = ("r_hat_pred",)
+"""Of these, those that stand there only where some row has them."""
 
 
 def results(
@@ -43,7 +46,9 @@ def results(
     *,
     csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    predictions: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     from_store: bool = False,
+    search: bool = False,
     place: Place = Place(),
 ) -> int:
     """Print or write the tidy table, one row per trial.
@@ -52,12 +57,20 @@ def results(
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         csv: Write it as CSV.
         parquet: Write it as Parquet.
+        predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
+            image; the sweep needs predictions: true.
         from_store: Do not compare with MLflow.
+        search: The trials of isweep tune instead.
         place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
 
-    table = read_table(preset, place, from_store=from_store)
+    if predictions:
+        from orchestrator.cli.kept import write_predictions
+
+        return write_predictions(preset, predictions, place)
+    table = read_search(preset, place) if search else read_table(preset, place, from_store=from_store)
+    names = SEARCH_SHOWN if search else SHOWN
     what = f"{len(table)} rows to "
     if csv:
         written(csv, lambda path: write_csv(table, path), what)
@@ -68,11 +81,14 @@ def results(
     rows = json.loads(table.to_json(orient="records", double_precision=15))
 
     def show() -> None:
-        has_radius = any(row.get("r_hat_pred") is not None for row in rows)
-        names = [name for name in SHOWN if name != "r_hat_pred" or has_radius]
-        grid = Table(*(SHOWN[name] for name in names))
+        shown = {
+            name: words
+            for name, words in names.items()
+            if name not in WHERE_MEASURED or any(row.get(name) is not None for row in rows)
+        }
+        grid = Table(*shown.values())
         for row in rows:
-            grid.add_row(*(cell(row.get(name)) for name in names))
+            grid.add_row(*(cell(row.get(name)) for name in shown))
         stdout.print(grid)
 
     emit(place, rows, show)

@@ -64,6 +64,7 @@ NUM_CONFLICTS = "num_conflicts"
 SHARED_GROUP_SHARE = "shared_group_share"
 ATTEMPT = "attempt"
 WALL_TIME_S = "wall_time_s"
+ENERGY_J = "energy_j"
 NUM_PARAMETERS = "num_parameters"
 DATA_FINGERPRINT = "data_fingerprint"
 CODE_VERSION = "code_version"
@@ -242,6 +243,11 @@ COLUMNS: tuple[Column, ...] = (
     _run(WALL_TIME_S, "duration of the trial", "s"),
     _run(IMAGES_PER_SECOND, "training images per second of training", "images / s"),
     _run(PEAK_MEMORY_BYTES, "peak memory of the trial: on the card, or of the process on a CPU", "bytes"),
+    _run(
+        ENERGY_J,
+        "energy of the card while the trial ran, of all that ran on it; absent without a card that counts",
+        "J",
+    ),
     _score(NUM_PARAMETERS, "trainable parameters of the network"),
     _run(DATA_FINGERPRINT, "content hash of the prepared dataset", kind="text"),
     _run(CODE_VERSION, "commit, or package version, that produced the row", kind="text"),
@@ -317,6 +323,11 @@ def _describe_dimension(name: str) -> Column | None:
     match = re.fullmatch(r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*)", name)
     if match is None:
         return None
+    stage = re.fullmatch(r"(?P<estimator>.*)_stage(?P<place>\d+)", match["estimator"])
+    if stage and match["dimension"] == "d_repr":
+        where = f"activations after stage {stage['place']} of the network, counted from the pixels"
+        words = f"intrinsic dimension of the {where}, by the estimator `{stage['estimator']}`"
+        return Column(name, words, origin="d_repr")
     origin: Origin = "d_repr" if match["dimension"] == "d_repr" else "measure"
     words = f"{match['dimension']} by the estimator `{match['estimator']}` (docs/measures.md)"
     return Column(name, words, origin=origin)

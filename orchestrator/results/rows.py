@@ -178,8 +178,11 @@ def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
         found[c.IMAGES_PER_SECOND] = train_size * len(result.history) / seconds
     if result.peak_memory_bytes:
         found[c.PEAK_MEMORY_BYTES] = result.peak_memory_bytes
+    found[c.ENERGY_J] = result.energy_j
     found.update(_robustness(result))
     found.update({f"d_repr_{name}": estimate.value for name, estimate in result.d_repr.items()})
+    for place, stage in enumerate(result.d_repr_stages, start=1):
+        found.update({f"d_repr_{name}_stage{place}": e.value for name, e in stage.d_repr.items()})
     for attack in result.attacks:
         found.update({f"{attack.name}_{name}": getattr(attack, name) for name in c.ATTACK_QUANTITIES})
     return _finite(found)

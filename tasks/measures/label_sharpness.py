@@ -163,7 +163,7 @@ def summarise(
     members = sample_members[0] if len(samples) else np.ones(len(labels), bool)
     num_pairs, num_images = count_pairs(labels[members]), int(members.sum())
     reason = _why_undefined(labels, num_pairs, pair_distance)
-    if reason or pair is None:
+    if reason:
         return LabelSharpness(None, convention, num_pairs, num_images, pair=pair, reason=reason)
     if len(samples):
         values = [1 / float(line.min()) for line in samples]
@@ -237,6 +237,8 @@ def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: floa
         )
     if pair_distance <= 0:
         return "two images with different labels differ by less than can be represented"
+    if not np.isfinite(pair_distance):
+        return "images with different labels differ by more than can be squared"
     return None
 
 

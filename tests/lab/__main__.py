@@ -83,6 +83,7 @@ class Story:
         """Typed into a terminal of the head that is closed at once; a worker is killed, one rebooted."""
         lab = self.cluster
         self.write_sweep("attached", seeds="[0, 1]")
+        self.step("plan", lambda: lab.on_head("isweep plan paper"))
         lab.here("ray rsync-up clusters/onprem.yaml ~/data/ '~/data/'")
         shell = "ray attach --tmux clusters/onprem.yaml"
         typed = ["export PATH=~/isweep-venv/bin:$PATH RAY_AUTH_MODE=token", RUN]

@@ -38,7 +38,7 @@ test_size: 40
 image_size: 16
 channels: 1
 seeds: {seeds}
-recipe: {{name: smoke, epochs: {epochs}}}
+recipe: {{from: smoke, epochs: {epochs}}}
 num_neighbors: 10
 resources: {{num_cpus: 1, num_gpus: 0.5}}
 """

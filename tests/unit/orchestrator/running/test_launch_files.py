@@ -1,11 +1,15 @@
 """SLURM, Kubernetes and image files, and the lock of CUDA nodes: what can be held without any of them."""
 
+import copy
+import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -13,53 +17,51 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).parents[4]
 CLUSTERS = REPOSITORY / "clusters"
 
-# Fields of KubeRay's RayJob (ray.io/v1, 1.5) that our file may use.
-POD = {"securityContext", "containers", "volumes"}
-CONTAINER = {"name", "image", "securityContext", "env", "resources", "volumeMounts"}
-RAY_JOB = {
-    "": {"apiVersion", "kind", "metadata", "spec"},
-    "spec": {
-        *("suspend", "submissionMode", "entrypoint", "backoffLimit", "shutdownAfterJobFinishes"),
-        *("ttlSecondsAfterFinished", "rayClusterSpec"),
-    },
-    "spec.rayClusterSpec": {
-        *("rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec"),
-        "workerGroupSpecs",
-    },
-    "spec.rayClusterSpec.headGroupSpec": {"rayStartParams", "template"},
-    "spec.rayClusterSpec.headGroupSpec.template": {"spec"},
-    "spec.rayClusterSpec.headGroupSpec.template.spec": POD,
-}
-WORKERS = {"groupName", "minReplicas", "replicas", "maxReplicas", "rayStartParams", "template"}
-
 
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
     return yaml.safe_load((CLUSTERS / "rayjob.yaml").read_text(encoding="utf-8"))
 
 
-def at(document: dict[str, Any], path: str) -> dict[str, Any]:
-    for name in filter(None, path.split(".")):
-        document = document[name]
-    return document
+def mistakes(job: dict[str, Any]) -> list[str]:
+    """What KubeRay's schema has against a job, as places in the file."""
+    schema = json.loads((REPOSITORY / "tests/data/kuberay_rayjob.json").read_text(encoding="utf-8"))
+    found = jsonschema.Draft202012Validator(schema).iter_errors(job)
+    return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in found]
 
 
-@pytest.mark.parametrize("path", RAY_JOB)
-def test_the_ray_job_has_only_known_fields(job, path):
-    assert set(at(job, path)) <= RAY_JOB[path]
+def test_the_ray_job_is_what_kuberay_takes(job):
+    assert mistakes(job) == []
 
 
-def test_its_groups_have_only_known_fields(job):
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("spec.backOffLimit", 5, "spec: Additional properties are not allowed ('backOffLimit'"),
+        ("spec.rayClusterSpec.authOptions.mode", "tokens", "authOptions.mode: 'tokens' is not one of"),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.minReplica", 0, "workerGroupSpecs.0: Additional properties"),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.maxReplicas", "8", "maxReplicas: '8' is not of type"),
+        ("spec.rayClusterSpec.headGroupSpec.template.spec.container", [], "spec: Additional properties"),
+        ("kind", "RayJobs", "kind: 'RayJob' was expected"),
+    ],
+)
+def test_the_schema_finds_a_mistake(job, place, value, told):
+    wrong = copy.deepcopy(job)
+    *folders, name = place.split(".")
+    inside = wrong
+    for folder in folders:
+        inside = inside[int(folder) if folder.isdigit() else folder]
+    inside[name] = value
+    assert len(mistakes(wrong)) == 1
+    assert told in mistakes(wrong)[0]
+
+
+def test_pods_have_bounds_and_no_root(job):
     cluster = job["spec"]["rayClusterSpec"]
-    pods = [cluster["headGroupSpec"]["template"]["spec"]]
-    for group in cluster["workerGroupSpecs"]:
-        assert set(group) <= WORKERS
-        pods.append(group["template"]["spec"])
-    for pod in pods:
-        assert set(pod) <= POD
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"]
         for container in pod["containers"]:
-            assert set(container) <= CONTAINER
             assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
@@ -140,6 +142,28 @@ def test_a_batch_job_without_sweep_or_token_says_so(tmp_path):
     code, log, error = submit(tmp_path / "other", "paper", NO_TOKEN="1")
     assert (code, log) == (2, "")
     assert "no token in ~/.ray/auth_token" in error
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_shellcheck_has_nothing_to_say_of_the_batch_script():
+    done = subprocess.run(
+        ["shellcheck", "--exclude=SC1091", CLUSTERS / "slurm.sbatch"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_systemd_takes_the_unit(tmp_path):
+    text = (CLUSTERS / "isweep@.service").read_text(encoding="utf-8")
+    unit = tmp_path / "isweep@.service"  # systemd would look for the program
+    unit.write_text(text.replace("%h/isweep-venv/bin/python", "/bin/true"), encoding="utf-8")
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    words = ["systemd-analyze", "verify", "--user", unit]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def locked() -> dict[str, Requirement]:

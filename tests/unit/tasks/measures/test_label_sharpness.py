@@ -96,6 +96,14 @@ def test_float_difference_below_representation_is_explained():
     assert "less than can be represented" in record.reason
 
 
+@pytest.mark.filterwarnings("error")
+def test_distances_beyond_representation_are_explained():
+    images = np.array([[1e200, 0.0], [0.0, 1e200], [3.0, 4.0]])
+    record = measure_array(images, [0, 1, 0]).sizes[-1].label_sharpness
+    assert record.value is None
+    assert record.reason == "images with different labels differ by more than can be squared"
+
+
 def test_pair_counts_do_not_overflow():
     assert count_pairs(np.array([0, 1], np.uint8)) == 1
     assert count_pairs(np.repeat([0, 1], 2_000_000)) == 4_000_000_000_000
