@@ -90,24 +90,23 @@ def predict(
     """
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis import predict as prediction
+    from orchestrator.analysis.prediction import usable_growth
 
     given = {"d_data": d_data, "label_sharpness": label_sharpness}
     if trained.pilot is None or measured is not None:
-        given = dict(_with_measured(given, measured, preset, place))
-    # Before anything is trained: what the sweep lacks no pilot can replace.
+        given = {**_with_measured(given, measured, preset, place)}
     fits = fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
-    pilot = _pilot(
-        preset, trained, model, domain, place, run_options(place, cluster, reading, {}), cluster.quiet
-    )
+    if trained.pilot is not None:
+        usable_growth(fits, model, domain)  # before anything is trained: no pilot makes up for a sweep
+    options = run_options(place, cluster, reading, {})
+    pilot = _pilot(preset, trained, model, domain, place, options, cluster.quiet)
     if pilot is not None:
         given = {name: getattr(pilot, name) if value is None else value for name, value in given.items()}
-    numbers = _with_measured(given, None, preset, place)
     found = prediction(
         fits,
         model=model,
         domain=domain,
-        d_data=numbers["d_data"],
-        label_sharpness=numbers["label_sharpness"],
+        **_with_measured(given, None, preset, place),
         train_size=train_size,
         target_loss=target_loss,
         pilot=() if pilot is None else pilot.points,

@@ -33,8 +33,11 @@ SHOWN = {
     "test_accuracy": "accuracy",
     "d_data_mle": "d_data",
     "label_sharpness": "K_F",
+    "r_hat_pred": "R̂",
 }
 """Columns that ``isweep results`` prints for people, with their short names."""
+WHERE_MEASURED = ("r_hat_pred",)
+"""Of these, those that stand there only where some row has them."""
 
 
 def results(
@@ -78,9 +81,14 @@ def results(
     rows = json.loads(table.to_json(orient="records", double_precision=15))
 
     def show() -> None:
-        grid = Table(*names.values())
+        shown = {
+            name: words
+            for name, words in names.items()
+            if name not in WHERE_MEASURED or any(row.get(name) is not None for row in rows)
+        }
+        grid = Table(*shown.values())
         for row in rows:
-            grid.add_row(*(cell(row.get(name)) for name in names))
+            grid.add_row(*(cell(row.get(name)) for name in shown))
         stdout.print(grid)
 
     emit(place, rows, show)

@@ -147,25 +147,47 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
 
-def test_a_pilot_on_own_images_is_trained_once_and_sharpens_the_prediction(root, sweep, tmp_path):
+def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
         np.uint8
     )
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
-    words = ("predict", sweep, "--model", "small_mlp", "--train-size", "80", "--pilot")
-    about = (str(tmp_path / "mine.npz"), "--pilot-sizes", "20", "40", "--pilot-test-size", "16")
-    found = isweep_json(*words, *about, root=root)
-    assert [point["train_size"] for point in found["pilot"]] == [20, 40]
-    assert found["num_pilot"] == 2
-    again = isweep(*words, *about, root=root)
-    assert "2 of 2 trials done" in again.stderr
-    assert "Ray" not in again.stderr
-    csv = tmp_path / "pilot.csv"
-    pd.DataFrame(found["pilot"]).to_csv(csv, index=False)
-    numbers = ("--d-data", "9", "--label-sharpness", "0.001")
-    assert isweep_json(*words, str(csv), *numbers, root=root)["pilot"] == found["pilot"]
+    train = """
+import json, sys
+import orchestrator.running.pipeline as pipeline
+from orchestrator import RunOptions, load_sweep
+from orchestrator.running.pilot import PilotRequest, run_pilot
+sweep, source, root = sys.argv[1:]
+request = PilotRequest(source, "small_mlp", (20, 40), 16)
+options = RunOptions(root=root, num_cpus=1, dashboard=False, tracking=False)
+found = [run_pilot(load_sweep(sweep), request, options)]
+pipeline.connect = None  # asked again, it needs no cluster
+found.append(run_pilot(load_sweep(sweep), request, options))
+assert found[0] == found[1]
+print(json.dumps([[p.train_size, p.test_loss] for p in found[0].points] + [found[0].d_data]))
+"""
+    words = [sys.executable, "-c", train, sweep, str(tmp_path / "mine.npz"), str(root)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    *points, d_data = json.loads(done.stdout.splitlines()[-1])
+    assert [size for size, _ in points] == [20, 40]
+    assert all(loss > 0 for _, loss in points)
+    assert d_data > 0
+    asked = (
+        "predict",
+        sweep,
+        "--model",
+        "small_mlp",
+        "--train-size",
+        "80",
+        "--pilot",
+        "absent",
+        "--from-store",
+    )
+    refused = isweep(*asked, root=root, exit_code=2)
+    assert "A prediction needs a fit of how losses grow" in refused.stderr
 
 
 def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):
