@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,9 @@ class Executor(Protocol):
 
     num_workers: int
 
+    def labelled(self, label: str) -> Executor:
+        """Return the same executor, whose calls are shown to people under ``label``, where they are shown."""
+
     def share(self, value: Any) -> Any:
         """Put a value where every call can read it, once; returns a handle to pass as an argument."""
 
@@ -43,6 +47,10 @@ class InlineExecutor:
     """Runs every call in this process, one after another, so that a debugger can step through."""
 
     num_workers = 1
+
+    def labelled(self, label: str) -> Executor:
+        """Return itself: nobody is shown a call."""
+        return self
 
     def share(self, value: Any) -> Any:
         """Return the value itself: it is already where it is needed."""
@@ -98,6 +106,13 @@ class RayExecutor:
         if num_workers < 1:
             raise SetupError("num_workers must be at least 1", str(num_workers))
         self.num_workers = num_workers
+        self._label = ""
+
+    def labelled(self, label: str) -> RayExecutor:
+        """Return the same executor, whose tasks Ray's dashboard calls ``LABEL FUNCTION PLACE/COUNT``."""
+        labelled = copy.copy(self)
+        labelled._label = label
+        return labelled
 
     def share(self, value: Any) -> Any:
         """Put a value into the object store once; numpy arrays are then read without a copy."""
@@ -132,17 +147,19 @@ class RayExecutor:
             "num_cpus": num_cpus,
             "max_retries": MAX_RETRIES,
             "retry_exceptions": False,
-            "name": function.__name__,
             **({"scheduling_strategy": "SPREAD"} if spread else {}),
             **self._node_options,
         }
-        remote = ray.remote(_call_with_threads).options(**options)
+        remote = ray.remote(_call_with_threads)
         in_flight: dict[Any, int] = {}
         arguments = enumerate(argument_tuples)
+        count = f"/{len(argument_tuples)}" if isinstance(argument_tuples, Sized) else ""
+        called = f"{self._label} {function.__name__.strip('_').replace('_', ' ')}".strip()
         try:
             while True:
                 while len(in_flight) < self.num_workers and (item := next(arguments, None)) is not None:
-                    in_flight[remote.remote(function, max(1, math.floor(num_cpus)), *item[1])] = item[0]
+                    named = remote.options(**options, name=f"{called} {item[0] + 1}{count}")
+                    in_flight[named.remote(function, max(1, math.floor(num_cpus)), *item[1])] = item[0]
                 if not in_flight:
                     return
                 (done, *_), _ = ray.wait(list(in_flight), num_returns=1)

@@ -130,6 +130,10 @@ class RootPaths:
         """Folder of the recipes that searches wrote; sweeps of this root may name them."""
         return self.root / "recipes"
 
+    def pretrained(self, key: str) -> Path:
+        """Weights that a library trained, downloaded once: a safetensors file."""
+        return self.root / "pretrained" / f"{key}.safetensors"
+
     def tuned_recipe(self, sweep: str) -> Path:
         """The recipe that the search of a sweep writes."""
         return self.recipes / f"tuned-{sweep}.yaml"

@@ -59,9 +59,10 @@ def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
     models = {model_spec(choice).name for choice in sweep.models}
     datasets = {choice.name for choice in sweep.datasets}
     rows = [row for row in sweep.recipe.overrides if _concerns(row, models, datasets)]
+    cells = tuned.get("cells")
     searched = {
         (cell.get("model"), cell.get("dataset"))
-        for cell in tuned.get("cells", [])
+        for cell in (cells if isinstance(cells, list) else ())
         if isinstance(cell, dict) and "not_tuned" not in cell
     }
     missing = [f"{m} on {d}" for m in sorted(models) for d in sorted(datasets) if (m, d) not in searched]

@@ -73,6 +73,11 @@ class Workspace:
         return str(self.sweep_paths.folder)
 
     @property
+    def search_url(self) -> str:
+        """Where the trials of the sweep's search are kept, likewise."""
+        return f"{self.results_url}/search"
+
+    @property
     def prepared(self) -> dict[str, PreparedDataset]:
         """Prepared datasets that are whole, by prepared id; looked for once, see :meth:`look_again`."""
         if self._prepared is None:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.results import migration
 from search_spaces.specs import Domain, MeasureSpec
-from search_spaces.trials import TrialSpec
+from search_spaces.trials import Measurement, PredictionMeasurement, TrialSpec
 from tasks.finding import Finding
 from tasks.measures.records import MeasureResult
 from tasks.trials.result import TrialResult
@@ -113,6 +113,17 @@ class TrialRecord(SealedRecord):
     def record_id(self) -> str:
         """The trial's id."""
         return self.trial_id
+
+    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
+        """Return the measurements of ``asked`` that this record does not have.
+
+        Predictions that found no room are missing, where the network is kept to make them from.
+        """
+        missing = self.spec.lacks(asked)
+        lost = self.result.predictions is None and self.result.weights is not None
+        return missing or tuple(
+            item for item in asked.measurements if lost and isinstance(item, PredictionMeasurement)
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -178,7 +178,7 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
     incomplete = {
         i: record.result.weights is not None
         for i, record in known.items()
-        if i not in stale and record.spec.lacks(planned[i])
+        if i not in stale and record.lacks(planned[i])
     }
     results = {i: record for i, record in known.items() if i not in stale and i not in incomplete}
     measures = {measure.measure_id: measure for measure in workspace.plan.measures}

@@ -20,6 +20,7 @@ from search_spaces.errors import SweepError
 
 MIN_FREE_BYTES = 5 * 2**30
 MIN_MLFLOW = (3, 17, 2)
+MIN_OPTUNA = (5, 0)
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
 
 
@@ -56,6 +57,7 @@ def run_checks(
         ("python", _python),
         ("ray version", _ray_version),
         ("mlflow version", _mlflow_version),
+        ("optuna version", _optuna_version),
         ("torch", _torch),
         ("gpus", _gpus),
         ("root", lambda: _root(root)),
@@ -122,6 +124,11 @@ def _ray_version() -> tuple[bool, str, str]:
 def _mlflow_version() -> tuple[bool, str, str]:
     version = metadata.version("mlflow")
     return _tuple(version) >= MIN_MLFLOW, version, "pip install 'mlflow>=3.17.2': older has known holes"
+
+
+def _optuna_version() -> tuple[bool, str, str]:
+    version = metadata.version("optuna")
+    return _tuple(version) >= MIN_OPTUNA, version, "pip install 'optuna>=5': isweep tune needs its samplers"
 
 
 def _torch() -> tuple[bool, str, str]:

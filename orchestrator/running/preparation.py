@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ def prepare_missing(
                 workspace.plan.datasets[spec.dataset],
                 raw=folder,
                 destination=workspace.paths.prepared(spec),
-                executor=executor,
+                executor=executor.labelled(f"prepare {spec.dataset}"),
                 max_skipped_share=options.max_skipped_share,
                 on_progress=_progress(monitor, spec.dataset),
                 readers=_readers(spec.dataset, folder, executor, monitor),
@@ -70,15 +70,30 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Monitor) 
     return readers
 
 
-def check_raw_names(workspace: Workspace, raw: dict[str, Path]) -> None:
-    """Refuse raw folders of datasets that the sweep does not have.
+def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
+    """Refuse raw folders of datasets that the sweep does not have, and find all that are missing.
+
+    Preparing the first of several datasets can take hours, in which nobody learns that the last has no files.
 
     Raises:
         ConfigError: naming the nearest dataset.
+        DataError: naming every dataset that is read from a download which is not there.
     """
+    from tasks.sources import FROM_RAW, RawRequest
+
+    datasets, problems = workspace.plan.datasets, list[SweepError]()
     for name in raw:
-        if name not in workspace.plan.datasets:
-            raise unknown_name("dataset of this sweep", name, workspace.plan.datasets)
+        if name not in datasets:
+            raise unknown_name("dataset of this sweep", name, datasets)
+    for spec in workspace.plan.prepared:
+        dataset = datasets[spec.dataset]
+        needed = dataset.source in FROM_RAW and spec.prepared_id not in workspace.prepared
+        if needed or spec.dataset in raw:
+            try:
+                RawRequest(dataset, spec, raw.get(spec.dataset)).root()
+            except SweepError as error:
+                problems.append(error)
+    collect(problems, DataError)
 
 
 def check_subsets(workspace: Workspace) -> None:

@@ -34,7 +34,9 @@ from orchestrator.running.networks import own_code
 from orchestrator.running.progress import Monitor
 from orchestrator.running.requests import Requests
 from orchestrator.running.retries import Retries
+from orchestrator.running.series import offer_board
 from orchestrator.running.shelf import Shelf
+from orchestrator.running.task_names import trial_tasks_named
 from orchestrator.running.trainable import TrialTrainable, equipped
 from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
@@ -64,6 +66,7 @@ class TrialSweep:
         card: The cluster's kind of card, to predict each trial's share of it; None gives all the same share.
         trainable: What runs a cell; another one is for tests and benchmarks.
         measured_only: Ids of cells whose network is trained: only measurements are missing.
+        pretrained: Weights that pretrained networks start from, by library and architecture.
         time_limit: Seconds after which a cell counts as hung; None sets no limit.
         attempts: Attempts at each cell in this run.
         retries: Failures in this run, and what follows from them.
@@ -83,6 +86,7 @@ class TrialSweep:
     trainable: type[TrialTrainable] = TrialTrainable
     measured_only: frozenset[str] = frozenset()
     time_limit: Callable[[TrialSpec], float] | None = None
+    pretrained: dict[str, bytes] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
     retries: Retries = field(default_factory=Retries)
 
@@ -118,6 +122,7 @@ class TrialSweep:
         by_id = {cell.trial_id: cell for cell in cells}
         queue = CellQueue.of(by_id)
         callback = Bookkeeping(self, by_id, queue, shelf, earlier)
+        offer_board()
         while not queue.empty:
             try:
                 self._fit(by_id, shelf, queue, callback)
@@ -139,9 +144,8 @@ class TrialSweep:
     ) -> None:
         name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
         keep, code = self._keeper, own_code(cells.values())
-        trainable = equipped(
-            self.trainable, arrays=shelf.references, keeper=keep, code=code, epochs=self.epochs
-        )
+        shared = {"arrays": shelf.references, "keeper": keep, "code": code, "epochs": self.epochs}
+        trainable = equipped(self.trainable, pretrained=self.pretrained, **shared)
 
         def taken(trial_id: str) -> dict[str, Any]:
             self.attempts[trial_id] += 1
@@ -168,7 +172,8 @@ class TrialSweep:
             ),
         )
         try:
-            tuner.fit()
+            with trial_tasks_named():
+                tuner.fit()
         finally:
             shutil.rmtree(self.paths.tune / name, ignore_errors=True)
 

@@ -137,8 +137,9 @@ def nested_neighbors(
     shared = executor.share(job)
     tiles = [(shared, *tile) for tile in plan_tiles(num_rows, executor.num_workers, block_rows)]
     spread = job.seconds() / executor.num_workers > SPREAD_SECONDS
-    results = executor.map_unordered(search_tile, tiles, spread=spread)
-    partials = (partial for _, found in results for partial in found)
+    partials = (
+        each for _, found in executor.map_unordered(search_tile, tiles, spread=spread) for each in found
+    )
     total = next(partials) if len(tiles) == 1 else job.partial(0, num_rows)
     for partial in partials:
         total.merge(partial)

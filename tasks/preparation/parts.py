@@ -38,6 +38,7 @@ class Part:
         items: Place in the block of each image's item.
         labels: Class index of each image.
         groups: Keyed hash of each image's group.
+        patients: Keyed hash of each image's patient in its header, 0 where none is known.
         splits: 0, 1 (train) or 2 (test) of each image.
         digests: SHA-256 of each prepared image's bytes.
         skipped: Pairs (keyed hash of the locator, reason).
@@ -51,6 +52,7 @@ class Part:
     items: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
+    patients: list[int] = field(default_factory=list)
     splits: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -96,6 +98,7 @@ def read_block(
             part.items.append(place)
             part.labels.append(label)
             part.groups.append(keyed_hash(request.key, sample.group) if sample.group else group)
+            part.patients.append(keyed_hash(request.key, sample.patient) if sample.patient else 0)
             part.splits.append(SPLIT_CODES[item.split])
             part.digests.append(digest(image))
             conversions.update(sample.conversions)

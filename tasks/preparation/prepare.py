@@ -152,6 +152,13 @@ def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> Non
             f"one group holds {largest} of {num_images} images",
             "give ids that tell patients apart",
         )
+    groups_of = [np.unique(images.groups[images.labels == label]) for label in np.unique(images.labels)]
+    if num_images > len(groups_of) > 1 and all(len(groups) == 1 for groups in groups_of):
+        raise DataError(
+            f"{name}: a class must have images of several groups (patients)",
+            f"one group for each of the {len(groups_of)} classes",
+            "the group column or the subfolders must tell patients, not classes",
+        )
     # The released extraction gives one frame several labels (F33); that is part of what it shows.
     if images.num_conflicts > allowed * num_images and request.spec.data_mode == "corrected":
         raise DataError(

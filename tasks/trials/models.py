@@ -16,19 +16,34 @@ from torch import Tensor, nn
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ModelSpec
 from tasks.trials.own_models import build_own
+from tasks.trials.pretrained import Normalisation, normalisation, start_from
 from tasks.trials.seeding import seeded
 
 
 class PixelModel(nn.Module):
-    """A network behind its input scaling: ``network(pixels * input_scale)``."""
+    """A network behind its input scaling: ``network(pixels * input_scale)``.
 
-    def __init__(self, network: nn.Module, input_scale: float) -> None:
+    With ``normalised`` it is ``network((pixels / 255 - mean) / std)``, whatever ``input_scale`` says: what a
+    pretrained network's weights were made for.
+    """
+
+    def __init__(
+        self, network: nn.Module, input_scale: float, normalised: Normalisation | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.input_scale = input_scale
+        self.normalised = normalised is not None
+        if normalised is not None:
+            mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in normalised)
+            self.register_buffer("mean", mean, persistent=False)
+            self.register_buffer("std", std, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits ``(num_images, num_outputs)`` for float pixels in [0, 255]."""
+        if self.normalised:
+            normal: Tensor = self.network((pixels / 255 - self.mean) / self.std)
+            return normal
         logits: Tensor = self.network(pixels if self.input_scale == 1 else pixels * self.input_scale)
         return logits
 
@@ -50,6 +65,7 @@ def build_model(
     dropout: float | None,
     seed: int,
     image_size: int,
+    pretrained: bytes | None = None,
 ) -> PixelModel:
     """Build a network with random weights that depend on ``seed`` and the arguments alone.
 
@@ -66,6 +82,8 @@ def build_model(
         dropout: probability in all dropout layers; None keeps the library's default.
         seed: seed of the initial weights.
         image_size: height and width of the images.
+        pretrained: weights to start from where ``spec`` says so, see :mod:`tasks.trials.pretrained`; without
+            them such a network has random ones, for kept weights to be put in.
 
     Raises:
         ConfigError: for an architecture its library does not know, an image too small for the
@@ -74,12 +92,23 @@ def build_model(
     shape = _Shape(num_outputs, in_channels, image_size, dropout)
     with seeded(seed):
         network = _BUILDERS[spec.library](spec, shape)
-    model = PixelModel(network, input_scale)
+    if pretrained is not None:
+        start_from(network, pretrained, spec)
+    model = PixelModel(network, input_scale, _normalisation(spec, in_channels))
     _check_forward(spec, model, shape)
     for parameter in model.parameters():
         if parameter.dim() == 4:  # the layout that convolutions are fastest with, on a CPU and on a GPU
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def _normalisation(spec: ModelSpec, in_channels: int) -> Normalisation | None:
+    if not spec.pretrained:
+        return None
+    mean, std = normalisation(spec)
+    if in_channels == 1:
+        return (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return mean, std
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -83,6 +83,9 @@ def connect(uri: str) -> MlflowClient:
     connector(uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db").setLevel(
+        logging.CRITICAL
+    )  # it gives tracebacks and rows for what we say
     # MLflow's client repeats a call whose reply is lost, and so makes two runs of one; we look first.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
