@@ -127,7 +127,9 @@ def test_the_batch_job_starts_one_ray_node_per_node_and_the_sweep_on_the_first(t
     assert f"isweep run paper --address 10.0.0.1:23456 --root {tmp_path}/isweep-root --device gpu" in log
 
 
-@pytest.mark.parametrize(("ended", "requeued"), [(0, False), (1, False), (2, False), (3, False), (130, True)])
+@pytest.mark.parametrize(
+    ("ended", "requeued"), [(0, False), (1, False), (2, False), (3, False), (4, False), (143, True)]
+)
 def test_only_an_interrupted_job_goes_back_to_the_queue(tmp_path, ended, requeued):
     code, log, _ = submit(tmp_path, "paper", SRUN_EXIT=str(ended))
     assert code == ended
