@@ -70,7 +70,8 @@ def launch_file() -> dict[str, Any]:
         },
         "available_node_types": types,
         "head_node_type": "ray.head.default",
-        **dict.fromkeys(("head_start_ray_commands", "worker_start_ray_commands"), []),
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
     }
 
 
