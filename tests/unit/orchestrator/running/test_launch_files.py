@@ -157,6 +157,57 @@ def test_shellcheck_has_nothing_to_say_of_the_batch_script():
     assert (done.returncode, done.stdout) == (0, "")
 
 
+# Fields of SkyPilot's task that the file may use, each with its type.
+SKYPILOT = {
+    "name": str,
+    "num_nodes": int,
+    "resources": dict,
+    "envs": dict,
+    "file_mounts": dict,
+    "setup": str,
+    "run": str,
+    "resources.accelerators": str,
+    "resources.cpus": str,
+    "resources.memory": str,
+    "resources.disk_size": int,
+    "resources.use_spot": bool,
+    "resources.autostop": dict,
+    "resources.autostop.idle_minutes": int,
+    "resources.autostop.down": bool,
+}
+
+
+@pytest.fixture(scope="module")
+def task() -> dict[str, Any]:
+    return yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_skypilot_task_has_known_fields(task):
+    resources = task["resources"]
+    found = dict(task)
+    found |= {f"resources.{name}": value for name, value in resources.items()}
+    found |= {f"resources.autostop.{name}": value for name, value in resources["autostop"].items()}
+    assert {name: type(value) for name, value in found.items()} == {name: SKYPILOT[name] for name in found}
+
+
+@pytest.mark.parametrize("script", ["setup", "run"])
+def test_the_skypilot_scripts_are_shell(task, script, tmp_path):
+    path = tmp_path / "script.sh"
+    path.write_text(f"#!/bin/bash\n{task[script]}", encoding="utf-8")
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+    if shutil.which("shellcheck"):
+        done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_skypilot_task_ships_no_checkout_and_leaves_other_rays_alone(task):
+    assert set(task["file_mounts"].values()) == {"./dist", "~/.ray/auth_token"}
+    assert "RAY_AUTH_MODE=token" in task["run"]
+    assert not re.search(r"ray stop|symmetric-run|pkill", task["run"])  # they would end SkyPilot's own
+    assert "--port=6379" in task["run"]
+    assert '--storage "$STORAGE"' in task["run"]
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
 def test_systemd_takes_the_unit(tmp_path):
     text = (CLUSTERS / "isweep@.service").read_text(encoding="utf-8")
