@@ -239,7 +239,10 @@ class _Tuning:
                 num_cpus=options.num_cpus,
                 dashboard=options.dashboard,
                 token_file=self.workspace.paths.root / "ray-token",
-                job={"isweep search": plan.sweep.name, "isweep root": str(self.workspace.paths.root)},
+                job={
+                    "job_name": f"isweep tune {plan.sweep.name}",
+                    "isweep root": str(self.workspace.paths.root),
+                },
             )
         )
         self.monitor.stage("search")
