@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import ArgumentCollection, Group, Parameter
 from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.cli.options import Place, Positive, real
-from orchestrator.cli.printing import cell, emit, line, stderr, stdout, text_table, written
+from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
 from search_spaces.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
@@ -69,10 +68,10 @@ def results(
     rows = json.loads(table.to_json(orient="records", double_precision=15))
 
     def show() -> None:
-        grid = Table(*SHOWN.values())
+        shown = grid(*SHOWN.values(), numeric_from=[*SHOWN].index("train_size"))
         for row in rows:
-            grid.add_row(*(cell(row.get(name)) for name in SHOWN))
-        stdout.print(grid)
+            shown.add_row(*(cell(row.get(name)) for name in SHOWN))
+        stdout.print(shown)
 
     emit(place, rows, show)
     return 0
@@ -209,7 +208,7 @@ def _show_prediction(found: Prediction, model: str, domain: str | None) -> None:
     from orchestrator.analysis.formats import number
     from orchestrator.analysis.prediction import LEVEL
 
-    table = Table(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
+    table = grid(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
     low, high = found.interval or (None, None)
     bounds = "none" if found.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
     table.add_row(number(found.value) or "none", bounds, escape(model), domain or "all")

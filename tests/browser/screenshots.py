@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from orchestrator.results.tracking.mlflow_page import Page
 from tests.browser.chromium import chromium
 
 SECTIONS = {"report-best": "best-models", "report-trials": "trials"}
@@ -22,6 +23,9 @@ SETTLE_S = 6.0
 OPEN_TASKS = """window.heading = [...document.querySelectorAll("*")]
     .filter(one => one.textContent.trim() === "Task Table").pop();
     if (heading) heading.click()"""
+CLOSE_ASSISTANT = """const heading = [...document.querySelectorAll("*")]
+    .filter(one => one.textContent.startsWith("MLflow Assistant") && one.querySelector("button")).pop();
+    if (heading) [...heading.querySelectorAll("button")].pop().click()"""
 SHOW_TASKS = "if (window.heading) window.heading.scrollIntoView()"
 
 
@@ -64,13 +68,15 @@ def ray_dashboard(driver: Any, folder: Path, address: str, token_file: str) -> N
 
 
 def mlflow_page(driver: Any, folder: Path, address: str, experiment: str) -> None:
-    """The runs of an experiment, with and without their curves."""
+    """The views of a sweep's experiment."""
     found = _asked(f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={experiment}", {})
     runs = f"{address}/#/experiments/{found['experiment']['experiment_id']}/runs"
-    for name, query in {"runs": "", "chart": "?compareRunsMode=CHART"}.items():
+    for name, view in Page("", loss_gain="gain").views().items():
         driver.get("about:blank")
-        driver.get(runs + query)
+        driver.get(f"{runs}?{view.query(name)}")
         time.sleep(2 * SETTLE_S)
+        driver.execute_script(CLOSE_ASSISTANT)
+        time.sleep(SETTLE_S)
         _save(driver, folder / f"mlflow-{name}.png")
 
 
