@@ -247,10 +247,10 @@ def _way_in(place: Place, preset: str) -> str:
 
 
 def _state(workspace: Workspace, running: Iterable[str] | None = None) -> State:
-    from orchestrator.results.state import read_state
+    from orchestrator.results.state import look_at_state
     from orchestrator.running.run_state import running_trials
 
-    return read_state(workspace, running_trials(workspace) if running is None else running)
+    return look_at_state(workspace, running_trials(workspace) if running is None else running)
 
 
 def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
@@ -294,7 +294,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         **{str(one): counts[one] for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)},
         "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
         "stale": counts[CellStatus.STALE],
-        "diverged": sum(one.result.status == TrialStatus.DIVERGED for one in state.results.values()),
+        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
         "now": "" if run is None else run.now,
         "seconds_left": None if run is None else run.seconds_left,
         "running_trials": {name: trial for name, trial in trials.items() if name not in state.results},

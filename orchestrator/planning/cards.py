@@ -9,6 +9,7 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from search_spaces.errors import unknown_name
@@ -93,6 +94,7 @@ class PassTime:
     busy: float
 
 
+@lru_cache(maxsize=4096)
 def pass_time(cost: PassCost, card: Card, *, interval: float, half: bool = True) -> PassTime:
     """Predict one pass.
 

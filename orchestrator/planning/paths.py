@@ -160,6 +160,11 @@ class SweepPaths:
         return self.folder / "sweep.yaml"
 
     @property
+    def index(self) -> Path:
+        """Outlines of the sweep's results; may be thrown away."""
+        return self.folder / "index.jsonl"
+
+    @property
     def report(self) -> Path:
         """Folder of the report, its figures and tables."""
         return self.folder / "report"

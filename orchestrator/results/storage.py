@@ -28,7 +28,7 @@ LASTING = ("s3", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "sftp", "smb")
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
 TRIES = 3
-"""Of one request, by the client itself; what lasts longer pauses a sweep (:mod:`orchestrator.results.patience`)."""
+"""Of one request, by the client itself; what lasts longer pauses a sweep (:mod:`.patience`)."""
 
 READ_TOGETHER = 32
 _PASSING = re.compile(
@@ -53,7 +53,7 @@ class Found:
 
 
 class Storage(Protocol):
-    """A place for whole files. Every method but ``read_many`` raises StorageAway or SetupError when it fails."""
+    """A place for whole files; methods raise StorageAway or SetupError where nothing else is said."""
 
     base: str
 
@@ -73,6 +73,9 @@ class Storage(Protocol):
 
     def remove(self, path: str) -> None:
         """Remove a file, if there is one."""
+
+    def stamp(self, path: str) -> str:
+        """Return a file's stamp; empty where there is none, or none can be had now."""
 
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """Yield the files called ``name`` in the folders of ``folder``, ordered by path."""
@@ -176,6 +179,13 @@ class Folder:
         """See :class:`Storage`."""
         Path(path).unlink(missing_ok=True)
 
+    def stamp(self, path: str) -> str:
+        """See :class:`Storage`."""
+        try:
+            return _stamp(path)
+        except OSError:
+            return ""
+
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """See :class:`Storage`."""
         try:
@@ -187,13 +197,11 @@ class Folder:
         for entry in names:
             path = f"{folder}/{entry}/{name}"
             try:
-                about = os.stat(path)
-                stamp = f"{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"
+                yield Found(path, _stamp(path))
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError:
-                stamp = ""  # reading it says why
-            yield Found(path, stamp)
+                yield Found(path, "")  # reading it says why
 
 
 class Bucket:
@@ -249,6 +257,13 @@ class Bucket:
         except OSError as error:
             raise self._away(path, error) from error
 
+    def stamp(self, path: str) -> str:
+        """See :class:`Storage`."""
+        try:
+            return self._stamp(self._system.get_file_info(path))
+        except OSError:
+            return ""
+
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """See :class:`Storage`."""
         from pyarrow.fs import FileSelector, FileType
@@ -261,7 +276,11 @@ class Bucket:
         for info in sorted(listed, key=lambda info: str(info.path)):
             at_its_place = info.base_name == name and info.path.count("/") == depth
             if at_its_place and info.type == FileType.File:
-                yield Found(str(info.path), f"{info.size}-{info.mtime_ns}")
+                yield Found(str(info.path), self._stamp(info))
+
+    @staticmethod
+    def _stamp(info: Any) -> str:
+        return "" if info.size is None else f"{info.size}-{info.mtime_ns}"
 
     def _away(self, path: str, error: OSError, rule: str = "", way_out: str = "") -> SetupError:
         """Return what to raise: whether the store may answer again decides if a sweep waits for it."""
@@ -274,6 +293,11 @@ class Bucket:
             f"{self._prefix}{path}: {reason}",
             way_out or "mend the permissions or the connection, then run the same command again",
         )
+
+
+def _stamp(path: str) -> str:
+    about = os.stat(path)
+    return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"
 
 
 def _unreadable(path: str, error: OSError) -> SetupError:

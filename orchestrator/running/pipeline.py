@@ -80,7 +80,7 @@ def run_sweep(
         workspace.record()
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
-        stored = StoredResults.read(workspace.results_url)
+        stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
         stored.patience = patience = Patience(progress.note)
         with open_tracker(
