@@ -32,7 +32,8 @@ began = time.perf_counter()
 from orchestrator.cli.app import main
 code = main(sys.argv[1:])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"code": code, "seconds": time.perf_counter() - began, "bytes": peak}), file=sys.stderr)
+seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time()}
+print(json.dumps({"code": code, **seconds, "bytes": peak}), file=sys.stderr)
 """
 
 
@@ -85,13 +86,12 @@ def result(seed: int) -> TrialResult:
     )
 
 
-def fill(sweep: str, root: Path) -> int:
-    """Store a result for every cell; returns the bytes of one."""
+def fill(sweep: str, root: Path) -> None:
+    """Store a result for every cell."""
     workspace = Workspace.open(sweep, str(root))
     workspace.paths.make()
     workspace.record()
     store = ResultStore(workspace.results_url)
-    record = None
     for trial_id, spec in workspace.plan.trials_by_id.items():
         record = TrialRecord(
             trial_id=trial_id,
@@ -109,7 +109,6 @@ def fill(sweep: str, root: Path) -> int:
         path.parent.mkdir(parents=True)
         # As the store seals it, without waiting for the disk 50,000 times.
         path.write_bytes(store.sealed(record))
-    return 0 if record is None else len(store.sealed(record))
 
 
 def command(*words: str) -> dict[str, Any]:
@@ -128,28 +127,28 @@ def command(*words: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=50_000)
+    parser.add_argument("--filled", type=Path, help="folder of a store; filled where it is empty, and kept")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="isweep-look-"))
+    folder = arguments.filled or Path(tempfile.mkdtemp(prefix="isweep-look-"))
+    folder.mkdir(exist_ok=True)
     try:
-        root, began = folder / "root", time.perf_counter()
-        sweep = sweep_file(folder, arguments.cells)
-        num_bytes = fill(sweep, root)
-        filled = time.perf_counter() - began
+        root, sweep = folder / "root", sweep_file(folder, arguments.cells)
+        index = root / "sweeps" / "many" / "index.jsonl"
+        if not root.exists():
+            fill(sweep, root)
+        index.unlink(missing_ok=True)
         places = (sweep, "--root", str(root))
         first = command("status", *places)
         looks = {name: command(name, *places) for name in ("status", "plan")}
-        index = root / "sweeps" / "many" / "index.jsonl"
         began = time.perf_counter()
         known = len(OutlineIndex.read(index).known)
         document = {
             "name": "look_at_store",
             "cells": arguments.cells,
-            "record_bytes": num_bytes,
             "index_bytes": index.stat().st_size,
             "index_known": known,
             "index_seconds": time.perf_counter() - began,
-            "fill_seconds": filled,
             "ours": looks,
             "theirs": {"every record read": first},
             "ratio": first["seconds"] / looks["status"]["seconds"],
@@ -157,12 +156,16 @@ def main() -> None:
             "environment": environment(),
         }
     finally:
-        shutil.rmtree(folder)
+        if arguments.filled is None:
+            shutil.rmtree(folder)
     if arguments.json:
         print(json.dumps(document, indent=1))
         return
     for name, found in (("first status", first), *looks.items()):
-        print(f"{name:14} {found['seconds']:7.2f} s  {found['bytes'] / 2**20:6.0f} MiB  {found['done']} done")
+        used = (
+            f"{found['seconds']:7.2f} s ({found['cpu_seconds']:.2f} s CPU)  {found['bytes'] / 2**20:.0f} MiB"
+        )
+        print(f"{name:14} {used}  {found['done']} done")
 
 
 if __name__ == "__main__":

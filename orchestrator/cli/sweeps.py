@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
+from orchestrator.cli.cells import show_cell
 from orchestrator.cli.listing import emit_grid, emit_sweeps, grouped_failures, running_lines, watch
 from orchestrator.cli.options import Changes, ClusterOptions, Place, Positive, ReadingOptions, run_options
 from orchestrator.cli.printing import emit, line, stderr, stdout
@@ -136,6 +137,7 @@ def status(
     *,
     watch_: Annotated[bool, Parameter(name="--watch")] = False,
     interval: Annotated[Positive, Parameter(metavar="SECONDS")] = 2,
+    cell: Annotated[str | None, Parameter(metavar="ID")] = None,
     place: Place = Place(),
 ) -> int:
     """Show progress, and failures with their reasons; without a name, the sweeps of the root.
@@ -144,12 +146,15 @@ def status(
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         watch_: Show it anew until nothing runs any more.
         interval: Seconds between two looks (default 2).
+        cell: Tell the story of one cell: attempts, nodes, failures, logs.
         place: Where everything lies.
     """
     from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.workspace import Workspace
 
     if preset is None:
+        if cell is not None:
+            raise ConfigError("--cell needs a sweep", "none", "e.g. isweep status paper --cell ID")
         opened = [
             Workspace.open(name, place.root, place.storage, as_run=True)
             for name in RootPaths.at(place.root).sweep_names()
@@ -157,6 +162,9 @@ def status(
         emit_sweeps(place, [{"sweep": one.plan.sweep.name, **_progress(one)} for one in opened])
         return 0
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    if cell is not None:
+        show_cell(workspace, cell, place)
+        return 0
     if watch_:
         watch(lambda: _progress(workspace), interval)
     if not workspace.paths.exist:

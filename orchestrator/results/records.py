@@ -194,6 +194,7 @@ class CellReport(Finding):
         data_fingerprint: Of the images it was given; empty with a failure.
         shared_group_share: See :class:`TrialRecord`.
         gpu_share: See :class:`TrialRecord`.
+        log: What it logged, warned of and printed.
     """
 
     started_at: float
@@ -202,3 +203,4 @@ class CellReport(Finding):
     data_fingerprint: str = ""
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
+    log: str = ""

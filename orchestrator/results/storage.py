@@ -37,6 +37,8 @@ _PASSING = re.compile(
 )
 
 Content = bytes | OSError
+RULE = "The result store must be writable"
+WAY_OUT = "free space or fix the permissions, then run the same command again: what is done is kept"
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,18 @@ class Storage(Protocol):
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
         """Yield files with their content, in order; an error for a local one that cannot be read."""
 
-    def write(self, path: str, data: bytes, rule: str, way_out: str) -> None:
-        """Replace a file, whole or not at all; ``rule`` and ``way_out`` are for the message when it fails."""
+    def write(
+        self, path: str, data: bytes, rule: str = RULE, way_out: str = WAY_OUT, *, durable: bool = True
+    ) -> None:
+        """Replace a file, whole or not at all.
+
+        Args:
+            path: Which.
+            data: Its new content.
+            rule: For the message when it fails.
+            way_out: Likewise.
+            durable: Whether a power cut must not take it.
+        """
 
     def remove(self, path: str) -> None:
         """Remove a file, if there is one."""
@@ -166,10 +178,12 @@ class Folder:
             except OSError as error:
                 yield found, error
 
-    def write(self, path: str, data: bytes, rule: str, way_out: str) -> None:
+    def write(
+        self, path: str, data: bytes, rule: str = RULE, way_out: str = WAY_OUT, *, durable: bool = True
+    ) -> None:
         """See :class:`Storage`."""
         try:
-            write_atomic(path, data)
+            write_atomic(path, data, durable=durable)
         except OSError as error:
             room = free_space(posixpath.dirname(path))
             found = f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {room}"
@@ -240,7 +254,9 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def write(self, path: str, data: bytes, rule: str, way_out: str) -> None:
+    def write(
+        self, path: str, data: bytes, rule: str = RULE, way_out: str = WAY_OUT, *, durable: bool = True
+    ) -> None:
         """See :class:`Storage`."""
         try:
             with self._system.open_output_stream(path) as file:

@@ -80,7 +80,7 @@ class ResultStore:
         Raises:
             SetupError: when the storage is full or cannot be written; the previous file is still whole.
         """
-        self._put(self._path(record.folder, record.record_id, record.file), self.sealed(record))
+        self._files.write(self._path(record.folder, record.record_id, record.file), self.sealed(record))
         if isinstance(record, TrialRecord):
             self._files.remove(self._path(FailureRecord.folder, record.record_id, FailureRecord.file))
 
@@ -161,15 +161,11 @@ class ResultStore:
         found = self.identity()
         if found is None:
             found = secrets.token_hex(8)
-            self._put(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
+            self._files.write(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
         return found
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._files.base, *parts)
-
-    def _put(self, path: str, data: bytes) -> None:
-        way_out = "free space or fix the permissions, then run the same command again: what is done is kept"
-        self._files.write(path, data, "The result store must be writable", way_out)
 
 
 def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
