@@ -55,6 +55,18 @@ class Sweep:
 
         return results_table(self.workspace, state=self.state)
 
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """One row per trial and test image: what the trial is, ``image``, ``label``, ``logit_0``, ….
+
+        Raises:
+            DataError: where no trial has predictions.
+            CorruptStoreError: where a trial's are gone or damaged.
+        """
+        from orchestrator.results.predictions import predictions_table
+
+        return predictions_table(self.state.records, self.workspace.results_url)
+
     @property
     def failures(self) -> pd.DataFrame:
         """One row per failed trial: ``trial_id``, ``kind``, ``message``."""

@@ -73,7 +73,7 @@ def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigErro
     if len(found) == 1 and isinstance(found[0], error):
         raise found[0]
     lines = "".join(f"\n  - {problem}" for problem in found)
-    raise error(f"{len(found)} problem{'s' if len(found) > 1 else ''} found:{lines}\n")
+    raise error(f"{len(found)} problem{'s' if len(found) > 1 else ''} found:{lines}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
@@ -81,4 +81,6 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return ConfigError(f"Unknown {kind}", repr(name), f"{hint}known {kind}s: {', '.join(names) or 'none'}")
+    what, of, whole = kind.partition(" of ")
+    kinds = f"{what}{'es' if what.endswith('s') else 's'}{of}{whole}"
+    return ConfigError(f"Unknown {kind}", repr(name), f"{hint}known {kinds}: {', '.join(names) or 'none'}")

@@ -68,6 +68,8 @@ class ModelChoice(Spec):
 
     from_: str = Field(alias="from")
     arguments: Arguments = ()
+    pretrained: bool = False
+    """Start from the library's weights."""
     name: Name | None = None
     """How it is called in tables; by default after what it is made from."""
 
@@ -175,6 +177,13 @@ class ResourceSpec(Spec):
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     memory_bytes: Annotated[int, Field(ge=0)] = 0
 
+    @field_validator("num_gpus")
+    @classmethod
+    def _check_share(cls, share: float | None) -> float | None:
+        if share is not None and share > 1 and share != int(share):
+            raise ValueError("must be a fraction of one card or a whole number, e.g. 0.25, 1 or 2")
+        return share
+
 
 class OwnSourceSpec(Spec):
     """Your own data: where they lie and what they are. Absent for datasets of the table."""
@@ -254,6 +263,10 @@ class SweepSpec(Spec):
     """None does not measure it."""
     keep_weights: KeepWeights = "all"
     """Of which networks: ``last`` keeps those of the largest train size. No part of any identity."""
+    d_repr_stages: bool = False
+    """Measure d_repr after every stage of a network too, not of its last hidden layer alone."""
+    predictions: bool = False
+    """Keep every network's logits of the test images."""
     num_neighbors: Annotated[int, Field(ge=3)] = 20
     estimators: Estimators = DEFAULT_ESTIMATORS
     """Of d_data."""

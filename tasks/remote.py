@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from pathlib import Path
 from typing import Any, Protocol
 
 from search_spaces.errors import SetupError, SweepError
@@ -23,6 +25,9 @@ class Executor(Protocol):
     """
 
     num_workers: int
+
+    def labelled(self, label: str) -> Executor:
+        """Return the same executor, whose calls are shown to people under ``label``, where they are shown."""
 
     def share(self, value: Any) -> Any:
         """Put a value where every call can read it, once; returns a handle to pass as an argument."""
@@ -42,6 +47,10 @@ class InlineExecutor:
     """Runs every call in this process, one after another, so that a debugger can step through."""
 
     num_workers = 1
+
+    def labelled(self, label: str) -> Executor:
+        """Return itself: nobody is shown a call."""
+        return self
 
     def share(self, value: Any) -> Any:
         """Return the value itself: it is already where it is needed."""
@@ -67,25 +76,43 @@ class RayExecutor:
         num_workers: Most tasks in flight at once; None for as many as the cluster has CPUs.
         driver_node_only: Run every task on this process's node: for tasks that read or write files, where
             the nodes share no file system. A node that was started without CPUs then uses the machine's.
+        nodes: Ids of the nodes that tasks may run on; None for all.
 
     Raises:
         SetupError: If Ray is not connected, or ``num_workers`` is below one.
     """
 
-    def __init__(self, num_workers: int | None = None, *, driver_node_only: bool = False) -> None:
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        driver_node_only: bool = False,
+        nodes: Sequence[str] | None = None,
+    ) -> None:
         import ray
 
         if not ray.is_initialized():
             raise SetupError("Ray must be connected before work is sent to it", "", "call ray.init() first")
+        self.driver_node_only = driver_node_only
         self._node_options: dict[str, Any] = {}
         available = ray.cluster_resources().get("CPU", 1)
         if driver_node_only:
             self._node_options, available = _bound_to_driver_node()
+        elif nodes is not None:
+            self._node_options = {"label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"}}
+            available = sum(num_cpus_by_node().get(node, 0.0) for node in nodes)
         if num_workers is None:
             num_workers = max(1, int(available))
         if num_workers < 1:
             raise SetupError("num_workers must be at least 1", str(num_workers))
         self.num_workers = num_workers
+        self._label = ""
+
+    def labelled(self, label: str) -> RayExecutor:
+        """Return the same executor, whose tasks Ray's dashboard calls ``LABEL FUNCTION PLACE/COUNT``."""
+        labelled = copy.copy(self)
+        labelled._label = label
+        return labelled
 
     def share(self, value: Any) -> Any:
         """Put a value into the object store once; numpy arrays are then read without a copy."""
@@ -120,17 +147,19 @@ class RayExecutor:
             "num_cpus": num_cpus,
             "max_retries": MAX_RETRIES,
             "retry_exceptions": False,
-            "name": function.__name__,
             **({"scheduling_strategy": "SPREAD"} if spread else {}),
             **self._node_options,
         }
-        remote = ray.remote(_call_with_threads).options(**options)
+        remote = ray.remote(_call_with_threads)
         in_flight: dict[Any, int] = {}
         arguments = enumerate(argument_tuples)
+        count = f"/{len(argument_tuples)}" if isinstance(argument_tuples, Sized) else ""
+        called = f"{self._label} {function.__name__.strip('_').replace('_', ' ')}".strip()
         try:
             while True:
                 while len(in_flight) < self.num_workers and (item := next(arguments, None)) is not None:
-                    in_flight[remote.remote(function, max(1, math.floor(num_cpus)), *item[1])] = item[0]
+                    named = remote.options(**options, name=f"{called} {item[0] + 1}{count}")
+                    in_flight[named.remote(function, max(1, math.floor(num_cpus)), *item[1])] = item[0]
                 if not in_flight:
                     return
                 (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
@@ -142,6 +171,46 @@ class RayExecutor:
                 ray.cancel(reference, force=False)
 
 
+def num_cpus_by_node() -> dict[str, float]:
+    """Return the CPUs that each living node of the connected cluster offers, by the node's id."""
+    import ray
+
+    return {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+
+
+def nodes_that_see(path: Path, timeout_s: float = 60.0) -> list[str]:
+    """Return the ids of nodes with CPUs on which ``path`` exists; one silent for ``timeout_s`` sees none."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(_exists)
+    asked = {
+        look.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(str(path)): node
+        for node, num_cpus in num_cpus_by_node().items()
+        if num_cpus >= 1
+    }
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    for reference in late:
+        ray.cancel(reference, force=True)
+    return [asked[reference] for reference in done if _answer(reference)]
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _answer(reference: Any) -> bool:
+    """Return what a node said; one that was lost meanwhile sees nothing."""
+    import ray
+
+    try:
+        return bool(ray.get(reference))
+    except ray.exceptions.RayError:
+        return False
+
+
 def _bound_to_driver_node() -> tuple[dict[str, Any], float]:
     """Return the task options that keep a task on the driver's node, and how many CPUs there are for them."""
     import ray
@@ -149,7 +218,7 @@ def _bound_to_driver_node() -> tuple[dict[str, Any], float]:
 
     node_id = ray.get_runtime_context().get_node_id()
     options: dict[str, Any] = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
-    num_cpus = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == node_id)
+    num_cpus = num_cpus_by_node()[node_id]
     if num_cpus < 1:
         # A head that offers no CPUs would leave such tasks waiting for ever; its files are still only there.
         return {**options, "num_cpus": 0}, len(os.sched_getaffinity(0))

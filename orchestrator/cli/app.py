@@ -17,7 +17,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.markup import escape
 
-from orchestrator.cli import comparing, data, environment, results, sweeps, tuning
+from orchestrator.cli import comparing, data, environment, predicting, results, sweeps, tuning
 from orchestrator.cli.log import command_log
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 COMMANDS: dict[str, tuple[Callable[..., int], ...]] = {
     "Sweeps": (sweeps.run, sweeps.plan, sweeps.status, tuning.tune, sweeps.reconcile),
-    "Results": (results.results, results.fit, results.report, results.predict),
+    "Results": (results.results, results.fit, results.report, predicting.predict),
     "Designs": (comparing.power, comparing.compare),
     "Your data": (data.datasets, data.prepare, data.measure, data.locate),
     "Environment": (environment.doctor,),

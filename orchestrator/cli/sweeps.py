@@ -96,6 +96,7 @@ def plan(
     from orchestrator.planning.extras import extras
     from orchestrator.planning.plan import plan_rows
     from orchestrator.planning.workspace import Workspace
+    from orchestrator.tuning.standing import most_trainings
 
     kind = card_named(card)
     if gpus < 1:
@@ -109,6 +110,7 @@ def plan(
     cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
     beside = extras(workspace.plan, state.incomplete)
     cost |= vars(beside)
+    trainings, search = most_trainings(workspace)
 
     def show() -> None:
         emit_grid(rows, all_=all_)
@@ -116,17 +118,12 @@ def plan(
             f"{len(rows)} trials: {_num_done(rows)} done; "
             f"{len(measures)} measures: {_num_done(measures)} done"
         )
-        _say_missing(missing)
-        stdout.print(escape(cost["text"]))
-        stdout.print(beside.text)
+        _say_what_is_missing(workspace, missing)
+        for text in filter(None, (cost["text"], beside.text, search)):
+            stdout.print(escape(text))
 
-    document = {
-        "sweep": workspace.plan.sweep.name,
-        "trials": rows,
-        "measures": measures,
-        "not_prepared": missing,
-        "estimate": cost,
-    }
+    document = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
+    document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
     emit(place, document, show)
     return 0
 
@@ -187,6 +184,8 @@ def status(
             stdout.print(f"{len(document['foreign'])} results belong to no planned trial; kept, not used")
         if document["done"]:
             stdout.print(escape(document["cost"]["text"]), soft_wrap=True)
+        if document["search"] is not None:
+            stdout.print(escape(document["search"]["text"]), soft_wrap=True)
 
     emit(place, document, show)
     return 0
@@ -222,7 +221,13 @@ def _say(text: str) -> None:
     stderr.print(escape(text), soft_wrap=True)
 
 
-def _say_missing(missing: list[dict[str, Any]]) -> None:
+def _say_what_is_missing(workspace: Workspace, missing: list[dict[str, Any]]) -> None:
+    from orchestrator.running.cluster import this_machine, trial_resources
+
+    try:
+        trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
+    except ConfigError as error:
+        stdout.print(escape(f"not on this machine: {error}"), soft_wrap=True)
     for item in missing:
         hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
         stdout.print(f"not prepared: {item['dataset']} ({hint})")
@@ -289,6 +294,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.planning.prices import read_prices
     from orchestrator.results.cost import cost_of
     from orchestrator.running.run_state import read_run
+    from orchestrator.tuning.standing import search_standing
     from tasks.trials.result import TrialStatus
 
     # First what runs, then what is done: a trial that ends in between counts once, as done.
@@ -296,6 +302,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
     trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
     state = _state(workspace, trials)
     cost = cost_of(state, read_prices(workspace.paths.prices))
+    search = search_standing(workspace)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
         "planned": counts.total(),
@@ -310,6 +317,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
         "cost": vars(cost) | {"text": cost.text()},
+        "search": None if search is None else search.model_dump() | {"text": search.summary},
     }
 
 

@@ -25,7 +25,7 @@ from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
-from search_spaces.specs import DEFAULT_ESTIMATORS, PreparedSpec
+from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
 from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
 from tasks.sources import RawRequest, check_own_kind, source_for
 
@@ -72,9 +72,7 @@ def load_sweep(
         path = Path(source)
         text = _read_file(path)
         # As a script's own folder is: modules of one's own networks lie beside the sweep file.
-        folder = str(path.parent.absolute())
-        if folder not in sys.path:
-            sys.path.append(folder)
+        find_modules_in(path.parent)
         return _own_paths(
             parse_sweep(text, origin=str(source), folder=path.parent, changes=changes, recipes=recipes),
             path.parent,
@@ -160,7 +158,10 @@ def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     inner = _with_recipe_file(_load_yaml(_read_file(path, "recipe file"), str(path)), path.parent, depth + 1)
     if not isinstance(inner, dict):
         raise ConfigError(f"{path} must be a mapping", type(inner).__name__, "see README, 'Recipes'")
-    rows = [row for part in (inner, outer) for row in part.get("overrides", [])]
+    parts = [part["overrides"] for part in (inner, outer) if "overrides" in part]
+    if not all(isinstance(rows, list) for rows in parts):
+        raise ConfigError(f"overrides of {path} must be a list", "something else", "see README, 'Recipes'")
+    rows = [row for rows in parts for row in rows]
     merged = {**inner, **{key: value for key, value in outer.items() if key != "from"}}
     return {**merged, **({"overrides": rows} if rows else {})}
 
@@ -255,6 +256,16 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
     return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
+RULES = {
+    "tuple_type": "must be a list, e.g. [a, b]",
+    "list_type": "must be a list, e.g. [a, b]",
+    "dict_type": "must be a mapping of keys to values",
+    "model_type": "must be a mapping of keys to values",
+}
+"""Rules in the words of a sweep file, by the type of the error."""
+NAME_RULE = "must be lower case letters, digits, - and _, at most 64, the first a letter"
+
+
 def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     where = ".".join(str(part) for part in detail["loc"]) or origin
     if detail["type"] == "extra_forbidden":
@@ -268,6 +279,13 @@ def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         return ConfigError(f"{where}: this key is required")
+    if not detail["loc"]:
+        return ConfigError(f"{where}: {message}")  # the rule names what it found
+    message = RULES.get(detail["type"], message)
+    if detail["type"] == "too_short" and detail["ctx"]["min_length"] == 1:
+        message = "must not be empty"
+    if detail["type"] == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
+        message = NAME_RULE
     return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:200])
 
 
@@ -322,3 +340,10 @@ def _check_estimator(name: str) -> None:
         from tasks.measures.intrinsic_dimension import table_width
 
         table_width((name,), 0)
+
+
+def find_modules_in(folder: Path) -> None:
+    """Let modules of one's own networks be found in a folder, after all others of their name."""
+    name = str(folder.absolute())
+    if name not in sys.path:
+        sys.path.append(name)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.results.records import TrialRecord
-from search_spaces.trials import TrialSpec
+from orchestrator.results.records import TrialRecord, missing
+from search_spaces.trials import Measurement, TrialSpec
 from tasks.atomic import write_atomic
 from tasks.trials.result import TrialStatus
 
@@ -34,6 +34,8 @@ class TrialOutline:
 
     Attributes:
         has_weights: Whether the trained network is kept.
+        has_predictions: Whether its predictions are.
+        peak_bytes: What the whole batches of its process took on a card; 0 where that is not known.
     """
 
     trial_id: str
@@ -47,11 +49,18 @@ class TrialOutline:
     finished_at: float
     measured_at: float | None
     has_weights: bool
+    has_predictions: bool
+    gpu_name: str
+    peak_bytes: int
 
     @property
     def on_gpu(self) -> bool:
         """Whether it ran on a card."""
         return self.device.startswith("cuda")
+
+    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
+        """See :meth:`TrialRecord.lacks`."""
+        return missing(self.spec, asked, kept_without=self.has_weights and not self.has_predictions)
 
     @classmethod
     def of(cls, record: TrialRecord) -> TrialOutline:
@@ -69,6 +78,9 @@ class TrialOutline:
             finished_at=record.finished_at,
             measured_at=record.measured_at,
             has_weights=result.weights is not None,
+            has_predictions=result.predictions is not None,
+            gpu_name=record.gpu_name,
+            peak_bytes=result.peak_memory_bytes if result.micro_batch is None else 0,
         )
 
 

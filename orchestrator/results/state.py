@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.planning.estimate import MeasuredTrial
+from orchestrator.planning.measured import MeasuredTrial
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.outlines import OutlineIndex, TrialOutline
@@ -192,6 +192,8 @@ class State:
                 # Older records know no share: the trial had the card to itself.
                 share=(outline.gpu_share or 1.0) if outline.on_gpu else outline.num_threads,
                 seconds=outline.finished_at - outline.started_at,
+                card=outline.gpu_name,
+                peak_bytes=outline.peak_bytes,
             )
             for outline in self.results.values()
             if outline.status == TrialStatus.DONE
@@ -221,9 +223,7 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
     known = {i: outline for i, outline in stored.outlines.items() if i in planned}
     stale = {i for i, outline in known.items() if _is_stale(workspace, planned[i], outline)}
     incomplete = {
-        i: outline.has_weights
-        for i, outline in known.items()
-        if i not in stale and outline.spec.lacks(planned[i])
+        i: outline.has_weights for i, outline in known.items() if i not in stale and outline.lacks(planned[i])
     }
     results = {i: outline for i, outline in known.items() if i not in stale and i not in incomplete}
     measures = {measure.measure_id: measure for measure in workspace.plan.measures}

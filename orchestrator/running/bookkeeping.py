@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.result import NODE_IP
 
 from orchestrator.planning.order import array_key
@@ -25,6 +26,7 @@ from orchestrator.running.hangs import HangWatch
 from orchestrator.running.lost_workers import node_of_lost, read_failure
 from orchestrator.running.outcomes import start_tags, trial_record
 from orchestrator.running.scheduling import StartWatch
+from orchestrator.running.series import Series
 from orchestrator.running.shelf import Shelf
 from orchestrator.running.trainable import REPORT
 from search_spaces.errors import SetupError, SweepError
@@ -63,6 +65,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._starts = StartWatch(sweep.resources, sweep.monitor.note)
         self._hangs = HangWatch(sweep.time_limit)
         self._listener = EpochListener(sweep.epochs)
+        self._series = Series(sweep.plan.sweep.name, sweep.cluster.num_gpus)
         self._history = History(sweep.stored.store.url)
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
@@ -92,6 +95,8 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._starts.look(trials, waiting=bool(self._queue.running))
         self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
         self._show_epochs()
+        running = (trial.config["cell"]["request"] for trial in trials if trial.status == Trial.RUNNING)
+        self._series.tell(self._sweep.monitor, running)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -209,6 +214,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._sweep.stored.save(
             FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
         )
+        self._series.failed(failure.kind)
         decision = self._sweep.retries.failed(trial_id, failure.kind)
         self._sweep.requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
         key = array_key(self._sweep.plan, self._cells[trial_id])

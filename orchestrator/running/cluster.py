@@ -12,13 +12,13 @@ import logging
 import math
 import os
 import secrets
-import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.running.address import check_answers
 from orchestrator.running.head import PRIVATE_PATIENCE_S, SHARED_PATIENCE_S, HeadWatch
 from orchestrator.running.leftovers import private_folder, remove_leftovers
 from orchestrator.running.signals import own_signals
@@ -27,7 +27,6 @@ from search_spaces.sweeps import ResourceSpec
 
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
-ANSWER_TIMEOUT_S = 5.0
 DISCONNECT_S = 10.0
 
 _ALWAYS = {
@@ -121,16 +120,9 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
             that grow on demand; ``cpu`` never does.
 
     Raises:
-        ConfigError: when a trial asks for more CPUs than a private cluster has, or for a GPU share that no
-            card can give (a share above one must be whole).
+        ConfigError: when a trial asks for more than a private cluster has.
     """
     share = 0.25 if spec.num_gpus is None else spec.num_gpus
-    if share > 1 and share != int(share):
-        raise ConfigError(
-            "resources.num_gpus must be a fraction of one card or a whole number",
-            f"{share:g}",
-            "e.g. 0.25, 1 or 2",
-        )
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
     wanted = Resources(spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes)
     if cluster.local:
@@ -149,6 +141,13 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
     return wanted
 
 
+def this_machine(num_cpus: int | None = None) -> Cluster:
+    """Return the private cluster that this machine could give at most; starts none and looks for no cards."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = float(num_cpus or len(os.sched_getaffinity(0)))
+    return Cluster(there, 0.0, 1, 0, dashboard="", local=True, memory_bytes=float(memory))
+
+
 @contextlib.contextmanager
 def connect(
     address: str | None = None,
@@ -157,6 +156,7 @@ def connect(
     num_gpus: float | None = None,
     dashboard: bool = True,
     token_file: Path | None = None,
+    job: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
     """Connect to Ray for the duration of a ``with`` block.
 
@@ -167,6 +167,7 @@ def connect(
         num_gpus: GPUs of the private cluster; None lets Ray find them.
         dashboard: Whether the private cluster serves its dashboard (on loopback).
         token_file: Where to write the private cluster's token (mode 600), for opening its dashboard.
+        job: What Ray's dashboard says of this driver's job, by key.
 
     Raises:
         ConfigError: when the address is not of the form ``host:port`` or ``auto``.
@@ -174,13 +175,13 @@ def connect(
     """
     os.environ.update(_ALWAYS)
     if address is not None:
-        head = _check_answers(address)
+        head = check_answers(address)
         import ray
 
         _check_version(ray.__version__)
         _read_settings_again()
         with _quiet(), own_signals():
-            _attach(ray, address, head)
+            _attach(ray, address, head, job)
         with _watched(ray, SHARED_PATIENCE_S):
             yield _describe(ray, local=False)
         return
@@ -193,6 +194,7 @@ def connect(
         with _quiet(), own_signals():
             ray.init(
                 address="local",
+                job_config=_job_config(ray, job),
                 num_cpus=num_cpus or len(os.sched_getaffinity(0)),
                 num_gpus=num_gpus,
                 include_dashboard=dashboard,
@@ -220,13 +222,18 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
             end.join(DISCONNECT_S)
 
 
-def _attach(ray: Any, address: str, head: str) -> None:
+def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) -> None:
     services = importlib.import_module("ray._private.services")
     try:
         head = services.canonicalize_bootstrap_address_or_die(head)
         # Asks once. `ray.init` would ask 20 times, and not say that the token was the reason.
         importlib.import_module("ray._raylet").GcsClient(address=head)
-        ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=head,
+            job_config=_job_config(ray, job),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except ray.exceptions.AuthenticationError:
         raise SetupError(
             "The Ray cluster must accept this driver's token",
@@ -241,46 +248,8 @@ def _attach(ray: Any, address: str, head: str) -> None:
         ) from None
 
 
-def _check_answers(address: str) -> str:
-    """Return the address with the host's name looked up: gRPC may not know a name that this machine knows."""
-    if address == "auto":
-        return address
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise ConfigError(
-            "--address must be host:port of a Ray head, or auto",
-            address,
-            "on the head itself use auto; from elsewhere submit the command with `ray job submit`",
-        )
-    try:
-        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
-            speaks_http2 = _speaks_http2(connection)
-            peer = connection.getpeername()[0]
-    except (OSError, OverflowError) as error:
-        raise SetupError(
-            "The Ray address must answer",
-            f"{address}: {error}",
-            "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this machine",
-        ) from None
-    if not speaks_http2:
-        raise SetupError(
-            "The Ray address must be that of a Ray head",
-            f"{address}: something else answers",
-            "the head's port is 6379 unless `ray start` was told another; 8265 is the dashboard",
-        )
-    return address if ":" in peer else f"{peer}:{port}"
-
-
-def _speaks_http2(connection: socket.socket) -> bool:
-    """Tell whether a gRPC server is at the other end: for anything else Ray would wait for minutes."""
-    if os.environ.get("RAY_USE_TLS") == "1":
-        return True
-    empty_settings = b"\0\0\0\4\0\0\0\0\0"
-    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
-    header = b""
-    while len(header) < len(empty_settings) and (received := connection.recv(9 - len(header))):
-        header += received
-    return header[3:4] == b"\4"  # the first frame of a server is its settings too
+def _job_config(ray: Any, job: Mapping[str, str] | None) -> Any:
+    return ray.job_config.JobConfig(metadata=dict(job)) if job else None
 
 
 def _check_version(version: str) -> None:

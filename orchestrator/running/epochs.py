@@ -28,16 +28,18 @@ class EpochReport(NamedTuple):
     score: EpochScore | None
 
 
-class _Board:
+class IsweepEpochs:
     """The actor."""
 
     def __init__(self) -> None:
         self._said: list[EpochReport] = []
 
     def tell(self, said: list[EpochReport]) -> None:
+        """Keep what a trial says; the oldest goes when nobody asks."""
         self._said = (self._said + said)[-MOST_KEPT:]
 
     def take(self) -> list[EpochReport]:
+        """Return what was said since the last call."""
         said, self._said = self._said, []
         return said
 
@@ -48,7 +50,7 @@ class EpochBoard:
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
-        self.actor = ray.remote(**options)(_Board).remote()
+        self.actor = ray.remote(**options)(IsweepEpochs).remote()
 
     def teller(self, trial_id: str) -> EpochTeller:
         """Return the side of a trial."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 from orchestrator.analysis.reporting import report_sweep
+from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.extras import time_limit
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
@@ -19,14 +21,15 @@ from orchestrator.results.rows import MeasureIndex, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import Cluster, Resources, connect, trial_resources
+from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.lock import locked
-from orchestrator.running.networks import check_models
+from orchestrator.running.networks import check_models, check_pretrained
 from orchestrator.running.options import RunOptions
-from orchestrator.running.preparation import check_raw_names, check_subsets, prepare_missing
+from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
+from orchestrator.running.pretrained import fetch_pretrained
 from orchestrator.running.progress import Progress
 from orchestrator.running.subset_measures import measure_subset
-from search_spaces.specs import SubsetSpec
+from search_spaces.specs import SubsetSpec, pair_name
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
 from tasks.remote import Executor
@@ -77,17 +80,28 @@ def run_sweep(
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
         stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
-        workspace.record()
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
+        _check(workspace, options, stored)
+        workspace.record()
         stored.patience = patience = Patience(progress.note)
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
         ) as tracker:
             summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
         return replace(summary, num_behind=tracker.num_behind)
+
+
+def _check(workspace: Workspace, options: RunOptions, stored: StoredResults) -> None:
+    """Refuse what cannot run before anything expensive starts, and before a run is opened or marked."""
+    check_raw(workspace, options.raw)
+    check_feasible(workspace, options.raw)
+    check_models(workspace.plan, stored.trials)
+    done = judge(workspace, stored).results
+    if options.address is None and len(done) < len(workspace.plan.trials):
+        trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), "cpu")
 
 
 @dataclass
@@ -99,9 +113,13 @@ class _Run:
     monitor: Progress
     stack: ExitStack
     patience: Patience
+    pretrained: dict[str, bytes] = field(default_factory=dict)
 
     def all_stages(self) -> RunSummary:
-        check_models(self.workspace.plan, self.stored.trials)
+        plan = self.workspace.plan
+        trained = judge(self.workspace, self.stored).results
+        self.pretrained = fetch_pretrained(plan, trained, self.workspace.paths, self.monitor.note)
+        check_pretrained(plan, self.pretrained)
         self._prepare()
         check_subsets(self.workspace)
         self._measure()
@@ -118,9 +136,10 @@ class _Run:
                 num_cpus=self.options.num_cpus,
                 dashboard=self.options.dashboard,
                 token_file=self.workspace.paths.root / "ray-token",
+                job=_job(self.workspace),
             )
         )
-        _announce(cluster, self.workspace, self.monitor)
+        announce(cluster, self.workspace, self.monitor)
         return cluster
 
     @cached_property
@@ -142,7 +161,6 @@ class _Run:
         from tasks.remote import InlineExecutor
 
         workspace = self.workspace
-        check_raw_names(workspace, self.options.raw)
         # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
         shutil.rmtree(workspace.paths.tune, ignore_errors=True)
         missing = [s for s in workspace.plan.prepared if s.prepared_id not in workspace.prepared]
@@ -168,7 +186,8 @@ class _Run:
         for spec in missing:
             dataset = self.workspace.plan.datasets[spec.subset.prepared.dataset]
             data = self._load(spec.subset, max(spec.train_sizes))
-            record = measure_subset(spec, data, dataset, self.executor)
+            label = f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
+            record = measure_subset(spec, data, dataset, self.executor.labelled(label))
             self.stored.save(record)
             self.tracker.finish(flat_measure(record))
             self.monitor.advance(spec.measure_id)
@@ -186,9 +205,10 @@ class _Run:
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
-        self.monitor.slots = _slots(resources, self.cluster)
+        self.monitor.slots = slots(resources, self.cluster)
         _announce_empty_cards(resources, self.cluster, self.monitor)
         self.monitor.stage("train")
+        card = card_of(card_names()) if plan.sweep.resources.num_gpus is None else None
         TrialSweep(
             plan=plan,
             cluster=self.cluster,
@@ -201,8 +221,9 @@ class _Run:
             load=self._load,
             weights_url=self.workspace.results_url,
             measured_only=frozenset(state.incomplete),
+            pretrained=self.pretrained,
             time_limit=partial(time_limit, measured=state.measured_trials()),
-            card=card_of(card_names()) if plan.sweep.resources.num_gpus is None else None,
+            expectation=Expectation.of(card, state.measured_trials()),
         ).run(pending, _earlier_attempts(pending, state))
 
     def _measured_in_place(
@@ -250,7 +271,17 @@ class _Run:
         return load_subset(data, subset, max_train_size=train_size)
 
 
-def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
+def _job(workspace: Workspace) -> dict[str, str]:
+    plan = workspace.plan
+    return {
+        "isweep sweep": plan.sweep.name,
+        "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
+        "isweep root": str(workspace.paths.root),
+    }
+
+
+def announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
+    """Say where trials run, and where its dashboard is."""
     gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
     where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
     progress.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
@@ -259,7 +290,8 @@ def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> Non
         progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
 
 
-def _slots(resources: Resources, cluster: Cluster) -> int:
+def slots(resources: Resources, cluster: Cluster) -> int:
+    """Return how many trials fit the cluster at the same time."""
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))

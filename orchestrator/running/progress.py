@@ -58,6 +58,12 @@ class Monitor(Protocol):
     def counts(self) -> dict[str, int]:
         """Return how many trials there are by what became of them, under the names of a tracker's metrics."""
 
+    def states(self) -> dict[str, int]:
+        """Return how many trials are in each state now."""
+
+    def pace(self) -> dict[str, float]:
+        """Return how fast running trials are, and when the last will end, as far as is known."""
+
 
 @dataclass
 class Progress:
@@ -147,6 +153,7 @@ class Progress:
             epoch=epoch.epoch,
             num_epochs=num_epochs,
             images_per_second=network.train_size / max(epoch.seconds, 1e-9),
+            epochs_per_second=1 / max(epoch.seconds, 1e-9),
             seconds_left=epoch.seconds * (num_epochs - epoch.epoch),
         )
         self._say()
@@ -177,6 +184,21 @@ class Progress:
             "trials_failed": len(self.failed),
             "trials_diverged": self.diverged,
         }
+
+    def states(self) -> dict[str, int]:
+        """Return how many trials are in each state now."""
+        done, failed, running = self.done - self.diverged, len(self.failed), len(self.running)
+        pending = max(0, self.planned - self.done - failed - running)
+        states = {"done": done, "diverged": self.diverged, "failed": failed, "running": running}
+        return states | {"pending": pending}
+
+    def pace(self) -> dict[str, float]:
+        """Return how fast running trials are, and when the last will end, as far as is known."""
+        running, left = list(self.running.values()), self.time_left()
+        return {
+            "isweep_images_per_second": sum(trial.images_per_second or 0.0 for trial in running),
+            "isweep_epochs_per_second": sum(trial.epochs_per_second or 0.0 for trial in running),
+        } | ({} if left is None else {"isweep_seconds_left": left})
 
     def time_left(self) -> float | None:
         """Seconds until the last trial ends, from the trials of this run; None before the first one."""

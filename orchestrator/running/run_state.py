@@ -24,6 +24,7 @@ class RunningTrial(BaseModel):
         epoch: Epochs that have ended.
         num_epochs: Epochs in all; 0 where nobody has said.
         images_per_second: Of the last epoch; None before the first.
+        epochs_per_second: Likewise.
         seconds_left: Of training, at the pace of the last epoch; None before the first.
     """
 
@@ -31,6 +32,7 @@ class RunningTrial(BaseModel):
     epoch: int = 0
     num_epochs: int = 0
     images_per_second: float | None = None
+    epochs_per_second: float | None = None
     seconds_left: float | None = None
 
     def text(self, duration: str) -> str:

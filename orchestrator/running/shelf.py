@@ -18,7 +18,7 @@ from search_spaces.errors import SweepError
 from tasks.prepared.subsets import TrialData
 
 
-class References:
+class IsweepArrays:
     """The actor: hands out references, and lets those wait who come before the driver has put the array."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Shelf:
         self._load, self._budget = load, budget
         self.num_loads = 0
         # It must answer while all CPUs are taken by trials.
-        self.references = ray.remote(num_cpus=0)(References).remote()
+        self.references = ray.remote(num_cpus=0)(IsweepArrays).remote()
 
     @property
     def num_bytes(self) -> int:

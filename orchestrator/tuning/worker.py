@@ -15,7 +15,7 @@ from orchestrator.tuning.rungs import Rungs
 from search_spaces.trials import NetworkSpec
 
 
-class Judge:
+class IsweepJudge:
     """The actor: every rung of every cell, so that trials on all nodes are compared with each other."""
 
     def __init__(self, earlier: Iterable[tuple[str, str, int, float]]) -> None:
@@ -31,7 +31,7 @@ class Judge:
 def start_judge(name: str, earlier: Iterable[tuple[str, str, int, float]]) -> Any:
     """Start the actor under a name of this driver's, knowing of trials that are done; returns its handle."""
     # It must answer while all CPUs are taken by trials.
-    return ray.remote(num_cpus=0, max_restarts=-1)(Judge).options(name=name).remote(list(earlier))
+    return ray.remote(num_cpus=0, max_restarts=-1)(IsweepJudge).options(name=name).remote(list(earlier))
 
 
 class SearchTrainable(TrialTrainable):

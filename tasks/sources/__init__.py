@@ -15,6 +15,7 @@ from tasks.sources.own_kinds import OWN_KINDS, own_kind_of
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "FROM_RAW",
     "OWN_KINDS",
     "SOURCES",
     "Item",
@@ -60,6 +61,8 @@ SOURCES: dict[str, str] = {
     "svhn": "tasks.sources.svhn:Svhn",
 }
 """Source name -> ``module:class``, imported only when used."""
+FROM_RAW = frozenset({"brats", "chexpert", "dbc", "imagenet", "mura", "oai", "prostate", "rsna"})
+"""Those that have nothing to read without a raw download: not even one that they could fetch."""
 
 
 def check_own_kind(kind: str) -> None:

@@ -6,6 +6,7 @@ a training step has, how much each computes and moves, and how much memory is al
 
 from __future__ import annotations
 
+import logging
 import weakref
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,7 +66,7 @@ class Kernel:
         return self.name.startswith(("_fused_adam", "_to_copy", "mm", "addmm"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # known by its identity: hundreds of trials share one
 class PassCost:
     """What one pass costs.
 
@@ -148,6 +149,8 @@ def network_cost(
         ConfigError: for a network that cannot be built so.
     """
     attack_batch = attack_batch or attack_batch_size(recipe)
+    # It logs a traceback of what fails in it; what fails is told as an error.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = build_model(
             model,

@@ -6,12 +6,23 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from orchestrator import Workspace, load_sweep, plan_sweep, results_table
 from orchestrator.results.tracking.mlflow import connect, read_rows
-from tests.integration.sweeps import NUM_TRIALS, SWEEP, isweep, isweep_json, mlflow_runs, stored, write_sweep
+from tests.integration.dashboard import Seen, watched_run
+from tests.integration.sweeps import (
+    NUM_TRIALS,
+    SWEEP,
+    command,
+    isweep,
+    isweep_json,
+    mlflow_runs,
+    stored,
+    write_sweep,
+)
 from tests.isolation import AVAILABLE, REASON, isolated
 
 pytestmark = pytest.mark.ray
@@ -23,11 +34,18 @@ def sweep(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, sweep) -> Path:
-    """A root with the small sweep finished."""
+def watched(tmp_path_factory, sweep) -> tuple[Path, str, Seen, list[str]]:
+    """A root in which the small sweep ran to its end, what it printed, and what its dashboard said."""
     folder = tmp_path_factory.mktemp("root")
-    done = isweep("run", sweep, root=folder)
-    report = Path(done.stdout.splitlines()[-1])
+    out, _, seen, troubles = watched_run(command("run", sweep, "--root", str(folder)), folder)
+    return folder, out, seen, troubles
+
+
+@pytest.fixture(scope="module")
+def root(watched) -> Path:
+    """A root with the small sweep finished."""
+    folder, out, *_ = watched
+    report = Path(out.splitlines()[-1])
     assert report.name == "report.html"
     assert report.stat().st_size > 10_000
     return folder
@@ -42,6 +60,22 @@ def test_every_planned_trial_is_stored_once_and_tracked_once(root, sweep):
     assert set(runs["status"]) == {"FINISHED"}
     parent = runs[runs["tags.kind"] == "sweep"]["run_id"].item()
     assert set(trials["tags.mlflow.parentRunId"]) == {parent}
+
+
+def test_the_dashboard_shows_trials_measures_and_series_by_their_names(watched, sweep):
+    _, _, seen, troubles = watched
+    plan = plan_sweep(load_sweep(sweep))
+    # It ends with the command, before the last trials are seen to end.
+    assert len(seen.tasks & set(plan.trials_by_id)) >= NUM_TRIALS // 2, (seen, troubles)
+    assert {f"measure {name} search tile 1" for name in plan.datasets} <= {
+        task.rpartition("/")[0] for task in seen.tasks
+    }
+    assert any(task.startswith("prepare manifold_d4 read block") for task in seen.tasks)
+    assert {"IsweepTrial", "IsweepEpochs", "IsweepKeeper", "IsweepArrays"} <= seen.actors
+    assert seen.job["isweep sweep"] == "small"
+    assert seen.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"
+    assert sum(seen.states.values()) == NUM_TRIALS
+    assert {"ray_isweep_trials", "ray_isweep_images_per_second", "ray_isweep_gpu_share_used"} <= seen.series
 
 
 def test_a_second_run_trains_nothing(root, sweep):
@@ -111,6 +145,49 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
     isweep("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
+
+
+def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
+        np.uint8
+    )
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    train = """
+import json, sys
+import orchestrator.running.pipeline as pipeline
+from orchestrator import RunOptions, load_sweep
+from orchestrator.running.pilot import PilotRequest, run_pilot
+sweep, source, root = sys.argv[1:]
+request = PilotRequest(source, "small_mlp", (20, 40), 16)
+options = RunOptions(root=root, num_cpus=1, dashboard=False, tracking=False)
+found = [run_pilot(load_sweep(sweep), request, options)]
+pipeline.connect = None  # asked again, it needs no cluster
+found.append(run_pilot(load_sweep(sweep), request, options))
+assert found[0] == found[1]
+print(json.dumps([[p.train_size, p.test_loss] for p in found[0].points] + [found[0].d_data]))
+"""
+    words = [sys.executable, "-c", train, sweep, str(tmp_path / "mine.npz"), str(root)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    *points, d_data = json.loads(done.stdout.splitlines()[-1])
+    assert [size for size, _ in points] == [20, 40]
+    assert all(loss > 0 for _, loss in points)
+    assert d_data > 0
+    asked = (
+        "predict",
+        sweep,
+        "--model",
+        "small_mlp",
+        "--train-size",
+        "80",
+        "--pilot",
+        "absent",
+        "--from-store",
+    )
+    refused = isweep(*asked, root=root, exit_code=2)
+    assert "A prediction needs a fit of how losses grow" in refused.stderr
 
 
 def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):

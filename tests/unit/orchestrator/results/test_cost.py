@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.planning.estimate import MeasuredTrial
+from orchestrator.planning.measured import MeasuredTrial
 from orchestrator.planning.prices import Price, Prices
 from orchestrator.results.cost import cost_of
 from tests.unit.orchestrator.results.examples import (
@@ -66,4 +66,5 @@ def test_nothing_costs_nothing():
 
 
 def test_the_share_of_a_record_that_knows_none_is_a_whole_card():
-    assert MeasuredTrial(trial_spec(), True, 1.0, 3600.0) == state(record(40, ON_CARD)).measured_trials()[0]
+    found = state(record(40, ON_CARD)).measured_trials()[0]
+    assert found == MeasuredTrial(trial_spec(), True, 1.0, 3600.0, peak_bytes=1000)

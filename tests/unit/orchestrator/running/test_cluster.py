@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.running import cluster as cluster_module
+from orchestrator.running import address as address_module
 from orchestrator.running.cluster import Cluster, connect, trial_resources
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
@@ -236,7 +236,7 @@ class TestAddress:
             connect("127.0.0.1:99999").__enter__()
 
     def test_that_accepts_and_says_nothing(self, monkeypatch):
-        monkeypatch.setattr(cluster_module, "ANSWER_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(address_module, "ANSWER_TIMEOUT_S", 0.2)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             address = f"127.0.0.1:{silent.getsockname()[1]}"
             with pytest.raises(SetupError, match=f"must answer; found: {address}: timed out"):

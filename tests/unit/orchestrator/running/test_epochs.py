@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.running import epochs as module
-from orchestrator.running.epochs import EpochBoard, EpochListener, EpochTeller, _Board
+from orchestrator.running.epochs import EpochBoard, EpochListener, EpochTeller, IsweepEpochs
 from tasks.trials.measured import EpochScore
 from tasks.trials.result import EpochRecord
 
@@ -37,7 +37,7 @@ def test_a_score_goes_with_its_epoch_alone():
 
 def test_the_board_gives_each_report_once_and_keeps_the_newest(monkeypatch):
     monkeypatch.setattr(module, "MOST_KEPT", 3)
-    board = _Board()
+    board = IsweepEpochs()
     for number in range(5):
         board.tell([number])
     assert board.take() == [2, 3, 4]

@@ -1,0 +1,61 @@
+"""Trials by their ids on Ray's dashboard, where Tune would show ``IsweepTrial.train`` for each of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from ray.tune.execution.tune_controller import TuneController
+
+from orchestrator.running.bookkeeping import trial_name
+
+log = logging.getLogger(__name__)
+
+TRAIN = "train"
+"""The method of a trial's actor that Tune calls for its work."""
+
+
+class _Named:
+    """An actor whose next call has a name."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor, self._name = actor, name
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._actor, method).options(name=self._name)
+
+
+@contextlib.contextmanager
+def trial_tasks_named() -> Iterator[None]:
+    """Name the tasks of trials after them inside the block.
+
+    Tune has no public way to. Where the private ones are missing that this takes, tasks keep Tune's name.
+    """
+    schedule = getattr(TuneController, "_schedule_trial_task", None)
+    if schedule is None:
+        log.info("this Ray has no place where tasks could be named: they keep Tune's name")
+        yield
+        return
+
+    def schedule_named(controller: Any, trial: Any, method_name: str, *rest: Any, **options: Any) -> Any:
+        live: dict[Any, Any] = {}
+        actor = None
+        if method_name == TRAIN:
+            with contextlib.suppress(AttributeError, KeyError, ValueError):
+                live = controller._actor_manager._live_actors_to_ray_actors_resources
+                actor = controller._trial_to_actor[trial]
+                handle, resources = held = live[actor]
+                live[actor] = (_Named(handle, trial_name(trial)), resources)
+        try:
+            return schedule(controller, trial, method_name, *rest, **options)
+        finally:
+            if actor in live:
+                live[actor] = held
+
+    TuneController._schedule_trial_task = schedule_named
+    try:
+        yield
+    finally:
+        TuneController._schedule_trial_task = schedule

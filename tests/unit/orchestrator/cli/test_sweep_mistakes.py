@@ -1,0 +1,140 @@
+"""Mistakes in a sweep file, as somebody makes them, told by the first command that meets them."""
+
+import os
+
+import pytest
+
+GOOD = """
+name: mine
+models: [small_cnn]
+datasets: [manifold_d4]
+train_sizes: [20, 40]
+test_size: 20
+image_size: 28
+recipe: smoke
+"""
+OWN = "[{name: a, own: {kind: folder, path: images, domain: natural}}]"
+
+
+def changed(old, new):
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "mine.yaml must not be empty; see README, 'Your own sweep'"),
+        ("- a\n- b\n", "mine.yaml must be a mapping of keys to values; found: list"),
+        ("name: [x", "mine.yaml must be valid YAML; found: line 1"),
+        ("name: m\n\tmodels: x\n", "found character '\\t' that cannot start any token"),
+        ("models: [small_cnn]\n", "5 problems found: - name: this key is required. - train_sizes"),
+        (changed("mine", "../x"), "name: must be lower case letters, digits, - and _"),
+        (changed("[small_cnn]", "[]"), "models: must not be empty; found: []"),
+        (changed("[small_cnn]", "[resnet99]"), "Unknown model; found: 'resnet99'; did you mean 'resnet50'?"),
+        (changed("small_cnn", "timm:resnet99"), "Unknown timm architecture; found: 'resnet99'"),
+        (changed("small_cnn", "nowhere.at:all"), "nowhere"),
+        (changed("[20, 40]", "many"), "train_sizes: must be a list, e.g. [a, b]; found: 'many'"),
+        (changed("[20, 40]", "[-1]"), "train_sizes.0: input should be greater than or equal to 2; found: -1"),
+        (changed("[20, 40]", "[20, 20]"), "mine.yaml: train_sizes names 20 more than once."),
+        (changed("[20, 40]", "[20.5]"), "train_sizes.0: input should be a valid integer"),
+        (changed("smoke", "papr"), "Unknown recipe; found: 'papr'; did you mean 'paper'?"),
+        (changed("smoke", "{from: smoke, learning_rate: -1}"), "input should be greater than 0; found: -1"),
+        (changed("smoke", "{from: smoke, epoch: 3}"), "recipe.epoch: unknown key; did you mean 'epochs'?"),
+        (changed("[manifold_d4]", "[mnst]"), "Unknown dataset; found: 'mnst'; did you mean 'mnist'?"),
+        (
+            changed("[manifold_d4]", "[{name: mnist5k, class_pairs: [[cat, dog]]}]"),
+            "Unknown class of mnist5k; found: 'cat'; known classes of mnist5k: 0, 1",
+        ),
+        (
+            changed("[manifold_d4]", "[{name: mnist5k, class_pairs: [[3, 3]]}]"),
+            "datasets.0.class_pairs.0: a class pair needs two different classes",
+        ),
+        (
+            changed("[manifold_d4]", "[{name: mnist5k, class_pairs: [[3, 30]]}]"),
+            "datasets.mnist5k.class_pairs must name classes of the dataset; found: [3, 30]",
+        ),
+        (changed("[manifold_d4]", OWN), "datasets.a.own.path must exist; found: "),
+        (changed("[manifold_d4]", OWN.replace("folder", "foldr")), "Unknown kind; found: 'foldr'"),
+        (changed("[manifold_d4]", OWN.replace("natural", "nature")), "datasets.0.own.domain: "),
+        (changed("image_size: 28", "image_size: 2000"), "image_size: input should be less than or equal to"),
+        (GOOD + "seed: [1]\n", "seed: unknown key; did you mean 'seeds'?"),
+        (GOOD + "seeds: [-1]\n", "seeds.0: input should be greater than or equal to 0"),
+        (GOOD + "resources: {num_gpus: 1.5}\n", "resources.num_gpus: must be a fraction of one card or a"),
+        (GOOD + "resources: {num_cpus: 0}\n", "resources.num_cpus: input should be greater than 0"),
+        (GOOD + "estimators: [mlee]\n", "Unknown estimator; found: 'mlee'; did you mean 'mle'"),
+        (GOOD + "attacks: {methods: [fgms]}\n", "attacks.methods.0: "),
+        (GOOD + "data_mode: correct\n", "data_mode: "),
+        (GOOD + "name: other\n", "name"),
+    ],
+)
+def test_a_mistake_in_a_sweep_file_is_known_at_plan(run, root, tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    code, out, err = run("plan", str(path))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not err.rstrip().endswith(" .")
+    assert not os.path.exists(root)
+
+
+def test_an_image_too_small_for_a_network_is_known_at_plan(run, tmp_path, caplog):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD.replace("small_cnn", "vgg13").replace("size: 28", "size: 8"), encoding="utf-8")
+    code, _, err = run("plan", str(path))
+    assert code == 2
+    assert "choose a larger image_size (VGGs need at least 32) or another model" in err
+    assert "Traceback" not in err + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "message"),
+    [
+        ("resources: {num_cpus: 999}", [], "resources.num_cpus must fit the machine; found: 999, it has"),
+        ("resources: {num_cpus: 2}", ["--num-cpus", "1"], "must fit the machine; found: 2, it has 1"),
+        ("resources: {memory_bytes: 99999999999999}", [], "resources.memory_bytes must fit the machine"),
+        ("", ["--raw", "mnist=x"], "Unknown dataset of this sweep; found: 'mnist'"),
+        (
+            "",
+            ["--raw", "manifold_d4=/absent"],
+            "The raw download of manifold_d4 must exist; found: no /absent",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_mlflow_and_ray_start(
+    run, root, tmp_path, more, options, message
+):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD + more, encoding="utf-8")
+    code, out, err = run("run", str(path), *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Running on" not in err
+    assert not os.path.exists(f"{root}/mlflow.db")
+    assert "no sweep ran below this root" in run("status")[1]
+
+
+def test_plan_says_what_this_machine_lacks_and_goes_on(run, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD + "resources: {num_cpus: 999}", encoding="utf-8")
+    code, out, _ = run("plan", str(path))
+    assert code == 0
+    assert "not on this machine: resources.num_cpus must fit the machine; found: 999" in out
+
+
+def test_all_raw_downloads_that_a_sweep_misses_are_named_before_the_first_is_read(run, root):
+    code, _, err = run("run", "paper")
+    assert code == 2
+    assert "8 problems found" in err
+    for name in ("imagenet", "brats", "dbc", "oai", "chexpert", "mura", "rsna", "prostate"):
+        assert f"{name} is read from its raw download; found: no --raw folder" in err
+    assert not os.path.exists(f"{root}/prepared/mnist")
+
+
+def test_which_sources_need_a_raw_download_is_what_the_sources_say():
+    from search_spaces.datasets import DATASETS, STUDY_DATASETS
+    from tasks.sources import FROM_RAW
+
+    study = {DATASETS[name].source for name in STUDY_DATASETS}
+    assert study - FROM_RAW == {"idx", "cifar10", "svhn"}  # torchvision fetches these

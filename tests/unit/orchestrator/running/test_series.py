@@ -1,0 +1,106 @@
+"""Series for Prometheus, the board that draws them, and names of tasks."""
+
+import json
+import re
+
+import pytest
+from ray.tune.execution.tune_controller import TuneController
+
+from orchestrator.running.progress import Progress
+from orchestrator.running.series import BOARD, GAUGES
+from orchestrator.running.task_names import trial_tasks_named
+
+SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}
+
+
+def test_the_board_draws_every_series_and_no_other():
+    board = json.loads(BOARD.read_text(encoding="utf-8"))
+    drawn = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"ray_(isweep_\w+)", target["expr"])
+    }
+    assert drawn == SERIES
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert len(set(places)) == len({panel["id"] for panel in board["panels"]}) == len(places)
+
+
+def test_states_add_up_and_pace_has_no_time_left_before_the_first_end():
+    progress = Progress(planned=10, done=3, diverged=1)
+    progress.trial_started("a")
+    progress.failed["b"] = "setup"
+    assert progress.states() == {"done": 2, "diverged": 1, "failed": 1, "running": 1, "pending": 5}
+    assert set(progress.pace()) < set(GAUGES)
+    assert "isweep_seconds_left" not in progress.pace()
+    progress.trial_finished("a", "done")
+    assert set(progress.pace()) <= set(GAUGES)
+    assert progress.pace()["isweep_seconds_left"] >= 0
+
+
+class Call:
+    def __init__(self, said, name=None):
+        self.said, self.name = said, name
+
+    def options(self, *, name):
+        return Call(self.said, name)
+
+    def remote(self):
+        self.said.append(self.name)
+
+
+class Actor:
+    def __init__(self, said):
+        self.train = self.stop = Call(said)
+
+
+class Controller:
+    """The private parts of Tune that names are put in through."""
+
+    def __init__(self, said):
+        self._actor_manager = self
+        self._trial_to_actor = {"trial": "tracked"}
+        self._live_actors_to_ray_actors_resources = {"tracked": (Actor(said), "resources")}
+
+
+class Trial:
+    config = {"cell": {"trial_id": "small_cnn-digits"}}  # noqa: RUF012  # as Tune has it
+
+    def __hash__(self):
+        return hash("trial")
+
+    def __eq__(self, other):
+        return other == "trial"
+
+
+def schedule(controller, trial, method_name):
+    """What Tune does with the parts."""
+    actor, _ = controller._live_actors_to_ray_actors_resources[controller._trial_to_actor[trial]]
+    getattr(actor, method_name).remote()
+
+
+@pytest.mark.parametrize(("method", "name"), [("train", "small_cnn-digits"), ("stop", None)])
+def test_the_task_of_a_trial_has_its_name_and_nothing_stays_changed(monkeypatch, method, name):
+    monkeypatch.setattr(TuneController, "_schedule_trial_task", schedule)
+    said = []
+    controller = Controller(said)
+    before = dict(controller._live_actors_to_ray_actors_resources)
+    with trial_tasks_named():
+        TuneController._schedule_trial_task(controller, Trial(), method)
+    assert said == [name]
+    assert controller._live_actors_to_ray_actors_resources == before
+    assert TuneController._schedule_trial_task is schedule
+
+
+def test_with_another_ray_tasks_keep_tunes_name(monkeypatch):
+    monkeypatch.setattr(TuneController, "_schedule_trial_task", schedule)
+    said = []
+    controller = Controller(said)
+    del controller._actor_manager
+    with trial_tasks_named():
+        TuneController._schedule_trial_task(controller, Trial(), "train")
+    assert said == [None]
+    monkeypatch.delattr(TuneController, "_schedule_trial_task")
+    with trial_tasks_named():
+        pass
+    assert not hasattr(TuneController, "_schedule_trial_task")
