@@ -83,7 +83,7 @@ def run_sweep(
         stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
-        stored = StoredResults.read(workspace.results_url)
+        stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
         _check(workspace, options, stored)
         workspace.record()
