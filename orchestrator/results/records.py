@@ -123,8 +123,10 @@ class TrialRecord(SealedRecord):
         """
         missing = self.spec.lacks(asked)
         lost = self.result.predictions is None and self.result.weights is not None
-        return missing or tuple(
-            item for item in asked.measurements if lost and isinstance(item, PredictionMeasurement)
+        return missing + tuple(
+            item
+            for item in asked.measurements
+            if lost and isinstance(item, PredictionMeasurement) and item not in missing
         )
 
     @model_validator(mode="before")
