@@ -129,7 +129,7 @@ def test_json_of_plan_and_status_has_the_documented_keys(run):
     _, out, _ = run("status", "smoke", "--json")
     counts = {"planned", "done", "failed", "running", "pending", "stale", "diverged"}
     live = {"now", "seconds_left", "running_trials"}
-    assert set(json.loads(out)) == counts | live | {"failures", "unreadable", "foreign", "cost"}
+    assert set(json.loads(out)) == counts | live | {"failures", "unreadable", "foreign", "cost", "search"}
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
