@@ -118,7 +118,7 @@ def test_a_group_on_two_sides_never_passes(monkeypatch):
 
 
 def test_poisoned_labels_of_test_images_change_nothing():
-    """Of a source with a test set of its own, whose labels are shuffled: the same split and the same labels."""
+    """Of a source with a test set of its own, whose labels are shuffled: same split, same labels."""
     clean, poisoned = toy(), toy()
     clean.splits = poisoned.splits = np.where(np.arange(200) < 140, 1, 2).astype(np.int8)
     poisoned.labels = clean.labels.copy()
