@@ -12,6 +12,7 @@ from pathlib import Path
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.extras import time_limit
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
@@ -27,6 +28,7 @@ from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
 from orchestrator.running.pretrained import fetch_pretrained
 from orchestrator.running.progress import Progress
+from orchestrator.running.signals import stop_heard
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.specs import SubsetSpec, pair_name
 from search_spaces.trials import TrialSpec
@@ -81,7 +83,7 @@ def run_sweep(
         stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
-        stored = StoredResults.read(workspace.results_url)
+        stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
         _check(workspace, options, stored)
         workspace.record()
@@ -89,7 +91,12 @@ def run_sweep(
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
         ) as tracker:
-            summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
+            try:
+                summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
+            except KeyboardInterrupt:
+                stop_heard()
+                progress.stage("stop", "trials end, runs are closed; what is done is kept")
+                raise
         return replace(summary, num_behind=tracker.num_behind)
 
 
@@ -207,6 +214,7 @@ class _Run:
         self.monitor.slots = slots(resources, self.cluster)
         _announce_empty_cards(resources, self.cluster, self.monitor)
         self.monitor.stage("train")
+        card = card_of(card_names()) if plan.sweep.resources.num_gpus is None else None
         TrialSweep(
             plan=plan,
             cluster=self.cluster,
@@ -221,7 +229,7 @@ class _Run:
             measured_only=frozenset(state.incomplete),
             pretrained=self.pretrained,
             time_limit=partial(time_limit, measured=state.measured_trials()),
-            card=card_of(card_names()) if plan.sweep.resources.num_gpus is None else None,
+            expectation=Expectation.of(card, state.measured_trials()),
         ).run(pending, _earlier_attempts(pending, state))
 
     def _measured_in_place(
@@ -272,7 +280,7 @@ class _Run:
 def _job(workspace: Workspace) -> dict[str, str]:
     plan = workspace.plan
     return {
-        "isweep sweep": plan.sweep.name,
+        "job_name": f"isweep {plan.sweep.name}",
         "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
         "isweep root": str(workspace.paths.root),
     }
