@@ -52,7 +52,7 @@ bench: $(STAMP)
 wheel: $(STAMP)
 	rm -rf dist build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	cp constraints.txt constraints-cuda.txt dist/
+	cp constraints.txt constraints-cuda.txt clusters/keep.py clusters/isweep@.service dist/
 
 # Every wheel of a CUDA node by hash, for Linux on x86-64 and every supported Python; needs uv.
 lock-cuda:

@@ -1,5 +1,6 @@
 """Exact 20 nearest neighbours of 60,000 x 784 against faiss IndexFlatL2, and the memory it takes.
 
+``--workers`` shares our side out over Ray workers of one thread each; memory is that of this process then.
 Uses Fashion-MNIST where ``--images`` names its idx file, random bytes of that shape otherwise.
 """
 
@@ -13,6 +14,7 @@ from measure_common import parser, peak_memory_mib, report, take_turns, threads
 from threadpoolctl import threadpool_limits
 
 from tasks.measures.neighbors import nested_neighbors
+from tasks.remote import Executor, InlineExecutor, RayExecutor
 
 DEFAULT_IMAGES = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 
@@ -22,9 +24,11 @@ def main() -> None:
     arguments.add_argument("--images", type=Path, default=DEFAULT_IMAGES)
     arguments.add_argument("--num-rows", type=int, default=60_000)
     arguments.add_argument("--with-torch", action="store_true", help="as where a process has loaded torch")
+    arguments.add_argument("--workers", type=int, default=1)
     options = arguments.parse_args()
     images = load(options.images)[: options.num_rows]
-    nested_neighbors(images[:256], None, [256], 20)
+    executor = connect(options.workers)
+    nested_neighbors(images[:1024], None, [1024], 20, executor=executor)  # libraries, and workers
     if options.with_torch:
         import torch
 
@@ -33,7 +37,9 @@ def main() -> None:
     results: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        results["ours"] = nested_neighbors(images, None, [len(images)], 20).tables[0].distances
+        results["ours"] = (
+            nested_neighbors(images, None, [len(images)], 20, executor=executor).tables[0].distances
+        )
         results.setdefault("peak", np.array(peak_memory_mib()))  # before faiss is loaded
 
     def theirs() -> None:
@@ -50,16 +56,27 @@ def main() -> None:
     truth = by_differences(images, checked)
     report(
         options.json,
-        f"20 exact neighbours of {images.shape}, {options.threads} threads, seconds",
+        f"20 exact neighbours of {images.shape}, {options.threads} threads, {options.workers} workers, s",
         timing.seconds(0),
         {"faiss IndexFlatL2": timing.seconds(1)},
         {"faiss IndexFlatL2": timing.ratio(0, 1)},
-        ratio_of_cpu_time={"faiss IndexFlatL2": timing.ratio(0, 1, of="cpu")},
+        ratio_of_cpu_time={"faiss IndexFlatL2": timing.ratio(0, 1, of="cpu")}
+        if options.workers == 1
+        else None,
         peak_memory_mib=peak,
         peak_memory_mib_with_libraries_and_images_only=libraries,
         largest_error_ours=float(np.abs(found[checked] / truth - 1).max()),
         largest_error_faiss=float(np.abs(expected[checked] / truth - 1).max()),
     )
+
+
+def connect(num_workers: int) -> Executor:
+    if num_workers == 1:
+        return InlineExecutor()
+    import ray
+
+    ray.init(address="local", num_cpus=num_workers, include_dashboard=False, log_to_driver=False)
+    return RayExecutor(num_workers)
 
 
 def load(path: Path) -> np.ndarray:

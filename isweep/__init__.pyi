@@ -11,3 +11,5 @@ from .sweeps import SweepSpec as SweepSpec
 from .sweeps import open as open
 from .sweeps import plan as plan
 from .sweeps import run as run
+from .tuning import Tuned as Tuned
+from .tuning import tune as tune

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from isweep.sweeps import Fits, Sweep
     from orchestrator.analysis import Prediction
+    from orchestrator.analysis.pilot import Pilot
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def predict(
     label_sharpness: float | None = None,
     train_size: float | None = None,
     target_loss: float | None = None,
+    pilot: Sequence[tuple[float, float]] | str | Path = (),
     root: str | Path | None = None,
 ) -> Forecast:
     """Predict from a sweep's fits; exactly one of ``train_size`` and ``target_loss`` is the question.
@@ -79,6 +82,8 @@ def predict(
         label_sharpness: K_F, in place of the measured one, on the scale of the sweep.
         train_size: Images to train on: what will the loss be?
         target_loss: Test loss in nat to reach: how many images are needed?
+        pilot: Small trainings of ``model`` on the dataset itself: pairs of train size and test loss, or a CSV
+            file of results. ``isweep predict --pilot DIR`` trains them.
         root: See :func:`isweep.run`.
 
     Raises:
@@ -87,7 +92,8 @@ def predict(
     from orchestrator import predict as predict_from
     from orchestrator.analysis.measured_values import values_of
 
-    found = values_of(_record(measured))
+    trained = _pilot(pilot, model)
+    found = {**_measures_of(trained), **values_of(_record(measured))}
     numbers = {
         "d_data": found.get("d_data") if d_data is None else d_data,
         "label_sharpness": found.get("label_sharpness") if label_sharpness is None else label_sharpness,
@@ -108,8 +114,23 @@ def predict(
             label_sharpness=float(numbers["label_sharpness"] or 0),
             train_size=train_size,
             target_loss=target_loss,
+            pilot=trained.points,
         )
     )
+
+
+def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Pilot:
+    from orchestrator.analysis import PilotPoint
+    from orchestrator.analysis.pilot import Pilot, read_pilot
+
+    if isinstance(pilot, (str, Path)):
+        return read_pilot(Path(pilot), model)
+    return Pilot(tuple(PilotPoint(float(size), float(loss)) for size, loss in pilot))
+
+
+def _measures_of(pilot: Pilot) -> dict[str, float]:
+    found = {"d_data": pilot.d_data, "label_sharpness": pilot.label_sharpness}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[str, Any]:

@@ -55,6 +55,18 @@ class Sweep:
 
         return results_table(self.workspace, state=self.state)
 
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """One row per trial and test image: what the trial is, ``image``, ``label``, ``logit_0``, ….
+
+        Raises:
+            DataError: where no trial has predictions.
+            CorruptStoreError: where a trial's are gone or damaged.
+        """
+        from orchestrator.results.predictions import predictions_table
+
+        return predictions_table(self.state.records, self.workspace.results_url)
+
     @property
     def failures(self) -> pd.DataFrame:
         """One row per failed trial: ``trial_id``, ``kind``, ``message``."""
@@ -303,10 +315,10 @@ def plan(
     """
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.plan import plan_rows
-    from orchestrator.results.state import read_state
+    from orchestrator.results.state import look_at_state
 
     workspace = Workspace.open(source, None if root is None else str(root), storage, changes=changes)
-    state, planned = read_state(workspace), workspace.plan.trials_by_id
+    state, planned = look_at_state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     left = [trial for name, trial in planned.items() if name not in state.results]
     cost = estimate(left, state.measured_trials())

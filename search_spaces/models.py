@@ -46,6 +46,16 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
     """
     if isinstance(choice, str):
         choice = ModelChoice.model_validate(choice)
+    spec = _random(choice)
+    if not choice.pretrained:
+        return spec
+    if spec.library not in LIBRARIES:
+        rule = "pretrained needs a network of torchvision or timm"
+        raise ConfigError(rule, choice.from_, "leave it out: your own function may load weights itself")
+    return spec.model_copy(update={"name": choice.name or f"{spec.name[:52]}_pretrained", "pretrained": True})
+
+
+def _random(choice: ModelChoice) -> ModelSpec:
     library, colon, architecture = choice.from_.partition(":")
     if not colon:
         return _of_table(choice)

@@ -31,6 +31,7 @@ NETWORK_VERSION = 1
 ATTACK_VERSION = 1
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
+PREDICTIONS_VERSION = 1
 MEASURE_VERSION = 1
 
 
@@ -105,6 +106,13 @@ class ModelSpec(Spec):
     """Keyword arguments of the constructor, sorted by name."""
     code: str = ""
     """For a network of one's own, hash of the source that defines it."""
+    pretrained: bool = False
+    """Start from the weights that the library has, not from random ones."""
+
+    @property
+    def pretrained_key(self) -> str:
+        """Library and architecture: what pretrained weights belong to."""
+        return f"{self.library}-{self.architecture}"
 
 
 class DatasetSpec(Spec):
@@ -199,6 +207,8 @@ class RepresentationSpec(Spec):
 
     estimators: Estimators = ("mle", "twonn")
     num_neighbors: Annotated[int, Field(ge=3)] = 20
+    stages: bool = False
+    """Also of the activations after every stage."""
 
 
 class PreparedSpec(Spec):

@@ -68,6 +68,8 @@ class ModelChoice(Spec):
 
     from_: str = Field(alias="from")
     arguments: Arguments = ()
+    pretrained: bool = False
+    """Start from the library's weights."""
     name: Name | None = None
     """How it is called in tables; by default after what it is made from."""
 
@@ -261,6 +263,10 @@ class SweepSpec(Spec):
     """None does not measure it."""
     keep_weights: KeepWeights = "all"
     """Of which networks: ``last`` keeps those of the largest train size. No part of any identity."""
+    d_repr_stages: bool = False
+    """Measure d_repr after every stage of a network too, not of its last hidden layer alone."""
+    predictions: bool = False
+    """Keep every network's logits of the test images."""
     num_neighbors: Annotated[int, Field(ge=3)] = 20
     estimators: Estimators = DEFAULT_ESTIMATORS
     """Of d_data."""

@@ -10,6 +10,7 @@ from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
 from search_spaces.specs import (
     ATTACK_VERSION,
     NETWORK_VERSION,
+    PREDICTIONS_VERSION,
     REPRESENTATION_VERSION,
     ROBUSTNESS_VERSION,
     AttackSpec,
@@ -75,11 +76,14 @@ class RepresentationMeasurement(Spec):
     network_id: str
     estimator: str
     num_neighbors: int
+    stages: bool = False
+    """After every stage, not of the last hidden layer."""
 
     @property
     def measurement_id(self) -> str:
         """Readable name plus hash."""
-        return readable_id(["d_repr", self.estimator, f"k{self.num_neighbors}"], self)
+        where = ["stages"] if self.stages else []
+        return readable_id(["d_repr", self.estimator, f"k{self.num_neighbors}", *where], self)
 
 
 class RobustnessMeasurement(Spec):
@@ -95,7 +99,19 @@ class RobustnessMeasurement(Spec):
         return readable_id(["r_hat", f"n{self.robustness.num_images}"], self)
 
 
-Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement
+class PredictionMeasurement(Spec):
+    """What one trained network says of every test image."""
+
+    schema_version: int
+    network_id: str
+
+    @property
+    def measurement_id(self) -> str:
+        """Readable name plus hash."""
+        return readable_id(["predictions"], self)
+
+
+Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement | PredictionMeasurement
 
 
 class TrialSpec(Spec):
@@ -112,6 +128,8 @@ class TrialSpec(Spec):
     representation_version: int = REPRESENTATION_VERSION
     robustness: RobustnessSpec | None = None
     robustness_version: int = ROBUSTNESS_VERSION
+    predictions: bool = False
+    predictions_version: int = PREDICTIONS_VERSION
 
     @property
     def trial_id(self) -> str:
@@ -134,7 +152,9 @@ class TrialSpec(Spec):
                     network_id=network_id,
                     estimator=estimator,
                     num_neighbors=representation.num_neighbors,
+                    stages=stages,
                 )
+                for stages in (False, True)[: 1 + representation.stages]
                 for estimator in representation.estimators
             ),
             *(
@@ -153,6 +173,10 @@ class TrialSpec(Spec):
                 )
                 for robustness in (self.robustness,)
                 if robustness is not None
+            ),
+            *(
+                PredictionMeasurement(schema_version=self.predictions_version, network_id=network_id)
+                for _ in range(self.predictions)
             ),
         )
 

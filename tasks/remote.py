@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from pathlib import Path
 from typing import Any, Protocol
 
 from search_spaces.errors import SetupError, SweepError
@@ -75,20 +76,31 @@ class RayExecutor:
         num_workers: Most tasks in flight at once; None for as many as the cluster has CPUs.
         driver_node_only: Run every task on this process's node: for tasks that read or write files, where
             the nodes share no file system. A node that was started without CPUs then uses the machine's.
+        nodes: Ids of the nodes that tasks may run on; None for all.
 
     Raises:
         SetupError: If Ray is not connected, or ``num_workers`` is below one.
     """
 
-    def __init__(self, num_workers: int | None = None, *, driver_node_only: bool = False) -> None:
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        driver_node_only: bool = False,
+        nodes: Sequence[str] | None = None,
+    ) -> None:
         import ray
 
         if not ray.is_initialized():
             raise SetupError("Ray must be connected before work is sent to it", "", "call ray.init() first")
+        self.driver_node_only = driver_node_only
         self._node_options: dict[str, Any] = {}
         available = ray.cluster_resources().get("CPU", 1)
         if driver_node_only:
             self._node_options, available = _bound_to_driver_node()
+        elif nodes is not None:
+            self._node_options = {"label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"}}
+            available = sum(num_cpus_by_node().get(node, 0.0) for node in nodes)
         if num_workers is None:
             num_workers = max(1, int(available))
         if num_workers < 1:
@@ -159,6 +171,46 @@ class RayExecutor:
                 ray.cancel(reference, force=False)
 
 
+def num_cpus_by_node() -> dict[str, float]:
+    """Return the CPUs that each living node of the connected cluster offers, by the node's id."""
+    import ray
+
+    return {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
+
+
+def nodes_that_see(path: Path, timeout_s: float = 60.0) -> list[str]:
+    """Return the ids of nodes with CPUs on which ``path`` exists; one silent for ``timeout_s`` sees none."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(_exists)
+    asked = {
+        look.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(str(path)): node
+        for node, num_cpus in num_cpus_by_node().items()
+        if num_cpus >= 1
+    }
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    for reference in late:
+        ray.cancel(reference, force=True)
+    return [asked[reference] for reference in done if _answer(reference)]
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _answer(reference: Any) -> bool:
+    """Return what a node said; one that was lost meanwhile sees nothing."""
+    import ray
+
+    try:
+        return bool(ray.get(reference))
+    except ray.exceptions.RayError:
+        return False
+
+
 def _bound_to_driver_node() -> tuple[dict[str, Any], float]:
     """Return the task options that keep a task on the driver's node, and how many CPUs there are for them."""
     import ray
@@ -166,7 +218,7 @@ def _bound_to_driver_node() -> tuple[dict[str, Any], float]:
 
     node_id = ray.get_runtime_context().get_node_id()
     options: dict[str, Any] = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
-    num_cpus = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == node_id)
+    num_cpus = num_cpus_by_node()[node_id]
     if num_cpus < 1:
         # A head that offers no CPUs would leave such tasks waiting for ever; its files are still only there.
         return {**options, "num_cpus": 0}, len(os.sched_getaffinity(0))

@@ -2,10 +2,11 @@
 
 from orchestrator.analysis.comparison import SweepComparison, compare
 from orchestrator.analysis.csvfile import read_csv, write_csv
+from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.power import Power, design_of, power
-from orchestrator.analysis.prediction import PilotPoint, Prediction, predict
+from orchestrator.analysis.prediction import Prediction, predict
 from orchestrator.analysis.published import published_table
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.scorecard import PublishedReport, Score, published_report, scorecard

@@ -24,9 +24,13 @@ from orchestrator.results import columns as c
 RESPONSES = {"test_loss": t.LOG_LOSS, "test_error": t.LOG_ERROR}
 #: Fewer datasets have no spread that an interval could rest on.
 MIN_DATASETS = 3
+#: Share of a value below which its distance from the curve's mean is rounding.
+NEGLIGIBLE = 1e-13
 #: Exponents of rivals, in units of 1/d: none; the law's; Sharma & Kaplan (JMLR 23(9), 2022), for smooth
 #: regression.
 FIXED = {"none": 0.0, "1/d": 1.0, "4/d": 4.0}
+#: The choice of points that the claim of a slower fall must hold for too.
+PAST_GUESSING = "N past guessing"
 #: The same estimator with the divisor k − 1 of the printed formula instead of k − 2, at k = 20.
 PRINTED_CONVENTION = 19 / 18
 
@@ -56,7 +60,9 @@ def dataset_sums(rows: pd.DataFrame, response: str, dimension: Array) -> Sums:
     values = np.column_stack([power / dimension, power, rows[response].to_numpy(dtype=float)])
     total = np.bincount(curve, weights)
     for k in range(values.shape[1]):
+        rounding = NEGLIGIBLE * float(np.abs(values[:, k]).max())
         values[:, k] -= (np.bincount(curve, weights * values[:, k]) / total)[curve]
+        values[np.abs(values[:, k]) <= rounding, k] = 0.0
     x, power, y = values.T
 
     def summed(products: Array) -> Array:
@@ -191,6 +197,7 @@ def fit_sensitivity(points: pd.DataFrame) -> tuple[ExponentFit, ...]:
     """Return the pooled exponent under other choices of d, and how K_F itself grows with N."""
     variants = (
         ("TwoNN", t.TWONN_REFERENCE, 1.0),
+        *((f"{k} neighbours", name, 1.0) for name, k in t.NEIGHBOR_REFERENCES.items()),
         ("divisor k − 1", t.D_REFERENCE, PRINTED_CONVENTION),
         ("d 20 % too low", t.D_REFERENCE, 1.2),
         ("d 20 % too high", t.D_REFERENCE, 0.8),
@@ -199,6 +206,7 @@ def fit_sensitivity(points: pd.DataFrame) -> tuple[ExponentFit, ...]:
         fit_exponent(points, dimension=column, factor=factor, label=label)
         for label, column, factor in variants
     ]
+    found.append(fit_exponent(t.past_guessing(points), label=PAST_GUESSING))
     return (*found, sharpness_growth(points))
 
 

@@ -17,6 +17,8 @@ _CLAIMS = {
 _TERMS = {
     "inverse_d": "1/d",
     "log_sharpness": "log K_F",
+    "log_smoothness": "log average smoothness",
+    "log_relative_sharpness": "log K_F over exchanged labels'",
     "is_medical": "medical (against natural)",
     "d_data_mle": "d_data",
 }

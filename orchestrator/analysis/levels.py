@@ -43,8 +43,15 @@ RIVALS: tuple[tuple[str, ...], ...] = (
     (t.INVERSE_D, t.LOG_SHARPNESS),
     (t.INVERSE_D, t.LOG_SHARPNESS, t.IS_MEDICAL),
 )
+#: Rivals of K_F where they were measured: average smoothness (mean local slope; Ashlagi, Gottlieb &
+#: Kontorovich, JMLR 25(117), 2024), and K_F over that of labels exchanged at random, which leaves out how
+#: close neighbours are.
+SHARPNESS_RIVALS = ((t.INVERSE_D, t.LOG_SMOOTHNESS), (t.INVERSE_D, t.LOG_RELATIVE_SHARPNESS))
+ON_SCALE = {t.LOG_SHARPNESS, t.LOG_SMOOTHNESS}
 WORDS = {
     c.D_DATA_MLE: "d_data", t.INVERSE_D: "1/d", t.LOG_SHARPNESS: "log K_F", t.IS_MEDICAL: "the domain label",
+    t.LOG_SMOOTHNESS: "log average smoothness",
+    t.LOG_RELATIVE_SHARPNESS: "log K_F over that of exchanged labels",
 }  # fmt: skip
 #: K_F beyond the label, and whether the label says more than K_F.
 HEADLINE = (t.INVERSE_D, t.LOG_SHARPNESS, t.IS_MEDICAL)
@@ -65,7 +72,7 @@ def fit_levels(points: pd.DataFrame, *, model: str, scale: SharpnessScale, seed:
         ]
         found += [
             fit_level(points, terms, response=response, model=model, subset=ALL, scale=scale, seed=seed)
-            for terms in RIVALS
+            for terms in (*RIVALS, *(pair for pair in SHARPNESS_RIVALS if points[pair[1]].notna().any()))
         ]
     return tuple(found)
 
@@ -92,7 +99,7 @@ def fit_level(
         seed: of drawn permutations.
     """
     blank = LevelFit(response=response, terms=terms, model=model, subset=subset, status="not_enough_data")
-    if t.LOG_SHARPNESS in terms and not scale.comparable:
+    if ON_SCALE & set(terms) and not scale.comparable:
         return replace(blank, status="refused", reason=UNEQUAL_SCALES)
     # Rivals are compared on equal datasets, so all properties that can be compared are asked of each.
     shared = {t.IS_MEDICAL, t.INVERSE_D, *([t.LOG_SHARPNESS] if scale.comparable else [])}

@@ -26,6 +26,11 @@ LOG_ERROR = "log_error"
 #: mixes with how the estimate itself grows with N.
 D_REFERENCE = "d_reference"
 TWONN_REFERENCE = "twonn_reference"
+#: d_data from fewer neighbours, at the largest train size: column -> number of neighbours.
+NEIGHBOR_REFERENCES = {f"d_reference_k{k}": k for k in c.NEIGHBORS_TOO}
+#: Rivals of K_F: the mean of local slopes, and K_F over that of the same labels exchanged at random.
+LOG_SMOOTHNESS = "log_smoothness"
+LOG_RELATIVE_SHARPNESS = "log_relative_sharpness"
 INVERSE_D = "inverse_d"
 #: What has to be equal for two points to be compared at equal N, and what one curve over N is.
 CELL = "cell"
@@ -33,8 +38,9 @@ CURVE = "curve"
 WEIGHT = "weight"
 NUM_SEEDS = "num_seeds"
 
-#: Loss of guessing between two classes.
+#: Loss of guessing between two classes, and the share of it above which next to nothing was learned.
 CHANCE_LOSS = float(np.log(2))
+NEAR_CHANCE = 0.9
 
 _POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
 _CURVE = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
@@ -178,11 +184,17 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
     points[LOG_TRAIN_SIZE] = np.log(points[c.TRAIN_SIZE].astype(float))
     points[SCALED_LOG_TRAIN_SIZE] = -points[LOG_TRAIN_SIZE] / _positive(points[c.D_DATA_MLE])
     points[LOG_SHARPNESS] = np.log(_positive(points[c.LABEL_SHARPNESS]))
+    points[LOG_SMOOTHNESS] = np.log(_positive(points[c.LABEL_SHARPNESS_MEAN]))
+    points[LOG_RELATIVE_SHARPNESS] = points[LOG_SHARPNESS] - np.log(
+        _positive(points[c.LABEL_SHARPNESS_PERMUTED])
+    )
     points[IS_MEDICAL] = (points[c.DOMAIN] == c.MEDICAL).astype(float)
     points[LOG_ERROR] = np.log(_positive(1.0 - points[c.TEST_ACCURACY]))
     points[CELL] = joined(points, [c.MODEL, c.TRAIN_SIZE, c.DATA_MODE])
     points[CURVE] = joined(points, _CURVE)
-    for name, measured in ((D_REFERENCE, c.D_DATA_MLE), (TWONN_REFERENCE, c.D_DATA_TWONN)):
+    others = {name: c.d_data_at(k) for name, k in NEIGHBOR_REFERENCES.items()}
+    measures = {D_REFERENCE: c.D_DATA_MLE, TWONN_REFERENCE: c.D_DATA_TWONN, **others}
+    for name, measured in measures.items():
         points[name] = _at_largest_size(points, measured)
     points[INVERSE_D] = 1.0 / points[D_REFERENCE]
     # Columns added one by one lie apart in memory, and every selection of rows would pay for it.
@@ -204,6 +216,18 @@ def _at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
     reference = known[last].groupby(SUBSET)[name].mean()
     keys = pd.MultiIndex.from_frame(points[SUBSET])
     return pd.Series(reference.reindex(keys).to_numpy(dtype=float), index=points.index)
+
+
+def past_guessing(points: pd.DataFrame) -> pd.DataFrame:
+    """Leave out, of every dataset and class pair, all N up to the last at which its models guess.
+
+    A loss cannot stay far above guessing, so a curve starts flat there, whatever its law. Whole N go, by
+    their mean over models, since dropping single high losses would flatten what is left.
+    """
+    keys = [*SUBSET, c.TRAIN_SIZE]
+    guessing = points.groupby(keys)[LOG_LOSS].transform("mean") >= np.log(NEAR_CHANCE * CHANCE_LOSS)
+    last = points[c.TRAIN_SIZE].where(guessing).groupby([points[name] for name in SUBSET]).transform("max")
+    return points[~(points[c.TRAIN_SIZE] <= last)]
 
 
 def _positive(values: pd.Series) -> pd.Series:

@@ -7,23 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from orchestrator.analysis import points as t
+from orchestrator.analysis.curve import Curve, PilotPoint
 from orchestrator.analysis.fit_records import ALL, POOLED, ScalingFits
-from orchestrator.analysis.growth import EXPONENT, HEIGHT
+from orchestrator.analysis.growth import HEIGHT
 from orchestrator.analysis.growth_records import Growth
-from orchestrator.analysis.regression import Array
 from orchestrator.analysis.words import few_domain_datasets
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, DataError, unknown_name
-
-#: Train sizes beyond this are reported as "no size": no dataset has so many images.
-LARGEST_TRAIN_SIZE = 1e15
-LEVEL = 0.90
-#: An interval of train sizes wider than this factor is no answer.
-WIDEST_ANSWER = 1e4
-CANNOT_BE_TOLD = "cannot be told"
 
 WAYS_OUT = {
     "d_data": "measure the dataset first",
@@ -33,14 +25,6 @@ WAYS_OUT = {
     "pilot train size": "give what was trained",
     "pilot loss": "give the test loss of a finished training",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class PilotPoint:
-    """A small training on the user's own data: its train size (images) and test loss (nat)."""
-
-    train_size: float
-    test_loss: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +89,7 @@ def predict(
         DataError: if the sweep had too little data for this fit, with the reason.
     """
     _check(fits, model, domain, d_data, label_sharpness, train_size, target_loss, pilot)
-    growth, warnings = _growth(fits, model, domain)
+    growth, warnings = usable_growth(fits, model, domain)
     curve = Curve(growth, d_data, label_sharpness, pilot)
     asked = {c.D_DATA_MLE: d_data, c.LABEL_SHARPNESS: label_sharpness}
     warnings += _doubts(growth, domain)
@@ -116,6 +100,7 @@ def predict(
 
 def _loss(curve: Curve, train_size: float, warnings: list[str]) -> Prediction:
     log_loss, reach = curve.at(train_size)
+    warnings = [*warnings, *curve.advice(train_size)]
     bounds = None if reach is None else (float(np.exp(log_loss - reach)), float(np.exp(log_loss + reach)))
     return Prediction(
         quantity="loss",
@@ -132,6 +117,7 @@ def _size(
     curve: Curve, target: float, growth: Growth, asked: dict[str, float], warnings: list[str]
 ) -> Prediction:
     size, bounds, why = curve.size_for(target)
+    why = [*why, *curve.advice(curve.growth.ranges[c.TRAIN_SIZE][1] if size is None else size)]
     outside = _outside(growth, {**asked, **({} if size is None else {c.TRAIN_SIZE: size})})
     return Prediction(
         quantity="train_size",
@@ -142,118 +128,6 @@ def _size(
         shorter=None if size is None else curve.shorter(size),
         num_pilot=curve.num_pilot,
     )
-
-
-class Curve:
-    """Log loss against N of one dataset: the sweep's prior for its (d_data, K_F), moved by its pilot.
-
-    Args:
-        growth: the prior.
-        d_data: of the dataset.
-        label_sharpness: of the dataset.
-        pilot: trainings on the dataset.
-        informed: False for the prior that knows nothing of the dataset.
-    """
-
-    def __init__(
-        self,
-        growth: Growth,
-        d_data: float,
-        label_sharpness: float,
-        pilot: Sequence[PilotPoint] = (),
-        *,
-        informed: bool = True,
-    ) -> None:
-        prior = growth.informed if informed else growth.plain
-        if prior is None:
-            raise DataError("A prediction needs a fitted prior", growth.reason, "fit again")
-        self.growth, self.prior = growth, prior
-        self.d_data, self.log_sharpness = d_data, float(np.log(label_sharpness))
-        self.num_pilot = len(pilot)
-        variances = [prior.height_variance, prior.slope_variance]
-        size = len(prior.values)
-        self.mean = np.concatenate([prior.values, [0.0, 0.0]])
-        self.covariance = np.zeros((size + 2, size + 2))
-        self.covariance[:size, :size] = prior.covariance
-        self.covariance[size:, size:] = np.diag(variances)
-        if pilot:
-            self._learn(pilot)
-
-    def _row(self, train_size: float) -> Array:
-        log_size = float(np.log(train_size))
-        known = {
-            EXPONENT: -log_size / self.d_data,
-            t.INVERSE_D: 1 / self.d_data,
-            t.LOG_SHARPNESS: self.log_sharpness,
-            t.LOG_TRAIN_SIZE: log_size,
-        }
-        return np.array(
-            [1.0, *(known[name] for name in self.prior.terms), 1.0, log_size - self.growth.centre]
-        )
-
-    def _learn(self, pilot: Sequence[PilotPoint]) -> None:
-        """Condition fixed and own effects on the pilot's log losses (the posterior of a linear Gaussian
-        model).
-        """
-        design = np.array([self._row(point.train_size) for point in pilot])
-        losses = np.log([point.test_loss for point in pilot])
-        spread = design @ self.covariance @ design.T + np.eye(len(pilot)) * self.prior.residual_variance
-        gain = self.covariance @ design.T @ np.linalg.pinv(spread, hermitian=True)
-        self.mean = self.mean + gain @ (losses - design @ self.mean)
-        self.covariance = self.covariance - gain @ design @ self.covariance
-
-    def at(self, train_size: float) -> tuple[float, float | None]:
-        """Return log loss and the half width of its interval for one training; None below three datasets."""
-        row = self._row(train_size)
-        log_loss = float(row @ self.mean)
-        if self.growth.num_datasets < 3:
-            return log_loss, None
-        variance = float(row @ self.covariance @ row) + self.prior.residual_variance
-        quantile = stats.t.ppf(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
-        return log_loss, float(quantile * np.sqrt(max(variance, 0.0)))
-
-    def shorter(self, train_size: float) -> float | None:
-        """By which share the interval is shorter than one that knows nothing of the dataset."""
-        plain = Curve(self.growth, self.d_data, float(np.exp(self.log_sharpness)), informed=False).at(
-            train_size
-        )[1]
-        ours = self.at(train_size)[1]
-        return None if not plain or ours is None else 1 - ours / plain
-
-    def size_for(self, target: float) -> tuple[float | None, tuple[float, float] | None, list[str]]:
-        """Return the train size at which the loss reaches ``target`` and its interval, or why neither can
-        be told.
-        """
-        sizes = np.geomspace(1, LARGEST_TRAIN_SIZE, 3001)
-        values = np.array([self.at(size)[0] for size in sizes[[0, -1]]])
-        slope = (values[1] - values[0]) / np.log(LARGEST_TRAIN_SIZE)
-        if slope >= 0:
-            return None, None, [f"{CANNOT_BE_TOLD}: in this fit the loss does not fall with N"]
-        log_size = (np.log(target) - values[0]) / slope
-        if log_size > np.log(LARGEST_TRAIN_SIZE):
-            why = f"{CANNOT_BE_TOLD}: more than {LARGEST_TRAIN_SIZE:.0e} images would be needed"
-            return None, None, [why]
-        size = max(1.0, float(np.exp(log_size)))
-        if self.at(size)[1] is None:
-            return size, None, []
-        low, high = (self._first(sizes, sign, float(np.log(target))) for sign in (-1, 1))
-        if low is None or high is None or high / low > WIDEST_ANSWER:
-            return None, None, [self._why(target, low, high)]
-        return size, (low, high), []
-
-    def _first(self, sizes: Array, sign: int, target: float) -> float | None:
-        bounds = [value + sign * (reach or 0.0) for value, reach in map(self.at, sizes.tolist())]
-        reached = np.flatnonzero(np.array(bounds) <= target)
-        return float(sizes[reached[0]]) if len(reached) else None
-
-    def _why(self, target: float, low: float | None, high: float | None) -> str:
-        at = "no bound" if high is None else f"{high:.2g}"
-        pilot = "a pilot of small trainings on the dataset itself" if not self.num_pilot else "a larger pilot"
-        return (
-            f"{CANNOT_BE_TOLD}: between {'1' if low is None else f'{low:.2g}'} and {at} images could reach "
-            "a loss of "
-            f"{target:.3g}, more than a factor {WIDEST_ANSWER:.0e}; {pilot} narrows it"
-        )
 
 
 def _check(
@@ -289,8 +163,12 @@ def _check(
             raise ConfigError(f"{name} must be a positive finite number", repr(value), WAYS_OUT[name])
 
 
-def _growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Growth, list[str]]:
-    """Return the narrowest usable prior and what had to be given up for it."""
+def usable_growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Growth, list[str]]:
+    """Return the narrowest usable prior and what had to be given up for it.
+
+    Raises:
+        DataError: if the sweep had too little data, with the reason.
+    """
     warnings: list[str] = []
     for subset in ([domain] if domain else []) + [ALL]:
         found = fits.growth_of(model=model, subset=subset)

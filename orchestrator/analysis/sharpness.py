@@ -21,6 +21,8 @@ Policy = Literal["refuse", "rescale", "ignore"]
 #: The short reason of every refusal; the long one, with the scales met, is the scale's note.
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
 
+#: What is measured on the scale of K_F and converted with it.
+_MEASURED = (c.LABEL_SHARPNESS, c.LABEL_SHARPNESS_MEAN, c.LABEL_SHARPNESS_PERMUTED)
 _SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]
 
 
@@ -49,7 +51,7 @@ def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, Sha
             f"measured on {listing}."
         )
         scale = SharpnessScale(comparable=True, policy=policy, note=note, scales=tuple(found))
-        return table.assign(**{c.LABEL_SHARPNESS: _rescaled(table, reference)}), scale
+        return table.assign(**{name: _rescaled(table, name, reference) for name in _MEASURED}), scale
     if policy == "ignore":
         note = (
             "K_F is compared over unequal scales as it stands, although more pixels or channels alone "
@@ -63,9 +65,9 @@ def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, Sha
     return table, SharpnessScale(comparable=False, policy=policy, note=note, scales=tuple(found))
 
 
-def _rescaled(table: pd.DataFrame, reference: np.ndarray) -> pd.Series:
-    range_, side, channels = (table[name] / value for name, value in zip(_SCALE, reference, strict=True))
-    return pd.Series(table[c.LABEL_SHARPNESS] * range_ * side * np.sqrt(channels))
+def _rescaled(table: pd.DataFrame, name: str, reference: np.ndarray) -> pd.Series:
+    range_, side, channels = (table[part] / value for part, value in zip(_SCALE, reference, strict=True))
+    return pd.Series(table[name] * range_ * side * np.sqrt(channels))
 
 
 def _spell(key: object) -> str:

@@ -14,11 +14,12 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.markup import escape
 
-from orchestrator.cli import comparing, data, environment, results, sweeps, tuning
+from orchestrator.cli import comparing, data, environment, predicting, results, sweeps, tuning
 from orchestrator.cli.log import command_log
-from orchestrator.cli.options import Place, without_passwords
+from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr
 from orchestrator.cli.usage import UsageError, explained
+from orchestrator.planning.redaction import without_secrets
 from orchestrator.running.signals import stop_on_signals
 from search_spaces.errors import SetupError, SweepError
 
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 COMMANDS: dict[str, tuple[Callable[..., int], ...]] = {
     "Sweeps": (sweeps.run, sweeps.plan, sweeps.status, tuning.tune, sweeps.reconcile),
-    "Results": (results.results, results.fit, results.report, results.predict),
+    "Results": (results.results, results.fit, results.report, predicting.predict),
     "Designs": (comparing.power, comparing.compare),
     "Your data": (data.datasets, data.prepare, data.measure, data.locate),
     "Environment": (environment.doctor,),
@@ -135,5 +136,5 @@ def _run(command: Command) -> int:
 
 def _failed(error: SweepError) -> int:
     # Not folded: a command or path in it can be copied.
-    stderr.print(f"[bold red]isweep:[/] {escape(without_passwords(str(error)))}", soft_wrap=True)
+    stderr.print(f"[bold red]isweep:[/] {escape(without_secrets(str(error)))}", soft_wrap=True)
     return error.exit_code

@@ -1,28 +1,27 @@
-"""Commands that read what a sweep found: table, fits, report, predictions."""
+"""Commands that read what a sweep found: table, fits, report."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import ArgumentCollection, Group, Parameter
+from cyclopts import Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import Place, Positive, real
+from orchestrator.cli.options import Place
 from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
+from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
 from search_spaces.errors import ConfigError, SetupError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis import Prediction
     from orchestrator.analysis.intervention_records import Arm
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
 
-Finite = Annotated[float, real()]
 SHOWN = {
     "model": "model",
     "dataset": "dataset",
@@ -33,8 +32,11 @@ SHOWN = {
     "test_accuracy": "accuracy",
     "d_data_mle": "d_data",
     "label_sharpness": "K_F",
+    "r_hat_pred": "R̂",
 }
 """Columns that ``isweep results`` prints for people, with their short names."""
+WHERE_MEASURED = ("r_hat_pred",)
+"""Of these, those that stand there only where some row has them."""
 
 
 def results(
@@ -43,7 +45,9 @@ def results(
     *,
     csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    predictions: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     from_store: bool = False,
+    search: bool = False,
     place: Place = Place(),
 ) -> int:
     """Print or write the tidy table, one row per trial.
@@ -52,12 +56,20 @@ def results(
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         csv: Write it as CSV.
         parquet: Write it as Parquet.
+        predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
+            image; the sweep needs predictions: true.
         from_store: Do not compare with MLflow.
+        search: The trials of isweep tune instead.
         place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
 
-    table = read_table(preset, place, from_store=from_store)
+    if predictions:
+        from orchestrator.cli.kept import write_predictions
+
+        return write_predictions(preset, predictions, place)
+    table = read_search(preset, place) if search else read_table(preset, place, from_store=from_store)
+    names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (SHOWN, "train_size")
     what = f"{len(table)} rows to "
     if csv:
         written(csv, lambda path: write_csv(table, path), what)
@@ -68,10 +80,15 @@ def results(
     rows = json.loads(table.to_json(orient="records", double_precision=15))
 
     def show() -> None:
-        shown = grid(*SHOWN.values(), numeric_from=[*SHOWN].index("train_size"))
+        shown = {
+            name: words
+            for name, words in names.items()
+            if name not in WHERE_MEASURED or any(row.get(name) is not None for row in rows)
+        }
+        lines = grid(*shown.values(), numeric_from=[*shown].index(first_number))
         for row in rows:
-            shown.add_row(*(cell(row.get(name)) for name in SHOWN))
-        stdout.print(shown)
+            lines.add_row(*(cell(row.get(name)) for name in shown))
+        stdout.print(lines)
 
     emit(place, rows, show)
     return 0
@@ -89,7 +106,7 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
     from orchestrator.analysis.fit_tables import fit_tables
 
     table = read_table(preset, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=_arms(preset, place))
+    fits = fit_scaling_laws(table, arms=arms(preset, place))
 
     def show() -> None:
         for table in fit_tables(fits):
@@ -147,123 +164,6 @@ def _published(table: pd.DataFrame, place: Place) -> int:
     return 0
 
 
-def _one_goal(arguments: ArgumentCollection) -> None:
-    given = [argument.name for argument in arguments if argument.tokens]
-    if len(given) > 1:
-        raise ValueError(f"argument {given[1]}: not allowed with argument {given[0]}")
-    if not given:
-        raise ValueError("one of the arguments --train-size --target-loss is required")
-
-
-GOAL = Group("Goal (one of the two)", validator=_one_goal, sort_key=1)
-
-
-def predict(
-    preset: str,
-    /,
-    *,
-    model: str = "pooled",
-    domain: Literal["natural", "medical"] | None = None,
-    d_data: Finite | None = None,
-    label_sharpness: Finite | None = None,
-    measured: Annotated[str | None, Parameter(metavar="SOURCE")] = None,
-    train_size: Annotated[Positive | None, Parameter(group=GOAL, metavar="N")] = None,
-    target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
-    from_store: bool = False,
-    place: Place = Place(),
-) -> int:
-    """Print the loss to expect at a size, or the size for a loss, from a sweep's fits.
-
-    Args:
-        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
-        model: A model of the sweep; pooled (default) for all of them together.
-        domain: Domain of your training set.
-        d_data: Intrinsic dimension of your training set.
-        label_sharpness: K_F of your training set.
-        measured: Take both from a record that isweep measure --json wrote, or measure these images now.
-        train_size: How many images you train on.
-        target_loss: Test loss to reach.
-        from_store: Do not compare with MLflow.
-        place: Where everything lies.
-    """
-    from orchestrator.analysis import fit_scaling_laws
-    from orchestrator.analysis import predict as prediction
-
-    given = {"d_data": d_data, "label_sharpness": label_sharpness}
-    numbers = _with_measured(given, measured, preset, place)
-    found = prediction(
-        fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=_arms(preset, place)),
-        model=model,
-        domain=domain,
-        d_data=numbers["d_data"],
-        label_sharpness=numbers["label_sharpness"],
-        train_size=train_size,
-        target_loss=target_loss,
-    )
-    emit(place, found.to_json(), lambda: _show_prediction(found, model, domain))
-    return 0
-
-
-def _show_prediction(found: Prediction, model: str, domain: str | None) -> None:
-    from orchestrator.analysis.formats import number
-    from orchestrator.analysis.prediction import LEVEL
-
-    table = grid(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
-    low, high = found.interval or (None, None)
-    bounds = "none" if found.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
-    table.add_row(number(found.value) or "none", bounds, escape(model), domain or "all")
-    stdout.print(table)
-    if found.warning:
-        stdout.print(escape(f"Beware: {found.warning}."), soft_wrap=True)
-
-
-def _with_measured(
-    given: dict[str, float | None], measured: str | None, preset: str, place: Place
-) -> dict[str, float]:
-    """Fill in what was not given from what was measured.
-
-    Raises:
-        ConfigError: when a number is neither given nor measured.
-    """
-    numbers = {name: value for name, value in given.items() if value is not None}
-    if len(numbers) == len(given):
-        return numbers
-    if measured is not None:
-        return {**_measured_values(measured, preset, place), **numbers}
-    missing = ", ".join(f"--{name.replace('_', '-')}" for name in given if name not in numbers)
-    raise ConfigError(
-        f"the following arguments are required: {missing}",
-        way_out="give them, or --measured with a folder of images or a record of isweep measure --json",
-    )
-
-
-def _measured_values(source: str, preset: str, place: Place) -> dict[str, float]:
-    """Return d_data and K_F of a record, or of images measured now at the sweep's side and channels."""
-    from orchestrator.analysis.measured_values import read_record, values_of
-
-    if source.endswith(".json"):
-        record = read_record(Path(source))
-    else:
-        from orchestrator.planning.paths import RootPaths
-        from orchestrator.planning.workspace import Workspace
-        from orchestrator.running.own_data import MeasureRequest, measure_source
-        from tasks.remote import InlineExecutor
-
-        sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
-        channels = sweep.channels or 1
-        request = MeasureRequest(source=source, image_size=sweep.image_size, channels=channels)
-        record = measure_source(request, InlineExecutor(), RootPaths.at(place.root)).to_json()
-    values = values_of(record)
-    missing = {"d_data", "label_sharpness"} - set(values)
-    if missing:
-        raise ConfigError(
-            "--measured must give both numbers",
-            f"no {' and no '.join(sorted(missing))} in {source}",
-            "measure with labels",
-        )
-    return values
-
-
 def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
     """Return the tidy table of a sweep from its result store, compared with MLflow unless ``from_store``.
 
@@ -292,7 +192,8 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
     return table
 
 
-def _arms(preset: str, place: Place) -> tuple[Arm, ...]:
+def arms(preset: str, place: Place) -> tuple[Arm, ...]:
+    """Return the datasets of a sweep's experiment; none where it has no worlds."""
     from orchestrator.analysis.reporting import arms_of
     from orchestrator.planning.workspace import Workspace
 

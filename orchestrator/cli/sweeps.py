@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
+from orchestrator.cli.cells import show_cell
 from orchestrator.cli.listing import emit_grid, emit_sweeps, grouped_failures, running_lines, watch
 from orchestrator.cli.options import Changes, ClusterOptions, Place, Positive, ReadingOptions, run_options
 from orchestrator.cli.printing import emit, line, stderr, stdout
@@ -99,6 +100,7 @@ def plan(
     from orchestrator.planning.extras import extras
     from orchestrator.planning.plan import plan_rows
     from orchestrator.planning.workspace import Workspace
+    from orchestrator.tuning.standing import most_trainings
 
     kind = card_named(card)
     if gpus < 1:
@@ -112,6 +114,7 @@ def plan(
     cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
     beside = extras(workspace.plan, state.incomplete)
     cost |= vars(beside)
+    trainings, search = most_trainings(workspace)
 
     def show() -> None:
         emit_grid(rows, all_=all_)
@@ -120,16 +123,11 @@ def plan(
             f"{len(measures)} measures: {_num_done(measures)} done"
         )
         _say_what_is_missing(workspace, missing)
-        stdout.print(escape(cost["text"]))
-        stdout.print(beside.text)
+        for text in filter(None, (cost["text"], beside.text, search)):
+            stdout.print(escape(text))
 
-    document = {
-        "sweep": workspace.plan.sweep.name,
-        "trials": rows,
-        "measures": measures,
-        "not_prepared": missing,
-        "estimate": cost,
-    }
+    document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
+    document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
     emit(place, document, show)
     return 0
 
@@ -140,6 +138,7 @@ def status(
     *,
     watch_: Annotated[bool, Parameter(name="--watch")] = False,
     interval: Annotated[Positive, Parameter(metavar="SECONDS")] = 2,
+    cell: Annotated[str | None, Parameter(metavar="ID")] = None,
     place: Place = Place(),
 ) -> int:
     """Show progress, and failures with their reasons; without a name, the sweeps of the root.
@@ -148,12 +147,15 @@ def status(
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         watch_: Show it anew until nothing runs any more.
         interval: Seconds between two looks (default 2).
+        cell: Tell the story of one cell: attempts, nodes, failures, logs.
         place: Where everything lies.
     """
     from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.workspace import Workspace
 
     if preset is None:
+        if cell is not None:
+            raise ConfigError("--cell needs a sweep", "none", "e.g. isweep status paper --cell ID")
         opened = [
             Workspace.open(name, place.root, place.storage, as_run=True)
             for name in RootPaths.at(place.root).sweep_names()
@@ -161,6 +163,9 @@ def status(
         emit_sweeps(place, [{"sweep": one.plan.sweep.name, **_progress(one)} for one in opened])
         return 0
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    if cell is not None:
+        show_cell(workspace, cell, place)
+        return 0
     if watch_:
         watch(lambda: _progress(workspace), interval)
     if not workspace.paths.exist:
@@ -183,6 +188,8 @@ def status(
             stdout.print(f"{len(document['foreign'])} results belong to no planned trial; kept, not used")
         if document["done"]:
             stdout.print(escape(document["cost"]["text"]), soft_wrap=True)
+        if document["search"] is not None:
+            stdout.print(escape(document["search"]["text"]), soft_wrap=True)
 
     emit(place, document, show)
     return 0
@@ -257,10 +264,10 @@ def _way_in(place: Place, preset: str) -> str:
 
 
 def _state(workspace: Workspace, running: Iterable[str] | None = None) -> State:
-    from orchestrator.results.state import read_state
+    from orchestrator.results.state import look_at_state
     from orchestrator.running.run_state import running_trials
 
-    return read_state(workspace, running_trials(workspace) if running is None else running)
+    return look_at_state(workspace, running_trials(workspace) if running is None else running)
 
 
 def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
@@ -291,6 +298,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.planning.prices import read_prices
     from orchestrator.results.cost import cost_of
     from orchestrator.running.run_state import read_run
+    from orchestrator.tuning.standing import search_standing
     from tasks.trials.result import TrialStatus
 
     # First what runs, then what is done: a trial that ends in between counts once, as done.
@@ -298,13 +306,14 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
     trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
     state = _state(workspace, trials)
     cost = cost_of(state, read_prices(workspace.paths.prices))
+    search = search_standing(workspace)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
     return {
         "planned": counts.total(),
         **{str(one): counts[one] for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)},
         "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
         "stale": counts[CellStatus.STALE],
-        "diverged": sum(one.result.status == TrialStatus.DIVERGED for one in state.results.values()),
+        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
         "now": "" if run is None else run.now,
         "seconds_left": None if run is None else run.seconds_left,
         "running_trials": {name: trial for name, trial in trials.items() if name not in state.results},
@@ -312,6 +321,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         "unreadable": [vars(item) for item in state.unreadable],
         "foreign": sorted(state.foreign),
         "cost": vars(cost) | {"text": cost.text()},
+        "search": None if search is None else search.model_dump() | {"text": search.summary},
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -10,6 +10,22 @@ from rich.markup import escape
 from orchestrator.cli.options import Changes, ClusterOptions, Place, ReadingOptions, run_options
 from orchestrator.cli.printing import emit, line, stderr, stdout, text_table
 from orchestrator.cli.sweeps import _raw_folders
+from search_spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEARCH_SHOWN = {
+    "model": "model",
+    "dataset": "dataset",
+    "learning_rate": "rate",
+    "weight_decay": "decay",
+    "batch_size": "batch",
+    "status": "status",
+    "epochs": "epochs",
+    "validation_loss": "loss",
+}
+"""Columns that ``isweep results --search`` prints for people, with their short names."""
 
 
 def tune(
@@ -35,7 +51,7 @@ def tune(
     from orchestrator.planning.changes import read_changes
     from orchestrator.running.progress import Progress
     from orchestrator.tuning.pipeline import tune_sweep
-    from orchestrator.tuning.tables import document, outcome_table
+    from orchestrator.tuning.tables import brief_table, document
 
     progress = Progress(console=None if cluster.quiet else stderr)
     options = run_options(place, cluster, reading, _raw_folders(raw))
@@ -49,10 +65,29 @@ def tune(
     found: dict[str, Any] = document(summary)
 
     def show() -> None:
-        stdout.print(text_table(outcome_table(summary.cells)))
+        stdout.print(text_table(brief_table(summary.cells)))
         if summary.report is not None:
             line(str(summary.report))
         line(str(summary.recipe))
 
     emit(place, found, show)
     return summary.exit_code
+
+
+def read_search(preset: str, place: Place) -> pd.DataFrame:
+    """Return the stored trials of a sweep's search.
+
+    Raises:
+        ConfigError: when there are none.
+    """
+    import pandas as pd
+
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.tuning.standing import search_rows
+
+    rows = search_rows(Workspace.open(preset, place.root, place.storage, as_run=True))
+    if not rows:
+        raise ConfigError(
+            "Results of a search need one", f"{preset}: none stored", f"run: {place.hint('tune', preset)}"
+        )
+    return pd.DataFrame(rows)

@@ -130,6 +130,10 @@ class RootPaths:
         """Folder of the recipes that searches wrote; sweeps of this root may name them."""
         return self.root / "recipes"
 
+    def pretrained(self, key: str) -> Path:
+        """Weights that a library trained, downloaded once: a safetensors file."""
+        return self.root / "pretrained" / f"{key}.safetensors"
+
     def tuned_recipe(self, sweep: str) -> Path:
         """The recipe that the search of a sweep writes."""
         return self.recipes / f"tuned-{sweep}.yaml"
@@ -158,6 +162,16 @@ class SweepPaths:
     def sweep_file(self) -> Path:
         """The sweep as it was last run, as a sweep file of its own."""
         return self.folder / "sweep.yaml"
+
+    @property
+    def index(self) -> Path:
+        """Outlines of the sweep's results; may be thrown away."""
+        return self.folder / "index.jsonl"
+
+    @property
+    def code(self) -> Path:
+        """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
+        return self.folder / "code"
 
     @property
     def report(self) -> Path:

@@ -128,7 +128,8 @@ def plan_sweep(sweep: SweepSpec) -> SweepPlan:
             ),
             attacks=sweep.attacks,
             robustness=sweep.robustness,
-            representation=RepresentationSpec(num_neighbors=sweep.num_neighbors),
+            predictions=sweep.predictions,
+            representation=RepresentationSpec(num_neighbors=sweep.num_neighbors, stages=sweep.d_repr_stages),
         )
         for group in subsets.values()
         for subset in group

@@ -72,9 +72,7 @@ def load_sweep(
         path = Path(source)
         text = _read_file(path)
         # As a script's own folder is: modules of one's own networks lie beside the sweep file.
-        folder = str(path.parent.absolute())
-        if folder not in sys.path:
-            sys.path.append(folder)
+        find_modules_in(path.parent)
         return _own_paths(
             parse_sweep(text, origin=str(source), folder=path.parent, changes=changes, recipes=recipes),
             path.parent,
@@ -160,7 +158,10 @@ def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     inner = _with_recipe_file(_load_yaml(_read_file(path, "recipe file"), str(path)), path.parent, depth + 1)
     if not isinstance(inner, dict):
         raise ConfigError(f"{path} must be a mapping", type(inner).__name__, "see README, 'Recipes'")
-    rows = [row for part in (inner, outer) for row in part.get("overrides", [])]
+    parts = [part["overrides"] for part in (inner, outer) if "overrides" in part]
+    if not all(isinstance(rows, list) for rows in parts):
+        raise ConfigError(f"overrides of {path} must be a list", "something else", "see README, 'Recipes'")
+    rows = [row for rows in parts for row in rows]
     merged = {**inner, **{key: value for key, value in outer.items() if key != "from"}}
     return {**merged, **({"overrides": rows} if rows else {})}
 
@@ -339,3 +340,10 @@ def _check_estimator(name: str) -> None:
         from tasks.measures.intrinsic_dimension import table_width
 
         table_width((name,), 0)
+
+
+def find_modules_in(folder: Path) -> None:
+    """Let modules of one's own networks be found in a folder, after all others of their name."""
+    name = str(folder.absolute())
+    if name not in sys.path:
+        sys.path.append(name)

@@ -54,6 +54,8 @@ D_DATA_TWONN = "d_data_twonn"
 D_DATA_TWONN_STD_ERROR = "d_data_twonn_std_error"
 LABEL_SHARPNESS = "label_sharpness"
 LABEL_SHARPNESS_P99 = "label_sharpness_p99"
+LABEL_SHARPNESS_MEAN = "label_sharpness_mean"
+LABEL_SHARPNESS_PERMUTED = "label_sharpness_permuted"
 D_DATA_CALIBRATED = "d_data_calibrated"
 SHARPNESS_PIXEL_RANGE = "sharpness_pixel_range"
 SHARPNESS_CHANNELS = "sharpness_channels"
@@ -62,6 +64,7 @@ NUM_CONFLICTS = "num_conflicts"
 SHARED_GROUP_SHARE = "shared_group_share"
 ATTEMPT = "attempt"
 WALL_TIME_S = "wall_time_s"
+ENERGY_J = "energy_j"
 NUM_PARAMETERS = "num_parameters"
 DATA_FINGERPRINT = "data_fingerprint"
 CODE_VERSION = "code_version"
@@ -80,6 +83,16 @@ ATTACK_QUANTITIES = ("loss", "loss_gain", "accuracy_drop", "robust_accuracy")
 Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
 """Where a column comes from: the choices, the run that made the result, the trained network's scores, its
 representation, attacks on it, or the measures of its training images."""
+
+#: Neighbours from which d_data is shown too, to see what it owes to their number.
+NEIGHBORS_TOO = (5, 10)
+DEFAULT_NEIGHBORS = 20
+
+
+def d_data_at(num_neighbors: int) -> str:
+    """Return the column of the maximum-likelihood d_data from that many neighbours."""
+    return f"{D_DATA_MLE}_k{num_neighbors}"
+
 
 _ATTACK = re.compile(r"^(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_loss_gain$")
 
@@ -194,11 +207,25 @@ COLUMNS: tuple[Column, ...] = (
     _measure(
         D_DATA_MLE_STD_ERROR, "standard error of `d_data_mle` over the points of the one training subset"
     ),
+    *(
+        _measure(d_data_at(k), f"`d_data_mle` from the {k} nearest neighbours instead of {DEFAULT_NEIGHBORS}")
+        for k in NEIGHBORS_TOO
+    ),
     _measure(D_DATA_TWONN, "the same by the two-nearest-neighbours estimator"),
     _measure(D_DATA_TWONN_STD_ERROR, "standard error of `d_data_twonn`"),
     _measure(
         LABEL_SHARPNESS,
         "largest label difference per pixel distance over pairs of training images (K_F)",
+        "1 / L2 pixel distance",
+    ),
+    _measure(
+        LABEL_SHARPNESS_MEAN,
+        "mean over training images of 1 / distance to the nearest with another label (average smoothness)",
+        "1 / L2 pixel distance",
+    ),
+    _measure(
+        LABEL_SHARPNESS_PERMUTED,
+        "what `label_sharpness` would be if the same labels had nothing to do with the images",
         "1 / L2 pixel distance",
     ),
     _measure(
@@ -216,6 +243,11 @@ COLUMNS: tuple[Column, ...] = (
     _run(WALL_TIME_S, "duration of the trial", "s"),
     _run(IMAGES_PER_SECOND, "training images per second of training", "images / s"),
     _run(PEAK_MEMORY_BYTES, "peak memory of the trial: on the card, or of the process on a CPU", "bytes"),
+    _run(
+        ENERGY_J,
+        "energy of the card while the trial ran, of all that ran on it; absent without a card that counts",
+        "J",
+    ),
     _score(NUM_PARAMETERS, "trainable parameters of the network"),
     _run(DATA_FINGERPRINT, "content hash of the prepared dataset", kind="text"),
     _run(CODE_VERSION, "commit, or package version, that produced the row", kind="text"),
@@ -291,6 +323,11 @@ def _describe_dimension(name: str) -> Column | None:
     match = re.fullmatch(r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*)", name)
     if match is None:
         return None
+    stage = re.fullmatch(r"(?P<estimator>.*)_stage(?P<place>\d+)", match["estimator"])
+    if stage and match["dimension"] == "d_repr":
+        where = f"activations after stage {stage['place']} of the network, counted from the pixels"
+        words = f"intrinsic dimension of the {where}, by the estimator `{stage['estimator']}`"
+        return Column(name, words, origin="d_repr")
     origin: Origin = "d_repr" if match["dimension"] == "d_repr" else "measure"
     words = f"{match['dimension']} by the estimator `{match['estimator']}` (docs/measures.md)"
     return Column(name, words, origin=origin)

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.results import migration
 from search_spaces.specs import Domain, MeasureSpec
-from search_spaces.trials import TrialSpec
+from search_spaces.trials import Measurement, PredictionMeasurement, TrialSpec
 from tasks.finding import Finding
 from tasks.measures.records import MeasureResult
 from tasks.trials.result import TrialResult
@@ -82,6 +82,7 @@ class TrialRecord(SealedRecord):
         data_fingerprint: Content hash of the prepared dataset.
         shared_group_share: Share of test images whose group is also trained on.
         gpu_share: Share of a GPU that the trial had; 0 on a CPU.
+        gpu_name: The GPU, in its driver's words; empty on a CPU.
         attempt: Which attempt this was, from 1.
         started_at: Seconds since 1970.
         finished_at: Likewise.
@@ -102,6 +103,7 @@ class TrialRecord(SealedRecord):
     data_fingerprint: str
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
+    gpu_name: str = ""
     attempt: int
     started_at: float
     finished_at: float
@@ -114,10 +116,25 @@ class TrialRecord(SealedRecord):
         """The trial's id."""
         return self.trial_id
 
+    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
+        """Return the measurements of ``asked`` that this record does not have.
+
+        Predictions that found no room are missing, where the network is kept to make them from.
+        """
+        result = self.result
+        return missing(self.spec, asked, kept_without=bool(result.weights) and not result.predictions)
+
     @model_validator(mode="before")
     @classmethod
     def _migrate(cls, data: Any) -> Any:
         return migration.trial(data) if migration.is_version(data, 1) else data
+
+
+def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
+    """Return what a trial made by ``made`` lacks; ``kept_without``: with a network but no predictions kept."""
+    return made.lacks(asked) or tuple(
+        item for item in asked.measurements if kept_without and isinstance(item, PredictionMeasurement)
+    )
 
 
 class MeasureRecord(SealedRecord):
@@ -194,6 +211,8 @@ class CellReport(Finding):
         data_fingerprint: Of the images it was given; empty with a failure.
         shared_group_share: See :class:`TrialRecord`.
         gpu_share: See :class:`TrialRecord`.
+        gpu_name: See :class:`TrialRecord`.
+        log: What it logged, warned of and printed.
     """
 
     started_at: float
@@ -202,3 +221,5 @@ class CellReport(Finding):
     data_fingerprint: str = ""
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
+    gpu_name: str = ""
+    log: str = ""

@@ -14,6 +14,7 @@ from orchestrator.results import columns as c
 from orchestrator.results.records import MeasureRecord, TrialRecord
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import pair_name
+from tasks.measures.records import SizeRecord
 from tasks.trials.measured import EpochScore
 from tasks.trials.result import EpochRecord, TrialResult, TrialStatus
 
@@ -177,8 +178,11 @@ def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
         found[c.IMAGES_PER_SECOND] = train_size * len(result.history) / seconds
     if result.peak_memory_bytes:
         found[c.PEAK_MEMORY_BYTES] = result.peak_memory_bytes
+    found[c.ENERGY_J] = result.energy_j
     found.update(_robustness(result))
     found.update({f"d_repr_{name}": estimate.value for name, estimate in result.d_repr.items()})
+    for place, stage in enumerate(result.d_repr_stages, start=1):
+        found.update({f"d_repr_{name}_stage{place}": e.value for name, e in stage.d_repr.items()})
     for attack in result.attacks:
         found.update({f"{attack.name}_{name}": getattr(attack, name) for name in c.ATTACK_QUANTITIES})
     return _finite(found)
@@ -215,11 +219,21 @@ def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
         found[c.LABEL_SHARPNESS] = sharpness.value
         found[c.SHARPNESS_PIXEL_RANGE] = None if pixel_range is None else pixel_range[1] - pixel_range[0]
         found[c.SHARPNESS_CHANNELS] = sharpness.convention.channels
+        found[c.LABEL_SHARPNESS_MEAN] = (sharpness.percentiles or {}).get("mean")
+        found[c.LABEL_SHARPNESS_PERMUTED] = sharpness.permuted
     for name in c.TABLE_ESTIMATORS:
         if name in size.d_data:
             found[f"d_data_{name}"] = size.d_data[name].value
             found[f"d_data_{name}_std_error"] = size.d_data[name].std_error
+    found.update(_other_neighbors(size))
     return _finite(found)
+
+
+def _other_neighbors(size: SizeRecord) -> dict[str, float | None]:
+    estimate = size.d_data.get("mle")
+    curve = () if estimate is None else estimate.details.get("curve", ())
+    values = {point["num_neighbors"]: point["value"] for point in curve}
+    return {c.d_data_at(k): values[k] for k in c.NEIGHBORS_TOO if k in values}
 
 
 def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | None]]:

@@ -2,8 +2,7 @@
 
 A file is believed only when its checksum matches its content and its schema is one that we read. Files are
 written by the driver alone, each to a temporary sibling that is flushed and renamed, so a reader sees the old
-one, the new one, or none. Storage is a local folder or any fsspec URL (an object store's put is atomic by
-itself).
+one, the new one, or none: :mod:`orchestrator.results.storage`.
 """
 
 from __future__ import annotations
@@ -11,30 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import posixpath
 import secrets
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
-from orchestrator.results.patience import PASSING, StorageAway
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
-from search_spaces.errors import ConfigError, CorruptStoreError, NewerRecordError, SetupError, SweepError
+from orchestrator.results.storage import Content, Folder, Found, open_storage
+from search_spaces.errors import CorruptStoreError, NewerRecordError, SweepError
 from search_spaces.fingerprint import fingerprint
-from tasks.atomic import write_atomic
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=SealedRecord)
 
 IDENTITY_FILE = "store.json"
-READ_TOGETHER = 500
 
 
 @dataclass
@@ -52,30 +45,34 @@ class Newer(Unreadable):
 
 @dataclass
 class Scan(Generic[R]):
-    """All records of one kind, by id, and what was left out."""
+    """All records of one kind, by id, and what was left out.
+
+    Attributes:
+        records: What is believed.
+        unreadable: What is not.
+        stamps: Of the files of ``records``, see :class:`Found`.
+    """
 
     records: dict[str, R] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
+    stamps: dict[str, str] = field(default_factory=dict)
 
 
 class ResultStore:
-    """Sealed records of one sweep below ``url``, a local path or fsspec URL.
+    """Sealed records of one sweep below ``url``, a local path or the URL of an object store.
 
     Layout: ``trials/<trial_id>/result.json`` (the completion marker), ``trials/<trial_id>/failure.json`` (the
     latest failed attempt) and ``measures/<measure_id>/result.json``.
     """
 
     def __init__(self, url: str) -> None:
+        """Open it; nothing is asked or made.
+
+        Raises:
+            ConfigError: see :func:`open_storage`.
+        """
         self.url = url
-        try:
-            self._fs, self._base = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                "--storage must be a URL that fsspec can open",
-                f"{url}: {str(error).splitlines()[0]}",
-                "install the package it names, or use a path",
-            ) from None
-        self._local = isinstance(self._fs, LocalFileSystem)
+        self._files = open_storage(url)
 
     def save(self, record: SealedRecord) -> None:
         """Write a record; a trial's result is its completion marker, and its earlier failure is forgotten.
@@ -83,22 +80,40 @@ class ResultStore:
         Raises:
             SetupError: when the storage is full or cannot be written; the previous file is still whole.
         """
-        self._write(self._path(record.folder, record.record_id, record.file), record.plain())
+        self._files.write(self._path(record.folder, record.record_id, record.file), self.sealed(record))
         if isinstance(record, TrialRecord):
-            failure = self._path(FailureRecord.folder, record.record_id, FailureRecord.file)
-            if self._fs.exists(failure):
-                self._fs.rm(failure)
+            self._files.remove(self._path(FailureRecord.folder, record.record_id, FailureRecord.file))
 
-    def scan(self, kind: type[R]) -> Scan[R]:
-        """Read all records of ``kind``, by id."""
+    @staticmethod
+    def sealed(record: SealedRecord) -> bytes:
+        """Return what a record's file holds."""
+        plain = record.plain()
+        sealed = {"sha256": fingerprint(plain), "record": plain}
+        return json.dumps(sealed, indent=1, allow_nan=False).encode()
+
+    def listing(self, kind: type[R]) -> dict[str, Found]:
+        """Return the files of ``kind``, by id, without reading them."""
+        listed = self._files.find(self._path(kind.folder), kind.file)
+        return {posixpath.basename(posixpath.dirname(file.path)): file for file in listed}
+
+    def stamp(self, record: SealedRecord) -> str:
+        """Return the stamp of a record's file as it is now; empty where it cannot be asked."""
+        return self._files.stamp(self._path(record.folder, record.record_id, record.file))
+
+    def scan(self, kind: type[R], files: Iterable[Found] | None = None) -> Scan[R]:
+        """Read all records of ``kind``, or those in ``files`` alone, by id."""
         scan: Scan[R] = Scan()
-        for record_id, path, found in self._files(kind.folder, kind.file):
+        if files is None:
+            files = self._files.find(self._path(kind.folder), kind.file)
+        for file, content in self._files.read_many(files):
+            record_id = posixpath.basename(posixpath.dirname(file.path))
             try:
-                scan.records[record_id] = _believed(path, found, kind, record_id)
+                scan.records[record_id] = _believed(file.path, content, kind, record_id)
+                scan.stamps[record_id] = file.stamp
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 left_out = Newer if isinstance(error, NewerRecordError) else Unreadable
-                scan.unreadable.append(left_out(path, error.value))
+                scan.unreadable.append(left_out(file.path, error.value))
         return scan
 
     def read(self, kind: type[R], record_id: str) -> R | None:
@@ -110,7 +125,7 @@ class ResultStore:
         """
         path = self._path(kind.folder, record_id, kind.file)
         try:
-            found: bytes | OSError = self._fs.cat_file(path)
+            found: Content = self._files.read(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -120,14 +135,15 @@ class ResultStore:
     @property
     def lock(self) -> Path | None:
         """File that the one driver of a store holds; None for an object store, which has no locks."""
-        return Path(self._base) / "driver.lock" if self._local else None
+        return Path(self._files.base) / "driver.lock" if isinstance(self._files, Folder) else None
 
     def identity(self) -> str | None:
         """Return what tells this store from every other one, wherever it is moved; None before a run."""
         path = self._path(IDENTITY_FILE)
         try:
-            found = json.loads(self._fs.cat_file(path)) if self._fs.exists(path) else {}
-            return str(found["store_id"]) if found else None
+            return str(json.loads(self._files.read(path))["store_id"])
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptStoreError(
                 "The result store's own id must be whole",
@@ -145,83 +161,14 @@ class ResultStore:
         found = self.identity()
         if found is None:
             found = secrets.token_hex(8)
-            self._put(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
+            self._files.write(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
         return found
 
     def _path(self, *parts: str) -> str:
-        return posixpath.join(self._base, *parts)
-
-    def _files(self, folder: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
-        """Yield id, path and content of every record file, or what reading it raised, ordered by id."""
-        base = self._path(folder)
-        try:
-            if self._local:
-                yield from _local_files(base, name)
-            else:
-                yield from self._remote_files(base, name)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError as error:
-            raise SetupError(
-                "The result store must be readable",
-                f"{base}: {error.strerror or error}",
-                "mend the permissions or the connection, then run the same command again",
-            ) from error
-
-    def _remote_files(self, base: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
-        """As :meth:`_files`; an object store is asked for many files at a time."""
-        self._fs.invalidate_cache()
-        paths = sorted(self._fs.glob(posixpath.join(base, "*", name)))
-        for start in range(0, len(paths), READ_TOGETHER):
-            batch = paths[start : start + READ_TOGETHER]
-            found = self._fs.cat(batch, on_error="return")
-            for path in batch:
-                content = found[path]
-                if isinstance(content, Exception) and not isinstance(content, OSError):
-                    content = OSError(str(content))
-                yield posixpath.basename(posixpath.dirname(path)), path, content
-
-    def _write(self, path: str, record: dict[str, Any]) -> None:
-        sealed = {"sha256": fingerprint(record), "record": record}
-        self._put(path, json.dumps(sealed, indent=1, allow_nan=False).encode())
-
-    def _put(self, path: str, data: bytes) -> None:
-        way_out = "free space or fix the permissions, then run the same command again: what is done is kept"
-        put_whole(self._fs, path, data, "The result store must be writable", way_out)
+        return posixpath.join(self._files.base, *parts)
 
 
-def put_whole(fs: fsspec.AbstractFileSystem, path: str, data: bytes, rule: str, way_out: str) -> None:
-    """Write a file whole or not at all, on a local file system or an object store.
-
-    Raises:
-        StorageAway: with ``rule`` and ``way_out``, when there is no room, or no answer.
-        SetupError: likewise, when there is no permission.
-    """
-    try:
-        if isinstance(fs, LocalFileSystem):
-            write_atomic(path, data)
-        else:
-            fs.pipe_file(path, data)
-    except OSError as error:
-        found = f"{path} ({len(data):,} bytes needed): {error.strerror or error}"
-        if isinstance(fs, LocalFileSystem):
-            found += f"; {free_space(posixpath.dirname(path))}"
-        raise (StorageAway if error.errno in PASSING else SetupError)(rule, found, way_out) from error
-
-
-def _local_files(base: str, name: str) -> Iterator[tuple[str, str, bytes | OSError]]:
-    for record_id in sorted(os.listdir(base)):
-        path = f"{base}/{record_id}/{name}"
-        try:
-            with open(path, "rb", buffering=0) as file:
-                yield record_id, path, file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            yield record_id, path, error
-
-
-def _believed(path: str, found: bytes | OSError, kind: type[R], record_id: str) -> R:
+def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
     """Return the record that a file holds, when its seal is whole and it lies in its own cell's folder.
 
     Raises:
@@ -271,13 +218,3 @@ def _seal(parsed: object) -> str:
     """Return the fingerprint of what ``json.loads`` gave: its plain values need no spelling of our own."""
     text = json.dumps(parsed, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def free_space(path: str) -> str:
-    """Say how many bytes are free where ``path`` lies or would lie, for messages."""
-    for folder in (Path(path), *Path(path).parents):
-        try:
-            return f"{shutil.disk_usage(folder).free:,} bytes free"
-        except OSError:
-            continue
-    return "free space unknown"

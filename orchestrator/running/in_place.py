@@ -20,10 +20,11 @@ from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.results.weights import WeightStore
 from orchestrator.running.outcomes import start_tags, trial_record
 from orchestrator.running.progress import Monitor
-from search_spaces.errors import CorruptStoreError
+from search_spaces.errors import CorruptStoreError, SetupError
 from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData
+from tasks.trials.measured import KeptFile
 from tasks.trials.result import TrialResult
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,13 @@ def _with_data(
         yield from ((cell, data) for cell in (first, *rest))
 
 
+def _kept_predictions(weights: WeightStore, trial_id: str, data: bytes) -> KeptFile | str:
+    try:
+        return weights.save_predictions(trial_id, data)
+    except SetupError as error:
+        return str(error)
+
+
 def _is_small(known: TrialRecord) -> bool:
     seconds = known.result.timings.train
     return known.result.device == "cpu" and seconds is not None and seconds <= MOST_TRAINING_S
@@ -118,7 +126,8 @@ def _measured(
         data,
         weights.read(cell.trial_id, known.result.weights),
         known.result,
-        known.spec.lacks(cell),
+        known.lacks(cell),
+        keep_predictions=partial(_kept_predictions, weights, cell.trial_id),
         num_threads=num_threads,
     )
     report = CellReport(

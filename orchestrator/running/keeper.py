@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import os
+
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.results.weights import WeightStore
+from orchestrator.running.credentials import for_storage
 from search_spaces.errors import CorruptStoreError, SetupError
-from tasks.trials.measured import KeptWeights
+from tasks.trials.measured import KeptFile
 
 
 class IsweepKeeper:
     """The actor: everything is a file, so it may be started again at any time."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, environment: dict[str, str]) -> None:
+        os.environ.update(environment)
         self._store = WeightStore(url)
 
-    def save(self, trial_id: str, data: bytes) -> KeptWeights | str:
+    def save(self, trial_id: str, data: bytes) -> KeptFile | str:
         """See :meth:`WeightStore.save`; a failure in words."""
         try:
             return self._store.save(trial_id, data)
         except SetupError as error:
             return str(error)
 
-    def read(self, trial_id: str, kept: KeptWeights) -> bytes | str:
+    def save_predictions(self, trial_id: str, data: bytes) -> KeptFile | str:
+        """See :meth:`WeightStore.save_predictions`; a failure in words."""
+        try:
+            return self._store.save_predictions(trial_id, data)
+        except SetupError as error:
+            return str(error)
+
+    def read(self, trial_id: str, kept: KeptFile) -> bytes | str:
         """See :meth:`WeightStore.read`; a failure in words."""
         try:
             return self._store.read(trial_id, kept)
@@ -50,14 +61,19 @@ class Keeper:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 1, "scheduling_strategy": here}
         options["enable_task_events"] = False  # people look for trials in the list of tasks
-        self._actor = ray.remote(**options)(IsweepKeeper).remote(url)
+        self._actor = ray.remote(**options)(IsweepKeeper).remote(url, for_storage())
 
-    def save(self, trial_id: str, data: bytes) -> KeptWeights | str:
+    def save(self, trial_id: str, data: bytes) -> KeptFile | str:
         """Keep weights; text says why they could not be kept, which costs no result."""
-        kept: KeptWeights | str = ray.get(self._actor.save.remote(trial_id, data))
+        kept: KeptFile | str = ray.get(self._actor.save.remote(trial_id, data))
         return kept
 
-    def read(self, trial_id: str, kept: KeptWeights) -> bytes:
+    def save_predictions(self, trial_id: str, data: bytes) -> KeptFile | str:
+        """Keep predictions; text says why they could not be kept, which costs no result."""
+        kept: KeptFile | str = ray.get(self._actor.save_predictions.remote(trial_id, data))
+        return kept
+
+    def read(self, trial_id: str, kept: KeptFile) -> bytes:
         """Return kept weights.
 
         Raises:

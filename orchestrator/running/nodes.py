@@ -206,11 +206,11 @@ def _spill_folder(session: Path) -> Path:
 def _reaches(storage: str | None) -> str:
     if storage is None:
         return ""
-    import fsspec
+    from orchestrator.results.storage import open_storage
 
     try:
-        system, path = fsspec.core.url_to_fs(storage)
-        system.exists(path)
+        files = open_storage(storage)
+        next(files.find(files.base, "store.json"), None)
     except Exception as error:  # of whatever library stands behind the URL
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
     return "yes"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.extras import time_limit
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
@@ -22,9 +23,10 @@ from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.lock import locked
-from orchestrator.running.networks import check_models
+from orchestrator.running.networks import check_models, check_pretrained
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
+from orchestrator.running.pretrained import fetch_pretrained
 from orchestrator.running.progress import Progress
 from orchestrator.running.signals import stop_heard
 from orchestrator.running.subset_measures import measure_subset
@@ -81,7 +83,7 @@ def run_sweep(
         stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
-        stored = StoredResults.read(workspace.results_url)
+        stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
         _check(workspace, options, stored)
         workspace.record()
@@ -117,8 +119,13 @@ class _Run:
     monitor: Progress
     stack: ExitStack
     patience: Patience
+    pretrained: dict[str, bytes] = field(default_factory=dict)
 
     def all_stages(self) -> RunSummary:
+        plan = self.workspace.plan
+        trained = judge(self.workspace, self.stored).results
+        self.pretrained = fetch_pretrained(plan, trained, self.workspace.paths, self.monitor.note)
+        check_pretrained(plan, self.pretrained)
         self._prepare()
         check_subsets(self.workspace)
         self._measure()
@@ -138,7 +145,7 @@ class _Run:
                 job=_job(self.workspace),
             )
         )
-        _announce(cluster, self.workspace, self.monitor)
+        announce(cluster, self.workspace, self.monitor)
         return cluster
 
     @cached_property
@@ -204,9 +211,10 @@ class _Run:
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
-        self.monitor.slots = _slots(resources, self.cluster)
+        self.monitor.slots = slots(resources, self.cluster)
         _announce_empty_cards(resources, self.cluster, self.monitor)
         self.monitor.stage("train")
+        card = card_of(card_names()) if plan.sweep.resources.num_gpus is None else None
         TrialSweep(
             plan=plan,
             cluster=self.cluster,
@@ -219,8 +227,9 @@ class _Run:
             load=self._load,
             weights_url=self.workspace.results_url,
             measured_only=frozenset(state.incomplete),
+            pretrained=self.pretrained,
             time_limit=partial(time_limit, measured=state.measured_trials()),
-            card=card_of(card_names()) if plan.sweep.resources.num_gpus is None else None,
+            expectation=Expectation.of(card, state.measured_trials()),
         ).run(pending, _earlier_attempts(pending, state))
 
     def _measured_in_place(
@@ -277,7 +286,8 @@ def _job(workspace: Workspace) -> dict[str, str]:
     }
 
 
-def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
+def announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
+    """Say where trials run, and where its dashboard is."""
     gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
     where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"
     progress.note(f"Running on {where}: {cluster.num_cpus:g} CPUs{gpus}")
@@ -286,7 +296,8 @@ def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> Non
         progress.note(f"Ray dashboard: {cluster.dashboard} (access token in {token})")
 
 
-def _slots(resources: Resources, cluster: Cluster) -> int:
+def slots(resources: Resources, cluster: Cluster) -> int:
+    """Return how many trials fit the cluster at the same time."""
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.options import RunOptions
 from orchestrator.running.progress import Monitor
 from search_spaces.errors import DataError, SweepError, collect, unknown_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
-from tasks.remote import Executor
+
+if TYPE_CHECKING:
+    from tasks.remote import Executor
 
 
 def prepare_missing(
@@ -34,6 +37,7 @@ def prepare_missing(
         folder = options.raw.get(spec.dataset)
         if folder is None and spec.dataset in own:
             folder = Path(own[spec.dataset].path)
+        folder = folder.expanduser().absolute() if folder is not None else None
         try:
             prepare_dataset(
                 spec,
@@ -43,10 +47,27 @@ def prepare_missing(
                 executor=executor.labelled(f"prepare {spec.dataset}"),
                 max_skipped_share=options.max_skipped_share,
                 on_progress=_progress(monitor, spec.dataset),
+                readers=_readers(spec.dataset, folder, executor, monitor),
             )
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
+
+
+def _readers(name: str, raw: Path | None, executor: Executor, monitor: Monitor) -> Executor | None:
+    """Return what reads on every node of a shared cluster that has the raw download too; None without any."""
+    from tasks.remote import RayExecutor, nodes_that_see
+
+    if raw is None or not isinstance(executor, RayExecutor) or not executor.driver_node_only:
+        return None
+    nodes = nodes_that_see(raw)
+    readers = RayExecutor(nodes=nodes) if nodes else None
+    if readers is None or readers.num_workers <= executor.num_workers:
+        return None
+    monitor.note(
+        f"{name} is read on {len(nodes)} nodes, {readers.num_workers} CPUs, that see its raw download"
+    )
+    return readers
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:

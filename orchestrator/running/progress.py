@@ -131,7 +131,7 @@ class Progress:
         """Print a line that stays."""
         log.info("%s", message)
         if self.console is not None:
-            self.console.print(Text(message))
+            self.console.print(Text(message), soft_wrap=True)
 
     def trials_planned(self, planned: int, done: int) -> None:
         """Set the counts; trials done before do not count for the time left."""
@@ -249,7 +249,7 @@ class Progress:
             return
         if force or now - self._printed >= PLAIN_INTERVAL_S:
             self._printed = now
-            self.console.print(Text(f"[{spelled(now - self._started):>6}] {self._line()}"))
+            self.console.print(Text(f"[{spelled(now - self._started):>6}] {self._line()}"), soft_wrap=True)
 
     def save(self) -> None:
         """Say in the run's file where it stands."""

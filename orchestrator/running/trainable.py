@@ -13,10 +13,11 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.results.records import CellReport, TrialFailure, TrialRecord
-from orchestrator.running.devices import computes_on_gpu
+from orchestrator.running.devices import card_in_use, computes_on_gpu
 from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.failures import DeviceError, classify, spoils_process
 from orchestrator.running.keeper import Keeper
+from orchestrator.running.trial_log import recorded
 from search_spaces.errors import CorruptStoreError
 from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialResult
@@ -44,6 +45,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         keeper: Keeper | None = None,
         code: dict[str, str] | None = None,
         epochs: EpochBoard | None = None,
+        pretrained: dict[str, bytes] | None = None,
     ) -> None:
         """Take the first cell.
 
@@ -53,11 +55,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             keeper: who keeps weights and checkpoints; None keeps none.
             code: source of one's own networks, by relative path.
             epochs: where epochs are told while they end; None tells nobody.
+            pretrained: weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
         """
         from tasks.trials.memory import keep_freed_memory
 
         keep_freed_memory()
         self._arrays, self._keeper, self._code, self._epochs = arrays, keeper, code or {}, epochs
+        self._pretrained = pretrained or {}
         self._cell = config["cell"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -69,16 +73,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Run the cell; the report is its result or its failure, with start and end times."""
         started_at, trial_id = time.time(), self._cell["trial_id"]
         _title_process(trial_id)
-        try:
-            report = self._run(started_at)
-        except Exception as error:
-            if spoils_process(error):
-                raise DeviceError(str(error).splitlines()[0]) from error
-            report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
-        # Into the worker's log, which the dashboard shows beside the task.
-        seconds = report.finished_at - started_at
-        print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
-        return {DONE: True, REPORT: report.text()}
+        with recorded() as said:
+            try:
+                report = self._run(started_at)
+            except Exception as error:
+                if spoils_process(error):
+                    raise DeviceError(str(error).splitlines()[0]) from error
+                report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
+            # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
+            seconds = report.finished_at - started_at
+            print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
+        return {DONE: True, REPORT: report.model_copy(update={"log": said.text()}).text()}
 
     def _run(self, started_at: float) -> CellReport:
         from tasks.trials.own_models import install_code
@@ -102,6 +107,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             data_fingerprint=data.data_fingerprint,
             shared_group_share=data.shared_group_share,
             gpu_share=num_gpus,
+            gpu_name=card_in_use() if on_gpu else "",
         )
 
     def _outcome(self, spec: TrialSpec, data: Any, options: dict[str, Any]) -> TrialResult:
@@ -114,10 +120,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         if keeper is not None and known is not None and known.result.weights is not None:
             try:
                 weights = keeper.read(trial_id, known.result.weights)
-                return measure_trial(spec, data, weights, known.result, known.spec.lacks(spec), **options)
+                keep = partial(keeper.save_predictions, trial_id)
+                missing = known.lacks(spec)
+                return measure_trial(
+                    spec, data, weights, known.result, missing, keep_predictions=keep, **options
+                )
             except CorruptStoreError as error:
                 log.warning("%s is trained again: %s", trial_id, error)
         options["micro_batch"] = self._cell["micro_batch"]
+        options["pretrained"] = self._pretrained.get(spec.network.model.pretrained_key)
         if self._epochs is not None:
             teller = self._epochs.teller(trial_id)
             options |= {"on_epoch": teller.ended, "on_score": teller.scored}
@@ -127,6 +138,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             spec,
             data,
             keep=partial(keeper.save, trial_id) if self._cell["keep_weights"] else None,
+            keep_predictions=partial(keeper.save_predictions, trial_id),
             checkpoints=Checkpoints(
                 partial(keeper.read_checkpoint, trial_id), partial(keeper.save_checkpoint, trial_id)
             ),

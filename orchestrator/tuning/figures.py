@@ -23,6 +23,8 @@ from tasks.trials.search_result import SearchStatus, capped
 PARAMETERS = ("learning_rate", "weight_decay", "batch_size")
 FEWEST_FOR_IMPORTANCE = 8
 """Trials of a cell, below which its importances are noise."""
+BEST_SHARE = 0.1
+"""Of trials, whose points PED-ANOVA compares with all; Optuna's default."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def importance_table(cells: Sequence[CellSearch]) -> pd.DataFrame:
     """Return how much each parameter decides the loss at the first rung, one row per cell and parameter.
 
     PED-ANOVA (Watanabe et al., IJCAI 2023): how far the best tenth of points differs from all in each
-    parameter. The first rung, because all trials come to it; cells of few trials are left out.
+    parameter. The first rung, because all trials come to it; cells of few trials are left out, and those
+    whose best tenth is no better than the rest.
     """
     rows = []
     for search in cells:
@@ -191,9 +194,12 @@ def importance_table(cells: Sequence[CellSearch]) -> pd.DataFrame:
                         value=capped(reached[0] if reached else None, result.chance_loss),
                     )
                 )
-        if len(study.trials) < FEWEST_FOR_IMPORTANCE:
+        losses = [trial.value for trial in study.trials if trial.value is not None]
+        if len(losses) < FEWEST_FOR_IMPORTANCE or np.quantile(losses, BEST_SHARE) >= max(losses):
             continue
-        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), normalize=True)
+        found = get_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE), normalize=True
+        )
         rows += [
             {"model": search.cell.key[0], "dataset": search.cell.dataset, "parameter": name, "share": share}
             for name, share in found.items()
@@ -216,8 +222,8 @@ def _importances(table: pd.DataFrame) -> Drawn:
     palette.label_outer(figure, "", "share of importance")
     return Drawn(
         "importance",
-        "What decides the validation loss after a ninth of the training (PED-ANOVA): one point per dataset, "
-        f"line at the median. Datasets with fewer than {FEWEST_FOR_IMPORTANCE} trials are left out.",
+        "What decides the validation loss after a third of the training (PED-ANOVA): one point per dataset, "
+        f"line at the median. Left out: datasets of fewer than {FEWEST_FOR_IMPORTANCE} trials, or all alike.",
         _svg(figure),
     )
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from orchestrator.planning.extras import time_limit
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results import columns as c
+from orchestrator.results.patience import Patience
 from orchestrator.results.rows import index_measures, measure_metrics
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.tracking.choice import make_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import connect, trial_resources
+from orchestrator.running.cluster import Cluster, connect, trial_resources
 from orchestrator.running.lock import locked
+from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
+from orchestrator.running.pipeline import announce, slots
 from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
@@ -36,8 +40,6 @@ from search_spaces.errors import DataError, SweepError, collect
 from search_spaces.specs import SubsetSpec
 from tasks.prepared.subsets import TrialData
 from tasks.prepared.validation import load_validation, split_validation
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,11 @@ def tune_sweep(
     cells = tuning_cells(workspace.plan)
     workspace.paths.make()
     progress = progress or Progress()
+    progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
         stack.enter_context(locked(workspace, f"isweep tune {workspace.plan.sweep.name}"))
+        if not workspace.sweep_paths.sweep_file.is_file():
+            workspace.record()  # a sweep that ran is kept as it ran
         stack.enter_context(progress.shown())
         return _Tuning(workspace, options, cells, progress, stack).all_stages()
 
@@ -108,9 +113,11 @@ class _Tuning:
     stack: ExitStack
 
     def all_stages(self) -> TuneSummary:
+        check_models(self.workspace.plan, ())
         self._prepare()
         self._check_splits()
-        stored = StoredResults.read(f"{self.workspace.results_url}/search")
+        stored = StoredResults.read(self.workspace.search_url)
+        stored.patience = Patience(self.monitor.note)
         records = self._believed(stored)
         search = self._search(records)
         num_known = len(records)
@@ -119,13 +126,35 @@ class _Tuning:
             self._run(search, stored, records, tracker)
         return self._write(search, records, tracker, len(records) - num_known)
 
+    @cached_property
+    def cluster(self) -> Cluster:
+        """Connected when there is work for it: a finished search starts no Ray."""
+        self.monitor.stage("start", "Ray")
+        cluster = self.stack.enter_context(
+            connect(
+                self.options.address,
+                num_cpus=self.options.num_cpus,
+                dashboard=self.options.dashboard,
+                token_file=self.workspace.paths.root / "ray-token",
+                job={
+                    "job_name": f"isweep tune {self.workspace.plan.sweep.name}",
+                    "isweep root": str(self.workspace.paths.root),
+                },
+            )
+        )
+        announce(cluster, self.workspace, self.monitor)
+        return cluster
+
     def _prepare(self) -> None:
-        from tasks.remote import InlineExecutor
+        from tasks.remote import RayExecutor
 
         check_raw(self.workspace, self.options.raw)
+        # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
+        shutil.rmtree(self.workspace.paths.tune, ignore_errors=True)
         missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
         if missing:
-            prepare_missing(self.workspace, missing, self.options, InlineExecutor(), self.monitor)
+            files = RayExecutor(driver_node_only=not self.cluster.local)
+            prepare_missing(self.workspace, missing, self.options, files, self.monitor)
             self.workspace.look_again()
 
     def _check_splits(self) -> None:
@@ -232,32 +261,21 @@ class _Tuning:
         from orchestrator.tuning.sweep import SearchSweep
 
         options, plan = self.options, self._search_workspace().plan
-        self.monitor.stage("start", "Ray")
-        cluster = self.stack.enter_context(
-            connect(
-                options.address,
-                num_cpus=options.num_cpus,
-                dashboard=options.dashboard,
-                token_file=self.workspace.paths.root / "ray-token",
-                job={
-                    "job_name": f"isweep tune {plan.sweep.name}",
-                    "isweep root": str(self.workspace.paths.root),
-                },
-            )
-        )
+        cluster, asked = self.cluster, plan.sweep.resources
+        resources = trial_resources(asked, cluster, options.device)
+        self.monitor.slots = slots(resources, cluster)
         self.monitor.stage("search")
-        asked = plan.sweep.resources
         SearchSweep(
             plan=plan,
             cluster=cluster,
-            resources=trial_resources(asked, cluster, options.device),
+            resources=resources,
             paths=self.workspace.paths,
             stored=stored,
             tracker=tracker,
             monitor=self.monitor,
             measures={},
             load=self._load,
-            card=card_of(card_names()) if asked.num_gpus is None else None,
+            expectation=Expectation(card_of(card_names()) if asked.num_gpus is None else None),
             time_limit=partial(time_limit, measured=()),
             records=records,
         ).search(search)

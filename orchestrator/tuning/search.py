@@ -94,9 +94,16 @@ class CellSearch:
         return not self.exhausted and self.spent + len(self.searching) + 1 <= self.num_trainings + 1e-9
 
     @property
+    def owes_own(self) -> bool:
+        """Whether the sweep's own recipe is still to be trained, budget or not: all is compared with it."""
+        run = (self.cell.own, 0)
+        running = {(asked.point, asked.run) for asked in self.searching}
+        return run not in self.results and run not in self.given_up and run not in running
+
+    @property
     def searched(self) -> bool:
         """Whether the search of this cell is over, its finalists excepted."""
-        return not self.searching and not self.may_ask
+        return not self.searching and not self.may_ask and not self.owes_own
 
     def complete(self) -> list[tuple[Point, SearchResult]]:
         """Return the points that were trained to the end, the best first."""
@@ -151,9 +158,8 @@ class Search:
     def next(self) -> Asked | None:
         """Return a trial to run now; None when none may be, until another ends."""
         for search in self.cells.values():
-            own = search.cell.own
-            if (own, 0) not in self._known_runs(search) and search.may_ask:
-                return self._run(search, own, Role.OWN)
+            if search.owes_own:
+                return self._run(search, search.cell.own, Role.OWN)
         for search in self.cells.values():
             while search.may_ask:
                 asked = self._propose(search)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.formats import Table
@@ -21,13 +22,14 @@ HEADER = (
     "validation loss",
     "own recipe",
     "gain",
-    "flat from",
-    "to",
+    "flat",
     "trials",
     "pruned",
     "diverged",
     "trainings",
 )
+BRIEF = (0, 1, 2, 3, 4, 5, 7)
+"""Columns of ``HEADER`` that fit a terminal."""
 
 
 def outcome_rows(cells: Sequence[CellOutcome]) -> list[Row]:
@@ -79,6 +81,16 @@ def outcome_table(cells: Sequence[CellOutcome]) -> Table:
     )
 
 
+def brief_table(cells: Sequence[CellOutcome]) -> Table:
+    """Return what of the table fits a terminal; the page has it all."""
+    whole = outcome_table(cells)
+    return replace(
+        whole,
+        header=tuple(whole.header[place] for place in BRIEF),
+        rows=tuple(tuple(row[place] for place in BRIEF) for row in whole.rows),
+    )
+
+
 def _cells(cell: CellOutcome) -> tuple[str, ...]:
     flat = cell.flat
     point = None if cell.chosen is None else cell.chosen.point
@@ -91,8 +103,7 @@ def _cells(cell: CellOutcome) -> tuple[str, ...]:
         _loss(cell.chosen),
         _loss(cell.own),
         _spelled(cell.gain, cell.gain_std_error),
-        "" if flat is None else f"{flat[0]:.2g}",
-        "" if flat is None else f"{flat[1]:.2g}",
+        "" if flat is None else f"{flat[0]:.2g} to {flat[1]:.2g}",
         str(cell.num_trials),
         str(cell.num_pruned),
         f"{cell.divergence_rate:.0%}",

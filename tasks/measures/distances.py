@@ -196,7 +196,8 @@ def _centre_into(buffer: FloatArray, rows: npt.NDArray[Any], centre: FloatArray)
     out = buffer[:, : rows.shape[1]]
     narrow = rows.dtype in (np.float32, np.float16, np.uint8, np.int8, np.uint16, np.int16, np.bool_)
     subtract_in = buffer.dtype if narrow else np.dtype(np.float64)
-    np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
+    with np.errstate(over="ignore"):  # as in `_product_into`
+        np.subtract(rows, centre.astype(subtract_in), out=out, dtype=subtract_in, casting="same_kind")
     return out
 
 

@@ -26,7 +26,7 @@ from tasks.measures.dimension import (
     usable,
 )
 from tasks.measures.distances import BlockSource, FloatArray, Precision, as_source
-from tasks.measures.neighbors import NeighborTable, nested_neighbors
+from tasks.measures.neighbors import BLOCK_ROWS, NeighborTable, nested_neighbors
 from tasks.remote import Executor
 
 MLE_CONVENTION = (
@@ -207,6 +207,7 @@ def intrinsic_dimension(
     executor: Executor | None = None,
     precision: Precision | None = None,
     seed: int = 0,
+    block_rows: int = BLOCK_ROWS,
 ) -> dict[str, IntrinsicDimension]:
     """Intrinsic dimension of any array of points, for example of a network's last hidden layer (d_repr).
 
@@ -218,9 +219,10 @@ def intrinsic_dimension(
         executor: Where block tasks run; in this process when None.
         precision: How products are formed.
         seed: Of bootstraps and thinnings; the values of MLE, TwoNN and Gride do not depend on it.
+        block_rows: Rows per block.
 
     Returns:
-        One record per estimator. Exact duplicates count once; ``num_duplicates`` says how many were left.
+        One record per estimator. Exact duplicates count once; ``num_duplicates`` says how many.
 
     Raises:
         DataError: If the features are no numbers, or not finite.
@@ -233,7 +235,6 @@ def intrinsic_dimension(
     """
     from tasks.measures.duplicates import profile_rows
 
-    width = table_width(estimators, num_neighbors)
     source = as_bytes(as_source(features))
     profile = profile_rows(source, None, executor=executor)
     source = with_unit(source, profile.byte_unit)
@@ -242,10 +243,11 @@ def intrinsic_dimension(
         source,
         None,
         [size],
-        max(1, min(width, size - 1)),
+        max(1, min(table_width(estimators, num_neighbors), size - 1)),
         executor=executor,
         precision=precision,
         keep=profile.keep,
+        block_rows=block_rows,
     ).tables[0]
     records = estimate(
         table,

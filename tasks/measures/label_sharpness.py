@@ -20,6 +20,10 @@ from tasks.measures.distances import FloatArray
 from tasks.prepared.stratify import quotas_of
 
 PERCENTILES = (99.9, 99.0, 95.0)
+#: Rearrangements of the labels whose mean is the label sharpness of labels without meaning, and how many of
+#: the closest pairs are looked through for the first with unlike labels.
+NUM_PERMUTATIONS = 100
+CLOSEST_PAIRS = 4096
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class LabelSharpness:
         sample_values: The maximum in each sample; one number when all images are used.
         percentiles: Of the images' ``1/distance to the nearest image with another label``, since a
             maximum hangs on one pair; ``"mean"`` is their mean.
+        permuted: What ``value`` would be, on average, if the same labels had nothing to do with the images:
+            what of it is the distance between neighbours alone.
         reason: Why ``value`` is None.
     """
 
@@ -64,11 +70,13 @@ class LabelSharpness:
     pair_value: float | None = None
     sample_values: tuple[float, ...] = ()
     percentiles: dict[str, float] | None = None
+    permuted: float | None = None
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; the convention's fields stand beside the value."""
-        record = {key: value for key, value in vars(self).items() if key not in ("convention", "reason")}
+        apart = {"convention", "reason"} | ({"permuted"} if self.permuted is None else set())
+        record = {key: value for key, value in vars(self).items() if key not in apart}
         record |= asdict(self.convention) | {"interval": self.interval}
         for key in ("pair", "pixel_range", "side", "sample_values"):
             record[key] = None if record[key] is None else list(record[key])
@@ -155,7 +163,7 @@ def summarise(
     members = sample_members[0] if len(samples) else np.ones(len(labels), bool)
     num_pairs, num_images = count_pairs(labels[members]), int(members.sum())
     reason = _why_undefined(labels, num_pairs, pair_distance)
-    if reason or pair is None:
+    if reason:
         return LabelSharpness(None, convention, num_pairs, num_images, pair=pair, reason=reason)
     if len(samples):
         values = [1 / float(line.min()) for line in samples]
@@ -177,6 +185,47 @@ def summarise(
     )
 
 
+def permuted_sharpness(
+    distances: FloatArray,
+    indices: npt.NDArray[np.integer[Any]],
+    labels: npt.NDArray[Any],
+    members: npt.NDArray[np.bool_],
+    *,
+    seed: int = 0,
+) -> float | None:
+    """Label sharpness of the same images with their labels exchanged at random: mean over permutations.
+
+    The closest pair with unlike labels is looked for among nearest neighbours, which misses it only where
+    all neighbours of both its images have their own label.
+
+    Args:
+        distances: ``(num_images, num_neighbors)``, ascending; inf where there are fewer.
+        indices: ``(num_images, num_neighbors)`` rows they belong to, -1 where there are fewer.
+        labels: ``(num_images,)``.
+        members: ``(num_samples, num_images)`` of each sample; no rows for all images.
+        seed: Of the permutations.
+
+    Returns:
+        None where a permutation leaves no close pair with unlike labels.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.repeat(np.arange(len(labels)), distances.shape[1])
+    second, apart = indices.ravel(), distances.ravel()
+    order = np.argsort(apart, kind="stable")
+    order = order[np.isfinite(apart[order]) & (apart[order] > 0) & (second[order] >= 0)]
+    found = []
+    for mask in members if len(members) else [np.ones(len(labels), bool)]:
+        close = order[mask[first[order]] & mask[second[order]]][:CLOSEST_PAIRS]
+        shuffled = np.array(labels)
+        for _ in range(NUM_PERMUTATIONS):
+            shuffled[mask] = rng.permutation(labels[mask])
+            unlike = np.flatnonzero(shuffled[first[close]] != shuffled[second[close]])
+            if len(unlike) == 0:
+                return None
+            found.append(1 / float(apart[close[unlike[0]]]))
+    return float(np.mean(found))
+
+
 def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: float) -> str | None:
     """Why no finite label sharpness exists, or None."""
     num_classes = len(np.unique(labels))
@@ -188,6 +237,8 @@ def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: floa
         )
     if pair_distance <= 0:
         return "two images with different labels differ by less than can be represented"
+    if not np.isfinite(pair_distance):
+        return "images with different labels differ by more than can be squared"
     return None
 
 
@@ -215,6 +266,7 @@ def convert(sharpness: LabelSharpness, to: SharpnessConvention) -> LabelSharpnes
         value=None if sharpness.value is None else sharpness.value * factor,
         pair_value=None if sharpness.pair_value is None else sharpness.pair_value * factor,
         sample_values=tuple(value * factor for value in sharpness.sample_values),
+        permuted=None if sharpness.permuted is None else sharpness.permuted * factor,
     )
     if sharpness.percentiles is None:
         return scaled

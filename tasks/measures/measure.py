@@ -21,7 +21,13 @@ from tasks.measures.inputs import (
     checked_source,
 )
 from tasks.measures.intrinsic_dimension import estimate, table_width
-from tasks.measures.label_sharpness import LabelSharpness, SharpnessConvention, stratified_subsets, summarise
+from tasks.measures.label_sharpness import (
+    LabelSharpness,
+    SharpnessConvention,
+    permuted_sharpness,
+    stratified_subsets,
+    summarise,
+)
 from tasks.measures.neighbors import NeighborSearch, nested_neighbors
 from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
 from tasks.measures.tiles import EXACT
@@ -248,8 +254,12 @@ def _sharpness(
     pair = _closest(nearest, table.opposite_indices)
     closest = np.inf if pair is None else float(nearest[pair[0]])
     original = None if pair is None else (int(rows[pair[0]]), int(rows[pair[1]]))
-    return summarise(
-        labels[:size], nearest, original, closest, convention, inside, found.samples[part, :size]
+    members = found.samples[part, :size]
+    record = summarise(labels[:size], nearest, original, closest, convention, inside, members)
+    if record.value is None:
+        return record
+    return replace(
+        record, permuted=permuted_sharpness(table.distances, table.indices, labels[:size], members)
     )
 
 

@@ -38,6 +38,7 @@ class Part:
         items: Place in the block of each image's item.
         labels: Class index of each image.
         groups: Keyed hash of each image's group.
+        patients: Keyed hash of each image's patient in its header, 0 where none is known.
         splits: 0, 1 (train) or 2 (test) of each image.
         digests: SHA-256 of each prepared image's bytes.
         skipped: Pairs (keyed hash of the locator, reason).
@@ -51,6 +52,7 @@ class Part:
     items: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
+    patients: list[int] = field(default_factory=list)
     splits: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -59,7 +61,7 @@ class Part:
     traits: list[tuple[int, str, str, int]] = field(default_factory=list)
 
 
-def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
+def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
     """Read one block of items, write its part files, and return what is known of its images.
 
     Args:
@@ -68,6 +70,15 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
         stem: Path of the part files without their ending.
         dtype: dtype of the prepared images.
     """
+    part, images = read_block(request, items, dtype)
+    save_part(stem, images, part)
+    return part
+
+
+def read_block(
+    request: RawRequest, items: Sequence[Item], dtype: str
+) -> tuple[Part, list[NDArray[np.generic]]]:
+    """Read one block of items; returns what is known of its images, and these in order."""
     part = Part(num_items=len(items))
     images: list[NDArray[np.generic]] = []
     conversions: Counter[str] = Counter()
@@ -87,6 +98,7 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
             part.items.append(place)
             part.labels.append(label)
             part.groups.append(keyed_hash(request.key, sample.group) if sample.group else group)
+            part.patients.append(keyed_hash(request.key, sample.patient) if sample.patient else 0)
             part.splits.append(SPLIT_CODES[item.split])
             part.digests.append(digest(image))
             conversions.update(sample.conversions)
@@ -95,8 +107,7 @@ def read_block(request: RawRequest, items: Sequence[Item], stem: Path, dtype: st
             traits.update((label, name, _hidden(value, request)) for name, value in sample.traits)
     part.conversions, part.flags = dict(conversions), dict(flags)
     part.traits = [(*trait, count) for trait, count in sorted(traits.items())]
-    _save(stem, images, part)
-    return part
+    return part, images
 
 
 def _hidden(value: str, request: RawRequest) -> str:
@@ -143,7 +154,8 @@ def digest(image: NDArray[np.generic]) -> str:
     return hashlib.sha256(np.ascontiguousarray(image, image.dtype.newbyteorder("<")).data).hexdigest()
 
 
-def _save(stem: Path, images: list[NDArray[np.generic]], part: Part) -> None:
+def save_part(stem: Path, images: list[NDArray[np.generic]], part: Part) -> None:
+    """Write a part's files, its images first."""
     if images:
         with replacing(stem.with_suffix(".npy")) as file:
             np.save(file, np.stack(images), allow_pickle=False)

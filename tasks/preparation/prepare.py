@@ -8,34 +8,29 @@ rename wins, the other finds its result there.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import CorruptStoreError, DataError
-from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
+from tasks.preparation.blocks import Progress, cut_blocks, listing_id, read_blocks
 from tasks.preparation.image_table import ImageTable, gather, keep_per_class, select
-from tasks.preparation.parts import Part, load_part, read_block
 from tasks.preparation.publish import build_and_publish
 from tasks.preparation.reading_order import listed_order, reading_order
-from tasks.preparation.summary import make_record, stored_dtype
+from tasks.preparation.summary import make_record
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.prepared.record import PreparedRecord
 from tasks.prepared.stratify import number_groups
 from tasks.sources import source_for
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.privacy import hash_key
-from tasks.sources.tree import outer_file
 
 if TYPE_CHECKING:
     from tasks.remote import Executor
@@ -43,13 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["PreparedRecord", "Progress", "prepare_dataset"]
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]
-"""Called with (items read, items in all)."""
 
 MAX_TOLD_SKIPS = 10
 MAX_GROUP_SHARE = 0.5
-BLOCK_BYTES = 64 << 20
-"""Prepared images that one reading task holds at most, whatever the source would like."""
 
 
 def prepare_dataset(
@@ -62,6 +53,7 @@ def prepare_dataset(
     max_skipped_share: float = 0.001,
     for_training: bool = True,
     on_progress: Progress | None = None,
+    readers: Executor | None = None,
 ) -> PreparedRecord:
     """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
 
@@ -77,6 +69,7 @@ def prepare_dataset(
         for_training: Refuse data that no fair split exists for (one group holds most of them, or too many
             images equal one with another label). Measuring does not split; there both are only counted.
         on_progress: Called after every block of items.
+        readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
 
     Raises:
         DataError: when the raw download is not as expected, or too many items cannot be used.
@@ -86,17 +79,15 @@ def prepare_dataset(
         return done
     started = time.monotonic()
     request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
-    listing = source_for(dataset.source).list_items(request)
-    if not listing.items:
-        raise _nothing(dataset, listing)
+    listing = _listed(request)
     raw_id = listing_id(request, listing, listing.items)
     if done is not None:
         return _unchanged(done, raw_id)
     items = _choose_items(listing.items, spec)
     order = reading_order(request, items)
-    blocks = _blocks(request, listing, items if order is None else [items[row] for row in order], destination)
+    blocks = cut_blocks(request, listing, items, order, destination)
     try:
-        parts = _read_parts(request, listing, blocks, executor, on_progress)
+        parts = read_blocks(request, listing, blocks, executor, readers, on_progress)
         images, stems = listed_order(gather(parts), parts, order), [block.stem for block in blocks]
         early = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
         skipped = early + [pair for part in parts for pair in part.skipped]
@@ -114,12 +105,15 @@ def prepare_dataset(
         return finished
 
 
-def _nothing(dataset: DatasetSpec, listing: Listing) -> DataError:
-    """Return the error for a listing without items, with the reasons why each was left out."""
+def _listed(request: RawRequest) -> Listing:
+    """List the raw download; one without items is an error, with the reasons why each was left out."""
+    dataset, listing = request.dataset, source_for(request.dataset.source).list_items(request)
+    if listing.items:
+        return listing
     reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
     found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
     expected = f"expected: {dataset.raw_layout}"
-    return DataError(f"{dataset.name}: the raw download must hold images", found, expected)
+    raise DataError(f"{dataset.name}: the raw download must hold images", found, expected)
 
 
 def _selected(images: ImageTable, request: RawRequest) -> ImageTable:
@@ -158,6 +152,13 @@ def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> Non
             f"one group holds {largest} of {num_images} images",
             "give ids that tell patients apart",
         )
+    groups_of = [np.unique(images.groups[images.labels == label]) for label in np.unique(images.labels)]
+    if num_images > len(groups_of) > 1 and all(len(groups) == 1 for groups in groups_of):
+        raise DataError(
+            f"{name}: a class must have images of several groups (patients)",
+            f"one group for each of the {len(groups_of)} classes",
+            "the group column or the subfolders must tell patients, not classes",
+        )
     # The released extraction gives one frame several labels (F33); that is part of what it shows.
     if images.num_conflicts > allowed * num_images and request.spec.data_mode == "corrected":
         raise DataError(
@@ -186,35 +187,6 @@ def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
     return record
 
 
-def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> str:
-    """Hash items and all that decides what becomes of them, file sizes and times included.
-
-    A file mended or replaced since gives another hash, so its part is read again. An item may need several
-    files; those besides its own are named in its details.
-    """
-    base = None if request.raw is None else request.base()
-    stamps: dict[str, tuple[int, int] | None] = {}  # thousands of members share an archive
-    total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
-    total.update(repr(_stamp(request.raw)).encode())
-    for item in items:
-        known = (item.locator, item.label, item.group, item.split, item.details)
-        files = [outer_file(name) for name in (item.locator, *item.details) if isinstance(name, str)]
-        for file in files:
-            if file not in stamps:
-                stamps[file] = None if base is None else _stamp(base / file)
-        total.update(repr((known, [stamps[file] for file in files])).encode("utf-8", "surrogateescape"))
-    return total.hexdigest()
-
-
-def _stamp(path: Path | None) -> tuple[int, int] | None:
-    """Return size and time of a plain file, None of anything else (a locator need not be a file)."""
-    try:
-        status = path.stat() if path is not None else None
-    except (OSError, ValueError):
-        return None
-    return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None
-
-
 def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     """Keep ``max_images_per_class`` before reading, where labels are known from the listing."""
     limit = spec.max_images_per_class
@@ -224,47 +196,6 @@ def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     # An image without a group is its own; the mark keeps its name apart from every group's.
     names = np.array([item.group or f"\0{item.locator}" for item in items])
     return [items[row] for row in keep_per_class(labels, number_groups(names), spec, limit)]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Items that one task reads, and where its part goes: a name made of all that the part depends on."""
-
-    items: Sequence[Item]
-    stem: Path
-
-
-def _blocks(request: RawRequest, listing: Listing, items: Sequence[Item], destination: Path) -> list[_Block]:
-    """Cut items into blocks whose size depends on the data only, never on the number of workers."""
-    spec, work = request.spec, destination.with_name(f".{destination.name}.parts")
-    image_bytes = spec.channels * spec.image_size**2 * np.dtype(stored_dtype(request, listing)).itemsize
-    size = max(1, min(listing.block_size, BLOCK_BYTES // image_bytes))
-    cut = [items[start : start + size] for start in range(0, len(items), size)]
-    return [_Block(block, work / listing_id(request, listing, block)[:32]) for block in cut]
-
-
-def _read_parts(
-    request: RawRequest,
-    listing: Listing,
-    blocks: Sequence[_Block],
-    executor: Executor,
-    on_progress: Progress | None,
-) -> list[Part]:
-    total = sum(len(block.items) for block in blocks)
-    found = {index: load_part(block.stem) for index, block in enumerate(blocks)}
-    parts = {index: part for index, part in found.items() if part is not None}
-    todo = [index for index in range(len(blocks)) if index not in parts]
-    read = sum(len(blocks[index].items) for index in parts)
-    dtype = stored_dtype(request, listing)
-    if on_progress:
-        on_progress(read, total)
-    arguments = ((request, blocks[index].items, blocks[index].stem, dtype) for index in todo)
-    for place, part in executor.map_unordered(read_block, arguments):
-        parts[todo[place]] = part
-        read += len(blocks[todo[place]].items)
-        if on_progress:
-            on_progress(read, total)
-    return [parts[index] for index in range(len(blocks))]
 
 
 def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allowed: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from tasks.preparation.image_table import ImageTable, content_fingerprint
@@ -69,6 +70,8 @@ def make_record(
         flags=dict(sum((Counter(part.flags) for part in parts), Counter(listing.flags)))
         | telling_traits(parts)
         | _torn_groups(images)
+        | _torn_patients(parts)
+        | _lone_groups(names, groups_of)
         | {
             f"class without a usable image: {name}": 1
             for label, name in enumerate(names)
@@ -89,6 +92,25 @@ def _torn_groups(images: ImageTable) -> dict[str, int]:
     seen = np.isin(images.groups, images.groups[images.splits == 1]) & (images.splits == 2)
     count = int(seen.sum())
     return {"test images never used, since their group is in training": count} if count else {}
+
+
+def _torn_patients(parts: Sequence[Part]) -> dict[str, int]:
+    """Count images whose patient, by the headers, is in several groups, which a split may tear apart."""
+    groups: defaultdict[int, set[int]] = defaultdict(set)
+    images: Counter[int] = Counter()
+    for part in parts:
+        for patient, group in zip(part.patients, part.groups, strict=False):
+            if patient:
+                groups[patient].add(group)
+                images[patient] += 1
+    count = sum(images[patient] for patient, found in groups.items() if len(found) > 1)
+    return {"patient of the header in several groups: is the group a patient?": count} if count else {}
+
+
+def _lone_groups(names: Sequence[str], groups_of: Sequence[NDArray[np.int64]]) -> dict[str, int]:
+    """Name classes that cannot be in training and test, since one group has all their images."""
+    lone = [name for name, groups in zip(names, groups_of, strict=True) if len(groups) == 1]
+    return dict.fromkeys((f"class of one group: {name}" for name in lone), 1)
 
 
 def telling_traits(parts: Sequence[Part]) -> dict[str, int]:

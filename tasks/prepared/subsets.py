@@ -31,6 +31,8 @@ class TrialData:
         num_classes: number of classes of the task (2 for a class pair).
         data_fingerprint: fingerprint of the prepared dataset they come from.
         shared_group_share: share of test images whose group is also in training; 0 without faults.
+        test_rows: ``(test_size,)`` which images of the prepared dataset the test images are; None where that
+            is not known.
     """
 
     train_images: NDArray[np.generic]
@@ -40,6 +42,7 @@ class TrialData:
     num_classes: int
     data_fingerprint: str
     shared_group_share: float = 0.0
+    test_rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,7 @@ def load_subset(prepared: PreparedDataset, spec: SubsetSpec, *, max_train_size: 
         num_classes=subset.num_classes,
         data_fingerprint=prepared.fingerprint,
         shared_group_share=subset.shared_group_share,
+        test_rows=subset.test_rows,
     )
 
 

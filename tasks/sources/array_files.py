@@ -98,6 +98,9 @@ def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
         listed = "; ".join(", ".join(part.images for part in parts) for parts in found)
         raise DataError(f"{request.dataset.name}: one set of images must be in the file", listed, WAY_OUT)
     if not found:
+        for images, labels in KEYS:
+            if images in ("x", "X"):
+                _check_no_half((images, labels), names, request)
         for name in ("images", "labels"):
             if name not in names:
                 shown = ", ".join(sorted(names)[:10]) or "no array"

@@ -111,6 +111,7 @@ class Sample:
         group: Group id found while reading (a DICOM header's patient), or empty to take the item's.
         conversions: Names of what was done to make it so (``"inverted_monochrome1"``), counted in the record.
         flags: Names of what is doubtful but kept, counted in the record.
+        patient: The header's patient, whatever the group is; one in several groups is flagged.
 
     Mode and size of ``pixels`` are compared between the classes: where they tell the label, the set is
     flagged; so are ``traits``, pairs (name, value) such as ("manufacturer", "X"). Values are kept as keyed
@@ -123,6 +124,7 @@ class Sample:
     conversions: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     traits: tuple[tuple[str, str], ...] = ()
+    patient: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ the split; ``val`` beside them is left out and counted. ``<raw>`` may be an arch
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from search_spaces.errors import DataError
 from tasks.sources.archives import is_archive_name
@@ -26,6 +28,23 @@ MAX_NAMED = 20
 NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
 MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 """Folders in class folders that are no patients, in lower case."""
+FOLD = re.compile(r"(?:fold|part|split|batch|set|shard|chunk)[ _-]?\d+", re.IGNORECASE)
+_TABLE = "with a table of labels beside it, give the table (kind csv)"
+_FILE = "give the array file itself"
+HINTS = {
+    ".csv": _TABLE,
+    ".tsv": _TABLE,
+    ".xlsx": _TABLE,
+    ".jsonl": "write metadata.jsonl as a table (.csv) and give that",
+    ".zip": "there are archives: give one archive of class folders itself, or unpack them here",
+    ".tar": "there are archives: give one archive of class folders itself, or unpack them here",
+    ".arrow": "write what datasets' save_to_disk made with to_parquet",
+    ".npz": _FILE,
+    ".h5": _FILE,
+    ".hdf5": _FILE,
+    "": "files without an ending are not looked at: call DICOM files .dcm, or name them in a table",
+}
+"""Ending of a file that lies in a folder without class folders -> the way out."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +109,20 @@ class Folder:
 
 
 def _wrapper(tree: RawTree, *, is_archive: bool) -> str:
-    """Return the one folder that holds everything, with its slash; empty when there is none.
+    """Return the folder, or folders in each other, around everything, with slashes; empty when there is none.
 
     Archives are often made of a folder; a folder's own one subfolder may be a class, unless it holds splits.
     """
     images = [name.split("/") for name in tree if is_single_image_name(name)]
-    tops = {parts[0] for parts in images}
-    if len(tops) != 1 or split_of(next(iter(tops))) != "" or any(len(parts) < 3 for parts in images):
-        return ""
-    holds_splits = {split_of(parts[1]) for parts in images} >= {"train", "test"}
-    return f"{tops.pop()}/" if is_archive or holds_splits else ""
+    around: list[str] = []
+    while len(tops := {parts[0] for parts in images}) == 1:
+        top = tops.pop()
+        if split_of(top) != "" or any(len(parts) < 3 for parts in images):
+            break
+        images = [parts[1:] for parts in images]
+        around.append(f"{top}/")
+    holds_splits = {split_of(parts[0]) for parts in images} >= {"train", "test"}
+    return "".join(around) if is_archive or holds_splits else ""
 
 
 def _group(folders: list[str]) -> str:
@@ -156,14 +179,25 @@ def _classes(found: list[_Found], tree: RawTree, request: RawRequest) -> tuple[s
     classes = tuple(sorted({one.label for one in found}))
     check_spellings(classes, request)
     if len(classes) < 2:
-        tables = any(name.lower().endswith((".csv", ".tsv")) and "/" not in name for name in tree)
-        hint = "; with a table of labels beside it, give the table (kind csv)" if tables else ""
         raise DataError(
             f"{request.dataset.name}: the folder must hold one subfolder of images per class, two at least",
             f"{len(classes)} with images",
-            EXPECTED + hint,
+            EXPECTED + _hint(tree),
+        )
+    if _same_inside(found) and all(map(FOLD.fullmatch, classes)):
+        raise DataError(
+            f"{request.dataset.name}: the top folders must be classes, or train and test",
+            f"{', '.join(classes[:5])}, each with the same folders",
+            "give one of them, or call those to train on train and the others test",
         )
     return classes
+
+
+def _hint(tree: RawTree) -> str:
+    """Say what else the folder holds that could be read, when it has no class folders."""
+    endings = {PurePath(name).suffix.lower() for name in tree}
+    hints = [hint for ending, hint in HINTS.items() if ending in endings]
+    return "".join(f"; {hint}" for hint in dict.fromkeys(hints))
 
 
 def _empty_folders(

@@ -36,13 +36,18 @@ def _check_spellings(groups: Iterable[str], request: RawRequest) -> None:
     """Check that no two ids differ only in case, blanks, Unicode forms, leading zeros or a ``.0``."""
     spellings: defaultdict[str, list[str]] = defaultdict(list)
     for group in groups:
-        plain = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
-        number = re.fullmatch(r"0*(\d+)(?:\.0*)?", plain)
-        spellings[number[1] if number else plain].append(group)
+        spellings[plain_id(group)].append(group)
     doubtful = [group for alike in spellings.values() if len(alike) > 1 for group in alike]
     if doubtful:
         rule = f"{request.dataset.name}: every group id must be spelt one way, as p0 or P0, 7, 07 or 7.0"
         raise DataError(rule, first_hashed(request, doubtful), "spell one patient's ids alike")
+
+
+def plain_id(group: str) -> str:
+    """Spell an id without case, blanks, Unicode forms, leading zeros and a ``.0``."""
+    plain = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
+    number = re.fullmatch(r"0*(\d+)(?:\.0*)?", plain)
+    return number[1] if number else plain
 
 
 def check_whole_groups(groups: Iterable[str], request: RawRequest) -> None:

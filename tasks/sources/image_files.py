@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def decode_image(body: bytes) -> Sample:
         try:
             with Image.open(io.BytesIO(body), formats=FORMATS) as image:
                 _check_size(image)
-                return _convert(image)
+                return replace(_convert(image), traits=(("file format", str(image.format)),))
         except UnidentifiedImageError:
             raise SkipItem("not an image") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
+from decimal import Decimal
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest
 
-MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat", "nil", "."})
-"""What spreadsheets, pandas, R and SAS write where there is nothing, in lower case."""
+MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat", "nil", ".", "?"})
+MISSING |= {"#value!", "#ref!", "#name?", "#div/0!", "#null!", "#num!"}
+"""What spreadsheets, pandas, R, SAS and ARFF write where there is nothing, in lower case."""
 
 PLACEHOLDERS = frozenset(
     {"anon", "anonymous", "anonymized", "anonymised", "unknown", "0", "-", "x"} | MISSING - {"."}
 )
 """Patient ids that many patients share."""
+
+BOOLEANS = {"true": "1", "yes": "1", "false": "0", "no": "0"}
+MISSING_CODES = (99, 255, 999, 9999, 65535)
+"""Numbers that stand for "unknown" where they lie far above the classes; 255 is -1 in a byte."""
 
 MAX_SHOWN = 5
 MAX_LENGTH = 200
@@ -37,20 +44,15 @@ def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
 def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     """Check that every class has a name that can be shown, and that none is spelt in two ways.
 
-    Letter case, blanks, Unicode forms (NFKC) and ways to write a number make no other class. What cannot be
-    printed could not be told apart, and could drive a terminal.
+    Letter case, blanks, Unicode forms (NFKC) and ways to write a number or a truth value make no other class.
+    What cannot be printed could not be told apart, and could drive a terminal.
 
     Raises:
         DataError: with the spellings; class names may be shown.
     """
     found = set(names)
     _check_printable(found, request)
-    if "-1" in found and len(found) > 2 and all(name.lstrip("-").isdigit() for name in found):
-        raise DataError(
-            f"{request.dataset.name}: labels must not be negative beside others",
-            "-1, which often means unknown",
-            "take those images out, or say what it means with --label-map or label_map",
-        )
+    _check_numbers(found, request)
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in found:
         spellings[_key(name)].add(name)
@@ -64,21 +66,60 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
         )
 
 
+def _check_numbers(found: set[str], request: RawRequest) -> None:
+    """Check that labels which are all numbers are class numbers: no measurements, no codes for unknown."""
+    if not found or not all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", name.strip(), re.ASCII) for name in found):
+        return
+    numbers = sorted(Decimal(name.strip().replace(",", ".")) for name in found)
+    name, others = request.dataset.name, numbers[:-1]
+    if any(number % 1 for number in numbers):
+        shown = next(number for number in numbers if number % 1)
+        raise DataError(
+            f"{name}: labels must be classes, not measurements",
+            f"{len(numbers)} numbers, such as {shown:.6g}",
+            "say which class each number is with --label-map or label_map",
+        )
+    if len(numbers) < 3:
+        return
+    if numbers[0] < 0:
+        rule, code = f"{name}: labels must not be negative beside others", numbers[0]
+    elif numbers[-1] in MISSING_CODES and 2 * others[-1] < numbers[-1]:
+        rule, code = f"{name}: labels must not hold a code for unknown", numbers[-1]
+    else:
+        return
+    way_out = "take those images out, or say what it means with --label-map or label_map"
+    raise DataError(rule, f"{code}, which often means unknown", way_out)
+
+
 def _check_printable(names: Iterable[str], request: RawRequest) -> None:
-    odd = sum(not name.strip() or not name.isprintable() or len(name) > MAX_LENGTH for name in names)
+    odd = sum(
+        not name.strip() or not name.isprintable() or len(name) > MAX_LENGTH or _mixes_alphabets(name)
+        for name in names
+    )
     if odd:
         raise DataError(
-            f"{request.dataset.name}: class names must be printable, not blank, {MAX_LENGTH} letters at most",
+            f"{request.dataset.name}: class names must be printable, not blank, "
+            f"{MAX_LENGTH} letters at most, each word in one alphabet",
             f"{odd} others",
             "rename them, or say what they mean with --label-map or label_map",
         )
 
 
+def _mixes_alphabets(name: str) -> bool:
+    """Tell whether a word has Latin and Cyrillic letters, which look alike."""
+    return any(
+        {"LATIN", "CYRILLIC"} <= {unicodedata.name(letter, "").split(" ")[0] for letter in word}
+        for word in name.split()
+        if not word.isascii()
+    )
+
+
 def _key(name: str) -> str:
     plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    plain = BOOLEANS.get(plain, plain)
     try:
-        return f"number {float(plain) + 0.0:.12g}"  # -0 is 0
-    except ValueError:
+        return f"number {Decimal(plain).normalize() + 0}"  # -0 is 0
+    except ArithmeticError:
         return plain
 
 

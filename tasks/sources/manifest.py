@@ -86,9 +86,9 @@ class Manifest:
         missing = [name for name in sorted(unmet) if not _is_file(folder, name, request)]
         if missing:
             rule = f"{request.dataset.name}: every path of the manifest must be a file"
-            raise DataError(
-                rule, f"missing: {first_hashed(request, missing)}", "paths are relative to the CSV"
-            )
+            bare = not any(PurePosixPath(name).suffix for name in missing)
+            way_out = "paths are relative to the table" + (", with their ending such as .jpg" if bare else "")
+            raise DataError(rule, f"missing: {first_hashed(request, missing)}", way_out)
         extra = sum(name not in set(named) and self.reads(name) for name in found) if found else 0
         return {"image without a row in the manifest": extra} if extra else {}
 

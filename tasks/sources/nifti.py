@@ -55,7 +55,8 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
     """Decode the bytes of a ``.nii`` or (``packed``) ``.nii.gz`` file with one 3-D volume.
 
     Raises:
-        SkipItem: for damage, other dimensions, a declared size beyond the limit, NaN, or zeros only.
+        SkipItem: for damage, other dimensions, a declared size beyond the limit, no orientation, NaN, or only
+            zeros.
         SetupError: when nibabel is not installed.
     """
     try:
@@ -126,7 +127,12 @@ def _notes(image: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from nibabel import aff2axcodes
 
     notes, flags = [], []
-    codes = "".join(aff2axcodes(image.affine))
+    if not np.isfinite(image.affine).all():
+        raise SkipItem("no orientation in the header")
+    axes = aff2axcodes(image.affine)
+    if None in axes:  # an axis of length 0
+        raise SkipItem("no orientation in the header")
+    codes = "".join(axes)
     if codes != "RAS":
         notes.append(f"orientation {codes} to RAS")
     header = image.header

@@ -8,6 +8,7 @@ from pathlib import Path
 from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import NO_PATIENT, decode_dicom, frames_to_pixels
+from tasks.sources.groups import plain_id
 from tasks.sources.image_files import decode_image, is_image_name
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
@@ -27,7 +28,8 @@ def is_single_image_name(name: str) -> bool:
 def read_single(base: Path, item: Item) -> list[Sample]:
     """Read the one image in an item's file.
 
-    A DICOM file without a group of its item gets the header's patient, and a flag when there is none.
+    A DICOM file without a group of its item gets the header's patient, whose id may be spelt in several ways,
+    and a flag when there is none.
 
     Raises:
         SkipItem: for what is no image, damaged, too large, or holds several frames.
@@ -40,9 +42,16 @@ def read_single(base: Path, item: Item) -> list[Sample]:
         raise SkipItem("several frames")
     known = dicom.known_patient()
     lacking = () if known or item.group else (NO_PATIENT,)
-    group = "" if item.group else known
+    patient = plain_id(known)
     return [
-        Sample(pixels, group=group, conversions=notes, flags=(*flags, *lacking), traits=dicom.traits)
+        Sample(
+            pixels,
+            group="" if item.group else patient,
+            conversions=notes,
+            flags=(*flags, *lacking),
+            traits=dicom.traits,
+            patient=patient,
+        )
         for pixels, notes, flags in frames_to_pixels(dicom)
     ]
 

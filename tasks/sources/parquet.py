@@ -5,8 +5,8 @@ binary, path: string>`` (or plain ``binary``) and a column ``label``; class name
 metadata under ``huggingface``, the same in all files. ``<raw>`` is one file or a folder of them; the split
 is that of a column ``split``, or else a word of a file's name (``train-00000-of-00002.parquet``) or its
 folder's (``<config>/train/0000.parquet``, as the Hub converts a set; of several configs one must be named,
-since they often hold the same images). A group column may be called ``group`` or ``patient_id``; two columns
-that could be the label, the image or the group are refused.
+since they often hold the same images). A group column may be called ``group``, ``patient_id`` and the like;
+two columns that could be the label, the image or the group are refused, others are named as not used.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipIt
 from tasks.sources.files import walk
 from tasks.sources.groups import check_group_sides, check_whole_groups
 from tasks.sources.image_files import decode_image
+from tasks.sources.label_tables import column_key
 from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
+from tasks.sources.manifest import ALIASES
 from tasks.sources.one_image import INTENSITY
 from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of, split_of_file
 
 IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes")
 LABEL_COLUMNS = ("label", "labels", "class", "target")
-GROUP_COLUMNS = ("group", "patient_id")
+GROUP_COLUMNS = ("group", *ALIASES["group"])
 SPLIT_COLUMNS = ("split",)
+MAX_NAMED = 10
 ROWS_AT_ONCE = 32
 MAX_LABEL = 1_000
 
@@ -46,7 +49,8 @@ class Parquet:
         items: list[tuple[str, str, str, Split]] = []
         left_out = 0
         named: set[tuple[str, ...]] = set()
-        for name in _files(request):
+        files = _files(request)
+        for name in files:
             whole = split_of_file(name, request)
             for row, (label, group, cell) in enumerate(_labels(request.base() / name, request, named)):
                 split = _row_split(cell, request) if cell is not None else whole
@@ -66,6 +70,7 @@ class Parquet:
             names,
             excluded={VALIDATION_LEFT_OUT: left_out} if left_out else {},
             intensity=INTENSITY,
+            flags=dict.fromkeys(_told_columns(request.base() / files[0], request), len(items)),
         )
 
     def reader(self, request: RawRequest) -> Reader:
@@ -133,13 +138,25 @@ def _column(file: Any, names: tuple[str, ...], request: RawRequest) -> str | Non
     Raises:
         DataError: when several have; which one is meant is not for us to guess.
     """
-    found = [name for name in file.schema_arrow.names if name.casefold() in names]
+    known = {column_key(name) for name in names}
+    found = [name for name in file.schema_arrow.names if column_key(name) in known]
     if len(found) > 1:
         rule = f"{request.dataset.name}: one column alone may be the {names[0]}"
         raise DataError(
             rule, " and ".join(found[:5]), f"drop the others, or keep the right one as {names[0]}"
         )
     return found[0] if found else None
+
+
+def _told_columns(path: Path, request: RawRequest) -> list[str]:
+    """Return what to tell of a file's columns: which is the group, and which nobody reads."""
+    file = _open(path)
+    group = _column(file, GROUP_COLUMNS, request)
+    known = (IMAGE_COLUMNS, LABEL_COLUMNS, GROUP_COLUMNS, SPLIT_COLUMNS)
+    used = {_column(file, names, request) for names in known}
+    unused = sorted(set(file.schema_arrow.names) - used)[:MAX_NAMED]
+    told = [f"column {group} read as group"] if group and column_key(group) != "group" else []
+    return told + [f"column not used: {name}" for name in unused]
 
 
 def _labels(

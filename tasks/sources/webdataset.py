@@ -4,7 +4,7 @@ Layout: README of ``webdataset/webdataset``: files of one sample lie beside each
 up to the first dot; ``.cls`` holds the class as text, or ``.json`` does under ``label`` or ``cls``; the
 image is ``.jpg``, ``.png`` and the like. ``<raw>`` is one tar or a folder of shards; the split is a
 word of a shard's name (``train-000000.tar``, ``skin-test-0.tar``) or its folder's. ``.json`` may give a
-``group`` or ``patient_id``.
+``group``, ``patient_id`` and the like; of several values under such names none is taken for another.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Spli
 from tasks.sources.files import walk
 from tasks.sources.groups import check_group_sides, check_whole_groups
 from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
+from tasks.sources.manifest import ALIASES
 from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of_file
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 MAX_LABEL_BYTES = 1 << 16
+LABEL_KEYS = ("label", "cls", "class")
+GROUP_KEYS = ("group", *ALIASES["group"])
 
 
 @dataclass
@@ -122,11 +125,23 @@ def _add_label(sample: _Sample, ending: str, body: bytes, request: RawRequest) -
         raise DataError(f"{request.dataset.name}: .cls and .json must be UTF-8 text", "other bytes") from None
     if not isinstance(values, dict):
         return
-    label = next((values[name] for name in ("label", "cls", "class") if name in values), None)
-    group = next((values[name] for name in ("group", "patient_id") if name in values), None)
+    label, group = (_one_value(values, keys, request) for keys in (LABEL_KEYS, GROUP_KEYS))
     if isinstance(label, str | int):
         found = mapped_label(str(label), request)
         if sample.label and sample.label != found:
             raise DataError(f"{request.dataset.name}: .cls and .json must give one label", "two")
         sample.label = found
     sample.group = str(group) if isinstance(group, str | int) else sample.group
+
+
+def _one_value(values: dict[str, object], keys: tuple[str, ...], request: RawRequest) -> object:
+    """Return what stands under one of several keys, None when nothing does.
+
+    Raises:
+        DataError: when two keys say different things; which one is meant is not for us to guess.
+    """
+    found = [key for key in keys if key in values]
+    if len({str(values[key]) for key in found}) > 1:
+        rule = f"{request.dataset.name}: a .json must give one {keys[0]}"
+        raise DataError(rule, " and ".join(found), f"keep the right one as {keys[0]}")
+    return values[found[0]] if found else None

@@ -82,8 +82,8 @@ class EpochScore(Finding):
     test_accuracy: float
 
 
-class KeptWeights(Finding):
-    """Weights of a trained network as they are kept: a safetensors file.
+class KeptFile(Finding):
+    """A file kept beside a trial's result: the network's weights (safetensors), or its predictions (Parquet).
 
     Attributes:
         sha256: of the file.

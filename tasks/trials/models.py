@@ -16,19 +16,37 @@ from torch import Tensor, nn
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ModelSpec
 from tasks.trials.own_models import build_own
+from tasks.trials.pretrained import Normalisation, normalisation, start_from
 from tasks.trials.seeding import seeded
 
 
 class PixelModel(nn.Module):
-    """A network behind its input scaling: ``network(pixels * input_scale)``."""
+    """A network behind its input scaling: ``network(pixels * input_scale)``.
 
-    def __init__(self, network: nn.Module, input_scale: float) -> None:
+    With ``normalised`` it is ``network((pixels / 255 - mean) / std)``, whatever ``input_scale`` says: what a
+    pretrained network's weights were made for.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, input_scale: float, normalised: Normalisation | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.input_scale = input_scale
+        self.normalised = normalised is not None
+        if normalised is not None:
+            mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in normalised)
+            self.register_buffer("mean", mean, persistent=False)
+            self.register_buffer("std", std, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits ``(num_images, num_outputs)`` for float pixels in [0, 255]."""
+        if self.normalised:
+            normal: Tensor = self.network((pixels / 255 - self.mean) / self.std)
+            return normal
         logits: Tensor = self.network(pixels if self.input_scale == 1 else pixels * self.input_scale)
         return logits
 
@@ -50,6 +68,7 @@ def build_model(
     dropout: float | None,
     seed: int,
     image_size: int,
+    pretrained: bytes | None = None,
 ) -> PixelModel:
     """Build a network with random weights that depend on ``seed`` and the arguments alone.
 
@@ -66,6 +85,8 @@ def build_model(
         dropout: probability in all dropout layers; None keeps the library's default.
         seed: seed of the initial weights.
         image_size: height and width of the images.
+        pretrained: weights to start from where ``spec`` says so, see :mod:`tasks.trials.pretrained`; without
+            them such a network has random ones, for kept weights to be put in.
 
     Raises:
         ConfigError: for an architecture its library does not know, an image too small for the
@@ -74,12 +95,23 @@ def build_model(
     shape = _Shape(num_outputs, in_channels, image_size, dropout)
     with seeded(seed):
         network = _BUILDERS[spec.library](spec, shape)
-    model = PixelModel(network, input_scale)
+    if pretrained is not None:
+        start_from(network, pretrained, spec)
+    model = PixelModel(network, input_scale, _normalisation(spec, in_channels))
     _check_forward(spec, model, shape)
     for parameter in model.parameters():
         if parameter.dim() == 4:  # the layout that convolutions are fastest with, on a CPU and on a GPU
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def _normalisation(spec: ModelSpec, in_channels: int) -> Normalisation | None:
+    if not spec.pretrained:
+        return None
+    mean, std = normalisation(spec)
+    if in_channels == 1:
+        return (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return mean, std
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -240,30 +272,32 @@ def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) ->
 
 
 def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
-    # One forward pass finds out what no table of minimal sizes could know for every architecture.
+    # One forward pass finds out what no table of minimal sizes could know for every architecture. One's own
+    # network might mix up the images of a batch.
+    num_images = 2 if spec.library == "own" else 1
+    shown = (num_images, shape.in_channels, shape.image_size, shape.image_size)
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(1, shape.in_channels, shape.image_size, shape.image_size))
-    except Exception as error:
+            logits = model(torch.zeros(shown))
+    except (Exception, SystemExit) as error:
         # A library's network fails where an image is too small for it; one's own may fail in any way.
         if spec.library == "own":
             first = str(error).splitlines()[0] if str(error) else ""
             raise ConfigError(
                 "Your own network must take a batch of images",
-                f"{spec.architecture} raised {type(error).__name__}: {first[:300]} on "
-                f"(1, {shape.in_channels}, {shape.image_size}, {shape.image_size}) float32",
+                f"{spec.architecture} raised {type(error).__name__}: {first[:300]} on {shown} float32",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
             raise
         raise _does_not_fit(spec, shape, error) from error
     finally:
         model.train()
-    if not isinstance(logits, Tensor) or logits.shape != (1, shape.num_outputs):
+    if not isinstance(logits, Tensor) or logits.shape != (num_images, shape.num_outputs):
         raise ConfigError(
             "A model returns one row of logits per image",
-            f"{spec.library} {spec.architecture} returned {_shape_of(logits)} for 1 image and "
-            f"{shape.num_outputs} outputs",
+            f"{spec.library} {spec.architecture} returned {_shape_of(logits)} for {num_images} "
+            f"image{'s'[: num_images - 1]} and {shape.num_outputs} outputs",
             "choose a classification architecture",
         )
 

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from search_spaces.errors import DataError, SweepError
 from tasks.measures.dimension import IntrinsicDimension
+from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
+from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.trials.step import as_pixels
 from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluation_mode
 
@@ -130,34 +132,38 @@ def extract_features(
 
 
 def estimate_dimension(
-    features: NDArray[np.float32],
+    features: NDArray[np.float32] | BlockSource,
     estimators: Sequence[str],
     *,
     num_neighbors: int,
     discard_fraction: float,
     seed: int,
+    block_rows: int = BLOCK_ROWS,
 ) -> dict[str, IntrinsicDimension]:
     """Estimate d_repr; it is undefined for too few points, or where all images map to one point.
 
     Args:
-        features: ``(num_images, num_features)``.
+        features: ``(num_images, num_features)``, or what makes them block by block.
         estimators: by name.
         num_neighbors: of each estimator that takes so many.
         discard_fraction: of TwoNN.
         seed: of the bootstrap.
+        block_rows: images whose features are in memory at once, twice.
     """
+    source = as_source(features)
     try:
         estimates = intrinsic_dimension(
-            features,
+            source,
             num_neighbors=num_neighbors,
             estimators=estimators,
             discard_fraction=discard_fraction,
             seed=seed,
+            block_rows=block_rows,
         )
     except SweepError as error:  # features that are not finite
         reason = str(error)
         return {
-            name: IntrinsicDimension(name, None, None, len(features), num_neighbors, "", reason=reason)
+            name: IntrinsicDimension(name, None, None, source.num_rows, num_neighbors, "", reason=reason)
             for name in estimators
         }
     return {name: _finite(estimate) for name, estimate in estimates.items()}

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from tasks.finding import Finding
 from tasks.measures.dimension import IntrinsicDimension
-from tasks.trials.measured import ClassificationScores, EpochScore, KeptWeights, RadiusRecord
+from tasks.trials.measured import ClassificationScores, EpochScore, KeptFile, RadiusRecord
 
 
 class TrialStatus(StrEnum):
@@ -107,6 +107,20 @@ class Timings(Finding):
     robustness: float | None = None
 
 
+class StageRecord(Finding):
+    """The representation after one stage of a network.
+
+    Attributes:
+        module: Whose output it is, by its name within the network.
+        num_features: Of one image.
+        d_repr: By estimator, as :attr:`TrialResult.d_repr`.
+    """
+
+    module: str
+    num_features: int
+    d_repr: dict[str, IntrinsicDimension]
+
+
 class TrialResult(Finding):
     """What a trial found.
 
@@ -118,6 +132,8 @@ class TrialResult(Finding):
         num_threads: torch threads on the CPU; another number may change the last digits.
         scores: of the trained network; None when diverged.
         d_repr: by estimator; one that is undefined says why.
+        d_repr_stages: the same after every stage of the network, from the pixels on, where asked for; empty
+            for a network without stages.
         attacks: one record per method and strength.
         history: one entry per finished epoch.
         test_history: the test images after some epochs, at most about ten; the last epoch is in ``scores``.
@@ -126,9 +142,15 @@ class TrialResult(Finding):
         robustness: distances to other decisions, where asked for.
         weights: of the trained network, where they are kept.
         weights_note: why they could not be kept although they should.
+        predictions: logits of every test image, where they are kept.
+        predictions_note: why they could not be kept although they should.
         timings: seconds per stage.
         peak_memory_bytes: on CUDA what the process reserved on the card for tensors; on a CPU its resident
             memory, libraries and arrays included.
+        pretrained: SHA-256 of the weights that training started from; empty for random ones.
+        energy_j: joules that the card used while the trial ran, by its own counter: all that ran on it
+            counts, so with a share of the card it is no more than a bound.
+        energy_note: why there is none.
         micro_batch: images that passed the network at once in training, where memory was short; None for
             whole batches.
     """
@@ -140,15 +162,21 @@ class TrialResult(Finding):
     num_threads: int
     scores: NetworkScores | None = None
     d_repr: dict[str, IntrinsicDimension] = Field(default_factory=dict)
+    d_repr_stages: tuple[StageRecord, ...] = ()
     attacks: tuple[AttackRecord, ...] = ()
     history: tuple[EpochRecord, ...] = ()
     test_history: tuple[EpochScore, ...] = ()
     best_epoch: int | None = None
     robustness: RadiusRecord | None = None
-    weights: KeptWeights | None = None
+    weights: KeptFile | None = None
     weights_note: str = ""
+    predictions: KeptFile | None = None
+    predictions_note: str = ""
     timings: Timings = Timings()
     peak_memory_bytes: int = 0
+    pretrained: str = ""
+    energy_j: float | None = None
+    energy_note: str = ""
     micro_batch: int | None = None
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.trials import NetworkSpec
 from tasks.prepared.subsets import TrialData
@@ -59,6 +60,9 @@ def run_search_trial(
         torch.OutOfMemoryError: when the GPU's memory, or its share, is used up.
         MemoryError: when the machine's memory is used up.
     """
+    if network.model.pretrained:
+        found = f"{network.model.name} is pretrained"
+        raise ConfigError("A search trains networks from random weights", found)
     check_inputs(network.model_copy(update={"train_size": len(data.train_images)}), data)
     device = torch.device(device)
     with trial_memory(device, gpu_fraction), deterministic(device, num_threads):

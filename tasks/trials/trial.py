@@ -7,6 +7,7 @@ bit, whatever ran before.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,27 +18,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import AttackSpec
-from search_spaces.trials import (
-    AttackMeasurement,
-    Measurement,
-    RepresentationMeasurement,
-    RobustnessMeasurement,
-    TrialSpec,
-)
-from tasks.measures.dimension import IntrinsicDimension
+from search_spaces.trials import Measurement, TrialSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.attacks import CleanPass, attack_all, attack_batch_size, pass_clean
+from tasks.trials.attacks import CleanPass, attack_batch_size, pass_clean
 from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.classification import classification_scores
+from tasks.trials.energy import EnergyMeter
 from tasks.trials.inputs import check_inputs
-from tasks.trials.measured import EpochScore, KeptWeights
+from tasks.trials.measured import EpochScore, KeptFile
+from tasks.trials.measuring import Measuring
 from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
-from tasks.trials.representations import estimate_dimension, features_read
-from tasks.trials.result import AttackRecord, EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
-from tasks.trials.robustness import measure_radii
+from tasks.trials.representations import features_read
+from tasks.trials.result import EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
 from tasks.trials.seeding import deterministic
 from tasks.trials.training import epochs_to_look_at, evaluate, resident, train
 from tasks.trials.weights import load_into, to_bytes
@@ -53,8 +48,10 @@ def run_trial(
     micro_batch: int | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     on_score: Callable[[EpochScore], None] | None = None,
-    keep: Callable[[bytes], KeptWeights | str] | None = None,
+    keep: Callable[[bytes], KeptFile | str] | None = None,
+    keep_predictions: Callable[[bytes], KeptFile | str] | None = None,
     checkpoints: Checkpoints | None = None,
+    pretrained: bytes | None = None,
 ) -> TrialResult:
     """Train, evaluate, measure d_repr and attack one network.
 
@@ -69,7 +66,9 @@ def run_trial(
         on_epoch: called with the record of every finished epoch.
         on_score: called before it where the test images were passed after that epoch.
         keep: given the trained network's weights; text says why they could not be kept, which is noted.
+        keep_predictions: given the predictions, a Parquet file, where ``spec`` asks for them; likewise.
         checkpoints: where training leaves off and goes on; None for none.
+        pretrained: weights that a pretrained network starts from.
 
     Raises:
         ConfigError: for a spec that cannot be carried out (image too small for the architecture, fewer logits
@@ -79,10 +78,16 @@ def run_trial(
         MemoryError: when the machine's memory is used up.
     """
     check_inputs(spec.network, data)
+    if spec.network.model.pretrained and pretrained is None:
+        raise ConfigError("A pretrained network must be given its weights", spec.network.model.name)
     device = torch.device(device)
     with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
-        trial = _Trial(spec, data, device, num_threads, micro_batch)
-        return trial.run(on_epoch, on_score, keep, checkpoints)
+        meter = EnergyMeter(device)
+        trial = _Trial(spec, data, device, num_threads, micro_batch, keep_predictions)
+        result = trial.run(on_epoch, on_score, keep, checkpoints, pretrained)
+        start = hashlib.sha256(pretrained).hexdigest() if pretrained is not None else ""
+        more = {"energy_j": meter.joules(), "energy_note": meter.note, "pretrained": start}
+        return result.model_copy(update=more)
 
 
 def measure_trial(
@@ -95,6 +100,7 @@ def measure_trial(
     device: torch.device | str = "cpu",
     num_threads: int = 1,
     gpu_fraction: float | None = None,
+    keep_predictions: Callable[[bytes], KeptFile | str] | None = None,
 ) -> TrialResult:
     """Measure on a network's kept weights what was not measured yet; nothing is trained.
 
@@ -107,6 +113,7 @@ def measure_trial(
         device: see :func:`run_trial`, likewise the rest.
         num_threads: torch threads on the CPU.
         gpu_fraction: share of the GPU's memory.
+        keep_predictions: see :func:`run_trial`.
 
     Raises:
         CorruptStoreError: when the weights are not those of this network; and as :func:`run_trial`.
@@ -114,7 +121,8 @@ def measure_trial(
     check_inputs(spec.network, data)
     device = torch.device(device)
     with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
-        return _Trial(spec, data, device, num_threads, None).measure(weights, known, missing)
+        trial = _Trial(spec, data, device, num_threads, None, keep_predictions)
+        return trial.measure(weights, known, missing)
 
 
 class _Trial:
@@ -127,9 +135,10 @@ class _Trial:
         device: torch.device,
         num_threads: int,
         micro_batch: int | None,
+        keep_predictions: Callable[[bytes], KeptFile | str] | None,
     ) -> None:
         self.spec, self.data, self.device, self.num_threads = spec, data, device, num_threads
-        self.micro_batch = micro_batch
+        self.micro_batch, self.keep_predictions = micro_batch, keep_predictions
         self.network = spec.network
         self.seed = spec.derived_seed
         self.scores: NetworkScores | None = None
@@ -151,12 +160,13 @@ class _Trial:
         self,
         on_epoch: Callable[[EpochRecord], None] | None,
         on_score: Callable[[EpochScore], None] | None,
-        keep: Callable[[bytes], KeptWeights | str] | None,
+        keep: Callable[[bytes], KeptFile | str] | None,
         checkpoints: Checkpoints | None,
+        pretrained: bytes | None,
     ) -> TrialResult:
         """Run the stages in order; stop where the network has diverged."""
         with self._timed("build"):
-            model = self._build()
+            model = self._build(pretrained)
         with self._timed("train"):
             reason = self._train(model, on_epoch, on_score, checkpoints)
         if not reason:
@@ -165,67 +175,44 @@ class _Trial:
         if reason:
             return self._result(reason)
         kept = keep(to_bytes(model)) if keep else None
-        found = self._measured(model, self.spec.measurements, features, clean)
+        found = self._measuring(model, features, clean).measure(self.spec.measurements)
         return self._result("", kept).model_copy(update={**found, "timings": Timings(**self.timings)})
 
     def measure(self, weights: bytes, known: TrialResult, missing: Sequence[Measurement]) -> TrialResult:
         """Measure ``missing`` on kept weights, and add it to what is known."""
         model = self._build()
         load_into(model, weights)
-        with features_read(model, len(self.images)) as features:
-            if any(isinstance(item, RepresentationMeasurement) for item in missing):
-                evaluate(model, self.images, self.labels)
-        found = self._measured(model, missing, getattr(features, "array", None), None)
+        found = self._measuring(model).measure(missing)
         new = {(attack.method, attack.epsilon) for attack in found["attacks"]}
         kept = tuple(attack for attack in known.attacks if (attack.method, attack.epsilon) not in new)
         return known.model_copy(
             update={
                 "d_repr": {**known.d_repr, **found["d_repr"]},
+                "d_repr_stages": found["d_repr_stages"] or known.d_repr_stages,
                 "attacks": kept + found["attacks"],
                 "robustness": found["robustness"] or known.robustness,
+                "predictions": found["predictions"] or known.predictions,
+                "predictions_note": found["predictions_note"],
             }
         )
 
-    def _measured(
-        self,
-        model: PixelModel,
-        missing: Sequence[Measurement],
-        features: NDArray[np.float32] | None,
-        clean: CleanPass | None,
-    ) -> dict[str, Any]:
-        """Return fields of a :class:`TrialResult`: what of ``missing`` was found."""
-        estimators = [m.estimator for m in missing if isinstance(m, RepresentationMeasurement)]
-        attacks = [m for m in missing if isinstance(m, AttackMeasurement)]
-        robustness = next((m.robustness for m in missing if isinstance(m, RobustnessMeasurement)), None)
-        with self._timed("d_repr"):
-            d_repr: dict[str, IntrinsicDimension] = {}
-            if features is not None and estimators:
-                d_repr = estimate_dimension(
-                    features,
-                    estimators,
-                    num_neighbors=self.spec.representation.num_neighbors,
-                    discard_fraction=self.network.subset.twonn_discard_fraction,
-                    seed=derive_seed("d_repr", self.seed),
-                )
-        with self._timed("attack"):
-            records = self._attacked(model, attacks, clean)
-        if robustness is None:
-            return {"d_repr": d_repr, "attacks": records, "robustness": None}
-        with self._timed("robustness"):
-            radii = measure_radii(
-                model,
-                self.test_images,
-                self.test_labels,
-                self.images,
-                num_images=robustness.num_images,
-                # Of the data, not of the network: all networks of a subset are asked about the same images.
-                seed=derive_seed("r_hat", self.network.subset),
-                num_steps=robustness.num_steps,
-                num_bisections=robustness.num_bisections,
-            )
-        return {"d_repr": d_repr, "attacks": records, "robustness": radii}
+    def _measuring(
+        self, model: PixelModel, features: NDArray[np.float32] | None = None, clean: CleanPass | None = None
+    ) -> Measuring:
+        return Measuring(
+            self.spec,
+            model,
+            self.images,
+            self.test_images,
+            self.test_labels,
+            self.data.test_rows,
+            self._timed,
+            self.keep_predictions,
+            features,
+            clean,
+        )
 
-    def _build(self) -> PixelModel:
+    def _build(self, pretrained: bytes | None = None) -> PixelModel:
         recipe = self.network.recipe
         return build_model(
             self.network.model,
@@ -235,6 +222,7 @@ class _Trial:
             input_scale=recipe.input_scale,
             dropout=recipe.dropout,
             seed=derive_seed("weights", self.seed),
+            pretrained=pretrained,
         ).to(self.device)
 
     def _train(
@@ -299,20 +287,7 @@ class _Trial:
         )
         return features.array, clean, ""
 
-    def _attacked(
-        self, model: PixelModel, attacks: Sequence[AttackMeasurement], clean: CleanPass | None
-    ) -> tuple[AttackRecord, ...]:
-        records: list[AttackRecord] = []
-        for method in dict.fromkeys(attack.method for attack in attacks):
-            epsilons = tuple(attack.epsilon for attack in attacks if attack.method == method)
-            asked = AttackSpec.model_validate({"methods": (method,), "epsilons": epsilons})
-            batch_size = attack_batch_size(self.network.recipe)
-            clean = clean or pass_clean(model, self.test_images, self.test_labels, batch_size=batch_size)
-            rule = self.network.recipe.test_loss
-            records += attack_all(model, self.test_images, self.test_labels, asked, rule=rule, clean=clean)
-        return tuple(records)
-
-    def _result(self, reason: str, kept: KeptWeights | str | None = None) -> TrialResult:
+    def _result(self, reason: str, kept: KeptFile | str | None = None) -> TrialResult:
         best = min(self.test_history, key=lambda score: score.test_loss, default=None)
         return TrialResult(
             status=TrialStatus.DIVERGED if reason else TrialStatus.DONE,
@@ -324,7 +299,7 @@ class _Trial:
             history=tuple(self.history),
             test_history=tuple(self.test_history),
             best_epoch=best.epoch if best else None,
-            weights=kept if isinstance(kept, KeptWeights) else None,
+            weights=kept if isinstance(kept, KeptFile) else None,
             weights_note=kept if isinstance(kept, str) else "",
             timings=Timings(**self.timings),
             peak_memory_bytes=peak_bytes(self.device),

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search_spaces.datasets import DATASETS, own_dataset_spec
+from search_spaces.datasets import DATASETS, made_dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
+from search_spaces.interventions import KINDS, MadeSpec
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.preparation.prepare import prepare_dataset
@@ -27,9 +28,11 @@ def dataset_of(name: str) -> DatasetSpec:
     """The first dataset of the table that this source reads, or own data of that kind."""
     if name in OWN_KINDS:
         return own_dataset_spec("mine", OwnSourceSpec(kind=name, path="x", domain="natural"))
+    if name in KINDS:
+        return made_dataset_spec("made", MadeSpec(from_=name))
     rows = [row for row in DATASETS.values() if row.source == name]
     if not rows:
-        pytest.fail(f"source {name} needs a row in search_spaces/datasets.py, or one in OWN_KINDS")
+        pytest.fail(f"source {name} needs a row in search_spaces/datasets.py, or one in OWN_KINDS or KINDS")
     return next((row for row in rows if row.name in WRITERS), rows[0])
 
 

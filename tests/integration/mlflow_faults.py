@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.results.rows import FlatRun
 from orchestrator.results.tracking.mlflow import MLflowTracker, connector
+from orchestrator.results.tracking.mlflow_page import Page
 from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, before
 
 
@@ -91,7 +92,7 @@ def shown(uri: str, name: str) -> dict[str, Any]:
     experiment = client.get_experiment_by_name(f"isweep/{name}")
     runs = client.search_runs([experiment.experiment_id], max_results=5000)
     counted = [run for run in runs if run.data.tags.get("isweep.duplicate") != "true"]
-    trials = {run.info.run_name: run for run in counted if run.data.tags.get("kind") == "trial"}
+    trials = {run.data.tags["trial_id"]: run for run in counted if run.data.tags.get("kind") == "trial"}
     return {
         "counted": len([run for run in counted if run.data.tags.get("kind") == "trial"]),
         "losses": {key: run.data.metrics.get("test_loss") for key, run in trials.items()},
@@ -127,9 +128,9 @@ def dropped_replies(server: Server, num: int = 12, drops: int = 12) -> dict[str,
 
     with proxied(server) as proxy:
         proxy.decide = decide
-        tracker = MLflowTracker(connector(proxy.url), "dropped", say=said.append)
+        tracker = MLflowTracker(connector(proxy.url), Page("dropped"), say=said.append)
         tell(tracker, "dropped", range(num))
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return outcome(server, "dropped", num, proxy, said, tracker.num_behind)
 
 
@@ -138,7 +139,7 @@ def away(server: Server, num: int = 6, seconds: float = 2.0) -> dict[str, Any]:
     said: list[str] = []
     with proxied(server) as proxy:
         proxy.decide = lambda method, path: REFUSE
-        tracker = MLflowTracker(connector(proxy.url), "away", say=said.append)
+        tracker = MLflowTracker(connector(proxy.url), Page("away"), say=said.append)
         tell(tracker, "away", range(num // 2))
         time.sleep(seconds)
         proxy.decide = lambda method, path: PASS
@@ -148,7 +149,7 @@ def away(server: Server, num: int = 6, seconds: float = 2.0) -> dict[str, Any]:
         time.sleep(seconds)
         proxy.decide = lambda method, path: PASS
         tracker.flush()
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return outcome(server, "away", num, proxy, said, tracker.num_behind)
 
 
@@ -157,11 +158,11 @@ def resetting(server: Server, num: int = 6, share: float = 0.3) -> dict[str, Any
     chance, said = random.Random(7), []
     with proxied(server) as proxy:
         proxy.decide = lambda method, path: RESET if chance.random() < share else PASS
-        tracker = MLflowTracker(connector(proxy.url), "resetting", say=said.append)
+        tracker = MLflowTracker(connector(proxy.url), Page("resetting"), say=said.append)
         tell(tracker, "resetting", range(num))
         tracker.flush()
         proxy.decide = lambda method, path: PASS
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return outcome(server, "resetting", num, proxy, said, tracker.num_behind)
 
 
@@ -170,10 +171,10 @@ def slow(server: Server, num: int = 4, delay_s: float = 0.2) -> dict[str, Any]:
     said: list[str] = []
     with proxied(server) as proxy:
         proxy.delay_s = delay_s
-        tracker = MLflowTracker(connector(proxy.url), "slow", say=said.append)
+        tracker = MLflowTracker(connector(proxy.url), Page("slow"), say=said.append)
         tell(tracker, "slow", range(num))
         waiting = tracker.num_behind
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return {**outcome(server, "slow", num, proxy, said, tracker.num_behind), "waiting": waiting}
 
 
@@ -181,14 +182,14 @@ def restarted(server: Server, num: int = 6, seconds: float = 1.0) -> dict[str, A
     """The server ends in the middle and starts again."""
     said: list[str] = []
     with proxied(server) as proxy:
-        tracker = MLflowTracker(connector(proxy.url), "restarted", say=said.append)
+        tracker = MLflowTracker(connector(proxy.url), Page("restarted"), say=said.append)
         tell(tracker, "restarted", range(num // 2))
         server.stop()
         tell(tracker, "restarted", range(num // 2, num))
         time.sleep(seconds)
         server.start()
         tracker.flush()
-        tracker.close(completed=True)
+        tracker.close("FINISHED")
         return outcome(server, "restarted", num, proxy, said, tracker.num_behind)
 
 
@@ -207,7 +208,7 @@ def locked_database(database: Path, num: int = 4, seconds: float = 2.0) -> dict[
     """Another program holds the SQLite file."""
     said: list[str] = []
     uri = f"sqlite:///{database}"
-    tracker = MLflowTracker(connector(uri), "locked", say=said.append)
+    tracker = MLflowTracker(connector(uri), Page("locked"), say=said.append)
     tracker.flush()
     with closing(sqlite3.connect(database, isolation_level=None, timeout=30)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -215,7 +216,7 @@ def locked_database(database: Path, num: int = 4, seconds: float = 2.0) -> dict[
         time.sleep(seconds)
         other.execute("ROLLBACK")
     tracker.flush()
-    tracker.close(completed=True)
+    tracker.close("FINISHED")
     return {**shown(uri, "locked"), "said": said, "behind": tracker.num_behind}
 
 
@@ -223,12 +224,12 @@ def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
     """The SQLite file is deleted in the middle; another process's reconcile shows everything again."""
     said: list[str] = []
     uri = f"sqlite:///{database}"
-    tracker = MLflowTracker(connector(uri), "deleted", say=said.append)
+    tracker = MLflowTracker(connector(uri), Page("deleted"), say=said.append)
     tell(tracker, "deleted", range(num // 2))
     tracker.flush()
     database.unlink()
     tell(tracker, "deleted", range(num // 2, num))
-    tracker.close(completed=False)
+    tracker.close("KILLED")
     # This process keeps its connections to the file that is gone.
     other = subprocess.run(
         [sys.executable, "-c", RECONCILE, uri, "deleted", str(num)],
@@ -241,10 +242,10 @@ def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
 
 RECONCILE = """
 import json, sys
-from tests.integration.mlflow_faults import MLflowTracker, connector, flat, shown
+from tests.integration.mlflow_faults import MLflowTracker, Page, connector, flat, shown
 uri, name, num = sys.argv[1:]
-tracker = MLflowTracker(connector(uri), name)
+tracker = MLflowTracker(connector(uri), Page(name))
 tracker.reconcile([flat(name, number) for number in range(int(num))])
-tracker.close(completed=True)
+tracker.close("FINISHED")
 print(json.dumps(shown(uri, name)))
 """

@@ -37,7 +37,7 @@ from orchestrator.running.sweep import TrialSweep
 from orchestrator.running.trainable import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
-from tasks.remote import RayExecutor
+from tasks.remote import RayExecutor, nodes_that_see
 from tasks.trials.result import NetworkScores, TrialResult, TrialStatus
 from tests.integration.sweeps import command, stored
 
@@ -201,7 +201,10 @@ def main(sweep: str, folder: str) -> None:
             "workers": {name: node.node_id for name, node in workers.items()},
             "file_task_nodes": nodes_of_tasks(RayExecutor(driver_node_only=True)),
             "block_task_nodes": nodes_of_tasks(RayExecutor()),
+            "see_root": nodes_that_see(root / "prepared"),
+            "see_python": sorted(nodes_that_see(Path(sys.executable))),
         }
+        found["reading_nodes"] = nodes_of_tasks(RayExecutor(nodes=list(found["workers"].values())))
     images = root / "images.npy"
     np.save(images, np.zeros((4, 1, 2, 2), np.uint8))
     source = ("measure", "manifold_d4", "--image-size", "16", "--json")

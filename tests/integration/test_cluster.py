@@ -56,6 +56,13 @@ def test_nodes_need_no_shared_folder(found):
     assert set(found["block_task_nodes"]) == {found["head"], *found["workers"].values()}
 
 
+def test_reading_spreads_over_the_nodes_that_see_the_files(found):
+    workers = sorted(found["workers"].values())
+    assert found["see_root"] == [found["head"]]
+    assert found["see_python"] == sorted([found["head"], *workers])
+    assert found["reading_nodes"] == workers
+
+
 def test_files_are_measured_on_the_node_that_has_them(found):
     measured = found["measured"]
     assert measured["exit"] == 0, measured["stderr"]

@@ -71,7 +71,7 @@ def test_a_full_disk_pauses_the_sweep_until_there_is_room(tmp_path):
     assert found["still"] == found["at_pause"] < 12
     assert re.search(
         r"Paused: \S+ \([\d,]+ bytes needed\): No space left on device; [\d,]+ bytes free", found["stderr"]
-    )
+    ), found["stderr"]
     assert "Storage takes results again" in found["stderr"]
     assert (found["exit"], len(found["results"])) == (0, 12)
     assert found["runs"] == {"FINISHED": 12 + 2 + 1}

@@ -6,6 +6,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -146,6 +147,49 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
     isweep("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
+
+
+def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
+        np.uint8
+    )
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    train = """
+import json, sys
+import orchestrator.running.pipeline as pipeline
+from orchestrator import RunOptions, load_sweep
+from orchestrator.running.pilot import PilotRequest, run_pilot
+sweep, source, root = sys.argv[1:]
+request = PilotRequest(source, "small_mlp", (20, 40), 16)
+options = RunOptions(root=root, num_cpus=1, dashboard=False, tracking=False)
+found = [run_pilot(load_sweep(sweep), request, options)]
+pipeline.connect = None  # asked again, it needs no cluster
+found.append(run_pilot(load_sweep(sweep), request, options))
+assert found[0] == found[1]
+print(json.dumps([[p.train_size, p.test_loss] for p in found[0].points] + [found[0].d_data]))
+"""
+    words = [sys.executable, "-c", train, sweep, str(tmp_path / "mine.npz"), str(root)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    *points, d_data = json.loads(done.stdout.splitlines()[-1])
+    assert [size for size, _ in points] == [20, 40]
+    assert all(loss > 0 for _, loss in points)
+    assert d_data > 0
+    asked = (
+        "predict",
+        sweep,
+        "--model",
+        "small_mlp",
+        "--train-size",
+        "80",
+        "--pilot",
+        "absent",
+        "--from-store",
+    )
+    refused = isweep(*asked, root=root, exit_code=2)
+    assert "A prediction needs a fit of how losses grow" in refused.stderr
 
 
 def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):

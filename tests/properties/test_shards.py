@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import tasks.preparation.prepare as prepare_module
 from search_spaces.datasets import dataset_spec
 from search_spaces.specs import PreparedSpec
+from tasks.preparation import blocks
 from tasks.prepared import dataset as arrays
 from tasks.prepared.dataset import PreparedDataset
 from tasks.remote import InlineExecutor
@@ -24,14 +25,14 @@ def prepared(chunk_rows: int, shard_rows: int, block_rows: int, folder: Path) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "CHUNK_BYTES", 16 * chunk_rows)
         patch.setattr(arrays, "SHARD_BYTES", 16 * shard_rows)
-        patch.setattr(prepare_module, "BLOCK_BYTES", 16 * block_rows)
+        patch.setattr(blocks, "BLOCK_BYTES", 16 * block_rows)
         prepare_module.prepare_dataset(
             spec, dataset_spec("digits"), raw=None, destination=folder, executor=InlineExecutor()
         )
     return PreparedDataset.open(folder)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(5, 300),
     st.integers(20, 600),

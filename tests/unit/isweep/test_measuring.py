@@ -97,6 +97,17 @@ def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
     assert from_object.to_json()["loss"] == from_object.value
 
 
+def test_predict_takes_a_pilot_as_pairs_or_as_a_file(record, fits, tmp_path):
+    plain = isweep.predict(record, fits, train_size=500)
+    pairs = isweep.predict(record, fits, train_size=500, pilot=[(50, 0.6), (100, 0.5)])
+    (tmp_path / "pilot.csv").write_text("train_size,test_loss\n50,0.6\n100,0.5\n", encoding="utf-8")
+    assert pairs == isweep.predict(record, fits, train_size=500, pilot=tmp_path / "pilot.csv")
+    assert pairs.prediction.num_pilot == 2
+    assert pairs.value != plain.value
+    with pytest.raises(isweep.SweepError, match=r"pilot loss must be .*; found: -1\.0"):
+        isweep.predict(record, fits, train_size=500, pilot=[(50, -1)])
+
+
 def test_predict_needs_both_numbers(images, fits, tmp_path):
     with pytest.raises(isweep.SweepError, match="label_sharpness; found: no label_sharpness"):
         isweep.predict(isweep.measure(images), fits, train_size=100)

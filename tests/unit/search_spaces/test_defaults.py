@@ -28,6 +28,7 @@ HASHED = {
     "RepresentationMeasurement": ["REPRESENTATION"],
     "RobustnessMeasurement": ["ROBUSTNESS"],
     "RobustnessSpec": ["ROBUSTNESS"],
+    "PredictionMeasurement": ["PREDICTIONS"],
 }
 
 

@@ -12,6 +12,7 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError
 from search_spaces.fingerprint import fingerprint
+from tests.object_store import object_store
 from tests.unit.orchestrator.results.examples import (
     dimension,
     diverged,
@@ -24,13 +25,16 @@ from tests.unit.orchestrator.results.examples import (
 RECORD = trial_record(diverged(), trial_id="a")
 
 
-@pytest.fixture(params=["local", "memory"])
-def store(request, tmp_path):
-    if request.param == "memory":
-        import fsspec
+@pytest.fixture(scope="module")
+def bucket():
+    with object_store() as running:
+        yield running
 
-        fsspec.filesystem("memory").store.clear()
-        return ResultStore("memory://bucket/sweep")
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path):
+    if request.param == "s3":
+        return ResultStore(f"{request.getfixturevalue('bucket').url}/{tmp_path.name}")
     return ResultStore(str(tmp_path / "sweep"))
 
 

@@ -4,13 +4,17 @@ import shutil
 from functools import partial
 
 import pytest
+from scipy.special import softmax
+from sklearn.metrics import log_loss, roc_auc_score
 
+import isweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
 from orchestrator.results.weights import WeightStore
 from orchestrator.running.pipeline import RunOptions, prepare_missing, run_sweep
 from orchestrator.running.progress import Progress
+from search_spaces.errors import CorruptStoreError, DataError
 from tasks.prepared.subsets import load_subset
 from tasks.remote import InlineExecutor
 from tasks.trials.trial import run_trial
@@ -80,6 +84,53 @@ def test_another_strength_starts_no_cluster_and_changes_no_number(trained: Works
             assert getattr(record.result, field) == getattr(old.result, field)
         assert (record.attempt, record.started_at) == (2, old.started_at)
         assert record.measured_at is not None
+
+
+def test_predictions_asked_for_later_train_nothing_and_give_the_recorded_scores(
+    trained: Workspace, root: str
+) -> None:
+    before = records(trained)
+    sweep = isweep.open(SWEEP, root=root)
+    with pytest.raises(DataError, match="No trial of this sweep has predictions; set predictions: true"):
+        _ = sweep.predictions
+    changes = {"predictions": True}
+    assert run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes=changes).exit_code == 0
+    table = sweep.refresh().predictions
+    assert set(table["trial_id"]) == set(before)
+    for trial_id, rows in table.groupby("trial_id"):
+        scores = before[trial_id].result.scores
+        auc = roc_auc_score(rows["label"], rows["logit_1"] - rows["logit_0"])
+        # Later passes may round differently where weights lie elsewhere in memory; ties of ranks do not.
+        assert auc == pytest.approx(scores.classification.auc, abs=1e-9)
+        assert log_loss(rows["label"], softmax(rows[["logit_0", "logit_1"]].to_numpy(), axis=1)) == (
+            pytest.approx(scores.test_loss, rel=1e-5)
+        )
+        (prepared,) = trained.prepared.values()
+        assert prepared.labels[rows["image"]].tolist() == rows["label"].tolist()
+
+
+def test_predictions_without_room_cost_no_result_and_are_made_by_the_next_run(
+    trained: Workspace, root: str
+) -> None:
+    blocked = trained.sweep_paths.folder / "predictions"
+    blocked.write_text("a file where the folder should be")
+    asked = {**MORE, "predictions": True}
+    summary = run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes=asked)
+    assert (summary.pending, summary.exit_code) == (2, 1)
+    for record in records(trained).values():
+        assert "predictions" in record.result.predictions_note
+        assert len(record.result.attacks) == 5  # what was found beside them is kept
+    blocked.unlink()
+    assert run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes=asked).exit_code == 0
+    assert {record.result.predictions_note for record in records(trained).values()} == {""}
+
+
+def test_damaged_predictions_are_never_shown(trained: Workspace, root: str) -> None:
+    run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes={"predictions": True})
+    first = min(trained.sweep_paths.folder.glob("predictions/*.parquet"))
+    first.write_bytes(first.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptStoreError, match=r"Kept predictions must be whole.*checksum does not match"):
+        _ = isweep.open(SWEEP, root=root).predictions
 
 
 def test_damaged_weights_are_left_to_the_cluster(trained: Workspace, root: str) -> None:

@@ -1,11 +1,15 @@
 """SLURM, Kubernetes and image files, and the lock of CUDA nodes: what can be held without any of them."""
 
+import copy
+import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -13,53 +17,51 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).parents[4]
 CLUSTERS = REPOSITORY / "clusters"
 
-# Fields of KubeRay's RayJob (ray.io/v1, 1.5) that our file may use.
-POD = {"securityContext", "containers", "volumes"}
-CONTAINER = {"name", "image", "securityContext", "env", "resources", "volumeMounts"}
-RAY_JOB = {
-    "": {"apiVersion", "kind", "metadata", "spec"},
-    "spec": {
-        *("suspend", "submissionMode", "entrypoint", "backoffLimit", "shutdownAfterJobFinishes"),
-        *("ttlSecondsAfterFinished", "rayClusterSpec"),
-    },
-    "spec.rayClusterSpec": {
-        *("rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec"),
-        "workerGroupSpecs",
-    },
-    "spec.rayClusterSpec.headGroupSpec": {"rayStartParams", "template"},
-    "spec.rayClusterSpec.headGroupSpec.template": {"spec"},
-    "spec.rayClusterSpec.headGroupSpec.template.spec": POD,
-}
-WORKERS = {"groupName", "minReplicas", "replicas", "maxReplicas", "rayStartParams", "template"}
-
 
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
     return yaml.safe_load((CLUSTERS / "rayjob.yaml").read_text(encoding="utf-8"))
 
 
-def at(document: dict[str, Any], path: str) -> dict[str, Any]:
-    for name in filter(None, path.split(".")):
-        document = document[name]
-    return document
+def mistakes(job: dict[str, Any]) -> list[str]:
+    """What KubeRay's schema has against a job, as places in the file."""
+    schema = json.loads((REPOSITORY / "tests/data/kuberay_rayjob.json").read_text(encoding="utf-8"))
+    found = jsonschema.Draft202012Validator(schema).iter_errors(job)
+    return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in found]
 
 
-@pytest.mark.parametrize("path", RAY_JOB)
-def test_the_ray_job_has_only_known_fields(job, path):
-    assert set(at(job, path)) <= RAY_JOB[path]
+def test_the_ray_job_is_what_kuberay_takes(job):
+    assert mistakes(job) == []
 
 
-def test_its_groups_have_only_known_fields(job):
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("spec.backOffLimit", 5, "spec: Additional properties are not allowed ('backOffLimit'"),
+        ("spec.rayClusterSpec.authOptions.mode", "tokens", "authOptions.mode: 'tokens' is not one of"),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.minReplica", 0, "workerGroupSpecs.0: Additional properties"),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.maxReplicas", "8", "maxReplicas: '8' is not of type"),
+        ("spec.rayClusterSpec.headGroupSpec.template.spec.container", [], "spec: Additional properties"),
+        ("kind", "RayJobs", "kind: 'RayJob' was expected"),
+    ],
+)
+def test_the_schema_finds_a_mistake(job, place, value, told):
+    wrong = copy.deepcopy(job)
+    *folders, name = place.split(".")
+    inside = wrong
+    for folder in folders:
+        inside = inside[int(folder) if folder.isdigit() else folder]
+    inside[name] = value
+    assert len(mistakes(wrong)) == 1
+    assert told in mistakes(wrong)[0]
+
+
+def test_pods_have_bounds_and_no_root(job):
     cluster = job["spec"]["rayClusterSpec"]
-    pods = [cluster["headGroupSpec"]["template"]["spec"]]
-    for group in cluster["workerGroupSpecs"]:
-        assert set(group) <= WORKERS
-        pods.append(group["template"]["spec"])
-    for pod in pods:
-        assert set(pod) <= POD
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"]
         for container in pod["containers"]:
-            assert set(container) <= CONTAINER
             assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
@@ -125,7 +127,9 @@ def test_the_batch_job_starts_one_ray_node_per_node_and_the_sweep_on_the_first(t
     assert f"isweep run paper --address 10.0.0.1:23456 --root {tmp_path}/isweep-root --device gpu" in log
 
 
-@pytest.mark.parametrize(("ended", "requeued"), [(0, False), (1, False), (2, False), (3, False), (130, True)])
+@pytest.mark.parametrize(
+    ("ended", "requeued"), [(0, False), (1, False), (2, False), (3, False), (4, False), (143, True)]
+)
 def test_only_an_interrupted_job_goes_back_to_the_queue(tmp_path, ended, requeued):
     code, log, _ = submit(tmp_path, "paper", SRUN_EXIT=str(ended))
     assert code == ended
@@ -140,6 +144,79 @@ def test_a_batch_job_without_sweep_or_token_says_so(tmp_path):
     code, log, error = submit(tmp_path / "other", "paper", NO_TOKEN="1")
     assert (code, log) == (2, "")
     assert "no token in ~/.ray/auth_token" in error
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+def test_shellcheck_has_nothing_to_say_of_the_batch_script():
+    done = subprocess.run(
+        ["shellcheck", "--exclude=SC1091", CLUSTERS / "slurm.sbatch"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+# Fields of SkyPilot's task that the file may use, each with its type.
+SKYPILOT = {
+    "name": str,
+    "num_nodes": int,
+    "resources": dict,
+    "envs": dict,
+    "file_mounts": dict,
+    "setup": str,
+    "run": str,
+    "resources.accelerators": str,
+    "resources.cpus": str,
+    "resources.memory": str,
+    "resources.disk_size": int,
+    "resources.use_spot": bool,
+    "resources.autostop": dict,
+    "resources.autostop.idle_minutes": int,
+    "resources.autostop.down": bool,
+}
+
+
+@pytest.fixture(scope="module")
+def task() -> dict[str, Any]:
+    return yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_skypilot_task_has_known_fields(task):
+    resources = task["resources"]
+    found = dict(task)
+    found |= {f"resources.{name}": value for name, value in resources.items()}
+    found |= {f"resources.autostop.{name}": value for name, value in resources["autostop"].items()}
+    assert {name: type(value) for name, value in found.items()} == {name: SKYPILOT[name] for name in found}
+
+
+@pytest.mark.parametrize("script", ["setup", "run"])
+def test_the_skypilot_scripts_are_shell(task, script, tmp_path):
+    path = tmp_path / "script.sh"
+    path.write_text(f"#!/bin/bash\n{task[script]}", encoding="utf-8")
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+    if shutil.which("shellcheck"):
+        done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_skypilot_task_ships_no_checkout_and_leaves_other_rays_alone(task):
+    assert set(task["file_mounts"].values()) == {"./dist", "~/.ray/auth_token"}
+    assert "RAY_AUTH_MODE=token" in task["run"]
+    assert not re.search(r"ray stop|symmetric-run|pkill", task["run"])  # they would end SkyPilot's own
+    assert "--port=6379" in task["run"]
+    assert '--storage "$STORAGE"' in task["run"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_systemd_takes_the_unit(tmp_path):
+    text = (CLUSTERS / "isweep@.service").read_text(encoding="utf-8")
+    unit = tmp_path / "isweep@.service"  # systemd would look for the program
+    unit.write_text(text.replace("%h/isweep-venv/bin/python", "/bin/true"), encoding="utf-8")
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    words = ["systemd-analyze", "verify", "--user", unit]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def locked() -> dict[str, Requirement]:

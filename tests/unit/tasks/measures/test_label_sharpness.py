@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,14 @@ def test_float_difference_below_representation_is_explained():
     assert "less than can be represented" in record.reason
 
 
+@pytest.mark.filterwarnings("error")
+def test_distances_beyond_representation_are_explained():
+    images = np.array([[1e200, 0.0], [0.0, 1e200], [3.0, 4.0]])
+    record = measure_array(images, [0, 1, 0]).sizes[-1].label_sharpness
+    assert record.value is None
+    assert record.reason == "images with different labels differ by more than can be squared"
+
+
 def test_pair_counts_do_not_overflow():
     assert count_pairs(np.array([0, 1], np.uint8)) == 1
     assert count_pairs(np.repeat([0, 1], 2_000_000)) == 4_000_000_000_000
@@ -150,3 +160,36 @@ def test_comparison_needs_values(images):
     one = sharpness(images, np.zeros(80, int))
     with pytest.raises(DataError, match="must be defined; found: needs two classes"):
         compare(one, one)
+
+
+@pytest.mark.parametrize("sample", [None, 40])
+def test_sharpness_of_exchanged_labels_is_the_mean_over_permutations(images, sample):
+    labels = (np.arange(80) % 4 == 0).astype(int)
+    found = sharpness(images, labels, sharpness_sample=sample).permuted
+    distances, rng = reference.pairwise_distances(images), np.random.default_rng(1)
+    values = []
+    for _ in range(1000):
+        shuffled = rng.permutation(labels)
+        # A sample keeps classes in proportion: 10 and 30 of 40.
+        few, many = (
+            rng.choice(np.flatnonzero(shuffled), 10, False),
+            rng.choice(np.flatnonzero(~shuffled), 30, False),
+        )
+        rows = np.arange(80) if sample is None else np.concatenate([few, many])
+        unlike = shuffled[rows][:, None] != shuffled[rows][None, :]
+        values.append(1 / distances[np.ix_(rows, rows)][unlike].min())
+    # Ours is the mean of 100 permutations (and of few samples); five standard errors of that.
+    assert found == pytest.approx(np.mean(values), abs=5 * np.std(values) / np.sqrt(20))
+
+
+def test_labels_that_follow_clusters_are_smoother_than_exchanged_ones():
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    images = (rng.integers(0, 40, (80, 1, 6, 6)) + 200 * labels[:, None, None, None]).astype(np.uint8)
+    record = sharpness(images, labels)
+    assert record.value < record.permuted / 3
+    assert record.percentiles["mean"] == pytest.approx(
+        (1 / reference.nearest_opposite(images, labels)).mean()
+    )
+    there = convert(record, replace(record.convention, pixel_range=(0.0, 1.0)))
+    assert there.permuted == pytest.approx(record.permuted * 255)

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tasks.preparation.prepare as prepare_module
 import tasks.preparation.publish as publish_module
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
+from tasks.preparation import blocks
 from tasks.preparation.image_table import _join
 from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import PreparedDataset, stamp_file
@@ -219,7 +219,7 @@ def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
     spec = PreparedSpec(dataset="mri_lesion", image_size=24, channels=1, max_images_per_class=100)
     row = dataset_spec("mri_lesion")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_module, "BLOCK_BYTES", 24 * 24 * 25)
+        patch.setattr(blocks, "BLOCK_BYTES", 24 * 24 * 25)
         records = [
             prepare_dataset(spec, row, raw=None, destination=tmp_path / name, executor=executor)
             for name, executor in (("inline", InlineExecutor()), ("ray", RayExecutor()))

@@ -25,10 +25,10 @@ import sys
 from pathlib import Path
 from search_spaces.datasets import dataset_spec
 from search_spaces.specs import PreparedSpec
-import tasks.preparation.prepare as prepare
+from tasks.preparation import blocks, prepare
 from tasks.prepared import dataset as arrays
 from tasks.remote import InlineExecutor
-prepare.BLOCK_BYTES = 48 * 48 * 20
+blocks.BLOCK_BYTES = 48 * 48 * 20
 arrays.SHARD_BYTES = 48 * 48 * 40
 arrays.CHUNK_BYTES = 48 * 48 * 10
 spec = PreparedSpec.model_validate_json(sys.argv[1])

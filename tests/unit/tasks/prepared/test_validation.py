@@ -54,7 +54,7 @@ def toys(draw):
     return Toy(labels, rng.permutation(np.arange(size) // per_group).astype(np.int64) * 7919)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(toys(), st.floats(0.1, 0.5), st.integers(20, 60))
 def test_groups_are_on_one_side_and_rows_are_the_sweeps_training_rows(data, share, size):
     try:

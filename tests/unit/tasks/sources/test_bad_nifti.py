@@ -57,6 +57,13 @@ def declare(*shape: int):
     return change
 
 
+def set_affine(value: float):
+    def change(body: bytearray) -> None:
+        body[280:328] = np.full(12, value, "<f4").tobytes()
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("name", "make", "reason"),
     [
@@ -67,6 +74,8 @@ def declare(*shape: int):
         ("B61 lying 3-D header", lambda p: rewrite(save(p), declare(30_000, 30_000, 4)), "too many voxels"),
         ("B63 4-D", lambda p: save(p, np.stack([VALUES] * 2, -1)), "not a 3-D volume"),
         ("B63 2-D", lambda p: save(p, VALUES[0]), "not a 3-D volume"),
+        ("axis of no length", lambda p: rewrite(save(p), set_affine(0.0)), "no orientation in the header"),
+        ("NaN affine", lambda p: rewrite(save(p), set_affine(np.nan)), "no orientation in the header"),
         ("B64 NaN", lambda p: save(p, np.full((4, 4, 4), np.nan, np.float32)), "values not finite"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -362,7 +362,7 @@ class TestOwnArchives:
     def test_the_stored_order_does_not_matter_and_is_read_forward(
         self, prepare, class_folder, tmp_path, ending, monkeypatch
     ):
-        import tasks.preparation.prepare as module
+        from tasks.preparation import blocks
         from tasks.sources import tar_members
 
         expected = prepare("folder", class_folder)
@@ -371,7 +371,7 @@ class TestOwnArchives:
         with tarfile.open(path, "w:gz" if ending == ".tar.gz" else "w") as archive:
             for index in np.random.default_rng(0).permutation(len(files)):
                 archive.add(files[index], files[index].relative_to(class_folder).as_posix())
-        monkeypatch.setattr(module, "BLOCK_BYTES", 8 * 8 * 3)
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 8 * 3)
         reads: list[str] = []
         original = tar_members.TarMembers.read
 
@@ -394,16 +394,17 @@ class TestOwnArchives:
 
     def test_a_killed_preparation_repeats_no_block(self, class_folder, tmp_path, monkeypatch):
         import tasks.preparation.parts as parts
-        import tasks.preparation.prepare as module
         from search_spaces.datasets import own_dataset_spec
         from search_spaces.specs import PreparedSpec
         from search_spaces.sweeps import OwnSourceSpec
+        from tasks.preparation import blocks
+        from tasks.preparation import prepare as module
         from tasks.remote import InlineExecutor
 
         path = tar_folder(class_folder, tmp_path / "own.tar.gz")
         own = OwnSourceSpec(kind="folder", path=str(path), domain="natural")
         spec = PreparedSpec(dataset="mine", image_size=8, channels=1)
-        monkeypatch.setattr(module, "BLOCK_BYTES", 8 * 8 * 3)
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 8 * 3)
         seen: list[str] = []
         original = parts._read_item
 

@@ -1,0 +1,181 @@
+"""Results tables of known laws and nulls, hostile ones among them: what reports are judged on, blind.
+
+Nothing here uses the analysis, its simulation or its synthetic tables, so that no mistake of theirs is
+shared. Losses are log L = −e (log N − c) / d + b_d d + b_K log K + b_label label + own height and slope of
+the dataset + effects of pair, model and training subset + error, c being the mean of log N, so that what
+happens along N and what happens between datasets are set apart. d is the one at the largest N; the estimate
+that the table shows grows with N, as estimates do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+STUDY = (("natural", 5),) * 4 + (("medical", 1),) * 7
+SIZES = (500, 750, 1000, 1250, 1500, 1750)
+DECADES = (100, 300, 1000, 3000, 10000)
+GROWTH = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One kind of table: its shape, its law, its errors and what is wrong with it.
+
+    Attributes:
+        datasets: (domain, number of class pairs) of each.
+        exponent: e above; the law's value is 1.
+        on_d: b_d; on_sharpness: b_K; on_label: b_label; on_gain: slope of attacks' gain on standardised K_F.
+        slope_std: of a dataset's own exponent around ``exponent``.
+        heavy: errors of datasets, subsets and trials by Student's t with 2 degrees of freedom.
+        medical_spread: factor on the medical datasets' own heights.
+        collinear: log K_F is a straight line in 1/d.
+        lost: cells are missing: ``high`` those of high loss, ``sizes`` small N of high d, large N of low d.
+        outlier: one medical dataset has eight times the K_F of the others.
+        long_range: one dataset alone has two decades of N more.
+        shift: added to all log losses, towards or beyond guessing.
+        measure_error: relative error of d, and three times that of K_F.
+    """
+
+    name: str
+    datasets: tuple[tuple[str, int], ...] = STUDY
+    sizes: tuple[int, ...] = SIZES
+    exponent: float = 0.0
+    on_d: float = 0.0
+    on_sharpness: float = 0.0
+    on_label: float = 0.0
+    on_gain: float = 0.0
+    slope_std: float = 0.0
+    heavy: bool = False
+    medical_spread: float = 1.0
+    collinear: bool = False
+    lost: str = ""
+    outlier: bool = False
+    long_range: bool = False
+    shift: float = 0.0
+    measure_error: float = 0.0
+    models: tuple[str, ...] = ("a",)
+
+
+LAW = {"exponent": 1.0, "on_sharpness": 1.0}
+WRONG = {"exponent": -3.0, "on_sharpness": -1.0, "on_d": -0.1}
+ONE_DOMAIN = (("medical", 1),) * 10
+THREE = (("natural", 5), ("medical", 1), ("medical", 1))
+WORLDS = (
+    World(name="noise", models=("a", "b")),
+    World(name="noise, two decades of N", sizes=DECADES),
+    World(name="noise, datasets' own slopes", sizes=DECADES, slope_std=2.0),
+    World(name="noise, heavy tails", heavy=True),
+    World(name="noise, medical heights four times as spread", medical_spread=4.0),
+    World(name="noise, the label alone", on_label=1.5),
+    World(name="noise, one domain", datasets=ONE_DOMAIN),
+    World(name="noise, three datasets", datasets=THREE),
+    World(name="noise, one N", sizes=(1000,)),
+    World(name="noise, cells of high loss missing", lost="high"),
+    World(name="noise, sizes missing by d", lost="sizes"),
+    World(name="noise, one K_F far off", outlier=True, on_label=1.0),
+    World(name="noise, one dataset with a long range of N", long_range=True, slope_std=1.0),
+    World(name="d and K_F collinear, loss on d alone", collinear=True, on_d=0.2),
+    World(name="law", sizes=DECADES, models=("a", "b"), **LAW),
+    World(name="law, measures with error", sizes=DECADES, measure_error=0.05, **LAW),
+    World(name="law, heavy tails", sizes=DECADES, heavy=True, **LAW),
+    World(name="law, cells of high loss missing", sizes=DECADES, lost="high", **LAW),
+    World(name="law, losses near guessing", sizes=DECADES, shift=1.0, **LAW),
+    World(name="wrong sign", sizes=DECADES, on_gain=-2.0, **WRONG),
+    World(name="K_F strong", sizes=DECADES, on_sharpness=4.0, on_gain=3.0, exponent=6.0),
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A table, the one dataset that was kept back from it, and true d and log K_F of that."""
+
+    table: pd.DataFrame
+    kept_back: pd.DataFrame
+
+
+def draw(world: World, rng: np.random.Generator) -> Drawn:
+    """Draw the table of a world, with one dataset more (of the last one's domain) that is kept back."""
+    kinds = (*world.datasets, (world.datasets[-1][0], 1))
+    rows = pd.concat([_dataset(world, j, *kind, rng) for j, kind in enumerate(kinds)], ignore_index=True)
+    names = rows["dataset"].unique()
+    known = np.log(rows["label_sharpness"]).groupby(rows["dataset"]).mean()
+    gain = world.on_gain * rows["dataset"].map((known - known.mean()) / known.std())
+    own = dict(zip(names, rng.normal(0, 1, len(names)), strict=True))
+    for epsilon in (2, 8):
+        rows[f"fgsm_{epsilon}_loss_gain"] = 10 + gain + rows["dataset"].map(own) + rng.normal(0, 1, len(rows))
+    rows["trial_id"] = [f"t{k:05d}" for k in range(len(rows))]
+    back = rows["dataset"] == names[-1]
+    table = rows[~back].sample(frac=1, random_state=int(rng.integers(2**31)))
+    return Drawn(_without(table, world.lost), rows[back])
+
+
+def _errors(world: World, rng: np.random.Generator, std: float, size: int) -> Array:
+    values = rng.standard_t(2, size) if world.heavy else rng.normal(0, 1, size)
+    return np.asarray(std * values)
+
+
+def _dataset(world: World, j: int, domain: str, pairs: int, rng: np.random.Generator) -> pd.DataFrame:
+    medical = domain == "medical"
+    sizes = world.sizes
+    if world.long_range and j == 0:
+        sizes = tuple(int(n) for n in np.geomspace(sizes[0], 100 * sizes[-1], len(sizes)))
+    centre = float(np.mean(np.log(world.sizes)))
+    d_own, k_own = float(rng.uniform(6, 20)), float(rng.normal(0, 0.45)) + 0.9 * medical
+    if world.outlier and j == len(world.datasets) - 1:
+        k_own = 0.9 + np.log(8)
+    height = float(_errors(world, rng, 0.8, 1)[0]) * (world.medical_spread if medical else 1.0)
+    own_slope = float(rng.normal(0, world.slope_std))
+    of_model = 0.1 * np.arange(len(world.models)) + _errors(world, rng, 0.2, len(world.models))
+    frames = []
+    for pair in range(pairs):
+        d = d_own * float(np.exp(rng.normal(0, 0.1)))
+        log_k = -9.0 + (5.0 - 20.0 / d if world.collinear else k_own + float(rng.normal(0, 0.2)))
+        of_subset, of_pair = _errors(world, rng, 0.2, len(sizes)), float(rng.normal(0, 0.3))
+        d_seen, k_seen = (
+            d * np.exp(rng.normal(0, world.measure_error, len(sizes))),
+            np.exp(log_k + rng.normal(0, 3 * world.measure_error, len(sizes))),
+        )
+        for m, model in enumerate(world.models):
+            log_n = np.log(sizes)
+            log_loss = (
+                -(world.exponent + own_slope) * (log_n - centre) / d
+                + world.on_d * (d - 13) + world.on_sharpness * (log_k + 9) + world.on_label * medical
+                + height + of_model[m] + of_pair + of_subset + _errors(world, rng, 0.3, len(sizes))
+            )  # fmt: skip
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "dataset": f"{domain}{j}", "domain": domain,
+                        "class_pair": f"p{pair}" if pairs > 1 else "",
+                        "model": model, "train_size": sizes, "test_loss": _loss(log_loss, world.shift),
+                        "d_data_mle": d_seen * (np.array(sizes) / sizes[-1]) ** GROWTH,
+                        "label_sharpness": k_seen, "seed": 0,
+                    }
+                )
+            )  # fmt: skip
+    return pd.concat(frames)
+
+
+def _loss(log_loss: Array, shift: float) -> Array:
+    """Around 0.1 nat; with a shift, bent so that no loss is far beyond guessing."""
+    loss = np.exp(log_loss - 2.3 + shift)
+    return np.asarray(np.log(2) * np.tanh(loss / np.log(2)) if shift else loss)
+
+
+def _without(table: pd.DataFrame, lost: str) -> pd.DataFrame:
+    if lost == "high":
+        gone = table["test_loss"] > table["test_loss"].quantile(0.8)
+        return table.assign(
+            test_loss=table["test_loss"].mask(gone), status=np.where(gone, "diverged", "done")
+        )
+    if lost == "sizes":
+        high = table["d_data_mle"] > table["d_data_mle"].median()
+        sizes = sorted(table["train_size"].unique())
+        gone = (high & table["train_size"].isin(sizes[:2])) | (~high & table["train_size"].isin(sizes[-2:]))
+        return table[~gone]
+    return table

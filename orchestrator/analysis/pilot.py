@@ -1,0 +1,117 @@
+"""What a pilot says: losses of a few small trainings of one model on one dataset, out of a results table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.curve import PilotPoint
+from orchestrator.analysis.fit_records import POOLED
+from orchestrator.analysis.words import listing, plural
+from orchestrator.results import columns as c
+from search_spaces.errors import ConfigError, unknown_name
+
+_WAY_OUT = "columns train_size and test_loss, as isweep results --csv writes them"
+_WHOSE = (c.MODEL, c.DATASET)
+
+
+@dataclass(frozen=True, slots=True)
+class Pilot:
+    """Losses of small trainings, and what was measured on the largest of their training sets.
+
+    Attributes:
+        points: one per train size: the geometric mean over seeds and class pairs, as in the sweep's fit.
+        d_data, label_sharpness: at the largest train size that has them; None where nothing has.
+        notes: what was left out, with counts.
+    """
+
+    points: tuple[PilotPoint, ...]
+    d_data: float | None = None
+    label_sharpness: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def is_pilot_table(path: Path) -> bool:
+    """Tell a CSV file of results from a table of images: its first line names train_size and test_loss."""
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        names = {name.strip().strip('"') for name in file.readline().split(",")}
+    return {c.TRAIN_SIZE, c.TEST_LOSS} <= names
+
+
+def read_pilot(path: Path, model: str) -> Pilot:
+    """Read a pilot from a CSV file of results.
+
+    Raises:
+        ConfigError: when it is none, holds no usable loss, or is of several datasets.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError("A pilot must be a readable CSV file", f"{path}: {error}", _WAY_OUT) from None
+    return pilot_of(table, model, where=str(path))
+
+
+def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
+    """Take a pilot out of a results table.
+
+    Args:
+        table: one row per training.
+        model: the model that the prediction is for; trainings of others are left out. ``pooled`` takes one
+            model's, if the table holds no other's.
+        where: what messages call the table.
+
+    Raises:
+        ConfigError: where nothing usable is left, or what is left is of several models or datasets.
+    """
+    missing = [name for name in (c.TRAIN_SIZE, c.TEST_LOSS) if name not in table]
+    if missing:
+        raise ConfigError("A pilot must have its columns", f"{where} lacks {listing(missing)}", _WAY_OUT)
+    rows, notes = _of_model(table, model, where)
+    for name in _WHOSE:
+        if name in rows and rows[name].nunique() > 1:
+            found = listing(sorted(map(str, rows[name].unique())))
+            raise ConfigError(f"A pilot must be of one {name}", f"{where} has {found}", "keep one of them")
+    size, loss = (pd.to_numeric(rows[name], errors="coerce") for name in (c.TRAIN_SIZE, c.TEST_LOSS))
+    usable = (size > 0) & (loss > 0) & np.isfinite(loss)
+    if c.STATUS in rows:
+        usable &= rows[c.STATUS].fillna(c.DONE).isin([c.DONE, ""])
+    if not usable.any():
+        raise ConfigError("A pilot must hold a finite loss above 0", f"{where} has none", "train it longer")
+    if not usable.all():
+        notes.append(
+            f"{plural(int((~usable).sum()), 'training')} of the pilot without a usable loss left out"
+        )
+    means = np.exp(np.log(loss[usable]).groupby(size[usable]).mean())
+    rows = rows[usable]
+    return Pilot(
+        points=tuple(PilotPoint(float(n), float(value)) for n, value in means.items()),
+        d_data=_at_largest(rows, c.D_DATA_MLE),
+        label_sharpness=_at_largest(rows, c.LABEL_SHARPNESS),
+        notes=tuple(notes),
+    )
+
+
+def _of_model(table: pd.DataFrame, model: str, where: str) -> tuple[pd.DataFrame, list[str]]:
+    if c.MODEL not in table or model == POOLED:
+        return table, []
+    rows = table[table[c.MODEL] == model]
+    if rows.empty:
+        raise unknown_name(f"model of the pilot {where}", model, sorted(map(str, table[c.MODEL].unique())))
+    others = len(table) - len(rows)
+    return rows, [f"{plural(others, 'training')} of other models in the pilot left out"] if others else []
+
+
+def _at_largest(rows: pd.DataFrame, name: str) -> float | None:
+    """Mean over class pairs of a measure at the largest train size that has it."""
+    if name not in rows:
+        return None
+    values = pd.to_numeric(rows[name], errors="coerce")
+    known = rows[values > 0].assign(**{name: values})
+    if known.empty:
+        return None
+    return float(known.loc[known[c.TRAIN_SIZE] == known[c.TRAIN_SIZE].max(), name].mean())

@@ -1,0 +1,216 @@
+"""The command that answers "how many images": predictions from a sweep's fits and a pilot."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import ArgumentCollection, Group, Parameter
+from rich.markup import escape
+
+from orchestrator.cli.options import ClusterOptions, Place, Positive, ReadingOptions, real, run_options, whole
+from orchestrator.cli.printing import emit, grid, line, stderr, stdout
+from orchestrator.cli.results import arms, read_table
+from search_spaces.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orchestrator.analysis import Prediction
+    from orchestrator.analysis.pilot import Pilot
+    from orchestrator.running.options import RunOptions
+
+Finite = Annotated[float, real()]
+PILOT = Group("Pilot", sort_key=2)
+
+
+def _one_goal(arguments: ArgumentCollection) -> None:
+    given = [argument.name for argument in arguments if argument.tokens]
+    if len(given) > 1:
+        raise ValueError(f"argument {given[1]}: not allowed with argument {given[0]}")
+    if not given:
+        raise ValueError("one of the arguments --train-size --target-loss is required")
+
+
+GOAL = Group("Goal (one of the two)", validator=_one_goal, sort_key=1)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PilotOptions:
+    """A few small trainings on the data that the prediction is for.
+
+    Attributes:
+        pilot: Your images (a folder, a file or a dataset's name), on which --model is trained now as the
+            sweep trains; or a CSV file of results that are there (columns train_size and test_loss).
+        pilot_sizes: Train sizes of the pilot (default: the sweep's smallest three).
+        pilot_test_size: Images that the pilot is tested on (default: the sweep's).
+    """
+
+    pilot: Annotated[str | None, Parameter(group=PILOT, metavar="SOURCE")] = None
+    pilot_sizes: Annotated[
+        tuple[int, ...], whole(2), Parameter(group=PILOT, consume_multiple=(1, None), metavar="N...")
+    ] = ()
+    pilot_test_size: Annotated[int | None, whole(2), Parameter(group=PILOT, metavar="N")] = None
+
+
+def predict(
+    preset: str,
+    /,
+    *,
+    model: str = "pooled",
+    domain: Literal["natural", "medical"] | None = None,
+    d_data: Finite | None = None,
+    label_sharpness: Finite | None = None,
+    measured: Annotated[str | None, Parameter(metavar="SOURCE")] = None,
+    train_size: Annotated[Positive | None, Parameter(group=GOAL, metavar="N")] = None,
+    target_loss: Annotated[Finite | None, Parameter(group=GOAL)] = None,
+    from_store: bool = False,
+    trained: PilotOptions = PilotOptions(),
+    reading: ReadingOptions = ReadingOptions(),
+    cluster: ClusterOptions = ClusterOptions(),
+    place: Place = Place(),
+) -> int:
+    """Print the loss to expect at a size, or the size for a loss, from a sweep's fits.
+
+    Args:
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        model: A model of the sweep; pooled (default) for all of them together.
+        domain: Domain of your training set.
+        d_data: Intrinsic dimension of your training set.
+        label_sharpness: K_F of your training set.
+        measured: Take both from a record that isweep measure --json wrote, or measure these images now.
+        train_size: How many images you train on.
+        target_loss: Test loss to reach.
+        from_store: Do not compare with MLflow.
+        trained: Small trainings to go by.
+        reading: How to read images of a pilot.
+        cluster: Where to train a pilot.
+        place: Where everything lies.
+    """
+    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis import predict as prediction
+    from orchestrator.analysis.prediction import usable_growth
+
+    given = {"d_data": d_data, "label_sharpness": label_sharpness}
+    if trained.pilot is None or measured is not None:
+        given = {**_with_measured(given, measured, preset, place)}
+    fits = fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
+    if trained.pilot is not None:
+        usable_growth(fits, model, domain)  # before anything is trained: no pilot makes up for a sweep
+    options = run_options(place, cluster, reading, {})
+    pilot = _pilot(preset, trained, model, domain, place, options, cluster.quiet)
+    if pilot is not None:
+        given = {name: getattr(pilot, name) if value is None else value for name, value in given.items()}
+    found = prediction(
+        fits,
+        model=model,
+        domain=domain,
+        **_with_measured(given, None, preset, place),
+        train_size=train_size,
+        target_loss=target_loss,
+        pilot=() if pilot is None else pilot.points,
+    )
+    _emit(place, found, pilot, model, domain)
+    return 0
+
+
+def _emit(place: Place, found: Prediction, pilot: Pilot | None, model: str, domain: str | None) -> None:
+    if pilot is not None:
+        found = replace(found, warning="; ".join(filter(None, (*pilot.notes, found.warning))))
+    points = [] if pilot is None else [asdict(point) for point in pilot.points]
+    emit(place, {**found.to_json(), "pilot": points}, lambda: _show_prediction(found, model, domain, pilot))
+
+
+def _pilot(
+    preset: str,
+    trained: PilotOptions,
+    model: str,
+    domain: Literal["natural", "medical"] | None,
+    place: Place,
+    options: RunOptions,
+    quiet: bool,
+) -> Pilot | None:
+    """Read or train the pilot that was asked for."""
+    from orchestrator.analysis.pilot import is_pilot_table, read_pilot
+
+    if trained.pilot is None:
+        if trained.pilot_sizes or trained.pilot_test_size:
+            flag = "--pilot-sizes" if trained.pilot_sizes else "--pilot-test-size"
+            raise ConfigError(f"{flag} is for a pilot", "no --pilot", "say on which images: --pilot SOURCE")
+        return None
+    path = Path(trained.pilot).expanduser()
+    if is_pilot_table(path):
+        return read_pilot(path, model)
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.running.pilot import PilotRequest, run_pilot
+    from orchestrator.running.progress import Progress
+
+    sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
+    request = PilotRequest(trained.pilot, model, trained.pilot_sizes, trained.pilot_test_size, domain)
+    return run_pilot(sweep, request, options, Progress(console=None if quiet else stderr))
+
+
+def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: Pilot | None) -> None:
+    from orchestrator.analysis.curve import LEVEL
+    from orchestrator.analysis.formats import number
+
+    table = grid(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
+    low, high = found.interval or (None, None)
+    bounds = "none" if found.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
+    table.add_row(number(found.value) or "none", bounds, escape(model), domain or "all")
+    stdout.print(table)
+    if pilot is not None:
+        losses = ", ".join(f"{number(p.test_loss)} at {number(p.train_size)}" for p in pilot.points)
+        line(f"Pilot: test loss {losses} images.")
+    if found.shorter is not None:
+        how = f"{abs(found.shorter):.0%} {'shorter' if found.shorter >= 0 else 'longer'}"
+        line(f"The interval is {how} than one that knows nothing of the dataset.")
+    if found.warning:
+        stdout.print(escape(f"Beware: {found.warning}."), soft_wrap=True)
+
+
+def _with_measured(
+    given: dict[str, float | None], measured: str | None, preset: str, place: Place
+) -> dict[str, float]:
+    """Fill in what was not given from what was measured.
+
+    Raises:
+        ConfigError: when a number is neither given nor measured.
+    """
+    numbers = {name: value for name, value in given.items() if value is not None}
+    if len(numbers) == len(given):
+        return numbers
+    if measured is not None:
+        return {**_measured_values(measured, preset, place), **numbers}
+    missing = ", ".join(f"--{name.replace('_', '-')}" for name in given if name not in numbers)
+    raise ConfigError(
+        f"the following arguments are required: {missing}",
+        way_out="give them, or --measured with images or a record of isweep measure --json, or --pilot",
+    )
+
+
+def _measured_values(source: str, preset: str, place: Place) -> dict[str, float]:
+    """Return d_data and K_F of a record, or of images measured now at the sweep's side and channels."""
+    from orchestrator.analysis.measured_values import read_record, values_of
+
+    if source.endswith(".json"):
+        record = read_record(Path(source))
+    else:
+        from orchestrator.planning.paths import RootPaths
+        from orchestrator.planning.workspace import Workspace
+        from orchestrator.running.own_data import MeasureRequest, measure_source
+        from tasks.remote import InlineExecutor
+
+        sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
+        channels = sweep.channels or 1
+        request = MeasureRequest(source=source, image_size=sweep.image_size, channels=channels)
+        record = measure_source(request, InlineExecutor(), RootPaths.at(place.root)).to_json()
+    values = values_of(record)
+    missing = {"d_data", "label_sharpness"} - set(values)
+    if missing:
+        raise ConfigError(
+            "--measured must give both numbers",
+            f"no {' and no '.join(sorted(missing))} in {source}",
+            "measure with labels",
+        )
+    return values

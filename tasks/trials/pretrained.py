@@ -1,0 +1,117 @@
+"""Weights that a library trained: downloaded once, by the driver, put into networks where trials run."""
+
+from __future__ import annotations
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from search_spaces.errors import ConfigError, SetupError
+from search_spaces.specs import ModelSpec
+from tasks.trials.weights import to_bytes
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per channel, of pixels in [0, 1]."""
+
+
+def download(spec: ModelSpec) -> bytes:
+    """Return the weights that the library has for an architecture, as a safetensors file.
+
+    The libraries look into their own caches first (``TORCH_HOME``, ``HF_HOME``).
+
+    Raises:
+        ConfigError: when the library has none.
+        SetupError: when they cannot be downloaded.
+    """
+    normalisation(spec)  # says whether there are any
+    try:
+        network = _with_weights(spec)
+    except OSError as error:  # of urllib, of the hub, of a full disk
+        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise SetupError(
+            f"The pretrained weights of {spec.library} {spec.architecture} must be downloaded once",
+            first,
+            "run it once where there is a connection, then copy the root's pretrained folder here; or leave "
+            "pretrained out",
+        ) from error
+    return to_bytes(network)
+
+
+def _with_weights(spec: ModelSpec) -> nn.Module:
+    if spec.library == "timm":
+        import timm
+
+        made: nn.Module = timm.create_model(spec.architecture, pretrained=True)
+        return made
+    import torchvision
+
+    network: nn.Module = torchvision.models.get_model(spec.architecture, weights="DEFAULT")
+    return network
+
+
+def normalisation(spec: ModelSpec) -> Normalisation:
+    """Return how pixels in [0, 1] were shifted and scaled when the library's weights were trained.
+
+    Raises:
+        ConfigError: when the library has no weights for the architecture.
+    """
+    found: Normalisation | None = None
+    if spec.library == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(spec.architecture) if timm.is_model(spec.architecture) else None
+        if config is not None and config.has_weights:
+            found = tuple(config.mean), tuple(config.std)
+    else:
+        import torchvision
+
+        if spec.architecture in torchvision.models.list_models(module=torchvision.models):
+            weights = torchvision.models.get_model_weights(spec.architecture).DEFAULT
+            shown = weights.transforms()
+            found = tuple(shown.mean), tuple(shown.std)
+    if found is None:
+        raise ConfigError(
+            "pretrained needs a network for which its library has weights",
+            f"{spec.library} {spec.architecture}",
+            "leave pretrained out for this model",
+        )
+    return found
+
+
+def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
+    """Put downloaded weights into a network.
+
+    The classifier stays random where its number of outputs is another one. For one-channel images the first
+    convolution takes the sum over the three colours, as timm does: a grey image gives what it would give in
+    colour.
+
+    Args:
+        network: built from ``spec``.
+        data: from :func:`download`.
+        spec: for messages.
+
+    Raises:
+        ConfigError: when they do not fit, as those of a transformer for another image size.
+    """
+    try:
+        given = load(data)
+    except SafetensorError as error:
+        raise ConfigError("Pretrained weights must be a safetensors file", str(error)) from error
+    own = network.state_dict()
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    first, head = f"{layers[0]}.weight", layers[-1]
+    if first in given and own[first].shape[1] == 1 and given[first].shape[1] == 3:
+        given[first] = given[first].sum(1, keepdim=True)
+    fitting = {name: given[name] for name, value in own.items() if _fits(given.get(name), value)}
+    strange = sorted(name for name in own.keys() - fitting.keys() if name.rpartition(".")[0] != head)
+    if strange:
+        raise ConfigError(
+            "Pretrained weights must fit the network",
+            f"{spec.library} {spec.architecture}: {', '.join(strange[:3])} differ in shape or are missing",
+            "choose the image_size (and arguments) they were trained with, or leave pretrained out",
+        )
+    network.load_state_dict(fitting, strict=False)
+
+
+def _fits(given: Tensor | None, own: Tensor) -> bool:
+    return given is not None and given.shape == own.shape

@@ -1,0 +1,92 @@
+"""Kills a search's driver by SIGKILL at moments given, each time begun again; run in namespaces of its own.
+
+Prints one JSON object: what was stored, told and tracked after each start.
+
+    unshare ... python -m tests.integration.killed_search SWEEP ROOT 2 5 9
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.integration.sweeps import command
+
+SEARCHED = """
+name: searched
+models: [small_mlp, small_cnn]
+datasets: [manifold_d4]
+train_sizes: [40, 80]
+test_size: 40
+image_size: 16
+recipe: {from: smoke, epochs: 9}
+resources: {num_cpus: 1, num_gpus: 0}
+tune: {budget: 0.16, finalists: 1, seeds: 2}
+"""
+
+
+def stored(root: Path) -> dict[str, float]:
+    """Return when each stored trial began, read without the product's own reader."""
+    folder = root / "sweeps" / "searched" / "search" / "trials"
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["record"]["started_at"]
+        for path in folder.glob("*/search.json")
+    }
+
+
+def search(sweep: str, root: Path, until: int | None) -> dict[str, Any]:
+    """Search until ``until`` trials are stored, then kill the recorded process; None lets it end."""
+    driver = subprocess.Popen(
+        command("tune", sweep, "--root", str(root), "--no-dashboard"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if until is not None:
+        while driver.poll() is None and len(stored(root)) < until:
+            time.sleep(0.005)
+        os.kill(driver.pid, signal.SIGKILL)
+    out, err = driver.communicate(timeout=200)
+    return {"exit": driver.returncode, "stdout": out, "stderr": err[-2000:], "stored": stored(root)}
+
+
+def told(root: Path) -> dict[str, list[Any]]:
+    """Return the state and point of each trial in Optuna's storage, as ``optuna-dashboard`` opens it."""
+    import optuna
+
+    path = str(root / "sweeps" / "searched" / "search" / "optuna.log")
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
+    return {
+        study.study_name: [
+            [trial.state.name, *(trial.params[name] for name in sorted(trial.params))]
+            for trial in optuna.load_study(study_name=study.study_name, storage=storage).trials
+        ]
+        for study in storage.get_all_studies()
+    }
+
+
+def tracked(root: Path) -> dict[str, Any]:
+    """Return how often each trial has an MLflow run, and the runs' states."""
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+    runs = mlflow.search_runs(experiment_names=["isweep/searched-search"])
+    trials = runs[runs["tags.kind"] == "trial"]
+    return {"runs": dict(Counter(trials["tags.trial_id"])), "states": dict(Counter(runs["status"]))}
+
+
+def main(sweep: str, folder: str, *moments: str) -> None:
+    root = Path(folder)
+    starts = [search(sweep, root, until) for until in (*map(int, moments), None, None)]
+    print(json.dumps({"starts": starts, "told": told(root), "tracked": tracked(root)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,73 @@
+"""What a pilot's table says, and what it must not be."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from orchestrator.analysis.pilot import is_pilot_table, pilot_of, read_pilot
+from search_spaces.errors import ConfigError
+
+
+def table(**columns):
+    rows = {
+        "model": "m",
+        "dataset": "mine",
+        "train_size": [50, 50, 100, 200],
+        "test_loss": [0.4, 0.9, 0.5, 0.3],
+    }
+    return pd.DataFrame({**rows, **columns})
+
+
+def test_points_are_geometric_means_per_train_size():
+    found = pilot_of(table(), "m", where="t")
+    assert [p.train_size for p in found.points] == [50, 100, 200]
+    assert [p.test_loss for p in found.points] == pytest.approx([np.sqrt(0.36), 0.5, 0.3])
+    assert (found.d_data, found.label_sharpness, found.notes) == (None, None, ())
+
+
+def test_measures_are_those_of_the_largest_train_size_that_has_them():
+    found = pilot_of(
+        table(d_data_mle=[1.0, 1.0, 7.0, np.nan], label_sharpness=[1e-4, 1e-4, 1e-4, 3e-4]), "m", where="t"
+    )
+    assert (found.d_data, found.label_sharpness) == (7.0, 3e-4)
+
+
+def test_what_is_left_out_is_counted():
+    found = pilot_of(
+        table(test_loss=[0.4, np.inf, 0.5, 0.3], status=["done", "done", "diverged", "done"]), "m", where="t"
+    )
+    assert [p.train_size for p in found.points] == [50, 200]
+    assert found.notes == ("2 trainings of the pilot without a usable loss left out",)
+    others = pilot_of(table(model=["m", "m", "m", "other"]), "m", where="t")
+    assert others.notes == ("1 training of other models in the pilot left out",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": ["a", "a", "b", "b"]}, "A pilot must be of one dataset; found: t has a and b"),
+        ({"test_loss": np.nan}, "A pilot must hold a finite loss above 0; found: t has none"),
+        ({"model": "other"}, "Unknown model of the pilot t; found: 'm'"),
+    ],
+)
+def test_a_table_that_is_no_pilot_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        pilot_of(table(**changes), "m", where="t")
+
+
+def test_pooled_takes_one_models_losses_only():
+    assert len(pilot_of(table(), "pooled", where="t").points) == 3
+    with pytest.raises(ConfigError, match="A pilot must be of one model; found: t has a and b"):
+        pilot_of(table(model=["a", "a", "b", "b"]), "pooled", where="t")
+
+
+def test_a_results_table_is_told_from_a_table_of_images(tmp_path):
+    results, images = tmp_path / "results.csv", tmp_path / "images.csv"
+    table().to_csv(results, index=False)
+    images.write_text("path,label\na.png,0\n", encoding="utf-8")
+    assert is_pilot_table(results)
+    assert not is_pilot_table(images)
+    assert not is_pilot_table(tmp_path)
+    assert len(read_pilot(results, "m").points) == 3
+    with pytest.raises(ConfigError, match=r"A pilot must have its columns; found: .*lacks train_size"):
+        read_pilot(images, "m")

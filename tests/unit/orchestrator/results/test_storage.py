@@ -1,0 +1,145 @@
+"""Folders and object stores: the same words, and what each says when it cannot."""
+
+import pytest
+
+from orchestrator.results.patience import Patience, StorageAway
+from orchestrator.results.records import TrialRecord
+from orchestrator.results.state import StoredResults
+from orchestrator.results.storage import Bucket, open_storage
+from orchestrator.results.store import ResultStore
+from orchestrator.results.weights import WeightStore
+from search_spaces.errors import ConfigError, SetupError
+from tests.object_store import KEYS, object_store
+from tests.unit.orchestrator.results.examples import trial_record
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with object_store() as running:
+        yield running
+
+
+@pytest.fixture
+def short_tries(monkeypatch):
+    monkeypatch.setattr("orchestrator.results.storage.TRIES", 1)
+    monkeypatch.setattr("orchestrator.results.storage.CONNECT_TIMEOUT_S", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (
+            "memory://x",
+            r"keeps results when the command has ended; found: memory://…; use a path, or a URL of s3",
+        ),
+        ("http://host/x", r"keeps results when the command has ended; found: http://…"),
+        ("zip://x::/a.zip", r"keeps results when the command has ended; found: zip://…"),
+        ("nonsense://x", r"keeps results when the command has ended; found: nonsense://…"),
+        ("s3://key:hunter2@b/x", r"must hold no password.*s3://…@b; give it in the environment"),
+        ("sftp://me:hunter2@host/x", r"must hold no password.*sftp://…@host"),
+        (
+            "s3://b/x?secret_key=hunter2",
+            r"must name a bucket or host, and no more than a path in it; found: s3://b",
+        ),
+        ("s3://", r"must name a bucket or host"),
+        ("s3://[", r"must name a bucket or host"),
+    ],
+)
+def test_urls_that_hold_no_results_are_refused_without_their_secrets(url, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        open_storage(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_scheme_whose_package_is_missing_says_which():
+    with pytest.raises(ConfigError, match=r"gs://….*gcsfs.*install the package it names, or use a path"):
+        open_storage("gs://bucket/x")
+
+
+def test_paths_and_file_urls_are_folders(tmp_path):
+    stores = [ResultStore(url) for url in (str(tmp_path), f"file://{tmp_path}")]
+    stores[0].save(trial_record())
+    assert stores[1].scan(TrialRecord).records == {trial_record().trial_id: trial_record()}
+    assert stores[0].lock == stores[1].lock
+
+
+def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
+    url = f"{bucket.url}/weights"
+    assert ResultStore(url).identity() is None
+    assert ResultStore(url).own_identity() == ResultStore(url).identity()
+    weights = WeightStore(url)
+    kept = weights.save("a", b"numbers")
+    assert weights.read("a", kept) == b"numbers"
+    assert weights.read_checkpoint("a") is None
+    weights.save_checkpoint("a", b"so far")
+    assert weights.read_checkpoint("a") == b"so far"
+    weights.forget_checkpoint("a")
+    weights.forget_checkpoint("a")
+    assert weights.read_checkpoint("a") is None
+
+
+def test_only_files_at_their_place_are_records(bucket):
+    url = f"{bucket.url}/places"
+    store = ResultStore(url)
+    store.save(trial_record())
+    data = store._files.read(next(store._files.find(store._path("trials"), "result.json")).path)
+    for astray in ("trials/result.json", "trials/a/b/result.json", "trials/c/other.json"):
+        store._files.write(store._path(astray), data)
+    assert list(store.scan(TrialRecord).records) == [trial_record().trial_id]
+
+
+def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tries):
+    """fsspec's own listing answers "nothing" then, and every cell would be trained again."""
+    with object_store() as store:
+        stored = StoredResults.read(store.url)
+        stored.save(trial_record())
+        identity = stored.store.own_identity()
+        store.stop()
+        again = ResultStore(store.url)
+        for ask in (again.identity, lambda: again.scan(TrialRecord), lambda: again.read(TrialRecord, "a")):
+            with pytest.raises(
+                StorageAway, match=r"s3://results/lab.*NETWORK_CONNECTION.*the connection, then"
+            ):
+                ask()
+        store.start()
+        assert again.identity() == identity
+        assert len(again.scan(TrialRecord).records) == 1
+
+
+def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries, monkeypatch):
+    said = []
+    with object_store() as store:
+        stored = StoredResults.read(store.url)
+        stored.patience = Patience(said.append)
+        store.stop()
+        monkeypatch.setattr("orchestrator.results.patience.time.sleep", lambda _: store.start())
+        stored.save(trial_record())
+        assert ResultStore(store.url).read(TrialRecord, trial_record().trial_id) == trial_record()
+    assert len(said) == 2
+    assert "Paused: s3://results/lab/trials/" in said[0]
+    assert not any(secret in " ".join(said) for secret in KEYS.values())
+
+
+def test_a_bucket_that_is_not_there_is_no_reason_to_wait(bucket):
+    store = ResultStore("s3://another/lab")
+    with pytest.raises(SetupError, match=r"s3://another/lab/trials/.*NO_SUCH_BUCKET") as caught:
+        store.save(trial_record())
+    assert not isinstance(caught.value, StorageAway)
+
+
+@pytest.mark.parametrize(
+    ("text", "waits"),
+    [
+        ("AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate", True),
+        ("AWS Error UNKNOWN (HTTP status 503) during PutObject operation: No response body.", True),
+        ("AWS Error UNKNOWN (HTTP status 429) during HeadObject operation", True),
+        ("AWS Error ACCESS_DENIED during PutObject operation: Access Denied", False),
+        ("AWS Error UNKNOWN (HTTP status 301) during PutObject operation", False),
+    ],
+)
+def test_what_a_store_says_decides_whether_to_wait(text, waits):
+    """Texts are Arrow's, seen against a server that answers so."""
+    error = OSError(f"When uploading object with key 'k' in bucket 'b': {text}")
+    raised = Bucket(None, "b", "s3://")._away("b/k", error)
+    assert isinstance(raised, StorageAway) == waits
+    assert raised.value == f"s3://b/k: {text}"

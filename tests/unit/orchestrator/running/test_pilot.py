@@ -1,0 +1,69 @@
+"""The sweep that a pilot is."""
+
+import numpy as np
+import pytest
+
+from orchestrator import load_sweep, plan_sweep
+from orchestrator.running.pilot import PilotRequest, pilot_sweep
+from search_spaces.errors import ConfigError
+
+OUTER = {
+    "name": "outer",
+    "models": ["small_mlp", "small_cnn"],
+    "datasets": [{"name": "digits", "class_pairs": [[3, 8]]}],
+    "train_sizes": [40, 160, 20, 80],
+    "test_size": 30,
+    "image_size": 16,
+    "recipe": {
+        "from": "smoke",
+        "overrides": [
+            {"datasets": ["digits"], "learning_rate": 0.5},
+            {"models": ["small_cnn"], "learning_rate": 0.25},
+            {"models": ["small_mlp", "small_cnn"], "epochs": 2},
+        ],
+    },
+}
+
+
+@pytest.fixture
+def images(tmp_path):
+    path = tmp_path / "mine.npz"
+    rng = np.random.default_rng(0)
+    np.savez(path, images=rng.integers(0, 255, (90, 16, 16), dtype=np.uint8), labels=np.arange(90) % 2)
+    return str(path)
+
+
+def test_a_pilot_trains_one_model_on_own_data_as_the_sweep_trains(images):
+    found = pilot_sweep(load_sweep(OUTER), PilotRequest(images, "small_mlp"))
+    trials = [trial.network for trial in plan_sweep(found).trials]
+    assert [trial.train_size for trial in trials] == [20, 40, 80]
+    assert {trial.model.name for trial in trials} == {"small_mlp"}
+    assert {trial.recipe.epochs for trial in trials} == {2}
+    assert {trial.recipe.learning_rate for trial in trials}.isdisjoint({0.5, 0.25})
+    assert (found.test_size, found.image_size, found.attacks.methods) == (30, 16, ())
+    assert found.name.startswith("outer-pilot-")
+
+
+def test_more_sizes_extend_the_same_pilot(images):
+    outer = load_sweep(OUTER)
+    first = pilot_sweep(outer, PilotRequest(images, "small_mlp"))
+    more = pilot_sweep(outer, PilotRequest(images, "small_mlp", (20, 40, 60), 12))
+    assert (more.name, more.train_sizes, more.test_size) == (first.name, (20, 40, 60), 12)
+    assert pilot_sweep(outer, PilotRequest(images, "small_cnn")).name != first.name
+
+
+def test_a_dataset_of_the_table_is_a_pilot_too():
+    assert pilot_sweep(load_sweep(OUTER), PilotRequest("mnist5k", "small_mlp")).datasets[0].name == "mnist5k"
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "recipe", "message"),
+    [
+        ("absent", "small_mlp", "smoke", "A pilot needs a folder or file of images.*; found: absent"),
+        ("mnist5k", "pooled", "smoke", "Unknown model to train a pilot of; found: 'pooled'"),
+        ("mnist5k", "small_mlp", {"from": "smoke", "epochs": [1, 2]}, "outer varies epochs"),
+    ],
+)
+def test_a_pilot_that_cannot_be_is_refused(source, model, recipe, message):
+    with pytest.raises(ConfigError, match=message):
+        pilot_sweep(load_sweep({**OUTER, "recipe": recipe}), PilotRequest(source, model))

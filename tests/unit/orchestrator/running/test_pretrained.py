@@ -1,0 +1,74 @@
+"""Pretrained weights in a run: fetched once by the driver, refused before anything is prepared."""
+
+from pathlib import Path
+
+import pytest
+import torchvision
+
+from orchestrator.planning.workspace import Workspace
+from orchestrator.running.pipeline import RunOptions, run_sweep
+from orchestrator.running.pretrained import fetch_pretrained
+from search_spaces.errors import ConfigError, SetupError
+
+SWEEP = {
+    "name": "started",
+    "models": [{"from": "torchvision:resnet18", "pretrained": True}],
+    "datasets": ["manifold_d4"],
+    "train_sizes": [30],
+    "test_size": 20,
+    "image_size": 32,
+    "recipe": "smoke",
+}
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("this must not be reached")
+
+
+def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("<urlopen error [Errno -2] Name or service not known>")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setattr("orchestrator.running.pipeline.connect", refuse)
+    monkeypatch.setattr("orchestrator.running.pipeline.prepare_missing", refuse)
+    with pytest.raises(
+        SetupError, match=r"resnet18 must be downloaded once; found: <urlopen error"
+    ) as raised:
+        run_sweep(SWEEP, RunOptions(root=root, tracking=False))
+    assert raised.value.exit_code == 3
+    assert not (Path(root) / "prepared").exists()
+
+
+def test_weights_are_downloaded_once_per_root_and_belong_to_one_architecture(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = torchvision.models.resnet18(num_classes=2).state_dict()
+    calls = []
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: calls.append(1) or full(made)
+    )
+    workspace, said = Workspace.open(SWEEP, root), []
+    first = fetch_pretrained(workspace.plan, (), workspace.paths, said.append)
+    assert fetch_pretrained(workspace.plan, (), workspace.paths, said.append) == first
+    assert (len(calls), list(first)) == (1, ["torchvision-resnet18"])
+    assert said == ["Downloading the pretrained weights of torchvision resnet18"]
+    assert fetch_pretrained(workspace.plan, workspace.plan.trials_by_id, workspace.paths, refuse) == {}
+
+
+def full(weights: dict[str, object]) -> dict[str, object]:
+    """Weights with a classifier of ImageNet's size, as downloads have."""
+    return {**weights, **{n: v for n, v in torchvision.models.resnet18().state_dict().items() if "fc." in n}}
+
+
+def test_damaged_weights_are_refused_before_anything_is_prepared(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.running.pipeline.prepare_missing", refuse)
+    path = Workspace.open(SWEEP, root).paths.pretrained("torchvision-resnet18")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a download")
+    with pytest.raises(ConfigError, match="Pretrained weights must be a safetensors file"):
+        run_sweep(SWEEP, RunOptions(root=root, tracking=False))

@@ -1,0 +1,129 @@
+"""What is said of a search: means and errors by their formulas, a line per cell, a recipe that reads back."""
+
+import numpy as np
+import pytest
+import yaml
+
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.tuning.cells import tuning_cells
+from orchestrator.tuning.outcome import outcomes
+from orchestrator.tuning.pipeline import TuneSummary
+from orchestrator.tuning.recipe_file import write_recipe
+from orchestrator.tuning.search import Search
+from orchestrator.tuning.study import open_storage
+from orchestrator.tuning.tables import brief_table, outcome_rows, outcome_table
+from tests.unit.orchestrator.tuning.examples import DIVERGED, result, run_through, sweep
+
+
+@pytest.fixture(scope="module")
+def changed():
+    return sweep(tune={"budget": 0.4, "seeds": 4})
+
+
+@pytest.fixture(scope="module")
+def search(changed):
+    one = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    # Noise by run that is not the same for all points, so that errors are not 0.
+    ran = run_through(one)
+    rng = np.random.default_rng(0)
+    for asked, found in ran:
+        state = one.cells[asked.cell.key]
+        noisy = [score.loss + rng.uniform(0, 0.01) for score in found.curve]
+        state.results[asked.point, asked.run] = result(noisy, str(found.status))
+    while (asked := one.next()) is not None:  # noise may have made other points finalists
+        one.finished(asked.spec.trial_id, result([rng.uniform(0.3, 0.5)] * 9))
+    return one
+
+
+def test_means_errors_and_gains_are_those_of_the_runs(search):
+    for state, outcome in zip(search.cells.values(), outcomes(search), strict=True):
+        losses = {
+            point: np.array([state.results[point, run].loss for run in range(4)])
+            for point in (outcome.chosen.point, outcome.own.point)
+        }
+        chosen, own = losses[outcome.chosen.point], losses[outcome.own.point]
+        assert outcome.chosen.mean == pytest.approx(chosen.mean())
+        assert outcome.chosen.std_error == pytest.approx(chosen.std(ddof=1) / 2)
+        assert outcome.gain == pytest.approx((own - chosen).mean())
+        assert outcome.gain_std_error == pytest.approx((own - chosen).std(ddof=1) / 2)
+        assert outcome.chosen.mean == min(finalist.mean for finalist in outcome.finalists)
+        assert len(outcome.finalists) in (3, 4)  # the best three, and the sweep's own
+
+
+def test_a_finalist_of_which_one_run_is_missing_is_not_compared(search):
+    outcome, state = outcomes(search)[0], next(iter(search.cells.values()))
+    kept = state.results.pop((outcome.chosen.point, 2))
+    assert outcomes(search)[0].chosen.point != outcome.chosen.point
+    state.results[outcome.chosen.point, 2] = kept
+
+
+def test_a_finalist_that_diverged_in_every_run_but_the_searchs_counts_at_the_cap(search):
+    outcome, state = outcomes(search)[0], next(iter(search.cells.values()))
+    kept = {run: state.results[outcome.chosen.point, run] for run in (1, 2, 3)}
+    state.results.update({(outcome.chosen.point, run): result([], **DIVERGED) for run in kept})
+    changed = next(c for c in outcomes(search)[0].finalists if c.point == outcome.chosen.point)
+    assert changed.diverged == 3
+    assert max(changed.losses) == pytest.approx(2 * np.log(2))
+    assert outcomes(search)[0].chosen.point != outcome.chosen.point
+    state.results.update({(outcome.chosen.point, run): found for run, found in kept.items()})
+
+
+def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
+    path = tmp_path / "recipes" / "tuned-smoke.yaml"
+    found = outcomes(search)
+    write_recipe(path, changed, found, {"manifold_d4": "abc"})
+    again = load_sweep("smoke", {"recipe": str(path)})
+    recipes = {
+        (t.network.model.name, t.network.subset.prepared.dataset): t.network.recipe
+        for t in plan_sweep(again).trials
+    }
+    for outcome in found:
+        recipe, point = recipes[outcome.model, outcome.dataset], outcome.chosen.point
+        assert (recipe.learning_rate, recipe.weight_decay, recipe.batch_size, recipe.epochs) == (
+            point.learning_rate,
+            point.weight_decay,
+            point.batch_size,
+            9,
+        )
+    evidence = yaml.safe_load(path.read_text(encoding="utf-8"))["tuned"]
+    assert evidence["settings"]["budget"] == 0.4
+    assert evidence["train_size"] == max(changed.train_sizes)
+    assert evidence["made_by"]["data"] == {"manifold_d4": "abc"}
+    for cell, outcome in zip(evidence["cells"], found, strict=True):
+        assert cell["validation_loss"] == pytest.approx(outcome.chosen.mean, rel=1e-3)
+        assert cell["gain_std_error"] == pytest.approx(outcome.gain_std_error, rel=1e-3)
+        assert cell["flat_learning_rates"] == list(outcome.flat)
+        assert (cell["runs"], cell["trials"], cell["budget"]) == (4, outcome.num_trials, 10)
+
+
+def test_a_cell_without_a_recipe_is_named_in_the_file_and_left_out_of_it(search, changed, tmp_path):
+    path, found = tmp_path / "tuned.yaml", list(outcomes(search))
+    found[0] = found[0].model_copy(update={"chosen": None})
+    write_recipe(path, changed, found, {})
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert len(document["overrides"]) == len(found) - 1
+    assert document["tuned"]["cells"][0]["not_tuned"] == "every trial diverged or failed"
+
+
+def test_a_search_with_a_cell_without_a_recipe_ends_with_1(search, tmp_path):
+    found = list(outcomes(search))
+    assert TuneSummary(tuple(found), tmp_path, None, 0).exit_code == 0
+    found[0] = found[0].model_copy(update={"chosen": None})
+    summary = TuneSummary(tuple(found), tmp_path, None, 0)
+    assert summary.exit_code == 1
+    assert summary.not_tuned == (found[0],)
+
+
+def test_tables_have_a_row_per_cell_and_say_what_they_do_not_know(search):
+    found = list(outcomes(search))
+    found[1] = found[1].model_copy(
+        update={"chosen": None, "own": None, "gain": None, "gain_std_error": None, "flat": None}
+    )
+    table, brief, rows = outcome_table(found), brief_table(found), outcome_rows(found)
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    assert {len(row) for row in brief.rows} == {len(brief.header)} == {7}
+    assert brief.header[-1] == "gain"
+    assert table.rows[1][2:8] == ("none", "", "", "–", "–", "–")
+    assert rows[1]["learning_rate"] is rows[1]["validation_loss"] is None
+    assert rows[0]["learning_rate"] == found[0].chosen.point.learning_rate

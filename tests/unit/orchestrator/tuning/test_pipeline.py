@@ -1,0 +1,269 @@
+"""A search on Ray with real trainings: begun, begun again, extended, refused; blind to every test image."""
+
+import contextlib
+import json
+from collections import Counter
+
+import numpy as np
+import optuna
+import pytest
+
+from orchestrator import RunOptions
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking.mlflow import connect as connect_mlflow
+from orchestrator.running.lock import exclusive
+from orchestrator.running.progress import Progress
+from orchestrator.tuning import pipeline
+from orchestrator.tuning.pipeline import tune_sweep
+from orchestrator.tuning.records import Role, SearchRecord
+from orchestrator.tuning.search import Search
+from orchestrator.tuning.standing import search_rows, search_standing
+from search_spaces.errors import ConfigError, DataError, SetupError, SweepError
+from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.subsets import make_subset
+from tasks.prepared.validation import load_validation
+from tasks.trials.searched import run_search_trial
+
+pytestmark = pytest.mark.ray
+
+TINY = {
+    "name": "tiny",
+    "models": ["small_mlp"],
+    "datasets": ["manifold_d4"],
+    "train_sizes": [40, 80],
+    "test_size": 40,
+    "image_size": 16,
+    "recipe": {"from": "smoke", "epochs": 9},
+    "resources": {"num_cpus": 1, "num_gpus": 0},
+    "tune": {"budget": 0.12, "finalists": 1, "seeds": 2},
+}
+WIDER = {"tune.budget": 0.24}
+
+
+@pytest.fixture(scope="module")
+def shared(ray_local):
+    """Searches of this file run on the session's cluster."""
+
+    @contextlib.contextmanager
+    def connect(*_, **__):
+        yield ray_local
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "connect", connect)
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows_read():
+    """Rows of prepared images that are read while a search runs."""
+    rows: list[int] = []
+    read = PreparedDataset.read_rows
+
+    def spy(self, wanted, *args, **kwargs):
+        rows.extend(np.asarray(wanted).tolist())
+        return read(self, wanted, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreparedDataset, "read_rows", spy)
+        yield rows
+
+
+@pytest.fixture(scope="module")
+def found(shared, rows_read, tmp_path_factory):
+    """Summary and root of a finished search."""
+    root = str(tmp_path_factory.mktemp("root"))
+    return tune_sweep(TINY, RunOptions(root=root)), root
+
+
+def records(root, **changes) -> dict[str, SearchRecord]:
+    workspace = Workspace.open({**TINY, **changes}, root)
+    return ResultStore(workspace.search_url).scan(SearchRecord).records
+
+
+def mlflow_runs(root):
+    client = connect_mlflow(f"sqlite:///{root}/mlflow.db")
+    experiment = client.get_experiment_by_name("isweep/tiny-search")
+    return client.search_runs([experiment.experiment_id], max_results=1000)
+
+
+def journal(root):
+    path = f"{root}/sweeps/tiny/search/optuna.log"
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
+    return optuna.load_study(study_name="small_mlp on manifold_d4", storage=storage)
+
+
+def run_nothing(monkeypatch) -> list[Search]:
+    """Let searches begin and train nothing; returns where they will be."""
+    begun: list[Search] = []
+    monkeypatch.setattr(pipeline._Tuning, "_run", lambda self, search, *_: begun.append(search))
+    return begun
+
+
+def test_every_trial_is_stored_told_and_tracked_once(found):
+    summary, root = found
+    stored = records(root)
+    assert summary.exit_code == 0
+    assert summary.num_new == len(stored) >= 4
+    runs = mlflow_runs(root)
+    tracked = Counter(run.data.tags["trial_id"] for run in runs if run.data.tags["kind"] == "trial")
+    assert tracked == Counter(dict.fromkeys(stored, 1))
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    told = journal(root).trials
+    assert len(told) == sum(record.run == 0 for record in stored.values())
+    assert {trial.state.name for trial in told} <= {"COMPLETE", "PRUNED"}
+
+
+def test_the_recipe_is_one_that_a_sweep_uses(found):
+    summary, root = found
+    used = Workspace.open({**TINY, "name": "used", "recipe": "tuned-tiny"}, root).plan
+    (outcome,) = summary.cells
+    recipes = {trial.network.recipe for trial in used.trials}
+    assert {recipe.learning_rate for recipe in recipes} == {outcome.chosen.point.learning_rate}
+    assert summary.recipe.name == "tuned-tiny.yaml"
+    assert summary.report.is_file()
+
+
+def test_again_trains_nothing_and_starts_no_cluster(found, monkeypatch):
+    summary, root = found
+    before, recipe = records(root), summary.recipe.read_bytes()
+    monkeypatch.setattr(pipeline, "connect", None)
+    again = tune_sweep(TINY, RunOptions(root=root))
+    assert again.num_new == 0
+    assert again.cells == summary.cells
+    assert records(root) == before
+    assert summary.recipe.read_bytes() == recipe
+    assert len(mlflow_runs(root)) == len(before) + 1
+
+
+def test_no_test_image_was_read_and_poisoned_ones_change_nothing(found, rows_read):
+    """Whatever a test image shows: the same trial on data whose test images are noise is equal bit by bit."""
+    _, root = found
+    workspace = Workspace.open(TINY, root)
+    (data,) = workspace.prepared.values()
+    stored = next(record for record in records(root).values() if record.role == Role.OWN)
+    subset = stored.spec.network.subset
+    test_rows = make_subset(data.labels, data.groups, subset, data.splits).test_rows
+    assert len(rows_read) > 0
+    assert not set(rows_read) & set(test_rows.tolist())
+
+    class Poisoned:
+        labels, groups, splits, fingerprint = data.labels, data.groups, data.splits, data.fingerprint
+
+        @staticmethod
+        def read_rows(rows):
+            images = data.read_rows(rows).copy()
+            images[np.isin(rows, test_rows)] = 255
+            return images
+
+    validation = stored.spec.validation
+    arrays = load_validation(Poisoned, subset, stored.spec.network.train_size, validation)
+    again = run_search_trial(stored.spec.network, arrays)
+    assert again.curve == stored.result.curve
+
+
+def test_a_larger_budget_extends_the_search_and_repeats_nothing(found):
+    _, root = found
+    before = records(root)
+    summary = tune_sweep(TINY, RunOptions(root=root), changes=WIDER)
+    after = records(root)
+    assert summary.num_new == len(after) - len(before) > 0
+    assert before.items() <= after.items()
+    assert 3 < summary.cells[0].spent <= summary.cells[0].budget == 6
+    assert len(journal(root).trials) == sum(record.run == 0 for record in after.values())
+    runs = mlflow_runs(root)
+    assert Counter(run.info.status for run in runs) == {"FINISHED": len(after) + 1}
+
+
+def test_a_narrower_space_keeps_what_lies_outside_it_and_does_not_tell_it(found):
+    _, root = found
+    known = records(root)
+    summary = tune_sweep(TINY, RunOptions(root=root), changes={**WIDER, "tune.learning_rate": [2e-3, 1e-2]})
+    assert known.items() <= records(root).items()
+    rates = [trial.params["learning_rate"] for trial in journal(root).trials]
+    assert all(2e-3 <= rate <= 1e-2 for rate in rates)
+    assert summary.cells[0].num_trials > len(rates)
+
+
+def test_another_split_is_another_search_and_says_what_it_leaves(found, monkeypatch):
+    _, root = found
+    said = []
+    searches = run_nothing(monkeypatch)
+
+    class Heard(Progress):
+        def note(self, message):
+            said.append(message)
+
+    before = records(root)
+    tune_sweep(TINY, RunOptions(root=root), progress=Heard(), changes={"tune.validation_share": 0.5})
+    assert any(f"{len(before)} stored trials belong to another search" in line for line in said)
+    asked = searches[0].next()
+    assert asked.role == Role.OWN
+    assert asked.spec.trial_id not in before
+    assert records(root) == before
+
+
+def test_status_and_results_know_a_search(found):
+    _, root = found
+    workspace = Workspace.open(TINY, root)
+    standing, rows = search_standing(workspace), search_rows(workspace)
+    assert standing.trials == len(rows) == len(records(root))
+    assert sum(standing.by_status.values()) == standing.trials
+    assert f"search: {standing.trials} trials (" in standing.summary
+    assert {row["trial_id"] for row in rows} == set(records(root))
+    assert search_standing(Workspace.open("smoke", root)) is None
+
+
+def test_a_damaged_trial_is_not_believed_and_asked_for_again(found, monkeypatch):
+    """Even the sweep's own recipe, when the budget is spent: all else is compared with it."""
+    _, root = found
+    searches = run_nothing(monkeypatch)
+    victim = next(name for name, record in records(root).items() if record.role == Role.OWN)
+    path = Workspace.open(TINY, root).sweep_paths.folder / "search" / "trials" / victim / "search.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("0.", "1.", 1), encoding="utf-8")
+    assert victim not in records(root)
+    assert search_standing(Workspace.open(TINY, root)).unreadable == 1
+    tune_sweep(TINY, RunOptions(root=root))
+    assert searches[0].next().spec.trial_id == victim
+    assert searches[0].next() is None
+
+
+def test_two_searches_on_one_root_are_refused(found):
+    _, root = found
+    workspace = Workspace.open(TINY, root)
+    with (
+        exclusive(workspace.paths.lock, "isweep tune tiny"),
+        pytest.raises(SetupError, match="Only one isweep command may work on a root"),
+    ):
+        tune_sweep(TINY, RunOptions(root=root))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"tune.batch_size": [64]}, ConfigError, "must not be larger than the set .* 64 for 60 images"),
+        ({"tune.learning_rate": [0, 1]}, ConfigError, "learning_rate"),
+        ({"tune.learning_rate": [1e-2, 1e-3]}, ConfigError, "two rising numbers"),
+        ({"tune.train_size": 10**6}, SweepError, "1000000|1,000,000"),
+        ({"models": ["small_mpl"]}, ConfigError, "did you mean 'small_mlp'"),
+        ({"data_mode": "as_released"}, DataError, "needs corrected data"),
+        ({"recipe.learning_rate": [1e-3, 1e-4]}, ConfigError, "one value of each field"),
+        ({"recipe.epochs": 0}, ConfigError, "needs a recipe with epochs"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_trained(found, monkeypatch, changes, kind, message):
+    _, root = found
+    monkeypatch.setattr(pipeline._Tuning, "_run", None)
+    with pytest.raises(kind, match=message):
+        tune_sweep({**TINY, "name": "wrong"}, RunOptions(root=root), changes=changes)
+
+
+def test_how_a_search_is_written_down_reads_back(found):
+    """The plan of a sweep does not know how it is tuned."""
+    _, root = found
+    recorded = load_sweep(Workspace.open(TINY, root).sweep_paths.sweep_file)
+    assert recorded.tune == load_sweep(TINY).tune
+    assert set(plan_sweep(recorded).trials_by_id) == set(plan_sweep(load_sweep(TINY)).trials_by_id)
+    assert json.loads(recorded.tune.model_dump_json())["budget"] == 0.12

@@ -1,0 +1,78 @@
+"""Kept predictions: the scores of the record can be computed from them, by scikit-learn."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, recall_score, roc_auc_score
+
+from search_spaces.errors import CorruptStoreError
+from tasks.prepared.subsets import TrialData
+from tasks.trials.measured import KeptFile
+from tasks.trials.predictions import from_parquet, to_parquet
+from tasks.trials.trial import run_trial
+from tests.unit.tasks.trials.test_trial import trial_spec
+
+
+def made_data(num_classes):
+    """Noise with a bright column by class, so weak that no network is right everywhere."""
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 120, (108, 1, 12, 12), dtype=np.uint8)
+    labels = (np.arange(108) % num_classes).astype(np.int64)
+    for image, label in zip(images, labels, strict=True):
+        image[0, :, 4 * label : 4 * label + 2] += 18
+    return TrialData(images[:48], labels[:48], images[48:], labels[48:], num_classes, "f")
+
+
+def kept_by(spec, data):
+    files = []
+    kept = KeptFile(sha256="0" * 64, num_bytes=1)
+    result = run_trial(spec, data, keep_predictions=lambda content: files.append(content) or kept)
+    return result, files
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_all_scores_can_be_computed_from_the_predictions(num_classes):
+    data = made_data(num_classes)
+    result, files = kept_by(trial_spec(epochs=40).model_copy(update={"predictions": True}), data)
+    table = from_parquet(files[0])
+    names = [f"logit_{place}" for place in range(num_classes)]
+    assert list(table) == ["image", "label", *names]
+    labels, logits = table["label"], table[names].to_numpy()
+    assert logits.dtype == np.float32
+    answers = logits.argmax(axis=1)
+    scores, more = result.scores, result.scores.classification
+    assert 0.4 < scores.test_accuracy < 1.0  # or the scores below would tell nothing
+    assert scores.test_accuracy == pytest.approx(accuracy_score(labels, answers), abs=1e-12)
+    shares = softmax(logits.astype(float), axis=1)
+    assert scores.test_loss == pytest.approx(log_loss(labels, shares), rel=1e-6)
+    assert more.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, answers), abs=1e-12)
+    assert more.per_class_accuracy == pytest.approx(recall_score(labels, answers, average=None), abs=1e-12)
+    expected = (
+        roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+        if num_classes == 2
+        else roc_auc_score(labels, shares, multi_class="ovr")
+    )
+    assert more.auc == pytest.approx(expected, abs=1e-9)
+
+
+def test_none_are_kept_where_none_are_asked_for():
+    result, files = kept_by(trial_spec(epochs=0), made_data(2))
+    assert (files, result.predictions) == ([], None)
+
+
+def test_images_are_named_by_their_rows_where_these_are_known():
+    logits = np.zeros((3, 2), np.float32)
+    labels = np.array([0, 1, 1])
+    assert from_parquet(to_parquet(logits, labels, np.array([7, 3, 9])))["image"].tolist() == [7, 3, 9]
+    assert from_parquet(to_parquet(logits, labels, None))["image"].tolist() == [0, 1, 2]
+
+
+def test_logits_come_back_to_the_last_bit_even_where_they_are_no_numbers():
+    logits = np.array([[np.nan, -0.0], [np.inf, 1e-45]], np.float32)
+    back = from_parquet(to_parquet(logits, np.array([0, 1]), None))[["logit_0", "logit_1"]].to_numpy()
+    assert back.view(np.uint32).tolist() == logits.view(np.uint32).tolist()
+
+
+def test_what_is_no_parquet_file_is_refused():
+    with pytest.raises(CorruptStoreError, match="Kept predictions must be a Parquet file"):
+        from_parquet(b"PAR1 or not")

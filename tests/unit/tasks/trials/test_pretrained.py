@@ -1,0 +1,115 @@
+"""Networks that start from a library's weights; downloads, which need a connection, are stood in for."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load, save
+
+from search_spaces.errors import ConfigError, SetupError
+from search_spaces.models import model_spec
+from search_spaces.sweeps import ModelChoice
+from tasks.trials.models import build_model
+from tasks.trials.pretrained import download
+from tasks.trials.trial import run_trial
+from tests.unit.tasks.trials.test_trial import data, trial_spec  # noqa: F401
+
+
+def spec_of(name):
+    return model_spec(ModelChoice.model_validate({"from": name, "pretrained": True}))
+
+
+def built(spec, weights, **changes):
+    settings = {"num_outputs": 2, "in_channels": 3, "input_scale": 0.5, "dropout": None, "seed": 0}
+    return build_model(spec, pretrained=weights, **{"image_size": 64, **settings, **changes})
+
+
+@pytest.fixture
+def resnet18():
+    torch.manual_seed(3)
+    return torchvision.models.resnet18()
+
+
+def test_features_of_a_pretrained_network_are_those_of_the_librarys(resnet18):
+    model = built(spec_of("resnet18"), save(resnet18.state_dict()), num_outputs=1000).eval()
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64)).astype(np.float32))
+    shown = torchvision.transforms.functional.normalize(
+        pixels / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    )
+    with torch.no_grad():
+        expected = resnet18.eval()(shown)
+        torch.testing.assert_close(model(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_classifier_is_random_where_its_outputs_are_others(resnet18):
+    given = resnet18.state_dict()
+    network = built(spec_of("resnet18"), save(given)).network
+    own = network.state_dict()
+    changed = {name for name, value in given.items() if not torch.equal(own[name], value)}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_one_channel_takes_the_sum_of_the_colours_as_timm_does():
+    theirs = timm.create_model("test_resnet", pretrained=False)
+    network = built(spec_of("resnet_tiny"), save(theirs.state_dict()), in_channels=1).network
+    first = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+    given = next(m for m in theirs.modules() if isinstance(m, torch.nn.Conv2d))
+    expected = timm.models._manipulate.adapt_input_conv(1, given.weight)
+    assert torch.allclose(first.weight, expected)
+
+
+def test_weights_that_do_not_fit_are_refused(resnet18):
+    with pytest.raises(ConfigError, match=r"Pretrained weights must fit.*timm test_resnet.*are missing"):
+        built(spec_of("resnet_tiny"), save(resnet18.state_dict()))
+    theirs = torchvision.models.vit_b_16(num_classes=2, image_size=64, weights=None)
+    with pytest.raises(ConfigError, match=r"encoder.pos_embedding differ.*choose the image_size"):
+        built(spec_of("torchvision:vit_b_16"), save(theirs.state_dict()), image_size=32)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "tests.nets:build"])
+def test_what_no_library_trained_is_refused(name, monkeypatch):
+    monkeypatch.setattr("search_spaces.models.code_hash", lambda reference: "h")
+    with pytest.raises(ConfigError, match="pretrained needs a network of torchvision or timm"):
+        spec_of(name)
+
+
+def test_an_architecture_without_weights_is_refused():
+    with pytest.raises(ConfigError, match="library has weights; found: timm test_vit9"):
+        download(spec_of("timm:test_vit9"))
+
+
+@pytest.mark.parametrize("message", ["<urlopen error [Errno -2] Name or service not known>", ""])
+def test_no_connection_is_one_clear_message(monkeypatch, message):
+    def offline(*args, **kwargs):
+        raise OSError(message)
+
+    monkeypatch.setattr("torchvision.models.get_model", offline)
+    with pytest.raises(
+        SetupError, match=r"torchvision resnet18 must be downloaded once.*leave pretrained out"
+    ):
+        download(spec_of("resnet18"))
+
+
+def test_a_trial_starts_from_them_and_names_them(data, monkeypatch):  # noqa: F811
+    theirs = timm.create_model("test_resnet", pretrained=False)
+    monkeypatch.setattr(
+        "timm.create_model",
+        lambda *args, made=timm.create_model, **options: (
+            theirs if options.get("pretrained") else made(*args, **options)
+        ),
+    )
+    plain = trial_spec("test_resnet", "timm", epochs=0)
+    model = plain.network.model.model_copy(update={"pretrained": True})
+    spec = plain.model_copy(update={"network": plain.network.model_copy(update={"model": model})})
+    assert spec.trial_id != plain.trial_id
+    weights = download(model)
+    kept = []
+    result = run_trial(spec, data, pretrained=weights, keep=lambda content: kept.append(content) or "here")
+    assert result.pretrained == hashlib.sha256(weights).hexdigest()
+    name = "layer4.0.conv1.weight"
+    assert torch.equal(load(kept[0])[f"network.{name}"], theirs.state_dict()[name])
+    with pytest.raises(ConfigError, match="must be given its weights; found: test_resnet"):
+        run_trial(spec, data)

@@ -1,0 +1,81 @@
+"""d_repr after every stage: which stages there are, their activations, their dimension."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from search_spaces.models import model_spec
+from tasks.measures.intrinsic_dimension import intrinsic_dimension
+from tasks.trials.models import build_model
+from tasks.trials.stages import StageRows, stages
+from tasks.trials.trial import measure_trial, run_trial
+from tests.unit.tasks.trials.test_trial import data, trial_spec  # noqa: F401
+
+
+def model_of(name, size=32):
+    return build_model(
+        model_spec(name),
+        num_outputs=2,
+        in_channels=1,
+        input_scale=1 / 255,
+        dropout=None,
+        seed=0,
+        image_size=size,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("resnet18", 64, ["relu", "layer1", "layer2", "layer3", "layer4"]),
+        ("resnet_tiny", 64, ["act1", "layer1", "layer2", "layer3", "layer4"]),
+        ("vgg13", 224, ["features.3", "features.8", "features.13", "features.18", "features.23", "avgpool"]),
+        ("small_cnn", 32, ["2", "6", "10", "11"]),
+        ("small_mlp", 32, []),
+    ],
+)
+def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):
+    images = torch.zeros(1, 1, size, size, dtype=torch.uint8)
+    assert list(stages(model_of(name, size), images)) == expected
+
+
+def test_activations_are_those_of_torchvisions_extractor_in_whatever_blocks_they_are_read():
+    model = model_of("resnet18", 64)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 1, 64, 64), dtype=np.uint8))
+    extractor = create_feature_extractor(model.network.eval(), ["layer1", "relu"])
+    with torch.no_grad():
+        parts = [extractor(batch.float() / 255) for batch in images.split(32)]
+    for name in ("relu", "layer1"):
+        rows = StageRows(model, name, images)
+        whole = rows.read(0, 40)
+        np.testing.assert_allclose(whole, torch.cat([part[name] for part in parts]), rtol=1e-5, atol=1e-5)
+        assert np.array_equal(np.concatenate([rows.read(0, 7), rows.read(7, 35), rows.read(35, 40)]), whole)
+
+
+def test_every_stage_is_measured_at_once_and_later_alike(data, monkeypatch):  # noqa: F811
+    few = trial_spec(epochs=2)
+    many = few.model_copy(update={"representation": few.representation.model_copy(update={"stages": True})})
+    assert few.trial_id == many.trial_id
+    kept = []
+    first = run_trial(few, data, keep=lambda content: kept.append(content) or "here")
+    at_once = run_trial(many, data)
+    later = measure_trial(many, data, kept[0], first, few.lacks(many))
+    assert [stage.module for stage in later.d_repr_stages] == ["2", "6", "10", "11"]
+    assert [stage.num_features for stage in later.d_repr_stages] == [8 * 144, 16 * 36, 32 * 9, 32 * 16]
+    assert (first.d_repr_stages, later.d_repr) == ((), first.d_repr)
+    for one, other in zip(at_once.d_repr_stages, later.d_repr_stages, strict=True):
+        for name in ("mle", "twonn"):
+            assert one.d_repr[name].value == pytest.approx(other.d_repr[name].value, rel=1e-4)
+
+
+def test_blocks_change_no_dimension(monkeypatch):
+    model, size = model_of("small_cnn"), 32
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (120, 1, size, size), dtype=np.uint8))
+    rows = StageRows(model, "2", images)
+    whole = intrinsic_dimension(rows.read(0, 120), num_neighbors=10)
+    monkeypatch.setattr("tasks.trials.stages.BLOCK_BYTES", 4 * 8 * size * size * 50)
+    assert rows.block_rows == 50
+    parts = intrinsic_dimension(rows, num_neighbors=10, block_rows=rows.block_rows)
+    for name in whole:
+        assert parts[name].value == pytest.approx(whole[name].value, rel=1e-5)
