@@ -51,7 +51,11 @@ def run(
     try:
         summary = run_sweep(preset, options, progress=progress, changes=read_changes(changes))
     except KeyboardInterrupt:
-        kept = f"{progress.done} of {progress.planned} trials are kept"
+        kept = (
+            f"{progress.done} of {progress.planned} trials are kept"
+            if progress.planned
+            else "Nothing was lost"
+        )
         again = place.hint("run", preset, *(word for change in changes for word in ("--set", change)))
         raise KeyboardInterrupt(f"{kept}; continue with: {again}") from None
     _say_how_it_ended(summary, place.hint("reconcile", preset))
@@ -122,7 +126,7 @@ def plan(
         for text in filter(None, (cost["text"], beside.text, search)):
             stdout.print(escape(text))
 
-    document = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
+    document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
     document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
     emit(place, document, show)
     return 0

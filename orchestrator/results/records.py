@@ -131,7 +131,7 @@ class TrialRecord(SealedRecord):
 
 
 def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
-    """Return what a trial made by ``made`` lacks; ``kept_without``: with a network but no predictions kept."""
+    """Return what a trial made by ``made`` lacks; ``kept_without``: a network is kept, no predictions."""
     return made.lacks(asked) or tuple(
         item for item in asked.measurements if kept_without and isinstance(item, PredictionMeasurement)
     )

@@ -28,6 +28,7 @@ from orchestrator.running.outcomes import start_tags, trial_record
 from orchestrator.running.scheduling import StartWatch
 from orchestrator.running.series import Series
 from orchestrator.running.shelf import Shelf
+from orchestrator.running.signals import raise_if_asked
 from orchestrator.running.trainable import REPORT
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.trials import TrialSpec
@@ -91,7 +92,8 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._tell(cell.trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the process of every trial that has been silent past its limit."""
+        """End the process of every trial that has been silent past its limit; say where the sweep stands."""
+        raise_if_asked()
         self._starts.look(trials, waiting=bool(self._queue.running))
         self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
         self._show_epochs()

@@ -60,6 +60,7 @@ class Keeper:
     def __init__(self, url: str) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 1, "scheduling_strategy": here}
+        options["enable_task_events"] = False  # people look for trials in the list of tasks
         self._actor = ray.remote(**options)(IsweepKeeper).remote(url, for_storage())
 
     def save(self, trial_id: str, data: bytes) -> KeptFile | str:

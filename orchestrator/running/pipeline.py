@@ -28,6 +28,7 @@ from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
 from orchestrator.running.pretrained import fetch_pretrained
 from orchestrator.running.progress import Progress
+from orchestrator.running.signals import stop_heard
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.specs import SubsetSpec, pair_name
 from search_spaces.trials import TrialSpec
@@ -90,7 +91,12 @@ def run_sweep(
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
         ) as tracker:
-            summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
+            try:
+                summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
+            except KeyboardInterrupt:
+                stop_heard()
+                progress.stage("stop", "trials end, runs are closed; what is done is kept")
+                raise
         return replace(summary, num_behind=tracker.num_behind)
 
 
@@ -274,7 +280,7 @@ class _Run:
 def _job(workspace: Workspace) -> dict[str, str]:
     plan = workspace.plan
     return {
-        "isweep sweep": plan.sweep.name,
+        "job_name": f"isweep {plan.sweep.name}",
         "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
         "isweep root": str(workspace.paths.root),
     }

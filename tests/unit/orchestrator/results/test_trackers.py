@@ -556,6 +556,7 @@ def test_pages_say_what_a_run_is(uri, sweep, runs):
     note = experiment.tags["mlflow.note.content"]
     assert note == table.loc["sweep", "tags.mlflow.note.content"]
     assert note.startswith("Digits against slices.")
-    for view in ("best", "curve", "sharpness"):
-        assert f"(#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={view})" in note
+    charts = "&compareRunsMode=CHART"
+    for view, mode in (("best", ""), ("curve", charts), ("sharpness", charts)):
+        assert f"(#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={view}{mode})" in note
         assert experiment.tags[f"mlflow.sharedViewState.{view}"].startswith("{")
