@@ -29,6 +29,8 @@ NEGLIGIBLE = 1e-13
 #: Exponents of rivals, in units of 1/d: none; the law's; Sharma & Kaplan (JMLR 23(9), 2022), for smooth
 #: regression.
 FIXED = {"none": 0.0, "1/d": 1.0, "4/d": 4.0}
+#: The choice of points that the claim of a slower fall must hold for too.
+PAST_GUESSING = "N past guessing"
 #: The same estimator with the divisor k − 1 of the printed formula instead of k − 2, at k = 20.
 PRINTED_CONVENTION = 19 / 18
 
@@ -204,6 +206,7 @@ def fit_sensitivity(points: pd.DataFrame) -> tuple[ExponentFit, ...]:
         fit_exponent(points, dimension=column, factor=factor, label=label)
         for label, column, factor in variants
     ]
+    found.append(fit_exponent(t.past_guessing(points), label=PAST_GUESSING))
     return (*found, sharpness_growth(points))
 
 

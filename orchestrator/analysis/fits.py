@@ -15,7 +15,7 @@ from orchestrator.analysis.associations import (
     fit_representation,
 )
 from orchestrator.analysis.claims import headline_claims
-from orchestrator.analysis.exponents import fit_exponents, fit_sensitivity
+from orchestrator.analysis.exponents import PAST_GUESSING, fit_exponents, fit_sensitivity
 from orchestrator.analysis.fit_records import (
     ALL,
     POOLED,
@@ -120,7 +120,8 @@ def _growths(points: pd.DataFrame, names: tuple[str, ...], scale: SharpnessScale
 
 def _claims(fits: ScalingFits) -> tuple[Claim, ...]:
     levels = [f for f in fits.levels if f.model == POOLED and f.response == "test_loss"]
-    return headline_claims(levels, fits.exponent(), fits.attack_family)
+    past = next((f for f in fits.sensitivity if f.dimension == PAST_GUESSING), None)
+    return headline_claims(levels, fits.exponent(), fits.attack_family, past)
 
 
 def _at_chance(points: pd.DataFrame, left_out: bool) -> ChanceCount:

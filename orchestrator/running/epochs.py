@@ -50,6 +50,7 @@ class EpochBoard:
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+        options["enable_task_events"] = False  # people look for trials in the list of tasks
         self.actor = ray.remote(**options)(IsweepEpochs).remote()
 
     def teller(self, trial_id: str) -> EpochTeller:

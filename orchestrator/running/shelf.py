@@ -58,7 +58,7 @@ class Shelf:
         self._load, self._budget = load, budget
         self.num_loads = 0
         # It must answer while all CPUs are taken by trials.
-        self.references = ray.remote(num_cpus=0)(IsweepArrays).remote()
+        self.references = ray.remote(num_cpus=0, enable_task_events=False)(IsweepArrays).remote()
 
     @property
     def num_bytes(self) -> int:

@@ -31,7 +31,11 @@ class IsweepJudge:
 def start_judge(name: str, earlier: Iterable[tuple[str, str, int, float]]) -> Any:
     """Start the actor under a name of this driver's, knowing of trials that are done; returns its handle."""
     # It must answer while all CPUs are taken by trials.
-    return ray.remote(num_cpus=0, max_restarts=-1)(IsweepJudge).options(name=name).remote(list(earlier))
+    return (
+        ray.remote(num_cpus=0, max_restarts=-1, enable_task_events=False)(IsweepJudge)
+        .options(name=name)
+        .remote(list(earlier))
+    )
 
 
 class SearchTrainable(TrialTrainable):

@@ -8,6 +8,7 @@ that makes them is the user's machine, on the same bridge.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -127,6 +128,30 @@ class Host:
                 found.append(process)
         return found
 
+    def open_ports(self) -> list[tuple[str, str, int]]:
+        """Return (program, address, port) of all that listens there, except SSH."""
+        done = subprocess.run(
+            ("ip", "netns", "exec", self.name, "ss", "-ltnpH"), capture_output=True, text=True, check=True
+        )
+        found = []
+        for line in done.stdout.splitlines():
+            place, users = line.split()[3], line.split()[5:]
+            address, _, port = place.rpartition(":")
+            pids = re.findall(r"pid=(\d+)", " ".join(users))
+            found.append((self._program(int(pids[0])) if pids else "?", address, int(port)))
+        return sorted(one for one in found if not one[0].startswith("sshd"))
+
+    @staticmethod
+    def _program(pid: int) -> str:
+        """Return what a process is, in a word: Ray's own names where it gives one."""
+        words = psutil.Process(pid).cmdline()
+        known = re.findall(
+            r"gcs_server|raylet|dashboard/(?:agent|dashboard|api_server)|runtime_env|log_monitor"
+            r"|monitor\.py|ray::\w+|default_worker|sshd",
+            " ".join(words),
+        )
+        return known[0] if known else (words[0] if words else "?")
+
     def _network_space(self) -> str:
         return f"net:[{os.stat(f'/run/netns/{self.name}').st_ino}]"
 
@@ -143,7 +168,7 @@ class Host:
 
 def make_lab(lab: Path, names: Sequence[str]) -> list[Host]:
     """Make the bridge, keys and accounts, and start a host for each name; we are the machine at ``.1``."""
-    for folder in ("home/.ssh", "home/.ray", "hosts", "etc"):
+    for folder in ("home/.ssh", "hosts", "etc"):
         (lab / folder).mkdir(parents=True)
     for key in ("home/.ssh/id_ed25519", "host_key"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(lab / key))
