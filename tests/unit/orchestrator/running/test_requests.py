@@ -60,6 +60,13 @@ def test_whole_cards_are_not_doubled(cells):
     assert requests.of(cells[0]).resources.num_gpus == 2
 
 
+def test_on_a_whole_card_the_parts_are_halved_at_once(cells):
+    requests = Requests(Resources(1, 1.0))
+    requests.out_of_memory[cells[0].trial_id] = 1
+    found = requests.of(cells[0])
+    assert (found.resources.num_gpus, found.micro_batch) == (1.0, 8)
+
+
 @pytest.mark.parametrize(
     ("names", "card"),
     [(["H100"], "h100"), (["A100"], "a100"), (["A100-40G", "H200"], "a100-40"), ([], None)],
