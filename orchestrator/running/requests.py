@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import ray
@@ -71,6 +72,11 @@ class Requests:
             return Request(larger)
         # Two at least: batch norm has no variance over one image.
         return Request(larger, micro_batch=max(2, cell.network.recipe.batch_size >> halvings))
+
+    def usual(self, cells: Collection[TrialSpec]) -> Resources:
+        """Return what a trial of ``cells``, at least one, asks for on average."""
+        shares = [self.of(cell).resources.num_gpus for cell in cells]
+        return replace(self.resources, num_gpus=sum(shares) / len(shares))
 
     def _share(self, cell: TrialSpec, card: Card) -> float:
         try:
