@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.results.weights import WeightStore
+from orchestrator.running.beside_driver import start_beside_driver
 from search_spaces.errors import CorruptStoreError, SetupError
 from tasks.trials.measured import KeptFile
 
@@ -54,9 +54,7 @@ class Keeper:
     """A worker's way to the actor; may be sent anywhere."""
 
     def __init__(self, url: str) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 1, "scheduling_strategy": here}
-        self._actor = ray.remote(**options)(IsweepKeeper).remote(url)
+        self._actor = start_beside_driver(IsweepKeeper, url, max_restarts=-1, max_task_retries=1)
 
     def save(self, trial_id: str, data: bytes) -> KeptFile | str:
         """Keep weights; text says why they could not be kept, which costs no result."""
