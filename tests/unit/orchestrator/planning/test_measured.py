@@ -46,9 +46,7 @@ def done(trial, seconds, *, device="cpu", peak=0, micro_batch=None, **record):
 
 
 def measured(*records):
-    return State(
-        results={str(i): TrialOutline.of(record) for i, record in enumerate(records)}
-    ).measured_trials()
+    return state_of({str(i): record for i, record in enumerate(records)}).measured_trials()
 
 
 def test_a_measured_peak_scales_the_memory_and_so_the_share_of_the_same_network(plan):
