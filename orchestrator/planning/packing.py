@@ -98,12 +98,13 @@ def _counted_cost(network: NetworkSpec) -> NetworkCost | SweepError:
     )
     try:
         return network_cost(network.model, recipe, channels=prepared.channels, image_size=prepared.image_size)
-    except SweepError as error:
-        return error
     except Exception as error:  # whatever a network does with tensors that hold no data
+        cause = error.__cause__ or error
+        if isinstance(error, SweepError) and not type(cause).__name__.startswith("DataDependent"):
+            return error
         return ConfigError(
             "A network's costs are counted with tensors that hold no data",
-            f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            f"{where}: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}",
             "let no step of its forward pass depend on the values of pixels",
         )
 
