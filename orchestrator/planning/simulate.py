@@ -10,6 +10,8 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+LOOK_AHEAD = 16
+"""Trials that wait for a place at the same time, at most; those behind them are not offered yet."""
 _ROUNDING = 1e-9
 
 
@@ -60,7 +62,7 @@ def longest_first(jobs: Iterable[Job]) -> list[Job]:
 def replay(jobs: Sequence[Job], num_cards: int) -> Replay:
     """Run ``jobs`` in their order on ``num_cards`` cards.
 
-    A job that fits nowhere waits, and those behind it that fit go before it, as Ray does.
+    A job that fits nowhere waits, and those of the next ``LOOK_AHEAD`` that fit go before it, as Ray does.
 
     Args:
         jobs: in the order in which they are offered.
@@ -107,9 +109,11 @@ def replay_in_waves(waves: Iterable[Sequence[Job]], num_cards: int) -> Replay:
 def _start(
     waiting: list[Job], free: list[float], running: list[tuple[float, int, float]], now: float
 ) -> list[Job]:
-    left = []
+    left: list[Job] = []
     room = max(free)
-    for job in waiting:
+    for place, job in enumerate(waiting):
+        if len(left) == LOOK_AHEAD:
+            return left + waiting[place:]
         share = min(job.share, 1.0)
         if share > room + _ROUNDING:
             left.append(job)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.planning.simulate import LOOK_AHEAD
 from orchestrator.running.address import check_answers
 from orchestrator.running.head import PRIVATE_PATIENCE_S, SHARED_PATIENCE_S, HeadWatch
 from orchestrator.running.leftovers import private_folder, remove_leftovers
@@ -49,7 +50,7 @@ _ALWAYS = {
     # Nothing is ever restored from Tune's own state, so it need not be written often.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     # Cells are asked for one by one; this many may wait for their worker.
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    "TUNE_MAX_PENDING_TRIALS_PG": str(LOOK_AHEAD),
 }
 _LOCAL_ONLY = {
     # Ray's documented switch for a one-machine cluster: every port on loopback.

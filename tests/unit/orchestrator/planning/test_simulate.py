@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planning.simulate import Job, longest_first, replay, replay_in_waves
+from orchestrator.planning.simulate import LOOK_AHEAD, Job, longest_first, replay, replay_in_waves
 
 
 def jobs(*pairs):
@@ -63,3 +63,12 @@ def test_longest_first_keeps_grahams_bound(seconds, num_cards):
     # The best schedule may itself be above the lower bound; any list schedule is within 2 - 1/m of it.
     assert found.makespan <= (2 - 1 / num_cards) * found.lower_bound + 1e-6
     assert 0 < found.utilisation <= 1 + 1e-9
+
+
+def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_are_offered():
+    large = [Job(f"large {i:02}", 10.0, 0.6) for i in range(LOOK_AHEAD + 1)]
+    near, far = Job("near", 1.0, 0.4), Job("far", 1.0, 0.4)
+    found = replay([*large[:2], near, *large[2:], far], 1)
+    assert found.starts["near"] == 0
+    # The first runs and all others wait: as many as are offered, until one more of them has begun.
+    assert found.starts["far"] == 10.0
