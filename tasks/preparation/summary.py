@@ -96,14 +96,10 @@ def _torn_groups(images: ImageTable) -> dict[str, int]:
 
 def _torn_patients(parts: Sequence[Part]) -> dict[str, int]:
     """Count images whose patient, by the headers, is in several groups, which a split may tear apart."""
-    groups: defaultdict[int, set[int]] = defaultdict(set)
-    images: Counter[int] = Counter()
-    for part in parts:
-        for patient, group in zip(part.patients, part.groups, strict=False):
-            if patient:
-                groups[patient].add(group)
-                images[patient] += 1
-    count = sum(images[patient] for patient, found in groups.items() if len(found) > 1)
+    pairs = [np.stack([part.patients, part.groups], 1)[part.patients != 0] for part in parts]
+    found, images = np.unique(np.concatenate(pairs), axis=0, return_counts=True)
+    _, patient, num_groups = np.unique(found[:, 0], return_inverse=True, return_counts=True)
+    count = int(images[num_groups[patient] > 1].sum())
     return {"patient of the header in several groups: is the group a patient?": count} if count else {}
 
 
