@@ -44,7 +44,7 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
 
     @lru_cache(maxsize=1024)  # thousands of members share an archive
     def stamp(file: str) -> tuple[int, int] | None:
-        return _stamp(os.path.join(base, file)) if base else None  # noqa: PTH118 - pathlib keeps every name
+        return _stamp(os.path.join(base, file)) if base else None  # pathlib keeps every name
 
     total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
     total.update(repr(_stamp(request.raw)).encode())
@@ -58,7 +58,7 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
 def _stamp(path: Path | str | None) -> tuple[int, int] | None:
     """Return size and time of a plain file, None of anything else (a locator need not be a file)."""
     try:
-        status = os.stat(path) if path is not None else None  # noqa: PTH116
+        status = os.stat(path) if path is not None else None
     except (OSError, ValueError):
         return None
     return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None

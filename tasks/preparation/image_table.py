@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +48,18 @@ def gather(parts: Sequence[Part]) -> ImageTable:
     places = np.empty((sum(sizes), 2), np.int32)
     places[:, 0] = np.repeat(np.arange(len(parts)), sizes)
     places[:, 1] = np.arange(len(places)) - np.repeat(np.cumsum([0, *sizes])[: len(parts)], sizes)
-    ends = np.cumsum(sizes)[:-1]
-    columns = []
-    for name in ("labels", "groups", "splits", "digests"):
-        columns.append(np.concatenate([getattr(part, name) for part in parts]))
-        for part, own in zip(parts, np.split(columns[-1], ends), strict=True):
-            setattr(part, name, own)
-    return ImageTable(*columns, places)
+    labels, groups, splits, digests = (
+        _shared(parts, name, sizes) for name in ("labels", "groups", "splits", "digests")
+    )
+    return ImageTable(labels, groups, splits, digests, places)
+
+
+def _shared(parts: Sequence[Part], name: str, sizes: Sequence[int]) -> NDArray[Any]:
+    """Return one column of all parts, and let the parts hold views of it."""
+    column: NDArray[Any] = np.concatenate([getattr(part, name) for part in parts])
+    for part, own in zip(parts, np.split(column, np.cumsum(sizes)[:-1]), strict=True):
+        setattr(part, name, own)
+    return column
 
 
 def keep_per_class(

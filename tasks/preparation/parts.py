@@ -1,8 +1,8 @@
 """Part files: what one reading task leaves behind, so that an interrupted preparation goes on where it was.
 
 A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (labels, hashed groups,
-digests in one text, skips), the second written last and atomically. Equal inputs give equal parts, so two processes
-that prepare the same data at the same time may overwrite each other's parts without harm.
+digests in one text, skips), the second written last and atomically. Equal inputs give equal parts, so two
+processes that prepare the same data at the same time may overwrite each other's parts without harm.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ def make_record(
         | _torn_groups(images)
         | _torn_patients(parts)
         | _lone_groups(names, groups_of)
+        | _one_sided(names, images)
         | {
             f"class without a usable image: {name}": 1
             for label, name in enumerate(names)
@@ -107,6 +108,19 @@ def _lone_groups(names: Sequence[str], groups_of: Sequence[NDArray[np.int64]]) -
     """Name classes that cannot be in training and test, since one group has all their images."""
     lone = [name for name, groups in zip(names, groups_of, strict=True) if len(groups) == 1]
     return dict.fromkeys((f"class of one group: {name}" for name in lone), 1)
+
+
+def _one_sided(names: Sequence[str], images: ImageTable) -> dict[str, int]:
+    """Name classes that only one side of a given split has, as when one side's labels start at 1."""
+    sides = {"train": images.splits == 1, "test": images.splits == 2}
+    if not all(rows.any() for rows in sides.values()):
+        return {}
+    found = {side: set(images.labels[rows].tolist()) for side, rows in sides.items()}
+    return {
+        f"class in {side} only: {names[label]}": 1
+        for side, other in (("train", "test"), ("test", "train"))
+        for label in sorted(found[side] - found[other])[:MAX_LISTED_SKIPS]
+    }
 
 
 def telling_traits(parts: Sequence[Part]) -> dict[str, int]:

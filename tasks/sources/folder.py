@@ -4,7 +4,9 @@
 (``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are the same
 group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one called ``masks`` is left out
 and counted (COVID-19 Radiography Database). ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give
-the split; ``val`` beside them is left out and counted. ``<raw>`` may be an archive of such folders.
+the split; ``val`` beside them is left out and counted. A mask beside its image (BUSI's ``x_mask.png`` beside
+``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted. ``<raw>`` may be an
+archive of such folders.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import is_archive_name
+from tasks.sources.archives import MARK, is_archive_name
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Split
 from tasks.sources.groups import check_group_sides
 from tasks.sources.labels import check_spellings, mapped_label
@@ -25,9 +27,15 @@ from tasks.sources.tree import RawTree
 
 EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
 MAX_NAMED = 20
+SPLIT_WORD = re.compile(
+    r"(?<![A-Za-z])(?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)(?=[A-Z]?(?![A-Za-z]))"
+)
+"""A split in a longer name: ``seg_train``, ``test-set``, ``trainA``."""
 NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
 MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 """Folders in class folders that are no patients, in lower case."""
+MASK = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
+"""Name of a mask whose image is called as the first group."""
 FOLD = re.compile(r"(?:fold|part|split|batch|set|shard|chunk)[ _-]?\d+", re.IGNORECASE)
 _TABLE = "with a table of labels beside it, give the table (kind csv)"
 _FILE = "give the array file itself"
@@ -71,6 +79,7 @@ class Folder:
         tree = RawTree(request)
         wrapper = _wrapper(tree, is_archive=root.is_file())
         with_splits = _has_splits(tree, wrapper, request)
+        masks = _masks([name for name in tree if is_single_image_name(name)])
         excluded: Counter[str] = Counter()
         found: list[_Found] = []
         for name in tree:
@@ -82,11 +91,14 @@ class Folder:
                 excluded["outside the class folders"] += 1
             elif split is None:
                 excluded[VALIDATION_LEFT_OUT] += 1
+            elif name in masks:
+                excluded["a mask beside its image"] += 1
             elif any(part.casefold() in MASKS for part in parts[1:-1]):
                 excluded["in a folder of masks"] += 1
             else:
                 label = mapped_label(parts[0], request)
                 found.append(_Found(name, label, _group(parts[1:-1]), split))
+        _check_tops(found, tree, request)
         classes = _classes(found, tree, request)
         _check_groups(found, request)
         index = {name: label for label, name in enumerate(classes)}
@@ -125,6 +137,21 @@ def _wrapper(tree: RawTree, *, is_archive: bool) -> str:
     return "".join(around) if is_archive or holds_splits else ""
 
 
+def _masks(images: list[str]) -> set[str]:
+    """Return the images that are masks of others by their names: own, or their folder's."""
+    stems = {name.rpartition(".")[0].casefold() for name in images}
+    folders = {name.rpartition("/")[0].casefold() for name in images}
+    masks = set()
+    for name in images:
+        stem, folder = name.rpartition(".")[0], name.rpartition("/")[0]
+        for path, others in ((stem, stems), (folder, folders)):
+            place, _, last = path.rpartition("/")
+            found = MASK.fullmatch(last)
+            if found and f"{place}/{found[1]}".lstrip("/").casefold() in others:
+                masks.add(name)
+    return masks
+
+
 def _group(folders: list[str]) -> str:
     return "/".join(folder for folder in folders if folder.casefold() not in NO_GROUPS)
 
@@ -136,6 +163,29 @@ def _check_groups(found: list[_Found], request: RawRequest) -> None:
         rule = f"{request.dataset.name}: splits must be above the classes"
         raise DataError(rule, f"{', '.join(sorted(inner)[:5])} below them", EXPECTED)
     check_group_sides(((one.group, one.split) for one in found), request)
+
+
+def _check_tops(found: list[_Found], tree: RawTree, request: RawRequest) -> None:
+    """Check that what is on top are classes: no patients above the classes, no splits by another name."""
+    name = request.dataset.name
+    if request.root().is_file() and any(MARK in one.name for one in found):
+        rule, what = f"{name}: a name must be once in an archive and those in it", "the same names in several"
+        raise DataError(rule, what, "unpack them into one folder")
+    tops, inside = {one.label for one in found}, {one.group.split("/")[0] for one in found}
+    meant = {split for top in tops for word in SPLIT_WORD.findall(top) if (split := split_of(word)) != ""}
+    named = [top for top in sorted(tops) if any(split_of(word) != "" for word in SPLIT_WORD.findall(top))]
+    if "train" in meant and len(meant) > 1 and 2 * len(named) >= len(tops):
+        raise DataError(
+            f"{name}: the top folders must be classes, or splits called train, test and val",
+            ", ".join(named[:5]),
+            f"call them so, with the classes right below; {EXPECTED}",
+        )
+    if _same_inside(found) and len(inside) < len(tops):
+        raise DataError(
+            f"{name}: the top folders must be classes",
+            f"{len(tops)} folders that share {len(inside)} subfolders, as patients or sites would",
+            "put the classes on top and these below them, or give a table (kind csv)",
+        )
 
 
 def _same_inside(found: list[_Found]) -> bool:
@@ -203,7 +253,7 @@ def _hint(tree: RawTree) -> str:
 def _empty_folders(
     tree: RawTree, found: list[_Found], with_splits: bool, request: RawRequest
 ) -> dict[str, int]:
-    """Name class folders without an image, and classes that only one side of the split has."""
+    """Name class folders without an image."""
     flags: dict[str, int] = {}
     depth = 2 if with_splits else 1
     used = {tuple(one.name.split("/")[:depth]) for one in found}
@@ -211,10 +261,4 @@ def _empty_folders(
         parts = tuple(folder.split("/"))
         if len(parts) == depth and parts not in used and (not with_splits or split_of(parts[0])):
             flags[f"class folder without an image: {'/'.join(parts)}"] = 1
-    sides: defaultdict[str, set[Split]] = defaultdict(set)
-    for one in found:
-        sides[one.label].add(one.split)
-    for label, splits in sides.items():
-        if with_splits and len({one.split for one in found}) > 1 and len(splits) == 1:
-            flags[f"class in {next(iter(splits))} only: {label}"] = 1
     return dict(list(flags.items())[:MAX_NAMED])
