@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 DASHBOARD = "http://127.0.0.1:8265"
-FINAL = (0, 1, 2, 3)
-"""Done, done with failed cells, and mistakes that another try would only repeat."""
+FINAL = (0, 1, 2, 3, 4)
+"""Done, done with failed cells, and mistakes, of a user or of ours, that another try would only repeat."""
 STOPPED = 130
 MAX_DEATHS = 10
 """Of drivers that did not live long, one after another; what they finished is kept, and the next goes on."""

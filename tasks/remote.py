@@ -179,7 +179,7 @@ def num_cpus_by_node() -> dict[str, float]:
 
 
 def nodes_that_see(path: Path, timeout_s: float = 60.0) -> list[str]:
-    """Return the ids of nodes with CPUs on which ``path`` exists; one that is silent for so long sees none."""
+    """Return the ids of nodes with CPUs on which ``path`` exists; one silent for ``timeout_s`` sees none."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

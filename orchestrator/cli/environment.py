@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -18,17 +19,19 @@ TABLE_WIDTH = 200
 def doctor(
     *,
     address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None,
+    launch: Annotated[Path | None, Parameter(group=CLUSTER, metavar="FILE")] = None,
     place: Place = Place(),
 ) -> int:
     """Check machine, cluster, storage, MLflow, versions, security; exit code 3 when a check fails.
 
     Args:
         address: Also check this Ray cluster, each of its nodes by a task that runs there.
+        launch: Also check this file for `ray up`, before it starts anything.
         place: Where everything lies.
     """
     from orchestrator.running.doctor import run_checks
 
-    checks = run_checks(place.root, place.mlflow_uri, address, place.storage)
+    checks = run_checks(place.root, place.mlflow_uri, address, place.storage, launch)
 
     def show() -> None:
         nodes = [check["node"] for check in checks if "node" in check]

@@ -14,6 +14,7 @@ from typing import Any, NotRequired, TypedDict
 from orchestrator.planning.paths import RootPaths
 from orchestrator.results.tracking.choice import check_tracker
 from orchestrator.running.cluster import MIN_RAY, connect
+from orchestrator.running.launch import check_launch_file
 from orchestrator.running.nodes import look_at_nodes
 from search_spaces.errors import SweepError
 
@@ -34,9 +35,20 @@ class Check(TypedDict):
 
 
 def run_checks(
-    root: str | None, mlflow_uri: str | None, address: str | None, storage: str | None = None
+    root: str | None,
+    mlflow_uri: str | None,
+    address: str | None,
+    storage: str | None = None,
+    launch: Path | None = None,
 ) -> list[Check]:
     """Run all checks; one that fails never stops the others.
+
+    Args:
+        root: Folder of everything.
+        mlflow_uri: MLflow store.
+        address: Of a Ray cluster to look at; None tries a private one.
+        storage: fsspec URL of the result store.
+        launch: A file for ``ray up`` to look at.
 
     Returns:
         One entry per check; with an address also one per node of the cluster there.
@@ -66,7 +78,18 @@ def run_checks(
         found.append({"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix})
     if address is not None and all(check["ok"] for check in found if check["name"] == "ray cluster"):
         found += _nodes(RootPaths.at(root).root, storage, address)
-    return found
+    return found + (_launch(launch) if launch is not None else [])
+
+
+def _launch(path: Path) -> list[Check]:
+    problems = check_launch_file(path)
+    name = f"launch file {path.name}"
+    if not problems:
+        return [{"name": name, "ok": True, "detail": "nothing is wrong; no provider was asked", "fix": ""}]
+    return [
+        {"name": name, "ok": False, "detail": f"{one.where}: {one.what}", "fix": one.way_out}
+        for one in problems
+    ]
 
 
 def _nodes(root: Path, storage: str | None, address: str) -> list[Check]:

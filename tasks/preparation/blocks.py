@@ -73,12 +73,17 @@ class Block:
 
 
 def cut_blocks(
-    request: RawRequest, listing: Listing, items: Sequence[Item], destination: Path
+    request: RawRequest,
+    listing: Listing,
+    items: Sequence[Item],
+    order: NDArray[np.intp] | None,
+    destination: Path,
 ) -> list[Block]:
-    """Cut items into blocks whose size depends on the data only, never on the number of workers."""
+    """Cut items, in their reading order, into blocks whose size depends on the data alone."""
     spec, work = request.spec, destination.with_name(f".{destination.name}.parts")
     image_bytes = spec.channels * spec.image_size**2 * np.dtype(stored_dtype(request, listing)).itemsize
     size = max(1, min(listing.block_size, BLOCK_BYTES // image_bytes))
+    items = items if order is None else [items[row] for row in order]
     cut = [items[start : start + size] for start in range(0, len(items), size)]
     return [Block(block, work / listing_id(request, listing, block)[:NAME_LENGTH]) for block in cut]
 

@@ -65,11 +65,11 @@ def prepare_dataset(
         raw: Folder or file of the raw download; None for sources that bring their own.
         destination: Where the store goes; its parent also holds the part files and the hash key meanwhile.
         executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all its nodes.
-        readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
         max_skipped_share: Largest share of listed items that may be unusable.
         for_training: Refuse data that no fair split exists for (one group holds most of them, or too many
             images equal one with another label). Measuring does not split; there both are only counted.
         on_progress: Called after every block of items.
+        readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
 
     Raises:
         DataError: when the raw download is not as expected, or too many items cannot be used.
@@ -79,16 +79,13 @@ def prepare_dataset(
         return done
     started = time.monotonic()
     request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
-    listing = source_for(dataset.source).list_items(request)
-    if not listing.items:
-        raise _nothing(dataset, listing)
+    listing = _listed(request)
     raw_id = listing_id(request, listing, listing.items)
     if done is not None:
         return _unchanged(done, raw_id)
     items = _choose_items(listing.items, spec)
     order = reading_order(request, items)
-    ordered = items if order is None else [items[row] for row in order]
-    blocks = cut_blocks(request, listing, ordered, destination)
+    blocks = cut_blocks(request, listing, items, order, destination)
     try:
         parts = read_blocks(request, listing, blocks, executor, readers, on_progress)
         images, stems = listed_order(gather(parts), parts, order), [block.stem for block in blocks]
@@ -108,12 +105,15 @@ def prepare_dataset(
         return finished
 
 
-def _nothing(dataset: DatasetSpec, listing: Listing) -> DataError:
-    """Return the error for a listing without items, with the reasons why each was left out."""
+def _listed(request: RawRequest) -> Listing:
+    """List the raw download; one without items is an error, with the reasons why each was left out."""
+    dataset, listing = request.dataset, source_for(request.dataset.source).list_items(request)
+    if listing.items:
+        return listing
     reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
     found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
     expected = f"expected: {dataset.raw_layout}"
-    return DataError(f"{dataset.name}: the raw download must hold images", found, expected)
+    raise DataError(f"{dataset.name}: the raw download must hold images", found, expected)
 
 
 def _selected(images: ImageTable, request: RawRequest) -> ImageTable:

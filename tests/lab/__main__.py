@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import sqlite3
 import sys
@@ -32,13 +33,16 @@ TOOLS = ("ip", "nsenter", "ssh", "ssh-keygen", "rsync", "tmux", SSHD)
 RAY = ("ray", "isweep", "orchestrator", "raylet", "gcs_server", "mlflow", "log_monitor")
 UP_S, SWEEP_S = 300.0, 400.0
 NUM_CELLS = 24
+LAUNCH_IS_GOOD = "nothing is wrong; no provider was asked"
 HOME = "/home/isweep"
 ISWEEP = f"{HOME}/isweep-venv/bin/isweep"
 RUN = "isweep run paper --address auto --device gpu"
+AT = "--address http://127.0.0.1:8265"
 SUBMIT = (
-    "ray job submit --address http://127.0.0.1:8265 --no-wait -- "
+    f"ray job submit {AT} --no-wait -- "
     f"{ISWEEP} run paper --address auto --device gpu --root {HOME}/isweep-root"
 )
+KEEP = 'tmux new-session -d "~/isweep-venv/bin/python ~/isweep-dist/keep.py paper --device gpu"'
 
 _RUNS = """
 select tags.value, runs.status from runs
@@ -53,6 +57,7 @@ class Story:
     def __init__(self, cluster: LabCluster, say: Callable[[str], None]) -> None:
         self.cluster, self.say = cluster, say
         self.steps: list[dict[str, Any]] = []
+        self.ports: dict[str, list[dict[str, Any]]] = {}
 
     def step(self, what: str, do: Callable[[], Any]) -> Any:
         """Do one thing, and note how long it took."""
@@ -69,6 +74,14 @@ class Story:
     def bring_up(self) -> None:
         """From nothing to three nodes, looked at one by one."""
         lab = self.cluster
+        checks = read_json(
+            self.step(
+                "doctor --launch",
+                lambda: lab.here("isweep doctor --launch clusters/onprem.yaml --json", fails=True),
+            )
+        )
+        launch = [check["detail"] for check in checks if check["name"].startswith("launch file")]
+        expect("doctor finds nothing wrong in the launch file", launch, [LAUNCH_IS_GOOD])
         self.step("ray up", lambda: lab.here("ray up -y clusters/onprem.yaml"))
         self.until("three nodes", UP_S, lambda: lab.num_nodes() == 3)
         self.step("ray status", lambda: lab.on_head("ray status"))
@@ -77,6 +90,7 @@ class Story:
         )
         nodes = [check for check in checks if "node" in check]
         expect("doctor reports each node", len(nodes), 3)
+        self.ports = {host.name: host.open_ports() for host in lab.hosts}
         expect("doctor finds nothing wrong", [c["detail"] for c in checks if not c["ok"]], [])
 
     def sweep_by_attach(self) -> dict[str, Any]:
@@ -94,6 +108,13 @@ class Story:
         self.step("reboot gpu2", lambda: (lab.hosts[2].switch_off(), lab.hosts[2].start()))
         self.until("all cells", SWEEP_S, lambda: self.ended("attached"))
         self.until("three nodes again", UP_S, lambda: lab.num_nodes() == 3)
+        self.step("status", lambda: lab.on_head("isweep status paper"))
+        self.step(
+            "fetch",
+            lambda: lab.here("ray rsync-down clusters/onprem.yaml '~/isweep-root/sweeps/' ~/sweeps/"),
+        )
+        fetched = len(list((lab.lab / "home/sweeps/attached/trials").glob("*/result.json")))
+        expect("attached: results were fetched", fetched, NUM_CELLS)
         return self.outcome("attached")
 
     def sweep_by_job(self) -> dict[str, Any]:
@@ -104,7 +125,7 @@ class Story:
             self.until(
                 "the tunnel", 60, lambda: "HTTP" in lab.here("curl -sI http://127.0.0.1:8265", fails=True)
             )
-            self.step("ray job submit", lambda: lab.here(SUBMIT))
+            self.submit("ray job submit")
             self.until("4 cells", SWEEP_S, lambda: lab.num_done("submitted") >= 4)
         lab.hosts[1].switch_off()
         lab.hosts[1].empty_home()
@@ -121,10 +142,36 @@ class Story:
                 60,
                 lambda: "HTTP" in lab.here("curl -sI http://127.0.0.1:8265", fails=True),
             )
-            self.step("the same submission again", lambda: lab.here(SUBMIT))
+            self.submit("the same submission again")
+            self.until("2 more cells", SWEEP_S, lambda: lab.num_done("submitted") >= before + 2)
+            self.step("ray job stop", lambda: lab.here(f"ray job stop {AT} SUBMISSION_ID"))
+            self.submit("and again")
             self.until("all cells", SWEEP_S, lambda: self.ended("submitted"))
-            self.step("ray job list", lambda: lab.here("ray job list --address http://127.0.0.1:8265"))
+            self.step("ray job list", lambda: lab.here(f"ray job list {AT}"))
         return {**self.outcome("submitted"), "done_when_the_head_was_lost": before}
+
+    def submit(self, what: str) -> None:
+        """Submit the sweep as a job, and see that it has a log."""
+        lab = self.cluster
+        said = self.step(what, lambda: lab.here(SUBMIT))
+        (lab.submission,) = set(re.findall(r"\braysubmit_\w+", said))
+        self.until(
+            "a log", 60, lambda: "Running on a cluster" in lab.here(f"ray job logs {AT} SUBMISSION_ID")
+        )
+
+    def sweep_kept(self) -> dict[str, Any]:
+        """Kept going by the supervisor; its driver is killed, and nobody types anything."""
+        lab = self.cluster
+        self.write_sweep("kept", seeds="[4]")
+        self.step("keep", lambda: lab.on_head(KEEP))
+        self.until("2 cells", SWEEP_S, lambda: lab.num_done("kept") >= 2)
+        before = lab.num_done("kept")
+        expect(
+            "kept: a driver was killed", self.step("kill it", lambda: lab.head.kill("isweep run")) > 0, True
+        )
+        self.until("all cells", SWEEP_S, lambda: self.ended("kept", NUM_CELLS // 2))
+        self.until("the supervisor ends", 60, lambda: not lab.head.processes("keep.py"))
+        return {**self.outcome("kept", NUM_CELLS // 2), "done_when_the_driver_was_killed": before}
 
     def take_down(self) -> dict[str, list[str]]:
         """End it as documented; returns what still runs on each host."""
@@ -142,17 +189,22 @@ class Story:
             return left()
         return {}
 
+    def read_on(self) -> list[str]:
+        """What the log says of where raw files were read."""
+        log = (self.cluster.root / "isweep.log").read_text(encoding="utf-8")
+        return re.findall(r"pictures is read on \d+ nodes, \d+ CPUs", log)
+
     def write_sweep(self, name: str, seeds: str) -> None:
         """Put the sweep where the documents' ``paper`` is translated to."""
-        text = SWEEP.format(name=name, seeds=seeds, epochs=EPOCHS)
+        text = SWEEP.format(name=name, seeds=seeds, epochs=EPOCHS, pictures=self.cluster.lab / "pictures")
         (self.cluster.lab / "paper.yaml").write_text(text, encoding="utf-8")
 
-    def ended(self, sweep: str) -> bool:
+    def ended(self, sweep: str, cells: int = NUM_CELLS) -> bool:
         """Whether all cells are there and the driver let go of the root."""
         lab = self.cluster
-        return lab.num_done(sweep) == NUM_CELLS and (lab.root / "sweeps" / sweep / "report").is_dir()
+        return lab.num_done(sweep) == cells and (lab.root / "sweeps" / sweep / "report").is_dir()
 
-    def outcome(self, sweep: str) -> dict[str, Any]:
+    def outcome(self, sweep: str, cells: int = NUM_CELLS) -> dict[str, Any]:
         """Every cell once in the store, and once in MLflow, closed."""
         trials = self.cluster.root / "sweeps" / sweep / "trials"
         stored = sorted(path.parent.name for path in trials.glob("*/result.json"))
@@ -160,7 +212,7 @@ class Story:
         with sqlite3.connect(f"file:{self.cluster.root / 'mlflow.db'}?mode=ro", uri=True) as database:
             rows = database.execute(_RUNS, (f"isweep/{sweep}",)).fetchall()
         runs = Counter(trial for trial, _ in rows)
-        expect(f"{sweep}: every cell is stored", len(stored), NUM_CELLS)
+        expect(f"{sweep}: every cell is stored", len(stored), cells)
         expect(f"{sweep}: no failure is left", failed, [])
         expect(f"{sweep}: one run per cell in MLflow", sorted(runs), stored)
         expect(f"{sweep}: no cell has two runs", max(runs.values()), 1)
@@ -190,7 +242,12 @@ def tell(lab: Path) -> dict[str, Any]:
 
     story = Story(LabCluster.make(lab), say)
     story.bring_up()
-    found = {"attached": story.sweep_by_attach(), "submitted": story.sweep_by_job()}
+    found = {
+        "attached": story.sweep_by_attach(),
+        "submitted": story.sweep_by_job(),
+        "kept": story.sweep_kept(),
+    }
+    expect("raw files were read on the workers", story.read_on(), ["pictures is read on 2 nodes, 4 CPUs"])
     left = story.take_down()
     expect("no process is left", left, {})
     return {
@@ -199,6 +256,7 @@ def tell(lab: Path) -> dict[str, Any]:
         "sweeps": found,
         "checked": CHECKED,
         "steps": story.steps,
+        "ports": story.ports,
         "commands": sorted(set(story.cluster.said)),
         "environment": {
             "python": platform.python_version(),

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -20,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from PIL import Image
 
 from tests.lab.hosts import Host, make_lab
 
@@ -28,11 +31,15 @@ REPOSITORY = Path(__file__).parents[2]
 LAUNCH_FILE = "clusters/onprem.yaml"
 STORE = "--object-store-memory=150000000"
 PROMPT_S = 3.0
+NUM_PICTURES = 600
+TOKEN = "mkdir -p -m 700 ~/.ray && (umask 077; openssl rand -hex 32 > ~/.ray/auth_token)"
 
 SWEEP = """
 name: {name}
 models: [small_mlp, small_cnn]
-datasets: [manifold_d4, manifold_d12]
+datasets:
+  - manifold_d4
+  - {{name: pictures, own: {{kind: folder, path: {pictures}, domain: natural}}}}
 train_sizes: [40, 80, 160]
 test_size: 40
 image_size: 16
@@ -60,6 +67,16 @@ import ray
 ray.init("auto", log_to_driver=False, logging_level="ERROR")
 print(sum(node["Alive"] for node in ray.nodes()))
 """
+
+
+def draw_pictures(folder: Path) -> None:
+    """Make a raw download of two classes that every host sees, as on shared storage."""
+    rng = np.random.default_rng(0)
+    for number in range(NUM_PICTURES):
+        path = folder / ("dark", "light")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        low = 100 * (number % 2)
+        Image.fromarray(rng.integers(low, low + 100, (32, 32), dtype=np.uint8)).save(path)
 
 
 def launch_file(lab: Path, hosts: list[Host]) -> Path:
@@ -94,24 +111,26 @@ class LabCluster:
         lab: Folder of the lab.
         hosts: Head first.
         said: Every command of the documents that was run, in its words there.
+        submission: Id of the Ray job that was submitted last.
     """
 
     lab: Path
     hosts: list[Host]
     said: list[str] = field(default_factory=list)
+    submission: str = ""
 
     @classmethod
     def make(cls, lab: Path) -> LabCluster:
         """Start the hosts, with token and launch file in place."""
         hosts = make_lab(lab, ["head", "gpu1", "gpu2"])
-        token = lab / "home/.ray/auth_token"
-        token.write_text(os.urandom(32).hex(), encoding="utf-8")
-        token.chmod(0o600)
         (lab / "home/data").mkdir()
         (lab / "home/data/raw.txt").write_text("a raw download\n", encoding="utf-8")
         launch_file(lab, hosts)
+        draw_pictures(lab / "pictures")
         (lab / "nodes.py").write_text(_COUNT_NODES, encoding="utf-8")
-        return cls(lab, hosts)
+        made = cls(lab, hosts)
+        made.here(TOKEN)
+        return made
 
     @property
     def head(self) -> Host:
@@ -126,13 +145,14 @@ class LabCluster:
     def _translated(self, command: str, home: Path) -> str:
         self.said.append(command)
         words = command.replace(LAUNCH_FILE, str(self.lab / "onprem.yaml"))
+        words = words.replace("SUBMISSION_ID", self.submission)
         return words.replace("/home/isweep", str(home)).replace(" paper", f" {self.lab}/paper.yaml")
 
     def here(self, command: str, *, fails: bool = False) -> str:
         """Run a command of the documents on the user's machine."""
         words = self._translated(command, self.lab / "home")
-        if words.startswith("ray "):
-            words = f"{sys.executable} -m ray.scripts.scripts {words[4:]}"
+        for name, module in {"ray": "ray.scripts.scripts", "isweep": "orchestrator.cli"}.items():
+            words = re.sub(f"^{name} ", f"{sys.executable} -m {module} ", words)
         done = subprocess.run(
             ["bash", "-c", words],
             stdin=subprocess.DEVNULL,

@@ -7,7 +7,9 @@ that makes them is the user's machine, on the same bridge.
 
 from __future__ import annotations
 
+import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -127,6 +130,34 @@ class Host:
                 found.append(process)
         return found
 
+    def open_ports(self) -> list[dict[str, Any]]:
+        """Return program, address and port of all that listens there but SSH, and what it tells strangers."""
+        done = subprocess.run(
+            ("ip", "netns", "exec", self.name, "ss", "-ltnpH"), capture_output=True, text=True, check=True
+        )
+        found = []
+        for line in done.stdout.splitlines():
+            place, users = line.split()[3], line.split()[5:]
+            address, _, port = place.rpartition(":")
+            pids = re.findall(r"pid=(\d+)", " ".join(users))
+            program = self._program(int(pids[0])) if pids else "?"
+            answer = "" if address.startswith("127.") else stranger_asks(self.address, int(port))
+            found.append({"program": program, "address": address, "port": int(port), "answer": answer})
+        return sorted(
+            (one for one in found if one["program"] != "sshd"), key=lambda one: list(one.values())[:2]
+        )
+
+    @staticmethod
+    def _program(pid: int) -> str:
+        """Return what a process is, in a word: Ray's own names where it gives one."""
+        words = psutil.Process(pid).cmdline()
+        known = re.findall(
+            r"gcs_server|raylet|dashboard/(?:agent|dashboard|api_server)|runtime_env|log_monitor"
+            r"|monitor\.py|ray::\w+|default_worker|sshd",
+            " ".join(words),
+        )
+        return known[0] if known else (words[0] if words else "?")
+
     def _network_space(self) -> str:
         return f"net:[{os.stat(f'/run/netns/{self.name}').st_ino}]"
 
@@ -141,9 +172,21 @@ class Host:
         return len(found)
 
 
+def stranger_asks(host: str, port: int) -> str:
+    """Ask a port by HTTP for metrics, without a token; returns its status code, or nothing."""
+    asking = http.client.HTTPConnection(host, port, timeout=3)
+    try:
+        asking.request("GET", "/metrics")
+        return str(asking.getresponse().status)
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        asking.close()
+
+
 def make_lab(lab: Path, names: Sequence[str]) -> list[Host]:
     """Make the bridge, keys and accounts, and start a host for each name; we are the machine at ``.1``."""
-    for folder in ("home/.ssh", "home/.ray", "hosts", "etc"):
+    for folder in ("home/.ssh", "hosts", "etc"):
         (lab / folder).mkdir(parents=True)
     for key in ("home/.ssh/id_ed25519", "host_key"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(lab / key))

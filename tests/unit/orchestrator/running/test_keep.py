@@ -65,7 +65,7 @@ def end_of(keep: ModuleType, monkeypatch: pytest.MonkeyPatch, head: Head) -> int
     return keep.main(["paper", "--device", "gpu"])
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 3])
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4])
 def test_it_ends_as_the_sweep_does(keep, monkeypatch, code):
     head = Head([code])
     assert end_of(keep, monkeypatch, head) == code

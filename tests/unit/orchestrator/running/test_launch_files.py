@@ -127,7 +127,9 @@ def test_the_batch_job_starts_one_ray_node_per_node_and_the_sweep_on_the_first(t
     assert f"isweep run paper --address 10.0.0.1:23456 --root {tmp_path}/isweep-root --device gpu" in log
 
 
-@pytest.mark.parametrize(("ended", "requeued"), [(0, False), (1, False), (2, False), (3, False), (130, True)])
+@pytest.mark.parametrize(
+    ("ended", "requeued"), [(0, False), (1, False), (2, False), (3, False), (4, False), (143, True)]
+)
 def test_only_an_interrupted_job_goes_back_to_the_queue(tmp_path, ended, requeued):
     code, log, _ = submit(tmp_path, "paper", SRUN_EXIT=str(ended))
     assert code == ended
@@ -153,6 +155,57 @@ def test_shellcheck_has_nothing_to_say_of_the_batch_script():
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "")
+
+
+# Fields of SkyPilot's task that the file may use, each with its type.
+SKYPILOT = {
+    "name": str,
+    "num_nodes": int,
+    "resources": dict,
+    "envs": dict,
+    "file_mounts": dict,
+    "setup": str,
+    "run": str,
+    "resources.accelerators": str,
+    "resources.cpus": str,
+    "resources.memory": str,
+    "resources.disk_size": int,
+    "resources.use_spot": bool,
+    "resources.autostop": dict,
+    "resources.autostop.idle_minutes": int,
+    "resources.autostop.down": bool,
+}
+
+
+@pytest.fixture(scope="module")
+def task() -> dict[str, Any]:
+    return yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_skypilot_task_has_known_fields(task):
+    resources = task["resources"]
+    found = dict(task)
+    found |= {f"resources.{name}": value for name, value in resources.items()}
+    found |= {f"resources.autostop.{name}": value for name, value in resources["autostop"].items()}
+    assert {name: type(value) for name, value in found.items()} == {name: SKYPILOT[name] for name in found}
+
+
+@pytest.mark.parametrize("script", ["setup", "run"])
+def test_the_skypilot_scripts_are_shell(task, script, tmp_path):
+    path = tmp_path / "script.sh"
+    path.write_text(f"#!/bin/bash\n{task[script]}", encoding="utf-8")
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+    if shutil.which("shellcheck"):
+        done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_skypilot_task_ships_no_checkout_and_leaves_other_rays_alone(task):
+    assert set(task["file_mounts"].values()) == {"./dist", "~/.ray/auth_token"}
+    assert "RAY_AUTH_MODE=token" in task["run"]
+    assert not re.search(r"ray stop|symmetric-run|pkill", task["run"])  # they would end SkyPilot's own
+    assert "--port=6379" in task["run"]
+    assert '--storage "$STORAGE"' in task["run"]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
