@@ -1,10 +1,10 @@
 """Your own images: one folder per class, as torchvision's ``ImageFolder`` and ``timm`` lay them out.
 
-``<raw>/<class>/image.png``, pictures or DICOM files; images in a subfolder of a class
-(``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are the same
-group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one called ``masks`` is left out
-and counted (COVID-19 Radiography Database). ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give
-the split; ``val`` beside them is left out and counted. A mask beside its image (BUSI's ``x_mask.png`` beside
+``<raw>/<class>/image.png``, pictures or DICOM files (on a disk without an ending, too); images in a subfolder
+of a class (``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are
+the same group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one called ``masks`` is
+left out and counted (COVID-19 Radiography Database). ``<raw>/train/<class>/...`` and
+``<raw>/test/<class>/...`` give the split; ``val`` beside them is left out and counted. A mask beside its image (BUSI's ``x_mask.png`` beside
 ``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted. ``<raw>`` may be an
 archive of such folders.
 """
@@ -50,7 +50,7 @@ HINTS = {
     ".npz": _FILE,
     ".h5": _FILE,
     ".hdf5": _FILE,
-    "": "files without an ending are not looked at: call DICOM files .dcm, or name them in a table",
+    "": "files without an ending are looked at on a disk, and taken when they are DICOM",
 }
 """Ending of a file that lies in a folder without class folders -> the way out."""
 
@@ -77,15 +77,16 @@ class Folder:
         if root.is_file() and not is_archive_name(root.name):
             raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
         tree = RawTree(request)
-        wrapper = _wrapper(tree, is_archive=root.is_file())
-        with_splits = _has_splits(tree, wrapper, request)
-        masks = _masks([name for name in tree if is_single_image_name(name)])
+        images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
+        wrapper = _wrapper(images, is_archive=root.is_file())
+        with_splits = _has_splits(images, wrapper, request)
+        masks, known = _masks(images), set(images)
         excluded: Counter[str] = Counter()
         found: list[_Found] = []
         for name in tree:
             parts = name.removeprefix(wrapper).split("/")
             split = split_of(parts.pop(0)) if with_splits and len(parts) > 1 else ""
-            if not is_single_image_name(name):
+            if name not in known:
                 excluded["not an image by its ending"] += 1
             elif len(parts) < 2:
                 excluded["outside the class folders"] += 1
@@ -120,12 +121,24 @@ class Folder:
         return single_reader(request)
 
 
-def _wrapper(tree: RawTree, *, is_archive: bool) -> str:
+def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
+    """Tell whether a file on the disk whose name has no ending, or a number, says itself that it is DICOM."""
+    ending, locator = PurePath(name).suffix[1:], tree.locator(name)
+    if (ending and not ending.isdigit()) or MARK in locator:
+        return False
+    try:
+        with (request.base() / locator).open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _wrapper(names: list[str], *, is_archive: bool) -> str:
     """Return the folder, or folders in each other, around everything, with slashes; empty when there is none.
 
     Archives are often made of a folder; a folder's own one subfolder may be a class, unless it holds splits.
     """
-    images = [name.split("/") for name in tree if is_single_image_name(name)]
+    images = [name.split("/") for name in names]
     around: list[str] = []
     while len(tops := {parts[0] for parts in images}) == 1:
         top = tops.pop()
@@ -201,13 +214,13 @@ def _same_inside(found: list[_Found]) -> bool:
     )
 
 
-def _has_splits(tree: RawTree, wrapper: str, request: RawRequest) -> bool:
+def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     """Tell whether the top folders are splits; files beside them do not matter.
 
     Raises:
         DataError: when some top folders are called like splits and others are not.
     """
-    below = [name.removeprefix(wrapper).split("/") for name in tree if is_single_image_name(name)]
+    below = [name.removeprefix(wrapper).split("/") for name in images]
     tops = {parts[0] for parts in below if len(parts) > 1}
     splits = {top for top in tops if split_of(top) != ""}
     if splits == tops:

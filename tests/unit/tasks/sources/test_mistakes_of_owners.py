@@ -178,7 +178,7 @@ class TestFolders:
             ("train/data-00000-of-00001.arrow", "write what datasets' save_to_disk made with to_parquet"),
             ("train/metadata.csv", r"with a table of labels beside it, give the table \(kind csv\)"),
             ("a/x.h5", "give the array file itself"),
-            ("a/IM0001", "files without an ending are not looked at: call DICOM files .dcm"),
+            ("a/IM0001", "files without an ending are looked at on a disk, and taken when they are DICOM"),
         ],
     )
     def test_a_folder_of_something_else_says_the_way_out(self, prepare, tmp_path, name, hint):

@@ -258,6 +258,16 @@ class TestFolders:
         assert record.excluded == {"a mask beside its image": 1}
         assert record.label_names == ("cat", "dog")
 
+    @pytest.mark.parametrize("ending", ["", ".1.2.840.113"])
+    def test_dicom_files_without_an_ending(self, prepare, class_folder, ending):
+        for index, path in enumerate(sorted(class_folder.rglob("*.png"))):
+            save_dicom(path.with_suffix(ending), make_dicom(picture(index), bits=8, patient=f"P{index}"))
+            path.unlink()
+        (class_folder / "cat/LICENSE").write_text("no image " * 30)
+        record = prepare("folder", class_folder).record
+        assert record.num_images == record.num_groups == 10
+        assert record.excluded == {"not an image by its ending": 1}
+
     def test_a_class_that_only_one_side_has_is_flagged(self, prepare, tmp_path):
         images = np.random.default_rng(0).integers(0, 256, (12, 8, 8)).astype(np.uint8)
         labels = np.arange(12) % 2
