@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from orchestrator.planning.measured import ASSUMED_CPU_FLOPS, MeasuredTrial
-from orchestrator.planning.packing import cost_of, flops
+from orchestrator.planning.packing import cost_of, flops, has_cost
 from orchestrator.planning.plan import SweepPlan
 from search_spaces.trials import TrialSpec
 
@@ -22,7 +23,12 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
     Args:
         trial: What is to be done.
         measured: What done trials cost; without any of the model, the slowest device that is assumed.
+
+    Returns:
+        Infinity for a network whose operations cannot be counted.
     """
+    if not has_cost(trial.network):
+        return math.inf
     model = trial.network.model
     rates = [
         flops(done.spec) / done.seconds

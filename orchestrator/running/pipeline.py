@@ -211,7 +211,7 @@ class _Run:
             self.monitor.advance(spec.measure_id)
 
     def _train(self) -> None:
-        from orchestrator.running.requests import card_names, card_of
+        from orchestrator.running.requests import Requests, card_names, card_of
         from orchestrator.running.sweep import TrialSweep
 
         plan, state = self.workspace.plan, self._state()
@@ -223,10 +223,12 @@ class _Run:
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
-        self.monitor.slots = slots(resources, self.cluster)
-        _announce_empty_cards(resources, self.cluster, self.monitor)
-        self.monitor.stage("train")
         card = card_of(card_names()) if plan.sweep.resources.num_gpus is None else None
+        expectation = Expectation.of(card, state.measured_trials())
+        usual = Requests(resources, expectation).usual(pending)
+        self.monitor.slots = slots(usual, self.cluster)
+        _announce_empty_cards(usual, self.cluster, self.monitor)
+        self.monitor.stage("train")
         TrialSweep(
             plan=plan,
             cluster=self.cluster,
@@ -241,7 +243,7 @@ class _Run:
             measured_only=frozenset(state.incomplete),
             pretrained=self.pretrained,
             time_limit=partial(time_limit, measured=state.measured_trials()),
-            expectation=Expectation.of(card, state.measured_trials()),
+            expectation=expectation,
         ).run(pending, _earlier_attempts(pending, state))
 
     def _measured_in_place(
