@@ -71,6 +71,8 @@ class TuneSpec(Spec):
     seeds: Annotated[int, Field(ge=1, le=20)] = 3
     """Trainings of each finalist, spread over the class pairs of its dataset."""
     sampler: Sampler = "tpe"
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the sampler: another one proposes other points, and is no part of what a trial is."""
     warm_start: bool = True
     """Whether the first points of a (model, dataset) are the best ones of those most like it."""
 

@@ -152,7 +152,7 @@ def _settings(search: Search) -> str:
     tune = search.tune
     any_cell = next(iter(search.cells.values())).cell
     return (
-        f"{tune.sampler} sampler{', warm start' if tune.warm_start else ''}; {tune.num_trainings:g} whole "
+        f"{tune.sampler} sampler, seed {tune.seed}{', warm start' if tune.warm_start else ''}; {tune.num_trainings:g} whole "
         f"trainings per model and dataset; {any_cell.train_size} training images, "
         f"{tune.validation_share:.0%} of them, in whole groups, to validate on; {tune.finalists} finalists "
         f"and the sweep's own recipe trained {tune.seeds} times. No test image was read."

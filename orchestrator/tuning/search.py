@@ -129,7 +129,6 @@ class Search:
         tune: What the sweep says of the search.
         storage: Optuna's.
         known: What is known of each dataset, by name.
-        seed: Of all sampling.
     """
 
     def __init__(
@@ -138,11 +137,10 @@ class Search:
         tune: TuneSpec,
         storage: BaseStorage,
         known: Mapping[str, Likeness] | None = None,
-        seed: int = 0,
     ) -> None:
         self.tune = tune
         self.cells: dict[CellKey, CellSearch] = {
-            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, storage, seed), tune.num_trainings)
+            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, storage, tune.seed), tune.num_trainings)
             for cell in cells
         }
         self._known = known or {}

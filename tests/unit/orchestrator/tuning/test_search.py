@@ -24,9 +24,9 @@ from tests.unit.orchestrator.tuning.examples import (
 )
 
 
-def search(*, seed: int = 0, path=None, **said) -> Search:
+def search(*, path=None, **said) -> Search:
     tune = TuneSpec(**{"budget": 0.2, **said})
-    return Search(cells(), tune, open_storage(path), seed=seed)
+    return Search(cells(), tune, open_storage(path))
 
 
 def test_the_course_of_a_search():
@@ -100,6 +100,19 @@ def test_a_larger_budget_extends_a_finished_search():
     after = run_through(larger)
     assert not {asked.spec.trial_id for asked, _ in before} & {asked.spec.trial_id for asked, _ in after}
     assert all(9 < cell.spent <= 10 for cell in larger.cells.values())
+
+
+def test_another_seed_proposes_other_points_and_what_is_stored_counts_on():
+    first, second = search(), search(seed=1, budget=0.4)
+    before = run_through(first)
+    for asked, found in before:
+        second.add(asked.cell.key, asked.point, asked.role, asked.run, found)
+    ids = {asked.spec.trial_id for asked, _ in before}
+    assert not ids & {asked.spec.trial_id for asked, _ in run_through(second)}
+    again, other = run_through(search()), run_through(search(seed=1))
+    assert [asked.point for asked, _ in again] == [asked.point for asked, _ in before]
+    sampled = [{asked.point for asked, _ in ran if asked.role == Role.SAMPLED} for ran in (before, other)]
+    assert not sampled[0] & sampled[1]
 
 
 def test_later_cells_begin_at_the_best_of_those_like_them():
