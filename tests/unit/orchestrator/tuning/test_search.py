@@ -46,6 +46,19 @@ def test_the_course_of_a_search():
     assert all(found.status == SearchStatus.COMPLETE for asked, found in ran if not asked.may_be_pruned)
 
 
+def test_how_much_is_left_is_known_at_most_and_falls_to_nothing():
+    one = search()
+    most = one.num_left
+    assert most == len(one.cells) * (5 + 4 * 2)
+    left = [most]
+    while (asked := one.next()) is not None:
+        assert one.num_left <= left[-1]  # it runs now: still to come
+        one.finished(asked.spec.trial_id, result([0.5] * 9))
+        left.append(one.num_left)
+    assert all(later < earlier for earlier, later in pairwise(left))
+    assert (left[-1], one.done) == (0, True)
+
+
 def test_the_budget_holds_when_many_run_at_once():
     one = search()
     taken = []
