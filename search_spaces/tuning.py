@@ -155,7 +155,7 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
     if not asked or max(asked) > num_train:
         raise ConfigError(
             "tune.batch_size must not be larger than the set that a trial is trained on",
-            f"{max(tune.batch_size or family.batch_size)} for {num_train} images",
+            f"{max(tune.batch_size or family.batch_size[:1])} for {num_train} images",
             "name smaller ones, a larger tune.train_size or a smaller tune.validation_share",
         )
     return SearchSpace(

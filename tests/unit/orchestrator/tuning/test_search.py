@@ -1,11 +1,12 @@
 """The course of a search: own recipes first, within the budget, resumed without repeating."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.tuning.cells import Point, tuning_cells
+from orchestrator.tuning.cells import Point, held_to_splits, tuning_cells
 from orchestrator.tuning.neighbours import Likeness, distance, nearest_first
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.records import Role
@@ -204,6 +205,22 @@ def test_a_point_makes_the_recipe_that_a_sweep_makes_of_it():
 def test_several_values_of_a_field_cannot_be_tuned():
     with pytest.raises(ConfigError, match="one value of each field; found: several of epochs"):
         cells(recipe={"from": "smoke", "epochs": [3, 9]})
+
+
+def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
+    """Whole groups leave fewer images than the share says, and class pairs not the same number."""
+    cell = cells()[0]
+    pairs = [cell.subsets[0].model_copy(update={"class_pair": pair}) for pair in ((0, 1), (0, 2))]
+    paired = replace(cell, subsets=tuple(pairs))
+    num_train = {pairs[0].subset_id: 40, pairs[1].subset_id: 17}
+    (held,) = held_to_splits([paired], TuneSpec(), num_train)
+    assert held.space.batch_size == (8, 16)
+    assert held.space.learning_rate == cell.space.learning_rate
+    assert held.trial(held.own) == paired.trial(paired.own)
+    with pytest.raises(ConfigError, match="must not be larger than the set .* 32 for 17 images"):
+        held_to_splits([paired, paired], TuneSpec(batch_size=(8, 32)), num_train)
+    with pytest.raises(ConfigError, match="8 for 5 images"):
+        held_to_splits([paired], TuneSpec(), dict.fromkeys(num_train, 5))
 
 
 def test_a_recipe_without_epochs_cannot_be_tuned():
