@@ -66,6 +66,11 @@ class TuneSummary:
         return tuple(cell for cell in self.cells if cell.chosen is None)
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """What a person should know of cells; see :attr:`CellOutcome.problem`."""
+        return tuple(cell.problem for cell in self.cells if cell.problem)
+
+    @property
     def exit_code(self) -> int:
         """0 when every cell has a recipe, 1 otherwise."""
         return 1 if self.not_tuned else 0

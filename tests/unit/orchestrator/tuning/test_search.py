@@ -217,7 +217,7 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
     assert held.space.batch_size == (8, 16)
     assert held.space.learning_rate == cell.space.learning_rate
     assert held.trial(held.own) == paired.trial(paired.own)
-    with pytest.raises(ConfigError, match="must not be larger than the set .* 32 for 17 images"):
+    with pytest.raises(ConfigError, match=r"must not be larger than the set .* 32 for 17 images"):
         held_to_splits([paired, paired], TuneSpec(batch_size=(8, 32)), num_train)
     with pytest.raises(ConfigError, match="8 for 5 images"):
         held_to_splits([paired], TuneSpec(), dict.fromkeys(num_train, 5))
