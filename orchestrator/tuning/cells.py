@@ -164,7 +164,7 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
 def held_to_splits(
     cells: Sequence[TuningCell], tune: TuneSpec, num_train: Mapping[str, int]
 ) -> tuple[TuningCell, ...]:
-    """Return the cells with batches that fit what is trained on, which whole groups make differ from the plan.
+    """Return the cells with batches that fit what is trained on, which whole groups make differ from plan.
 
     Args:
         cells: From :func:`tuning_cells`.

@@ -97,7 +97,7 @@ class CellOutcome(Finding):
 
     @property
     def problem(self) -> str:
-        """What a person should know before using the recipe, and the way out; empty where there is nothing."""
+        """What to know before using the recipe, and the way out; empty where there is nothing."""
         if self.chosen is None or self.chance_loss is None or self.chosen.mean < self.chance_loss:
             return self.why_not
         return (
