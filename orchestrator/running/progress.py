@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 PLAIN_INTERVAL_S = 10.0
 SAVE_INTERVAL_S = 1.0
 """Of how far things are; that a trial starts or ends is said at once."""
+WITH_TRIALS = ("train", "search")
+"""Stages that train networks."""
 MOST_SHOWN = 4
 """Running trials in the terminal."""
 
@@ -217,8 +219,8 @@ class Progress:
             parts.append(f"{self.step}/{self.total}")
         if self.detail:
             parts.append(self.detail)
-        if self.planned and self.name == "train":
-            parts = [f"train  {self.done}/{self.planned} done"]
+        if self.planned and self.name in WITH_TRIALS:
+            parts = [f"{self.name}  {self.done}/{self.planned} done"]
             if self.running:
                 parts.append(f"{len(self.running)} running")
             if self.failed:

@@ -70,6 +70,7 @@ class SearchSweep(TrialSweep):
     def _run_search(self, search: Search, shelf: Shelf) -> None:
         cells: dict[str, TrialSpec] = {}
         queue = SearchQueue(search, cells)
+        self.count()
         callback = SearchBookkeeping(self, cells, queue, shelf, {})
         # The source of one's own networks is sent along at the start, and is that of every cell.
         firsts = [one.cell.trial(one.cell.own) for one in search.cells.values()]
@@ -83,6 +84,11 @@ class SearchSweep(TrialSweep):
             if callback.fatal is not None:
                 raise callback.fatal
             callback.account_for_the_rest()
+
+    def count(self) -> None:
+        """Tell the monitor what is done and how much is left at most."""
+        done = len(self.records)
+        self.monitor.trials_planned(done + self.searched.num_left, done)
 
     def _earlier(self, search: Search) -> list[tuple[str, str, int, float]]:
         """Return what the judge would know had it been there: losses at the rungs of stored trials."""
@@ -175,6 +181,7 @@ class SearchBookkeeping(Bookkeeping):
         self._broken = 0
         sweep.tracker.finish(flat_search(record))
         sweep.monitor.trial_finished(trial_id, result.status)
+        sweep.count()
 
     def _fail(self, trial_id: str, failure: TrialFailure) -> str:
         ending = super()._fail(trial_id, failure)
