@@ -6,21 +6,49 @@ what ran before it in the process nor leaves anything behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
+
+# What somebody's own network may leave changed, and what every trial begins with.
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object], object], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    (torch.is_grad_enabled, torch.set_grad_enabled, True),
+)
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a block on freshly seeded generators of the CPU and ``device``; restore both afterwards."""
+    """Run a block on freshly seeded generators; restore all of them afterwards.
+
+    They are torch's of the CPU and of ``device``, and Python's and NumPy's global ones, which only somebody's
+    own network may draw from.
+    """
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), ExitStack() as restore:
+        restore.callback(set_states_outside_torch, *states_outside_torch())
         torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         yield
+
+
+def states_outside_torch() -> tuple[Any, Any]:
+    """Return the states of Python's and NumPy's global generators, as plain values."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (others draw from it)
+    return random.getstate(), (name, keys.tolist(), *rest)  # type: ignore[union-attr]
+
+
+def set_states_outside_torch(python: Any, numpy: Any) -> None:
+    """Put back what :func:`states_outside_torch` returned."""
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager
@@ -35,6 +63,9 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
     """
     device = torch.device(device)
     with ExitStack() as restore:
+        for read, change, value in _SETTINGS:
+            restore.callback(change, read())
+            change(value)
         if device.type == "cuda":
             flags = torch.backends.cudnn.flags(
                 enabled=True, benchmark=False, deterministic=True, allow_tf32=False
