@@ -108,7 +108,7 @@ def plan(
     left = [trial for name, trial in planned.items() if name not in state.results]
     cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
     beside = extras(workspace.plan, state.incomplete)
-    cost |= vars(beside)
+    cost |= vars(beside) | {"attack_share": beside.attack_share}
     trainings, search = most_trainings(workspace)
 
     def show() -> None:

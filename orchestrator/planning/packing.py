@@ -67,12 +67,17 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
         return network_cost(network.model, recipe, channels=prepared.channels, image_size=prepared.image_size)
     except SweepError:
         raise
-    except Exception as error:  # whatever a network does with tensors that hold no data
+    except (Exception, SystemExit) as error:  # whatever a network does
         raise ConfigError(
-            "A network's costs are counted with tensors that hold no data",
+            "A network must take a training step, an evaluation and an attack on some image",
             f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            "let no step of its forward pass depend on the values of pixels",
         ) from error
+
+
+def uncounted(trials: Iterable[TrialSpec]) -> dict[str, str]:
+    """Return the networks whose costs are guessed from their weights, and what failed in counting them."""
+    costs = {trial.network.model.name: cost_of(trial.network) for trial in trials}
+    return {name: cost.uncounted for name, cost in costs.items() if cost.uncounted}
 
 
 def flops(trial: TrialSpec) -> float:

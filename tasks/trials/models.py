@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ModelSpec
-from tasks.trials.own_models import build_own
+from tasks.trials.own_models import build_own, fails_by_pixels, one_line
 from tasks.trials.pretrained import Normalisation, normalisation, start_from
 from tasks.trials.seeding import seeded
 
@@ -283,10 +283,11 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     except (Exception, SystemExit) as error:
         # A library's network fails where an image is too small for it; one's own may fail in any way.
         if spec.library == "own":
-            first = str(error).splitlines()[0] if str(error) else ""
+            if fails_by_pixels(error, model, shown):
+                return
             raise ConfigError(
                 "Your own network must take a batch of images",
-                f"{spec.architecture} raised {type(error).__name__}: {first[:300]} on {shown} float32",
+                f"{spec.architecture} raised {one_line(error)} on {shown} float32",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
             raise

@@ -134,7 +134,9 @@ def test_damaged_predictions_are_never_shown_and_made_again_from_kept_weights(
     damaged, gone = sorted(trained.sweep_paths.folder.glob("predictions/*.parquet"))
     whole, before = {path: path.read_bytes() for path in (damaged, gone)}, records(trained)
     damaged.write_bytes(whole[damaged][:-1] + b"x")
-    with pytest.raises(CorruptStoreError, match=r"must be whole.*checksum does not match.*run the sweep again"):
+    with pytest.raises(
+        CorruptStoreError, match=r"must be whole.*checksum does not match.*run the sweep again"
+    ):
         _ = isweep.open(SWEEP, root=root).predictions
     gone.unlink()
     progress = Progress()
