@@ -26,7 +26,7 @@ from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.own_models import depends_on_pixels, one_line
-from tasks.trials.seeding import seeded
+from tasks.trials.seeding import contained
 from tasks.trials.step import Step
 
 ALLOCATION_BYTES = 512
@@ -171,7 +171,7 @@ def network_cost(
 
     walked = partial(_walked, recipe, shape, batches)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with contained(), FakeTensorMode(allow_non_fake_inputs=True):
             return walked(built())
     except (Exception, SystemExit) as error:
         if model.library != "own":
@@ -215,13 +215,14 @@ def _walked_with_memory(
     """
     for brightest in (255.0, 0.0):
         try:
-            with seeded(0):
+            with contained():
                 return walked(built(), brightest)
         except (Exception, SystemExit) as found:
             failure = found
     if not depends_on_pixels(error):
         raise failure
-    network = built()
+    with contained():
+        network = built()
     weights, state = num_parameters(network), _state_bytes(network)
     dense = nn.Sequential(nn.Flatten(), nn.Linear(num_pixels, max(2, weights // num_pixels)))
     with FakeTensorMode(allow_non_fake_inputs=True):

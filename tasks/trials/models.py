@@ -17,7 +17,7 @@ from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ModelSpec
 from tasks.trials.own_models import build_own, fails_by_pixels, one_line
 from tasks.trials.pretrained import Normalisation, normalisation, start_from
-from tasks.trials.seeding import seeded
+from tasks.trials.seeding import contained, seeded
 
 
 class PixelModel(nn.Module):
@@ -317,7 +317,7 @@ def check_buildable(
     Raises:
         ConfigError: see :func:`build_model`.
     """
-    with torch.device("cpu" if spec.library == "own" else "meta"):
+    with contained(), torch.device("cpu" if spec.library == "own" else "meta"):
         build_model(
             spec,
             num_outputs=num_outputs,

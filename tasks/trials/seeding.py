@@ -53,6 +53,23 @@ def set_states_outside_torch(python: Any, numpy: Any) -> None:
 
 
 @contextmanager
+def contained(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run a block that builds or runs somebody's own network: it begins as others do, and leaves no trace.
+
+    Args:
+        seed: Of all generators.
+        device: Whose generator too.
+    """
+    with ExitStack() as restore:
+        for read, change, value in _SETTINGS:
+            restore.callback(change, read())
+            change(value)
+        restore.callback(torch.set_num_threads, torch.get_num_threads())
+        restore.enter_context(seeded(seed, device))
+        yield
+
+
+@contextmanager
 def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> Iterator[None]:
     """Make a block repeatable: fixed thread count, deterministic kernels; restore all settings afterwards.
 
@@ -64,9 +81,6 @@ def deterministic(device: torch.device | str = "cpu", num_threads: int = 1) -> I
     """
     device = torch.device(device)
     with ExitStack() as restore:
-        for read, change, value in _SETTINGS:
-            restore.callback(change, read())
-            change(value)
         if device.type == "cuda":
             flags = torch.backends.cudnn.flags(
                 enabled=True, benchmark=False, deterministic=True, allow_tf32=False

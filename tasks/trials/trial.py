@@ -33,7 +33,7 @@ from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
 from tasks.trials.representations import features_read
 from tasks.trials.result import EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
-from tasks.trials.seeding import deterministic, seeded
+from tasks.trials.seeding import contained, deterministic
 from tasks.trials.training import epochs_to_look_at, evaluate, resident, train
 from tasks.trials.weights import load_into, to_bytes
 
@@ -139,8 +139,8 @@ def _alone(
     """
     with (
         trial_memory(device, gpu_fraction),
+        contained(derive_seed("evaluation", spec.derived_seed), device),
         deterministic(device, num_threads),
-        seeded(derive_seed("evaluation", spec.derived_seed), device),
     ):
         yield
 

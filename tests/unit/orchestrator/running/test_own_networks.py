@@ -1,9 +1,11 @@
 """Networks of one's own in a run: failures in training are found first; the code is kept with the sweep."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.extras import extras
@@ -54,6 +56,15 @@ def both(*, num_outputs, in_channels, image_size):
 def through_numpy(*, num_outputs, in_channels, image_size):
     return Picky(in_channels * image_size**2, num_outputs, lambda net, mean: mean.detach().numpy() < -1)
 
+class Meddles(Picky):
+    def forward(self, pixels):
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        return self.layer(pixels.flatten(1))
+
+def meddles(*, num_outputs, in_channels, image_size):
+    return Meddles(in_channels * image_size**2, num_outputs, None)
+
 def lazy(*, num_outputs, in_channels, image_size):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_outputs))
 
@@ -102,6 +113,14 @@ def test_what_fails_on_some_images_only_is_left_to_its_cells(folder: Path, funct
     assert (f"costs of {function} are guessed from its weights: {why}" in beside.text) == bool(why)
     assert beside.weights_bytes == 4 * (16 * 16 * 2 + 2 + 1000)  # one channel, two classes; and its buffer
     assert estimate(plan.trials, ())["gpu_hours"] > 0
+
+
+def test_a_network_that_changes_the_process_is_checked_without_harm_to_others(folder: Path) -> None:
+    path = folder / "sweep.yaml"
+    path.write_text(SWEEP.format(models="'recordednets:meddles', 'recordednets:fine', small_mlp"))
+    with suppress(ConfigError):  # without gradients its own training is refused
+        check_models(plan_sweep(load_sweep(path)), ())
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
 
 
 def test_layers_that_take_their_size_from_the_images_can_be_used(folder: Path) -> None:
