@@ -65,7 +65,7 @@ class Sweep:
         """
         from orchestrator.results.predictions import predictions_table
 
-        return predictions_table(self.state.results.values(), self.workspace.results_url)
+        return predictions_table(self.state.shown, self.workspace.results_url)
 
     @property
     def failures(self) -> pd.DataFrame:

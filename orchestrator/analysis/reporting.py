@@ -85,11 +85,11 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Written | 
 def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     """Return what the report says about the sweep besides its numbers."""
     sweep = workspace.plan.sweep
-    records = list(state.results.values())
+    records = state.shown
     return {
         "description": sweep.description,
         "planned": len(workspace.plan.trials),
-        "done": len(records),
+        "done": len(state.results),
         "failed": len(state.failures),
         "diverged": sum(record.result.status == TrialStatus.DIVERGED for record in records),
         "failures": state.failure_rows(),

@@ -121,7 +121,11 @@ def plan(
         for text in filter(None, (cost["text"], beside.text, search)):
             stdout.print(escape(text))
 
-    document = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
+    document: dict[str, Any] = {
+        "sweep": workspace.plan.sweep.name,
+        "trials": rows,
+        "measures": measures,
+    }
     document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
     emit(place, document, show)
     return 0

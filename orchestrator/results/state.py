@@ -96,8 +96,8 @@ class State:
         running: Ids that a live driver works on now.
         stale: Planned trials whose result was made from other data than are prepared now, or from other
             choices under the same id.
-        incomplete: Planned trials whose result lacks a measurement that is asked for now, and whether their
-            weights are kept: then it is measured on them, else the network is trained again.
+        partial: Believed results of planned trials that lack a measurement that is asked for now: what they
+            have is shown, and a run adds what they lack.
         foreign: Results of trials that are not in the plan (kept, not used).
         unreadable: Files that are not believed.
     """
@@ -107,9 +107,19 @@ class State:
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     running: frozenset[str] = frozenset()
     stale: frozenset[str] = frozenset()
-    incomplete: dict[str, bool] = field(default_factory=dict)
+    partial: dict[str, TrialRecord] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     unreadable: list[Unreadable] = field(default_factory=list)
+
+    @property
+    def incomplete(self) -> dict[str, bool]:
+        """Whether weights of the partial results are kept: they are measured on them, else trained again."""
+        return {trial_id: record.result.weights is not None for trial_id, record in self.partial.items()}
+
+    @property
+    def shown(self) -> list[TrialRecord]:
+        """All results that tables show, ordered by trial id."""
+        return [record for _, record in sorted({**self.results, **self.partial}.items())]
 
     def status(self, trial_id: str) -> CellStatus:
         """Return where a planned trial stands."""
@@ -122,14 +132,14 @@ class State:
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
     def flat_runs(self) -> Iterator[FlatRun]:
-        """Yield what a tracker should show: all planned results, measures first."""
+        """Yield what a tracker should show: all results of planned trials, measures first."""
         index = index_measures(self.measures.values())
         yield from (flat_measure(record) for record in self.measures.values())
-        yield from (flat_trial(record, index) for record in self.results.values())
+        yield from (flat_trial(record, index) for record in self.shown)
 
     def rows(self) -> list[Row]:
-        """Return the rows of all planned results, ordered by trial id."""
-        return rows_of(self.results.values(), self.measures.values())
+        """Return the rows of all results of planned trials, ordered by trial id."""
+        return rows_of(self.shown, self.measures.values())
 
     def told_failures(self) -> list[Failure]:
         """Return what a tracker should know of cells that have no result."""
@@ -156,7 +166,7 @@ class State:
                 card=record.gpu_name,
                 peak_bytes=record.result.peak_memory_bytes if record.result.micro_batch is None else 0,
             )
-            for record in self.results.values()
+            for record in self.shown
             if record.result.status == TrialStatus.DONE
         ]
 
@@ -177,12 +187,9 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
     planned = workspace.plan.trials_by_id
     known = {i: record for i, record in stored.trials.items() if i in planned}
     stale = {i for i, record in known.items() if _is_stale(workspace, planned[i], record)}
-    incomplete = {
-        i: record.result.weights is not None
-        for i, record in known.items()
-        if i not in stale and record.lacks(planned[i])
-    }
-    results = {i: record for i, record in known.items() if i not in stale and i not in incomplete}
+    believed = {i: record for i, record in known.items() if i not in stale}
+    partial = {i: record for i, record in believed.items() if record.lacks(planned[i])}
+    results = {i: record for i, record in believed.items() if i not in partial}
     measures = {measure.measure_id: measure for measure in workspace.plan.measures}
     return State(
         results=results,
@@ -194,7 +201,7 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
         failures={i: f for i, f in stored.failures.items() if i in planned and i not in results},
         running=frozenset(running),
         stale=frozenset(stale),
-        incomplete=incomplete,
+        partial=partial,
         foreign=frozenset(set(stored.trials) - set(planned)),
         unreadable=list(stored.unreadable),
     )
