@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import ArgumentCollection, Group, Parameter
 from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.cli.options import ClusterOptions, Place, Positive, ReadingOptions, real, run_options, whole
-from orchestrator.cli.printing import emit, line, stderr, stdout
+from orchestrator.cli.printing import emit, grid, line, stderr, stdout
 from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
 
@@ -155,7 +154,7 @@ def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: P
     from orchestrator.analysis.curve import LEVEL
     from orchestrator.analysis.formats import number
 
-    table = Table(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
+    table = grid(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
     low, high = found.interval or (None, None)
     bounds = "none" if found.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
     table.add_row(number(found.value) or "none", bounds, escape(model), domain or "all")

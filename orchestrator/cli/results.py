@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.cli.options import Place
-from orchestrator.cli.printing import cell, emit, line, stderr, stdout, text_table, written
+from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
 from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
 from search_spaces.errors import ConfigError, SetupError
 
@@ -70,7 +69,7 @@ def results(
 
         return write_predictions(preset, predictions, place)
     table = read_search(preset, place) if search else read_table(preset, place, from_store=from_store)
-    names = SEARCH_SHOWN if search else SHOWN
+    names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (SHOWN, "train_size")
     what = f"{len(table)} rows to "
     if csv:
         written(csv, lambda path: write_csv(table, path), what)
@@ -86,10 +85,10 @@ def results(
             for name, words in names.items()
             if name not in WHERE_MEASURED or any(row.get(name) is not None for row in rows)
         }
-        grid = Table(*shown.values())
+        lines = grid(*shown.values(), numeric_from=[*shown].index(first_number))
         for row in rows:
-            grid.add_row(*(cell(row.get(name)) for name in shown))
-        stdout.print(grid)
+            lines.add_row(*(cell(row.get(name)) for name in shown))
+        stdout.print(lines)
 
     emit(place, rows, show)
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.planning.cards import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, Card, memory_bytes, pass_time
 from orchestrator.planning.simulate import Job
 from search_spaces.errors import ConfigError, SweepError
+from search_spaces.specs import Spec
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ BUSY_ENOUGH = 0.95
 assumed: it holds for processes under MPS, and is not measured yet for time slices."""
 SHARE_STEP = 100
 """Shares are multiples of a hundredth of a card."""
+
+
+MOST_KNOWN_COSTS = 4096
+_KNOWN_COSTS: dict[tuple[int, int, int], tuple[tuple[Spec, ...], NetworkCost]] = {}
+"""By the identity of the parts of a spec, which are held so that no others can have it: the trials of a plan
+share them, and hashing their content for each takes longer than all the rest of a plan."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,17 @@ class Corrections:
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
     """Return the costs of a network in its recipe, walked once for recipes that cost the same."""
+    parts = (network.model, network.recipe, network.subset.prepared)
+    key = (id(parts[0]), id(parts[1]), id(parts[2]))
+    known = _KNOWN_COSTS.get(key)
+    if known is None:
+        if len(_KNOWN_COSTS) >= MOST_KNOWN_COSTS:
+            _KNOWN_COSTS.clear()
+        known = _KNOWN_COSTS[key] = (parts, _counted_cost(network))
+    return known[1]
+
+
+def _counted_cost(network: NetworkSpec) -> NetworkCost:
     from tasks.trials.costs import network_cost
 
     where = f"{network.model.library} {network.model.architecture}"

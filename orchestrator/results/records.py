@@ -121,18 +121,23 @@ class TrialRecord(SealedRecord):
 
         Predictions that found no room are missing, where the network is kept to make them from.
         """
-        missing = self.spec.lacks(asked)
-        lost = self.result.predictions is None and self.result.weights is not None
-        return missing + tuple(
-            item
-            for item in asked.measurements
-            if lost and isinstance(item, PredictionMeasurement) and item not in missing
-        )
+        result = self.result
+        return missing(self.spec, asked, kept_without=bool(result.weights) and not result.predictions)
 
     @model_validator(mode="before")
     @classmethod
     def _migrate(cls, data: Any) -> Any:
         return migration.trial(data) if migration.is_version(data, 1) else data
+
+
+def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
+    """Return what a trial made by ``made`` lacks; ``kept_without``: its network but no predictions."""
+    lacking = made.lacks(asked)
+    return lacking + tuple(
+        item
+        for item in asked.measurements
+        if kept_without and isinstance(item, PredictionMeasurement) and item not in lacking
+    )
 
 
 class MeasureRecord(SealedRecord):
@@ -210,6 +215,7 @@ class CellReport(Finding):
         shared_group_share: See :class:`TrialRecord`.
         gpu_share: See :class:`TrialRecord`.
         gpu_name: See :class:`TrialRecord`.
+        log: What it logged, warned of and printed.
     """
 
     started_at: float
@@ -219,3 +225,4 @@ class CellReport(Finding):
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
     gpu_name: str = ""
+    log: str = ""

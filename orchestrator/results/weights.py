@@ -89,7 +89,7 @@ class WeightStore:
         return sealed[32:]
 
     def forget_checkpoint(self, trial_id: str) -> None:
-        """Remove a trial's checkpoint: it has a result. One that stays costs room alone: it ends nothing."""
+        """Remove a trial's checkpoint: it has a result. One that stays costs room alone."""
         try:
             self._files.remove(self._checkpoint(trial_id))
         except (SetupError, OSError) as error:

@@ -29,6 +29,7 @@ from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
 from orchestrator.running.pretrained import check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress
+from orchestrator.running.signals import stop_heard
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.specs import SubsetSpec, pair_name
 from search_spaces.trials import TrialSpec
@@ -83,7 +84,7 @@ def run_sweep(
         stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
-        stored = StoredResults.read(workspace.results_url)
+        stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
         _say_damaged(workspace, stored, progress)
         _check(workspace, options, stored)
@@ -92,7 +93,12 @@ def run_sweep(
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
         ) as tracker:
-            summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
+            try:
+                summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
+            except KeyboardInterrupt:
+                stop_heard()
+                progress.stage("stop", "trials end, runs are closed; what is done is kept")
+                raise
         return replace(summary, num_behind=tracker.num_behind)
 
 
@@ -287,7 +293,7 @@ class _Run:
 def _job(workspace: Workspace) -> dict[str, str]:
     plan = workspace.plan
     return {
-        "isweep sweep": plan.sweep.name,
+        "job_name": f"isweep {plan.sweep.name}",
         "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
         "isweep root": str(workspace.paths.root),
     }

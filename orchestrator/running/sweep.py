@@ -27,6 +27,7 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.bookkeeping import Bookkeeping, trial_name
 from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.credentials import keep_out_of_runtime_environments
 from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.feed import CellQueue, Feed
 from orchestrator.running.keeper import Keeper
@@ -172,6 +173,7 @@ class TrialSweep:
                 verbose=0,
             ),
         )
+        keep_out_of_runtime_environments()
         try:
             with trial_tasks_named():
                 tuner.fit()

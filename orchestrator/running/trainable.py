@@ -17,6 +17,7 @@ from orchestrator.running.devices import card_in_use, computes_on_gpu
 from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.failures import DeviceError, classify, spoils_process
 from orchestrator.running.keeper import Keeper
+from orchestrator.running.trial_log import recorded
 from search_spaces.errors import CorruptStoreError
 from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialResult
@@ -72,16 +73,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Run the cell; the report is its result or its failure, with start and end times."""
         started_at, trial_id = time.time(), self._cell["trial_id"]
         _title_process(trial_id)
-        try:
-            report = self._run(started_at)
-        except (Exception, SystemExit) as error:  # the latter of somebody's own network
-            if spoils_process(error):
-                raise DeviceError(str(error).splitlines()[0]) from error
-            report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
-        # Into the worker's log, which the dashboard shows beside the task.
-        seconds = report.finished_at - started_at
-        print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
-        return {DONE: True, REPORT: report.text()}
+        with recorded() as said:
+            try:
+                report = self._run(started_at)
+            except (Exception, SystemExit) as error:  # the latter of somebody's own network
+                if spoils_process(error):
+                    raise DeviceError(str(error).splitlines()[0]) from error
+                report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
+            # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
+            seconds = report.finished_at - started_at
+            print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
+        return {DONE: True, REPORT: report.model_copy(update={"log": said.text()}).text()}
 
     def _run(self, started_at: float) -> CellReport:
         from tasks.trials.own_models import install_code

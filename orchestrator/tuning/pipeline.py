@@ -137,7 +137,7 @@ class _Tuning:
                 dashboard=self.options.dashboard,
                 token_file=self.workspace.paths.root / "ray-token",
                 job={
-                    "isweep search": self.workspace.plan.sweep.name,
+                    "job_name": f"isweep tune {self.workspace.plan.sweep.name}",
                     "isweep root": str(self.workspace.paths.root),
                 },
             )

@@ -84,6 +84,10 @@ class PassCost:
     peak_bytes: int
     workspace_bytes: int
 
+    def __hash__(self) -> int:
+        # Of all kernels it would take longer than what is looked up by it.
+        return hash((len(self.kernels), self.peak_bytes, self.workspace_bytes))
+
     @property
     def flops(self) -> float:
         """Operations of all convolutions and matrix products."""

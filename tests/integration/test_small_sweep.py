@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 
 from orchestrator import Workspace, load_sweep, plan_sweep, results_table
+from orchestrator.cli import main
 from orchestrator.results.tracking.mlflow import connect, read_rows
 from tests.integration.dashboard import Seen, watched_run
+from tests.integration.readme import readme_commands, readme_python, write_own_files
 from tests.integration.sweeps import (
     NUM_TRIALS,
     SWEEP,
@@ -72,7 +74,7 @@ def test_the_dashboard_shows_trials_measures_and_series_by_their_names(watched, 
     }
     assert any(task.startswith("prepare manifold_d4 read block") for task in seen.tasks)
     assert {"IsweepTrial", "IsweepEpochs", "IsweepKeeper", "IsweepArrays"} <= seen.actors
-    assert seen.job["isweep sweep"] == "small"
+    assert seen.job["job_name"] == "isweep small"
     assert seen.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"
     assert sum(seen.states.values()) == NUM_TRIALS
     assert {"ray_isweep_trials", "ray_isweep_images_per_second", "ray_isweep_gpu_share_used"} <= seen.series
@@ -219,6 +221,30 @@ def test_a_lost_tracking_store_is_rebuilt_from_the_results(root, sweep, tmp_path
     assert counts["replayed"] == NUM_TRIALS + 2
     rows = isweep_json("results", sweep, "--mlflow-uri", uri, root=root)
     assert rows == isweep_json("results", sweep, root=root)
+
+
+def test_every_command_of_the_readme_runs(root, sweep, tmp_path, monkeypatch, capsys):
+    write_own_files(tmp_path)
+    (tmp_path / "small.yaml").write_text(Path(sweep).read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ISWEEP_ROOT", str(root))
+    for words in readme_commands():
+        code = main(words)
+        out, err = capsys.readouterr()
+        if words[0] == "predict":  # from two datasets nothing can be
+            assert (code, "A prediction needs a fit of how losses grow" in err) == (2, True), err
+            continue
+        assert (code, bool(out)) == (0, True), (words, err)
+        if words[:2] == ["measure", "images.npz"] and "--json" in words:
+            (tmp_path / "record.json").write_text(out, encoding="utf-8")
+
+
+def test_the_readmes_python_runs(root, monkeypatch):
+    monkeypatch.setenv("ISWEEP_ROOT", str(root))
+    for text in readme_python(root):
+        names = {}
+        exec(text, names)
+        assert names.get("sweep") or len(names["best"]) >= 1 <= len(names["curve"])
 
 
 def test_an_extended_grid_runs_only_what_is_new(root, sweep, tmp_path):
