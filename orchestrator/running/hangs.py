@@ -57,5 +57,7 @@ class HangWatch:
         """Return the failure of a trial that was ended here; None for any other."""
         if trial_id not in self._hung:
             return None
-        message = f"neither a result nor an epoch in {self._hung[trial_id]:.0f} s, far beyond what was expected"
+        message = (
+            f"neither a result nor an epoch in {self._hung[trial_id]:.0f} s, far beyond what was expected"
+        )
         return TrialFailure(kind=FailureKind.HUNG, message=message)
