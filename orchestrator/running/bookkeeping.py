@@ -133,6 +133,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         at = round(time.time() * 1000)
         for trial_id, epoch, score in self._listener.heard():
             if trial_id in self._queue.running:
+                self._hangs.heard(trial_id)
                 self._sweep.monitor.trial_epoch(trial_id, epoch, self._cells[trial_id].network)
                 self._sweep.tracker.extend(trial_id, epoch_points(epoch, score, at))
 

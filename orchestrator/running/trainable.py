@@ -76,7 +76,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         with recorded() as said:
             try:
                 report = self._run(started_at)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # the latter of somebody's own network
                 if spoils_process(error):
                     raise DeviceError(str(error).splitlines()[0]) from error
                 report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
