@@ -154,8 +154,6 @@ def status(
     from orchestrator.planning.workspace import Workspace
 
     if preset is None:
-        if cell is not None:
-            raise ConfigError("--cell needs a sweep", "none", "e.g. isweep status paper --cell ID")
         opened = [
             Workspace.open(name, place.root, place.storage, as_run=True)
             for name in RootPaths.at(place.root).sweep_names()

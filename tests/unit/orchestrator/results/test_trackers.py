@@ -256,7 +256,9 @@ def test_a_server_that_does_not_answer_is_a_clear_message():
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(SetupError, match=rf"must answer; found: http://127\.0\.0\.1:{port}: .*--no-tracking"):
+    with pytest.raises(
+        SetupError, match=rf"must answer; found: http://…@127\.0\.0\.1:{port}: .*--no-tracking"
+    ):
         connect(f"http://user:secret@127.0.0.1:{port}")
 
 
