@@ -193,8 +193,11 @@ def fit_exponents(points: pd.DataFrame, *, model: str) -> tuple[ExponentFit, ...
     )
 
 
-def fit_sensitivity(points: pd.DataFrame) -> tuple[ExponentFit, ...]:
-    """Return the pooled exponent under other choices of d, and how K_F itself grows with N."""
+def fit_sensitivity(points: pd.DataFrame, full: pd.DataFrame) -> tuple[ExponentFit, ...]:
+    """Return the pooled exponent under other choices of d and of N, and how K_F itself grows with N.
+
+    ``full`` are all trials, diverged ones too.
+    """
     variants = (
         ("TwoNN", t.TWONN_REFERENCE, 1.0),
         *((f"{k} neighbours", name, 1.0) for name, k in t.NEIGHBOR_REFERENCES.items()),
@@ -206,7 +209,7 @@ def fit_sensitivity(points: pd.DataFrame) -> tuple[ExponentFit, ...]:
         fit_exponent(points, dimension=column, factor=factor, label=label)
         for label, column, factor in variants
     ]
-    found.append(fit_exponent(t.past_guessing(points), label=PAST_GUESSING))
+    found.append(fit_exponent(t.past_guessing(points, full), label=PAST_GUESSING))
     return (*found, sharpness_growth(points))
 
 

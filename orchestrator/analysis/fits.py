@@ -90,7 +90,7 @@ def fit_scaling_laws(
         ),
         levels=tuple(f for m in names for f in fit_levels(points, model=m, scale=scale, seed=seed)),
         exponents=tuple(f for m in names for f in fit_exponents(points, model=m)),
-        sensitivity=fit_sensitivity(points) if names else (),
+        sensitivity=fit_sensitivity(points, full) if names else (),
         attack_family=fit_attack_family(points, attacks, scale=scale, seed=seed),
         growth=_growths(points, names, scale),
         at_chance=_at_chance(points, leave_out_chance),

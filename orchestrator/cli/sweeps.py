@@ -150,16 +150,12 @@ def status(
         cell: Tell the story of one cell: attempts, nodes, failures, logs.
         place: Where everything lies.
     """
-    from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.workspace import Workspace
 
     if preset is None:
-        opened = [
-            Workspace.open(name, place.root, place.storage, as_run=True)
-            for name in RootPaths.at(place.root).sweep_names()
-        ]
-        emit_sweeps(place, [{"sweep": one.plan.sweep.name, **_progress(one)} for one in opened])
-        return 0
+        if cell is not None:
+            raise ConfigError("--cell needs a sweep", "none", "e.g. isweep status paper --cell ID")
+        return _status_of_all(place)
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     if cell is not None:
         show_cell(workspace, cell, place)
@@ -190,6 +186,18 @@ def status(
             stdout.print(escape(document["search"]["text"]), soft_wrap=True)
 
     emit(place, document, show)
+    return 0
+
+
+def _status_of_all(place: Place) -> int:
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.planning.workspace import Workspace
+
+    opened = [
+        Workspace.open(name, place.root, place.storage, as_run=True)
+        for name in RootPaths.at(place.root).sweep_names()
+    ]
+    emit_sweeps(place, [{"sweep": one.plan.sweep.name, **_progress(one)} for one in opened])
     return 0
 
 

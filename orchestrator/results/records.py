@@ -131,9 +131,12 @@ class TrialRecord(SealedRecord):
 
 
 def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
-    """Return what a trial made by ``made`` lacks; ``kept_without``: a network is kept, no predictions."""
-    return made.lacks(asked) or tuple(
-        item for item in asked.measurements if kept_without and isinstance(item, PredictionMeasurement)
+    """Return what a trial made by ``made`` lacks; ``kept_without``: its network but no predictions."""
+    lacking = made.lacks(asked)
+    return lacking + tuple(
+        item
+        for item in asked.measurements
+        if kept_without and isinstance(item, PredictionMeasurement) and item not in lacking
     )
 
 

@@ -28,7 +28,7 @@ LASTING = ("s3", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "sftp", "smb")
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
 TRIES = 3
-"""Of one request, by the client itself; longer pauses a sweep (:mod:`orchestrator.results.patience`)."""
+"""Of one request, by the client itself; what lasts longer pauses a sweep (:mod:`.patience`)."""
 
 READ_TOGETHER = 32
 _PASSING = re.compile(
@@ -55,7 +55,7 @@ class Found:
 
 
 class Storage(Protocol):
-    """A place for whole files. All but ``read_many`` raise StorageAway or SetupError."""
+    """A place for whole files; methods raise StorageAway or SetupError where nothing else is said."""
 
     base: str
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.running.beside_driver import start_beside_driver
 from tasks.trials.measured import EpochScore
 from tasks.trials.result import EpochRecord
 
@@ -48,10 +48,7 @@ class EpochBoard:
     """The way to the actor; may be sent anywhere."""
 
     def __init__(self) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
-        options["enable_task_events"] = False  # people look for trials in the list of tasks
-        self.actor = ray.remote(**options)(IsweepEpochs).remote()
+        self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
 
     def teller(self, trial_id: str) -> EpochTeller:
         """Return the side of a trial."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.results.weights import WeightStore
+from orchestrator.running.beside_driver import start_beside_driver
 from orchestrator.running.credentials import for_storage
 from search_spaces.errors import CorruptStoreError, SetupError
 from tasks.trials.measured import KeptFile
@@ -58,10 +58,9 @@ class Keeper:
     """A worker's way to the actor; may be sent anywhere."""
 
     def __init__(self, url: str) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 1, "scheduling_strategy": here}
-        options["enable_task_events"] = False  # people look for trials in the list of tasks
-        self._actor = ray.remote(**options)(IsweepKeeper).remote(url, for_storage())
+        self._actor = start_beside_driver(
+            IsweepKeeper, url, for_storage(), max_restarts=-1, max_task_retries=1
+        )
 
     def save(self, trial_id: str, data: bytes) -> KeptFile | str:
         """Keep weights; text says why they could not be kept, which costs no result."""

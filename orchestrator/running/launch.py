@@ -15,6 +15,7 @@ import yaml
 UNFILLED = re.compile(r"CHANGE|\bexample\.(org|com)\b")
 AMI = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
 GROUP = re.compile(r"sg-([0-9a-f]{8}|[0-9a-f]{17})")
+MAKE_TOKEN = 'make one: see "Tokens" in docs/cluster.md'
 
 
 class Problem(NamedTuple):
@@ -87,8 +88,10 @@ def _values(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _unfilled(config: dict[str, Any]) -> Iterator[Problem]:
+    told = set()  # what stands behind an anchor is filled in once
     for place, text in _values(config):
-        if UNFILLED.search(text):
+        if UNFILLED.search(text) and text not in told:
+            told.add(text)
             yield Problem(place, f"still to be filled in: {text}", "see the comment marked CHANGE there")
 
 
@@ -97,13 +100,15 @@ def _files(config: dict[str, Any], folder: Path) -> Iterator[Problem]:
     for there, here in config.get("file_mounts", {}).items():
         path = Path(here).expanduser()  # relative to where `ray up` is typed
         if not path.exists():
-            way_out = "see step 2 of docs/cluster.md" if "token" in there else "make wheel"
-            yield Problem(f"file_mounts.{there}", f"no {here} (looked for from {Path.cwd()})", way_out)
+            way_out = (
+                MAKE_TOKEN if "token" in there else f"make wheel, and stay in the checkout: {Path.cwd()}"
+            )
+            yield Problem(f"file_mounts.{there}", f"no {here}", way_out)
         elif "token" in there:
             if path.stat().st_mode & 0o077:
                 yield Problem(f"file_mounts.{there}", "others can read the token", f"chmod 600 {here}")
             if not path.read_text(encoding="utf-8").strip():
-                yield Problem(f"file_mounts.{there}", "the token is empty", "see step 2 of docs/cluster.md")
+                yield Problem(f"file_mounts.{there}", "the token is empty", MAKE_TOKEN)
         elif path.is_dir() and path.name == "dist":
             yield from _wheels(there, path)
     key = config.get("auth", {}).get("ssh_private_key")

@@ -17,6 +17,7 @@ from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.patience import Patience
+from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.rows import MeasureIndex, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
@@ -85,6 +86,7 @@ def run_sweep(
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
+        _say_damaged(workspace, stored, progress)
         _check(workspace, options, stored)
         workspace.record()
         stored.patience = patience = Patience(progress.note)
@@ -98,6 +100,16 @@ def run_sweep(
                 progress.stage("stop", "trials end, runs are closed; what is done is kept")
                 raise
         return replace(summary, num_behind=tracker.num_behind)
+
+
+def _say_damaged(workspace: Workspace, stored: StoredResults, progress: Progress) -> None:
+    """Have predictions that are gone or damaged made again, and say so."""
+    if workspace.plan.sweep.predictions:
+        remade, retrained = forget_damaged(stored, workspace.plan.trials_by_id)
+        if remade:
+            progress.note(f"Predictions gone or damaged: {remade}; made again from kept weights")
+        if retrained:
+            progress.note(f"Predictions gone or damaged: {retrained}; without weights, so trained again")
 
 
 def _check(workspace: Workspace, options: RunOptions, stored: StoredResults) -> None:

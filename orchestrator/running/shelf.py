@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from orchestrator.running.beside_driver import start_beside_driver
 from search_spaces.errors import SweepError
 from tasks.prepared.subsets import TrialData
 
@@ -57,8 +58,7 @@ class Shelf:
         self._held: dict[str, tuple[Any, int]] = {}  # in the order of last use
         self._load, self._budget = load, budget
         self.num_loads = 0
-        # It must answer while all CPUs are taken by trials.
-        self.references = ray.remote(num_cpus=0, enable_task_events=False)(IsweepArrays).remote()
+        self.references = start_beside_driver(IsweepArrays)
 
     @property
     def num_bytes(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from orchestrator.running.beside_driver import start_beside_driver
 from orchestrator.running.devices import computes_on_gpu
 from orchestrator.running.trainable import TrialTrainable
 from orchestrator.tuning.records import SearchReport
@@ -30,12 +31,7 @@ class IsweepJudge:
 
 def start_judge(name: str, earlier: Iterable[tuple[str, str, int, float]]) -> Any:
     """Start the actor under a name of this driver's, knowing of trials that are done; returns its handle."""
-    # It must answer while all CPUs are taken by trials.
-    return (
-        ray.remote(num_cpus=0, max_restarts=-1, enable_task_events=False)(IsweepJudge)
-        .options(name=name)
-        .remote(list(earlier))
-    )
+    return start_beside_driver(IsweepJudge, list(earlier), name=name, max_restarts=-1)
 
 
 class SearchTrainable(TrialTrainable):

@@ -33,6 +33,7 @@ from orchestrator.results.tracking.tracker import NoopTracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.devices import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
+from orchestrator.running.shelf import Shelf
 from orchestrator.running.sweep import TrialSweep
 from orchestrator.running.trainable import TrialTrainable
 from search_spaces.sweeps import SweepSpec
@@ -150,6 +151,18 @@ def nodes_of_tasks(executor: RayExecutor) -> list[str]:
     return sorted({node for _, node in executor.map_unordered(_my_node, [(0.5,)] * TASKS)})
 
 
+def nodes_of_actors() -> list[str]:
+    """Return the nodes of actors that every trial asks; left to Ray, some would lie on other nodes."""
+    shelves = [Shelf((), lambda key: None, 0) for _ in range(TASKS)]
+    for shelf in shelves:
+        ray.get(shelf.references.put.remote("", []))
+    ids = [shelf.references._actor_id.hex() for shelf in shelves]
+    found = sorted({ray._private.state.actors(actor)["Address"]["NodeID"] for actor in ids})
+    for shelf in shelves:
+        shelf.close()
+    return found
+
+
 def _my_node(seconds: float) -> str:
     time.sleep(seconds)
     return str(ray.get_runtime_context().get_node_id())
@@ -204,6 +217,7 @@ def main(sweep: str, folder: str) -> None:
             "see_root": nodes_that_see(root / "prepared"),
             "see_python": sorted(nodes_that_see(Path(sys.executable))),
         }
+        found["actor_nodes"] = nodes_of_actors()
         found["reading_nodes"] = nodes_of_tasks(RayExecutor(nodes=list(found["workers"].values())))
     images = root / "images.npy"
     np.save(images, np.zeros((4, 1, 2, 2), np.uint8))

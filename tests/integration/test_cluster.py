@@ -63,6 +63,10 @@ def test_reading_spreads_over_the_nodes_that_see_the_files(found):
     assert found["reading_nodes"] == workers
 
 
+def test_what_every_trial_asks_goes_with_the_drivers_node_alone(found):
+    assert found["actor_nodes"] == [found["head"]]
+
+
 def test_files_are_measured_on_the_node_that_has_them(found):
     measured = found["measured"]
     assert measured["exit"] == 0, measured["stderr"]

@@ -57,7 +57,7 @@ class Story:
     def __init__(self, cluster: LabCluster, say: Callable[[str], None]) -> None:
         self.cluster, self.say = cluster, say
         self.steps: list[dict[str, Any]] = []
-        self.ports: dict[str, list[tuple[str, str, int]]] = {}
+        self.ports: dict[str, list[dict[str, Any]]] = {}
 
     def step(self, what: str, do: Callable[[], Any]) -> Any:
         """Do one thing, and note how long it took."""

@@ -7,6 +7,7 @@ that makes them is the user's machine, on the same bridge.
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -128,8 +130,8 @@ class Host:
                 found.append(process)
         return found
 
-    def open_ports(self) -> list[tuple[str, str, int]]:
-        """Return (program, address, port) of all that listens there, except SSH."""
+    def open_ports(self) -> list[dict[str, Any]]:
+        """Return program, address and port of all that listens there but SSH, and what it tells strangers."""
         done = subprocess.run(
             ("ip", "netns", "exec", self.name, "ss", "-ltnpH"), capture_output=True, text=True, check=True
         )
@@ -138,8 +140,12 @@ class Host:
             place, users = line.split()[3], line.split()[5:]
             address, _, port = place.rpartition(":")
             pids = re.findall(r"pid=(\d+)", " ".join(users))
-            found.append((self._program(int(pids[0])) if pids else "?", address, int(port)))
-        return sorted(one for one in found if not one[0].startswith("sshd"))
+            program = self._program(int(pids[0])) if pids else "?"
+            answer = "" if address.startswith("127.") else stranger_asks(self.address, int(port))
+            found.append({"program": program, "address": address, "port": int(port), "answer": answer})
+        return sorted(
+            (one for one in found if one["program"] != "sshd"), key=lambda one: list(one.values())[:2]
+        )
 
     @staticmethod
     def _program(pid: int) -> str:
@@ -164,6 +170,18 @@ class Host:
             except psutil.Error:
                 continue
         return len(found)
+
+
+def stranger_asks(host: str, port: int) -> str:
+    """Ask a port by HTTP for metrics, without a token; returns its status code, or nothing."""
+    asking = http.client.HTTPConnection(host, port, timeout=3)
+    try:
+        asking.request("GET", "/metrics")
+        return str(asking.getresponse().status)
+    except (OSError, http.client.HTTPException):
+        return ""
+    finally:
+        asking.close()
 
 
 def make_lab(lab: Path, names: Sequence[str]) -> list[Host]:

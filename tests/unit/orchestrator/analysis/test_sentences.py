@@ -288,3 +288,21 @@ def test_curves_that_are_flat_only_at_guessing_do_not_contradict_the_bound():
     assert fits.claim("exponent_below_bound").adjusted_p == 1
     assert "contradicts it" not in findings(fits)[3].answer
     assert "this contradicts it" in findings(fits_of(0.5))[3].answer
+
+
+def test_losses_lost_to_divergence_contradict_no_bound():
+    table = synthetic_table(num_natural=6, num_medical=6, train_sizes=(100, 300, 1000, 4000, 16000))
+    d = table.groupby("dataset")["d_data_mle"].transform("max")
+    slow = table.assign(
+        d_data_mle=d,
+        test_loss=0.3
+        * np.exp(-0.3 / d * np.log(table["train_size"]))
+        * np.exp(np.random.default_rng(0).normal(0, 0.01, len(table))),
+    )
+    assert "this contradicts it" in findings(fit_scaling_laws(slow))[3].answer
+    gone = slow["train_size"].isin([100, 4000])
+    lost = slow.assign(test_loss=slow["test_loss"].mask(gone), status=np.where(gone, "diverged", "done"))
+    fits = fit_scaling_laws(lost)
+    assert next(f for f in fits.sensitivity if f.dimension == "N past guessing").status == "not_enough_data"
+    assert fits.claim("exponent_below_bound").adjusted_p == 1
+    assert "contradicts it" not in findings(fits)[3].answer
