@@ -177,6 +177,9 @@ class Story:
         """End it as documented; returns what still runs on each host."""
         lab = self.cluster
         self.step("ray stop", lambda: lab.here("ray exec clusters/onprem.yaml '~/isweep-venv/bin/ray stop'"))
+        for worker in lab.hosts[1:]:
+            stop = f"ssh isweep@{worker.name}.example.org '~/isweep-venv/bin/ray stop'"
+            self.step(f"ray stop on {worker.name}", lambda stop=stop: lab.here(stop))
         self.step("ray down", lambda: lab.here("ray down -y clusters/onprem.yaml"))
 
         def left() -> dict[str, list[str]]:

@@ -146,6 +146,8 @@ class LabCluster:
         self.said.append(command)
         words = command.replace(LAUNCH_FILE, str(self.lab / "onprem.yaml"))
         words = words.replace("SUBMISSION_ID", self.submission)
+        for host in self.hosts:
+            words = words.replace(f"{host.name}.example.org", host.address)
         return words.replace("/home/isweep", str(home)).replace(" paper", f" {self.lab}/paper.yaml")
 
     def here(self, command: str, *, fails: bool = False) -> str:
