@@ -18,6 +18,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/isweep run demo
+	@printf '%s\n' '' 'Open that page in a browser. Then, from this folder:' \
+	  '  source $(BIN)/activate       # once per terminal: from now on the command is isweep' \
+	  '  isweep results demo          # loss, accuracy, d_data and K_F of every trial' \
+	  '  isweep fit demo              # the fits with their intervals' \
+	  '  isweep measure ./my-images   # your own images: a folder with one subfolder per class' \
+	  '  isweep plan mine.yaml        # your own sweep; a sweep file is in README.md' \
+	  'MLflow: MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///isweep-root/mlflow.db'
 
 # Two workers, each with a Ray cluster of its own; a file stays whole, since its tests share fixtures, in its order:
 # the long ones come first.

@@ -5,9 +5,10 @@ report: `fit_scaling_laws`, `findings`. Claims are read out of the finished sent
 nothing is, or where it names the wrong direction. Every share has its exact (Clopper-Pearson) 95 % bounds.
 The other side is what the same sentences would claim without adjustment: any headline question with p ≤ 0.05.
 
-Permutations: at most 5,040 tried in full, else 999 drawn (the fits try up to 200,000).
+Permutations: at most 5,040 tried in full, else 999 drawn (the fits try up to 200,000). Fits that no claim
+rests on (single models, single datasets, forms compared, published regressions) are left out to save time.
 
-Usage: python benchmarks/report_truth.py [--json] [--tables 200] [--world NAME]
+Usage: python benchmarks/report_truth.py [--json] [--tables 200] [--world NAME] [--workers 2] [--into FILE]
 """
 
 from __future__ import annotations
@@ -18,22 +19,65 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from blind_tables import GROWTH, WORLDS, Drawn, World, draw
 from scipy import stats
 
 from orchestrator.analysis import claims as k
-from orchestrator.analysis import clusters, fit_scaling_laws, predict
+from orchestrator.analysis import clusters, fit_scaling_laws, levels, predict
+from orchestrator.analysis import fits as fits_module
+from orchestrator.analysis import points as t
 from orchestrator.analysis.curve import PilotPoint
+from orchestrator.analysis.exponents import PAST_GUESSING, fit_exponent
 from orchestrator.analysis.findings import findings
-from orchestrator.analysis.fit_records import ScalingFits
+from orchestrator.analysis.fit_records import ALL, POOLED, Association, AttackFit, ScalingFits
+from orchestrator.analysis.growth import fit_growth
+from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 
 clusters.MOST_EXACT, clusters.NUM_DRAWN = 5_040, 999
 
+
+def leave_out_what_no_claim_rests_on() -> None:
+    """Replace the exploratory fits by none, where :func:`fit_scaling_laws` looks them up."""
+
+    def of_pooled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda points, *, model, **rest: (
+            function(points, model=model, **rest) if model == POOLED else ()
+        )
+
+    def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> tuple[Any, ...]:
+        return (fit_exponent(t.past_guessing(points, full), label=PAST_GUESSING),)
+
+    def attacks(points: pd.DataFrame, *, model: str, **_: Any) -> tuple[AttackFit, ...]:
+        # The family of attacks is tested over dataset effects, not by these.
+        blank = Association(x="", y="", model=model, status="not_enough_data", reason="left out")
+        return tuple(
+            AttackFit(attack=name, epsilon=epsilon, model=model, on_sharpness=blank, on_d_data=blank)
+            for _, name, epsilon in c.attack_columns(points.columns)
+        )
+
+    nothing: Callable[..., Any] = lambda *_, **__: ()  # noqa: E731
+    changes: dict[str, Callable[..., Any]] = {
+        "_train_sizes": nothing, "_laws": nothing, "compare_forms": nothing, "fit_sensitivity": past_guessing,
+        "fit_attacks": attacks, "fit_exponents": of_pooled(fits_module.fit_exponents),
+        "fit_levels": of_pooled(fits_module.fit_levels),
+        "_growths": lambda points, _, scale: (fit_growth(points, model="a", subset=ALL, scale=scale),),
+    }  # fmt: skip
+    for name, function in changes.items():
+        setattr(fits_module, name, function)
+    levels.RIVALS = tuple(terms for terms in levels.RIVALS if terms in SAID)
+
+
+SAID = ((t.IS_MEDICAL,), (t.INVERSE_D, t.LOG_SHARPNESS), levels.HEADLINE)
+"""Level regressions over both domains that a sentence rests on."""
 SENTENCES = {
     "loss on d_data": r"Among \d+ (?:natural|medical) datasets?, [^.]*?log test loss (rises|falls) by",
     "loss on K_F": r"given 1/d and the domain label, log test loss (rises|falls) by",
@@ -165,27 +209,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tables", type=int, default=200, help="tables drawn of each world")
     parser.add_argument("--world", action="append", help="only this world; may be given for several")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--into", type=Path, help="JSON file to add worlds to; those in it are not drawn")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    worlds = [
-        (seed, world) for seed, world in enumerate(WORLDS) if world.name in (arguments.world or [world.name])
-    ]
-    ours = {}
-    for seed, world in worlds:
-        ours[world.name] = judge(world, arguments.tables, seed)
-        if not arguments.json:
-            show(world.name, ours[world.name])
+    kept = arguments.into is not None and arguments.into.exists()
+    ours = json.loads(arguments.into.read_text())["ours"] if kept else {}
+    wanted = [world.name for world in WORLDS if world.name in (arguments.world or [world.name])]
+    left = [(name, arguments.tables) for name in wanted if name not in ours]
+    with Pool(arguments.workers) as pool:
+        for name, found in pool.imap_unordered(judge_named, left):
+            ours[name] = found
+            if arguments.into:
+                text = json.dumps(result(ours, arguments.tables), indent=1, ensure_ascii=False)
+                arguments.into.write_text(text + "\n")
+            if not arguments.json:
+                show(name, found)
+    whole = result(ours, arguments.tables)
     if arguments.json:
-        print(json.dumps(result(ours, arguments.tables), indent=1, ensure_ascii=False))
+        print(json.dumps(whole, indent=1, ensure_ascii=False))
+    else:
+        show("all worlds together", whole["all worlds together"])
 
 
-def result(ours: dict[str, dict[str, object]], num: int) -> dict[str, object]:
+def judge_named(asked: tuple[str, int]) -> tuple[str, dict[str, Any]]:
+    leave_out_what_no_claim_rests_on()
+    name, num = asked
+    seed, world = next((k, world) for k, world in enumerate(WORLDS) if world.name == name)
+    return name, judge(world, num, seed)
+
+
+def result(ours: dict[str, dict[str, Any]], num: int) -> dict[str, Any]:
+    ours = {world.name: ours[world.name] for world in WORLDS if world.name in ours}
+    nulls = {name: found for name, found in ours.items() if name.startswith("noise")}
     return {
         "name": "report_truth", "tables": num, "ours": ours,
+        "all worlds of noise together": together(nulls), "all worlds together": together(ours),
         "theirs": {name: found["said"]["any unadjusted (before)"]["share"] for name, found in ours.items()},
-        "ratio": max(found["said"]["any false headline claim"]["share"] for found in ours.values()) / k.LEVEL,
+        "ratio": together(ours)["said"]["any false headline claim"]["share"] / k.LEVEL,
         "environment": environment(),
     }  # fmt: skip
+
+
+def together(ours: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Shares over the tables of several worlds, with their exact bounds."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for found in ours.values():
+        for part, rows in found.items():
+            for name, row in rows.items():
+                count = counts.setdefault((part, name), [0, 0])
+                count[0] += round(row["share"] * row["tables"])
+                count[1] += row["tables"]
+    pooled: dict[str, dict[str, Any]] = {"said": {}, "95 % intervals": {}, "90 % forecasts": {}}
+    every = sum(found["said"]["any false headline claim"]["tables"] for found in ours.values())
+    for (part, name), (count, num) in sorted(counts.items()):
+        # A claim that a world's reports never made has no row there.
+        pooled[part][name] = share(count, every if part == "said" else num)
+    return pooled
 
 
 def show(name: str, found: dict[str, object]) -> None:

@@ -65,7 +65,7 @@ class Sweep:
         """
         from orchestrator.results.predictions import predictions_table
 
-        return predictions_table(self.state.results.values(), self.workspace.results_url)
+        return predictions_table(self.state.records, self.workspace.results_url)
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -315,10 +315,10 @@ def plan(
     """
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.plan import plan_rows
-    from orchestrator.results.state import read_state
+    from orchestrator.results.state import look_at_state
 
     workspace = Workspace.open(source, None if root is None else str(root), storage, changes=changes)
-    state, planned = read_state(workspace), workspace.plan.trials_by_id
+    state, planned = look_at_state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     left = [trial for name, trial in planned.items() if name not in state.results]
     cost = estimate(left, state.measured_trials())

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 
 from pydantic import BaseModel
 
@@ -89,12 +90,30 @@ def _plain(value: object, where: str) -> object:
 
 def _plain_model(model: BaseModel, where: str) -> dict[str, object]:
     plain: dict[str, object] = {}
-    for name, field in type(model).model_fields.items():
+    defaults = _defaults(type(model))
+    for name in type(model).model_fields:
         spelled = _plain(getattr(model, name), f"{where}.{name}")
-        if name != VERSION_FIELD and not field.is_required():
-            # Compared as spelled: 1, 1.0 and True are different values here.
-            default = _plain(field.get_default(call_default_factory=True), f"{where}.{name}")
-            if json.dumps(spelled, sort_keys=True) == json.dumps(default, sort_keys=True):
-                continue
-        plain[name] = spelled
+        if name not in defaults or not _spelled_alike(spelled, defaults[name]):
+            plain[name] = spelled
     return plain
+
+
+@cache
+def _defaults(kind: type[BaseModel]) -> dict[str, object]:
+    """Return the defaults of a spec's fields in plain values; a sweep asks for them 100,000 times."""
+    return {
+        name: _plain(field.get_default(call_default_factory=True), name)
+        for name, field in kind.model_fields.items()
+        if name != VERSION_FIELD and not field.is_required()
+    }
+
+
+def _spelled_alike(one: object, other: object) -> bool:
+    """Compare plain values as they are spelled: 1, 1.0 and True are different values here."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if type(one) in (bool, int, str):
+        return one == other
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)

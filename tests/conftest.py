@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from orchestrator.running.cluster import Cluster, connect
+
+# No test measures time, and slow machines are no faults.
+hypothesis.settings.register_profile(
+    "isweep", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("isweep")
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,10 @@ EXPONENT, BELOW_BOUND = "exponent", "exponent_below_bound"
 
 
 def headline_claims(
-    levels: Sequence[LevelFit], exponent: ExponentFit, attacks: AttackFamily
+    levels: Sequence[LevelFit],
+    exponent: ExponentFit,
+    attacks: AttackFamily,
+    past_guessing: ExponentFit | None = None,
 ) -> tuple[Claim, ...]:
     """Adjust the p-values of the headline questions that could be tested (all models together).
 
@@ -33,6 +36,7 @@ def headline_claims(
         levels: the level regressions of log loss; those of one model are passed over by the caller.
         exponent: the pooled within-dataset exponent.
         attacks: the family of attacks.
+        past_guessing: the exponent without N at which nothing was learned yet; None takes all as learned.
     """
     found: dict[str, float] = {}
     for fit in levels:
@@ -43,6 +47,9 @@ def headline_claims(
         if set(fit.terms) == {t.INVERSE_D, t.LOG_SHARPNESS, t.IS_MEDICAL}:
             found[SHARPNESS] = _both(fit, t.LOG_SHARPNESS)
     found |= exponent_p_values(exponent)
+    if BELOW_BOUND in found and past_guessing is not None:
+        # Curves start flat at guessing: what is slower only there is not slower than the bound.
+        found[BELOW_BOUND] = max(found[BELOW_BOUND], exponent_p_values(past_guessing).get(BELOW_BOUND, 1.0))
     if attacks.status == "ok" and attacks.adjusted:
         found[ATTACKS] = min(p for *_, p in attacks.adjusted)
     return adjust(found)

@@ -29,6 +29,8 @@ NEGLIGIBLE = 1e-13
 #: Exponents of rivals, in units of 1/d: none; the law's; Sharma & Kaplan (JMLR 23(9), 2022), for smooth
 #: regression.
 FIXED = {"none": 0.0, "1/d": 1.0, "4/d": 4.0}
+#: The choice of points that the claim of a slower fall must hold for too.
+PAST_GUESSING = "N past guessing"
 #: The same estimator with the divisor k − 1 of the printed formula instead of k − 2, at k = 20.
 PRINTED_CONVENTION = 19 / 18
 
@@ -191,8 +193,11 @@ def fit_exponents(points: pd.DataFrame, *, model: str) -> tuple[ExponentFit, ...
     )
 
 
-def fit_sensitivity(points: pd.DataFrame) -> tuple[ExponentFit, ...]:
-    """Return the pooled exponent under other choices of d, and how K_F itself grows with N."""
+def fit_sensitivity(points: pd.DataFrame, full: pd.DataFrame) -> tuple[ExponentFit, ...]:
+    """Return the pooled exponent under other choices of d and of N, and how K_F itself grows with N.
+
+    ``full`` are all trials, diverged ones too.
+    """
     variants = (
         ("TwoNN", t.TWONN_REFERENCE, 1.0),
         *((f"{k} neighbours", name, 1.0) for name, k in t.NEIGHBOR_REFERENCES.items()),
@@ -204,6 +209,7 @@ def fit_sensitivity(points: pd.DataFrame) -> tuple[ExponentFit, ...]:
         fit_exponent(points, dimension=column, factor=factor, label=label)
         for label, column, factor in variants
     ]
+    found.append(fit_exponent(t.past_guessing(points, full), label=PAST_GUESSING))
     return (*found, sharpness_growth(points))
 
 

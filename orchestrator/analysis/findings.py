@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from orchestrator.analysis import claims as k
 from orchestrator.analysis import points as t
 from orchestrator.analysis.fit_records import POOLED, Coefficient, Interval, ScalingFits
-from orchestrator.analysis.formats import interval, number, p_value
+from orchestrator.analysis.formats import interval, number, p_said, p_value
 from orchestrator.analysis.law_records import ExponentFit, LevelFit, MeansCoefficient
 from orchestrator.analysis.laws import AT_EQUAL_SIZE
 from orchestrator.analysis.levels import HEADLINE
@@ -72,9 +72,7 @@ def _gap(fit: LevelFit) -> str:
     """The offset between the domains is exploratory: it has no place among the headline questions."""
     gap = fit.coefficient(t.IS_MEDICAL)
     kind = "exact permutation" if gap.exact else "permutation"
-    test = (
-        f"{kind} p = {p_value(gap.permutation_p)}" if gap.permutation_p is not None else "no permutation test"
-    )
+    test = f"{kind} {p_said(gap.permutation_p)}" if gap.permutation_p is not None else "no permutation test"
     return (
         f"From natural to medical, {AT_EQUAL}, log test loss changes by {interval(gap.interval)} "
         f"(95 % interval over {fit.num_datasets} datasets; {test}; exploratory)."
@@ -252,7 +250,7 @@ def _change(slope: MeansCoefficient, unit: str, claimed: bool) -> str:
     """Say what the response does where that is established, and only the interval where it is not."""
     test = ""
     if slope.permutation_p is not None:
-        test = f"; {'exact ' if slope.exact else ''}permutation p = {p_value(slope.permutation_p)}"
+        test = f"; {'exact ' if slope.exact else ''}permutation {p_said(slope.permutation_p)}"
     bounds = f"95 % interval {interval(slope.interval)}"
     if not claimed:
         return f"shows no established change ({bounds} {unit}{test})"

@@ -15,7 +15,7 @@ from orchestrator.analysis.associations import (
     fit_representation,
 )
 from orchestrator.analysis.claims import headline_claims
-from orchestrator.analysis.exponents import fit_exponents, fit_sensitivity
+from orchestrator.analysis.exponents import PAST_GUESSING, fit_exponents, fit_sensitivity
 from orchestrator.analysis.fit_records import (
     ALL,
     POOLED,
@@ -90,7 +90,7 @@ def fit_scaling_laws(
         ),
         levels=tuple(f for m in names for f in fit_levels(points, model=m, scale=scale, seed=seed)),
         exponents=tuple(f for m in names for f in fit_exponents(points, model=m)),
-        sensitivity=fit_sensitivity(points) if names else (),
+        sensitivity=fit_sensitivity(points, full) if names else (),
         attack_family=fit_attack_family(points, attacks, scale=scale, seed=seed),
         growth=_growths(points, names, scale),
         at_chance=_at_chance(points, leave_out_chance),
@@ -120,7 +120,8 @@ def _growths(points: pd.DataFrame, names: tuple[str, ...], scale: SharpnessScale
 
 def _claims(fits: ScalingFits) -> tuple[Claim, ...]:
     levels = [f for f in fits.levels if f.model == POOLED and f.response == "test_loss"]
-    return headline_claims(levels, fits.exponent(), fits.attack_family)
+    past = next((f for f in fits.sensitivity if f.dimension == PAST_GUESSING), None)
+    return headline_claims(levels, fits.exponent(), fits.attack_family, past)
 
 
 def _at_chance(points: pd.DataFrame, left_out: bool) -> ChanceCount:

@@ -41,6 +41,11 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 1e-3 else f"{value:.2g}"
 
 
+def p_said(value: float) -> str:
+    """Say a p-value in a sentence: ``p = 0.013`` or ``p < 0.001``."""
+    return f"p {p_value(value)}" if value < 1e-3 else f"p = {p_value(value)}"
+
+
 def interval(bounds: Interval | None) -> str:
     """Render an interval, or a dash when there are too few datasets for one."""
     return "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"

@@ -38,8 +38,9 @@ CURVE = "curve"
 WEIGHT = "weight"
 NUM_SEEDS = "num_seeds"
 
-#: Loss of guessing between two classes.
+#: Loss of guessing between two classes, and the share of it above which next to nothing was learned.
 CHANCE_LOSS = float(np.log(2))
+NEAR_CHANCE = 0.9
 
 _POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
 _CURVE = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
@@ -215,6 +216,26 @@ def _at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
     reference = known[last].groupby(SUBSET)[name].mean()
     keys = pd.MultiIndex.from_frame(points[SUBSET])
     return pd.Series(reference.reindex(keys).to_numpy(dtype=float), index=points.index)
+
+
+def past_guessing(points: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
+    """Leave out, of every dataset and class pair, all N up to the last at which its models guess, and of
+    every curve all N up to the last at which a trial diverged.
+
+    A loss cannot stay far above guessing, so a curve starts flat there, whatever its law. Whole N go, by
+    their mean over models, since dropping single high losses would flatten what is left; and so does losing
+    them to divergence.
+
+    Args:
+        points: fitted points.
+        full: all trials, diverged ones too.
+    """
+    keys = [*SUBSET, c.TRAIN_SIZE]
+    guessing = points.groupby(keys)[LOG_LOSS].transform("mean") >= np.log(NEAR_CHANCE * CHANCE_LOSS)
+    last = points[c.TRAIN_SIZE].where(guessing).groupby([points[name] for name in SUBSET]).transform("max")
+    diverged = full[full[c.STATUS] != c.DONE].groupby(_CURVE)[c.TRAIN_SIZE].max()
+    lost = diverged.reindex(pd.MultiIndex.from_frame(points[_CURVE])).to_numpy(dtype=float)
+    return points[~(points[c.TRAIN_SIZE] <= last) & ~(points[c.TRAIN_SIZE] <= lost)]
 
 
 def _positive(values: pd.Series) -> pd.Series:

@@ -89,7 +89,7 @@ def predict(
         DataError: if the sweep had too little data for this fit, with the reason.
     """
     _check(fits, model, domain, d_data, label_sharpness, train_size, target_loss, pilot)
-    growth, warnings = _growth(fits, model, domain)
+    growth, warnings = usable_growth(fits, model, domain)
     curve = Curve(growth, d_data, label_sharpness, pilot)
     asked = {c.D_DATA_MLE: d_data, c.LABEL_SHARPNESS: label_sharpness}
     warnings += _doubts(growth, domain)
@@ -163,8 +163,12 @@ def _check(
             raise ConfigError(f"{name} must be a positive finite number", repr(value), WAYS_OUT[name])
 
 
-def _growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Growth, list[str]]:
-    """Return the narrowest usable prior and what had to be given up for it."""
+def usable_growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Growth, list[str]]:
+    """Return the narrowest usable prior and what had to be given up for it.
+
+    Raises:
+        DataError: if the sweep had too little data, with the reason.
+    """
     warnings: list[str] = []
     for subset in ([domain] if domain else []) + [ALL]:
         found = fits.growth_of(model=model, subset=subset)

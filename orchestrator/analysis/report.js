@@ -1,7 +1,8 @@
 "use strict";
 (() => {
   const PAGE = 100;
-  const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
+  const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+  const measured = new Intl.NumberFormat("en", { minimumSignificantDigits: 4, maximumSignificantDigits: 4 });
   const byKey = (a, b) => (a === null) - (b === null) || (a < b ? -1 : a > b ? 1 : 0);
   const make = (name, text, className) => {
     const element = document.createElement(name);
@@ -61,6 +62,9 @@
   const place = document.getElementById("trial-table");
   const data = JSON.parse(document.getElementById("trial-data").textContent);
   if (place && data.rows.length) {
+    /* A column of whole numbers shows them whole; any other shows four digits throughout. */
+    const formats = data.header.map((_, column) =>
+      data.rows.every((row) => typeof row[column] !== "number" || Number.isInteger(row[column])) ? whole : measured);
     const lines = data.rows.map((row) => row.join(" ").toLowerCase());
     let order = data.rows.map((_, index) => index);
     let shown = order;
@@ -82,7 +86,7 @@
         const line = make("tr");
         data.rows[index].forEach((value, column) => {
           const isNumber = typeof value === "number";
-          const text = value === null ? "" : isNumber ? number.format(value).replace("-", "−") : value;
+          const text = value === null ? "" : isNumber ? formats[column].format(value).replace("-", "−") : value;
           line.append(make("td", text, data.numeric[column] ? "number" : ""));
         });
         return line;

@@ -85,7 +85,7 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Written | 
 def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     """Return what the report says about the sweep besides its numbers."""
     sweep = workspace.plan.sweep
-    records = list(state.results.values())
+    records = state.records
     return {
         "description": sweep.description,
         "planned": len(workspace.plan.trials),

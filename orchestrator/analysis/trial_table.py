@@ -31,7 +31,7 @@ NUMBER_COLUMNS = {
     c.LABEL_SHARPNESS: "K_F",
     c.WALL_TIME_S: "time (s)",
 }
-"""Columns with their headings; those that a sweep does not have are left out."""
+"""Columns with their headings; those that a sweep does not have, or that are empty, are left out."""
 
 _CELL = [c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]
 
@@ -53,7 +53,7 @@ def trial_data(full: pd.DataFrame, devices: Mapping[str, str]) -> dict[str, Any]
     text = {name: title for name, title in TEXT_COLUMNS.items() if name in rows}
     numbers = {name: title for name, title in NUMBER_COLUMNS.items() if name in rows}
     ends = {"device": "device", c.TRIAL_ID: "trial"}
-    columns = text | numbers | ends
+    columns = {name: title for name, title in (text | numbers | ends).items() if not _is_empty(rows[name])}
     cells = [[_plain(value) for value in row] for row in rows[[*columns]].itertuples(index=False, name=None)]
     numeric = [name in numbers for name in columns]
     return {"header": [*columns.values()], "numeric": numeric, "rows": cells}
@@ -93,6 +93,10 @@ def point_data(points: pd.DataFrame) -> dict[str, Any]:
     """Return the points that figures draw, one row per cell, averaged over seeds."""
     cells = [[_plain(value) for value in row] for row in points.itertuples(index=False, name=None)]
     return {"columns": [str(name) for name in points.columns], "data": cells}
+
+
+def _is_empty(column: pd.Series) -> bool:
+    return len(column) > 0 and bool((column.isna() | (column == "")).all())
 
 
 def _plain(value: Any) -> str | int | float | None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from types import FrameType
 from typing import NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -19,9 +16,11 @@ from rich.markup import escape
 
 from orchestrator.cli import comparing, data, environment, predicting, results, sweeps, tuning
 from orchestrator.cli.log import command_log
-from orchestrator.cli.options import Place, without_passwords
+from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr
 from orchestrator.cli.usage import UsageError, explained
+from orchestrator.planning.redaction import without_secrets
+from orchestrator.running.signals import stop_on_signals
 from search_spaces.errors import SetupError, SweepError
 
 EXIT_INTERRUPTED = 130
@@ -60,7 +59,7 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed cells, 2 usage, 3 environment, 4 a bug."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _terminate_like_ctrl_c()
+    stop_on_signals()
     try:
         command = parse(words)
     except UsageError as error:
@@ -137,16 +136,5 @@ def _run(command: Command) -> int:
 
 def _failed(error: SweepError) -> int:
     # Not folded: a command or path in it can be copied.
-    stderr.print(f"[bold red]isweep:[/] {escape(without_passwords(str(error)))}", soft_wrap=True)
+    stderr.print(f"[bold red]isweep:[/] {escape(without_secrets(str(error)))}", soft_wrap=True)
     return error.exit_code
-
-
-def _terminate_like_ctrl_c() -> None:
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            # A closed terminal ends a sweep as Ctrl-C does; `nohup` has it ignored, and it stays so.
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, stop)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.cli.options import (
     CLUSTER,
@@ -24,10 +23,12 @@ from orchestrator.cli.options import (
     run_options,
     whole,
 )
-from orchestrator.cli.printing import cell, emit, line, stderr, stdout, written
+from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, written
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tasks.measures.measure import MeasureResult, MeasureSettings
     from tasks.remote import Executor
 
@@ -283,7 +284,7 @@ def _show_taken(record: dict[str, Any]) -> None:
 
 
 def _measure_table(record: MeasureResult) -> Table:
-    table = Table("images", "estimator", "d_data", "std error", "K_F", "duplicates")
+    table = grid("images", "estimator", "d_data", "std error", "K_F", "duplicates")
     for size in record.sizes:
         sharpness = size.label_sharpness
         shown = "" if sharpness is None else cell(sharpness.value) or f"undefined: {sharpness.reason}"

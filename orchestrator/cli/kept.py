@@ -20,8 +20,8 @@ def write_predictions(preset: str, path: Path, place: Place) -> int:
     from orchestrator.results.state import read_state
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
-    results = read_state(workspace).results
-    table = predictions_table(results.values(), workspace.results_url)
+    results = read_state(workspace).records
+    table = predictions_table(results, workspace.results_url)
     num_trials = table["trial_id"].nunique()
     what = f"{len(table):,} predictions of {num_trials} of {len(results)} trials to "
     written(path, lambda path: table.to_parquet(path, index=False), what)

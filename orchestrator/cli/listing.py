@@ -8,11 +8,10 @@ from typing import Any
 
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.options import Place
-from orchestrator.cli.printing import cell, emit, stdout
+from orchestrator.cli.printing import cell, emit, grid, stdout
 
 COUNTS = ("planned", "done", "failed", "running", "pending")
 MAX_NAMED = 3
@@ -25,11 +24,11 @@ def emit_grid(rows: Sequence[Mapping[str, Any]], *, all_: bool) -> None:
 
     if all_:
         names = ("model", "dataset", "class_pair", "train_size", "seed", "recipe", "status")
-        table = Table(*names)
+        table = grid(*names)
         for row in rows:
             table.add_row(*(cell(row[name]) for name in names))
     else:
-        table = Table("model", "dataset", "class pairs", "train sizes", "seeds", "trials", "done")
+        table = grid("model", "dataset", "class pairs", "train sizes", "seeds", "trials", "done")
         groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
         for row in rows:
             groups.setdefault((row["model"], row["dataset"]), []).append(row)
@@ -55,7 +54,7 @@ def emit_sweeps(place: Place, documents: list[dict[str, Any]]) -> None:
         if not documents:
             stdout.print("no sweep ran below this root yet; start with: isweep run demo")
             return
-        table = Table("sweep", *COUNTS)
+        table = grid("sweep", *COUNTS)
         for document in documents:
             table.add_row(cell(document["sweep"]), *(str(document[name]) for name in COUNTS))
         stdout.print(table)

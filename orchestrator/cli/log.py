@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from orchestrator.cli.options import without_passwords
 from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import SweepError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def command_log(root: str | None, words: Sequence[str]) -> Iterator[Ending]:
     A root that does not exist is not made; when the command makes it, what was logged before is kept.
     """
     handler = _handler(root)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Discreet("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     top, fonts = logging.getLogger(), logging.getLogger("fontTools")
     levels = (top.level, fonts.level)
     top.addHandler(handler)
@@ -45,8 +45,7 @@ def command_log(root: str | None, words: Sequence[str]) -> Iterator[Ending]:
     logging.captureWarnings(True)
     ending = Ending()
     try:
-        said = without_passwords(shlex.join(["isweep", *words]))
-        log.info("isweep %s starts: %s", metadata.version("isweep"), said)
+        log.info("isweep %s starts: %s", metadata.version("isweep"), shlex.join(["isweep", *words]))
         yield ending
     except BaseException:
         log.exception("ends with a bug")
@@ -66,6 +65,13 @@ def _handler(root: str | None) -> logging.Handler:
         return _RootLog(RootPaths.at(root).log)
     except SweepError:
         return logging.NullHandler()  # The command says what is wrong with the root.
+
+
+class _Discreet(logging.Formatter):
+    """Leaves secrets out of every line, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 class _RootLog(logging.handlers.RotatingFileHandler):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
+from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Place:
         """Spell a command to type next, for the same places, quoted for a shell; without passwords."""
         options = {"--root": self.root, "--storage": self.storage, "--mlflow-uri": self.mlflow_uri}
         given = [word for flag, value in options.items() if value for word in (flag, value)]
-        return without_passwords(shlex.join(["isweep", command, *words, *given]))
+        return without_secrets(shlex.join(["isweep", command, *words, *given]))
 
 
 @Parameter(name="*")
@@ -172,8 +172,3 @@ def run_options(
         raw=raw,
         max_skipped_share=reading.max_skipped_share,
     )
-
-
-def without_passwords(text: str) -> str:
-    """Leave out of URLs what stands before the host and after the question mark: it may be a secret."""
-    return re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "?…", re.sub(r"://[^@/\s]+@", "://…@", text))

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import ArgumentCollection, Group, Parameter
 from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.cli.options import ClusterOptions, Place, Positive, ReadingOptions, real, run_options, whole
-from orchestrator.cli.printing import emit, line, stderr, stdout
+from orchestrator.cli.printing import emit, grid, line, stderr, stdout
 from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
 
@@ -90,24 +89,23 @@ def predict(
     """
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis import predict as prediction
+    from orchestrator.analysis.prediction import usable_growth
 
     given = {"d_data": d_data, "label_sharpness": label_sharpness}
     if trained.pilot is None or measured is not None:
-        given = dict(_with_measured(given, measured, preset, place))
-    # Before anything is trained: what the sweep lacks no pilot can replace.
+        given = {**_with_measured(given, measured, preset, place)}
     fits = fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
-    pilot = _pilot(
-        preset, trained, model, domain, place, run_options(place, cluster, reading, {}), cluster.quiet
-    )
+    if trained.pilot is not None:
+        usable_growth(fits, model, domain)  # before anything is trained: no pilot makes up for a sweep
+    options = run_options(place, cluster, reading, {})
+    pilot = _pilot(preset, trained, model, domain, place, options, cluster.quiet)
     if pilot is not None:
         given = {name: getattr(pilot, name) if value is None else value for name, value in given.items()}
-    numbers = _with_measured(given, None, preset, place)
     found = prediction(
         fits,
         model=model,
         domain=domain,
-        d_data=numbers["d_data"],
-        label_sharpness=numbers["label_sharpness"],
+        **_with_measured(given, None, preset, place),
         train_size=train_size,
         target_loss=target_loss,
         pilot=() if pilot is None else pilot.points,
@@ -156,7 +154,7 @@ def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: P
     from orchestrator.analysis.curve import LEVEL
     from orchestrator.analysis.formats import number
 
-    table = Table(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
+    table = grid(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
     low, high = found.interval or (None, None)
     bounds = "none" if found.interval is None else f"{number(low) or '–'} to {number(high) or '–'}"
     table.add_row(number(found.value) or "none", bounds, escape(model), domain or "all")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,8 +26,16 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-stderr = _Console(stderr=True, highlight=False)
-stdout = _Console(highlight=False)
+PIPE_WIDTH = 200
+"""Of what another program reads or a file keeps: no terminal, whose width would cut or fold it, is there."""
+
+
+def _width(stream: TextIO) -> int | None:
+    return None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+
+
+stderr = _Console(stderr=True, highlight=False, width=_width(sys.stderr))
+stdout = _Console(highlight=False, width=_width(sys.stdout))
 
 
 def emit(place: Place, document: object, show: Callable[[], None]) -> None:
@@ -47,14 +56,27 @@ def cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else escape("" if value is None else str(value))
 
 
+def grid(*names: str, numeric_from: int | None = None, title: str | None = None) -> Table:
+    """Return a table that folds what a narrow terminal has no room for: half a number is another number.
+
+    Args:
+        names: Of the columns.
+        numeric_from: Columns from here on hold numbers, which stand to the right.
+        title: Above it.
+    """
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(names):
+        is_number = numeric_from is not None and place >= numeric_from
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    return table
+
+
 def text_table(table: formats.Table) -> Table:
     """Lay out a table of the report for a terminal."""
-    grid = Table(title=escape(table.title), title_justify="left")
-    for place, name in enumerate(table.header):
-        grid.add_column(escape(name), justify="right" if place >= table.numeric_from else "left")
+    shown = grid(*map(escape, table.header), numeric_from=table.numeric_from, title=escape(table.title))
     for row in table.rows:
-        grid.add_row(*map(escape, row))
-    return grid
+        shown.add_row(*map(escape, row))
+    return shown
 
 
 def written(path: Path, write: Callable[[Path], object], what: str = "") -> None:

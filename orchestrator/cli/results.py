@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.cli.options import Place
-from orchestrator.cli.printing import cell, emit, line, stderr, stdout, text_table, written
+from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
 from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
 from search_spaces.errors import ConfigError, SetupError
 
@@ -33,8 +32,11 @@ SHOWN = {
     "test_accuracy": "accuracy",
     "d_data_mle": "d_data",
     "label_sharpness": "K_F",
+    "r_hat_pred": "R̂",
 }
 """Columns that ``isweep results`` prints for people, with their short names."""
+WHERE_MEASURED = ("r_hat_pred",)
+"""Of these, those that stand there only where some row has them."""
 
 
 def results(
@@ -67,7 +69,7 @@ def results(
 
         return write_predictions(preset, predictions, place)
     table = read_search(preset, place) if search else read_table(preset, place, from_store=from_store)
-    names = SEARCH_SHOWN if search else SHOWN
+    names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (SHOWN, "train_size")
     what = f"{len(table)} rows to "
     if csv:
         written(csv, lambda path: write_csv(table, path), what)
@@ -78,10 +80,15 @@ def results(
     rows = json.loads(table.to_json(orient="records", double_precision=15))
 
     def show() -> None:
-        grid = Table(*names.values())
+        shown = {
+            name: words
+            for name, words in names.items()
+            if name not in WHERE_MEASURED or any(row.get(name) is not None for row in rows)
+        }
+        lines = grid(*shown.values(), numeric_from=[*shown].index(first_number))
         for row in rows:
-            grid.add_row(*(cell(row.get(name)) for name in names))
-        stdout.print(grid)
+            lines.add_row(*(cell(row.get(name)) for name in shown))
+        stdout.print(lines)
 
     emit(place, rows, show)
     return 0

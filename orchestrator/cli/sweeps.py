@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
+from orchestrator.cli.cells import show_cell
 from orchestrator.cli.listing import emit_grid, emit_sweeps, grouped_failures, running_lines, watch
 from orchestrator.cli.options import Changes, ClusterOptions, Place, Positive, ReadingOptions, run_options
 from orchestrator.cli.printing import emit, line, stderr, stdout
@@ -50,7 +51,11 @@ def run(
     try:
         summary = run_sweep(preset, options, progress=progress, changes=read_changes(changes))
     except KeyboardInterrupt:
-        kept = f"{progress.done} of {progress.planned} trials are kept"
+        kept = (
+            f"{progress.done} of {progress.planned} trials are kept"
+            if progress.planned
+            else "Nothing was lost"
+        )
         again = place.hint("run", preset, *(word for change in changes for word in ("--set", change)))
         raise KeyboardInterrupt(f"{kept}; continue with: {again}") from None
     _say_how_it_ended(summary, place.hint("reconcile", preset))
@@ -109,7 +114,7 @@ def plan(
     cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
     beside = extras(workspace.plan, state.incomplete)
     cost |= vars(beside)
-    trainings = most_trainings(workspace)
+    trainings, search = most_trainings(workspace)
 
     def show() -> None:
         emit_grid(rows, all_=all_)
@@ -118,19 +123,11 @@ def plan(
             f"{len(measures)} measures: {_num_done(measures)} done"
         )
         _say_what_is_missing(workspace, missing)
-        stdout.print(escape(cost["text"]))
-        stdout.print(beside.text)
-        if trainings is not None:
-            stdout.print(f"beside it, isweep tune would train {trainings} networks to the end at most")
+        for text in filter(None, (cost["text"], beside.text, search)):
+            stdout.print(escape(text))
 
-    document = {
-        "sweep": workspace.plan.sweep.name,
-        "trials": rows,
-        "measures": measures,
-        "not_prepared": missing,
-        "estimate": cost,
-        "search": {"most_trainings": trainings},
-    }
+    document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
+    document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
     emit(place, document, show)
     return 0
 
@@ -141,6 +138,7 @@ def status(
     *,
     watch_: Annotated[bool, Parameter(name="--watch")] = False,
     interval: Annotated[Positive, Parameter(metavar="SECONDS")] = 2,
+    cell: Annotated[str | None, Parameter(metavar="ID")] = None,
     place: Place = Place(),
 ) -> int:
     """Show progress, and failures with their reasons; without a name, the sweeps of the root.
@@ -149,19 +147,19 @@ def status(
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         watch_: Show it anew until nothing runs any more.
         interval: Seconds between two looks (default 2).
+        cell: Tell the story of one cell: attempts, nodes, failures, logs.
         place: Where everything lies.
     """
-    from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.workspace import Workspace
 
     if preset is None:
-        opened = [
-            Workspace.open(name, place.root, place.storage, as_run=True)
-            for name in RootPaths.at(place.root).sweep_names()
-        ]
-        emit_sweeps(place, [{"sweep": one.plan.sweep.name, **_progress(one)} for one in opened])
-        return 0
+        if cell is not None:
+            raise ConfigError("--cell needs a sweep", "none", "e.g. isweep status paper --cell ID")
+        return _status_of_all(place)
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    if cell is not None:
+        show_cell(workspace, cell, place)
+        return 0
     if watch_:
         watch(lambda: _progress(workspace), interval)
     if not workspace.paths.exist:
@@ -188,6 +186,18 @@ def status(
             stdout.print(escape(document["search"]["text"]), soft_wrap=True)
 
     emit(place, document, show)
+    return 0
+
+
+def _status_of_all(place: Place) -> int:
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.planning.workspace import Workspace
+
+    opened = [
+        Workspace.open(name, place.root, place.storage, as_run=True)
+        for name in RootPaths.at(place.root).sweep_names()
+    ]
+    emit_sweeps(place, [{"sweep": one.plan.sweep.name, **_progress(one)} for one in opened])
     return 0
 
 
@@ -260,10 +270,10 @@ def _way_in(place: Place, preset: str) -> str:
 
 
 def _state(workspace: Workspace, running: Iterable[str] | None = None) -> State:
-    from orchestrator.results.state import read_state
+    from orchestrator.results.state import look_at_state
     from orchestrator.running.run_state import running_trials
 
-    return read_state(workspace, running_trials(workspace) if running is None else running)
+    return look_at_state(workspace, running_trials(workspace) if running is None else running)
 
 
 def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
@@ -309,7 +319,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         **{str(one): counts[one] for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)},
         "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
         "stale": counts[CellStatus.STALE],
-        "diverged": sum(one.result.status == TrialStatus.DIVERGED for one in state.results.values()),
+        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
         "now": "" if run is None else run.now,
         "seconds_left": None if run is None else run.seconds_left,
         "running_trials": {name: trial for name, trial in trials.items() if name not in state.results},

@@ -8,7 +8,9 @@ them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from search_spaces.errors import unknown_name
@@ -79,6 +81,21 @@ def card_named(name: str) -> Card:
     return CARDS[name]
 
 
+def card_like(name: str) -> Card | None:
+    """Return the card of the table that a driver or Ray names, the one with least memory where several fit.
+
+    None where the table has no such card.
+    """
+    name = name.lower()
+    plain = re.sub("[-_ ]", "", name)
+    fit = [card for key, card in CARDS.items() if plain.endswith(key.replace("-", ""))]
+    fit = fit or [card for key, card in CARDS.items() if key.partition("-")[0] in plain]
+    size = re.search(r"\b(\d+)\s?g", name)  # NVIDIA A100-SXM4-80GB
+    fit = [card for card in fit if size and card.memory_gib == int(size[1])] or fit
+    fit = [card for card in fit if ("pcie" in card.name) == ("pcie" in plain)] or fit
+    return min(fit, key=lambda card: card.memory_gib, default=None)
+
+
 @dataclass(frozen=True)
 class PassTime:
     """How long a pass takes on a card.
@@ -93,6 +110,7 @@ class PassTime:
     busy: float
 
 
+@lru_cache(maxsize=1024)
 def pass_time(cost: PassCost, card: Card, *, interval: float, half: bool = True) -> PassTime:
     """Predict one pass.
 

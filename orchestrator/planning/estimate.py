@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict
 from typing import Any
 
 from orchestrator.planning.cards import CARDS, Card
-from orchestrator.planning.packing import flops, jobs_on, need_of, peak_bytes
+from orchestrator.planning.measured import (
+    ASSUMED_CPU_FLOPS,
+    MeasuredTrial,
+    corrections_for,
+    measured_rates,
+)
+from orchestrator.planning.packing import Corrections, flops, jobs_on, need_of
 from orchestrator.planning.simulate import longest_first, replay
 from search_spaces.trials import TrialSpec
 
-ASSUMED_CPU_FLOPS = 100e9
-"""Sustained float32 rate of one core where nothing was measured (benchmarks/training_throughput.py)."""
 DEFAULT_CARD = "h100"
-
-
-@dataclass(frozen=True)
-class MeasuredTrial:
-    """What a finished trial cost.
-
-    Attributes:
-        spec: What was done.
-        on_gpu: Whether it ran on a GPU.
-        share: GPUs, or CPU threads, that it had.
-        seconds: Wall time.
-    """
-
-    spec: TrialSpec
-    on_gpu: bool
-    share: float
-    seconds: float
 
 
 def estimate(
     left: Collection[TrialSpec],
-    measured_trials: Iterable[MeasuredTrial],
+    measured_trials: Collection[MeasuredTrial],
     *,
     card: Card | None = None,
     num_cards: int = 1,
@@ -52,10 +38,12 @@ def estimate(
     Returns:
         ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum), with the share of
         cells whose cost was scaled from measured trials of the same model in ``measured_share``;
-        ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_cards`; ``assumptions``.
+        ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_cards`; ``corrections`` of what was
+        predicted for the card, by model; ``assumptions``.
     """
-    rates = _measured_rates(measured_trials)
     card = card or CARDS[DEFAULT_CARD]
+    rates = measured_rates(measured_trials)
+    corrections = corrections_for(card, measured_trials)
     cpu_seconds = gpu_seconds = 0.0
     measured = 0
     for trial in left:
@@ -63,15 +51,16 @@ def estimate(
         cpu_rate, gpu_rate = rates.get((model, False)), rates.get((model, True))
         measured += bool(cpu_rate or gpu_rate)
         cpu_seconds += flops(trial) / (cpu_rate or ASSUMED_CPU_FLOPS)
-        need = need_of(trial, card)
+        need = need_of(trial, card, corrections)
         gpu_seconds += flops(trial) / gpu_rate if gpu_rate else need.seconds * need.share
     result: dict[str, Any] = {
         "trials_left": len(left),
         "gpu_hours": gpu_seconds / 3600,
         "cpu_core_hours": cpu_seconds / 3600,
         "measured_share": measured / len(left) if left else 1.0,
-        "memory_bytes": max((peak_bytes(trial.network) for trial in left), default=0),
-        "cluster": on_cards(left, card, num_cards),
+        "memory_bytes": max((need_of(trial, card, corrections).memory_bytes for trial in left), default=0),
+        "cluster": on_cards(left, card, num_cards, corrections),
+        "corrections": asdict(corrections),
         "assumptions": (
             f"cards as in the table of data sheets and published training rates ({card.name}), "
             f"{ASSUMED_CPU_FLOPS / 1e9:g} GFLOP/s per core, where this sweep has no finished trial of the "
@@ -82,7 +71,9 @@ def estimate(
     return result
 
 
-def on_cards(trials: Collection[TrialSpec], card: Card, num_cards: int) -> dict[str, Any]:
+def on_cards(
+    trials: Collection[TrialSpec], card: Card, num_cards: int, corrections: Corrections | None = None
+) -> dict[str, Any]:
     """Replay trials on ``num_cards`` cards, longest first, each on the share that it is predicted to need.
 
     Returns:
@@ -92,9 +83,9 @@ def on_cards(trials: Collection[TrialSpec], card: Card, num_cards: int) -> dict[
     """
     shares: dict[str, float] = {}
     for trial in trials:
-        name, share = trial.network.model.name, need_of(trial, card).share
+        name, share = trial.network.model.name, need_of(trial, card, corrections).share
         shares[name] = max(share, shares.get(name, 0.0))
-    found = replay(longest_first(jobs_on(trials, card)), num_cards)
+    found = replay(longest_first(jobs_on(trials, card, corrections)), num_cards)
     card_hours = num_cards * found.makespan / 3600
     return {
         "card": card.name,
@@ -121,14 +112,3 @@ def _text(result: dict[str, Any]) -> str:
         f"{100 * cluster['utilisation']:.0f} % used, about {cluster['dollars']:.2g} $ and "
         f"{cluster['kilowatt_hours']:.2g} kWh; share of a card: {shares or 'none'} ({result['assumptions']})"
     )
-
-
-def _measured_rates(trials: Iterable[MeasuredTrial]) -> dict[tuple[str, bool], float]:
-    """Return achieved operations per core- or GPU-second by model and device, the median over trials."""
-    seen: dict[tuple[str, bool], list[float]] = {}
-    for trial in trials:
-        seconds = trial.seconds * trial.share
-        if seconds > 0 and trial.spec.network.recipe.epochs:
-            rates = seen.setdefault((trial.spec.network.model.name, trial.on_gpu), [])
-            rates.append(flops(trial.spec) / seconds)
-    return {key: statistics.median(values) for key, values in seen.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from orchestrator.planning.estimate import ASSUMED_CPU_FLOPS, MeasuredTrial
+from orchestrator.planning.measured import ASSUMED_CPU_FLOPS, MeasuredTrial
 from orchestrator.planning.packing import cost_of, flops
 from orchestrator.planning.plan import SweepPlan
 from search_spaces.trials import TrialSpec

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from orchestrator.planning.packing import flops
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.plan import SweepPlan
 from search_spaces.errors import SweepError
 from search_spaces.trials import TrialSpec
@@ -16,11 +16,13 @@ log = logging.getLogger(__name__)
 Cell = TypeVar("Cell")
 
 
-def order_trials(plan: SweepPlan, trials: Sequence[TrialSpec], budget: float) -> list[TrialSpec]:
+def order_trials(
+    plan: SweepPlan, trials: Sequence[TrialSpec], budget: float, expectation: Expectation
+) -> list[TrialSpec]:
     """Return trials in the order in which they are offered, when arrays may take ``budget`` bytes at once."""
     return longest_first_within(
         trials,
-        seconds=_work,
+        seconds=lambda trial: _seconds(trial, expectation),
         array=lambda trial: array_key(plan, trial),
         array_bytes=lambda trial: _array_bytes(plan, trial),
         budget=budget,
@@ -39,9 +41,9 @@ def _array_bytes(plan: SweepPlan, trial: TrialSpec) -> int:
     return num_images * prepared.channels * prepared.image_size**2
 
 
-def _work(trial: TrialSpec) -> float:
+def _seconds(trial: TrialSpec, expectation: Expectation) -> float:
     try:
-        return flops(trial)
+        return expectation.seconds(trial)
     except SweepError as error:  # it will say so itself, and soonest when it goes first
         log.warning("%s: %s", trial.trial_id, error)
         return math.inf

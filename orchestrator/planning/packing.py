@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.cards import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, Card, memory_bytes, pass_time
 from orchestrator.planning.simulate import Job
 from search_spaces.errors import ConfigError, SweepError
+from search_spaces.specs import Spec
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ BUSY_ENOUGH = 0.95
 assumed: it holds for processes under MPS, and is not measured yet for time slices."""
 SHARE_STEP = 100
 """Shares are multiples of a hundredth of a card."""
+
+
+MOST_KNOWN_COSTS = 4096
+_KNOWN_COSTS: dict[tuple[int, int, int], tuple[tuple[Spec, ...], NetworkCost]] = {}
+"""By the identity of the parts of a spec, which are held so that no others can have it: the trials of a plan
+share them, and hashing their content for each takes longer than all the rest of a plan."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,32 @@ class CardNeed:
     memory_bytes: float
 
 
+@dataclass(frozen=True)
+class Corrections:
+    """How far predictions for one kind of card were off, by model: measured over predicted, 1 where unknown.
+
+    Attributes:
+        memory: the worst peak.
+        seconds: the median time.
+    """
+
+    memory: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
 def cost_of(network: NetworkSpec) -> NetworkCost:
     """Return the costs of a network in its recipe, walked once for recipes that cost the same."""
+    parts = (network.model, network.recipe, network.subset.prepared)
+    key = (id(parts[0]), id(parts[1]), id(parts[2]))
+    known = _KNOWN_COSTS.get(key)
+    if known is None:
+        if len(_KNOWN_COSTS) >= MOST_KNOWN_COSTS:
+            _KNOWN_COSTS.clear()
+        known = _KNOWN_COSTS[key] = (parts, _counted_cost(network))
+    return known[1]
+
+
+def _counted_cost(network: NetworkSpec) -> NetworkCost:
     from tasks.trials.costs import network_cost
 
     where = f"{network.model.library} {network.model.architecture}"
@@ -85,8 +116,24 @@ def peak_bytes(network: NetworkSpec) -> float:
     return array_bytes(network) + max(memory_bytes(part) for part in parts)
 
 
-def need_of(trial: TrialSpec, card: Card) -> CardNeed:
-    """Predict what ``trial`` needs of ``card``."""
+def need_of(trial: TrialSpec, card: Card, corrections: Corrections | None = None) -> CardNeed:
+    """Predict what ``trial`` needs of ``card``, corrected by what others like it were measured to need."""
+    corrections = corrections or Corrections()
+    alone, busy = _alone(trial, card)
+    name = trial.network.model.name
+    memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
+    seconds, share = _shared(alone, busy, memory, card)
+    return CardNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
+
+
+def seconds_on_share(trial: TrialSpec, card: Card, share: float) -> float:
+    """Predict the time of ``trial`` on a given share of ``card``; of several cards it uses one."""
+    alone, busy = _alone(trial, card)
+    return alone * max(1.0, busy / min(share, 1.0))
+
+
+def _alone(trial: TrialSpec, card: Card) -> tuple[float, float]:
+    """Return the seconds of ``trial`` alone on ``card``, and in which share of them the card works."""
     network, cost = trial.network, cost_of(trial.network)
     recipe, size, num_test = network.recipe, network.train_size, network.subset.test_size
     # Networks with batch norm are trained by captured graphs, see tasks.trials.step.
@@ -101,9 +148,7 @@ def need_of(trial: TrialSpec, card: Card) -> CardNeed:
     num_attacks = num_test / cost.attack_batch
     passes = ((num_steps, step), (num_evaluations, evaluation), (num_attacks, attack))
     alone = TRIAL_SECONDS + sum(number * part.seconds for number, part in passes)
-    busy = sum(number * part.busy for number, part in passes) / alone
-    memory = peak_bytes(network)
-    return CardNeed(*_shared(alone, busy, memory, card), memory)
+    return alone, sum(number * part.busy for number, part in passes) / alone
 
 
 def _shared(alone: float, busy: float, memory: float, card: Card) -> tuple[float, float]:
@@ -115,7 +160,7 @@ def _shared(alone: float, busy: float, memory: float, card: Card) -> tuple[float
     return alone * max(1.0, busy / share), share
 
 
-def jobs_on(trials: Iterable[TrialSpec], card: Card) -> list[Job]:
+def jobs_on(trials: Iterable[TrialSpec], card: Card, corrections: Corrections | None = None) -> list[Job]:
     """Return trials as jobs for a replay on cards of this kind."""
-    needs = [(trial.trial_id, need_of(trial, card)) for trial in trials]
+    needs = [(trial.trial_id, need_of(trial, card, corrections)) for trial in trials]
     return [Job(trial_id, need.seconds, need.share) for trial_id, need in needs]

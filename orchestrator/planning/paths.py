@@ -164,6 +164,16 @@ class SweepPaths:
         return self.folder / "sweep.yaml"
 
     @property
+    def index(self) -> Path:
+        """Outlines of the sweep's results; may be thrown away."""
+        return self.folder / "index.jsonl"
+
+    @property
+    def code(self) -> Path:
+        """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
+        return self.folder / "code"
+
+    @property
     def report(self) -> Path:
         """Folder of the report, its figures and tables."""
         return self.folder / "report"

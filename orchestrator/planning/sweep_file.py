@@ -72,9 +72,7 @@ def load_sweep(
         path = Path(source)
         text = _read_file(path)
         # As a script's own folder is: modules of one's own networks lie beside the sweep file.
-        folder = str(path.parent.absolute())
-        if folder not in sys.path:
-            sys.path.append(folder)
+        find_modules_in(path.parent)
         return _own_paths(
             parse_sweep(text, origin=str(source), folder=path.parent, changes=changes, recipes=recipes),
             path.parent,
@@ -342,3 +340,10 @@ def _check_estimator(name: str) -> None:
         from tasks.measures.intrinsic_dimension import table_width
 
         table_width((name,), 0)
+
+
+def find_modules_in(folder: Path) -> None:
+    """Let modules of one's own networks be found in a folder, after all others of their name."""
+    name = str(folder.absolute())
+    if name not in sys.path:
+        sys.path.append(name)

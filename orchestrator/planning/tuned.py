@@ -35,10 +35,16 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
         raise ConfigError(
             "A searched recipe must have been searched below this root",
             f"recipe: {name}, but no {path}",
-            f"run isweep tune {sweep if name == TUNED else name.removeprefix(f'{TUNED}-')} first; "
-            f"searched recipes there: {there}",
+            f"run isweep tune {_searches(name, sweep)} first; searched recipes there: {there}",
         )
     return {**recipe, "from": str(path)} if isinstance(recipe, dict) else str(path)
+
+
+def _searches(name: str, sweep: object) -> str:
+    """Return what to tune for a recipe to be there; a sweep that names its own begins from another."""
+    if name != TUNED:
+        return name.removeprefix(f"{TUNED}-")
+    return f"{sweep} --set recipe=NAME, with the recipe to begin from and to compare with,"
 
 
 def split_tuned(recipe: object) -> tuple[object, dict[str, Any] | None]:

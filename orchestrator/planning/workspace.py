@@ -7,8 +7,15 @@ from dataclasses import dataclass, field
 
 from orchestrator.planning.paths import RootPaths, SweepPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.sweep_file import SweepSource, load_sweep, preset_names, sweep_text
+from orchestrator.planning.sweep_file import (
+    SweepSource,
+    find_modules_in,
+    load_sweep,
+    preset_names,
+    sweep_text,
+)
 from search_spaces.errors import CorruptStoreError, unknown_name
+from search_spaces.own_code import source_texts
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.atomic import write_atomic
@@ -59,6 +66,12 @@ class Workspace:
         """Keep the sweep below the root, where its name is enough to find it again."""
         self.sweep_paths.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.sweep_paths.sweep_file, sweep_text(self.plan.sweep).encode())
+        models = {trial.network.model for trial in self.plan.trials}
+        for reference in sorted(model.architecture for model in models if model.library == "own"):
+            for relative, text in source_texts(reference).items():
+                path = self.sweep_paths.code / relative
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, text.encode())
 
     @property
     def sweep_paths(self) -> SweepPaths:
@@ -107,6 +120,7 @@ def _find(
     if isinstance(source, str) and "/" not in source:
         recorded = paths.sweep(source).sweep_file
         if (as_run or source not in preset_names()) and recorded.is_file():
+            find_modules_in(paths.sweep(source).code)
             return load_sweep(recorded, changes, recipes=paths.recipes)
         known = {*preset_names(), *paths.sweep_names()}
         if source not in known and not source.endswith((".yaml", ".yml")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.planning.estimate import MeasuredTrial
+from orchestrator.planning.measured import MeasuredTrial
 from orchestrator.planning.prices import Prices
 from orchestrator.results.state import State
 
@@ -59,7 +59,7 @@ class Cost:
 def cost_of(state: State, prices: Prices) -> Cost:
     """Add up the trials of a sweep that have a result."""
     spent = state.measured_trials()
-    again = {record.trial_id for record in state.results.values() if record.measured_at is not None}
+    again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
     gpu, core = _unit_hours(spent)
     saved_gpu, saved_core = _unit_hours(trial for trial in spent if trial.spec.trial_id in again)
     joules = 3600 * (gpu * prices.card.watts + core * prices.core.watts)

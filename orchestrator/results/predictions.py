@@ -8,6 +8,7 @@ import pandas as pd
 
 from orchestrator.results import columns as c
 from orchestrator.results.records import TrialRecord
+from orchestrator.results.state import StoredResults
 from orchestrator.results.weights import WeightStore
 from search_spaces.errors import DataError
 from search_spaces.specs import pair_name
@@ -36,6 +37,31 @@ def predictions_table(records: Iterable[TrialRecord], url: str) -> pd.DataFrame:
             way_out="set predictions: true and run it again: where weights are kept, nothing is trained",
         )
     return pd.concat(tables, ignore_index=True)
+
+
+def forget_damaged(stored: StoredResults, planned: Iterable[str]) -> tuple[int, int]:
+    """Take predictions that are gone or damaged for not made, in memory, so that a run makes them again.
+
+    A trial without kept weights is taken for not done; its stored result stays until it is replaced.
+
+    Args:
+        stored: Everything in a sweep's store.
+        planned: Ids of trials that are to have predictions.
+
+    Returns:
+        How many are made from kept weights, and how many networks are trained again.
+    """
+    trials = stored.trials
+    known = {trial_id: trials[trial_id].result for trial_id in planned if trial_id in trials}
+    kept = {trial_id: result.predictions for trial_id, result in known.items() if result.predictions}
+    damaged = WeightStore(stored.store.url).damaged_predictions(kept) if kept else set()
+    lost = {trial_id for trial_id in damaged if known[trial_id].weights is None}
+    for trial_id in damaged - lost:
+        without = known[trial_id].model_copy(update={"predictions": None})
+        trials[trial_id] = trials[trial_id].model_copy(update={"result": without})
+    for trial_id in lost:
+        del trials[trial_id]
+    return len(damaged - lost), len(lost)
 
 
 def _trial_columns(record: TrialRecord, num_rows: int) -> pd.DataFrame:

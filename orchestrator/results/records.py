@@ -82,6 +82,7 @@ class TrialRecord(SealedRecord):
         data_fingerprint: Content hash of the prepared dataset.
         shared_group_share: Share of test images whose group is also trained on.
         gpu_share: Share of a GPU that the trial had; 0 on a CPU.
+        gpu_name: The GPU, in its driver's words; empty on a CPU.
         attempt: Which attempt this was, from 1.
         started_at: Seconds since 1970.
         finished_at: Likewise.
@@ -102,6 +103,7 @@ class TrialRecord(SealedRecord):
     data_fingerprint: str
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
+    gpu_name: str = ""
     attempt: int
     started_at: float
     finished_at: float
@@ -119,16 +121,23 @@ class TrialRecord(SealedRecord):
 
         Predictions that found no room are missing, where the network is kept to make them from.
         """
-        missing = self.spec.lacks(asked)
-        lost = self.result.predictions is None and self.result.weights is not None
-        return missing or tuple(
-            item for item in asked.measurements if lost and isinstance(item, PredictionMeasurement)
-        )
+        result = self.result
+        return missing(self.spec, asked, kept_without=bool(result.weights) and not result.predictions)
 
     @model_validator(mode="before")
     @classmethod
     def _migrate(cls, data: Any) -> Any:
         return migration.trial(data) if migration.is_version(data, 1) else data
+
+
+def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
+    """Return what a trial made by ``made`` lacks; ``kept_without``: its network but no predictions."""
+    lacking = made.lacks(asked)
+    return lacking + tuple(
+        item
+        for item in asked.measurements
+        if kept_without and isinstance(item, PredictionMeasurement) and item not in lacking
+    )
 
 
 class MeasureRecord(SealedRecord):
@@ -205,6 +214,8 @@ class CellReport(Finding):
         data_fingerprint: Of the images it was given; empty with a failure.
         shared_group_share: See :class:`TrialRecord`.
         gpu_share: See :class:`TrialRecord`.
+        gpu_name: See :class:`TrialRecord`.
+        log: What it logged, warned of and printed.
     """
 
     started_at: float
@@ -213,3 +224,5 @@ class CellReport(Finding):
     data_fingerprint: str = ""
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
+    gpu_name: str = ""
+    log: str = ""

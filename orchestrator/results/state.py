@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from orchestrator.planning.estimate import MeasuredTrial
+from orchestrator.planning.measured import MeasuredTrial
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.outlines import OutlineIndex, TrialOutline
 from orchestrator.results.patience import Patience
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
@@ -25,7 +27,9 @@ class StoredResults:
 
     Attributes:
         store: Where they are sealed.
-        trials: Results by trial id.
+        trials: Results by trial id; after a mere look, each is read when it is asked for.
+        outlines: Of the same results.
+        index: Where outlines are kept for the next look.
         measures: Measures by measure id.
         failures: Latest failures of trials without a result, by trial id.
         unreadable: Files that are not believed.
@@ -38,18 +42,45 @@ class StoredResults:
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
     patience: Patience | None = None
+    outlines: dict[str, TrialOutline] = field(default_factory=dict)
+    index: OutlineIndex | None = None
 
     @classmethod
-    def read(cls, url: str) -> StoredResults:
-        """Read every record below ``url``."""
+    def read(cls, url: str, index: Path | None = None) -> StoredResults:
+        """Read every record below ``url``.
+
+        Args:
+            url: A local path or the URL of an object store.
+            index: Where outlines are kept for the next look; made anew. None keeps none.
+        """
         store = ResultStore(url)
-        trials, measures, failures = (
-            store.scan(TrialRecord),
-            store.scan(MeasureRecord),
-            store.scan(FailureRecord),
+        scan = store.scan(TrialRecord)
+        outlines = {name: TrialOutline.of(record) for name, record in scan.records.items()}
+        kept = None if index is None else OutlineIndex(index)
+        if kept is not None and outlines:
+            kept.replace((scan.stamps[name], outline) for name, outline in outlines.items())
+        return cls(store, scan.records, outlines=outlines, index=kept)._with_the_rest(scan.unreadable)
+
+    @classmethod
+    def look(cls, url: str, index: Path) -> StoredResults:
+        """As :meth:`read`, of a sweep that is only looked at: a result whose outline is known is not read."""
+        store, kept = ResultStore(url), OutlineIndex.read(index)
+        files = store.listing(TrialRecord)
+        known = {n: o for n, (stamp, o) in kept.known.items() if n in files and stamp == files[n].stamp}
+        scan = store.scan(TrialRecord, [file for name, file in files.items() if name not in known])
+        new = {name: TrialOutline.of(record) for name, record in scan.records.items()}
+        kept.add((scan.stamps[name], outline) for name, outline in new.items())
+        outlines = {name: known.get(name) or new[name] for name in files if name in known or name in new}
+        return cls(store, _ReadWhenAsked(store), outlines=outlines, index=kept)._with_the_rest(
+            scan.unreadable
         )
-        unreadable = trials.unreadable + failures.unreadable + measures.unreadable
-        return cls(store, trials.records, measures.records, failures.records, unreadable)
+
+    def _with_the_rest(self, unreadable: list[Unreadable]) -> StoredResults:
+        """Read what there is beside results."""
+        measures, failures = self.store.scan(MeasureRecord), self.store.scan(FailureRecord)
+        self.measures, self.failures = measures.records, failures.records
+        self.unreadable = unreadable + failures.unreadable + measures.unreadable
+        return self
 
     def check_writable(self) -> None:
         """Refuse a store in which a newer version wrote: a run of this one would replace what that one found.
@@ -78,6 +109,9 @@ class StoredResults:
             self.patience.until_done(lambda: self.store.save(record))
         if isinstance(record, TrialRecord):
             self.trials[record.trial_id] = record
+            self.outlines[record.trial_id] = outline = TrialOutline.of(record)
+            if self.index is not None:
+                self.index.add([(self.store.stamp(record), outline)])
             self.failures.pop(record.trial_id, None)
         elif isinstance(record, MeasureRecord):
             self.measures[record.measure_id] = record
@@ -90,7 +124,8 @@ class State:
     """What is done, failed and left of a plan.
 
     Attributes:
-        results: Believed results of planned trials, with everything asked for, by id.
+        results: Outlines of the believed results of planned trials, with everything asked for, by id.
+        trials: Records by id, of these and other results.
         measures: Stored measures of the plan made from the data prepared now, by measure id.
         failures: Latest failures of planned trials that have no result, by id.
         running: Ids that a live driver works on now.
@@ -102,7 +137,8 @@ class State:
         unreadable: Files that are not believed.
     """
 
-    results: dict[str, TrialRecord]
+    results: dict[str, TrialOutline]
+    trials: Mapping[str, TrialRecord] = field(default_factory=dict)
     measures: dict[str, MeasureRecord] = field(default_factory=dict)
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     running: frozenset[str] = frozenset()
@@ -125,11 +161,16 @@ class State:
         """Yield what a tracker should show: all planned results, measures first."""
         index = index_measures(self.measures.values())
         yield from (flat_measure(record) for record in self.measures.values())
-        yield from (flat_trial(record, index) for record in self.results.values())
+        yield from (flat_trial(self.trials[trial_id], index) for trial_id in self.results)
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """Records of all planned results."""
+        return [self.trials[trial_id] for trial_id in self.results]
 
     def rows(self) -> list[Row]:
         """Return the rows of all planned results, ordered by trial id."""
-        return rows_of(self.results.values(), self.measures.values())
+        return rows_of(self.records, self.measures.values())
 
     def told_failures(self) -> list[Failure]:
         """Return what a tracker should know of cells that have no result."""
@@ -146,22 +187,28 @@ class State:
         """Return what done trials cost; diverged ones stopped at an unknown epoch, so they tell nothing."""
         return [
             MeasuredTrial(
-                spec=record.spec,
-                on_gpu=record.result.device.startswith("cuda"),
+                spec=outline.spec,
+                on_gpu=outline.on_gpu,
                 # Older records know no share: the trial had the card to itself.
-                share=(record.gpu_share or 1.0)
-                if record.result.device.startswith("cuda")
-                else record.result.num_threads,
-                seconds=record.finished_at - record.started_at,
+                share=(outline.gpu_share or 1.0) if outline.on_gpu else outline.num_threads,
+                seconds=outline.finished_at - outline.started_at,
+                card=outline.gpu_name,
+                peak_bytes=outline.peak_bytes,
             )
-            for record in self.results.values()
-            if record.result.status == TrialStatus.DONE
+            for outline in self.results.values()
+            if outline.status == TrialStatus.DONE
         ]
 
 
 def read_state(workspace: Workspace, running: Iterable[str] = ()) -> State:
     """Read the store of a sweep and judge it; see :func:`judge`."""
     return judge(workspace, StoredResults.read(workspace.results_url), running)
+
+
+def look_at_state(workspace: Workspace, running: Iterable[str] = ()) -> State:
+    """As :func:`read_state`, by outlines: for what needs no number that a network gave."""
+    stored = StoredResults.look(workspace.results_url, workspace.sweep_paths.index)
+    return judge(workspace, stored, running)
 
 
 def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = ()) -> State:
@@ -173,17 +220,16 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
         running: Ids of trials that a live driver works on now.
     """
     planned = workspace.plan.trials_by_id
-    known = {i: record for i, record in stored.trials.items() if i in planned}
-    stale = {i for i, record in known.items() if _is_stale(workspace, planned[i], record)}
+    known = {i: outline for i, outline in stored.outlines.items() if i in planned}
+    stale = {i for i, outline in known.items() if _is_stale(workspace, planned[i], outline)}
     incomplete = {
-        i: record.result.weights is not None
-        for i, record in known.items()
-        if i not in stale and record.lacks(planned[i])
+        i: outline.has_weights for i, outline in known.items() if i not in stale and outline.lacks(planned[i])
     }
-    results = {i: record for i, record in known.items() if i not in stale and i not in incomplete}
+    results = {i: outline for i, outline in known.items() if i not in stale and i not in incomplete}
     measures = {measure.measure_id: measure for measure in workspace.plan.measures}
     return State(
         results=results,
+        trials=stored.trials,
         measures={
             i: record
             for i, record in stored.measures.items()
@@ -193,13 +239,13 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
         running=frozenset(running),
         stale=frozenset(stale),
         incomplete=incomplete,
-        foreign=frozenset(set(stored.trials) - set(planned)),
+        foreign=frozenset(set(stored.outlines) - set(planned)),
         unreadable=list(stored.unreadable),
     )
 
 
 def _is_stale(
-    workspace: Workspace, spec: TrialSpec | MeasureSpec, record: TrialRecord | MeasureRecord
+    workspace: Workspace, spec: TrialSpec | MeasureSpec, record: TrialOutline | MeasureRecord
 ) -> bool:
     subset = spec.network.subset if isinstance(spec, TrialSpec) else spec.subset
     dataset = workspace.prepared.get(subset.prepared.prepared_id)
@@ -207,5 +253,19 @@ def _is_stale(
         return True
     # An id leaves out what has its default: one that changed under the same version must not go unseen.
     return (spec.network if isinstance(spec, TrialSpec) else spec) != (
-        record.spec.network if isinstance(record, TrialRecord) else record.spec
+        record.spec.network if isinstance(record, TrialOutline) else record.spec
     )
+
+
+class _ReadWhenAsked(dict[str, TrialRecord]):
+    """Records of which only outlines are known: each is read from the store when it is asked for."""
+
+    def __init__(self, store: ResultStore) -> None:
+        super().__init__()
+        self._store = store
+
+    def __missing__(self, trial_id: str) -> TrialRecord:
+        record = self._store.read(TrialRecord, trial_id)
+        if record is None:
+            raise KeyError(trial_id)
+        return record

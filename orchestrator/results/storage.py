@@ -28,7 +28,7 @@ LASTING = ("s3", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "sftp", "smb")
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
 TRIES = 3
-"""Of one request, by the client itself; what lasts longer pauses a sweep (:mod:`orchestrator.results.patience`)."""
+"""Of one request, by the client itself; what lasts longer pauses a sweep (:mod:`.patience`)."""
 
 READ_TOGETHER = 32
 _PASSING = re.compile(
@@ -37,6 +37,8 @@ _PASSING = re.compile(
 )
 
 Content = bytes | OSError
+RULE = "The result store must be writable"
+WAY_OUT = "free space or fix the permissions, then run the same command again: what is done is kept"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Found:
 
 
 class Storage(Protocol):
-    """A place for whole files. Every method but ``read_many`` raises StorageAway or SetupError when it fails."""
+    """A place for whole files; methods raise StorageAway or SetupError where nothing else is said."""
 
     base: str
 
@@ -68,11 +70,24 @@ class Storage(Protocol):
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
         """Yield files with their content, in order; an error for a local one that cannot be read."""
 
-    def write(self, path: str, data: bytes, rule: str, way_out: str) -> None:
-        """Replace a file, whole or not at all; ``rule`` and ``way_out`` are for the message when it fails."""
+    def write(
+        self, path: str, data: bytes, rule: str = RULE, way_out: str = WAY_OUT, *, durable: bool = True
+    ) -> None:
+        """Replace a file, whole or not at all.
+
+        Args:
+            path: Which.
+            data: Its new content.
+            rule: For the message when it fails.
+            way_out: Likewise.
+            durable: Whether a power cut must not take it.
+        """
 
     def remove(self, path: str) -> None:
         """Remove a file, if there is one."""
+
+    def stamp(self, path: str) -> str:
+        """Return a file's stamp; empty where there is none, or none can be had now."""
 
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """Yield the files called ``name`` in the folders of ``folder``, ordered by path."""
@@ -163,10 +178,12 @@ class Folder:
             except OSError as error:
                 yield found, error
 
-    def write(self, path: str, data: bytes, rule: str, way_out: str) -> None:
+    def write(
+        self, path: str, data: bytes, rule: str = RULE, way_out: str = WAY_OUT, *, durable: bool = True
+    ) -> None:
         """See :class:`Storage`."""
         try:
-            write_atomic(path, data)
+            write_atomic(path, data, durable=durable)
         except OSError as error:
             room = free_space(posixpath.dirname(path))
             found = f"{path} ({len(data):,} bytes needed): {error.strerror or error}; {room}"
@@ -175,6 +192,13 @@ class Folder:
     def remove(self, path: str) -> None:
         """See :class:`Storage`."""
         Path(path).unlink(missing_ok=True)
+
+    def stamp(self, path: str) -> str:
+        """See :class:`Storage`."""
+        try:
+            return _stamp(path)
+        except OSError:
+            return ""
 
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """See :class:`Storage`."""
@@ -187,13 +211,11 @@ class Folder:
         for entry in names:
             path = f"{folder}/{entry}/{name}"
             try:
-                about = os.stat(path)
-                stamp = f"{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"
+                yield Found(path, _stamp(path))
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError:
-                stamp = ""  # reading it says why
-            yield Found(path, stamp)
+                yield Found(path, "")  # reading it says why
 
 
 class Bucket:
@@ -232,7 +254,9 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def write(self, path: str, data: bytes, rule: str, way_out: str) -> None:
+    def write(
+        self, path: str, data: bytes, rule: str = RULE, way_out: str = WAY_OUT, *, durable: bool = True
+    ) -> None:
         """See :class:`Storage`."""
         try:
             with self._system.open_output_stream(path) as file:
@@ -249,6 +273,13 @@ class Bucket:
         except OSError as error:
             raise self._away(path, error) from error
 
+    def stamp(self, path: str) -> str:
+        """See :class:`Storage`."""
+        try:
+            return self._stamp(self._system.get_file_info(path))
+        except OSError:
+            return ""
+
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """See :class:`Storage`."""
         from pyarrow.fs import FileSelector, FileType
@@ -261,7 +292,11 @@ class Bucket:
         for info in sorted(listed, key=lambda info: str(info.path)):
             at_its_place = info.base_name == name and info.path.count("/") == depth
             if at_its_place and info.type == FileType.File:
-                yield Found(str(info.path), f"{info.size}-{info.mtime_ns}")
+                yield Found(str(info.path), self._stamp(info))
+
+    @staticmethod
+    def _stamp(info: Any) -> str:
+        return "" if info.size is None else f"{info.size}-{info.mtime_ns}"
 
     def _away(self, path: str, error: OSError, rule: str = "", way_out: str = "") -> SetupError:
         """Return what to raise: whether the store may answer again decides if a sweep waits for it."""
@@ -274,6 +309,11 @@ class Bucket:
             f"{self._prefix}{path}: {reason}",
             way_out or "mend the permissions or the connection, then run the same command again",
         )
+
+
+def _stamp(path: str) -> str:
+    about = os.stat(path)
+    return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"
 
 
 def _unreadable(path: str, error: OSError) -> SetupError:

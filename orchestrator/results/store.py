@@ -12,14 +12,15 @@ import json
 import logging
 import posixpath
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
-from orchestrator.results.storage import Content, Folder, open_storage
+from orchestrator.results.storage import Content, Folder, Found, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SweepError
 from search_spaces.fingerprint import fingerprint
 
@@ -44,10 +45,17 @@ class Newer(Unreadable):
 
 @dataclass
 class Scan(Generic[R]):
-    """All records of one kind, by id, and what was left out."""
+    """All records of one kind, by id, and what was left out.
+
+    Attributes:
+        records: What is believed.
+        unreadable: What is not.
+        stamps: Of the files of ``records``, see :class:`Found`.
+    """
 
     records: dict[str, R] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
+    stamps: dict[str, str] = field(default_factory=dict)
 
 
 class ResultStore:
@@ -72,18 +80,36 @@ class ResultStore:
         Raises:
             SetupError: when the storage is full or cannot be written; the previous file is still whole.
         """
-        self._write(self._path(record.folder, record.record_id, record.file), record.plain())
+        self._files.write(self._path(record.folder, record.record_id, record.file), self.sealed(record))
         if isinstance(record, TrialRecord):
             self._files.remove(self._path(FailureRecord.folder, record.record_id, FailureRecord.file))
 
-    def scan(self, kind: type[R]) -> Scan[R]:
-        """Read all records of ``kind``, by id."""
-        scan: Scan[R] = Scan()
+    @staticmethod
+    def sealed(record: SealedRecord) -> bytes:
+        """Return what a record's file holds."""
+        plain = record.plain()
+        sealed = {"sha256": fingerprint(plain), "record": plain}
+        return json.dumps(sealed, indent=1, allow_nan=False).encode()
+
+    def listing(self, kind: type[R]) -> dict[str, Found]:
+        """Return the files of ``kind``, by id, without reading them."""
         listed = self._files.find(self._path(kind.folder), kind.file)
-        for file, content in self._files.read_many(listed):
+        return {posixpath.basename(posixpath.dirname(file.path)): file for file in listed}
+
+    def stamp(self, record: SealedRecord) -> str:
+        """Return the stamp of a record's file as it is now; empty where it cannot be asked."""
+        return self._files.stamp(self._path(record.folder, record.record_id, record.file))
+
+    def scan(self, kind: type[R], files: Iterable[Found] | None = None) -> Scan[R]:
+        """Read all records of ``kind``, or those in ``files`` alone, by id."""
+        scan: Scan[R] = Scan()
+        if files is None:
+            files = self._files.find(self._path(kind.folder), kind.file)
+        for file, content in self._files.read_many(files):
             record_id = posixpath.basename(posixpath.dirname(file.path))
             try:
                 scan.records[record_id] = _believed(file.path, content, kind, record_id)
+                scan.stamps[record_id] = file.stamp
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 left_out = Newer if isinstance(error, NewerRecordError) else Unreadable
@@ -135,19 +161,11 @@ class ResultStore:
         found = self.identity()
         if found is None:
             found = secrets.token_hex(8)
-            self._put(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
+            self._files.write(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
         return found
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._files.base, *parts)
-
-    def _write(self, path: str, record: dict[str, Any]) -> None:
-        sealed = {"sha256": fingerprint(record), "record": record}
-        self._put(path, json.dumps(sealed, indent=1, allow_nan=False).encode())
-
-    def _put(self, path: str, data: bytes) -> None:
-        way_out = "free space or fix the permissions, then run the same command again: what is done is kept"
-        self._files.write(path, data, "The result store must be writable", way_out)
 
 
 def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:

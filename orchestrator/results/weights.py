@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import posixpath
+from collections.abc import Mapping
 
-from orchestrator.results.storage import open_storage
+from orchestrator.results.storage import Found, open_storage
 from search_spaces.errors import CorruptStoreError, SetupError
 from tasks.trials.measured import KeptFile
 
@@ -55,8 +56,22 @@ class WeightStore:
         Raises:
             CorruptStoreError: when they are gone or not those that were kept.
         """
-        way_out = f"delete the trial's result.json and run the sweep again, with the id {trial_id}"
+        way_out = "run the sweep again: they are made anew, from kept weights where there are some"
         return self._whole(self._predictions(trial_id), kept, "Kept predictions must be whole", way_out)
+
+    def damaged_predictions(self, kept: Mapping[str, KeptFile]) -> set[str]:
+        """Return of which trials kept predictions are gone, or not those that were kept.
+
+        Args:
+            kept: what was kept, by trial id.
+        """
+        whole = set()
+        ids = {self._predictions(trial_id): trial_id for trial_id in kept}
+        for found, content in self._files.read_many(Found(path, "") for path in ids):
+            trial_id = ids[found.path]
+            if isinstance(content, bytes) and hashlib.sha256(content).hexdigest() == kept[trial_id].sha256:
+                whole.add(trial_id)
+        return kept.keys() - whole
 
     def save_checkpoint(self, trial_id: str, data: bytes) -> None:
         """Replace a running trial's checkpoint.
@@ -74,7 +89,7 @@ class WeightStore:
         return sealed[32:]
 
     def forget_checkpoint(self, trial_id: str) -> None:
-        """Remove a trial's checkpoint: it has a result. One that stays costs room alone, so it ends nothing."""
+        """Remove a trial's checkpoint: it has a result. One that stays costs room alone."""
         try:
             self._files.remove(self._checkpoint(trial_id))
         except (SetupError, OSError) as error:

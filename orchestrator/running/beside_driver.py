@@ -12,7 +12,8 @@ def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
     """Start an actor on this driver's node and return its handle.
 
     It asks for no CPU, since it must answer while trials have all of them. Left to Ray it would lie on
-    any node, and every trial that asks it would fail once that node is lost.
+    any node, and every trial that asks it would fail once that node is lost. Its calls are kept out of Ray's
+    list of tasks, where people look for trials.
 
     Args:
         kind: Class of the actor.
@@ -20,4 +21,5 @@ def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
         options: Further ones of Ray's, e.g. ``max_restarts``.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here, **options)(kind).remote(*arguments)
+    options = {"num_cpus": 0, "enable_task_events": False, "scheduling_strategy": here, **options}
+    return ray.remote(**options)(kind).remote(*arguments)

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.result import NODE_IP
 
 from orchestrator.planning.order import array_key
+from orchestrator.planning.redaction import without_secrets
+from orchestrator.results.history import Event, History, What
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.rows import epoch_points, flat_trial
 from orchestrator.results.tracking.tracker import PARENT_KEY, Failure
@@ -20,11 +23,12 @@ from orchestrator.running.epochs import EpochListener
 from orchestrator.running.failures import classify_broken_fit
 from orchestrator.running.feed import CellQueue
 from orchestrator.running.hangs import HangWatch
-from orchestrator.running.lost_workers import read_failure
+from orchestrator.running.lost_workers import node_of_lost, read_failure
 from orchestrator.running.outcomes import start_tags, trial_record
 from orchestrator.running.scheduling import StartWatch
 from orchestrator.running.series import Series
 from orchestrator.running.shelf import Shelf
+from orchestrator.running.signals import raise_if_asked
 from orchestrator.running.trainable import REPORT
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.trials import TrialSpec
@@ -63,6 +67,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._hangs = HangWatch(sweep.time_limit)
         self._listener = EpochListener(sweep.epochs)
         self._series = Series(sweep.plan.sweep.name, sweep.cluster.num_gpus)
+        self._history = History(sweep.stored.store.url)
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
     def __getstate__(self) -> dict[str, Any]:
@@ -84,9 +89,11 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._sweep.tracker.start_trial(cell.trial_id, tags)
         self._sweep.monitor.trial_started(cell.trial_id)
         self._hangs.started(cell)
+        self._tell(cell.trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the process of every trial that has been silent past its limit."""
+        """End the process of every trial that has been silent past its limit; say where the sweep stands."""
+        raise_if_asked()
         self._starts.look(trials, waiting=bool(self._queue.running))
         self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
         self._show_epochs()
@@ -103,20 +110,23 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         try:
             report = CellReport.model_validate_json(result[REPORT])
             if isinstance(report.outcome, TrialFailure):
-                self._fail(trial_id, report.outcome)
+                ending = self._fail(trial_id, report.outcome)
+                self._tell(trial_id, "failed", ending, str(result.get(NODE_IP, "")), report.log)
             else:
                 self._finish(trial_id, report, report.outcome)
+                ending = str(report.outcome.status)
+                self._tell(trial_id, "finished", ending, str(result.get(NODE_IP, "")), report.log)
         except SweepError as error:
             self._end(error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process died: a lost node, a crash, or the memory killer."""
-        trial_id = trial.config["cell"]["trial_id"]
-        self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial))
+        trial_id = trial_name(trial)
+        self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial), trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that ended without a result is a failure too, never silently gone."""
-        self._lost(trial.config["cell"]["trial_id"], lambda: WITHOUT_A_WORD)
+        self._lost(trial_name(trial), lambda: WITHOUT_A_WORD, trial)
 
     def _show_epochs(self) -> None:
         """Tell what running trials said of their epochs."""
@@ -153,11 +163,13 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         for trial_id in sorted(self._queue.running):
             self._lost(trial_id, lambda: WITHOUT_A_WORD)
 
-    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
+    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure], trial: Any = None) -> None:
         if trial_id not in self._queue.running or self.fatal is not None:
             return
         try:
-            self._fail(trial_id, failure())
+            found = failure()
+            node = "" if trial is None else node_of_lost(trial)
+            self._tell(trial_id, "failed", self._fail(trial_id, found), node, found.traceback)
         except SweepError as error:
             self._end(error)
 
@@ -187,7 +199,19 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._sweep.monitor.trial_finished(trial_id, result.status)
         self._show_counts()
 
-    def _fail(self, trial_id: str, failure: TrialFailure) -> None:
+    def _tell(self, trial_id: str, what: What, said: str = "", node: str = "", log_text: str = "") -> None:
+        """Add to the story of a cell."""
+        event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
+        self._history.tell(trial_id, event, without_secrets(log_text))
+
+    def _fail(self, trial_id: str, failure: TrialFailure) -> str:
+        """Store a failure and do what follows from it; returns both in words."""
+        failure = failure.model_copy(
+            update={
+                "message": without_secrets(failure.message),
+                "traceback": without_secrets(failure.traceback),
+            }
+        )
         attempt = self._attempt(trial_id)
         self._sweep.stored.save(
             FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
@@ -207,6 +231,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._sweep.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
         self._show_counts()
         log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
+        return f"{failure.kind}: {failure.message} ({ending})"
 
 
 def trial_name(trial: Any) -> str:

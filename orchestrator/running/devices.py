@@ -38,6 +38,13 @@ def computes_on_gpu(num_gpus: float) -> bool:
     return True
 
 
+def card_in_use() -> str:
+    """Return the driver's name of the card that this process computes on."""
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
 def driver_version() -> str:
     """Return the version of this machine's NVIDIA driver; empty where there is none."""
     command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")

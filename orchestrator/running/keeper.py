@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import ray
 
 from orchestrator.results.weights import WeightStore
 from orchestrator.running.beside_driver import start_beside_driver
+from orchestrator.running.credentials import for_storage
 from search_spaces.errors import CorruptStoreError, SetupError
 from tasks.trials.measured import KeptFile
 
@@ -13,7 +16,8 @@ from tasks.trials.measured import KeptFile
 class IsweepKeeper:
     """The actor: everything is a file, so it may be started again at any time."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, environment: dict[str, str]) -> None:
+        os.environ.update(environment)
         self._store = WeightStore(url)
 
     def save(self, trial_id: str, data: bytes) -> KeptFile | str:
@@ -54,7 +58,9 @@ class Keeper:
     """A worker's way to the actor; may be sent anywhere."""
 
     def __init__(self, url: str) -> None:
-        self._actor = start_beside_driver(IsweepKeeper, url, max_restarts=-1, max_task_retries=1)
+        self._actor = start_beside_driver(
+            IsweepKeeper, url, for_storage(), max_restarts=-1, max_task_retries=1
+        )
 
     def save(self, trial_id: str, data: bytes) -> KeptFile | str:
         """Keep weights; text says why they could not be kept, which costs no result."""

@@ -29,6 +29,16 @@ def read_failure(trial: Any) -> TrialFailure:
     return classify_lost_worker(error, text, _dead_nodes(error))
 
 
+def node_of_lost(trial: Any) -> str:
+    """Return the address of the node on which a trial's process was; empty where Ray does not say."""
+    actor = getattr(_pickled(trial.pickled_error_file), "actor_id", None)
+    try:
+        return str(ray._private.state.actors(actor)["Address"]["IPAddress"]) if actor is not None else ""
+    except Exception as problem:
+        log.warning("the cluster cannot be asked where a trial ran: %s", problem)
+        return ""
+
+
 def _pickled(path: str | None) -> BaseException | None:
     """Return the exception that our own driver wrote a moment ago, below its own scratch folder."""
     if path is None or not Path(path).exists():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from orchestrator.planning.packing import cost_of
 from orchestrator.planning.plan import SweepPlan
 from search_spaces.errors import SweepError, collect
 from search_spaces.own_code import source_texts
 from search_spaces.specs import ModelSpec, SubsetSpec
-from search_spaces.trials import TrialSpec
+from search_spaces.trials import NetworkSpec, TrialSpec
 
 
 def check_models(plan: SweepPlan, known: Collection[str]) -> None:
@@ -21,6 +22,7 @@ def check_models(plan: SweepPlan, known: Collection[str]) -> None:
     Raises:
         ConfigError: naming all of them.
     """
+    counted: dict[ModelSpec, NetworkSpec] = {}
     asked: set[tuple[ModelSpec, int, int, int, float | None]] = set()
     for trial_id, trial in plan.trials_by_id.items():
         if trial_id not in known:
@@ -35,6 +37,8 @@ def check_models(plan: SweepPlan, known: Collection[str]) -> None:
                     network.recipe.dropout,
                 )
             )
+            if network.model.library == "own":
+                counted[network.model] = network
     if not asked:
         return
     from tasks.trials.models import check_buildable
@@ -45,6 +49,13 @@ def check_models(plan: SweepPlan, known: Collection[str]) -> None:
             check_buildable(
                 model, num_outputs=num_outputs, in_channels=channels, image_size=image_size, dropout=dropout
             )
+        except SweepError as error:
+            problems.append(error)
+            counted.pop(model, None)
+    for network in counted.values():
+        # A step of training without memory: one's own network may fail only there.
+        try:
+            cost_of(network)
         except SweepError as error:
             problems.append(error)
     collect(problems)

@@ -12,10 +12,12 @@ from pathlib import Path
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.extras import time_limit
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.patience import Patience
+from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.rows import MeasureIndex, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
@@ -27,6 +29,7 @@ from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
 from orchestrator.running.pretrained import fetch_pretrained
 from orchestrator.running.progress import Progress
+from orchestrator.running.signals import stop_heard
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.specs import SubsetSpec, pair_name
 from search_spaces.trials import TrialSpec
@@ -81,16 +84,32 @@ def run_sweep(
         stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
-        stored = StoredResults.read(workspace.results_url)
+        stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)
         stored.check_writable()
+        _say_damaged(workspace, stored, progress)
         _check(workspace, options, stored)
         workspace.record()
         stored.patience = patience = Patience(progress.note)
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=progress.note
         ) as tracker:
-            summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
+            try:
+                summary = _Run(workspace, options, stored, tracker, progress, stack, patience).all_stages()
+            except KeyboardInterrupt:
+                stop_heard()
+                progress.stage("stop", "trials end, runs are closed; what is done is kept")
+                raise
         return replace(summary, num_behind=tracker.num_behind)
+
+
+def _say_damaged(workspace: Workspace, stored: StoredResults, progress: Progress) -> None:
+    """Have predictions that are gone or damaged made again, and say so."""
+    if workspace.plan.sweep.predictions:
+        remade, retrained = forget_damaged(stored, workspace.plan.trials_by_id)
+        if remade:
+            progress.note(f"Predictions gone or damaged: {remade}; made again from kept weights")
+        if retrained:
+            progress.note(f"Predictions gone or damaged: {retrained}; without weights, so trained again")
 
 
 def _check(workspace: Workspace, options: RunOptions, stored: StoredResults) -> None:
@@ -207,6 +226,7 @@ class _Run:
         self.monitor.slots = slots(resources, self.cluster)
         _announce_empty_cards(resources, self.cluster, self.monitor)
         self.monitor.stage("train")
+        card = card_of(card_names()) if plan.sweep.resources.num_gpus is None else None
         TrialSweep(
             plan=plan,
             cluster=self.cluster,
@@ -221,7 +241,7 @@ class _Run:
             measured_only=frozenset(state.incomplete),
             pretrained=self.pretrained,
             time_limit=partial(time_limit, measured=state.measured_trials()),
-            card=card_of(card_names()) if plan.sweep.resources.num_gpus is None else None,
+            expectation=Expectation.of(card, state.measured_trials()),
         ).run(pending, _earlier_attempts(pending, state))
 
     def _measured_in_place(
@@ -272,7 +292,7 @@ class _Run:
 def _job(workspace: Workspace) -> dict[str, str]:
     plan = workspace.plan
     return {
-        "isweep sweep": plan.sweep.name,
+        "job_name": f"isweep {plan.sweep.name}",
         "isweep grid": f"{len(plan.trials)} trials, {len(plan.measures)} measures",
         "isweep root": str(workspace.paths.root),
     }

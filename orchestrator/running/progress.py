@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.running.run_state import RunningTrial, RunState, spelled
+from orchestrator.running.signals import raise_if_asked
 from search_spaces.trials import NetworkSpec
 from tasks.trials.result import EpochRecord, TrialStatus
 
@@ -114,12 +115,14 @@ class Progress:
 
     def stage(self, name: str, detail: str = "", total: int = 0) -> None:
         """A stage begins."""
+        raise_if_asked()
         self.name, self.detail, self.step, self.total = name, detail, 0, total
         log.info("stage %s %s", name, detail)
         self._say(force=True)
 
     def advance(self, detail: str = "", by: int = 1) -> None:
         """The stage moved on."""
+        raise_if_asked()
         self.step += by
         self.detail = detail or self.detail
         self._say()

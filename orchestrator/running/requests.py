@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import ray
 
-from orchestrator.planning.cards import CARDS, Card
+from orchestrator.planning.cards import Card, card_like
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.packing import need_of
 from orchestrator.running.cluster import Resources
 from search_spaces.errors import SweepError
@@ -36,12 +37,13 @@ class Requests:
 
     Attributes:
         resources: what the sweep asks for every trial.
-        card: the cluster's kind of card, where shares are to be predicted; None gives all the same.
+        expectation: the cluster's kind of card, where shares are to be predicted, and what was measured on
+            it; without a card all get the same share.
         out_of_memory: how often each trial ran out of memory in this run.
     """
 
     resources: Resources
-    card: Card | None = None
+    expectation: Expectation = field(default_factory=Expectation)
     out_of_memory: Counter[str] = field(default_factory=Counter)
 
     def of(self, cell: TrialSpec) -> Request:
@@ -50,8 +52,9 @@ class Requests:
         The first time out of memory doubles its share; after that its batches pass in ever smaller parts.
         """
         resources = self.resources
-        if self.card is not None and resources.num_gpus:
-            resources = replace(resources, num_gpus=self._share(cell, self.card))
+        card = self.expectation.card
+        if card is not None and resources.num_gpus:
+            resources = replace(resources, num_gpus=self._share(cell, card))
         times = self.out_of_memory[cell.trial_id]
         if not times:
             return Request(resources)
@@ -68,7 +71,7 @@ class Requests:
 
     def _share(self, cell: TrialSpec, card: Card) -> float:
         try:
-            return need_of(cell, card).share
+            return need_of(cell, card, self.expectation.corrections).share
         except SweepError as error:  # a network that cannot be walked may still be trained, or fail by itself
             log.warning("%s: share as resources.num_gpus says, %s", cell.trial_id, error)
             return self.resources.num_gpus
@@ -87,11 +90,9 @@ def card_of(names: list[str]) -> Card | None:
     """
     found = {}
     for name in names:
-        known = [card for key, card in CARDS.items() if name.lower().replace("_", "-").endswith(key)]
-        known = known or [card for key, card in CARDS.items() if key.partition("-")[0] in name.lower()]
-        if not known:
+        card = card_like(name)
+        if card is None:
             log.warning("no data sheet for card %s: trials share it as resources.num_gpus says, or not", name)
             return None
-        smallest = min(known, key=lambda card: card.memory_gib)
-        found[smallest.name] = smallest
+        found[card.name] = card
     return min(found.values(), key=lambda card: card.memory_gib, default=None)

@@ -1,4 +1,4 @@
-"""Signals stay this process's own, whatever a library does to them when it starts."""
+"""Signals stay this process's own, whatever a library does to them, and a request to stop is never lost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,44 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+_asked = threading.Event()
+
+
+def stop_on_signals() -> None:
+    """Answer Ctrl-C, ``kill`` and a closed terminal with :class:`KeyboardInterrupt` from now on.
+
+    Python raises it wherever the main thread is. In a finaliser or a callback from C it is printed and
+    forgotten; :func:`raise_if_asked` then raises it again, until :func:`stop_heard`.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        _asked.set()
+        raise KeyboardInterrupt
+
+    _asked.clear()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # `nohup` has one ignored, a shell's background jobs another, and it stays so.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, stop)
+
+
+def raise_if_asked() -> None:
+    """Stop if that was asked for and got lost.
+
+    Raises:
+        KeyboardInterrupt: when somebody has asked and nobody has heard.
+    """
+    if _asked.is_set():
+        raise KeyboardInterrupt
+
+
+def stop_heard() -> None:
+    """Say that the stop has arrived where it is answered: what follows must run."""
+    _asked.clear()
 
 
 @contextlib.contextmanager
@@ -14,11 +52,16 @@ def own_signals() -> Iterator[None]:
 
     With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
     a polite request to stop would abort the process.
+
+    Raises:
+        KeyboardInterrupt: when Ray's own answer to SIGTERM came through.
     """
     numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():

@@ -18,7 +18,7 @@ from typing import Any
 
 from ray import tune
 
-from orchestrator.planning.cards import Card
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.order import array_key, order_trials
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
@@ -27,6 +27,7 @@ from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.bookkeeping import Bookkeeping, trial_name
 from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.credentials import keep_out_of_runtime_environments
 from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.feed import CellQueue, Feed
 from orchestrator.running.keeper import Keeper
@@ -63,7 +64,8 @@ class TrialSweep:
         measures: Stored measure records by subset id and train size.
         load: Reads the arrays of a subset, given how many training images.
         weights_url: Where weights and checkpoints are kept, beside the results; None keeps none.
-        card: The cluster's kind of card, to predict each trial's share of it; None gives all the same share.
+        expectation: How long trials will take, and what share of the cluster's kind of card they need;
+            without a card all get the same share.
         trainable: What runs a cell; another one is for tests and benchmarks.
         measured_only: Ids of cells whose network is trained: only measurements are missing.
         pretrained: Weights that pretrained networks start from, by library and architecture.
@@ -82,7 +84,7 @@ class TrialSweep:
     measures: MeasureIndex
     load: Callable[[SubsetSpec, int], TrialData]
     weights_url: str | None = None
-    card: Card | None = None
+    expectation: Expectation = field(default_factory=Expectation)
     trainable: type[TrialTrainable] = TrialTrainable
     measured_only: frozenset[str] = frozenset()
     time_limit: Callable[[TrialSpec], float] | None = None
@@ -96,7 +98,7 @@ class TrialSweep:
         Raises:
             SweepError: when results cannot be stored; whatever finished before is kept.
         """
-        cells = order_trials(self.plan, list(cells), self._array_budget)
+        cells = order_trials(self.plan, list(cells), self._array_budget, self.expectation)
         networks = {array_key(self.plan, cell): cell.network for cell in cells}
 
         def load(key: str) -> TrialData:
@@ -112,7 +114,7 @@ class TrialSweep:
     @cached_property
     def requests(self) -> Requests:
         """What each attempt gets."""
-        return Requests(self.resources, self.card)
+        return Requests(self.resources, self.expectation)
 
     @property
     def _array_budget(self) -> float:
@@ -171,6 +173,7 @@ class TrialSweep:
                 verbose=0,
             ),
         )
+        keep_out_of_runtime_environments()
         try:
             with trial_tasks_named():
                 tuner.fit()

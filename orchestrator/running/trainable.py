@@ -13,10 +13,11 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.results.records import CellReport, TrialFailure, TrialRecord
-from orchestrator.running.devices import computes_on_gpu
+from orchestrator.running.devices import card_in_use, computes_on_gpu
 from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.failures import DeviceError, classify, spoils_process
 from orchestrator.running.keeper import Keeper
+from orchestrator.running.trial_log import recorded
 from search_spaces.errors import CorruptStoreError
 from search_spaces.trials import TrialSpec
 from tasks.trials.result import TrialResult
@@ -72,16 +73,17 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Run the cell; the report is its result or its failure, with start and end times."""
         started_at, trial_id = time.time(), self._cell["trial_id"]
         _title_process(trial_id)
-        try:
-            report = self._run(started_at)
-        except Exception as error:
-            if spoils_process(error):
-                raise DeviceError(str(error).splitlines()[0]) from error
-            report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
-        # Into the worker's log, which the dashboard shows beside the task.
-        seconds = report.finished_at - started_at
-        print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
-        return {DONE: True, REPORT: report.text()}
+        with recorded() as said:
+            try:
+                report = self._run(started_at)
+            except Exception as error:
+                if spoils_process(error):
+                    raise DeviceError(str(error).splitlines()[0]) from error
+                report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
+            # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
+            seconds = report.finished_at - started_at
+            print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
+        return {DONE: True, REPORT: report.model_copy(update={"log": said.text()}).text()}
 
     def _run(self, started_at: float) -> CellReport:
         from tasks.trials.own_models import install_code
@@ -105,6 +107,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             data_fingerprint=data.data_fingerprint,
             shared_group_share=data.shared_group_share,
             gpu_share=num_gpus,
+            gpu_name=card_in_use() if on_gpu else "",
         )
 
     def _outcome(self, spec: TrialSpec, data: Any, options: dict[str, Any]) -> TrialResult:

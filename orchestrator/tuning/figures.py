@@ -194,7 +194,7 @@ def importance_table(cells: Sequence[CellSearch]) -> pd.DataFrame:
                         value=capped(reached[0] if reached else None, result.chance_loss),
                     )
                 )
-        losses = [trial.value for trial in study.trials]
+        losses = [trial.value for trial in study.trials if trial.value is not None]
         if len(losses) < FEWEST_FOR_IMPORTANCE or np.quantile(losses, BEST_SHARE) >= max(losses):
             continue
         found = get_param_importances(
@@ -222,7 +222,7 @@ def _importances(table: pd.DataFrame) -> Drawn:
     palette.label_outer(figure, "", "share of importance")
     return Drawn(
         "importance",
-        "What decides the validation loss after a ninth of the training (PED-ANOVA): one point per dataset, "
+        "What decides the validation loss after a third of the training (PED-ANOVA): one point per dataset, "
         f"line at the median. Left out: datasets of fewer than {FEWEST_FOR_IMPORTANCE} trials, or all alike.",
         _svg(figure),
     )

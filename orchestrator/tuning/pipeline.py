@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from orchestrator.planning.extras import time_limit
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
@@ -136,7 +137,7 @@ class _Tuning:
                 dashboard=self.options.dashboard,
                 token_file=self.workspace.paths.root / "ray-token",
                 job={
-                    "isweep search": self.workspace.plan.sweep.name,
+                    "job_name": f"isweep tune {self.workspace.plan.sweep.name}",
                     "isweep root": str(self.workspace.paths.root),
                 },
             )
@@ -274,7 +275,7 @@ class _Tuning:
             monitor=self.monitor,
             measures={},
             load=self._load,
-            card=card_of(card_names()) if asked.num_gpus is None else None,
+            expectation=Expectation(card_of(card_names()) if asked.num_gpus is None else None),
             time_limit=partial(time_limit, measured=()),
             records=records,
         ).search(search)

@@ -85,3 +85,4 @@ class SearchReport(Finding):
     outcome: SearchResult | TrialFailure
     data_fingerprint: str = ""
     gpu_share: float = 0.0
+    log: str = ""

@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from optuna.storages import InMemoryStorage
-
 from orchestrator.tuning.cells import CellKey, TuningCell
 from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome, outcomes
 from orchestrator.tuning.rungs import REDUCTION, Rungs
 from orchestrator.tuning.search import Asked, Search, rungs_of
+from orchestrator.tuning.study import open_storage
 from search_spaces.tuning import TuneSpec
 from tasks.trials.search_result import SearchResult, SearchStatus, ValidationScore, capped
 
@@ -119,7 +118,7 @@ def replay(
         reduction: See :class:`Rungs`; 1 stops no trial.
         num_workers: Trainings at the same time.
     """
-    search = Search(cells.values(), tune, InMemoryStorage(), known, seed)
+    search = Search(cells.values(), tune, open_storage(None), known, seed)
     rungs = Rungs(reduction)
     # (time, order of coming, what runs, epochs that it will then have)
     events: list[tuple[float, int, Asked, int]] = []

@@ -95,7 +95,7 @@ class CellSearch:
 
     @property
     def owes_own(self) -> bool:
-        """Whether the sweep's own recipe is still to be trained, whatever is left: all is compared with it."""
+        """Whether the sweep's own recipe is still to be trained, budget or not: all is compared with it."""
         run = (self.cell.own, 0)
         running = {(asked.point, asked.run) for asked in self.searching}
         return run not in self.results and run not in self.given_up and run not in running

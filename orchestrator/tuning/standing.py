@@ -91,13 +91,18 @@ def _row(record: SearchRecord) -> Row:
     }
 
 
-def most_trainings(workspace: Workspace) -> int | None:
-    """Return how many whole trainings a search takes at most; None where the sweep cannot be searched."""
+def most_trainings(workspace: Workspace) -> tuple[int | None, str]:
+    """Return how many whole trainings a search takes at most, and that in words.
+
+    None where the sweep cannot be searched; in words why, for a sweep that says how it is to be.
+    """
+    sweep = workspace.plan.sweep
     try:
         cells = tuning_cells(workspace.plan)
-    except SweepError:
-        return None
-    return round(sum(_trainings(cells, workspace.plan.sweep.tune)))
+    except SweepError as error:
+        return None, f"isweep tune would refuse: {error}" if "tune" in sweep.model_fields_set else ""
+    most = round(sum(_trainings(cells, sweep.tune)))
+    return most, f"beside it, isweep tune would train {most} networks to the end at most"
 
 
 def _trainings(cells: Iterable[TuningCell], tune: TuneSpec) -> Iterable[float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.tune.result import NODE_IP
 
 from orchestrator.planning.order import array_key
 from orchestrator.results.records import TrialFailure
@@ -138,9 +139,12 @@ class SearchBookkeeping(Bookkeeping):
         try:
             report = SearchReport.model_validate_json(result[REPORT])
             if isinstance(report.outcome, TrialFailure):
-                self._fail(trial_id, report.outcome)
+                ending = self._fail(trial_id, report.outcome)
+                self._tell(trial_id, "failed", ending, str(result.get(NODE_IP, "")), report.log)
             else:
                 self._found(trial_id, report, report.outcome)
+                ending = str(report.outcome.status)
+                self._tell(trial_id, "finished", ending, str(result.get(NODE_IP, "")), report.log)
         except SweepError as error:
             self._end(error)
 
@@ -172,10 +176,11 @@ class SearchBookkeeping(Bookkeeping):
         sweep.tracker.finish(flat_search(record))
         sweep.monitor.trial_finished(trial_id, result.status)
 
-    def _fail(self, trial_id: str, failure: TrialFailure) -> None:
-        super()._fail(trial_id, failure)
+    def _fail(self, trial_id: str, failure: TrialFailure) -> str:
+        ending = super()._fail(trial_id, failure)
         if trial_id not in self._queue.running and trial_id not in self._queue.later:
             self._sweep.searched.failed(trial_id)
+        return ending
 
 
 def study_name(spec: TrialSpec) -> str:

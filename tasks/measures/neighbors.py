@@ -134,16 +134,22 @@ def nested_neighbors(
         block_rows=block_rows,
         exact=exact,
     )
+    total = _merged(job, executor)
+    return _found(total, train_sizes, source.unit if isinstance(source, ByteRows) else 1.0)
+
+
+def _merged(job: Job, executor: Executor) -> Partial:
+    """Search all tiles, wherever the executor does so, and merge what they found."""
+    num_rows = len(job.rows)
     shared = executor.share(job)
-    tiles = [(shared, *tile) for tile in plan_tiles(num_rows, executor.num_workers, block_rows)]
+    tiles = [(shared, *tile) for tile in plan_tiles(num_rows, executor.num_workers)]
     spread = job.seconds() / executor.num_workers > SPREAD_SECONDS
-    partials = (
-        each for _, found in executor.map_unordered(search_tile, tiles, spread=spread) for each in found
-    )
+    results = executor.map_unordered(search_tile, tiles, spread=spread)
+    partials = (partial for _, found in results for partial in found)
     total = next(partials) if len(tiles) == 1 else job.partial(0, num_rows)
     for partial in partials:
         total.merge(partial)
-    return _found(total, train_sizes, source.unit if isinstance(source, ByteRows) else 1.0)
+    return total
 
 
 def _found(total: Partial, train_sizes: Sequence[int], unit: float) -> NeighborSearch:
@@ -163,7 +169,7 @@ def _codes(labels: IntArray) -> IntArray:
     return codes.astype(np.min_scalar_type(len(classes)))
 
 
-def plan_tiles(num_rows: int, num_workers: int, block_rows: int) -> list[tuple[int, int, int, int]]:
+def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[int, int, int, int]]:
     """Cut the upper triangle of pairs into tiles ``(row start, row stop, column start, column stop)``.
 
     One worker gets one tile as long as its result is small. Tiles off the diagonal cost twice as much as

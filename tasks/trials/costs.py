@@ -66,7 +66,7 @@ class Kernel:
         return self.name.startswith(("_fused_adam", "_to_copy", "mm", "addmm"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # known by its identity: hundreds of trials share one
 class PassCost:
     """What one pass costs.
 
@@ -79,6 +79,10 @@ class PassCost:
     kernels: tuple[Kernel, ...]
     peak_bytes: int
     workspace_bytes: int
+
+    def __hash__(self) -> int:
+        # Of all kernels it would take longer than what is looked up by it.
+        return hash((len(self.kernels), self.peak_bytes, self.workspace_bytes))
 
     @property
     def flops(self) -> float:

@@ -27,6 +27,9 @@ class PixelModel(nn.Module):
     pretrained network's weights were made for.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, network: nn.Module, input_scale: float, normalised: Normalisation | None = None
     ) -> None:
@@ -269,30 +272,32 @@ def _construct(spec: ModelSpec, shape: _Shape, make: Callable[[], nn.Module]) ->
 
 
 def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
-    # One forward pass finds out what no table of minimal sizes could know for every architecture.
+    # One forward pass finds out what no table of minimal sizes could know for every architecture. One's own
+    # network might mix up the images of a batch.
+    num_images = 2 if spec.library == "own" else 1
+    shown = (num_images, shape.in_channels, shape.image_size, shape.image_size)
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(1, shape.in_channels, shape.image_size, shape.image_size))
-    except Exception as error:
+            logits = model(torch.zeros(shown))
+    except (Exception, SystemExit) as error:
         # A library's network fails where an image is too small for it; one's own may fail in any way.
         if spec.library == "own":
             first = str(error).splitlines()[0] if str(error) else ""
             raise ConfigError(
                 "Your own network must take a batch of images",
-                f"{spec.architecture} raised {type(error).__name__}: {first[:300]} on "
-                f"(1, {shape.in_channels}, {shape.image_size}, {shape.image_size}) float32",
+                f"{spec.architecture} raised {type(error).__name__}: {first[:300]} on {shown} float32",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
             raise
         raise _does_not_fit(spec, shape, error) from error
     finally:
         model.train()
-    if not isinstance(logits, Tensor) or logits.shape != (1, shape.num_outputs):
+    if not isinstance(logits, Tensor) or logits.shape != (num_images, shape.num_outputs):
         raise ConfigError(
             "A model returns one row of logits per image",
-            f"{spec.library} {spec.architecture} returned {_shape_of(logits)} for 1 image and "
-            f"{shape.num_outputs} outputs",
+            f"{spec.library} {spec.architecture} returned {_shape_of(logits)} for {num_images} "
+            f"image{'s'[: num_images - 1]} and {shape.num_outputs} outputs",
             "choose a classification architecture",
         )
 

@@ -65,7 +65,7 @@ def build_own(spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size
     module_name, _, name = reference.partition(":")
     try:
         function = getattr(_fresh(module_name, reference), name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError("Your own network must be importable", f"{reference}: {_line(error)}") from error
     try:
         network = function(
@@ -76,7 +76,7 @@ def build_own(spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size
         )
     except SweepError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             "Your own function must build a network",
             f"{reference} raised {_line(error)}",
@@ -86,6 +86,8 @@ def build_own(spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size
         raise ConfigError(
             "Your own function must return a torch.nn.Module", f"{reference}: {type(network).__name__}"
         )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError("Your own network must have parameters to train", f"{reference}: none")
     return network
 
 

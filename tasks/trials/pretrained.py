@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.specs import ModelSpec
+from tasks.trials.weights import to_bytes
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel, of pixels in [0, 1]."""
@@ -33,7 +34,7 @@ def download(spec: ModelSpec) -> bytes:
             "run it once where there is a connection, then copy the root's pretrained folder here; or leave "
             "pretrained out",
         ) from error
-    return bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
+    return to_bytes(network)
 
 
 def _with_weights(spec: ModelSpec) -> nn.Module:

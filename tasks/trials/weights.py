@@ -10,8 +10,16 @@ from search_spaces.errors import CorruptStoreError
 
 
 def to_bytes(model: nn.Module) -> bytes:
-    """Return all parameters and buffers of ``model``, bit by bit, as a safetensors file."""
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    """Return all parameters and buffers of ``model``, bit by bit, as a safetensors file.
+
+    What layers share is written once per layer: safetensors has no tensors that share memory.
+    """
+    state, seen = {}, set()
+    for name, value in model.state_dict().items():
+        kept = value.detach().cpu().contiguous()
+        place = kept.untyped_storage().data_ptr()
+        state[name] = kept.clone() if place in seen else kept
+        seen.add(place)
     return bytes(save(state, metadata={"format": "pt"}))
 
 

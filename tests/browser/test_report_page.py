@@ -106,6 +106,11 @@ def test_ten_thousand_trials_open_in_pages(browser, table, tmp_path):
     click(browser, "test loss")
     losses = [float(text) for text in cells(browser, "test loss")]
     assert losses == sorted(losses)
+    assert set(cells(browser, "N")) <= {f"{size:,}" for size in table["train_size"].unique()}
+    assert {len(text.replace(".", "").lstrip("0")) for text in cells(browser, "test loss")} == {4}
+    assert "pair" not in browser.execute_script(
+        "return document.querySelector('#trial-table thead').textContent"
+    )
     assert f"of {len(many)}" in browser.execute_script(
         """return document.querySelector("#trial-table .bar span").textContent"""
     )

@@ -1,4 +1,4 @@
-"""Kills a search's driver by SIGKILL at moments given, each time begun again; run inside namespaces of its own.
+"""Kills a search's driver by SIGKILL at moments given, each time begun again; run in namespaces of its own.
 
 Prints one JSON object: what was stored, told and tracked after each start.
 

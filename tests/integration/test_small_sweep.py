@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 
 from orchestrator import Workspace, load_sweep, plan_sweep, results_table
+from orchestrator.cli import main
 from orchestrator.results.tracking.mlflow import connect, read_rows
 from tests.integration.dashboard import Seen, watched_run
+from tests.integration.readme import readme_commands, readme_python, write_own_files
 from tests.integration.sweeps import (
     NUM_TRIALS,
     SWEEP,
@@ -72,7 +74,7 @@ def test_the_dashboard_shows_trials_measures_and_series_by_their_names(watched, 
     }
     assert any(task.startswith("prepare manifold_d4 read block") for task in seen.tasks)
     assert {"IsweepTrial", "IsweepEpochs", "IsweepKeeper", "IsweepArrays"} <= seen.actors
-    assert seen.job["isweep sweep"] == "small"
+    assert seen.job["job_name"] == "isweep small"
     assert seen.job["isweep grid"] == f"{NUM_TRIALS} trials, {len(plan.measures)} measures"
     assert sum(seen.states.values()) == NUM_TRIALS
     assert {"ray_isweep_trials", "ray_isweep_images_per_second", "ray_isweep_gpu_share_used"} <= seen.series
@@ -147,25 +149,47 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
 
-def test_a_pilot_on_own_images_is_trained_once_and_sharpens_the_prediction(root, sweep, tmp_path):
+def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
         np.uint8
     )
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
-    words = ("predict", sweep, "--model", "small_mlp", "--train-size", "80", "--pilot")
-    about = (str(tmp_path / "mine.npz"), "--pilot-sizes", "20", "40", "--pilot-test-size", "16")
-    found = isweep_json(*words, *about, root=root)
-    assert [point["train_size"] for point in found["pilot"]] == [20, 40]
-    assert found["num_pilot"] == 2
-    again = isweep(*words, *about, root=root)
-    assert "2 of 2 trials done" in again.stderr
-    assert "Ray" not in again.stderr
-    csv = tmp_path / "pilot.csv"
-    pd.DataFrame(found["pilot"]).to_csv(csv, index=False)
-    numbers = ("--d-data", "9", "--label-sharpness", "0.001")
-    assert isweep_json(*words, str(csv), *numbers, root=root)["pilot"] == found["pilot"]
+    train = """
+import json, sys
+import orchestrator.running.pipeline as pipeline
+from orchestrator import RunOptions, load_sweep
+from orchestrator.running.pilot import PilotRequest, run_pilot
+sweep, source, root = sys.argv[1:]
+request = PilotRequest(source, "small_mlp", (20, 40), 16)
+options = RunOptions(root=root, num_cpus=1, dashboard=False, tracking=False)
+found = [run_pilot(load_sweep(sweep), request, options)]
+pipeline.connect = None  # asked again, it needs no cluster
+found.append(run_pilot(load_sweep(sweep), request, options))
+assert found[0] == found[1]
+print(json.dumps([[p.train_size, p.test_loss] for p in found[0].points] + [found[0].d_data]))
+"""
+    words = [sys.executable, "-c", train, sweep, str(tmp_path / "mine.npz"), str(root)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    *points, d_data = json.loads(done.stdout.splitlines()[-1])
+    assert [size for size, _ in points] == [20, 40]
+    assert all(loss > 0 for _, loss in points)
+    assert d_data > 0
+    asked = (
+        "predict",
+        sweep,
+        "--model",
+        "small_mlp",
+        "--train-size",
+        "80",
+        "--pilot",
+        "absent",
+        "--from-store",
+    )
+    refused = isweep(*asked, root=root, exit_code=2)
+    assert "A prediction needs a fit of how losses grow" in refused.stderr
 
 
 def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):
@@ -197,6 +221,30 @@ def test_a_lost_tracking_store_is_rebuilt_from_the_results(root, sweep, tmp_path
     assert counts["replayed"] == NUM_TRIALS + 2
     rows = isweep_json("results", sweep, "--mlflow-uri", uri, root=root)
     assert rows == isweep_json("results", sweep, root=root)
+
+
+def test_every_command_of_the_readme_runs(root, sweep, tmp_path, monkeypatch, capsys):
+    write_own_files(tmp_path)
+    (tmp_path / "small.yaml").write_text(Path(sweep).read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ISWEEP_ROOT", str(root))
+    for words in readme_commands():
+        code = main(words)
+        out, err = capsys.readouterr()
+        if words[0] == "predict":  # from two datasets nothing can be
+            assert (code, "A prediction needs a fit of how losses grow" in err) == (2, True), err
+            continue
+        assert (code, bool(out)) == (0, True), (words, err)
+        if words[:2] == ["measure", "images.npz"] and "--json" in words:
+            (tmp_path / "record.json").write_text(out, encoding="utf-8")
+
+
+def test_the_readmes_python_runs(root, monkeypatch):
+    monkeypatch.setenv("ISWEEP_ROOT", str(root))
+    for text in readme_python(root):
+        names = {}
+        exec(text, names)
+        assert names.get("sweep") or len(names["best"]) >= 1 <= len(names["curve"])
 
 
 def test_an_extended_grid_runs_only_what_is_new(root, sweep, tmp_path):

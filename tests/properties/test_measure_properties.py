@@ -27,7 +27,7 @@ from tasks.measures.products import (
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 ESTIMATORS = ("mle", "twonn", "gride")
 
 

@@ -32,7 +32,7 @@ def prepared(chunk_rows: int, shard_rows: int, block_rows: int, folder: Path) ->
     return PreparedDataset.open(folder)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(5, 300),
     st.integers(20, 600),

@@ -37,7 +37,7 @@ def made(labels, groups, spec):
         assume(False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(datasets(), st.integers(2, 30), st.integers(0, 5), st.booleans())
 def test_promises(data, test_size, seed, whole):
     labels, groups = data
@@ -61,7 +61,7 @@ def test_promises(data, test_size, seed, whole):
         assert counts.max() - counts.min() <= 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(datasets(st.integers(3, 6)), st.integers(0, 5))
 def test_prefixes_of_whole_sets_are_proportional(data, seed):
     labels, groups = data
@@ -71,7 +71,7 @@ def test_prefixes_of_whole_sets_are_proportional(data, seed):
         assert np.abs(np.array(subset.class_counts(size)) - size * share).max() <= 1.5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(datasets(), st.integers(0, 5), st.integers(1, 2**31))
 def test_only_who_shares_a_group_matters(data, seed, salt):
     labels, groups = data
@@ -81,7 +81,7 @@ def test_only_who_shares_a_group_matters(data, seed, salt):
     np.testing.assert_array_equal(first.test_rows, second.test_rows)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(datasets(), st.integers(0, 5), st.integers(1, 20))
 def test_asking_for_a_size_changes_nothing(data, seed, size):
     labels, groups = data
@@ -93,7 +93,7 @@ def test_asking_for_a_size_changes_nothing(data, seed, size):
     np.testing.assert_array_equal(first.test_rows, second.test_rows)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(datasets(st.just(2)), st.integers(0, 5), st.data())
 def test_given_splits_are_kept(data, seed, draw):
     labels, groups = data

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.plan import CellStatus
+from orchestrator.planning.redaction import without_secrets
 from orchestrator.results import columns
 from orchestrator.results.rows import FlatRun, Point, Row
 from orchestrator.results.tracking.curves import Curves
@@ -64,7 +65,7 @@ def connector(uri: str) -> Callable[[], MlflowClient]:
     if "://" not in uri or uri.startswith("file:"):
         raise ConfigError(
             "The MLflow URI must be a database or server",
-            without_password(uri),
+            without_secrets(uri),
             "e.g. sqlite:////data/mlflow.db or https://…",
         )
     return lambda: connect(uri)
@@ -98,7 +99,7 @@ def connect(uri: str) -> MlflowClient:
         kind = Refused if _is_final(error) else SetupError
         raise kind(
             "The MLflow store must answer",
-            f"{without_password(uri)}: {first_line(error)}",
+            f"{without_secrets(uri)}: {first_line(error)}",
             "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later",
         ) from None
     return client
@@ -339,14 +340,9 @@ def _is_final(error: Exception) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says in one line, without passwords."""
+    """Return what an error says in one line, without secrets."""
     if isinstance(error, SweepError):
         return error.value
     # SQLAlchemy says first under which circumstances it met the database's error.
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as")]
-    return without_password((lines or [type(error).__name__])[0])[:300]
-
-
-def without_password(text: str) -> str:
-    """Leave out what stands before the host of a URL; a password may contain an ``@``."""
-    return re.sub(r"://[^/\s]*@", "://", text)
+    return without_secrets((lines or [type(error).__name__])[0])[:300]

@@ -60,7 +60,7 @@ class Page:
             "",
         ]
         for name, view in self.views().items():
-            lines.append(f"- [{view.question}](#/experiments/{experiment}/runs?{VIEW_KEY}={name})")
+            lines.append(f"- [{view.question}](#/experiments/{experiment}/runs?{view.query(name)})")
         return "\n".join(lines).strip()
 
     def views(self) -> dict[str, View]:
@@ -103,6 +103,10 @@ class View:
     question: str
     charts: tuple[dict[str, Any], ...] = ()
     metrics: tuple[str, ...] = SHOWN_METRICS
+
+    def query(self, name: str) -> str:
+        """Return what a link to it asks for; whether charts are shown is no part of the view itself."""
+        return f"{VIEW_KEY}={name}" + ("&compareRunsMode=CHART" if self.charts else "")
 
     def text(self) -> str:
         """Return it as MLflow's page reads it."""

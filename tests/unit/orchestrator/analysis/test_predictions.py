@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -273,3 +274,21 @@ def test_mistakes_are_told(exact, changes, message):
     arguments = {"model": "pooled", "domain": None, "train_size": 1000, **AT, **changes}
     with pytest.raises(ConfigError, match=message):
         predict(exact, **arguments)
+
+
+def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does():
+    table = synthetic_table(
+        num_natural=8, num_medical=0, sharpness_slope=0, size_slope=0, dataset_std=1.0, trial_std=0.05,
+        train_sizes=(250, 500, 1000, 2000), seed=4,
+    )  # fmt: skip
+    fits = fit_scaling_laws(table)
+    about = {"model": "resnet18", "domain": None, "d_data": 12.0, "label_sharpness": 1e-4, "train_size": 2000}
+    poor = predict(fits, **about)
+    said = re.search(r"a pilot at ([\d, and]+) images would make it (\d+)% shorter", poor.warning)
+    assert poor.shorter < 0.3
+    assert said
+    sizes = [int(n) for n in re.findall(r"\d+", said[1])]
+    better = predict(fits, **about, pilot=[PilotPoint(n, 0.4) for n in sizes])
+    assert f"{better.shorter:.0%}" == f"{said[2]}%"
+    assert better.shorter >= 0.3
+    assert "a pilot at" not in better.warning

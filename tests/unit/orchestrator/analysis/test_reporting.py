@@ -2,8 +2,10 @@
 
 from orchestrator.analysis.reporting import results_table
 from orchestrator.planning.workspace import Workspace
-from orchestrator.results.state import State
-from tests.unit.orchestrator.results.examples import trial_record
+from tests.unit.orchestrator.results.examples import (
+    state_of,
+    trial_record,
+)
 
 
 def test_rows_come_from_the_store_and_sizes_are_in_order(root):
@@ -11,7 +13,7 @@ def test_rows_come_from_the_store_and_sizes_are_in_order(root):
     planned = workspace.plan.trials_by_id
     assert len({cell.network.train_size for cell in planned.values()}) > 1
     records = {i: trial_record(spec=cell, trial_id=i) for i, cell in planned.items()}
-    table = results_table(workspace, state=State(results=records))
+    table = results_table(workspace, state=state_of(records))
     assert set(table["trial_id"]) == set(planned)
     for _, group in table.groupby(["dataset", "class_pair", "model"]):
         assert list(group["train_size"]) == sorted(group["train_size"])
@@ -26,4 +28,4 @@ def test_rows_of_mlflow_alone_are_those_of_planned_trials(root):
 
 
 def test_no_result_is_an_empty_table(root):
-    assert results_table(Workspace.open("smoke", root), state=State(results={})).empty
+    assert results_table(Workspace.open("smoke", root), state=state_of({})).empty

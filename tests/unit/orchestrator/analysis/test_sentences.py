@@ -266,3 +266,43 @@ def test_one_domain_is_not_compared_with_its_label_and_mixed_modes_are_not_compa
     modes = np.where(np.arange(len(table)) % 2 == 0, "corrected", "as_released")
     mixed = fit_scaling_laws(table.assign(data_mode=modes))
     assert "share no model, train size and data mode" in mixed.level("d_data_mle", subset="natural").reason
+
+
+def test_curves_that_are_flat_only_at_guessing_do_not_contradict_the_bound():
+    table = synthetic_table(num_natural=6, num_medical=6, train_sizes=(10, 30, 100, 1000, 4000, 16000))
+    d = table.groupby("dataset")["d_data_mle"].transform("max")
+    noise = np.random.default_rng(0).normal(0, 0.01, len(table))
+
+    def fits_of(exponent):
+        """Losses that fall as N^(-exponent / d) from N = 100 on, where they are at guessing."""
+        fall = exponent / d * np.log(np.maximum(table["train_size"], 100) / 100)
+        return fit_scaling_laws(
+            table.assign(d_data_mle=d, test_loss=np.log(2) * np.exp(noise - fall)), leave_out_chance=False
+        )
+
+    fits = fits_of(1.2)
+    past = next(f for f in fits.sensitivity if f.dimension == "N past guessing")
+    assert past.value == pytest.approx(1.2, abs=0.05)
+    assert past.num_points == 12 * 3
+    assert fits.exponent().interval[1] < 1
+    assert fits.claim("exponent_below_bound").adjusted_p == 1
+    assert "contradicts it" not in findings(fits)[3].answer
+    assert "this contradicts it" in findings(fits_of(0.5))[3].answer
+
+
+def test_losses_lost_to_divergence_contradict_no_bound():
+    table = synthetic_table(num_natural=6, num_medical=6, train_sizes=(100, 300, 1000, 4000, 16000))
+    d = table.groupby("dataset")["d_data_mle"].transform("max")
+    slow = table.assign(
+        d_data_mle=d,
+        test_loss=0.3
+        * np.exp(-0.3 / d * np.log(table["train_size"]))
+        * np.exp(np.random.default_rng(0).normal(0, 0.01, len(table))),
+    )
+    assert "this contradicts it" in findings(fit_scaling_laws(slow))[3].answer
+    gone = slow["train_size"].isin([100, 4000])
+    lost = slow.assign(test_loss=slow["test_loss"].mask(gone), status=np.where(gone, "diverged", "done"))
+    fits = fit_scaling_laws(lost)
+    assert next(f for f in fits.sensitivity if f.dimension == "N past guessing").status == "not_enough_data"
+    assert fits.claim("exponent_below_bound").adjusted_p == 1
+    assert "contradicts it" not in findings(fits)[3].answer

@@ -15,3 +15,18 @@ def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkey
     code, out, err = run("results", "smoke", option, str(tmp_path / "absent" / "table"))
     assert (code, out) == (2, "")
     assert "The file must be one that can be written; found:" in err
+
+
+@pytest.mark.parametrize("radius", [None, 37.5])
+def test_robustness_has_a_column_where_it_was_measured(run, monkeypatch, radius):
+    import pandas as pd
+
+    from orchestrator.cli import results
+
+    table = pd.DataFrame({"model": ["m"], "test_loss": [0.5], "r_hat_pred": [radius]}).astype(
+        {"r_hat_pred": float}
+    )
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+    code, out, _ = run("results", "smoke")
+    assert code == 0
+    assert ("R̂" in out, "37.5" in out) == (radius is not None, radius is not None)

@@ -122,14 +122,14 @@ def test_tables_for_people(run):
 def test_json_of_plan_and_status_has_the_documented_keys(run):
     _, out, _ = run("plan", "smoke", "--json")
     plan = json.loads(out)
-    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate"}
+    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate", "search"}
     row = {"trial_id", "model", "dataset", "class_pair", "train_size", "seed", "recipe", "status"}
     assert all(set(trial) == row for trial in plan["trials"])
     assert all(set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"])
     _, out, _ = run("status", "smoke", "--json")
     counts = {"planned", "done", "failed", "running", "pending", "stale", "diverged"}
     live = {"now", "seconds_left", "running_trials"}
-    assert set(json.loads(out)) == counts | live | {"failures", "unreadable", "foreign", "cost"}
+    assert set(json.loads(out)) == counts | live | {"failures", "unreadable", "foreign", "cost", "search"}
 
 
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):

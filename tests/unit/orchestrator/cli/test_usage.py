@@ -59,7 +59,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["measure", "digits", "--device", "foo"], 2, "--device must be a torch device of this machine"),
         (["measure", "digits", "--device", "cuda"], 2, "--device must be a torch device of this machine"),
         (["run", "smoke", "--no-tracking", "--raw", "nosuch=/tmp"], 2, "Unknown dataset of this sweep"),
-        (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a URL that fsspec can open"),
+        (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a folder or a store that keeps"),
         (["reconcile", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
         (
             ["predict", "smoke", "--d-data", "9", "--train-size", "100"],
@@ -152,7 +152,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["datasets", "mnist", "brats"], 2, "unrecognized arguments: brats"),
         (["doctor", "x"], 2, "unrecognized arguments: x"),
         (["results", "smoke", "--csv"], 2, "argument --csv: expected one argument"),
-        (["plan", "smoke", "--storage", "foo://me:secret@x"], 2, "found: foo://…@x/smoke"),
+        (["plan", "smoke", "--storage", "foo://me:secret@x"], 2, "found: foo://…; use a path"),
     ],
 )
 def test_mistakes(run, arguments, code, message):

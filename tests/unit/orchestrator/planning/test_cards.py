@@ -7,7 +7,7 @@ NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-b
 
 import pytest
 
-from orchestrator.planning.cards import CARDS, card_named, memory_bytes, pass_time
+from orchestrator.planning.cards import CARDS, card_like, card_named, memory_bytes, pass_time
 from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
@@ -80,3 +80,22 @@ def test_a_pass_is_bound_by_arithmetic_traffic_or_the_time_between_kernels():
 def test_an_unknown_card_is_answered_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"'h100x'.*h100"):
         card_named("h100x")
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("NVIDIA L4", None),
+        ("", None),
+    ],
+)
+def test_cards_are_known_by_their_drivers_names(name, card):
+    found = card_like(name)
+    assert (found.name if found else None) == card

@@ -7,8 +7,12 @@ from orchestrator.planning.estimate import estimate, on_cards
 from orchestrator.planning.packing import cost_of, flops, need_of
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
-from orchestrator.results.state import State
-from tests.unit.orchestrator.results.examples import diverged, trial_record, trial_result
+from tests.unit.orchestrator.results.examples import (
+    diverged,
+    state_of,
+    trial_record,
+    trial_result,
+)
 
 SWEEP = """
 name: mine
@@ -37,7 +41,7 @@ def cost(trials, *records):
     done = {
         f"{i}": record(trial, **given) for i, (trial, given) in enumerate(zip(trials, records, strict=False))
     }
-    return estimate(trials[len(done) :], State(results=done).measured_trials())
+    return estimate(trials[len(done) :], state_of(done).measured_trials())
 
 
 def test_core_hours_count_every_thread_of_a_trial(trials):

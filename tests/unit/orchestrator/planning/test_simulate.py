@@ -50,7 +50,7 @@ def test_nothing_to_do_takes_no_time():
     assert (found.makespan, found.utilisation, found.over_lower_bound) == (0, 0, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(0.1, 100), min_size=1, max_size=40),
     st.integers(1, 6),

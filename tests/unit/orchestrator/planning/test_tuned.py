@@ -96,7 +96,8 @@ def test_a_model_or_dataset_without_a_searched_recipe_is_named(recipes):
 
 
 @pytest.mark.parametrize(
-    ("name", "run"), [("tuned", "isweep tune other"), ("tuned-absent", "isweep tune absent")]
+    ("name", "run"),
+    [("tuned", "isweep tune other --set recipe=NAME"), ("tuned-absent", "isweep tune absent")],
 )
 def test_a_recipe_that_nobody_searched_is_refused_with_the_command_that_searches(recipes, name, run):
     with pytest.raises(ConfigError, match="must have been searched below this root") as caught:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from orchestrator.results.outlines import TrialOutline
 from orchestrator.results.records import (
     FailureKind,
     FailureRecord,
@@ -10,6 +13,7 @@ from orchestrator.results.records import (
     TrialFailure,
     TrialRecord,
 )
+from orchestrator.results.state import State
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
 from search_spaces.specs import MeasureSpec, PreparedSpec, SubsetSpec
@@ -120,3 +124,8 @@ def failure_record(attempt: int = 1) -> FailureRecord:
     spec = trial_spec()
     failure = TrialFailure(kind=FailureKind.CODE_ERROR, message="boom")
     return FailureRecord(trial_id=spec.trial_id, spec=spec, attempt=attempt, failure=failure)
+
+
+def state_of(records: dict[str, TrialRecord], **rest: Any) -> State:
+    """Return the state in which these are the results."""
+    return State({name: TrialOutline.of(record) for name, record in records.items()}, trials=records, **rest)

@@ -2,11 +2,16 @@
 
 import pytest
 
-from orchestrator.planning.estimate import MeasuredTrial
+from orchestrator.planning.measured import MeasuredTrial
 from orchestrator.planning.prices import Price, Prices
 from orchestrator.results.cost import cost_of
-from orchestrator.results.state import State
-from tests.unit.orchestrator.results.examples import measure_record, trial_record, trial_result, trial_spec
+from tests.unit.orchestrator.results.examples import (
+    measure_record,
+    state_of,
+    trial_record,
+    trial_result,
+    trial_spec,
+)
 
 PRICES = Prices(card=Price(dollars=2, watts=500), core=Price(dollars=0.1, watts=10), origin="ours")
 ON_CARD = trial_result().model_copy(update={"device": "cuda"})
@@ -19,8 +24,8 @@ def record(size: int, result=None, **changes):
 
 
 def state(*records, measures=()):
-    return State(
-        results={one.trial_id: one for one in records},
+    return state_of(
+        {one.trial_id: one for one in records},
         measures={one.measure_id: one for one in measures},
     )
 
@@ -61,4 +66,5 @@ def test_nothing_costs_nothing():
 
 
 def test_the_share_of_a_record_that_knows_none_is_a_whole_card():
-    assert MeasuredTrial(trial_spec(), True, 1.0, 3600.0) == state(record(40, ON_CARD)).measured_trials()[0]
+    found = state(record(40, ON_CARD)).measured_trials()[0]
+    assert found == MeasuredTrial(trial_spec(), True, 1.0, 3600.0, peak_bytes=1000)

@@ -84,7 +84,7 @@ def test_only_files_at_their_place_are_records(bucket):
     store.save(trial_record())
     data = store._files.read(next(store._files.find(store._path("trials"), "result.json")).path)
     for astray in ("trials/result.json", "trials/a/b/result.json", "trials/c/other.json"):
-        store._put(store._path(astray), data)
+        store._files.write(store._path(astray), data)
     assert list(store.scan(TrialRecord).records) == [trial_record().trial_id]
 
 

@@ -8,6 +8,7 @@ from contextlib import closing
 import mlflow
 import pytest
 
+from orchestrator.planning.redaction import without_secrets
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.rows import FlatRun
 from orchestrator.results.store import ResultStore
@@ -444,7 +445,7 @@ def test_failures_that_mlflow_missed_are_replayed(uri, sweep, runs):
 
 @pytest.mark.parametrize("uri", ["http://u:p@ss@host:5000", "postgresql://u:p@ss@host/db"])
 def test_a_password_with_an_at_sign_stays_secret(uri):
-    assert "ss@" not in tracking.without_password(f"cannot reach {uri}")
+    assert "ss@" not in without_secrets(f"cannot reach {uri}")
 
 
 def test_a_server_that_hangs_holds_up_neither_start_nor_end(monkeypatch):
@@ -555,6 +556,7 @@ def test_pages_say_what_a_run_is(uri, sweep, runs):
     note = experiment.tags["mlflow.note.content"]
     assert note == table.loc["sweep", "tags.mlflow.note.content"]
     assert note.startswith("Digits against slices.")
-    for view in ("best", "curve", "sharpness"):
-        assert f"(#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={view})" in note
+    charts = "&compareRunsMode=CHART"
+    for view, mode in (("best", ""), ("curve", charts), ("sharpness", charts)):
+        assert f"(#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={view}{mode})" in note
         assert experiment.tags[f"mlflow.sharedViewState.{view}"].startswith("{")

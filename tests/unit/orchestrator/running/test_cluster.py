@@ -209,10 +209,6 @@ class TestTrialResources:
             trial_resources(self.spec, make_cluster(num_cpus=1))
         assert trial_resources(self.spec, make_cluster(num_cpus=1, local=False)).num_cpus == 2
 
-    def test_a_share_above_one_card_is_whole(self):
-        with pytest.raises(ConfigError, match=r"fraction of one card or a whole number; found: 1\.5"):
-            trial_resources(ResourceSpec(num_cpus=1, num_gpus=1.5), make_cluster(num_gpus=2))
-
 
 class TestAddress:
     @pytest.mark.parametrize(

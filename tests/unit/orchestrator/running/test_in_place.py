@@ -9,6 +9,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 import isweep
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
 from orchestrator.results.weights import WeightStore
@@ -125,12 +126,44 @@ def test_predictions_without_room_cost_no_result_and_are_made_by_the_next_run(
     assert {record.result.predictions_note for record in records(trained).values()} == {""}
 
 
-def test_damaged_predictions_are_never_shown(trained: Workspace, root: str) -> None:
-    run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes={"predictions": True})
-    first = min(trained.sweep_paths.folder.glob("predictions/*.parquet"))
-    first.write_bytes(first.read_bytes()[:-1] + b"x")
-    with pytest.raises(CorruptStoreError, match=r"Kept predictions must be whole.*checksum does not match"):
+def test_damaged_predictions_are_never_shown_and_made_again_from_kept_weights(
+    trained: Workspace, root: str
+) -> None:
+    options, asked = RunOptions(root=root, tracking=False), {"predictions": True}
+    run_sweep(SWEEP, options, changes=asked)
+    damaged, gone = sorted(trained.sweep_paths.folder.glob("predictions/*.parquet"))
+    whole, before = {path: path.read_bytes() for path in (damaged, gone)}, records(trained)
+    damaged.write_bytes(whole[damaged][:-1] + b"x")
+    with pytest.raises(
+        CorruptStoreError, match=r"must be whole.*checksum does not match.*run the sweep again"
+    ):
         _ = isweep.open(SWEEP, root=root).predictions
+    gone.unlink()
+    progress = Progress()
+    notes: list[str] = []
+    progress.note = notes.append  # type: ignore[method-assign]
+    assert run_sweep(SWEEP, options, progress=progress, changes=asked).exit_code == 0
+    assert "Predictions gone or damaged: 2; made again from kept weights" in notes
+    assert {path: path.read_bytes() for path in whole} == whole
+    after = records(trained)
+    assert {key: record.result.scores for key, record in after.items()} == (
+        {key: record.result.scores for key, record in before.items()}
+    )
+
+
+def test_damaged_predictions_of_a_network_that_was_not_kept_count_as_not_done(
+    trained: Workspace, root: str
+) -> None:
+    run_sweep(SWEEP, RunOptions(root=root, tracking=False), changes={"predictions": True})
+    for path in trained.sweep_paths.folder.glob("predictions/*.parquet"):
+        path.unlink()
+    stored = StoredResults.read(trained.results_url)
+    first, second = sorted(stored.trials)
+    result = stored.trials[first].result.model_copy(update={"weights": None})
+    stored.trials[first] = stored.trials[first].model_copy(update={"result": result})
+    assert forget_damaged(stored, [first, second, "not trained"]) == (1, 1)
+    assert set(stored.trials) == {second}
+    assert stored.trials[second].result.predictions is None
 
 
 def test_damaged_weights_are_left_to_the_cluster(trained: Workspace, root: str) -> None:

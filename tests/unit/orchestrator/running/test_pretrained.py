@@ -31,7 +31,6 @@ def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(
     def offline(*_: object, **__: object) -> None:
         raise OSError("<urlopen error [Errno -2] Name or service not known>")
 
-    monkeypatch.setattr("torchvision.models.resnet.load_state_dict_from_url", offline, raising=False)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     monkeypatch.setattr("orchestrator.running.pipeline.connect", refuse)
     monkeypatch.setattr("orchestrator.running.pipeline.prepare_missing", refuse)

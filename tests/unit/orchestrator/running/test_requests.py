@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from orchestrator.planning.cards import CARDS
+from orchestrator.planning.measured import Expectation
 from orchestrator.planning.packing import need_of
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
@@ -28,11 +29,11 @@ def cells():
 
 
 def test_shares_are_predicted_per_trial_where_the_card_is_known(cells):
-    requests = Requests(Resources(1, 0.25), CARDS["a100"])
+    requests = Requests(Resources(1, 0.25), Expectation(CARDS["a100"]))
     for cell in cells:
         assert requests.of(cell).resources.num_gpus == need_of(cell, CARDS["a100"]).share
     assert Requests(Resources(1, 0.25)).of(cells[0]).resources.num_gpus == 0.25
-    assert Requests(Resources(1, 0), CARDS["a100"]).of(cells[0]).resources.num_gpus == 0
+    assert Requests(Resources(1, 0), Expectation(CARDS["a100"])).of(cells[0]).resources.num_gpus == 0
 
 
 def test_out_of_memory_doubles_the_share_then_halves_the_parts(cells):

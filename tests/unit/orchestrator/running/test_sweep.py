@@ -1,9 +1,13 @@
 """Running cells under Tune: results stored, failures typed and retried by kind, nothing lost."""
 
 import errno
+import logging
 import os
+import re
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +18,7 @@ from ray.experimental.internal_kv import _internal_kv_put
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.results.history import History
 from orchestrator.results.patience import Patience, StorageAway
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
 from orchestrator.results.rows import trial_metrics
@@ -131,6 +136,51 @@ def test_each_kind_of_failure_has_its_own_policy(run):
     assert sweep.monitor.done == 5
     assert len(sweep.monitor.failed) == 2
     assert os.listdir(sweep.paths.tune) == []
+
+    told = History(sweep.stored.store.url)
+    stories = {size: [(e.what, e.attempt) for e in told.story(r.trial_id)] for size, r in results.items()}
+    assert stories[10] == [("started", 1), ("finished", 1)]
+    assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
+    crashes = [event for event in told.story(failures[16].trial_id) if event.what == "failed"]
+    assert [crash.attempt for crash in crashes] == [1, 2, 3]
+    assert re.search(r"^worker_crash: .*\(attempt 2 of 3 in 1 s: other trials live\)$", crashes[0].said)
+    assert re.search(r"\(given up: .*\)$", crashes[2].said)
+
+
+SECRETS = {"AWS_SECRET_ACCESS_KEY": "canary-of-the-store", "MY_API_TOKEN": "canary-of-a-network"}
+
+
+class Talker(TrialTrainable):
+    """Says what it should not, in every way there is, and fails."""
+
+    def _run(self, started_at: float) -> CellReport:
+        os.environ.update(SECRETS)
+        copied = [name for name in ray.get_runtime_context().runtime_env.get("env_vars", {}) if "AWS" in name]
+        print(f"copied {copied} in print, {os.environ['AWS_SECRET_ACCESS_KEY']}")
+        logging.getLogger("my.network").info("a log line of %s", os.environ["MY_API_TOKEN"])
+        warnings.warn("a warning", stacklevel=1)
+        print("to stderr", file=sys.stderr)
+        raise ValueError(f"no access with {os.environ['MY_API_TOKEN']}")
+
+
+def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(run, monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    sweep = run(make_plan(24), trainable=Talker)
+    (failure,) = sweep.stored.failures.values()
+    (_, failed) = History(sweep.stored.store.url).story(failure.trial_id)
+    text = History(sweep.stored.store.url).log(failure.trial_id, 1)
+    for said in (
+        "copied [] in print",
+        "INFO my.network: a log line of …",
+        "Warning: a warning",
+        "to stderr",
+    ):
+        assert said in text
+    assert failure.failure.message == "ValueError: no access with …"
+    assert failed.node == ray.util.get_node_ip_address()
+    everything = failure.text() + failed.text() + text
+    assert not any(secret in everything for secret in SECRETS.values())
 
 
 def test_arrays_are_loaded_once_each_in_a_store_too_small_for_all(run, ray_local):

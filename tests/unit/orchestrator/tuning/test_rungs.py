@@ -7,8 +7,9 @@ import numpy as np
 from orchestrator.tuning.rungs import Rungs, rung_epochs
 
 
-def test_rungs_stand_at_a_ninth_and_a_third():
-    assert rung_epochs(90) == (10, 30)
+def test_the_rung_stands_at_a_third():
+    assert rung_epochs(90) == (30,)
+    assert rung_epochs(100) == (34,)
     assert rung_epochs(1) == ()
     assert rung_epochs(3) == (1,)
 

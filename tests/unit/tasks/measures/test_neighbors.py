@@ -109,7 +109,7 @@ def test_subsets_find_the_nearest_opposite_inside():
 @pytest.mark.parametrize("num_workers", [1, 2, 7])
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 1000, 40_000, 300_000])
 def test_tiles_cover_each_pair_once(num_rows, num_workers):
-    tiles = plan_tiles(num_rows, num_workers, 512)
+    tiles = plan_tiles(num_rows, num_workers)
     area = sum((b - a) * (d - c) if a != c else (b - a) * (b - a + 1) // 2 for a, b, c, d in tiles)
     assert area == num_rows * (num_rows + 1) // 2
     assert all(c >= b for a, b, c, d in tiles if a != c)

@@ -54,7 +54,7 @@ def toys(draw):
     return Toy(labels, rng.permutation(np.arange(size) // per_group).astype(np.int64) * 7919)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(toys(), st.floats(0.1, 0.5), st.integers(20, 60))
 def test_groups_are_on_one_side_and_rows_are_the_sweeps_training_rows(data, share, size):
     try:
@@ -115,3 +115,23 @@ def test_a_group_on_two_sides_never_passes(monkeypatch):
     monkeypatch.setattr(validation, "number_groups", lambda groups: np.arange(len(groups)))
     with pytest.raises(AssertionError, match="a group is on the training and the validation side"):
         split_validation(data, spec(), 100, SHARE)
+
+
+def test_poisoned_labels_of_test_images_change_nothing():
+    """Of a source with a test set of its own, whose labels are shuffled: same split, same labels."""
+    clean, poisoned = toy(), toy()
+    clean.splits = poisoned.splits = np.where(np.arange(200) < 140, 1, 2).astype(np.int8)
+    poisoned.labels = clean.labels.copy()
+    poisoned.labels[140:] = np.random.default_rng(0).permutation(clean.labels[140:])
+    assert (poisoned.labels != clean.labels).sum() > 10
+    first, second = (split_validation(data, spec(), 120, SHARE) for data in (clean, poisoned))
+    for name in ("train_rows", "train_labels", "validation_rows", "validation_labels"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert not np.isin(np.concatenate([first.train_rows, first.validation_rows]), np.arange(140, 200)).any()
+
+
+@pytest.mark.parametrize("train_size", [8, 10])
+def test_fewer_images_than_two_per_class_is_refused(train_size):
+    with pytest.raises(DataError, match="needs enough groups among the training images") as caught:
+        split_validation(toy(num_classes=10), spec(), train_size, SHARE)
+    assert "raise tune.train_size" in str(caught.value)

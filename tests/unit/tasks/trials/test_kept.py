@@ -109,6 +109,15 @@ def test_weights_come_back_to_the_last_bit():
     assert all(torch.equal(a, second.state_dict()[n]) for n, a in first.state_dict().items())
 
 
+def test_layers_may_share_weights():
+    shared = torch.nn.Linear(3, 3)
+    first = torch.nn.Sequential(shared, torch.nn.ReLU(), shared)
+    second = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3))
+    load_into(second, to_bytes(first))
+    assert torch.equal(second[0].weight, shared.weight)
+    assert torch.equal(second[2].weight, shared.weight)
+
+
 def test_a_full_disk_costs_the_weights_and_no_result(data):  # noqa: F811
     result = run_trial(trial_spec(epochs=1), data, keep=lambda content: "no room")
     assert (result.status, result.weights, result.weights_note) == ("done", None, "no room")

@@ -28,6 +28,15 @@ def wrong_shape(*, num_outputs, **options):
 def no_network(**options):
     return 3
 
+def mixes(*, num_outputs, **options):
+    return nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1)), nn.LazyLinear(num_outputs))
+
+def exits(**options):
+    raise SystemExit(3)
+
+def frozen(**options):
+    return nn.Flatten()
+
 def breaks(**options):
     return nn.Linear(7, 2)
 """
@@ -97,7 +106,10 @@ def test_code_that_changed_since_the_plan_is_refused(folder):
     ("function", "message"),
     [
         ("raises", "must build a network; found: mynets:raises raised KeyError: 'no such weights'"),
-        ("wrong_shape", r"returned \(1, 3\) for 1 image and 2 outputs"),
+        ("wrong_shape", r"returned \(2, 3\) for 2 images and 2 outputs"),
+        ("mixes", r"returned \(1, 2\) for 2 images and 2 outputs"),
+        ("exits", "must build a network; found: mynets:exits raised SystemExit: 3"),
+        ("frozen", "must have parameters to train; found: mynets:frozen: none"),
         ("no_network", "must return a torch.nn.Module; found: mynets:no_network: int"),
         ("breaks", r"must take a batch of images; found: mynets:breaks raised RuntimeError"),
         ("missing", "must be importable; found: mynets:missing: AttributeError"),
