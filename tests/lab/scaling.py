@@ -27,6 +27,7 @@ from tests.isolation import isolated
 
 REPOSITORY = Path(__file__).parents[2]
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+COMMANDS = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
 MOST_WORKERS, IDLE_S, STORE_BYTES, PORT = 3, 15, 100_000_000, 6379
 WORKER = {"CPU": 2, "GPU": 1, "object_store_memory": STORE_BYTES}
 NUM_TRIALS = 12
@@ -72,8 +73,9 @@ def launch_file() -> dict[str, Any]:
         },
         "available_node_types": types,
         "head_node_type": "ray.head.default",
-        "head_start_ray_commands": [],
-        "worker_start_ray_commands": [],
+        **{f"{who}_commands": [] for who in COMMANDS},
+        **{name: {} for name in ("auth", "file_mounts")},
+        "cluster_synced_files": [],
     }
 
 
