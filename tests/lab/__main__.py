@@ -131,11 +131,11 @@ class Story:
         lab.hosts[1].empty_home()
         self.step("gpu1 comes back empty", lab.hosts[1].start)
         self.until("8 cells", SWEEP_S, lambda: lab.num_done("submitted") >= 8)
-        self.until("three nodes after an empty home", UP_S, lambda: lab.num_nodes() == 3)
         lab.head.switch_off()
         before = lab.num_done("submitted")
         self.step("the head is lost", lab.head.start)
         self.step("ray up again", lambda: lab.here("ray up -y clusters/onprem.yaml"))
+        self.until("three nodes, the emptied one too", UP_S, lambda: lab.num_nodes() == 3)
         with lab.beside("ray dashboard clusters/onprem.yaml"):
             self.until(
                 "the tunnel again",
