@@ -54,6 +54,10 @@ def cells_of(table: dict[CellKey, TabulatedCell], tune: TuneSpec) -> dict[CellKe
     return {cell.key: cell for cell in tuning_cells(plan) if cell.key in table}
 
 
+def seeded(tune: TuneSpec, seed: int) -> TuneSpec:
+    return tune.model_copy(update={"seed": seed})
+
+
 def measure(seeds: int, table_path: Path = TABLE, budget: float = 0.2) -> list[dict[str, Any]]:
     table = read_table(table_path)
     rows = []
@@ -64,7 +68,7 @@ def measure(seeds: int, table_path: Path = TABLE, budget: float = 0.2) -> list[d
         regrets: dict[CellKey, list[float]] = {key: [] for key in cells}
         costs, totals = [], []
         for seed in range(seeds):
-            found = replay(cells, table, tune, seed=seed, known=KNOWN, reduction=reduction)
+            found = replay(cells, table, seeded(tune, seed), known=KNOWN, reduction=reduction)
             for key, outcome in found.items():
                 regrets[key].append(table[key].regret(outcome))
                 costs.append(outcome.spent / GRID_RATES)
@@ -96,7 +100,7 @@ def warm_start(seeds: int, table_path: Path = TABLE) -> list[dict[str, float]]:
         for warm in (True, False):
             tune = TuneSpec.model_validate({"batch_size": (32,), "budget": budget, "warm_start": warm})
             cells = cells_of(table, tune)
-            runs = [replay(cells, table, tune, seed=seed, known=KNOWN) for seed in range(seeds)]
+            runs = [replay(cells, table, seeded(tune, seed), known=KNOWN) for seed in range(seeds)]
             means.append([statistics.fmean(table[key].regret(o) for key, o in run.items()) for run in runs])
         changes = np.subtract(*means)
         found.append(

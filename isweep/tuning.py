@@ -81,5 +81,5 @@ def tune(
         table=pd.DataFrame(outcome_rows(summary.cells)),
         recipe=str(summary.recipe),
         report=None if summary.report is None else Report(summary.report),
-        problems=tuple(cell.why_not for cell in summary.not_tuned),
+        problems=summary.problems,
     )

@@ -71,6 +71,8 @@ class TuneSpec(Spec):
     seeds: Annotated[int, Field(ge=1, le=20)] = 3
     """Trainings of each finalist, spread over the class pairs of its dataset."""
     sampler: Sampler = "tpe"
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the sampler: another one proposes other points, and is no part of what a trial is."""
     warm_start: bool = True
     """Whether the first points of a (model, dataset) are the best ones of those most like it."""
 
@@ -153,7 +155,7 @@ def space_of(model: ModelSpec, optimizer: Optimizer, tune: TuneSpec, num_train: 
     if not asked or max(asked) > num_train:
         raise ConfigError(
             "tune.batch_size must not be larger than the set that a trial is trained on",
-            f"{max(tune.batch_size or family.batch_size)} for {num_train} images",
+            f"{max(tune.batch_size or family.batch_size[:1])} for {num_train} images",
             "name smaller ones, a larger tune.train_size or a smaller tune.validation_share",
         )
     return SearchSpace(

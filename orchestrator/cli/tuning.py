@@ -60,8 +60,8 @@ def tune(
     except KeyboardInterrupt:
         again = place.hint("tune", preset, *(word for change in changes for word in ("--set", change)))
         raise KeyboardInterrupt(f"Finished trials are kept; continue with: {again}") from None
-    for cell in summary.not_tuned:
-        stderr.print(escape(cell.why_not), soft_wrap=True)
+    for problem in summary.problems:
+        stderr.print(escape(problem), soft_wrap=True)
     found: dict[str, Any] = document(summary)
 
     def show() -> None:

@@ -28,7 +28,7 @@ SHARE_STEP = 100
 
 
 MOST_KNOWN_COSTS = 4096
-_KNOWN_COSTS: dict[tuple[int, int, int], tuple[tuple[Spec, ...], NetworkCost | SweepError]] = {}
+_KNOWN_COSTS: dict[tuple[int, int, int], tuple[tuple[Spec, ...], NetworkCost]] = {}
 """By the identity of the parts of a spec, which are held so that no others can have it: the trials of a plan
 share them, and hashing their content for each takes longer than all the rest of a plan."""
 
@@ -65,7 +65,7 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
     """Return the costs of a network in its recipe, walked once for recipes that cost the same.
 
     Raises:
-        ConfigError: for a network that cannot be built, or that looks at its images' values on the way.
+        ConfigError: for a network that cannot be built, or fails on every image.
     """
     parts = (network.model, network.recipe, network.subset.prepared)
     key = (id(parts[0]), id(parts[1]), id(parts[2]))
@@ -74,21 +74,18 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
         if len(_KNOWN_COSTS) >= MOST_KNOWN_COSTS:
             _KNOWN_COSTS.clear()
         known = _KNOWN_COSTS[key] = (parts, _counted_cost(network))
-    if isinstance(known[1], SweepError):
-        raise known[1]
     return known[1]
 
 
 def has_cost(network: NetworkSpec) -> bool:
-    """Tell whether :func:`cost_of` can count a network."""
+    """Tell whether :func:`cost_of` counts a network, rather than guesses from its weights."""
     try:
-        cost_of(network)
+        return not cost_of(network).uncounted
     except SweepError:
         return False
-    return True
 
 
-def _counted_cost(network: NetworkSpec) -> NetworkCost | SweepError:
+def _counted_cost(network: NetworkSpec) -> NetworkCost:
     from tasks.trials.costs import network_cost
 
     where = f"{network.model.library} {network.model.architecture}"
@@ -98,15 +95,19 @@ def _counted_cost(network: NetworkSpec) -> NetworkCost | SweepError:
     )
     try:
         return network_cost(network.model, recipe, channels=prepared.channels, image_size=prepared.image_size)
-    except Exception as error:  # whatever a network does with tensors that hold no data
-        cause = error.__cause__ or error
-        if isinstance(error, SweepError) and not type(cause).__name__.startswith("DataDependent"):
-            return error
-        return ConfigError(
-            "A network's costs are counted with tensors that hold no data",
-            f"{where}: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}",
-            "let no step of its forward pass depend on the values of pixels",
-        )
+    except SweepError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a network does
+        raise ConfigError(
+            "A network must take a training step, an evaluation and an attack on some image",
+            f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        ) from error
+
+
+def uncounted(trials: Iterable[TrialSpec]) -> dict[str, str]:
+    """Return the networks whose costs are guessed from their weights, and what failed in counting them."""
+    costs = {trial.network.model.name: cost_of(trial.network) for trial in trials}
+    return {name: cost.uncounted for name, cost in costs.items() if cost.uncounted}
 
 
 def flops(trial: TrialSpec) -> float:

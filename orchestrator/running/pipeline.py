@@ -27,7 +27,7 @@ from orchestrator.running.lock import locked
 from orchestrator.running.networks import check_models, check_pretrained
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
-from orchestrator.running.pretrained import fetch_pretrained
+from orchestrator.running.pretrained import check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress
 from orchestrator.running.signals import stop_heard
 from orchestrator.running.subset_measures import measure_subset
@@ -137,6 +137,7 @@ class _Run:
         plan = self.workspace.plan
         trained = judge(self.workspace, self.stored).results
         self.pretrained = fetch_pretrained(plan, trained, self.workspace.paths, self.monitor.note)
+        check_same_start(self.stored.trials, plan, self.pretrained)
         check_pretrained(plan, self.pretrained)
         self._prepare()
         check_subsets(self.workspace)

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 PLAIN_INTERVAL_S = 10.0
 SAVE_INTERVAL_S = 1.0
 """Of how far things are; that a trial starts or ends is said at once."""
+WITH_TRIALS = ("train", "search")
+"""Stages that train networks."""
 MOST_SHOWN = 4
 """Running trials in the terminal."""
 
@@ -55,6 +57,9 @@ class Monitor(Protocol):
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
         """An attempt failed."""
+
+    def trial_stopped(self, trial_id: str) -> None:
+        """An attempt ended through no fault of the trial, which waits again."""
 
     def counts(self) -> dict[str, int]:
         """Return how many trials there are by what became of them, under the names of a tracker's metrics."""
@@ -179,6 +184,12 @@ class Progress:
         self.save()
         self._say()
 
+    def trial_stopped(self, trial_id: str) -> None:
+        """An attempt ended through no fault of the trial, which waits again."""
+        self.running.pop(trial_id, None)
+        self.save()
+        self._say()
+
     def counts(self) -> dict[str, int]:
         """Return how many trials there are by what became of them, under the names of a tracker's metrics."""
         return {
@@ -217,8 +228,8 @@ class Progress:
             parts.append(f"{self.step}/{self.total}")
         if self.detail:
             parts.append(self.detail)
-        if self.planned and self.name == "train":
-            parts = [f"train  {self.done}/{self.planned} done"]
+        if self.planned and self.name in WITH_TRIALS:
+            parts = [f"{self.name}  {self.done}/{self.planned} done"]
             if self.running:
                 parts.append(f"{len(self.running)} running")
             if self.failed:

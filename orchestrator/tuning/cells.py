@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from orchestrator.planning.plan import SweepPlan
@@ -12,7 +13,7 @@ from search_spaces.recipes import recipe_grid
 from search_spaces.specs import BatchSize, LearningRate, ModelSpec, RecipeSpec, Spec, SubsetSpec, WeightDecay
 from search_spaces.sweeps import RecipeChoice, RecipeOverride
 from search_spaces.trials import NetworkSpec
-from search_spaces.tuning import SearchSpace, SearchTrialSpec, ValidationSpec, space_of
+from search_spaces.tuning import SearchSpace, SearchTrialSpec, TuneSpec, ValidationSpec, space_of
 
 CellKey = tuple[str, str]
 """Model and dataset, by name."""
@@ -103,6 +104,10 @@ class TuningCell:
         )
         return SearchTrialSpec(network=network, validation=self.validation)
 
+    def held_to(self, tune: TuneSpec, num_train: int) -> TuningCell:
+        """Return the cell with the space of a set of ``num_train`` images; see :func:`space_of`."""
+        return replace(self, space=space_of(self.model, self._recipe(None).optimizer, tune, num_train))
+
     def _recipe(self, point: Point | None) -> RecipeSpec:
         """Return the recipe as a sweep with this point in its overrides makes it, name and all."""
         choice = self.choice
@@ -118,8 +123,8 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
     """Return the cells of a sweep, model by model, so that each stands beside those most like it.
 
     Raises:
-        ConfigError: naming everything that cannot be searched: a recipe with several values of a field, a
-            batch larger than the set, a recipe without epochs.
+        ConfigError: naming everything that cannot be searched: a recipe with several values of a field,
+            pretrained networks, a batch larger than the set, a recipe without epochs.
     """
     sweep, tune = plan.sweep, plan.sweep.tune
     train_size = tune.train_size or plan.largest_size
@@ -135,6 +140,13 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
         models[network.model.name] = network.model
         found = subsets.setdefault((network.model.name, network.subset.prepared.dataset), {})
         found[network.subset.subset_id] = network.subset
+    pretrained = sorted(name for name, model in models.items() if model.pretrained)
+    if pretrained:
+        raise ConfigError(
+            "isweep tune searches from random weights, not pretrained ones",
+            ", ".join(pretrained),
+            "leave these models out of the sweep that is searched",
+        )
     num_train = round(train_size * (1 - tune.validation_share))
     cells: list[TuningCell] = []
     problems: list[SweepError] = []
@@ -154,6 +166,30 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
         )
     collect(problems)
     return tuple(cells)
+
+
+def held_to_splits(
+    cells: Sequence[TuningCell], tune: TuneSpec, num_train: Mapping[str, int]
+) -> tuple[TuningCell, ...]:
+    """Return the cells with batches that fit what is trained on, which whole groups make differ from plan.
+
+    Args:
+        cells: From :func:`tuning_cells`.
+        tune: What the sweep says of the search.
+        num_train: Images that a trial is trained on, by subset id.
+
+    Raises:
+        ConfigError: when the sweep names a batch larger than such a set, or none is small enough.
+    """
+    held: list[TuningCell] = []
+    problems: dict[str, SweepError] = {}
+    for cell in cells:
+        try:
+            held.append(cell.held_to(tune, min(num_train[subset.subset_id] for subset in cell.subsets)))
+        except SweepError as error:
+            problems.setdefault(str(error), error)
+    collect(list(problems.values()))
+    return tuple(held)
 
 
 def _point(recipe: RecipeSpec) -> Point:

@@ -95,6 +95,17 @@ class CellOutcome(Finding):
             "mend what failed, or raise tune.budget, and tune again: what was found is kept"
         )
 
+    @property
+    def problem(self) -> str:
+        """What to know before using the recipe, and the way out; empty where there is nothing."""
+        if self.chosen is None or self.chance_loss is None or self.chosen.mean < self.chance_loss:
+            return self.why_not
+        return (
+            f"{self.model} on {self.dataset}: the best recipe found is no better than guessing "
+            f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "
+            "tune.learning_rate, raise tune.budget or recipe.epochs, and tune again"
+        )
+
 
 def outcomes(search: Search) -> tuple[CellOutcome, ...]:
     """Return what was found so far, cell by cell."""

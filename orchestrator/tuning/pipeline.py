@@ -27,7 +27,7 @@ from orchestrator.running.options import RunOptions
 from orchestrator.running.pipeline import announce, slots
 from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
-from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
+from orchestrator.tuning.cells import CellKey, TuningCell, held_to_splits, tuning_cells
 from orchestrator.tuning.flat import flat_search
 from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome, outcomes
@@ -64,6 +64,11 @@ class TuneSummary:
     def not_tuned(self) -> tuple[CellOutcome, ...]:
         """Cells for which nothing was found."""
         return tuple(cell for cell in self.cells if cell.chosen is None)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What a person should know of cells; see :attr:`CellOutcome.problem`."""
+        return tuple(cell.problem for cell in self.cells if cell.problem)
 
     @property
     def exit_code(self) -> int:
@@ -158,12 +163,14 @@ class _Tuning:
             self.workspace.look_again()
 
     def _check_splits(self) -> None:
-        """Find every subset without a validation split before anything is trained.
+        """Find every subset without a validation split, and batches too large, before anything is trained.
 
         Raises:
-            DataError: naming all of them.
+            DataError: naming all subsets without one.
+            ConfigError: for batches larger than what is trained on.
         """
         problems: list[SweepError] = []
+        num_train: dict[str, int] = {}
         asked = {
             (subset.subset_id, cell.train_size): (subset, cell)
             for cell in self.cells
@@ -172,10 +179,12 @@ class _Tuning:
         for subset, cell in asked.values():
             data = self.workspace.prepared[subset.prepared.prepared_id]
             try:
-                split_validation(data, subset, cell.train_size, cell.validation)
+                split = split_validation(data, subset, cell.train_size, cell.validation)
+                num_train[subset.subset_id] = len(split.train_rows)
             except SweepError as error:
                 problems.append(error)
         collect(problems, DataError)
+        self.cells = held_to_splits(self.cells, self.workspace.plan.sweep.tune, num_train)
 
     def _believed(self, stored: StoredResults) -> dict[str, SearchRecord]:
         """Return the stored trials of these very cells, made from the data prepared now, as they ended.

@@ -102,7 +102,6 @@ def replay(
     table: Mapping[CellKey, TabulatedCell],
     tune: TuneSpec,
     *,
-    seed: int,
     known: Mapping[str, Likeness] | None = None,
     reduction: int = REDUCTION,
     num_workers: int = 2,
@@ -113,12 +112,11 @@ def replay(
         cells: What is searched.
         table: Their trainings; run r of a point has seed r.
         tune: Settings.
-        seed: Of the sampling.
         known: See :class:`Search`.
         reduction: See :class:`Rungs`; 1 stops no trial.
         num_workers: Trainings at the same time.
     """
-    search = Search(cells.values(), tune, open_storage(None), known, seed)
+    search = Search(cells.values(), tune, open_storage(None), known)
     rungs = Rungs(reduction)
     # (time, order of coming, what runs, epochs that it will then have)
     events: list[tuple[float, int, Asked, int]] = []

@@ -15,7 +15,7 @@ from orchestrator.analysis.clusters import mean_interval
 from orchestrator.analysis.csvfile import write_csv
 from orchestrator.analysis.formats import Table, interval, number
 from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning.figures import draw_all, trial_table
+from orchestrator.tuning.figures import FEWEST_FOR_IMPORTANCE, draw_all, trial_table
 from orchestrator.tuning.outcome import CellOutcome
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.tables import outcome_table
@@ -48,15 +48,17 @@ def write_report(workspace: Workspace, search: Search, cells: Sequence[CellOutco
     }
     domains = {name: spec.domain or "natural" for name, spec in workspace.plan.datasets.items()}
     compared = comparison(workspace)
+    figures = draw_all(states, chosen, domains)
     page = _template().render(
         sweep=sweep.name,
         tuned_name=tuned_name(sweep.name),
         settings=_settings(search),
         gains=gains(cells),
-        problems=[cell.why_not for cell in cells if cell.chosen is None],
+        problems=[cell.problem for cell in cells if cell.problem],
         tables=[outcome_table(cells), *compared],
         compared=bool(compared),
-        figures=draw_all(states, chosen, domains),
+        figures=figures,
+        fewest=None if any(one.name == "importance" for one in figures) else FEWEST_FOR_IMPORTANCE,
         journal=f"sweeps/{sweep.name}/search/{workspace.sweep_paths.search_journal.name}",
     )
     path = folder / "search.html"
@@ -152,7 +154,8 @@ def _settings(search: Search) -> str:
     tune = search.tune
     any_cell = next(iter(search.cells.values())).cell
     return (
-        f"{tune.sampler} sampler{', warm start' if tune.warm_start else ''}; {tune.num_trainings:g} whole "
+        f"{tune.sampler} sampler, seed {tune.seed}{', warm start' if tune.warm_start else ''}; "
+        f"{tune.num_trainings:g} whole "
         f"trainings per model and dataset; {any_cell.train_size} training images, "
         f"{tune.validation_share:.0%} of them, in whole groups, to validate on; {tune.finalists} finalists "
         f"and the sweep's own recipe trained {tune.seeds} times. No test image was read."

@@ -6,6 +6,7 @@ ones find begins the next ones; then finalists, which need nothing new and fill 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -129,7 +130,6 @@ class Search:
         tune: What the sweep says of the search.
         storage: Optuna's.
         known: What is known of each dataset, by name.
-        seed: Of all sampling.
     """
 
     def __init__(
@@ -138,11 +138,10 @@ class Search:
         tune: TuneSpec,
         storage: BaseStorage,
         known: Mapping[str, Likeness] | None = None,
-        seed: int = 0,
     ) -> None:
         self.tune = tune
         self.cells: dict[CellKey, CellSearch] = {
-            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, storage, seed), tune.num_trainings)
+            cell.key: CellSearch(cell, CellStudy(cell, tune.sampler, storage, tune.seed), tune.num_trainings)
             for cell in cells
         }
         self._known = known or {}
@@ -166,26 +165,31 @@ class Search:
                 if asked is not None:
                     return asked
         for search in self.cells.values():
-            if search.searched:
-                for point in search.finalists(self.tune.finalists):
-                    for run in range(1, self.tune.seeds):
-                        if (point, run) not in self._known_runs(search):
-                            return self._run(search, point, Role.FINALIST, run)
+            for point, run in self._further(search) if search.searched else ():
+                return self._run(search, point, Role.FINALIST, run)
         return None
 
     @property
     def done(self) -> bool:
         """Whether nothing runs and nothing is left."""
         return all(
-            search.searched
-            and not search.running
-            and all(
-                (point, run) in self._known_runs(search)
-                for point in search.finalists(self.tune.finalists)
-                for run in range(1, self.tune.seeds)
-            )
+            search.searched and not search.running and not self._further(search)
             for search in self.cells.values()
         )
+
+    @property
+    def num_left(self) -> int:
+        """Trainings that run or are to come, at most: one that is stopped early makes room for another."""
+        number = 0
+        for search in self.cells.values():
+            number += len(search.running)
+            if search.searched:
+                number += len(self._further(search))
+                continue
+            budget = 0 if search.exhausted else math.floor(search.num_trainings - search.spent + 1e-9)
+            number += max(budget - len(search.searching), int(search.owes_own))
+            number += (self.tune.finalists + 1) * (self.tune.seeds - 1)
+        return number
 
     def finished(self, trial_id: str, result: SearchResult) -> Asked:
         """Take a result; returns what it is the result of."""
@@ -219,6 +223,13 @@ class Search:
     def _known_runs(self, search: CellSearch) -> set[tuple[Point, int]]:
         running = {(asked.point, asked.run) for asked in search.running.values()}
         return search.results.keys() | search.given_up | running
+
+    def _further(self, search: CellSearch) -> list[tuple[Point, int]]:
+        """Return the runs of finalists that are to come, with what is known of the search now."""
+        known = self._known_runs(search)
+        runs = range(1, self.tune.seeds)
+        points = search.finalists(self.tune.finalists)
+        return [(point, run) for point in points for run in runs if (point, run) not in known]
 
     def _propose(self, search: CellSearch) -> Asked | None:
         """Return a new point of a cell; None where its space has none left."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.tune.result import NODE_IP
 
 from orchestrator.planning.order import array_key
 from orchestrator.results.records import TrialFailure
@@ -70,6 +69,7 @@ class SearchSweep(TrialSweep):
     def _run_search(self, search: Search, shelf: Shelf) -> None:
         cells: dict[str, TrialSpec] = {}
         queue = SearchQueue(search, cells)
+        self.count()
         callback = SearchBookkeeping(self, cells, queue, shelf, {})
         # The source of one's own networks is sent along at the start, and is that of every cell.
         firsts = [one.cell.trial(one.cell.own) for one in search.cells.values()]
@@ -83,6 +83,11 @@ class SearchSweep(TrialSweep):
             if callback.fatal is not None:
                 raise callback.fatal
             callback.account_for_the_rest()
+
+    def count(self) -> None:
+        """Tell the monitor what is done and how much is left at most."""
+        done = len(self.records)
+        self.monitor.trials_planned(done + self.searched.num_left, done)
 
     def _earlier(self, search: Search) -> list[tuple[str, str, int, float]]:
         """Return what the judge would know had it been there: losses at the rungs of stored trials."""
@@ -140,11 +145,11 @@ class SearchBookkeeping(Bookkeeping):
             report = SearchReport.model_validate_json(result[REPORT])
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
-                self._tell(trial_id, "failed", ending, str(result.get(NODE_IP, "")), report.log)
+                self._tell(trial_id, "failed", ending, report.log)
             else:
                 self._found(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
-                self._tell(trial_id, "finished", ending, str(result.get(NODE_IP, "")), report.log)
+                self._tell(trial_id, "finished", ending, report.log)
         except SweepError as error:
             self._end(error)
 
@@ -175,9 +180,10 @@ class SearchBookkeeping(Bookkeeping):
         self._broken = 0
         sweep.tracker.finish(flat_search(record))
         sweep.monitor.trial_finished(trial_id, result.status)
+        sweep.count()
 
-    def _fail(self, trial_id: str, failure: TrialFailure) -> str:
-        ending = super()._fail(trial_id, failure)
+    def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
+        ending = super()._fail(trial_id, failure, died=died)
         if trial_id not in self._queue.running and trial_id not in self._queue.later:
             self._sweep.searched.failed(trial_id)
         return ending

@@ -53,7 +53,7 @@ def search(sweep: str, root: Path, until: int | None) -> dict[str, Any]:
         while driver.poll() is None and len(stored(root)) < until:
             time.sleep(0.005)
         os.kill(driver.pid, signal.SIGKILL)
-    out, err = driver.communicate(timeout=200)
+    out, err = driver.communicate(timeout=400)
     return {"exit": driver.returncode, "stdout": out, "stderr": err[-2000:], "stored": stored(root)}
 
 

@@ -22,7 +22,7 @@ def test_a_killed_search_goes_on(tmp_path):
         isolated(sys.executable, "-m", "tests.integration.killed_search", sweep, str(tmp_path / "root"), "5"),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
         check=True,
     )
     check(json.loads(done.stdout))

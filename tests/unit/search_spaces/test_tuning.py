@@ -34,7 +34,7 @@ def test_batches_of_a_family_that_do_not_fit_are_left_out():
     assert space_of(MODELS["resnet18"], "adam", TuneSpec(), 40).batch_size == (8, 16, 32)
 
 
-@pytest.mark.parametrize(("asked", "num_train", "found"), [((8, 64), 45, "64 for 45"), (None, 3, "64 for 3")])
+@pytest.mark.parametrize(("asked", "num_train", "found"), [((8, 64), 45, "64 for 45"), (None, 3, "8 for 3")])
 def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
     with pytest.raises(ConfigError, match=f"must not be larger than the set.*found: {found} images"):
         space_of(MODELS["resnet18"], "adam", TuneSpec(batch_size=asked), num_train)
@@ -54,6 +54,7 @@ def test_a_batch_larger_than_the_set_is_refused(asked, num_train, found):
         ({"budget": -1}, r"tune\.budget: input should be greater than 0"),
         ({"validation_share": 0.9}, r"tune\.validation_share: input should be less than or equal to 0\.5"),
         ({"sampler": "tbe"}, r"tune\.sampler: input should be 'tpe', 'gp' or 'random'"),
+        ({"seed": -1}, r"tune\.seed: input should be greater than or equal to 0"),
         ({"bugdet": 0.2}, r"tune\.bugdet: unknown key; did you mean 'budget'\?"),
     ],
 )
@@ -70,7 +71,8 @@ def test_all_mistakes_are_reported_at_once():
 
 
 def test_how_a_sweep_is_tuned_is_no_part_of_any_identity():
-    plain, other = load_sweep("smoke"), load_sweep("smoke", {"tune": {"budget": 0.4, "sampler": "gp"}})
+    said = {"budget": 0.4, "sampler": "gp", "seed": 3}
+    plain, other = load_sweep("smoke"), load_sweep("smoke", {"tune": said})
     assert isinstance(other, SweepSpec)
     assert set(plan_sweep(plain).trials_by_id) == set(plan_sweep(other).trials_by_id)
 

@@ -244,6 +244,12 @@ def test_two_searches_on_one_root_are_refused(found):
     ("changes", "kind", "message"),
     [
         ({"tune.batch_size": [64]}, ConfigError, "must not be larger than the set .* 64 for 60 images"),
+        # By shares 31 are left; both classes alike, 30.
+        (
+            {"tune.batch_size": [31], "tune.train_size": 41},
+            ConfigError,
+            "must not be larger than the set .* 31 for 30 images",
+        ),
         ({"tune.learning_rate": [0, 1]}, ConfigError, "learning_rate"),
         ({"tune.learning_rate": [1e-2, 1e-3]}, ConfigError, "two rising numbers"),
         ({"tune.train_size": 10**6}, SweepError, "1000000|1,000,000"),

@@ -64,10 +64,10 @@ def test_a_search_is_near_the_grid_for_a_fifth_of_its_cost(table):
     cells = {cell.key: cell for cell in tuning_cells(plan) if cell.key in table}
     regrets = []
     for seed in range(5):
-        found = replay(cells, table, tune, seed=seed)
+        found = replay(cells, table, tune.model_copy(update={"seed": seed}))
         assert all(outcome.spent <= 0.2 * GRID_RATES for outcome in found.values())
         assert all(outcome.num_pruned > 0 or outcome.num_trials == 5 for outcome in found.values())
         regrets.append([table[key].regret(outcome) for key, outcome in found.items()])
     assert np.median(regrets) <= 0.01
-    again = replay(cells, table, tune, seed=4)
+    again = replay(cells, table, tune.model_copy(update={"seed": 4}))
     assert [table[key].regret(outcome) for key, outcome in again.items()] == regrets[-1]

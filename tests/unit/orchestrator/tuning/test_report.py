@@ -51,6 +51,15 @@ def test_the_page_has_every_cell_every_figure_and_nothing_from_outside(page, sea
     assert "isweep run smoke --set name=smoke-tuned --set recipe=tuned-smoke" in text
 
 
+def test_too_few_trials_to_tell_what_matters_are_said(page, tmp_path):
+    few = sweep(tune={"budget": 0.04})
+    one = Search(tuning_cells(plan_sweep(few)), few.tune, open_storage(None))
+    run_through(one)
+    text = write_report(Workspace.open(few, str(tmp_path)), one, outcomes(one)).read_text(encoding="utf-8")
+    assert "of 8 trials or more" in text
+    assert "of 8 trials or more" not in page.read_text(encoding="utf-8")
+
+
 def test_the_csv_beside_it_has_each_point_tried_once(page, search):
     table = pd.read_csv(page.parent / "trials.csv")
     tried = sum(run == 0 for state in search.cells.values() for _, run in state.results)

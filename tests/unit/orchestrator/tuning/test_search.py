@@ -1,11 +1,12 @@
 """The course of a search: own recipes first, within the budget, resumed without repeating."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.tuning.cells import Point, tuning_cells
+from orchestrator.tuning.cells import Point, held_to_splits, tuning_cells
 from orchestrator.tuning.neighbours import Likeness, distance, nearest_first
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.records import Role
@@ -24,9 +25,9 @@ from tests.unit.orchestrator.tuning.examples import (
 )
 
 
-def search(*, seed: int = 0, path=None, **said) -> Search:
+def search(*, path=None, **said) -> Search:
     tune = TuneSpec(**{"budget": 0.2, **said})
-    return Search(cells(), tune, open_storage(path), seed=seed)
+    return Search(cells(), tune, open_storage(path))
 
 
 def test_the_course_of_a_search():
@@ -44,6 +45,19 @@ def test_the_course_of_a_search():
         assert len(cell.study.study.trials) == sum(run == 0 for _, run in cell.results)
     assert any(found.status == SearchStatus.PRUNED for _, found in ran)
     assert all(found.status == SearchStatus.COMPLETE for asked, found in ran if not asked.may_be_pruned)
+
+
+def test_how_much_is_left_is_known_at_most_and_falls_to_nothing():
+    one = search()
+    most = one.num_left
+    assert most == len(one.cells) * (5 + 4 * 2)
+    left = [most]
+    while (asked := one.next()) is not None:
+        assert one.num_left <= left[-1]  # it runs now: still to come
+        one.finished(asked.spec.trial_id, result([0.5] * 9))
+        left.append(one.num_left)
+    assert all(later < earlier for earlier, later in pairwise(left))
+    assert (left[-1], one.done) == (0, True)
 
 
 def test_the_budget_holds_when_many_run_at_once():
@@ -100,6 +114,19 @@ def test_a_larger_budget_extends_a_finished_search():
     after = run_through(larger)
     assert not {asked.spec.trial_id for asked, _ in before} & {asked.spec.trial_id for asked, _ in after}
     assert all(9 < cell.spent <= 10 for cell in larger.cells.values())
+
+
+def test_another_seed_proposes_other_points_and_what_is_stored_counts_on():
+    first, second = search(), search(seed=1, budget=0.4)
+    before = run_through(first)
+    for asked, found in before:
+        second.add(asked.cell.key, asked.point, asked.role, asked.run, found)
+    ids = {asked.spec.trial_id for asked, _ in before}
+    assert not ids & {asked.spec.trial_id for asked, _ in run_through(second)}
+    again, other = run_through(search()), run_through(search(seed=1))
+    assert [asked.point for asked, _ in again] == [asked.point for asked, _ in before]
+    sampled = [{asked.point for asked, _ in ran if asked.role == Role.SAMPLED} for ran in (before, other)]
+    assert not sampled[0] & sampled[1]
 
 
 def test_later_cells_begin_at_the_best_of_those_like_them():
@@ -178,6 +205,22 @@ def test_a_point_makes_the_recipe_that_a_sweep_makes_of_it():
 def test_several_values_of_a_field_cannot_be_tuned():
     with pytest.raises(ConfigError, match="one value of each field; found: several of epochs"):
         cells(recipe={"from": "smoke", "epochs": [3, 9]})
+
+
+def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
+    """Whole groups leave fewer images than the share says, and class pairs not the same number."""
+    cell = cells()[0]
+    pairs = [cell.subsets[0].model_copy(update={"class_pair": pair}) for pair in ((0, 1), (0, 2))]
+    paired = replace(cell, subsets=tuple(pairs))
+    num_train = {pairs[0].subset_id: 40, pairs[1].subset_id: 17}
+    (held,) = held_to_splits([paired], TuneSpec(), num_train)
+    assert held.space.batch_size == (8, 16)
+    assert held.space.learning_rate == cell.space.learning_rate
+    assert held.trial(held.own) == paired.trial(paired.own)
+    with pytest.raises(ConfigError, match=r"must not be larger than the set .* 32 for 17 images"):
+        held_to_splits([paired, paired], TuneSpec(batch_size=(8, 32)), num_train)
+    with pytest.raises(ConfigError, match="8 for 5 images"):
+        held_to_splits([paired], TuneSpec(), dict.fromkeys(num_train, 5))
 
 
 def test_a_recipe_without_epochs_cannot_be_tuned():
