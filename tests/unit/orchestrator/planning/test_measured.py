@@ -9,10 +9,9 @@ from orchestrator.planning.estimate import estimate
 from orchestrator.planning.extras import time_limit
 from orchestrator.planning.measured import Expectation, corrections_for
 from orchestrator.planning.order import order_trials
-from orchestrator.planning.packing import Corrections, flops, need_of, peak_bytes, seconds_on_share
+from orchestrator.planning.packing import Corrections, flops, has_cost, need_of, peak_bytes, seconds_on_share
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
-from search_spaces.errors import ConfigError
 from tests.unit.orchestrator.results.examples import state_of, trial_record, trial_result
 
 SWEEP = """
@@ -110,27 +109,26 @@ class Net(nn.Module):
 
     def forward(self, pixels):
         flat = pixels.flatten(1)
-        return self.last(flat if flat.mean() > 1 else -flat)
+        if not 0.2 < flat.mean() < 0.3:  # neither noise nor black
+            raise ValueError("no such image")
+        return self.last(flat)
 
 def net(*, num_outputs, **options):
     return Net(num_outputs)
 """
 
 
-def test_a_network_that_cannot_be_counted_is_in_nobodys_way(plan, tmp_path, monkeypatch, caplog):
+def test_a_network_that_cannot_be_counted_is_in_nobodys_way(plan, tmp_path, monkeypatch):
     (tmp_path / "looks_at_values.py").write_text(LOOKS)
     monkeypatch.syspath_prepend(str(tmp_path))
     own = "[small_cnn, {from: 'looks_at_values:net', name: looks}]"
     mine = plan_sweep(parse_sweep(SWEEP.replace("[small_cnn, small_mlp]", own), origin="mine.yaml"))
     looks, cnn = of_model(mine, "looks")[0], of_model(mine, "small_cnn")[0]
-    with pytest.raises(
-        ConfigError, match="tensors that hold no data; found: own looks_at_values:net: DataDep"
-    ):
-        flops(looks)
+    assert has_cost(cnn.network)
+    assert not has_cost(looks.network)  # its operations are guessed from its weights
     trials = measured(done(looks, 5.0, peak=2**40, **ON_H100), done(cnn, 5.0))
     assert corrections_for(H100, trials) == Corrections()
-    assert order_trials(mine, [cnn, looks], 1e9, Expectation.of(None, trials)) == [looks, cnn]
-    assert "looks_at_values" in caplog.text
+    assert set(order_trials(mine, [cnn, looks], 1e9, Expectation.of(None, trials))) == {looks, cnn}
     assert time_limit(looks, trials) == math.inf
     assert time_limit(cnn, trials) < math.inf
 
