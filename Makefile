@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint chaos cluster-test bench gpu-check wheel lock-cuda clean
+.PHONY: install demo test lint chaos postgres-test sbom cluster-test bench gpu-check wheel lock-cuda clean
 
 install: $(STAMP)
 
@@ -41,6 +41,11 @@ lint: $(STAMP)
 chaos: $(STAMP)
 	$(BIN)/python -m tests.integration.chaos
 
+# A sweep's tracker on a PostgreSQL of its own that is restarted; needs its server's commands.
+postgres-test: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,postgres]' --constraint constraints.txt
+	$(BIN)/python -m tests.integration.postgres_faults
+
 # docs/cluster.md on three hosts of namespaces: ray up, sweeps, lost workers, a lost head; needs root, sshd, rsync, tmux.
 cluster-test: wheel
 	$(BIN)/python -m tests.lab --result tests/lab/result.json
@@ -63,5 +68,13 @@ gpu-check: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/gpu_check.py
 
+# What the environment consists of, as CycloneDX; its writer has an environment of its own, so as not to be in it.
+sbom: $(STAMP)
+	test -x $(VENV)-sbom/bin/cyclonedx-py || { $(PYTHON) -m venv $(VENV)-sbom && \
+	  $(VENV)-sbom/bin/python -m pip install --quiet 'cyclonedx-bom>=7'; }
+	mkdir -p dist
+	$(VENV)-sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file dist/sbom.cdx.json $(BIN)/python
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-sbom

@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 
-from orchestrator.planning.cards import card_named
+from orchestrator.planning.cards import card_like, card_named
 from orchestrator.planning.estimate import on_cards
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running.requests import card_of
 from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.recipes import recipe_spec
 from tasks.trials.memory import peak_bytes, trial_memory
@@ -79,7 +78,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("There is no CUDA card here; benchmarks/results/gpu.md says what is not measured yet.")
     name = torch.cuda.get_device_name()
-    card = card_named(options.card) if options.card else card_of([name.split()[-1]])
+    card = card_named(options.card) if options.card else card_like(name)
     rows = [probe(model, options.seconds) for model in PAPER_MODELS]
     rates = {row["model"]: row["images_per_second"] for row in rows}
     trials = plan_sweep(load_sweep("paper")).trials

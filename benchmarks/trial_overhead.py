@@ -4,7 +4,9 @@ Ours: cells with ``epochs: 0`` through the product's own Tune sweep on warm work
 the store and to MLflow (SQLite). Theirs: a Tune function trainable that reports once, with Tune's defaults.
 Both on the same private two-CPU cluster in one run; the time is wall time over trials, so that what both
 sides share (two trials at once) is in both figures. The no-op trial's own work (building the network, two
-evaluations, d_repr, attacks) is printed too and taken off, since it is not overhead.
+evaluations, d_repr, attacks) is printed too and taken off, since it is not overhead. What the driver's
+resident memory grows by per trial is seen over the long sweep (``--trials 2000``), between the result a tenth
+of the way and the last.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -64,32 +67,57 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
     return TrialData(train, np.arange(40) % 2, test, np.arange(20) % 2, 2, "benchmark")
 
 
+class MemoryLog(Progress):
+    """Notes the driver's resident memory whenever a trial is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def trial_finished(self, trial_id: str, status: str) -> None:
+        """A trial has its result."""
+        super().trial_finished(trial_id, status)
+        self.bytes.append(psutil.Process().memory_info().rss)
+
+    @property
+    def growth(self) -> float:
+        """Bytes per trial."""
+        first = len(self.bytes) // 10
+        return (self.bytes[-1] - self.bytes[first]) / max(1, len(self.bytes) - 1 - first)
+
+
 def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
-    """Return seconds per trial through the product, and what of it the trial itself worked."""
+    """Return seconds per trial through the product, what of it the trial itself worked, and memory."""
     from orchestrator.running.sweep import TrialSweep
 
     paths = RootPaths.create(folder)
     stored = StoredResults.read(str(folder / "store"))
     tracker = MLflowTracker(connector(f"sqlite:///{folder / 'mlflow.db'}"), Page("overhead"))
 
-    def sweep(seed: int, count: int) -> float:
+    def sweep(seed: int, count: int, monitor: Progress) -> float:
         plan = make_plan(count, seed)
         started = time.perf_counter()
-        TrialSweep(plan, cluster, Resources(1, 0), paths, stored, tracker, Progress(), {}, load).run(
+        TrialSweep(plan, cluster, Resources(1, 0), paths, stored, tracker, monitor, {}, load).run(
             plan.trials, {}
         )
         tracker.flush()
         return time.perf_counter() - started
 
     few = max(8, num_trials // 8)
-    sweep(0, few)  # imports and first workers
+    sweep(0, few, Progress())  # imports and first workers
     # The start of a Tune experiment and its workers is paid once per sweep, not per trial: take the slope.
-    short, long = sweep(1_000, few), sweep(10_000, num_trials + few)
+    memory = MemoryLog()
+    short, long = sweep(1_000, few, Progress()), sweep(10_000, num_trials + few, memory)
     tracker.close("FINISHED")
     records = stored.trials.values()
     work = float(np.median([record.finished_at - record.started_at for record in records]))
     wall = (long - short) / num_trials
-    return {"wall_s": wall, "work_s": work, "overhead_s": max(0.0, wall - work / cluster.num_cpus)}
+    return {
+        "wall_s": wall,
+        "work_s": work,
+        "overhead_s": max(0.0, wall - work / cluster.num_cpus),
+        "driver_bytes_per_trial": memory.growth,
+    }
 
 
 def theirs(folder: Path, num_trials: int) -> float:
@@ -128,6 +156,7 @@ def main() -> None:
         "target_s": TARGET_S,
         "environment": {
             "cpus": os.cpu_count(),
+            "load_average": os.getloadavg()[0],
             "machine": platform.machine(),
             "python": platform.python_version(),
         },
@@ -137,6 +166,7 @@ def main() -> None:
         return
     print(f"ours, per trial:   {mine['overhead_s']:.3f} s overhead (target {TARGET_S} s)")
     print(f"  wall {mine['wall_s']:.3f} s with 2 trials at once, a no-op trial works {mine['work_s']:.3f} s")
+    print(f"driver's memory:   {mine['driver_bytes_per_trial'] / 1e3:.1f} kB per trial (target 20)")
     print(f"plain Tune trial:  {plain:.3f} s")
     print(f"ratio:             {result['ratio']:.3f}")
 

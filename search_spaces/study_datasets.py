@@ -230,7 +230,9 @@ MEDICAL = (
 
 def _variant(name: str, base: str, title: str, task: str, labels: tuple[str, str]) -> DatasetSpec:
     row = next(row for row in MEDICAL if row.name == base)
-    return row.model_copy(update={"name": name, "title": title, "task": task, "label_names": labels})
+    description = f"The raw download of {base} with other labels: 0 = {labels[0]}, 1 = {labels[1]}."
+    update = {"name": name, "title": title, "task": task, "label_names": labels, "description": description}
+    return row.model_copy(update=update)
 
 
 ALTERNATIVE_TASKS = (

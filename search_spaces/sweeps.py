@@ -58,6 +58,9 @@ ClassChoice = Annotated[int | str, PlainValidator(_class_choice)]
 PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(_two_classes)]
 """A class pair as a sweep file writes it: places (numbers from 0), or names (text)."""
 
+MOST_IMAGES = 10**9
+"""Of one network; more is a slip of the finger, found before anything is read."""
+
 
 class ModelChoice(Spec):
     """A network of a sweep: by its name in the table, ``torchvision:NAME``, ``timm:NAME`` or one's own
@@ -247,8 +250,8 @@ class SweepSpec(Spec):
     worlds: tuple[WorldSpec, ...] = ()
     arms: tuple[ArmSpec, ...] = ()
     """Every arm in every world is a dataset of its own, named ``<world>_<arm>``, beside ``datasets``."""
-    train_sizes: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
-    test_size: Annotated[int, Field(ge=2)]
+    train_sizes: Annotated[tuple[Annotated[int, Field(ge=2, le=MOST_IMAGES)], ...], Field(min_length=1)]
+    test_size: Annotated[int, Field(ge=2, le=MOST_IMAGES)]
     image_size: Annotated[int, Field(ge=4, le=1024)]
     channels: Literal[1, 3] | None = 1
     """Channels of every prepared image; None keeps each dataset's own, and K_F is then not comparable."""

@@ -89,7 +89,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     return {
         "description": sweep.description,
         "planned": len(workspace.plan.trials),
-        "done": len(records),
+        "done": len(state.results),
         "failed": len(state.failures),
         "diverged": sum(record.result.status == TrialStatus.DIVERGED for record in records),
         "failures": state.failure_rows(),

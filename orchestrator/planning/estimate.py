@@ -14,6 +14,7 @@ from orchestrator.planning.measured import (
     measured_rates,
 )
 from orchestrator.planning.packing import Corrections, flops, jobs_on, need_of
+from orchestrator.planning.prices import amount
 from orchestrator.planning.simulate import longest_first, replay
 from search_spaces.trials import TrialSpec
 
@@ -106,9 +107,11 @@ def _text(result: dict[str, Any]) -> str:
     cards = f"{cluster['num_cards']} {cluster['card']}" + ("s" if cluster["num_cards"] > 1 else "")
     shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
     return (
-        f"left: {result['trials_left']} trials, about {result['gpu_hours']:.2g} GPU-hours or "
-        f"{result['cpu_core_hours']:.2g} core-hours; largest trial {result['memory_bytes'] / 2**30:.2g} GiB. "
-        f"On {cards}: {cluster['hours']:.2g} h (no order can beat {cluster['lower_bound_hours']:.2g} h), "
-        f"{100 * cluster['utilisation']:.0f} % used, about {cluster['dollars']:.2g} $ and "
-        f"{cluster['kilowatt_hours']:.2g} kWh; share of a card: {shares or 'none'} ({result['assumptions']})"
+        f"left: {result['trials_left']} trials, about {amount(result['gpu_hours'])} GPU-hours or "
+        f"{amount(result['cpu_core_hours'])} core-hours; "
+        f"largest trial {amount(result['memory_bytes'] / 2**30)} GiB. On {cards}: "
+        f"{amount(cluster['hours'])} h (no order can beat {amount(cluster['lower_bound_hours'])} h), "
+        f"{100 * cluster['utilisation']:.0f} % used, about {amount(cluster['dollars'])} $ and "
+        f"{amount(cluster['kilowatt_hours'])} kWh; "
+        f"share of a card: {shares or 'none'} ({result['assumptions']})"
     )

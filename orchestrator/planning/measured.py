@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.planning.cards import CONTEXT_BYTES, Card, card_like
-from orchestrator.planning.packing import Corrections, flops, need_of, peak_bytes, seconds_on_share
+from orchestrator.planning.packing import Corrections, flops, has_cost, need_of, peak_bytes, seconds_on_share
 from search_spaces.trials import TrialSpec
 
 ASSUMED_CPU_FLOPS = 100e9
@@ -44,7 +44,7 @@ def corrections_for(card: Card, trials: Iterable[MeasuredTrial]) -> Corrections:
     memory: dict[str, float] = {}
     seconds: dict[str, list[float]] = {}
     for trial in trials:
-        if not trial.on_gpu:
+        if not trial.on_gpu or not has_cost(trial.spec.network):
             continue
         network = trial.spec.network
         name = network.model.name
@@ -62,7 +62,7 @@ def measured_rates(trials: Iterable[MeasuredTrial]) -> dict[tuple[str, bool], fl
     seen: dict[tuple[str, bool], list[float]] = {}
     for trial in trials:
         seconds = trial.seconds * trial.share
-        if seconds > 0 and trial.spec.network.recipe.epochs:
+        if seconds > 0 and trial.spec.network.recipe.epochs and has_cost(trial.spec.network):
             rates = seen.setdefault((trial.spec.network.model.name, trial.on_gpu), [])
             rates.append(flops(trial.spec) / seconds)
     return {key: statistics.median(values) for key, values in seen.items()}

@@ -62,7 +62,11 @@ class Corrections:
 
 
 def cost_of(network: NetworkSpec) -> NetworkCost:
-    """Return the costs of a network in its recipe, walked once for recipes that cost the same."""
+    """Return the costs of a network in its recipe, walked once for recipes that cost the same.
+
+    Raises:
+        ConfigError: for a network that cannot be built, or fails on every image.
+    """
     parts = (network.model, network.recipe, network.subset.prepared)
     key = (id(parts[0]), id(parts[1]), id(parts[2]))
     known = _KNOWN_COSTS.get(key)
@@ -71,6 +75,14 @@ def cost_of(network: NetworkSpec) -> NetworkCost:
             _KNOWN_COSTS.clear()
         known = _KNOWN_COSTS[key] = (parts, _counted_cost(network))
     return known[1]
+
+
+def has_cost(network: NetworkSpec) -> bool:
+    """Tell whether :func:`cost_of` counts a network, rather than guesses from its weights."""
+    try:
+        return not cost_of(network).uncounted
+    except SweepError:
+        return False
 
 
 def _counted_cost(network: NetworkSpec) -> NetworkCost:
@@ -85,12 +97,17 @@ def _counted_cost(network: NetworkSpec) -> NetworkCost:
         return network_cost(network.model, recipe, channels=prepared.channels, image_size=prepared.image_size)
     except SweepError:
         raise
-    except Exception as error:  # whatever a network does with tensors that hold no data
+    except (Exception, SystemExit) as error:  # whatever a network does
         raise ConfigError(
-            "A network's costs are counted with tensors that hold no data",
+            "A network must take a training step, an evaluation and an attack on some image",
             f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            "let no step of its forward pass depend on the values of pixels",
         ) from error
+
+
+def uncounted(trials: Iterable[TrialSpec]) -> dict[str, str]:
+    """Return the networks whose costs are guessed from their weights, and what failed in counting them."""
+    costs = {trial.network.model.name: cost_of(trial.network) for trial in trials}
+    return {name: cost.uncounted for name, cost in costs.items() if cost.uncounted}
 
 
 def flops(trial: TrialSpec) -> float:

@@ -90,6 +90,12 @@ class SweepPlan:
         policy = self.sweep.keep_weights
         return policy == "all" or (policy == "last" and trial.network.train_size == self.largest_size)
 
+    def num_outputs(self, network: NetworkSpec) -> int:
+        """How many logits a network has, as far as is known before its data are read."""
+        subset = network.subset
+        pair = 2 if subset.class_pair else len(self.datasets[subset.prepared.dataset].label_names)
+        return network.recipe.num_outputs or max(2, pair)
+
     @cached_property
     def prepared(self) -> tuple[PreparedSpec, ...]:
         """The prepared datasets that the cells need, each once."""

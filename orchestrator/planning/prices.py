@@ -71,3 +71,13 @@ def read_prices(path: Path) -> Prices:
             f"{path}: {place}: {problem['msg']}",
             "card: {dollars: 2.5, watts: 700}",
         ) from None
+
+
+def amount(value: float) -> str:
+    """Spell an amount to two figures, without exponents: ``17,000``, ``0.45``, ``under 0.001``."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        return "under 0.001"
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"

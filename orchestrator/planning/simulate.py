@@ -7,7 +7,7 @@ share spans two cards. A share is chosen so that jobs beside each other do not s
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _ROUNDING = 1e-9
@@ -37,12 +37,14 @@ class Replay:
         lower_bound: no order can be faster: the longest job, or all work spread evenly.
         utilisation: share of the cards' time that was given to jobs.
         most_at_once: jobs running at the same time, at most.
+        starts: when each job begins, in seconds, by name.
     """
 
     makespan: float
     lower_bound: float
     utilisation: float
     most_at_once: int
+    starts: Mapping[str, float]
 
     @property
     def over_lower_bound(self) -> float:
@@ -68,8 +70,11 @@ def replay(jobs: Sequence[Job], num_cards: int) -> Replay:
     running: list[tuple[float, int, float]] = []
     waiting = list(jobs)
     now, most = 0.0, 0
+    starts: dict[str, float] = {}
     while waiting or running:
-        waiting = _start(waiting, free, running, now)
+        left = _start(waiting, free, running, now)
+        starts |= dict.fromkeys({job.name for job in waiting} - {job.name for job in left}, now)
+        waiting = left
         most = max(most, len(running))
         if not running:
             break
@@ -80,7 +85,7 @@ def replay(jobs: Sequence[Job], num_cards: int) -> Replay:
             free[card] += share
     work = sum(job.seconds * min(job.share, 1.0) for job in jobs)
     bound = max(work / num_cards, max((job.seconds for job in jobs), default=0.0))
-    return Replay(now, bound, work / (now * num_cards) if now else 0.0, most)
+    return Replay(now, bound, work / (now * num_cards) if now else 0.0, most, starts)
 
 
 def replay_in_waves(waves: Iterable[Sequence[Job]], num_cards: int) -> Replay:
@@ -88,9 +93,15 @@ def replay_in_waves(waves: Iterable[Sequence[Job]], num_cards: int) -> Replay:
     groups = list(waves)
     parts = [replay(group, num_cards) for group in groups]
     whole = replay([job for group in groups for job in group], num_cards)
-    makespan = sum(part.makespan for part in parts)
+    makespan = 0.0
+    starts: dict[str, float] = {}
+    for part in parts:
+        starts |= {name: makespan + start for name, start in part.starts.items()}
+        makespan += part.makespan
     work = whole.utilisation * whole.makespan
-    return Replay(makespan, whole.lower_bound, work / makespan if makespan else 0.0, whole.most_at_once)
+    return Replay(
+        makespan, whole.lower_bound, work / makespan if makespan else 0.0, whole.most_at_once, starts
+    )
 
 
 def _start(

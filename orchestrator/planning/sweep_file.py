@@ -155,7 +155,8 @@ def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     path = folder / Path(name).expanduser()
     if depth > MAX_RECIPE_FILES:
         raise ConfigError("Recipe files must not start from one another", str(path))
-    inner = _with_recipe_file(_load_yaml(_read_file(path, "recipe file"), str(path)), path.parent, depth + 1)
+    content = _load_yaml(_read_file(path, "recipe file"), str(path))  # as a path, text would be quoted
+    inner = _with_recipe_file(content, path.parent, depth + 1) if isinstance(content, dict) else content
     if not isinstance(inner, dict):
         raise ConfigError(f"{path} must be a mapping", type(inner).__name__, "see README, 'Recipes'")
     parts = [part["overrides"] for part in (inner, outer) if "overrides" in part]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.planning.measured import MeasuredTrial
-from orchestrator.planning.prices import Prices
+from orchestrator.planning.prices import Prices, amount
 from orchestrator.results.state import State
 
 JOULES_PER_KILOWATT_HOUR = 3.6e6
@@ -43,8 +43,8 @@ class Cost:
     def text(self) -> str:
         """Say it in a line."""
         parts = [
-            f"cost so far {_hours(self.gpu_hours, self.core_hours)}: {self.dollars:.2g} $, "
-            f"{self.kilowatt_hours:.2g} kWh ({self.prices})"
+            f"cost so far {_hours(self.gpu_hours, self.core_hours)}: {amount(self.dollars)} $, "
+            f"{amount(self.kilowatt_hours)} kWh ({self.prices})"
         ]
         if self.networks_used_again:
             saved = _hours(self.saved_gpu_hours, self.saved_core_hours)
@@ -87,5 +87,5 @@ def _unit_hours(trials: Iterable[MeasuredTrial]) -> tuple[float, float]:
 
 
 def _hours(gpu: float, core: float) -> str:
-    parts = [f"{gpu:.2g} GPU-hours"] * bool(gpu) + [f"{core:.2g} core-hours"] * bool(core or not gpu)
+    parts = [f"{amount(gpu)} GPU-hours"] * bool(gpu) + [f"{amount(core)} core-hours"] * bool(core or not gpu)
     return " and ".join(parts)

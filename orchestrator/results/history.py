@@ -23,7 +23,7 @@ MOST_EVENTS = 200
 """Of one cell; lost nodes are tried again without limit. The oldest go."""
 
 
-What = Literal["started", "finished", "failed"]
+What = Literal["started", "finished", "failed", "stopped"]
 
 
 class Event(Finding):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from orchestrator.results import columns as c
+from orchestrator.results.outlines import TrialOutline
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
 from orchestrator.results.weights import WeightStore
@@ -58,9 +59,10 @@ def forget_damaged(stored: StoredResults, planned: Iterable[str]) -> tuple[int, 
     lost = {trial_id for trial_id in damaged if known[trial_id].weights is None}
     for trial_id in damaged - lost:
         without = known[trial_id].model_copy(update={"predictions": None})
-        trials[trial_id] = trials[trial_id].model_copy(update={"result": without})
+        trials[trial_id] = record = trials[trial_id].model_copy(update={"result": without})
+        stored.outlines[trial_id] = TrialOutline.of(record)
     for trial_id in lost:
-        del trials[trial_id]
+        del trials[trial_id], stored.outlines[trial_id]
     return len(damaged - lost), len(lost)
 
 

@@ -131,8 +131,8 @@ class State:
         running: Ids that a live driver works on now.
         stale: Planned trials whose result was made from other data than are prepared now, or from other
             choices under the same id.
-        incomplete: Planned trials whose result lacks a measurement that is asked for now, and whether their
-            weights are kept: then it is measured on them, else the network is trained again.
+        partial: Outlines of believed results of planned trials that lack a measurement that is asked for now:
+            what they have is shown, and a run adds what they lack.
         foreign: Results of trials that are not in the plan (kept, not used).
         unreadable: Files that are not believed.
     """
@@ -143,9 +143,14 @@ class State:
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     running: frozenset[str] = frozenset()
     stale: frozenset[str] = frozenset()
-    incomplete: dict[str, bool] = field(default_factory=dict)
+    partial: dict[str, TrialOutline] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     unreadable: list[Unreadable] = field(default_factory=list)
+
+    @property
+    def incomplete(self) -> dict[str, bool]:
+        """Whether weights of partial results are kept: then they are measured on them, else trained again."""
+        return {trial_id: outline.has_weights for trial_id, outline in self.partial.items()}
 
     def status(self, trial_id: str) -> CellStatus:
         """Return where a planned trial stands."""
@@ -158,18 +163,18 @@ class State:
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
     def flat_runs(self) -> Iterator[FlatRun]:
-        """Yield what a tracker should show: all planned results, measures first."""
+        """Yield what a tracker should show: all results of planned trials, measures first."""
         index = index_measures(self.measures.values())
         yield from (flat_measure(record) for record in self.measures.values())
-        yield from (flat_trial(self.trials[trial_id], index) for trial_id in self.results)
+        yield from (flat_trial(record, index) for record in self.records)
 
     @property
     def records(self) -> list[TrialRecord]:
-        """Records of all planned results."""
-        return [self.trials[trial_id] for trial_id in self.results]
+        """Records of all results of planned trials, with everything asked for or not."""
+        return [self.trials[trial_id] for trial_id in (*self.results, *self.partial)]
 
     def rows(self) -> list[Row]:
-        """Return the rows of all planned results, ordered by trial id."""
+        """Return the rows of all results of planned trials, ordered by trial id."""
         return rows_of(self.records, self.measures.values())
 
     def told_failures(self) -> list[Failure]:
@@ -195,7 +200,7 @@ class State:
                 card=outline.gpu_name,
                 peak_bytes=outline.peak_bytes,
             )
-            for outline in self.results.values()
+            for outline in (*self.results.values(), *self.partial.values())
             if outline.status == TrialStatus.DONE
         ]
 
@@ -222,10 +227,9 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
     planned = workspace.plan.trials_by_id
     known = {i: outline for i, outline in stored.outlines.items() if i in planned}
     stale = {i for i, outline in known.items() if _is_stale(workspace, planned[i], outline)}
-    incomplete = {
-        i: outline.has_weights for i, outline in known.items() if i not in stale and outline.lacks(planned[i])
-    }
-    results = {i: outline for i, outline in known.items() if i not in stale and i not in incomplete}
+    believed = {i: outline for i, outline in known.items() if i not in stale}
+    partial = {i: outline for i, outline in believed.items() if outline.lacks(planned[i])}
+    results = {i: outline for i, outline in believed.items() if i not in partial}
     measures = {measure.measure_id: measure for measure in workspace.plan.measures}
     return State(
         results=results,
@@ -238,7 +242,7 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
         failures={i: f for i, f in stored.failures.items() if i in planned and i not in results},
         running=frozenset(running),
         stale=frozenset(stale),
-        incomplete=incomplete,
+        partial=partial,
         foreign=frozenset(set(stored.outlines) - set(planned)),
         unreadable=list(stored.unreadable),
     )

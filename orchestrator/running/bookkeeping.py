@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.result import NODE_IP
 
 from orchestrator.planning.order import array_key
 from orchestrator.planning.redaction import without_secrets
@@ -23,7 +22,7 @@ from orchestrator.running.epochs import EpochListener
 from orchestrator.running.failures import classify_broken_fit
 from orchestrator.running.feed import CellQueue
 from orchestrator.running.hangs import HangWatch
-from orchestrator.running.lost_workers import node_of_lost, read_failure
+from orchestrator.running.lost_workers import killed_for_memory, place_of, read_failure
 from orchestrator.running.outcomes import start_tags, trial_record
 from orchestrator.running.scheduling import StartWatch
 from orchestrator.running.series import Series
@@ -111,28 +110,29 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
             report = CellReport.model_validate_json(result[REPORT])
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
-                self._tell(trial_id, "failed", ending, str(result.get(NODE_IP, "")), report.log)
+                self._tell(trial_id, "failed", ending, report.log)
             else:
                 self._finish(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
-                self._tell(trial_id, "finished", ending, str(result.get(NODE_IP, "")), report.log)
+                self._tell(trial_id, "finished", ending, report.log)
         except SweepError as error:
             self._end(error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
-        self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial), trial)
+        self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that ended without a result is a failure too, never silently gone."""
-        self._lost(trial_name(trial), lambda: WITHOUT_A_WORD, trial)
+        self._lost(trial_name(trial), lambda: WITHOUT_A_WORD)
 
     def _show_epochs(self) -> None:
         """Tell what running trials said of their epochs."""
         at = round(time.time() * 1000)
         for trial_id, epoch, score in self._listener.heard():
             if trial_id in self._queue.running:
+                self._hangs.heard(trial_id)
                 self._sweep.monitor.trial_epoch(trial_id, epoch, self._cells[trial_id].network)
                 self._sweep.tracker.extend(trial_id, epoch_points(epoch, score, at))
 
@@ -155,21 +155,34 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                     "run the same command again: what is done is kept; the log below the root says more",
                 )
             )
+        failure = classify_broken_fit(error)
+        killed = killed_for_memory(running) if failure.kind == FailureKind.OUT_OF_MEMORY else set()
         for trial_id in running:
-            self._lost(trial_id, lambda: classify_broken_fit(error))
+            if not killed or trial_id in killed:
+                self._lost(trial_id, lambda: failure)
+            else:
+                self._spare(trial_id, f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}")
+
+    def _spare(self, trial_id: str, reason: str) -> None:
+        """A trial has ended through no fault of its own: it waits again, no attempt is counted."""
+        self._tell(trial_id, "stopped", reason)
+        self._sweep.attempts[trial_id] -= 1
+        self._shelf.trial_ended(trial_id, array_key(self._sweep.plan, self._cells[trial_id]), for_good=False)
+        self._queue.again(trial_id, time.monotonic())
+        self._sweep.monitor.trial_stopped(trial_id)
+        log.warning("trial %s waits again: %s", trial_id, reason)
 
     def account_for_the_rest(self) -> None:
         """Cells that Tune ended without a word are failures too, never silently gone."""
         for trial_id in sorted(self._queue.running):
             self._lost(trial_id, lambda: WITHOUT_A_WORD)
 
-    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure], trial: Any = None) -> None:
+    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
         if trial_id not in self._queue.running or self.fatal is not None:
             return
         try:
             found = failure()
-            node = "" if trial is None else node_of_lost(trial)
-            self._tell(trial_id, "failed", self._fail(trial_id, found), node, found.traceback)
+            self._tell(trial_id, "failed", self._fail(trial_id, found, died=True), log_text=found.traceback)
         except SweepError as error:
             self._end(error)
 
@@ -199,13 +212,21 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._sweep.monitor.trial_finished(trial_id, result.status)
         self._show_counts()
 
-    def _tell(self, trial_id: str, what: What, said: str = "", node: str = "", log_text: str = "") -> None:
+    def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
         """Add to the story of a cell."""
+        place = None if what == "started" else place_of(trial_id)
+        node = "" if place is None else place.node
         event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
         self._history.tell(trial_id, event, without_secrets(log_text))
 
-    def _fail(self, trial_id: str, failure: TrialFailure) -> str:
-        """Store a failure and do what follows from it; returns both in words."""
+    def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
+        """Store a failure and do what follows from it; returns both in words.
+
+        Args:
+            trial_id: Whose.
+            failure: What happened.
+            died: Whether the trial's process went with it.
+        """
         failure = failure.model_copy(
             update={
                 "message": without_secrets(failure.message),
@@ -217,7 +238,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
             FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
         )
         self._series.failed(failure.kind)
-        decision = self._sweep.retries.failed(trial_id, failure.kind)
+        decision = self._sweep.retries.failed(trial_id, failure.kind, died=died)
         self._sweep.requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
         key = array_key(self._sweep.plan, self._cells[trial_id])
         self._shelf.trial_ended(trial_id, key, for_good=decision.pause_s is None)

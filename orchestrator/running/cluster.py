@@ -171,7 +171,8 @@ def connect(
 
     Raises:
         ConfigError: when the address is not of the form ``host:port`` or ``auto``.
-        SetupError: when the address does not answer or refuses us, or the installed Ray has known holes.
+        SetupError: when the address does not answer or refuses us, the private cluster does not start, or the
+            installed Ray has known holes.
     """
     os.environ.update(_ALWAYS)
     if address is not None:
@@ -192,14 +193,12 @@ def connect(
         _check_version(ray.__version__)
         _read_settings_again()
         with _quiet(), own_signals():
-            ray.init(
-                address="local",
+            _start(
+                ray,
                 job_config=_job_config(ray, job),
                 num_cpus=num_cpus or len(os.sched_getaffinity(0)),
                 num_gpus=num_gpus,
                 include_dashboard=dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
                 _temp_dir=folder,
             )
         with _watched(ray, PRIVATE_PATIENCE_S):
@@ -220,6 +219,17 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
             end = threading.Thread(target=ray.shutdown, daemon=True)
             end.start()
             end.join(DISCONNECT_S)
+
+
+def _start(ray: Any, **settings: Any) -> None:
+    try:
+        ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
+    except Exception as error:
+        raise SetupError(
+            "Ray must start on this machine",
+            (str(error) or type(error).__name__).splitlines()[0],
+            "run the same command again when the machine has less to do; isweep doctor knows other causes",
+        ) from error
 
 
 def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) -> None:

@@ -19,7 +19,7 @@ class HangWatch:
     """Watches the trials of one sweep.
 
     Args:
-        limit: Seconds after which a trial counts as hung; None sets no limit.
+        limit: Seconds without a word after which a trial counts as hung; None sets no limit.
     """
 
     def __init__(self, limit: Callable[[TrialSpec], float] | None) -> None:
@@ -33,6 +33,11 @@ class HangWatch:
         self._hung.pop(cell.trial_id, None)
         if self._limit is not None:
             self._running[cell.trial_id] = (time.monotonic(), self._limit(cell))
+
+    def heard(self, trial_id: str) -> None:
+        """A trial told of an epoch: it lives, however slow it is, and its limit begins anew."""
+        if trial_id in self._running:
+            self._running[trial_id] = (time.monotonic(), self._running[trial_id][1])
 
     def end_hung(self, trials: Iterable[Any]) -> None:
         """End the process of each of Tune's running ``trials`` that is past its limit."""
@@ -52,5 +57,7 @@ class HangWatch:
         """Return the failure of a trial that was ended here; None for any other."""
         if trial_id not in self._hung:
             return None
-        message = f"no result after {self._hung[trial_id]:.0f} s, far beyond what was expected"
+        message = (
+            f"neither a result nor an epoch in {self._hung[trial_id]:.0f} s, far beyond what was expected"
+        )
         return TrialFailure(kind=FailureKind.HUNG, message=message)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator.results.records import TrialFailure
 from orchestrator.running.failures import classify_lost_worker
@@ -29,14 +33,56 @@ def read_failure(trial: Any) -> TrialFailure:
     return classify_lost_worker(error, text, _dead_nodes(error))
 
 
-def node_of_lost(trial: Any) -> str:
-    """Return the address of the node on which a trial's process was; empty where Ray does not say."""
-    actor = getattr(_pickled(trial.pickled_error_file), "actor_id", None)
+@dataclass(frozen=True)
+class Place:
+    """Where an attempt runs: Ray's id of its actor, and the address of its node."""
+
+    actor: str
+    node: str
+
+
+def tell_place(trial_id: str) -> None:
+    """Note, in the process of a trial, that it runs here: a process that is killed cannot say so any more."""
     try:
-        return str(ray._private.state.actors(actor)["Address"]["IPAddress"]) if actor is not None else ""
+        place = f"{ray.get_runtime_context().get_actor_id()} {ray.util.get_node_ip_address()}"
+        _internal_kv_put(f"isweep place of {trial_id}", place.encode())
+    except Exception as problem:
+        log.warning("where a trial runs cannot be told: %s", problem)
+
+
+def place_of(trial_id: str) -> Place | None:
+    """Return where the latest attempt at a trial ran; None where it never came so far."""
+    try:
+        found = (_internal_kv_get(f"isweep place of {trial_id}") or b"").decode().split()
     except Exception as problem:
         log.warning("the cluster cannot be asked where a trial ran: %s", problem)
-        return ""
+        return None
+    return Place(*found) if len(found) == 2 else None
+
+
+def killed_for_memory(trial_ids: Iterable[str]) -> set[str]:
+    """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
+
+    The memory killer's error ends Tune's loop and names no process. What each actor died of is known at the
+    head, a moment later than the error.
+    """
+    actors = {trial_id: place.actor for trial_id in trial_ids if (place := place_of(trial_id)) is not None}
+    patience = time.monotonic() + ANSWER_TIMEOUT_S
+    while actors:
+        try:
+            found = {trial_id for trial_id, actor in actors.items() if _died_of_memory(actor)}
+        except Exception as problem:
+            log.warning("the cluster cannot be asked what a trial died of: %s", problem)
+            return set()
+        if found or time.monotonic() > patience:
+            return found
+        time.sleep(0.1)
+    return set()
+
+
+def _died_of_memory(actor: str) -> bool:
+    about = ray._private.state.actors(actor)
+    return bool(about) and about["State"] == "DEAD" and about["DeathCause"].HasField("oom_context")
 
 
 def _pickled(path: str | None) -> BaseException | None:

@@ -8,7 +8,7 @@ from orchestrator.planning.packing import cost_of
 from orchestrator.planning.plan import SweepPlan
 from search_spaces.errors import SweepError, collect
 from search_spaces.own_code import source_texts
-from search_spaces.specs import ModelSpec, SubsetSpec
+from search_spaces.specs import ModelSpec
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 
@@ -27,11 +27,10 @@ def check_models(plan: SweepPlan, known: Collection[str]) -> None:
     for trial_id, trial in plan.trials_by_id.items():
         if trial_id not in known:
             network, prepared = trial.network, trial.network.subset.prepared
-            num_outputs = network.recipe.num_outputs or _num_classes(plan, network.subset)
             asked.add(
                 (
                     network.model,
-                    num_outputs,
+                    plan.num_outputs(network),
                     prepared.channels,
                     prepared.image_size,
                     network.recipe.dropout,
@@ -95,8 +94,3 @@ def own_code(cells: Iterable[TrialSpec]) -> dict[str, str]:
     """Return the source of one's own networks among ``cells``, by relative path, for the workers."""
     references = {cell.network.model.architecture for cell in cells if cell.network.model.library == "own"}
     return {path: text for name in sorted(references) for path, text in source_texts(name).items()}
-
-
-def _num_classes(plan: SweepPlan, subset: SubsetSpec) -> int:
-    """Return how many classes a subset has, as far as is known before its data are read."""
-    return 2 if subset.class_pair else max(2, len(plan.datasets[subset.prepared.dataset].label_names))

@@ -27,7 +27,7 @@ from orchestrator.running.lock import locked
 from orchestrator.running.networks import check_models, check_pretrained
 from orchestrator.running.options import RunOptions
 from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
-from orchestrator.running.pretrained import fetch_pretrained
+from orchestrator.running.pretrained import check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress
 from orchestrator.running.signals import stop_heard
 from orchestrator.running.subset_measures import measure_subset
@@ -137,6 +137,7 @@ class _Run:
         plan = self.workspace.plan
         trained = judge(self.workspace, self.stored).results
         self.pretrained = fetch_pretrained(plan, trained, self.workspace.paths, self.monitor.note)
+        check_same_start(self.stored.trials, plan, self.pretrained)
         check_pretrained(plan, self.pretrained)
         self._prepare()
         check_subsets(self.workspace)
@@ -211,7 +212,7 @@ class _Run:
             self.monitor.advance(spec.measure_id)
 
     def _train(self) -> None:
-        from orchestrator.running.requests import card_names, card_of
+        from orchestrator.running.requests import Requests, card_names, card_of
         from orchestrator.running.sweep import TrialSweep
 
         plan, state = self.workspace.plan, self._state()
@@ -223,10 +224,12 @@ class _Run:
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
-        self.monitor.slots = slots(resources, self.cluster)
-        _announce_empty_cards(resources, self.cluster, self.monitor)
-        self.monitor.stage("train")
         card = card_of(card_names()) if plan.sweep.resources.num_gpus is None else None
+        expectation = Expectation.of(card, state.measured_trials())
+        usual = Requests(resources, expectation).usual(pending)
+        self.monitor.slots = slots(usual, self.cluster)
+        _announce_empty_cards(usual, self.cluster, self.monitor)
+        self.monitor.stage("train")
         TrialSweep(
             plan=plan,
             cluster=self.cluster,
@@ -241,7 +244,7 @@ class _Run:
             measured_only=frozenset(state.incomplete),
             pretrained=self.pretrained,
             time_limit=partial(time_limit, measured=state.measured_trials()),
-            expectation=Expectation.of(card, state.measured_trials()),
+            expectation=expectation,
         ).run(pending, _earlier_attempts(pending, state))
 
     def _measured_in_place(

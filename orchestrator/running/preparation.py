@@ -38,16 +38,17 @@ def prepare_missing(
         if folder is None and spec.dataset in own:
             folder = Path(own[spec.dataset].path)
         folder = folder.expanduser().absolute() if folder is not None else None
+        named = executor.labelled(f"prepare {spec.dataset}")
         try:
             prepare_dataset(
                 spec,
                 workspace.plan.datasets[spec.dataset],
                 raw=folder,
                 destination=workspace.paths.prepared(spec),
-                executor=executor.labelled(f"prepare {spec.dataset}"),
+                executor=named,
                 max_skipped_share=options.max_skipped_share,
                 on_progress=_progress(monitor, spec.dataset),
-                readers=_readers(spec.dataset, folder, executor, monitor),
+                readers=_readers(spec.dataset, folder, named, monitor),
             )
         except SweepError as error:
             problems.append(error)
@@ -67,7 +68,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Monitor) 
     monitor.note(
         f"{name} is read on {len(nodes)} nodes, {readers.num_workers} CPUs, that see its raw download"
     )
-    return readers
+    return readers.labelled(f"prepare {name}")
 
 
 def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
@@ -87,10 +88,11 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
             raise unknown_name("dataset of this sweep", name, datasets)
     for spec in workspace.plan.prepared:
         dataset = datasets[spec.dataset]
+        folder = raw.get(spec.dataset)
         needed = dataset.source in FROM_RAW and spec.prepared_id not in workspace.prepared
-        if needed or spec.dataset in raw:
+        if needed or folder is not None:
             try:
-                RawRequest(dataset, spec, raw.get(spec.dataset)).root()
+                RawRequest(dataset, spec, None if folder is None else folder.expanduser()).root()
             except SweepError as error:
                 problems.append(error)
     collect(problems, DataError)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
-from search_spaces.errors import SweepError, collect
+from orchestrator.results.records import TrialRecord
+from search_spaces.errors import ConfigError, SweepError, collect
 from search_spaces.specs import ModelSpec
 from tasks.atomic import write_atomic
 
@@ -52,3 +55,38 @@ def _fetched(model: ModelSpec, paths: RootPaths, say: Callable[[str], None]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, data)
     return data
+
+
+def check_same_start(
+    records: Mapping[str, TrialRecord], plan: SweepPlan, weights: Mapping[str, bytes]
+) -> None:
+    """Refuse to start networks of one sweep from different weights of one name.
+
+    A library gives its names to other weights in other versions, and ids of trials hold the name alone.
+
+    Args:
+        records: Results so far, by trial id.
+        plan: The whole grid.
+        weights: What the networks that are left would start from, by :attr:`ModelSpec.pretrained_key`.
+
+    Raises:
+        ConfigError: naming all keys whose results started from others.
+    """
+    here = {key: hashlib.sha256(data).hexdigest() for key, data in weights.items()}
+    others: dict[str, Counter[str]] = {}
+    for trial_id, trial in plan.trials_by_id.items():
+        key = trial.network.model.pretrained_key
+        start = records[trial_id].result.pretrained if trial_id in records else ""
+        if start and start != here.get(key, start):
+            others.setdefault(key, Counter())[start] += 1
+    collect(
+        [
+            ConfigError(
+                "Networks of a sweep must start from the same pretrained weights",
+                f"{key}: SHA-256 {here[key][:16]}… here, "
+                + ", ".join(f"{start[:16]}… in {number} results" for start, number in found.items()),
+                f"copy pretrained/{key}.safetensors from the root that made them, or rename the sweep",
+            )
+            for key, found in others.items()
+        ]
+    )

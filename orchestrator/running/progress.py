@@ -58,6 +58,9 @@ class Monitor(Protocol):
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
         """An attempt failed."""
 
+    def trial_stopped(self, trial_id: str) -> None:
+        """An attempt ended through no fault of the trial, which waits again."""
+
     def counts(self) -> dict[str, int]:
         """Return how many trials there are by what became of them, under the names of a tracker's metrics."""
 
@@ -178,6 +181,12 @@ class Progress:
         self.running.pop(trial_id, None)
         self.failed[trial_id] = kind
         self.note(f"  failed ({kind}) {trial_id}: {message}")
+        self.save()
+        self._say()
+
+    def trial_stopped(self, trial_id: str) -> None:
+        """An attempt ended through no fault of the trial, which waits again."""
+        self.running.pop(trial_id, None)
         self.save()
         self._say()
 

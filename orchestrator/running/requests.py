@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import ray
@@ -49,7 +50,8 @@ class Requests:
     def of(self, cell: TrialSpec) -> Request:
         """Return what the next attempt at ``cell`` gets.
 
-        The first time out of memory doubles its share; after that its batches pass in ever smaller parts.
+        The first time out of memory doubles its share, unless it had a whole card; after that its batches
+        pass in ever smaller parts.
         """
         resources = self.resources
         card = self.expectation.card
@@ -64,10 +66,17 @@ class Requests:
             num_gpus=min(1.0, 2 * share) if 0 < share <= 1 else share,
             memory_bytes=2 * resources.memory_bytes,
         )
-        if times == 1:
+        # A whole card cannot grow. A machine's memory may have been used up by others: the same may do there.
+        halvings = times if share >= 1 else times - 1
+        if not halvings:
             return Request(larger)
         # Two at least: batch norm has no variance over one image.
-        return Request(larger, micro_batch=max(2, cell.network.recipe.batch_size >> (times - 1)))
+        return Request(larger, micro_batch=max(2, cell.network.recipe.batch_size >> halvings))
+
+    def usual(self, cells: Collection[TrialSpec]) -> Resources:
+        """Return what a trial of ``cells``, at least one, asks for on average."""
+        shares = [self.of(cell).resources.num_gpus for cell in cells]
+        return replace(self.resources, num_gpus=sum(shares) / len(shares))
 
     def _share(self, cell: TrialSpec, card: Card) -> float:
         try:

@@ -37,20 +37,23 @@ class Retries:
 
     Attributes:
         failures: How often each cell failed of each kind.
+        deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
     in_vain: int = 0
 
     def finished(self, trial_id: str) -> None:
         """A cell has its result: the sweep makes progress."""
         self.in_vain = 0
 
-    def failed(self, trial_id: str, kind: FailureKind) -> Decision:
-        """Count a failure and decide."""
+    def failed(self, trial_id: str, kind: FailureKind, *, died: bool = False) -> Decision:
+        """Count a failure, with which the trial's process ``died`` or lived on, and decide."""
         mine = self.failures.setdefault(trial_id, Counter())
         mine[kind] += 1
+        self.deaths[trial_id] += died
         self.in_vain += 1
         if self.in_vain > MOST_IN_VAIN:
             return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
@@ -68,9 +71,8 @@ class Retries:
             return None, "a lost node says nothing about the trial"
         if kind not in PROCESS_DEATHS:
             return limit, f"{kind} is tried again {limit} times" if limit else f"{kind} would come again"
-        # A trial may run out of memory by itself, without harm to its process, so this tells less of others.
-        crashes = {other: counts[FailureKind.WORKER_CRASH] for other, counts in self.failures.items()}
-        others = sum(number for other, number in crashes.items() if other != trial_id)
+        # A trial that runs out of memory without harm to its process tells nothing of others.
+        others = self.deaths.total() - self.deaths[trial_id]
         if others < 2:
             return limit, "other trials live"
         return min(MOST_DEATHS - 1, limit + others // 2), f"other trials died {others} times too"

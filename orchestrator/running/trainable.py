@@ -17,6 +17,7 @@ from orchestrator.running.devices import card_in_use, computes_on_gpu
 from orchestrator.running.epochs import EpochBoard
 from orchestrator.running.failures import DeviceError, classify, spoils_process
 from orchestrator.running.keeper import Keeper
+from orchestrator.running.lost_workers import tell_place
 from orchestrator.running.trial_log import recorded
 from search_spaces.errors import CorruptStoreError
 from search_spaces.trials import TrialSpec
@@ -73,10 +74,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Run the cell; the report is its result or its failure, with start and end times."""
         started_at, trial_id = time.time(), self._cell["trial_id"]
         _title_process(trial_id)
+        tell_place(trial_id)
         with recorded() as said:
             try:
                 report = self._run(started_at)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # the latter of somebody's own network
                 if spoils_process(error):
                     raise DeviceError(str(error).splitlines()[0]) from error
                 report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))

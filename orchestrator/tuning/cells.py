@@ -123,8 +123,8 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
     """Return the cells of a sweep, model by model, so that each stands beside those most like it.
 
     Raises:
-        ConfigError: naming everything that cannot be searched: a recipe with several values of a field, a
-            batch larger than the set, a recipe without epochs.
+        ConfigError: naming everything that cannot be searched: a recipe with several values of a field,
+            pretrained networks, a batch larger than the set, a recipe without epochs.
     """
     sweep, tune = plan.sweep, plan.sweep.tune
     train_size = tune.train_size or plan.largest_size
@@ -140,6 +140,13 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
         models[network.model.name] = network.model
         found = subsets.setdefault((network.model.name, network.subset.prepared.dataset), {})
         found[network.subset.subset_id] = network.subset
+    pretrained = sorted(name for name, model in models.items() if model.pretrained)
+    if pretrained:
+        raise ConfigError(
+            "isweep tune searches from random weights, not pretrained ones",
+            ", ".join(pretrained),
+            "leave these models out of the sweep that is searched",
+        )
     num_train = round(train_size * (1 - tune.validation_share))
     cells: list[TuningCell] = []
     problems: list[SweepError] = []

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.tune.result import NODE_IP
 
 from orchestrator.planning.order import array_key
 from orchestrator.results.records import TrialFailure
@@ -146,11 +145,11 @@ class SearchBookkeeping(Bookkeeping):
             report = SearchReport.model_validate_json(result[REPORT])
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
-                self._tell(trial_id, "failed", ending, str(result.get(NODE_IP, "")), report.log)
+                self._tell(trial_id, "failed", ending, report.log)
             else:
                 self._found(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
-                self._tell(trial_id, "finished", ending, str(result.get(NODE_IP, "")), report.log)
+                self._tell(trial_id, "finished", ending, report.log)
         except SweepError as error:
             self._end(error)
 
@@ -183,8 +182,8 @@ class SearchBookkeeping(Bookkeeping):
         sweep.monitor.trial_finished(trial_id, result.status)
         sweep.count()
 
-    def _fail(self, trial_id: str, failure: TrialFailure) -> str:
-        ending = super()._fail(trial_id, failure)
+    def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
+        ending = super()._fail(trial_id, failure, died=died)
         if trial_id not in self._queue.running and trial_id not in self._queue.later:
             self._sweep.searched.failed(trial_id)
         return ending

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING
@@ -38,24 +40,25 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
     A file mended or replaced since gives another hash, so its part is read again. An item may need several
     files; those besides its own are named in its details.
     """
-    base = None if request.raw is None else request.base()
-    stamps: dict[str, tuple[int, int] | None] = {}  # thousands of members share an archive
+    base = "" if request.raw is None else str(request.base())
+
+    @lru_cache(maxsize=1024)  # thousands of members share an archive
+    def stamp(file: str) -> tuple[int, int] | None:
+        return _stamp(os.path.join(base, file)) if base else None  # pathlib keeps every name
+
     total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
     total.update(repr(_stamp(request.raw)).encode())
     for item in items:
         known = (item.locator, item.label, item.group, item.split, item.details)
         files = [outer_file(name) for name in (item.locator, *item.details) if isinstance(name, str)]
-        for file in files:
-            if file not in stamps:
-                stamps[file] = None if base is None else _stamp(base / file)
-        total.update(repr((known, [stamps[file] for file in files])).encode("utf-8", "surrogateescape"))
+        total.update(repr((known, [stamp(file) for file in files])).encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
-def _stamp(path: Path | None) -> tuple[int, int] | None:
+def _stamp(path: Path | str | None) -> tuple[int, int] | None:
     """Return size and time of a plain file, None of anything else (a locator need not be a file)."""
     try:
-        status = path.stat() if path is not None else None
+        status = os.stat(path) if path is not None else None
     except (OSError, ValueError):
         return None
     return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None

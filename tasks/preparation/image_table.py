@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,10 @@ from scipy.sparse.csgraph import connected_components
 from search_spaces.fingerprint import canonical_json, derive_seed
 from search_spaces.specs import PreparedSpec
 from tasks.preparation.parts import Part
-from tasks.prepared.stratify import number_groups, occurrence
+from tasks.prepared.stratify import distinct, number_groups, occurrence
+
+CHUNK = 1 << 12
+"""Digests that are spelt at a time."""
 
 
 @dataclass
@@ -25,8 +29,8 @@ class ImageTable:
     labels: NDArray[np.int64]
     groups: NDArray[np.int64]
     splits: NDArray[np.int8]
-    digests: NDArray[np.str_]
-    places: NDArray[np.int64]
+    digests: NDArray[np.void]
+    places: NDArray[np.int32]
     """``(num_images, 2)``: part and row in it."""
     num_duplicates: int = 0
     num_conflicts: int = 0
@@ -39,15 +43,23 @@ class ImageTable:
 
 
 def gather(parts: Sequence[Part]) -> ImageTable:
-    """Put the images of all parts, in order, into one table."""
-    places = [(index, row) for index, part in enumerate(parts) for row in range(len(part.labels))]
-    return ImageTable(
-        np.array([label for part in parts for label in part.labels], dtype=np.int64),
-        np.array([group for part in parts for group in part.groups], dtype=np.int64),
-        np.array([split for part in parts for split in part.splits], dtype=np.int8),
-        np.array([text for part in parts for text in part.digests], dtype="U64"),
-        np.array(places, dtype=np.int64).reshape(-1, 2),
+    """Put the images of all parts, in order, into one table, which the parts share from then on."""
+    sizes = [len(part.labels) for part in parts]
+    places = np.empty((sum(sizes), 2), np.int32)
+    places[:, 0] = np.repeat(np.arange(len(parts)), sizes)
+    places[:, 1] = np.arange(len(places)) - np.repeat(np.cumsum([0, *sizes])[: len(parts)], sizes)
+    labels, groups, splits, digests = (
+        _shared(parts, name, sizes) for name in ("labels", "groups", "splits", "digests")
     )
+    return ImageTable(labels, groups, splits, digests, places)
+
+
+def _shared(parts: Sequence[Part], name: str, sizes: Sequence[int]) -> NDArray[Any]:
+    """Return one column of all parts, and let the parts hold views of it."""
+    column: NDArray[Any] = np.concatenate([getattr(part, name) for part in parts])
+    for part, own in zip(parts, np.split(column, np.cumsum(sizes)[:-1]), strict=True):
+        setattr(part, name, own)
+    return column
 
 
 def keep_per_class(
@@ -77,27 +89,37 @@ def select(images: ImageTable, spec: PreparedSpec) -> ImageTable:
     limit = spec.max_images_per_class
     if limit is not None and len(images.labels):
         images = images.take(keep_per_class(images.labels, number_groups(images.groups), spec, limit))
-    _, first, inverse, counts = np.unique(
-        images.digests, return_index=True, return_inverse=True, return_counts=True
-    )
+    first, inverse = distinct(images.digests)
+    counts = np.bincount(inverse)
     images.num_duplicates = int((counts - 1).sum())
-    low, high = images.labels[first].copy(), images.labels[first].copy()
+    low, high = images.labels[first], images.labels[first]
     np.minimum.at(low, inverse, images.labels)
     np.maximum.at(high, inverse, images.labels)
     images.num_conflicts = int(counts[low < high].sum())
+    del first, counts, low, high
     images.groups = _join(images.groups, inverse)
     return images
 
 
 def _join(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np.int64]:
-    """Give one id to all groups connected by identical images: a copy in training would be a leak."""
-    ids, group = np.unique(groups, return_inverse=True)
-    # A graph of groups and of distinct images, with an edge where a group has that image.
-    size = len(ids) + int(same.max(initial=-1)) + 1
-    edges = coo_array((np.ones(len(group), np.int8), (group, len(ids) + same)), shape=(size, size))
+    """Give one id to all groups connected by identical images: a copy in training would be a leak.
+
+    Args:
+        groups: ``(num_images,)`` ids.
+        same: ``(num_images,)`` numbers; images with equal pixels have one.
+    """
+    twins = np.flatnonzero(np.bincount(same)[same] > 1)
+    if not len(twins):
+        return groups
+    ids, group = np.unique(groups[twins], return_inverse=True)
+    image = np.unique(same[twins], return_inverse=True)[1]
+    # A graph of groups and of images that occur again, with an edge where a group has that image.
+    size = len(ids) + int(image.max()) + 1
+    edges = coo_array((np.ones(len(group), np.int8), (group, len(ids) + image)), shape=(size, size))
     part = connected_components(edges, directed=False)[1][: len(ids)]
     _, first, number = np.unique(part, return_index=True, return_inverse=True)
-    joined: NDArray[np.int64] = ids[first[number[group]]]
+    place = np.minimum(np.searchsorted(ids, groups), len(ids) - 1)
+    joined: NDArray[np.int64] = np.where(ids[place] == groups, ids[first[number]][place], groups)
     return joined
 
 
@@ -107,5 +129,6 @@ def content_fingerprint(images: ImageTable, header: dict[str, object]) -> str:
     numbers = number_groups(images.groups).astype("<i8")
     for array in (images.labels.astype("<i8"), numbers, images.splits.astype("<i1")):
         total.update(array.tobytes())
-    total.update("".join(images.digests.tolist()).encode())
+    for start in range(0, len(images.digests), CHUNK):
+        total.update(images.digests[start : start + CHUNK].tobytes().hex().encode())
     return total.hexdigest()

@@ -1,8 +1,8 @@
 """Part files: what one reading task leaves behind, so that an interrupted preparation goes on where it was.
 
 A part is ``<n>.npy`` (images of one block of items, in order) and ``<n>.json`` (labels, hashed groups,
-digests, skips), the second written last and atomically. Equal inputs give equal parts, so two processes
-that prepare the same data at the same time may overwrite each other's parts without harm.
+digests in one text, skips), the second written last and atomically. Equal inputs give equal parts, so two
+processes that prepare the same data at the same time may overwrite each other's parts without harm.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,16 @@ from tasks.sources.pixels import to_prepared
 from tasks.sources.privacy import keyed_hash, spell
 
 SPLIT_CODES = {"": 0, "train": 1, "test": 2}
+DIGEST = np.dtype("V32")
+"""A SHA-256 as an array's element: 32 bytes, where its hexadecimal text would take 256."""
+PER_IMAGE = {
+    "items": np.int32,
+    "labels": np.int64,
+    "groups": np.int64,
+    "patients": np.int64,
+    "splits": np.int8,
+}
+"""Columns of a part besides the digests."""
 FORM = "mode, size or conversion of the raw image"
 """Name of the trait that every image has."""
 
@@ -33,6 +43,8 @@ FORM = "mode, size or conversion of the raw image"
 class Part:
     """What is known of the images of one block; rows are in item order.
 
+    A preparation holds the parts of all blocks, so what is kept per image are 61 bytes in arrays.
+
     Attributes:
         num_items: Items of the block.
         items: Place in the block of each image's item.
@@ -40,7 +52,7 @@ class Part:
         groups: Keyed hash of each image's group.
         patients: Keyed hash of each image's patient in its header, 0 where none is known.
         splits: 0, 1 (train) or 2 (test) of each image.
-        digests: SHA-256 of each prepared image's bytes.
+        digests: SHA-256 of each prepared image's bytes, :data:`DIGEST`.
         skipped: Pairs (keyed hash of the locator, reason).
         conversions: Conversion name to number of images.
         flags: Flag name to number of images.
@@ -49,12 +61,12 @@ class Part:
     """
 
     num_items: int = 0
-    items: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    patients: list[int] = field(default_factory=list)
-    splits: list[int] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
+    items: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    groups: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    patients: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    splits: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
+    digests: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, DIGEST))
     skipped: list[tuple[str, str]] = field(default_factory=list)
     conversions: dict[str, int] = field(default_factory=dict)
     flags: dict[str, int] = field(default_factory=dict)
@@ -80,6 +92,8 @@ def read_block(
 ) -> tuple[Part, list[NDArray[np.generic]]]:
     """Read one block of items; returns what is known of its images, and these in order."""
     part = Part(num_items=len(items))
+    rows: list[tuple[int, int, int, int, int]] = []
+    digests: list[bytes] = []
     images: list[NDArray[np.generic]] = []
     conversions: Counter[str] = Counter()
     flags: Counter[str] = Counter()
@@ -95,16 +109,17 @@ def read_block(
             continue
         for image, label, sample in found:
             images.append(image)
-            part.items.append(place)
-            part.labels.append(label)
-            part.groups.append(keyed_hash(request.key, sample.group) if sample.group else group)
-            part.patients.append(keyed_hash(request.key, sample.patient) if sample.patient else 0)
-            part.splits.append(SPLIT_CODES[item.split])
-            part.digests.append(digest(image))
+            own_group = keyed_hash(request.key, sample.group) if sample.group else group
+            patient = keyed_hash(request.key, sample.patient) if sample.patient else 0
+            rows.append((place, label, own_group, patient, SPLIT_CODES[item.split]))
+            digests.append(digest(image))
             conversions.update(sample.conversions)
             flags.update(sample.flags)
             traits[label, FORM, _form(sample)] += 1
             traits.update((label, name, _hidden(value, request)) for name, value in sample.traits)
+    for (name, dtype_of), column in zip(PER_IMAGE.items(), zip(*rows, strict=True), strict=False):
+        setattr(part, name, np.array(column, dtype_of))
+    part.digests = np.frombuffer(b"".join(digests), DIGEST)
     part.conversions, part.flags = dict(conversions), dict(flags)
     part.traits = [(*trait, count) for trait, count in sorted(traits.items())]
     return part, images
@@ -149,9 +164,9 @@ def _read_item(reader: Reader, item: Item, request: RawRequest, dtype: str) -> l
     return found
 
 
-def digest(image: NDArray[np.generic]) -> str:
+def digest(image: NDArray[np.generic]) -> bytes:
     """Return the SHA-256 of an image's bytes in C order, little endian."""
-    return hashlib.sha256(np.ascontiguousarray(image, image.dtype.newbyteorder("<")).data).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(image, image.dtype.newbyteorder("<")).data).digest()
 
 
 def save_part(stem: Path, images: list[NDArray[np.generic]], part: Part) -> None:
@@ -159,16 +174,23 @@ def save_part(stem: Path, images: list[NDArray[np.generic]], part: Part) -> None
     if images:
         with replacing(stem.with_suffix(".npy")) as file:
             np.save(file, np.stack(images), allow_pickle=False)
-    write_atomic(stem.with_suffix(".json"), json.dumps(asdict(part), allow_nan=False).encode())
+    known = {name: getattr(part, name).tolist() for name in PER_IMAGE} | {
+        "digests": part.digests.tobytes().hex()
+    }
+    write_atomic(stem.with_suffix(".json"), json.dumps(vars(part) | known, allow_nan=False).encode())
 
 
 def load_part(stem: Path) -> Part | None:
     """Return a finished part, or None when it has to be read (again)."""
     try:
-        part = Part(**json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")))
-        if part.labels and len(open_images(stem)) != len(part.labels):
+        known = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+        known |= {name: np.array(known[name], dtype) for name, dtype in PER_IMAGE.items()}
+        part = Part(**known | {"digests": np.frombuffer(bytes.fromhex(known["digests"]), DIGEST)})
+        if len({len(getattr(part, name)) for name in (*PER_IMAGE, "digests")}) > 1:
             return None
-    except (OSError, ValueError, TypeError):
+        if len(part.labels) and len(open_images(stem)) != len(part.labels):
+            return None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     part.skipped = [(locator, reason) for locator, reason in part.skipped]
     part.traits = [(label, name, value, count) for label, name, value, count in part.traits]

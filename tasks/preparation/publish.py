@@ -97,11 +97,11 @@ def write_shard(
     """
     opened: dict[int, np.ndarray] = {}
     rows = []
-    for (part, row), expected in zip(places.tolist(), digests.tolist(), strict=True):
+    for (part, row), expected in zip(places.tolist(), digests, strict=True):
         if part not in opened:
             opened = {part: open_images(stems[part])}  # one mapped part at a time
         rows.append(np.array(opened[part][row]))
-        if digest(rows[-1]) != expected:
+        if digest(rows[-1]) != expected.tobytes():
             way_out = f"delete folder {stems[part].parent.name} and prepare again"
             raise CorruptStoreError(f"Part {part} must be as it was written", "another checksum", way_out)
     write_rows(folder, "images", start, np.stack(rows))

@@ -39,8 +39,8 @@ def listed_order(images: ImageTable, parts: Sequence[Part], order: NDArray[np.in
     if order is None:
         return images
     starts = np.cumsum([0, *(part.num_items for part in parts)])
-    read = [start + index for start, part in zip(starts, parts, strict=False) for index in part.items]
-    return images.take(np.argsort(order[np.array(read, dtype=np.intp)], kind="stable"))
+    read = np.concatenate([start + part.items for start, part in zip(starts, parts, strict=False)])
+    return images.take(np.argsort(order[read], kind="stable"))
 
 
 def _packed_chain(locator: str) -> tuple[str, ...]:

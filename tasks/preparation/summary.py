@@ -72,6 +72,7 @@ def make_record(
         | _torn_groups(images)
         | _torn_patients(parts)
         | _lone_groups(names, groups_of)
+        | _one_sided(names, images)
         | {
             f"class without a usable image: {name}": 1
             for label, name in enumerate(names)
@@ -96,14 +97,10 @@ def _torn_groups(images: ImageTable) -> dict[str, int]:
 
 def _torn_patients(parts: Sequence[Part]) -> dict[str, int]:
     """Count images whose patient, by the headers, is in several groups, which a split may tear apart."""
-    groups: defaultdict[int, set[int]] = defaultdict(set)
-    images: Counter[int] = Counter()
-    for part in parts:
-        for patient, group in zip(part.patients, part.groups, strict=False):
-            if patient:
-                groups[patient].add(group)
-                images[patient] += 1
-    count = sum(images[patient] for patient, found in groups.items() if len(found) > 1)
+    pairs = [np.stack([part.patients, part.groups], 1)[part.patients != 0] for part in parts]
+    found, images = np.unique(np.concatenate(pairs), axis=0, return_counts=True)
+    _, patient, num_groups = np.unique(found[:, 0], return_inverse=True, return_counts=True)
+    count = int(images[num_groups[patient] > 1].sum())
     return {"patient of the header in several groups: is the group a patient?": count} if count else {}
 
 
@@ -111,6 +108,19 @@ def _lone_groups(names: Sequence[str], groups_of: Sequence[NDArray[np.int64]]) -
     """Name classes that cannot be in training and test, since one group has all their images."""
     lone = [name for name, groups in zip(names, groups_of, strict=True) if len(groups) == 1]
     return dict.fromkeys((f"class of one group: {name}" for name in lone), 1)
+
+
+def _one_sided(names: Sequence[str], images: ImageTable) -> dict[str, int]:
+    """Name classes that only one side of a given split has, as when one side's labels start at 1."""
+    sides = {"train": images.splits == 1, "test": images.splits == 2}
+    if not all(rows.any() for rows in sides.values()):
+        return {}
+    found = {side: set(images.labels[rows].tolist()) for side, rows in sides.items()}
+    return {
+        f"class in {side} only: {names[label]}": 1
+        for side, other in (("train", "test"), ("test", "train"))
+        for label in sorted(found[side] - found[other])[:MAX_LISTED_SKIPS]
+    }
 
 
 def telling_traits(parts: Sequence[Part]) -> dict[str, int]:

@@ -11,6 +11,7 @@ refused (:mod:`tasks.sources.archive_rules`).
 
 from __future__ import annotations
 
+import os
 import stat
 from functools import lru_cache
 from pathlib import Path
@@ -86,7 +87,8 @@ def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> b
         SkipItem: when it is gone, unreadable, damaged, empty, too large or no plain file.
     """
     parts = split_locator(locator)
-    if len(parts) == 1 or (base / locator).is_file():  # a folder may be called "x.zip!"
+    # A folder may be called "x.zip!".
+    if len(parts) == 1 or os.path.isfile(base / locator):  # no error for a long name
         return open_plain(base / locator, max_bytes)
     try:
         body = open_archive(base / parts[0], tuple(parts[1:-1])).read(parts[-1], max_bytes)

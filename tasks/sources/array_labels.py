@@ -40,8 +40,8 @@ def texts(file: ArrayFile, name: str, num_images: int, request: RawRequest) -> l
 
 
 def text(value: object) -> str:
-    """Spell a label, group or split."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    """Spell a label, group or split; bytes that are no UTF-8 stay apart from one another."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def read_labels(file: ArrayFile, key: str, num_images: int, request: RawRequest) -> list[str]:

@@ -1,10 +1,12 @@
 """Your own images: one folder per class, as torchvision's ``ImageFolder`` and ``timm`` lay them out.
 
-``<raw>/<class>/image.png``, pictures or DICOM files; images in a subfolder of a class
-(``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are the same
-group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one called ``masks`` is left out
-and counted (COVID-19 Radiography Database). ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give
-the split; ``val`` beside them is left out and counted. ``<raw>`` may be an archive of such folders.
+``<raw>/<class>/image.png``, pictures or DICOM files (on a disk without an ending, too); images in a subfolder
+of a class (``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are
+the same group; a folder called ``images`` is none (Tiny ImageNet), and what lies in one called ``masks`` is
+left out and counted (COVID-19 Radiography Database). A mask beside its image (BUSI's ``x_mask.png`` beside
+``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted, too.
+``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is left out and
+counted. ``<raw>`` may be an archive of such folders.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import is_archive_name
+from tasks.sources.archives import MARK, is_archive_name
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Split
 from tasks.sources.groups import check_group_sides
 from tasks.sources.labels import check_spellings, mapped_label
@@ -25,9 +27,15 @@ from tasks.sources.tree import RawTree
 
 EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
 MAX_NAMED = 20
+SPLIT_WORD = re.compile(
+    r"(?<![A-Za-z])(?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)(?=[A-Z]?(?![A-Za-z]))"
+)
+"""A split in a longer name: ``seg_train``, ``test-set``, ``trainA``."""
 NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
 MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 """Folders in class folders that are no patients, in lower case."""
+MASK = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
+"""Name of a mask whose image is called as the first group."""
 FOLD = re.compile(r"(?:fold|part|split|batch|set|shard|chunk)[ _-]?\d+", re.IGNORECASE)
 _TABLE = "with a table of labels beside it, give the table (kind csv)"
 _FILE = "give the array file itself"
@@ -42,7 +50,7 @@ HINTS = {
     ".npz": _FILE,
     ".h5": _FILE,
     ".hdf5": _FILE,
-    "": "files without an ending are not looked at: call DICOM files .dcm, or name them in a table",
+    "": "files without an ending are looked at on a disk, and taken when they are DICOM",
 }
 """Ending of a file that lies in a folder without class folders -> the way out."""
 
@@ -69,24 +77,29 @@ class Folder:
         if root.is_file() and not is_archive_name(root.name):
             raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
         tree = RawTree(request)
-        wrapper = _wrapper(tree, is_archive=root.is_file())
-        with_splits = _has_splits(tree, wrapper, request)
+        images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
+        wrapper = _wrapper(images, is_archive=root.is_file())
+        with_splits = _has_splits(images, wrapper, request)
+        masks, known = _masks(images), set(images)
         excluded: Counter[str] = Counter()
         found: list[_Found] = []
         for name in tree:
             parts = name.removeprefix(wrapper).split("/")
             split = split_of(parts.pop(0)) if with_splits and len(parts) > 1 else ""
-            if not is_single_image_name(name):
+            if name not in known:
                 excluded["not an image by its ending"] += 1
             elif len(parts) < 2:
                 excluded["outside the class folders"] += 1
             elif split is None:
                 excluded[VALIDATION_LEFT_OUT] += 1
+            elif name in masks:
+                excluded["a mask beside its image"] += 1
             elif any(part.casefold() in MASKS for part in parts[1:-1]):
                 excluded["in a folder of masks"] += 1
             else:
                 label = mapped_label(parts[0], request)
                 found.append(_Found(name, label, _group(parts[1:-1]), split))
+        _check_tops(found, tree, request)
         classes = _classes(found, tree, request)
         _check_groups(found, request)
         index = {name: label for label, name in enumerate(classes)}
@@ -108,12 +121,24 @@ class Folder:
         return single_reader(request)
 
 
-def _wrapper(tree: RawTree, *, is_archive: bool) -> str:
+def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
+    """Tell whether a file on the disk whose name has no ending, or a number, says itself that it is DICOM."""
+    ending, locator = PurePath(name).suffix[1:], tree.locator(name)
+    if (ending and not ending.isdigit()) or MARK in locator:
+        return False
+    try:
+        with (request.base() / locator).open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _wrapper(names: list[str], *, is_archive: bool) -> str:
     """Return the folder, or folders in each other, around everything, with slashes; empty when there is none.
 
     Archives are often made of a folder; a folder's own one subfolder may be a class, unless it holds splits.
     """
-    images = [name.split("/") for name in tree if is_single_image_name(name)]
+    images = [name.split("/") for name in names]
     around: list[str] = []
     while len(tops := {parts[0] for parts in images}) == 1:
         top = tops.pop()
@@ -123,6 +148,21 @@ def _wrapper(tree: RawTree, *, is_archive: bool) -> str:
         around.append(f"{top}/")
     holds_splits = {split_of(parts[0]) for parts in images} >= {"train", "test"}
     return "".join(around) if is_archive or holds_splits else ""
+
+
+def _masks(images: list[str]) -> set[str]:
+    """Return the images that are masks of others by their names: own, or their folder's."""
+    stems = {name.rpartition(".")[0].casefold() for name in images}
+    folders = {name.rpartition("/")[0].casefold() for name in images}
+    masks = set()
+    for name in images:
+        stem, folder = name.rpartition(".")[0], name.rpartition("/")[0]
+        for path, others in ((stem, stems), (folder, folders)):
+            place, _, last = path.rpartition("/")
+            found = MASK.fullmatch(last)
+            if found and f"{place}/{found[1]}".lstrip("/").casefold() in others:
+                masks.add(name)
+    return masks
 
 
 def _group(folders: list[str]) -> str:
@@ -138,6 +178,29 @@ def _check_groups(found: list[_Found], request: RawRequest) -> None:
     check_group_sides(((one.group, one.split) for one in found), request)
 
 
+def _check_tops(found: list[_Found], tree: RawTree, request: RawRequest) -> None:
+    """Check that what is on top are classes: no patients above the classes, no splits by another name."""
+    name = request.dataset.name
+    if request.root().is_file() and any(MARK in one.name for one in found):
+        rule, what = f"{name}: a name must be once in an archive and those in it", "the same names in several"
+        raise DataError(rule, what, "unpack them into one folder")
+    tops, inside = {one.label for one in found}, {one.group.split("/")[0] for one in found}
+    meant = {split for top in tops for word in SPLIT_WORD.findall(top) if (split := split_of(word)) != ""}
+    named = [top for top in sorted(tops) if any(split_of(word) != "" for word in SPLIT_WORD.findall(top))]
+    if "train" in meant and len(meant) > 1 and 2 * len(named) >= len(tops):
+        raise DataError(
+            f"{name}: the top folders must be classes, or splits called train, test and val",
+            ", ".join(named[:5]),
+            f"call them so, with the classes right below; {EXPECTED}",
+        )
+    if _same_inside(found) and len(inside) < len(tops):
+        raise DataError(
+            f"{name}: the top folders must be classes",
+            f"{len(tops)} folders that share {len(inside)} subfolders, as patients or sites would",
+            "put the classes on top and these below them, or give a table (kind csv)",
+        )
+
+
 def _same_inside(found: list[_Found]) -> bool:
     """Tell whether every image lies in one of a few subfolders that classes share: these may be the classes.
 
@@ -151,13 +214,13 @@ def _same_inside(found: list[_Found]) -> bool:
     )
 
 
-def _has_splits(tree: RawTree, wrapper: str, request: RawRequest) -> bool:
+def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     """Tell whether the top folders are splits; files beside them do not matter.
 
     Raises:
         DataError: when some top folders are called like splits and others are not.
     """
-    below = [name.removeprefix(wrapper).split("/") for name in tree if is_single_image_name(name)]
+    below = [name.removeprefix(wrapper).split("/") for name in images]
     tops = {parts[0] for parts in below if len(parts) > 1}
     splits = {top for top in tops if split_of(top) != ""}
     if splits == tops:
@@ -203,7 +266,7 @@ def _hint(tree: RawTree) -> str:
 def _empty_folders(
     tree: RawTree, found: list[_Found], with_splits: bool, request: RawRequest
 ) -> dict[str, int]:
-    """Name class folders without an image, and classes that only one side of the split has."""
+    """Name class folders without an image."""
     flags: dict[str, int] = {}
     depth = 2 if with_splits else 1
     used = {tuple(one.name.split("/")[:depth]) for one in found}
@@ -211,10 +274,4 @@ def _empty_folders(
         parts = tuple(folder.split("/"))
         if len(parts) == depth and parts not in used and (not with_splits or split_of(parts[0])):
             flags[f"class folder without an image: {'/'.join(parts)}"] = 1
-    sides: defaultdict[str, set[Split]] = defaultdict(set)
-    for one in found:
-        sides[one.label].add(one.split)
-    for label, splits in sides.items():
-        if with_splits and len({one.split for one in found}) > 1 and len(splits) == 1:
-            flags[f"class in {next(iter(splits))} only: {label}"] = 1
     return dict(list(flags.items())[:MAX_NAMED])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 """Never all of Pillow's: EPS starts Ghostscript, PDF and FPX have plugins of their own."""
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, where it warns; here it is an error."""
 MAX_DECODED_BYTES = 256 << 20

@@ -20,7 +20,13 @@ PLACEHOLDERS = frozenset(
 )
 """Patient ids that many patients share."""
 
+UNKNOWN = frozenset({"-", "--", "unknown", "unk", "missing", "unlabeled", "unlabelled", "unspecified"})
+UNKNOWN |= {"not available", "not known", "tbd"}
+"""Words that may name a class, and mostly say that there is none, in lower case."""
+
 BOOLEANS = {"true": "1", "yes": "1", "false": "0", "no": "0"}
+SHORT = {"pos": "positive", "neg": "negative"}
+QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 MISSING_CODES = (99, 255, 999, 9999, 65535)
 """Numbers that stand for "unknown" where they lie far above the classes; 255 is -1 in a byte."""
 
@@ -44,7 +50,8 @@ def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
 def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     """Check that every class has a name that can be shown, and that none is spelt in two ways.
 
-    Letter case, blanks, Unicode forms (NFKC) and ways to write a number or a truth value make no other class.
+    Letter case, blanks, quotes, Unicode forms (NFKC) and ways to write a number, a truth value, positive or
+    negative make no other class. A word for "unknown" is asked about; ``label_map`` may keep it as a class.
     What cannot be printed could not be told apart, and could drive a terminal.
 
     Raises:
@@ -53,6 +60,7 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     found = set(names)
     _check_printable(found, request)
     _check_numbers(found, request)
+    _check_known(found, request)
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in found:
         spellings[_key(name)].add(name)
@@ -91,6 +99,18 @@ def _check_numbers(found: set[str], request: RawRequest) -> None:
     raise DataError(rule, f"{code}, which often means unknown", way_out)
 
 
+def _check_known(found: set[str], request: RawRequest) -> None:
+    meant = {label for _, label in request.dataset.label_map}
+    doubtful = sorted(name for name in found - meant if name.strip().casefold() in UNKNOWN)
+    if doubtful:
+        shown = doubtful[0]
+        raise DataError(
+            f"{request.dataset.name}: a word for unknown must be a class on purpose",
+            ", ".join(map(repr, doubtful)),
+            f"take those images out, or keep it with --label-map {shown}={shown} or label_map",
+        )
+
+
 def _check_printable(names: Iterable[str], request: RawRequest) -> None:
     odd = sum(
         not name.strip() or not name.isprintable() or len(name) > MAX_LENGTH or _mixes_alphabets(name)
@@ -116,7 +136,8 @@ def _mixes_alphabets(name: str) -> bool:
 
 def _key(name: str) -> str:
     plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-    plain = BOOLEANS.get(plain, plain)
+    plain = plain.strip(QUOTES) or plain
+    plain = BOOLEANS.get(plain, SHORT.get(plain, plain))
     try:
         return f"number {Decimal(plain).normalize() + 0}"  # -0 is 0
     except ArithmeticError:

@@ -10,8 +10,10 @@ from tasks.sources.base import RawRequest, Split
 NAMES: dict[str, Split | None] = {
     "train": "train",
     "training": "train",
+    "trn": "train",
     "test": "test",
     "testing": "test",
+    "tst": "test",
     "val": None,
     "valid": None,
     "validation": None,

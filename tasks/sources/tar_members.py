@@ -36,10 +36,21 @@ class TarMembers:
         self._archive = tarfile.open(fileobj=self._file, mode="r:", tarinfo=_BoundedInfo)  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self._whole = False
+        self._refused: RefusedArchive | None = None
         self._lock = threading.RLock()
 
     def _next(self) -> bool:
-        """Read one more header; False at the end."""
+        """Read one more header; False at the end. What was refused once stays refused: an opened archive is
+        kept, and who asks again must not get the members after the one that was refused.
+        """
+        if self._refused is None:
+            try:
+                return self._read_header()
+            except RefusedArchive as refused:
+                self._refused = refused
+        raise RefusedArchive(self._refused.reason)
+
+    def _read_header(self) -> bool:
         info = self._archive.next()
         if info is None:
             # tarfile takes a damaged header for the end; a real end is zeros or nothing.

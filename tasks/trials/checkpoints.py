@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tasks.trials.result import EpochRecord
+from tasks.trials.seeding import set_states_outside_torch, states_outside_torch
 
 INTERVAL_S = 300.0
 """Seconds between checkpoints: a trial shorter than that writes none."""
@@ -62,6 +63,8 @@ class Checkpoints:
         torch.set_rng_state(state["dropout"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(state["dropout_cuda"], device)
+        if "outside_torch" in state:
+            set_states_outside_torch(*state["outside_torch"])
         self.notes[:] = state["notes"]
         return [EpochRecord(**record) for record in state["history"]]
 
@@ -83,6 +86,7 @@ class Checkpoints:
             "order": order.get_state(),
             "dropout": torch.get_rng_state(),
             "dropout_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "outside_torch": states_outside_torch(),
             "history": [asdict(record) for record in history],
             "notes": self.notes,
         }

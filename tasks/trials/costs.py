@@ -7,9 +7,11 @@ a training step has, how much each computes and moves, and how much memory is al
 from __future__ import annotations
 
 import logging
+import math
 import weakref
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -22,7 +24,9 @@ from torch.utils.flop_counter import flop_registry
 
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
-from tasks.trials.models import build_model
+from tasks.trials.models import build_model, num_parameters
+from tasks.trials.own_models import depends_on_pixels, one_line
+from tasks.trials.seeding import contained
 from tasks.trials.step import Step
 
 ALLOCATION_BYTES = 512
@@ -106,14 +110,18 @@ class NetworkCost:
 
     Attributes:
         num_parameters: trainable parameters.
+        state_bytes: of its kept weights: all parameters and buffers.
         num_activations: numbers that the layers give out for one image.
         forward_flops: of one image, multiply-adds counted twice.
         step: one training step on a whole batch.
         evaluation: one forward pass of ``evaluation_batch`` images in float32.
         attack: forward and back to the pixels, ``attack_batch`` images in float32.
+        uncounted: why its passes could not be walked, empty where they were; they are then those of one dense
+            layer of as many weights, and ``num_activations`` is 0.
     """
 
     num_parameters: int
+    state_bytes: int
     num_activations: int
     forward_flops: float
     step: PassCost
@@ -121,6 +129,7 @@ class NetworkCost:
     attack: PassCost
     evaluation_batch: int
     attack_batch: int
+    uncounted: str = ""
 
 
 @lru_cache(maxsize=256)
@@ -148,11 +157,13 @@ def network_cost(
     Raises:
         ConfigError: for a network that cannot be built so.
     """
-    attack_batch = attack_batch or attack_batch_size(recipe)
     # It logs a traceback of what fails in it; what fails is told as an error.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network = build_model(
+    shape = (channels, image_size, image_size)
+    batches = evaluation_batch, attack_batch or attack_batch_size(recipe)
+
+    def built() -> nn.Module:
+        return build_model(
             model,
             num_outputs=recipe.num_outputs or num_outputs,
             in_channels=channels,
@@ -161,32 +172,78 @@ def network_cost(
             seed=0,
             image_size=image_size,
         )
-        shape = (channels, image_size, image_size)
-        evaluation, one = (_forward(network, size, shape) for size in (evaluation_batch, 1))
-        attack = _attack(network, attack_batch, shape)
-        step = _step(network, recipe, shape)
-        num_parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+    walked = partial(_walked, recipe, shape, batches)
+    try:
+        with contained(), FakeTensorMode(allow_non_fake_inputs=True):
+            return walked(built())
+    except (Exception, SystemExit) as error:
+        if model.library != "own":
+            raise
+        return _walked_with_memory(error, built, walked, math.prod(shape))
+
+
+def _walked(
+    recipe: RecipeSpec,
+    shape: tuple[int, int, int],
+    batches: tuple[int, int],
+    network: nn.Module,
+    brightest: float = 255.0,
+) -> NetworkCost:
+    evaluation, one = (_forward(network, size, shape, brightest) for size in (batches[0], 1))
+    attack = _attack(network, batches[1], shape, brightest)
+    step = _step(network, recipe, shape, brightest)
     return NetworkCost(
-        num_parameters=num_parameters,
+        num_parameters=num_parameters(network),
+        state_bytes=_state_bytes(network),
         num_activations=one.num_outputs,
         forward_flops=one.cost().flops,
         step=step.cost(),
         evaluation=evaluation.cost(),
         attack=attack.cost(),
-        evaluation_batch=evaluation_batch,
-        attack_batch=attack_batch,
+        evaluation_batch=batches[0],
+        attack_batch=batches[1],
     )
+
+
+def _walked_with_memory(
+    error: BaseException,
+    built: Callable[[], nn.Module],
+    walked: Callable[..., NetworkCost],
+    num_pixels: int,
+) -> NetworkCost:
+    """Walk over somebody's own network with real tensors: ``error`` came of those that hold no data.
+
+    What fails on noise and on black images too may yet work on those of a sweep, where its passes depend on
+    the values of pixels. Only what depends on none is surely wrong.
+    """
+    for brightest in (255.0, 0.0):
+        try:
+            with contained():
+                return walked(built(), brightest)
+        except (Exception, SystemExit) as found:
+            failure = found
+    if not depends_on_pixels(error):
+        raise failure
+    with contained():
+        network = built()
+    weights, state = num_parameters(network), _state_bytes(network)
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(num_pixels, max(2, weights // num_pixels)))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        counted = walked(dense)
+    counted = replace(counted, num_parameters=weights, state_bytes=state, num_activations=0)
+    return replace(counted, uncounted=one_line(failure))
 
 
 class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes
     """Counts operations, bytes and living memory of the passes made within it."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *given: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: list[Kernel] = []
         self.num_outputs = self._alive = self._peak = self._workspace = 0
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        for tensor in (*network.parameters(), *network.buffers()):
+        for tensor in (*network.parameters(), *network.buffers(), *given):
             self._hold(tensor)
 
     def cost(self) -> PassCost:
@@ -230,38 +287,43 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
         self._alive -= size
 
 
-def _forward(network: nn.Module, batch: int, shape: tuple[int, int, int]) -> _Walk:
+def _forward(network: nn.Module, batch: int, shape: tuple[int, int, int], brightest: float) -> _Walk:
     network.eval()
-    pixels = torch.empty(batch, *shape)
+    pixels = torch.rand(batch, *shape) * brightest
     walk = _Walk(network)
     with torch.no_grad(), walk:
         network(pixels)
     return walk
 
 
-def _attack(network: nn.Module, batch: int, shape: tuple[int, int, int]) -> _Walk:
+def _attack(network: nn.Module, batch: int, shape: tuple[int, int, int], brightest: float) -> _Walk:
     network.eval()
-    labels = torch.empty(batch, dtype=torch.int64)
-    walk = _Walk(network)
+    labels = torch.zeros(batch, dtype=torch.int64)
+    pixels = (torch.rand(batch, *shape) * brightest).requires_grad_()
+    walk = _Walk(network, pixels)
     with walk:
-        pixels = torch.empty(batch, *shape, requires_grad=True)
         loss = F.cross_entropy(network(pixels), labels, reduction="sum")
         torch.autograd.grad(loss, pixels)
     return walk
 
 
-def _step(network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int]) -> _Walk:
+def _step(network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int], brightest: float) -> _Walk:
     """Walk over a second step: the first makes the moments, which then stay."""
     network.train()
     size = recipe.batch_size
-    images = torch.empty(size, *shape, dtype=torch.uint8)
-    walk = _Walk(network)
+    images = (torch.rand(size, *shape) * brightest).to(torch.uint8)
+    labels, rows = torch.zeros(size, dtype=torch.int64), torch.arange(size)
+    walk = _Walk(network, labels, rows)
     with walk:
-        step = Step(network, images, torch.empty(size, dtype=torch.int64), recipe)
-        step.take(torch.empty(size, dtype=torch.int64))
+        step = Step(network, images, labels, recipe)
+        step.take(rows)
         walk.kernels.clear()
-        step.take(torch.empty(size, dtype=torch.int64))
+        step.take(rows)
     return walk
+
+
+def _state_bytes(network: nn.Module) -> int:
+    return sum(map(_num_bytes, network.state_dict().values()))
 
 
 def _num_bytes(tensor: Tensor) -> int:

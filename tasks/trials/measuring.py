@@ -70,7 +70,7 @@ class Measuring:
             d_repr_stages = self._d_repr_stages([m for m in representations if m.stages])
         kept: KeptFile | str | None = None
         if self.keep_predictions and any(isinstance(m, PredictionMeasurement) for m in missing):
-            logits = self._clean().logits.cpu().numpy()
+            logits = self.pass_clean().logits.cpu().numpy()
             kept = self.keep_predictions(to_parquet(logits, self.test_labels.cpu().numpy(), self.test_rows))
         with self.timed("attack"):
             attacks = self._attacked([m for m in missing if isinstance(m, AttackMeasurement)])
@@ -83,7 +83,8 @@ class Measuring:
             "predictions_note": kept if isinstance(kept, str) else "",
         }
 
-    def _clean(self) -> CleanPass:
+    def pass_clean(self) -> CleanPass:
+        """Pass the test images, once."""
         if self.clean is None:
             batch_size = attack_batch_size(self.spec.network.recipe)
             self.clean = pass_clean(self.model, self.test_images, self.test_labels, batch_size=batch_size)
@@ -130,7 +131,7 @@ class Measuring:
             epsilons = tuple(attack.epsilon for attack in asked if attack.method == method)
             attacks = AttackSpec.model_validate({"methods": (method,), "epsilons": epsilons})
             records += attack_all(
-                self.model, self.test_images, self.test_labels, attacks, rule=rule, clean=self._clean()
+                self.model, self.test_images, self.test_labels, attacks, rule=rule, clean=self.pass_clean()
             )
         return tuple(records)
 

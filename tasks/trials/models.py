@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ModelSpec
-from tasks.trials.own_models import build_own
+from tasks.trials.own_models import build_own, fails_by_pixels, one_line
 from tasks.trials.pretrained import Normalisation, normalisation, start_from
-from tasks.trials.seeding import seeded
+from tasks.trials.seeding import contained, seeded
 
 
 class PixelModel(nn.Module):
@@ -283,10 +283,11 @@ def _check_forward(spec: ModelSpec, model: PixelModel, shape: _Shape) -> None:
     except (Exception, SystemExit) as error:
         # A library's network fails where an image is too small for it; one's own may fail in any way.
         if spec.library == "own":
-            first = str(error).splitlines()[0] if str(error) else ""
+            if fails_by_pixels(error, model, shown):
+                return
             raise ConfigError(
                 "Your own network must take a batch of images",
-                f"{spec.architecture} raised {type(error).__name__}: {first[:300]} on {shown} float32",
+                f"{spec.architecture} raised {one_line(error)} on {shown} float32",
             ) from error
         if not isinstance(error, AssertionError | RuntimeError | ValueError):
             raise
@@ -316,7 +317,7 @@ def check_buildable(
     Raises:
         ConfigError: see :func:`build_model`.
     """
-    with torch.device("cpu" if spec.library == "own" else "meta"):
+    with contained(), torch.device("cpu" if spec.library == "own" else "meta"):
         build_model(
             spec,
             num_outputs=num_outputs,

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from search_spaces.errors import ConfigError, SweepError
 from search_spaces.own_code import code_hash, source_files
@@ -66,7 +72,7 @@ def build_own(spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size
     try:
         function = getattr(_fresh(module_name, reference), name)
     except (Exception, SystemExit) as error:
-        raise ConfigError("Your own network must be importable", f"{reference}: {_line(error)}") from error
+        raise ConfigError("Your own network must be importable", f"{reference}: {one_line(error)}") from error
     try:
         network = function(
             num_outputs=num_outputs,
@@ -79,7 +85,7 @@ def build_own(spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size
     except (Exception, SystemExit) as error:
         raise ConfigError(
             "Your own function must build a network",
-            f"{reference} raised {_line(error)}",
+            f"{reference} raised {one_line(error)}",
             f"it is called with {_SIGNATURE}",
         ) from error
     if not isinstance(network, nn.Module):
@@ -100,6 +106,34 @@ def _fresh(module: str, reference: str) -> object:
     return importlib.import_module(module)
 
 
-def _line(error: BaseException) -> str:
+def fails_by_pixels(error: BaseException, model: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Tell whether a pass that failed on black images may work on others: then only its cells may fail.
+
+    Args:
+        error: What the pass raised.
+        model: The network.
+        shape: ``(num_images, channels, height, width)``.
+    """
+    if depends_on_pixels(error):
+        return True
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            model(torch.empty(shape))
+    except (Exception, SystemExit) as fake:
+        return depends_on_pixels(fake)
+    return True
+
+
+def depends_on_pixels(error: BaseException) -> bool:
+    """Tell whether a pass with tensors that hold no data failed because it asked for their values."""
+    while not isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        if error.__cause__ is None and error.__context__ is None:
+            return False
+        error = error.__cause__ or error.__context__ or error
+    return True
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says, on one line of at most 300 characters."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -9,6 +12,9 @@ from torch import Tensor, nn
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.specs import ModelSpec
 from tasks.trials.weights import to_bytes
+
+ANSWER_TIMEOUT_S = 5.0
+"""Of the server that weights come from, to a first question."""
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per channel, of pixels in [0, 1]."""
@@ -41,12 +47,36 @@ def _with_weights(spec: ModelSpec) -> nn.Module:
     if spec.library == "timm":
         import timm
 
-        made: nn.Module = timm.create_model(spec.architecture, pretrained=True)
+        with _asked_once():
+            made: nn.Module = timm.create_model(spec.architecture, pretrained=True)
         return made
     import torchvision
 
     network: nn.Module = torchvision.models.get_model(spec.architecture, weights="DEFAULT")
     return network
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """Have the hub's client look into its own cache alone where its server does not answer.
+
+    It would ask for every name that a file may have, six times each with growing pauses: 46 s without a
+    connection.
+    """
+    from huggingface_hub import constants, get_session
+
+    before, reason = constants.HF_HUB_OFFLINE, ""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT_S)
+    except Exception as error:  # its client's own kinds, and those of a proxy's or certificate's settings
+        reason = f"{constants.ENDPOINT}: {type(error).__name__}: {str(error)[:200]}"
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except OSError as error:
+        raise OSError(reason or str(error)) from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def normalisation(spec: ModelSpec) -> Normalisation:

@@ -6,20 +6,66 @@ what ran before it in the process nor leaves anything behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
+
+# What somebody's own network may leave changed, and what every trial begins with.
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object], object], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    (torch.is_grad_enabled, torch.set_grad_enabled, True),
+)
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a block on freshly seeded generators of the CPU and ``device``; restore both afterwards."""
+    """Run a block on freshly seeded generators; restore all of them afterwards.
+
+    They are torch's of the CPU and of ``device``, and Python's and NumPy's global ones, which only somebody's
+    own network may draw from.
+    """
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), ExitStack() as restore:
+        restore.callback(set_states_outside_torch, *states_outside_torch())
         torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        yield
+
+
+def states_outside_torch() -> tuple[Any, Any]:
+    """Return the states of Python's and NumPy's global generators, as plain values."""
+    numpy: Any = np.random.get_state()  # noqa: NPY002 (others draw from it)
+    name, keys, *rest = numpy
+    return random.getstate(), (name, keys.tolist(), *rest)
+
+
+def set_states_outside_torch(python: Any, numpy: Any) -> None:
+    """Put back what :func:`states_outside_torch` returned."""
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def contained(seed: int = 0, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run a block that builds or runs somebody's own network: it begins as others do, and leaves no trace.
+
+    Args:
+        seed: Of all generators.
+        device: Whose generator too.
+    """
+    with ExitStack() as restore:
+        for read, change, value in _SETTINGS:
+            restore.callback(change, read())
+            change(value)
+        restore.callback(torch.set_num_threads, torch.get_num_threads())
+        restore.enter_context(seeded(seed, device))
         yield
 
 

@@ -34,7 +34,7 @@ def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     listed = getattr(network, "feature_info", None)
     if isinstance(listed, list) and listed:
         return tuple(dict.fromkeys(row["module"] for row in listed if row.get("module") in modules))
-    ends: dict[tuple[int, ...], str] = {}
+    ends: dict[int, str] = {}
     for name, size in _sizes(model, modules, image):
         known = ends.get(size)
         if known is None or name.count(".") <= known.count("."):
@@ -43,16 +43,15 @@ def stages(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     return tuple(ends.values())
 
 
-def _sizes(
-    model: nn.Module, modules: dict[str, nn.Module], image: Tensor
-) -> list[tuple[str, tuple[int, ...]]]:
-    """Return modules whose output is an image, with its size, in the order in which they end."""
-    found: list[tuple[str, tuple[int, ...]]] = []
+def _sizes(model: nn.Module, modules: dict[str, nn.Module], image: Tensor) -> list[tuple[str, int]]:
+    """Return modules whose output is an image, with its side, in the order in which they end."""
+    found: list[tuple[str, int]] = []
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def note(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
-                found.append((name, tuple(output.shape[2:])))
+            size = _side(output) if isinstance(output, Tensor) and output.dim() == 4 else 1
+            if size > 1:
+                found.append((name, size))
 
         return module.register_forward_hook(note)
 
@@ -64,6 +63,12 @@ def _sizes(
         for handle in handles:
             handle.remove()
     return found
+
+
+def _side(output: Tensor) -> int:
+    """Return the side of square activations; torchvision's Swins and ConvNeXts have their channels last."""
+    _, first, second, third = output.shape
+    return first if first == second != third else third
 
 
 @dataclass(frozen=True)

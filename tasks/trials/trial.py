@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, CorruptStoreError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.trials import Measurement, TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -33,9 +33,12 @@ from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
 from tasks.trials.representations import features_read
 from tasks.trials.result import EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
-from tasks.trials.seeding import deterministic
+from tasks.trials.seeding import contained, deterministic
 from tasks.trials.training import epochs_to_look_at, evaluate, resident, train
 from tasks.trials.weights import load_into, to_bytes
+
+RESTORED_TOLERANCE = 1e-3
+"""Relative and absolute; another device or number of threads changes a test loss by far less."""
 
 
 def run_trial(
@@ -81,7 +84,7 @@ def run_trial(
     if spec.network.model.pretrained and pretrained is None:
         raise ConfigError("A pretrained network must be given its weights", spec.network.model.name)
     device = torch.device(device)
-    with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
+    with _alone(spec, device, num_threads, gpu_fraction):
         meter = EnergyMeter(device)
         trial = _Trial(spec, data, device, num_threads, micro_batch, keep_predictions)
         result = trial.run(on_epoch, on_score, keep, checkpoints, pretrained)
@@ -116,13 +119,30 @@ def measure_trial(
         keep_predictions: see :func:`run_trial`.
 
     Raises:
-        CorruptStoreError: when the weights are not those of this network; and as :func:`run_trial`.
+        CorruptStoreError: when the weights are not those of this network, or it needs more than its weights
+            to give the loss that is known; and as :func:`run_trial`.
     """
     check_inputs(spec.network, data)
     device = torch.device(device)
-    with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
+    with _alone(spec, device, num_threads, gpu_fraction):
         trial = _Trial(spec, data, device, num_threads, None, keep_predictions)
         return trial.measure(weights, known, missing)
+
+
+@contextmanager
+def _alone(
+    spec: TrialSpec, device: torch.device, num_threads: int, gpu_fraction: float | None
+) -> Iterator[None]:
+    """Let nothing of the process decide a trial's numbers, and leave nothing of it changed.
+
+    The generators matter to networks that draw numbers in evaluation too.
+    """
+    with (
+        trial_memory(device, gpu_fraction),
+        contained(derive_seed("evaluation", spec.derived_seed), device),
+        deterministic(device, num_threads),
+    ):
+        yield
 
 
 class _Trial:
@@ -182,7 +202,9 @@ class _Trial:
         """Measure ``missing`` on kept weights, and add it to what is known."""
         model = self._build()
         load_into(model, weights)
-        found = self._measuring(model).measure(missing)
+        measuring = self._measuring(model)
+        self._check_restored(measuring, known)
+        found = measuring.measure(missing)
         new = {(attack.method, attack.epsilon) for attack in found["attacks"]}
         kept = tuple(attack for attack in known.attacks if (attack.method, attack.epsilon) not in new)
         return known.model_copy(
@@ -195,6 +217,18 @@ class _Trial:
                 "predictions_note": found["predictions_note"],
             }
         )
+
+    def _check_restored(self, measuring: Measuring, known: TrialResult) -> None:
+        """See that the network is the trained one: somebody's own may keep more than its weights."""
+        found = measuring.pass_clean().evaluation(rule=self.network.recipe.test_loss).loss
+        if known.scores is not None and not math.isclose(
+            found, known.scores.test_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
+        ):
+            raise CorruptStoreError(
+                "A network made from kept weights must have the test loss that was found",
+                f"{found:.6g} instead of {known.scores.test_loss:.6g}",
+                "let its forward pass depend on parameters and buffers alone",
+            )
 
     def _measuring(
         self, model: PixelModel, features: NDArray[np.float32] | None = None, clean: CleanPass | None = None

@@ -44,7 +44,7 @@ STORE_BYTES = 100 * 2**20
 SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
 HOG = "-n12-"
 """In the id of the cell that takes memory until it is killed, once."""
-HEADROOM = 0.12
+HEADROOM = 0.18
 HOG_BYTES = 256 * 2**20
 
 

@@ -54,6 +54,7 @@ def test_a_memory_hog_is_killed_and_costs_the_others_nothing(tmp_path):
     found = run_case("memory_hog", tmp_path)
     check_all_done(found)
     assert {kind for _, kind, _, _ in found["told"]} == {"out_of_memory"}
+    assert {cell for cell, *_ in found["told"]} == {cell for cell in found["planned"] if "-n12-" in cell}
 
 
 def test_a_full_disk_pauses_the_sweep_until_there_is_room(tmp_path):

@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).parents[2]
 LAUNCH_FILE = "clusters/onprem.yaml"
 STORE = "--object-store-memory=150000000"
 PROMPT_S = 3.0
+TRIES = 3
 NUM_PICTURES = 600
 TOKEN = "mkdir -p -m 700 ~/.ray && (umask 077; openssl rand -hex 32 > ~/.ray/auth_token)"
 
@@ -146,6 +147,8 @@ class LabCluster:
         self.said.append(command)
         words = command.replace(LAUNCH_FILE, str(self.lab / "onprem.yaml"))
         words = words.replace("SUBMISSION_ID", self.submission)
+        for host in self.hosts:
+            words = words.replace(f"{host.name}.example.org", host.address)
         return words.replace("/home/isweep", str(home)).replace(" paper", f" {self.lab}/paper.yaml")
 
     def here(self, command: str, *, fails: bool = False) -> str:
@@ -189,7 +192,17 @@ class LabCluster:
             running.wait()
 
     def type_into(self, shell: str, commands: list[str]) -> None:
-        """Open a shell by a command of the documents, type others into it, and close the laptop."""
+        """Open a shell by a command of the documents, type others into it, and close the laptop.
+
+        tmux gives up now and then on a busy machine (attaching starts a server that ends at once, and the new
+        session meets its end); a user would type the command again.
+        """
+        for _ in range(TRIES):
+            if "server exited unexpectedly" not in self._type_into(shell, commands):
+                return
+        raise RuntimeError(f"{shell}: no session after {TRIES} tries")
+
+    def _type_into(self, shell: str, commands: list[str]) -> str:
         words = self._translated(shell, self.lab / "home").removeprefix("ray ")
         pid, terminal = pty.fork()
         if pid == 0:
@@ -203,10 +216,12 @@ class LabCluster:
         for command in commands:
             os.write(terminal, self._translated(command, self.lab / "home").encode() + b"\n")
             seen += self._read_until_quiet(terminal)
-        self._note(shell, seen.decode(errors="replace"))
+        text = seen.decode(errors="replace")
+        self._note(shell, text)
         os.close(terminal)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        return text
 
     @staticmethod
     def _read_until_quiet(terminal: int, patience: float = PROMPT_S) -> bytes:

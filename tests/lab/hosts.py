@@ -38,6 +38,13 @@ PidFile none
 MaxStartups 100
 """
 
+# Host keys are new in every lab; a user would be asked once.
+_SSH_CONFIG = """
+StrictHostKeyChecking no
+UserKnownHostsFile /dev/null
+LogLevel ERROR
+"""
+
 _BOOT = """
 set -e
 hostname {name}
@@ -190,6 +197,7 @@ def make_lab(lab: Path, names: Sequence[str]) -> list[Host]:
         (lab / folder).mkdir(parents=True)
     for key in ("home/.ssh/id_ed25519", "host_key"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(lab / key))
+    (lab / "home/.ssh/config").write_text(_SSH_CONFIG, encoding="utf-8")
     (lab / "authorized_keys").write_bytes((lab / "home/.ssh/id_ed25519.pub").read_bytes())
     (lab / "sshd_config").write_text(_SSHD_CONFIG.format(lab=lab), encoding="utf-8")
     hosts = [Host(name, f"{NETWORK}.{10 + index}", lab) for index, name in enumerate(names)]

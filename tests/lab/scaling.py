@@ -26,6 +26,8 @@ from tests.integration.sweeps import command
 from tests.isolation import isolated
 
 REPOSITORY = Path(__file__).parents[2]
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+COMMANDS = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
 MOST_WORKERS, IDLE_S, STORE_BYTES, PORT = 3, 15, 100_000_000, 6379
 WORKER = {"CPU": 2, "GPU": 1, "object_store_memory": STORE_BYTES}
 NUM_TRIALS = 12
@@ -64,14 +66,16 @@ def launch_file() -> dict[str, Any]:
         "upscaling_speed": made["upscaling_speed"],
         "idle_timeout_minutes": IDLE_S / 60,
         "provider": {
-            "type": "fake_multinode",
-            "head_node_id": "f" * 51 + "0" * 5,
+            # Not `fake_multinode`: Ray's wheel lacks the file of that name with its defaults.
+            "type": "external",
+            "module": PROVIDER,
             "launch_multiple": True,
         },
         "available_node_types": types,
         "head_node_type": "ray.head.default",
-        "head_start_ray_commands": [],
-        "worker_start_ray_commands": [],
+        **{f"{who}_commands": [] for who in COMMANDS},
+        **{name: {} for name in ("auth", "file_mounts")},
+        "cluster_synced_files": [],
     }
 
 

@@ -7,15 +7,15 @@ loop ever waits for a server, and a server that is down when a sweep starts lets
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.plan import CellStatus
@@ -23,6 +23,7 @@ from orchestrator.planning.redaction import without_secrets
 from orchestrator.results import columns
 from orchestrator.results.rows import FlatRun, Point, Row
 from orchestrator.results.tracking.curves import Curves
+from orchestrator.results.tracking.mlflow_errors import Refused, first_line, is_final
 from orchestrator.results.tracking.mlflow_experiments import (
     experiment_names,
     find_experiment,
@@ -32,7 +33,7 @@ from orchestrator.results.tracking.mlflow_page import Page
 from orchestrator.results.tracking.mlflow_runs import SweepRuns, now
 from orchestrator.results.tracking.outbox import Outbox
 from orchestrator.results.tracking.tracker import Ending, Failure
-from search_spaces.errors import ConfigError, SetupError, SweepError
+from search_spaces.errors import ConfigError, SetupError
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +43,7 @@ PATIENCE_S = 60.0
 STOP_PATIENCE_S = 8.0
 """How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
 MAX_MESSAGE = 4000
-FINAL_CODES = (
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "CUSTOMER_UNAUTHORIZED",
-)
-FINAL_WORDS = re.compile(r"error code 40[0134]|password authentication failed|Access denied")
-
-
-class Refused(SetupError):
-    """The server answered, and will answer the same again."""
+DATABASE_TRIES = 2
 
 
 def connector(uri: str) -> Callable[[], MlflowClient]:
@@ -92,15 +82,21 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     # Our stdout is for data.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    # Ten attempts take MLflow 102 s, also where the password is wrong; what goes away is tried again by us.
+    database: Any = importlib.import_module("mlflow.store.db.utils")
+    database.MAX_RETRY_COUNT = DATABASE_TRIES
     try:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except Exception as error:
-        kind = Refused if _is_final(error) else SetupError
+        kind = Refused if is_final(error) else SetupError
+        lacks_driver = isinstance(error, ModuleNotFoundError) and "psycopg" in str(error)
         raise kind(
             "The MLflow store must answer",
-            f"{without_secrets(uri)}: {first_line(error)}",
-            "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later",
+            f"{without_secrets(uri)}: {first_line(error, uri)}",
+            "pip install 'isweep[postgres]'"
+            if lacks_driver
+            else "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later",
         ) from None
     return client
 
@@ -132,7 +128,7 @@ class MLflowTracker:
         self._say = say
         self._open_runs: Callable[[], SweepRuns] = lambda: SweepRuns(connect(), page, storage, artifacts)
         self._runs_opened: SweepRuns | None = None
-        self._outbox = Outbox(self._connect, _is_final, say, "MLflow", first_line)
+        self._outbox = Outbox(self._connect, is_final, say, "MLflow", first_line)
         self._curves = Curves(lambda key, points: self._runs.extend(key, points), self._outbox.put)
         try:
             self._outbox.wait_for_first_try(FIRST_TRY_S)
@@ -329,20 +325,3 @@ def _no_answer(error: Exception) -> SetupError:
     return SetupError(
         "MLflow must answer", first_line(error), "the result store has everything: isweep reconcile, later"
     )
-
-
-def _is_final(error: Exception) -> bool:
-    if isinstance(error, SweepError):
-        return isinstance(error, (Refused, ConfigError))
-    if isinstance(error, MlflowException) and error.error_code in FINAL_CODES:
-        return True
-    return isinstance(error, MlflowException) and bool(FINAL_WORDS.search(str(error)[:300]))
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says in one line, without secrets."""
-    if isinstance(error, SweepError):
-        return error.value
-    # SQLAlchemy says first under which circumstances it met the database's error.
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as")]
-    return without_secrets((lines or [type(error).__name__])[0])[:300]

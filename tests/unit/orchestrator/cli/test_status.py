@@ -6,6 +6,7 @@ import json
 import pytest
 
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.history import Event, History
 from orchestrator.running.lock import exclusive
 from orchestrator.running.progress import Progress
 
@@ -49,3 +50,50 @@ def test_watching_ends_with_the_run(run, workspace, monkeypatch):
     monkeypatch.setattr("orchestrator.cli.listing.time.sleep", sleep)
     assert run("status", "smoke", "--watch")[0] == 0
     assert next(looks) == 3
+
+
+def test_the_story_of_a_cell_is_told(run, workspace):
+    first, second, *_ = workspace.plan.trials_by_id
+    history = History(workspace.results_url)
+    history.tell(first, Event(at=1000.0, what="started", attempt=1))
+    failed = Event(
+        at=1010.0, what="failed", attempt=1, node="10.0.0.7", said="worker_crash: gone (attempt 2)"
+    )
+    history.tell(first, failed, "first words\nlast words\n")
+    history.tell(first, Event(at=1012.0, what="started", attempt=2))
+    code, out, _ = run("status", "smoke", "--cell", first[-12:])
+    assert code == 0
+    assert "attempt 1 failed on 10.0.0.7: worker_crash: gone (attempt 2)" in out
+    assert "attempt 2 started" in out
+    assert f"log of attempt 1: {history.log_path(first, 1)}" in out
+    assert "  last words" in out
+    said = json.loads(run("status", "smoke", "--cell", first, "--json")[1])
+    assert (said["trial_id"], said["status"], len(said["events"])) == (first, "pending", 3)
+    assert said["logs"] == {"1": history.log_path(first, 1)}
+    assert "no attempt at it is recorded" in run("status", "smoke", "--cell", second)[1]
+
+
+def test_a_damaged_story_is_said(run, workspace):
+    trial_id = next(iter(workspace.plan.trials_by_id))
+    History(workspace.results_url).tell(trial_id, Event(at=1000.0, what="started", attempt=1))
+    (workspace.sweep_paths.folder / "trials" / trial_id / "history.json").write_text("[")
+    code, out, _ = run("status", "smoke", "--cell", trial_id)
+    assert code == 0
+    assert "A cell's story must be whole" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("smoke", "--cell", "small_mlp"), "--cell must name one cell, not 4; found: small_mlp: small_mlp-"),
+        (
+            ("smoke", "--cell", "small_mlp-manifold_d5"),
+            "--cell must name a cell of the sweep; found: 'sm",
+        ),
+        (("--cell", "x"), "--cell needs a sweep"),
+    ],
+)
+def test_a_cell_is_named_by_its_id(run, words, message):
+    code, _, err = run("status", *words)
+    assert code == 2
+    assert message in err

@@ -1,16 +1,19 @@
 """What done trials change in the plan of those to come."""
 
+import math
+
 import pytest
 
 from orchestrator.planning.cards import CARDS, CONTEXT_BYTES
 from orchestrator.planning.estimate import estimate
+from orchestrator.planning.extras import time_limit
 from orchestrator.planning.measured import Expectation, corrections_for
 from orchestrator.planning.order import order_trials
 from orchestrator.planning.packing import Corrections, flops, need_of, peak_bytes, seconds_on_share
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.results.state import State
-from tests.unit.orchestrator.results.examples import trial_record, trial_result
+from search_spaces.errors import ConfigError
+from tests.unit.orchestrator.results.examples import state_of, trial_record, trial_result
 
 SWEEP = """
 name: mine
@@ -43,7 +46,7 @@ def done(trial, seconds, *, device="cpu", peak=0, micro_batch=None, **record):
 
 
 def measured(*records):
-    return State(results={str(i): record for i, record in enumerate(records)}).measured_trials()
+    return state_of({str(i): record for i, record in enumerate(records)}).measured_trials()
 
 
 def test_a_measured_peak_scales_the_memory_and_so_the_share_of_the_same_network(plan):
@@ -95,6 +98,41 @@ def test_the_longest_go_first_by_what_was_measured_on_cores(plan):
     known = Expectation.of(None, measured(done(cnn, 1.0), done(mlp, 1000.0)))
     first = [order_trials(plan, [mlp, cnn], 1e9, expected)[0] for expected in (Expectation(), known)]
     assert first == [cnn, mlp]
+
+
+LOOKS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.last = nn.Linear(256, num_outputs)
+
+    def forward(self, pixels):
+        flat = pixels.flatten(1)
+        return self.last(flat if flat.mean() > 1 else -flat)
+
+def net(*, num_outputs, **options):
+    return Net(num_outputs)
+"""
+
+
+def test_a_network_that_cannot_be_counted_is_in_nobodys_way(plan, tmp_path, monkeypatch, caplog):
+    (tmp_path / "looks_at_values.py").write_text(LOOKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = "[small_cnn, {from: 'looks_at_values:net', name: looks}]"
+    mine = plan_sweep(parse_sweep(SWEEP.replace("[small_cnn, small_mlp]", own), origin="mine.yaml"))
+    looks, cnn = of_model(mine, "looks")[0], of_model(mine, "small_cnn")[0]
+    with pytest.raises(
+        ConfigError, match="tensors that hold no data; found: own looks_at_values:net: DataDep"
+    ):
+        flops(looks)
+    trials = measured(done(looks, 5.0, peak=2**40, **ON_H100), done(cnn, 5.0))
+    assert corrections_for(H100, trials) == Corrections()
+    assert order_trials(mine, [cnn, looks], 1e9, Expectation.of(None, trials)) == [looks, cnn]
+    assert "looks_at_values" in caplog.text
+    assert time_limit(looks, trials) == math.inf
+    assert time_limit(cnn, trials) < math.inf
 
 
 def test_an_unmeasured_network_is_taken_for_a_middling_one(plan):

@@ -1,5 +1,8 @@
 """Sweep files that name their own networks and recipes."""
 
+import re
+
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -8,6 +11,7 @@ from orchestrator.planning.extras import extras
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError
+from tasks.trials.predictions import to_parquet
 
 BASE = """
 name: open
@@ -127,6 +131,34 @@ def test_measurements_change_no_network():
     missing = plain.trials[0].lacks(more.trials[0])
     assert len(missing) == 5  # PGD at four strengths, and R
     assert extras(more, {"a": True, "b": False}).attack_share > extras(plain, {}).attack_share
+
+
+def test_the_disk_of_predictions_is_counted():
+    assert extras(planned(), {}).predictions_bytes == 0
+    assert "predictions" not in extras(planned(), {}).text
+    plan = planned(more="predictions: true")
+    found = extras(plan, {})
+    (size,) = {trial.network.subset.test_size for trial in plan.trials}
+    logits = np.random.default_rng(0).normal(size=(size, 2)).astype(np.float32)
+    one = len(to_parquet(logits, np.arange(size) % 2, np.arange(size)))
+    assert found.predictions_bytes == pytest.approx(one * len(plan.trials), rel=0.3)
+    assert "kept predictions: " in found.text
+
+
+def test_the_plan_says_by_how_much_attacks_exceed_what_is_meant_and_what_is_cheaper():
+    long = "{from: smoke, epochs: 1000}"
+    cheap = extras(planned(recipe=long), {})
+    assert cheap.attack_share < 0.15
+    assert cheap.text.endswith("% of training")
+    dear = extras(
+        planned(recipe=long, more="robustness: {num_images: 20}\nattacks: {methods: [fgsm, pgd]}"), {}
+    )
+    assert list(dear.attack_shares) == ["fgsm", "pgd", "robustness"]
+    assert dear.attack_share == pytest.approx(sum(dear.attack_shares.values()))
+    assert re.search(r"\(fgsm .*, pgd .*, robustness .*\), [\d.]+ times the 15% that are meant", dear.text)
+    assert "300 passes per image and strength, so leave pgd out" in dear.text
+    radii = extras(planned(recipe="{from: smoke, epochs: 100}", more="robustness: {num_images: 40}"), {})
+    assert "times the 15% that are meant: a smaller robustness.num_images" in radii.text
 
 
 def table(*rows):

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.planning.cards import CARDS
-from orchestrator.planning.prices import Prices, read_prices
+from orchestrator.planning.prices import Prices, amount, read_prices
 from search_spaces.errors import ConfigError, SweepError
 
 
@@ -47,3 +47,19 @@ def test_a_table_that_cannot_be_read_is_refused_with_its_place(tmp_path, text, m
     with pytest.raises(SweepError, match=message) as caught:
         read_prices(table(tmp_path, text))
     assert isinstance(caught.value, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (2.9e-5, "under 0.001"),
+        (0.00149, "0.0015"),
+        (0.45, "0.45"),
+        (9.96, "10"),
+        (15.4, "15"),
+        (1.7e4, "17,000"),
+    ],
+)
+def test_amounts_have_two_figures_and_no_exponent(value, text):
+    assert amount(value) == text

@@ -168,8 +168,13 @@ def test_what_is_no_sweep_file(text, message):
         (GOOD + "---\n" + GOOD, r"line 9, column 1: .*another document"),
         ("? [a]\n: 1\n", r"key \('a',\) must be text"),
         ("{{a: 1}: 2}", r"unhashable key"),
+        (
+            GOOD.replace("20, 40", "9" * 30),
+            r"train_sizes\.0: .*less than or equal to 1000000000",
+        ),
+        (GOOD.replace("smoke", "/etc/passwd"), r"/etc/passwd must be a mapping; found: str; see README"),
     ],
-    ids=range(19),
+    ids=range(21),
 )
 def test_a_hostile_file_is_one_message(text, message):
     with pytest.raises(ConfigError, match=message) as caught:

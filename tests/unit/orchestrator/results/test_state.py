@@ -58,6 +58,14 @@ def test_a_trial_that_lacks_a_measurement_is_done_again(stored, tmp_path):
     assert state.status(trial_id) == "pending"
 
 
+def test_what_a_trial_has_is_shown_while_it_lacks_a_measurement(stored, tmp_path):
+    complete = judged(stored, tmp_path, "[1.0, 2.0, 4.0, 8.0]")
+    state = judged(stored, tmp_path, "[1.0, 16.0]")
+    assert not state.results
+    assert state.rows() == complete.rows() != []
+    assert list(state.flat_runs()) == list(complete.flat_runs())
+
+
 def test_a_result_of_a_default_that_changed_under_the_same_id_is_not_believed(stored, tmp_path):
     (cell,) = plan("[1.0]").trials
     measured, (planned,) = measure_record(), plan("[1.0]").measures

@@ -1,5 +1,6 @@
 """One contract for all trackers, and what MLflow alone must do."""
 
+import os
 import random
 import socket
 import threading
@@ -56,8 +57,11 @@ def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
-    """One database for the module: making MLflow's tables costs seconds."""
-    made = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    """One database for the module: making MLflow's tables costs seconds.
+
+    ``TEST_DATABASE`` names another one, such as a PostgreSQL server's.
+    """
+    made = os.environ.get("TEST_DATABASE") or f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
     connect(made)
     return made
 
@@ -256,8 +260,19 @@ def test_a_server_that_does_not_answer_is_a_clear_message():
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(SetupError, match=rf"must answer; found: http://127\.0\.0\.1:{port}: .*--no-tracking"):
+    with pytest.raises(
+        SetupError, match=rf"must answer; found: http://…@127\.0\.0\.1:{port}: .*--no-tracking"
+    ):
         connect(f"http://user:secret@127.0.0.1:{port}")
+
+
+def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr("mlflow.store.db.utils.time.sleep", slept.append)
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(SetupError, match=r"must answer; found: sqlite:.*unable to open database file"):
+        connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert sum(slept) < 5
 
 
 def test_the_message_keeps_the_password_to_itself():
@@ -446,6 +461,16 @@ def test_failures_that_mlflow_missed_are_replayed(uri, sweep, runs):
 @pytest.mark.parametrize("uri", ["http://u:p@ss@host:5000", "postgresql://u:p@ss@host/db"])
 def test_a_password_with_an_at_sign_stays_secret(uri):
     assert "ss@" not in without_secrets(f"cannot reach {uri}")
+
+
+@pytest.mark.parametrize("password", ["p@canary-word", "p%40canary-word", "p:canary-word", "p/canary-word"])
+def test_a_password_that_a_driver_takes_for_a_host_stays_secret(password):
+    """As psycopg says it; an unescaped sign ends a password for some readers and not for others."""
+    uri = f"postgresql://lab:{password}@db:5432/isweep"
+    host = password.partition("@")[2] or password
+    said = tracking.first_line(OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri)
+    assert "canary" not in said
+    assert said.startswith("failed to resolve host")
 
 
 def test_a_server_that_hangs_holds_up_neither_start_nor_end(monkeypatch):

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from orchestrator.running import address as address_module
-from orchestrator.running.cluster import Cluster, connect, trial_resources
+from orchestrator.running.cluster import Cluster, _start, connect, trial_resources
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
@@ -281,6 +282,18 @@ for _ in range(2):
     found[-1]["restored"] = before == {name: os.environ.get(name) for name in before}
 print(json.dumps(found))
 """
+
+
+def test_a_machine_on_which_ray_does_not_start_is_told_so():
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    ray = SimpleNamespace(init=init)
+    with pytest.raises(
+        SetupError, match=r"Ray must start on this machine; found: The .* startup.; run"
+    ) as told:
+        _start(ray, num_cpus=1)
+    assert told.value.exit_code == 3
 
 
 @pytest.mark.ray

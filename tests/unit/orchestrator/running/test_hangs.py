@@ -42,7 +42,19 @@ def test_a_trial_past_its_limit_is_ended_once(clock, killed):
     assert killed == []
     look(watch, cell, clock, 40)
     assert killed == ["actor"]
-    assert "no result after 100 s" in watch.failure(cell.trial_id).message
+    assert "neither a result nor an epoch in 100 s" in watch.failure(cell.trial_id).message
+
+
+def test_a_trial_that_tells_of_epochs_lives_however_slow_it_is(clock, killed):
+    cell, watch = trial_spec(), HangWatch(lambda _: 100.0)
+    watch.heard("a trial of an earlier attempt")
+    watch.started(cell)
+    for _ in range(5):
+        look(watch, cell, clock, 90)
+        watch.heard(cell.trial_id)
+    assert killed == []
+    look(watch, cell, clock, 120)
+    assert killed == ["actor"]
 
 
 def test_time_in_which_the_driver_stood_still_is_no_trials(clock, killed):

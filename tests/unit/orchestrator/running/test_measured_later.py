@@ -17,7 +17,7 @@ def test_another_strength_is_measured_on_the_kept_network(tmp_path, monkeypatch)
     spec = trial_spec().model_copy(update={"attacks": AttackSpec(epsilons=(2.0,))})
     # Not through setup(), which needs Tune; the store stands in for the actor before it.
     worker = TrialTrainable.__new__(TrialTrainable)
-    worker._keeper = WeightStore(str(tmp_path))
+    worker._keeper, worker._pretrained = WeightStore(str(tmp_path)), {}
     worker._cell = {"keep_weights": True, "micro_batch": None, "known": ""}
     first = worker._outcome(spec, data, dict(options))
     assert first.weights is not None

@@ -1,10 +1,15 @@
 """Networks of one's own in a run: failures in training are found first; the code is kept with the sweep."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
+from orchestrator.planning.estimate import estimate
+from orchestrator.planning.extras import extras
+from orchestrator.planning.packing import cost_of
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
@@ -12,6 +17,7 @@ from orchestrator.running.networks import check_models
 from search_spaces.errors import ConfigError
 
 NETWORKS = """
+import torch
 from torch import nn
 
 def fine(*, num_outputs, in_channels, image_size):
@@ -26,6 +32,41 @@ class Late(nn.Module):
         if self.training:
             raise ValueError("only in training")
         return self.layer(pixels.flatten(1))
+
+class Picky(nn.Module):
+    def __init__(self, num_inputs, num_outputs, refused):
+        super().__init__()
+        self.layer, self.refused = nn.Linear(num_inputs, num_outputs), refused
+        self.register_buffer("kept_too", torch.zeros(1000))
+
+    def forward(self, pixels):
+        if self.refused(self, pixels.mean()):
+            raise ValueError("no such image")
+        return self.layer(pixels.flatten(1))
+
+def noise_in_training(*, num_outputs, in_channels, image_size):
+    return Picky(in_channels * image_size**2, num_outputs, lambda net, mean: net.training and mean > 99)
+
+def black(*, num_outputs, in_channels, image_size):
+    return Picky(in_channels * image_size**2, num_outputs, lambda net, mean: mean < 1)
+
+def both(*, num_outputs, in_channels, image_size):
+    return Picky(in_channels * image_size**2, num_outputs, lambda net, mean: mean < 1 or mean > 99)
+
+def through_numpy(*, num_outputs, in_channels, image_size):
+    return Picky(in_channels * image_size**2, num_outputs, lambda net, mean: mean.detach().numpy() < -1)
+
+class Meddles(Picky):
+    def forward(self, pixels):
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        return self.layer(pixels.flatten(1))
+
+def meddles(*, num_outputs, in_channels, image_size):
+    return Meddles(in_channels * image_size**2, num_outputs, None)
+
+def lazy(*, num_outputs, in_channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_outputs))
 
 def late(*, num_outputs, in_channels, image_size):
     return Late(in_channels * image_size**2, num_outputs)
@@ -56,6 +97,38 @@ def test_what_fails_in_training_only_is_found_before_anything_is_prepared(folder
     plan = plan_sweep(load_sweep(path))
     with pytest.raises(ConfigError, match="recordednets:late: ValueError: only in training"):
         check_models(plan, ())
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [("noise_in_training", ""), ("black", ""), ("both", "ValueError: no such image"), ("through_numpy", "")],
+)
+def test_what_fails_on_some_images_only_is_left_to_its_cells(folder: Path, function: str, why: str) -> None:
+    path = folder / "sweep.yaml"
+    path.write_text(SWEEP.format(models=f"'recordednets:{function}'") + "keep_weights: all\n")
+    plan = plan_sweep(load_sweep(path))
+    check_models(plan, ())
+    beside = extras(plan, {})
+    assert beside.uncounted == ({function: why} if why else {})
+    assert (f"costs of {function} are guessed from its weights: {why}" in beside.text) == bool(why)
+    assert beside.weights_bytes == 4 * (16 * 16 * 2 + 2 + 1000)  # one channel, two classes; and its buffer
+    assert estimate(plan.trials, ())["gpu_hours"] > 0
+
+
+def test_a_network_that_changes_the_process_is_checked_without_harm_to_others(folder: Path) -> None:
+    path = folder / "sweep.yaml"
+    path.write_text(SWEEP.format(models="'recordednets:meddles', 'recordednets:fine', small_mlp"))
+    with suppress(ConfigError):  # without gradients its own training is refused
+        check_models(plan_sweep(load_sweep(path)), ())
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
+
+
+def test_layers_that_take_their_size_from_the_images_can_be_used(folder: Path) -> None:
+    path = folder / "sweep.yaml"
+    path.write_text(SWEEP.format(models="'recordednets:lazy'"))
+    plan = plan_sweep(load_sweep(path))
+    check_models(plan, ())
+    assert cost_of(plan.trials[0].network).num_parameters == 16 * 16 * 2 + 2
 
 
 def test_the_code_is_kept_with_the_sweep_and_found_by_its_name(

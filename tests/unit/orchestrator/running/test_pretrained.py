@@ -1,5 +1,6 @@
 """Pretrained weights in a run: fetched once by the driver, refused before anything is prepared."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torchvision
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.pipeline import RunOptions, run_sweep
-from orchestrator.running.pretrained import fetch_pretrained
+from orchestrator.running.pretrained import check_same_start, fetch_pretrained
+from orchestrator.tuning.pipeline import tune_sweep
 from search_spaces.errors import ConfigError, SetupError
+from tests.unit.orchestrator.results.examples import trial_record
 
 SWEEP = {
     "name": "started",
@@ -72,3 +75,29 @@ def test_damaged_weights_are_refused_before_anything_is_prepared(
     path.write_bytes(b"half a download")
     with pytest.raises(ConfigError, match="Pretrained weights must be a safetensors file"):
         run_sweep(SWEEP, RunOptions(root=root, tracking=False))
+
+
+def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(root: str) -> None:
+    plan = Workspace.open({**SWEEP, "train_sizes": [30, 40]}, root).plan
+    first, _ = plan.trials_by_id
+    record = trial_record(spec=plan.trials[0])
+    record = record.model_copy(
+        update={"result": record.result.model_copy(update={"pretrained": hashlib.sha256(b"old").hexdigest()})}
+    )
+    check_same_start({first: record}, plan, {"torchvision-resnet18": b"old"})
+    check_same_start({first: record}, plan, {})
+    with pytest.raises(
+        ConfigError,
+        match=r"same pretrained weights; found: torchvision-resnet18: SHA-256 \w{16}… here, \w{16}… in 1 "
+        r"results; copy pretrained/torchvision-resnet18.safetensors from the root",
+    ):
+        check_same_start({first: record}, plan, {"torchvision-resnet18": b"new"})
+
+
+def test_a_search_refuses_pretrained_networks_before_anything_starts(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.tuning.pipeline.connect", refuse)
+    with pytest.raises(ConfigError, match="searches from random weights"):
+        tune_sweep({**SWEEP, "train_sizes": [100]}, RunOptions(root=root, tracking=False))
+    assert not (Path(root) / "prepared").exists()

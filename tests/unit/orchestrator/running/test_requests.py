@@ -36,6 +36,13 @@ def test_shares_are_predicted_per_trial_where_the_card_is_known(cells):
     assert Requests(Resources(1, 0), Expectation(CARDS["a100"])).of(cells[0]).resources.num_gpus == 0
 
 
+def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
+    requests = Requests(Resources(1, 0.25), Expectation(CARDS["a100"]))
+    shares = [requests.of(cell).resources.num_gpus for cell in cells]
+    assert requests.usual(cells) == Resources(1, sum(shares) / len(shares))
+    assert Requests(Resources(2, 0)).usual(cells) == Resources(2, 0)
+
+
 def test_out_of_memory_doubles_the_share_then_halves_the_parts(cells):
     requests, cell = Requests(Resources(1, 0.3, 100)), cells[0]
     found = []
@@ -58,6 +65,13 @@ def test_whole_cards_are_not_doubled(cells):
     requests = Requests(Resources(1, 2))
     requests.out_of_memory[cells[0].trial_id] = 1
     assert requests.of(cells[0]).resources.num_gpus == 2
+
+
+def test_on_a_whole_card_the_parts_are_halved_at_once(cells):
+    requests = Requests(Resources(1, 1.0))
+    requests.out_of_memory[cells[0].trial_id] = 1
+    found = requests.of(cells[0])
+    assert (found.resources.num_gpus, found.micro_batch) == (1.0, 8)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
     retries = Retries()
     decisions = []
     for _ in range(3):
-        decisions.append(retries.failed("poison", CRASH))
+        decisions.append(retries.failed("poison", CRASH, died=True))
         retries.finished("good")
     assert [decision.pause_s for decision in decisions] == [1.0, 2.0, None]
     assert decisions[0].reason == "attempt 2 of 3 in 1 s: other trials live"
@@ -25,37 +25,54 @@ def test_a_trial_that_dies_alone_is_given_up_after_the_third_time():
 def test_where_others_die_too_a_trial_gets_more_attempts_but_not_for_ever():
     retries = Retries()
     for other in range(40):
-        retries.failed(f"other {other}", CRASH)
+        retries.failed(f"other {other}", CRASH, died=True)
         retries.finished("good")
-    pauses = [retries.failed("mine", CRASH).pause_s for _ in range(MOST_DEATHS)]
+    pauses = [retries.failed("mine", CRASH, died=True).pause_s for _ in range(MOST_DEATHS)]
     assert None not in pauses[:-1]
     assert pauses[-1] is None
+
+
+def test_a_node_whose_memory_others_take_costs_no_trial_its_attempts():
+    retries, memory = Retries(), FailureKind.OUT_OF_MEMORY
+    for _ in range(4):
+        for cell in ("a", "b", "c"):
+            assert retries.failed(cell, memory, died=True).pause_s is not None
+    assert (
+        retries.failed("a", memory, died=True).reason
+        == "attempt 6 of 9 in 16 s: other trials died 8 times too"
+    )
+    alone = Retries()
+    for cell in ("b", "c") * 4:  # these caught it themselves
+        alone.failed(cell, memory)
+    decisions = [alone.failed("a", memory, died=True) for _ in range(5)]
+    assert [decision.pause_s is None for decision in decisions] == [False] * 4 + [True]
 
 
 def test_a_lost_node_never_counts():
     retries = Retries()
     for _ in range(MOST_IN_VAIN):
-        decision = retries.failed("a", LOST)
+        decision = retries.failed("a", LOST, died=True)
         assert decision.pause_s is not None
         assert decision.pause_s <= LONGEST_PAUSE_S
     retries.finished("b")
-    assert retries.failed("a", LOST).pause_s == LONGEST_PAUSE_S
+    assert retries.failed("a", LOST, died=True).pause_s == LONGEST_PAUSE_S
 
 
 def test_where_nothing_ever_works_the_sweep_ends():
     retries = Retries()
     for number in range(MOST_IN_VAIN):
-        assert retries.failed(f"cell {number}", LOST).pause_s is not None
+        assert retries.failed(f"cell {number}", LOST, died=True).pause_s is not None
     assert (
-        retries.failed("one more", LOST).reason == f"{MOST_IN_VAIN} attempts in a row failed, of all trials"
+        retries.failed("one more", LOST, died=True).reason
+        == f"{MOST_IN_VAIN} attempts in a row failed, of all trials"
     )
 
 
 def test_lost_nodes_do_not_use_up_the_attempts_of_a_crash():
     retries = Retries()
     for _ in range(20):
-        retries.failed("a", LOST)
-    assert retries.failed("a", CRASH).pause_s is not None
+        retries.failed("a", LOST, died=True)
+    assert retries.failed("a", CRASH, died=True).pause_s is not None
 
 
 def test_a_bug_is_not_tried_again():
@@ -76,7 +93,7 @@ def test_random_kills_end_no_good_trial_and_spare_no_bad_one(rate, seed):
         if taken is None:
             continue
         if taken == "poison" or chance.random() < rate:
-            decision = retries.failed(taken, CRASH)
+            decision = retries.failed(taken, CRASH, died=True)
             if decision.pause_s is None:
                 queue.settle(taken)
                 given_up.add(taken)

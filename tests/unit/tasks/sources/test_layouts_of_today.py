@@ -15,6 +15,7 @@ import pytest
 
 from search_spaces.errors import DataError
 from tasks.prepared.dataset import PreparedDataset
+from tasks.sources import own_kind_of
 from tasks.sources.privacy import locate
 from tests.raw_trees import write_raw_tree
 from tests.unit.tasks.sources.conftest import picture, png
@@ -486,6 +487,48 @@ class TestHostileArchives:
         path.write_bytes(body[:start] + directory + tail)
         with pytest.raises(DataError, match="members overlap"):
             prepare("folder", path)
+
+    @pytest.mark.parametrize(
+        ("name", "kind", "message"),
+        [
+            ("../x.png", tarfile.REGTYPE, "names that lead elsewhere"),
+            ("cat/link.png", tarfile.SYMTYPE, "links, devices or sparse files"),
+            ("cat/tty.png", tarfile.CHRTYPE, "links, devices or sparse files"),
+            ("cat/0.png", tarfile.REGTYPE, "repeated names"),
+        ],
+    )
+    def test_what_a_tar_must_not_hold_is_refused_however_often_it_is_asked(
+        self, prepare, class_folder, tmp_path, name, kind, message
+    ):
+        path = tmp_path / "x.tar"
+        with tarfile.open(path, "w") as archive:
+            archive.add(class_folder, "")
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            archive.addfile(info)
+        assert own_kind_of(path) == "folder"  # opens the archive first, and must not make it look sound
+        for _ in range(2):
+            with pytest.raises(DataError, match=message):
+                prepare("folder", path)
+
+    def test_a_name_longer_than_a_file_system_allows(self, prepare, class_folder, tmp_path):
+        path = tmp_path / "x.tar"
+        with tarfile.open(path, "w") as archive:
+            archive.add(class_folder / "cat", "cat")
+            for file in (class_folder / "dog").iterdir():
+                archive.add(file, f"dog/{'x' * 6000}/{file.name}")
+        assert prepare("folder", path).record.num_images == 10
+
+    def test_equal_names_in_an_archive_and_one_in_it_are_refused(self, prepare, class_folder, tmp_path):
+        inner, outer = tmp_path / "inner.zip", tmp_path / "outer.zip"
+        for path in (inner, outer):
+            with zipfile.ZipFile(path, "w") as archive:
+                for file in class_folder.rglob("*.png"):
+                    archive.write(file, file.relative_to(class_folder))
+        with zipfile.ZipFile(outer, "a") as archive:
+            archive.write(inner, "inner.zip")
+        with pytest.raises(DataError, match="a name must be once in an archive and those in it"):
+            prepare("folder", outer)
 
     def test_a_folder_named_like_an_archive_is_a_folder(self, prepare, class_folder):
         (class_folder / "cat").rename(class_folder / "cat.zip!")

@@ -29,6 +29,10 @@ class TestLabels:
             (["0", "1", "9999.0"], "must not hold a code for unknown; found: 9999.0, which often"),
             (["True", "0", "1"], "must be spelt one way; found: '1' / 'True'"),
             (["no", "yes", "0"], "must be spelt one way; found: '0' / 'no'"),
+            (["cat", "'cat'", "dog"], "must be spelt one way; found: \"'cat'\" / 'cat'"),
+            (["pos", "positive", "negative"], "must be spelt one way; found: 'pos' / 'positive'"),
+            (["cat", "dog", "Unknown"], "a word for unknown must be a class on purpose; found: 'Unknown'"),
+            (["cat", "dog", "-"], "a word for unknown must be a class on purpose; found: '-'"),
             (["?", "a", "b"], "every row needs a label; found: blank: 2"),
             (["#REF!", "a", "b"], "every row needs a label; found: blank: 2"),
             (["cat", "c\u0430t", "dog"], "each word in one alphabet; found: 1 others"),
@@ -174,7 +178,7 @@ class TestFolders:
             ("train/data-00000-of-00001.arrow", "write what datasets' save_to_disk made with to_parquet"),
             ("train/metadata.csv", r"with a table of labels beside it, give the table \(kind csv\)"),
             ("a/x.h5", "give the array file itself"),
-            ("a/IM0001", "files without an ending are not looked at: call DICOM files .dcm"),
+            ("a/IM0001", "files without an ending are looked at on a disk, and taken when they are DICOM"),
         ],
     )
     def test_a_folder_of_something_else_says_the_way_out(self, prepare, tmp_path, name, hint):

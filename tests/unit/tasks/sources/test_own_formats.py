@@ -132,6 +132,7 @@ class TestTables:
             "column filename read as path": 10,
             "column class read as label": 10,
             "column patient_id read as group": 10,
+            "class in train only: cat": 1,
         }
 
     def test_a_column_of_its_own_name_goes_first(self, prepare, class_folder):

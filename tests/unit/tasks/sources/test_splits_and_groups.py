@@ -212,11 +212,75 @@ class TestFolders:
         with pytest.raises(DataError, match="no group may be in train and test; found: 1"):
             prepare("folder", root)
 
-    @pytest.mark.parametrize("more", [(), ("site3/cat", "site4/dog"), ("site3/cat", "site3/dog")])
-    def test_sites_as_classes_are_flagged(self, prepare, tmp_path, more):
-        root = self.write(tmp_path / "raw", "site1/cat", "site1/dog", "site2/cat", "site2/dog", *more)
+    def test_sites_as_classes_are_flagged(self, prepare, tmp_path):
+        root = self.write(tmp_path / "raw", "site1/cat", "site1/dog", "site2/cat", "site2/dog")
         flags = prepare("folder", root).record.flags
-        assert flags["classes share all their subfolders: are these the classes?"] == 12 + 3 * len(more)
+        assert flags["classes share all their subfolders: are these the classes?"] == 12
+
+    @pytest.mark.parametrize("more", [("Smith/cat", "Jones/dog"), ("Smith/cat", "Smith/dog")])
+    def test_patients_above_the_classes_are_refused_without_their_names(self, prepare, tmp_path, more):
+        root = self.write(tmp_path / "raw", "Adams/cat", "Adams/dog", "Brown/cat", "Brown/dog", *more)
+        with pytest.raises(
+            DataError, match=r"top folders must be classes; found: \d folders that share"
+        ) as told:
+            prepare("folder", root)
+        assert not any(name in str(told.value) for name in ("Adams", "Brown", "Smith", "Jones"))
+
+    @pytest.mark.parametrize(
+        ("train", "test"),
+        [
+            ("seg_train/seg_train", "seg_test/seg_test"),  # Kaggle's Intel image classification
+            ("training_set", "test_set"),
+            ("trainA", "testA"),
+            ("my train", "my-validation"),
+        ],
+    )
+    def test_splits_by_another_name_are_no_classes(self, prepare, tmp_path, train, test):
+        root = self.write(tmp_path / "raw", f"{train}/cat", f"{train}/dog", f"{test}/cat", f"{test}/dog")
+        with pytest.raises(DataError, match="must be classes, or splits called train, test and val"):
+            prepare("folder", root)
+
+    @pytest.mark.parametrize(
+        "names", [("train station", "castle"), ("test tube", "valley"), ("trains", "tests")]
+    )
+    def test_classes_called_a_little_like_splits(self, prepare, tmp_path, names):
+        root = self.write(tmp_path / "raw", *names)
+        assert set(prepare("folder", root).label_names) == set(names)
+
+    @pytest.mark.parametrize(
+        "mask", ["cat/0_mask.png", "cat/0-mask_1.PNG", "cat_masks/0.png", "cat/0 seg.png"]
+    )
+    def test_masks_beside_their_images_are_left_out(self, prepare, class_folder, mask):
+        path = class_folder / mask
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((class_folder / "dog/5.png").read_bytes())
+        record = prepare("folder", class_folder).record
+        assert record.excluded == {"a mask beside its image": 1}
+        assert record.label_names == ("cat", "dog")
+
+    @pytest.mark.parametrize("ending", ["", ".1.2.840.113"])
+    def test_dicom_files_without_an_ending(self, prepare, class_folder, ending):
+        for index, path in enumerate(sorted(class_folder.rglob("*.png"))):
+            save_dicom(path.with_suffix(ending), make_dicom(picture(index), bits=8, patient=f"P{index}"))
+            path.unlink()
+        (class_folder / "cat/LICENSE").write_text("no image " * 30)
+        record = prepare("folder", class_folder).record
+        assert record.num_images == record.num_groups == 10
+        assert record.excluded == {"not an image by its ending": 1}
+
+    def test_a_class_that_only_one_side_has_is_flagged(self, prepare, tmp_path):
+        images = np.random.default_rng(0).integers(0, 256, (12, 8, 8)).astype(np.uint8)
+        labels = np.arange(12) % 2
+        path = tmp_path / "x.npz"
+        np.savez(
+            path,
+            train_images=images[:6],
+            train_labels=labels[:6],
+            test_images=images[6:],
+            test_labels=labels[6:] + 1,
+        )
+        flags = prepare("npz", path).record.flags
+        assert flags == {"class in train only: 0": 1, "class in test only: 2": 1}
 
     def test_a_patient_in_two_classes_is_no_class(self, prepare, tmp_path):
         root = self.write(tmp_path / "raw", "cat/p1", "cat/p2", "dog/p1", "dog/p3")

@@ -30,6 +30,18 @@ def kept_by(spec, data):
     return result, files
 
 
+def guo_calibration_error(shares, labels):
+    """Guo et al. (ICML 2017), equation 3, with their 15 bins, image by image."""
+    bins = {}
+    for row, label in zip(shares, labels, strict=True):
+        bins.setdefault(min(int(row.max() * 15), 14), []).append((row.max(), row.argmax() == label))
+    gaps = [
+        abs(sum(sure for sure, _ in held) - sum(right for _, right in held)) / len(labels)
+        for held in bins.values()
+    ]
+    return sum(gaps)
+
+
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_all_scores_can_be_computed_from_the_predictions(num_classes):
     data = made_data(num_classes)
@@ -53,6 +65,7 @@ def test_all_scores_can_be_computed_from_the_predictions(num_classes):
         else roc_auc_score(labels, shares, multi_class="ovr")
     )
     assert more.auc == pytest.approx(expected, abs=1e-9)
+    assert more.calibration_error == pytest.approx(guo_calibration_error(shares, labels), abs=1e-9)
 
 
 def test_none_are_kept_where_none_are_asked_for():

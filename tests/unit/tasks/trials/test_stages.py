@@ -33,6 +33,9 @@ def model_of(name, size=32):
         ("vgg13", 224, ["features.3", "features.8", "features.13", "features.18", "features.23", "avgpool"]),
         ("small_cnn", 32, ["2", "6", "10", "11"]),
         ("small_mlp", 32, []),
+        # Channels last.
+        ("torchvision:swin_t", 64, ["features.1", "features.3", "features.5", "permute"]),
+        ("torchvision:convnext_tiny", 64, ["features.1", "features.3", "features.5", "features"]),
     ],
 )
 def test_a_stage_ends_where_the_spatial_size_changes(name, size, expected):

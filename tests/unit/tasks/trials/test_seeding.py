@@ -1,0 +1,132 @@
+"""Somebody's own network shares its process with other trials: what it changes, draws and remembers."""
+
+import random
+import sys
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+
+from search_spaces.errors import CorruptStoreError
+from search_spaces.specs import AttackSpec, ModelSpec
+from tasks.trials.checkpoints import Checkpoints
+from tasks.trials.trial import measure_trial, run_trial
+from tests.unit.tasks.trials.test_kept import Killed, Shelf, numbers
+from tests.unit.tasks.trials.test_trial import data, trial_spec  # noqa: F401
+
+OWN = """
+import random
+import numpy as np
+import torch
+from torch import nn
+
+class Meddles(nn.Module):
+    def __init__(self, num_inputs, num_outputs):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(num_inputs, num_outputs), 1.0
+
+    def forward(self, pixels):
+        return self.layer(pixels.flatten(1) / 255)
+
+class Changes(Meddles):
+    def forward(self, pixels):
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(2)
+        torch.set_float32_matmul_precision("medium")
+        torch.manual_seed(1)
+        random.seed(2)
+        np.random.seed(3)
+        return super().forward(pixels)
+
+class Draws(Meddles):
+    def forward(self, pixels):
+        noise = torch.randn(1).item() + random.random() + np.random.rand()
+        return super().forward(pixels) + torch.tensor([0.01 * noise, 0.0])
+
+class Remembers(Meddles):
+    def forward(self, pixels):
+        if self.training:
+            self.scale *= 0.97
+        return super().forward(pixels) * self.scale
+
+def changes(*, num_outputs, in_channels, image_size):
+    return Changes(in_channels * image_size**2, num_outputs)
+
+def draws(*, num_outputs, in_channels, image_size):
+    return Draws(in_channels * image_size**2, num_outputs)
+
+def remembers(*, num_outputs, in_channels, image_size):
+    return Remembers(in_channels * image_size**2, num_outputs)
+"""
+
+
+@pytest.fixture
+def own_spec(tmp_path, monkeypatch):
+    (tmp_path / "meddling.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(function, **recipe):
+        spec = trial_spec("small_mlp", **recipe)
+        model = ModelSpec(name=function, library="own", architecture=f"meddling:{function}")
+        return spec.model_copy(update={"network": spec.network.model_copy(update={"model": model})})
+
+    yield make
+    sys.modules.pop("meddling", None)
+
+
+def settings():
+    return (
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.get_float32_matmul_precision(),
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002 (somebody's network draws from it)
+    )
+
+
+def unfinished_at(epoch):
+    def kill(record):
+        if record.epoch == epoch:
+            raise Killed(f"in epoch {epoch}")
+
+    return kill
+
+
+def test_a_network_that_changes_the_process_changes_no_later_trial(data, own_spec):  # noqa: F811
+    spec = trial_spec("small_mlp", epochs=2)
+    expected, before = numbers(run_trial(spec, data)), settings()
+    with suppress(RuntimeError):  # types that do not fit are its own doing
+        run_trial(own_spec("changes", epochs=1), data)
+    assert settings() == before
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert numbers(run_trial(spec, data)) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_network_that_draws_numbers_is_the_same_again_and_after_it_was_killed(data, own_spec):  # noqa: F811
+    spec, shelf = own_spec("draws", epochs=6), Shelf()
+
+    def checkpoints():
+        return Checkpoints(shelf.read, shelf.save, interval_s=0.0)
+
+    with pytest.raises(Killed, match="in epoch 4"):
+        run_trial(spec, data, on_epoch=unfinished_at(4), checkpoints=checkpoints())
+    random.seed(9)
+    np.random.seed(9)  # noqa: NPY002
+    resumed = run_trial(spec, data, checkpoints=checkpoints())
+    torch.manual_seed(11)
+    assert numbers(resumed) == numbers(run_trial(spec, data))
+
+
+def test_a_network_that_is_more_than_its_weights_is_not_measured_on_them(data, own_spec):  # noqa: F811
+    spec, shelf = own_spec("remembers"), Shelf()
+    known = run_trial(spec, data, keep=lambda content: shelf.save(content) or "kept in a test")
+    more = spec.model_copy(update={"attacks": AttackSpec(epsilons=(16.0,))})
+    with pytest.raises(
+        CorruptStoreError, match=r"must have the test loss that was found; found: .* instead of"
+    ):
+        measure_trial(spec, data, shelf.data, known, spec.lacks(more))
