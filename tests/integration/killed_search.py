@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +72,16 @@ def told(root: Path) -> dict[str, list[Any]]:
 
 
 def tracked(root: Path) -> dict[str, Any]:
-    """Return how often each trial has an MLflow run, and the runs' states."""
+    """Return the states of each trial's MLflow runs, and those of the search's own."""
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
     runs = mlflow.search_runs(experiment_names=["isweep/searched-search"])
     trials = runs[runs["tags.kind"] == "trial"]
-    return {"runs": dict(Counter(trials["tags.trial_id"])), "states": dict(Counter(runs["status"]))}
+    return {
+        "trials": trials.groupby("tags.trial_id")["status"].agg(list).to_dict(),
+        "sweep": runs[runs["tags.kind"] == "sweep"]["status"].tolist(),
+    }
 
 
 def main(sweep: str, folder: str, *moments: str) -> None:

@@ -41,5 +41,9 @@ def check(found):
     for points in found["told"].values():
         assert {state for state, *_ in points} <= {"COMPLETE", "PRUNED"}
         assert len({tuple(point) for _, *point in points}) == len(points)
-    assert found["tracked"]["runs"] == dict.fromkeys(finished["stored"], 1)
-    assert set(found["tracked"]["states"]) == {"FINISHED"}
+    assert found["tracked"]["sweep"] == ["FINISHED"]
+    runs = found["tracked"]["trials"]
+    assert all(runs.pop(trial_id) == ["FINISHED"] for trial_id in finished["stored"])
+    # A point that was being trained at the kill need not be asked for again: its run is closed, and no other.
+    assert set(map(tuple, runs.values())) <= {("KILLED",)}
+    assert len(runs) <= 2 * len(killed)  # trainings at the same time
