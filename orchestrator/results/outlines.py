@@ -133,7 +133,7 @@ class OutlineIndex:
         except OSError as error:
             log.info("the index %s cannot be written: %s", self.path, error)
 
-    def replace(self, found: Iterable[Stamped]) -> None:
+    def renew(self, found: Iterable[Stamped]) -> None:
         """Make the index anew; see :meth:`add` for when it cannot be."""
         self.known, self._families = {}, {}
         lines = [_line(VERSION), *(line for stamped in found for line in self._learn(stamped))]

@@ -58,7 +58,7 @@ class StoredResults:
         outlines = {name: TrialOutline.of(record) for name, record in scan.records.items()}
         kept = None if index is None else OutlineIndex(index)
         if kept is not None and outlines:
-            kept.replace((scan.stamps[name], outline) for name, outline in outlines.items())
+            kept.renew((scan.stamps[name], outline) for name, outline in outlines.items())
         return cls(store, scan.records, outlines=outlines, index=kept)._with_the_rest(scan.unreadable)
 
     @classmethod

@@ -57,7 +57,9 @@ def test_fingerprint_depends_on_pixels_labels_and_groups(monkeypatch, tmp_path):
         listing = original(self, request)
         from dataclasses import replace
 
-        return replace(listing, items=[replace(item, group=str(item.label)) for item in listing.items])
+        return replace(
+            listing, items=[replace(item, group=str(place % 90)) for place, item in enumerate(listing.items)]
+        )
 
     monkeypatch.setattr(Digits, "list_items", joined)
     assert prepared(100, 100, 100, tmp_path / "groups").fingerprint != base

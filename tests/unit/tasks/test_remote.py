@@ -97,7 +97,7 @@ class TestRayExecutor(ExecutorContract):
                 executor.map_unordered(double, [(np.array([i]), 2) for i in range(4)], spread=spread)
             )
             assert results == {i: 2 * i for i in range(4)}
-        assert seen == ["SPREAD", None]
+        assert seen == 4 * ["SPREAD"] + 4 * [None]
 
     @pytest.fixture
     def executor(self, ray_cluster):

@@ -189,7 +189,14 @@ def test_prepare_reads_own_data_of_a_sweep_file(run, tmp_path, monkeypatch):
     from orchestrator.running import catalogue
 
     monkeypatch.setattr(catalogue, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
-    monkeypatch.setattr(tasks.remote, "RayExecutor", lambda **_: tasks.remote.InlineExecutor())
+
+    class Inline(tasks.remote.InlineExecutor):
+        driver_node_only = False
+
+        def __init__(self, **_):
+            super().__init__()
+
+    monkeypatch.setattr(tasks.remote, "RayExecutor", Inline)
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
     np.savez(tmp_path / "own.npz", images=images, labels=np.array(["cat", "CAT", "dog"])[np.arange(60) % 3])
     sweep = f"""

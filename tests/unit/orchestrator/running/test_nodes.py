@@ -81,7 +81,7 @@ def test_every_node_of_a_cluster_reports(ray_local, tmp_path):
 @pytest.mark.ray
 def test_a_storage_that_no_node_reaches_is_told(ray_local, tmp_path):
     (report,) = look_at_nodes(tmp_path, "no-such-protocol://bucket/results")
-    assert any("does not reach the storage: ValueError" in what for what, _ in report.problems)
+    assert any("does not reach the storage: ConfigError" in what for what, _ in report.problems)
 
 
 @pytest.mark.ray
