@@ -51,6 +51,14 @@ class Server:
         self.port = self._server.port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
+    def end(self) -> None:
+        """Stop, and leave nothing of a server's in this process: what it makes next is no server's."""
+        from mlflow.server import ARTIFACT_ROOT_ENV_VAR, BACKEND_STORE_URI_ENV_VAR
+
+        self.stop()
+        for name in (BACKEND_STORE_URI_ENV_VAR, ARTIFACT_ROOT_ENV_VAR, "MLFLOW_TRACKING_URI"):
+            os.environ.pop(name, None)
+
     def stop(self) -> None:
         """Listen no more."""
         self._server.shutdown()

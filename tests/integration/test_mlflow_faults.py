@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 def server(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("server") / "mlflow.db")
     yield server
-    server.stop()
+    server.end()
 
 
 @pytest.mark.parametrize("name", CASES)

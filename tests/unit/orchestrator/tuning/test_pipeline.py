@@ -75,7 +75,9 @@ def rows_read():
 def found(shared, rows_read, tmp_path_factory):
     """Summary and root of a finished search."""
     root = str(tmp_path_factory.mktemp("root"))
-    return tune_sweep(TINY, RunOptions(root=root)), root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # before the environment of a single test is
+        return tune_sweep(TINY, RunOptions(root=root)), root
 
 
 def records(root, **changes) -> dict[str, SearchRecord]:
