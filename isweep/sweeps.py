@@ -20,6 +20,7 @@ from search_spaces.sweeps import SweepSpec
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from orchestrator import RunOptions
     from orchestrator.analysis import ScalingFits
     from orchestrator.results.state import State
 
@@ -272,18 +273,28 @@ def run(
     """
     from rich.console import Console
 
-    from orchestrator import RunOptions, run_sweep
+    from orchestrator import run_sweep
     from orchestrator.running.progress import Progress
+
+    given = run_options(root, options)
+    shown = Progress(console=Console() if progress else None)
+    run_sweep(source, given, progress=shown, changes=changes)
+    return Sweep(Workspace.open(source, given.root, given.storage, changes=changes))
+
+
+def run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
+    """Return the options that a caller names by keyword.
+
+    Raises:
+        ConfigError: for a name that is none, with the nearest one.
+    """
+    from orchestrator import RunOptions
 
     known = set(RunOptions.__dataclass_fields__) - {"root"}
     for name in options:
         if name not in known:
             raise unknown_name("option", name, known)
-    where = None if root is None else str(root)
-    shown = Progress(console=Console() if progress else None)
-    run_sweep(source, RunOptions(root=where, **options), progress=shown, changes=changes)
-    workspace = Workspace.open(source, where, options.get("storage"), changes=changes)
-    return Sweep(workspace)
+    return RunOptions(root=None if root is None else str(root), **options)
 
 
 def open(source: SweepSource, *, root: str | Path | None = None, storage: str | None = None) -> Sweep:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from isweep.sweeps import Report
+from isweep.sweeps import Report, run_options
 from orchestrator.planning.sweep_file import SweepSource
-from search_spaces.errors import unknown_name
 
 __all__ = ["Tuned", "tune"]
 
@@ -65,16 +64,11 @@ def tune(
     """
     from rich.console import Console
 
-    from orchestrator import RunOptions
     from orchestrator.running.progress import Progress
     from orchestrator.tuning.pipeline import tune_sweep
     from orchestrator.tuning.tables import outcome_rows
 
-    known = set(RunOptions.__dataclass_fields__) - {"root"}
-    for name in options:
-        if name not in known:
-            raise unknown_name("option", name, known)
-    given = RunOptions(root=None if root is None else str(root), **options)  # type: ignore[arg-type]
+    given = run_options(root, options)
     shown = Progress(console=Console() if progress else None)
     summary = tune_sweep(source, given, progress=shown, changes=changes)
     return Tuned(

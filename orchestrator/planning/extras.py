@@ -8,18 +8,24 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from orchestrator.planning.measured import ASSUMED_CPU_FLOPS, MeasuredTrial
-from orchestrator.planning.packing import cost_of, flops, has_cost, uncounted
+from orchestrator.planning.packing import (
+    PGD_GRADIENTS,
+    attack_flops,
+    cost_of,
+    flops,
+    has_cost,
+    training_flops,
+    uncounted,
+)
 from orchestrator.planning.plan import SweepPlan
 from search_spaces.trials import NetworkSpec, TrialSpec
 
-PGD_PASSES = 5 * 20 * 3
-"""Forward passes per image and strength: restarts, steps, and a step's gradient of the pixels at two."""
 ATTACK_BUDGET = 0.15
 """Of training: what all attacks together are meant to cost at most. The paper's grid takes 2 % by default."""
 _CHEAPER = {
     "fgsm": "fewer attacks.epsilons or a smaller test_size, or more epochs",
-    "pgd": f"{PGD_PASSES} passes per image and strength, so leave pgd out of attacks.methods, or name few "
-    "attacks.epsilons, or a smaller test_size",
+    "pgd": f"{3 * PGD_GRADIENTS} passes per image and strength, so leave pgd out of attacks.methods, or "
+    "name few attacks.epsilons, or a smaller test_size",
     "robustness": "a smaller robustness.num_images or robustness.num_steps",
 }
 COLUMN_BYTES = 650
@@ -49,8 +55,7 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
         for done in measured
         if done.spec.network.model == model and done.seconds > 0 and done.spec.network.recipe.epochs
     ]
-    work = training_flops(trial) + sum(attack_flops(trial).values())
-    return max(MIN_LIMIT_S, HANG_FACTOR * work / min(rates, default=ASSUMED_CPU_FLOPS))
+    return max(MIN_LIMIT_S, HANG_FACTOR * flops(trial) / min(rates, default=ASSUMED_CPU_FLOPS))
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> Extras:
         num_measured=sum(incomplete.values()),
         weights_bytes=sum(cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)),
         predictions_bytes=sum(_predictions_bytes(plan, t.network) for t in plan.trials if t.predictions),
-        attack_shares={kind: flops / training for kind, flops in attacks.items()},
+        attack_shares={kind: spent / training for kind, spent in attacks.items()},
         uncounted=uncounted(plan.trials),
     )
 
@@ -137,27 +142,3 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> Extras:
 def _predictions_bytes(plan: SweepPlan, network: NetworkSpec) -> int:
     num_columns = plan.num_outputs(network) + 2  # image and label
     return num_columns * (COLUMN_BYTES + 4 * network.subset.test_size)
-
-
-def attack_flops(trial: TrialSpec) -> dict[str, float]:
-    """Return the operations of a trial's attacks by kind: forward passes; a gradient counts as two."""
-    network = trial.network
-    num_epsilons, test_size = len(trial.attacks.epsilons), network.subset.test_size
-    passes = dict.fromkeys(_CHEAPER, 0)
-    if "fgsm" in trial.attacks.methods:
-        passes["fgsm"] = test_size * (3 + num_epsilons)
-    if "pgd" in trial.attacks.methods:
-        passes["pgd"] = test_size * num_epsilons * PGD_PASSES
-    if trial.robustness is not None:
-        asked = trial.robustness
-        per_image = 3 * asked.num_steps + 2 * asked.num_bisections
-        passes["robustness"] = min(asked.num_images, test_size) * per_image
-    forward = cost_of(network).forward_flops
-    return {kind: forward * number for kind, number in passes.items()}
-
-
-def training_flops(trial: TrialSpec) -> float:
-    """Return the operations of a trial's training."""
-    network = trial.network
-    per_image = cost_of(network).step.flops / network.recipe.batch_size
-    return network.recipe.epochs * network.train_size * per_image

@@ -16,6 +16,8 @@ from search_spaces.trials import NetworkSpec, TrialSpec
 if TYPE_CHECKING:
     from tasks.trials.costs import NetworkCost
 
+PGD_GRADIENTS = 5 * 20
+"""Per image and strength: restarts and steps."""
 TRIAL_SECONDS = 3.0
 """Building, copying, d_repr on the CPU and storing, per trial beside the card's work: assumed."""
 MEMORY_MARGIN = 1.15
@@ -112,11 +114,39 @@ def uncounted(trials: Iterable[TrialSpec]) -> dict[str, str]:
 
 def flops(trial: TrialSpec) -> float:
     """Return the floating-point operations of one trial: training, evaluation and attacks."""
-    network, cost = trial.network, cost_of(trial.network)
-    training = network.recipe.epochs * network.train_size * cost.step.flops / network.recipe.batch_size
-    attacked = len(trial.attacks.epsilons) * len(trial.attacks.methods)
-    passes = network.train_size + network.subset.test_size * attacked
-    return training + passes * cost.forward_flops + network.subset.test_size * 2 * cost.forward_flops
+    network = trial.network
+    evaluation = (network.train_size + network.subset.test_size) * cost_of(network).forward_flops
+    return training_flops(trial) + evaluation + sum(attack_flops(trial).values())
+
+
+def training_flops(trial: TrialSpec) -> float:
+    """Return the operations of a trial's training."""
+    network = trial.network
+    per_image = cost_of(network).step.flops / network.recipe.batch_size
+    return network.recipe.epochs * network.train_size * per_image
+
+
+def attack_flops(trial: TrialSpec) -> dict[str, float]:
+    """Return the operations of a trial's attacks by kind; a gradient of the pixels costs three passes."""
+    forward = cost_of(trial.network).forward_flops
+    return {
+        kind: forward * (3 * num_gradients + num_evaluations)
+        for kind, (num_gradients, num_evaluations) in attack_passes(trial).items()
+    }
+
+
+def attack_passes(trial: TrialSpec) -> dict[str, tuple[int, int]]:
+    """Return by kind of attack how many images take a gradient, and how many a forward pass alone."""
+    attacks, asked = trial.attacks, trial.robustness
+    num_epsilons, test_size = len(attacks.epsilons), trial.network.subset.test_size
+    num_images = 0 if asked is None else min(asked.num_images, test_size)
+    return {
+        "fgsm": (test_size, test_size * num_epsilons) if "fgsm" in attacks.methods else (0, 0),
+        "pgd": (test_size * num_epsilons * PGD_GRADIENTS, 0) if "pgd" in attacks.methods else (0, 0),
+        "robustness": (0, 0)
+        if asked is None
+        else (num_images * asked.num_steps, 2 * num_images * asked.num_bisections),
+    }
 
 
 def array_bytes(network: NetworkSpec) -> int:
@@ -152,7 +182,7 @@ def seconds_on_share(trial: TrialSpec, card: Card, share: float) -> float:
 def _alone(trial: TrialSpec, card: Card) -> tuple[float, float]:
     """Return the seconds of ``trial`` alone on ``card``, and in which share of them the card works."""
     network, cost = trial.network, cost_of(trial.network)
-    recipe, size, num_test = network.recipe, network.train_size, network.subset.test_size
+    recipe, size = network.recipe, network.train_size
     # Networks with batch norm are trained by captured graphs, see tasks.trials.step.
     normed = any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
     interval = GRAPH_INTERVAL_S if normed else EAGER_INTERVAL_S
@@ -160,9 +190,9 @@ def _alone(trial: TrialSpec, card: Card) -> tuple[float, float]:
     evaluation = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False)
     attack = pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False)
     num_steps = recipe.epochs * math.ceil(size / recipe.batch_size)
-    attacked = num_test * len(trial.attacks.epsilons) * len(trial.attacks.methods)
-    num_evaluations = (size + attacked) / cost.evaluation_batch
-    num_attacks = num_test / cost.attack_batch
+    gradients, forwards = (sum(numbers) for numbers in zip(*attack_passes(trial).values(), strict=True))
+    num_evaluations = (size + forwards) / cost.evaluation_batch
+    num_attacks = gradients / cost.attack_batch
     passes = ((num_steps, step), (num_evaluations, evaluation), (num_attacks, attack))
     alone = TRIAL_SECONDS + sum(number * part.seconds for number, part in passes)
     return alone, sum(number * part.busy for number, part in passes) / alone

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -148,18 +148,9 @@ class _Run:
     @cached_property
     def cluster(self) -> Cluster:
         """Connected when the first stage has work for it: a finished sweep starts no Ray."""
-        self.monitor.stage("start", "Ray")
-        cluster = self.stack.enter_context(
-            connect(
-                self.options.address,
-                num_cpus=self.options.num_cpus,
-                dashboard=self.options.dashboard,
-                token_file=self.workspace.paths.root / "ray-token",
-                job=_job(self.workspace),
-            )
+        return self.stack.enter_context(
+            announced(self.workspace, self.options, self.monitor, _job(self.workspace))
         )
-        announce(cluster, self.workspace, self.monitor)
-        return cluster
 
     @cached_property
     def executor(self) -> Executor:
@@ -301,7 +292,24 @@ def _job(workspace: Workspace) -> dict[str, str]:
     }
 
 
-def announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
+@contextmanager
+def announced(
+    workspace: Workspace, options: RunOptions, monitor: Progress, job: dict[str, str]
+) -> Iterator[Cluster]:
+    """Connect to the cluster that is asked for and say where trials run; Ray shows ``job`` of it."""
+    monitor.stage("start", "Ray")
+    with connect(
+        options.address,
+        num_cpus=options.num_cpus,
+        dashboard=options.dashboard,
+        token_file=workspace.paths.root / "ray-token",
+        job=job,
+    ) as cluster:
+        _announce(cluster, workspace, monitor)
+        yield cluster
+
+
+def _announce(cluster: Cluster, workspace: Workspace, progress: Progress) -> None:
     """Say where trials run, and where its dashboard is."""
     gpus = f", {cluster.num_gpus:g} GPUs" if cluster.num_gpus else ""
     where = "this machine" if cluster.local else f"a cluster of {cluster.num_nodes} nodes"

@@ -20,11 +20,11 @@ from orchestrator.results.rows import index_measures, measure_metrics
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.tracking.choice import make_tracker
 from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.cluster import Cluster, connect, trial_resources
+from orchestrator.running.cluster import Cluster, trial_resources
 from orchestrator.running.lock import locked
 from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
-from orchestrator.running.pipeline import announce, slots
+from orchestrator.running.pipeline import announced, slots
 from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.tuning.cells import CellKey, TuningCell, held_to_splits, tuning_cells
@@ -134,21 +134,9 @@ class _Tuning:
     @cached_property
     def cluster(self) -> Cluster:
         """Connected when there is work for it: a finished search starts no Ray."""
-        self.monitor.stage("start", "Ray")
-        cluster = self.stack.enter_context(
-            connect(
-                self.options.address,
-                num_cpus=self.options.num_cpus,
-                dashboard=self.options.dashboard,
-                token_file=self.workspace.paths.root / "ray-token",
-                job={
-                    "job_name": f"isweep tune {self.workspace.plan.sweep.name}",
-                    "isweep root": str(self.workspace.paths.root),
-                },
-            )
-        )
-        announce(cluster, self.workspace, self.monitor)
-        return cluster
+        name, root = self.workspace.plan.sweep.name, self.workspace.paths.root
+        job = {"job_name": f"isweep tune {name}", "isweep root": str(root)}
+        return self.stack.enter_context(announced(self.workspace, self.options, self.monitor, job))
 
     def _prepare(self) -> None:
         from tasks.remote import RayExecutor

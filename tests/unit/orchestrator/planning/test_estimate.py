@@ -79,6 +79,19 @@ def test_training_is_counted_from_the_network_itself(trials):
     assert added == pytest.approx(steps * cost.step.flops / network.recipe.batch_size)
 
 
+def test_every_attack_that_is_asked_for_takes_its_time(trials):
+    usual = trials[0]
+    asked = usual.model_copy(
+        update={"attacks": usual.attacks.model_copy(update={"methods": ("fgsm", "pgd")})}
+    )
+    steps = usual.network.subset.test_size * len(usual.attacks.epsilons) * 5 * 20
+    added = steps * 3 * cost_of(usual.network).forward_flops
+    assert flops(asked) - flops(usual) == pytest.approx(added)
+    assert cost([asked])["cpu_core_hours"] > cost([usual])["cpu_core_hours"]
+    card = CARDS["h100"]
+    assert need_of(asked, card).seconds > need_of(usual, card).seconds
+
+
 def test_a_plan_for_more_cards_is_shorter_and_never_below_its_bound(trials):
     one, two = (on_cards(trials, CARDS["h100"], number) for number in (1, 2))
     assert two["hours"] <= one["hours"]

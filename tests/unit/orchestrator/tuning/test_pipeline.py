@@ -14,6 +14,7 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking.mlflow import connect as connect_mlflow
+from orchestrator.running import pipeline as run_pipeline
 from orchestrator.running.lock import exclusive
 from orchestrator.running.progress import Progress
 from orchestrator.tuning import pipeline
@@ -52,7 +53,7 @@ def shared(ray_local):
         yield ray_local
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "connect", connect)
+        patch.setattr(run_pipeline, "connect", connect)
         yield
 
 
@@ -131,7 +132,7 @@ def test_the_recipe_is_one_that_a_sweep_uses(found):
 def test_again_trains_nothing_and_starts_no_cluster(found, monkeypatch):
     summary, root = found
     before, recipe = records(root), summary.recipe.read_bytes()
-    monkeypatch.setattr(pipeline, "connect", None)
+    monkeypatch.setattr(run_pipeline, "connect", None)
     again = tune_sweep(TINY, RunOptions(root=root))
     assert again.num_new == 0
     assert again.cells == summary.cells
