@@ -83,47 +83,6 @@ MANIFOLDS: dict[str, Generator] = {
 }
 
 
-def manifold_images(
-    num_images: int,
-    dimension: int,
-    *,
-    side: int = 32,
-    channels: int = 1,
-    gap: float = 0.1,
-    seed: int = 0,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], float]:
-    """Grey or colour images on a flat manifold of known dimension, in two classes.
-
-    An image is grey plus a sum of ``dimension`` orthogonal cosine patterns with uniform weights in
-    [-1, 1]; the label is the sign of the first weight, which keeps ``gap`` away from zero.
-
-    Args:
-        num_images: Images to make; classes alternate.
-        dimension: Number of patterns, below ``side²``.
-        side: Height and width in pixels.
-        channels: Channels, all alike.
-        gap: Distance of the first weight from zero, which bounds label sharpness.
-        seed: Of the weights.
-
-    Returns:
-        Images uint8 ``(num_images, channels, side, side)`` in 0..255, labels ``(num_images,)``, and the
-        upper bound of label sharpness, ``1 / (2 gap · norm of the first pattern)``, which holds up to the
-        rounding of pixels to whole numbers.
-
-    Raises:
-        DataError: If there are more dimensions than patterns.
-    """
-    patterns = cosine_patterns(dimension, side) * (127 / dimension)
-    rng = np.random.default_rng(seed)
-    labels = np.arange(num_images, dtype=np.int64) % 2
-    weights = rng.uniform(-1, 1, (num_images, dimension))
-    weights[:, 0] = rng.uniform(gap, 1, num_images) * np.where(labels == 1, 1, -1)
-    images = np.rint(127.5 + weights @ patterns.reshape(dimension, -1)).astype(np.uint8)
-    stacked = np.repeat(images.reshape(num_images, 1, side, side), channels, axis=1)
-    norm = np.linalg.norm(patterns[0]) * np.sqrt(channels)
-    return stacked, labels, float(1 / (2 * gap * norm))
-
-
 def cosine_patterns(num_patterns: int, side: int) -> npt.NDArray[np.float64]:
     """Orthogonal ``(num_patterns, side, side)`` cosines of rising frequency, values in [-1, 1].
 

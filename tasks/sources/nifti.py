@@ -9,7 +9,6 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import SkipItem
-from tasks.sources.files import open_plain
 
 MAX_VOXELS = 1 << 26
 """64 million voxels, 256 slices of 512x512: 256 MiB as float32. The header is believed only up to here."""
@@ -40,15 +38,6 @@ class Volume:
     affine: NDArray[np.float64]
     conversions: tuple[str, ...]
     flags: tuple[str, ...]
-
-
-def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
-    """Read a 3-D volume from a file, see :func:`decode_nifti`."""
-    try:
-        body = open_plain(path)
-    except SkipItem as skip:
-        raise SkipItem("no NIfTI volume" if skip.reason == "empty file" else skip.reason) from None
-    return decode_nifti(body, packed=path.suffix == ".gz", max_voxels=max_voxels)
 
 
 def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> Volume:

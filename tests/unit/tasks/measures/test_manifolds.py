@@ -3,7 +3,7 @@ import pytest
 
 from search_spaces.errors import DataError
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
-from tasks.measures.manifolds import MANIFOLDS, cosine_patterns, hypersphere, manifold_images, swiss_roll
+from tasks.measures.manifolds import MANIFOLDS, cosine_patterns, hypersphere, swiss_roll
 from tasks.measures.measure import measure_array
 
 
@@ -32,8 +32,22 @@ def test_a_roll_needs_two_dimensions():
         swiss_roll(10, 1, np.random.default_rng(0))
 
 
+def manifold_images(num_images: int, dimension: int, side: int, gap: float):
+    """Images on a flat manifold of the dimension, labelled by the sign of the first weight, and K_F's bound.
+
+    The bound is 1 / (2 gap · norm of the first pattern), up to the rounding of pixels.
+    """
+    patterns = cosine_patterns(dimension, side) * (127 / dimension)
+    rng = np.random.default_rng(0)
+    labels = np.arange(num_images) % 2
+    weights = rng.uniform(-1, 1, (num_images, dimension))
+    weights[:, 0] = rng.uniform(gap, 1, num_images) * np.where(labels == 1, 1, -1)
+    images = np.rint(127.5 + weights @ patterns.reshape(dimension, -1)).astype(np.uint8)
+    return images.reshape(-1, 1, side, side), labels, 1 / (2 * gap * np.linalg.norm(patterns[0]))
+
+
 def test_images_have_the_dimension_and_sharpness_they_are_made_for():
-    images, labels, bound = manifold_images(800, 3, side=32, gap=0.2)
+    images, labels, bound = manifold_images(800, 3, 32, 0.2)
     assert images.dtype == np.uint8
     assert images.shape == (800, 1, 32, 32)
     assert np.bincount(labels).tolist() == [400, 400]
@@ -50,4 +64,4 @@ def test_patterns_are_orthogonal():
 
 def test_refuses_more_dimensions_than_patterns():
     with pytest.raises(DataError, match="A side of 3 pixels has 8 patterns; found: 9"):
-        manifold_images(10, 9, side=3)
+        cosine_patterns(9, 3)

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from tasks.sources.base import SkipItem
-from tasks.sources.nifti import read_nifti
+from tasks.sources.nifti import MAX_VOXELS, Volume, decode_nifti
 
 VALUES = np.random.default_rng(0).integers(1, 1000, (6, 7, 8)).astype(np.int16)
+
+
+def read_nifti(path: Path, max_voxels: int = MAX_VOXELS) -> Volume:
+    return decode_nifti(path.read_bytes(), packed=path.suffix == ".gz", max_voxels=max_voxels)
 
 
 def save(path: Path, values: np.ndarray = VALUES, affine: np.ndarray | None = None, **header) -> Path:
