@@ -19,6 +19,8 @@ with private_folder() as folder:
     time.sleep(600)
 """
 
+IDLE = "import time; print(flush=True); time.sleep(600)"
+
 
 @pytest.fixture
 def base(tmp_path, monkeypatch) -> Path:
@@ -51,7 +53,9 @@ def test_what_a_killed_run_left_is_removed_with_its_processes(base):
     )
     assert run.stdout is not None
     folder = Path(run.stdout.readline().strip())
-    idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", f"{folder}/session"])
+    idle = subprocess.Popen([sys.executable, "-c", IDLE, f"{folder}/session"], stdout=subprocess.PIPE)
+    assert idle.stdout is not None
+    idle.stdout.readline()  # a process that is still being started shows no command line
     assert remove_leftovers() == 0
     run.send_signal(signal.SIGKILL)
     run.wait()

@@ -97,7 +97,7 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
 def test_a_search_refuses_pretrained_networks_before_anything_starts(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.tuning.pipeline.connect", refuse)
+    monkeypatch.setattr("orchestrator.running.pipeline.connect", refuse)
     with pytest.raises(ConfigError, match="searches from random weights"):
         tune_sweep({**SWEEP, "train_sizes": [100]}, RunOptions(root=root, tracking=False))
     assert not (Path(root) / "prepared").exists()
