@@ -111,7 +111,7 @@ def tracked(root: Path) -> dict[str, Any]:
 def main(sweep: str, folder: str, cpus: str, *moments: str) -> None:
     root = Path(folder)
     beside = root.with_name(f"{root.name}-unbroken")
-    starts = [search(sweep, root, cpus, until) for until in (*map(int, moments), None, None)]
+    starts = [search(sweep, root, cpus, until) for until in (*map(int, moments), None)]
     found = {"starts": starts, "told": told(root), "tracked": tracked(root), "recipe": recipe(root)}
     unbroken = search(sweep, beside, cpus)
     print(json.dumps({**found, "unbroken": {**unbroken, "recipe": recipe(beside)}}))
