@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from orchestrator.analysis.placement import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.own_arrays import load_arrays
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import MeasureResult, MeasureSettings, measure_array, measure_nested
@@ -26,6 +27,8 @@ from tasks.remote import Executor
 from tasks.sources import OWN_KINDS, own_kind_of
 
 MAX_HELD_BYTES = 2 << 30
+SAID = ("label_map", "label_columns", "layout")
+"""What may be said of own data that are measured."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +107,21 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError(
             "The source must be a .npy file or of a known kind", path.suffix or "no ending", what
         )
-    own = OwnSourceSpec.model_validate(
-        {
-            "kind": kind,
-            "path": str(path),
-            "domain": None,
-            "channels": request.channels,
-            **request.said,
-        }
-    )
+    own = _own_source(kind, path, request)
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
+
+
+def _own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
+    known = {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
+    unknown = sorted(set(request.said) - set(SAID))
+    if unknown:
+        raise unknown_name("field of own data", unknown[0], SAID)
+    try:
+        return OwnSourceSpec.model_validate(known | request.said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        rule = f"{first['loc'][0]} of own data must be as in a sweep file"
+        raise ConfigError(rule, first["msg"], "see docs/datasets.md, your own data") from None
 
 
 def _options(said: Iterable[str]) -> str:
