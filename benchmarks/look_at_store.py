@@ -29,8 +29,11 @@ from tasks.trials.result import AttackRecord, EpochRecord, NetworkScores, TrialR
 MEASURED = """
 import json, resource, sys, time
 began = time.perf_counter()
-from orchestrator.cli.app import main
-code = main(sys.argv[1:])
+from orchestrator.cli.app import entry
+try:
+    entry()
+except SystemExit as end:
+    code = end.code
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time()}
 print(json.dumps({"code": code, **seconds, "bytes": peak}), file=sys.stderr)

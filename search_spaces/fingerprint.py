@@ -14,9 +14,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 
 from pydantic import BaseModel
 
@@ -52,6 +52,12 @@ def readable_id(slug_parts: list[str], value: object) -> str:
         >>> readable_id(["resnet18", "MNIST 3/8", "n500"], {"x": 1})
         'resnet18-mnist-3-8-n500-5041bf1f713d'
     """
+    if isinstance(value, BaseModel) and value.model_config.get("frozen"):
+        return _id_of_frozen(_Same(value), *slug_parts)
+    return _readable_id(slug_parts, value)
+
+
+def _readable_id(slug_parts: Iterable[str], value: object) -> str:
     cleaned = (re.sub(r"[^a-z0-9_]+", "-", part.lower()).strip("-") for part in slug_parts)
     return "-".join([*filter(None, cleaned), fingerprint(value)[:ID_HEX_DIGITS]])
 
@@ -66,12 +72,13 @@ def derive_seed(*parts: object) -> int:
 
 
 def _plain(value: object, where: str) -> object:
-    if isinstance(value, BaseModel):
-        return _plain_model(value, where)
-    if isinstance(value, Enum):
-        return _plain(value.value, where)
     if value is None or type(value) in (bool, int, str):
         return value
+    if isinstance(value, BaseModel):
+        frozen = value.model_config.get("frozen")
+        return _plain_frozen(_Same(value), where) if frozen else _plain_model(value, where)
+    if isinstance(value, Enum):
+        return _plain(value.value, where)
     if type(value) is float:
         if not math.isfinite(value):
             raise TypeError(f"{where} is {value!r}: only finite numbers have a fingerprint")
@@ -117,3 +124,29 @@ def _spelled_alike(one: object, other: object) -> bool:
     if type(one) in (bool, int, str):
         return one == other
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+class _Same:
+    """A key that only the very same object matches: equal specs may be spelled in two ways (1, 1.0, True)."""
+
+    __slots__ = ("model",)
+
+    def __init__(self, model: BaseModel) -> None:
+        self.model = model
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.model is other.model
+
+
+# Thousands of cells share a subset, a recipe and a model: a frozen spec is spelled once while it is in use.
+@lru_cache(maxsize=4096)
+def _plain_frozen(same: _Same, where: str) -> dict[str, object]:
+    return _plain_model(same.model, where)
+
+
+@lru_cache(maxsize=4096)
+def _id_of_frozen(same: _Same, *slug_parts: str) -> str:
+    return _readable_id(slug_parts, same.model)

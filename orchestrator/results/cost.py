@@ -58,10 +58,9 @@ class Cost:
 
 def cost_of(state: State, prices: Prices) -> Cost:
     """Add up the trials of a sweep that have a result."""
-    spent = state.measured_trials()
     again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
-    gpu, core = _unit_hours(spent)
-    saved_gpu, saved_core = _unit_hours(trial for trial in spent if trial.spec.trial_id in again)
+    gpu, core = _unit_hours(state.measured_trials())
+    saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
     joules = 3600 * (gpu * prices.card.watts + core * prices.core.watts)
     num_measures = len(state.measures)
     return Cost(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -188,8 +188,12 @@ class State:
         """Return the failures as the command line and the report print them, ordered by trial id."""
         return [record.row() for _, record in sorted(self.failures.items())]
 
-    def measured_trials(self) -> list[MeasuredTrial]:
-        """Return what done trials cost; diverged ones stopped at an unknown epoch, so they tell nothing."""
+    def measured_trials(self, among: Container[str] | None = None) -> list[MeasuredTrial]:
+        """Return what done trials cost; diverged ones stopped at an unknown epoch, so they tell nothing.
+
+        Args:
+            among: Only trials with these ids; None takes all.
+        """
         return [
             MeasuredTrial(
                 spec=outline.spec,
@@ -200,8 +204,8 @@ class State:
                 card=outline.gpu_name,
                 peak_bytes=outline.peak_bytes,
             )
-            for outline in (*self.results.values(), *self.partial.values())
-            if outline.status == TrialStatus.DONE
+            for name, outline in (*self.results.items(), *self.partial.items())
+            if outline.status == TrialStatus.DONE and (among is None or name in among)
         ]
 
 

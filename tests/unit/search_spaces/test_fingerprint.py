@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -163,6 +164,31 @@ def test_a_version_counts_although_it_has_its_default():
         rate: float = 0.5
 
     assert fingerprint(Later(size=3)) != fingerprint(Old(size=3))
+
+
+class Inner(Spec):
+    value: bool | int | float = 0.5
+
+
+class Outer(Spec):
+    inner: Inner
+
+
+def test_equal_specs_that_are_spelled_in_two_ways_keep_their_own_ids():
+    alike = [Outer(inner=Inner(value=value)) for value in (1, 1.0, True)]
+    assert alike[0] == alike[1] == alike[2]
+
+    spelled = [(canonical_json(one), readable_id(["x"], one)) for one in (*alike, *alike)]
+
+    values = ['{"inner":{"value":1}}', '{"inner":{"value":1.0}}', '{"inner":{"value":true}}']
+    assert [text for text, _ in spelled] == values * 2
+    assert [name for _, name in spelled] == [f"x-{fingerprint(json.loads(text))[:12]}" for text in values * 2]
+
+
+def test_a_changed_copy_of_a_spec_has_an_id_of_its_own():
+    first = network()
+    assert first.network_id == first.network_id
+    assert first.model_copy(update={"seed": 1}).network_id == network(seed=1).network_id != first.network_id
 
 
 def test_a_trial_survives_json():
