@@ -7,7 +7,7 @@ differ they are conflicts, and listed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from search_spaces.errors import DataError
 from tasks.measures.byte_rows import UNITS, byte_units
-from tasks.measures.distances import BlockSource, flatten
+from tasks.measures.distances import BlockSource, Precision, flatten
 from tasks.remote import Executor, InlineExecutor
 
 PROFILE_BYTES = 256 << 20  # rows are read in pieces of this size
@@ -43,6 +43,10 @@ class RowProfile:
     def num_duplicates(self) -> int:
         """Rows left out because an earlier one is the same."""
         return len(self.first_of) - len(self.keep)
+
+    def precision(self, asked: Precision) -> Precision:
+        """What was asked for, in floats where rows are no bytes of one type."""
+        return asked if self.byte_unit is not None else replace(asked, exact_bytes=False)
 
 
 def profile_rows(

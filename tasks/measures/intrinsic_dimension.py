@@ -240,9 +240,6 @@ def intrinsic_dimension(
     source = as_bytes(features if isinstance(features, BlockSource) else as_source(as_array(features)))
     profile = profile_rows(source, None, executor=executor)
     source = with_unit(source, profile.byte_unit)
-    precision = precision or Precision()
-    if profile.byte_unit is None:
-        precision = replace(precision, exact_bytes=False)
     size = len(profile.keep)
     table = nested_neighbors(
         source,
@@ -250,7 +247,7 @@ def intrinsic_dimension(
         [size],
         max(1, min(table_width(estimators, num_neighbors), size - 1)),
         executor=executor,
-        precision=precision,
+        precision=profile.precision(precision or Precision()),
         keep=profile.keep,
         block_rows=block_rows,
     ).tables[0]

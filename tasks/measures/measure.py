@@ -75,9 +75,7 @@ def measure_nested(
     rows = as_bytes(source)
     profile = profile_rows(rows, codes, executor=executor)
     rows = with_unit(rows, profile.byte_unit)
-    precision = Precision(
-        dtype=settings.dtype, device=settings.device, exact_bytes=profile.byte_unit is not None
-    )
+    precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
     found = _one_pass(rows, codes, sizes, profile, executor, settings, precision)
     convention = _convention(source, settings)
     records = tuple(
