@@ -55,8 +55,9 @@ def estimate(
         cpu_rate, gpu_rate = rates.get((model, False)), rates.get((model, True))
         measured += bool(cpu_rate or gpu_rate)
         cpu_seconds += flops(trial) / (cpu_rate or ASSUMED_CPU_FLOPS)
-        need = need_of(trial, card, corrections)
-        gpu_seconds += flops(trial) / gpu_rate if gpu_rate else need.seconds * need.share
+        gpu_seconds += (
+            flops(trial) / gpu_rate if gpu_rate else predicted_card_seconds(trial, card, corrections)
+        )
     num_cores = os.cpu_count() or 1
     result: dict[str, Any] = {
         "trials_left": len(left),
@@ -76,6 +77,12 @@ def estimate(
     threads = threads_text(result["hours_by_threads"], num_cores)
     result["text"] = "\n".join(filter(None, (_text(result), threads)))
     return result
+
+
+def predicted_card_seconds(trial: TrialSpec, card: Card, corrections: Corrections | None = None) -> float:
+    """Return for how long a trial is predicted to take a whole card: its seconds there times its share."""
+    need = need_of(trial, card, corrections)
+    return need.seconds * need.share
 
 
 def on_cards(

@@ -102,6 +102,11 @@ class RootPaths:
         return self.root / "driver.lock"
 
     @property
+    def identity(self) -> Path:
+        """What tells this root from others on one object store (:mod:`orchestrator.running.lease`)."""
+        return self.root / "driver.id"
+
+    @property
     def mlflow_database(self) -> Path:
         """SQLite file of the default MLflow store."""
         return self.root / "mlflow.db"

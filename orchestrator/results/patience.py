@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,9 +34,11 @@ class Patience:
 
     Attributes:
         say: Is told once when a pause begins, now and then while it lasts, and when it ends.
+        limit_s: Seconds after which the error is raised after all.
     """
 
     say: Callable[[str], None] = log.warning
+    limit_s: float = math.inf
 
     def until_done(self, write: Callable[[], T]) -> T:
         """Return what ``write`` returns as soon as storage takes it.
@@ -44,7 +47,7 @@ class Patience:
             write: May be called any number of times.
 
         Raises:
-            SweepError: of ``write``, for whatever waiting does not mend.
+            SweepError: of ``write``, for whatever waiting does not mend, or has not in ``limit_s``.
             OSError: likewise.
         """
         began = said = None
@@ -55,7 +58,8 @@ class Patience:
             except (StorageAway, OSError) as error:
                 now = time.monotonic()
                 reason = _reason(error)
-                if reason is None:
+                began = now if began is None else began
+                if reason is None or now - began > self.limit_s:
                     raise
                 if said is None or now - said > REMIND_AFTER_S:
                     said = now
@@ -63,7 +67,6 @@ class Patience:
                         f"Paused: {reason}. The sweep goes on by itself when there is room and an answer; "
                         "Ctrl-C stops it, and what is done is kept"
                     )
-                began = now if began is None else began
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
                 continue

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
-import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from orchestrator.running.signals import end_main_thread
 from search_spaces.errors import SetupError
 
 log = logging.getLogger(__name__)
@@ -22,8 +20,6 @@ PRIVATE_PATIENCE_S = 10.0
 SHARED_PATIENCE_S = 120.0
 """That of a shared one may: a network heals, an operator starts it again."""
 SAID_AFTER_S = 30.0
-END_WITHIN_S = 20.0
-"""How long the driver's main thread may take to end by itself; it may hang in a call of Ray's."""
 
 
 class HeadWatch:
@@ -82,10 +78,7 @@ class HeadWatch:
             "run the same command again, on a shared cluster when its head is back: what is done is kept",
         )
         log.error("%s", self.lost)
-        _thread.interrupt_main()
-        if not self._ended.wait(END_WITHIN_S):
-            print(f"isweep: {self.lost}", file=sys.stderr, flush=True)  # noqa: T201  # the last word
-            os._exit(SetupError.exit_code)
+        end_main_thread(self.lost, self._ended)
 
 
 def answers(address: str) -> bool:

@@ -6,11 +6,15 @@ import os
 
 import ray
 
+from orchestrator.results.patience import Patience
 from orchestrator.results.weights import WeightStore
 from orchestrator.running.beside_driver import start_beside_driver
 from orchestrator.running.credentials import for_storage
 from search_spaces.errors import CorruptStoreError, SetupError
 from tasks.trials.measured import KeptFile
+
+PATIENCE_S = 120.0
+"""How long a file waits for storage that is full or away. Its trial waits too, and must not seem to hang."""
 
 
 class IsweepKeeper:
@@ -19,25 +23,26 @@ class IsweepKeeper:
     def __init__(self, url: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
         self._store = WeightStore(url)
+        self._patience = Patience(limit_s=PATIENCE_S)
 
     def save(self, trial_id: str, data: bytes) -> KeptFile | str:
         """See :meth:`WeightStore.save`; a failure in words."""
         try:
-            return self._store.save(trial_id, data)
+            return self._patience.until_done(lambda: self._store.save(trial_id, data))
         except SetupError as error:
             return str(error)
 
     def save_predictions(self, trial_id: str, data: bytes) -> KeptFile | str:
         """See :meth:`WeightStore.save_predictions`; a failure in words."""
         try:
-            return self._store.save_predictions(trial_id, data)
+            return self._patience.until_done(lambda: self._store.save_predictions(trial_id, data))
         except SetupError as error:
             return str(error)
 
     def read(self, trial_id: str, kept: KeptFile) -> bytes | str:
         """See :meth:`WeightStore.read`; a failure in words."""
         try:
-            return self._store.read(trial_id, kept)
+            return self._patience.until_done(lambda: self._store.read(trial_id, kept))
         except CorruptStoreError as error:
             return str(error)
 
@@ -51,7 +56,7 @@ class IsweepKeeper:
 
     def read_checkpoint(self, trial_id: str) -> bytes | None:
         """Return it, if there is one."""
-        return self._store.read_checkpoint(trial_id)
+        return self._patience.until_done(lambda: self._store.read_checkpoint(trial_id))
 
 
 class Keeper:

@@ -6,14 +6,19 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
+from orchestrator.running.lease import Lease
 from search_spaces.errors import SetupError
+from tasks.atomic import write_atomic
 
 PROBE_ATTEMPTS = 10
 PROBE_PAUSE_S = 0.02
@@ -49,14 +54,30 @@ def locked(workspace: Workspace, purpose: str) -> Iterator[None]:
     """Hold the locks of a sweep's root and, since two roots may share one, of its result store.
 
     Raises:
-        SetupError: see :func:`exclusive`.
+        SetupError: see :func:`exclusive` and, for an object store, :class:`.lease.Lease`.
     """
     store = ResultStore(workspace.results_url).lock
     with contextlib.ExitStack() as locks:
         locks.enter_context(exclusive(workspace.paths.lock, purpose))
         if store is not None:
             locks.enter_context(exclusive(store, purpose, "storage"))
+        else:
+            locks.enter_context(Lease(workspace.results_url, _name_of(workspace.paths), purpose))
         yield
+
+
+def _name_of(root: RootPaths) -> str:
+    """Return what tells this root from every other one, copies on other hosts too."""
+    try:
+        if not root.identity.exists():
+            write_atomic(str(root.identity), secrets.token_hex(8).encode())
+        return f"{socket.gethostname()}-{root.identity.read_text(encoding='ascii')[:16]}"
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            "A root's own id must be a file of 16 letters",
+            f"{root.identity}: {error}",
+            "delete it: the next run makes a new one",
+        ) from None
 
 
 def is_held(path: Path) -> bool:

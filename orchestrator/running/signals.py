@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
+
+from search_spaces.errors import SetupError
+
+END_WITHIN_S = 20.0
+"""How long the driver's main thread may take to end by itself; it may hang in a call of Ray's."""
 
 _asked = threading.Event()
 
@@ -44,6 +52,19 @@ def raise_if_asked() -> None:
 def stop_heard() -> None:
     """Say that the stop has arrived where it is answered: what follows must run."""
     _asked.clear()
+
+
+def end_main_thread(error: SetupError, ended: threading.Event) -> None:
+    """Interrupt the main thread from another one, and end the process when that does not help.
+
+    Args:
+        error: Why; the last word when the main thread has none.
+        ended: Set when the main thread has heard.
+    """
+    _thread.interrupt_main()
+    if not ended.wait(END_WITHIN_S):
+        print(f"isweep: {error}", file=sys.stderr, flush=True)  # noqa: T201  # the last word
+        os._exit(error.exit_code)
 
 
 @contextlib.contextmanager

@@ -239,7 +239,7 @@ def expect(what: str, found: Any, wanted: Any) -> None:
 
 def tell(lab: Path) -> dict[str, Any]:
     """Run the whole story and return what came of it."""
-    started = time.monotonic()
+    started, date, load = time.monotonic(), time.strftime("%F %H:%M"), os.getloadavg()[0]
 
     def say(what: str) -> None:
         print(f"[{time.monotonic() - started:5.0f} s] {what}", file=sys.stderr, flush=True)
@@ -256,6 +256,8 @@ def tell(lab: Path) -> dict[str, Any]:
     expect("no process is left", left, {})
     return {
         "name": "cluster-test",
+        "date": date,
+        "load": {"at start": load, "at end": os.getloadavg()[0]},
         "seconds": round(time.monotonic() - started),
         "sweeps": found,
         "checked": CHECKED,

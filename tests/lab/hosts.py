@@ -163,7 +163,7 @@ class Host:
             r"|monitor\.py|ray::\w+|default_worker|sshd",
             " ".join(words),
         )
-        return known[0] if known else (words[0] if words else "?")
+        return known[0] if known else (Path(words[0]).name if words else "?")
 
     def _network_space(self) -> str:
         return f"net:[{os.stat(f'/run/netns/{self.name}').st_ino}]"

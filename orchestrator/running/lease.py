@@ -1,0 +1,179 @@
+"""One driver per object store, which has no locks: a lease that its holder renews and a starter looks for.
+
+Whoever starts writes a lease of its own first and looks for others then, so of two at least one sees the
+other. Whether another one lives is told by its lease changing, never by a clock: one that stays as it is for
+:data:`EXPIRES_S` belongs to a driver that is gone. Needs of a store only that what was written is seen, as
+S3, Google's and Azure's promise.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import posixpath
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from orchestrator.results.storage import open_storage
+from orchestrator.running.signals import end_main_thread
+from search_spaces.errors import SetupError
+
+log = logging.getLogger(__name__)
+
+FOLDER, FILE = "drivers", "lease.json"
+BEAT_S = 10.0
+EXPIRES_S = 60.0
+LOOK_EVERY_S = 2.0
+RULE = "Only one isweep command may work on a storage at a time"
+
+
+class Lease:
+    """Held during a ``with`` block.
+
+    Args:
+        url: Of the store.
+        name: Of the holder's root, whose own lock is held: an earlier lease of that name is dead.
+        purpose: What the holder does, for messages.
+        say: Is told when another lease is there and it is not known yet whether its driver lives.
+    """
+
+    def __init__(self, url: str, name: str, purpose: str, say: Callable[[str], None] = log.warning) -> None:
+        self.lost: SetupError | None = None
+        self._url, self._name, self._say = url, name, say
+        self._files = open_storage(url)
+        self._path = posixpath.join(self._files.base, FOLDER, name, FILE)
+        self._token, self._beats, self._holds = secrets.token_hex(8), 0, False
+        self._who = {"host": socket.gethostname(), "pid": os.getpid(), "purpose": purpose}
+        self._since = time.strftime("%F %T")
+        self._writing, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        """Take it.
+
+        Raises:
+            SetupError: when another driver lives, naming its host, process and purpose; or where the store
+                cannot be read or written.
+        """
+        self._write()
+        self._thread.start()
+        try:
+            self._wait_for_others()
+            self._holds = True
+            self._write()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back.
+
+        Raises:
+            SetupError: in place of whatever ended the block, when the lease was lost.
+        """
+        self._release()
+        if self.lost is not None and error is not None:
+            raise self.lost from error
+
+    def _wait_for_others(self) -> None:
+        """Return when no other lease is left: those of dead drivers are removed."""
+        seen: dict[str, tuple[bytes, float]] = {}
+        while True:
+            others, now = self._others(), time.monotonic()
+            if not others:
+                return
+            if not seen:
+                self._say(
+                    f"{self._url} was or is in use by {_holder(next(iter(others.values())))}; looking for "
+                    f"up to {EXPIRES_S:g} s whether that driver lives"
+                )
+            for path, content in others.items():
+                before, since = seen.get(path, (content, now))
+                seen[path] = (content, since if content == before else now)
+                if content != before and self._yields_to(path, content):
+                    way_out = "wait for it, stop it there, or use another --storage"
+                    raise SetupError(RULE, f"{self._url} is in use by {_holder(content)}", way_out)
+                if now - since > EXPIRES_S and content == before:
+                    self._files.remove(path)
+            time.sleep(LOOK_EVERY_S)
+
+    def _others(self) -> dict[str, bytes]:
+        """Return the content of every other lease by its path."""
+        folder = posixpath.join(self._files.base, FOLDER)
+        found = [file for file in self._files.find(folder, FILE) if file.path != self._path]
+        return {
+            file.path: content for file, content in self._files.read_many(found) if isinstance(content, bytes)
+        }
+
+    def _yields_to(self, path: str, content: bytes) -> bool:
+        """Whether a living driver goes first: it holds, or of two that start at once its name does."""
+        return bool(_parsed(content).get("holds")) or path < self._path
+
+    def _write(self) -> None:
+        with self._writing:
+            if self._ended.is_set():
+                return
+            self._beats += 1
+            content = {"token": self._token, "beat": self._beats, "holds": self._holds, "since": self._since}
+            self._files.write(self._path, json.dumps({**content, **self._who}).encode())
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            try:
+                if self._is_ours():
+                    self._write()
+                    continue
+            except (SetupError, OSError) as error:
+                # Who starts elsewhere cannot look now either.
+                log.warning("the lease of %s is not renewed now: %s", self._url, error)
+                continue
+            if not self._ended.is_set():
+                self._give_up()
+            return
+
+    def _is_ours(self) -> bool:
+        try:
+            return _parsed(self._files.read(self._path)).get("token") == self._token
+        except FileNotFoundError:
+            return False
+
+    def _give_up(self) -> None:
+        self.lost = SetupError(
+            RULE,
+            f"{self._url}: another driver took it over; this one had not renewed it for {EXPIRES_S:g} s",
+            "let that one end; what is done is kept",
+        )
+        log.error("%s", self.lost)
+        end_main_thread(self.lost, self._ended)
+
+    def _release(self) -> None:
+        with self._writing:
+            self._ended.set()
+        try:
+            if self._is_ours():
+                self._files.remove(self._path)
+        except (SetupError, OSError) as error:
+            log.warning("the lease of %s stays, and expires in %g s: %s", self._url, EXPIRES_S, error)
+
+
+def _parsed(content: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _holder(content: bytes) -> str:
+    about = _parsed(content)
+    if not {"host", "pid", "purpose", "since"} <= about.keys():
+        return "another driver"
+    return f"process {about['pid']} of {about['host']} ({about['purpose']}, since {about['since']})"
