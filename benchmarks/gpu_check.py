@@ -2,7 +2,8 @@
 
 Each probe trains one network at its released batch size on resident images, as a trial does, and counts
 images per second. The grid's hours follow from the measured rates, one trial at a time; beside them stand
-what the planner predicted and its floor. Writes ``benchmarks/results/gpu-<card>.json``.
+what the planner predicted, and the floor: training's arithmetic and weights' traffic at the data sheet's full
+rates, and nothing else. Writes ``benchmarks/results/gpu-<card>.json``.
 
     python benchmarks/gpu_check.py [--seconds 40] [--card h100]
 """
@@ -12,20 +13,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import re
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from orchestrator.planning.cards import card_like, card_named
+from orchestrator.planning.cards import Card, card_like, card_named
 from orchestrator.planning.estimate import on_cards
+from orchestrator.planning.packing import cost_of
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.recipes import recipe_spec
+from search_spaces.trials import TrialSpec
 from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import build_model
 from tasks.trials.seeding import deterministic
@@ -68,6 +73,17 @@ def probe(model: str, seconds: float) -> dict[str, Any]:
     return {"model": model, "batch_size": recipe.batch_size, "images_per_second": rate, "peak_bytes": peak}
 
 
+def floor_hours(trials: Iterable[TrialSpec], card: Card) -> float:
+    """Return the hours of training if no kernel waited: products, and weights read and written."""
+    seconds = 0.0
+    for trial in trials:
+        recipe, step = trial.network.recipe, cost_of(trial.network).step
+        moved = sum(kernel.num_bytes for kernel in step.kernels if kernel.name.startswith("_fused_adam"))
+        of_step = step.flops / (1e12 * card.half_tflops) + moved / (1e9 * card.bandwidth)
+        seconds += recipe.epochs * math.ceil(trial.network.train_size / recipe.batch_size) * of_step
+    return seconds / 3600
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -88,6 +104,7 @@ def main() -> None:
         "rows": rows,
         "grid_hours_one_at_a_time": sum(images / rates[model] for model, images in passes) / 3600,
         "predicted": on_cards(trials, card, 1) if card else None,
+        "floor_hours": floor_hours(trials, card) if card else None,
         "environment": {"card": name, "torch": torch.__version__, "cuda": torch.version.cuda},
     }
     RESULTS.mkdir(exist_ok=True)

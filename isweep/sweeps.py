@@ -324,13 +324,15 @@ def plan(
     Raises:
         SweepError: for a sweep that does not make sense.
     """
-    from orchestrator.planning.estimate import estimate
+    from orchestrator.planning.cards import CARDS
+    from orchestrator.planning.estimate import DEFAULT_CARD, estimate
     from orchestrator.planning.plan import plan_rows
+    from orchestrator.planning.prices import priced
     from orchestrator.results.state import look_at_state
 
     workspace = Workspace.open(source, None if root is None else str(root), storage, changes=changes)
     state, planned = look_at_state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     left = [trial for name, trial in planned.items() if name not in state.results]
-    cost = estimate(left, state.measured_trials())
+    cost = estimate(left, state.measured_trials(), card=priced(CARDS[DEFAULT_CARD], workspace.paths.prices))
     return Plan(pd.DataFrame(rows), cost)

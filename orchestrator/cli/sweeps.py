@@ -99,6 +99,7 @@ def plan(
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.extras import extras
     from orchestrator.planning.plan import plan_rows
+    from orchestrator.planning.prices import priced
     from orchestrator.planning.workspace import Workspace
     from orchestrator.tuning.standing import most_trainings
 
@@ -106,6 +107,7 @@ def plan(
     if gpus < 1:
         raise ConfigError("--gpus must be at least 1", str(gpus), "leave it out to plan for one card")
     workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
+    kind = priced(kind, workspace.paths.prices)
     check_feasible(workspace)
     state, planned = _state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})

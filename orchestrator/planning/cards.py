@@ -23,6 +23,8 @@ STREAM_EFFICIENCY = 0.85
 EAGER_INTERVAL_S = 10e-6
 GRAPH_INTERVAL_S = 3e-6
 """Time between two kernels that Python starts, and within a captured graph: assumed, not measured yet."""
+IDLE_DRAW = 0.1
+"""Share of its power that a card draws without work: assumed (about 70 W of an H100)."""
 CONTEXT_BYTES = 0.6 * 2**30
 TENSOR_FACTOR = 1.1
 WORKSPACE_FACTOR = 2.0

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-from orchestrator.planning.cards import CARDS, Card
+from orchestrator.planning.cards import CARDS, IDLE_DRAW, Card
 from orchestrator.planning.measured import (
     ASSUMED_CPU_FLOPS,
     MeasuredTrial,
@@ -92,8 +92,9 @@ def on_cards(
 
     Returns:
         ``card`` and ``num_cards``; ``hours`` until the last trial ends, ``lower_bound_hours`` that no order
-        can beat, ``utilisation`` and ``most_at_once``; ``dollars`` at the table's assumed price and
-        ``kilowatt_hours`` of the cards; ``shares``: the largest share by model.
+        can beat, ``utilisation`` and ``most_at_once``; ``dollars`` at the card's price, of all cards until
+        the last trial ends; ``kilowatt_hours`` of the cards, which draw little where they have no trial;
+        ``shares``: the largest share by model.
     """
     shares: dict[str, float] = {}
     for trial in trials:
@@ -101,6 +102,7 @@ def on_cards(
         shares[name] = max(share, shares.get(name, 0.0))
     found = replay(longest_first(jobs_on(trials, card, corrections)), num_cards)
     card_hours = num_cards * found.makespan / 3600
+    draw = found.utilisation + IDLE_DRAW * (1 - found.utilisation)
     return {
         "card": card.name,
         "num_cards": num_cards,
@@ -109,7 +111,7 @@ def on_cards(
         "utilisation": found.utilisation,
         "most_at_once": found.most_at_once,
         "dollars": card_hours * card.price,
-        "kilowatt_hours": card_hours * card.watts / 1000,
+        "kilowatt_hours": card_hours * card.watts * draw / 1000,
         "shares": dict(sorted(shares.items())),
         "card_data": asdict(card),
     }

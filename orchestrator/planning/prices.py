@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.planning.cards import CARDS, card_named
+from orchestrator.planning.cards import CARDS, Card, card_named
 from orchestrator.planning.plain_yaml import read_plain
 from search_spaces.errors import ConfigError
 
@@ -55,9 +57,7 @@ def read_prices(path: Path) -> Prices:
     """
     if not path.exists():
         return Prices()
-    found = read_plain(path.read_text(encoding="utf-8"), str(path))
-    if not isinstance(found, dict):
-        raise ConfigError("A price table must be a mapping", str(path), "card: {dollars: 2.5, watts: 700}")
+    found = _table(path)
     if isinstance(found.get("card"), str):
         card = card_named(found["card"])
         found["card"] = {"dollars": card.price, "watts": card.watts}
@@ -71,6 +71,25 @@ def read_prices(path: Path) -> Prices:
             f"{path}: {place}: {problem['msg']}",
             "card: {dollars: 2.5, watts: 700}",
         ) from None
+
+
+def priced(card: Card, path: Path) -> Card:
+    """Return ``card`` at the price and draw that a root's table has in numbers, else as it is.
+
+    Raises:
+        ConfigError: as :func:`read_prices`.
+    """
+    price = read_prices(path).card
+    if not path.exists() or not isinstance(_table(path).get("card"), dict):
+        return card
+    return replace(card, price=price.dollars, watts=price.watts)
+
+
+def _table(path: Path) -> dict[str, Any]:
+    found = read_plain(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(found, dict):
+        raise ConfigError("A price table must be a mapping", str(path), "card: {dollars: 2.5, watts: 700}")
+    return found
 
 
 def amount(value: float) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.planning.cards import CARDS
 from orchestrator.planning.estimate import estimate, on_cards
-from orchestrator.planning.packing import cost_of, flops, need_of
+from orchestrator.planning.packing import cost_of, flops, need_of, training_flops
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from tests.unit.orchestrator.results.examples import (
@@ -98,6 +98,9 @@ def test_a_plan_for_more_cards_is_shorter_and_never_below_its_bound(trials):
     for found in (one, two):
         assert found["hours"] >= found["lower_bound_hours"] > 0
         assert found["dollars"] == pytest.approx(found["hours"] * found["num_cards"] * CARDS["h100"].price)
+        # Cards are paid until the last trial ends, and draw a tenth where they have none.
+        draw = found["utilisation"] + 0.1 * (1 - found["utilisation"])
+        assert found["kilowatt_hours"] == pytest.approx(found["hours"] * found["num_cards"] * 0.7 * draw)
     assert set(one["shares"]) == {"small_cnn"}
 
 
@@ -105,6 +108,14 @@ def test_shares_of_a_card_never_add_up_to_more_than_the_card(trials):
     need = need_of(trials[0], CARDS["a100"])
     together = int(1 / need.share + 1e-9)
     assert together * need.memory_bytes <= CARDS["a100"].memory_gib * 2**30
+
+
+def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted():
+    """109 million passes and 6.12 EFLOP, from the published sizes and epochs and each network's own count."""
+    trials = plan_sweep(load_sweep("paper")).trials
+    passes = sum(trial.network.recipe.epochs * trial.network.train_size for trial in trials)
+    assert passes == pytest.approx(109e6, rel=0.005)
+    assert sum(map(training_flops, trials)) == pytest.approx(6.12e18, rel=0.02)
 
 
 def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run():

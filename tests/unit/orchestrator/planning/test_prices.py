@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.planning.cards import CARDS
-from orchestrator.planning.prices import Prices, amount, read_prices
+from orchestrator.planning.prices import Prices, amount, priced, read_prices
 from search_spaces.errors import ConfigError, SweepError
 
 
@@ -25,6 +25,15 @@ def test_a_file_replaces_what_it_names(tmp_path):
     assert (prices.card.dollars, prices.card.watts) == (2.5, 500)
     assert prices.core == Prices().core
     assert prices.origin == "our contract"
+
+
+def test_a_plan_has_the_price_that_is_given_in_numbers(tmp_path):
+    card = CARDS["h200"]
+    assert priced(card, tmp_path / "prices.yaml") == card
+    assert priced(card, table(tmp_path, "card: a100\n")) == card  # that of another card
+    assert priced(card, table(tmp_path, "core: {dollars: 1, watts: 5}\n")) == card
+    ours = priced(card, table(tmp_path, "card: {dollars: 2.5, watts: 500}\n"))
+    assert (ours.price, ours.watts, ours.name) == (2.5, 500, "h200")
 
 
 def test_a_card_may_be_named(tmp_path):

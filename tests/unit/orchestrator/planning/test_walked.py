@@ -3,6 +3,7 @@ writes them anew.
 """
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -71,6 +72,22 @@ def test_costs_survive_being_kept():
     again = from_plain(json.loads(json.dumps(to_plain(walked))))
     assert to_plain(again) == to_plain(walked)
     assert sorted(map(str, again.step.kernels)) == sorted(map(str, walked.step.kernels))
+
+
+def test_a_plan_of_a_preset_needs_no_torch(tmp_path):
+    script = """
+import sys
+from orchestrator.cli import entry
+try:
+    entry()
+except SystemExit as ended:
+    assert not ended.code, ended
+sys.exit("torch" in sys.modules)
+"""
+    command = [sys.executable, "-c", script, "plan", "paper", "--root", str(tmp_path / "root")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "972 trials" in done.stdout
 
 
 if __name__ == "__main__":

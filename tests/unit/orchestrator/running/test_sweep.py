@@ -1,6 +1,7 @@
 """Running cells under Tune: results stored, failures typed and retried by kind, nothing lost."""
 
 import errno
+import gc
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 from ray.experimental.internal_kv import _internal_kv_put
+from ray.tune.experiment import Trial
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -145,6 +147,23 @@ def test_each_kind_of_failure_has_its_own_policy(run):
     assert [crash.attempt for crash in crashes] == [1, 2, 3]
     assert re.search(r"^worker_crash: .*\(attempt 2 of 3 in 1 s: other trials live\)$", crashes[0].said)
     assert re.search(r"\(given up: .*\)$", crashes[2].said)
+
+
+def test_tune_holds_next_to_nothing_of_trials_that_have_ended(run):
+    held = []
+
+    class Looks(Progress):
+        def trial_finished(self, trial_id: str, status: str) -> None:
+            super().trial_finished(trial_id, status)
+            held[:] = [one for one in gc.get_objects() if type(one) is Trial and one.is_finished()]
+
+    sweep = run(make_plan(10, 26, 28, 30), monitor=Looks())
+    ended = {trial.config["cell"]["trial_id"] for trial in held}
+    assert len(ended & sweep.plan.trials_by_id.keys()) >= 2
+    for trial in held:
+        assert trial.config == {"cell": {"trial_id": str(trial)}}
+        assert (trial.evaluated_params, trial.metric_analysis, trial.metric_n_steps) == ({}, {}, {})
+        assert trial.last_result == {"trial_id": trial.trial_id}
 
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "canary-of-the-store", "MY_API_TOKEN": "canary-of-a-network"}
