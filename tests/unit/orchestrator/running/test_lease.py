@@ -99,15 +99,13 @@ def test_of_many_that_start_at_once_exactly_one_holds(tmp_path, monkeypatch):
 def test_a_driver_whose_lease_was_taken_over_ends(tmp_path, monkeypatch):
     ended = []
     monkeypatch.setattr(lease, "end_main_thread", lambda error, event: ended.append(error))
-    with (
-        pytest.raises(SetupError, match=r"another driver took it over; this one had not renewed"),
-        Lease(str(tmp_path), "a", "isweep run") as held,
-    ):
-        left_behind(tmp_path, "b")
-        (tmp_path / "drivers/a/lease.json").unlink()
-        while held.lost is None or not ended:
-            time.sleep(0.01)
-        raise KeyboardInterrupt
+    held = Lease(str(tmp_path), "a", "isweep run").__enter__()
+    left_behind(tmp_path, "b")
+    (tmp_path / "drivers/a/lease.json").unlink()
+    while not ended:
+        time.sleep(0.01)
+    with pytest.raises(SetupError, match=r"another driver took it over; this one had not renewed"):
+        held.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert ended == [held.lost]
     assert leases(tmp_path) == ["b"]
 
