@@ -39,6 +39,10 @@ class World:
         long_range: one dataset alone has two decades of N more.
         shift: added to all log losses, towards or beyond guessing.
         measure_error: relative error of d, and three times that of K_F.
+        noise_spread: standard deviation, between datasets, of the log size of single trainings' errors.
+        floor: of the losses, as a share of what each dataset has at the first N; curves bend towards it.
+        wander: step of a dataset's own random walk from each N to the next, so that errors of neighbouring N
+            are alike.
     """
 
     name: str
@@ -58,6 +62,9 @@ class World:
     long_range: bool = False
     shift: float = 0.0
     measure_error: float = 0.0
+    noise_spread: float = 0.0
+    floor: float = 0.0
+    wander: float = 0.0
     models: tuple[str, ...] = ("a",)
 
 
@@ -87,6 +94,17 @@ WORLDS = (
     World(name="law, losses near guessing", sizes=DECADES, shift=1.0, **LAW),
     World(name="wrong sign", sizes=DECADES, on_gain=-2.0, **WRONG),
     World(name="K_F strong", sizes=DECADES, on_sharpness=4.0, on_gain=3.0, exponent=6.0),
+)
+#: For predictions alone: errors of another size in every dataset, and curves that are not straight.
+RAGGED = (
+    World(name="noisier and quieter datasets", noise_spread=0.7, **LAW),
+    World(name="noisier and quieter datasets, their own slopes", noise_spread=0.7, slope_std=2.0, **LAW),
+    World(name="noisier and quieter datasets, two decades of N", sizes=DECADES, noise_spread=0.7, **LAW),
+    World(name="very unequal noise", noise_spread=1.2, **LAW),
+    World(name="a floor", sizes=DECADES, floor=0.2, exponent=4.0, on_sharpness=1.0),
+    World(name="a floor, noisier and quieter datasets", floor=0.5, noise_spread=0.7, **LAW),
+    World(name="curves that wander", wander=0.3, **LAW),
+    World(name="curves that wander, two decades of N", sizes=DECADES, wander=0.3, noise_spread=0.5, **LAW),
 )
 
 
@@ -130,6 +148,8 @@ def _dataset(world: World, j: int, domain: str, pairs: int, rng: np.random.Gener
         k_own = 0.9 + np.log(8)
     height = float(_errors(world, rng, 0.8, 1)[0]) * (world.medical_spread if medical else 1.0)
     own_slope = float(rng.normal(0, world.slope_std))
+    own_noise = float(np.exp(rng.normal(0, world.noise_spread))) if world.noise_spread else 1.0
+    walk = np.cumsum(rng.normal(0, world.wander, len(sizes))) if world.wander else np.zeros(len(sizes))
     of_model = 0.1 * np.arange(len(world.models)) + _errors(world, rng, 0.2, len(world.models))
     frames = []
     for pair in range(pairs):
@@ -143,9 +163,10 @@ def _dataset(world: World, j: int, domain: str, pairs: int, rng: np.random.Gener
         for m, model in enumerate(world.models):
             log_n = np.log(sizes)
             log_loss = (
-                -(world.exponent + own_slope) * (log_n - centre) / d
+                _falling((world.exponent + own_slope) * (log_n - centre) / d, world.floor)
                 + world.on_d * (d - 13) + world.on_sharpness * (log_k + 9) + world.on_label * medical
-                + height + of_model[m] + of_pair + of_subset + _errors(world, rng, 0.3, len(sizes))
+                + height + of_model[m] + of_pair + of_subset + walk
+                + own_noise * _errors(world, rng, 0.3, len(sizes))
             )  # fmt: skip
             frames.append(
                 pd.DataFrame(
@@ -159,6 +180,13 @@ def _dataset(world: World, j: int, domain: str, pairs: int, rng: np.random.Gener
                 )
             )  # fmt: skip
     return pd.concat(frames)
+
+
+def _falling(fall: Array, floor: float) -> Array:
+    """Log of a loss that falls by a power of N towards a floor, a share of what it is at the first N."""
+    if not floor:
+        return -fall
+    return np.asarray(np.log((1 - floor) * np.exp(fall[0] - fall) + floor) - fall[0])
 
 
 def _loss(log_loss: Array, shift: float) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,7 @@ def measure(
     class_pair: tuple[str, str] | None = None,
     image_size: int | None = None,
     channels: int = 1,
+    own: Mapping[str, Any] | None = None,
     root: str | Path | None = None,
     **settings: Any,
 ) -> Measurement:
@@ -146,6 +147,7 @@ def measure(
         class_pair: Only these two classes, by name.
         image_size: Resize image files to this side (224 when None); not for arrays.
         channels: 1 or 3, of image files.
+        own: What own data leave open, as in a sweep file: ``label_map``, ``label_columns``, ``layout``.
         root: Where prepared datasets are looked for; see :func:`isweep.run`.
         settings: See :class:`tasks.measures.records.MeasureSettings`: ``num_neighbors``, ``seed``, ...
 
@@ -154,9 +156,15 @@ def measure(
     """
     method = _settings(settings)
     if isinstance(images, (str, Path)):
-        return _measure_source(
-            str(images), labels, method, train_sizes, class_pair, image_size, channels, root
-        )
+        how: dict[str, Any] = {
+            "train_sizes": tuple(train_sizes),
+            "class_pair": class_pair,
+            "image_size": image_size,
+        }
+        how |= {"channels": channels, "said": dict(own or {}), "settings": method}
+        return _measure_source(str(images), labels, how, root)
+    if own:
+        raise ConfigError("own is for files", ", ".join(own), "map the labels of an array before")
     if image_size is not None:
         raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
     return _measure_arrays(np.asarray(images), labels, method, train_sizes, class_pair)
@@ -172,16 +180,7 @@ def _settings(given: dict[str, Any]) -> MeasureSettings:
     return MeasureSettings(**given)
 
 
-def _measure_source(
-    source: str,
-    labels: Any,
-    settings: MeasureSettings,
-    train_sizes: Sequence[int],
-    class_pair: tuple[str, str] | None,
-    image_size: int | None,
-    channels: int,
-    root: str | Path | None,
-) -> Measurement:
+def _measure_source(source: str, labels: Any, how: dict[str, Any], root: str | Path | None) -> Measurement:
     from orchestrator.planning.paths import RootPaths
     from orchestrator.running.own_data import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
@@ -190,15 +189,7 @@ def _measure_source(
         raise ConfigError(
             "Labels of a file of images must be a file too", type(labels).__name__, "give its path"
         )
-    request = MeasureRequest(
-        source=source,
-        labels=None if labels is None else Path(labels),
-        class_pair=class_pair,
-        train_sizes=tuple(train_sizes),
-        image_size=image_size,
-        channels=channels,
-        settings=settings,
-    )
+    request = MeasureRequest(source=source, labels=None if labels is None else Path(labels), **how)
     measured = measure_source(request, InlineExecutor(), RootPaths.at(root))
     return Measurement(measured.record, measured.label_names, measured.pair_images, measured.pair_labels)
 

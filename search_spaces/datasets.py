@@ -142,6 +142,8 @@ def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
         raw_layout="see docs/datasets.md, your own data",
         groups="as given by the source",
         label_map=tuple(sorted(own.label_map.items())),
+        label_columns=own.label_columns,
+        layout=own.layout,
         pixel_range=own.pixel_range,
     )
 

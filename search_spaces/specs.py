@@ -115,6 +115,10 @@ class ModelSpec(Spec):
         return f"{self.library}-{self.architecture}"
 
 
+Layout = Literal["class/group", "group/class"]
+"""Class folders with a folder for each patient in them, or the other way round."""
+
+
 class DatasetSpec(Spec):
     """One row of the table of datasets: what it is, never where it lies on a disk."""
 
@@ -139,6 +143,10 @@ class DatasetSpec(Spec):
     """How many images of each class preparation keeps (a seeded choice of whole groups); None keeps all."""
     label_map: tuple[tuple[str, str], ...] = ()
     """Of your own data: pairs (label as written, class it means)."""
+    label_columns: tuple[str, ...] = ()
+    """Of a table of your own: its column of labels, or one of 0 and 1 per class; empty: the usual one."""
+    layout: Layout | None = None
+    """Of class folders of your own: what is on top; None where the folders say it."""
     pixel_range: tuple[float, float] | None = None
     """Of your own data: the values that are black and white; None where the format says it."""
     dials: Dials = ()

@@ -29,6 +29,7 @@ from search_spaces.specs import (
     Fault,
     InputScale,
     KeepWeights,
+    Layout,
     LearningRate,
     Name,
     NumOutputs,
@@ -202,6 +203,10 @@ class OwnSourceSpec(Spec):
     """Names of the classes by place; read from the data where class pairs are named."""
     label_map: dict[str, str] = Field(default_factory=dict)
     """Label as written in the data -> the class it means, where several spellings mean one class."""
+    label_columns: tuple[str, ...] = ()
+    """Of a table: its column of labels, or one of 0 and 1 for each class, where it has no usual name."""
+    layout: Layout | None = None
+    """Of class folders with patients below them or above them, where both could be meant."""
     pixel_range: tuple[float, float] | None = None
     """Values of floating-point or signed images that are black and white, where the data leave it open."""
 

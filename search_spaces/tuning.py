@@ -14,9 +14,9 @@ Ranges are those of the field for training from scratch on small sets, log-unifo
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import readable_id
@@ -39,16 +39,32 @@ GRID_RATES = 25
 """Learning rates of the exhaustive grid in whose trainings a budget is told."""
 
 
+def _two(limits: object) -> object:
+    if not isinstance(limits, list | tuple):
+        return limits
+    if len(limits) != 2:
+        raise ValueError(_RANGE)
+    return tuple(limits)
+
+
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
     if not limits[0] < limits[1]:
-        raise ValueError("a range is two rising numbers, smallest and largest")
+        raise ValueError(_RANGE)
     return limits
 
 
-Rates = Annotated[tuple[LearningRate, LearningRate], AfterValidator(_rising)]
+_RANGE = "a range is two rising numbers, smallest and largest"
+
+Rates = Annotated[tuple[LearningRate, LearningRate], BeforeValidator(_two), AfterValidator(_rising)]
 Decay = Annotated[float, Field(gt=0, le=1)]
-Decays = Annotated[tuple[Decay, Decay], AfterValidator(_rising)]
+Decays = Annotated[tuple[Decay, Decay], BeforeValidator(_two), AfterValidator(_rising)]
 Batches = Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(_each_once)]
+
+
+def _trainings(budget: float) -> float:
+    return round(budget * GRID_RATES, 9)
+
+
 Sampler = Literal["tpe", "gp", "random"]
 
 
@@ -76,19 +92,17 @@ class TuneSpec(Spec):
     warm_start: bool = True
     """Whether the first points of a (model, dataset) are the best ones of those most like it."""
 
-    @model_validator(mode="after")
-    def _check_budget(self) -> Self:
-        if self.num_trainings < 1:
-            raise ValueError(
-                f"budget {self.budget:g} of {GRID_RATES} trainings is less than one trial; "
-                f"it must be at least {1 / GRID_RATES:g}"
-            )
-        return self
+    @field_validator("budget")
+    @classmethod
+    def _check_budget(cls, budget: float) -> float:
+        if _trainings(budget) < 1:
+            raise ValueError(f"must be at least {1 / GRID_RATES:g}, one trial of {GRID_RATES}")
+        return budget
 
     @property
     def num_trainings(self) -> float:
         """The budget of one (model, dataset) in whole trainings."""
-        return round(self.budget * GRID_RATES, 9)
+        return _trainings(self.budget)
 
 
 class SearchSpace(Spec):

@@ -19,6 +19,15 @@ LEVEL = 0.05
 LOSS_ON_D_DATA = {domain: f"loss_on_d_data_{domain}" for domain in c.DOMAINS}
 SHARPNESS, ATTACKS = "sharpness_beyond_label", "attacks_on_sharpness"
 EXPONENT, BELOW_BOUND = "exponent", "exponent_below_bound"
+QUESTION_WORDS = {
+    LOSS_ON_D_DATA[c.NATURAL]: "loss on d_data among natural datasets, at equal N",
+    LOSS_ON_D_DATA[c.MEDICAL]: "loss on d_data among medical datasets, at equal N",
+    SHARPNESS: "loss on K_F, given 1/d and the domain label",
+    EXPONENT: "exponent of N within datasets (against none)",
+    BELOW_BOUND: "exponent of N within datasets, slower than the bound 1/d",
+    ATTACKS: "loss gained by attacks on K_F (all attacks, epsilons and models)",
+}
+"""Question -> how it is called."""
 
 
 def headline_claims(

@@ -63,6 +63,38 @@ def dataset_effects(
         Sorted names (G) and effects (G, k) that sum to zero; None where datasets share no cells, directly
         or through others, so that they cannot be compared at equal cell at all.
     """
+    found = _comparable(cells, groups, weights)
+    if found is None:
+        return None
+    names, cell, group, share, filled = found
+    by_group = np.zeros((len(names), values.shape[1]))
+    by_cell = np.zeros((share.shape[0], values.shape[1]))
+    np.add.at(by_group, group, weights[:, None] * values)
+    np.add.at(by_cell, cell, weights[:, None] * values)
+    effects = np.linalg.solve(filled, by_group - share.T @ by_cell)
+    return names, effects - effects.mean(axis=0)
+
+
+def effect_operator(cells: NDArray[np.str_], groups: NDArray[np.str_], weights: Array) -> Array | None:
+    """Return the linear map (G, n) from values of points to what :func:`dataset_effects` makes of them."""
+    found = _comparable(cells, groups, weights)
+    if found is None:
+        return None
+    names, cell, group, share, filled = found
+    place = np.arange(len(weights))
+    by_group, by_cell = np.zeros((len(names), len(weights))), np.zeros((share.shape[0], len(weights)))
+    by_group[group, place] = weights
+    by_cell[cell, place] = weights
+    operator = np.linalg.solve(filled, by_group - share.T @ by_cell)
+    return np.asarray(operator - operator.mean(axis=0))
+
+
+def _comparable(
+    cells: NDArray[np.str_], groups: NDArray[np.str_], weights: Array
+) -> tuple[list[str], NDArray[np.intp], NDArray[np.intp], Array, Array] | None:
+    """Dataset names (G), codes of cells and datasets (n,), shares of datasets in cells (C, G) and the normal
+    equations (G, G); None where datasets cannot be compared at equal cell.
+    """
     cell_names, cell = np.unique(cells, return_inverse=True)
     names, group = np.unique(groups, return_inverse=True)
     together = np.zeros((len(cell_names), len(names)))
@@ -70,17 +102,12 @@ def dataset_effects(
     joined = csr_array(together.T @ together > 0)
     if connected_components(joined, directed=False)[0] != 1:
         return None
-    by_group = np.zeros((len(names), values.shape[1]))
-    by_cell = np.zeros((len(cell_names), values.shape[1]))
-    np.add.at(by_group, group, weights[:, None] * values)
-    np.add.at(by_cell, cell, weights[:, None] * values)
     share = together / together.sum(axis=1, keepdims=True)
     laplacian = np.diag(together.sum(axis=0)) - together.T @ share
     # Its one null vector is the constant, which is filled in: a pseudo-inverse may take that eigenvalue's
-    # rounding (1e-16) for a number and divide by it.
-    filled = laplacian + laplacian.diagonal().mean() / len(names)
-    effects = np.linalg.solve(filled, by_group - share.T @ by_cell)
-    return [str(name) for name in names], effects - effects.mean(axis=0)
+    # rounding (1e-16) for a number and divide by it. A single dataset has nothing else.
+    filled = laplacian + (laplacian.diagonal().mean() if len(names) > 1 else 1.0) / len(names)
+    return [str(name) for name in names], cell, group, share, filled
 
 
 def means_regression(response: Array, regressors: Array, level: float = 0.95) -> tuple[Slope, ...] | None:

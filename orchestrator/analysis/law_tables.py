@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
+from orchestrator.analysis.claims import QUESTION_WORDS
 from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.formats import Table, interval, number, p_value
 from orchestrator.analysis.law_records import ExponentFit, LevelFit
 
-_CLAIMS = {
-    "loss_on_d_data_natural": "loss on d_data among natural datasets, at equal N",
-    "loss_on_d_data_medical": "loss on d_data among medical datasets, at equal N",
-    "sharpness_beyond_label": "loss on K_F, given 1/d and the domain label",
-    "exponent": "exponent of N within datasets (against none)",
-    "exponent_below_bound": "exponent of N within datasets, slower than the bound 1/d",
-    "attacks_on_sharpness": "loss gained by attacks on K_F (all attacks, epsilons and models)",
-}
 _TERMS = {
     "inverse_d": "1/d",
     "log_sharpness": "log K_F",
@@ -29,7 +22,7 @@ def claim_table(fits: ScalingFits) -> Table:
     """Return the headline questions with their p-values, alone and adjusted for their number."""
     rows = tuple(
         (
-            _CLAIMS[k.key],
+            QUESTION_WORDS[k.key],
             p_value(k.p_value),
             p_value(k.adjusted_p),
             "established" if k.established else "not established",

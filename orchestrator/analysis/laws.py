@@ -67,9 +67,11 @@ AT_EQUAL_SIZE = Law(
     "loss_on_d_data_at_equal_size", (c.D_DATA_MLE,), (None,), subsets=c.DOMAINS, at_equal_size=True
 )
 
+PUBLISHED_SLOPE = Law("loss_on_d_data", (c.D_DATA_MLE,), (None,), subsets=c.DOMAINS)
+
 LAWS = (
     AT_EQUAL_SIZE,
-    Law("loss_on_d_data", (c.D_DATA_MLE,), (None,), subsets=c.DOMAINS),
+    PUBLISHED_SLOPE,
     Law("loss_on_d_data_with_offset", (c.D_DATA_MLE, t.IS_MEDICAL), (None, None)),
     PREDICTED_FORM,
     DOMAIN_FORM,

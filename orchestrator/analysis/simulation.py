@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from orchestrator.analysis import claims as k
 from orchestrator.analysis.clusters import (
     Slope,
-    dataset_effects,
+    effect_operator,
     means_regression,
     permutation_test,
 )
@@ -114,8 +114,7 @@ class Layout:
 
     def _reduction(self, keep: NDArray[np.bool_]) -> Array:
         rows = keep[self.dataset]
-        found = dataset_effects(
-            np.eye(int(rows.sum())),
+        found = effect_operator(
             self.cell[rows].astype(str),
             np.char.zfill(self.dataset[rows].astype(str), 6),
             self.weights[rows],
@@ -123,7 +122,7 @@ class Layout:
         if found is None:
             return np.empty((0, len(rows)))
         operator = np.zeros((int(keep.sum()), len(rows)))
-        operator[:, rows] = found[1]
+        operator[:, rows] = found
         return operator
 
 
@@ -225,13 +224,15 @@ def exponent_fit(design: Design, sample: Sample) -> ExponentFit:
     return summarise(blank, exponent_sums(design, sample))
 
 
-def claim_p_values(design: Design, sample: Sample, *, seed: int = 0) -> dict[str, float]:
+def claim_p_values(design: Design, sample: Sample, *, seed: int = 0, question: str = "") -> dict[str, float]:
     """p-values of the headline questions of a drawn table, before Holm's adjustment (attacks are not
-    drawn).
+    drawn); of ``question`` alone where one is named.
     """
     at = design.layout
     found: dict[str, float] = {}
     for domain, key in k.LOSS_ON_D_DATA.items():
+        if question not in ("", key):
+            continue
         if domain in at.reduction and len(at.reduction[domain]) >= 3:
             p = _both(
                 effects(design, domain, sample.log_loss, sample.d_data),
@@ -239,12 +240,14 @@ def claim_p_values(design: Design, sample: Sample, *, seed: int = 0) -> dict[str
                 seed,
             )
             found |= {} if p is None else {key: p}
-    if at.medical.any() and not at.medical.all():
+    if question in ("", k.SHARPNESS) and at.medical.any() and not at.medical.all():
         label = at.medical[at.dataset].astype(float)
         reduced = effects(design, ALL, sample.log_loss, sample.log_sharpness, 1 / sample.d_reference, label)
         p = _both(reduced, at.blocks, seed)
         found |= {} if p is None else {k.SHARPNESS: p}
-    return found | k.exponent_p_values(exponent_fit(design, sample))
+    if question in ("", k.EXPONENT, k.BELOW_BOUND):
+        found |= k.exponent_p_values(exponent_fit(design, sample))
+    return found
 
 
 def _both(reduced: Array, blocks: list[str], seed: int) -> float | None:

@@ -30,18 +30,20 @@ def power(
         seed: Seed of the simulation (default 0).
         place: Where everything lies.
     """
-    from orchestrator.analysis import design_of
-    from orchestrator.analysis import power as power_of
+    from orchestrator.analysis.planned_power import planned_power
     from orchestrator.planning.workspace import Workspace
 
     plan = Workspace.open(preset, place.root, place.storage).plan
-    found = power_of(design_of(plan), effect=effect, num_tables=num_tables, seed=seed)
+    found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed, additions=True)
 
     def show() -> None:
-        line(found.to_text())
-        line(found.line())
+        for table in found.tables():
+            stdout.print(text_table(table))
+            line(table.note)
+        for text in found.lines():
+            line(text)
 
-    emit(place, asdict(found), show)
+    emit(place, found.to_json(), show)
     return 0
 
 

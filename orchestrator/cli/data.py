@@ -14,11 +14,10 @@ from rich.markup import escape
 from orchestrator.cli.options import (
     CLUSTER,
     ClusterOptions,
-    LabelMap,
+    OwnOptions,
     Place,
     Positive,
     ReadingOptions,
-    label_map,
     real,
     run_options,
     whole,
@@ -68,7 +67,7 @@ def prepare(
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     montage: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     preset: str = "paper",
-    labels_meant: LabelMap = (),
+    own: OwnOptions = OwnOptions(),
     reading: ReadingOptions = ReadingOptions(),
     cluster: ClusterOptions = ClusterOptions(),
     place: Place = Place(),
@@ -80,7 +79,7 @@ def prepare(
         raw: Folder of the raw download.
         montage: Draw examples of each label into this file (shows images).
         preset: Take image size, channels and data mode from this preset or sweep file (default paper).
-        labels_meant: Classes that labels of own data stand for, over the file's label_map.
+        own: What own data leave open, over what the sweep file says.
         reading: How to read raw files.
         cluster: Where to compute.
         place: Where everything lies.
@@ -94,7 +93,7 @@ def prepare(
         run_options=run_options(place, cluster, reading, {name: raw} if raw else {}),
         progress=Progress(console=None if cluster.quiet else stderr),
         montage=montage,
-        label_map=label_map(labels_meant),
+        said=own.said(),
     )
 
     emit(place, record, lambda: _show_taken(record))
@@ -153,7 +152,6 @@ class ImageOptions:
     Attributes:
         labels: Labels for a .npy: a .npy, or text with one per image.
         raw: Raw download, for a dataset's name.
-        label_map: Classes that labels as written stand for, e.g. CAT=cat.
         class_pair: Only these two classes, by name.
         train_sizes: Nested sizes to measure too.
         image_size: Resize to this side (image files: 224).
@@ -162,7 +160,6 @@ class ImageOptions:
 
     labels: Annotated[Path | None, Parameter(metavar="FILE")] = None
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None
-    label_map: LabelMap = ()
     class_pair: Annotated[tuple[str, str] | None, Parameter(metavar="A B")] = None
     train_sizes: Annotated[
         tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")
@@ -178,6 +175,7 @@ def measure(
     /,
     *,
     images: ImageOptions = ImageOptions(),
+    own: OwnOptions = OwnOptions(),
     method: MethodOptions = MethodOptions(),
     show_pair: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     reading: ReadingOptions = ReadingOptions(),
@@ -190,6 +188,7 @@ def measure(
     Args:
         source: Folder of class folders, .csv, .npz, .npy, prepared folder, or a dataset's name.
         images: Which images.
+        own: What own data leave open.
         method: How to measure.
         show_pair: Draw the pair that attains K_F into this file (shows your images).
         reading: How to read raw files.
@@ -205,7 +204,7 @@ def measure(
         source=source,
         labels=images.labels,
         raw=images.raw,
-        label_map=label_map(images.label_map),
+        said=own.said(),
         class_pair=images.class_pair,
         max_skipped_share=reading.max_skipped_share,
         train_sizes=images.train_sizes,

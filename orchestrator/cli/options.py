@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
@@ -140,6 +140,31 @@ def label_map(pairs: Sequence[str]) -> dict[str, str]:
                 "--label-map must give a label one class", f"{written}={found[written]} and {pair}"
             )
     return found
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class OwnOptions:
+    """What own data leave open.
+
+    Attributes:
+        label_map: Classes that labels as written stand for, e.g. CAT=cat.
+        label_columns: A table's column of labels, or one of 0 and 1 for each class.
+        layout: What is on top of class folders in patients' folders, or of these in those.
+    """
+
+    label_map: LabelMap = ()
+    label_columns: Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")] = ()
+    layout: Literal["class/group", "group/class"] | None = None
+
+    def said(self) -> dict[str, Any]:
+        """Return what was said, by the names of a sweep file's ``own``."""
+        found = {
+            "label_map": label_map(self.label_map),
+            "label_columns": self.label_columns,
+            "layout": self.layout,
+        }
+        return {name: value for name, value in found.items() if value}
 
 
 @Parameter(name="*")

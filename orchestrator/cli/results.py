@@ -120,19 +120,27 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
 
 
 def report(
-    preset: str, /, *, from_store: bool = False, published: bool = False, place: Place = Place()
+    preset: str | None = None,
+    /,
+    *,
+    from_store: bool = False,
+    published: bool = False,
+    place: Place = Place(),
 ) -> int:
     """Write the report with its figures and print its path.
 
     Args:
-        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file; --published can do
+            without.
         from_store: Do not compare with MLflow.
         published: Print the study's own regressions redone on its published numbers, and how this sweep
             agrees with every published quantity.
         place: Where everything lies.
     """
     if published:
-        return _published(read_table(preset, place, from_store=from_store), place)
+        return _published(None if preset is None else read_table(preset, place, from_store=from_store), place)
+    if preset is None:
+        raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
     from orchestrator.analysis.reporting import report_sweep
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
@@ -149,18 +157,22 @@ def report(
     return 0
 
 
-def _published(table: pd.DataFrame, place: Place) -> int:
+def _published(table: pd.DataFrame | None, place: Place) -> int:
+    """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
     from orchestrator.analysis import published_report, scorecard
     from orchestrator.analysis.scorecard import score_table
 
-    scores, redone = scorecard(table), published_report()
+    redone = published_report()
+    scores = () if table is None else scorecard(table)
+    tables = [*redone.tables(), *([] if table is None else [score_table(scores)])]
 
     def show() -> None:
-        for shown in (*redone.tables(), score_table(scores)):
+        for shown in tables:
             stdout.print(text_table(shown))
             line(shown.note)
 
-    emit(place, {"scorecard": [asdict(score) for score in scores]}, show)
+    found = {"regressions": redone.regressions(), "scorecard": [asdict(score) for score in scores]}
+    emit(place, found, show)
     return 0
 
 

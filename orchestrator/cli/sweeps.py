@@ -115,6 +115,7 @@ def plan(
     beside = extras(workspace.plan, state.incomplete)
     cost |= vars(beside)
     trainings, search = most_trainings(workspace)
+    settled, said = _settled(workspace)
 
     def show() -> None:
         emit_grid(rows, all_=all_)
@@ -123,13 +124,28 @@ def plan(
             f"{len(measures)} measures: {_num_done(measures)} done"
         )
         _say_what_is_missing(workspace, missing)
-        for text in filter(None, (cost["text"], beside.text, search)):
+        for text in filter(None, (cost["text"], beside.text, search, *said)):
             stdout.print(escape(text))
 
     document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
     document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
-    emit(place, document, show)
+    emit(place, document | {"power": settled}, show)
     return 0
+
+
+PLAN_TABLES = 40
+"""Drawn for the line of a plan: shares are good to 8 points; isweep power draws more."""
+
+
+def _settled(workspace: Workspace) -> tuple[dict[str, object] | None, list[str]]:
+    """What the planned sweep could settle if the law holds, as data and in a line; or why nothing."""
+    from orchestrator.analysis.planned_power import planned_power
+
+    try:
+        found = planned_power(workspace.plan, num_tables=PLAN_TABLES)
+    except ConfigError as error:
+        return None, [f"settles no question of the study: {error}"]
+    return found.to_json(), found.lines()
 
 
 def status(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,7 @@ from orchestrator.planning.measured import (
 from orchestrator.planning.packing import Corrections, flops, jobs_on, need_of
 from orchestrator.planning.prices import amount
 from orchestrator.planning.simulate import longest_first, replay
+from orchestrator.planning.threads import hours_by_threads, threads_text
 from search_spaces.trials import TrialSpec
 
 DEFAULT_CARD = "h100"
@@ -40,7 +42,8 @@ def estimate(
         ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum), with the share of
         cells whose cost was scaled from measured trials of the same model in ``measured_share``;
         ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_cards`; ``corrections`` of what was
-        predicted for the card, by model; ``assumptions``.
+        predicted for the card, by model; ``hours_by_threads`` on this machine's CPUs, see
+        :func:`hours_by_threads`; ``assumptions``.
     """
     card = card or CARDS[DEFAULT_CARD]
     rates = measured_rates(measured_trials)
@@ -52,8 +55,10 @@ def estimate(
         cpu_rate, gpu_rate = rates.get((model, False)), rates.get((model, True))
         measured += bool(cpu_rate or gpu_rate)
         cpu_seconds += flops(trial) / (cpu_rate or ASSUMED_CPU_FLOPS)
-        need = need_of(trial, card, corrections)
-        gpu_seconds += flops(trial) / gpu_rate if gpu_rate else need.seconds * need.share
+        gpu_seconds += (
+            flops(trial) / gpu_rate if gpu_rate else predicted_card_seconds(trial, card, corrections)
+        )
+    num_cores = os.cpu_count() or 1
     result: dict[str, Any] = {
         "trials_left": len(left),
         "gpu_hours": gpu_seconds / 3600,
@@ -62,14 +67,22 @@ def estimate(
         "memory_bytes": max((need_of(trial, card, corrections).memory_bytes for trial in left), default=0),
         "cluster": on_cards(left, card, num_cards, corrections),
         "corrections": asdict(corrections),
+        "hours_by_threads": hours_by_threads(left, measured_trials, num_cores),
         "assumptions": (
             f"cards as in the table of data sheets and published training rates ({card.name}), "
             f"{ASSUMED_CPU_FLOPS / 1e9:g} GFLOP/s per core, where this sweep has no finished trial of the "
             "model yet"
         ),
     }
-    result["text"] = _text(result)
+    threads = threads_text(result["hours_by_threads"], num_cores)
+    result["text"] = "\n".join(filter(None, (_text(result), threads)))
     return result
+
+
+def predicted_card_seconds(trial: TrialSpec, card: Card, corrections: Corrections | None = None) -> float:
+    """Return for how long a trial is predicted to take a whole card: its seconds there times its share."""
+    need = need_of(trial, card, corrections)
+    return need.seconds * need.share
 
 
 def on_cards(

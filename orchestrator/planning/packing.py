@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.planning.cards import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, Card, memory_bytes, pass_time
 from orchestrator.planning.simulate import Job
 from search_spaces.errors import ConfigError, SweepError
-from search_spaces.specs import Spec
+from search_spaces.specs import RecipeSpec, Spec
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 if TYPE_CHECKING:
@@ -87,14 +87,18 @@ def has_cost(network: NetworkSpec) -> bool:
         return False
 
 
+def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
+    """Return the recipe of a network without what changes no cost."""
+    return network.recipe.model_copy(
+        update={"name": "cost", "learning_rate": 1e-3, "weight_decay": 0.0, "epochs": 1, "input_scale": 1.0}
+    )
+
+
 def _counted_cost(network: NetworkSpec) -> NetworkCost:
     from tasks.trials.costs import network_cost
 
     where = f"{network.model.library} {network.model.architecture}"
-    prepared = network.subset.prepared
-    recipe = network.recipe.model_copy(
-        update={"name": "cost", "learning_rate": 1e-3, "weight_decay": 0.0, "epochs": 1, "input_scale": 1.0}
-    )
+    prepared, recipe = network.subset.prepared, recipe_of_costs(network)
     try:
         return network_cost(network.model, recipe, channels=prepared.channels, image_size=prepared.image_size)
     except SweepError:

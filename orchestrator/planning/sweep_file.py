@@ -27,7 +27,7 @@ from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
 from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
-from tasks.sources import RawRequest, check_own_kind, source_for
+from tasks.sources import RawRequest, check_own_kind, check_own_options, source_for
 
 MAX_FILE_BYTES = 1_000_000
 MIN_SIDE = 4
@@ -185,6 +185,7 @@ def _own_paths(spec: SweepSpec, folder: Path) -> SweepSpec:
 def _own_path(choice: DatasetChoice, folder: Path) -> DatasetChoice:
     if choice.own is None:
         return choice
+    check_own_options(own_dataset_spec(choice.name, choice.own))
     try:
         path = folder / Path(choice.own.path).expanduser()
     except RuntimeError:
@@ -345,6 +346,5 @@ def _check_estimator(name: str) -> None:
 
 def find_modules_in(folder: Path) -> None:
     """Let modules of one's own networks be found in a folder, after all others of their name."""
-    name = str(folder.absolute())
-    if name not in sys.path:
+    if (name := str(folder.absolute())) not in sys.path:
         sys.path.append(name)

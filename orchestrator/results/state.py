@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from orchestrator.planning.measured import MeasuredTrial
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.outlines import OutlineIndex, TrialOutline
+from orchestrator.results.packed import PackedTrials
 from orchestrator.results.patience import Patience
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
@@ -27,7 +28,8 @@ class StoredResults:
 
     Attributes:
         store: Where they are sealed.
-        trials: Results by trial id; after a mere look, each is read when it is asked for.
+        trials: Results by trial id; those that are saved are kept packed, and after a mere look, each is read
+            when it is asked for.
         outlines: Of the same results.
         index: Where outlines are kept for the next look.
         measures: Measures by measure id.
@@ -37,7 +39,7 @@ class StoredResults:
     """
 
     store: ResultStore
-    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    trials: MutableMapping[str, TrialRecord] = field(default_factory=PackedTrials)
     measures: dict[str, MeasureRecord] = field(default_factory=dict)
     failures: dict[str, FailureRecord] = field(default_factory=dict)
     unreadable: list[Unreadable] = field(default_factory=list)
@@ -59,7 +61,9 @@ class StoredResults:
         kept = None if index is None else OutlineIndex(index)
         if kept is not None and outlines:
             kept.renew((scan.stamps[name], outline) for name, outline in outlines.items())
-        return cls(store, scan.records, outlines=outlines, index=kept)._with_the_rest(scan.unreadable)
+        return cls(store, PackedTrials(scan.records), outlines=outlines, index=kept)._with_the_rest(
+            scan.unreadable
+        )
 
     @classmethod
     def look(cls, url: str, index: Path) -> StoredResults:

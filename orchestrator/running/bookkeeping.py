@@ -122,10 +122,12 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         """The process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
         self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial))
+        empty(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that ended without a result is a failure too, never silently gone."""
         self._lost(trial_name(trial), lambda: WITHOUT_A_WORD)
+        empty(trial)
 
     def _show_epochs(self) -> None:
         """Tell what running trials said of their epochs."""
@@ -205,6 +207,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         if self._sweep.weights_url is not None:
             WeightStore(self._sweep.weights_url).forget_checkpoint(trial_id)
         self._queue.settle(trial_id)
+        self._hangs.ended(trial_id)
         self._shelf.trial_ended(trial_id, array_key(self._sweep.plan, cell), for_good=True)
         self._sweep.retries.finished(trial_id)
         self._broken = 0
@@ -258,3 +261,15 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
 def trial_name(trial: Any) -> str:
     """Return the id of the cell that a Tune trial runs."""
     return str(trial.config["cell"]["trial_id"])
+
+
+def empty(trial: Any) -> None:
+    """Leave nothing in a Tune trial that has ended but the id of its cell.
+
+    Tune holds every trial until the last has ended, each with two copies of what it was told, its whole
+    report, and statistics of every number in it. Nothing of that is read again: results are in the store.
+    """
+    trial.config["cell"] = {"trial_id": trial_name(trial)}
+    trial.evaluated_params, trial.experiment_tag = {}, ""
+    about = trial.run_metadata
+    about.last_result, about.metric_analysis, about.metric_n_steps = {}, {}, {}

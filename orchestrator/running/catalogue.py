@@ -57,7 +57,7 @@ def prepare_one(
     run_options: RunOptions,
     progress: Progress,
     montage: Path | None = None,
-    label_map: Mapping[str, str] | None = None,
+    said: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
 
@@ -67,7 +67,7 @@ def prepare_one(
         run_options: Where and how; ``raw`` names the download.
         progress: Shows what happens.
         montage: Where to draw examples of each label; None draws nothing, for patients' sake.
-        label_map: Label as written -> class, over what the sweep file says of own data.
+        said: Fields of own data, such as ``label_map``, over what the sweep file says of them.
 
     Raises:
         SweepError: for an unknown name, an unusable download, or a root in use.
@@ -75,7 +75,7 @@ def prepare_one(
     sweep = load_sweep(preset)
     # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
     recipe = sweep.recipe.model_copy(update={"overrides": ()})
-    only = {"datasets": (_choice(name, sweep, label_map or {}),), "recipe": recipe}
+    only = {"datasets": (_choice(name, sweep, said or {}),), "recipe": recipe}
     plan = plan_sweep(sweep.model_copy(update=only))
     paths = RootPaths.create(run_options.root)
     workspace = Workspace(plan, paths)
@@ -94,15 +94,17 @@ def prepare_one(
     return dataset.record.to_json()
 
 
-def _choice(name: str, sweep: SweepSpec, label_map: Mapping[str, str]) -> DatasetChoice:
+def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoice:
     """Return the sweep's own data of that name, or else the dataset of the table."""
     for choice in sweep.datasets:
         if choice.name == name and choice.own is not None:
-            labels = {**choice.own.label_map, **label_map}
-            return choice.model_copy(update={"own": choice.own.model_copy(update={"label_map": labels})})
+            labels = {**choice.own.label_map, **said.get("label_map", {})}
+            own = choice.own.model_copy(update={**said, "label_map": labels})
+            return choice.model_copy(update={"own": own})
     dataset_spec(name)
-    if label_map:
+    if said:
+        options = ", ".join(f"--{field.replace('_', '-')}" for field in said)
         raise ConfigError(
-            "--label-map is for own data", f"{name}, whose classes are the table's", "leave it out"
+            f"{options} is for own data", f"{name}, whose classes are the table's", "leave it out"
         )
     return DatasetChoice(name=name)

@@ -34,6 +34,10 @@ class HangWatch:
         if self._limit is not None:
             self._running[cell.trial_id] = (time.monotonic(), self._limit(cell))
 
+    def ended(self, trial_id: str) -> None:
+        """A trial has its result."""
+        self._running.pop(trial_id, None)
+
     def heard(self, trial_id: str) -> None:
         """A trial told of an epoch: it lives, however slow it is, and its limit begins anew."""
         if trial_id in self._running:

@@ -128,7 +128,8 @@ class Lease:
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
             try:
-                if self._is_ours():
+                # Whoever takes over writes a lease first: where there is none at all, files were lost.
+                if self._is_ours() or not self._others():
                     self._write()
                     continue
             except (SetupError, OSError) as error:

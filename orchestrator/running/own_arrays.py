@@ -42,12 +42,8 @@ def load_arrays(path: Path, labels: Path | None, label_map: Mapping[str, str]) -
         # The source checks declared sizes, labels and types before anything large is read.
         listing = source_for("npz").list_items(RawRequest(dataset, spec, path))
         codes = np.array([item.label for item in listing.items], np.int64)
-        return (
-            load_images(NpzFile(RawRequest(dataset, spec, path)), listing),
-            codes,
-            tuple(listing.label_names),
-            _taken(listing, codes),
-        )
+        images = load_images(NpzFile(RawRequest(dataset, spec, path)), listing)
+        return images, codes, tuple(listing.label_names), _taken(listing, codes, images.shape[1:])
     images = _load_npy(path)
     if labels is None:
         return images, None, (), ()
@@ -79,7 +75,8 @@ def _classes(path: Path, label_map: Mapping[str, str]) -> tuple[tuple[str, ...],
     if absent:
         rule, found = "Every image needs a label", f"{absent} blank, NaN or None"
         raise DataError(rule, found, "drop those images, or say what it means with --label-map")
-    own = own_dataset_spec("own", OwnSourceSpec(kind="npz", path=str(path), domain=None))
+    meant = OwnSourceSpec(kind="npz", path=str(path), domain=None, label_map=dict(label_map))
+    own = own_dataset_spec("own", meant)
     spec = PreparedSpec(dataset="own", image_size=PUBLISHED_SIDE[0], channels=1)
     check_spellings(labels, RawRequest(own, spec, path))
     names = sort_labels(labels)
@@ -87,11 +84,19 @@ def _classes(path: Path, label_map: Mapping[str, str]) -> tuple[tuple[str, ...],
     return names, np.array([places[label] for label in labels], np.int64)
 
 
-def _taken(listing: Listing, codes: npt.NDArray[np.int64]) -> tuple[str, ...]:
+def _taken(listing: Listing, codes: npt.NDArray[np.int64], shape: tuple[int, ...]) -> tuple[str, ...]:
     """Return what was taken of arrays, left out and is doubtful, as lines."""
-    counts = np.bincount(codes, minlength=len(listing.label_names)).tolist()
-    lines = [f"{len(codes):,} images, {len(counts)} classes; {listing.intensity}"]
-    lines += [f"  class {name}: {n:,} images" for name, n in zip(listing.label_names, counts, strict=True)]
+    groups = [item.group or f"\0{item.locator}" for item in listing.items]
+    members = [
+        {groups[row] for row in np.flatnonzero(codes == code)} for code in range(len(listing.label_names))
+    ]
+    counts = np.bincount(codes, minlength=len(members)).tolist()
+    lines = [f"{len(codes):,} images, {len(members)} classes, {len(set(groups)):,} groups"]
+    lines += [
+        f"  class {name}: {n:,} images, {len(own):,} groups"
+        for name, n, own in zip(listing.label_names, counts, members, strict=True)
+    ]
+    lines += [f"  as they are, {'x'.join(map(str, shape))}: {listing.intensity}"]
     lines += [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
     return (*lines, *(f"  doubtful: {reason}, {n:,}" for reason, n in listing.flags.items()))
 

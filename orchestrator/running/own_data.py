@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from orchestrator.analysis.placement import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.own_arrays import load_arrays
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import MeasureResult, MeasureSettings, measure_array, measure_nested
@@ -26,6 +27,8 @@ from tasks.remote import Executor
 from tasks.sources import OWN_KINDS, own_kind_of
 
 MAX_HELD_BYTES = 2 << 30
+SAID = ("label_map", "label_columns", "layout")
+"""What may be said of own data that are measured."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class MeasureRequest:
             dataset's folder, or a dataset's name.
         labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
         raw: Raw download, for a dataset's name.
-        label_map: Label of own data as written -> class.
+        said: Fields of own data: ``label_map`` (label as written -> class), ``label_columns``, ``layout``.
         class_pair: Only these two classes, by name; a number that is no name is the place in their order.
         max_skipped_share: Largest share of image files that may be unusable.
         train_sizes: Nested, stratified subsets to measure too.
@@ -49,7 +52,7 @@ class MeasureRequest:
     source: str
     labels: Path | None = None
     raw: Path | None = None
-    label_map: dict[str, str] = field(default_factory=dict)
+    said: dict[str, Any] = field(default_factory=dict)
     class_pair: tuple[str, str] | None = None
     max_skipped_share: float = 0.001
     train_sizes: tuple[int, ...] = ()
@@ -72,8 +75,8 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
     """
     _check_device(request.settings.device)
     path = Path(request.source)
-    if request.label_map and ((request.source in DATASETS and not path.exists()) or (path / MARKER).exists()):
-        rule = "--label-map is for own data that are not prepared yet"
+    if request.said and ((request.source in DATASETS and not path.exists()) or (path / MARKER).exists()):
+        rule = f"{_options(request.said)} is for own data that are not prepared yet"
         raise ConfigError(rule, path.name, "classes of prepared data and of the table's datasets are fixed")
     if request.source in DATASETS and not path.exists():
         return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
@@ -104,16 +107,25 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError(
             "The source must be a .npy file or of a known kind", path.suffix or "no ending", what
         )
-    own = OwnSourceSpec.model_validate(
-        {
-            "kind": kind,
-            "path": str(path),
-            "domain": None,
-            "channels": request.channels,
-            "label_map": request.label_map,
-        }
-    )
+    own = _own_source(kind, path, request)
     return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
+
+
+def _own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
+    known = {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
+    unknown = sorted(set(request.said) - set(SAID))
+    if unknown:
+        raise unknown_name("field of own data", unknown[0], SAID)
+    try:
+        return OwnSourceSpec.model_validate(known | request.said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        rule = f"{first['loc'][0]} of own data must be as in a sweep file"
+        raise ConfigError(rule, first["msg"], "see docs/datasets.md, your own data") from None
+
+
+def _options(said: Iterable[str]) -> str:
+    return ", ".join(f"--{field.replace('_', '-')}" for field in said)
 
 
 def _check_device(name: str) -> None:
@@ -191,7 +203,13 @@ def _measured(
 
 
 def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    images, labels, names, taken = load_arrays(path, request.labels, request.label_map)
+    others = set(request.said) - {"label_map"}
+    if others:
+        raise ConfigError(
+            f"{_options(sorted(others))} is for other kinds of own data", path.name, "leave it out"
+        )
+    label_map = request.said.get("label_map", {})
+    images, labels, names, taken = load_arrays(path, request.labels, label_map)
     if request.class_pair is not None:
         if labels is None:
             raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")

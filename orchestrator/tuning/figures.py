@@ -8,23 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import optuna
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from orchestrator.analysis import palette
-from orchestrator.tuning.search import CellSearch, rungs_of
-from orchestrator.tuning.study import distributions
+from orchestrator.tuning.importance import ERROR, PARAMETERS, importance_table
+from orchestrator.tuning.search import CellSearch
 from tasks.trials.search_result import SearchStatus, capped
 
-PARAMETERS = ("learning_rate", "weight_decay", "batch_size")
-FEWEST_FOR_IMPORTANCE = 8
-"""Trials of a cell, below which its importances are noise."""
-BEST_SHARE = 0.1
-"""Of trials, whose points PED-ANOVA compares with all; Optuna's default."""
+IMPORTANCE_NOTE = (
+    "Share of the spread of losses after a third of the training that lies between the lowest, middle and "
+    "highest third of a parameter, or between batch sizes; over a model's datasets, by rank within each. "
+    "Grey: what the shares stay below when losses are shuffled, all three at once in "
+    f"{1 - ERROR:.0%} of shuffles. A dot in the grey says nothing; more points, by a larger tune.budget, "
+    "say more."
+)
 
 
 @dataclass(frozen=True)
@@ -173,59 +173,34 @@ def _between_0_and_1(values: pd.Series) -> pd.Series:
     return (values - values.min()) / span if span > 0 else values * 0 + 0.5
 
 
-def importance_table(cells: Sequence[CellSearch]) -> pd.DataFrame:
-    """Return how much each parameter decides the loss at the first rung, one row per cell and parameter.
-
-    PED-ANOVA (Watanabe et al., IJCAI 2023): how far the best tenth of points differs from all in each
-    parameter. The first rung, because all trials come to it; cells of few trials are left out, and those
-    whose best tenth is no better than the rest.
-    """
-    rows = []
-    for search in cells:
-        rung = (rungs_of(search.cell) or (search.cell.num_epochs,))[0]
-        study = optuna.create_study()
-        for (point, run), result in search.results.items():
-            if run == 0 and search.cell.contains(point):
-                reached = [score.loss for score in result.curve if score.epoch == rung]
-                study.add_trial(
-                    optuna.create_trial(
-                        params=point.model_dump(),
-                        distributions=distributions(search.cell.space),
-                        value=capped(reached[0] if reached else None, result.chance_loss),
-                    )
-                )
-        losses = [trial.value for trial in study.trials if trial.value is not None]
-        if len(losses) < FEWEST_FOR_IMPORTANCE or np.quantile(losses, BEST_SHARE) >= max(losses):
-            continue
-        found = get_param_importances(
-            study, evaluator=PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE), normalize=True
-        )
-        rows += [
-            {"model": search.cell.key[0], "dataset": search.cell.dataset, "parameter": name, "share": share}
-            for name, share in found.items()
-        ]
-    return pd.DataFrame(rows)
-
-
 def _importances(table: pd.DataFrame) -> Drawn:
     models = list(dict.fromkeys(table["model"]))
     figure, axes = palette.panels(len(models))
     for panel, model in zip(axes, models, strict=True):
         panel.set_title(model)
-        rows = table[table["model"] == model]
-        for place, name in enumerate(PARAMETERS):
-            shares = rows[rows["parameter"] == name]["share"]
-            panel.scatter([place] * len(shares), shares, color=palette.BLUE, s=20, alpha=0.7)
-            panel.plot([place - 0.25, place + 0.25], [shares.median()] * 2, color="black", linewidth=1.5)
+        rows = table[table["model"] == model].set_index("parameter").loc[list(PARAMETERS)]
+        panel.bar(range(3), rows["by_chance"], width=0.5, color="#dddddd")
+        panel.plot(range(3), rows["share"], "o", color=palette.BLUE)
         panel.set_xticks(range(3), ["rate", "decay", "batch"])
-        panel.set_ylim(0, 1)
-    palette.label_outer(figure, "", "share of importance")
-    return Drawn(
-        "importance",
-        "What decides the validation loss after a third of the training (PED-ANOVA): one point per dataset, "
-        f"line at the median. Left out: datasets of fewer than {FEWEST_FOR_IMPORTANCE} trials, or all alike.",
-        _svg(figure),
-    )
+        panel.set_ylim(0, 1.03)
+    palette.label_outer(figure, "", "share explained")
+    handles = [
+        Line2D([], [], color=palette.BLUE, marker="o", linestyle="none", label="of the points tried"),
+        Line2D([], [], color="#dddddd", linewidth=8, label="by chance"),
+    ]
+    palette.legend(figure, handles)
+    return Drawn("importance", f"{_told(table)} {IMPORTANCE_NOTE}", _svg(figure))
+
+
+def _told(table: pd.DataFrame) -> str:
+    """Say what the importances tell."""
+    names = dict(zip(PARAMETERS, ("learning rate", "weight decay", "batch size"), strict=True))
+    sentences = []
+    for model, rows in table.groupby("model", sort=False):
+        told = [names[name] for name in rows[rows["share"] > rows["by_chance"]]["parameter"]]
+        what = " and ".join(told) or "nothing"
+        sentences.append(f"{model} ({rows['num_points'].iloc[0]} points): {what} told from chance.")
+    return " ".join(sentences)
 
 
 def _svg(figure: Figure) -> str:

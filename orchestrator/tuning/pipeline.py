@@ -27,7 +27,8 @@ from orchestrator.running.options import RunOptions
 from orchestrator.running.pipeline import announced, slots
 from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
-from orchestrator.tuning.cells import CellKey, TuningCell, held_to_splits, tuning_cells
+from orchestrator.tuning.cells import TuningCell, held_to_splits, tuning_cells
+from orchestrator.tuning.earlier import Earlier
 from orchestrator.tuning.flat import flat_search
 from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome, outcomes
@@ -123,12 +124,12 @@ class _Tuning:
         self._check_splits()
         stored = StoredResults.read(self.workspace.search_url)
         stored.patience = Patience(self.monitor.note)
-        records = self._believed(stored)
-        search = self._search(records)
+        earlier = self._read(stored)
+        search, records = self._search(earlier), earlier.records
         num_known = len(records)
         tracker = self._open_tracker(stored, records)
         if not search.done:
-            self._run(search, stored, records, tracker)
+            self._run(search, stored, earlier, tracker)
         return self._write(search, records, tracker, len(records) - num_known)
 
     @cached_property
@@ -174,39 +175,27 @@ class _Tuning:
         collect(problems, DataError)
         self.cells = held_to_splits(self.cells, self.workspace.plan.sweep.tune, num_train)
 
-    def _believed(self, stored: StoredResults) -> dict[str, SearchRecord]:
-        """Return the stored trials of these very cells, made from the data prepared now, as they ended.
+    def _read(self, stored: StoredResults) -> Earlier:
+        """Return what is stored of these very cells; says how much is of others.
 
-        Others are kept in the store and not used: of another train size, recipe or validation split.
+        Raises:
+            NewerRecordError: when a newer version wrote there.
         """
-        scan = stored.store.scan(SearchRecord)
-        stored.unreadable += scan.unreadable
+        fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
+        earlier = Earlier.read(stored.store, self.cells, fingerprints)
+        stored.unreadable += earlier.unreadable
         stored.check_writable()
-        by_key = {cell.key: cell for cell in self.cells}
-        found = [record for record in scan.records.values() if self._belongs(record, by_key)]
-        if len(found) < len(scan.records):
-            others = len(scan.records) - len(found)
+        if earlier.num_others:
             self.monitor.note(
-                f"{others} stored trials belong to another search of this sweep; kept, not used"
+                f"{earlier.num_others} stored trials belong to another search of this sweep; kept, not used"
             )
-        return {record.trial_id: record for record in sorted(found, key=lambda record: record.finished_at)}
+        return earlier
 
-    def _belongs(self, record: SearchRecord, cells: Mapping[CellKey, TuningCell]) -> bool:
-        network = record.spec.network
-        cell = cells.get((network.model.name, network.subset.prepared.dataset))
-        if cell is None or cell.trial(record.point, record.run) != record.spec:
-            return False
-        data = self.workspace.prepared[network.subset.prepared.prepared_id]
-        return data.fingerprint == record.data_fingerprint
-
-    def _search(self, records: Mapping[str, SearchRecord]) -> Search:
+    def _search(self, earlier: Earlier) -> Search:
         """Return the search with everything that is stored told to it, each trial once."""
         storage = open_storage(self.workspace.sweep_paths.search_journal)
         search = Search(self.cells, self.workspace.plan.sweep.tune, storage, self._known())
-        for record in records.values():
-            network = record.spec.network
-            key = (network.model.name, network.subset.prepared.dataset)
-            search.add(key, record.point, record.role, record.run, record.result)
+        search.go_on(earlier.trainings())
         return search
 
     def _known(self) -> dict[str, Likeness]:
@@ -251,9 +240,7 @@ class _Tuning:
         tracker.reconcile(map(flat_search, records.values()), wait=False)
         return tracker
 
-    def _run(
-        self, search: Search, stored: StoredResults, records: dict[str, SearchRecord], tracker: Tracker
-    ) -> None:
+    def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
         from orchestrator.running.requests import card_names, card_of
         from orchestrator.tuning.sweep import SearchSweep
 
@@ -274,7 +261,9 @@ class _Tuning:
             load=self._load,
             expectation=Expectation(card_of(card_names()) if asked.num_gpus is None else None),
             time_limit=partial(time_limit, measured=()),
-            records=records,
+            records=earlier.records,
+            asked=earlier.asked,
+            fingerprints={name: data.fingerprint for name, data in self.workspace.prepared.items()},
         ).search(search)
 
     def _write(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from orchestrator.running.feed import CellQueue
-from orchestrator.tuning.search import Search
+from orchestrator.tuning.search import Asked, Search
 from search_spaces.trials import TrialSpec
 
 AHEAD = 2
@@ -24,6 +25,8 @@ class SearchQueue(CellQueue):
         super().__init__(deque())
         self._search, self._cells = search, cells
         self._waiting: set[str] = set()
+        self.on_asked: Callable[[Asked], None] = lambda asked: None
+        """Told of a trial before it is given out; may close the queue."""
 
     @property
     def empty(self) -> bool:
@@ -36,6 +39,8 @@ class SearchQueue(CellQueue):
         if taken is None and not self.closed and len(self._waiting) < AHEAD:
             asked = self._search.next()
             if asked is not None:
+                self.on_asked(asked)
+            if asked is not None and not self.closed:
                 taken = asked.spec.trial_id
                 self._cells[taken] = asked.spec
                 self.running.add(taken)

@@ -1,4 +1,4 @@
-"""What the store seals of a search: one record per trial that has a result."""
+"""What the store seals of a search: a record per training that is asked for, and one per result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from orchestrator.results.records import Provenance, SealedRecord, TrialFailure
-from orchestrator.tuning.cells import Point
+from orchestrator.tuning.cells import CellKey, Point
 from search_spaces.specs import Domain
 from search_spaces.tuning import SearchTrialSpec
 from tasks.finding import Finding
@@ -25,48 +25,35 @@ class Role(StrEnum):
     """One of the best, with another seed or class pair."""
 
 
-class SearchRecord(SealedRecord):
-    """One trial of a search.
+class _OfATrial(SealedRecord):
+    """What both kinds of records say of their trial.
 
     Attributes:
         trial_id: Of the trial.
-        sweep: Name of the sweep that is tuned.
-        role: Why it was run.
+        role: Why it is run.
         run: 0 for the search's own training of a point, then one per seed.
-        spec: What was trained.
-        domain: Of the dataset.
+        spec: What is trained.
         data_fingerprint: Content hash of the prepared dataset.
-        gpu_share: Share of a GPU that it had.
-        attempt: Which attempt this was, from 1.
-        started_at: Seconds since 1970.
-        finished_at: Likewise.
-        provenance: What made it.
-        result: What was found.
     """
 
     folder: ClassVar[str] = "trials"
-    file: ClassVar[str] = "search.json"
-    version: ClassVar[int] = 1
 
-    schema_version: int = version
     trial_id: str
-    sweep: str
     role: Role
     run: int
     spec: SearchTrialSpec
-    domain: Domain | None
     data_fingerprint: str
-    gpu_share: float = 0.0
-    attempt: int = 1
-    started_at: float
-    finished_at: float
-    provenance: Provenance = Provenance()
-    result: SearchResult
 
     @property
     def record_id(self) -> str:
         """The trial's id."""
         return self.trial_id
+
+    @property
+    def key(self) -> CellKey:
+        """Whose it is."""
+        network = self.spec.network
+        return network.model.name, network.subset.prepared.dataset
 
     @property
     def point(self) -> Point:
@@ -75,6 +62,48 @@ class SearchRecord(SealedRecord):
         return Point(
             learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay, batch_size=recipe.batch_size
         )
+
+
+class AskedRecord(_OfATrial):
+    """A training that a search has asked for, stored before it begins: a killed search goes on with it.
+
+    Attributes:
+        number: How many the search had asked for before.
+    """
+
+    file: ClassVar[str] = "asked.json"
+    version: ClassVar[int] = 1
+
+    schema_version: int = version
+    number: int
+
+
+class SearchRecord(_OfATrial):
+    """One trial of a search with its result.
+
+    Attributes:
+        sweep: Name of the sweep that is tuned.
+        domain: Of the dataset.
+        gpu_share: Share of a GPU that it had.
+        attempt: Which attempt this was, from 1.
+        started_at: Seconds since 1970.
+        finished_at: Likewise.
+        provenance: What made it.
+        result: What was found.
+    """
+
+    file: ClassVar[str] = "search.json"
+    version: ClassVar[int] = 1
+
+    schema_version: int = version
+    sweep: str
+    domain: Domain | None
+    gpu_share: float = 0.0
+    attempt: int = 1
+    started_at: float
+    finished_at: float
+    provenance: Provenance = Provenance()
+    result: SearchResult
 
 
 class SearchReport(Finding):

@@ -15,7 +15,8 @@ from orchestrator.analysis.clusters import mean_interval
 from orchestrator.analysis.csvfile import write_csv
 from orchestrator.analysis.formats import Table, interval, number
 from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning.figures import FEWEST_FOR_IMPORTANCE, draw_all, trial_table
+from orchestrator.tuning.figures import draw_all, trial_table
+from orchestrator.tuning.importance import FEWEST_FOR_IMPORTANCE
 from orchestrator.tuning.outcome import CellOutcome
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.tables import outcome_table

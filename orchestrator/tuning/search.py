@@ -7,6 +7,7 @@ ones find begins the next ones; then finalists, which need nothing new and fill 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -50,6 +51,25 @@ class Asked:
     def may_be_pruned(self) -> bool:
         """Whether it may be stopped early: what is compared at the end is trained to the end."""
         return self.role in (Role.NEIGHBOUR, Role.SAMPLED)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What an earlier start asked for.
+
+    Attributes:
+        key: Whose it is.
+        point: See :class:`Asked`, likewise the next two.
+        role: Why.
+        run: Which.
+        result: What it gave; None where that start ended before.
+    """
+
+    key: CellKey
+    point: Point
+    role: Role
+    run: int
+    result: SearchResult | None
 
 
 @dataclass
@@ -107,13 +127,13 @@ class CellSearch:
         return not self.searching and not self.may_ask and not self.owes_own
 
     def complete(self) -> list[tuple[Point, SearchResult]]:
-        """Return the points that were trained to the end, the best first."""
+        """Return the points that were trained to the end, the best first; of equal ones the lowest rate."""
         found = [
             (point, result)
             for (point, run), result in self.results.items()
             if run == 0 and result.status == SearchStatus.COMPLETE
         ]
-        return sorted(found, key=lambda item: item[1].capped_loss)
+        return sorted(found, key=lambda item: (item[1].capped_loss, *item[0].model_dump().values()))
 
     def finalists(self, number: int) -> list[Point]:
         """Return the best points, and the sweep's own."""
@@ -146,24 +166,43 @@ class Search:
         }
         self._known = known or {}
         self._asked: dict[str, Asked] = {}
+        self._again: deque[Asked] = deque()
 
-    def add(self, key: CellKey, point: Point, role: Role, run: int, result: SearchResult) -> None:
-        """Take a result of an earlier start."""
-        search = self.cells[key]
-        self._keep(search, point, role, run, result)
-        if run == 0 and search.cell.contains(point):
-            search.study.add(point, result)
+    def go_on(self, earlier: Iterable[Training]) -> None:
+        """Take what earlier starts asked for, in the order of asking.
+
+        What gave nothing yet is what runs next, so that a search that was killed comes to the points of one
+        that was not; what the search has no more room for, or no use, is left out.
+        """
+        earlier = list(earlier)
+        for one in earlier:
+            if one.result is not None:
+                self._keep(self.cells[one.key], one.point, one.role, one.run, one.result)
+        for one in earlier:
+            search = self.cells[one.key]
+            if one.result is None:
+                if self._still_wanted(search, one):
+                    self._again.append(self._run(search, one.point, one.role, one.run))
+            elif one.run == 0 and search.cell.contains(one.point):
+                search.study.add(one.point, one.result)
+        for search in self.cells.values():  # a search that is over is known to be
+            if search.may_ask and self._new_point(search) is None:
+                search.exhausted = True
 
     def next(self) -> Asked | None:
         """Return a trial to run now; None when none may be, until another ends."""
+        if self._again:
+            return self._again.popleft()
         for search in self.cells.values():
             if search.owes_own:
                 return self._run(search, search.cell.own, Role.OWN)
         for search in self.cells.values():
-            while search.may_ask:
-                asked = self._propose(search)
-                if asked is not None:
-                    return asked
+            if not search.may_ask:
+                continue
+            new = self._new_point(search)
+            if new is not None:
+                return self._run(search, *new)
+            search.exhausted = True
         for search in self.cells.values():
             for point, run in self._further(search) if search.searched else ():
                 return self._run(search, point, Role.FINALIST, run)
@@ -231,25 +270,24 @@ class Search:
         points = search.finalists(self.tune.finalists)
         return [(point, run) for point in points for run in runs if (point, run) not in known]
 
-    def _propose(self, search: CellSearch) -> Asked | None:
+    def _still_wanted(self, search: CellSearch, training: Training) -> bool:
+        """Tell whether the search as it is set now has a use for a training that was asked for."""
+        if training.run:
+            return search.searched and (training.point, training.run) in self._further(search)
+        if training.point == search.cell.own:
+            return search.owes_own
+        return search.may_ask and search.cell.contains(training.point)
+
+    def _new_point(self, search: CellSearch) -> tuple[Point, Role] | None:
         """Return a new point of a cell; None where its space has none left."""
         for point in self._of_neighbours(search):
-            return self._run(search, point, Role.NEIGHBOUR)
-        for _ in range(MANY_REPEATS):
-            ticket, point = search.study.ask()
-            if (point, 0) not in self._known_runs(search):
-                return self._run(search, point, Role.SAMPLED, ticket=ticket)
-            self._tell_again(search, ticket, point)
-        search.exhausted = True
+            return point, Role.NEIGHBOUR
+        known = self._known_runs(search)
+        for again in range(MANY_REPEATS):
+            point = search.study.propose(again)
+            if (point, 0) not in known:
+                return point, Role.SAMPLED
         return None
-
-    def _tell_again(self, search: CellSearch, ticket: str, point: Point) -> None:
-        """Answer a point that is known already from what is known."""
-        known = search.results.get((point, 0))
-        if known is None:
-            search.study.fail(ticket)
-        else:
-            search.study.tell(ticket, known)
 
     def _of_neighbours(self, search: CellSearch) -> Iterable[Point]:
         """Yield the best points of the cells most like this one that it has not tried."""
@@ -267,11 +305,9 @@ class Search:
                 if (point, 0) not in self._known_runs(search):
                     yield point
 
-    def _run(
-        self, search: CellSearch, point: Point, role: Role, run: int = 0, ticket: str | None = None
-    ) -> Asked:
-        if ticket is None and run == 0 and search.cell.contains(point):
-            ticket, _ = search.study.ask(point)
+    def _run(self, search: CellSearch, point: Point, role: Role, run: int = 0) -> Asked:
+        told = run == 0 and search.cell.contains(point)
+        ticket = search.study.ask(point) if told else None
         asked = Asked(search.cell, search.cell.trial(point, run), point, role, run, ticket)
         self._asked[asked.spec.trial_id] = search.running[asked.spec.trial_id] = asked
         return asked

@@ -1,7 +1,7 @@
 """Where the next point comes from: one Optuna study per cell, asked and told by us.
 
 Optuna's storage is a view, like MLflow: it is made anew from the store at every start, so it holds every
-finished trial once, and no trial that a killed driver left running. See
+point once, in the order of asking, and none runs that nobody trains. See
 ``docs/decisions/0012-own-ask-and-tell.md``.
 """
 
@@ -59,18 +59,29 @@ class CellStudy:
             storage=storage, study_name=NAME.format(*cell.key), direction="minimize"
         )
 
-    def ask(self, given: Point | None = None) -> tuple[str, Point]:
-        """Return a ticket and a point: ``given``, which must lie in the space, or the sampler's."""
-        if given is not None:
-            self.study.enqueue_trial(given.model_dump(), user_attrs={"given": True})
-        number = len(self.study.get_trials(deepcopy=False))
-        # Anew for each point, so that a point follows from what was told and its number alone: a sampler that
-        # began with one seed at every start would propose the same points again.
-        seed = derive_seed("sampler", self._seed, list(self._cell.key), number) % 2**32
-        self.study.sampler = make_sampler(self._sampler, seed)
+    def propose(self, again: int = 0) -> Point:
+        """Return the sampler's next point, which nobody has asked for yet.
+
+        It follows from the seed, the points of the study in their order and what is known of them: a search
+        that goes on after a kill proposes what it would have proposed without one.
+
+        Args:
+            again: Counts proposals that nothing was told between.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        seed = derive_seed("sampler", self._seed, list(self._cell.key), len(trials), again) % 2**32
+        # On a copy: the study has points as they are trained, rounded, and none that is not.
+        thought = optuna.create_study(sampler=make_sampler(self._sampler, seed))
+        thought.add_trials(trials)
+        params = thought.ask(self._space).params
+        return self._cell.nearest(Point.model_validate(params).rounded())
+
+    def ask(self, point: Point) -> str:
+        """Begin a point, which must lie in the space; returns its ticket."""
+        self.study.enqueue_trial(point.model_dump())
         trial = self.study.ask(self._space)
         self._asked[ticket := str(trial.number)] = trial
-        return ticket, given or self._cell.nearest(Point(**trial.params).rounded())
+        return ticket
 
     def tell(self, ticket: str, result: SearchResult) -> None:
         """Tell what a point that was asked for gave."""
@@ -89,7 +100,7 @@ class CellStudy:
         self.study.tell(self._asked.pop(ticket), state=TrialState.FAIL)
 
     def add(self, point: Point, result: SearchResult) -> None:
-        """Tell of a point that nobody asked for in this process."""
+        """Tell of a point that an earlier start asked for, in its turn."""
         pruned = result.status == SearchStatus.PRUNED
         self.study.add_trial(
             optuna.create_trial(

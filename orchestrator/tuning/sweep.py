@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,11 @@ from orchestrator.running.bookkeeping import Bookkeeping
 from orchestrator.running.shelf import Shelf
 from orchestrator.running.sweep import TrialSweep
 from orchestrator.running.trainable import REPORT, TrialTrainable
+from orchestrator.tuning.cells import CellKey
 from orchestrator.tuning.flat import flat_search
 from orchestrator.tuning.queue import SearchQueue
-from orchestrator.tuning.records import SearchRecord, SearchReport
-from orchestrator.tuning.search import Search, rungs_of
+from orchestrator.tuning.records import AskedRecord, SearchRecord, SearchReport
+from orchestrator.tuning.search import Asked, Search, rungs_of
 from orchestrator.tuning.worker import SearchTrainable, start_judge
 from search_spaces.errors import SweepError
 from search_spaces.trials import NetworkSpec, TrialSpec
@@ -36,10 +38,14 @@ class SearchSweep(TrialSweep):
 
     Attributes:
         records: Results of this search, by trial id; added to.
+        asked: What the search has asked for, likewise.
+        fingerprints: Content hash of each prepared dataset, by prepared id.
     """
 
     trainable: type[TrialTrainable] = SearchTrainable
     records: dict[str, SearchRecord] = field(default_factory=dict)
+    asked: dict[str, AskedRecord] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     def search(self, search: Search) -> None:
         """Run ``search`` to its end.
@@ -71,6 +77,7 @@ class SearchSweep(TrialSweep):
         queue = SearchQueue(search, cells)
         self.count()
         callback = SearchBookkeeping(self, cells, queue, shelf, {})
+        queue.on_asked = callback.on_asked
         # The source of one's own networks is sent along at the start, and is that of every cell.
         firsts = [one.cell.trial(one.cell.own) for one in search.cells.values()]
         cells.update({trial.trial_id: trial for trial in firsts})
@@ -84,6 +91,26 @@ class SearchSweep(TrialSweep):
                 raise callback.fatal
             callback.account_for_the_rest()
 
+    def note(self, asked: Asked) -> None:
+        """Store that a training was asked for, unless an earlier start did.
+
+        Raises:
+            SweepError: when it cannot be stored.
+        """
+        trial_id, prepared = asked.spec.trial_id, asked.spec.network.subset.prepared.prepared_id
+        if trial_id in self.asked:
+            return
+        record = AskedRecord(
+            trial_id=trial_id,
+            role=asked.role,
+            run=asked.run,
+            spec=asked.spec,
+            data_fingerprint=self.fingerprints[prepared],
+            number=1 + max((known.number for known in self.asked.values()), default=-1),
+        )
+        self.stored.save(record)
+        self.asked[trial_id] = record
+
     def count(self) -> None:
         """Tell the monitor what is done and how much is left at most."""
         done = len(self.records)
@@ -94,7 +121,7 @@ class SearchSweep(TrialSweep):
         rungs = {key: rungs_of(one.cell) for key, one in search.cells.items()}
         return [
             (
-                study_name(record.spec),
+                study_name(record.key),
                 record.trial_id,
                 score.epoch,
                 capped(score.loss, record.result.chance_loss),
@@ -102,7 +129,7 @@ class SearchSweep(TrialSweep):
             for record in self.records.values()
             if record.run == 0
             for score in record.result.curve
-            if score.epoch in rungs.get(_key(record.spec), ())
+            if score.epoch in rungs.get(record.key, ())
         ]
 
     def _cell(self, cell: TrialSpec) -> dict[str, Any]:
@@ -116,7 +143,7 @@ class SearchSweep(TrialSweep):
             "num_gpus": request.resources.num_gpus,
             "micro_batch": request.micro_batch,
             "request": request.resources.as_ray(),
-            "study": study_name(cell),
+            "study": study_name(asked.cell.key),
             "judge": self.judge,
             "rungs": rungs_of(asked.cell) if asked.run == 0 else (),
             "may_be_pruned": asked.may_be_pruned,
@@ -128,6 +155,13 @@ class SearchBookkeeping(Bookkeeping):
 
     _sweep: SearchSweep
     _queue: SearchQueue
+
+    def on_asked(self, asked: Asked) -> None:
+        """Store what is asked for before it is given out."""
+        try:
+            self._sweep.note(asked)
+        except SweepError as error:
+            self._end(error)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See :class:`Bookkeeping`; the next trial may be asked for."""
@@ -189,10 +223,6 @@ class SearchBookkeeping(Bookkeeping):
         return ending
 
 
-def study_name(spec: TrialSpec) -> str:
-    """Name the study that a trial belongs to."""
-    return " on ".join(_key(spec))
-
-
-def _key(spec: TrialSpec) -> tuple[str, str]:
-    return spec.network.model.name, spec.network.subset.prepared.dataset
+def study_name(key: CellKey) -> str:
+    """Name the study of a cell."""
+    return " on ".join(key)

@@ -66,7 +66,7 @@ class ByteRows:
         if is_byte_dtype(rows.dtype):
             return rows
         levels = np.empty(rows.shape, np.uint8)
-        _fill_levels(flatten(levels), flatten(rows), self.unit)
+        _fill_levels(levels, rows, self.unit)
         return levels
 
 
@@ -80,11 +80,10 @@ def as_bytes(source: BlockSource) -> BlockSource:
         return source
     if source.array.size == 0:
         return source
-    rows = flatten(source.array)
-    levels = np.empty(rows.shape, np.uint8)  # no memory is taken before it is written
-    for unit in _possible_units(rows.dtype):
-        if _fill_levels(levels, rows, unit):
-            return ByteRows(ArraySource(levels.reshape(source.array.shape)), unit)
+    levels = np.empty(source.array.shape, np.uint8)  # no memory is taken before it is written
+    for unit in _possible_units(source.array.dtype):
+        if _fill_levels(levels, source.array, unit):
+            return ByteRows(ArraySource(levels), unit)
     return source
 
 
@@ -116,15 +115,14 @@ def byte_units(rows: npt.NDArray[Any]) -> tuple[float, ...]:
 def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         return ()
-    return UNITS if dtype in (np.float32, np.float64) else UNITS[:1]
+    return UNITS if dtype.kind == "f" and dtype.itemsize >= 4 else UNITS[:1]
 
 
 def _fill_levels(out: npt.NDArray[np.uint8] | None, rows: npt.NDArray[Any], unit: float) -> bool:
     """Write the grey levels of ``rows`` to ``out``; stops and returns False at a value without one."""
     divisor = rows.dtype.type(255)
     with np.errstate(invalid="ignore", over="ignore"):  # casts of NaN and large values are found unequal
-        for piece in _pieces(rows):
-            values = rows[piece]
+        for top, part, values in _pieces(rows):
             if unit == 1:
                 levels = values.astype(np.uint8)
                 equal = levels == values
@@ -134,18 +132,22 @@ def _fill_levels(out: npt.NDArray[np.uint8] | None, rows: npt.NDArray[Any], unit
             if not equal.all():
                 return False
             if out is not None:
-                out[piece] = levels
+                flatten(out[top : top + len(values)])[:, part] = levels
     return True
 
 
-def _pieces(rows: npt.NDArray[Any]) -> Iterator[tuple[slice, slice]]:
-    """Cut rows into pieces small enough for the cache."""
-    num_rows, num_features = rows.shape
-    width = min(num_features, _PIECE_VALUES)
-    height = max(1, _PIECE_VALUES // max(width, 1))
-    for top in range(0, num_rows, height):
+def _pieces(rows: npt.NDArray[Any]) -> Iterator[tuple[int, slice, npt.NDArray[Any]]]:
+    """Yield first row, features and values of pieces small enough for the cache.
+
+    Rows are flattened few at a time, since that copies those that do not lie one after another.
+    """
+    num_features = int(np.prod(rows.shape[1:]))
+    width = max(1, min(num_features, _PIECE_VALUES))
+    height = max(1, _PIECE_VALUES // width)
+    for top in range(0, len(rows), height):
+        values = flatten(rows[top : top + height])
         for left in range(0, num_features, width):
-            yield slice(top, top + height), slice(left, left + width)
+            yield top, slice(left, left + width), values[:, left : left + width]
 
 
 def signed(rows: npt.NDArray[Any], buffer: SignedBytes | None = None) -> SignedBytes:

@@ -7,7 +7,7 @@ differ they are conflicts, and listed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from search_spaces.errors import DataError
 from tasks.measures.byte_rows import UNITS, byte_units
-from tasks.measures.distances import BlockSource, flatten
+from tasks.measures.distances import BlockSource, Precision, flatten
 from tasks.remote import Executor, InlineExecutor
 
 PROFILE_BYTES = 256 << 20  # rows are read in pieces of this size
@@ -30,7 +30,8 @@ class RowProfile:
         keep: Rows that are the first of their kind, ascending.
         first_of: ``(num_rows,)`` the row that each row equals, itself when it is the first.
         conflicts: ``(row, earlier row)`` of identical images with different labels.
-        byte_unit: What one grey level is, if every value of every row is a byte times that; else None.
+        byte_unit: What one grey level is, if every value of every row is a byte times that, and rows are
+            of one type; else None.
     """
 
     keep: npt.NDArray[np.int64]
@@ -42,6 +43,10 @@ class RowProfile:
     def num_duplicates(self) -> int:
         """Rows left out because an earlier one is the same."""
         return len(self.first_of) - len(self.keep)
+
+    def precision(self, asked: Precision) -> Precision:
+        """What was asked for, in floats where rows are no bytes of one type."""
+        return asked if self.byte_unit is not None else replace(asked, exact_bytes=False)
 
 
 def profile_rows(
@@ -62,11 +67,12 @@ def profile_rows(
     pieces = [(shared, start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
     keys = np.empty(num_rows, np.uint64)
     not_finite: list[int] = []
-    units = set(UNITS)
-    for index, (piece, bad, piece_units) in executor.map_unordered(row_keys, pieces):
+    units, dtypes = set(UNITS), {source.read(0, 1).dtype.str}  # pieces of several types are read as one
+    for index, (piece, bad, piece_units, dtype) in executor.map_unordered(row_keys, pieces):
         keys[pieces[index][1] : pieces[index][2]] = piece
         not_finite += bad
         units &= set(piece_units)
+        dtypes.add(dtype)
     if not_finite:
         raise DataError(
             "All values must be finite",
@@ -78,13 +84,13 @@ def profile_rows(
     conflicts = []
     if labels is not None:
         conflicts = [(int(i), int(first_of[i])) for i in np.flatnonzero(labels != labels[first_of])]
-    return RowProfile(keep, first_of, conflicts, max(units, default=None))
+    return RowProfile(keep, first_of, conflicts, max(units, default=None) if len(dtypes) == 1 else None)
 
 
 def row_keys(
     source: BlockSource, start: int, stop: int
-) -> tuple[npt.NDArray[np.uint64], list[int], tuple[float, ...]]:
-    """One 64-bit key per row, equal for equal rows; the rows that are not finite; the units of `byte_units`.
+) -> tuple[npt.NDArray[np.uint64], list[int], tuple[float, ...], str]:
+    """Return a 64-bit key per row, equal for equal rows, the rows not finite, the `byte_units`, the dtype.
 
     The key comes from a fixed random choice of values, so it costs next to nothing, and equal rows can never
     be missed; that rows with equal keys are equal must be confirmed on all their values.
@@ -106,7 +112,7 @@ def row_keys(
     keys = words @ (rng.integers(0, 2**63, words.shape[1], dtype=np.uint64) * 2 + 1)
     units = byte_units(rows)
     bad = (_not_finite(rows) + start).tolist() if rows.dtype.kind == "f" and not units else []
-    return keys, bad, units
+    return keys, bad, units, rows.dtype.str
 
 
 def _not_finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:

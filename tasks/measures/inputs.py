@@ -41,8 +41,10 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
     """Sizes ascending and once each.
 
     Raises:
-        DataError: If there are none, or one does not fit the number of images.
+        DataError: If there are none, or one is not whole or does not fit the number of images.
     """
+    if any(size % 1 for size in train_sizes):
+        raise DataError("train_sizes must be whole numbers", str(list(train_sizes)), "round them")
     sizes = sorted({int(size) for size in train_sizes})
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
         raise DataError(
@@ -54,16 +56,27 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
 
 
 def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Images as one array; says what is wrong when they have several shapes."""
+    """Images as one array.
+
+    Raises:
+        DataError: If they have several shapes, are no numbers, are a single number, or some are masked.
+    """
+    if isinstance(images, np.ma.MaskedArray) and np.ma.is_masked(images):
+        rule = "No value of an image may be masked"
+        raise DataError(rule, f"{np.ma.getmaskarray(images).sum()} masked values", "fill or remove them")
     try:
         array = np.asarray(images)
     except ValueError as error:  # numpy's word for ragged nested sequences
         raise DataError("All images must have one size and channel count", str(error)) from None
     if array.dtype == object:
         shapes = sorted({np.shape(image) for image in array.ravel()[:1000]})
+        if shapes == [()]:
+            raise DataError("Images must be real numbers", "dtype object", "convert them")
         raise DataError(
             "All images must have one size and channel count", f"shapes {shapes[:5]}", "resize them"
         )
+    if array.ndim == 0:
+        raise DataError("Images must have an axis for their number", f"one value, {array}")
     return array
 
 

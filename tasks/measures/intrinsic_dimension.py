@@ -26,6 +26,7 @@ from tasks.measures.dimension import (
     usable,
 )
 from tasks.measures.distances import BlockSource, FloatArray, Precision, as_source
+from tasks.measures.inputs import as_array
 from tasks.measures.neighbors import BLOCK_ROWS, NeighborTable, nested_neighbors
 from tasks.remote import Executor
 
@@ -72,7 +73,7 @@ def mle(
         return undefined(name, table, num_neighbors, convention, EQUALLY_FAR)
     details: dict[str, Any] = {
         "std_error_bootstrap": block_std_error(
-            lambda weights: weights.sum() / (weights @ inverses),
+            lambda weights: weights.sum() / (weights * inverses).sum(),
             neighborhood_blocks(table.indices[:, :num_neighbors], good),
             seed=seed,
         )
@@ -152,8 +153,9 @@ def _twonn_slope(log_ratios: FloatArray, weights: FloatArray, discard_fraction: 
     num_kept = int(np.searchsorted(share, 1 - discard_fraction + 1e-12, side="right"))
     num_kept = min(num_kept, int(np.searchsorted(share, 1 - 1e-12)))  # F = 1 has no logarithm
     x, w = log_ratios[:num_kept], weights[:num_kept]
-    norm = float(w @ (x * x))
-    return float((w * x) @ -np.log1p(-share[:num_kept]) / norm) if norm > 0 else None
+    # Not by products of vectors: BLAS shares long ones out over threads, whose number would show here.
+    norm = float((w * x * x).sum())
+    return float((w * x * -np.log1p(-share[:num_kept])).sum() / norm) if norm > 0 else None
 
 
 def estimator_table() -> dict[str, tuple[Callable[..., IntrinsicDimension], int]]:
@@ -235,7 +237,7 @@ def intrinsic_dimension(
     """
     from tasks.measures.duplicates import profile_rows
 
-    source = as_bytes(as_source(features))
+    source = as_bytes(features if isinstance(features, BlockSource) else as_source(as_array(features)))
     profile = profile_rows(source, None, executor=executor)
     source = with_unit(source, profile.byte_unit)
     size = len(profile.keep)
@@ -245,7 +247,7 @@ def intrinsic_dimension(
         [size],
         max(1, min(table_width(estimators, num_neighbors), size - 1)),
         executor=executor,
-        precision=precision,
+        precision=profile.precision(precision or Precision()),
         keep=profile.keep,
         block_rows=block_rows,
     ).tables[0]

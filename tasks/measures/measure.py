@@ -75,7 +75,8 @@ def measure_nested(
     rows = as_bytes(source)
     profile = profile_rows(rows, codes, executor=executor)
     rows = with_unit(rows, profile.byte_unit)
-    found = _one_pass(rows, codes, sizes, profile, executor, settings)
+    precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
+    found = _one_pass(rows, codes, sizes, profile, executor, settings, precision)
     convention = _convention(source, settings)
     records = tuple(
         _size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)
@@ -86,7 +87,7 @@ def measure_nested(
         settings=settings,
         precision=found.search.precision,
         notes=_notes(records[-1], convention),
-        calibration=_calibration(source, profile.keep[: found.positions[-1]], settings, executor),
+        calibration=_calibration(source, profile.keep[: found.positions[-1]], settings, executor, precision),
     )
 
 
@@ -197,6 +198,7 @@ def _one_pass(
     profile: RowProfile,
     executor: Executor,
     settings: MeasureSettings,
+    precision: Precision,
 ) -> _Pass:
     """Draw the samples and find all neighbours."""
     positions = np.searchsorted(profile.keep, sizes).tolist()
@@ -212,7 +214,7 @@ def _one_pass(
         positions,
         max(1, min(table_width(settings.estimators, settings.num_neighbors), positions[-1] - 1)),
         executor=executor,
-        precision=Precision(dtype=settings.dtype, device=settings.device),
+        precision=precision,
         block_rows=settings.block_rows,
         keep=profile.keep,
         subsets=samples,
@@ -264,7 +266,11 @@ def _sharpness(
 
 
 def _calibration(
-    source: BlockSource, keep: npt.NDArray[Any], settings: MeasureSettings, executor: Executor
+    source: BlockSource,
+    keep: npt.NDArray[Any],
+    settings: MeasureSettings,
+    executor: Executor,
+    precision: Precision,
 ) -> CalibratedDimension | None:
     if not settings.calibrate:
         return None
@@ -273,7 +279,7 @@ def _calibration(
         num_neighbors=settings.num_neighbors,
         keep=keep,
         executor=executor,
-        precision=Precision(dtype=settings.dtype, device=settings.device),
+        precision=precision,
         seed=settings.seed,
     )
 

@@ -112,6 +112,9 @@ def nested_neighbors(
         `tasks.measures.byte_rows.ByteRows`) are measured in whole numbers: distances are roots of exact
         integers, and the tables are the same bits for any blocks, workers and machine. Otherwise the
         relative error of distances is below 1e-5 in float32, 1e-7 in float64.
+
+    Raises:
+        DataError: If a source's rows are bytes at first and of another type later.
     """
     executor = executor or InlineExecutor()
     precision = precision or Precision()
@@ -120,7 +123,8 @@ def nested_neighbors(
         source = as_bytes(source)
     positions = (np.arange(source.num_rows) if keep is None else np.asarray(keep))[: train_sizes[-1]]
     num_rows = len(positions)
-    exact = precision.exact_bytes and is_byte_dtype(source.read(0, 1).dtype)
+    dtype = source.read(0, 1).dtype
+    exact = precision.exact_bytes and is_byte_dtype(dtype)
     job = Job(
         source=source,
         rows=positions,
@@ -132,7 +136,7 @@ def nested_neighbors(
         num_neighbors=num_neighbors,
         precision=precision,
         block_rows=block_rows,
-        exact=exact,
+        byte_dtype=dtype if exact else None,
     )
     total = _merged(job, executor)
     return _found(total, train_sizes, source.unit if isinstance(source, ByteRows) else 1.0)

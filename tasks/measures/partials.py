@@ -20,11 +20,15 @@ IntArray = npt.NDArray[np.integer[Any]]
 Block = npt.NDArray[Any]  # squared distances, float32, float64, int32 or int64
 
 
+# Squared distances below 2⁴⁷ times places below this fit int64, so that one direct sort orders both.
+MAX_KEYED = 1 << 16
+
+
 def far(dtype: np.dtype[Any]) -> float | int:
     """What stands for "no such pair" in a block: above every squared distance of its dtype."""
     if dtype.kind == "f":
         return np.inf
-    # In int64, 2⁴⁷ leaves room for the product with a number of columns, see `_nearest_columns`.
+    # In int64, 2⁴⁷ leaves room for the product with a number of columns, see `MAX_KEYED`.
     return 2**31 - 1 if dtype == np.int32 else 2**47
 
 
@@ -78,6 +82,7 @@ class Partial:
         found = None
         # Blocks mostly come in the order of rows; then an equal distance is never better than one kept.
         in_order = squared.dtype.kind == "i" and column_start > kept_ids.max(initial=-1)
+        in_order = in_order and k + squared.shape[1] < MAX_KEYED
         if np.isfinite(limits).all():
             found = _below(squared, limits, ties=first or not in_order)
             if not len(found[0]):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from search_spaces.errors import DataError
 from tasks.measures.byte_rows import (
     ByteRows,
     expand,
@@ -32,7 +33,7 @@ from tasks.measures.distances import (
     flatten,
     squared_distances,
 )
-from tasks.measures.partials import Block, IntArray, Partial, far, improve
+from tasks.measures.partials import MAX_KEYED, Block, IntArray, Partial, far, improve
 from tasks.measures.products import Product, SignedBytes, check_device, choose_product
 
 # What ``precision`` says of distances that were formed in whole numbers.
@@ -40,9 +41,13 @@ EXACT = "exact integer"
 # Rows of bytes that pass by a block at a time: fine enough that the diagonal costs little more than half, and
 # that a block of distances stays in the cache while it is filed.
 PIECE_ROWS = 256
+# And not more bytes than this, of which two pieces are in memory: images may have any number of pixels.
+PIECE_BYTES = 64 << 20
 # Bytes held while others pass by. Reading rows again is free where they are in memory.
 HELD_BYTES = 256 << 20
 HELD_BYTES_IN_MEMORY = 128 << 20
+# More would leave no room in an integer for a distance and a place, see `partials.far`.
+HELD_ROWS = MAX_KEYED // 2
 # Share of a block's columns that are in a sample from which on the others are masked.
 DENSE_SHARE = 0.25
 
@@ -64,7 +69,7 @@ class Job:
         num_neighbors: Neighbours kept per row and shell.
         precision: How products are formed.
         block_rows: Rows per block, at most.
-        exact: Whether rows are bytes, to be measured in whole numbers.
+        byte_dtype: Type of rows that are bytes, to be measured in whole numbers; None for all others.
     """
 
     source: BlockSource
@@ -77,7 +82,12 @@ class Job:
     num_neighbors: int
     precision: Precision
     block_rows: int
-    exact: bool = False
+    byte_dtype: np.dtype[Any] | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether distances are formed in whole numbers."""
+        return self.byte_dtype is not None
 
     @property
     def held_bytes(self) -> int:
@@ -86,16 +96,33 @@ class Job:
         return HELD_BYTES_IN_MEMORY if isinstance(source, ArraySource) else HELD_BYTES
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows at positions ``start`` to ``stop``, flattened to ``(stop - start, num_features)``."""
+        """Rows at positions ``start`` to ``stop``, flattened to ``(stop - start, num_features)``.
+
+        Raises:
+            DataError: If rows were said to be bytes of one type, and these are of another.
+        """
         wanted = self.rows[start:stop]
         first = int(wanted[0])
         block = self.source.read(first, int(wanted[-1]) + 1)
+        if self.exact and block.dtype != self.byte_dtype:
+            raise DataError(
+                "All rows must be of one type",
+                f"{self.byte_dtype} in row 0, {block.dtype} from row {first} on",
+                "convert them to one",
+            )
         return flatten(block if len(block) == len(wanted) else block[wanted - first])
 
     def seconds(self) -> float:
         """Rough time of the whole search on one core: to decide where work goes, never what comes out."""
         rate = 5e11 if self.exact else 5e10  # multiply-adds per second
         return len(self.rows) ** 2 / 2 * (float(np.prod(self.source.row_shape)) / rate + 5e-9)
+
+    def hold(self, span: Span, piece: int, buffer: SignedBytes) -> SignedBytes:
+        """Rows of bytes in ``buffer``, read piece by piece: a source's own copy of all would double them."""
+        held = buffer[: span[1] - span[0]]
+        for start, stop in _spans(*span, piece):
+            signed(self.read(start, stop), held[start - span[0] :])
+        return held
 
     def stream(
         self, spans: Iterator[Span], buffers: tuple[SignedBytes, SignedBytes]
@@ -165,8 +192,8 @@ def _blocks_of_floats(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Spa
 def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span, Span, Block, str]]:
     """The same in whole numbers; blocks lie beside the diagonal or, with equal rows and columns, on it."""
     num_features = int(np.prod(job.source.row_shape))
-    piece = min(PIECE_ROWS, job.block_rows)
-    held = min(job.block_rows, max(job.held_bytes // num_features, 1))
+    piece = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
+    held = min(job.block_rows, HELD_ROWS, max(job.held_bytes // num_features, 1))
     held = max(held // piece, 1) * piece
     total = len(job.rows) ** 2 / 2 * num_features
     product = choose_product(piece, num_features, total, job.precision.device)
@@ -174,7 +201,7 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
     held_buffer = np.empty((min(held, rows[1] - rows[0]), num_features), np.int8)
     buffers = np.empty((2, min(piece, columns[1] - columns[0]), num_features), np.int8)
     for i in _spans(*rows, held):
-        a = signed(job.read(*i), held_buffer)
+        a = job.hold(i, piece, held_buffer)
         if rows == columns:
             norms_a = np.empty(len(a), np.int64)
             yield from _blocks_within(a, i, piece, norms_a, product)

@@ -28,7 +28,7 @@ from tasks.preparation.summary import make_record
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.prepared.record import PreparedRecord
 from tasks.prepared.stratify import number_groups
-from tasks.sources import source_for
+from tasks.sources import check_own_options, source_for
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.privacy import hash_key
 
@@ -107,7 +107,9 @@ def prepare_dataset(
 
 def _listed(request: RawRequest) -> Listing:
     """List the raw download; one without items is an error, with the reasons why each was left out."""
-    dataset, listing = request.dataset, source_for(request.dataset.source).list_items(request)
+    dataset = request.dataset
+    check_own_options(dataset)
+    listing = source_for(dataset.source).list_items(request)
     if listing.items:
         return listing
     reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)

@@ -1,4 +1,4 @@
-"""In which order items are read: a ``.tar.gz`` can only be read forward, and items are listed by name."""
+"""In which order items are read: a packed tar can only be read forward, and items are listed by name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from tasks.preparation.image_table import ImageTable
 from tasks.preparation.parts import Part
 from tasks.sources.archives import MARK, RefusedArchive, open_archive, split_locator
 from tasks.sources.base import Item, RawRequest
-
-PACKED_ENDINGS = (".tar.gz", ".tgz")
+from tasks.sources.packed_streams import PACKED_TARS
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp] | None:
-    """Return the places of items in the order in which gzipped archives store them.
+    """Return the places of items in the order in which packed archives store them.
 
     None when every order costs the same: no such archive, or none with several items in it.
     """
@@ -44,9 +43,9 @@ def listed_order(images: ImageTable, parts: Sequence[Part], order: NDArray[np.in
 
 
 def _packed_chain(locator: str) -> tuple[str, ...]:
-    """Return the archives that lead to a member of a gzipped tar, or nothing."""
+    """Return the archives that lead to a member of a packed tar, or nothing."""
     chain = tuple(split_locator(locator)[:-1])
-    return chain if chain and chain[-1].lower().endswith(PACKED_ENDINGS) else ()
+    return chain if chain and chain[-1].lower().endswith(PACKED_TARS) else ()
 
 
 def _positions(request: RawRequest, chain: tuple[str, ...]) -> dict[str, int]:

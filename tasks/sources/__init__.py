@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 
 from search_spaces.errors import unknown_name
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
-from tasks.sources.own_kinds import OWN_KINDS, own_kind_of
+from tasks.sources.own_kinds import OWN_KINDS, check_own_options, own_kind_of
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -26,6 +26,7 @@ __all__ = [
     "SkipItem",
     "Source",
     "check_own_kind",
+    "check_own_options",
     "own_kind_of",
     "source_for",
 ]

@@ -1,7 +1,7 @@
-"""Archives read where they lie: members of ``.zip``, ``.tar``, ``.tar.gz`` by name, nothing unpacked to disk.
+"""Archives read where they lie: members of a ``.zip`` or a tar, plain or packed, nothing unpacked to disk.
 
 A member's locator is ``archive!/member``; archives in archives (ILSVRC's tar of tars) repeat the mark.
-Opened archives are kept per process, so a directory is read once, and a ``.tar.gz`` goes forward only as
+Opened archives are kept per process, so a directory is read once, and a packed tar goes forward only as
 long as its members are asked for in stored order.
 
 What an archive declares is checked before it is believed: names that lead elsewhere, links, devices,
@@ -20,6 +20,7 @@ from typing import IO, Protocol
 from tasks.sources.archive_rules import DAMAGE, RefusedArchive
 from tasks.sources.base import SkipItem
 from tasks.sources.files import MAX_FILE_BYTES, open_plain
+from tasks.sources.packed_streams import PACKED_TARS
 from tasks.sources.tar_members import TarMembers
 from tasks.sources.zip_members import ZipMembers
 
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 MARK = "!/"
-ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
+ENDINGS = (".zip", ".tar", *PACKED_TARS)
 MAX_DEPTH = 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from search_spaces.errors import DataError
@@ -43,6 +44,6 @@ def download(request: RawRequest) -> Path:
     return folder
 
 
-def raw_or_download(request: RawRequest) -> Path:
-    """Return the given raw folder, or the download when none was given."""
-    return request.root() if request.raw is not None else download(request)
+def with_raw(request: RawRequest) -> RawRequest:
+    """Return the request with the download as its raw folder when none was given."""
+    return request if request.raw is not None else replace(request, raw=download(request))

@@ -6,44 +6,38 @@ the same group; a folder called ``images`` is none (Tiny ImageNet), and what lie
 left out and counted (COVID-19 Radiography Database). A mask beside its image (BUSI's ``x_mask.png`` beside
 ``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted, too.
 ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is left out and
-counted. ``<raw>`` may be an archive of such folders.
+counted. ``<raw>`` may be an archive of such folders. ``layout: group/class`` reads
+``<raw>/<group>/<class>/image.png`` (:mod:`tasks.sources.folder_layout`).
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import PurePath
 
 from search_spaces.errors import DataError
 from tasks.sources.archives import MARK, is_archive_name
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Split
+from tasks.sources.base import Item, Listing, RawRequest, Reader
+from tasks.sources.folder_layout import EXPECTED, Found, Placed, arrange, choose_layout, place
 from tasks.sources.groups import check_group_sides
-from tasks.sources.labels import check_spellings, mapped_label
+from tasks.sources.labels import check_spellings
 from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of
 from tasks.sources.tree import RawTree
 
-EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
 MAX_NAMED = 20
-SPLIT_WORD = re.compile(
-    r"(?<![A-Za-z])(?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)(?=[A-Z]?(?![A-Za-z]))"
-)
-"""A split in a longer name: ``seg_train``, ``test-set``, ``trainA``."""
-NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
 MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Folders in class folders that are no patients, in lower case."""
+"""Folders in class folders that hold no images, in lower case."""
 MASK = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask whose image is called as the first group."""
-FOLD = re.compile(r"(?:fold|part|split|batch|set|shard|chunk)[ _-]?\d+", re.IGNORECASE)
 _TABLE = "with a table of labels beside it, give the table (kind csv)"
 _FILE = "give the array file itself"
 HINTS = {
     ".csv": _TABLE,
     ".tsv": _TABLE,
     ".xlsx": _TABLE,
-    ".jsonl": "write metadata.jsonl as a table (.csv) and give that",
+    ".jsonl": _TABLE,
     ".zip": "there are archives: give one archive of class folders itself, or unpack them here",
     ".tar": "there are archives: give one archive of class folders itself, or unpack them here",
     ".arrow": "write what datasets' save_to_disk made with to_parquet",
@@ -53,14 +47,6 @@ HINTS = {
     "": "files without an ending are looked at on a disk, and taken when they are DICOM",
 }
 """Ending of a file that lies in a folder without class folders -> the way out."""
-
-
-@dataclass(frozen=True)
-class _Found:
-    name: str
-    label: str
-    group: str
-    split: Split
 
 
 class Folder:
@@ -82,7 +68,7 @@ class Folder:
         with_splits = _has_splits(images, wrapper, request)
         masks, known = _masks(images), set(images)
         excluded: Counter[str] = Counter()
-        found: list[_Found] = []
+        placed: list[Placed] = []
         for name in tree:
             parts = name.removeprefix(wrapper).split("/")
             split = split_of(parts.pop(0)) if with_splits and len(parts) > 1 else ""
@@ -97,15 +83,15 @@ class Folder:
             elif any(part.casefold() in MASKS for part in parts[1:-1]):
                 excluded["in a folder of masks"] += 1
             else:
-                label = mapped_label(parts[0], request)
-                found.append(_Found(name, label, _group(parts[1:-1]), split))
-        _check_tops(found, tree, request)
+                placed.append(place(name, parts[:-1], split))
+        layout, told = choose_layout(placed, tree, request)
+        found = arrange(placed, layout, request)
+        if len(found) < len(placed):
+            excluded["outside the class folders"] += len(placed) - len(found)
         classes = _classes(found, tree, request)
-        _check_groups(found, request)
+        check_group_sides(((one.group, one.split) for one in found), request)
         index = {name: label for label, name in enumerate(classes)}
-        flags = _empty_folders(tree, found, with_splits, request)
-        if _same_inside(found):
-            flags["classes share all their subfolders: are these the classes?"] = len(found)
+        flags = dict.fromkeys(told, len(found)) | _empty_folders(tree, found, with_splits, request)
         if wrapper:
             flags["the one top folder taken as the source"] = 1
         return Listing(
@@ -165,55 +151,6 @@ def _masks(images: list[str]) -> set[str]:
     return masks
 
 
-def _group(folders: list[str]) -> str:
-    return "/".join(folder for folder in folders if folder.casefold() not in NO_GROUPS)
-
-
-def _check_groups(found: list[_Found], request: RawRequest) -> None:
-    """Check that subfolders of classes are no splits, and none of them on both sides of the split."""
-    inner = {one.group for one in found if one.group}
-    if inner and all(split_of(group.split("/")[0]) != "" for group in inner):
-        rule = f"{request.dataset.name}: splits must be above the classes"
-        raise DataError(rule, f"{', '.join(sorted(inner)[:5])} below them", EXPECTED)
-    check_group_sides(((one.group, one.split) for one in found), request)
-
-
-def _check_tops(found: list[_Found], tree: RawTree, request: RawRequest) -> None:
-    """Check that what is on top are classes: no patients above the classes, no splits by another name."""
-    name = request.dataset.name
-    if request.root().is_file() and any(MARK in one.name for one in found):
-        rule, what = f"{name}: a name must be once in an archive and those in it", "the same names in several"
-        raise DataError(rule, what, "unpack them into one folder")
-    tops, inside = {one.label for one in found}, {one.group.split("/")[0] for one in found}
-    meant = {split for top in tops for word in SPLIT_WORD.findall(top) if (split := split_of(word)) != ""}
-    named = [top for top in sorted(tops) if any(split_of(word) != "" for word in SPLIT_WORD.findall(top))]
-    if "train" in meant and len(meant) > 1 and 2 * len(named) >= len(tops):
-        raise DataError(
-            f"{name}: the top folders must be classes, or splits called train, test and val",
-            ", ".join(named[:5]),
-            f"call them so, with the classes right below; {EXPECTED}",
-        )
-    if _same_inside(found) and len(inside) < len(tops):
-        raise DataError(
-            f"{name}: the top folders must be classes",
-            f"{len(tops)} folders that share {len(inside)} subfolders, as patients or sites would",
-            "put the classes on top and these below them, or give a table (kind csv)",
-        )
-
-
-def _same_inside(found: list[_Found]) -> bool:
-    """Tell whether every image lies in one of a few subfolders that classes share: these may be the classes.
-
-    Sites or sets on top, each with the classes below, look like that.
-    """
-    inside: defaultdict[str, set[str]] = defaultdict(set)
-    for one in found:
-        inside[one.group.split("/")[0]].add(one.label)
-    return (
-        1 < len(inside) <= MAX_NAMED and "" not in inside and all(len(tops) > 1 for tops in inside.values())
-    )
-
-
 def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     """Tell whether the top folders are splits; files beside them do not matter.
 
@@ -238,7 +175,7 @@ def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     return False
 
 
-def _classes(found: list[_Found], tree: RawTree, request: RawRequest) -> tuple[str, ...]:
+def _classes(found: list[Found], tree: RawTree, request: RawRequest) -> tuple[str, ...]:
     classes = tuple(sorted({one.label for one in found}))
     check_spellings(classes, request)
     if len(classes) < 2:
@@ -246,12 +183,6 @@ def _classes(found: list[_Found], tree: RawTree, request: RawRequest) -> tuple[s
             f"{request.dataset.name}: the folder must hold one subfolder of images per class, two at least",
             f"{len(classes)} with images",
             EXPECTED + _hint(tree),
-        )
-    if _same_inside(found) and all(map(FOLD.fullmatch, classes)):
-        raise DataError(
-            f"{request.dataset.name}: the top folders must be classes, or train and test",
-            f"{', '.join(classes[:5])}, each with the same folders",
-            "give one of them, or call those to train on train and the others test",
         )
     return classes
 
@@ -264,7 +195,7 @@ def _hint(tree: RawTree) -> str:
 
 
 def _empty_folders(
-    tree: RawTree, found: list[_Found], with_splits: bool, request: RawRequest
+    tree: RawTree, found: list[Found], with_splits: bool, request: RawRequest
 ) -> dict[str, int]:
     """Name class folders without an image."""
     flags: dict[str, int] = {}

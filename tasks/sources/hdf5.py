@@ -8,7 +8,7 @@ hold.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Hdf5:
         return array_reader(Hdf5File(request))
 
 
-def open_hdf5(path: Path, name: str) -> Any:
+def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
     """Open an HDF5 file for reading.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.sources.archives import split_locator
 from tasks.sources.base import Item, Reader, Sample
 from tasks.sources.image_files import by_own_maximum
 
@@ -20,18 +21,19 @@ share."""
 Loaded = TypeVar("Loaded")
 
 
-def cached_by_file(load: Callable[[Path], Loaded]) -> Callable[[Path], Loaded]:
-    """Keep the last results of ``load(path)`` until the file, or one in the folder, changes."""
+def cached_by_files(
+    load: Callable[[Path, tuple[str, ...]], Loaded],
+) -> Callable[[Path, Sequence[str]], Loaded]:
+    """Keep the last results of ``load(base, locators)`` until a file that these lead into changes."""
 
     @lru_cache(maxsize=2)
-    def cached(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> Loaded:
-        return load(path)
+    def cached(base: Path, locators: tuple[str, ...], stamps: tuple[tuple[int, int], ...]) -> Loaded:
+        return load(base, locators)
 
     @wraps(load)
-    def wrapper(path: Path) -> Loaded:
-        found = [path] if path.is_file() else sorted((*path.glob("*"), *path.glob("*/*")))
-        stats = [(str(file), file.stat()) for file in found if file.is_file()]
-        return cached(path, tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
+    def wrapper(base: Path, locators: Sequence[str]) -> Loaded:
+        stats = [(base / split_locator(locator)[0]).stat() for locator in locators]
+        return cached(base, tuple(locators), tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
     return wrapper
 

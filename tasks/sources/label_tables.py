@@ -1,6 +1,7 @@
-"""Label tables (text with any separator, xlsx, SAS) read as text only: ids keep their zeros, "NA" stays "NA".
+"""Label tables read as text only, whatever file holds them: ids keep their zeros, "NA" stays "NA".
 
-A table is given by its path, or by its locator below the raw folder, which may lead into an archive.
+A table is text with any separator, JSON lines, xlsx, Parquet or SAS. It is given by its path, or by its
+locator below the raw folder, which may lead into an archive.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from tasks.sources.archives import read_locator
 from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.binary_tables import TableError, read_sas, read_xlsx
 from tasks.sources.files import open_plain
+from tasks.sources.record_tables import read_jsonl, read_parquet
 
 DELIMITERS = (",", ";", "\t", "|")
 MAX_CELL = 1 << 20
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
+READERS = {".xlsx": read_xlsx, ".sas7bdat": read_sas, ".jsonl": read_jsonl, ".parquet": read_parquet}
+"""Ending -> how a table is read that is not text with separators."""
 MAX_SHOWN = 10
 MAX_SHOWN_LENGTH = 30
 
@@ -67,7 +71,7 @@ def read_lines(path: Path | str, request: RawRequest) -> list[list[str]]:
         body = open_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
     except SkipItem as skip:
         raise _error(request, path, "must be readable", skip.reason) from None
-    read = {".xlsx": read_xlsx, ".sas7bdat": read_sas}.get(PurePath(path).suffix.lower(), _read_text)
+    read = READERS.get(PurePath(path).suffix.lower(), _read_text)
     try:
         return read(body)
     except TableError as error:
@@ -92,7 +96,7 @@ def _error(request: RawRequest, path: Path | str, rule: str, found: str) -> Data
     return DataError(f"{request.dataset.name}: table {request.hashed(PurePath(path).name)} {rule}", found)
 
 
-def _header_names(row: Sequence[str]) -> str:
+def header_names(row: Sequence[str]) -> str:
     """Spell the names in a header line; nothing of a line that may be data, for want of a header.
 
     Paths, ids, dates and class numbers all have a digit, dot or slash somewhere in their line.
@@ -114,7 +118,7 @@ def _columns(
     header = [column_key(cell) for cell in row]
     missing = [name for name in needed if column_key(name) not in header]
     if missing:
-        found = f"no {', '.join(missing)}{_header_names(row)}"
+        found = f"no {', '.join(missing)}{header_names(row)}"
         raise _error(request, path, f"must have the columns {', '.join(needed)}", found)
     wanted = [name for name in (*needed, *optional) if column_key(name) in header]
     repeated = [name for name in wanted if header.count(column_key(name)) > 1]

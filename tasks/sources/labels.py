@@ -27,6 +27,7 @@ UNKNOWN |= {"not available", "not known", "tbd"}
 BOOLEANS = {"true": "1", "yes": "1", "false": "0", "no": "0"}
 SHORT = {"pos": "positive", "neg": "negative"}
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+SEPARATOR = re.compile(r"[|;,&+/]")
 MISSING_CODES = (99, 255, 999, 9999, 65535)
 """Numbers that stand for "unknown" where they lie far above the classes; 255 is -1 in a byte."""
 
@@ -51,7 +52,8 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     """Check that every class has a name that can be shown, and that none is spelt in two ways.
 
     Letter case, blanks, quotes, Unicode forms (NFKC) and ways to write a number, a truth value, positive or
-    negative make no other class. A word for "unknown" is asked about; ``label_map`` may keep it as a class.
+    negative make no other class. A list of other classes is none. A word for "unknown" is asked about. What
+    ``label_map`` says is meant so.
     What cannot be printed could not be told apart, and could drive a terminal.
 
     Raises:
@@ -61,6 +63,7 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     _check_printable(found, request)
     _check_numbers(found, request)
     _check_known(found, request)
+    _check_single(found, request)
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in found:
         spellings[_key(name)].add(name)
@@ -108,6 +111,24 @@ def _check_known(found: set[str], request: RawRequest) -> None:
             f"{request.dataset.name}: a word for unknown must be a class on purpose",
             ", ".join(map(repr, doubtful)),
             f"take those images out, or keep it with --label-map {shown}={shown} or label_map",
+        )
+
+
+def _check_single(found: set[str], request: RawRequest) -> None:
+    """Check that no label lists several of the others: ``Mass|Nodule`` beside ``Mass`` and ``Nodule``."""
+    meant = {label for _, label in request.dataset.label_map}
+    lists = sorted(
+        name
+        for name in found - meant
+        if len(parts := [part.strip(" '\"") for part in SEPARATOR.split(name.strip("[]() "))]) > 1
+        and all(part in found for part in parts)
+    )
+    if lists:
+        shown = ", ".join(map(repr, lists[:MAX_SHOWN])) + (", ..." if len(lists) > MAX_SHOWN else "")
+        raise DataError(
+            f"{request.dataset.name}: a label must be one class, not a list of them",
+            f"{len(lists)}: {shown}",
+            "take those images out, or say which class each is with --label-map or label_map",
         )
 
 

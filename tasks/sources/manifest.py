@@ -1,41 +1,26 @@
 """Your own images or DICOM files with a table: columns path, label and, if you have them, group and split.
 
-``--raw`` is the table itself (CSV, TSV, xlsx), or a folder with one ``manifest.csv`` in it; paths are
-relative to its folder, or all absolute. ``split`` is ``train``, ``test``, ``val`` (left out and counted) or
-blank. Labels are text: whole numbers sort as numbers, all else as text. The columns may have the names that
-Kaggle's tables and Hugging Face's ``imagefolder`` (``metadata.csv`` with ``file_name``) give them; which
-one was taken is recorded.
+``--raw`` is the table itself, or a folder with one in it (:mod:`tasks.sources.manifest_tables` says which);
+paths are relative to its folder, or all absolute. ``split`` is ``train``, ``test``, ``val`` (left out and
+counted) or blank. Labels are text: whole numbers sort as numbers, all else as text. The columns may have the
+names that Kaggle's tables and Hugging Face's ``imagefolder`` give them; which one was taken is recorded.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader
-from tasks.sources.files import checked_name, resolve_name, walk
+from tasks.sources.files import resolve_name, walk
 from tasks.sources.groups import check_group_sides
-from tasks.sources.label_tables import column_key, first_hashed, header_of, read_table
-from tasks.sources.labels import PLACEHOLDERS, check_spellings, is_missing, mapped_label, sort_labels
+from tasks.sources.label_tables import first_hashed
+from tasks.sources.labels import PLACEHOLDERS, check_spellings, is_missing, sort_labels
+from tasks.sources.manifest_tables import TRAITS, Row, find_columns, find_tables, read_rows
 from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.splits import NAMES, VALIDATION_LEFT_OUT, split_of
-
-MANIFESTS = ("manifest.csv", "manifest.tsv", "metadata.csv")
-ALIASES = {
-    "path": ("filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path"),
-    "label": ("class", "class_name", "label_name", "target", "y"),
-    "group": ("patient_id", "patient", "patientid", "subject_id", "subject", "participant_id", "case_id"),
-    "split": ("set", "subset", "partition", "fold_name"),
-}
-"""Usual names of the columns, asked only for a column that is not there under its own name."""
-
-TRAITS = ("site", "scanner", "manufacturer", "model", "view", "device")
-"""Columns that, if there are any, must not tell the label."""
-
-Row = dict[str, str]
 
 
 class Manifest:
@@ -52,9 +37,9 @@ class Manifest:
             DataError: for missing or single labels, a class spelt in two ways, files named twice or absent,
                 bad splits, or ids that cannot tell patients apart; at once and with counts.
         """
-        table = manifest_path(request)
-        columns = _columns(table, request)
-        rows = _rows(table, columns, self.optional, request)
+        tables = find_tables(request)
+        columns = find_columns(tables, request)
+        rows = read_rows(tables, columns, self.optional, request)
         _check_rows(rows, [self.identity(row) for row in rows], request)
         kept = [row for row in rows if split_of(row.get("split", "")) is not None]
         label_names = sort_labels(row["label"] for row in kept)
@@ -67,15 +52,10 @@ class Manifest:
         return Listing(
             items,
             label_names,
-            excluded=excluded | self._check_files(table.parent, [row["path"] for row in rows], request),
+            excluded=excluded | self._check_files(request.base(), [row["path"] for row in rows], request),
             intensity=self.intensity,
             block_size=self.block_size,
-            flags={
-                f"column {theirs} read as {ours}": len(rows)
-                for ours, theirs in columns.items()
-                if column_key(ours) != column_key(theirs)
-            }
-            | dict.fromkeys(_unused(table, columns, request), len(rows)),
+            flags=dict.fromkeys(columns.flags(), len(rows)) | _other_folders(rows),
         )
 
     def _check_files(self, folder: Path, named: Sequence[str], request: RawRequest) -> dict[str, int]:
@@ -110,75 +90,6 @@ class Manifest:
         return single_reader(request)
 
 
-def manifest_path(request: RawRequest) -> Path:
-    """Return the table: the raw file itself, or the one in the raw folder."""
-    root = request.root()
-    if root.is_file():
-        return root
-    found = [root / name for name in MANIFESTS if (root / name).is_file()]
-    if len(found) != 1:
-        listed = ", ".join(path.name for path in found) or "none"
-        raise DataError(f"{request.dataset.name}: the folder must hold {MANIFESTS[0]}", listed)
-    return found[0]
-
-
-def _columns(table: Path, request: RawRequest) -> dict[str, str]:
-    """Return which of the table's columns is path, label, group and split.
-
-    Raises:
-        DataError: when several columns could be one of them.
-    """
-    header = header_of(table, request)
-    columns = {}
-    for ours, others in ALIASES.items():
-        near = sorted({other for other in others if column_key(other) in header})
-        if column_key(ours) in header or not near:
-            columns[ours] = ours
-        elif len(near) > 1:
-            raise DataError(
-                f"{request.dataset.name}: one column must be the {ours}",
-                f"{', '.join(near)}",
-                f"call it {ours}",
-            )
-        else:
-            columns[ours] = near[0]
-    return columns
-
-
-def _unused(table: Path, columns: dict[str, str], request: RawRequest) -> list[str]:
-    """Return flags of columns that could be the group, say, beside the one that is called so."""
-    header = header_of(table, request)
-    return [
-        f"column {other} not used, since there is {ours}"
-        for ours, others in ALIASES.items()
-        for other in others
-        if columns[ours] == ours and {column_key(ours), column_key(other)} <= set(header)
-    ]
-
-
-def _rows(table: Path, columns: dict[str, str], more: Sequence[str], request: RawRequest) -> list[Row]:
-    optional = (columns["group"], columns["split"], *TRAITS, *more)
-    found = read_table(table, request, (columns["path"], columns["label"]), optional, raw=(columns["label"],))
-    names = {theirs: ours for ours, theirs in columns.items()}
-    rows = [{names.get(name, name): cell for name, cell in row.items()} for row in found]
-    absolute = bool(rows) and all(PurePosixPath(row["path"]).is_absolute() for row in rows)
-    for row in rows:
-        if absolute:
-            row["path"] = _relative(row["path"], table.parent, request)
-        else:
-            row["path"] = checked_name(row["path"], request)
-        row["label"] = mapped_label(row["label"], request)
-    return rows
-
-
-def _relative(path: str, folder: Path, request: RawRequest) -> str:
-    """Return an absolute path as seen from the table's folder; never one with ``..`` in it."""
-    if ".." in path.split("/") or "\0" in path:
-        rule = f"{request.dataset.name}: names in a table must not lead back up"
-        raise DataError(rule, request.hashed(path), "write them without ..")
-    return Path(os.path.relpath(path, folder.resolve())).as_posix()
-
-
 def _is_file(folder: Path, name: str, request: RawRequest) -> bool:
     if name.startswith("../"):  # from an absolute path; links and what is no plain file stay refused
         path = folder.resolve() / name
@@ -187,6 +98,15 @@ def _is_file(folder: Path, name: str, request: RawRequest) -> bool:
         return resolve_name(folder, name, request).is_file()
     except OSError:  # a name longer than any file's
         return False
+
+
+def _other_folders(rows: Sequence[Row]) -> dict[str, int]:
+    """Count rows whose folder is called as another class, where the folders of most are called as theirs."""
+    classes = {row["label"] for row in rows}
+    named = [(row, classes.intersection(row["path"].split("/")[:-1])) for row in rows]
+    alike = sum(found == {row["label"]} for row, found in named)
+    unlike = sum(bool(found) and row["label"] not in found for row, found in named)
+    return {"row whose folder is called as another class": unlike} if unlike and 2 * alike > len(rows) else {}
 
 
 def _details(row: Row) -> tuple[str, ...]:

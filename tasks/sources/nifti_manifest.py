@@ -19,7 +19,8 @@ from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.image_files import by_own_maximum
 from tasks.sources.label_tables import first_hashed
-from tasks.sources.manifest import Manifest, Row
+from tasks.sources.manifest import Manifest
+from tasks.sources.manifest_tables import Row
 from tasks.sources.nifti import decode_nifti
 
 ENDINGS = (".nii", ".nii.gz")

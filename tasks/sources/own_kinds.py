@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-TABLE_ENDINGS = (".csv", ".tsv", ".xlsx")
+from search_spaces.errors import ConfigError
+from search_spaces.specs import DatasetSpec
+
+TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".jsonl")
 SNIFFED_BYTES = 1 << 16
 
 OWN_KINDS = {
-    "csv": "a table (.csv, .tsv, .xlsx) with path and label of pictures or DICOM files",
+    "csv": "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures or DICOM files",
     "dicom_csv": "the same; only files named .dcm, .dicom or .ima are looked for",
-    "folder": "a folder (or .zip, .tar, .tar.gz of one) with one subfolder of images per class",
+    "folder": "a folder (or a .zip or .tar of one) with one subfolder of images per class",
     "hdf5": "an .h5 or .hdf5 file with arrays images and labels",
     "nifti_csv": "a table with path and label of .nii or .nii.gz volumes",
     "npz": "an .npz with arrays images and labels, x and y, or MedMNIST's",
@@ -18,6 +21,20 @@ OWN_KINDS = {
     "webdataset": "a .tar, or a folder of them, with <key>.jpg and <key>.cls",
 }
 """Kind -> what its path is. The module of that name in ``SOURCES`` reads it."""
+OPTIONS = {"label_columns": ("csv", "dicom_csv", "nifti_csv", "parquet"), "layout": ("folder",)}
+"""What may be said of own data -> the kinds that ask for it."""
+
+
+def check_own_options(dataset: DatasetSpec) -> None:
+    """Check that what is said of own data is something that their kind asks for, and so no word is lost.
+
+    Raises:
+        ConfigError: for another kind of ours.
+    """
+    for option, kinds in OPTIONS.items():
+        if getattr(dataset, option) and dataset.source in OWN_KINDS and dataset.source not in kinds:
+            rule = f"{dataset.name}: {option} is for kind {' or '.join(kinds)}"
+            raise ConfigError(rule, f"kind {dataset.source}", "leave it out")
 
 
 def own_kind_of(path: Path) -> str | None:
@@ -37,14 +54,15 @@ def own_kind_of(path: Path) -> str | None:
     if name.endswith(".npz"):
         return "npz"
     if name.endswith(".parquet"):
-        return "parquet"
-    if name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+        return "csv" if _has_columns(path, "path") else "parquet"
+    if _is_archive(name):
         return "webdataset" if _has_classes_beside_images(path) else "folder"
     return None
 
 
 def _folder_kind(path: Path) -> str:
-    from tasks.sources.manifest import MANIFESTS
+    from tasks.sources.manifest_tables import MANIFESTS
+    from tasks.sources.packed_streams import PACKED_TARS
     from tasks.sources.splits import split_of
 
     try:
@@ -54,13 +72,16 @@ def _folder_kind(path: Path) -> str:
     except OSError:
         return "folder"
     tables = [path / name for name in MANIFESTS if name in names]
-    if tables and (not folders or _has_columns(tables[0])):
+    if tables and (not folders or _has_columns(tables[0], "path", "label")):
         return _table_kind(tables[0])
+    of_splits = [entry for entry in inner if entry.name in MANIFESTS and split_of(entry.parent.name) != ""]
+    if of_splits and _has_columns(of_splits[0], "path", "label"):
+        return _table_kind(of_splits[0])
     below = [entry.name.lower() for entry in inner]
     if any(name.endswith(".parquet") for name in names + below) or _holds_configs(inner):
         return "parquet"
     shards = below if any(split_of(folder.name) != "" for folder in folders) else []
-    if any(name.endswith((".tar", ".tar.gz")) for name in (shards if folders else names)):
+    if any(name.endswith((".tar", *PACKED_TARS)) for name in (shards if folders else names)):
         return "webdataset"
     return "folder"
 
@@ -73,25 +94,38 @@ def _holds_configs(folders: list[Path]) -> bool:
     return any(next(folder.glob("*.parquet"), None) is not None for folder in splits)
 
 
-def _has_columns(table: Path) -> bool:
+def _has_columns(table: Path, *wanted: str) -> bool:
     """Tell whether a table in a folder is one of paths and labels, and no by-product beside class folders."""
     from tasks.sources.label_tables import column_key
-    from tasks.sources.manifest import ALIASES
+    from tasks.sources.manifest_tables import ALIASES
+
+    header = {column_key(name) for name in _header(table)}
+    known = ({column_key(name) for name in (ours, *ALIASES[ours])} for ours in wanted)
+    return all(header & names for names in known)
+
+
+def _header(table: Path) -> list[str]:
+    """Return the names of a table's columns, those of Parquet only where they can hold text or numbers."""
+    from tasks.sources.record_tables import jsonl_header, parquet_header
 
     try:
+        if table.suffix.lower() == ".parquet":
+            return parquet_header(table)
         with table.open("rb") as file:
-            line = file.readline(SNIFFED_BYTES).decode("utf-8-sig", "replace")
+            line = file.readline(SNIFFED_BYTES)
     except OSError:
-        return False
-    header = {column_key(cell.strip().strip('"')) for cell in _split_cells(line)}
-    known = ({column_key(name) for name in (ours, *ALIASES[ours])} for ours in ("path", "label"))
-    return all(header & names for names in known)
+        return []
+    if table.suffix.lower() == ".jsonl":
+        return jsonl_header(line)
+    return [cell.strip().strip('"') for cell in _split_cells(line.decode("utf-8-sig", "replace"))]
 
 
 def _table_kind(path: Path) -> str:
     """Tell by the names in a table's first lines what it lists."""
     from tasks.sources.nifti_manifest import is_nifti_name
 
+    if path.suffix.lower() == ".parquet":
+        return "csv"
     try:
         with path.open("rb") as file:
             text = file.read(SNIFFED_BYTES).decode("utf-8", "replace")
@@ -105,6 +139,12 @@ def _split_cells(line: str) -> list[str]:
     for delimiter in ";\t|":
         line = line.replace(delimiter, ",")
     return line.split(",")
+
+
+def _is_archive(name: str) -> bool:
+    from tasks.sources.archives import is_archive_name
+
+    return is_archive_name(name)
 
 
 def _has_classes_beside_images(path: Path) -> bool:

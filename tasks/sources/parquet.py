@@ -24,7 +24,7 @@ from tasks.sources.groups import check_group_sides, check_whole_groups
 from tasks.sources.image_files import decode_image
 from tasks.sources.label_tables import column_key
 from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
-from tasks.sources.manifest import ALIASES
+from tasks.sources.manifest_tables import ALIASES
 from tasks.sources.one_image import INTENSITY
 from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of, split_of_file
 
@@ -148,11 +148,20 @@ def _column(file: Any, names: tuple[str, ...], request: RawRequest) -> str | Non
     return found[0] if found else None
 
 
+def _label_columns(request: RawRequest) -> tuple[str, ...]:
+    """Return what the column of labels may be called."""
+    given = request.dataset.label_columns
+    if len(given) > 1:
+        rule = f"{request.dataset.name}: label_columns must name one column of Parquet files with images"
+        raise DataError(rule, f"{len(given)}", "write one column label")
+    return given or LABEL_COLUMNS
+
+
 def _told_columns(path: Path, request: RawRequest) -> list[str]:
     """Return what to tell of a file's columns: which is the group, and which nobody reads."""
     file = _open(path)
     group = _column(file, GROUP_COLUMNS, request)
-    known = (IMAGE_COLUMNS, LABEL_COLUMNS, GROUP_COLUMNS, SPLIT_COLUMNS)
+    known = (IMAGE_COLUMNS, _label_columns(request), GROUP_COLUMNS, SPLIT_COLUMNS)
     used = {_column(file, names, request) for names in known}
     unused = sorted(set(file.schema_arrow.names) - used)[:MAX_NAMED]
     told = [f"column {group} read as group"] if group and column_key(group) != "group" else []
@@ -172,10 +181,11 @@ def _labels(
     name, where = request.dataset.name, request.hashed(path.name)
     try:
         file = _open(path)
-        label, group = (_column(file, names, request) for names in (LABEL_COLUMNS, GROUP_COLUMNS))
+        label, group = (_column(file, names, request) for names in (_label_columns(request), GROUP_COLUMNS))
         if label is None or _column(file, IMAGE_COLUMNS, request) is None:
             shown = ", ".join(file.schema_arrow.names[:10])
-            raise DataError(f"{name}: {where} must have columns image and label", f"it has {shown}")
+            way_out = "or name the column of labels: label_columns: [NAME], or --label-columns NAME"
+            raise DataError(f"{name}: {where} must have columns image and label", f"it has {shown}", way_out)
         names, split = _class_names(file, label), _column(file, SPLIT_COLUMNS, request)
         named.add(names)
         if len(named) > 1:

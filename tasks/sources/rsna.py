@@ -33,8 +33,9 @@ from tasks.sources.tree import RawTree
 
 TABLE = "stage_2_train"
 SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}
-IMAGE = re.compile(r"(?:^|/)(ID_[0-9a-fA-F]+)\.dcm$")
+IMAGE = re.compile(r"(?:^|/)(ID_[0-9a-f]+)\.dcm$", re.IGNORECASE)
 ROW = re.compile(r"(ID_[0-9a-fA-F]+)_([a-z]+)")
+TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
 
 
 class Rsna:
@@ -58,7 +59,8 @@ class Rsna:
 
         def read(item: Item) -> Iterator[Sample]:
             dicom = decode_dicom(read_locator(base, item.locator))
-            if dicom.instance.startswith("ID_") and dicom.instance != item.details[0]:
+            told = dicom.instance.casefold()
+            if told.startswith("id_") and told != str(item.details[0]).casefold():
                 raise SkipItem("another slice in the header than in the file's name")
             if len(dicom.values) != 1:
                 raise SkipItem("several frames")
@@ -80,7 +82,7 @@ def _listing(tree: RawTree, request: RawRequest) -> Listing:
     files = _images(tree)
     items, missing = [], []
     for name, label in labels.items():
-        file = files.pop(name, None)
+        file = files.pop(name.casefold(), None)
         if file is None:
             missing.append((f"{TABLE}/{name}.dcm", FILE_MISSING))
         else:
@@ -96,12 +98,12 @@ def _listing(tree: RawTree, request: RawRequest) -> Listing:
 
 
 def _images(tree: RawTree) -> dict[str, str]:
-    """Return slice id -> name; what lies in a folder of the test split is none of them."""
+    """Return slice id in lower case -> name; what lies in a folder of the test split is none of them."""
     found: dict[str, str] = {}
     for name in tree:
         match = IMAGE.search(name)
-        if match and "test" not in name[: match.start()].casefold():
-            found.setdefault(match[1], name)
+        if match and not TEST_FOLDER.search(name[: match.start()]):
+            found.setdefault(match[1].casefold(), name)
     return found
 
 

@@ -6,16 +6,19 @@ anew as MATLAB 7.3, which is HDF5 with all sides in reverse order.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SweepError
-from tasks.sources.base import Listing, RawRequest, Reader
-from tasks.sources.download import raw_or_download
+from tasks.sources.archives import read_locator
+from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
+from tasks.sources.download import with_raw
 from tasks.sources.hdf5 import open_hdf5
-from tasks.sources.in_memory import ROWS_PER_TASK, cached_by_file, row_items, row_reader
+from tasks.sources.in_memory import ROWS_PER_TASK, cached_by_files, row_items, row_reader
+from tasks.sources.loose_names import find_together
 
 FILE = "train_32x32.mat"
 MAX_BYTES = 1 << 30
@@ -26,7 +29,7 @@ class Svhn:
 
     def list_items(self, request: RawRequest) -> Listing:
         """Return one item per image."""
-        labels = _load(_file(request))[1]
+        labels = _arrays(request)[1]
         return Listing(
             row_items(labels),
             request.dataset.label_names,
@@ -36,29 +39,32 @@ class Svhn:
 
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader of rows."""
-        return row_reader(_load(_file(request))[0], own_maximum=True)
+        return row_reader(_arrays(request)[0], own_maximum=True)
 
 
-def _file(request: RawRequest) -> Path:
-    root = raw_or_download(request)
-    path = root if root.is_file() else root / FILE
-    if not path.is_file():
+def _arrays(request: RawRequest) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    request = with_raw(request)
+    found = find_together(request, [(FILE,)], hint="svhn")
+    if found is None:
         raise DataError(f"svhn needs {FILE}", "it is not there", "http://ufldl.stanford.edu/housenumbers/")
-    return path
+    return _load(request.base(), found)
 
 
-@cached_by_file
-def _load(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+@cached_by_files
+def _load(base: Path, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from scipy.io import loadmat
 
     try:
-        if _is_hdf5(path):
-            images, labels = _load_hdf5(path)
+        body = read_locator(base, names[0])
+        if b"\x89HDF\r\n\x1a\n" in body[:520]:  # MATLAB 7.3: HDF5 behind 512 bytes of text
+            images, labels = _load_hdf5(body)
         else:
-            content = loadmat(path, variable_names=["X", "y"])
+            content = loadmat(io.BytesIO(body), variable_names=["X", "y"])
             images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
     except SweepError:
         raise
+    except SkipItem as skip:
+        raise DataError(f"svhn: {FILE} must be readable", skip.reason, "download it again") from None
     except Exception as error:  # scipy's reader raises almost anything on damaged files
         raise DataError(f"svhn: {FILE} must be whole", type(error).__name__, "download it again") from None
     if images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8 or images.shape[3:] != labels.shape:
@@ -71,14 +77,8 @@ def _load(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return images.transpose(3, 0, 1, 2), labels % 10
 
 
-def _is_hdf5(path: Path) -> bool:
-    """Tell a MATLAB 7.3 file, an HDF5 file behind 512 bytes of text, from an older one."""
-    with path.open("rb") as file:
-        return b"\x89HDF\r\n\x1a\n" in file.read(520)
-
-
-def _load_hdf5(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    with open_hdf5(path, "svhn") as file:
+def _load_hdf5(body: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    with open_hdf5(io.BytesIO(body), "svhn") as file:
         missing = [name for name in ("X", "y") if name not in file]
         if missing:
             found = f"a MATLAB 7.3 file without {' and '.join(missing)}"

@@ -1,16 +1,16 @@
-"""Members of a ``.tar`` or ``.tar.gz`` (POSIX.1-2001 and GNU tar, as read by :mod:`tarfile`)."""
+"""Members of a ``.tar``, plain or packed (POSIX.1-2001 and GNU tar, as read by :mod:`tarfile`)."""
 
 from __future__ import annotations
 
-import gzip
 import io
 import tarfile
 import threading
 from typing import IO, Self
 
-from tasks.sources.archive_rules import DAMAGE, MAX_MEMBERS, RefusedArchive, checked_member
+from tasks.sources.archive_rules import DAMAGE, MAX_MEMBERS, MAX_RATIO, RefusedArchive, checked_member
 from tasks.sources.base import SkipItem
 from tasks.sources.files import MAX_FILE_BYTES
+from tasks.sources.packed_streams import PACKED_TARS, open_packed
 
 MAX_TAR_HEADER = 1 << 20
 
@@ -28,11 +28,13 @@ class _BoundedInfo(tarfile.TarInfo):
 
 
 class TarMembers:
-    """A tar, plain or gzipped, whose members become known as it is read forward."""
+    """A tar, plain or packed, whose members become known as it is read forward."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
-        self._packed = name.lower().endswith((".gz", ".tgz"))
-        self._file: IO[bytes] = gzip.GzipFile(fileobj=file) if self._packed else file  # type: ignore[assignment]
+        self._packed = name.lower().endswith(PACKED_TARS)
+        self._left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
+        file.seek(0)
+        self._file = open_packed(file, name) if self._packed else file
         self._archive = tarfile.open(fileobj=self._file, mode="r:", tarinfo=_BoundedInfo)  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self._whole = False
@@ -62,6 +64,9 @@ class TarMembers:
         name = checked_member(info.name)
         if info.isdir():
             return True
+        self._left -= info.size
+        if self._left < 0:
+            raise RefusedArchive("an archive that declares more than its packed size can hold")
         if not info.isreg() or info.issparse():
             raise RefusedArchive("an archive with links, devices or sparse files")
         if name is not None:

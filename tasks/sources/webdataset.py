@@ -19,11 +19,12 @@ from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Spli
 from tasks.sources.files import walk
 from tasks.sources.groups import check_group_sides, check_whole_groups
 from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
-from tasks.sources.manifest import ALIASES
+from tasks.sources.manifest_tables import ALIASES
 from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
+from tasks.sources.packed_streams import PACKED_TARS
 from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of_file
 
-ENDINGS = (".tar", ".tar.gz", ".tgz")
+ENDINGS = (".tar", *PACKED_TARS)
 MAX_LABEL_BYTES = 1 << 16
 LABEL_KEYS = ("label", "cls", "class")
 GROUP_KEYS = ("group", *ALIASES["group"])
@@ -52,10 +53,10 @@ class WebDataset:
             split = split_of_file(shard, request)
             for key, sample in _samples(shard, request).items():
                 place = f"{shard}{MARK}{sample.image or key}"
-                if not sample.image:
-                    excluded["sample without an image"] += 1
-                elif is_missing(sample.label):
-                    skipped.append((place, "no label"))
+                if not sample.image and is_missing(sample.label):
+                    excluded["neither image nor label"] += 1
+                elif not sample.image or is_missing(sample.label):
+                    skipped.append((place, "no label" if sample.image else "no image"))
                 elif split is None:
                     excluded[VALIDATION_LEFT_OUT] += 1
                 else:

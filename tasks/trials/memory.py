@@ -51,7 +51,7 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
     """
     reset_peak(device)
     if device.type == "cuda" and gpu_fraction is not None:
-        torch.cuda.set_per_process_memory_fraction(min(gpu_fraction, 1.0), device)
+        _limit(min(float(gpu_fraction), 1.0), device)
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -97,10 +97,15 @@ def peak_bytes(device: torch.device) -> int:
 def _give_back(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        _limit(1.0, device)
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+def _limit(fraction: float, device: torch.device) -> None:
+    # Alone among its like it refuses a device without an index, which is the current one: None stands for it.
+    torch.cuda.set_per_process_memory_fraction(fraction, device.index)
 
 
 def _glibc() -> ctypes.CDLL | None:

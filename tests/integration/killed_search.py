@@ -1,8 +1,9 @@
 """Kills a search's driver by SIGKILL at moments given, each time begun again; run in namespaces of its own.
 
-Prints one JSON object: what was stored, told and tracked after each start.
+Prints one JSON object: what was stored, told and tracked after each start, and what a search asked for and
+chose that nobody killed, in a root beside.
 
-    unshare ... python -m tests.integration.killed_search SWEEP ROOT 2 5 9
+    unshare ... python -m tests.integration.killed_search SWEEP ROOT CPUS 2 5 9
 """
 
 from __future__ import annotations
@@ -40,10 +41,26 @@ def stored(root: Path) -> dict[str, float]:
     }
 
 
-def search(sweep: str, root: Path, until: int | None) -> dict[str, Any]:
+def asked(root: Path) -> list[list[Any]]:
+    """Return the trials that were asked for, in order, each with why and its point."""
+    folder = root / "sweeps" / "searched" / "search" / "trials"
+    found = [json.loads(path.read_text(encoding="utf-8"))["record"] for path in folder.glob("*/asked.json")]
+    names = ("learning_rate", "weight_decay", "batch_size")
+    return [
+        [one["trial_id"], one["role"], *(one["spec"]["network"]["recipe"][name] for name in names)]
+        for one in sorted(found, key=lambda one: one["number"])
+    ]
+
+
+def recipe(root: Path) -> str:
+    """Return the recipe that was written."""
+    return (root / "recipes" / "tuned-searched.yaml").read_text(encoding="utf-8")
+
+
+def search(sweep: str, root: Path, cpus: str, until: int | None = None) -> dict[str, Any]:
     """Search until ``until`` trials are stored, then kill the recorded process; None lets it end."""
     driver = subprocess.Popen(
-        command("tune", sweep, "--root", str(root), "--no-dashboard"),
+        command("tune", sweep, "--root", str(root), "--no-dashboard", "--num-cpus", cpus),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -53,7 +70,13 @@ def search(sweep: str, root: Path, until: int | None) -> dict[str, Any]:
             time.sleep(0.005)
         os.kill(driver.pid, signal.SIGKILL)
     out, err = driver.communicate(timeout=400)
-    return {"exit": driver.returncode, "stdout": out, "stderr": err[-2000:], "stored": stored(root)}
+    return {
+        "exit": driver.returncode,
+        "stdout": out,
+        "stderr": err[-2000:],
+        "stored": stored(root),
+        "asked": asked(root),
+    }
 
 
 def told(root: Path) -> dict[str, list[Any]]:
@@ -80,14 +103,18 @@ def tracked(root: Path) -> dict[str, Any]:
     trials = runs[runs["tags.kind"] == "trial"]
     return {
         "trials": trials.groupby("tags.trial_id")["status"].agg(list).to_dict(),
+        "tags": sorted(trials["tags.status"].unique()),
         "sweep": runs[runs["tags.kind"] == "sweep"]["status"].tolist(),
     }
 
 
-def main(sweep: str, folder: str, *moments: str) -> None:
+def main(sweep: str, folder: str, cpus: str, *moments: str) -> None:
     root = Path(folder)
-    starts = [search(sweep, root, until) for until in (*map(int, moments), None, None)]
-    print(json.dumps({"starts": starts, "told": told(root), "tracked": tracked(root)}))
+    beside = root.with_name(f"{root.name}-unbroken")
+    starts = [search(sweep, root, cpus, until) for until in (*map(int, moments), None)]
+    found = {"starts": starts, "told": told(root), "tracked": tracked(root), "recipe": recipe(root)}
+    unbroken = search(sweep, beside, cpus)
+    print(json.dumps({**found, "unbroken": {**unbroken, "recipe": recipe(beside)}}))
 
 
 if __name__ == "__main__":

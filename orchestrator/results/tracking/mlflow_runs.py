@@ -33,6 +33,8 @@ MAX_METRICS_PER_CALL = 900
 MAX_PARAMS_PER_CALL = 100
 MAX_TAGS_PER_CALL = 100
 KEY_TAG = "isweep.run_key"
+KILLED = "killed"
+"""Value of ``columns.STATUS`` where nobody works on a trial any more and no result came."""
 
 
 @dataclass
@@ -162,6 +164,8 @@ class SweepRuns:
         """End every run of this sweep that is still RUNNING, the parent excepted; returns how many."""
         running = [k for k, known in self._runs.items() if known.status == "RUNNING" and k != PARENT_KEY]
         for key in running:
+            # Its tags are those of its start, and would say for ever that it is running.
+            self.client.set_tag(self._runs[key].run_id, columns.STATUS, KILLED)
             self.end(key, "KILLED")
         if self._uncertain:
             # A create whose reply was lost may have been carried out after we looked.

@@ -1,10 +1,16 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from orchestrator.analysis import design_of, power
-from orchestrator.analysis.clusters import dataset_effects, means_regression
-from orchestrator.analysis.power import best_additions
+from orchestrator.analysis.clusters import dataset_effects, effect_operator, means_regression
+from orchestrator.analysis.experiment_power import drawn_slopes, experiment_power
+from orchestrator.analysis.intervention_records import Arm
+from orchestrator.analysis.planned_power import planned_power
+from orchestrator.analysis.power import addition_table, best_additions, card_hours
 from orchestrator.analysis.simulation import Design, Truth, draw, exponent_fit, exponent_sums, level_slopes
+from orchestrator.planning.cards import CARDS
+from orchestrator.planning.estimate import DEFAULT_CARD, predicted_card_seconds
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
@@ -55,8 +61,28 @@ def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
     assert max(share for name, share in null.adjusted.items() if name != "exponent_below_bound") <= 0.15
     clear = power(SMALL, truth=Truth(**{**EXACT, "trial_std": 0.001}), num_tables=20)
     assert clear.alone["exponent"] == 1.0
-    assert "8 datasets settle: " in clear.line()
-    assert "Share of 20 drawn tables" in clear.to_text()
+    assert clear.tables()[0].note.startswith("Share of 20 drawn tables")
+
+
+def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others():
+    found = power(SMALL, effect="exponent", num_tables=20)
+    share = f"{found.adjusted['exponent']:.0%}"
+    assert f"8 datasets would claim it (± 11%): exponent of N within datasets (against none): {share}." in (
+        found.line()
+    )
+    assert "d_data" not in found.line()
+
+
+def test_the_operator_gives_the_effects_that_the_fits_reduce_points_to():
+    rng = np.random.default_rng(4)
+    groups = rng.choice(list("abcd"), 60)
+    cells, weights, values = rng.choice(list("xyz"), 60), rng.uniform(0.2, 1, 60), rng.normal(0, 1, (60, 2))
+    _, theirs = dataset_effects(values, cells, groups, weights)
+    assert effect_operator(cells, groups, weights) @ values == pytest.approx(theirs)
+    alone = effect_operator(cells[:5], np.full(5, "a"), weights[:5])
+    assert alone == pytest.approx(np.zeros((1, 5)))
+    apart = np.where(np.isin(groups, ["a", "b"]), "x", "y")
+    assert effect_operator(apart, groups, weights) is None
 
 
 def test_the_study_cannot_part_sharpness_from_the_label_with_eleven_datasets():
@@ -83,6 +109,10 @@ def test_additions_are_ranked_by_what_they_gain_per_cost():
     }  # fmt: skip
     rates = [g.gain_per_gpu_hour for g in gains]
     assert rates == sorted(rates, reverse=True)
+    assert {g.addition: g.gpu_hours for g in gains}["one natural dataset"] == 2 * 3
+    table = addition_table(gains)
+    assert table.rows[0][0] == gains[0].addition
+    assert "gains below twice that say nothing" in table.note
 
 
 def test_the_design_of_the_paper_is_its_plan():
@@ -90,6 +120,48 @@ def test_the_design_of_the_paper_is_its_plan():
     assert len(design.datasets) == 11
     assert len(design.layout.dataset) == 972
     assert design.train_sizes == (500, 750, 1000, 1250, 1500, 1750)
+
+
+def test_arms_of_an_experiment_are_no_datasets_of_their_own():
+    plan = plan_sweep(load_sweep("interventions"))
+    assert [name for name, _, _ in design_of(plan).datasets] == [
+        "g1_base", "g2_base", "g3_base", "g4_base", "wide1_base", "wide2_base", "wide3_base",
+        "lesions_base", "digits_base",
+    ]  # fmt: skip
+    found = planned_power(plan, num_tables=4)
+    assert found.experiment.num_worlds == 6
+    assert "6 worlds in which only K_F is moved tell it from 0 in" in found.lines()[0]
+    assert found.to_json()["experiment"]["num_tables"] == 4
+
+
+def test_the_hours_of_a_design_are_those_of_its_plan():
+    plan = plan_sweep(load_sweep("demo"))
+    hours = card_hours(plan)
+    design = design_of(plan)
+    predicted = sum(predicted_card_seconds(trial, CARDS[DEFAULT_CARD]) for trial in plan.trials) / 3600
+    assert hours(design) == pytest.approx(predicted)
+    one_more = Design((*design.datasets, ("new", "natural", 2)), design.models, design.train_sizes)
+    assert hours(one_more) > hours(design)
+
+
+def test_drawn_worlds_are_analysed_as_an_experiment_is():
+    """Without spread between worlds and trainings the slope is the one that was put in."""
+    found = drawn_slopes(np.array([3, 1, 2]), 4000, 0.7, np.random.default_rng(2))
+    # Standard error: 0.8 between worlds; single trainings vanish over 4,000 cells.
+    assert found.mean() == pytest.approx(0.7, abs=3 * 0.8 / np.sqrt(3))
+    arms = [Arm(f"w{k}_{name}", f"w{k}", name) for k in range(6) for name in ("base", "sharpness")]
+    nothing = experiment_power(arms, num_models=2, num_sizes=5, effect="exponent", num_tables=2000)
+    assert stats.binomtest(round(2000 * nothing.from_none), 2000, 0.05).pvalue > 1e-3
+    law = experiment_power(arms, num_models=2, num_sizes=5, num_tables=2000)
+    # The same draws moved by 1: as often told from 0 as nothing is from 1.
+    assert law.from_none == pytest.approx(nothing.from_law, abs=0.03)
+    assert law.from_law == nothing.from_none
+
+
+def test_an_experiment_of_two_worlds_is_refused():
+    arms = [Arm(f"w{k}_flips", f"w{k}", "sharpness") for k in range(2)]
+    with pytest.raises(ConfigError, match="at least 3 worlds in which K_F is moved; found: 2; add worlds"):
+        experiment_power(arms, num_models=1, num_sizes=2)
 
 
 def test_mistakes_are_told():

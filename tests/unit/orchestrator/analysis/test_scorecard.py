@@ -20,7 +20,7 @@ def test_the_published_numbers_agree_with_themselves_in_every_cell():
     found = by_name(scorecard(table))
     assert {name: score.num_compared for name, score in found.items()} == {
         "d_data": 66, "K_F": 11, "test loss": 261, "d_repr (MLE)": 396, "d_repr (TwoNN)": 66,
-        "FGSM loss gain at 2/255": 11,
+        "FGSM loss gain at 2/255": 11, "slope of log loss on d_data": 9,
     }  # fmt: skip
     for score in found.values():
         assert score.num_compared == score.num_published == score.num_agreeing
@@ -51,6 +51,24 @@ def test_a_partial_sweep_is_scored_on_what_it_has_by_data_mode():
     gains = next(s for s in both if s.quantity.startswith("FGSM"))
     assert (gains.num_compared, gains.median_ratio) == (0, None)
     assert "6 of 261" in to_text(score_table(both))
+
+
+def test_a_slope_agrees_within_the_published_interval_on_the_cells_that_both_have():
+    theirs = published_table()
+    theirs = theirs[(theirs["model"] == "resnet34") & (theirs["domain"] == "medical")]
+    assert slopes(theirs) == (1, 1, ())
+    # The published slope is 0.249 (−0.358 to 0.856).
+    steeper = theirs.assign(test_loss=theirs["test_loss"] * np.exp(0.6 * theirs["d_data_mle"]))
+    assert slopes(steeper) == (1, 1, ())
+    steepest = theirs.assign(test_loss=theirs["test_loss"] * np.exp(0.62 * theirs["d_data_mle"]))
+    assert slopes(steepest) == (1, 0, ("resnet34-medical",))
+    # On two datasets of a partial sweep no interval can be had, so nothing is compared.
+    assert slopes(theirs[theirs["dataset"].isin(["brats", "oai"])]) == (0, 0, ())
+
+
+def slopes(table):
+    found = by_name(scorecard(table))["slope of log loss on d_data"]
+    return found.num_compared, found.num_agreeing, found.apart
 
 
 def test_datasets_the_study_never_saw_are_not_compared():

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.raw_trees.own import OWN_WRITERS
+
 
 class TestMeasure:
     @pytest.fixture
@@ -41,6 +43,44 @@ class TestMeasure:
         assert "class 1: 20 images" in out
         assert "left out: validation split, 40" in out
         assert "doubtful: array not used: patient_id" in out
+
+    @pytest.mark.parametrize("kind", OWN_WRITERS)
+    def test_every_kind_shows_classes_groups_size_and_conversion(self, run, tmp_path, kind):
+        source = OWN_WRITERS[kind](tmp_path / "raw", 0)
+        code, out, _ = run("measure", str(source), "--num-neighbors", "3", "--image-size", "16")
+        slices = 3 if kind == "nifti_csv" else 1
+        groups = 5 if kind.endswith("csv") else 10
+        assert code == 0
+        assert f"{10 * slices} images, 2 classes, {groups} groups" in out
+        assert out.count(f": {5 * slices} images, 5 groups") == 2
+        assert "made 16x16, 1 channel: " in out
+
+    def test_arrays_as_they_are_show_it_too(self, run, tmp_path):
+        images = np.random.default_rng(0).integers(0, 256, (40, 12, 10), np.uint8)
+        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(40) % 2, groups=np.arange(40) // 4)
+        code, out, _ = run("measure", str(tmp_path / "own.npz"))
+        assert code == 0
+        assert "40 images, 2 classes, 10 groups" in out
+        assert "class 1: 20 images, 10 groups" in out
+        assert "as they are, 12x10: as stored, 8 bits" in out
+
+    def test_what_own_data_leave_open_can_be_said(self, run, tmp_path):
+        from PIL import Image
+
+        rng = np.random.default_rng(0)
+        for number in range(40):
+            path = tmp_path / "raw" / f"p{number % 2}" / f"{'ab'[number // 2 % 2]}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
+        code, _, err = run("measure", str(tmp_path / "raw"))
+        assert code == 2
+        assert "layout: class/group or layout: group/class (--layout)" in " ".join(err.split())
+        code, out, _ = run("measure", str(tmp_path / "raw"), "--layout", "group/class", "--image-size", "16")
+        assert code == 0
+        assert "class a: 20 images, 2 groups" in out
+        code, _, err = run("measure", str(tmp_path / "raw"), "--label-columns", "x")
+        assert code == 2
+        assert "label_columns is for kind csv" in err
 
     def test_label_sharpness_is_that_of_all_pairs(self, run, arrays):
         with np.load(arrays) as archive:

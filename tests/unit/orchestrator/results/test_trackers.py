@@ -166,9 +166,10 @@ class TestContract:
 
 def test_no_run_is_left_running(uri, sweep, runs):
     tracker = MLflowTracker(connector(uri), Page(sweep))
-    tracker.start_trial("a", {})
+    tracker.start_trial("a", {"status": "running"})
     tracker.close("KILLED")
     assert dict(runs()["status"]) == {"a": "KILLED", "sweep": "KILLED"}
+    assert runs().loc["a", "tags.status"] == "killed"
 
 
 def test_children_hang_below_the_parent_and_keep_their_series(uri, sweep, runs):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import Point, TuningCell, tuning_cells
+from orchestrator.tuning.queue import SearchQueue
 from orchestrator.tuning.rungs import Rungs
-from orchestrator.tuning.search import Asked, Search, rungs_of
+from orchestrator.tuning.search import Asked, Search, Training, rungs_of
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.search_result import SearchResult, SearchStatus, ValidationScore
 
@@ -65,6 +69,58 @@ def run_through(search: Search, most: int = 10_000) -> list[tuple[Asked, SearchR
         assert search.finished(asked.spec.trial_id, found) == asked
         ran.append((asked, found))
     return ran
+
+
+Store = list[Training]
+"""What a search has asked for, in order, with what it gave."""
+
+
+def drive(
+    search: Search,
+    store: Store,
+    *,
+    workers: int = 1,
+    most: int = 10_000,
+    ends: Callable[[list[str]], str] = itemgetter(0),
+) -> Store:
+    """Run one start of a search as a sweep does, killed after ``most`` results; returns what is stored then.
+
+    Args:
+        search: Knows nothing yet.
+        store: What earlier starts left.
+        workers: Trainings at the same time.
+        most: So many results.
+        ends: Chooses whose result comes next, among those that run; the first to start by default.
+    """
+    stored = {search.cells[one.key].cell.trial(one.point, one.run).trial_id: one for one in store}
+    rungs, queue = Rungs(), SearchQueue(search, {})
+    for trial_id, one in stored.items():
+        for epoch in rungs_of(search.cells[one.key].cell) if one.result and one.run == 0 else ():
+            losses = {score.epoch: score.loss for score in one.result.curve}
+            rungs.come(one.key, trial_id, epoch, losses[epoch])
+
+    def asked(one: Asked) -> None:
+        stored.setdefault(one.spec.trial_id, Training(one.cell.key, one.point, one.role, one.run, None))
+
+    queue.on_asked = asked
+    search.go_on(store)
+    waiting: list[str] = []
+    running: list[str] = []
+    for number in range(most + 1):
+        while (taken := queue.take(0.0)) is not None or (waiting and len(running) < workers):
+            waiting += [taken] if taken is not None else []
+            if len(running) < workers:
+                running.append(waiting.pop(0))
+                queue.started(running[-1])
+        if not running or number == most:
+            return list(stored.values())
+        trial_id = ends(running)
+        running.remove(trial_id)
+        found = trained(search.asked(trial_id), rungs)
+        search.finished(trial_id, found)
+        queue.settle(trial_id)
+        stored[trial_id] = replace(stored[trial_id], result=found)
+    return list(stored.values())
 
 
 DIVERGED = {"status": SearchStatus.DIVERGED, "reason": "nan", "epochs": 1, "curve": ()}

@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import pytest
 
+import isweep
 from orchestrator import RunOptions
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
@@ -139,6 +140,24 @@ def test_again_trains_nothing_and_starts_no_cluster(found, monkeypatch):
     assert records(root) == before
     assert summary.recipe.read_bytes() == recipe
     assert len(mlflow_runs(root)) == len(before) + 1
+
+
+def test_a_notebook_gets_a_table_and_the_recipe(found):
+    summary, root = found
+    tuned = isweep.tune(TINY, root=root, progress=False)
+    (outcome,), (row,) = summary.cells, tuned.table.to_dict("records")
+    assert (row["model"], row["dataset"]) == ("small_mlp", "manifold_d4")
+    assert row["learning_rate"] == outcome.chosen.point.learning_rate
+    assert row["validation_loss"] == outcome.chosen.mean
+    assert tuned.recipe == str(summary.recipe)
+    assert tuned.problems == ()
+    assert repr(tuned) == f"Recipe of 1 of 1 models on datasets: {summary.recipe}"
+    assert "<table" in tuned._repr_html_()
+    assert "search.html" in tuned.report._repr_html_()
+    used = isweep.plan(TINY, root=root, changes={"name": "used", "recipe": tuned.recipe})
+    assert len(used.table) == 2
+    with pytest.raises(isweep.SweepError, match="two rising numbers"):
+        isweep.tune(TINY, root=root, changes={"tune.learning_rate": [1e-2, 1e-3]})
 
 
 def test_no_test_image_was_read_and_poisoned_ones_change_nothing(found, rows_read):

@@ -7,11 +7,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import kruskal
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning.cells import tuning_cells
-from orchestrator.tuning.figures import importance_table, trial_table
+from orchestrator.tuning.cells import Point, tuning_cells
+from orchestrator.tuning.figures import trial_table
+from orchestrator.tuning.importance import FEWEST_FOR_IMPORTANCE, PARAMETERS, explained, importance_table
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.report import gains, write_report
 from orchestrator.tuning.search import Search
@@ -56,8 +58,9 @@ def test_too_few_trials_to_tell_what_matters_are_said(page, tmp_path):
     one = Search(tuning_cells(plan_sweep(few)), few.tune, open_storage(None))
     run_through(one)
     text = write_report(Workspace.open(few, str(tmp_path)), one, outcomes(one)).read_text(encoding="utf-8")
-    assert "of 8 trials or more" in text
-    assert "of 8 trials or more" not in page.read_text(encoding="utf-8")
+    said = f"for models of {FEWEST_FOR_IMPORTANCE} points or more"
+    assert said in text
+    assert said not in page.read_text(encoding="utf-8")
 
 
 def test_the_csv_beside_it_has_each_point_tried_once(page, search):
@@ -95,9 +98,51 @@ def test_nothing_tried_is_no_page(tmp_path):
     assert write_report(Workspace.open(CHANGED, str(tmp_path)), one, outcomes(one)) is None
 
 
-def test_the_parameter_that_decides_is_the_most_important_one(search):
+def random_search(loss, num_points=24):
+    """A search of one cell at random points; ``loss`` of a point and a generator is that at every epoch."""
+    one = Search(tuning_cells(plan_sweep(CHANGED))[:1], CHANGED.tune, open_storage(None))
+    (state,) = one.cells.values()
+    rng = np.random.default_rng(0)
+    rates, decays = (10 ** rng.uniform(low, high, num_points) for low, high in ((-4, -1), (-6, -2)))
+    for rate, decay, size in zip(rates, decays, rng.choice([8, 16, 32], num_points), strict=True):
+        point = Point(learning_rate=rate, weight_decay=decay, batch_size=int(size))
+        state.results[point, 0] = result([loss(point, rng)] * 9)
+    return [state]
+
+
+def test_the_parameter_that_decides_is_told_from_chance(search, page):
     """The examples' loss depends on the rate alone."""
     table = importance_table(list(search.cells.values()))
-    shares = table.groupby("parameter")["share"].median()
-    assert shares.idxmax() == "learning_rate"
-    np.testing.assert_allclose(table.groupby(["model", "dataset"])["share"].sum(), 1)
+    assert list(table["parameter"]) == [*PARAMETERS] * table["model"].nunique()
+    assert table["share"].between(0, 1).all()
+    told = table[table["share"] > table["by_chance"]]
+    assert set(told["parameter"]) <= {"learning_rate"}
+    by_decay = importance_table(random_search(lambda point, rng: 0.4 + np.log10(point.weight_decay) / 100))
+    told = by_decay[by_decay["share"] > by_decay["by_chance"]]
+    assert list(told["parameter"]) == ["weight_decay"]
+    assert re.search(
+        r"small_mlp \(\d+ points\): (nothing|learning rate) told from chance", page.read_text("utf-8")
+    )
+
+
+def test_what_is_explained_is_the_statistic_of_kruskal_and_wallis():
+    rng = np.random.default_rng(0)
+    groups, ranks = rng.integers(0, 4, 30), rng.permutation(30) + 1.0
+    statistic = kruskal(*(ranks[groups == group] for group in range(4))).statistic
+    assert explained(ranks[None], groups)[0] * 29 == pytest.approx(statistic)
+
+
+def test_noise_is_not_told_from_chance():
+    """Of twenty searches in which nothing matters one is expected to tell something; four are too many."""
+    told = 0
+    for seed in range(20):
+        noise = np.random.default_rng(seed)
+        table = importance_table(random_search(lambda point, _, noise=noise: noise.uniform(0.3, 0.5), 18))
+        assert list(table["parameter"]) == list(PARAMETERS)
+        told += (table["share"] > table["by_chance"]).any()
+    assert told < 4
+
+
+def test_points_that_are_all_alike_have_no_importance():
+    assert importance_table(random_search(lambda point, rng: 0.4)).empty
+    assert importance_table(random_search(lambda point, rng: rng.uniform(), FEWEST_FOR_IMPORTANCE - 1)).empty

@@ -1,5 +1,6 @@
 """The course of a search: own recipes first, within the budget, resumed without repeating."""
 
+import random
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,8 +10,9 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.tuning.cells import Point, held_to_splits, tuning_cells
 from orchestrator.tuning.neighbours import Likeness, distance, nearest_first
 from orchestrator.tuning.outcome import outcomes
+from orchestrator.tuning.queue import AHEAD
 from orchestrator.tuning.records import Role
-from orchestrator.tuning.search import Search
+from orchestrator.tuning.search import Search, Training
 from orchestrator.tuning.study import open_storage
 from search_spaces.errors import ConfigError
 from search_spaces.tuning import TuneSpec
@@ -19,6 +21,7 @@ from tests.unit.orchestrator.tuning.examples import (
     BEST_RATE,
     DIVERGED,
     cells,
+    drive,
     result,
     run_through,
     sweep,
@@ -28,6 +31,10 @@ from tests.unit.orchestrator.tuning.examples import (
 def search(*, path=None, **said) -> Search:
     tune = TuneSpec(**{"budget": 0.2, **said})
     return Search(cells(), tune, open_storage(path))
+
+
+def trainings(ran) -> list[Training]:
+    return [Training(asked.cell.key, asked.point, asked.role, asked.run, found) for asked, found in ran]
 
 
 def test_the_course_of_a_search():
@@ -88,8 +95,7 @@ def test_told_again_a_search_goes_on_without_repeating(stop_after, tmp_path):
     before = run_through(first, stop_after)
     first.next()  # runs when the driver is killed
     second = search(path=path)
-    for asked, found in before:
-        second.add(asked.cell.key, asked.point, asked.role, asked.run, found)
+    second.go_on(trainings(before))
     after = run_through(second)
     assert second.done
     ids = [asked.spec.trial_id for asked, _ in before + after]
@@ -98,18 +104,76 @@ def test_told_again_a_search_goes_on_without_repeating(stop_after, tmp_path):
         assert cell.spent <= 5
         assert len(cell.study.study.trials) == sum(run == 0 for _, run in cell.results)
     third = search(path=path)
-    for asked, found in before + after:
-        third.add(asked.cell.key, asked.point, asked.role, asked.run, found)
+    third.go_on(trainings(before + after))
     assert third.done
     assert outcomes(third) == outcomes(second)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_killed_search_asks_for_what_an_unbroken_one_does(workers, sampler):
+    """Whenever it is killed: the same trainings in the same order, when results come in the same order."""
+    said = {"sampler": sampler, "finalists": 1, "seeds": 2, "budget": 0.32}
+    whole = search(**said)
+    unbroken = drive(whole, [], workers=workers)
+    assert all(one.result for one in unbroken)
+    for most in range(0, len(unbroken), 5):
+        killed = drive(search(**said), [], workers=workers, most=most)
+        assert sum(one.result is None for one in killed) in range(1, workers + AHEAD + 1)
+        again = search(**said)
+        assert drive(again, killed, workers=workers) == unbroken
+        assert outcomes(again) == outcomes(whole)
+
+
+def test_a_search_killed_at_every_result_ends_as_an_unbroken_one():
+    whole, store = search(), []
+    unbroken = drive(whole, [])
+    for _ in unbroken:
+        store = drive(search(), store, most=1)
+    assert store == unbroken
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_results_in_any_order_nothing_that_was_asked_for_is_lost_or_repeated(seed):
+    """Later points follow from the order of results and may differ; those asked for before are trained."""
+    chance = random.Random(seed)
+    killed = drive(search(), [], workers=3, most=9, ends=chance.choice)
+    unfinished = [one for one in killed if one.result is None]
+    assert len(unfinished) > 3
+    last = search()
+    ended = drive(last, killed, workers=3, ends=chance.choice)
+    assert [replace(one, result=None) for one in ended[: len(killed)]] == [
+        replace(one, result=None) for one in killed
+    ]
+    assert all(one.result for one in ended)
+    assert len({(one.key, one.point, one.run) for one in ended}) == len(ended)
+    for cell in last.cells.values():
+        assert 4 < cell.spent <= 5
+        told = [Point(**trial.params) for trial in cell.study.study.trials]
+        assert told == [one.point for one in ended if one.key == cell.cell.key and one.run == 0]
+
+
+def test_what_was_asked_for_is_left_out_where_there_is_no_room_or_use_for_it():
+    killed = drive(search(), [], workers=3, most=9)
+    sampled = [one for one in killed if one.result is None and one.role == Role.SAMPLED]
+    narrower = sweep(tune={"learning_rate": [0.5, 0.9]})
+    for other in (
+        search(budget=0.04),
+        Search(tuning_cells(plan_sweep(narrower)), narrower.tune, open_storage(None)),
+    ):
+        other.go_on(killed)
+        running = {(a.cell.key, a.point) for one in other.cells.values() for a in one.running.values()}
+        assert sampled
+        assert not running & {(one.key, one.point) for one in sampled}
+        for cell in other.cells.values():
+            assert {trial.state.name for trial in cell.study.study.trials} <= {"COMPLETE", "PRUNED"}
 
 
 def test_a_larger_budget_extends_a_finished_search():
     first = search()
     before = run_through(first)
     larger = search(budget=0.4)
-    for asked, found in before:
-        larger.add(asked.cell.key, asked.point, asked.role, asked.run, found)
+    larger.go_on(trainings(before))
     assert not larger.done
     after = run_through(larger)
     assert not {asked.spec.trial_id for asked, _ in before} & {asked.spec.trial_id for asked, _ in after}
@@ -119,8 +183,7 @@ def test_a_larger_budget_extends_a_finished_search():
 def test_another_seed_proposes_other_points_and_what_is_stored_counts_on():
     first, second = search(), search(seed=1, budget=0.4)
     before = run_through(first)
-    for asked, found in before:
-        second.add(asked.cell.key, asked.point, asked.role, asked.run, found)
+    second.go_on(trainings(before))
     ids = {asked.spec.trial_id for asked, _ in before}
     assert not ids & {asked.spec.trial_id for asked, _ in run_through(second)}
     again, other = run_through(search()), run_through(search(seed=1))
@@ -171,8 +234,20 @@ def test_a_space_without_new_points_ends_the_search():
     said = {"learning_rate": [1e-3, 1.0001e-3], "weight_decay": [1e-4, 1.0001e-4], "batch_size": [16]}
     changed = sweep(tune=said)
     one = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
-    assert len(run_through(one)) < 100
+    ran = run_through(one)
+    assert len(ran) < 100
     assert one.done
+    # Told once each, however often the sampler came to it; and over at the next start, before it is asked.
+    for cell in one.cells.values():
+        points = [Point(**trial.params) for trial in cell.study.study.trials]
+        assert len(points) == len(set(points))
+        assert cell.exhausted
+    again = Search(tuning_cells(plan_sweep(changed)), changed.tune, open_storage(None))
+    again.go_on(trainings(ran))
+    assert again.done
+    assert [len(cell.study.study.trials) for cell in again.cells.values()] == [
+        len(cell.study.study.trials) for cell in one.cells.values()
+    ]
 
 
 def test_a_recipe_outside_the_space_is_compared_and_not_told():

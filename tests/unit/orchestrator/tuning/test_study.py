@@ -13,6 +13,8 @@ from orchestrator.tuning.cells import Point
 from orchestrator.tuning.study import CellStudy, open_storage
 from tests.unit.orchestrator.tuning.examples import DIVERGED, cells, loss_of, result
 
+GIVEN = Point(learning_rate=1e-3, weight_decay=1e-4, batch_size=16)
+
 
 @pytest.fixture(params=["memory", "journal"])
 def storage(request, tmp_path):
@@ -30,17 +32,16 @@ def complete(point: Point) -> list[float]:
 def test_points_lie_in_the_space_and_are_rounded_as_people_copy_them(storage):
     study, cell = made(storage), cells()[0]
     for _ in range(30):
-        ticket, point = study.ask()
+        point = study.propose()
         assert cell.contains(point)
         assert float(f"{point.learning_rate:.4g}") == point.learning_rate
-        study.tell(ticket, result(complete(point)))
+        study.tell(study.ask(point), result(complete(point)))
     assert {trial.state for trial in study.study.trials} == {TrialState.COMPLETE}
 
 
 def test_a_diverged_trial_gets_a_finite_penalty_and_is_not_left_running(storage):
     study = made(storage)
-    ticket, _ = study.ask()
-    study.tell(ticket, result([], **DIVERGED))
+    study.tell(study.ask(study.propose()), result([], **DIVERGED))
     (trial,) = study.study.trials
     assert (trial.state, trial.value) == (TrialState.COMPLETE, pytest.approx(2 * math.log(2)))
     assert trial.user_attrs["status"] == "diverged"
@@ -48,16 +49,14 @@ def test_a_diverged_trial_gets_a_finite_penalty_and_is_not_left_running(storage)
 
 def test_a_huge_loss_is_capped(storage):
     study = made(storage)
-    ticket, _ = study.ask()
-    study.tell(ticket, result([1e14] * 9))
+    study.tell(study.ask(study.propose()), result([1e14] * 9))
     assert study.study.trials[0].value == pytest.approx(2 * math.log(2))
     assert study.study.trials[0].user_attrs["loss"] == 1e14
 
 
 def test_a_stopped_trial_arrives_as_pruned_with_its_rung(storage):
     study = made(storage)
-    ticket, _ = study.ask()
-    study.tell(ticket, result([0.6], "pruned"))
+    study.tell(study.ask(study.propose()), result([0.6], "pruned"))
     (trial,) = study.study.trials
     assert trial.state == TrialState.PRUNED
     assert trial.intermediate_values == {1: 0.6}
@@ -69,13 +68,11 @@ def test_told_again_after_a_kill_every_trial_is_there_once_and_none_runs(tmp_pat
     study = made(open_storage(path))
     told = []
     for losses, status in (([0.5] * 9, "complete"), ([0.6], "pruned"), ([0.7], "pruned")):
-        ticket, point = study.ask()
-        study.tell(ticket, result(losses, status))
+        point = study.propose()
+        study.tell(study.ask(point), result(losses, status))
         told.append((point, result(losses, status)))
-    study.ask()
-    study.ask(
-        Point(learning_rate=1e-3, weight_decay=1e-4, batch_size=16)
-    )  # both run when the driver is killed
+    study.ask(study.propose())
+    study.ask(GIVEN)  # both run when the driver is killed
     again = made(open_storage(path))
     for point, found in told:
         again.add(point, found)
@@ -85,10 +82,41 @@ def test_told_again_after_a_kill_every_trial_is_there_once_and_none_runs(tmp_pat
     assert [trial.params["learning_rate"] for trial in loaded.trials] == [p.learning_rate for p, _ in told]
     before = {point for point, _ in told}
     for _ in range(5):
-        ticket, point = again.ask()
+        point = again.propose()
         assert point not in before  # nothing is queued again, no random number comes again
         before.add(point)
-        again.tell(ticket, result(complete(point)))
+        again.tell(again.ask(point), result(complete(point)))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_a_study_made_anew_proposes_what_the_old_one_would_have(sampler, tmp_path):
+    """Also while points run, and when they were told in another order than they were asked for."""
+    path = tmp_path / "optuna.log"
+    study, found = made(open_storage(path), sampler), {}
+    for number in range(8):
+        point = study.propose()
+        ticket = study.ask(point)
+        found[point] = result(complete(point)) if number % 3 else result([0.6], "pruned")
+        if number == 1:
+            late = (ticket, found[point])
+        elif number < 7:
+            study.tell(ticket, found[point])
+    study.tell(*late)
+    proposed = [study.propose(again) for again in range(3)]
+    again = made(open_storage(path), sampler)
+    for number, (point, one) in enumerate(found.items()):
+        if number < 7:
+            again.add(point, one)
+        else:
+            again.ask(point)
+    assert [again.propose(number) for number in range(3)] == proposed
+    assert len(set(proposed)) == 3  # and again says another one
+
+
+def test_a_proposal_leaves_no_trace(storage):
+    study = made(storage)
+    assert study.propose() == study.propose()
+    assert study.study.trials == []
 
 
 def open_journal(path):
@@ -98,17 +126,13 @@ def open_journal(path):
 
 def test_a_given_point_is_what_is_run_and_told(storage):
     study = made(storage)
-    given = Point(learning_rate=1e-3, weight_decay=1e-4, batch_size=16)
-    ticket, point = study.ask(given)
-    study.tell(ticket, result(complete(point)))
-    assert point == given
-    assert study.study.trials[0].params == given.model_dump()
+    study.tell(study.ask(GIVEN), result(complete(GIVEN)))
+    assert study.study.trials[0].params == GIVEN.model_dump()
 
 
 def test_a_trial_that_failed_is_failed(storage):
     study = made(storage)
-    ticket, _ = study.ask()
-    study.fail(ticket)
+    study.fail(study.ask(study.propose()))
     assert study.study.trials[0].state == TrialState.FAIL
 
 
@@ -116,10 +140,10 @@ def test_a_trial_that_failed_is_failed(storage):
 def test_a_point_follows_from_what_was_told_and_its_number(sampler):
     first, second = made(sampler=sampler), made(sampler=sampler)
     for _ in range(6):
-        asked = [study.ask() for study in (first, second)]
-        assert asked[0] == asked[1]
-        for study, (ticket, point) in zip((first, second), asked, strict=True):
-            study.tell(ticket, result(complete(point)))
+        points = [study.propose() for study in (first, second)]
+        assert points[0] == points[1]
+        for study, point in zip((first, second), points, strict=True):
+            study.tell(study.ask(point), result(complete(point)))
 
 
 def test_a_sampler_that_learns_beats_chance_on_a_valley():
@@ -129,8 +153,8 @@ def test_a_sampler_that_learns_beats_chance_on_a_valley():
         study = made(sampler=name)
         rates = []
         for _ in range(30):
-            ticket, point = study.ask()
+            point = study.propose()
             rates.append(abs(math.log10(point.learning_rate / 3e-3)))
-            study.tell(ticket, result(complete(point)))
+            study.tell(study.ask(point), result(complete(point)))
         distances[name] = sorted(rates[20:])[5]
     assert distances["tpe"] < distances["random"]

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,24 @@ def test_bytes_divided_by_255_are_bytes(dtype):
     assert source.unit == 1 / 255
     np.testing.assert_array_equal(source.read(0, 30), rows)
     np.testing.assert_array_equal(ByteRows(ArraySource(quotients), 1 / 255).read(2, 5), rows[2:5])
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8"])
+def test_the_order_of_bytes_in_a_float_does_not_matter(dtype):
+    rows = some_bytes()
+    quotients = (rows.astype(dtype[1:]) / np.dtype(dtype[1:]).type(255)).astype(dtype)
+    assert byte_units(quotients) == (1 / 255,)
+    np.testing.assert_array_equal(as_bytes(ArraySource(quotients)).read(0, 30), rows)
+
+
+def test_rows_that_do_not_lie_one_after_another_are_read_without_a_copy_of_them_all():
+    images = np.asfortranarray(some_bytes(400, 1024).astype(np.float64).reshape(400, 4, 16, 16))
+    tracemalloc.start()
+    source = as_bytes(ArraySource(images))
+    grown = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert grown < images.size + images.nbytes / 4
+    np.testing.assert_array_equal(source.read(0, 400), images)
 
 
 def test_dividing_in_float64_and_rounding_to_float32_gives_the_same_quotients():

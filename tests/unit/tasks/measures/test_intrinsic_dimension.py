@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import skdim
+from threadpoolctl import threadpool_limits
 
 from search_spaces.errors import ConfigError, DataError
 from tasks.measures.bootstrap import block_std_error, neighborhood_blocks
 from tasks.measures.intrinsic_dimension import estimate, intrinsic_dimension, mle, twonn
 from tasks.measures.manifolds import MANIFOLDS, ball, gaussian, hypercube, hypersphere, swiss_roll
-from tasks.measures.neighbors import nested_neighbors
+from tasks.measures.neighbors import NeighborTable, nested_neighbors
 from tests import reference
 
 ALL = ("mle", "mle_k_minus_1", "twonn", "gride", "mst", "geomle")
@@ -203,3 +204,34 @@ def test_ball_and_roll_have_the_dimension_they_are_asked_for():
     for make in (ball, swiss_roll):
         record = intrinsic_dimension(make(2000, 2, np.random.default_rng(0)), estimators=["mle_k_minus_1"])
         assert record["mle_k_minus_1"].value == pytest.approx(2, rel=0.08)
+
+
+def test_values_do_not_depend_on_the_number_of_threads():
+    rng = np.random.default_rng(0)
+    num_points = 60_000  # BLAS shares products of this length out
+    distances = np.sort(rng.random((num_points, 4)) + 0.5, axis=1)
+    table = NeighborTable(
+        distances,
+        rng.integers(0, num_points, (num_points, 4)),
+        np.full(num_points, np.inf),
+        np.full(num_points, -1),
+    )
+    found = []
+    for num_threads in (1, 2, 8):
+        with threadpool_limits(num_threads):
+            records = estimate(table, num_neighbors=4, estimators=("mle", "twonn"))
+            found.append({name: record.to_json() for name, record in records.items()})
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.float64(3), "an axis for their number"),
+        ([[1, 2], [3]], "one size and channel count"),
+        (None, "must be real numbers; found: dtype object"),
+    ],
+)
+def test_refuses_what_is_no_array_of_points(features, message):
+    with pytest.raises(DataError, match=message):
+        intrinsic_dimension(features)

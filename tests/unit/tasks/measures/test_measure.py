@@ -9,6 +9,7 @@ import pytest
 
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from tasks.measures.measure import MeasureSettings, measure_array, measure_nested
+from tasks.measures.neighbors import nested_neighbors
 from tests import reference
 
 
@@ -182,6 +183,34 @@ def test_a_stream_of_floats_that_hold_bytes_is_exact_and_one_other_value_is_not(
     assert measure_nested(Stream(floats), labels, [60, 120]).precision == "float32"
 
 
+@pytest.mark.parametrize("types", [(np.uint8, np.float32), (np.uint8, np.int8), (np.float32, np.uint8)])
+def test_rows_of_several_types_are_measured_as_floats(images, labels, types):
+    @dataclasses.dataclass
+    class Shards:
+        parts: list
+        num_rows: int = 120
+        row_shape: tuple = (3, 5, 5)
+
+        def read(self, start, stop):
+            first, second = self.parts
+            read = [first[start:stop], second[max(start - 60, 0) : max(stop - 60, 0)]]
+            return np.concatenate([part for part in read if len(part)])
+
+    halves = images // 2  # which int8 holds too
+    parts = [halves[:60].astype(types[0]), halves[60:].astype(types[1])]
+    if types[1] == np.uint8:
+        parts[0] += np.float32(0.5)
+    calibrate = types[1] == np.int8  # takes two seconds
+    record = measure_nested(Shards(parts), labels, [120], settings=MeasureSettings(calibrate=calibrate))
+    rows = np.concatenate([part.astype(float) for part in parts])
+    assert record.precision in ("float32", "float64")
+    assert record.label_sharpness.value == pytest.approx(reference.label_sharpness(rows, labels), rel=1e-6)
+    assert (record.calibration is not None) == calibrate
+    if types[0] == np.uint8:
+        with pytest.raises(DataError, match="All rows must be of one type; found: uint8 in row 0"):
+            nested_neighbors(Shards(parts), None, [120], 5)
+
+
 @pytest.mark.ray
 def test_two_workers_give_the_same_bits(ray_local, images, labels):
     from tasks.remote import RayExecutor
@@ -213,11 +242,19 @@ def ragged():
         ),
         (np.full((5, 4), np.nan), [0] * 5, "must be finite; found: NaN or infinity in 5 of 5 rows"),
         (np.array([["a"], ["b"]]), [0, 1], "must be real numbers"),
+        (np.array([[1, 2], [3, 4]], object), [0, 1], "must be real numbers; found: dtype object"),
+        (np.float32(5), [0], "an axis for their number; found: one value, 5.0"),
+        (np.ma.masked_less(np.eye(2), 1), [0, 1], "may be masked; found: 2 masked values"),
     ],
 )
 def test_refuses_input_that_cannot_be_measured(images, labels, message):
     with pytest.raises(DataError, match=message):
         measure_array(images, labels)
+
+
+def test_refuses_sizes_that_are_not_whole(images, labels):
+    with pytest.raises(DataError, match=r"train_sizes must be whole numbers; found: \[60.5, 120\]"):
+        measure_array(images, labels, train_sizes=[60.5, 120])
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [121], [-3, 10]])

@@ -8,6 +8,7 @@ from tasks.measures import neighbors, tiles
 from tasks.measures.distances import ArraySource, Precision, estimate_centre, squared_distances
 from tasks.measures.duplicates import profile_rows
 from tasks.measures.neighbors import nested_neighbors, plan_tiles
+from tasks.measures.partials import MAX_KEYED, Partial
 from tasks.remote import InlineExecutor
 from tests import reference
 
@@ -169,6 +170,37 @@ def test_bytes_are_held_in_parts_where_they_are_many(monkeypatch, in_memory):
     monkeypatch.setattr(tiles, "PIECE_ROWS", 16)
     table = nested_neighbors(rows if in_memory else Source(), None, [150], 5).tables[0]
     assert table.distances.tolist() == reference.neighbor_distances(rows, 5).tolist()
+
+
+def test_very_long_rows_pass_by_in_pieces_of_bounded_size(monkeypatch):
+    monkeypatch.setattr(tiles, "PIECE_BYTES", 3 * 500)
+    monkeypatch.setattr(tiles, "HELD_BYTES", 7 * 500)
+    rows = np.random.default_rng(0).integers(0, 256, (40, 500), np.uint8)
+    reads = []
+
+    @dataclasses.dataclass
+    class Recording:
+        num_rows: int = 40
+        row_shape: tuple = (500,)
+
+        def read(self, start, stop):
+            reads.append(stop - start)
+            return rows[start:stop]
+
+    found = nested_neighbors(Recording(), None, [40], 5).tables[0]
+    assert max(reads) == 3
+    np.testing.assert_array_equal(found.distances, nested_neighbors(rows, None, [40], 5).tables[0].distances)
+
+
+def test_blocks_too_wide_for_a_direct_sort_are_sorted_otherwise():
+    num_columns, k = MAX_KEYED + 10, 800
+    squared = np.random.default_rng(0).integers(100, 2**30, (30, num_columns)).astype(np.int32)
+    squared[0] = 7  # every column of one row is within its limit, so that all rows are padded to all columns
+    partial = Partial(0, 30, num_shells=1, num_neighbors=k, num_subsets=0, dtype=tiles.EXACT)
+    partial.offer(0, slice(0, 30), 0, squared)
+    order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(partial.ids[0], order)
+    np.testing.assert_array_equal(partial.squared[0], np.take_along_axis(squared, order, axis=1))
 
 
 def test_an_error_while_reading_ahead_reaches_the_caller(monkeypatch):

@@ -15,6 +15,7 @@ from tasks.measures.products import (
     IMPORT_PAYS_BESIDE_NUMKONG,
     MAX_FEATURES,
     MIN_FEATURES,
+    blas_is_exact,
     blas_product,
     choose_product,
     is_exact,
@@ -22,6 +23,7 @@ from tasks.measures.products import (
     numkong_product,
     probe,
     torch_product,
+    wide_product,
 )
 
 SHAPES = [(1, 1, 16), (3, 5, 17), (64, 64, 784), (33, 70, 1025), (2, 1, 4096), (130, 257, 63)]
@@ -29,7 +31,8 @@ SHAPES = [(1, 1, 16), (3, 5, 17), (64, 64, 784), (33, 70, 1025), (2, 1, 4096), (
 needs_exact_torch = pytest.mark.skipif(not is_exact(), reason="torch's integer product is not exact here")
 needs_exact_numkong = pytest.mark.skipif(not numkong_is_exact(), reason="numkong's is not exact here")
 PRODUCTS = [
-    blas_product,
+    wide_product,
+    pytest.param(blas_product, marks=pytest.mark.skipif(not blas_is_exact(), reason="this BLAS rounds")),
     pytest.param(torch_product, marks=needs_exact_torch),
     pytest.param(numkong_product, marks=needs_exact_numkong),
 ]
@@ -42,7 +45,7 @@ def random_rows(num_rows, num_features, seed):
 @pytest.fixture(autouse=True)
 def _forget():
     """Choices are cached per process; these tests change what they rest on."""
-    caches = (is_exact, numkong_is_exact, products._fastest)
+    caches = (is_exact, numkong_is_exact, blas_is_exact, products._fastest)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -93,10 +96,14 @@ def test_rows_of_one_feature_are_left_to_the_way_that_multiplies_them_right():
     [
         lambda a, b, device: (_ for _ in ()).throw(RuntimeError("not implemented for this processor")),
         lambda a, b, device: (_ for _ in ()).throw(AttributeError("no attribute '_int_mm'")),
+        lambda a, b, device: (_ for _ in ()).throw(OSError("libcudart.so: cannot open shared object file")),
         lambda a, b, device: blas_product(a, b) + (a.shape[1] > 1000),
         lambda a, b, device: np.clip(blas_product(a, b), -(2**15), 2**15),
+        lambda a, b, device: blas_product(a, b)[:, ::-1],
+        lambda a, b, device: blas_product(a, b)[:-1],
+        lambda a, b, device: blas_product(a, b) + (np.arange(len(a) * len(b)).reshape(len(a), -1) == 7),
     ],
-    ids=["raises", "missing", "wrong for long rows", "saturates"],
+    ids=["raises", "missing", "broken", "wrong for long rows", "saturates", "swaps", "cuts", "one entry"],
 )
 def test_a_product_that_fails_its_self_test_is_left_aside(monkeypatch, broken):
     monkeypatch.setattr(products, "torch_product", broken)
@@ -106,10 +113,34 @@ def test_a_product_that_fails_its_self_test_is_left_aside(monkeypatch, broken):
     assert choose_product(2048, 4096, 1e15) is blas_product
 
 
+def test_a_product_wrong_for_larger_blocks_than_the_self_tests_is_left_aside_and_said_so(monkeypatch, caplog):
+    def lies(a, b):
+        return blas_product(a, b) + (len(a) > 100)
+
+    monkeypatch.setattr(products, "numkong_product", lies)
+    monkeypatch.setattr(products, "is_exact", lambda device="cpu": False)
+    monkeypatch.setattr(products, "_seconds", lambda product, a, b: product is not lies)
+    assert numkong_is_exact()
+    assert choose_product(512, 4096, 1e15) is blas_product
+    assert "products by lies are wrong on this machine and left aside" in caplog.text
+
+
+def test_a_blas_that_rounds_to_16_bits_is_left_aside(monkeypatch):
+    def rounds(a, b):
+        return np.float32(np.float16(a / 256) @ np.float16(b / 256).T).astype(np.int32)
+
+    monkeypatch.setattr(products, "blas_product", rounds)
+    monkeypatch.setattr(products, "is_exact", lambda device="cpu": False)
+    monkeypatch.setattr(products, "numkong_is_exact", lambda: False)
+    for num_features in (1, 4096):
+        assert choose_product(512, num_features, 1e15) is wide_product
+
+
 @pytest.fixture
 def all_exact(monkeypatch):
     monkeypatch.setattr(products, "is_exact", lambda device="cpu": True)
     monkeypatch.setattr(products, "numkong_is_exact", lambda: True)
+    monkeypatch.setattr(products, "_is_right", lambda name, product, a, b: True)
 
 
 @pytest.mark.usefixtures("all_exact")
@@ -144,14 +175,13 @@ def test_torch_is_not_imported_for_little_work(monkeypatch):
 @pytest.mark.parametrize("missing", ["torch", "numkong"])
 def test_works_where_one_is_not_installed(monkeypatch, missing):
     other = {"torch": numkong_product, "numkong": torch_product}[missing]
-    monkeypatch.delitem(sys.modules, missing, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)  # importing it raises ImportError
     monkeypatch.setattr(products, "_seconds", lambda product, a, b: product is blas_product)
-    if missing == "torch":
-        monkeypatch.setattr(products.importlib.util, "find_spec", lambda name: None)
-        monkeypatch.setattr(products, "numkong_is_exact", lambda: True)
-    else:
-        monkeypatch.setitem(sys.modules, "numkong", None)  # importing it raises ImportError
-        monkeypatch.setattr(products, "is_exact", lambda device="cpu": True)
+    # Of those that are timed, which go by the names of their functions; not of the self-tests before.
+    monkeypatch.setattr(products, "_is_right", lambda name, product, a, b: name == other.__name__)
+    present = {"torch": "numkong_is_exact", "numkong": "is_exact"}[missing]
+    monkeypatch.setattr(products, present, lambda *device: True)
+    monkeypatch.setattr(products, "blas_is_exact", lambda: True)
     assert choose_product(2048, 4096, 1e15) is other
 
 

@@ -29,8 +29,13 @@ def zip_folder(folder: Path, path: Path, *, prefix: str = "") -> Path:
     return path
 
 
+def tar_mode(name: str) -> str:
+    packers = {".gz": "gz", ".tgz": "gz", ".bz2": "bz2", ".tbz2": "bz2", ".xz": "xz", ".txz": "xz"}
+    return f"w:{packers.get(Path(name).suffix, '')}"
+
+
 def tar_folder(folder: Path, path: Path) -> Path:
-    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
+    with tarfile.open(path, tar_mode(path.name)) as archive:
         for file in sorted(folder.iterdir()):
             archive.add(file, file.name)
     return path
@@ -206,7 +211,71 @@ def matlab_7_3(raw: Path) -> None:
         file["X"], file["y"] = content["X"].transpose(), content["y"].transpose()
 
 
+def upper_case(raw: Path) -> None:
+    """As an old unzip tool leaves names, folders and endings too."""
+    for path in sorted(raw.rglob("*"), key=lambda path: -len(path.parts)):
+        path.rename(path.with_name(path.name.upper()))
+
+
+def wrapped(raw: Path) -> None:
+    """In a folder of its own, called like the download a browser fetched a second time."""
+    inner = raw / "my downloads" / "archive (1)"
+    inner.mkdir(parents=True)
+    for path in sorted(raw.iterdir()):
+        if path.name != "my downloads":
+            path.rename(inner / path.name)
+
+
+def copies(raw: Path) -> None:
+    """Every file under the name a browser gives a second download, beside the first."""
+    for path in sorted(path for path in raw.iterdir() if path.is_file()):
+        stem, dot, endings = path.name.partition(".")
+        shutil.copy(path, path.with_name(f"{stem} (1){dot}{endings}"))
+        path.rename(path.with_name(f"{stem} copy{dot}{endings}"))
+
+
+def unpacked(folder: str):
+    """``cifar-10-python.tar.gz`` unpacked and its folder renamed."""
+
+    def change(raw: Path) -> None:
+        with tarfile.open(raw / "cifar-10-python.tar.gz") as archive:
+            archive.extractall(raw, filter="data")
+        (raw / "cifar-10-python.tar.gz").unlink()
+        (raw / folder).parent.mkdir(parents=True, exist_ok=True)
+        (raw / "cifar-10-batches-py").rename(raw / folder)
+
+    return change
+
+
+def unpacked_by_a_browser(raw: Path) -> None:
+    """Unpacked on the way, the ending left as it was."""
+    import gzip
+
+    for path in sorted(raw.glob("*.gz")):
+        path.write_bytes(gzip.decompress(path.read_bytes()))
+
+
+def repacked(name: str, ending: str):
+    def change(raw: Path) -> None:
+        made = tar_folder(raw, raw.parent / f"{name}{ending}")
+        shutil.rmtree(raw)
+        raw.mkdir()
+        made.rename(raw / made.name)
+
+    return change
+
+
 CHANGES = {
+    **{f"{name}: upper case": (name, upper_case) for name in ("cifar10", "mnist", "svhn", "rsna")},
+    **{f"{name}: wrapped": (name, wrapped) for name in ("cifar10", "mnist", "fashion_mnist", "svhn", "rsna")},
+    **{f"{name}: copies": (name, copies) for name in ("cifar10", "mnist", "svhn")},
+    **{f"{name}: zip": (name, zip_all("archive.zip")) for name in ("cifar10", "mnist", "fashion_mnist")},
+    "svhn: zip": ("svhn", zip_all("svhn (1).zip")),
+    "mnist: tar.xz": ("mnist", repacked("mnist", ".tar.xz")),
+    "mura: tar.bz2": ("mura", repacked("MURA-v1.1", ".tar.bz2")),
+    "cifar10: unpacked": ("cifar10", unpacked("cifar-10-batches-py")),
+    "cifar10: unpacked and renamed": ("cifar10", unpacked("CIFAR/train data")),
+    "mnist: unpacked by a browser": ("mnist", unpacked_by_a_browser),
     "chexpert: AIMI's batches": ("chexpert", by_batches),
     "chexpert: AIMI's zips": ("chexpert", zip_batches),
     "mura: zip": ("mura", zip_all("MURA-v1.1.zip")),
@@ -343,7 +412,7 @@ def test_a_member_is_located_by_its_hash(tree, official, tmp_path):
 
 
 class TestOwnArchives:
-    @pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz", ".tgz"])
+    @pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"])
     @pytest.mark.parametrize("wrapped", [False, True])
     def test_class_folders_in_an_archive(self, prepare, class_folder, tmp_path, ending, wrapped):
         expected = prepare("folder", class_folder)
@@ -359,7 +428,7 @@ class TestOwnArchives:
         flags = {"the one top folder taken as the source": 1} if wrapped else {}
         assert found.record.flags == flags
 
-    @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+    @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tbz2", ".txz"])
     def test_the_stored_order_does_not_matter_and_is_read_forward(
         self, prepare, class_folder, tmp_path, ending, monkeypatch
     ):
@@ -369,7 +438,7 @@ class TestOwnArchives:
         expected = prepare("folder", class_folder)
         path = tmp_path / f"own{ending}"
         files = sorted(class_folder.rglob("*.png"))
-        with tarfile.open(path, "w:gz" if ending == ".tar.gz" else "w") as archive:
+        with tarfile.open(path, tar_mode(path.name)) as archive:
             for index in np.random.default_rng(0).permutation(len(files)):
                 archive.add(files[index], files[index].relative_to(class_folder).as_posix())
         monkeypatch.setattr(blocks, "BLOCK_BYTES", 8 * 8 * 3)
@@ -383,7 +452,7 @@ class TestOwnArchives:
         monkeypatch.setattr(tar_members.TarMembers, "read", read)
         assert_equal(prepare("folder", path, name="other"), expected)
         with tarfile.open(path) as archive:
-            assert (reads == archive.getnames()) == (ending == ".tar.gz")
+            assert (reads == archive.getnames()) == (ending != ".tar")
 
     def test_an_archive_that_changes_is_noticed(self, prepare, class_folder, tmp_path):
         path = zip_folder(class_folder, tmp_path / "own.zip")
@@ -461,7 +530,7 @@ def tar_entry(**fields):
 
 
 def hostile_tar(path: Path, change) -> Path:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w", format=tarfile.GNU_FORMAT) as archive:
+    with tarfile.open(path, tar_mode(path.name), format=tarfile.GNU_FORMAT) as archive:
         for number in range(4):
             body = png(picture(number))
             info = tarfile.TarInfo(f"{'ab'[number % 2]}/{number}.png")
@@ -562,12 +631,12 @@ class TestHostileArchives:
             (tar_entry(name="a/0.png"), "repeated names"),
         ],
     )
-    @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
+    @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
     def test_tars_are_refused(self, prepare, tmp_path, change, message, ending):
         with pytest.raises(DataError, match=f"whole and safe; found: .*{message}"):
             prepare("folder", hostile_tar(tmp_path / f"x{ending}", change))
 
-    @pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz"])
+    @pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
     @pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
     def test_a_cut_archive_is_refused(self, prepare, class_folder, tmp_path, ending, share):
         path = tmp_path / f"x{ending}"
@@ -593,3 +662,36 @@ class TestHostileArchives:
         path.write_bytes(body[:place] + (200 << 20).to_bytes(4, "little") + body[place + 4 :])
         with pytest.raises(DataError, match="declares more than its packed size can hold"):
             prepare("folder", path)
+
+
+class TestTwoSetsOfOneName:
+    """torchvision keeps ``MNIST/raw`` and ``FashionMNIST/raw`` side by side, with the same file names."""
+
+    @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+    def test_the_folder_tells_which_is_meant(self, official, tmp_path, name):
+        folders = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+        for seed, (one, folder) in enumerate(folders.items()):
+            made = write_raw_tree(one, tmp_path / str(seed), seed)
+            (tmp_path / "both" / folder).mkdir(parents=True)
+            made.rename(tmp_path / "both" / folder / "raw")
+        expected = official(name, tmp_path / "both" / folders[name], out=tmp_path / "alone")
+        assert_equal(official(name, tmp_path / "both"), expected)
+
+    def test_the_first_labels_of_the_other_set_are_refused(self, official, tmp_path):
+        """Those of the official files, as both sets' pages and torchvision show them."""
+        import gzip
+
+        labels = np.tile(np.array([9, 0, 0, 3, 0, 2, 7, 2, 5, 5], np.uint8), 6_000)
+        (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(bytes((0, 0, 8, 1)) + np.array([60_000], ">u4").tobytes() + labels.tobytes())
+        )
+        shape = np.array([60_000, 1, 1], ">u4").tobytes()
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(bytes((0, 0, 8, 3)) + shape + bytes(60_000))
+        with pytest.raises(DataError, match="the files must be those of mnist; found: fashion_mnist"):
+            official("mnist", tmp_path)
+
+    def test_two_downloads_that_differ_are_refused(self, tree, official, tmp_path):
+        raw = tree("svhn")
+        write_raw_tree("svhn", tmp_path / "other", 1).rename(raw / "second")
+        with pytest.raises(DataError, match="raw folder must hold one such download; found: 2 that differ"):
+            official("svhn", raw)

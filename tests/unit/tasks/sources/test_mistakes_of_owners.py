@@ -174,7 +174,7 @@ class TestFolders:
         ("name", "hint"),
         [
             ("cats.zip", "there are archives: give one archive"),
-            ("metadata.jsonl", "write metadata.jsonl as a table"),
+            ("train/metadata.jsonl", r"with a table of labels beside it, give the table \(kind csv\)"),
             ("train/data-00000-of-00001.arrow", "write what datasets' save_to_disk made with to_parquet"),
             ("train/metadata.csv", r"with a table of labels beside it, give the table \(kind csv\)"),
             ("a/x.h5", "give the array file itself"),

@@ -296,13 +296,16 @@ class TestWebDataset:
                 ("y.cls", b"1"),
                 ("z.cls", b"None"),
                 ("z.png", b""),
+                ("about.json", b"{}"),
             ):
                 info = tarfile.TarInfo(name)
                 info.size = len(body)
                 archive.addfile(info, io.BytesIO(body))
         record = prepare("webdataset", path, max_skipped_share=0.5).record
-        assert record.skipped == {"no label": 2}
-        assert record.excluded == {"sample without an image": 1}
+        assert record.skipped == {"no label": 2, "no image": 1}
+        assert record.excluded == {"neither image nor label": 1}
+        with pytest.raises(DataError, match="may be unusable; found: 3 of 15"):
+            prepare("webdataset", path, max_skipped_share=0.19, name="b")
 
     def test_two_labels_for_one_sample_are_refused(self, prepare, tmp_path):
         path = write_shard(tmp_path / "a.tar", range(12))

@@ -83,7 +83,8 @@ def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     raw = SETS[kind](tmp_path / CANARY, broken=broken)
     out = tmp_path / "out" / "mine"
-    own = OwnSourceSpec(kind=kind, path=str(raw), domain="medical")
+    layout = "class/group" if kind == "folder" else None
+    own = OwnSourceSpec(kind=kind, path=str(raw), domain="medical", layout=layout)
     row = dataset_spec(kind) if kind == "brats" else own_dataset_spec("mine", own)
     spec = PreparedSpec(dataset=row.name, image_size=16, channels=1)
     said, told = io.StringIO(), ""

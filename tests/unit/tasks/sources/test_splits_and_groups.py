@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from search_spaces.errors import DataError
+from search_spaces.errors import ConfigError, DataError
 from tasks.sources import own_kind_of
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.tasks.sources.conftest import picture, png
@@ -212,16 +212,53 @@ class TestFolders:
         with pytest.raises(DataError, match="no group may be in train and test; found: 1"):
             prepare("folder", root)
 
-    def test_sites_as_classes_are_flagged(self, prepare, tmp_path):
-        root = self.write(tmp_path / "raw", "site1/cat", "site1/dog", "site2/cat", "site2/dog")
-        flags = prepare("folder", root).record.flags
-        assert flags["classes share all their subfolders: are these the classes?"] == 12
+    @pytest.mark.parametrize("tops", [("site1", "site2"), ("p1", "p2", "p3")])
+    def test_patients_above_the_classes_are_asked_about(self, prepare, tmp_path, tops):
+        root = self.write(tmp_path / "raw", *(f"{top}/{kind}" for top in tops for kind in ("cat", "dog")))
+        with pytest.raises(DataError, match=r"plain which folders are the classes.*--layout"):
+            prepare("folder", root)
+        data = prepare("folder", root, layout="group/class")
+        assert data.label_names == ("cat", "dog")
+        assert data.record.num_groups == len(tops)
+        data = prepare("folder", root, layout="class/group", name="b")
+        assert data.label_names == tops
+        assert data.record.num_groups == 2
+
+    @pytest.mark.parametrize("on_top", [True, False])
+    def test_headers_tell_which_folders_are_patients(self, prepare, tmp_path, on_top):
+        for number in range(12):
+            top, below = f"f{number % 2}", f"g{number // 2 % 2}"
+            values = np.random.default_rng(number).integers(0, 4000, (16, 16)).astype(np.uint16)
+            data = make_dicom(values, patient=f"X{top if on_top else below}", bits=12)
+            save_dicom(tmp_path / "raw" / top / below / f"{number}.dcm", data)
+        record = prepare("folder", tmp_path / "raw", for_training=False).record
+        assert record.label_names == (("g0", "g1") if on_top else ("f0", "f1"))
+        layout = "group/class" if on_top else "class/group"
+        assert record.flags[f"layout {layout}, by the patients in the headers"] == 12
+
+    def test_headers_that_tell_nothing_decide_nothing(self, prepare, tmp_path):
+        for number in range(12):
+            values = np.random.default_rng(number).integers(0, 4000, (16, 16)).astype(np.uint16)
+            path = tmp_path / "raw" / f"f{number % 2}" / f"g{number // 2 % 2}" / f"{number}.dcm"
+            save_dicom(path, make_dicom(values, patient=f"X{number}", bits=12))
+        with pytest.raises(DataError, match="plain which folders are the classes"):
+            prepare("folder", tmp_path / "raw")
+
+    def test_an_image_without_a_class_folder_is_left_out_and_counted(self, prepare, tmp_path):
+        root = self.write(tmp_path / "raw", "p1/cat", "p1/dog", "p2/cat", "p2/dog", "p3")
+        record = prepare("folder", root, layout="group/class").record
+        assert record.excluded == {"outside the class folders": 3}
+
+    def test_layout_is_for_folders(self, prepare, tmp_path):
+        path = save_arrays(tmp_path / "a", "npz", images=IMAGES, labels=LABELS)
+        with pytest.raises(ConfigError, match="layout is for kind folder; found: kind npz"):
+            prepare("npz", path, layout="group/class")
 
     @pytest.mark.parametrize("more", [("Smith/cat", "Jones/dog"), ("Smith/cat", "Smith/dog")])
     def test_patients_above_the_classes_are_refused_without_their_names(self, prepare, tmp_path, more):
         root = self.write(tmp_path / "raw", "Adams/cat", "Adams/dog", "Brown/cat", "Brown/dog", *more)
         with pytest.raises(
-            DataError, match=r"top folders must be classes; found: \d folders that share"
+            DataError, match=r"plain which folders are the classes; found: \d folders on top share 2"
         ) as told:
             prepare("folder", root)
         assert not any(name in str(told.value) for name in ("Adams", "Brown", "Smith", "Jones"))

@@ -32,6 +32,35 @@ def test_other_errors_pass_as_they_are():
         torch.ones(2) @ torch.ones(3, 3).reshape(3, 2)
 
 
+@pytest.fixture
+def card(monkeypatch):
+    """A card as torch's own Python sees it, arguments checked: only what lies below is left out."""
+    limits = []
+    below = {
+        "_cuda_setMemoryFraction": lambda fraction, index: limits.append((fraction, index)),
+        "_cuda_resetPeakMemoryStats": lambda index: None,
+        "_cuda_memoryStats": lambda index: {"reserved_bytes": {"all": {"peak": 7 * (index + 1)}}},
+    }
+    for name, work in below.items():
+        monkeypatch.setattr(torch._C, name, work, raising=False)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda.memory, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: limits.append("emptied"))
+    monkeypatch.setattr(torch._utils, "_get_current_device_index", lambda: 0)
+    return limits
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_a_share_of_a_card_is_a_limit_for_the_trial_and_gone_after_it(card, device, index):
+    with trial_memory(torch.device(device), 0.25):
+        assert card == [(0.25, index)]
+        assert peak_bytes(torch.device(device)) == 7 * (index + 1)
+    with pytest.raises(ZeroDivisionError, match="division"), trial_memory(torch.device(device), 2):
+        _ = 1 / 0
+    assert card == [(0.25, index), "emptied", (1.0, index), (1.0, index), "emptied", (1.0, index)]
+
+
 @LINUX
 def test_a_worker_that_keeps_pages_asks_the_kernel_for_fewer_and_gives_them_back_at_the_end_of_a_trial():
     script = """

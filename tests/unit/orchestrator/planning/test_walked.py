@@ -1,0 +1,77 @@
+"""The costs that are shipped are those of a walk. ``python -m tests.unit.orchestrator.planning.test_walked``
+writes them anew.
+"""
+
+import json
+import sys
+
+import pytest
+
+from orchestrator.planning.packing import recipe_of_costs
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from tasks.trials.costs import WALKED, cost_key, from_plain, network_cost, to_plain
+from tasks.trials.walk import walk_network
+
+PRESETS = ("demo", "interventions", "paper", "smoke")
+
+
+def networks():
+    """Return what the costs of every network of the presets are asked for by, by their key."""
+    found = {}
+    for preset in PRESETS:
+        for trial in plan_sweep(load_sweep(preset)).trials:
+            network, prepared = trial.network, trial.network.subset.prepared
+            recipe, sizes = recipe_of_costs(network), (prepared.channels, prepared.image_size, 2, 64, None)
+            found.setdefault(cost_key(network.model, recipe, sizes), (network.model, recipe, sizes))
+    return found
+
+
+def write():
+    """Write the table, a line per network and pass."""
+    lines = []
+    for key, (model, recipe, sizes) in sorted(
+        networks().items(), key=lambda item: (item[1][0].name, item[0])
+    ):
+        print(f"{model.name}, batch {recipe.batch_size}, {recipe.precision}, {sizes}", file=sys.stderr)
+        plain = to_plain(walk_network(model, recipe, *sizes))
+        fields = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in plain.items())
+        lines.append(f' "{key}": {{\n  {fields}\n }}')
+    WALKED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def test_every_network_of_the_presets_is_there_and_no_other():
+    assert set(json.loads(WALKED.read_text())) == set(networks())
+
+
+@pytest.mark.parametrize(
+    "key",
+    [pytest.param(key, id=f"{model.name}-{sizes[1]}px") for key, (model, _, sizes) in networks().items()],
+)
+def test_kept_costs_are_those_of_a_walk(key):
+    """Another version of torch may have other kernels here and there; what they add up to is held."""
+    model, recipe, sizes = networks()[key]
+    kept, walked = (
+        network_cost(model, recipe, channels=sizes[0], image_size=sizes[1]),
+        walk_network(model, recipe, *sizes),
+    )
+    for name in ("num_parameters", "state_bytes", "evaluation_batch", "attack_batch", "uncounted"):
+        assert getattr(kept, name) == getattr(walked, name)
+    for name in ("num_activations", "forward_flops"):
+        assert getattr(kept, name) == pytest.approx(getattr(walked, name), rel=0.02)
+    for part in ("step", "evaluation", "attack"):
+        for name in ("flops", "num_bytes", "num_launches", "peak_bytes", "workspace_bytes"):
+            ours, theirs = getattr(getattr(kept, part), name), getattr(getattr(walked, part), name)
+            assert ours == pytest.approx(theirs, rel=0.02), (part, name)
+
+
+def test_costs_survive_being_kept():
+    model, recipe, sizes = next(iter(networks().values()))
+    walked = walk_network(model, recipe, *sizes)
+    again = from_plain(json.loads(json.dumps(to_plain(walked))))
+    assert to_plain(again) == to_plain(walked)
+    assert sorted(map(str, again.step.kernels)) == sorted(map(str, walked.step.kernels))
+
+
+if __name__ == "__main__":
+    write()
