@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint chaos postgres-test sbom cluster-test bench gpu-check wheel lock-cuda clean
+.PHONY: install demo test lint chaos postgres-test sbom cluster-test bench gpu-check wheel lock lock-cuda lock-cpu clean
 
 install: $(STAMP)
 
@@ -57,11 +57,12 @@ bench: $(STAMP)
 wheel: $(STAMP)
 	rm -rf dist build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
-	cp constraints.txt constraints-cuda.txt clusters/keep.py clusters/isweep@.service dist/
+	cp constraints.txt constraints-cuda.txt clusters/keep.py clusters/isweep@.service clusters/mlflow.service dist/
 
-# Every wheel of a CUDA node by hash, for Linux on x86-64 and every supported Python; needs uv.
-lock-cuda:
-	$(PYTHON) clusters/lock_cuda.py
+# Every wheel by hash, of a CUDA node and of a machine without a card; needs uv, and for the second PyTorch's CPU builds.
+lock: lock-cuda lock-cpu
+lock-cuda lock-cpu: lock-%:
+	$(PYTHON) clusters/lock.py $*
 
 # On a machine with a card: its tests, six probes of 40 seconds, and what they say of the grid's hours.
 gpu-check: $(STAMP)

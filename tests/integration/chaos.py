@@ -1,8 +1,9 @@
-"""The long form of the fault tests: each case several times, judged by what the store holds at the end.
+"""The long form of the fault tests: whatever may break a sweep, judged by what is stored at the end.
 
-Every case runs in PID, mount and network namespaces of its own (``tests/isolation.py``). A cell counts as
-right when a fresh look at the store finds the one result that an undisturbed run would give. Writes faults,
-failures by kind and seconds to ``benchmarks/results/chaos.json``; exits with 1 when a cell is missing.
+Every case runs in PID, mount and network namespaces of its own (``tests/isolation.py``), with a folder of its
+own for temporary files, and ends with a look at what is there: results, MLflow, what was left. Writes date,
+load and figures of each case to ``benchmarks/results/chaos.json``, beside those that were not run this time;
+exits with 1 when a case does not hold.
 """
 
 from __future__ import annotations
@@ -15,65 +16,185 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.integration.faults import CASES
+from tests.integration.mlflow_faults import LONG
 from tests.integration.several_nodes import environment
+from tests.integration.sweeps import SWEEP, write_sweep
 from tests.isolation import isolated
 
 OUT = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
+LIMIT_S = 3600
+TWELVE = SWEEP.replace("[0, 1, 2, 3, 4]", "[0, 1, 2]")
+Found = dict[str, Any]
 
 
-def run_case(name: str) -> dict[str, Any]:
-    """Run one case once; returns its outcome."""
-    with tempfile.TemporaryDirectory(prefix="isweep-chaos-") as root:
+def cells_judged(found: Found) -> Found:
+    """Of cells that sleep: each stored once and right, each tracked once."""
+    kinds = Counter(kind for _, kind, _, _ in found["told"])
+    right = sum(found["results"].get(cell) == f"found {cell}" for cell in found["planned"])
+    slower = found["seconds"] / found["undisturbed_s"] if found.get("undisturbed_s") else None
+    whole = right == len(found["planned"]) == len(found["results"]) and not found["failures_left"]
+    return {
+        "holds": whole and found["statuses"] == ["FINISHED"] and (slower or 0) <= 2.5,
+        "cells": len(found["planned"]),
+        "right": right,
+        "faults": [event[0] for event in found["history"] if event[0] != "threshold"],
+        "failures": dict(kinds),
+        "sweep_s": round(found["seconds"], 1),
+        **({"times_undisturbed": round(slower, 2)} if slower else {}),
+        **{name: found[name] for name in ("same_node", "there") if name in found},
+    }
+
+
+def workers_judged(found: Found) -> Found:
+    """As :func:`cells_judged`, with at least ten kills."""
+    judged = cells_judged(found)
+    kills = len(judged.pop("faults"))
+    return {**judged, "holds": judged["holds"] and kills >= 10, "kills": kills}
+
+
+def partition_judged(found: Found) -> Found:
+    """As :func:`cells_judged`, and the other host is of the cluster again."""
+    judged = cells_judged(found)
+    return {**judged, "holds": judged["holds"] and found["there"]}
+
+
+def mlflow_judged(found: Found) -> Found:
+    """One finished run for each trial, with its numbers; nothing left to tell."""
+    clean = found["statuses"] == {"FINISHED": found["counted"] + 1}
+    holds = found["right"] and clean and not found["running"] and not found["behind"]
+    return {"holds": holds, "runs": found["counted"], "faults": found["faults"], "said": len(found["said"])}
+
+
+def postgres_judged(found: Found) -> Found:
+    """As :func:`mlflow_judged`, and the password in no message."""
+    clean = found["statuses"] == {"FINISHED": found["keys"]} and found["values"]
+    return {
+        "holds": clean and not found["secret"] and not found["behind"],
+        "runs": found["keys"],
+        "said": len(found["said"]),
+    }
+
+
+def disk_judged(found: Found) -> Found:
+    """The driver waits, says for what, and goes on; each cell is stored, each run closed."""
+    waited = found["alive"] and found["still"] == found["at_pause"]
+    ended = found["exit"] == 0 and len(found["results"]) == 12 and "Traceback" not in found["stderr"]
+    return {
+        "holds": waited and ended and found["runs"] == {"FINISHED": 12 + 2 + 1},
+        "cells": len(found["results"]),
+        "done_at_pause": found["at_pause"],
+    }
+
+
+def sweep_judged(found: Found) -> Found:
+    """Bit-equal to an undisturbed sweep, one finished run each, nothing trained again, nothing left."""
+    clean = all(m["one_each"] and set(m["statuses"]) == {"FINISHED"} for m in found["mlflow"])
+    holds = found["equal"] and clean and not found["left"] and not found.get("trained_again")
+    return {"holds": holds, **found, "mlflow": [m["statuses"] for m in found["mlflow"]]}
+
+
+def killed_judged(found: Found) -> Found:
+    """As :func:`sweep_judged`."""
+    judged = sweep_judged(found)
+    moments = judged.pop("history")
+    return {**judged, "kills": len(moments), "moments_s": [moment for moment, _ in moments]}
+
+
+def away_judged(found: Found) -> Found:
+    """As :func:`sweep_judged`: the driver waits and says so, without a traceback."""
+    judged = sweep_judged(found)
+    waited = found["alive"] and found["paused"] and not found["traceback"] and found["exit"] == 0
+    return {**judged, "holds": judged["holds"] and waited and found["done_at_stop"] < found["cells"]}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run, as a module of ``tests.integration`` with words after it, and how it is judged.
+
+    ``FOLDER`` stands for an empty folder, ``SWEEP`` for the path of the small sweep.
+    """
+
+    judge: Callable[[Found], Found]
+    module: str
+    words: tuple[str, ...] = ("FOLDER",)
+
+
+WORKERS = json.dumps({"cells": 40, "every_s": 5.0, "kills": 12, "cell_s": 2.5, "compare": True})
+CASES = {
+    "worker SIGKILL every 5 s for 60 s": Case(
+        workers_judged, "faults", ("killed_workers", "FOLDER", WORKERS)
+    ),
+    "raylet SIGKILL, a node added": Case(cells_judged, "faults", ("killed_raylet", "FOLDER")),
+    "memory hog": Case(cells_judged, "faults", ("memory_hog", "FOLDER")),
+    "memory hog alone": Case(cells_judged, "faults", ("memory_hog_alone", "FOLDER")),
+    "driver SIGKILL at 20 moments": Case(killed_judged, "sweep_faults", ("killed_driver", "FOLDER")),
+    "object store away 30 s": Case(away_judged, "sweep_faults", ("store_away", "FOLDER")),
+    "disk filled and freed": Case(disk_judged, "full_disk", ("SWEEP", "FOLDER/root")),
+    **{f"MLflow {name}": Case(mlflow_judged, "mlflow_faults", (name, "FOLDER")) for name in LONG},
+    "PostgreSQL restarted": Case(postgres_judged, "postgres_faults", ()),
+    **{
+        f"two hosts parted {seconds} s": Case(partition_judged, "partition", ("FOLDER", str(seconds)))
+        for seconds in (5, 15, 60)
+    },
+}
+
+
+def run_case(case: Case) -> Found:
+    """Run one case once and judge it; what it printed last stands for a case that ended otherwise."""
+    with tempfile.TemporaryDirectory(prefix="isweep-chaos-", dir="/var/tmp") as folder:
+        sweep = write_sweep(Path(folder), TWELVE)
+        (Path(folder) / "case").mkdir()
+        words = [w.replace("FOLDER", f"{folder}/case").replace("SWEEP", sweep) for w in case.words]
+        # Whatever is left in the folder for temporary files is seen there, and goes with the namespace.
+        own_tmp = 'mount -t tmpfs -o mode=1777 none /tmp && exec "$@"'
+        module = (sys.executable, "-m", f"tests.integration.{case.module}", *words)
         done = subprocess.run(
-            isolated(sys.executable, "-m", "tests.integration.faults", name, root),
+            isolated("sh", "-c", own_tmp, "sh", *module),
             capture_output=True,
             text=True,
-            timeout=900,
-            check=True,
+            timeout=LIMIT_S,
+            check=False,
             env=environment(os.urandom(32).hex()),
         )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def verdict(outcome: dict[str, Any]) -> dict[str, Any]:
-    """Return what matters of an outcome: cells right, failures by kind, faults, seconds."""
-    kinds = [kind for _, kind, _, _ in outcome["told"]]
-    return {
-        "planned": len(outcome["planned"]),
-        "right": sum(outcome["results"].get(cell) == f"found {cell}" for cell in outcome["planned"]),
-        "faults": len(outcome["history"]),
-        "failures": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        "statuses": outcome["statuses"],
-        "seconds": round(outcome["seconds"], 1),
-    }
+    try:
+        start = done.stdout.index("{")  # one document, on one line or on many
+        return case.judge(json.loads(done.stdout[start:]))
+    except ValueError:
+        return {"holds": False, "ended": done.returncode, "said": done.stderr[-3000:]}
 
 
 def main() -> int:
-    """Run all cases and write the result."""
+    """Run cases, and write each as soon as it has ended."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    rounds: dict[str, list[dict[str, Any]]] = {}
+    known = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    ended = {}
     for name in arguments.cases:
-        rounds[name] = [verdict(run_case(name)) for _ in range(arguments.rounds)]
-        print(name, json.dumps(rounds[name]))
-    document = {
-        "date": time.strftime("%F"),
-        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}",
-        "load": os.getloadavg()[0],
-        "ray": metadata.version("ray"),
-        "cases": rounds,
-    }
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return int(any(case["right"] < case["planned"] for cases in rounds.values() for case in cases))
+        began, load = time.monotonic(), os.getloadavg()[0]
+        found = ended[name] = run_case(CASES[name])
+        about = {"date": time.strftime("%F %H:%M"), "load": [round(load, 1), round(os.getloadavg()[0], 1)]}
+        known[name] = {**found, **about, "seconds": round(time.monotonic() - began)}
+        print(json.dumps({name: known[name]}), flush=True)
+        write(arguments.out, known)
+    return int(not all(found["holds"] for found in ended.values()))
+
+
+def write(out: Path, known: Found) -> None:
+    """Write all cases in their order, with the machine they ran on."""
+    versions = {name: metadata.version(name) for name in ("ray", "mlflow", "torch")}
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    cases = {name: known[name] for name in CASES if name in known}
+    document = {"environment": {**machine, **versions}, **cases}
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 Each case runs cells that sleep, breaks something by a seeded schedule, lets the sweep end, and prints one
 JSON object: the history of faults, every failure that was told, and what is stored at the end.
+
+    unshare ... python -m tests.integration.faults CASE ROOT ['{"argument": value}']
 """
 
 from __future__ import annotations
@@ -83,6 +85,12 @@ def running_now() -> dict[int, str]:
     return {int(place[0]): place[1] for place in found if place and psutil.pid_exists(int(place[0]))}
 
 
+def hold_all(seconds: float) -> None:
+    """Have cells take so long on every node that is there now."""
+    for node in ray.nodes():
+        _internal_kv_put(f"hold {node['NodeID']}", str(seconds).encode())
+
+
 def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[TrialSweep, Callable[[], None]]:
     """Return a sweep of a cell for each train size, and what runs it."""
     for key in (*_internal_kv_list("seen "), *_internal_kv_list("pid ")):
@@ -130,15 +138,29 @@ def outcome(trials: TrialSweep, history: list[Any], started: float) -> dict[str,
     }
 
 
-def killed_workers(root: Path) -> dict[str, Any]:
-    """SIGKILL to a random worker every ``every`` seconds."""
-    chance, history = random.Random(13), []
+def killed_workers(
+    root: Path,
+    cells: int = 20,
+    every_s: float = 2.5,
+    kills: int = 10,
+    cell_s: float = 1.0,
+    compare: bool = False,
+) -> dict[str, Any]:
+    """SIGKILL to a random worker every ``every_s`` seconds; ``compare`` runs the cells undisturbed before."""
+    chance, history, undisturbed_s = random.Random(13), list[Any](), None
+    sizes = range(10, 10 + 2 * cells, 2)
     with connect(num_cpus=2, dashboard=False) as cluster:
-        trials, run = run_cells(cluster, root, range(10, 50, 2), "killed")
+        hold_all(cell_s)
+        if compare:
+            _, run = run_cells(cluster, root, sizes, "undisturbed")
+            started = time.monotonic()
+            run()
+            undisturbed_s = time.monotonic() - started
+        trials, run = run_cells(cluster, root, sizes, "killed")
         ended = threading.Event()
 
         def kill() -> None:
-            while not ended.wait(2.5) and len(history) < 10:
+            while not ended.wait(every_s) and len(history) < kills:
                 pids = sorted(running_now())
                 if pids:
                     pid = chance.choice(pids)
@@ -151,7 +173,7 @@ def killed_workers(root: Path) -> dict[str, Any]:
         run()
         ended.set()
         killer.join()
-        return outcome(trials, history, started)
+        return {**outcome(trials, history, started), "undisturbed_s": undisturbed_s}
 
 
 def killed_raylet(root: Path) -> dict[str, Any]:
@@ -219,4 +241,4 @@ CASES = {
 }
 
 if __name__ == "__main__":
-    print(json.dumps(CASES[sys.argv[1]](Path(sys.argv[2]))))
+    print(json.dumps(CASES[sys.argv[1]](Path(sys.argv[2]), **json.loads("".join(sys.argv[3:]) or "{}"))))

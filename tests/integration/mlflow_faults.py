@@ -257,3 +257,8 @@ tracker.reconcile([flat(name, number) for number in range(int(num))])
 tracker.close("FINISHED")
 print(json.dumps(shown(uri, name)))
 """
+
+if __name__ == "__main__":
+    CASE, FOLDER = sys.argv[1], Path(sys.argv[2])
+    here = Server(FOLDER / "mlflow.db")
+    print(json.dumps(CASES[CASE](here, **LONG[CASE])))

@@ -21,6 +21,7 @@ OFFLINE = {
     "sbatch clusters/slurm.sbatch paper --device gpu": "orchestrator/running/test_launch_files.py",
     "kubectl apply -f clusters/rayjob.yaml": "orchestrator/running/test_launch_files.py",
     "systemctl --user enable --now isweep@paper": "orchestrator/running/test_launch_files.py",
+    "systemctl --user enable --now mlflow": "orchestrator/running/test_launch_files.py",
     "sky launch clusters/skypilot.yaml": "orchestrator/running/test_launch_files.py",
 }
 

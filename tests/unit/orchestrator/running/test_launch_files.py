@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +220,8 @@ def test_systemd_takes_the_unit(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def locked() -> dict[str, Requirement]:
-    text = (REPOSITORY / "constraints-cuda.txt").read_text(encoding="utf-8")
+def locked(name: str) -> dict[str, Requirement]:
+    text = (REPOSITORY / f"constraints-{name}.txt").read_text(encoding="utf-8")
     lines = [line.rstrip(" \\") for line in text.splitlines() if re.match(r"[A-Za-z0-9]", line)]
     return {name_of(Requirement(line)): Requirement(line) for line in lines}
 
@@ -229,22 +230,34 @@ def name_of(requirement: Requirement) -> str:
     return re.sub(r"[-_.]+", "-", requirement.name).lower()
 
 
-def test_every_package_of_a_cuda_node_is_locked_by_hash():
-    text = (REPOSITORY / "constraints-cuda.txt").read_text(encoding="utf-8")
+LOCKS = {"cuda": ("medical",), "cpu": ("demo", "formats", "medical", "postgres")}
+"""Which extras each lock holds."""
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_package_is_locked_by_hash(name):
+    text = (REPOSITORY / f"constraints-{name}.txt").read_text(encoding="utf-8")
     entries = re.split(r"\n(?=[A-Za-z0-9])", text.strip())[1:]
     assert len(entries) > 100
     assert all("--hash=sha256:" in entry for entry in entries)
     assert "://" not in text
-    names = set(locked())
-    assert {"torch", "torchvision", "triton", "nvidia-cudnn-cu13", "ray", "mlflow", "pydicom"} <= names
+    assert {"torch", "torchvision", "ray", "mlflow", "pydicom"} <= set(locked(name))
 
 
-def test_the_lock_holds_what_the_project_asks_for_at_the_tested_versions():
+def test_only_gpu_nodes_get_cuda():
+    assert {"triton", "nvidia-cudnn-cu13"} <= set(locked("cuda"))
+    assert not [package for package in locked("cpu") if "nvidia" in package or "cuda" in package]
+    assert str(locked("cpu")["torch"].specifier).endswith("+cpu")
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_the_locks_hold_what_the_project_asks_for_at_the_tested_versions(name):
     import tomllib
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *project["optional-dependencies"]["medical"]]
-    lock = locked()
+    asked = [*project["dependencies"]]
+    asked += [line for extra in LOCKS[name] for line in project["optional-dependencies"][extra]]
+    lock = locked(name)
     for requirement in map(Requirement, asked):
         (version,) = (s.version for s in lock[name_of(requirement)].specifier)
         assert requirement.specifier.contains(version), requirement
@@ -259,3 +272,57 @@ def test_the_image_is_made_of_the_lock_and_the_wheel():
     assert "--require-hashes --requirement /tmp/constraints-cuda.txt" in text
     assert "--no-deps /tmp/isweep-*.whl" in text
     assert re.search(r"^USER (?!root)", text, re.MULTILINE)
+
+
+def test_systemd_takes_mlflow_s_unit_and_mlflow_its_words(tmp_path):
+    """What is only in its environment are the password and the places."""
+    text = (CLUSTERS / "mlflow.service").read_text(encoding="utf-8")
+    words = re.search(r"^ExecStart=\S+/mlflow server (.*)$", text, re.MULTILINE)[1].split()
+    asked = dict(zip(words[::2], words[1::2], strict=True))
+    assert (asked["--host"], asked["--allowed-hosts"]) == ("127.0.0.1", "localhost:*,127.0.0.1:*")
+    # Read and not imported, which takes seconds.
+    sources = [
+        Path(find_spec("mlflow").origin).parent / name for name in ("cli/__init__.py", "utils/cli_args.py")
+    ]
+    known = "".join(source.read_text(encoding="utf-8") for source in sources)
+    assert all(f'"{option}"' in known for option in asked)
+    told = set(re.findall(r"^#   (MLFLOW_\w+)=", text, re.MULTILINE))
+    assert told == {"MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION"}
+    assert all(f'envvar="{name}"' in known for name in told)
+    assert "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false" in text
+    assert not {"--backend-store-uri", "--artifacts-destination"} & set(
+        words
+    )  # every user can read a command line
+    if shutil.which("systemd-analyze"):
+        unit = tmp_path / "mlflow.service"
+        unit.write_text(text.replace("%h/isweep-venv/bin/mlflow", "/bin/true"), encoding="utf-8")
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+        verify = ["systemd-analyze", "verify", "--user", unit]
+        done = subprocess.run(verify, capture_output=True, text=True, check=False, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_image_is_baked_with_the_set_up_commands_of_the_cluster(tmp_path):
+    """Fields are those of a component of EC2 Image Builder, schema version 1.0."""
+    component = yaml.safe_load((CLUSTERS / "image.yaml").read_text(encoding="utf-8"))
+    assert set(component) == {"name", "description", "schemaVersion", "phases"}
+    assert component["schemaVersion"] == 1.0
+    assert [phase["name"] for phase in component["phases"]] == ["build", "validate"]
+    steps = [step for phase in component["phases"] for step in phase["steps"]]
+    assert all(set(step) == {"name", "action", "inputs"} for step in steps)
+    assert {step["action"] for step in steps} == {"ExecuteBash"}
+    scripts = ["\n".join(step["inputs"]["commands"]) for step in steps]
+    cluster = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text(encoding="utf-8"))
+    baked = [
+        command for command in cluster["setup_commands"] if "isweep-venv" in command and "sed" not in command
+    ]
+    assert len(baked) == 3
+    assert all(" ".join(command.split()) in " ".join(scripts[0].split()) for command in baked)
+    for number, script in enumerate(scripts):
+        path = tmp_path / f"{number}.sh"
+        path.write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
+        check = (
+            ["shellcheck", "--severity=warning", path] if shutil.which("shellcheck") else ["bash", "-n", path]
+        )
+        done = subprocess.run(check, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
