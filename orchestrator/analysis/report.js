@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const PAGE = 100;
+  const PAGE = window.matchMedia("(max-width: 40rem)").matches ? 20 : 100;
   const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
   const measured = new Intl.NumberFormat("en", { minimumSignificantDigits: 4, maximumSignificantDigits: 4 });
   const byKey = (a, b) => (a === null) - (b === null) || (a < b ? -1 : a > b ? 1 : 0);
@@ -9,6 +9,14 @@
     if (text !== undefined) element.textContent = text;
     if (className) element.className = className;
     return element;
+  };
+
+  const linked = (text, address) => {
+    const link = make("a", text);
+    link.href = address;
+    link.target = "_blank";
+    link.rel = "noreferrer";
+    return link;
   };
 
   /* Tables that stand in the page: a click on a heading sorts, a box above long ones filters. */
@@ -87,7 +95,13 @@
         data.rows[index].forEach((value, column) => {
           const isNumber = typeof value === "number";
           const text = value === null ? "" : isNumber ? formats[column].format(value).replace("-", "−") : value;
-          line.append(make("td", text, data.numeric[column] ? "number" : ""));
+          const isTrial = column === data.header.length - 1;
+          const cell = make("td", undefined, data.numeric[column] ? "number" : isTrial ? "row" : "");
+          cell.dataset.head = data.header[column];
+          const run = isTrial ? data.runs[index] : undefined;
+          if (run) cell.append(linked(text, data.pages + run));
+          else cell.textContent = text;
+          line.append(cell);
         });
         return line;
       }));

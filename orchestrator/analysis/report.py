@@ -56,6 +56,7 @@ def write_report(
             ``{"title", "description", ...}``. ``packages``: name → version. ``code_versions``, ``devices``:
             name → number of trials. ``trial_devices``: trial id → device. ``newest``: date of the newest
             result. ``cost``: of the results, in words. ``preset``: the sweep file, as text or as data.
+            ``runs``, ``run_pages``: trial id → the tracker's run, and what stands before it in its address.
 
     Returns:
         The path of ``report.html``.
@@ -81,7 +82,8 @@ def write_report(
         figures=_write_figures(points, fits, directory / "figures"),
         tables=html_tables.all_tables(full, fits, summary),
         best=best_table(full),
-        trials=Markup(script_json(trial_data(full, summary.get("trial_devices", {})))),
+        trials=Markup(script_json(_trials(full, summary))),
+        pages=summary.get("run_pages", "") if summary.get("runs") else "",
         points=Markup(script_json(point_data(points))),
         code_versions=_code_versions(full, summary),
         preset=_preset(summary),
@@ -91,6 +93,11 @@ def write_report(
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8", newline="\n")
     return path
+
+
+def _trials(full: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, Any]:
+    devices, runs = summary.get("trial_devices", {}), summary.get("runs", {})
+    return trial_data(full, devices, runs, str(summary.get("run_pages", "")))
 
 
 def _findings(fits: ScalingFits) -> tuple[Finding, ...]:

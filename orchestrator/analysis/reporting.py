@@ -17,6 +17,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.cost import cost_of
 from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, read_state
+from orchestrator.results.tracking.run_pages import read_run_pages
 from tasks.trials.result import TrialStatus
 
 ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
@@ -86,6 +87,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
     """Return what the report says about the sweep besides its numbers."""
     sweep = workspace.plan.sweep
     records = state.records
+    pages = read_run_pages(workspace.sweep_paths.run_pages)
     return {
         "description": sweep.description,
         "planned": len(workspace.plan.trials),
@@ -111,6 +113,8 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
             for name, spec in workspace.plan.datasets.items()
         },
         "preset": sweep_text(sweep),
+        "runs": pages.runs,
+        "run_pages": pages.prefix,
     }
 
 

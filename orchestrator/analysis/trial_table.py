@@ -25,7 +25,7 @@ NUMBER_COLUMNS = {
     c.SEED: "seed",
     c.TEST_LOSS: "test loss",
     c.TEST_ACCURACY: "accuracy",
-    "test_auc": "AUC",
+    c.AUC: "AUC",
     "seed_std": "seed spread",
     c.D_DATA_MLE: "d_data",
     c.LABEL_SHARPNESS: "K_F",
@@ -36,14 +36,21 @@ NUMBER_COLUMNS = {
 _CELL = [c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE]
 
 
-def trial_data(full: pd.DataFrame, devices: Mapping[str, str]) -> dict[str, Any]:
+def trial_data(
+    full: pd.DataFrame, devices: Mapping[str, str], runs: Mapping[str, str] | None = None, pages: str = ""
+) -> dict[str, Any]:
     """Return header and rows of all trials, ready for JSON; numbers stay numbers.
+
+    Rows are ordered by model, dataset, class pair, N and seed.
 
     Args:
         full: The results table.
         devices: What each trial ran on, by its id, as far as is known.
+        runs: What the tracker calls each trial's run, by trial id, as far as is known.
+        pages: What stands before that in the address of its page.
     """
-    rows = full.copy()
+    order = [name for name in (*_CELL, c.SEED) if name in full]
+    rows = full.sort_values(order, kind="stable") if order else full.copy()
     if c.RECIPE in rows and rows[c.RECIPE].nunique() < 2:
         rows = rows.drop(columns=c.RECIPE)
     keys = [name for name in _CELL if name in rows]
@@ -56,7 +63,14 @@ def trial_data(full: pd.DataFrame, devices: Mapping[str, str]) -> dict[str, Any]
     columns = {name: title for name, title in (text | numbers | ends).items() if not _is_empty(rows[name])}
     cells = [[_plain(value) for value in row] for row in rows[[*columns]].itertuples(index=False, name=None)]
     numeric = [name in numbers for name in columns]
-    return {"header": [*columns.values()], "numeric": numeric, "rows": cells}
+    known = runs or {}
+    return {
+        "header": [*columns.values()],
+        "numeric": numeric,
+        "rows": cells,
+        "pages": pages,
+        "runs": [known.get(str(name), "") for name in rows[c.TRIAL_ID]] if known else [],
+    }
 
 
 def best_table(full: pd.DataFrame) -> Table:

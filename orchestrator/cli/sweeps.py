@@ -229,6 +229,7 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import StoredResults, judge
     from orchestrator.results.tracking.choice import make_tracker
+    from orchestrator.results.tracking.run_pages import keep_run_pages
     from orchestrator.running.lock import locked
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
@@ -239,6 +240,7 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)
         try:
             counts = tracker.reconcile(state.flat_runs(), state.told_failures())
+            keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
         finally:
             tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
     emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))

@@ -174,6 +174,11 @@ class SweepPaths:
         return self.folder / "index.jsonl"
 
     @property
+    def run_pages(self) -> Path:
+        """Where the tracker showed the trials when the sweep last ran; may be thrown away."""
+        return self.folder / "run-pages.json"
+
+    @property
     def code(self) -> Path:
         """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
         return self.folder / "code"

@@ -21,6 +21,7 @@ from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.rows import MeasureIndex, flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
+from orchestrator.results.tracking.run_pages import keep_run_pages
 from orchestrator.results.tracking.tracker import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.lock import locked
@@ -263,6 +264,7 @@ class _Run:
         state = self._state()
         # Trials done earlier take the numbers of measures done now.
         self.tracker.reconcile(state.flat_runs(), state.told_failures(), wait=False)
+        keep_run_pages(self.workspace.sweep_paths.run_pages, self.tracker.pages())
         written = self.patience.until_done(lambda: report_sweep(self.workspace, state))
         failures = state.failure_rows()
         if written is not None:

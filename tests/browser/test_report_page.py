@@ -1,12 +1,14 @@
 """The report in a real browser: sorting, filtering, hovering, narrow screens, nothing from outside."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from orchestrator.analysis import fit_scaling_laws, write_report
 from orchestrator.analysis.synthetic import synthetic_table
 from tests.browser.chromium import chromium, requests
 
-SUMMARY = {"description": "A sweep.", "preset": "name: <demo>"}
+RUNS = "http://127.0.0.1:5000/#/experiments/1/runs/"
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,9 @@ def table():
 def page(table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     fits = fit_scaling_laws(table)
-    return write_report(table, fits, folder, sweep="demo", summary=SUMMARY)
+    runs = {"runs": {table["trial_id"].min(): "abc123"}, "run_pages": RUNS}
+    summary = {"description": "A sweep.", "preset": "name: <demo>", **runs}
+    return write_report(table, fits, folder, sweep="demo", summary=summary)
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +84,64 @@ def test_the_page_sorts_filters_and_says_what_points_are(browser, page, table):
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
 
 
-def test_a_narrow_screen_cuts_nothing(browser, page):
-    command = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", command)
+CUT = """return [...document.querySelectorAll("table, .scroll, td, th, pre, figure")].filter(one =>
+    one.getBoundingClientRect().right > document.documentElement.clientWidth + 1 ||
+    (one.clientWidth > 0 && one.scrollWidth > one.clientWidth + 1))
+    .map(one => one.tagName + " " + one.textContent.slice(0, 60))"""
+SIDEWAYS = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+BROKEN_NUMBERS = """return [...document.querySelectorAll("td.number")].filter(one => {
+    const lines = document.createRange(); lines.selectNodeContents(one);
+    return !/\\s/.test(one.textContent) && lines.getClientRects().length > 1;
+  }).map(one => one.textContent)"""
+
+
+@contextmanager
+def screen(browser, width, **how):
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, **how}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        browser.get(page.as_uri())
-        widths = browser.execute_script(
-            """return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"""
-        )
-        assert widths[0] <= widths[1] + 1
+        yield
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_phone_shows_every_column(browser, page):
+    with screen(browser, 390, mobile=True):
+        browser.get(page.as_uri())
+        assert browser.execute_script(SIDEWAYS) <= 1
+        assert browser.execute_script(CUT) == []
+        labels = browser.execute_script(
+            """return [...document.querySelector("#trial-table tbody tr").cells]
+                .filter(cell => cell.textContent)
+                .map(cell => getComputedStyle(cell, "::before").content)"""
+        )
+        assert {'"model"', '"N"', '"test loss"', '"trial"'} <= set(labels)
+        click(browser, "test loss")
+        losses = [float(text) for text in cells(browser, "test loss")]
+        assert losses == sorted(losses)
+
+
+def test_paper_cuts_no_column_and_breaks_no_number(browser, page):
+    # The content of A4 landscape with margins of 1 cm at 96 dpi.
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        with screen(browser, 1046, mobile=False):
+            browser.get(page.as_uri())
+            assert browser.execute_script(SIDEWAYS) <= 1
+            assert browser.execute_script(CUT) == []
+            assert browser.execute_script(BROKEN_NUMBERS) == []
+            said = browser.execute_script("return document.querySelector('#trial-table .bar').innerText")
+            assert " of " in said  # of more trials than a page shows, print does not hide the rest in silence
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_a_trial_leads_to_its_run_and_only_there(browser, page, table):
+    browser.get(page.as_uri())
+    links = browser.execute_script(
+        "return [...document.querySelectorAll('#trial-table td a')].map(one => [one.textContent, one.href])"
+    )
+    assert links == [[table["trial_id"].min(), f"{RUNS}abc123"]]
 
 
 def test_ten_thousand_trials_open_in_pages(browser, table, tmp_path):

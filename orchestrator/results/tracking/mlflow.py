@@ -32,6 +32,7 @@ from orchestrator.results.tracking.mlflow_experiments import (
 from orchestrator.results.tracking.mlflow_page import Page
 from orchestrator.results.tracking.mlflow_runs import SweepRuns, now
 from orchestrator.results.tracking.outbox import Outbox
+from orchestrator.results.tracking.run_pages import RunPages
 from orchestrator.results.tracking.tracker import Ending, Failure
 from search_spaces.errors import ConfigError, SetupError
 
@@ -190,6 +191,11 @@ class MLflowTracker:
         found: list[Row] = []
         self._ask(lambda: found.extend(rows_of_experiment(self._runs.client, self._runs.experiment)))
         return found
+
+    def pages(self) -> RunPages:
+        """Return where MLflow's server shows the runs that are known; none before it has answered."""
+        runs = self._runs_opened
+        return RunPages() if runs is None else RunPages(prefix=runs.pages, runs=runs.run_ids())
 
     def reconcile(
         self, results: Iterable[FlatRun], failures: Sequence[Failure] = (), *, wait: bool = True

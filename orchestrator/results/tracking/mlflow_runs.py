@@ -17,6 +17,7 @@ from pathlib import Path
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
+from orchestrator.planning.redaction import without_secrets
 from orchestrator.results import columns
 from orchestrator.results.rows import FlatRun, Point
 from orchestrator.results.tracking.mlflow_experiments import (
@@ -35,6 +36,8 @@ MAX_TAGS_PER_CALL = 100
 KEY_TAG = "isweep.run_key"
 KILLED = "killed"
 """Value of ``columns.STATUS`` where nobody works on a trial any more and no result came."""
+LOCAL_PAGES = "http://127.0.0.1:5000"
+"""Where ``mlflow ui`` serves unless told otherwise."""
 
 
 @dataclass
@@ -86,6 +89,18 @@ class SweepRuns:
         known = self._runs[PARENT_KEY]
         if known.status == "RUNNING" or (status == "FINISHED" and known.status != status):
             self.end(PARENT_KEY, status)
+
+    @property
+    def pages(self) -> str:
+        """What stands before a run's id in the address of its page."""
+        uri = str(self.client.tracking_uri)
+        # A database has no pages of its own: those of `mlflow ui`, as README starts it.
+        server = without_secrets(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGES
+        return f"{server}/#/experiments/{self.experiment}/runs/"
+
+    def run_ids(self) -> dict[str, str]:
+        """Return the id of every run that is known, by its key."""
+        return {key: known.run_id for key, known in self._runs.copy().items()}
 
     def status(self, key: str) -> str | None:
         """Return the status of a key's run; None when there is no run."""

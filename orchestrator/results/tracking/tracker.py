@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from orchestrator.results.rows import FlatRun, Point, Row, row_of
+from orchestrator.results.tracking.run_pages import RunPages
 
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
 """How a sweep ended: it did what it could, it could not go on, or it was stopped."""
@@ -65,6 +66,9 @@ class Tracker(Protocol):
     def rows(self) -> list[Row]:
         """Rows of all trials with a result, ordered by trial id."""
 
+    def pages(self) -> RunPages:
+        """Where it shows trials, without asking the other side anything."""
+
     def close(self, ending: Ending) -> None:
         """Nothing more will come: end the sweep's run and leave none running.
 
@@ -102,6 +106,10 @@ class NoopTracker:
     def rows(self) -> list[Row]:
         """Return no rows."""
         return []
+
+    def pages(self) -> RunPages:
+        """Return none."""
+        return RunPages()
 
     def close(self, ending: Ending) -> None:
         """Do nothing."""
@@ -157,6 +165,10 @@ class InMemoryTracker:
         """Return the rows of all finished trials."""
         runs = sorted((run for run in self.runs.values() if run.kind == "trial"), key=lambda r: r.run_key)
         return [row_of(run.tags, run.metrics) for run in runs]
+
+    def pages(self) -> RunPages:
+        """Call each run as its trial."""
+        return RunPages(prefix="memory:", runs={key: key for key in self.runs})
 
     def close(self, ending: Ending) -> None:
         """End whatever still runs."""

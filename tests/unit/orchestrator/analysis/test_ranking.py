@@ -51,6 +51,17 @@ def test_trials_keep_numbers_as_numbers_and_scripts_stay_closed():
     assert "<" not in script_json(data)
 
 
+def test_trials_are_ordered_as_people_read_them_and_lead_to_their_runs():
+    table = rows(("b", "", 0, 0.4, "done"), ("a", "", 10, 0.3, "done"), ("a", "", 9, 0.2, "done"))
+    data = trial_data(table.assign(auc=0.75), {}, {"t2": "run2", "t0": "run0"}, "http://at/runs/")
+    found = [dict(zip(data["header"], row, strict=True)) for row in data["rows"]]
+    assert [(row["model"], row["seed"], row["trial"]) for row in found] == [
+        ("a", 9, "t2"), ("a", 10, "t1"), ("b", 0, "t0"),
+    ]  # fmt: skip
+    assert {row["AUC"] for row in found} == {0.75}
+    assert (data["pages"], data["runs"]) == ("http://at/runs/", ["run2", "", "run0"])
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(-0.0, "0"), (1880.0, "1,880"), (9.0, "9"), (-1.5, "−1.5"), (1e-4, "1.00e−04"), (1e9, "1e+09")],

@@ -18,6 +18,7 @@ from orchestrator.results.tracking import mlflow as tracking
 from orchestrator.results.tracking.choice import TRACKERS, TrackerKind
 from orchestrator.results.tracking.mlflow import MLflowTracker, connect, connector, read_rows
 from orchestrator.results.tracking.mlflow_page import Page
+from orchestrator.results.tracking.run_pages import RunPages, keep_run_pages, read_run_pages
 from orchestrator.results.tracking.tracker import PARENT_KEY, Failure, InMemoryTracker
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
@@ -143,6 +144,13 @@ class TestContract:
         ]
         tracker.close("FINISHED")
         assert tracker.num_behind == 0
+
+    def test_pages_name_the_run_of_every_trial_without_asking(self, tracker):
+        tracker.finish(flat("a", 0.5))
+        tracker.rows()  # everything was sent
+        pages = tracker.pages()
+        assert pages.prefix
+        assert pages.runs["a"]
 
     def test_a_failed_trial_may_finish_later(self, tracker):
         tracker.fail_trial(Failure("a", "worker_crash", "gone", 1))
@@ -560,6 +568,25 @@ def test_a_refused_start_leaves_a_finished_sweep_alone(uri, sweep, runs, refused
 def test_a_set_up_that_fails_is_failed(uri, sweep, runs):
     MLflowTracker(connector(uri), Page(sweep)).close("FAILED")
     assert dict(runs()["status"]) == {"sweep": "FAILED"}
+
+
+def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, runs, tmp_path):
+    tracker = MLflowTracker(connector(uri), Page(sweep))
+    tracker.finish(flat("a", 0.5))
+    tracker.close("FINISHED")
+    keep_run_pages(tmp_path / "pages.json", tracker.pages())
+    keep_run_pages(tmp_path / "pages.json", RunPages())  # a run without tracking forgets nothing
+    pages = read_run_pages(tmp_path / "pages.json")
+    run = runs().loc["a"]
+    assert pages.runs["a"] == run["run_id"]
+    experiment = mlflow.get_experiment_by_name(f"isweep/{sweep}").experiment_id
+    assert pages.prefix == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/"
+
+
+def test_pages_that_cannot_be_read_are_none(tmp_path, caplog):
+    (tmp_path / "pages.json").write_text("{")
+    assert read_run_pages(tmp_path / "pages.json") == read_run_pages(tmp_path / "absent") == RunPages()
+    assert "reports link to no runs" in caplog.text
 
 
 def test_pages_say_what_a_run_is(uri, sweep, runs):
