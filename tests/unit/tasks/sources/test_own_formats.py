@@ -103,6 +103,14 @@ class TestArrays:
         with pytest.raises(DataError, match="no group may be in train and test; found: 6, first"):
             prepare(kind, save_arrays(tmp_path / "a", kind, **arrays))
 
+    def test_more_images_than_there_are_is_refused(self, prepare, tmp_path, kind, monkeypatch):
+        """Five megabytes of zeros can be two hundred million images with labels of many gigabytes."""
+        from tasks.sources import array_sets
+
+        monkeypatch.setattr(array_sets, "MAX_IMAGES", 11)
+        with pytest.raises(DataError, match="at most 11 images; found: 12"):
+            prepare(kind, save_arrays(tmp_path / "a", kind, images=IMAGES, labels=LABELS))
+
 
 class TestTables:
     @pytest.mark.parametrize("form", ["csv", "tsv", "xlsx", "semicolons"])
