@@ -1,5 +1,7 @@
 """Your own arrays, whatever file holds them: images, labels and, if you have them, groups, splits and names.
 
+Layout: MedMNIST's and Keras' own loaders, as named below.
+
 Keys: ``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the
 keys, ``train_images`` and ``test_images`` as MedMNIST writes them (https://medmnist.com,
 ``medmnist/dataset.py``: ``{split}_images``, ``{split}_labels`` of shape ``(n, 1)``), or ``x_train`` and

@@ -1,4 +1,6 @@
-"""Your own images: one folder per class, as torchvision's ``ImageFolder`` and ``timm`` lay them out.
+"""Your own images: one folder per class.
+
+Layout: torchvision's ``ImageFolder`` and ``timm``'s folder reader; sets of Kaggle named below.
 
 ``<raw>/<class>/image.png``, pictures or DICOM files (on a disk without an ending, too); images in a subfolder
 of a class (``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are
