@@ -12,6 +12,9 @@ from tasks.sources.files import is_noise
 
 MAX_RATIO = 1040
 """Deflate cannot do better than 1032 to 1; more is a lie."""
+PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How members of a zip may be packed. zipfile reads others without any bound: bzip2 unpacks a chunk of a
+member at once, 45,000 to 1, and LZMA takes as much memory as a member asks for."""
 MAX_MEMBERS = 5_000_000
 DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),

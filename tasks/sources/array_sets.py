@@ -1,5 +1,7 @@
 """Your own arrays, whatever file holds them: images, labels and, if you have them, groups, splits and names.
 
+Layout: MedMNIST's and Keras' own loaders, as named below.
+
 Keys: ``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the
 keys, ``train_images`` and ``test_images`` as MedMNIST writes them (https://medmnist.com,
 ``medmnist/dataset.py``: ``{split}_images``, ``{split}_labels`` of shape ``(n, 1)``), or ``x_train`` and
@@ -34,6 +36,9 @@ from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipIt
 from tasks.sources.groups import check_group_sides
 from tasks.sources.image_files import by_own_maximum, negative_flags
 from tasks.sources.splits import VALIDATION_LEFT_OUT
+
+MAX_IMAGES = 10_000_000
+"""More are a file that would like to take gigabytes for its labels: ImageNet has 14 million in all."""
 
 
 class RowItems(Sequence[Item]):
@@ -106,6 +111,9 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     """
     parts, left_out = find_parts(file, request)
     headers = [image_header(file, part.images, request) for part in parts]
+    num_images = sum(head.shape[0] for head in headers)
+    if num_images > MAX_IMAGES:
+        raise DataError(f"{request.dataset.name}: at most {MAX_IMAGES:,} images", f"{num_images:,}")
     written = [
         read_labels(file, part.labels, head.shape[0], request)
         for part, head in zip(parts, headers, strict=True)

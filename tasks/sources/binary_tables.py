@@ -6,11 +6,17 @@ xlsx: ECMA-376 (SpreadsheetML) as read by openpyxl; ``sas7bdat``: as read by :fu
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
+
+from tasks.sources.archive_rules import PLAIN_METHODS
 
 MAX_COLUMNS = 1_000
 MAX_UNPACKED = 1 << 30
 MAX_PART = 512 << 20
+MAX_PARTS = 1_000
+CHUNK = 1 << 22
 
 
 class TableError(Exception):
@@ -60,11 +66,28 @@ def read_xlsx(body: bytes) -> list[list[str]]:
 def _check_parts(body: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
-            sizes = [member.file_size for member in archive.infolist()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            members = archive.infolist()
+        sizes = [member.file_size for member in members]
+        honest = len(sizes) <= MAX_PARTS and all(_is_honest(body, member) for member in members)
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, NotImplementedError):
         raise TableError("must be an xlsx workbook", "damaged") from None
-    if len(sizes) > 1000 or sum(sizes) > MAX_UNPACKED or max(sizes, default=0) > MAX_PART:
+    if not honest or sum(sizes) > MAX_UNPACKED or max(sizes, default=0) > MAX_PART:
         raise TableError(f"must unpack to less than {MAX_UNPACKED:,} bytes", "more, by its own account")
+
+
+def _is_honest(body: bytes, member: zipfile.ZipInfo) -> bool:
+    """Tell whether a member unpacks to no more than it declares: openpyxl asks for all of it at once."""
+    if member.compress_type not in PLAIN_METHODS:
+        return False
+    if member.compress_type == zipfile.ZIP_STORED:
+        return True
+    name, extra = struct.unpack_from("<HH", body, member.header_offset + 26)
+    start = member.header_offset + 30 + name + extra
+    unpacker, packed, size = zlib.decompressobj(-15), body[start : start + member.compress_size], 0
+    while packed and size <= member.file_size:
+        size += len(unpacker.decompress(packed, CHUNK))
+        packed = unpacker.unconsumed_tail
+    return size <= member.file_size
 
 
 def read_sas(body: bytes) -> list[list[str]]:

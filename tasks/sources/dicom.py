@@ -1,5 +1,7 @@
 """DICOM: demand the tags that matter, bound what is declared, decode by stated rules, and never quote a tag.
 
+Format: DICOM PS3.3 (image pixel module), PS3.5 (encoding) and PS3.10 (file format), as read by pydicom.
+
 pydicom's own warnings and log lines may quote tag values, which may name a patient, so both are silenced
 here; what went wrong is told by the skip's reason.
 """

@@ -1,5 +1,7 @@
 """DICOM headers without pixels: who, which series, which slice; and files found by these instead of by name.
 
+Format: DICOM PS3.6 (tags) and PS3.10 (file format), as read by pydicom.
+
 The index of a tree is kept beside the prepared datasets, keyed hashes only, so that a large tree of renamed
 files is opened once.
 """

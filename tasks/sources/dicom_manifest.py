@@ -1,5 +1,7 @@
 """Your own DICOM files with a table, laid out like the one for images (:mod:`tasks.sources.manifest`).
 
+Format of the files: DICOM PS3.10 (:mod:`tasks.sources.dicom`).
+
 Without a ``group`` column the header's patient id is the group. Only single-frame files are taken.
 """
 

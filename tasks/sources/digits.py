@@ -1,4 +1,8 @@
-"""1,797 real handwritten digits at 8×8, shipped inside scikit-learn."""
+"""1,797 real handwritten digits at 8×8, shipped inside scikit-learn.
+
+Layout: ``sklearn.datasets.load_digits``, a copy of the test set of UCI's "Optical Recognition of Handwritten
+Digits".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Your own images: one folder per class, as torchvision's ``ImageFolder`` and ``timm`` lay them out.
+"""Your own images: one folder per class.
+
+Layout: torchvision's ``ImageFolder`` and ``timm``'s folder reader; sets of Kaggle named below.
 
 ``<raw>/<class>/image.png``, pictures or DICOM files (on a disk without an ending, too); images in a subfolder
 of a class (``<raw>/<class>/<group>/image.png``) share a group, and equal group names in different classes are
@@ -91,7 +93,12 @@ class Folder:
         classes = _classes(found, tree, request)
         check_group_sides(((one.group, one.split) for one in found), request)
         index = {name: label for label, name in enumerate(classes)}
-        flags = dict.fromkeys(told, len(found)) | _empty_folders(tree, found, with_splits, request)
+        flags = dict.fromkeys(told, len(found))
+        empty = _empty_folders(tree, found, with_splits)
+        if layout == "class/group":
+            flags |= {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED]}
+        elif empty:  # patients, whose names are nobody's business
+            flags["folder without an image"] = len(empty)
         if wrapper:
             flags["the one top folder taken as the source"] = 1
         return Listing(
@@ -194,15 +201,13 @@ def _hint(tree: RawTree) -> str:
     return "".join(f"; {hint}" for hint in dict.fromkeys(hints))
 
 
-def _empty_folders(
-    tree: RawTree, found: list[Found], with_splits: bool, request: RawRequest
-) -> dict[str, int]:
-    """Name class folders without an image."""
-    flags: dict[str, int] = {}
+def _empty_folders(tree: RawTree, found: list[Found], with_splits: bool) -> list[str]:
+    """Return the folders without an image where class folders or patients' lie, in order."""
     depth = 2 if with_splits else 1
     used = {tuple(one.name.split("/")[:depth]) for one in found}
-    for folder in tree.folders:
-        parts = tuple(folder.split("/"))
-        if len(parts) == depth and parts not in used and (not with_splits or split_of(parts[0])):
-            flags[f"class folder without an image: {'/'.join(parts)}"] = 1
-    return dict(list(flags.items())[:MAX_NAMED])
+    folders = (tuple(folder.split("/")) for folder in tree.folders)
+    return [
+        "/".join(parts)
+        for parts in folders
+        if len(parts) == depth and parts not in used and (not with_splits or split_of(parts[0]))
+    ]

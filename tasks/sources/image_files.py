@@ -1,4 +1,7 @@
-"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a bomb."""
+"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a bomb.
+
+Formats: as read by Pillow; TIFF tags by TIFF 6.0, JPEG scans by ITU-T T.81 B.2.3, orientation by Exif 2.3.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,11 @@ BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "I;16": 2, "I;16B":
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
 MIN_SIDE = 4
+MAX_SCANNED = 30 * MAX_PIXELS
+"""Pixels times scans of a JPEG. A progressive one has about ten; thousands over a large one take hours."""
+SCAN = b"\xff\xda"
+TILE_SIDES = (322, 323)
+"""TIFF 6.0, TileWidth and TileLength."""
 WHITE_IS_ZERO = 0
 """TIFF 6.0, PhotometricInterpretation."""
 OWN_MAXIMUM = "scaled by own maximum"
@@ -68,7 +76,7 @@ def decode_image(body: bytes) -> Sample:
         warnings.simplefilter("ignore", UserWarning)  # odd EXIF or palette data: the decoder decides
         try:
             with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-                _check_size(image)
+                _check_size(image, body)
                 return replace(_convert(image), traits=(("file format", str(image.format)),))
         except UnidentifiedImageError:
             raise SkipItem("not an image") from None
@@ -79,13 +87,17 @@ def decode_image(body: bytes) -> Sample:
             raise SkipItem("damaged image") from None
 
 
-def _check_size(image: Image) -> None:
+def _check_size(image: Image, body: bytes) -> None:
     width, height = image.size
     width_bytes = BYTES_PER_PIXEL.get(image.mode, 4)
     if width * height > MAX_PIXELS or width * height * width_bytes > MAX_DECODED_BYTES:
         raise SkipItem("too many pixels")
     if min(width, height) < MIN_SIDE:
         raise SkipItem(f"a side below {MIN_SIDE} pixels")
+    if image.format == "JPEG" and body.count(SCAN) * width * height > MAX_SCANNED:
+        raise SkipItem("too many scans")
+    if image.format == "TIFF" and _tile_pixels(image) * width_bytes > MAX_DECODED_BYTES:
+        raise SkipItem("too many pixels")
     if image.format == "MPO":  # a phone's JPEG with a preview behind it: the first picture is the photograph
         return
     try:
@@ -94,6 +106,12 @@ def _check_size(image: Image) -> None:
         image.seek(0)
         return
     raise SkipItem("several frames")
+
+
+def _tile_pixels(image: Image) -> int:
+    """Return how many pixels a TIFF's tile has, which is decoded whole however small the image is."""
+    sides = [image.tag_v2.get(tag, 0) for tag in TILE_SIDES]  # type: ignore[attr-defined]
+    return int(sides[0]) * int(sides[1])
 
 
 def _convert(image: Image) -> Sample:

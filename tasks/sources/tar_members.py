@@ -24,6 +24,8 @@ class _BoundedInfo(tarfile.TarInfo):
         plain = (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
         if info.type not in plain and info.size > MAX_TAR_HEADER:
             raise RefusedArchive("an archive with a huge header")
+        if info.size < 0:  # tarfile would read to the end, or go round in circles
+            raise RefusedArchive("an archive with a negative size")
         return info
 
 
@@ -62,6 +64,8 @@ class TarMembers:
             self._whole = True
             return False
         name = checked_member(info.name)
+        if info.size < 0:  # by an extended header
+            raise RefusedArchive("an archive with a negative size")
         if info.isdir():
             return True
         self._left -= info.size

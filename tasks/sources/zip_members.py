@@ -7,7 +7,14 @@ import stat
 import zipfile
 from typing import IO
 
-from tasks.sources.archive_rules import DAMAGE, MAX_MEMBERS, MAX_RATIO, RefusedArchive, checked_member
+from tasks.sources.archive_rules import (
+    DAMAGE,
+    MAX_MEMBERS,
+    MAX_RATIO,
+    PLAIN_METHODS,
+    RefusedArchive,
+    checked_member,
+)
 from tasks.sources.base import SkipItem
 from tasks.sources.files import MAX_FILE_BYTES
 
@@ -21,22 +28,21 @@ class ZipMembers:
         if sum(info.compress_size for info in self._archive.infolist()) > size:
             raise RefusedArchive("an archive whose members overlap")
         self._members: dict[str, zipfile.ZipInfo] = {}
-        seen: set[str] = set()
         for info in self._archive.infolist():
             name = checked_member(info.filename)
             if info.is_dir():
                 continue
-            self._check(info, seen)
-            if name is not None:
-                self._members[name] = info
+            self._check(info)
+            if name is None:
+                continue
+            if name in self._members:  # a//b and a\\b are one place, too
+                raise RefusedArchive("an archive with repeated names")
+            self._members[name] = info
+            if len(self._members) > MAX_MEMBERS:
+                raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
 
     @staticmethod
-    def _check(info: zipfile.ZipInfo, seen: set[str]) -> None:
-        if info.filename in seen:
-            raise RefusedArchive("an archive with repeated names")
-        seen.add(info.filename)
-        if len(seen) > MAX_MEMBERS:
-            raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
+    def _check(info: zipfile.ZipInfo) -> None:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
             raise RefusedArchive("an archive with links or devices")
@@ -44,6 +50,8 @@ class ZipMembers:
             raise RefusedArchive("an encrypted archive; unpack it with its password first")
         if info.file_size > MAX_RATIO * info.compress_size + MAX_RATIO:
             raise RefusedArchive("an archive that declares more than its packed size can hold")
+        if info.compress_type not in PLAIN_METHODS:
+            raise RefusedArchive("an archive packed by another method than deflate")
 
     def members(self) -> list[str]:
         """Return the names of all plain files, in stored order."""
@@ -58,7 +66,8 @@ class ZipMembers:
             raise SkipItem("file too large")
         try:
             with self._archive.open(info) as file:
-                return file.read()
+                # Asked for all, zipfile unpacks whatever there is before it looks at the declared size.
+                return file.read(info.file_size)
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged archive member") from None
 

@@ -15,7 +15,7 @@ def test_everything_that_was_taken_is_shown(prepare, tmp_path):  # noqa: F811
         path.write_bytes(b"junk" if number == 7 else png(picture(number, (20, 30))))
     (raw / "cat" / "notes.txt").touch()
     (raw / "horse").mkdir()
-    record = prepare("folder", raw, max_skipped_share=0.5, for_training=False).record
+    record = prepare("folder", raw, layout="class/group", max_skipped_share=0.5, for_training=False).record
     lines = preparation_lines(record)
     text = "\n".join(lines)
     assert lines[0] == "mine: 7 images, 2 classes, 2 groups"

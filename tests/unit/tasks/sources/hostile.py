@@ -86,6 +86,41 @@ def _png(width: int, height: int, colour: int, depth: int, channels: int) -> byt
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def _tiled_tiff(side: int, tile: int) -> bytes:
+    """A small TIFF in one tile of gigabytes (TIFF 6.0, section 15)."""
+    data, checksum = _repeated(b"\1" * tile, tile, zlib.adler32)
+    data = b"\x78\x01" + data + b"\x03\0" + struct.pack(">I", checksum)
+    tags = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile}
+    tags |= {324: 8 + 2 + 12 * 10 + 4, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def _many_scans(side: int, count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    stream = io.BytesIO()
+    Image.new("L", (side, side), 128).save(stream, "JPEG", progressive=True)
+    body = stream.getvalue()
+    return body[:-2] + body[body.rindex(b"\xff\xda") : -2] * count + b"\xff\xd9"
+
+
+def _zip(name: str, packed: bytes, declared: int) -> bytes:
+    """A deflated member that unpacks to more than it declares (APPNOTE.TXT 4.3.7 and 4.3.12)."""
+    sizes = struct.pack("<III", 0, len(packed), declared)
+    local = struct.pack("<IHHHHH", 0x04034B50, 20, 0, 8, 0, 0) + sizes + struct.pack("<HH", len(name), 0)
+    central = struct.pack("<IHHHHHH", 0x02014B50, 20, 20, 0, 8, 0, 0) + sizes
+    central += struct.pack("<HHHHHII", len(name), 0, 0, 0, 0, 0, 0) + name.encode()
+    start = len(local) + len(name) + len(packed)
+    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 1, 1, len(central), start, 0)
+    return local + name.encode() + packed + central + end
+
+
+def _lying_zip(name: str, first: bytes, declared: int) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    head = packer.compress(first) + packer.flush(zlib.Z_FULL_FLUSH)
+    return _zip(name, head + _repeated(bytes(1 << 20), 1500, zlib.adler32)[0] + b"\x03\0", declared)
+
+
 def _text_bomb() -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "x" * 60_000_000, zip=True)
@@ -132,4 +167,11 @@ BODIES: dict[str, Callable[[], bytes]] = {
     "88 megapixels of RGB": lambda: _png(9400, 9400, 2, 8, 3),
     "88 megapixels of 16 bits": lambda: _png(9400, 9400, 0, 16, 1),
     "PNG text bomb": _text_bomb,
+    "TIFF in a tile of 1.5 GiB": lambda: _tiled_tiff(64, 40_000),
+    "JPEG of 3,000 scans": lambda: _many_scans(8_000, 3_000),
+    "zip member of 1.5 GiB that declares 2 MiB": lambda: _lying_zip("x", b"", 2 << 20),
+    "xlsx part of 1.5 GiB that declares 2 MiB": lambda: _lying_zip("[Content_Types].xml", b"", 2 << 20),
+    "npz header of 1.5 GiB": lambda: _lying_zip(
+        "x.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 1500 << 20), 1500 << 20
+    ),
 }

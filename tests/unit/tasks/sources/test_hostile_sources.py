@@ -185,12 +185,15 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 PROGRAM = """
-import json, sys
+import io, json, sys, zipfile
 from tasks.sources.base import SkipItem
+from tasks.sources.binary_tables import TableError, read_xlsx
 from tasks.sources.dicom import decode_dicom, frames_to_pixels
 from tasks.sources.image_files import decode_image
 from tasks.sources.nifti import decode_nifti
+from tasks.sources.npz import _npy_header
 from tasks.sources.pixels import to_prepared
+from tasks.sources.zip_members import ZipMembers
 from tests.unit.tasks.sources.hostile import BODIES
 
 def memory(name):
@@ -199,6 +202,13 @@ def memory(name):
     return int(lines[name].split()[0]) / 1024
 
 def read(case, body):
+    if case.startswith("zip"):
+        return len(ZipMembers(io.BytesIO(body)).read("x", 1 << 30))
+    if case.startswith("xlsx"):
+        return read_xlsx(body)
+    if case.startswith("npz"):
+        with zipfile.ZipFile(io.BytesIO(body)) as archive, archive.open("x.npy") as file:
+            return _npy_header(file)
     if case.startswith("NIfTI"):
         return decode_nifti(body, packed=True).values.shape
     if "DICOM" in case:
@@ -215,6 +225,8 @@ for case, make in BODIES.items():
         said = str(read(case, body))
     except SkipItem as skip:
         said = skip.reason
+    except (TableError, ValueError) as error:
+        said = str(error)
     print(json.dumps([case, memory("VmHWM") - idle, said]), flush=True)
 """
 LIMIT_MIB = 1024

@@ -612,6 +612,10 @@ class TestHostileArchives:
             (lambda archive: archive.writestr("C:/x.png", b""), "names that lead elsewhere"),
             (link_entry, "links or devices"),
             (duplicate, "repeated names"),
+            (lambda archive: archive.writestr("a//0.png", png(picture(9))), "repeated names"),
+            (lambda archive: archive.writestr("a\\0.png", png(picture(9))), "repeated names"),
+            (lambda archive: archive.writestr("a/x.png", b"x", zipfile.ZIP_BZIP2), "another method than"),
+            (lambda archive: archive.writestr("a/x.png", b"x", zipfile.ZIP_LZMA), "another method than"),
         ],
     )
     def test_zips_are_refused(self, prepare, tmp_path, change, message):
@@ -629,12 +633,28 @@ class TestHostileArchives:
             (tar_entry(type=tarfile.FIFOTYPE), "links, devices or sparse"),
             (tar_entry(type=tarfile.GNUTYPE_LONGNAME, size=1 << 30), "huge header"),
             (tar_entry(name="a/0.png"), "repeated names"),
+            (tar_entry(type=tarfile.XHDTYPE, size=-1024), "negative size"),
+            (tar_entry(name="a/x.png", size=-1024), "negative size"),
+            (tar_entry(type=tarfile.GNUTYPE_SPARSE), "huge header|damaged|sparse"),
         ],
     )
     @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
     def test_tars_are_refused(self, prepare, tmp_path, change, message, ending):
         with pytest.raises(DataError, match=f"whole and safe; found: .*{message}"):
             prepare("folder", hostile_tar(tmp_path / f"x{ending}", change))
+
+    @pytest.mark.parametrize(
+        "records", [{"size": "-2048"}, {"GNU.sparse.map": "0,9", "GNU.sparse.size": "9"}]
+    )
+    def test_extended_headers_are_no_way_around(self, prepare, tmp_path, records):
+        with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+            for number in range(4):
+                info = tarfile.TarInfo(f"{'ab'[number % 2]}/{number}.png")
+                body = png(picture(number))
+                info.size, info.pax_headers = len(body), records if number == 2 else {}
+                archive.addfile(info, io.BytesIO(body))
+        with pytest.raises(DataError, match=r"whole and safe; found: .*(negative size|sparse)"):
+            prepare("folder", tmp_path / "x.tar")
 
     @pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
     @pytest.mark.parametrize("share", [0.2, 0.6, 0.95])

@@ -20,6 +20,7 @@ from tests.unit.tasks.sources.test_no_silent_wrong_label import save_arrays
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8)).astype(np.uint8)
 LABELS = np.arange(12) % 2
+MADE = ("digits_even_odd", "generated", "lesions", "manifold", "mri_lesion")
 BOTH = pytest.mark.parametrize("kind", ["npz", "hdf5"])
 
 
@@ -27,6 +28,16 @@ def test_every_kind_has_a_source_and_a_row():
     assert set(OWN_KINDS) <= set(SOURCES)
     text = (Path(__file__).parents[4] / "docs" / "datasets.md").read_text()
     assert [kind for kind in OWN_KINDS if f"| `{kind}` |" not in text] == []
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name not in MADE])
+def test_every_reader_says_what_its_layout_was_taken_from(name):
+    """A document, a public reader or a format's standard; or another module of ours that names it."""
+    import re
+    from importlib import import_module
+
+    text = import_module(SOURCES[name].partition(":")[0]).__doc__
+    assert re.search(r"Layout|Format", text)
 
 
 @BOTH
@@ -102,6 +113,14 @@ class TestArrays:
                    ("groups", np.arange(6)))}  # fmt: skip
         with pytest.raises(DataError, match="no group may be in train and test; found: 6, first"):
             prepare(kind, save_arrays(tmp_path / "a", kind, **arrays))
+
+    def test_more_images_than_there_are_is_refused(self, prepare, tmp_path, kind, monkeypatch):
+        """Five megabytes of zeros can be two hundred million images with labels of many gigabytes."""
+        from tasks.sources import array_sets
+
+        monkeypatch.setattr(array_sets, "MAX_IMAGES", 11)
+        with pytest.raises(DataError, match="at most 11 images; found: 12"):
+            prepare(kind, save_arrays(tmp_path / "a", kind, images=IMAGES, labels=LABELS))
 
 
 class TestTables:

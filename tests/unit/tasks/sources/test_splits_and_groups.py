@@ -246,8 +246,10 @@ class TestFolders:
 
     def test_an_image_without_a_class_folder_is_left_out_and_counted(self, prepare, tmp_path):
         root = self.write(tmp_path / "raw", "p1/cat", "p1/dog", "p2/cat", "p2/dog", "p3")
+        (root / "Smith").mkdir()
         record = prepare("folder", root, layout="group/class").record
         assert record.excluded == {"outside the class folders": 3}
+        assert record.flags == {"folder without an image": 2}
 
     def test_layout_is_for_folders(self, prepare, tmp_path):
         path = save_arrays(tmp_path / "a", "npz", images=IMAGES, labels=LABELS)
