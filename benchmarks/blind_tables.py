@@ -38,6 +38,7 @@ class World:
         outlier: one medical dataset has eight times the K_F of the others.
         long_range: one dataset alone has two decades of N more.
         shift: added to all log losses, towards or beyond guessing.
+        bend: how losses that a shift takes there stay below guessing, softly or at once.
         measure_error: relative error of d, and three times that of K_F.
         noise_spread: standard deviation, between datasets, of the log size of single trainings' errors.
         floor: of the losses, as a share of what each dataset has at the first N; curves bend towards it.
@@ -61,6 +62,7 @@ class World:
     outlier: bool = False
     long_range: bool = False
     shift: float = 0.0
+    bend: str = "tanh"
     measure_error: float = 0.0
     noise_spread: float = 0.0
     floor: float = 0.0
@@ -92,6 +94,11 @@ WORLDS = (
     World(name="law, heavy tails", sizes=DECADES, heavy=True, **LAW),
     World(name="law, cells of high loss missing", sizes=DECADES, lost="high", **LAW),
     World(name="law, losses near guessing", sizes=DECADES, shift=1.0, **LAW),
+    World(name="law, losses much nearer guessing", sizes=DECADES, shift=2.0, **LAW),
+    World(name="law, losses stop at guessing", sizes=DECADES, shift=1.0, bend="stop", **LAW),
+    World(name="law, losses bend early", sizes=DECADES, shift=1.0, bend="exponential", **LAW),
+    World(name="steep law, losses near guessing", sizes=DECADES, shift=1.0, exponent=3.0, on_sharpness=1.0),
+    World(name="law, losses pass guessing freely", sizes=DECADES, shift=1.0, bend="none", **LAW),
     World(name="wrong sign", sizes=DECADES, on_gain=-2.0, **WRONG),
     World(name="K_F strong", sizes=DECADES, on_sharpness=4.0, on_gain=3.0, exponent=6.0),
 )
@@ -173,7 +180,7 @@ def _dataset(world: World, j: int, domain: str, pairs: int, rng: np.random.Gener
                     {
                         "dataset": f"{domain}{j}", "domain": domain,
                         "class_pair": f"p{pair}" if pairs > 1 else "",
-                        "model": model, "train_size": sizes, "test_loss": _loss(log_loss, world.shift),
+                        "model": model, "train_size": sizes, "test_loss": _loss(log_loss, world, rng),
                         "d_data_mle": d_seen * (np.array(sizes) / sizes[-1]) ** GROWTH,
                         "label_sharpness": k_seen, "seed": 0,
                     }
@@ -189,10 +196,15 @@ def _falling(fall: Array, floor: float) -> Array:
     return np.asarray(np.log((1 - floor) * np.exp(fall[0] - fall) + floor) - fall[0])
 
 
-def _loss(log_loss: Array, shift: float) -> Array:
+def _loss(log_loss: Array, world: World, rng: np.random.Generator) -> Array:
     """Around 0.1 nat; with a shift, bent so that no loss is far beyond guessing."""
-    loss = np.exp(log_loss - 2.3 + shift)
-    return np.asarray(np.log(2) * np.tanh(loss / np.log(2)) if shift else loss)
+    loss = np.exp(log_loss - 2.3 + world.shift)
+    share = loss / np.log(2)
+    if not world.shift or world.bend == "none":
+        return np.asarray(loss)
+    if world.bend == "stop":
+        return np.asarray(np.log(2) * np.minimum(share, 1) * np.exp(rng.normal(0, 0.02, len(loss))))
+    return np.asarray(np.log(2) * (np.tanh(share) if world.bend == "tanh" else 1 - np.exp(-share)))
 
 
 def _without(table: pd.DataFrame, lost: str) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from blind_tables import WORLDS, draw
+from blind_tables import RAGGED, WORLDS, draw
 from scipy import stats
 
 from orchestrator.analysis.curve import Curve, PilotPoint
@@ -37,6 +37,7 @@ GOAL = "0.85 to 0.95, 0.30 shorter"
 DRAWN = (
     "noise, two decades of N", "noise, datasets' own slopes", "noise, heavy tails", "noise, three datasets",
     "law", "law, measures with error", "law, heavy tails", "law, losses near guessing", "K_F strong",
+    *(world.name for world in RAGGED),
 )  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def published(*, extrapolate: bool) -> list[dict[str, Outcome]]:
 
 
 def drawn(name: str, num: int, *, extrapolate: bool) -> list[dict[str, Outcome]]:
-    seed, world = next((k, world) for k, world in enumerate(WORLDS) if world.name == name)
+    seed, world = next((k, world) for k, world in enumerate((*WORLDS, *RAGGED)) if world.name == name)
     rng, found = np.random.default_rng([20260401, seed]), []
     for _ in range(num):
         table = draw(world, rng)

@@ -9,8 +9,7 @@ import numpy as np
 from scipy import stats
 
 from orchestrator.analysis import points as t
-from orchestrator.analysis.growth import EXPONENT
-from orchestrator.analysis.growth_records import Growth
+from orchestrator.analysis.growth_records import EXPONENT, Growth
 from orchestrator.analysis.regression import Array
 from orchestrator.analysis.words import listing
 from orchestrator.results import columns as c
@@ -95,13 +94,18 @@ class Curve:
 
     def at(self, train_size: float) -> tuple[float, float | None]:
         """Return log loss and the half width of its interval for one training; None below three datasets."""
-        row = self._row(train_size)
-        log_loss = float(row @ self.mean)
+        log_loss, variance = self.moments(train_size)
         if self.growth.num_datasets < 3:
             return log_loss, None
-        variance = float(row @ self.covariance @ row) + self.prior.residual_variance
         quantile = stats.t.ppf(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
-        return log_loss, float(quantile * np.sqrt(max(variance, 0.0)))
+        stretch = self.prior.stretch[min(self.num_pilot, len(self.prior.stretch) - 1)]
+        return log_loss, float(stretch * quantile * np.sqrt(variance))
+
+    def moments(self, train_size: float) -> tuple[float, float]:
+        """Return mean and variance of log loss of one training, as the prior has them."""
+        row = self._row(train_size)
+        variance = float(row @ self.covariance @ row) + self.prior.residual_variance
+        return float(row @ self.mean), max(variance, 0.0)
 
     def shorter(self, train_size: float) -> float | None:
         """By which share the interval is shorter than one that knows nothing of the dataset."""

@@ -16,9 +16,11 @@ from scipy import stats
 
 from orchestrator.analysis import points as t
 from orchestrator.analysis.clusters import mean_interval, wild_cluster_p
+from orchestrator.analysis.guessing import clear_of_guessing
 from orchestrator.analysis.law_records import ALL, POOLED, Difference, ExponentFit, ExponentRival
 from orchestrator.analysis.laws import select
 from orchestrator.analysis.regression import Array
+from orchestrator.analysis.words import plural
 from orchestrator.results import columns as c
 
 RESPONSES = {"test_loss": t.LOG_LOSS, "test_error": t.LOG_ERROR}
@@ -100,21 +102,27 @@ def fit_exponent(
     column = RESPONSES[response]
     rows, _ = t.complete(select(points, model, subset), (column, dimension))
     rows = rows[rows.groupby(t.CURVE)[c.TRAIN_SIZE].transform("nunique") > 1]
+    num_curves = rows[t.CURVE].nunique()
+    rows = clear_of_guessing(rows, column)
+    rows = rows[rows.groupby(t.CURVE)[c.TRAIN_SIZE].transform("nunique") > 1]
     blank = ExponentFit(
         response=response, dimension=label, model=model, subset=subset, status="not_enough_data",
         num_datasets=int(rows[c.DATASET].nunique()), num_points=len(rows),
+        num_curves=num_curves, num_at_guessing=num_curves - rows[t.CURVE].nunique(),
     )  # fmt: skip
     if blank.num_datasets < MIN_DATASETS:
-        few = blank.num_datasets
-        reason = (
-            f"{few} dataset{'' if few == 1 else 's'} with two train sizes and d_data, at least "
-            f"{MIN_DATASETS} "
-            "needed"
-        )
-        return replace(blank, reason=reason)
+        return replace(blank, reason=_too_few(blank))
     sums = dataset_sums(rows, column, rows[dimension].to_numpy(dtype=float) * factor)
     span = float(rows[c.TRAIN_SIZE].max() / rows[c.TRAIN_SIZE].min())
     return summarise(replace(blank, size_span=span), sums)
+
+
+def _too_few(blank: ExponentFit) -> str:
+    clear = " whose losses are clear of guessing" if blank.num_at_guessing else ""
+    return (
+        f"{plural(blank.num_datasets, 'dataset')} with two train sizes and d_data{clear}, at least "
+        f"{MIN_DATASETS} needed"
+    )
 
 
 def summarise(blank: ExponentFit, sums: Sums) -> ExponentFit:
@@ -209,7 +217,8 @@ def fit_sensitivity(points: pd.DataFrame, full: pd.DataFrame) -> tuple[ExponentF
         fit_exponent(points, dimension=column, factor=factor, label=label)
         for label, column, factor in variants
     ]
-    found.append(fit_exponent(t.past_guessing(points, full), label=PAST_GUESSING))
+    past = t.past_guessing(clear_of_guessing(points), full)
+    found.append(fit_exponent(past, label=PAST_GUESSING))
     return (*found, sharpness_growth(points))
 
 

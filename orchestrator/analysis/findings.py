@@ -65,6 +65,8 @@ def _dimension(fits: ScalingFits) -> Finding:
     gap = fits.level(t.IS_MEDICAL)
     if gap.status == "ok":
         answers.append(_gap(gap))
+    elif gap.status == "refused":
+        answers.append(f"Natural and medical losses are not compared ({gap.reason}).")
     return Finding(question, " ".join(answers), tuple(caveats))
 
 
@@ -222,7 +224,11 @@ def _train_size(fits: ScalingFits) -> Finding:
 
 
 def _exponent(fits: ScalingFits, fit: ExponentFit, words: str) -> str:
-    where = f"Within {plural(fit.num_datasets, 'dataset')}, {words} on −log N / d has slope"
+    clear = ""
+    if fit.num_at_guessing:
+        kept = fit.num_curves - fit.num_at_guessing
+        clear = f" ({kept} of {plural(fit.num_curves, 'curve')}: the others lie near guessing)"
+    where = f"Within {plural(fit.num_datasets, 'dataset')}{clear}, {words} on −log N / d has slope"
     if fit.interval is None:
         return f"{where} {number(fit.value)}, without any scatter to judge it by."
     headline = fit.response == "test_loss"

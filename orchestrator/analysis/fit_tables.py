@@ -144,7 +144,7 @@ def _train_size(fits: ScalingFits) -> Table:
             number(f.exponent),
             interval(f.interval),
             number(f.predicted),
-            f.verdict if f.status == "ok" else "not enough data: " + f.reason,
+            f.verdict if f.status == "ok" else f"{f.status.replace('_', ' ')}: {f.reason}",
         )
         for f in fits.train_size
     )

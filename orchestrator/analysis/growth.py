@@ -12,23 +12,24 @@ Shape letters: n points, p fixed effects, G datasets.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from orchestrator.analysis import points as t
+from orchestrator.analysis.calibration import stretched
 from orchestrator.analysis.fit_records import SharpnessScale
-from orchestrator.analysis.growth_records import Growth, Prior
+from orchestrator.analysis.growth_records import EXPONENT, Growth, Prior
 from orchestrator.analysis.law_records import Interval
-from orchestrator.analysis.laws import select, shortage
+from orchestrator.analysis.laws import MIN_DATASETS, select, shortage
 from orchestrator.analysis.regression import Array
 from orchestrator.results import columns as c
 
 #: Between datasets: what d_data and K_F say of the height. They cost a dataset each, and need some to spare.
 HEIGHT = (t.INVERSE_D, t.LOG_SHARPNESS)
 MIN_DATASETS_FOR_HEIGHT = 5
-EXPONENT = "exponent"
 _SMALLEST, _LARGEST = -14.0, 9.0
 _GRID, _ZOOMS = 13, 4
 
@@ -60,17 +61,33 @@ def fit_growth(points: pd.DataFrame, *, model: str, subset: str, scale: Sharpnes
         return blank
     if rows[c.TRAIN_SIZE].nunique() < 2:
         return replace(blank, reason="only one train size, so nothing is known of how losses fall with N")
-    rows = _averaged(rows)
+    single, rows = rows, _averaged(rows)
     wanted = HEIGHT if scale.comparable else HEIGHT[:1]
     height = wanted if blank.num_datasets >= MIN_DATASETS_FOR_HEIGHT else ()
-    informed = _prior(rows, (EXPONENT, *height))
-    plain = _prior(rows, (t.LOG_TRAIN_SIZE,))
-    if informed is None or plain is None:
+    found = _fitted(blank, rows, height)
+    if found is None or found.informed is None or found.plain is None:
         return replace(blank, reason=f"{' and '.join(height)} do not vary enough, or only together")
+
+    @cache
+    def without(name: str) -> Growth | None:
+        return _fitted(blank, rows[rows[c.DATASET] != name], height)
+
+    informed, plain = (stretched(single, without, informed=known) for known in (True, False))
     return replace(
-        blank, status="ok", centre=float(rows[t.LOG_TRAIN_SIZE].mean()), informed=informed, plain=plain,
-        ranges=_ranges(rows, scale),
+        found, ranges=_ranges(rows, scale),
+        informed=replace(found.informed, stretch=informed), plain=replace(found.plain, stretch=plain),
     )  # fmt: skip
+
+
+def _fitted(blank: Growth, rows: pd.DataFrame, height: tuple[str, ...]) -> Growth | None:
+    """Fit both priors; None where their terms are not identified."""
+    if rows[c.DATASET].nunique() < MIN_DATASETS or rows[c.TRAIN_SIZE].nunique() < 2:
+        return None
+    informed, plain = _prior(rows, (EXPONENT, *height)), _prior(rows, (t.LOG_TRAIN_SIZE,))
+    if informed is None or plain is None:
+        return None
+    centre = float(rows[t.LOG_TRAIN_SIZE].mean())
+    return replace(blank, status="ok", centre=centre, informed=informed, plain=plain)
 
 
 def _averaged(rows: pd.DataFrame) -> pd.DataFrame:

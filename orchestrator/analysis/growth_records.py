@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from orchestrator.analysis.law_records import Interval, Status
 
+#: The term −log N / d of a prior.
+EXPONENT = "exponent"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prior:
@@ -13,7 +16,9 @@ class Prior:
     datasets.
 
     ``values`` and ``covariance`` are of (mean intercept, ``terms``...). Variances are of a dataset's own
-    height, of its own slope in log N, and of single points, in squared log loss.
+    height, of its own slope in log N, and of single points, in squared log loss. ``stretch`` is what
+    intervals are made longer by with a pilot of 0, 1, 2, ... trainings: how much further off datasets left
+    out were.
     """
 
     terms: tuple[str, ...]
@@ -23,6 +28,7 @@ class Prior:
     slope_variance: float
     residual_variance: float
     degrees_of_freedom: int
+    stretch: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,6 +104,8 @@ class ExponentFit:
         dimension: which d: ``d_data_mle`` or ``d_data_twonn`` at the largest train size of each dataset
         and class
             pair, or a variant of it.
+        num_curves: curves with two train sizes and d_data.
+        num_at_guessing: of these, those left out since guessing holds their losses down.
         interval: 95 %, jackknife over datasets (CR3), t with G − 1 degrees of freedom.
         wild_p: of the hypothesis 0, by the wild cluster bootstrap over datasets.
         left_out: the value without each dataset.
@@ -118,6 +120,8 @@ class ExponentFit:
     reason: str = ""
     num_datasets: int = 0
     num_points: int = 0
+    num_curves: int = 0
+    num_at_guessing: int = 0
     size_span: float | None = None
     value: float | None = None
     std_error: float | None = None

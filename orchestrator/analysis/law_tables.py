@@ -47,7 +47,13 @@ def exponent_tables(fits: ScalingFits) -> list[Table]:
 
 def _exponents(fits: ScalingFits) -> Table:
     rows = tuple(
-        (_RESPONSES[f.response], f.model, f"{f.subset} ({f.num_datasets})", *_exponent_cells(f))
+        (
+            _RESPONSES[f.response],
+            f.model,
+            f"{f.subset} ({f.num_datasets})",
+            f"{f.num_curves - f.num_at_guessing} of {f.num_curves}",
+            *_exponent_cells(f),
+        )
         for f in fits.exponents
         if f.num_points or f.subset == "all"
     )
@@ -56,9 +62,10 @@ def _exponents(fits: ScalingFits) -> Table:
         "Exponent of N within datasets, times d",
         "Log loss on −log N / d, every curve with its own height and one d per dataset and class pair (at "
         "its largest "
-        "N). 1 is the law's bound, 0 no dependence. No unit of N, pixels or loss changes it.",
+        "N). 1 is the law's bound, 0 no dependence. No unit of N, pixels or loss changes it. Where guessing "
+        "holds losses down, curves clear of it alone are fitted.",
         (
-            "response", "model", "datasets", "exponent · d", "interval", "p against 0", "wild p",
+            "response", "model", "datasets", "curves", "exponent · d", "interval", "p against 0", "wild p",
             "wild p against 1", "verdict",
         ),
         rows,

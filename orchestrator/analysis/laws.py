@@ -23,6 +23,7 @@ from orchestrator.analysis.fit_records import (
     LawFit,
     SharpnessScale,
 )
+from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.regression import Problem, Solution, solve
 from orchestrator.analysis.sharpness import UNEQUAL_SCALES
 from orchestrator.analysis.words import few_datasets
@@ -162,6 +163,8 @@ def fit_law(
         return replace(blank, status="refused", reason=UNEQUAL_SCALES)
     if blank.reason:
         return blank
+    if reason := flattened(rows):
+        return replace(blank, status="refused", reason=reason)
     solution = solve(problem(rows, law))
     if solution is None:
         return replace(blank, reason=_unidentified(rows, law))

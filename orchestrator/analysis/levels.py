@@ -22,6 +22,7 @@ from orchestrator.analysis.clusters import (
     permutation_test,
 )
 from orchestrator.analysis.fit_records import SharpnessScale
+from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.law_records import ALL, Difference, LevelFit, MeansCoefficient
 from orchestrator.analysis.laws import select
 from orchestrator.analysis.regression import Array
@@ -108,6 +109,8 @@ def fit_level(
     blank = replace(blank, num_points=len(rows), num_datasets=int(rows[c.DATASET].nunique()))
     if blank.num_datasets < 3:
         return replace(blank, reason=_few(rows))
+    if reason := flattened(rows, RESPONSES[response]):
+        return replace(blank, status="refused", reason=reason)
     reduced = _reduce(rows, (RESPONSES[response], *needed))
     if reduced is None:
         return replace(

@@ -10,6 +10,7 @@ from scipy import stats
 
 from orchestrator.analysis import points as t
 from orchestrator.analysis.fit_records import TrainSizeFit
+from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.laws import select
 from orchestrator.analysis.regression import Array, aicc
 from orchestrator.results import columns as c
@@ -32,6 +33,7 @@ def fit_train_size(points: pd.DataFrame, *, model: str, dataset: str) -> TrainSi
     sizes = sorted(rows[c.TRAIN_SIZE].unique())
     # Models share the training subset of a class pair and size, and with it its peculiarities: the subset,
     # not the point, is what repeats.
+    held = flattened(rows)
     rows = _averaged_over_models(rows)
     curves = rows[t.CURVE]
     spare = len(rows) - curves.nunique() - 1
@@ -45,6 +47,8 @@ def fit_train_size(points: pd.DataFrame, *, model: str, dataset: str) -> TrainSi
     )
     if len(sizes) < MIN_SIZES or spare < 1:
         return blank
+    if held:
+        return replace(blank, status="refused", reason=held)
     x = _within(rows[t.LOG_TRAIN_SIZE], curves)
     y = _within(rows[t.LOG_LOSS], curves)
     exponent = float(x @ y / (x @ x))

@@ -210,7 +210,8 @@ def test_the_law_is_an_upper_bound_and_only_a_slower_fall_contradicts_it():
             trial_std=0.01,
             train_sizes=(250, 1000, 4000, 16000),
         )
-        return findings(fit_scaling_laws(table))[3].answer
+        # Far from guessing, which holds nothing down there.
+        return findings(fit_scaling_laws(table.assign(test_loss=table["test_loss"] / 100)))[3].answer
 
     assert "nothing contradicts the bound" in answer(3.0)
     assert "this contradicts it" in answer(0.3)
@@ -228,7 +229,7 @@ def test_losses_of_guessing_are_counted_flagged_and_left_out_on_request(publishe
     flagged = fit_scaling_laws(table, sharpness_policy="ignore").at_chance.by_dataset
     assert sum(flagged.get(name, (0, 6))[0] for name in medical) == 18
     without = fit_scaling_laws(table, sharpness_policy="ignore", leave_out_chance=True)
-    assert without.exponent().num_points == 66 - 21
+    assert without.num_used == 66 - 21
     assert any("left out on request" in e.reason and e.count == 21 for e in without.excluded)
 
 
@@ -273,21 +274,53 @@ def test_curves_that_are_flat_only_at_guessing_do_not_contradict_the_bound():
     d = table.groupby("dataset")["d_data_mle"].transform("max")
     noise = np.random.default_rng(0).normal(0, 0.01, len(table))
 
-    def fits_of(exponent):
-        """Losses that fall as N^(-exponent / d) from N = 100 on, where they are at guessing."""
+    def fits_of(exponent, start=1.0):
+        """Losses that fall as N^(-exponent / d) from N = 100 on, where they are at a share of guessing."""
         fall = exponent / d * np.log(np.maximum(table["train_size"], 100) / 100)
         return fit_scaling_laws(
-            table.assign(d_data_mle=d, test_loss=np.log(2) * np.exp(noise - fall)), leave_out_chance=False
+            table.assign(d_data_mle=d, test_loss=start * np.log(2) * np.exp(noise - fall))
         )
 
-    fits = fits_of(1.2)
-    past = next(f for f in fits.sensitivity if f.dimension == "N past guessing")
-    assert past.value == pytest.approx(1.2, abs=0.05)
-    assert past.num_points == 12 * 3
-    assert fits.exponent().interval[1] < 1
-    assert fits.claim("exponent_below_bound").adjusted_p == 1
-    assert "contradicts it" not in findings(fits)[3].answer
-    assert "this contradicts it" in findings(fits_of(0.5))[3].answer
+    near = fits_of(1.2)
+    assert near.exponent().interval is None
+    assert near.exponent().reason == (
+        "0 datasets with two train sizes and d_data whose losses are clear of guessing, at least 3 needed"
+    )
+    assert (near.exponent().num_curves, near.exponent().num_at_guessing) == (12, 12)
+    assert near.claim("exponent_below_bound") is None
+    assert "contradicts it" not in findings(near)[3].answer
+    late = fits_of(12.0)
+    assert late.exponent().value == pytest.approx(12, abs=0.1)
+    assert late.exponent().num_points == (12 - late.exponent().num_at_guessing) * 3
+    assert late.exponent().num_at_guessing == (d[::6] > 12 / np.log(3) * 11.07 / 6).sum()
+    assert "this contradicts it" in findings(fits_of(0.5, start=0.1))[3].answer
+
+
+def bent(table):
+    """The same table, its losses bent so that none passes guessing."""
+    return table.assign(test_loss=np.log(2) * np.tanh(table["test_loss"] / np.log(2)))
+
+
+def test_slopes_that_guessing_flattens_are_refused_with_the_share_that_lies_there():
+    table = synthetic_table(num_natural=6, num_medical=6, dataset_std=0.5, trial_std=0.1)
+    clear = fit_scaling_laws(table.assign(test_loss=table["test_loss"] / 100))
+    assert clear.level("is_medical").status == "ok"
+    held = bent(table.assign(test_loss=table["test_loss"] * 2))
+    share = ((held["test_loss"] > 0.8 * np.log(2)) & (held["test_loss"] < 1.05 * np.log(2))).mean()
+    fits = fit_scaling_laws(held)
+    reason = f"{share:.0%} of the losses lie at guessing, which flattens slopes by an unknown amount"
+    for fit in (fits.level("is_medical"), fits.law("predicted_form")):
+        assert (fit.status, fit.reason) == ("refused", reason)
+    assert f"Natural and medical losses are not compared ({reason})." in findings(fits)[0].answer
+    assert fits.claim("sharpness_beyond_label") is None
+
+
+def test_losses_that_pass_guessing_freely_are_not_held_down_by_it():
+    table = synthetic_table(num_natural=6, num_medical=6, dataset_std=1.0, trial_std=0.3)
+    fits = fit_scaling_laws(table.assign(test_loss=table["test_loss"] * 2))
+    assert fits.at_chance.num_at_chance > 10
+    assert fits.level("is_medical").status == "ok"
+    assert fits.exponent().num_at_guessing == 0
 
 
 def test_losses_lost_to_divergence_contradict_no_bound():
