@@ -1,10 +1,11 @@
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from search_spaces.errors import CorruptStoreError
-from tasks.measures import neighbors, tiles
+from tasks.measures import duplicates, neighbors, tiles
 from tasks.measures.distances import ArraySource, Precision, estimate_centre, squared_distances
 from tasks.measures.duplicates import profile_rows
 from tasks.measures.neighbors import nested_neighbors, plan_tiles
@@ -248,6 +249,30 @@ def test_duplicates_are_found_exactly(dtype, num_features):
     assert profile.first_of.tolist() == expected
     assert profile.num_duplicates == 40 - len(set(expected))
     assert set(profile.conflicts) == {(i, first) for i, first in enumerate(expected) if (i - first) % 2}
+
+
+def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
+    monkeypatch.setattr(duplicates, "KEY_VALUES", 1)
+    rows = np.zeros((400, 5000))  # the one value of the key is zero in all
+    rows[:, 4000:4008] = np.random.default_rng(0).integers(0, 3, (400, 8)) - 1
+    rows[7], rows[9] = 0.0, -0.0
+
+    @dataclasses.dataclass
+    class Stream:
+        num_rows: int = 400
+        row_shape: tuple = (5000,)
+
+        def read(self, start, stop):
+            return rows[start:stop].copy()
+
+    monkeypatch.setattr(duplicates, "PROFILE_BYTES", rows.nbytes // 20)
+    tracemalloc.start()
+    found = profile_rows(Stream(), None)
+    grown = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    first = {}
+    assert found.first_of.tolist() == [first.setdefault(tuple(row), i) for i, row in enumerate(rows)]
+    assert grown < rows.nbytes / 5
 
 
 def test_minus_zero_is_zero():
