@@ -43,7 +43,7 @@ def load_arrays(path: Path, labels: Path | None, label_map: Mapping[str, str]) -
         listing = source_for("npz").list_items(RawRequest(dataset, spec, path))
         codes = np.array([item.label for item in listing.items], np.int64)
         images = load_images(NpzFile(RawRequest(dataset, spec, path)), listing)
-        return images, codes, tuple(listing.label_names), _taken(listing, codes, images.shape[1:])
+        return images, codes, tuple(listing.label_names), _taken(listing, codes, images)
     images = _load_npy(path)
     if labels is None:
         return images, None, (), ()
@@ -84,7 +84,7 @@ def _classes(path: Path, label_map: Mapping[str, str]) -> tuple[tuple[str, ...],
     return names, np.array([places[label] for label in labels], np.int64)
 
 
-def _taken(listing: Listing, codes: npt.NDArray[np.int64], shape: tuple[int, ...]) -> tuple[str, ...]:
+def _taken(listing: Listing, codes: npt.NDArray[np.int64], images: npt.NDArray[Any]) -> tuple[str, ...]:
     """Return what was taken of arrays, left out and is doubtful, as lines."""
     groups = [item.group or f"\0{item.locator}" for item in listing.items]
     members = [
@@ -96,7 +96,7 @@ def _taken(listing: Listing, codes: npt.NDArray[np.int64], shape: tuple[int, ...
         f"  class {name}: {n:,} images, {len(own):,} groups"
         for name, n, own in zip(listing.label_names, counts, members, strict=True)
     ]
-    lines += [f"  as they are, {'x'.join(map(str, shape))}: {listing.intensity}"]
+    lines += [f"  as they are, {'x'.join(map(str, images.shape[1:]))}, {images.dtype}, not scaled"]
     lines += [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
     return (*lines, *(f"  doubtful: {reason}, {n:,}" for reason, n in listing.flags.items()))
 

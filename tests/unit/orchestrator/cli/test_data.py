@@ -62,7 +62,7 @@ class TestMeasure:
         assert code == 0
         assert "40 images, 2 classes, 10 groups" in out
         assert "class 1: 20 images, 10 groups" in out
-        assert "as they are, 12x10: as stored, 8 bits" in out
+        assert "as they are, 12x10, uint8, not scaled" in out
 
     def test_what_own_data_leave_open_can_be_said(self, run, tmp_path):
         from PIL import Image
