@@ -122,7 +122,7 @@ def test_tables_for_people(run):
 def test_json_of_plan_and_status_has_the_documented_keys(run):
     _, out, _ = run("plan", "smoke", "--json")
     plan = json.loads(out)
-    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate", "search"}
+    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate", "search", "power"}
     row = {"trial_id", "model", "dataset", "class_pair", "train_size", "seed", "recipe", "status"}
     assert all(set(trial) == row for trial in plan["trials"])
     assert all(set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"])
