@@ -15,7 +15,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.markup import escape
 
-from orchestrator.cli import comparing, data, environment, predicting, results, sweeps, tuning
+from orchestrator.cli import comparing, data, environment, planning, predicting, results, sweeps, tuning
 from orchestrator.cli.log import command_log
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr
@@ -29,7 +29,7 @@ EXIT_BUG = 4
 log = logging.getLogger(__name__)
 
 COMMANDS: dict[str, tuple[Callable[..., int], ...]] = {
-    "Sweeps": (sweeps.run, sweeps.plan, sweeps.status, tuning.tune, sweeps.reconcile),
+    "Sweeps": (sweeps.run, planning.plan, sweeps.status, tuning.tune, sweeps.reconcile),
     "Results": (results.results, results.fit, results.report, predicting.predict),
     "Designs": (comparing.power, comparing.compare),
     "Your data": (data.datasets, data.prepare, data.measure, data.locate),

@@ -118,6 +118,25 @@ class ClusterOptions:
 Changes = Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE")]
 """Values of a sweep that hold for this run over what its file says."""
 
+RawFolders = Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")]
+"""Where the raw downloads of datasets lie."""
+
+
+def raw_folders(values: Sequence[str]) -> dict[str, Path]:
+    """Return dataset -> folder of its raw download.
+
+    Raises:
+        ConfigError: for what is no NAME=DIR.
+    """
+    folders = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        if not equals or not name or not folder:
+            raise ConfigError("--raw must be NAME=DIR", value, "e.g. --raw mnist=/data/mnist")
+        folders[name] = Path(folder)
+    return folders
+
+
 LabelMap = Annotated[
     tuple[str, ...], Parameter(name="--label-map", consume_multiple=(1, None), metavar="WRITTEN=CLASS...")
 ]

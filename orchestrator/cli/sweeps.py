@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
 
 from orchestrator.cli.cells import show_cell
-from orchestrator.cli.listing import emit_grid, emit_sweeps, grouped_failures, running_lines, watch
-from orchestrator.cli.options import Changes, ClusterOptions, Place, Positive, ReadingOptions, run_options
+from orchestrator.cli.listing import emit_sweeps, grouped_failures, running_lines, watch
+from orchestrator.cli.options import (
+    Changes,
+    ClusterOptions,
+    Place,
+    Positive,
+    RawFolders,
+    ReadingOptions,
+    raw_folders,
+    run_options,
+)
 from orchestrator.cli.printing import emit, line, stderr, stdout
 from search_spaces.errors import ConfigError, SweepError, collect
 
 if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
-    from orchestrator.results.state import State
     from orchestrator.running.pipeline import RunSummary
 
 
@@ -26,7 +32,7 @@ def run(
     preset: str,
     /,
     *,
-    raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = (),
+    raw: RawFolders = (),
     changes: Changes = (),
     reading: ReadingOptions = ReadingOptions(),
     cluster: ClusterOptions = ClusterOptions(),
@@ -47,7 +53,7 @@ def run(
     from orchestrator.running.progress import Progress
 
     progress = Progress(console=None if cluster.quiet else stderr)
-    options = run_options(place, cluster, reading, _raw_folders(raw))
+    options = run_options(place, cluster, reading, raw_folders(raw))
     try:
         summary = run_sweep(preset, options, progress=progress, changes=read_changes(changes))
     except KeyboardInterrupt:
@@ -71,83 +77,6 @@ def run(
     }
     emit(place, document, lambda: line(report or "no report: no trial has a result"))
     return summary.exit_code
-
-
-def plan(
-    preset: str,
-    /,
-    *,
-    all_: Annotated[bool, Parameter(name="--all")] = False,
-    card: str = "h100",
-    gpus: int = 1,
-    changes: Changes = (),
-    place: Place = Place(),
-) -> int:
-    """Show the grid, what is done and what it will cost; refuse what cannot run.
-
-    Args:
-        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
-        all_: Print a line per trial; else one per model and dataset.
-        changes: Change one value, e.g. recipe.epochs=3; may be given for several.
-        card: Kind of graphics card to plan for.
-        gpus: How many of them.
-        place: Where everything lies.
-    """
-    from orchestrator.planning.cards import card_named
-    from orchestrator.planning.changes import read_changes
-    from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import estimate
-    from orchestrator.planning.extras import extras
-    from orchestrator.planning.plan import plan_rows
-    from orchestrator.planning.prices import priced
-    from orchestrator.planning.workspace import Workspace
-    from orchestrator.tuning.standing import most_trainings
-
-    kind = card_named(card)
-    if gpus < 1:
-        raise ConfigError("--gpus must be at least 1", str(gpus), "leave it out to plan for one card")
-    workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
-    kind = priced(kind, workspace.paths.prices)
-    check_feasible(workspace)
-    state, planned = _state(workspace), workspace.plan.trials_by_id
-    rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
-    measures, missing = _measures(workspace, state), _not_prepared(workspace)
-    left = [trial for name, trial in planned.items() if name not in state.results]
-    cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
-    beside = extras(workspace.plan, state.incomplete)
-    cost |= vars(beside)
-    trainings, search = most_trainings(workspace)
-    settled, said = _settled(workspace)
-
-    def show() -> None:
-        emit_grid(rows, all_=all_)
-        stdout.print(
-            f"{len(rows)} trials: {_num_done(rows)} done; "
-            f"{len(measures)} measures: {_num_done(measures)} done"
-        )
-        _say_what_is_missing(workspace, missing)
-        for text in filter(None, (cost["text"], beside.text, search, *said)):
-            stdout.print(escape(text))
-
-    document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
-    document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
-    emit(place, document | {"power": settled}, show)
-    return 0
-
-
-PLAN_TABLES = 40
-"""Drawn for the line of a plan: shares are good to 8 points; isweep power draws more."""
-
-
-def _settled(workspace: Workspace) -> tuple[dict[str, object] | None, list[str]]:
-    """What the planned sweep could settle if the law holds, as data and in a line; or why nothing."""
-    from orchestrator.analysis.planned_power import planned_power
-
-    try:
-        found = planned_power(workspace.plan, num_tables=PLAN_TABLES)
-    except ConfigError as error:
-        return None, [f"settles no question of the study: {error}"]
-    return found.to_json(), found.lines()
 
 
 def status(
@@ -256,28 +185,6 @@ def _say(text: str) -> None:
     stderr.print(escape(text), soft_wrap=True)
 
 
-def _say_what_is_missing(workspace: Workspace, missing: list[dict[str, Any]]) -> None:
-    from orchestrator.running.cluster import this_machine, trial_resources
-
-    try:
-        trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
-    except ConfigError as error:
-        stdout.print(escape(f"not on this machine: {error}"), soft_wrap=True)
-    for item in missing:
-        hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
-        stdout.print(f"not prepared: {item['dataset']} ({hint})")
-
-
-def _raw_folders(values: tuple[str, ...]) -> dict[str, Path]:
-    folders = {}
-    for value in values:
-        name, equals, folder = value.partition("=")
-        if not equals or not name or not folder:
-            raise ConfigError("--raw must be NAME=DIR", value, "e.g. --raw mnist=/data/mnist")
-        folders[name] = Path(folder)
-    return folders
-
-
 def _say_how_it_ended(summary: RunSummary, reconcile: str) -> None:
     for text in grouped_failures(summary.failures):
         stderr.print(escape(text), soft_wrap=True)
@@ -294,40 +201,11 @@ def _way_in(place: Place, preset: str) -> str:
     return f"start with: {place.hint('run', preset)}, or name the right one with --root or ISWEEP_ROOT"
 
 
-def _state(workspace: Workspace, running: Iterable[str] | None = None) -> State:
-    from orchestrator.results.state import look_at_state
-    from orchestrator.running.run_state import running_trials
-
-    return look_at_state(workspace, running_trials(workspace) if running is None else running)
-
-
-def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
-    from orchestrator.planning.plan import CellStatus
-
-    return [
-        {
-            "measure_id": measure.measure_id,
-            "dataset": measure.subset.prepared.dataset,
-            "train_sizes": list(measure.train_sizes),
-            "status": CellStatus.DONE if measure.measure_id in state.measures else CellStatus.PENDING,
-        }
-        for measure in workspace.plan.measures
-    ]
-
-
-def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
-    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
-    return [
-        {"dataset": spec.dataset, "prepared_id": spec.prepared_id, "own": spec.dataset in own}
-        for spec in workspace.plan.prepared
-        if spec.prepared_id not in workspace.prepared
-    ]
-
-
 def _progress(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.planning.plan import CellStatus
     from orchestrator.planning.prices import read_prices
     from orchestrator.results.cost import cost_of
+    from orchestrator.results.state import look_at_state
     from orchestrator.running.run_state import read_run
     from orchestrator.tuning.standing import search_standing
     from tasks.trials.result import TrialStatus
@@ -335,7 +213,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
     # First what runs, then what is done: a trial that ends in between counts once, as done.
     run = read_run(workspace)
     trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
-    state = _state(workspace, trials)
+    state = look_at_state(workspace, trials)
     cost = cost_of(state, read_prices(workspace.paths.prices))
     search = search_standing(workspace)
     counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
@@ -354,9 +232,3 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         "cost": vars(cost) | {"text": cost.text()},
         "search": None if search is None else search.model_dump() | {"text": search.summary},
     }
-
-
-def _num_done(rows: Sequence[Mapping[str, Any]]) -> int:
-    from orchestrator.planning.plan import CellStatus
-
-    return sum(row["status"] == CellStatus.DONE for row in rows)

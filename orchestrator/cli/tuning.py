@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import Changes, ClusterOptions, Place, ReadingOptions, run_options
+from orchestrator.cli.options import (
+    Changes,
+    ClusterOptions,
+    Place,
+    RawFolders,
+    ReadingOptions,
+    raw_folders,
+    run_options,
+)
 from orchestrator.cli.printing import emit, line, stderr, stdout, text_table
-from orchestrator.cli.sweeps import _raw_folders
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +38,7 @@ def tune(
     preset: str,
     /,
     *,
-    raw: Annotated[tuple[str, ...], Parameter(metavar="NAME=DIR")] = (),
+    raw: RawFolders = (),
     changes: Changes = (),
     reading: ReadingOptions = ReadingOptions(),
     cluster: ClusterOptions = ClusterOptions(),
@@ -54,7 +60,7 @@ def tune(
     from orchestrator.tuning.tables import brief_table, document
 
     progress = Progress(console=None if cluster.quiet else stderr)
-    options = run_options(place, cluster, reading, _raw_folders(raw))
+    options = run_options(place, cluster, reading, raw_folders(raw))
     try:
         summary = tune_sweep(preset, options, progress=progress, changes=read_changes(changes))
     except KeyboardInterrupt:
