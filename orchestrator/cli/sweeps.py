@@ -21,7 +21,7 @@ from orchestrator.cli.options import (
     run_options,
 )
 from orchestrator.cli.printing import emit, line, stderr, stdout
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, SweepError, collect
 
 if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
@@ -140,11 +140,16 @@ def _status_of_all(place: Place) -> int:
     from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.workspace import Workspace
 
-    opened = [
-        Workspace.open(name, place.root, place.storage, as_run=True)
-        for name in RootPaths.at(place.root).sweep_names()
-    ]
-    emit_sweeps(place, [{"sweep": one.plan.sweep.name, **_progress(one)} for one in opened])
+    found, damaged = list[dict[str, Any]](), list[SweepError]()
+    for name in RootPaths.at(place.root).sweep_names():
+        try:
+            one = Workspace.open(name, place.root, place.storage, as_run=True)
+            found.append({"sweep": one.plan.sweep.name, **_progress(one)})
+        except SweepError as error:
+            # One sweep's damage hides no other sweep.
+            damaged.append(error)
+    emit_sweeps(place, found)
+    collect(damaged, type(damaged[0]) if damaged else SweepError)
     return 0
 
 

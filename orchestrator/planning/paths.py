@@ -145,7 +145,9 @@ class RootPaths:
 
     def sweep_names(self) -> list[str]:
         """Names of the sweeps that ran below this root."""
-        return sorted(path.parent.name for path in (self.root / "sweeps").glob("*/sweep.yaml"))
+        folders = (self.root / "sweeps").glob("*")
+        # A link that leads nowhere is a damaged sweep, and none that never ran.
+        return sorted(folder.name for folder in folders if os.path.lexists(folder / "sweep.yaml"))
 
     def sweep(self, name: str) -> SweepPaths:
         """Paths of one sweep."""

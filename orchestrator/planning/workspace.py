@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from orchestrator.planning.sweep_file import (
     preset_names,
     sweep_text,
 )
-from search_spaces.errors import CorruptStoreError, unknown_name
+from search_spaces.errors import ConfigError, CorruptStoreError, unknown_name
 from search_spaces.own_code import source_texts
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import SweepSpec
@@ -118,12 +119,30 @@ def _find(
     source: SweepSource, paths: RootPaths, changes: Mapping[str, object] | None, *, as_run: bool
 ) -> SweepSpec:
     if isinstance(source, str) and "/" not in source:
-        recorded = paths.sweep(source).sweep_file
-        if (as_run or source not in preset_names()) and recorded.is_file():
-            find_modules_in(paths.sweep(source).code)
-            return load_sweep(recorded, changes, recipes=paths.recipes)
+        if (as_run or source not in preset_names()) and os.path.lexists(paths.sweep(source).sweep_file):
+            return _recorded(source, paths, changes)
         known = {*preset_names(), *paths.sweep_names()}
         if source not in known and not source.endswith((".yaml", ".yml")):
             kind = "preset or sweep of this root" if paths.sweep_names() else "preset"
             raise unknown_name(kind, source, known)
     return load_sweep(source, changes, recipes=paths.recipes)
+
+
+def _recorded(name: str, paths: RootPaths, changes: Mapping[str, object] | None) -> SweepSpec:
+    """Read the sweep that ran below the root under this name.
+
+    Raises:
+        ConfigError: naming its file, which the user did not, where that is damaged.
+    """
+    path = paths.sweep(name).sweep_file
+    find_modules_in(paths.sweep(name).code)
+    try:
+        return load_sweep(path, changes, recipes=paths.recipes)
+    except ConfigError as error:
+        if changes:
+            raise
+        raise ConfigError(
+            f"The sweep {name!r} as it was last run must be whole in {path}",
+            str(error).rstrip("."),
+            "remove what is there and run the sweep file that it came from: it is kept anew, with all results",
+        ) from None

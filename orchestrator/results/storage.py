@@ -165,8 +165,8 @@ class Folder:
 
     def read(self, path: str) -> bytes:
         """See :class:`Storage`."""
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+            return file.read() or b""
 
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
         """See :class:`Storage`."""
@@ -309,6 +309,11 @@ class Bucket:
             f"{self._prefix}{path}: {reason}",
             way_out or "mend the permissions or the connection, then run the same command again",
         )
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; one that waits for a writer, in a regular file's place, is found empty instead."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _stamp(path: str) -> str:
