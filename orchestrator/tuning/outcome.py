@@ -44,7 +44,7 @@ class CellOutcome(Finding):
         own: The sweep's own recipe, trained as often; None when it failed.
         finalists: All of them, best first.
         gain: Mean loss of ``own`` less that of ``chosen``, over the runs that both have.
-        gain_std_error: From the spread of the differences, run by run; None for one run.
+        gain_std_error: From the spread of the differences, run by run; None for one run, or own kept.
         flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as tried.
         num_trials: Points that were tried.
         num_pruned: Of them, stopped early.
@@ -77,6 +77,11 @@ class CellOutcome(Finding):
     def divergence_rate(self) -> float:
         """Share of the points tried that diverged."""
         return self.num_diverged / self.num_trials if self.num_trials else 0.0
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether nothing was better than the sweep's own recipe."""
+        return self.own is not None and self.chosen == self.own
 
     @property
     def why_not(self) -> str:
@@ -128,7 +133,7 @@ def _outcome(search: CellSearch, num_finalists: int, num_runs: int) -> CellOutco
         own=own,
         finalists=tuple(ranked),
         gain=statistics.fmean(gains) if gains else None,
-        gain_std_error=_std_error(gains),
+        gain_std_error=None if chosen == own else _std_error(gains),
         flat=_flat(search),
         num_trials=len(tried),
         num_pruned=statuses.count(SearchStatus.PRUNED),

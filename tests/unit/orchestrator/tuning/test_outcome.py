@@ -51,6 +51,18 @@ def test_means_errors_and_gains_are_those_of_the_runs(search):
         assert len(outcome.finalists) in (3, 4)  # the best three, and the sweep's own
 
 
+def test_where_the_sweeps_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of_zero(search):
+    state = next(iter(search.cells.values()))
+    before = dict(state.results)
+    state.results |= {(state.cell.own, run): result([0.001] * 9) for run in range(4)}
+    outcome = outcomes(search)[0]
+    state.results = before
+    assert outcome.keeps_own
+    assert (outcome.gain, outcome.gain_std_error) == (0, None)
+    assert brief_table([outcome]).rows[0][-1] == "own kept"
+    assert not any(found.keeps_own for found in outcomes(search) if found.chosen.point != found.own.point)
+
+
 def test_a_finalist_of_which_one_run_is_missing_is_not_compared(search):
     outcome, state = outcomes(search)[0], next(iter(search.cells.values()))
     kept = state.results.pop((outcome.chosen.point, 2))
