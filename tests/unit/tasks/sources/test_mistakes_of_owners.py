@@ -33,6 +33,11 @@ class TestLabels:
             (["pos", "positive", "negative"], "must be spelt one way; found: 'pos' / 'positive'"),
             (["cat", "dog", "Unknown"], "a word for unknown must be a class on purpose; found: 'Unknown'"),
             (["cat", "dog", "-"], "a word for unknown must be a class on purpose; found: '-'"),
+            (
+                ["cat", "dog", "uncertain"],
+                "a word for unknown must be a class on purpose; found: 'uncertain'",
+            ),
+            (["inf", "0", "1"], "every row needs a label; found: blank: 2"),
             (["?", "a", "b"], "every row needs a label; found: blank: 2"),
             (["#REF!", "a", "b"], "every row needs a label; found: blank: 2"),
             (["cat", "c\u0430t", "dog"], "each word in one alphabet; found: 1 others"),
@@ -52,6 +57,8 @@ class TestLabels:
             ["98", "99", "0"],
             ["1099511627776", "1099511627777"],
             ["no", "yes"],
+            ["0", "1", "n", "t", "y", "f", "p"],
+            ["TNF\u03b1", "TNF\u03b2"],
             ["\u03b1-synuclein", "\u5317\u4eac", "\u043a\u043e\u0442"],
         ],
     )
