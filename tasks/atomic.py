@@ -70,6 +70,16 @@ def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) 
     sync_folder(path.parent)
 
 
+def read_whole(path: str | os.PathLike[str]) -> bytes:
+    """Return a file's content; a pipe in its place is found empty, where plain reading waits for a writer.
+
+    Raises:
+        OSError: as the operating system says.
+    """
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+        return file.read() or b""
+
+
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Bring a folder's names to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -77,6 +87,10 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @contextmanager

@@ -126,7 +126,8 @@ def _run(command: Command) -> int:
         return 0
     except OSError as error:
         log.exception("the machine did not do what was asked")
-        reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        where = f" ({error.filename})" if error.filename else ""
+        reason = (error.strerror or str(error) or type(error).__name__) + where
         return _failed(SetupError("The machine must do what is asked of it", reason, "mend it and try again"))
     except Exception as error:
         log.exception("a bug")

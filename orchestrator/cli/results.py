@@ -13,7 +13,7 @@ from rich.markup import escape
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
 from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
-from search_spaces.errors import ConfigError, SetupError
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -232,7 +232,7 @@ def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state:
     try:
         storage = ResultStore(workspace.results_url).identity()
         tracked = tracked_rows(workspace, place.mlflow_uri, storage)
-    except SetupError as error:
+    except (SetupError, CorruptStoreError) as error:
         _say(f"Not compared with MLflow: {error} The numbers are the result store's.")
         return
     for sentence in compare(state.rows(), tracked).sentences(place.hint("reconcile", preset)):

@@ -144,5 +144,5 @@ def _recorded(name: str, paths: RootPaths, changes: Mapping[str, object] | None)
         raise ConfigError(
             f"The sweep {name!r} as it was last run must be whole in {path}",
             str(error).rstrip("."),
-            "remove what is there and run the sweep file that it came from: it is kept anew, with all results",
+            "remove what is there and run the sweep file that it came from: all results stay",
         ) from None

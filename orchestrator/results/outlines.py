@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.results.records import TrialRecord, missing
 from search_spaces.trials import Measurement, TrialSpec
-from tasks.atomic import write_atomic
+from tasks.atomic import read_whole, write_atomic
 from tasks.trials.result import TrialStatus
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class OutlineIndex:
         """Read what is whole of an index."""
         index = cls(path)
         try:
-            first, *lines = path.read_bytes().split(b"\n")
+            first, *lines = read_whole(path).split(b"\n")
             if _payload(first) != VERSION:
                 return index
         except (OSError, ValueError):

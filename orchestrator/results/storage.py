@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.results.patience import PASSING, StorageAway
 from search_spaces.errors import ConfigError, SetupError
-from tasks.atomic import write_atomic
+from tasks.atomic import read_whole, write_atomic
 
 LASTING = ("s3", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "sftp", "smb")
 """Schemes of stores that keep what is written and let it be replaced."""
@@ -165,8 +165,7 @@ class Folder:
 
     def read(self, path: str) -> bytes:
         """See :class:`Storage`."""
-        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
-            return file.read() or b""
+        return read_whole(path)
 
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
         """See :class:`Storage`."""
@@ -309,11 +308,6 @@ class Bucket:
             f"{self._prefix}{path}: {reason}",
             way_out or "mend the permissions or the connection, then run the same command again",
         )
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; one that waits for a writer, in a regular file's place, is found empty instead."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _stamp(path: str) -> str:

@@ -18,7 +18,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from orchestrator.running.lease import Lease
 from search_spaces.errors import SetupError
-from tasks.atomic import write_atomic
+from tasks.atomic import read_whole, write_atomic
 
 PROBE_ATTEMPTS = 10
 PROBE_PAUSE_S = 0.02
@@ -83,9 +83,11 @@ def _name_of(root: RootPaths) -> str:
 def is_held(path: Path) -> bool:
     """Tell whether some process holds the lock now."""
     try:
-        with open(path, encoding="utf-8") as file:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            fcntl.flock(file, fcntl.LOCK_UN)
+        finally:
+            os.close(file)  # and so the lock goes
     except BlockingIOError:
         return True
     except OSError:
@@ -98,7 +100,7 @@ def holder_pid(path: Path) -> int | None:
     if not is_held(path):
         return None
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["pid"])
+        return int(json.loads(read_whole(path))["pid"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -140,7 +142,7 @@ def _no_locks(path: Path, error: OSError) -> SetupError:
 
 def _holder(path: Path) -> str:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        held = json.loads(read_whole(path))
         return f"process {held['pid']} ({held['purpose']}, since {held['since']})"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.lock import holder_pid
-from tasks.atomic import write_atomic
+from tasks.atomic import read_whole, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def read_run(workspace: Workspace) -> RunState | None:
     if holder is None or not path.exists():
         return None
     try:
-        state = RunState.model_validate_json(path.read_bytes())
+        state = RunState.model_validate_json(read_whole(path))
     except (OSError, ValueError, RecursionError) as error:
         # The live driver writes it anew within seconds; nothing else hangs on it.
         log.warning("%s cannot be read, so no trial counts as running: %s", path, error)

@@ -190,7 +190,7 @@ def load_part(stem: Path) -> Part | None:
             return None
         if len(part.labels) and len(open_images(stem)) != len(part.labels):
             return None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     part.skipped = [(locator, reason) for locator, reason in part.skipped]
     part.traits = [(label, name, value, count) for label, name, value, count in part.traits]

@@ -279,7 +279,7 @@ def _read_marker(folder: Path) -> tuple[PreparedRecord, dict[str, tuple[int, str
         if schema == STORE_SCHEMA and digest == fingerprint(body):
             files = {name: (int(size), str(sha)) for name, (size, sha) in body["files"].items()}
             return PreparedRecord.from_json(body["record"]), files
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         rule = f"{MARKER} of prepared dataset {folder.name} must be whole"
         raise CorruptStoreError(rule, type(error).__name__, REMAKE) from error
     what = f"schema {schema!r}" if schema != STORE_SCHEMA else "another checksum"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from tasks.atomic import write_atomic
+from tasks.atomic import read_whole, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def read_run_pages(path: Path) -> RunPages:
     if not path.exists():
         return RunPages()
     try:
-        return RunPages.model_validate_json(path.read_bytes())
+        return RunPages.model_validate_json(read_whole(path))
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
         return RunPages()

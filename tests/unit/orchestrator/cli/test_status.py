@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import re
 
 import pytest
 
@@ -97,3 +99,46 @@ def test_a_cell_is_named_by_its_id(run, words, message):
     code, _, err = run("status", *words)
     assert code == 2
     assert message in err
+
+
+def directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def loop(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"name: x\n"),
+        lambda path: path.write_bytes(b"\xff\xfe\x00"),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        directory,
+        loop,
+        fifo,
+    ],
+    ids=["empty", "another document", "not text", "deep", "directory", "loop", "fifo"],
+)
+def test_a_damaged_sweep_of_the_root_is_named_and_hides_no_other(run, root, workspace, damage):
+    other = Workspace.open("demo", root)
+    other.record()
+    damage(workspace.sweep_paths.sweep_file)
+    whole_in = f"The sweep 'smoke' as it was last run must be whole in {workspace.sweep_paths.sweep_file}"
+    code, out, err = run("status")
+    assert code == 2
+    assert f"demo  {len(other.plan.trials)}" in re.sub(r"[^\w\n]+", "  ", out)
+    assert whole_in in err
+    code, _, err = run("results", "smoke")
+    assert code == 2
+    assert whole_in in err
+    assert "run the sweep file that it came from" in err

@@ -31,6 +31,11 @@ def loop(path):
     path.symlink_to(path)
 
 
+def fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def sealed(record):
     return json.dumps({"sha256": fingerprint(record), "record": record}).encode()
 
@@ -44,6 +49,7 @@ DAMAGES = {
     "deep": lambda path: path.write_bytes(NESTED),
     "a directory": directory,
     "a link to itself": loop,
+    "a pipe that nobody writes to": fifo,
     "sealed and empty": lambda path: path.write_bytes(sealed({})),
     "sealed and a list": lambda path: path.write_bytes(sealed([])),
 }

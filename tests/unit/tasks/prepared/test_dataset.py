@@ -120,6 +120,7 @@ def test_without_marker_it_is_half_written(store):
         ('{"schema": 1}', "must be whole"),
         ('{"schema": 99, "sha256": "x"}', "schema 99"),
         ('{"schema": 1, "record": {}, "files": {}, "sha256": "x"}', "another checksum"),
+        ("[" * 100_000, "must be whole; found: RecursionError"),
     ],
 )
 def test_a_damaged_marker_is_refused(store, text, message):
