@@ -53,7 +53,7 @@ def write_recipe(
 
 
 def lost_cells(path: Path, found: Sequence[CellOutcome]) -> list[str]:
-    """Name the cells that a recipe file tells of and that a search written in its place does not."""
+    """Name the cells that a recipe file has a choice for and a search written in its place does not know."""
     try:
         document = read_plain(path.read_text(encoding="utf-8"), str(path))
     except (OSError, ValueError, ConfigError):
@@ -64,7 +64,9 @@ def lost_cells(path: Path, found: Sequence[CellOutcome]) -> list[str]:
     return [
         f"{cell.get('model')} on {cell.get('dataset')}"
         for cell in (cells if isinstance(cells, list) else ())
-        if isinstance(cell, dict) and (cell.get("model"), cell.get("dataset")) not in here
+        if isinstance(cell, dict)
+        and "not_tuned" not in cell
+        and (cell.get("model"), cell.get("dataset")) not in here
     ]
 
 
