@@ -218,8 +218,8 @@ def _range(
     if low >= 0 and 127.5 < high <= 255:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     rule = f"{request.dataset.name}: float images must lie in [0, 1] or [0, 255], and which must be plain"
-    way_out = "say which values are black and white: pixel_range, e.g. pixel_range: [-1, 1]"
-    raise DataError(rule, f"[{low:g}, {high:g}]", way_out)
+    way_out = "say which values are black and white: pixel_range: [-1, 1], or --pixel-range -1 1 to measure"
+    raise DataError(rule, f"[{low:.9g}, {high:.9g}]", way_out)
 
 
 def _scanned(rows: Rows, index: int, request: RawRequest) -> NDArray[np.float32]:
