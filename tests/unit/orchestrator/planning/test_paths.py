@@ -3,7 +3,8 @@
 import pytest
 
 from orchestrator.planning.paths import RootPaths
-from search_spaces.errors import SetupError
+from orchestrator.planning.workspace import Workspace
+from search_spaces.errors import ConfigError, SetupError
 
 
 def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
@@ -18,3 +19,9 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
 
 def test_a_folder_that_is_only_called_like_a_session_is_taken(tmp_path):
     assert RootPaths.create(tmp_path / "session_1" / "root").exist
+
+
+@pytest.mark.parametrize("storage", ["s3://", "s3:", "gs:///", "file://"])
+def test_a_storage_without_a_place_is_no_folder_here(tmp_path, storage):
+    with pytest.raises(ConfigError, match=f"--storage must name a bucket or host; found: {storage}; e.g. s3"):
+        Workspace.open("smoke", str(tmp_path), storage)
