@@ -20,7 +20,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             "A measured record must be a readable JSON file", f"{path}: {error}", _WAY_OUT
         ) from None

@@ -67,7 +67,7 @@ class RootPaths:
         return paths
 
     def make(self) -> None:
-        """Make the folder, and see that it can be written and will stay.
+        """Make the folder, for this user alone, and see that it can be written and will stay.
 
         Raises:
             SetupError: when it cannot, or lies in a session folder of Ray, which goes with the cluster.
@@ -79,7 +79,8 @@ class RootPaths:
                 "name a folder with --root, absolute; `ray job submit --working-dir` starts commands in one",
             )
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            # Prepared images are patients'; who shares a root makes it first, with the modes that suit.
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.root / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()

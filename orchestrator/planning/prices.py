@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from orchestrator.planning.cards import CARDS, Card, card_named
 from orchestrator.planning.plain_yaml import read_plain
 from search_spaces.errors import ConfigError
+from tasks.atomic import read_whole
 
 DEFAULT_CARD = "h100"
 
@@ -86,7 +87,12 @@ def priced(card: Card, path: Path) -> Card:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    found = read_plain(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = read_whole(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        way_out = "mend it or delete it"
+        raise ConfigError("A price table must be readable text", f"{path}: {error}", way_out) from None
+    found = read_plain(text, str(path))
     if not isinstance(found, dict):
         raise ConfigError("A price table must be a mapping", str(path), "card: {dollars: 2.5, watts: 700}")
     return found

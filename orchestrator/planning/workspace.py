@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -61,6 +62,9 @@ class Workspace:
             SweepError: for whatever is wrong with the sweep or the root.
         """
         paths = RootPaths.at(root)
+        if storage and re.fullmatch(r"\w*:/*", storage):
+            # A sweep's name put behind it would be taken for the bucket, or for a folder here.
+            raise ConfigError("--storage must name a bucket or host", storage, "e.g. s3://bucket/results")
         return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
 
     def record(self) -> None:

@@ -125,7 +125,7 @@ class OutlineIndex:
         try:
             if not self.path.exists():
                 write_atomic(self.path, _line(VERSION), durable=False)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
             try:
                 os.write(descriptor, b"".join(lines))
             finally:

@@ -13,13 +13,16 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 PREFIX = "isweep-ray-"
-OWNER_FILE = "owner"
+OWNER_FILE, RAYS = "owner", "r"
+REMNANT_AGE_S = 60.0
+"""A folder without an owner file may be one that a run is just making."""
 
 
 @contextlib.contextmanager
@@ -30,11 +33,15 @@ def private_folder() -> Iterator[str]:
         A folder in it for Ray, which opens whatever folder it is given to everybody.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
-        inner = Path(folder) / "r"
+        inner = Path(folder) / RAYS
         inner.mkdir()
         with open(Path(folder) / OWNER_FILE, "w", encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
-            yield str(inner)
+            try:
+                yield str(inner)
+            finally:
+                # One that was just starting would make the folder again, open to everybody.
+                _end_processes(Path(folder))
 
 
 def remove_leftovers(base: Path | None = None) -> int:
@@ -45,7 +52,7 @@ def remove_leftovers(base: Path | None = None) -> int:
     """
     removed = 0
     for folder in sorted((base or Path(tempfile.gettempdir())).glob(f"{PREFIX}*")):
-        if _abandoned(folder):
+        if _abandoned(folder) or _nobodys(folder):
             _end_processes(folder)
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
@@ -54,7 +61,7 @@ def remove_leftovers(base: Path | None = None) -> int:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Tell whether a folder is ours and its run is gone; one without an owner file is another program's."""
+    """Tell whether a folder is ours and its run is gone."""
     try:
         with open(folder / OWNER_FILE, encoding="utf-8") as owner:
             if os.fstat(owner.fileno()).st_uid != os.geteuid():
@@ -65,12 +72,33 @@ def _abandoned(folder: Path) -> bool:
         return False
 
 
+def _nobodys(folder: Path) -> bool:
+    """Tell whether a folder is ours and a remnant: made again by a process of Ray after its run removed it.
+
+    Without an owner file may also be a live run, after a cleaner of old files: its processes are there.
+    """
+    try:
+        about = folder.lstat()
+        old = time.time() - about.st_mtime > REMNANT_AGE_S and about.st_uid == os.geteuid()
+        remnant = (folder / RAYS).is_dir() and not (folder / OWNER_FILE).exists()
+        return old and remnant and not any(_processes(folder))
+    except OSError:
+        return False
+
+
 def _end_processes(folder: Path) -> None:
-    """Kill what still runs out of a folder: Ray's agents and idle workers name it in their command line."""
+    """Kill what still runs out of a folder."""
+    for process in _processes(folder):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            os.kill(process, signal.SIGKILL)
+
+
+def _processes(folder: Path) -> Iterator[int]:
+    """Yield this user's processes out of a folder: those of Ray name it in their command line."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             mine = process.stat().st_uid == os.geteuid()
             if mine and f"{folder}/".encode() in (process / "cmdline").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
+                yield int(process.name)
         except OSError:
             continue  # it has ended meanwhile

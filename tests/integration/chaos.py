@@ -60,9 +60,9 @@ def workers_judged(found: Found) -> Found:
 
 
 def partition_judged(found: Found) -> Found:
-    """As :func:`cells_judged`, and the other host is of the cluster again."""
+    """As :func:`cells_judged`: the hosts were parted, and the other one is of the cluster again."""
     judged = cells_judged(found)
-    return {**judged, "holds": judged["holds"] and found["there"]}
+    return {**judged, "holds": judged["holds"] and found["there"] and "link up" in judged["faults"]}
 
 
 def mlflow_judged(found: Found) -> Found:

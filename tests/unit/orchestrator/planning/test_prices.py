@@ -58,6 +58,14 @@ def test_a_table_that_cannot_be_read_is_refused_with_its_place(tmp_path, text, m
     assert isinstance(caught.value, ConfigError)
 
 
+def test_a_table_that_is_no_text_is_one_message(tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "folder").mkdir()
+    for path in tmp_path.iterdir():
+        with pytest.raises(ConfigError, match=f"must be readable text; found: {path}: .*delete it"):
+            read_prices(path)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -137,6 +137,15 @@ def test_no_index_can_be_kept_where_nothing_can_be_written(workspace, reads, tmp
     assert not (tmp_path / "none").exists()
 
 
+def test_a_pipe_in_the_place_of_the_index_is_waited_for_by_nobody(workspace):
+    look_at_state(workspace)
+    index = workspace.sweep_paths.index
+    expected = look_at_state(workspace).results
+    index.unlink()
+    os.mkfifo(index)
+    assert look_at_state(workspace).results == expected
+
+
 def test_a_record_is_there_when_it_is_asked_for_after_a_look(workspace):
     look_at_state(workspace)
     state = look_at_state(workspace)

@@ -28,6 +28,14 @@ def base(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def process_of(folder: Path) -> subprocess.Popen[bytes]:
+    """Start what names the folder in its command line, as Ray's processes do."""
+    idle = subprocess.Popen([sys.executable, "-c", IDLE, f"{folder}/session"], stdout=subprocess.PIPE)
+    assert idle.stdout is not None
+    idle.stdout.readline()  # a process that is still being started shows no command line
+    return idle
+
+
 def test_only_this_user_can_enter_the_folder(base):
     with private_folder() as folder:
         outer = Path(folder).parent
@@ -53,9 +61,7 @@ def test_what_a_killed_run_left_is_removed_with_its_processes(base):
     )
     assert run.stdout is not None
     folder = Path(run.stdout.readline().strip())
-    idle = subprocess.Popen([sys.executable, "-c", IDLE, f"{folder}/session"], stdout=subprocess.PIPE)
-    assert idle.stdout is not None
-    idle.stdout.readline()  # a process that is still being started shows no command line
+    idle = process_of(folder)
     assert remove_leftovers() == 0
     run.send_signal(signal.SIGKILL)
     run.wait()
@@ -63,3 +69,27 @@ def test_what_a_killed_run_left_is_removed_with_its_processes(base):
     assert remove_leftovers() == 1
     assert not folder.parent.exists()
     assert idle.wait(10) == -signal.SIGKILL
+
+
+def test_no_process_outlives_its_folder_which_it_would_make_again(base):
+    with private_folder() as folder:
+        idle = process_of(Path(folder))
+    assert idle.wait(10) == -signal.SIGKILL
+    assert not list(base.iterdir())
+
+
+def test_a_folder_that_was_made_again_without_its_owner_is_removed_when_old_and_unused(base):
+    folders = {name: base / f"isweep-ray-{name}" for name in ("remnant", "young", "used", "others")}
+    for name, folder in folders.items():
+        (folder / ("data" if name == "others" else "r")).mkdir(parents=True)
+        if name != "young":
+            os.utime(folder, (0, 0))
+    idle = process_of(folders["used"])
+    assert remove_leftovers() == 1
+    assert sorted(path.name for path in base.iterdir()) == sorted(
+        folders[name].name for name in ("others", "used", "young")
+    )
+    idle.kill()
+    idle.wait()
+    assert remove_leftovers() == 1
+    assert not folders["used"].exists()
