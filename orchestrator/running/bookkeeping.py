@@ -137,7 +137,8 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
             if trial_id in self._queue.running:
                 self._hangs.heard(trial_id)
                 self._sweep.monitor.trial_epoch(trial_id, epoch, self._trained(trial_id))
-                self._sweep.tracker.extend(trial_id, self._points(epoch, score, at))
+                if points := self._points(epoch, score, at):
+                    self._sweep.tracker.extend(trial_id, points)
 
     def _trained(self, trial_id: str) -> NetworkSpec:
         """Return the network of a trial, with the number of images that it is trained on."""
