@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws, published_table, read_csv, write_report
+from orchestrator.analysis import fit_scaling_laws, published_table, read_csv
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import findings
+from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
 
 SUMMARY = {
