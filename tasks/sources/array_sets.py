@@ -98,9 +98,13 @@ class _Column:
         row = int(self.rows[place])
         group = self.groups[row] if self.groups else ""
         split = self.splits[row] if self.splits else self.part.split
-        name = "" if self.part.images == "images" else f"{self.part.images}/"
         details = (self.part.images, self.low, self.high)
-        return Item(f"{name}{row}", int(self.labels[place]), group, split, details)
+        return Item(row_locator(self.part.images, row), int(self.labels[place]), group, split, details)
+
+
+def row_locator(array: str, row: int) -> str:
+    """Return the locator of an image: its row, after its array's name unless that is ``images``."""
+    return str(row) if array == "images" else f"{array}/{row}"
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:

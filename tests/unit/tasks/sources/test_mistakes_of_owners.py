@@ -195,6 +195,12 @@ class TestFolders:
         with pytest.raises(DataError, match=f"one subfolder of images per class.*; {hint}"):
             prepare("folder", tmp_path / "raw")
 
+    def test_a_table_in_an_archive_has_to_be_unpacked(self, prepare, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("manifest.csv", "path,label")
+        with pytest.raises(DataError, match=r"give the table \(kind csv\), unpacked with its images"):
+            prepare("folder", tmp_path / "a.zip")
+
     def test_a_file_format_that_tells_the_label_is_flagged(self, prepare, class_folder):
         from PIL import Image
 
