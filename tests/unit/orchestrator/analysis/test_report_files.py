@@ -51,6 +51,12 @@ def test_every_file_is_there(folder):
     assert {f"{d.name}.{kind}" for d in DRAWINGS for kind in ("png", "pdf")} <= names
 
 
+def test_names_in_the_meaning_of_a_column_are_set_as_names(page):
+    columns = page.partition('<section id="columns">')[2]
+    assert "<code>natural</code> or <code>medical</code>" in columns
+    assert "`" not in columns.partition("</section>")[0]
+
+
 def test_the_page_needs_nothing_from_outside(page):
     assert re.findall(r"src=[\"'](?!data:)", page) == []
     # What a reader may follow, and nothing that the page loads.
