@@ -22,7 +22,7 @@ from orchestrator.planning.simulate import LOOK_AHEAD
 from orchestrator.running.address import check_answers
 from orchestrator.running.head import PRIVATE_PATIENCE_S, SHARED_PATIENCE_S, HeadWatch
 from orchestrator.running.leftovers import private_folder, remove_leftovers
-from orchestrator.running.signals import own_signals
+from orchestrator.running.signals import own_signals, stop_held
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
@@ -178,10 +178,7 @@ def connect(
     os.environ.update(_ALWAYS)
     if address is not None:
         head = check_answers(address)
-        import ray
-
-        _check_version(ray.__version__)
-        _read_settings_again()
+        ray = _imported()
         with _quiet(), own_signals():
             _attach(ray, address, head, job)
         with _watched(ray, SHARED_PATIENCE_S):
@@ -189,10 +186,7 @@ def connect(
         return
     remove_leftovers()
     with _local_environment(token_file), private_folder() as folder:
-        import ray
-
-        _check_version(ray.__version__)
-        _read_settings_again()
+        ray = _imported()
         with _quiet(), own_signals():
             _start(
                 ray,
@@ -220,6 +214,15 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
             end = threading.Thread(target=ray.shutdown, daemon=True)
             end.start()
             end.join(DISCONNECT_S)
+
+
+def _imported() -> Any:
+    with stop_held():
+        import ray
+
+        _check_version(ray.__version__)
+        _read_settings_again()
+    return ray
 
 
 def _start(ray: Any, **settings: Any) -> None:
