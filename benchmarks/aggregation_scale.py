@@ -20,7 +20,8 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from orchestrator.analysis import fit_scaling_laws, write_report
+from orchestrator.analysis import fit_scaling_laws
+from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.results.columns import INTEGER_COLUMNS, TEXT_COLUMNS
 from orchestrator.results.rows import FlatRun

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from orchestrator.analysis import fit_scaling_laws, write_report
+from orchestrator.analysis import fit_scaling_laws
+from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
 
 SIZES = (500, 750, 1000, 1250, 1500, 1750)

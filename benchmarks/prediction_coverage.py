@@ -3,7 +3,8 @@ pilot shorten them?
 
 Published numbers: every dataset left out of the prior in turn, its loss at the largest N predicted, for
 every model with readable losses; without and with a pilot (its losses at smaller sizes). Then the same with
-the largest N left out of the prior as well, so that N is extrapolated. Drawn tables (`blind_tables.py`,
+the largest N left out of the prior as well, so that N is extrapolated. Predictions of one dataset by several
+models are no independent cases, so the datasets that were missed are named. Drawn tables (`blind_tables.py`,
 which shares no code with the analysis): the same for a dataset kept back. Shares have their exact
 (Clopper-Pearson) 95 % bounds. The other side is the interval that knows nothing of the dataset (model and N
 alone).
@@ -17,8 +18,9 @@ import argparse
 import json
 import os
 import platform
+from collections import Counter
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,6 +46,7 @@ DRAWN = (
 class Outcome(NamedTuple):
     """Whether the interval held the loss, and by how much it was shorter than one that knows nothing."""
 
+    dataset: str
     held: bool
     shorter: float
 
@@ -73,7 +76,8 @@ def predicted(others: pd.DataFrame, mine: pd.DataFrame, *, extrapolate: bool = F
         value, reach = curve.at(last["train_size"])
         shorter = curve.shorter(last["train_size"])
         if reach is not None and shorter is not None:
-            found[kind] = Outcome(bool(abs(value - last["log_loss"]) <= reach), shorter)
+            held = bool(abs(value - last["log_loss"]) <= reach)
+            found[kind] = Outcome(str(last["dataset"]), held, shorter)
     return found
 
 
@@ -99,8 +103,9 @@ def drawn(name: str, num: int, *, extrapolate: bool) -> list[dict[str, Outcome]]
     return found
 
 
-def summary(found: list[dict[str, Outcome]]) -> dict[str, dict[str, float]]:
-    result = {}
+def summary(found: list[dict[str, Outcome]], *, named: bool = False) -> dict[str, dict[str, Any]]:
+    """Coverage by kind of pilot; ``named``: with the datasets of the published study that were missed."""
+    result: dict[str, dict[str, Any]] = {}
     for kind in PILOTS:
         rows = [row[kind] for row in found if kind in row]
         if rows:
@@ -113,7 +118,14 @@ def summary(found: list[dict[str, Outcome]]) -> dict[str, dict[str, float]]:
             result[kind] = {
                 "predictions": len(rows), **{key: round(float(v), 4) for key, v in numbers.items()},
             }  # fmt: skip
+            if named:
+                result[kind]["datasets"] = len({row.dataset for row in rows})
+                result[kind]["missed"] = dict(Counter(row.dataset for row in rows if not row.held))
     return result
+
+
+def shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
@@ -122,8 +134,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     ours = {
-        "published, a dataset left out": summary(published(extrapolate=False)),
-        "published, a dataset and the largest N left out": summary(published(extrapolate=True)),
+        "published, a dataset left out": summary(published(extrapolate=False), named=True),
+        "published, a dataset and the largest N left out": summary(published(extrapolate=True), named=True),
     }
     for name in DRAWN if arguments.tables else ():
         ours[f"drawn: {name}"] = summary(drawn(name, arguments.tables, extrapolate=False))
@@ -145,7 +157,7 @@ def main() -> None:
     for name, kinds in ours.items():
         print(name)
         for kind, row in kinds.items():
-            print(f"  {kind:>16}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
+            print(f"  {kind:>16}: " + ", ".join(f"{key} {shown(value)}" for key, value in row.items()))
 
 
 if __name__ == "__main__":

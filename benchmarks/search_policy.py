@@ -14,17 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.neighbours import Likeness
+from orchestrator.tuning.outcome import CellOutcome
 from orchestrator.tuning.replay import TabulatedCell, read_table, replay
+from orchestrator.tuning.rungs import REDUCTION
 from search_spaces.tuning import GRID_RATES, TuneSpec
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "search_table.csv"
@@ -34,17 +38,22 @@ KNOWN = {
     "digits": Likeness.of("natural", 240, 8.0, 0.30),
     "mri_lesion": Likeness.of("medical", 240, 9.0, 0.60),
 }
-POLICIES: dict[str, tuple[dict[str, Any], int]] = {
-    "tpe, stops, warm start": ({"sampler": "tpe"}, 3),
-    "tpe, stops": ({"sampler": "tpe", "warm_start": False}, 3),
-    "gp, stops, warm start": ({"sampler": "gp"}, 3),
-    "gp, stops": ({"sampler": "gp", "warm_start": False}, 3),
-    "random, stops": ({"sampler": "random", "warm_start": False}, 3),
-    "random, stops, warm start": ({"sampler": "random"}, 3),
-    "random, all to the end": ({"sampler": "random", "warm_start": False}, 1),
-    "tpe, all to the end": ({"sampler": "tpe", "warm_start": False}, 1),
+WARM, COLD = {"sampler": "tpe"}, {"sampler": "tpe", "warm_start": False}
+ALL_TO_THE_END = 1
+Policy = tuple[dict[str, Any], int]
+POLICIES: dict[str, Policy] = {
+    "tpe, stops, warm start": (WARM, REDUCTION),
+    "tpe, stops": (COLD, REDUCTION),
+    "gp, stops, warm start": ({"sampler": "gp"}, REDUCTION),
+    "gp, stops": ({"sampler": "gp", "warm_start": False}, REDUCTION),
+    "random, stops": ({"sampler": "random", "warm_start": False}, REDUCTION),
+    "random, stops, warm start": ({"sampler": "random"}, REDUCTION),
+    "tpe, worse half stops, warm start": (WARM, 2),
+    "tpe, all to the end, warm start": (WARM, ALL_TO_THE_END),
+    "tpe, all to the end": (COLD, ALL_TO_THE_END),
+    "random, all to the end": ({"sampler": "random", "warm_start": False}, ALL_TO_THE_END),
 }
-"""Settings and the reduction of the rungs; 1 stops no trial."""
+"""Settings and the reduction of the rungs."""
 
 
 def cells_of(table: dict[CellKey, TabulatedCell], tune: TuneSpec) -> dict[CellKey, TuningCell]:
@@ -54,65 +63,95 @@ def cells_of(table: dict[CellKey, TabulatedCell], tune: TuneSpec) -> dict[CellKe
     return {cell.key: cell for cell in tuning_cells(plan) if cell.key in table}
 
 
-def seeded(tune: TuneSpec, seed: int) -> TuneSpec:
-    return tune.model_copy(update={"seed": seed})
+@dataclass
+class Searches:
+    """Searches on one table, each run once.
 
+    Attributes:
+        table: Trainings.
+        seeds: Searches of one policy.
+    """
 
-def measure(seeds: int, table_path: Path = TABLE, budget: float = 0.2) -> list[dict[str, Any]]:
-    table = read_table(table_path)
-    rows = []
-    for name, (settings, reduction) in POLICIES.items():
+    table: dict[CellKey, TabulatedCell]
+    seeds: int
+    _found: dict[str, list[dict[CellKey, CellOutcome]]] = field(default_factory=dict)
+
+    def run(
+        self, settings: dict[str, Any], reduction: int, budget: float
+    ) -> list[dict[CellKey, CellOutcome]]:
+        """Return what was found, seed by seed."""
         # Weight decay and batch size are the recipe's: the table has rates alone.
         tune = TuneSpec.model_validate({"batch_size": (32,), "budget": budget, **settings})
-        cells = cells_of(table, tune)
-        regrets: dict[CellKey, list[float]] = {key: [] for key in cells}
-        costs, totals = [], []
-        for seed in range(seeds):
-            found = replay(cells, table, seeded(tune, seed), known=KNOWN, reduction=reduction)
-            for key, outcome in found.items():
-                regrets[key].append(table[key].regret(outcome))
-                costs.append(outcome.spent / GRID_RATES)
-                totals.append((outcome.spent + outcome.finalist_trainings) / (GRID_RATES * tune.seeds))
-        by_seed = np.array(list(regrets.values()))  # (num_cells, num_seeds)
+        key = f"{tune.model_dump_json()} {reduction}"
+        if key not in self._found:
+            cells = cells_of(self.table, tune)
+            seeded = (tune.model_copy(update={"seed": seed}) for seed in range(self.seeds))
+            self._found[key] = [
+                replay(cells, self.table, t, known=KNOWN, reduction=reduction) for t in seeded
+            ]
+        return self._found[key]
+
+    def regrets(self, found: list[dict[CellKey, CellOutcome]]) -> NDArray[np.float64]:
+        """Return them, in nat: ``(num_seeds, num_cells)``."""
+        return np.array([[self.table[key].regret(o) for key, o in one.items()] for one in found])
+
+
+def measure(searches: Searches, budget: float) -> list[dict[str, Any]]:
+    """Return a row per policy."""
+    rows = []
+    for name, (settings, reduction) in POLICIES.items():
+        found = searches.run(settings, reduction, budget)
+        regrets = searches.regrets(found)
+        every = [outcome for one in found for outcome in one.values()]
+        costs = [outcome.spent / GRID_RATES for outcome in every]
+        whole = GRID_RATES * TuneSpec().seeds
         rows.append(
             {
                 "policy": name,
-                "median_regret": float(np.median(np.median(by_seed, axis=0))),
-                "mean_regret": float(by_seed.mean()),
-                "upper_quartile": float(np.quantile(by_seed, 0.75)),
-                "worst_cell_median": float(np.median(by_seed, axis=1).max()),
-                "within_0.01": float((by_seed <= 0.01).mean()),
+                "median_regret": float(np.median(np.median(regrets, axis=1))),
+                "mean_regret": float(regrets.mean()),
+                "std_error": float(regrets.mean(axis=1).std(ddof=1) / np.sqrt(len(regrets))),
+                "upper_quartile": float(np.quantile(regrets, 0.75)),
+                "worst_cell_median": float(np.median(regrets, axis=0).max()),
+                "within_0.01": float((regrets <= 0.01).mean()),
                 "search_cost": statistics.fmean(costs),
                 "largest_search_cost": max(costs),
-                "whole_cost": statistics.fmean(totals),
-                "by_cell": {" on ".join(key): float(np.median(v)) for key, v in regrets.items()},
+                "whole_cost": statistics.fmean((o.spent + o.finalist_trainings) / whole for o in every),
+                "by_cell": {
+                    " on ".join(key): float(np.median(regrets[:, place]))
+                    for place, key in enumerate(found[0])
+                },
             }
         )
     return rows
 
 
-def warm_start(seeds: int, table_path: Path = TABLE) -> list[dict[str, float]]:
-    """Return what warm start changes: mean regret with less mean regret without, seed by seed, by budget."""
-    found = []
-    table = read_table(table_path)
-    for budget in (0.08, 0.12, 0.2, 0.4):
-        means = []
-        for warm in (True, False):
-            tune = TuneSpec.model_validate({"batch_size": (32,), "budget": budget, "warm_start": warm})
-            cells = cells_of(table, tune)
-            runs = [replay(cells, table, seeded(tune, seed), known=KNOWN) for seed in range(seeds)]
-            means.append([statistics.fmean(table[key].regret(o) for key, o in run.items()) for run in runs])
+QUESTIONS: dict[str, tuple[Policy, Policy, tuple[float, ...]]] = {
+    "warm_start": ((WARM, REDUCTION), (COLD, REDUCTION), (0.08, 0.12, 0.2, 0.4)),
+    "warm_start_all_to_the_end": ((WARM, ALL_TO_THE_END), (COLD, ALL_TO_THE_END), (0.2, 0.4)),
+    "stopping": ((COLD, REDUCTION), (COLD, ALL_TO_THE_END), (0.2, 0.4)),
+    "tpe_for_random": (POLICIES["tpe, all to the end"], POLICIES["random, all to the end"], (0.2, 0.4)),
+}
+"""Whether something pays: with it, without it, and at which budgets."""
+
+
+def answer(searches: Searches, question: str) -> list[dict[str, float]]:
+    """Return mean regret with less mean regret without, paired by seed, by budget."""
+    *policies, budgets = QUESTIONS[question]
+    rows = []
+    for budget in budgets:
+        means = [searches.regrets(searches.run(*policy, budget)).mean(axis=1) for policy in policies]
         changes = np.subtract(*means)
-        found.append(
+        rows.append(
             {
                 "budget": budget,
-                "mean_regret_with": float(np.mean(means[0])),
-                "mean_regret_without": float(np.mean(means[1])),
+                "mean_regret_with": float(means[0].mean()),
+                "mean_regret_without": float(means[1].mean()),
                 "change": float(changes.mean()),
-                "std_error": float(changes.std(ddof=1) / np.sqrt(seeds)),
+                "std_error": float(changes.std(ddof=1) / np.sqrt(len(changes))),
             }
         )
-    return found
+    return rows
 
 
 def main() -> None:
@@ -124,13 +163,14 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--budget", type=float, default=0.2)
     options = parser.parse_args()
-    rows = measure(options.seeds, options.table, options.budget)
+    searches = Searches(read_table(options.table), options.seeds)
+    rows = measure(searches, options.budget)
     if options.json:
         ours, *theirs = rows
         document = {"name": "search_policy", "seeds": options.seeds, "ours": ours, "theirs": theirs}
         document |= {
             "ratio": {row["policy"]: ours["mean_regret"] / row["mean_regret"] for row in theirs},
-            "warm_start": warm_start(options.seeds, options.table),
+            **{question: answer(searches, question) for question in QUESTIONS},
             "environment": {name: metadata.version(name) for name in ("optuna", "torch")},
         }
         print(json.dumps(document, indent=1))

@@ -201,17 +201,18 @@ def _measure_arrays(
     train_sizes: Sequence[int],
     class_pair: tuple[str, str] | None,
 ) -> Measurement:
+    from orchestrator.running.own_arrays import name_labels
     from tasks import measure_array
 
     names: tuple[str, ...] = ()
     codes = None
     if labels is not None:
-        found, places = np.unique(np.asarray(labels), return_inverse=True)
-        names, codes = tuple(map(str, found.tolist())), places.astype(np.int64)
-        if codes.ndim != 1 or len(codes) != len(images):
+        written = np.asarray(labels)
+        if written.shape != (len(images),):
             raise DataError(
-                "There must be one label per image", f"{codes.shape} labels, {len(images)} images"
+                "There must be one label per image", f"{written.shape} labels, {len(images)} images"
             )
+        names, codes = name_labels(written.tolist())
     if class_pair is not None:
         if codes is None or not set(class_pair) <= set(names) or class_pair[0] == class_pair[1]:
             raise ConfigError(

@@ -46,7 +46,8 @@ class Forecast:
 
         found = self.prediction
         words = {"loss": "test loss {} nat", "train_size": "{} images"}[found.quantity]
-        value = words.format("no" if found.value is None else number(found.value))
+        none = {"loss": "no test loss", "train_size": "no number of images"}[found.quantity]
+        value = none if found.value is None else words.format(number(found.value))
         bounds = "no interval"
         if found.interval is not None:
             low, high = (number(bound) or "no bound" for bound in found.interval)

@@ -8,7 +8,6 @@ from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.power import Power, design_of, power
 from orchestrator.analysis.prediction import Prediction, predict
 from orchestrator.analysis.published import published_table
-from orchestrator.analysis.report import write_report
 from orchestrator.analysis.scorecard import PublishedReport, Score, published_report, scorecard
 from orchestrator.results.columns import COLUMNS, Column
 
@@ -32,5 +31,4 @@ __all__ = [
     "read_csv",
     "scorecard",
     "write_csv",
-    "write_report",
 ]

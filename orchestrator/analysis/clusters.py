@@ -176,11 +176,10 @@ def permutation_test(
     if len(response) - reduced.shape[1] < 2:
         return None
     order, exact = _orders(tuple(blocks), _two_values(regressor) if others.shape[1] == 0 else None, seed)
-    moved = left[order]
-    # Projected again: a permuted residual need not stay orthogonal to the others.
-    squares = (moved**2).sum(axis=1) - ((moved @ basis) ** 2).sum(axis=1)
-    along = (moved @ x) ** 2 / float(x @ x)
-    share = along / np.maximum(squares, 1e-300)
+    # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
+    along = np.square(left[order] @ np.column_stack([basis, x]))
+    squares = left @ left - along[:, :-1].sum(axis=1)
+    share = along[:, -1] / float(x @ x) / np.maximum(squares, 1e-300)
     found = float((left @ x) ** 2 / float(x @ x) / float(left @ left))
     p_value = float(np.mean(share >= found * (1 - 1e-9)))
     return Permutation(p_value, len(order), exact)

@@ -18,7 +18,7 @@ from search_spaces.errors import DataError
 #: Train sizes beyond this are reported as "no size": no dataset has so many images.
 LARGEST_TRAIN_SIZE = 1e15
 LEVEL = 0.90
-#: An interval of train sizes wider than this factor is no answer.
+#: An interval of train sizes or losses wider than this factor is no answer.
 WIDEST_ANSWER = 1e4
 CANNOT_BE_TOLD = "cannot be told"
 #: An interval that d_data and K_F make no shorter than this share is worth a pilot, of this many at most.
@@ -128,7 +128,8 @@ class Curve:
         low, high = self.growth.ranges[c.TRAIN_SIZE]
         last = max(low, min(high, train_size / 2))
         for num in range(1, MOST_PILOT + 1):
-            sizes = np.geomspace(low, last, num)
+            # Trainings of one size would share their images: a pilot has as many sizes as trainings.
+            sizes = np.geomspace(low if num == 1 else min(low, last / 2), last, num)
             pilot = [PilotPoint(size, float(np.exp(self.at(size)[0]))) for size in sizes]
             sharpness = float(np.exp(self.log_sharpness))
             better = Curve(self.growth, self.d_data, sharpness, pilot).shorter(train_size)
@@ -136,6 +137,21 @@ class Curve:
                 named = listing([f"{size:.0f}" for size in sizes])
                 return [f"{poor}; a pilot at {named} images would make it {better:.0%} shorter"]
         return [f"{poor}, and no pilot of up to {MOST_PILOT} trainings would by {WORTH:.0%}"]
+
+    def loss_at(self, train_size: float) -> tuple[float | None, tuple[float, float] | None, list[str]]:
+        """Return the loss of one training and its interval, or why neither can be told."""
+        log_loss, reach = self.at(train_size)
+        if reach is None:
+            return float(np.exp(log_loss)), None, []
+        if 2 * reach > np.log(WIDEST_ANSWER):
+            # Written by its exponents: the bounds themselves may lie beyond any number.
+            low, high = ((log_loss + sign * reach) / np.log(10) for sign in (-1, 1))
+            why = (
+                f"{CANNOT_BE_TOLD}: the loss could lie between 10^{low:.0f} and 10^{high:.0f}, more than a "
+                f"factor {WIDEST_ANSWER:.0e}; {self._pilot()} narrows it"
+            )
+            return None, None, [why]
+        return float(np.exp(log_loss)), (float(np.exp(log_loss - reach)), float(np.exp(log_loss + reach))), []
 
     def size_for(self, target: float) -> tuple[float | None, tuple[float, float] | None, list[str]]:
         """Return the train size at which the loss reaches ``target`` and its interval, or why neither can
@@ -150,7 +166,14 @@ class Curve:
         if log_size > np.log(LARGEST_TRAIN_SIZE):
             why = f"{CANNOT_BE_TOLD}: more than {LARGEST_TRAIN_SIZE:.0e} images would be needed"
             return None, None, [why]
-        size = max(1.0, float(np.exp(log_size)))
+        if log_size <= 0:
+            smallest = self.growth.ranges[c.TRAIN_SIZE][0]
+            why = (
+                f"{CANNOT_BE_TOLD}: this fit has the loss at or below {target:.3g} at every size; "
+                f"the smallest fitted is {smallest:.0f} images"
+            )
+            return None, None, [why]
+        size = float(np.exp(log_size))
         if self.at(size)[1] is None:
             return size, None, []
         low, high = (self._first(sizes, sign, float(np.log(target))) for sign in (-1, 1))
@@ -165,9 +188,11 @@ class Curve:
 
     def _why(self, target: float, low: float | None, high: float | None) -> str:
         at = "no bound" if high is None else f"{high:.2g}"
-        pilot = "a pilot of small trainings on the dataset itself" if not self.num_pilot else "a larger pilot"
         return (
             f"{CANNOT_BE_TOLD}: between {'1' if low is None else f'{low:.2g}'} and {at} images could reach "
             "a loss of "
-            f"{target:.3g}, more than a factor {WIDEST_ANSWER:.0e}; {pilot} narrows it"
+            f"{target:.3g}, more than a factor {WIDEST_ANSWER:.0e}; {self._pilot()} narrows it"
         )
+
+    def _pilot(self) -> str:
+        return "a larger pilot" if self.num_pilot else "a pilot of small trainings on the dataset itself"

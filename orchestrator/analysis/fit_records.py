@@ -24,6 +24,7 @@ from orchestrator.analysis.law_records import (
     Status,
 )
 from orchestrator.analysis.points import Exclusion
+from orchestrator.analysis.words import no_trial
 from search_spaces.errors import DataError
 
 __all__ = ["ALL", "POOLED", "Interval", "ScalingFits", "Status"]
@@ -278,7 +279,7 @@ class ScalingFits:
             model=model,
             subset=subset,
             status="not_enough_data",
-            reason=f"no usable trial of model {model!r} in subset {subset!r}",
+            reason=no_trial(model, subset),
         )
 
     def level(
@@ -294,7 +295,7 @@ class ScalingFits:
             model=model,
             subset=subset,
             status="not_enough_data",
-            reason=f"no usable trial of model {model!r} in subset {subset!r}",
+            reason=no_trial(model, subset),
         )
 
     def exponent(self, *, model: str = POOLED, subset: str = ALL, response: str = "test_loss") -> ExponentFit:
@@ -308,7 +309,7 @@ class ScalingFits:
             model=model,
             subset=subset,
             status="not_enough_data",
-            reason=f"no usable trial of model {model!r} in subset {subset!r}",
+            reason=no_trial(model, subset),
         )
 
     def growth_of(self, *, model: str = POOLED, subset: str = ALL) -> Growth:
@@ -316,7 +317,7 @@ class ScalingFits:
         for fit in self.growth:
             if (fit.model, fit.subset) == (model, subset):
                 return fit
-        return Growth(model=model, subset=subset, status="not_enough_data", reason="no usable trial")
+        return Growth(model=model, subset=subset, status="not_enough_data", reason=no_trial(model, subset))
 
     def claim(self, key: str) -> Claim | None:
         """Return a headline claim, or None where it could not be tested."""

@@ -22,6 +22,7 @@ from orchestrator.analysis import points as t
 from orchestrator.analysis.calibration import stretched
 from orchestrator.analysis.fit_records import SharpnessScale
 from orchestrator.analysis.growth_records import EXPONENT, Growth, Prior
+from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.law_records import Interval
 from orchestrator.analysis.laws import MIN_DATASETS, select, shortage
 from orchestrator.analysis.regression import Array
@@ -54,7 +55,7 @@ def fit_growth(points: pd.DataFrame, *, model: str, subset: str, scale: Sharpnes
     names = [t.LOG_LOSS, t.D_REFERENCE, *([t.LOG_SHARPNESS] if scale.comparable else [])]
     rows, _ = t.complete(select(points, model, subset), names)
     blank = Growth(
-        model=model, subset=subset, status="not_enough_data", reason=shortage(rows, 1),
+        model=model, subset=subset, status="not_enough_data", reason=shortage(rows, 1), doubt=flattened(rows),
         num_datasets=int(rows[c.DATASET].nunique()),
     )  # fmt: skip
     if blank.reason:

@@ -35,12 +35,15 @@ class Prior:
 class Growth:
     """A prior that knows d_data and K_F, and a plain one that knows nothing of the dataset (model and N
     alone).
+
+    ``doubt`` is what a reader of every prediction from it should know.
     """
 
     model: str
     subset: str
     status: Status
     reason: str = ""
+    doubt: str = ""
     num_datasets: int = 0
     centre: float = 0.0
     informed: Prior | None = None

@@ -56,6 +56,8 @@ WORDS = {
 }  # fmt: skip
 #: K_F beyond the label, and whether the label says more than K_F.
 HEADLINE = (t.INVERSE_D, t.LOG_SHARPNESS, t.IS_MEDICAL)
+#: Effects of datasets within this share of the largest value are equal up to rounding.
+ROUNDING = 1e-12
 
 
 def fit_levels(points: pd.DataFrame, *, model: str, scale: SharpnessScale, seed: int) -> tuple[LevelFit, ...]:
@@ -129,12 +131,18 @@ def _few(rows: pd.DataFrame) -> str:
 
 
 def _reduce(rows: pd.DataFrame, names: tuple[str, ...]) -> tuple[list[str], Array] | None:
-    return dataset_effects(
-        rows[list(names)].to_numpy(dtype=float),
+    values = rows[list(names)].to_numpy(dtype=float)
+    found = dataset_effects(
+        values,
         rows[t.CELL].to_numpy(dtype=str),
         rows[c.DATASET].to_numpy(dtype=str),
         rows[t.WEIGHT].to_numpy(dtype=float),
     )
+    if found is None:
+        return None
+    datasets, effects = found
+    # Means of equal numbers differ in their last digits; a slope on that is none.
+    return datasets, np.where(np.ptp(effects, axis=0) <= ROUNDING * np.abs(values).max(axis=0), 0.0, effects)
 
 
 def _fitted(
@@ -142,7 +150,7 @@ def _fitted(
 ) -> LevelFit:
     y = effects[:, 0]
     x = effects[:, [1 + columns.index(term) for term in blank.terms]]
-    if float(np.ptp(y)) <= 1e-12 * max(1.0, float(np.abs(rows[RESPONSES[blank.response]]).max())):
+    if not y.any():
         return replace(blank, reason="the losses are the same for all datasets")
     slopes = means_regression(y, x)
     if slopes is None:

@@ -42,6 +42,9 @@ NUM_SEEDS = "num_seeds"
 CHANCE_LOSS = float(np.log(2))
 NEAR_CHANCE = 0.9
 
+#: Measures that are positive by what they mean.
+_ABOVE_ZERO = ("d_data_", "label_sharpness")
+
 _POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
 _CURVE = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
 SUBSET = [c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
@@ -63,9 +66,8 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
         infinities per column.
 
     Raises:
-        DataError: if a required column is absent, a trial appears twice, a domain is unknown, or one dataset
-        is
-            said to be of two domains.
+        DataError: if a required column is absent, a trial appears twice, a domain is unknown, one dataset is
+            said to be of two domains, or an accuracy is no share.
     """
     _check(table)
     full = split_by_recipe(table).copy()
@@ -78,10 +80,14 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     exclusions = []
     for name in [n for n in full.columns if n not in c.TEXT_COLUMNS and _is_measured(n)]:
         values = pd.to_numeric(full[name], errors="coerce").astype(float)
-        infinite = values.abs() >= LARGEST_VALUE
-        if infinite.any():
-            exclusions.append(Exclusion(f"{name}: stored infinity, treated as missing", int(infinite.sum())))
-        full[name] = values.mask(infinite)
+        unusable = {"stored infinity": values.abs() >= LARGEST_VALUE}
+        if name.startswith(_ABOVE_ZERO) and not name.endswith("_std_error"):
+            unusable["not above zero"] = values <= 0
+        for what, affected in unusable.items():
+            if affected.any():
+                exclusions.append(Exclusion(f"{name}: {what}, treated as missing", int(affected.sum())))
+            values = values.mask(affected)
+        full[name] = values
     return full.sort_values(c.TRIAL_ID, kind="stable").reset_index(drop=True), tuple(exclusions)
 
 
@@ -109,10 +115,24 @@ def _check(table: pd.DataFrame) -> None:
         raise DataError(
             "A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec"
         )
+    _check_accuracies(table)
     domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
     if (domains > 1).any():
         raise DataError(
             "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
+        )
+
+
+def _check_accuracies(table: pd.DataFrame) -> None:
+    if c.TEST_ACCURACY not in table:
+        return
+    shares = pd.to_numeric(table[c.TEST_ACCURACY], errors="coerce")
+    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
+    if len(wrong):
+        raise DataError(
+            "An accuracy is a share from 0 to 1",
+            f"{wrong.iloc[0]:g} at trial {table.loc[wrong.index, c.TRIAL_ID].iloc[0]!r}, {len(wrong)} in all",
+            "divide percentages by 100",
         )
 
 

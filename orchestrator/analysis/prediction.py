@@ -99,16 +99,15 @@ def predict(
 
 
 def _loss(curve: Curve, train_size: float, warnings: list[str]) -> Prediction:
-    log_loss, reach = curve.at(train_size)
-    warnings = [*warnings, *curve.advice(train_size)]
-    bounds = None if reach is None else (float(np.exp(log_loss - reach)), float(np.exp(log_loss + reach)))
+    value, bounds, why = curve.loss_at(train_size)
+    warnings = [*why, *warnings, *curve.advice(train_size)]
     return Prediction(
         quantity="loss",
-        value=float(np.exp(log_loss)),
+        value=value,
         interval=bounds,
         extrapolating=_is_outside(warnings),
         warning="; ".join(warnings),
-        shorter=curve.shorter(train_size),
+        shorter=None if bounds is None else curve.shorter(train_size),
         num_pilot=curve.num_pilot,
     )
 
@@ -196,7 +195,7 @@ def _is_outside(warnings: list[str]) -> bool:
 
 
 def _doubts(growth: Growth, domain: str | None) -> list[str]:
-    doubts = []
+    doubts = [growth.doubt] if growth.doubt else []
     if domain is not None and growth.subset == domain:
         doubts += [text.rstrip(".") for text in few_domain_datasets(domain, growth.num_datasets)]
     missing = [name for name in HEIGHT if growth.informed and name not in growth.informed.terms]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from orchestrator.analysis import palette
@@ -113,7 +113,13 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["words"] = _words
     return environment.get_template("report.html")
+
+
+def _words(text: str) -> Markup:
+    """Return a sentence with what stands in backticks as names are set on the page."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _write_data(table: pd.DataFrame, full: pd.DataFrame, fits: ScalingFits, directory: Path) -> None:

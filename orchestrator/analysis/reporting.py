@@ -69,8 +69,9 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Written | 
         workspace: The sweep.
         state: What the store holds; None reads it.
     """
-    from orchestrator.analysis import fit_scaling_laws, write_report
+    from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis.headline import headline
+    from orchestrator.analysis.report import write_report
 
     state = state or read_state(workspace)
     table = results_table(workspace, state=state)

@@ -32,6 +32,13 @@ def few_domain_datasets(domain: str, number: int) -> list[str]:
     ]
 
 
+def no_trial(model: str, subset: str) -> str:
+    """Say that nothing was there to fit, of which model and domain where it is not all of them."""
+    whose = "" if model == "pooled" else f" of {model}"
+    where = "" if subset == "all" else f" on a {subset} dataset"
+    return f"no usable trial{whose}{where}"
+
+
 def plural(count: int, noun: str) -> str:
     """Return ``1 dataset``, ``2 datasets``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

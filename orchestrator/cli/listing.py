@@ -52,12 +52,16 @@ def emit_sweeps(place: Place, documents: list[dict[str, Any]]) -> None:
 
     def show() -> None:
         if not documents:
-            stdout.print("no sweep ran below this root yet; start with: isweep run demo")
+            start = f"no sweep ran below this root yet; start with: {place.hint('run', 'demo')}"
+            stdout.print(escape(start), soft_wrap=True)
             return
         table = grid("sweep", *COUNTS)
         for document in documents:
             table.add_row(cell(document["sweep"]), *(str(document[name]) for name in COUNTS))
         stdout.print(table)
+        for document in documents:
+            if document["now"]:
+                stdout.print(escape(f"{document['sweep']}: {document['now']}"), soft_wrap=True)
 
     emit(place, documents, show)
 

@@ -126,14 +126,15 @@ def raw_folders(values: Sequence[str]) -> dict[str, Path]:
     """Return dataset -> folder of its raw download.
 
     Raises:
-        ConfigError: for what is no NAME=DIR.
+        ConfigError: for what is no NAME=DIR, or two folders for one dataset.
     """
-    folders = {}
+    folders: dict[str, Path] = {}
     for value in values:
         name, equals, folder = value.partition("=")
         if not equals or not name or not folder:
             raise ConfigError("--raw must be NAME=DIR", value, "e.g. --raw mnist=/data/mnist")
-        folders[name] = Path(folder)
+        if folders.setdefault(name, Path(folder)) != Path(folder):
+            raise ConfigError("--raw must name one folder per dataset", f"{name}={folders[name]} and {value}")
     return folders
 
 

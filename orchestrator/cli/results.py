@@ -149,7 +149,7 @@ def report(
     state = read_state(workspace)
     written = report_sweep(workspace, state)
     if written is None:
-        raise _no_results(preset, workspace, place)
+        raise no_results(preset, workspace, place)
     path = written.path
     if not from_store:
         _compare_with_mlflow(preset, workspace, place, state)
@@ -198,7 +198,7 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
         return _mlflow_table(workspace, place, error)
     table = results_table(workspace, state=state)
     if table.empty:
-        raise _no_results(preset, workspace, place)
+        raise no_results(preset, workspace, place)
     if not from_store:
         _compare_with_mlflow(preset, workspace, place, state)
     return table
@@ -243,8 +243,13 @@ def _say(text: str) -> None:
     stderr.print(text, markup=False, soft_wrap=True)
 
 
-def _no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
-    absent = "" if workspace.paths.exist else f"; there is no root {workspace.paths.root} yet"
-    return ConfigError(
-        f"Sweep {preset!r} has no results yet", way_out=f"run it: {place.hint('run', preset)}{absent}"
-    )
+def no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
+    """Say that a sweep has no results yet, and whether a run works on it or where one would put them."""
+    from orchestrator.running.run_state import read_run
+
+    if read_run(workspace) is not None:
+        way_out = f"a run works on it; see: {place.hint('status', preset)}"
+    else:
+        absent = "" if workspace.paths.exist else f"; there is no root {workspace.paths.root} yet"
+        way_out = f"run it: {place.hint('run', preset)}{absent}"
+    return ConfigError(f"Sweep {preset!r} has no results yet", way_out=way_out)

@@ -21,6 +21,7 @@ from orchestrator.cli.options import (
     run_options,
 )
 from orchestrator.cli.printing import emit, line, stderr, stdout
+from orchestrator.cli.results import no_results
 from search_spaces.errors import ConfigError, SweepError, collect
 
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
     from orchestrator.running.lock import locked
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    if not workspace.paths.exist and not StoredResults.read(workspace.results_url).trials:
+        raise no_results(preset, workspace, place)
     workspace.paths.make()
     with locked(workspace, "isweep reconcile"):
         stored = StoredResults.read(workspace.results_url)

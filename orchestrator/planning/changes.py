@@ -16,14 +16,16 @@ def read_changes(words: Iterable[str]) -> dict[str, object]:
     """Read ``KEY=VALUE`` words, the value as in a sweep file.
 
     Raises:
-        ConfigError: for a word that is none.
+        ConfigError: for a word that is none, or two values for one key.
     """
     changes: dict[str, object] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key or not value.strip():
             raise ConfigError("--set must be KEY=VALUE", word, WAY_OUT)
-        changes[key] = read_plain(value, f"--set {key}")
+        read = read_plain(value, f"--set {key}")
+        if changes.setdefault(key, read) != read:
+            raise ConfigError(f"--set {key} must be given one value", f"{changes[key]!r} and {read!r}")
     return changes
 
 

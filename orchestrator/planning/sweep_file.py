@@ -220,8 +220,8 @@ def _read_file(path: Path, kind: str = "sweep file") -> str:
             )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        hint = f"presets are: {', '.join(preset_names())}"
-        raise ConfigError(f"The {kind} must exist", str(path), hint) from None
+        what, names = ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
+        raise ConfigError(f"The {kind} must exist", str(path), f"{what} are: {', '.join(names)}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"The {kind} must be readable UTF-8 text", f"{path}: {error}") from None
 

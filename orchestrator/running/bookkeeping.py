@@ -15,7 +15,7 @@ from orchestrator.planning.order import array_key
 from orchestrator.planning.redaction import without_secrets
 from orchestrator.results.history import Event, History, What
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
-from orchestrator.results.rows import epoch_points, flat_trial
+from orchestrator.results.rows import Point, epoch_points, flat_trial
 from orchestrator.results.tracking.tracker import PARENT_KEY, Failure
 from orchestrator.results.weights import WeightStore
 from orchestrator.running.epochs import EpochListener
@@ -30,8 +30,9 @@ from orchestrator.running.shelf import Shelf
 from orchestrator.running.signals import raise_if_asked
 from orchestrator.running.trainable import REPORT
 from search_spaces.errors import SetupError, SweepError
-from search_spaces.trials import TrialSpec
-from tasks.trials.result import TrialResult
+from search_spaces.trials import NetworkSpec, TrialSpec
+from tasks.trials.measured import EpochScore
+from tasks.trials.result import EpochRecord, TrialResult
 
 if TYPE_CHECKING:
     from orchestrator.running.sweep import TrialSweep
@@ -135,8 +136,17 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         for trial_id, epoch, score in self._listener.heard():
             if trial_id in self._queue.running:
                 self._hangs.heard(trial_id)
-                self._sweep.monitor.trial_epoch(trial_id, epoch, self._cells[trial_id].network)
-                self._sweep.tracker.extend(trial_id, epoch_points(epoch, score, at))
+                self._sweep.monitor.trial_epoch(trial_id, epoch, self._trained(trial_id))
+                if points := self._points(epoch, score, at):
+                    self._sweep.tracker.extend(trial_id, points)
+
+    def _trained(self, trial_id: str) -> NetworkSpec:
+        """Return the network of a trial, with the number of images that it is trained on."""
+        return self._cells[trial_id].network
+
+    def _points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+        """Return what the tracker is told of an epoch while its trial runs."""
+        return epoch_points(epoch, score, at_ms)
 
     def _show_counts(self) -> None:
         """Tell how far the sweep is."""

@@ -27,7 +27,7 @@ from tasks.remote import Executor
 from tasks.sources import OWN_KINDS, own_kind_of
 
 MAX_HELD_BYTES = 2 << 30
-SAID = ("label_map", "label_columns", "layout")
+SAID = ("label_map", "label_columns", "layout", "pixel_range")
 """What may be said of own data that are measured."""
 
 
@@ -40,7 +40,8 @@ class MeasureRequest:
             dataset's folder, or a dataset's name.
         labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
         raw: Raw download, for a dataset's name.
-        said: Fields of own data: ``label_map`` (label as written -> class), ``label_columns``, ``layout``.
+        said: Fields of own data: ``label_map`` (label as written -> class), ``label_columns``, ``layout``;
+            ``pixel_range`` is that of the settings.
         class_pair: Only these two classes, by name; a number that is no name is the place in their order.
         max_skipped_share: Largest share of image files that may be unusable.
         train_sizes: Nested, stratified subsets to measure too.
@@ -74,6 +75,8 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         SweepError: for a source that cannot be read or measured.
     """
     _check_device(request.settings.device)
+    if request.settings.pixel_range is not None:
+        request = replace(request, said=request.said | {"pixel_range": request.settings.pixel_range})
     path = Path(request.source)
     if request.said and ((request.source in DATASETS and not path.exists()) or (path / MARKER).exists()):
         rule = f"{_options(request.said)} is for own data that are not prepared yet"
@@ -203,13 +206,12 @@ def _measured(
 
 
 def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
-    others = set(request.said) - {"label_map"}
+    others = set(request.said) - {"label_map", "pixel_range"}
     if others:
         raise ConfigError(
             f"{_options(sorted(others))} is for other kinds of own data", path.name, "leave it out"
         )
-    label_map = request.said.get("label_map", {})
-    images, labels, names, taken = load_arrays(path, request.labels, label_map)
+    images, labels, names, taken = load_arrays(path, request.labels, _own_source("npz", path, request))
     if request.class_pair is not None:
         if labels is None:
             raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")

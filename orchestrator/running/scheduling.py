@@ -56,7 +56,12 @@ def what_is_missing(resources: Resources) -> str:
         f"{free.get(_ray_name(name), 0):g} free)"
         for name, amount in resources.as_ray().items()
     )
-    return f"each asks for {asked}."
+    held = any(
+        free.get(_ray_name(name), 0) < amount <= there.get(_ray_name(name), 0)
+        for name, amount in resources.as_ray().items()
+    )
+    who = " What is not free is held by other work, or by processes that still start." if held else ""
+    return f"each asks for {asked}.{who}"
 
 
 def _ray_name(name: str) -> str:

@@ -70,7 +70,7 @@ class TuningCell:
         """The point that the sweep's own recipe stands at."""
         return _point(self._recipe(None))
 
-    @property
+    @cached_property
     def num_epochs(self) -> int:
         """Epochs of a whole training."""
         return self._recipe(None).epochs

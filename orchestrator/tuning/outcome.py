@@ -42,9 +42,9 @@ class CellOutcome(Finding):
         dataset: Name.
         chosen: The finalist of lowest mean loss; None when none was trained to its end.
         own: The sweep's own recipe, trained as often; None when it failed.
-        finalists: All of them, best first.
+        finalists: All that have every run, those of earlier starts too, best first.
         gain: Mean loss of ``own`` less that of ``chosen``, over the runs that both have.
-        gain_std_error: From the spread of the differences, run by run; None for one run.
+        gain_std_error: From the spread of the differences, run by run; None for one run, or own kept.
         flat: Smallest and largest rate of trials within ``FLAT_WITHIN`` of the best, all else as tried.
         num_trials: Points that were tried.
         num_pruned: Of them, stopped early.
@@ -77,6 +77,11 @@ class CellOutcome(Finding):
     def divergence_rate(self) -> float:
         """Share of the points tried that diverged."""
         return self.num_diverged / self.num_trials if self.num_trials else 0.0
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether nothing was better than the sweep's own recipe."""
+        return self.own is not None and self.chosen == self.own
 
     @property
     def why_not(self) -> str:
@@ -114,7 +119,10 @@ def outcomes(search: Search) -> tuple[CellOutcome, ...]:
 
 def _outcome(search: CellSearch, num_finalists: int, num_runs: int) -> CellOutcome:
     tried = [result for (_, run), result in search.results.items() if run == 0]
-    finalists = [_candidate(search, point, num_runs) for point in search.finalists(num_finalists)]
+    points = search.finalists(num_finalists)
+    # Finalists of earlier starts have all their runs too: a search that goes on forgets none.
+    points += [point for point, _ in search.complete() if point not in points]
+    finalists = [_candidate(search, point, num_runs) for point in points]
     # Of equal means the first, the better one of the search.
     ranked = sorted(filter(None, finalists), key=lambda candidate: candidate.mean)
     own = next((candidate for candidate in ranked if candidate.point == search.cell.own), None)
@@ -128,7 +136,7 @@ def _outcome(search: CellSearch, num_finalists: int, num_runs: int) -> CellOutco
         own=own,
         finalists=tuple(ranked),
         gain=statistics.fmean(gains) if gains else None,
-        gain_std_error=_std_error(gains),
+        gain_std_error=None if chosen == own else _std_error(gains),
         flat=_flat(search),
         num_trials=len(tried),
         num_pruned=statuses.count(SearchStatus.PRUNED),

@@ -32,7 +32,7 @@ from orchestrator.tuning.earlier import Earlier
 from orchestrator.tuning.flat import flat_search
 from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome, outcomes
-from orchestrator.tuning.recipe_file import write_recipe
+from orchestrator.tuning.recipe_file import lost_cells, write_recipe
 from orchestrator.tuning.records import SearchRecord
 from orchestrator.tuning.report import write_report
 from orchestrator.tuning.search import Search
@@ -273,6 +273,11 @@ class _Tuning:
         sweep = self.workspace.plan.sweep
         found = outcomes(search)
         recipe = self.workspace.paths.tuned_recipe(sweep.name)
+        if lost := lost_cells(recipe, found):
+            self.monitor.note(
+                f"{recipe.name} had {', '.join(lost)} too, which this search has not; their trials are kept: "
+                "tune all models and datasets together to have them in it again"
+            )
         prepared = self.workspace.prepared.values()
         write_recipe(recipe, sweep, found, {data.record.dataset: data.fingerprint for data in prepared})
         report = write_report(self.workspace, search, found)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.plain_yaml import write_plain
+from orchestrator.planning.plain_yaml import read_plain, write_plain
+from orchestrator.planning.tuned import split_tuned
 from orchestrator.results.tracking.provenance import provenance
 from orchestrator.tuning.outcome import CellOutcome
+from search_spaces.errors import ConfigError
 from search_spaces.sweeps import SweepSpec
 from tasks.atomic import write_atomic
 
@@ -48,6 +50,24 @@ def write_recipe(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (HEAD.format(name=sweep.name) + write_plain(document)).encode())
+
+
+def lost_cells(path: Path, found: Sequence[CellOutcome]) -> list[str]:
+    """Name the cells that a recipe file has a choice for and a search written in its place does not know."""
+    try:
+        document = read_plain(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError, ConfigError):
+        return []  # none there, or not one of ours any more
+    _, tuned = split_tuned(document)
+    cells = tuned.get("cells") if tuned else None
+    here = {(cell.model, cell.dataset) for cell in found}
+    return [
+        f"{cell.get('model')} on {cell.get('dataset')}"
+        for cell in (cells if isinstance(cells, list) else ())
+        if isinstance(cell, dict)
+        and "not_tuned" not in cell
+        and (cell.get("model"), cell.get("dataset")) not in here
+    ]
 
 
 def _evidence(cell: CellOutcome) -> dict[str, Any]:

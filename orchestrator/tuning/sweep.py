@@ -12,6 +12,7 @@ import ray
 
 from orchestrator.planning.order import array_key
 from orchestrator.results.records import TrialFailure
+from orchestrator.results.rows import Point
 from orchestrator.results.tracking.provenance import provenance
 from orchestrator.running.bookkeeping import Bookkeeping
 from orchestrator.running.shelf import Shelf
@@ -26,6 +27,8 @@ from orchestrator.tuning.worker import SearchTrainable, start_judge
 from search_spaces.errors import SweepError
 from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
+from tasks.trials.measured import EpochScore
+from tasks.trials.result import EpochRecord
 from tasks.trials.search_result import SearchResult, capped
 
 MOST_TRIALS = 100_000
@@ -209,12 +212,22 @@ class SearchBookkeeping(Bookkeeping):
         sweep.records[trial_id] = record
         sweep.searched.finished(trial_id, result)
         self._queue.settle(trial_id)
+        self._hangs.ended(trial_id)
         self._shelf.trial_ended(trial_id, array_key(sweep.plan, asked.spec), for_good=True)
         sweep.retries.finished(trial_id)
         self._broken = 0
         sweep.tracker.finish(flat_search(record))
         sweep.monitor.trial_finished(trial_id, result.status)
         sweep.count()
+        self._show_counts()
+
+    def _trained(self, trial_id: str) -> NetworkSpec:
+        spec = self._sweep.searched.asked(trial_id).spec
+        num_train = round(spec.network.train_size * (1 - spec.validation.share))
+        return spec.network.model_copy(update={"train_size": num_train})
+
+    def _points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+        return ()  # a search's run has validation losses alone, which come with its result
 
     def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
         ending = super()._fail(trial_id, failure, died=died)

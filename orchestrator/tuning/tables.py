@@ -73,8 +73,8 @@ def outcome_table(cells: Sequence[CellOutcome]) -> Table:
         key="tuned",
         title="Searched recipes",
         note="Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower "
-        "than with the sweep's own recipe, in the same runs; flat: rates tried within "
-        f"{FLAT_WITHIN:g} nat of the best; trainings: of the search + of finalists.",
+        "than with the sweep's own recipe, in the same runs (own kept: nothing was better); flat: rates "
+        f"tried within {FLAT_WITHIN:g} nat of the best; trainings: of the search + of finalists.",
         header=HEADER,
         rows=tuple(_cells(cell) for cell in cells),
         numeric_from=2,
@@ -102,7 +102,7 @@ def _cells(cell: CellOutcome) -> tuple[str, ...]:
         "" if point is None else str(point.batch_size),
         _loss(cell.chosen),
         _loss(cell.own),
-        _spelled(cell.gain, cell.gain_std_error),
+        "own kept" if cell.keeps_own else _spelled(cell.gain, cell.gain_std_error),
         "" if flat is None else f"{flat[0]:.2g} to {flat[1]:.2g}",
         str(cell.num_trials),
         str(cell.num_pruned),

@@ -56,6 +56,7 @@ class SearchTrainable(TrialTrainable):
             gpu_fraction=num_gpus if on_gpu else None,
             micro_batch=cell["micro_batch"],
             go_on=self._goes_on,
+            on_epoch=None if self._epochs is None else self._epochs.teller(cell["trial_id"]).ended,
         )
         return SearchReport(
             started_at=started_at,

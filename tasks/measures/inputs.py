@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,17 @@ def check_labels(labels: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64
         raise DataError(
             "Labels must be whole numbers", f"dtype {array.dtype}", "number the classes 0, 1, ..."
         )
-    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
-        bad = np.flatnonzero(~(np.isfinite(array) & (array == np.rint(array))))
+    if array.dtype.kind == "f" and len(bad := np.flatnonzero(~_is_int64(array))):
         raise DataError(
             "Labels must be whole numbers", f"{array[bad[0]]} at row {bad[0]}", "number the classes"
         )
     return array.astype(np.int64)
+
+
+def _is_int64(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """Floats that are whole numbers which int64 holds; NaN and infinity are not."""
+    whole: npt.NDArray[np.bool_] = (values == np.rint(values)) & (np.abs(values) < 2.0**63)
+    return whole
 
 
 def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
@@ -43,7 +49,9 @@ def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
     Raises:
         DataError: If there are none, or one is not whole or does not fit the number of images.
     """
-    if any(size % 1 for size in train_sizes):
+    if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
+        raise DataError("train_sizes must be several sizes", repr(train_sizes), "e.g. [500, 1000]")
+    if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
         raise DataError("train_sizes must be whole numbers", str(list(train_sizes)), "round them")
     sizes = sorted({int(size) for size in train_sizes})
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,7 @@ class MeasureSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that measure nothing."""
+        self._check_types()
         rules = [
             (self.num_neighbors >= 3, "num_neighbors must be at least 3", self.num_neighbors),
             (self.dtype in ("float32", "float64"), "dtype must be float32 or float64", self.dtype),
@@ -64,6 +67,11 @@ class MeasureSettings:
                 ", ".join(self.estimators),
             ),
             (bool(self.sharpness_seeds), "sharpness_seeds must hold at least one seed", ""),
+            (
+                all(seed >= 0 for seed in (self.seed, *self.sharpness_seeds)),
+                "seeds must not be negative",
+                (self.seed, *self.sharpness_seeds),
+            ),
             (
                 self.sharpness_sample is None or self.sharpness_sample >= 2,
                 "sharpness_sample must be at least 2, or None for all images",
@@ -80,11 +88,36 @@ class MeasureSettings:
                 raise ConfigError(rule, str(value))
         table_width(self.estimators, self.num_neighbors)
 
+    def _check_types(self) -> None:
+        """Refuse what is no number where one is needed; all that follows compares them."""
+        whole = {
+            "num_neighbors": (self.num_neighbors,),
+            "block_rows": (self.block_rows,),
+            "sharpness_sample": () if self.sharpness_sample is None else (self.sharpness_sample,),
+            "seed": (self.seed,),
+            "sharpness_seeds": _as_tuple(self.sharpness_seeds),
+        }
+        for name, values in whole.items():
+            if not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
+                raise ConfigError(f"{name} must be a whole number", repr(getattr(self, name)), "round it")
+        limits = (0, 1) if self.pixel_range is None else _as_tuple(self.pixel_range)
+        if len(limits) != 2 or not all(isinstance(limit, Real) for limit in limits):
+            raise ConfigError("pixel_range must be (black, white), two numbers", repr(self.pixel_range))
+        if not isinstance(self.discard_fraction, Real):
+            raise ConfigError("discard_fraction must be a number", repr(self.discard_fraction))
+        if not all(isinstance(name, str) for name in _as_tuple(self.estimators)):
+            raise ConfigError("estimators must be names", repr(self.estimators), "e.g. ('mle', 'twonn')")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }
+
+
+def _as_tuple(values: Any) -> tuple[Any, ...]:
+    """Several values as a tuple, one value as a tuple of one."""
+    return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,13 @@ class _Column:
         row = int(self.rows[place])
         group = self.groups[row] if self.groups else ""
         split = self.splits[row] if self.splits else self.part.split
-        name = "" if self.part.images == "images" else f"{self.part.images}/"
         details = (self.part.images, self.low, self.high)
-        return Item(f"{name}{row}", int(self.labels[place]), group, split, details)
+        return Item(row_locator(self.part.images, row), int(self.labels[place]), group, split, details)
+
+
+def row_locator(array: str, row: int) -> str:
+    """Return the locator of an image: its row, after its array's name unless that is ``images``."""
+    return str(row) if array == "images" else f"{array}/{row}"
 
 
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
@@ -218,8 +222,8 @@ def _range(
     if low >= 0 and 127.5 < high <= 255:
         return (0.0, 255.0), "floats in [0, 255] as stored"
     rule = f"{request.dataset.name}: float images must lie in [0, 1] or [0, 255], and which must be plain"
-    way_out = "say which values are black and white: pixel_range, e.g. pixel_range: [-1, 1]"
-    raise DataError(rule, f"[{low:g}, {high:g}]", way_out)
+    way_out = "say which values are black and white: pixel_range: [-1, 1], or --pixel-range -1 1 to measure"
+    raise DataError(rule, f"[{low:.9g}, {high:.9g}]", way_out)
 
 
 def _scanned(rows: Rows, index: int, request: RawRequest) -> NDArray[np.float32]:

@@ -189,15 +189,17 @@ def _classes(found: list[Found], tree: RawTree, request: RawRequest) -> tuple[st
         raise DataError(
             f"{request.dataset.name}: the folder must hold one subfolder of images per class, two at least",
             f"{len(classes)} with images",
-            EXPECTED + _hint(tree),
+            EXPECTED + _hint(tree, is_archive=request.root().is_file()),
         )
     return classes
 
 
-def _hint(tree: RawTree) -> str:
+def _hint(tree: RawTree, *, is_archive: bool) -> str:
     """Say what else the folder holds that could be read, when it has no class folders."""
     endings = {PurePath(name).suffix.lower() for name in tree}
     hints = [hint for ending, hint in HINTS.items() if ending in endings]
+    if is_archive and _TABLE in hints:
+        hints[hints.index(_TABLE)] = f"{_TABLE}, unpacked with its images"
     return "".join(f"; {hint}" for hint in dict.fromkeys(hints))
 
 

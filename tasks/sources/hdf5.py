@@ -45,7 +45,8 @@ def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
     except ImportError as error:
         raise SetupError("HDF5 files need h5py", "not installed", "pip install 'isweep[formats]'") from error
     try:
-        return h5py.File(path, "r")
+        # A chunk that does not fit into the cache (1 MiB by default) is unpacked again for every row of it.
+        return h5py.File(path, "r", rdcc_nbytes=MAX_CHUNK_BYTES)
     except (OSError, RuntimeError, ValueError):
         raise DataError(f"{name}: the file must be a whole HDF5 file", "damaged or another format") from None
 

@@ -133,7 +133,7 @@ def _read_text(body: bytes) -> list[list[str]]:
     except UnicodeDecodeError:
         raise TableError("must be UTF-8 text", "other bytes; save it as UTF-8") from None
     if "\0" in text:
-        raise TableError("must be text", "zero bytes")
+        raise TableError("must be UTF-8 text", "zero bytes; save it as UTF-8")
     first = text.split("\n", 1)[0]
     delimiter = max(DELIMITERS, key=first.count)
     csv.field_size_limit(MAX_CELL)

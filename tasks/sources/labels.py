@@ -12,6 +12,7 @@ from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest
 
 MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat", "nil", ".", "?"})
+MISSING |= {"inf", "-inf", "+inf"}
 MISSING |= {"#value!", "#ref!", "#name?", "#div/0!", "#null!", "#num!"}
 """What spreadsheets, pandas, R, SAS and ARFF write where there is nothing, in lower case."""
 
@@ -21,12 +22,19 @@ PLACEHOLDERS = frozenset(
 """Patient ids that many patients share."""
 
 UNKNOWN = frozenset({"-", "--", "unknown", "unk", "missing", "unlabeled", "unlabelled", "unspecified"})
-UNKNOWN |= {"not available", "not known", "tbd"}
+UNKNOWN |= {"not available", "not known", "tbd", "todo", "uncertain", "unsure", "undetermined", "undefined"}
+UNKNOWN |= {"ignore", "ignored", "not applicable", "n.a.", "no label"}
 """Words that may name a class, and mostly say that there is none, in lower case."""
 
 BOOLEANS = {"true": "1", "yes": "1", "false": "0", "no": "0"}
 SHORT = {"pos": "positive", "neg": "negative"}
+INITIALS = {"y": "yes", "n": "no", "t": "true", "f": "false", "p": "positive", "+": "positive"}
+"""One class with the whole word where that is there; else letters are classes of their own."""
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+LOOK_ALIKE = str.maketrans("αοερικντυχγ", "aoepikvtuxy")
+"""Greek letters that pass for Latin ones."""
+DOT_ABOVE = "\u0307"
+"""What is left of a Turkish capital I in lower case."""
 SEPARATOR = re.compile(r"[|;,&+/]")
 MISSING_CODES = (99, 255, 999, 9999, 65535)
 """Numbers that stand for "unknown" where they lie far above the classes; 255 is -1 in a byte."""
@@ -51,9 +59,9 @@ def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
 def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     """Check that every class has a name that can be shown, and that none is spelt in two ways.
 
-    Letter case, blanks, quotes, Unicode forms (NFKC) and ways to write a number, a truth value, positive or
-    negative make no other class. A list of other classes is none. A word for "unknown" is asked about. What
-    ``label_map`` says is meant so.
+    Letter case, blanks, hyphens and underscores between words, quotes, Unicode forms (NFKC), letters that
+    look alike and ways to write a number, a truth value, positive or negative make no other class. A list of
+    other classes is none. A word for "unknown" is asked about. What ``label_map`` says is meant so.
     What cannot be printed could not be told apart, and could drive a terminal.
 
     Raises:
@@ -64,9 +72,11 @@ def check_spellings(names: Iterable[str], request: RawRequest) -> None:
     _check_numbers(found, request)
     _check_known(found, request)
     _check_single(found, request)
+    words = {name.strip().casefold() for name in found}
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     for name in found:
-        spellings[_key(name)].add(name)
+        whole = INITIALS.get(name.strip().casefold())
+        spellings[_key(whole if whole and whole in words else name)].add(name)
     doubtful = [" / ".join(map(repr, sorted(group))) for group in spellings.values() if len(group) > 1]
     if doubtful:
         more = ", ..." if len(doubtful) > MAX_SHOWN else ""
@@ -156,7 +166,8 @@ def _mixes_alphabets(name: str) -> bool:
 
 
 def _key(name: str) -> str:
-    plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    plain = unicodedata.normalize("NFKC", name).casefold().translate(LOOK_ALIKE).replace(DOT_ABOVE, "")
+    plain = " ".join(re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", " ", plain).split())
     plain = plain.strip(QUOTES) or plain
     plain = BOOLEANS.get(plain, SHORT.get(plain, plain))
     try:

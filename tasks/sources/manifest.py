@@ -39,7 +39,7 @@ class Manifest:
                 bad splits, or ids that cannot tell patients apart; at once and with counts.
         """
         tables = find_tables(request)
-        columns = find_columns(tables, request)
+        columns = find_columns(tables, self.optional, request)
         rows = read_rows(tables, columns, self.optional, request)
         _check_rows(rows, [self.identity(row) for row in rows], request)
         kept = [row for row in rows if split_of(row.get("split", "")) is not None]
@@ -62,15 +62,14 @@ class Manifest:
     def _check_files(self, folder: Path, named: Sequence[str], request: RawRequest) -> dict[str, int]:
         """Check that every named file is there, and count images that no row names."""
         # One walk also refuses links out and FIFOs; only names it did not meet (hidden ones) are looked up.
-        found = list(walk(folder, request))
-        unmet = set(named).difference(found)
-        missing = [name for name in sorted(unmet) if not _is_file(folder, name, request)]
+        found, known = list(walk(folder, request)), set(named)
+        missing = [name for name in sorted(known.difference(found)) if not _is_file(folder, name, request)]
         if missing:
             rule = f"{request.dataset.name}: every path of the manifest must be a file"
             bare = not any(PurePosixPath(name).suffix for name in missing)
             way_out = "paths are relative to the table" + (", with their ending such as .jpg" if bare else "")
             raise DataError(rule, f"missing: {first_hashed(request, missing)}", way_out)
-        extra = sum(name not in set(named) and self.reads(name) for name in found) if found else 0
+        extra = sum(name not in known and self.reads(name) for name in found)
         return {"image without a row in the manifest": extra} if extra else {}
 
     def identity(self, row: Row) -> str:

@@ -8,14 +8,22 @@ folder or in each of its ``train`` and ``test``, as the ``datasets`` documentati
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest
 from tasks.sources.files import checked_name
-from tasks.sources.label_tables import column_key, header_names, header_of, read_lines, read_table
+from tasks.sources.label_tables import (
+    HEADER_NAME,
+    MAX_SHOWN_LENGTH,
+    column_key,
+    header_names,
+    header_of,
+    read_lines,
+    read_table,
+)
 from tasks.sources.labels import is_missing, mapped_label
 from tasks.sources.record_tables import SEVERAL
 from tasks.sources.splits import split_of
@@ -64,11 +72,13 @@ class Columns:
         of: Our name -> theirs, of path, group and split, and of a single label.
         labels: The columns of labels: one, or one of 0 and 1 for each class.
         unused: Those that could be one of ours, but another is called so.
+        others: Those that nobody reads.
     """
 
     of: dict[str, str]
     labels: tuple[str, ...]
     unused: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
     def flags(self) -> list[str]:
         """Return what to tell of them."""
@@ -77,7 +87,9 @@ class Columns:
             for ours, theirs in self.of.items()
             if column_key(ours) != column_key(theirs)
         ]
-        return renamed + list(self.unused)
+        more = ", ..." if len(self.others) > MAX_NAMED else ""
+        others = [f"columns not used: {', '.join(self.others[:MAX_NAMED])}{more}"] if self.others else []
+        return renamed + list(self.unused) + others
 
 
 def find_tables(request: RawRequest) -> list[Table]:
@@ -104,20 +116,20 @@ def _named_tables(folder: Path) -> list[Path]:
     return [folder / name for name in MANIFESTS if (folder / name).is_file()]
 
 
-def find_columns(tables: Sequence[Table], request: RawRequest) -> Columns:
-    """Return which columns are path, label, group and split, the same in all tables.
+def find_columns(tables: Sequence[Table], more: Sequence[str], request: RawRequest) -> Columns:
+    """Return which columns are path, label, group and split, the same in all tables; ``more`` are read, too.
 
     Raises:
         DataError: when several columns could be one of them, or none is the label.
     """
-    found = [_columns(table.path, request) for table in tables]
+    found = [_columns(table.path, more, request) for table in tables]
     if any(columns.of != found[0].of for columns in found):
         rule = f"{request.dataset.name}: the tables of all splits must call their columns alike"
         raise DataError(rule, "other names", "rename them")
     return found[0]
 
 
-def _columns(table: Path, request: RawRequest) -> Columns:
+def _columns(table: Path, more: Sequence[str], request: RawRequest) -> Columns:
     header, name, given = header_of(table, request), request.dataset.name, request.dataset.label_columns
     columns: dict[str, str] = {}
     unused: list[str] = []
@@ -135,7 +147,19 @@ def _columns(table: Path, request: RawRequest) -> Columns:
             columns[ours] = near[0] if near else ours
     if header and not given and column_key(columns["label"]) not in header:
         raise _no_label(table, request)
-    return Columns(columns, given or (columns["label"],), tuple(unused))
+    labels = given or (columns["label"],)
+    known = {column_key(used) for used in (*columns.values(), *labels, *TRAITS, *more)}
+    return Columns(columns, labels, tuple(unused), _others(header, known))
+
+
+def _others(header: Sequence[str], known: Container[str]) -> tuple[str, ...]:
+    """Return the columns that nobody reads, those that could be another name of a known one left out."""
+    near = {column_key(other) for others in ALIASES.values() for other in others}
+    return tuple(
+        name[:MAX_SHOWN_LENGTH]
+        for name in header
+        if name not in known and name not in near and HEADER_NAME.fullmatch(name)
+    )
 
 
 def _no_label(table: Path, request: RawRequest) -> DataError:

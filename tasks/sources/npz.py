@@ -8,6 +8,7 @@ images stream, so the archive may be larger than memory.
 from __future__ import annotations
 
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -92,7 +93,13 @@ class NpzFile:
         if fortran and int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize > MAX_WHOLE_BYTES:
             rule = f"{self._request.dataset.name}: a large array must be in C order, which has rows to read"
             raise DataError(rule, f"Fortran order, {header.shape}", "np.ascontiguousarray before np.savez")
-        return _Whole(self.load(name)) if fortran else _Stream(self._path, self._members[name], header)
+        if fortran:
+            return _Whole(self.load(name))
+        try:
+            status = self._path.stat()
+        except OSError:
+            raise SkipItem("file is gone or unreadable") from None
+        return _stream(self._path, self._members[name].filename, status.st_size, status.st_mtime_ns)
 
     def check_sums(self) -> None:
         """Read every member to its end, which compares its checksum.
@@ -111,6 +118,16 @@ class NpzFile:
             raise DataError(rule, "a damaged array", "copy or download it again") from None
 
 
+@lru_cache(maxsize=4)
+def _stream(path: Path, member: str, size: int, time_ns: int) -> _Stream:
+    """Return a member's stream, kept until its file changes.
+
+    A process reads blocks in rising order, so the next one goes on where the last one ended; from the start,
+    each would unpack all that lies before it.
+    """
+    return _Stream(path, member)
+
+
 class _Whole:
     """Rows of an array in Fortran order, which has no rows on the disk."""
 
@@ -125,16 +142,15 @@ class _Whole:
 class _Stream:
     """Rows one after another, without holding them all."""
 
-    def __init__(self, path: Path, member: zipfile.ZipInfo, header: ArrayHeader) -> None:
-        self._header = header
-        self._row_bytes = int(np.prod(header.shape[1:])) * header.dtype.itemsize
+    def __init__(self, path: Path, member: str) -> None:
         try:
             self._archive = zipfile.ZipFile(path)
             self._file = self._archive.open(member)
-            _npy_header(self._file)
+            self._header, _ = _npy_header(self._file)
             self._start = self._file.tell()
         except DAMAGE:
             raise SkipItem("damaged array") from None
+        self._row_bytes = int(np.prod(self._header.shape[1:])) * self._header.dtype.itemsize
 
     def row(self, index: int) -> NDArray[np.generic]:
         try:

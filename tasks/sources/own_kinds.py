@@ -21,7 +21,11 @@ OWN_KINDS = {
     "webdataset": "a .tar, or a folder of them, with <key>.jpg and <key>.cls",
 }
 """Kind -> what its path is. The module of that name in ``SOURCES`` reads it."""
-OPTIONS = {"label_columns": ("csv", "dicom_csv", "nifti_csv", "parquet"), "layout": ("folder",)}
+OPTIONS = {
+    "label_columns": ("csv", "dicom_csv", "nifti_csv", "parquet"),
+    "layout": ("folder",),
+    "pixel_range": ("npz", "hdf5"),
+}
 """What may be said of own data -> the kinds that ask for it."""
 
 

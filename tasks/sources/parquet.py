@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from search_spaces.errors import DataError
 from tasks.sources.archives import MARK
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
@@ -83,7 +85,7 @@ class Parquet:
             stream = opened.get(file)
             if stream is None or int(row) < stream.next_row:
                 opened.clear()
-                stream = opened[file] = _Stream(base / file, request)
+                stream = opened[file] = _Stream(base / file, request, int(row))
             return (decode_image(stream.image(int(row))),)
 
         return read
@@ -234,15 +236,19 @@ def _class_names(file: Any, label: str) -> tuple[str, ...]:
 
 
 class _Stream:
-    """Images of one file, forward."""
+    """Images of one file, forward from the row group that holds a row."""
 
-    def __init__(self, path: Path, request: RawRequest) -> None:
+    def __init__(self, path: Path, request: RawRequest, row: int) -> None:
         file = _open(path)
         name = _column(file, IMAGE_COLUMNS, request)
-        self.next_row = 0
-        self._batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[name], use_threads=False)
+        groups = range(file.metadata.num_row_groups)
+        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
+        first = int(np.searchsorted(ends, row, side="right"))
+        self.next_row = self._end = int(ends[first - 1]) if first else 0
+        self._batches = file.iter_batches(
+            batch_size=ROWS_AT_ONCE, row_groups=groups[first:], columns=[name], use_threads=False
+        )
         self._rows: Any = None
-        self._end = 0
 
     def image(self, row: int) -> bytes:
         """Return the bytes of one row's image; ``row`` may only rise."""

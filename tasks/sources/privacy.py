@@ -64,8 +64,8 @@ def spell(hashed: int) -> str:
 
 
 def locate(raw: Path, key_folder: Path, hashed: str) -> str | None:
-    """Return the file or archive member below ``raw`` behind a hash from a message or record, for those who
-    hold the key.
+    """Return the file, archive member or row below ``raw`` behind a hash from a message or record, for those
+    who hold the key.
 
     Args:
         raw: Raw folder, or the manifest in it.
@@ -73,6 +73,6 @@ def locate(raw: Path, key_folder: Path, hashed: str) -> str | None:
         hashed: 16 hex digits.
     """
     key = hash_key(key_folder)
-    from tasks.sources.tree import all_locators
+    from tasks.sources.locators import all_locators
 
     return next((name for name in all_locators(raw) if spell(keyed_hash(key, name)) == hashed), None)

@@ -7,7 +7,6 @@ for, so a download that is unpacked pays nothing for the archives that were left
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from search_spaces.errors import DataError
 from tasks.sources.archives import (
@@ -98,29 +97,3 @@ def _members(
 def outer_file(locator: str) -> str:
     """Return the plain file that a locator leads into."""
     return split_locator(locator)[0]
-
-
-def all_locators(raw: Path) -> Iterator[str]:
-    """Yield the locators in a raw folder or archive, or beside a raw table, members of archives included;
-    whatever a source would take of them.
-    """
-    alone = raw.is_file() and is_archive_name(raw.name)
-    base = raw if raw.is_dir() else raw.parent
-    for path in [raw] if alone else sorted(base.rglob("*")):
-        if not path.is_file():
-            continue
-        name = path.relative_to(base).as_posix()
-        yield name
-        if is_archive_name(name):
-            yield from _locators_in(path, name, ())
-
-
-def _locators_in(path: Path, name: str, inner: tuple[str, ...]) -> Iterator[str]:
-    try:
-        members = open_archive(path, inner).members()
-    except RefusedArchive:
-        return
-    for member in members:
-        yield MARK.join((name, *inner, member))
-        if is_archive_name(member) and len(inner) + 1 < MAX_DEPTH:
-            yield from _locators_in(path, name, (*inner, member))

@@ -40,6 +40,7 @@ def run_search_trial(
     gpu_fraction: float | None = None,
     micro_batch: int | None = None,
     go_on: GoOn | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> SearchResult:
     """Train a network on one side of a validation split and return its validation loss after every epoch.
 
@@ -53,6 +54,7 @@ def run_search_trial(
         gpu_fraction: share of the GPU's memory.
         micro_batch: images that pass the network at once.
         go_on: asked after every epoch but the last; None trains to the end.
+        on_epoch: called with the record of every epoch that did not diverge, once it is judged.
 
     Raises:
         ConfigError: see :func:`tasks.trials.trial.run_trial`; likewise the rest.
@@ -67,7 +69,7 @@ def run_search_trial(
     device = torch.device(device)
     with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
         curve: list[ValidationScore] = []
-        ended = _train(network, data, device, micro_batch, curve, go_on)
+        ended = _train(network, data, device, micro_batch, curve, go_on, on_epoch)
         return SearchResult(
             status=ended.status,
             reason=ended.reason,
@@ -91,6 +93,7 @@ def _train(
     micro_batch: int | None,
     curve: list[ValidationScore],
     go_on: GoOn | None,
+    on_epoch: Callable[[EpochRecord], None] | None,
 ) -> _Ended:
     """Train, adding to ``curve``; return how it ended."""
     model = _build(network, data).to(device)
@@ -105,6 +108,8 @@ def _train(
             reason = f"the validation loss was {found.loss} after epoch {record.epoch}"
             raise _Ended(SearchStatus.DIVERGED, reason)
         curve.append(ValidationScore(epoch=record.epoch, loss=found.loss, accuracy=found.accuracy))
+        if on_epoch is not None:
+            on_epoch(record)
         loss = capped(found.loss, math.log(data.num_classes))
         if go_on is not None and record.epoch < network.recipe.epochs and not go_on(record.epoch, loss):
             raise _Ended(SearchStatus.PRUNED, f"others were better at epoch {record.epoch}")

@@ -4,7 +4,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws, write_report
+from orchestrator.analysis import fit_scaling_laws
+from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
 from tests.browser.chromium import chromium, requests
 

@@ -52,30 +52,32 @@ class Page:
 
     def note(self, experiment: str) -> str:
         """Return the description of the experiment and of the sweep's run, in Markdown, with its views."""
+        # MLflow shows the first line alone until it is asked for more.
+        links = [
+            f"[{view.question}](#/experiments/{experiment}/runs?{view.query(name)})"
+            for name, view in self.views().items()
+        ]
         lines = [
+            " · ".join(links),
             self.description,
-            "",
             "One run per trial, below one run for the sweep, whose metrics are counts, the best test loss of "
             "each dataset and every fitted coefficient. The result store is the truth; this is its view.",
-            "",
         ]
-        for name, view in self.views().items():
-            lines.append(f"- [{view.question}](#/experiments/{experiment}/runs?{view.query(name)})")
-        return "\n".join(lines).strip()
+        return "\n\n".join(filter(None, lines))
 
     def views(self) -> dict[str, View]:
         """Return the views of the sweep by the name that links give them."""
         found = {
-            "best": View("Best model: trials by test loss"),
+            "best": View("Best model"),
             "curve": View(
-                "Curve over N: test loss against train size",
+                "Test loss over N",
                 charts=(_scatter(("PARAM", c.TRAIN_SIZE), ("METRIC", c.TEST_LOSS)),),
             ),
         }
         if self.loss_gain:
             chart = _scatter(("METRIC", c.LABEL_SHARPNESS), ("METRIC", self.loss_gain))
             found["sharpness"] = View(
-                "Label sharpness K_F against the loss gained under attack",
+                "Loss gained under attack over K_F",
                 charts=(chart,),
                 metrics=(*SHOWN_METRICS, self.loss_gain),
             )
@@ -88,6 +90,8 @@ class Page:
 
 
 VIEW_KEY = "viewStateShareKey"
+TRAINING_PAGES = "workflowType=machine_learning"
+"""Shows training runs to a browser that stands, as a new one does, on the pages of language models."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class View:
 
     def query(self, name: str) -> str:
         """Return what a link to it asks for; whether charts are shown is no part of the view itself."""
-        return f"{VIEW_KEY}={name}" + ("&compareRunsMode=CHART" if self.charts else "")
+        mode = "&compareRunsMode=CHART" if self.charts else ""
+        return f"{VIEW_KEY}={name}{mode}&{TRAINING_PAGES}"
 
     def text(self) -> str:
         """Return it as MLflow's page reads it."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import isweep
+from search_spaces.errors import SweepError
 from tasks import measure_array
 
 
@@ -134,3 +135,17 @@ def test_fits_are_a_table_and_a_figure(fits):
     assert "predicted_form" in set(rows["law"])
     assert len(fits.plot().axes) == 2
     assert repr(fits).startswith("Fits of ")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([float("nan"), 1.0] * 30, "Every image needs a label; found: 30 blank, NaN or None"),
+        ([None, "cat"] * 30, "Every image needs a label; found: 30 blank, NaN or None"),
+        (["Cat", "cat", "dog"] * 20, "every class must be spelt one way; found: 'Cat' / 'cat'"),
+        (["cat"] * 59, "one label per image"),
+    ],
+)
+def test_labels_of_arrays_are_checked_as_those_of_files(images, labels, message):
+    with pytest.raises(SweepError, match=message):
+        isweep.measure(images, labels)

@@ -169,6 +169,29 @@ def test_what_is_no_answer_is_not_given_as_one(noisy):
     assert "a pilot of small trainings on the dataset itself narrows it" in found.warning
 
 
+def test_a_loss_that_could_be_anything_is_not_given_as_one():
+    fits = fit_scaling_laws(synthetic_table(num_natural=3, num_medical=0, dataset_std=2.0, trial_std=0.5))
+    found = predict(fits, model="pooled", domain=None, train_size=1000, **AT)
+    assert (found.value, found.interval, found.shorter) == (None, None, None)
+    assert re.match(r"cannot be told: the loss could lie between 10\^-?\d+ and 10\^-?\d+, ", found.warning)
+    assert "a pilot of small trainings on the dataset itself narrows it" in found.warning
+
+
+def test_a_target_above_every_loss_is_no_size(exact):
+    found = predict(exact, model="pooled", domain=None, target_loss=50.0, **AT)
+    assert (found.value, found.interval) == (None, None)
+    assert "has the loss at or below 50 at every size; the smallest fitted is 500 images" in found.warning
+
+
+def test_predictions_from_losses_at_guessing_say_so():
+    table = synthetic_table(num_natural=6)
+    losses = np.log(2) * np.minimum(1, table["test_loss"] / table["test_loss"].quantile(0.5))
+    found = predict(
+        fit_scaling_laws(table.assign(test_loss=losses)), model="pooled", domain=None, train_size=1000, **AT
+    )
+    assert re.search(r"\d+% of the losses lie at guessing", found.warning)
+
+
 def test_a_pilot_moves_the_prediction_towards_it_and_narrows_it(noisy):
     bare = predict(noisy, model="pooled", domain=None, train_size=1000, **AT)
     pilot = [PilotPoint(size, 3 * true_loss(size)) for size in (500, 1000, 1750)]
@@ -274,6 +297,16 @@ def test_mistakes_are_told(exact, changes, message):
     arguments = {"model": "pooled", "domain": None, "train_size": 1000, **AT, **changes}
     with pytest.raises(ConfigError, match=message):
         predict(exact, **arguments)
+
+
+def test_a_pilot_that_is_advised_has_as_many_sizes_as_trainings():
+    table = synthetic_table(num_natural=8, num_medical=0, dataset_std=0.6, trial_std=0.4, seed=4)
+    fits = fit_scaling_laws(table)
+    found = predict(fits, model="pooled", domain=None, train_size=1000, d_data=12.0, label_sharpness=1e-4)
+    said = re.search(r"a pilot at ([\d, and]+) images", found.warning)
+    sizes = re.findall(r"\d+", said[1])
+    assert len(sizes) > 1
+    assert len(set(sizes)) == len(sizes)
 
 
 def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does():

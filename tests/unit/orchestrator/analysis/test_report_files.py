@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws, published_table, read_csv, write_report
+from orchestrator.analysis import fit_scaling_laws, published_table, read_csv
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import findings
+from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
 
 SUMMARY = {
@@ -48,6 +49,12 @@ def test_every_file_is_there(folder):
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert {"report.html", "results.csv", "results.parquet", "fits.json"} <= names
     assert {f"{d.name}.{kind}" for d in DRAWINGS for kind in ("png", "pdf")} <= names
+
+
+def test_names_in_the_meaning_of_a_column_are_set_as_names(page):
+    columns = page.partition('<section id="columns">')[2]
+    assert "<code>natural</code> or <code>medical</code>" in columns
+    assert "`" not in columns.partition("</section>")[0]
 
 
 def test_the_page_needs_nothing_from_outside(page):

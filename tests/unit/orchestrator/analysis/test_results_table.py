@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,6 +34,26 @@ def test_a_dataset_of_two_domains_is_refused():
     table = synthetic_table()
     table.loc[0, "domain"] = "medical"
     with pytest.raises(DataError, match="one domain; found: 'natural0' has two"):
+        t.normalise(table)
+
+
+def test_a_measure_that_cannot_be_is_missing_and_counted():
+    table = synthetic_table()
+    table.loc[:2, "d_data_mle"] = -3.0
+    table.loc[:1, "label_sharpness"] = 0.0
+    full, exclusions = t.normalise(table)
+    assert full["d_data_mle"].isna().sum() == 3
+    assert set(exclusions) == {
+        t.Exclusion("d_data_mle: not above zero, treated as missing", 3),
+        t.Exclusion("label_sharpness: not above zero, treated as missing", 2),
+    }
+
+
+def test_accuracies_in_per_cent_are_refused_with_the_trial():
+    table = synthetic_table().assign(test_accuracy=0.8)
+    table.loc[4, "test_accuracy"] = 85.0
+    named = re.escape(repr(table.loc[4, "trial_id"]))
+    with pytest.raises(DataError, match=f"share from 0 to 1; found: 85 at trial {named}, 1 in all; divide"):
         t.normalise(table)
 
 

@@ -113,6 +113,22 @@ def test_no_variation_in_a_regressor_is_said():
     assert "do not vary enough" in fit(table).law("predicted_form").reason
 
 
+def test_measures_equal_up_to_rounding_explain_nothing():
+    table = synthetic_table(num_natural=5, trial_std=0.3).assign(d_data_mle=7.3, label_sharpness=0.1 + 0.2)
+    fits = fit(table)
+    for terms in (("d_data_mle",), ("inverse_d", "log_sharpness"), ("log_sharpness",)):
+        found = fits.level(*terms)
+        assert found.status != "ok"
+        assert "not vary enough" in found.reason
+        assert found.versus_label is None
+
+
+def test_nothing_to_fit_is_said_without_the_names_of_our_fits():
+    fits = fit(synthetic_table().assign(status="diverged"))
+    assert fits.level("d_data_mle", subset="natural").reason == "no usable trial on a natural dataset"
+    assert fits.exponent(model="resnet18").reason == "no usable trial of resnet18"
+
+
 def test_points_without_a_measure_are_counted():
     table = synthetic_table()
     table.loc[table["dataset"] == "natural0", "d_data_mle"] = np.nan

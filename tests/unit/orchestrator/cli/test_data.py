@@ -62,7 +62,47 @@ class TestMeasure:
         assert code == 0
         assert "40 images, 2 classes, 10 groups" in out
         assert "class 1: 20 images, 10 groups" in out
-        assert "as they are, 12x10: as stored, 8 bits" in out
+        assert "as they are, 12x10, uint8, not scaled" in out
+
+    def test_a_range_that_is_asked_for_can_be_said(self, run, tmp_path):
+        """A float slightly above 1: the message shows it, and its way out works."""
+        images = np.random.default_rng(0).random((40, 12, 12))
+        images[3, 2, 2] = 1.0000002
+        np.savez(tmp_path / "own.npz", images=images, labels=np.arange(40) % 2)
+        code, _, err = run("measure", str(tmp_path / "own.npz"))
+        assert code == 2
+        assert "1.0000002" in err
+        assert "--pixel-range" in err
+        given = ("--pixel-range", "0", "1", "--num-neighbors", "3")
+        code, out, _ = run("measure", str(tmp_path / "own.npz"), *given)
+        assert code == 0
+        assert "as they are, 12x12, float64 in [" in out
+        code, out, _ = run("measure", str(tmp_path / "own.npz"), *given, "--image-size", "12")
+        assert code == 0
+        assert "[0, 1] (pixel_range) to [0, 255], cut there" in out
+
+    def test_a_range_that_nobody_would_apply_is_refused(self, run, tmp_path):
+        source = OWN_WRITERS["folder"](tmp_path / "raw", 0)
+        code, _, err = run("measure", str(source), "--pixel-range", "0", "1")
+        assert code == 2
+        assert "pixel_range is for kind npz or hdf5; found: kind folder" in err
+
+    def test_labels_of_several_words_one_a_line(self, run, tmp_path):
+        images = np.random.default_rng(0).integers(0, 256, (40, 12, 12), np.uint8)
+        np.save(tmp_path / "own.npy", images)
+        lines = ["no tumour", "tumour"] * 20
+        (tmp_path / "labels.txt").write_text("\n".join(lines) + "\n")
+        arguments = ("measure", str(tmp_path / "own.npy"), "--labels", str(tmp_path / "labels.txt"))
+        code, out, _ = run(*arguments)
+        assert code == 0
+        assert "40 images, 2 classes, 40 groups" in out
+        assert "class no tumour: 20 images" in out
+        lines[6] = ""  # of 40 lines one has no label: none of the others may move up
+        lines[7] = "tumour  tumour"
+        (tmp_path / "labels.txt").write_text("\n".join(lines))
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert "Every image needs a label; found: 1 blank, NaN or None" in err
 
     def test_what_own_data_leave_open_can_be_said(self, run, tmp_path):
         from PIL import Image

@@ -122,7 +122,7 @@ def test_tables_for_people(run):
 def test_json_of_plan_and_status_has_the_documented_keys(run):
     _, out, _ = run("plan", "smoke", "--json")
     plan = json.loads(out)
-    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate", "search"}
+    assert set(plan) == {"sweep", "trials", "measures", "not_prepared", "estimate", "search", "power"}
     row = {"trial_id", "model", "dataset", "class_pair", "train_size", "seed", "recipe", "status"}
     assert all(set(trial) == row for trial in plan["trials"])
     assert all(set(m) == {"measure_id", "dataset", "train_sizes", "status"} for m in plan["measures"])
@@ -147,10 +147,32 @@ def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
     from orchestrator.planning.workspace import Workspace
 
     _, out, _ = run("status")
-    assert "no sweep ran below this root yet" in out
+    assert out.endswith(f"no sweep ran below this root yet; start with: isweep run demo --root {root}\n")
     Workspace.open("smoke", root, changes={"seeds": [0, 1]}).record()
     _, out, _ = run("status", "--json")
     assert [(row["sweep"], row["planned"]) for row in json.loads(out)] == [("smoke", 16)]
+
+
+def test_reconcile_of_a_sweep_that_never_ran_makes_no_root(run, root):
+    code, out, err = run("reconcile", "smoke")
+    assert (code, out) == (2, "")
+    assert f"no results yet; run it: isweep run smoke --root {root}; there is no root" in err
+    assert not os.path.exists(root)
+
+
+def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monkeypatch):
+    from orchestrator.running.run_state import RunState
+
+    monkeypatch.setattr("orchestrator.running.run_state.read_run", lambda workspace: RunState(now="train"))
+    _, _, err = run("results", "smoke", "--from-store")
+    assert f"has no results yet; a run works on it; see: isweep status smoke --root {root}." in err
+
+
+def test_one_word_for_one_thing_given_twice_with_two_values_is_refused(run):
+    _, _, err = run("plan", "smoke", "--set", "seeds=[1]", "--set", "seeds=[2]")
+    assert "--set seeds must be given one value; found: [1] and [2]." in err
+    _, _, err = run("run", "smoke", "--raw", "mnist=/a", "--raw", "mnist=/b")
+    assert "--raw must name one folder per dataset; found: mnist=/a and mnist=/b." in err
 
 
 def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):

@@ -608,8 +608,11 @@ def test_pages_say_what_a_run_is(uri, sweep, runs):
     experiment = client.get_experiment_by_name(f"isweep/{sweep}")
     note = experiment.tags["mlflow.note.content"]
     assert note == table.loc["sweep", "tags.mlflow.note.content"]
-    assert note.startswith("Digits against slices.")
+    links, description, _ = note.split("\n\n")  # MLflow shows one line of it until it is opened
+    assert links.count("](#/") == 3
+    assert description == "Digits against slices."
     charts = "&compareRunsMode=CHART"
+    pages = f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey="
     for view, mode in (("best", ""), ("curve", charts), ("sharpness", charts)):
-        assert f"(#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={view}{mode})" in note
+        assert f"({pages}{view}{mode}&workflowType=machine_learning)" in links
         assert experiment.tags[f"mlflow.sharedViewState.{view}"].startswith("{")

@@ -99,6 +99,15 @@ def test_a_cluster_without_an_autoscaler_has_no_report(ray_local):
     assert "does not grow by itself" in text
 
 
+@pytest.mark.parametrize(("free", "said"), [({"CPU": 0.5}, True), ({"CPU": 2.0}, False)])
+def test_what_is_there_but_not_free_is_said_to_be_held(monkeypatch, free, said):
+    monkeypatch.setattr(scheduling.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(scheduling.ray, "available_resources", lambda: free)
+    held = "What is not free is held by other work, or by processes that still start."
+    assert (held in scheduling.what_is_missing(Resources(1, 0))) is said
+    assert held not in scheduling.what_is_missing(Resources(4, 0))  # more than there is: waiting helps nobody
+
+
 def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes(monkeypatch):
     clock, said, reasons = [0.0], [], ["no capacity"]
     monkeypatch.setattr(scheduling.time, "monotonic", lambda: clock[0])

@@ -9,7 +9,7 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import tuning_cells
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.pipeline import TuneSummary
-from orchestrator.tuning.recipe_file import write_recipe
+from orchestrator.tuning.recipe_file import lost_cells, write_recipe
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.study import open_storage
 from orchestrator.tuning.tables import brief_table, outcome_rows, outcome_table
@@ -48,7 +48,35 @@ def test_means_errors_and_gains_are_those_of_the_runs(search):
         assert outcome.gain == pytest.approx((own - chosen).mean())
         assert outcome.gain_std_error == pytest.approx((own - chosen).std(ddof=1) / 2)
         assert outcome.chosen.mean == min(finalist.mean for finalist in outcome.finalists)
-        assert len(outcome.finalists) in (3, 4)  # the best three, and the sweep's own
+        best = {point for point, _ in state.complete()[:3]}
+        assert {*best, state.cell.own} <= {finalist.point for finalist in outcome.finalists}
+
+
+def test_a_finalist_of_an_earlier_start_is_chosen_still_when_later_ones_are_worse(search):
+    """Found with more budget: best of all in its first training, bad in the others."""
+    place, outcome = next(
+        (place, found) for place, found in enumerate(outcomes(search)) if not found.keeps_own
+    )
+    state = list(search.cells.values())[place]
+    before = dict(state.results)
+    for rate in (1.1e-3, 1.2e-3, 1.3e-3):
+        point = outcome.chosen.point.model_copy(update={"learning_rate": rate})
+        state.results |= {(point, run): result([0.9 if run else 0.001] * 9) for run in range(4)}
+    again = outcomes(search)[place]
+    state.results = before
+    assert again.chosen == outcome.chosen
+
+
+def test_where_the_sweeps_own_recipe_is_kept_no_gain_is_claimed_with_an_error_of_zero(search):
+    state = next(iter(search.cells.values()))
+    before = dict(state.results)
+    state.results |= {(state.cell.own, run): result([0.001] * 9) for run in range(4)}
+    outcome = outcomes(search)[0]
+    state.results = before
+    assert outcome.keeps_own
+    assert (outcome.gain, outcome.gain_std_error) == (0, None)
+    assert brief_table([outcome]).rows[0][-1] == "own kept"
+    assert not any(found.keeps_own for found in outcomes(search) if found.chosen.point != found.own.point)
 
 
 def test_a_finalist_of_which_one_run_is_missing_is_not_compared(search):
@@ -67,6 +95,16 @@ def test_a_finalist_that_diverged_in_every_run_but_the_searchs_counts_at_the_cap
     assert max(changed.losses) == pytest.approx(2 * np.log(2))
     assert outcomes(search)[0].chosen.point != outcome.chosen.point
     state.results.update({(outcome.chosen.point, run): found for run, found in kept.items()})
+
+
+def test_a_recipe_in_anothers_place_names_the_cells_that_it_has_no_more(search, changed, tmp_path):
+    path, found = tmp_path / "tuned-smoke.yaml", outcomes(search)
+    assert lost_cells(path, found) == []
+    write_recipe(path, changed, found, {})
+    assert lost_cells(path, found) == []
+    assert lost_cells(path, found[1:]) == [f"{found[0].model} on {found[0].dataset}"]
+    path.write_text("tuned: [", encoding="utf-8")
+    assert lost_cells(path, found) == []
 
 
 def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):

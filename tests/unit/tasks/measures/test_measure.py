@@ -233,6 +233,7 @@ def ragged():
         (np.zeros((5, 4)), ["a"] * 5, "Labels must be whole numbers; found: dtype"),
         (np.zeros((5, 4)), [0, 1, 0.5, 1, 0], "Labels must be whole numbers; found: 0.5 at row 2"),
         (np.zeros((5, 4)), [0, 1, np.nan, 1, 0], "Labels must be whole numbers; found: nan at row 2"),
+        (np.eye(5), [0, 1, 1e300, 2e300, 0], "Labels must be whole numbers; found: 1e.300 at row 2"),
         (np.zeros(5), [0] * 5, "at least one axis besides their number"),
         (ragged(), [0, 1], "All images must have one size and channel count"),
         (
@@ -255,6 +256,16 @@ def test_refuses_input_that_cannot_be_measured(images, labels, message):
 def test_refuses_sizes_that_are_not_whole(images, labels):
     with pytest.raises(DataError, match=r"train_sizes must be whole numbers; found: \[60.5, 120\]"):
         measure_array(images, labels, train_sizes=[60.5, 120])
+    with pytest.raises(DataError, match=r"train_sizes must be whole numbers; found: \['60', 120\]"):
+        measure_array(images, labels, train_sizes=["60", 120])
+
+
+@pytest.mark.parametrize("sizes", [60, "60"])
+def test_refuses_one_size_where_several_are_asked_for(images, labels, sizes):
+    with pytest.raises(
+        DataError, match=r"train_sizes must be several sizes; found: '?60'?; e.g. \[500, 1000\]"
+    ):
+        measure_array(images, labels, train_sizes=sizes)
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [121], [-3, 10]])
@@ -274,6 +285,18 @@ def test_refuses_sizes_that_do_not_fit(images, labels, sizes):
         ({"pixel_range": (1.0, 0.0)}, "black below white"),
         ({"estimators": ("pca",)}, "Unknown estimator; found: 'pca'"),
         ({"discard_fraction": 1.0}, r"discard_fraction must be in \[0, 1\)"),
+        ({"num_neighbors": 20.5}, "num_neighbors must be a whole number; found: 20.5; round it"),
+        ({"num_neighbors": "a"}, "num_neighbors must be a whole number; found: 'a'"),
+        ({"block_rows": 2.5}, "block_rows must be a whole number; found: 2.5"),
+        ({"sharpness_sample": 2.5}, "sharpness_sample must be a whole number; found: 2.5"),
+        ({"sharpness_seeds": (1, 1.5)}, r"sharpness_seeds must be a whole number; found: \(1, 1.5\)"),
+        ({"sharpness_seeds": (0, -1)}, r"seeds must not be negative; found: \(0, 0, -1\)"),
+        ({"seed": -1}, "seeds must not be negative; found: "),
+        ({"seed": "x"}, "seed must be a whole number; found: 'x'"),
+        ({"pixel_range": 5}, r"pixel_range must be \(black, white\), two numbers; found: 5"),
+        ({"pixel_range": (0, 1, 2)}, "two numbers; found: "),
+        ({"discard_fraction": "a"}, "discard_fraction must be a number; found: 'a'"),
+        ({"estimators": 5}, "estimators must be names; found: 5"),
     ],
 )
 def test_refuses_settings_that_measure_nothing(settings, message):

@@ -33,6 +33,11 @@ class TestLabels:
             (["pos", "positive", "negative"], "must be spelt one way; found: 'pos' / 'positive'"),
             (["cat", "dog", "Unknown"], "a word for unknown must be a class on purpose; found: 'Unknown'"),
             (["cat", "dog", "-"], "a word for unknown must be a class on purpose; found: '-'"),
+            (
+                ["cat", "dog", "uncertain"],
+                "a word for unknown must be a class on purpose; found: 'uncertain'",
+            ),
+            (["inf", "0", "1"], "every row needs a label; found: blank: 2"),
             (["?", "a", "b"], "every row needs a label; found: blank: 2"),
             (["#REF!", "a", "b"], "every row needs a label; found: blank: 2"),
             (["cat", "c\u0430t", "dog"], "each word in one alphabet; found: 1 others"),
@@ -52,6 +57,8 @@ class TestLabels:
             ["98", "99", "0"],
             ["1099511627776", "1099511627777"],
             ["no", "yes"],
+            ["0", "1", "n", "t", "y", "f", "p"],
+            ["TNF\u03b1", "TNF\u03b2"],
             ["\u03b1-synuclein", "\u5317\u4eac", "\u043a\u043e\u0442"],
         ],
     )
@@ -187,6 +194,12 @@ class TestFolders:
         path.write_bytes(b"x")
         with pytest.raises(DataError, match=f"one subfolder of images per class.*; {hint}"):
             prepare("folder", tmp_path / "raw")
+
+    def test_a_table_in_an_archive_has_to_be_unpacked(self, prepare, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("manifest.csv", "path,label")
+        with pytest.raises(DataError, match=r"give the table \(kind csv\), unpacked with its images"):
+            prepare("folder", tmp_path / "a.zip")
 
     def test_a_file_format_that_tells_the_label_is_flagged(self, prepare, class_folder):
         from PIL import Image

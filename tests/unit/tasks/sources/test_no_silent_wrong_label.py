@@ -115,6 +115,12 @@ class TestTables:
             ["1e0", "1", "2"],
             ["old cat", "old  cat", "dog"],
             ["-0", "0", "1"],
+            ["no_tumour", "no tumour", "tumour"],
+            ["non-tumour", "non tumour", "tumour"],
+            ["Y", "yes", "no"],
+            ["+", "positive", "negative"],
+            ["c\u03b1t", "cat", "dog"],
+            ["\u0130stanbul", "istanbul", "dog"],
         ],
     )
     def test_one_class_in_two_spellings_is_refused(self, prepare, tmp_path, labels):

@@ -154,6 +154,15 @@ class TestTables:
             "class in train only: cat": 1,
         }
 
+    def test_columns_that_nobody_reads_are_named(self, prepare, class_folder):
+        """A lesion with several images, or a split in other words, must not be lost without a word."""
+        names = sorted(path.relative_to(class_folder).as_posix() for path in class_folder.rglob("*.png"))
+        lines = [f"{index},{name},{name[0]},{index},1" for index, name in enumerate(names)]
+        header = ",path,label,lesion_id,is_train"
+        (class_folder / "manifest.csv").write_text("\n".join([header, *lines]))
+        flags = prepare("csv", class_folder / "manifest.csv").record.flags
+        assert flags == {"columns not used: lesion id, is train": 10}
+
     def test_a_column_of_its_own_name_goes_first(self, prepare, class_folder):
         lines = ["path,label,class,patient"] + [f"cat/{i}.png,{i % 2},x,p{i}" for i in range(5)]
         (class_folder / "t.csv").write_text("\n".join(lines))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import pickle
+import subprocess
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -23,6 +25,7 @@ from tasks.prepared.dataset import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources.base import RawRequest
 from tasks.sources.label_tables import read_table
+from tasks.sources.privacy import keyed_hash, locate, spell
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.tasks.sources.conftest import picture, png
 
@@ -134,3 +137,38 @@ def test_header_names_are_told_but_no_line_of_data(header, message, tmp_path):
     with pytest.raises(DataError, match=message) as caught:
         read_table(path, request, ("path", "label"))
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["npz", "npz_splits", "hdf5", "parquet"])
+def test_a_row_is_located_by_its_hash(kind, tmp_path, monkeypatch):
+    from tests.unit.tasks.sources.test_own_formats import save_arrays, write_parquet
+
+    monkeypatch.setenv("ISWEEP_HASH_KEY", "k" * 32)
+    images = np.stack([picture(row) for row in range(4)])
+    if kind == "parquet":
+        rows = {"image": [png(image) for image in images], "label": [0, 1, 0, 1]}
+        path, wanted = write_parquet(tmp_path / "a.parquet", rows), "a.parquet!/2"
+    elif kind == "npz_splits":
+        arrays = {"train_images": images, "train_labels": np.arange(4) % 2}
+        path, wanted = save_arrays(tmp_path / "a", "npz", **arrays), "train_images/2"
+    else:
+        path = save_arrays(tmp_path / "a", kind, images=images, labels=np.arange(4) % 2)
+        wanted = "2"
+    assert locate(path, tmp_path, spell(keyed_hash("k" * 32, wanted))) == wanted
+
+
+def test_locating_goes_as_deep_as_reading(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISWEEP_HASH_KEY", "k" * 32)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    monkeypatch.chdir(raw)
+    for _ in range(1200):
+        os.mkdir("n")
+        os.chdir("n")
+    Path("x.png").touch()
+    name = "n/" * 1200 + "x.png"
+    try:
+        assert locate(raw, tmp_path, spell(keyed_hash("k" * 32, name))) == name
+        assert locate(raw, tmp_path, "0" * 16) is None
+    finally:
+        subprocess.run(["rm", "-rf", str(raw)], check=True)

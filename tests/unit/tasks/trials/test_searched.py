@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from search_spaces.specs import ModelSpec, PreparedSpec, RecipeSpec, SubsetSpec
 from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
+from tasks.trials.result import EpochRecord
 from tasks.trials.search_result import SearchResult, SearchStatus, capped
 from tasks.trials.searched import run_search_trial
 from tasks.trials.trial import run_trial
@@ -65,6 +66,20 @@ def test_the_last_epoch_asks_nobody(data):
     asked = []
     run_search_trial(network(), data, go_on=lambda epoch, loss: bool(asked.append(epoch)) or True)
     assert asked == [1, 2, 3]
+
+
+def test_every_epoch_is_told_once_it_is_judged_the_one_it_is_stopped_after_too(data):
+    told, judged = [], []
+
+    def go_on(epoch: int, loss: float) -> bool:
+        judged.append(epoch)
+        return epoch < 3
+
+    def on_epoch(record: EpochRecord) -> None:
+        told.append((record.epoch, list(judged)))
+
+    run_search_trial(network(), data, go_on=go_on, on_epoch=on_epoch)
+    assert told == [(1, []), (2, [1]), (3, [1, 2])]
 
 
 def test_a_trial_that_diverges_is_a_result_with_a_finite_number(data, monkeypatch):
