@@ -26,9 +26,13 @@ from orchestrator.running.signals import own_signals, stop_held
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
+log = logging.getLogger(__name__)
+
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
 DISCONNECT_S = 10.0
+TOO_SLOW = "timed out during startup"
+"""What Ray says when its own node took more than 30 s, which no setting changes and a busy machine needs."""
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -185,18 +189,16 @@ def connect(
             yield _describe(ray, local=False)
         return
     remove_leftovers()
-    with _local_environment(token_file), private_folder() as folder:
+    with _local_environment(token_file):
         ray = _imported()
-        with _quiet(), own_signals():
-            _start(
-                ray,
-                job_config=_job_config(ray, job),
-                num_cpus=num_cpus or len(os.sched_getaffinity(0)),
-                num_gpus=num_gpus,
-                include_dashboard=dashboard,
-                _temp_dir=folder,
-            )
-        with _watched(ray, PRIVATE_PATIENCE_S):
+        started = _started(
+            ray,
+            job_config=_job_config(ray, job),
+            num_cpus=num_cpus or len(os.sched_getaffinity(0)),
+            num_gpus=num_gpus,
+            include_dashboard=dashboard,
+        )
+        with started, _watched(ray, PRIVATE_PATIENCE_S):
             yield _describe(ray, local=True)
 
 
@@ -225,15 +227,33 @@ def _imported() -> Any:
     return ray
 
 
-def _start(ray: Any, **settings: Any) -> None:
+@contextlib.contextmanager
+def _started(ray: Any, **settings: Any) -> Iterator[None]:
+    """Start a private cluster in a folder that goes with the block, again where the machine was too busy."""
+    for again in (True, True, False):
+        with private_folder() as folder:
+            with _quiet(), own_signals():
+                started = _start(ray, again=again, _temp_dir=folder, **settings)
+            if started:
+                yield
+                return
+
+
+def _start(ray: Any, *, again: bool = False, **settings: Any) -> bool:
+    """Start Ray; False when it was too slow and is to be asked ``again``."""
     try:
         ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if again and TOO_SLOW in reason:
+            log.warning("Ray is started again: %s", reason)
+            return False
         raise SetupError(
             "Ray must start on this machine",
-            (str(error) or type(error).__name__).splitlines()[0],
+            reason,
             "run the same command again when the machine has less to do; isweep doctor knows other causes",
         ) from error
+    return True
 
 
 def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) -> None:
@@ -243,10 +263,7 @@ def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) ->
         # Asks once. `ray.init` would ask 20 times, and not say that the token was the reason.
         importlib.import_module("ray._raylet").GcsClient(address=head)
         ray.init(
-            address=head,
-            job_config=_job_config(ray, job),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+            address=head, job_config=_job_config(ray, job), log_to_driver=False, logging_level=logging.ERROR
         )
     except ray.exceptions.AuthenticationError:
         raise SetupError(

@@ -27,9 +27,8 @@ from orchestrator.results.store import ResultStore
 from tests.integration.sweeps import SWEEP, command, mlflow_runs, stored, write_sweep
 from tests.object_store import object_store
 
-LONGER = SWEEP.replace("[0, 1, 2, 3, 4]", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]").replace(
-    "recipe: smoke", "recipe: {from: smoke, epochs: 60}\npredictions: true"
-)
+LONG = SWEEP.replace("recipe: smoke", "recipe: {from: smoke, epochs: 60}\npredictions: true")
+LONGER = LONG.replace("[0, 1, 2, 3, 4]", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]")
 CLOCKED = ("seconds", "timings", "peak_memory_bytes", "energy_j")
 """Of a result, what no two runs have in common."""
 PATIENCE_S = 600.0
@@ -84,7 +83,7 @@ def tracked(root: Path, cells: set[str]) -> dict[str, Any]:
 
 def killed_driver(folder: Path, kills: int = 20) -> dict[str, Any]:
     """SIGKILL at seeded moments, each time the same command again; a new root when a sweep is done before."""
-    sweep, chance = write_sweep(folder, LONGER), random.Random(13)
+    sweep, chance = write_sweep(folder, LONG), random.Random(13)
     expected, seconds = undisturbed(sweep, folder / "undisturbed")
     history, roots, trained_again = list[Any](), [folder / "root-1"], 0
     while len(history) < kills or not _done(roots[-1], expected):

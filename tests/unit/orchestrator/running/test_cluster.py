@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from orchestrator.running import address as address_module
-from orchestrator.running.cluster import Cluster, _start, connect, trial_resources
+from orchestrator.running.cluster import Cluster, _start, _started, connect, trial_resources
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
@@ -294,6 +294,32 @@ def test_a_machine_on_which_ray_does_not_start_is_told_so():
     ) as told:
         _start(ray, num_cpus=1)
     assert told.value.exit_code == 3
+
+
+def test_ray_is_started_again_where_the_machine_was_too_busy_for_its_thirty_seconds(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folders: list[Path] = []
+
+    def init(_temp_dir: str, **_: Any) -> None:
+        assert not any(folder.exists() for folder in folders), "nothing is left of the start before"
+        folders.append(Path(_temp_dir))
+        if len(folders) < 3:
+            raise Exception("The current node timed out during startup.")
+
+    with _started(SimpleNamespace(init=init), num_cpus=1):
+        assert [folder.exists() for folder in folders] == [False, False, True]
+    assert not list(tmp_path.iterdir())
+
+    def never(_temp_dir: str, **settings: Any) -> None:
+        folders.append(Path(_temp_dir))
+        raise Exception("The current node timed out during startup.")
+
+    with (
+        pytest.raises(SetupError, match="Ray must start on this machine"),
+        _started(SimpleNamespace(init=never)),
+    ):
+        raise AssertionError("it has not started")
+    assert len(folders) == 6
 
 
 @pytest.mark.ray
