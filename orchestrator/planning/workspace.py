@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from orchestrator.planning.paths import RootPaths, SweepPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -14,7 +15,7 @@ from orchestrator.planning.sweep_file import (
     preset_names,
     sweep_text,
 )
-from search_spaces.errors import CorruptStoreError, unknown_name
+from search_spaces.errors import ConfigError, CorruptStoreError, unknown_name
 from search_spaces.own_code import source_texts
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import SweepSpec
@@ -59,6 +60,7 @@ class Workspace:
         Raises:
             SweepError: for whatever is wrong with the sweep or the root.
         """
+        _check_types(source, changes)
         paths = RootPaths.at(root)
         return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
 
@@ -112,6 +114,17 @@ def open_prepared(paths: RootPaths, spec: PreparedSpec) -> PreparedDataset | Non
         return PreparedDataset.open(folder)
     except CorruptStoreError:
         return None
+
+
+def _check_types(source: object, changes: object) -> None:
+    """Answer a caller in Python as a command line would be, which can give nothing else."""
+    if not isinstance(source, (str, Path, Mapping, SweepSpec)):
+        rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
+        raise ConfigError(rule, type(source).__name__)
+    if changes is not None and not isinstance(changes, Mapping):
+        raise ConfigError(
+            "changes must be a mapping", type(changes).__name__, "e.g. changes={'recipe.epochs': 3}"
+        )
 
 
 def _find(
