@@ -155,6 +155,8 @@ def measure(
         SweepError: for images, labels or settings that cannot be used.
     """
     method = _settings(settings)
+    if not isinstance(train_sizes, Sequence) and not isinstance(train_sizes, np.ndarray):
+        raise ConfigError("train_sizes must be a list", str(train_sizes), f"e.g. [{train_sizes}]")
     if isinstance(images, (str, Path)):
         how: dict[str, Any] = {
             "train_sizes": tuple(train_sizes),
@@ -167,7 +169,14 @@ def measure(
         raise ConfigError("own is for files", ", ".join(own), "map the labels of an array before")
     if image_size is not None:
         raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
-    return _measure_arrays(np.asarray(images), labels, method, train_sizes, class_pair)
+    return _measure_arrays(_array("Images", images), labels, method, train_sizes, class_pair)
+
+
+def _array(what: str, given: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(given)
+    except ValueError as error:
+        raise DataError(f"{what} must make one array", str(error), "give all of them one shape") from None
 
 
 def _settings(given: dict[str, Any]) -> MeasureSettings:
@@ -177,6 +186,10 @@ def _settings(given: dict[str, Any]) -> MeasureSettings:
     for name in given:
         if name not in known:
             raise unknown_name("setting", name, known)
+    for name in ("num_neighbors", "seed"):
+        value = given.get(name, 0)
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise ConfigError(f"{name} must be a whole number, at least 0", repr(value))
     return MeasureSettings(**given)
 
 
@@ -207,7 +220,7 @@ def _measure_arrays(
     names: tuple[str, ...] = ()
     codes = None
     if labels is not None:
-        written = np.asarray(labels)
+        written = _array("Labels", labels)
         if written.shape != (len(images),):
             raise DataError(
                 "There must be one label per image", f"{written.shape} labels, {len(images)} images"

@@ -141,7 +141,15 @@ def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[
         return {}
     if isinstance(measured, (str, Path)):
         return read_record(Path(measured))
-    return measured if isinstance(measured, dict) else measured.to_json()
+    if isinstance(measured, Measurement):
+        return measured.to_json()
+    if not isinstance(measured, dict):
+        raise ConfigError(
+            "measured must be a measurement, a record or the path of one",
+            type(measured).__name__,
+            "isweep.measure(images, labels) makes one",
+        )
+    return measured
 
 
 def _fits(sweep: Sweep | Fits | str, root: str | Path | None) -> Fits:

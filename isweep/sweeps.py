@@ -322,15 +322,17 @@ def plan(
     """Return the grid of a sweep, what is done and what the rest will cost; arguments as of :func:`run`.
 
     Raises:
-        SweepError: for a sweep that does not make sense.
+        SweepError: for a sweep that does not make sense, or data that cannot give it.
     """
     from orchestrator.planning.cards import CARDS
+    from orchestrator.planning.checks import check_feasible
     from orchestrator.planning.estimate import DEFAULT_CARD, estimate
     from orchestrator.planning.plan import plan_rows
     from orchestrator.planning.prices import priced
     from orchestrator.results.state import look_at_state
 
     workspace = Workspace.open(source, None if root is None else str(root), storage, changes=changes)
+    check_feasible(workspace)
     state, planned = look_at_state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     left = [trial for name, trial in planned.items() if name not in state.results]

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from orchestrator.planning.paths import RootPaths, SweepPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -61,6 +62,7 @@ class Workspace:
         Raises:
             SweepError: for whatever is wrong with the sweep or the root.
         """
+        _check_types(source, changes)
         paths = RootPaths.at(root)
         if storage and re.fullmatch(r"\w*:/*", storage):
             # A sweep's name put behind it would be taken for the bucket, or for a folder here.
@@ -117,6 +119,17 @@ def open_prepared(paths: RootPaths, spec: PreparedSpec) -> PreparedDataset | Non
         return PreparedDataset.open(folder)
     except CorruptStoreError:
         return None
+
+
+def _check_types(source: object, changes: object) -> None:
+    """Answer a caller in Python as a command line would be, which can give nothing else."""
+    if not isinstance(source, (str, Path, Mapping, SweepSpec)):
+        rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
+        raise ConfigError(rule, type(source).__name__)
+    if changes is not None and not isinstance(changes, Mapping):
+        raise ConfigError(
+            "changes must be a mapping", type(changes).__name__, "e.g. changes={'recipe.epochs': 3}"
+        )
 
 
 def _find(

@@ -109,3 +109,12 @@ print("all cells ran")
         env={**os.environ, "ISWEEP_ROOT": str(tmp_path / "root"), "MPLBACKEND": "agg"},
     )
     assert done.stdout.endswith("all cells ran\n"), done.stderr
+
+
+def test_what_only_python_can_give_wrongly_is_a_message_too():
+    with pytest.raises(isweep.SweepError, match=r"A sweep must be a name, a path, .* found: int"):
+        isweep.open(3)
+    with pytest.raises(isweep.SweepError, match="changes must be a mapping; found: str"):
+        isweep.plan("smoke", changes="recipe.epochs=3")
+    with pytest.raises(isweep.SweepError, match="measured must be a measurement, a record"):
+        isweep.predict(3, "smoke", train_size=5)
