@@ -14,22 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.samplers import BaseSampler, TPESampler
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.tuning import study
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome
 from orchestrator.tuning.replay import TabulatedCell, read_table, replay
-from orchestrator.tuning.rungs import REDUCTION
-from search_spaces.tuning import GRID_RATES, TuneSpec
+from orchestrator.tuning.rungs import Rungs
+from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "search_table.csv"
 # d_data and K_F of the demo's largest training sets, as `isweep run demo` measures them.
@@ -38,22 +42,52 @@ KNOWN = {
     "digits": Likeness.of("natural", 240, 8.0, 0.30),
     "mri_lesion": Likeness.of("medical", 240, 9.0, 0.60),
 }
-WARM, COLD = {"sampler": "tpe"}, {"sampler": "tpe", "warm_start": False}
-ALL_TO_THE_END = 1
-Policy = tuple[dict[str, Any], int]
-POLICIES: dict[str, Policy] = {
-    "tpe, stops, warm start": (WARM, REDUCTION),
-    "tpe, stops": (COLD, REDUCTION),
-    "gp, stops, warm start": ({"sampler": "gp"}, REDUCTION),
-    "gp, stops": ({"sampler": "gp", "warm_start": False}, REDUCTION),
-    "random, stops": ({"sampler": "random", "warm_start": False}, REDUCTION),
-    "random, stops, warm start": ({"sampler": "random"}, REDUCTION),
-    "tpe, worse half stops, warm start": (WARM, 2),
-    "tpe, all to the end, warm start": (WARM, ALL_TO_THE_END),
-    "tpe, all to the end": (COLD, ALL_TO_THE_END),
-    "random, all to the end": ({"sampler": "random", "warm_start": False}, ALL_TO_THE_END),
+SEEDS_OF_TABLE = 3
+Stops = Literal["none", "third", "half", "default"]
+STOPS: dict[Stops, Callable[[], Rungs]] = {
+    "none": lambda: Rungs(reduction=1),
+    "third": lambda: Rungs(before=0),
+    "half": lambda: Rungs(reduction=2, before=0),
+    "default": Rungs,
 }
-"""Settings and the reduction of the rungs."""
+"""Who is stopped: nobody; at once all but the best third, or half, of those that came; as the search does."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A way to search.
+
+    Attributes:
+        sampler: As a sweep file names it, or a form of TPE that it cannot name: see :data:`PLAIN`.
+        stops: See :data:`STOPS`.
+        warm_start: As in a sweep file.
+    """
+
+    sampler: str = "tpe"
+    stops: Stops = "default"
+    warm_start: bool = False
+
+
+PLAIN: dict[str, dict[str, bool]] = {
+    "tpe without constant liar": {"multivariate": True, "constant_liar": False},
+    "univariate tpe": {"multivariate": False, "constant_liar": True},
+}
+POLICIES: dict[str, Policy] = {
+    "tpe (default)": Policy(),
+    "tpe, all to the end": Policy(stops="none"),
+    "tpe, all to the end, warm start": Policy(stops="none", warm_start=True),
+    "tpe, a third goes on": Policy(stops="third"),
+    "tpe, a third goes on, warm start": Policy(stops="third", warm_start=True),
+    "tpe, half goes on": Policy(stops="half"),
+    "random, all to the end": Policy("random", "none"),
+    "random, a third goes on": Policy("random", "third"),
+}
+SAMPLERS: dict[str, Policy] = {
+    name: Policy(name, "none")
+    for name in ("tpe", "tpe without constant liar", "univariate tpe", "gp", "random")
+}
+TWICE = 0.4
+"""Budget at which samplers differ: at the default one the first four points of five are drawn at random."""
 
 
 def cells_of(table: dict[CellKey, TabulatedCell], tune: TuneSpec) -> dict[CellKey, TuningCell]:
@@ -61,6 +95,21 @@ def cells_of(table: dict[CellKey, TabulatedCell], tune: TuneSpec) -> dict[CellKe
     models = sorted({model for model, _ in table})
     plan = plan_sweep(load_sweep("demo", {"models": models, "tune": tune.model_dump(mode="json")}))
     return {cell.key: cell for cell in tuning_cells(plan) if cell.key in table}
+
+
+@contextmanager
+def told(options: dict[str, bool] | None) -> Iterator[None]:
+    """Have searches use TPE with other options; None leaves them as they are."""
+    ours = study.make_sampler
+
+    def plain(name: Sampler, seed: int) -> BaseSampler:
+        return TPESampler(seed=seed, n_startup_trials=study.STARTUP_TRIALS, **(options or {}))
+
+    study.make_sampler = plain if options else ours
+    try:
+        yield
+    finally:
+        study.make_sampler = ours
 
 
 @dataclass
@@ -74,37 +123,48 @@ class Searches:
 
     table: dict[CellKey, TabulatedCell]
     seeds: int
-    _found: dict[str, list[dict[CellKey, CellOutcome]]] = field(default_factory=dict)
+    _found: dict[tuple[Policy, float], list[dict[CellKey, CellOutcome]]] = field(default_factory=dict)
 
-    def run(
-        self, settings: dict[str, Any], reduction: int, budget: float
-    ) -> list[dict[CellKey, CellOutcome]]:
+    def run(self, policy: Policy, budget: float) -> list[dict[CellKey, CellOutcome]]:
         """Return what was found, seed by seed."""
-        # Weight decay and batch size are the recipe's: the table has rates alone.
-        tune = TuneSpec.model_validate({"batch_size": (32,), "budget": budget, **settings})
-        key = f"{tune.model_dump_json()} {reduction}"
-        if key not in self._found:
+        if (policy, budget) not in self._found:
+            plain = PLAIN.get(policy.sampler)
+            # Weight decay and batch size are the recipe's: the table has rates alone, and three seeds.
+            tune = TuneSpec(
+                batch_size=(32,),
+                budget=budget,
+                seeds=SEEDS_OF_TABLE,
+                sampler="tpe" if plain else cast("Sampler", policy.sampler),
+                warm_start=policy.warm_start,
+            )
             cells = cells_of(self.table, tune)
-            seeded = (tune.model_copy(update={"seed": seed}) for seed in range(self.seeds))
-            self._found[key] = [
-                replay(cells, self.table, t, known=KNOWN, reduction=reduction) for t in seeded
-            ]
-        return self._found[key]
+            with told(plain):
+                self._found[policy, budget] = [
+                    replay(
+                        cells,
+                        self.table,
+                        tune.model_copy(update={"seed": seed}),
+                        known=KNOWN,
+                        rungs=STOPS[policy.stops](),
+                    )
+                    for seed in range(self.seeds)
+                ]
+        return self._found[policy, budget]
 
     def regrets(self, found: list[dict[CellKey, CellOutcome]]) -> NDArray[np.float64]:
         """Return them, in nat: ``(num_seeds, num_cells)``."""
         return np.array([[self.table[key].regret(o) for key, o in one.items()] for one in found])
 
 
-def measure(searches: Searches, budget: float) -> list[dict[str, Any]]:
+def measure(searches: Searches, policies: dict[str, Policy], budget: float) -> list[dict[str, Any]]:
     """Return a row per policy."""
     rows = []
-    for name, (settings, reduction) in POLICIES.items():
-        found = searches.run(settings, reduction, budget)
+    for name, policy in policies.items():
+        found = searches.run(policy, budget)
         regrets = searches.regrets(found)
         every = [outcome for one in found for outcome in one.values()]
         costs = [outcome.spent / GRID_RATES for outcome in every]
-        whole = GRID_RATES * TuneSpec().seeds
+        whole = GRID_RATES * SEEDS_OF_TABLE
         rows.append(
             {
                 "policy": name,
@@ -126,11 +186,15 @@ def measure(searches: Searches, budget: float) -> list[dict[str, Any]]:
     return rows
 
 
+END = POLICIES["tpe, all to the end"]
 QUESTIONS: dict[str, tuple[Policy, Policy, tuple[float, ...]]] = {
-    "warm_start": ((WARM, REDUCTION), (COLD, REDUCTION), (0.08, 0.12, 0.2, 0.4)),
-    "warm_start_all_to_the_end": ((WARM, ALL_TO_THE_END), (COLD, ALL_TO_THE_END), (0.2, 0.4)),
-    "stopping": ((COLD, REDUCTION), (COLD, ALL_TO_THE_END), (0.2, 0.4)),
-    "tpe_for_random": (POLICIES["tpe, all to the end"], POLICIES["random, all to the end"], (0.2, 0.4)),
+    "warm_start": (POLICIES["tpe, all to the end, warm start"], END, (0.2, TWICE)),
+    "stopping_at_once": (POLICIES["tpe, a third goes on"], END, (0.2, TWICE)),
+    "stopping_as_by_default": (Policy(), END, (TWICE,)),
+    "tpe_for_random": (END, POLICIES["random, all to the end"], (0.2, TWICE)),
+    "gp_for_tpe": (SAMPLERS["gp"], END, (TWICE,)),
+    "constant_liar": (END, SAMPLERS["tpe without constant liar"], (TWICE,)),
+    "multivariate": (END, SAMPLERS["univariate tpe"], (TWICE,)),
 }
 """Whether something pays: with it, without it, and at which budgets."""
 
@@ -140,7 +204,7 @@ def answer(searches: Searches, question: str) -> list[dict[str, float]]:
     *policies, budgets = QUESTIONS[question]
     rows = []
     for budget in budgets:
-        means = [searches.regrets(searches.run(*policy, budget)).mean(axis=1) for policy in policies]
+        means = [searches.regrets(searches.run(policy, budget)).mean(axis=1) for policy in policies]
         changes = np.subtract(*means)
         rows.append(
             {
@@ -164,12 +228,14 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.2)
     options = parser.parse_args()
     searches = Searches(read_table(options.table), options.seeds)
-    rows = measure(searches, options.budget)
+    rows = measure(searches, POLICIES, options.budget)
+    samplers = measure(searches, SAMPLERS, TWICE)
     if options.json:
         ours, *theirs = rows
         document = {"name": "search_policy", "seeds": options.seeds, "ours": ours, "theirs": theirs}
         document |= {
             "ratio": {row["policy"]: ours["mean_regret"] / row["mean_regret"] for row in theirs},
+            "samplers": {"budget": TWICE, "rows": samplers},
             **{question: answer(searches, question) for question in QUESTIONS},
             "environment": {name: metadata.version(name) for name in ("optuna", "torch")},
         }
@@ -177,7 +243,7 @@ def main() -> None:
         return
     shown = [key for key in rows[0] if key != "by_cell"]
     print(" | ".join(shown))
-    for row in rows:
+    for row in rows + samplers:
         print(" | ".join(f"{v:.4f}" if isinstance(v := row[key], float) else str(v) for key in shown))
 
 

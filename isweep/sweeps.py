@@ -334,5 +334,7 @@ def plan(
     state, planned = look_at_state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     left = [trial for name, trial in planned.items() if name not in state.results]
-    cost = estimate(left, state.measured_trials(), card=priced(CARDS[DEFAULT_CARD], workspace.paths.prices))
+    card = priced(CARDS[DEFAULT_CARD], workspace.paths.prices)
+    share = workspace.plan.sweep.resources.num_gpus
+    cost = estimate(left, state.measured_trials(), card=card, share=share)
     return Plan(pd.DataFrame(rows), cost)

@@ -84,12 +84,13 @@ class TuneSpec(Spec):
     """Share of those images, taken by whole groups, on which a trial is judged."""
     finalists: Annotated[int, Field(ge=1, le=10)] = 3
     """So many of the best are trained again before one is chosen, and the sweep's own recipe with them."""
-    seeds: Annotated[int, Field(ge=1, le=20)] = 3
-    """Trainings of each finalist, spread over the class pairs of its dataset."""
+    seeds: Annotated[int, Field(ge=1, le=20)] = 4
+    """Trainings of each finalist, the search's one counted in: each has its own seed and split, and the
+    class pairs of the dataset in turn. The search's one is judged by only where there is no other."""
     sampler: Sampler = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the sampler: another one proposes other points, and is no part of what a trial is."""
-    warm_start: bool = True
+    warm_start: bool = False
     """Whether the first points of a (model, dataset) are the best ones of those most like it."""
 
     @field_validator("budget")
@@ -118,6 +119,8 @@ class ValidationSpec(Spec):
 
     schema_version: int = SEARCH_VERSION
     share: Annotated[float, Field(gt=0, lt=1)]
+    split: Annotated[int, Field(ge=0)] = 0
+    """Which of the ways to split them at random."""
 
 
 class SearchTrialSpec(TrialSpec):

@@ -15,6 +15,8 @@ from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, unknown_name
 
 _WAY_OUT = "columns train_size and test_loss, as isweep results --csv writes them"
+#: What parts columns, with its decimal sign: spreadsheets write semicolons where numbers have commas.
+_SEPARATORS = {",": ".", ";": ",", "\t": "."}
 _WHOSE = (c.MODEL, c.DATASET)
 
 
@@ -36,11 +38,17 @@ class Pilot:
 
 def is_pilot_table(path: Path) -> bool:
     """Tell a CSV file of results from a table of images: its first line names train_size and test_loss."""
-    if path.suffix.lower() != ".csv" or not path.is_file():
-        return False
+    return path.suffix.lower() == ".csv" and path.is_file() and _separator(path) is not None
+
+
+def _separator(path: Path) -> str | None:
+    """Return what parts the columns train_size and test_loss; None where the first line names no such two."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        names = {name.strip().strip('"') for name in file.readline().split(",")}
-    return {c.TRAIN_SIZE, c.TEST_LOSS} <= names
+        first = file.readline()
+    for separator in _SEPARATORS:
+        if {c.TRAIN_SIZE, c.TEST_LOSS} <= {name.strip().strip('"') for name in first.split(separator)}:
+            return separator
+    return None
 
 
 def read_pilot(path: Path, model: str) -> Pilot:
@@ -50,7 +58,8 @@ def read_pilot(path: Path, model: str) -> Pilot:
         ConfigError: when it is none, holds no usable loss, or is of several datasets.
     """
     try:
-        table = pd.read_csv(path)
+        separator = _separator(path) or ","
+        table = pd.read_csv(path, sep=separator, decimal=_SEPARATORS[separator], skipinitialspace=True)
     except (OSError, ValueError) as error:
         raise ConfigError("A pilot must be a readable CSV file", f"{path}: {error}", _WAY_OUT) from None
     return pilot_of(table, model, where=str(path))

@@ -21,7 +21,7 @@ from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr
 from orchestrator.cli.usage import UsageError, explained
 from orchestrator.planning.redaction import without_secrets
-from orchestrator.running.signals import stop_on_signals
+from orchestrator.running.signals import is_stop, stop_on_signals
 from search_spaces.errors import SetupError, SweepError
 
 EXIT_INTERRUPTED = 130
@@ -117,9 +117,7 @@ def _run(command: Command) -> int:
     except SweepError as error:
         return _failed(error)
     except KeyboardInterrupt as stop:
-        kept = str(stop) or "What was finished is kept."
-        stderr.print(f"[bold]Stopped.[/] {escape(kept)}", soft_wrap=True)
-        return EXIT_INTERRUPTED
+        return _stopped(str(stop))
     except BrokenPipeError:
         # The reader went away (`| head`): nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -130,6 +128,9 @@ def _run(command: Command) -> int:
         reason = (error.strerror or str(error) or type(error).__name__) + where
         return _failed(SetupError("The machine must do what is asked of it", reason, "mend it and try again"))
     except Exception as error:
+        if is_stop(error):
+            log.exception("on the way out of a stop")
+            return _stopped("")
         log.exception("a bug")
         what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         bug = SweepError(
@@ -137,6 +138,12 @@ def _run(command: Command) -> int:
         )
         _failed(bug)
         return EXIT_BUG
+
+
+def _stopped(kept: str) -> int:
+    text = escape(kept or "What was finished is kept; the same command goes on.")
+    stderr.print(f"[bold]Stopped.[/] {text}", soft_wrap=True)
+    return EXIT_INTERRUPTED
 
 
 def _failed(error: SweepError) -> int:

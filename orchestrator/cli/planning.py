@@ -9,13 +9,16 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from orchestrator.cli.listing import emit_grid
-from orchestrator.cli.options import Changes, Place
+from orchestrator.cli.options import Changes, Place, whole
 from orchestrator.cli.printing import emit, stdout
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
+
+MOST_CARDS = 100_000
+"""To plan for: more would only take memory, since no sweep has as many trials."""
 
 
 def plan(
@@ -24,7 +27,7 @@ def plan(
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,
     card: str = "h100",
-    gpus: int = 1,
+    gpus: Annotated[int | None, whole(1, MOST_CARDS + 1, f"from 1 to {MOST_CARDS:,}")] = None,
     changes: Changes = (),
     place: Place = Place(),
 ) -> int:
@@ -35,7 +38,7 @@ def plan(
         all_: Print a line per trial; else one per model and dataset.
         changes: Change one value, e.g. recipe.epochs=3; may be given for several.
         card: Kind of graphics card to plan for.
-        gpus: How many of them.
+        gpus: How many of them (default: 1, or as many as a trial asks for).
         place: Where everything lies.
     """
     from orchestrator.planning.cards import card_named
@@ -51,8 +54,6 @@ def plan(
     from orchestrator.tuning.standing import most_trainings
 
     kind = card_named(card)
-    if gpus < 1:
-        raise ConfigError("--gpus must be at least 1", str(gpus), "leave it out to plan for one card")
     workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
     kind = priced(kind, workspace.paths.prices)
     check_feasible(workspace)
@@ -61,7 +62,8 @@ def plan(
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     measures, missing = _measures(workspace, state), _not_prepared(workspace)
     left = [trial for name, trial in planned.items() if name not in state.results]
-    cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus)
+    share = workspace.plan.sweep.resources.num_gpus
+    cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus, share=share)
     beside = extras(workspace.plan, state.incomplete)
     cost |= vars(beside)
     trainings, search = most_trainings(workspace)

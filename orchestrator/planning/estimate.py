@@ -18,6 +18,7 @@ from orchestrator.planning.packing import Corrections, flops, jobs_on, need_of
 from orchestrator.planning.prices import amount
 from orchestrator.planning.simulate import longest_first, replay
 from orchestrator.planning.threads import hours_by_threads, threads_text
+from search_spaces.errors import ConfigError
 from search_spaces.trials import TrialSpec
 
 DEFAULT_CARD = "h100"
@@ -28,7 +29,8 @@ def estimate(
     measured_trials: Collection[MeasuredTrial],
     *,
     card: Card | None = None,
-    num_cards: int = 1,
+    num_cards: int | None = None,
+    share: float | None = None,
 ) -> dict[str, Any]:
     """Estimate what is left of a sweep.
 
@@ -36,7 +38,8 @@ def estimate(
         left: Trials to do.
         measured_trials: What done trials cost.
         card: The kind of card to plan for; None plans for one H100.
-        num_cards: How many there are.
+        num_cards: How many there are; None for as many as one trial takes.
+        share: Of a card that the sweep asks for each trial; None (or 0) for what each is predicted to need.
 
     Returns:
         ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum), with the share of
@@ -44,6 +47,9 @@ def estimate(
         ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_cards`; ``corrections`` of what was
         predicted for the card, by model; ``hours_by_threads`` on this machine's CPUs, see
         :func:`hours_by_threads`; ``assumptions``.
+
+    Raises:
+        ConfigError: if a trial asks for more cards than there are.
     """
     card = card or CARDS[DEFAULT_CARD]
     rates = measured_rates(measured_trials)
@@ -65,7 +71,7 @@ def estimate(
         "cpu_core_hours": cpu_seconds / 3600,
         "measured_share": measured / len(left) if left else 1.0,
         "memory_bytes": max((need_of(trial, card, corrections).memory_bytes for trial in left), default=0),
-        "cluster": on_cards(left, card, num_cards, corrections),
+        "cluster": on_cards(left, card, num_cards or _whole_cards(share), corrections, share),
         "corrections": asdict(corrections),
         "hours_by_threads": hours_by_threads(left, measured_trials, num_cores),
         "assumptions": (
@@ -86,21 +92,38 @@ def predicted_card_seconds(trial: TrialSpec, card: Card, corrections: Correction
 
 
 def on_cards(
-    trials: Collection[TrialSpec], card: Card, num_cards: int, corrections: Corrections | None = None
+    trials: Collection[TrialSpec],
+    card: Card,
+    num_cards: int,
+    corrections: Corrections | None = None,
+    share: float | None = None,
 ) -> dict[str, Any]:
-    """Replay trials on ``num_cards`` cards, longest first, each on the share that it is predicted to need.
+    """Replay trials on ``num_cards`` cards, longest first, each on ``share`` or what it is predicted to need.
 
     Returns:
         ``card`` and ``num_cards``; ``hours`` until the last trial ends, ``lower_bound_hours`` that no order
         can beat, ``utilisation`` and ``most_at_once``; ``dollars`` at the card's price, of all cards until
         the last trial ends; ``kilowatt_hours`` of the cards, which draw little where they have no trial;
-        ``shares``: the largest share by model.
+        ``shares``: the largest share by model; ``too_large``: the bytes by model of those that are predicted
+        to need more memory than their share has.
+
+    Raises:
+        ConfigError: if a trial asks for more cards than there are.
     """
+    whole = _whole_cards(share)
+    if whole > num_cards:
+        rule = "There must be as many cards as one trial asks for"
+        raise ConfigError(
+            rule, f"resources.num_gpus {whole}, {num_cards} in all", f"plan with --gpus {whole}"
+        )
     shares: dict[str, float] = {}
+    too_large: dict[str, float] = {}
     for trial in trials:
-        name, share = trial.network.model.name, need_of(trial, card, corrections).share
-        shares[name] = max(share, shares.get(name, 0.0))
-    found = replay(longest_first(jobs_on(trials, card, corrections)), num_cards)
+        name, need = trial.network.model.name, need_of(trial, card, corrections, share)
+        shares[name] = max(need.share, shares.get(name, 0.0))
+        if need.memory_bytes > min(need.share, 1.0) * card.memory_gib * 2**30:
+            too_large[name] = max(need.memory_bytes, too_large.get(name, 0.0))
+    found = replay(longest_first(jobs_on(trials, card, corrections, share)), num_cards // whole)
     card_hours = num_cards * found.makespan / 3600
     draw = found.utilisation + IDLE_DRAW * (1 - found.utilisation)
     return {
@@ -113,8 +136,14 @@ def on_cards(
         "dollars": card_hours * card.price,
         "kilowatt_hours": card_hours * card.watts * draw / 1000,
         "shares": dict(sorted(shares.items())),
+        "too_large": dict(sorted(too_large.items())),
         "card_data": asdict(card),
     }
+
+
+def _whole_cards(share: float | None) -> int:
+    """Return how many cards a trial on this share lies on."""
+    return max(1, int(share or 1))
 
 
 def _text(result: dict[str, Any]) -> str:
@@ -128,5 +157,21 @@ def _text(result: dict[str, Any]) -> str:
         f"{amount(cluster['hours'])} h (no order can beat {amount(cluster['lower_bound_hours'])} h), "
         f"{100 * cluster['utilisation']:.0f} % used, about {amount(cluster['dollars'])} $ and "
         f"{amount(cluster['kilowatt_hours'])} kWh; "
-        f"share of a card: {shares or 'none'} ({result['assumptions']})"
+        f"share of a card: {shares or 'none'} ({result['assumptions']}){_too_large_text(cluster)}"
+    )
+
+
+def _too_large_text(cluster: dict[str, Any]) -> str:
+    """Say which models need more memory than they get; empty where none does."""
+    if not cluster["too_large"]:
+        return ""
+    memory = cluster["card_data"]["memory_gib"]
+    named = ", ".join(
+        f"{name} {amount(size / 2**30)} of {amount(min(cluster['shares'][name], 1.0) * memory)} GiB"
+        for name, size in cluster["too_large"].items()
+    )
+    return (
+        f"\nmore memory than the share has: {named}; such trials end out of memory and start again, on a "
+        "larger share if there is one, then with their batches in parts: choose a larger card, or a smaller "
+        "recipe.batch_size"
     )

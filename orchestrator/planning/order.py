@@ -11,6 +11,7 @@ from orchestrator.planning.measured import Expectation
 from orchestrator.planning.plan import SweepPlan
 from search_spaces.errors import SweepError
 from search_spaces.trials import TrialSpec
+from search_spaces.tuning import SearchTrialSpec
 
 log = logging.getLogger(__name__)
 Cell = TypeVar("Cell")
@@ -30,9 +31,13 @@ def order_trials(
 
 
 def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
-    """Name the arrays that a trial needs; trials of all sizes share them where no fault forbids it."""
+    """Name the arrays that a trial needs; trials of all sizes share them where no fault forbids it.
+
+    Those of a search are of one size, and of one validation split each.
+    """
     subset = trial.network.subset
-    return f"{subset.subset_id}@{plan.load_size(subset, trial.network.train_size)}"
+    key = f"{subset.subset_id}@{plan.load_size(subset, trial.network.train_size)}"
+    return f"{key}/{trial.validation.split}" if isinstance(trial, SearchTrialSpec) else key
 
 
 def _array_bytes(plan: SweepPlan, trial: TrialSpec) -> int:

@@ -167,13 +167,24 @@ def peak_bytes(network: NetworkSpec) -> float:
     return array_bytes(network) + max(memory_bytes(part) for part in parts)
 
 
-def need_of(trial: TrialSpec, card: Card, corrections: Corrections | None = None) -> CardNeed:
-    """Predict what ``trial`` needs of ``card``, corrected by what others like it were measured to need."""
+def need_of(
+    trial: TrialSpec, card: Card, corrections: Corrections | None = None, given: float | None = None
+) -> CardNeed:
+    """Predict what ``trial`` needs of ``card``, corrected by what others like it were measured to need.
+
+    Args:
+        trial: the trial.
+        card: the kind of card.
+        corrections: from measured trials.
+        given: the share that it gets whatever it needs; None for the share that it needs.
+    """
     corrections = corrections or Corrections()
     alone, busy = _alone(trial, card)
     name = trial.network.model.name
     memory = peak_bytes(trial.network) * corrections.memory.get(name, 1.0)
     seconds, share = _shared(alone, busy, memory, card)
+    if given:
+        seconds, share = seconds_on_share(trial, card, given), given
     return CardNeed(seconds * corrections.seconds.get(name, 1.0), share, memory)
 
 
@@ -211,7 +222,12 @@ def _shared(alone: float, busy: float, memory: float, card: Card) -> tuple[float
     return alone * max(1.0, busy / share), share
 
 
-def jobs_on(trials: Iterable[TrialSpec], card: Card, corrections: Corrections | None = None) -> list[Job]:
-    """Return trials as jobs for a replay on cards of this kind."""
-    needs = [(trial.trial_id, need_of(trial, card, corrections)) for trial in trials]
+def jobs_on(
+    trials: Iterable[TrialSpec],
+    card: Card,
+    corrections: Corrections | None = None,
+    given: float | None = None,
+) -> list[Job]:
+    """Return trials as jobs for a replay on cards of this kind; arguments as of :func:`need_of`."""
+    needs = [(trial.trial_id, need_of(trial, card, corrections, given)) for trial in trials]
     return [Job(trial_id, need.seconds, need.share) for trial_id, need in needs]

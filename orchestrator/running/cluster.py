@@ -22,7 +22,7 @@ from orchestrator.planning.simulate import LOOK_AHEAD
 from orchestrator.running.address import check_answers
 from orchestrator.running.head import PRIVATE_PATIENCE_S, SHARED_PATIENCE_S, HeadWatch
 from orchestrator.running.leftovers import private_folder, remove_leftovers
-from orchestrator.running.signals import own_signals
+from orchestrator.running.signals import own_signals, stop_held
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
@@ -182,10 +182,7 @@ def connect(
     os.environ.update(_ALWAYS)
     if address is not None:
         head = check_answers(address)
-        import ray
-
-        _check_version(ray.__version__)
-        _read_settings_again()
+        ray = _imported()
         with _quiet(), own_signals():
             _attach(ray, address, head, job)
         with _watched(ray, SHARED_PATIENCE_S):
@@ -193,10 +190,7 @@ def connect(
         return
     remove_leftovers()
     with _local_environment(token_file):
-        import ray
-
-        _check_version(ray.__version__)
-        _read_settings_again()
+        ray = _imported()
         started = _started(
             ray,
             job_config=_job_config(ray, job),
@@ -222,6 +216,15 @@ def _watched(ray: Any, patience_s: float) -> Iterator[None]:
             end = threading.Thread(target=ray.shutdown, daemon=True)
             end.start()
             end.join(DISCONNECT_S)
+
+
+def _imported() -> Any:
+    with stop_held():
+        import ray
+
+        _check_version(ray.__version__)
+        _read_settings_again()
+    return ray
 
 
 @contextlib.contextmanager
@@ -260,10 +263,7 @@ def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) ->
         # Asks once. `ray.init` would ask 20 times, and not say that the token was the reason.
         importlib.import_module("ray._raylet").GcsClient(address=head)
         ray.init(
-            address=head,
-            job_config=_job_config(ray, job),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
+            address=head, job_config=_job_config(ray, job), log_to_driver=False, logging_level=logging.ERROR
         )
     except ray.exceptions.AuthenticationError:
         raise SetupError(

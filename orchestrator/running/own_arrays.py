@@ -106,7 +106,7 @@ def _taken(
     images: npt.NDArray[Any], codes: npt.NDArray[np.int64], names: Sequence[str], groups: Sequence[object]
 ) -> list[str]:
     """Return what was taken of arrays, as lines; their values are measured as they are stored."""
-    members = [{groups[row] for row in np.flatnonzero(codes == code)} for code in range(len(names))]
+    members = [{groups[row] for row in np.flatnonzero(codes == code).tolist()} for code in range(len(names))]
     counts = np.bincount(codes, minlength=len(members)).tolist()
     lines = [f"{len(codes):,} images, {len(members)} classes, {len(set(groups)):,} groups"]
     lines += [

@@ -77,7 +77,7 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
     """
     models = {model_spec(choice).name: choice for choice in sweep.models}
     if request.model not in models:
-        raise unknown_name("model to train a pilot of", request.model, models)
+        raise unknown_name("model of the sweep to train a pilot with", request.model, models)
     if sweep.recipe.axes:
         rule = "A pilot needs a sweep with one recipe"
         raise ConfigError(

@@ -27,7 +27,7 @@ from orchestrator.running.cluster import Cluster, Resources, connect, this_machi
 from orchestrator.running.lock import locked
 from orchestrator.running.networks import check_models, check_pretrained
 from orchestrator.running.options import RunOptions
-from orchestrator.running.preparation import check_raw, check_subsets, prepare_missing
+from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.pretrained import check_same_start, fetch_pretrained
 from orchestrator.running.progress import Progress
 from orchestrator.running.signals import stop_heard
@@ -141,7 +141,7 @@ class _Run:
         check_same_start(self.stored.trials, plan, self.pretrained)
         check_pretrained(plan, self.pretrained)
         self._prepare()
-        check_subsets(self.workspace)
+        check_feasible(self.workspace, self.options.raw)
         self._measure()
         self._train()
         return self._report()

@@ -10,7 +10,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.running.options import RunOptions
 from orchestrator.running.progress import Monitor
 from search_spaces.errors import DataError, SweepError, collect, unknown_name
-from search_spaces.specs import PreparedSpec, SubsetSpec
+from search_spaces.specs import PreparedSpec
 
 if TYPE_CHECKING:
     from tasks.remote import Executor
@@ -96,42 +96,6 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
             except SweepError as error:
                 problems.append(error)
     collect(problems, DataError)
-
-
-def check_subsets(workspace: Workspace) -> None:
-    """Find every subset that the data cannot give, before anything is trained.
-
-    Raises:
-        DataError: naming all of them.
-    """
-    from tasks.prepared.subsets import make_subset
-
-    problems: list[SweepError] = []
-    for measure in workspace.plan.measures:
-        data = workspace.prepared[measure.subset.prepared.prepared_id]
-        size = max(measure.train_sizes)
-        try:
-            known = workspace.plan.datasets[measure.subset.prepared.dataset].label_names
-            _check_class_numbers(measure.subset, data.label_names, known)
-            make_subset(data.labels, data.groups, measure.subset, data.splits, max_train_size=size)
-        except SweepError as error:
-            problems.append(error)
-    collect(problems, DataError)
-
-
-def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Refuse pairs that could be read in two ways: names that are numbers, but not their own places.
-
-    Where the names were known when the sweep was planned, pairs were named, and there is only one way.
-    """
-    if subset.class_pair is None or known or names == tuple(map(str, range(len(names)))):
-        return
-    if all(name.lstrip("-").isdigit() for name in names):
-        raise DataError(
-            "class_pairs number classes by place, from 0, and these classes have other numbers as names",
-            f"{subset.prepared.dataset}: places 0 to {len(names) - 1} are classes {', '.join(names[:20])}",
-            f"name them as text, e.g. class_pairs: [['{names[0]}', '{names[1]}']]",
-        )
 
 
 def _progress(monitor: Monitor, name: str) -> Callable[[int, int], None]:

@@ -54,6 +54,41 @@ def stop_heard() -> None:
     _asked.clear()
 
 
+@contextlib.contextmanager
+def stop_held() -> Iterator[None]:
+    """Let a stop wait for the end of the block: an import that is cut off leaves half a module behind.
+
+    Raises:
+        KeyboardInterrupt: at the end, when a stop was asked for meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+    if asked:
+        signal.raise_signal(asked[0])
+
+
+def is_stop(error: BaseException | None) -> bool:
+    """Tell whether an error came up while a stop was on its way out, and so is a part of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def end_main_thread(error: SetupError, ended: threading.Event) -> None:
     """Interrupt the main thread from another one, and end the process when that does not help.
 

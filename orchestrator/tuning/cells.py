@@ -94,7 +94,7 @@ class TuningCell:
         )
 
     def trial(self, point: Point, run: int = 0) -> SearchTrialSpec:
-        """Return the trial of a point; run 0 is the search's, later ones have other seeds and class pairs."""
+        """Return the trial of a point; run 0 is the search's, others have other seeds, splits and pairs."""
         network = NetworkSpec(
             model=self.model,
             subset=self.subsets[run % len(self.subsets)],
@@ -102,7 +102,11 @@ class TuningCell:
             recipe=self._recipe(point),
             seed=run,
         )
-        return SearchTrialSpec(network=network, validation=self.validation)
+        return SearchTrialSpec(network=network, validation=self.split(run))
+
+    def split(self, run: int) -> ValidationSpec:
+        """Return the validation split of a run: another one each, or a choice would be that of one split."""
+        return self.validation if run == 0 else self.validation.model_copy(update={"split": run})
 
     def held_to(self, tune: TuneSpec, num_train: int) -> TuningCell:
         """Return the cell with the space of a set of ``num_train`` images; see :func:`space_of`."""

@@ -20,8 +20,8 @@ class Candidate(Finding):
 
     Attributes:
         point: Where.
-        losses: One per run, capped (see :func:`tasks.trials.search_result.capped`); runs have other seeds and
-            class pairs, the same ones for every finalist.
+        losses: One per run that it is judged by, capped (see :func:`tasks.trials.search_result.capped`); runs
+            have other seeds, splits and class pairs, the same ones for every finalist.
         mean: Of ``losses``.
         std_error: Of the mean, from the spread over runs; None for one run.
         diverged: How many of the runs diverged.
@@ -40,7 +40,7 @@ class CellOutcome(Finding):
     Attributes:
         model: Name.
         dataset: Name.
-        chosen: The finalist of lowest mean loss; None when none was trained to its end.
+        chosen: See :func:`_choice`; None when none was trained to its end.
         own: The sweep's own recipe, trained as often; None when it failed.
         finalists: All that have every run, those of earlier starts too, best first.
         gain: Mean loss of ``own`` less that of ``chosen``, over the runs that both have.
@@ -80,7 +80,7 @@ class CellOutcome(Finding):
 
     @property
     def keeps_own(self) -> bool:
-        """Whether nothing was better than the sweep's own recipe."""
+        """Whether nothing was better than the sweep's own recipe by more than chance."""
         return self.own is not None and self.chosen == self.own
 
     @property
@@ -126,7 +126,7 @@ def _outcome(search: CellSearch, num_finalists: int, num_runs: int) -> CellOutco
     # Of equal means the first, the better one of the search.
     ranked = sorted(filter(None, finalists), key=lambda candidate: candidate.mean)
     own = next((candidate for candidate in ranked if candidate.point == search.cell.own), None)
-    chosen = next((candidate for candidate in ranked if candidate.diverged < len(candidate.losses)), None)
+    chosen = _choice(ranked, own)
     gains = [] if chosen is None or own is None else _differences(own, chosen)
     statuses = [result.status for result in tried]
     return CellOutcome(
@@ -150,12 +150,30 @@ def _outcome(search: CellSearch, num_finalists: int, num_runs: int) -> CellOutco
     )
 
 
+def _choice(ranked: Iterable[Candidate], own: Candidate | None) -> Candidate | None:
+    """Return the finalist of lowest mean loss, or the own recipe where that is within one error of it.
+
+    The one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984: what is not
+    better by more than the error of the difference, run by run, is not worth leaving what is known. One run
+    alone has no error, and the lowest loss is taken.
+    """
+    best = next((candidate for candidate in ranked if candidate.diverged < len(candidate.losses)), None)
+    if best is None or own is None or own.diverged == len(own.losses):
+        return best
+    gains = _differences(own, best)
+    return best if statistics.fmean(gains) > (_std_error(gains) or 0.0) else own
+
+
 def _candidate(search: CellSearch, point: Point, num_runs: int) -> Candidate | None:
-    """Return a finalist with all its runs; None where one gave nothing: means are over the same runs."""
+    """Return a finalist with all its runs; None where one gave nothing: means are over the same runs.
+
+    The first made it a finalist, by its luck too, and so is judged by only where there is no other.
+    """
     runs = [search.results.get((point, run)) for run in range(num_runs)]
     found: list[SearchResult] = [result for result in runs if result is not None]
     if len(found) < num_runs:
         return None
+    found = found[1:] or found
     losses = tuple(result.capped_loss for result in found)
     return Candidate(
         point=point,

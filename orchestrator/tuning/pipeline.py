@@ -39,6 +39,7 @@ from orchestrator.tuning.search import Search
 from orchestrator.tuning.study import open_storage
 from search_spaces.errors import DataError, SweepError, collect
 from search_spaces.specs import SubsetSpec
+from search_spaces.tuning import ValidationSpec
 from tasks.prepared.subsets import TrialData
 from tasks.prepared.validation import load_validation, split_validation
 
@@ -160,18 +161,22 @@ class _Tuning:
         """
         problems: list[SweepError] = []
         num_train: dict[str, int] = {}
-        asked = {
-            (subset.subset_id, cell.train_size): (subset, cell)
-            for cell in self.cells
-            for subset in cell.subsets
-        }
-        for subset, cell in asked.values():
+        runs = range(self.workspace.plan.sweep.tune.seeds)
+        trials = [cell.trial(cell.own, run) for cell in self.cells for run in runs]
+        asked = {(trial.network.subset.subset_id, trial.validation): trial for trial in trials}
+        refused: set[str] = set()
+        for (subset_id, validation), trial in asked.items():
+            subset = trial.network.subset
             data = self.workspace.prepared[subset.prepared.prepared_id]
             try:
-                split = split_validation(data, subset, cell.train_size, cell.validation)
-                num_train[subset.subset_id] = len(split.train_rows)
+                split = split_validation(data, subset, trial.network.train_size, validation)
+                num_train[subset_id] = min(
+                    len(split.train_rows), num_train.get(subset_id, len(split.train_rows))
+                )
             except SweepError as error:
-                problems.append(error)
+                if subset_id not in refused:
+                    problems.append(error)
+                refused.add(subset_id)
         collect(problems, DataError)
         self.cells = held_to_splits(self.cells, self.workspace.plan.sweep.tune, num_train)
 
@@ -285,6 +290,6 @@ class _Tuning:
             tracker.add_report(report.parent, {"done": len(records), "failed": 0})
         return TuneSummary(found, recipe, report, num_new, tracker.num_behind)
 
-    def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:
+    def _load(self, subset: SubsetSpec, train_size: int, validation: ValidationSpec) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]
-        return load_validation(data, subset, train_size, self.cells[0].validation)
+        return load_validation(data, subset, train_size, validation)

@@ -17,7 +17,7 @@ from pathlib import Path
 from orchestrator.tuning.cells import CellKey, TuningCell
 from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome, outcomes
-from orchestrator.tuning.rungs import REDUCTION, Rungs
+from orchestrator.tuning.rungs import Rungs
 from orchestrator.tuning.search import Asked, Search, rungs_of
 from orchestrator.tuning.study import open_storage
 from search_spaces.tuning import TuneSpec
@@ -103,7 +103,7 @@ def replay(
     tune: TuneSpec,
     *,
     known: Mapping[str, Likeness] | None = None,
-    reduction: int = REDUCTION,
+    rungs: Rungs | None = None,
     num_workers: int = 2,
 ) -> dict[CellKey, CellOutcome]:
     """Search every cell on its table; only the learning rate counts.
@@ -113,11 +113,11 @@ def replay(
         table: Their trainings; run r of a point has seed r.
         tune: Settings.
         known: See :class:`Search`.
-        reduction: See :class:`Rungs`; 1 stops no trial.
+        rungs: Who is stopped early; None takes a search's own.
         num_workers: Trainings at the same time.
     """
     search = Search(cells.values(), tune, open_storage(None), known)
-    rungs = Rungs(reduction)
+    rungs = rungs or Rungs()
     # (time, order of coming, what runs, epochs that it will then have)
     events: list[tuple[float, int, Asked, int]] = []
     clock, number = 0.0, 0

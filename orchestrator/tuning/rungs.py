@@ -2,7 +2,7 @@
 
 Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA), MLSys 2020, in the form that stops:
 a trial that comes to a rung goes on when it is among the best third of those that came there before, itself
-included. Nobody waits for anybody.
+included, once enough came to tell a third of them. Nobody waits for anybody.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ REDUCTION = 3
 RUNGS = (1 / 3,)
 """Shares of a whole training after which a trial is judged. An earlier rung, at a ninth, made searches on the
 table of trainings worse than no stopping at all: rates that are best at first are not best at the end."""
+
+BEFORE = 5
+"""So many come to a rung before anybody is stopped there: among fewer the best third is the luckiest. At the
+default budget of five trainings that stops nothing, which is what the table of trainings speaks for."""
 
 
 def rung_epochs(num_epochs: int) -> tuple[int, ...]:
@@ -32,10 +36,11 @@ class Rungs:
 
     Args:
         reduction: one in so many goes on.
+        before: see :data:`BEFORE`.
     """
 
-    def __init__(self, reduction: int = REDUCTION) -> None:
-        self._reduction = reduction
+    def __init__(self, reduction: int = REDUCTION, before: int = BEFORE) -> None:
+        self._reduction, self._before = reduction, before
         self._losses: dict[tuple[Hashable, int], dict[str, float]] = {}
 
     def come(self, study: Hashable, trial_id: str, epoch: int, loss: float) -> bool:
@@ -43,4 +48,4 @@ class Rungs:
         losses = self._losses.setdefault((study, epoch), {})
         losses[trial_id] = loss
         better = sum(other < loss for other in losses.values())
-        return better < math.ceil(len(losses) / self._reduction)
+        return len(losses) <= self._before or better < math.ceil(len(losses) / self._reduction)

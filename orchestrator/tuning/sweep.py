@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,9 @@ from orchestrator.tuning.records import AskedRecord, SearchRecord, SearchReport
 from orchestrator.tuning.search import Asked, Search, rungs_of
 from orchestrator.tuning.worker import SearchTrainable, start_judge
 from search_spaces.errors import SweepError
+from search_spaces.specs import SubsetSpec
 from search_spaces.trials import NetworkSpec, TrialSpec
+from search_spaces.tuning import SearchTrialSpec, ValidationSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.measured import EpochScore
 from tasks.trials.result import EpochRecord
@@ -40,11 +42,13 @@ class SearchSweep(TrialSweep):
     """All that the trials of one ``isweep tune`` share; attributes as those of :class:`TrialSweep`.
 
     Attributes:
+        load: Reads the arrays of a subset, given how many images and how they are split.
         records: Results of this search, by trial id; added to.
         asked: What the search has asked for, likewise.
         fingerprints: Content hash of each prepared dataset, by prepared id.
     """
 
+    load: Callable[[SubsetSpec, int, ValidationSpec], TrialData]  # type: ignore[assignment]
     trainable: type[TrialTrainable] = SearchTrainable
     records: dict[str, SearchRecord] = field(default_factory=dict)
     asked: dict[str, AskedRecord] = field(default_factory=dict)
@@ -57,16 +61,17 @@ class SearchSweep(TrialSweep):
             SweepError: when results cannot be stored; whatever finished before is kept.
         """
         self.searched = search
-        networks: dict[str, NetworkSpec] = {}
+        trials: dict[str, SearchTrialSpec] = {}
         for one in search.cells.values():
             for run in range(search.tune.seeds):
                 trial = one.cell.trial(one.cell.own, run)
-                networks[array_key(self.plan, trial)] = trial.network
+                trials[array_key(self.plan, trial)] = trial
 
         def load(key: str) -> TrialData:
-            return self.load(networks[key].subset, networks[key].train_size)
+            trial = trials[key]
+            return self.load(trial.network.subset, trial.network.train_size, trial.validation)
 
-        shelf = Shelf(dict.fromkeys(networks, MOST_TRIALS), load, self._array_budget)
+        shelf = Shelf(dict.fromkeys(trials, MOST_TRIALS), load, self._array_budget)
         self.judge = f"isweep-judge-{uuid.uuid4().hex[:8]}"
         judge = start_judge(self.judge, self._earlier(search))
         try:

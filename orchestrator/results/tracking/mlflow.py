@@ -23,6 +23,7 @@ from orchestrator.planning.redaction import without_secrets
 from orchestrator.results import columns
 from orchestrator.results.rows import FlatRun, Point, Row
 from orchestrator.results.tracking.curves import Curves
+from orchestrator.results.tracking.mlflow_database import make_whole
 from orchestrator.results.tracking.mlflow_errors import Refused, first_line, is_final
 from orchestrator.results.tracking.mlflow_experiments import (
     experiment_names,
@@ -87,6 +88,7 @@ def connect(uri: str) -> MlflowClient:
     database: Any = importlib.import_module("mlflow.store.db.utils")
     database.MAX_RETRY_COUNT = DATABASE_TRIES
     try:
+        make_whole(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except Exception as error:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.pilot import is_pilot_table, pilot_of, read_pilot
 from search_spaces.errors import ConfigError
 
@@ -59,6 +60,23 @@ def test_pooled_takes_one_models_losses_only():
     assert len(pilot_of(table(), "pooled", where="t").points) == 3
     with pytest.raises(ConfigError, match="A pilot must be of one model; found: t has a and b"):
         pilot_of(table(model=["a", "a", "b", "b"]), "pooled", where="t")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train_size,test_loss\n60,0.5\n",
+        "train_size, test_loss\n60, 0.5\n",
+        "train_size;test_loss\n60;0,5\n",
+        "train_size;test_loss\n60;0.5\n",
+        "\ufefftrain_size\ttest_loss\n60\t0.5\n",
+    ],
+)
+def test_what_spreadsheets_write_is_read(tmp_path, text):
+    path = tmp_path / "pilot.csv"
+    path.write_text(text, encoding="utf-8")
+    assert is_pilot_table(path)
+    assert read_pilot(path, "m").points == (PilotPoint(60.0, 0.5),)
 
 
 def test_a_results_table_is_told_from_a_table_of_images(tmp_path):

@@ -54,6 +54,19 @@ def test_commands_that_only_look_load_no_ray(root, command):
     assert done.stdout.splitlines()[-1] == "0"
 
 
+def test_what_breaks_on_the_way_out_of_a_stop_is_no_bug(capsys, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ImportError("half a module")
+
+    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", broken)
+    assert main(["status", "smoke", "--root", str(tmp_path)]) == 130
+    said = capsys.readouterr().err
+    assert said == "Stopped. What was finished is kept; the same command goes on.\n"
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [

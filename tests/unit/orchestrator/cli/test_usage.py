@@ -59,6 +59,9 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["measure", "digits", "--device", "foo"], 2, "--device must be a torch device of this machine"),
         (["measure", "digits", "--device", "cuda"], 2, "--device must be a torch device of this machine"),
         (["run", "smoke", "--no-tracking", "--raw", "nosuch=/tmp"], 2, "Unknown dataset of this sweep"),
+        (["plan", "smoke", "--gpus", "0"], 2, "argument --gpus: must be from 1 to 100,000, got 0"),
+        (["plan", "smoke", "--gpus", "1.5"], 2, "argument --gpus: must be a whole number, got '1.5'"),
+        (["plan", "smoke", "--gpus", "1000000000000"], 2, "--gpus: must be from 1 to 100,000, got 1"),
         (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a folder or a store that keeps"),
         (["reconcile", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
         (

@@ -1,5 +1,7 @@
 """What is left of a sweep, from the rates of trials that are done."""
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.planning.cards import CARDS
@@ -7,6 +9,7 @@ from orchestrator.planning.estimate import estimate, on_cards
 from orchestrator.planning.packing import cost_of, flops, need_of, training_flops
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
+from search_spaces.errors import ConfigError
 from tests.unit.orchestrator.results.examples import (
     diverged,
     state_of,
@@ -102,6 +105,29 @@ def test_a_plan_for_more_cards_is_shorter_and_never_below_its_bound(trials):
         draw = found["utilisation"] + 0.1 * (1 - found["utilisation"])
         assert found["kilowatt_hours"] == pytest.approx(found["hours"] * found["num_cards"] * 0.7 * draw)
     assert set(one["shares"]) == {"small_cnn"}
+
+
+@pytest.mark.parametrize(
+    ("share", "num_cards", "at_once"), [(0.5, 1, 2), (0.25, 1, 3), (1.0, 2, 2), (2.0, 5, 2)]
+)
+def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_cards, at_once):
+    found = on_cards(trials, CARDS["h100"], num_cards, share=share)
+    assert found["most_at_once"] == at_once
+    assert found["shares"] == {"small_cnn": share}
+
+
+def test_a_trial_that_asks_for_more_cards_than_there_are_is_refused(trials):
+    message = "as many cards as one trial asks for; found: resources.num_gpus 2, 1 in all; plan with --gpus 2"
+    with pytest.raises(ConfigError, match=message):
+        on_cards(trials, CARDS["h100"], 1, share=2.0)
+    assert estimate(trials, (), share=2.0)["cluster"]["num_cards"] == 2
+
+
+def test_a_trial_that_no_card_can_hold_is_named(trials):
+    tiny = replace(CARDS["h100"], memory_gib=0.5)
+    assert "more memory than the share has: small_cnn" in estimate(trials, (), card=tiny)["text"]
+    assert on_cards(trials, CARDS["h100"], 1)["too_large"] == {}
+    assert set(on_cards(trials, CARDS["h100"], 1, share=0.001)["too_large"]) == {"small_cnn"}
 
 
 def test_shares_of_a_card_never_add_up_to_more_than_the_card(trials):

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from orchestrator.running.signals import is_stop
+
 LOST = """
 import os, signal, sys
 from orchestrator.running import signals
@@ -35,6 +37,19 @@ try:
     with own_signals():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does when it starts
         os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+HELD = """
+import os, signal, sys
+from orchestrator.running.signals import stop_held, stop_on_signals
+
+stop_on_signals()
+try:
+    with stop_held():
+        os.kill(os.getpid(), signal.{name})
+        print("imported whole")
+    print("the stop was lost")
 except KeyboardInterrupt:
     sys.exit(130)
 """
@@ -69,3 +84,22 @@ def test_what_a_shell_has_ignored_stays_ignored():
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_stop_during_an_import_comes_after_it(name):
+    ended = run(HELD.format(name=name))
+    assert (ended.returncode, ended.stdout) == (130, "imported whole\n"), ended.stderr
+
+
+def test_what_breaks_on_the_way_out_of_a_stop_is_part_of_it():
+    def stopped():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ImportError("half a module")
+
+    with pytest.raises(ImportError, match="half a module") as caught:
+        stopped()
+    assert is_stop(caught.value)
+    assert not is_stop(ImportError("no stop"))

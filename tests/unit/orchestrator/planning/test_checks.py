@@ -1,0 +1,70 @@
+"""What own data cannot give is known while planning, from the places and names of their files."""
+
+import pytest
+
+from orchestrator.planning.checks import check_feasible
+from orchestrator.planning.workspace import Workspace
+from search_spaces.errors import DataError, SweepError
+
+SWEEP = """
+name: counted
+models: [small_cnn]
+datasets:
+  - {name: mine, own: {kind: folder, path: images, domain: medical, channels: 1}%s}
+train_sizes: [%d]
+test_size: 10
+image_size: 16
+channels: 1
+recipe: smoke
+"""
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A sweep of three classes of 30 images, which are named and nothing else."""
+    for name in ("1", "11", "21"):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for place in range(30):
+            (folder / f"{place}.png").touch()
+
+    def of(pairs: str = "", train_size: int = 20) -> Workspace:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(SWEEP % (f", class_pairs: {pairs}" if pairs else "", train_size), encoding="utf-8")
+        return Workspace.open(str(path), tmp_path / "root")
+
+    return of
+
+
+def test_what_fits_is_let_through(opened):
+    check_feasible(opened())
+    check_feasible(opened("[['1', '21']]", train_size=50))
+
+
+@pytest.mark.parametrize(("pairs", "train_size", "about"), [
+    ("", 81, "mine: Train size 81 needs as many images beside 10 test images; found: at most 80"),
+    ("[['1', '11']]", 51, "mine, classes 1 and 11: Train size 51 needs .* found: at most 50"),
+])  # fmt: skip
+def test_more_images_than_there_are_files_are_refused(opened, pairs, train_size, about):
+    with pytest.raises(DataError, match=about):
+        check_feasible(opened(pairs, train_size))
+
+
+def test_numbers_of_classes_that_are_called_by_other_numbers_are_refused(opened):
+    with pytest.raises(DataError, match="mine: places 0 to 2 are classes 1, 11, 21; name them as text"):
+        check_feasible(opened("[[1, 11]]"))
+
+
+def test_a_place_that_no_class_has_is_refused(opened, tmp_path):
+    for name, new in (("1", "ant"), ("11", "bee"), ("21", "cat")):
+        (tmp_path / "images" / name).rename(tmp_path / "images" / new)
+    with pytest.raises(DataError, match="mine 0-7: each class needs images; found: none of class 7"):
+        check_feasible(opened("[[0, 7]]"))
+
+
+def test_folders_that_hold_no_classes_are_refused_once(opened, tmp_path):
+    workspace = opened()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(SweepError, match="one subfolder of images per class") as caught:
+        check_feasible(workspace, {"mine": tmp_path / "other"})
+    assert str(caught.value).count("subfolder of images") == 1
