@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from io import TextIOWrapper
 from pathlib import Path
 
 from orchestrator.planning.paths import RootPaths
@@ -87,5 +89,13 @@ class _RootLog(logging.handlers.RotatingFileHandler):
         while self.waiting and self.folder.is_dir():
             super().emit(self.waiting.popleft())
 
+    def _open(self) -> TextIOWrapper:
+        """Open the file; a pipe in its place is an error, where opening it would wait for a reader."""
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_without_waiting)
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Stay silent: the file is on a full disk or another's, and the terminal is for the user."""
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -170,13 +170,46 @@ def run_case(case: Case) -> Found:
         return {"holds": False, "ended": done.returncode, "said": done.stderr[-3000:]}
 
 
+SHOWN = {
+    "cells": "{} cells",
+    "runs": "{} runs",
+    "kills": "{} kills",
+    "times_undisturbed": "{} times the undisturbed sweep",
+    "sweep_s": "sweep {} s",
+    "undisturbed_s": "undisturbed {} s",
+    "done_at_pause": "paused at {}",
+    "done_at_stop": "away at {}",
+}
+"""Of what a case found, what the table of docs/failures.md says."""
+
+
+def table(known: Found) -> str:
+    """Return the cases as the Markdown table of docs/failures.md."""
+    rows = ["| case | holds | found | date | load before, after | seconds |", "|---|---|---|---|---|---|"]
+    for name in CASES:
+        if (found := known.get(name)) is None:
+            rows.append(f"| {name} | not run | | | | |")
+            continue
+        figures = [text.format(found[key]) for key, text in SHOWN.items() if key in found]
+        faults = found.get("faults", {})
+        counted = faults.items() if isinstance(faults, dict) else ()
+        said = ", ".join([*figures, *(f"{number} times: {what}" for what, number in counted)])
+        holds, load = "yes" if found["holds"] else "**no**", ", ".join(map(str, found["load"]))
+        rows.append(f"| {name} | {holds} | {said} | {found['date']} | {load} | {found['seconds']} |")
+    return "\n".join(rows) + "\n"
+
+
 def main() -> int:
     """Run cases, and write each as soon as it has ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true", help="run nothing; print what --out holds")
     arguments = parser.parse_args()
     known = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    if arguments.table:
+        print(table(known), end="")
+        return 0
     ended = {}
     for name in arguments.cases:
         began, load = time.monotonic(), os.getloadavg()[0]

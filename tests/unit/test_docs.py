@@ -1,5 +1,6 @@
 """What the documents say exists: links, commands, Python, make targets."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from orchestrator.cli import parse
 from search_spaces.errors import SweepError
+from tests.integration.chaos import table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -117,3 +119,8 @@ def test_the_picture_of_the_house_names_every_wing():
         for folder in (ROOT / package).iterdir():
             if folder.is_dir() and (folder / "__init__.py").exists():
                 assert f"{folder.name}/" in picture
+
+
+def test_the_table_of_long_fault_runs_is_that_of_its_results():
+    known = json.loads((ROOT / "benchmarks" / "results" / "chaos.json").read_text(encoding="utf-8"))
+    assert table(known) in (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")

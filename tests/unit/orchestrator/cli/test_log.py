@@ -66,6 +66,11 @@ class TestLog:
         assert (code, err) == (0, "")
         assert json.loads(out)["sweep"] == "smoke"
 
+    def test_a_pipe_in_its_place_is_waited_for_by_nobody(self, run, root):
+        os.mkdir(root)
+        os.mkfifo(Path(root) / "isweep.log")
+        assert run("status", "smoke")[0] == 0
+
     def test_logging_is_as_before_afterwards(self, run, root):
         before = (list(logging.getLogger().handlers), logging.getLogger().level, warnings.showwarning)
         run("plan", "smoke")
