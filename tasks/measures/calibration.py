@@ -39,8 +39,8 @@ from tasks.remote import Executor, InlineExecutor
 DIMENSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 NUM_REPEATS = 3
 # Chosen on simulated families left out one at a time and on the benchmark manifolds, see docs/measures.md.
-# A small part makes the best values, but intervals that are too sure of shapes they have not seen: of families
-# left out (dimensions 2 to 50, 500 points) they held 74 % with a part of 1, 85 % with 4, 88 % with 6 and 8.
+# A small part makes the best values, but intervals that are too sure of shapes they have not seen: of
+# families left out (dimensions 2 to 50, 500 points) they held 74 % with a part of 1, 85 with 4, 88 with 6.
 VALUE_SPREAD = 0.3
 INTERVAL_SPREAD = 6.0
 # Interpolation between grid dimensions is not better than about one percent.
@@ -261,8 +261,8 @@ def posterior(
         )
     if value > HIGH_DIMENSION:
         notes.append(
-            f"above {HIGH_DIMENSION} dimensions the correction rests on the simulated shapes: on images of known "
-            "dimension it was too low, on curved sheets too high"
+            f"above {HIGH_DIMENSION} dimensions the correction rests on the simulated shapes: on images of "
+            "known dimension it was too low, on curved sheets too high"
         )
     if density[-4:].sum() > tail and grid[-1] < np.log(ambient):
         notes.append("the interval reaches the largest simulated dimension; the true one may be higher")
