@@ -17,7 +17,9 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -112,43 +114,47 @@ def told(options: dict[str, bool] | None) -> Iterator[None]:
         study.make_sampler = ours
 
 
+def search(
+    table: dict[CellKey, TabulatedCell], policy: Policy, budget: float, seed: int
+) -> dict[CellKey, CellOutcome]:
+    """Return what one search finds."""
+    plain = PLAIN.get(policy.sampler)
+    # Weight decay and batch size are the recipe's: the table has rates alone, and three seeds.
+    tune = TuneSpec(
+        batch_size=(32,),
+        budget=budget,
+        seeds=SEEDS_OF_TABLE,
+        sampler="tpe" if plain else cast("Sampler", policy.sampler),
+        seed=seed,
+        warm_start=policy.warm_start,
+    )
+    with told(plain):
+        return replay(cells_of(table, tune), table, tune, known=KNOWN, rungs=STOPS[policy.stops]())
+
+
 @dataclass
 class Searches:
     """Searches on one table, each run once.
 
     Attributes:
         table: Trainings.
-        seeds: Searches of one policy.
+        seeds: Searches of one policy; half as many at the larger budget.
+        processes: Searches at the same time.
     """
 
     table: dict[CellKey, TabulatedCell]
     seeds: int
+    processes: int = 2
     _found: dict[tuple[Policy, float], list[dict[CellKey, CellOutcome]]] = field(default_factory=dict)
 
     def run(self, policy: Policy, budget: float) -> list[dict[CellKey, CellOutcome]]:
         """Return what was found, seed by seed."""
         if (policy, budget) not in self._found:
-            plain = PLAIN.get(policy.sampler)
-            # Weight decay and batch size are the recipe's: the table has rates alone, and three seeds.
-            tune = TuneSpec(
-                batch_size=(32,),
-                budget=budget,
-                seeds=SEEDS_OF_TABLE,
-                sampler="tpe" if plain else cast("Sampler", policy.sampler),
-                warm_start=policy.warm_start,
-            )
-            cells = cells_of(self.table, tune)
-            with told(plain):
-                self._found[policy, budget] = [
-                    replay(
-                        cells,
-                        self.table,
-                        tune.model_copy(update={"seed": seed}),
-                        known=KNOWN,
-                        rungs=STOPS[policy.stops](),
-                    )
-                    for seed in range(self.seeds)
-                ]
+            seeds = range(self.seeds if budget < TWICE else self.seeds // 2)
+            # Forked anew: a worker has the table already.
+            with get_context("fork").Pool(self.processes) as pool:
+                found = pool.map(partial(search, self.table, policy, budget), seeds, chunksize=1)
+            self._found[policy, budget] = found
         return self._found[policy, budget]
 
     def regrets(self, found: list[dict[CellKey, CellOutcome]]) -> NDArray[np.float64]:
@@ -188,8 +194,8 @@ def measure(searches: Searches, policies: dict[str, Policy], budget: float) -> l
 
 END = POLICIES["tpe, all to the end"]
 QUESTIONS: dict[str, tuple[Policy, Policy, tuple[float, ...]]] = {
-    "warm_start": (POLICIES["tpe, all to the end, warm start"], END, (0.2, TWICE)),
-    "stopping_at_once": (POLICIES["tpe, a third goes on"], END, (0.2, TWICE)),
+    "warm_start": (POLICIES["tpe, all to the end, warm start"], END, (0.2,)),
+    "stopping_at_once": (POLICIES["tpe, a third goes on"], END, (0.2,)),
     "stopping_as_by_default": (Policy(), END, (TWICE,)),
     "tpe_for_random": (END, POLICIES["random, all to the end"], (0.2, TWICE)),
     "gp_for_tpe": (SAMPLERS["gp"], END, (TWICE,)),
@@ -224,10 +230,11 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--budget", type=float, default=0.2)
     options = parser.parse_args()
-    searches = Searches(read_table(options.table), options.seeds)
+    searches = Searches(read_table(options.table), options.seeds, options.processes)
     rows = measure(searches, POLICIES, options.budget)
     samplers = measure(searches, SAMPLERS, TWICE)
     if options.json:
@@ -235,7 +242,7 @@ def main() -> None:
         document = {"name": "search_policy", "seeds": options.seeds, "ours": ours, "theirs": theirs}
         document |= {
             "ratio": {row["policy"]: ours["mean_regret"] / row["mean_regret"] for row in theirs},
-            "samplers": {"budget": TWICE, "rows": samplers},
+            "samplers": {"budget": TWICE, "seeds": options.seeds // 2, "rows": samplers},
             **{question: answer(searches, question) for question in QUESTIONS},
             "environment": {name: metadata.version(name) for name in ("optuna", "torch")},
         }

@@ -50,7 +50,7 @@ def result(losses: list[float], status: str = "complete", **changes: Any) -> Sea
 
 
 def trained(asked: Asked, rungs: Rungs) -> SearchResult:
-    """What the formula gives for a trial, stopped as a worker would be."""
+    """What the formula gives for a trial, stopped as a worker would be, from the second that comes on."""
     losses: list[float] = []
     for epoch in range(1, asked.cell.num_epochs + 1):
         losses.append(loss_of(asked.point, epoch, asked.run))
@@ -63,7 +63,7 @@ def trained(asked: Asked, rungs: Rungs) -> SearchResult:
 
 def run_through(search: Search, most: int = 10_000) -> list[tuple[Asked, SearchResult]]:
     """Run a search one trial at a time; returns what ran."""
-    rungs, ran = Rungs(), []
+    rungs, ran = Rungs(before=0), []
     while len(ran) < most and (asked := search.next()) is not None:
         found = trained(asked, rungs)
         assert search.finished(asked.spec.trial_id, found) == asked
@@ -93,7 +93,7 @@ def drive(
         ends: Chooses whose result comes next, among those that run; the first to start by default.
     """
     stored = {search.cells[one.key].cell.trial(one.point, one.run).trial_id: one for one in store}
-    rungs, queue = Rungs(), SearchQueue(search, {})
+    rungs, queue = Rungs(before=0), SearchQueue(search, {})
     for trial_id, one in stored.items():
         for epoch in rungs_of(search.cells[one.key].cell) if one.result and one.run == 0 else ():
             losses = {score.epoch: score.loss for score in one.result.curve}

@@ -39,17 +39,45 @@ def search(changed):
 def test_means_errors_and_gains_are_those_of_the_runs(search):
     for state, outcome in zip(search.cells.values(), outcomes(search), strict=True):
         losses = {
-            point: np.array([state.results[point, run].loss for run in range(4)])
+            point: np.array([state.results[point, run].loss for run in range(1, 4)])
             for point in (outcome.chosen.point, outcome.own.point)
         }
         chosen, own = losses[outcome.chosen.point], losses[outcome.own.point]
         assert outcome.chosen.mean == pytest.approx(chosen.mean())
-        assert outcome.chosen.std_error == pytest.approx(chosen.std(ddof=1) / 2)
+        assert outcome.chosen.std_error == pytest.approx(chosen.std(ddof=1) / np.sqrt(3))
         assert outcome.gain == pytest.approx((own - chosen).mean())
-        assert outcome.gain_std_error == pytest.approx((own - chosen).std(ddof=1) / 2)
+        assert outcome.gain_std_error == pytest.approx((own - chosen).std(ddof=1) / np.sqrt(3))
         assert outcome.chosen.mean == min(finalist.mean for finalist in outcome.finalists)
         best = {point for point, _ in state.complete()[:3]}
         assert {*best, state.cell.own} <= {finalist.point for finalist in outcome.finalists}
+
+
+@pytest.mark.parametrize(
+    ("gains", "left"),
+    [
+        ((0.03, 0.01, 0.02), True),
+        ((0.05, -0.04, 0.02), False),
+        ((0.0, 0.0, 0.0), False),
+        ((0.01, 0.0, 0.0), False),
+    ],
+)
+def test_the_sweeps_own_recipe_is_left_for_what_is_better_by_more_than_one_standard_error(
+    search, gains, left
+):
+    """Of the differences, run by run: a run that is hard for both says nothing."""
+    state = next(iter(search.cells.values()))
+    outcome, before = outcomes(search)[0], dict(state.results)
+    rival = outcome.finalists[0].point if outcome.finalists[0] != outcome.own else outcome.finalists[1].point
+    own_losses = (0.9, 0.1, 0.2, 0.3)
+    for point in [candidate.point for candidate in outcome.finalists]:
+        state.results |= {(point, run): result([0.6] * 9) for run in range(1, 4)}
+    state.results |= {(state.cell.own, run): result([loss] * 9) for run, loss in enumerate(own_losses)}
+    losses = [own - gain for own, gain in zip(own_losses[1:], gains, strict=True)]
+    state.results |= {(rival, run): result([loss] * 9) for run, loss in enumerate(losses, 1)}
+    again = outcomes(search)[0]
+    state.results = before
+    assert again.chosen.point == (rival if left else state.cell.own)
+    assert again.keeps_own == (not left)
 
 
 def test_a_finalist_of_an_earlier_start_is_chosen_still_when_later_ones_are_worse(search):
@@ -132,7 +160,7 @@ def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
         assert cell["validation_loss"] == pytest.approx(outcome.chosen.mean, rel=1e-3)
         assert cell["gain_std_error"] == pytest.approx(outcome.gain_std_error, rel=1e-3)
         assert cell["flat_learning_rates"] == list(outcome.flat)
-        assert (cell["runs"], cell["trials"], cell["budget"]) == (4, outcome.num_trials, 10)
+        assert (cell["runs"], cell["trials"], cell["budget"]) == (3, outcome.num_trials, 10)
 
 
 def test_a_cell_without_a_recipe_is_named_in_the_file_and_left_out_of_it(search, changed, tmp_path):
