@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,19 @@ STOP_PATIENCE_S = 8.0
 """How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
 MAX_MESSAGE = 4000
 DATABASE_TRIES = 2
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+"""What MLflow itself opens, of databases also with a driver, as in ``postgresql+psycopg``."""
 
 
 def connector(uri: str) -> Callable[[], MlflowClient]:
     """Return what connects to ``uri``, after a look at the URI alone.
 
     Raises:
-        ConfigError: for a file store, which MLflow has closed.
+        ConfigError: for a file store, which MLflow has closed, and what neither MLflow nor a plugin opens.
     """
-    if "://" not in uri or uri.startswith("file:"):
+    scheme, found, _ = uri.partition("://")
+    plugins = (plugin.name for plugin in entry_points(group="mlflow.tracking_store"))
+    if not found or scheme.partition("+")[0] not in {*SCHEMES, *plugins}:
         raise ConfigError(
             "The MLflow URI must be a database or server",
             without_secrets(uri),

@@ -35,7 +35,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["run", "smoke", "--raw", "mnist"], 2, "--raw must be NAME=DIR; found: mnist"),
         (["run", "smoke", "--num-cpus", "0"], 2, "must be at least 1, got 0"),
         (["run", "smoke", "--mlflow-uri", "./mlruns"], 2, "The MLflow URI must be a database or server"),
-        (["run", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
+        (["run", "smoke", "--mlflow-uri", "foo://x"], 2, "The MLflow URI must be a database or server"),
         (["run", "smoke", "--no-tracking", "--address", "127.0.0.1:9"], 3, "The Ray address must answer"),
         (["run", "smoke", "--no-tracking", "--address", "ray://x:1"], 2, "--address must be host:port"),
         (
@@ -63,7 +63,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["plan", "smoke", "--gpus", "1.5"], 2, "argument --gpus: must be a whole number, got '1.5'"),
         (["plan", "smoke", "--gpus", "1000000000000"], 2, "--gpus: must be from 1 to 100,000, got 1"),
         (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a folder or a store that keeps"),
-        (["reconcile", "smoke", "--mlflow-uri", "foo://x"], 3, "The MLflow store must answer"),
+        (["reconcile", "smoke", "--mlflow-uri", "foo://x"], 2, "The MLflow URI must be a database or server"),
         (
             ["predict", "smoke", "--d-data", "9", "--train-size", "100"],
             2,
