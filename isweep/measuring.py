@@ -143,7 +143,7 @@ def measure(
             folder of class folders, a ``.csv``, ``.npz``, ``.npy``, a prepared folder or a dataset's name.
         labels: ``(num_images,)`` numbers or text, for arrays; None measures d_data only. For a ``.npy`` the
             path of a file of labels.
-        train_sizes: Nested, stratified subsets to measure too.
+        train_sizes: Nested, stratified subsets to measure, in place of the whole.
         class_pair: Only these two classes, by name.
         image_size: Resize image files to this side (224 when None); not for arrays.
         channels: 1 or 3, of image files.

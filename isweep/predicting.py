@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,9 @@ def predict(
             f"no {' and no '.join(missing)}",
             "give a measurement with labels, or the numbers",
         )
+    for name, value in {**numbers, "train_size": train_size, "target_loss": target_loss}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
     return Forecast(
         predict_from(
             _fits(sweep, root).records,

@@ -119,6 +119,10 @@ def test_predict_needs_both_numbers(images, fits, tmp_path):
         isweep.predict(isweep.measure(images), fits, train_size=100)
     with pytest.raises(isweep.SweepError, match="found: no d_data and no label_sharpness"):
         isweep.predict(None, fits, train_size=100)
+    for name, value in (("d_data", "9"), ("label_sharpness", True), ("train_size", "100")):
+        asked = {"d_data": 9.0, "label_sharpness": 1e-4, "train_size": 100, name: value}
+        with pytest.raises(SweepError, match=f"{name} must be a number; found: {value!r}"):
+            isweep.predict(None, fits, **asked)
     (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
     with pytest.raises(isweep.SweepError, match="must hold d_data"):
         isweep.predict(tmp_path / "bad.json", fits, train_size=100)
