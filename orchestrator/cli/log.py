@@ -91,7 +91,7 @@ class _RootLog(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         """Open the file; a pipe in its place is an error, where opening it would wait for a reader."""
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_without_waiting)
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=_without_waiting)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Stay silent: the file is on a full disk or another's, and the terminal is for the user."""

@@ -97,7 +97,7 @@ class StoredResults:
             more = f" (and {len(newer) - 1:,} more files)" if len(newer) > 1 else ""
             raise NewerRecordError(
                 "A run needs a result store whose records it knows",
-                f"{newer[0].reason}{more}",
+                f"{newer[0].path}: {newer[0].reason}{more}",
                 "update isweep, or keep these results apart with another --root or --storage",
             )
 

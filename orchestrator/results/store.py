@@ -113,7 +113,7 @@ class ResultStore:
             except CorruptStoreError as error:
                 log.warning("%s", error)
                 left_out = Newer if isinstance(error, NewerRecordError) else Unreadable
-                scan.unreadable.append(left_out(file.path, error.value))
+                scan.unreadable.append(left_out(file.path, error.value.removeprefix(f"{file.path}: ")))
         return scan
 
     def read(self, kind: type[R], record_id: str) -> R | None:
