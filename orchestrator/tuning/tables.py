@@ -73,8 +73,8 @@ def outcome_table(cells: Sequence[CellOutcome]) -> Table:
         key="tuned",
         title="Searched recipes",
         note="Validation loss in nat, mean ± standard error over runs of one finalist; gain: how much lower "
-        "than with the sweep's own recipe, in the same runs (own kept: nothing was better by more than an error); "
-        "flat: rates "
+        "than with the sweep's own recipe, in the same runs (own kept: nothing was better by more than an "
+        "error); flat: rates "
         f"tried within {FLAT_WITHIN:g} nat of the best; trainings: of the search + of finalists.",
         header=HEADER,
         rows=tuple(_cells(cell) for cell in cells),
