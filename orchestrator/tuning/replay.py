@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from orchestrator.tuning.cells import CellKey, TuningCell
@@ -38,7 +39,7 @@ class TabulatedCell:
     curves: Mapping[tuple[float, int], tuple[float, ...]]
     num_epochs: int
 
-    @property
+    @cached_property
     def rates(self) -> list[float]:
         """The grid, rising."""
         return sorted({rate for rate, _ in self.curves})
@@ -67,13 +68,19 @@ class TabulatedCell:
 
     def mean_loss(self, rate: float) -> float:
         """Return the capped loss of a rate at the end, mean over seeds."""
-        seeds = [seed for known, seed in self.curves if known == self.nearest(rate)]
-        return statistics.fmean(self.result(rate, seed).capped_loss for seed in seeds)
+        return self._mean_losses[self.nearest(rate)]
 
     @property
     def best_loss(self) -> float:
         """What the exhaustive grid finds."""
-        return min(map(self.mean_loss, self.rates))
+        return min(self._mean_losses.values())
+
+    @cached_property
+    def _mean_losses(self) -> dict[float, float]:
+        losses: dict[float, list[float]] = {}
+        for rate, seed in self.curves:
+            losses.setdefault(rate, []).append(self.result(rate, seed).capped_loss)
+        return {rate: statistics.fmean(found) for rate, found in losses.items()}
 
     def regret(self, outcome: CellOutcome) -> float:
         """Return how many nat the chosen rate is worse than the grid's best; guessing counts for none."""
