@@ -2,55 +2,72 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import socket
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
-UNFILLED = re.compile(r"CHANGE|\bexample\.(org|com)\b")
-AMI = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
-GROUP = re.compile(r"sg-([0-9a-f]{8}|[0-9a-f]{17})")
+from orchestrator.running.launch_providers import UNFILLED, Problem, on_aws, on_gcp, own_machines
+
 MAKE_TOKEN = 'make one: see "Tokens" in docs/cluster.md'
 
 
-class Problem(NamedTuple):
-    """What is wrong in a launch file, where, and the way out."""
-
-    where: str
-    what: str
-    way_out: str
+PROVIDERS = {"aws": on_aws, "gcp": on_gcp, "local": own_machines}
+FOREIGN = (
+    ("apiVersion", "a Kubernetes object", "kubectl apply --dry-run=server -f FILE"),
+    ("run", "a task of SkyPilot", "sky launch --dryrun FILE"),
+    ("phases", "a component of EC2 Image Builder", "aws imagebuilder create-component --dry-run"),
+    ("Statement", "a policy of AWS", "the policy validator of your account"),
+)
+"""Launch files that `ray up` does not read, by a key that they have, and who looks at them."""
+DIST = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
 
 
 def check_launch_file(path: Path) -> list[Problem]:
     """Return all that is found wrong with a launch file; nothing is started and no provider is asked.
 
     Looked at: YAML, Ray's own checks, places that are still to be filled in, the files that travel, the
-    commands that start Ray, the key, and for ``aws`` and ``local`` what the provider needs.
+    commands that start Ray, account and key, and for ``aws``, ``gcp`` and ``local`` what the provider needs.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.startswith("#!"):
+            return [Problem(str(path), "a script, and no file for `ray up`", f"sbatch --test-only {path}")]
+        config = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         return [Problem(str(path), str(error), "name a launch file, e.g. cluster.yaml")]
     except yaml.YAMLError as error:
         return [Problem(str(path), f"not YAML: {' '.join(str(error).split())}", "correct the line")]
     if not isinstance(config, dict):
         return [Problem(str(path), "no keys", "begin with a file of clusters/, or cluster.yaml")]
-    wrong = [*_by_ray(config)]
+    for key, what, looks in FOREIGN:
+        if key in config:
+            told = Problem(str(path), f"{what}, and no file for `ray up`", looks.replace("FILE", str(path)))
+            return [told, *_unfilled(config)]
+    wrong = [*_untold(config)] or [*_by_ray(config)]
     if wrong:
         return wrong  # the rest would stumble over the same mistakes
-    kind = config["provider"]["type"]
+    of_provider = PROVIDERS.get(config["provider"]["type"], lambda _: ())
     return [
         *_unfilled(config),
-        *_files(config, path.parent),
+        *_account(config),
+        *_files(config),
         *_commands(config),
-        *(_on_aws(config) if kind == "aws" else ()),
-        *(_own_machines(config) if kind == "local" else ()),
+        *of_provider(config),
     ]
+
+
+def _untold(config: dict[str, Any]) -> Iterator[Problem]:
+    """Find what Ray would stumble over without naming the place."""
+    mounts = config.get("file_mounts")
+    for there, here in mounts.items() if isinstance(mounts, dict) else ():
+        if not isinstance(here, str):
+            yield Problem(
+                f"file_mounts.{there}", f"{here!r} is no path", "name a file or folder of this machine"
+            )
 
 
 def _by_ray(config: dict[str, Any]) -> Iterator[Problem]:
@@ -92,12 +109,26 @@ def _unfilled(config: dict[str, Any]) -> Iterator[Problem]:
     for place, text in _values(config):
         if UNFILLED.search(text) and text not in told:
             told.add(text)
-            yield Problem(place, f"still to be filled in: {text}", "see the comment marked CHANGE there")
+            line = next(line for line in text.splitlines() if UNFILLED.search(line))
+            yield Problem(place, f"still to be filled in: {line}", "see the comment marked CHANGE there")
 
 
-def _files(config: dict[str, Any], folder: Path) -> Iterator[Problem]:
+def _account(config: dict[str, Any]) -> Iterator[Problem]:
+    auth = config.get("auth") or {}
+    if not auth.get("ssh_user"):
+        yield Problem("auth.ssh_user", "nobody to log in as", "name the account, e.g. ubuntu")
+    key = auth.get("ssh_private_key")
+    if key and not Path(key).expanduser().is_file():
+        yield Problem("auth.ssh_private_key", f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
+
+
+def _files(config: dict[str, Any]) -> Iterator[Problem]:
     """Look at what travels: ``ray up`` would copy an old wheel, or stop half-way for want of a token."""
-    for there, here in config.get("file_mounts", {}).items():
+    mounts = config.get("file_mounts") or {}
+    if not any("token" in there for there in mounts):
+        told = "no token travels, and Ray asks for one"
+        yield Problem("file_mounts", told, "add ~/.ray/auth_token: ~/.ray/auth_token")
+    for there, here in mounts.items():
         path = Path(here).expanduser()  # relative to where `ray up` is typed
         if not path.exists():
             way_out = (
@@ -105,15 +136,38 @@ def _files(config: dict[str, Any], folder: Path) -> Iterator[Problem]:
             )
             yield Problem(f"file_mounts.{there}", f"no {here}", way_out)
         elif "token" in there:
-            if path.stat().st_mode & 0o077:
-                yield Problem(f"file_mounts.{there}", "others can read the token", f"chmod 600 {here}")
-            if not path.read_text(encoding="utf-8").strip():
-                yield Problem(f"file_mounts.{there}", "the token is empty", MAKE_TOKEN)
+            yield from _token(there, path)
         elif path.is_dir() and path.name == "dist":
             yield from _wheels(there, path)
-    key = config.get("auth", {}).get("ssh_private_key")
-    if key and not Path(key).expanduser().is_file():
-        yield Problem("auth.ssh_private_key", f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
+    yield from _asked_for(config, mounts)
+
+
+def _token(there: str, path: Path) -> Iterator[Problem]:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        yield Problem(f"file_mounts.{there}", f"no token can be read there: {error}", MAKE_TOKEN)
+        return
+    if path.stat().st_mode & 0o077:
+        yield Problem(f"file_mounts.{there}", "others can read the token", f"chmod 600 {path}")
+    if len(text.split()) != 1:
+        told = "the token is empty" if not text else "the token is more than one word"
+        yield Problem(f"file_mounts.{there}", told, MAKE_TOKEN)
+
+
+def _asked_for(config: dict[str, Any], mounts: dict[str, str]) -> Iterator[Problem]:
+    """Look whether the files that set-up commands name are among those that travel."""
+    names = [name for name in config if name.endswith("setup_commands")]
+    commands = " ".join(command for name in names for command in config[name] or ())
+    if "~/isweep-dist" not in mounts:
+        if "~/isweep-dist" in commands:
+            told = "~/isweep-dist does not travel, and set-up commands ask for it"
+            yield Problem("file_mounts", told, "add ~/isweep-dist: ./dist")
+        return
+    folder = Path(mounts["~/isweep-dist"]).expanduser()
+    for name in sorted(set(DIST.findall(commands))):
+        if folder.is_dir() and not (folder / name).is_file():
+            yield Problem("file_mounts.~/isweep-dist", f"no {folder / name}", "make wheel")
 
 
 def _wheels(there: str, dist: Path) -> Iterator[Problem]:
@@ -151,48 +205,3 @@ def _commands(config: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(
             "worker_start_ray_commands", told, "use --address=$RAY_HEAD_IP:PORT with the head's --port"
         )
-
-
-def _on_aws(config: dict[str, Any]) -> Iterator[Problem]:
-    if importlib.util.find_spec("boto3") is None:
-        yield Problem("provider.type", "aws needs boto3 on this machine", "pip install boto3")
-    for kind, node in config["available_node_types"].items():
-        place, made = f"available_node_types.{kind}.node_config", node["node_config"]
-        for key, form in (("ImageId", AMI), ("SecurityGroupIds", GROUP)):
-            named = made.get(key) or []
-            for value in [named] if isinstance(named, str) else named:
-                if not form.fullmatch(value) and not UNFILLED.search(value):
-                    yield Problem(f"{place}.{key}", f"{value} has not the form of one", f"{form.pattern}")
-        if not made.get("SecurityGroupIds") and not made.get("NetworkInterfaces"):
-            told = "without a security group by id Ray makes one that opens SSH to the world"
-            yield Problem(f"{place}.SecurityGroupIds", told, "name your own group: [sg-...]")
-        if not made.get("IamInstanceProfile"):
-            told = "without a profile Ray gives the head full rights on EC2 and S3"
-            yield Problem(f"{place}.IamInstanceProfile", told, "make one of clusters/iam/head.json")
-    if not config.get("max_workers"):
-        yield Problem("max_workers", "no worker may start", "say how many, e.g. 8")
-
-
-def _own_machines(config: dict[str, Any]) -> Iterator[Problem]:
-    provider = config["provider"]
-    workers, head = provider.get("worker_ips") or [], provider.get("head_ip", "")
-    for name in ("min_workers", "max_workers"):
-        if config.get(name) != len(workers):
-            told = f"{config.get(name)}, and worker_ips names {len(workers)}"
-            yield Problem(name, told, f"say {len(workers)}: others would be left out without a word")
-    if not config.get("auth", {}).get("ssh_private_key"):
-        told = "the head needs a key to start the workers"
-        yield Problem("auth.ssh_private_key", told, "name one made for this cluster")
-    if len({head, *workers}) <= len(workers):
-        yield Problem("provider", "a machine is named twice", "name each once, the head apart")
-    for name in (head, *workers):
-        if not UNFILLED.search(name) and not _known(name):
-            told = f"{name}: this machine does not know the name"
-            yield Problem("provider", told, "correct it, or give the address")
-
-
-def _known(host: str) -> bool:
-    try:
-        return bool(socket.getaddrinfo(host, 22))
-    except OSError:
-        return False

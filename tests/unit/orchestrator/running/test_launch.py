@@ -23,6 +23,8 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for name in ("dist", ".ray", ".ssh"):
         (tmp_path / name).mkdir()
     (tmp_path / "dist" / f"isweep-{metadata.version('isweep')}-py3-none-any.whl").touch()
+    for name in ("constraints.txt", "constraints-cuda.txt"):
+        (tmp_path / "dist" / name).touch()
     (tmp_path / ".ssh/id_ed25519").write_text("a key", encoding="utf-8")
     token = tmp_path / ".ray/auth_token"
     token.write_text("0123", encoding="utf-8")
@@ -119,6 +121,13 @@ START = "RAY_AUTH_MODE=token ray start --head --port=6379 --dashboard-host=127.0
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
         ("head_start_ray_commands", [START.split(" --auto")[0]], "the head would start no worker"),
         ("head_start_ray_commands", [START], "workers look for the head at another port"),
+        ("head_start_ray_commands", [START], "version 2 of Ray's autoscaler"),
+        ("provider/coordinator_address", "127.0.0.1:1", "name head_ip and worker_ips instead"),
+        ("auth/ssh_user", None, "auth.ssh_user: nobody to log in as"),
+        ("file_mounts", {"~/isweep-dist": None}, "file_mounts.~/isweep-dist: None is no path"),
+        ("file_mounts", {"~/isweep-dist": "./dist"}, "file_mounts: no token travels"),
+        ("file_mounts", {"~/.ray/auth_token": "~/.ray/auth_token"}, "~/isweep-dist does not travel"),
+        ("setup_commands", ["cat ~/isweep-dist/other.txt"], "~/isweep-dist: no dist/other.txt; make wheel"),
     ],
 )
 def test_a_wrong_field_of_ones_own_machines(checkout, place, value, message):
@@ -138,11 +147,96 @@ def test_a_wrong_field_of_ones_own_machines(checkout, place, value, message):
         (f"{WORKER}.min_worker", 1, "'min_worker' was unexpected"),
         ("head_node_type", "haed", "`head_node_type` must be one of `available_node_types`"),
         ("max_workers", 0, "max_workers: no worker may start"),
+        ("provider.region", None, "provider.region: no region is named"),
+        ("provider.region", "us-esat-1", "EC2 has no region us-esat-1; one of these is meant: "),
+        (f"{NODE}.ImageId", None, "ImageId: no image is named"),
+        (f"{NODE}.ImageId", 5, "ImageId: 5 is no string"),
+        (f"{NODE}.SecurityGroupIds", [5], "SecurityGroupIds[0]: 5 is no string"),
+        (f"{NODE}.InstanceType", None, "InstanceType: no instance type is named"),
+        (f"{NODE}.InstanceType", "m6i.2xlarg", "EC2 knows no m6i.2xlarg; one of these is meant: m6i.2xlarge"),
+        (
+            f"{NODE}.ImageID",
+            "ami-1",
+            "node_config.ImageID: EC2 knows no such field; one of these is meant: Im",
+        ),
+        (f"{NODE}.MetadataOptions.HttpPutResponseHopLimit", "1", "HopLimit: '1' is no integer"),
+        (f"{NODE}.InstanceMarketOptions", {"MarketType": "sopt"}, "EC2 knows no sopt; one of these is meant"),
     ],
 )
 def test_a_wrong_field_on_aws(checkout, place, value, message):
+    pytest.importorskip("boto3")
     found = told(checkout, changed(filled_in("cluster.yaml"), place.replace(".", "/"), value))
     assert any(message in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (
+            lambda text: text,
+            "cluster_name: mine, and clusters/iam/head.json lets the head start and end nodes of",
+        ),
+        (
+            lambda text: text.replace("CHANGE-region", "eu-west-1"),
+            "provider.region: us-east-1, and clusters/",
+        ),
+        (lambda text: text[:50], "clusters/iam/head.json: not a policy"),
+        (
+            lambda text: text.replace("Statement", "Statements"),
+            "clusters/iam/head.json: not a policy: KeyError",
+        ),
+    ],
+)
+def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(checkout, harm, message):
+    pytest.importorskip("boto3")
+    text = (REPOSITORY / "clusters/iam/head.json").read_text(encoding="utf-8")
+    (checkout / "clusters/iam").mkdir(parents=True)
+    (checkout / "clusters/iam/head.json").write_text(harm(text), encoding="utf-8")
+    found = told(checkout, changed(filled_in("cluster.yaml"), "cluster_name", "mine"))
+    assert any(message in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("provider/project_id", None, "provider.project_id: not named"),
+        ("provider/availability_zone", "europe-west4-a", "europe-west4-a is no zone of us-central1"),
+        ("cluster_name", "My cluster", "'My cluster' cannot be a label of Google Cloud"),
+        ("max_workers", 0, "max_workers: no worker may start"),
+        (f"{WORKER}/node_config/machineType", "g2standard16", "g2standard16 has not the form of one"),
+        (f"{WORKER}/node_config/machineType", None, "machineType: none has not the form of one"),
+        (f"{WORKER}/node_config/disks", [{}], "disks: no disk to boot from"),
+        (f"{WORKER}/node_config/networkInterfaces", None, "Ray takes the first network of the project"),
+        (f"{WORKER}/resources", {"CPU": 16}, "resources: does not name the GPU of this machine"),
+    ],
+)
+def test_a_wrong_field_on_google_cloud(checkout, place, value, message):
+    config = filled_in("clusters/gcp.yaml")
+    found = told(checkout, changed(config, place.replace(WORKER, WORKER.replace(".", "/")), value))
+    assert any(message in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "looks", "unfilled"),
+    [
+        ("rayjob.yaml", "a Kubernetes object", "kubectl apply --dry-run=server -f", "registry.example.org"),
+        ("skypilot.yaml", "a task of SkyPilot", "sky launch --dryrun", "s3://CHANGE/isweep"),
+        (
+            "image.yaml",
+            "a component of EC2 Image Builder",
+            "aws imagebuilder",
+            "aws s3 cp --recursive s3://CHANGE",
+        ),
+        ("iam/head.json", "a policy of AWS", "the policy validator", "CHANGE-region"),
+        ("slurm.sbatch", "a script", "sbatch --test-only", None),
+    ],
+)
+def test_a_launch_file_that_ray_up_does_not_read_is_called_by_its_name(checkout, name, what, looks, unfilled):
+    first, *rest = check_launch_file(REPOSITORY / "clusters" / name)
+    assert first.what == f"{what}, and no file for `ray up`"
+    assert first.way_out.startswith(looks)
+    assert [one.what for one in rest if "still to be filled in" not in one.what] == []
+    assert unfilled is None or any(f"filled in: {unfilled}" in one.what for one in rest)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +245,10 @@ def test_a_wrong_field_on_aws(checkout, place, value, message):
         (lambda at: (at / ".ray/auth_token").unlink(), "no ~/.ray/auth_token"),
         (lambda at: (at / ".ray/auth_token").chmod(0o644), "others can read the token; chmod 600"),
         (lambda at: (at / ".ray/auth_token").write_text(" \n"), "the token is empty"),
-        (lambda at: next((at / "dist").iterdir()).unlink(), "wheels of isweep: none"),
+        (lambda at: (at / ".ray/auth_token").write_text("a b"), "the token is more than one word"),
+        (lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"), "no token can be read there"),
+        (lambda at: (at / "dist/constraints-cuda.txt").unlink(), "no dist/constraints-cuda.txt; make wheel"),
+        (lambda at: next((at / "dist").glob("*.whl")).unlink(), "wheels of isweep: none"),
         (lambda at: (at / "dist/isweep-0.0.1-py3-none-any.whl").touch(), "wheels of isweep: "),
     ],
 )
