@@ -299,16 +299,6 @@ def test_mistakes_are_told(exact, changes, message):
         predict(exact, **arguments)
 
 
-def test_a_pilot_that_is_advised_has_as_many_sizes_as_trainings():
-    table = synthetic_table(num_natural=8, num_medical=0, dataset_std=0.6, trial_std=0.4, seed=4)
-    fits = fit_scaling_laws(table)
-    found = predict(fits, model="pooled", domain=None, train_size=1000, d_data=12.0, label_sharpness=1e-4)
-    said = re.search(r"a pilot at ([\d, and]+) images", found.warning)
-    sizes = re.findall(r"\d+", said[1])
-    assert len(sizes) > 1
-    assert len(set(sizes)) == len(sizes)
-
-
 def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does():
     table = synthetic_table(
         num_natural=8, num_medical=0, sharpness_slope=0, size_slope=0, dataset_std=1.0, trial_std=0.05,
