@@ -213,7 +213,8 @@ def test_a_pilot_is_conditioned_on_as_a_gaussian_should_be():
     expected = mean[1] + both[1, 0] / both[0, 0] * (np.log(0.5) - mean[0])
     variance = both[1, 1] - both[1, 0] ** 2 / both[0, 0]
     quantile = stats.t.ppf(0.95, prior.degrees_of_freedom)
-    assert curve.at(3000) == pytest.approx((expected, quantile * np.sqrt(variance)))
+    reach = prior.stretch[1] * quantile * np.sqrt(variance)
+    assert curve.at(3000) == pytest.approx((expected, reach))
 
 
 def test_the_prior_is_that_of_a_mixed_model():
