@@ -70,10 +70,11 @@ class Policy:
     warm_start: bool = False
 
 
-PLAIN: dict[str, dict[str, bool]] = {
-    "tpe without constant liar": {"multivariate": True, "constant_liar": False},
-    "univariate tpe": {"multivariate": False, "constant_liar": True},
+PLAIN: dict[str, tuple[bool, bool]] = {
+    "tpe without constant liar": (True, False),
+    "univariate tpe": (False, True),
 }
+"""Whether TPE is multivariate, and whether it counts what runs as bad: ``isweep tune`` has both."""
 POLICIES: dict[str, Policy] = {
     "tpe (default)": Policy(),
     "tpe, all to the end": Policy(stops="none"),
@@ -100,14 +101,18 @@ def cells_of(table: dict[CellKey, TabulatedCell], tune: TuneSpec) -> dict[CellKe
 
 
 @contextmanager
-def told(options: dict[str, bool] | None) -> Iterator[None]:
+def told(options: tuple[bool, bool] | None) -> Iterator[None]:
     """Have searches use TPE with other options; None leaves them as they are."""
     ours = study.make_sampler
 
     def plain(name: Sampler, seed: int) -> BaseSampler:
-        return TPESampler(seed=seed, n_startup_trials=study.STARTUP_TRIALS, **(options or {}))
+        if options is None:
+            return ours(name, seed)
+        multivariate, liar = options
+        startup = study.STARTUP_TRIALS
+        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=multivariate, constant_liar=liar)
 
-    study.make_sampler = plain if options else ours
+    study.make_sampler = plain
     try:
         yield
     finally:
