@@ -17,15 +17,10 @@ def check_answers(address: str) -> str:
         ConfigError: when it is neither ``host:port`` nor ``auto``.
         SetupError: when nothing answers there, or something that is no Ray head.
     """
+    check_form(address)
     if address == "auto":
         return address
     host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise ConfigError(
-            "--address must be host:port of a Ray head, or auto",
-            address,
-            "on the head itself use auto; from elsewhere submit the command with `ray job submit`",
-        )
     try:
         with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
             speaks_http2 = _speaks_http2(connection)
@@ -43,6 +38,21 @@ def check_answers(address: str) -> str:
             "the head's port is 6379 unless `ray start` was told another; 8265 is the dashboard",
         )
     return address if ":" in peer else f"{peer}:{port}"
+
+
+def check_form(address: str) -> None:
+    """Refuse what cannot be an address, before anything starts.
+
+    Raises:
+        ConfigError: when it is neither ``host:port`` nor ``auto``.
+    """
+    host, _, port = address.rpartition(":")
+    if address != "auto" and ("://" in address or not host or not port.isdigit()):
+        raise ConfigError(
+            "--address must be host:port of a Ray head, or auto",
+            address,
+            "on the head itself use auto; from elsewhere submit the command with `ray job submit`",
+        )
 
 
 def _speaks_http2(connection: socket.socket) -> bool:

@@ -20,7 +20,13 @@ POLICY = Path("clusters/iam/head.json")
 """Of the head on AWS, in the checkout where `ray up` is typed."""
 RAYS_OWN = ("SubnetIds",)
 """Fields of an AWS node that Ray takes out before it asks EC2."""
-EC2_TYPES: dict[str, type] = {"structure": dict, "list": list, "string": str, "integer": int, "boolean": bool}
+EC2_TYPES: dict[str, type[Any]] = {
+    "structure": dict,
+    "list": list,
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+}
 GCP_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 GCP_MACHINE = re.compile(r"[a-z][a-z0-9]*-[a-z0-9]+(-[a-z0-9]+)*")
 GCP_WITH_GPU = re.compile(r"(a2|a3|a4|a4x|g2|g4)-")
@@ -99,7 +105,7 @@ def _as_ec2_takes_it(place: str, fields: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _held_to(shape: Any, value: Any, place: str) -> Iterator[Problem]:
-    wanted = EC2_TYPES.get(shape.type_name, object)
+    wanted: type[Any] = EC2_TYPES.get(shape.type_name, object)
     choices = getattr(shape, "enum", None) or [value]
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         told = f"{value!r} is no {shape.type_name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.running.address import check_form
 from orchestrator.running.cluster import Device
 
 
@@ -35,3 +36,12 @@ class RunOptions:
     tracking: bool = True
     raw: dict[str, Path] = field(default_factory=dict)
     max_skipped_share: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be one while nothing has started yet.
+
+        Raises:
+            ConfigError: when it is neither ``host:port`` nor ``auto``.
+        """
+        if self.address is not None:
+            check_form(self.address)

@@ -90,3 +90,32 @@ def test_the_lab_sweeps_can_be_planned(tmp_path):
         SWEEP.format(name="lab", seeds="[0, 1]", epochs=40, pictures=tmp_path / "pictures"), encoding="utf-8"
     )
     assert load_sweep(path).name == "lab"
+
+
+FREE = {
+    "ray::DashboardAgent": ("the agent's gRPC", "**metrics** of the agent"),
+    "ray::RuntimeEnvAgent": ("a free one for environments",),
+    "raylet": ("raylet and its objects, 2 ports",),
+}
+"""Programs that take any free port, and how the table calls each."""
+
+
+def test_every_port_that_the_lab_saw_stands_in_the_table_of_ports(lab):
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    table = text.partition("## Ports of a shared cluster")[2].partition("\n## ")[0]
+    seen = [port for ports in lab["ports"].values() for port in ports]
+    assert len(seen) > 20
+    for port in seen:
+        known = FREE.get(port["program"], ())
+        assert re.search(rf"\b{port['port']}\b", table) or known, port
+        assert all(words in table for words in known), port
+    stranger = [port for port in seen if port["answer"] == "200"]
+    assert len(stranger) == 5
+    assert "five ports answer anybody" in table
+    assert {port["program"] for port in stranger} == {
+        "ray::DashboardAgent",
+        "monitor.py",
+        "dashboard/dashboard",
+    }
+    (jobs,) = {port["address"] for port in seen if port["port"] == 8265}
+    assert jobs == "127.0.0.1"
