@@ -1,7 +1,7 @@
 """Dimension of sets that nothing was tuned on: images of random decoders, deformed digits, curved sheets.
 
-The calibration's families and constants are older than these sets (tasks/measures/calibration.py, frozen), but for
-the interval's width: it was widened after a first look, to what simulated families left out ask for.
+The calibration's families and constants are older than these sets (tasks/measures/calibration.py, frozen),
+but for the interval's width: it was widened after a first look, to what simulated families left out ask for.
 Decoders: N(0, 1) latents, a linear layer to 4 × 4, upsampling and 3 × 3 convolutions with random weights and
 leaky ReLU, grey images of 32 and 64 pixels in bytes. Deformations: real 8 × 8 digits, magnified, moved along
 random smooth displacement fields. Sheets: x_j = sin(w_j · u + b_j) of uniform u, curved everywhere; tangled:
