@@ -29,7 +29,7 @@ demo: $(STAMP)
 # Two workers, each with a Ray cluster of its own; a file stays whole, since its tests share fixtures, in its order:
 # the long ones come first.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not chaos"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,6 +39,7 @@ lint: $(STAMP)
 
 # Faults on real clusters in namespaces of their own; one JSON object per case (tests/integration/faults.py).
 chaos: $(STAMP)
+	$(BIN)/python -m pytest -m chaos
 	$(BIN)/python -m tests.integration.chaos
 
 # A sweep's tracker on a PostgreSQL of its own that is restarted; needs its server's commands.

@@ -64,7 +64,7 @@ def closest_pair(images: tuple[npt.NDArray[Any], npt.NDArray[Any]], labels: tupl
 
 def coefficients(rows: pd.DataFrame) -> Figure:
     """Draw the coefficients of the predicted form: a point each, and its 95 % interval where there is one."""
-    form = rows[rows["law"] == PREDICTED_FORM.name]
+    form = rows[(rows["law"] == PREDICTED_FORM.name) & rows["coefficient"].notna()]
     names = [name for name in form["coefficient"].unique() if name in PREDICTED_FORM.regressors]
     if not names:
         raise DataError("There is no fit of the predicted form to draw", way_out="see sweep.fits.records")

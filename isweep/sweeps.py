@@ -164,22 +164,24 @@ class Fits:
     records: ScalingFits
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per coefficient of every law, with its 95 % interval, or the reason for none."""
+        """Return a row per coefficient of every law, with its 95 % interval; of a refused one, its reason."""
         return pd.DataFrame(
             [
                 {
                     "law": fit.law,
                     "model": fit.model,
                     "subset": fit.subset,
-                    "coefficient": coefficient.name,
-                    "value": coefficient.value,
-                    "low": None if coefficient.interval is None else coefficient.interval[0],
-                    "high": None if coefficient.interval is None else coefficient.interval[1],
+                    "coefficient": None if coefficient is None else coefficient.name,
+                    "value": None if coefficient is None else coefficient.value,
+                    "low": None if interval is None else interval[0],
+                    "high": None if interval is None else interval[1],
                     "num_points": fit.num_points,
                     "num_datasets": fit.num_datasets,
+                    "reason": fit.reason,
                 }
                 for fit in self.records.laws
-                for coefficient in fit.coefficients
+                for coefficient in fit.coefficients or (None,)
+                for interval in (None if coefficient is None else coefficient.interval,)
             ]
         )
 

@@ -70,6 +70,20 @@ def write_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o666) 
     sync_folder(path.parent)
 
 
+def place_once(draft: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Give a finished file its place unless another is there; the draft stays where links can be made.
+
+    Raises:
+        OSError: as the operating system says, except that the file exists or can have no second name.
+    """
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass  # Another process was first: its file may be in use.
+    except OSError:
+        os.replace(draft, path)  # A file system without hard links.
+
+
 def read_whole(path: str | os.PathLike[str]) -> bytes:
     """Return a file's content; a pipe in its place is found empty, where plain reading waits for a writer.
 

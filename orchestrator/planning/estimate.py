@@ -8,13 +8,16 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.planning.cards import CARDS, IDLE_DRAW, Card
-from orchestrator.planning.measured import (
-    ASSUMED_CPU_FLOPS,
-    MeasuredTrial,
-    corrections_for,
-    measured_rates,
+from orchestrator.planning.measured import MeasuredTrial, corrections_for, measured_rates
+from orchestrator.planning.packing import (
+    CORE_FLOPS,
+    CORE_INTERVAL_S,
+    Corrections,
+    core_seconds,
+    flops,
+    jobs_on,
+    need_of,
 )
-from orchestrator.planning.packing import Corrections, flops, jobs_on, need_of
 from orchestrator.planning.prices import amount
 from orchestrator.planning.simulate import longest_first, replay
 from orchestrator.planning.threads import hours_by_threads, threads_text
@@ -60,7 +63,7 @@ def estimate(
         model = trial.network.model.name
         cpu_rate, gpu_rate = rates.get((model, False)), rates.get((model, True))
         measured += bool(cpu_rate or gpu_rate)
-        cpu_seconds += flops(trial) / (cpu_rate or ASSUMED_CPU_FLOPS)
+        cpu_seconds += flops(trial) / cpu_rate if cpu_rate else core_seconds(trial)
         gpu_seconds += (
             flops(trial) / gpu_rate if gpu_rate else predicted_card_seconds(trial, card, corrections)
         )
@@ -76,8 +79,8 @@ def estimate(
         "hours_by_threads": hours_by_threads(left, measured_trials, num_cores),
         "assumptions": (
             f"cards as in the table of data sheets and published training rates ({card.name}), "
-            f"{ASSUMED_CPU_FLOPS / 1e9:g} GFLOP/s per core, where this sweep has no finished trial of the "
-            "model yet"
+            f"{CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs an operation, "
+            "where this sweep has no finished trial of the model yet"
         ),
     }
     threads = threads_text(result["hours_by_threads"], num_cores)

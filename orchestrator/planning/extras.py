@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from orchestrator.planning.measured import ASSUMED_CPU_FLOPS, MeasuredTrial
+from orchestrator.planning.measured import MeasuredTrial
 from orchestrator.planning.packing import (
     PGD_GRADIENTS,
     attack_flops,
+    core_seconds,
     cost_of,
     flops,
     has_cost,
@@ -55,7 +56,8 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
         for done in measured
         if done.spec.network.model == model and done.seconds > 0 and done.spec.network.recipe.epochs
     ]
-    return max(MIN_LIMIT_S, HANG_FACTOR * flops(trial) / min(rates, default=ASSUMED_CPU_FLOPS))
+    expected = flops(trial) / min(rates) if rates else core_seconds(trial)
+    return max(MIN_LIMIT_S, HANG_FACTOR * expected)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.planning.cards import CONTEXT_BYTES, Card, card_like
-from orchestrator.planning.packing import Corrections, flops, has_cost, need_of, peak_bytes, seconds_on_share
+from orchestrator.planning.packing import (
+    Corrections,
+    core_seconds,
+    flops,
+    has_cost,
+    need_of,
+    peak_bytes,
+    seconds_on_share,
+)
 from search_spaces.trials import TrialSpec
-
-ASSUMED_CPU_FLOPS = 100e9
-"""Sustained float32 rate of one core where nothing was measured (benchmarks/training_throughput.py)."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ class Expectation:
         """
         if self.card is not None:
             return need_of(trial, self.card, self.corrections).seconds
+        if not self.core_rates:
+            return core_seconds(trial)
         # A model that was never measured is taken for a middling one of those that were.
-        usual = statistics.median(self.core_rates.values()) if self.core_rates else ASSUMED_CPU_FLOPS
+        usual = statistics.median(self.core_rates.values())
         return flops(trial) / self.core_rates.get(trial.network.model.name, usual)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.cards import EAGER_INTERVAL_S, GRAPH_INTERVAL_S, Card, memory_bytes, pass_time
@@ -14,12 +15,19 @@ from search_spaces.specs import RecipeSpec, Spec
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 if TYPE_CHECKING:
-    from tasks.trials.costs import NetworkCost
+    from tasks.trials.costs import NetworkCost, PassCost
 
 PGD_GRADIENTS = 5 * 20
 """Per image and strength: restarts and steps."""
 TRIAL_SECONDS = 3.0
 """Building, copying, d_repr on the CPU and storing, per trial beside the card's work: assumed."""
+CORE_FLOPS = 100e9
+"""Sustained rate of one core where nothing was measured (benchmarks/training_throughput.py)."""
+CORE_INTERVAL_S = 30e-6
+"""What one operation takes on a core beside its arithmetic: a step of 32 images of 32 pixels by small_cnn, 52
+operations and 0.12 GFLOP, takes 2.9 ms (benchmarks/results/training_throughput_epyc.json)."""
+CORE_TRIAL_SECONDS = 0.5
+"""Building, d_repr and storing, per trial on a core."""
 MEMORY_MARGIN = 1.15
 """Shares are this much larger than predicted memory: a trial that asks too little ends out of memory."""
 BUSY_ENOUGH = 0.95
@@ -194,21 +202,40 @@ def seconds_on_share(trial: TrialSpec, card: Card, share: float) -> float:
     return alone * max(1.0, busy / min(share, 1.0))
 
 
+def core_seconds(trial: TrialSpec) -> float:
+    """Predict how long a trial takes one core, where no trial of its model was measured."""
+    cost = cost_of(trial.network)
+    parts = zip(_num_passes(trial, cost), (cost.step, cost.evaluation, cost.attack), strict=True)
+    return CORE_TRIAL_SECONDS + sum(number * _core_pass(part) for number, part in parts)
+
+
+@lru_cache(maxsize=1024)
+def _core_pass(cost: PassCost) -> float:
+    launches = sum(kernel.num_launches for kernel in cost.kernels)
+    return cost.flops / CORE_FLOPS + launches * CORE_INTERVAL_S
+
+
+def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, float]:
+    """Return how many training steps, batches of an evaluation and gradients of a batch it takes."""
+    network, recipe = trial.network, trial.network.recipe
+    gradients, forwards = (sum(numbers) for numbers in zip(*attack_passes(trial).values(), strict=True))
+    return (
+        recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
+        (network.train_size + forwards) / cost.evaluation_batch,
+        gradients / cost.attack_batch,
+    )
+
+
 def _alone(trial: TrialSpec, card: Card) -> tuple[float, float]:
     """Return the seconds of ``trial`` alone on ``card``, and in which share of them the card works."""
-    network, cost = trial.network, cost_of(trial.network)
-    recipe, size = network.recipe, network.train_size
+    cost, recipe = cost_of(trial.network), trial.network.recipe
     # Networks with batch norm are trained by captured graphs, see tasks.trials.step.
     normed = any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
     interval = GRAPH_INTERVAL_S if normed else EAGER_INTERVAL_S
     step = pass_time(cost.step, card, interval=interval, half=recipe.precision != "float32")
     evaluation = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False)
     attack = pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False)
-    num_steps = recipe.epochs * math.ceil(size / recipe.batch_size)
-    gradients, forwards = (sum(numbers) for numbers in zip(*attack_passes(trial).values(), strict=True))
-    num_evaluations = (size + forwards) / cost.evaluation_batch
-    num_attacks = gradients / cost.attack_batch
-    passes = ((num_steps, step), (num_evaluations, evaluation), (num_attacks, attack))
+    passes = tuple(zip(_num_passes(trial, cost), (step, evaluation, attack), strict=True))
     alone = TRIAL_SECONDS + sum(number * part.seconds for number, part in passes)
     return alone, sum(number * part.busy for number, part in passes) / alone
 

@@ -79,11 +79,18 @@ def launch_report() -> LaunchReport | None:
 
         if is_autoscaler_v2():
             return read_second_version(get_cluster_status(ray.get_runtime_context().gcs_address))
-        status = _internal_kv_get(_STATUS_KEY)
-        return read_first_version(json.loads(status)["autoscaler_report"]) if status else None
+        status = json.loads(_internal_kv_get(_STATUS_KEY) or "{}")
+        report = status.get("autoscaler_report")
+        return read_first_version(report) if report and not _launches_nothing(report) else None
     except Exception as error:  # private interfaces, that another Ray may have changed
         log.warning("the autoscaler cannot be asked: %s: %s", type(error).__name__, error)
         return None
+
+
+def _launches_nothing(report: dict[str, Any]) -> bool:
+    """Tell whether nodes were added by hand: Ray's provider for those calls each one's type by its id."""
+    types = report.get("node_type_mapping") or {}
+    return bool(types) and all(kind == f"node_{node}" for node, kind in types.items())
 
 
 def read_first_version(report: dict[str, Any]) -> LaunchReport:

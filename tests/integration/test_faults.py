@@ -57,6 +57,7 @@ def test_a_memory_hog_is_killed_and_costs_the_others_nothing(tmp_path):
     assert {cell for cell, *_ in found["told"]} == {cell for cell in found["planned"] if "-n12-" in cell}
 
 
+@pytest.mark.chaos
 def test_a_full_disk_pauses_the_sweep_until_there_is_room(tmp_path):
     sweep = write_sweep(tmp_path, SWEEP.replace("[0, 1, 2, 3, 4]", "[0, 1, 2]"))
     done = subprocess.run(

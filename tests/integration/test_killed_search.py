@@ -11,7 +11,7 @@ from tests.integration.killed_search import SEARCHED
 from tests.integration.sweeps import write_sweep
 from tests.isolation import AVAILABLE, REASON, isolated
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from uuid import uuid4
+
+from tasks.atomic import place_once
 
 SQLITE = "sqlite:///"
 
@@ -26,15 +27,6 @@ def make_whole(uri: str) -> None:
     try:
         artifacts = path.absolute().with_name("mlflow-artifacts").as_uri()
         SqlAlchemyStore(f"{SQLITE}{draft}", artifacts).engine.dispose()
-        _appear(draft, path)
+        place_once(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _appear(draft: Path, path: Path) -> None:
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass  # Another driver was first: its file may be in use.
-    except OSError:
-        draft.replace(path)  # A file system without hard links.

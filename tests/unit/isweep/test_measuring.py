@@ -158,3 +158,12 @@ def test_fits_are_a_table_and_a_figure(fits):
 def test_labels_of_arrays_are_checked_as_those_of_files(images, labels, message):
     with pytest.raises(SweepError, match=message):
         isweep.measure(images, labels)
+
+
+def test_a_refused_fit_is_a_row_with_its_reason():
+    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.synthetic import synthetic_table
+
+    few = isweep.Fits(fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0))).to_frame()
+    assert few["reason"].astype(bool).any()
+    assert few.query("model == 'pooled'")["value"].isna().all()

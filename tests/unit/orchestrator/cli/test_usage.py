@@ -63,7 +63,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["plan", "smoke", "--gpus", "1.5"], 2, "argument --gpus: must be a whole number, got '1.5'"),
         (["plan", "smoke", "--gpus", "1000000000000"], 2, "--gpus: must be from 1 to 100,000, got 1"),
         (["plan", "smoke", "--storage", "foo://x"], 2, "--storage must be a folder or a store that keeps"),
-        (["reconcile", "smoke", "--mlflow-uri", "foo://x"], 2, "The MLflow URI must be a database or server"),
+        (["reconcile", "smoke", "--mlflow-uri", "foo://x"], 2, "Sweep 'smoke' has no results yet"),
         (
             ["predict", "smoke", "--d-data", "9", "--train-size", "100"],
             2,

@@ -1,12 +1,21 @@
 """What is left of a sweep, from the rates of trials that are done."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from orchestrator.planning.cards import CARDS
 from orchestrator.planning.estimate import estimate, on_cards
-from orchestrator.planning.packing import cost_of, flops, need_of, training_flops
+from orchestrator.planning.packing import (
+    CORE_FLOPS,
+    CORE_INTERVAL_S,
+    core_seconds,
+    cost_of,
+    flops,
+    need_of,
+    training_flops,
+)
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError
@@ -67,8 +76,19 @@ def test_diverged_trials_tell_no_rate(trials):
 
 
 def test_without_measured_trials_the_rate_is_assumed(trials):
-    total = sum(flops(trial) for trial in trials)
-    assert cost(trials)["cpu_core_hours"] == pytest.approx(total / 100e9 / 3600)
+    """Arithmetic is the least it takes; a small network's many short operations take longer than that."""
+    arithmetic = sum(flops(trial) for trial in trials) / CORE_FLOPS
+    assert cost(trials)["cpu_core_hours"] > arithmetic / 3600
+    network = trials[0].network
+    starts = sum(kernel.num_launches for kernel in cost_of(network).step.kernels)
+    num_steps = network.recipe.epochs * math.ceil(network.train_size / network.recipe.batch_size)
+    assert cost(trials[:1])["cpu_core_hours"] >= starts * num_steps * CORE_INTERVAL_S / 3600
+
+
+def test_a_large_networks_time_is_its_arithmetic(trials):
+    text = SWEEP.replace("[small_cnn]", "[vgg19]").replace("[20]", "[400]").replace("size: 16", "size: 224")
+    trial = plan_sweep(parse_sweep(text, origin="mine.yaml")).trials[0]
+    assert core_seconds(trial) == pytest.approx(flops(trial) / CORE_FLOPS, rel=0.1)
 
 
 def test_training_is_counted_from_the_network_itself(trials):

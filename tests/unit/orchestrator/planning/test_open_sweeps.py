@@ -90,7 +90,10 @@ def test_recipe_files_that_start_from_one_another_are_refused(tmp_path):
         ("{from: smoke, overrides: [{models: [small_cnn]}]}", "an override must change something"),
         ("{from: smoke, overrides: [{models: [vgg13], epochs: 1}]}", "Unknown model of this sweep"),
         ("{from: smoke, overrides: [{datasets: [mnist], epochs: 1}]}", "Unknown dataset of this sweep"),
-        ("./nowhere.yaml", "The recipe file must exist; found: nowhere.yaml; known recipes are: demo"),
+        (
+            "./nowhere.yaml",
+            "must exist; found: nowhere.yaml; known recipes are: paper, released, demo",
+        ),
     ],
 )
 def test_a_recipe_without_meaning_is_one_clear_message(recipe, message):

@@ -1,6 +1,7 @@
 """Why nothing runs: what Ray's autoscaler says, in both of its forms, and what follows."""
 
 import json
+import time
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -12,8 +13,9 @@ from ray.autoscaler._private.node_provider_availability_tracker import (
     UnavailableNodeInformation,
 )
 from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
+from ray.experimental.internal_kv import _internal_kv_get
 
-from orchestrator.running import scheduling
+from orchestrator.running import autoscaler, scheduling
 from orchestrator.running.autoscaler import (
     LaunchReport,
     advice,
@@ -93,6 +95,11 @@ def test_a_report_says_the_newest_failures_and_what_to_do_about_the_first():
 
 @pytest.mark.ray
 def test_a_cluster_without_an_autoscaler_has_no_report(ray_local):
+    """Also once Ray's monitor has written of its nodes, some seconds after the start."""
+    for _ in range(60):
+        if b"autoscaler_report" in (_internal_kv_get(autoscaler._STATUS_KEY) or b""):
+            break
+        time.sleep(0.5)
     assert launch_report() is None
     text = scheduling.why_nothing_starts(Resources(1, 0.5))
     assert "0.5 gpu (the cluster has 0, 0 free)" in text
