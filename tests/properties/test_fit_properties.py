@@ -12,7 +12,7 @@ from orchestrator.analysis import fit_scaling_laws, predict, read_csv, write_csv
 from orchestrator.analysis.csvfile import escape_cell, unescape_cell
 from orchestrator.analysis.synthetic import synthetic_table
 
-QUICK = settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def losses_only(**parameters):

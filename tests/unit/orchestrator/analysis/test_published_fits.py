@@ -120,7 +120,7 @@ def test_exponents_of_the_train_size_within_a_dataset(fits):
         "prostate": -2.9, "mnist": -0.03, "cifar10": -0.01, "svhn": -0.84, "imagenet": 0.08,
     }  # fmt: skip
     assert {name: found[name].exponent for name in expected} == pytest.approx(expected, abs=0.011)
-    # Two thirds of the losses of these two lie at guessing, so that their slopes, -0.79 and -0.11, are not shown.
+    # Two thirds of these two's losses lie at guessing: their slopes, -0.79 and -0.11, are not shown.
     assert {found.pop(name).reason[:29] for name in ("mura", "rsna")} == {"67% of the losses lie at gues"}
     # d at the largest N: prostate's falls to 4.60 there, the others' stay as they were.
     assert found["prostate"].predicted == pytest.approx(-1 / 4.60)
