@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from search_spaces.errors import ConfigError, DataError
+from tasks.measures.inputs import as_sizes
 from tasks.measures.records import MeasureResult, MeasureSettings
 
 if TYPE_CHECKING:
@@ -155,11 +156,10 @@ def measure(
         SweepError: for images, labels or settings that cannot be used.
     """
     method = _settings(settings)
-    if not isinstance(train_sizes, Sequence) and not isinstance(train_sizes, np.ndarray):
-        raise ConfigError("train_sizes must be a list", str(train_sizes), f"e.g. [{train_sizes}]")
+    sizes = as_sizes(train_sizes)
     if isinstance(images, (str, Path)):
         how: dict[str, Any] = {
-            "train_sizes": tuple(train_sizes),
+            "train_sizes": sizes,
             "class_pair": class_pair,
             "image_size": image_size,
         }
@@ -169,7 +169,7 @@ def measure(
         raise ConfigError("own is for files", ", ".join(own), "map the labels of an array before")
     if image_size is not None:
         raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
-    return _measure_arrays(_array("Images", images), labels, method, train_sizes, class_pair)
+    return _measure_arrays(_array("Images", images), labels, method, sizes, class_pair)
 
 
 def _array(what: str, given: Any) -> npt.NDArray[Any]:
@@ -186,10 +186,6 @@ def _settings(given: dict[str, Any]) -> MeasureSettings:
     for name in given:
         if name not in known:
             raise unknown_name("setting", name, known)
-    for name in ("num_neighbors", "seed"):
-        value = given.get(name, 0)
-        if not isinstance(value, (int, np.integer)) or value < 0:
-            raise ConfigError(f"{name} must be a whole number, at least 0", repr(value))
     return MeasureSettings(**given)
 
 

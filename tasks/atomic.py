@@ -90,7 +90,7 @@ def read_whole(path: str | os.PathLike[str]) -> bytes:
     Raises:
         OSError: as the operating system says.
     """
-    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+    with open(path, "rb", buffering=0, opener=without_waiting) as file:
         return file.read() or b""
 
 
@@ -103,7 +103,8 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file for :func:`open`; a pipe in its place is not waited for."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

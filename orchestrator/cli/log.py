@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import os
 import shlex
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.redaction import without_secrets
 from search_spaces.errors import SweepError
+from tasks.atomic import without_waiting
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +91,7 @@ class _RootLog(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         """Open the file; a pipe in its place is an error, where opening it would wait for a reader."""
-        return open(self.baseFilename, "a", encoding=self.encoding, opener=_without_waiting)
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=without_waiting)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Stay silent: the file is on a full disk or another's, and the terminal is for the user."""
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)

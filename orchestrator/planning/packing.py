@@ -27,7 +27,7 @@ CORE_INTERVAL_S = 30e-6
 """What one operation takes on a core beside its arithmetic: a step of 32 images of 32 pixels by small_cnn, 52
 operations and 0.12 GFLOP, takes 2.9 ms (benchmarks/results/training_throughput_epyc.json)."""
 CORE_TRIAL_SECONDS = 0.5
-"""Building, d_repr and storing, per trial on a core."""
+"""Building, d_repr and storing, per trial on a core: assumed."""
 MEMORY_MARGIN = 1.15
 """Shares are this much larger than predicted memory: a trial that asks too little ends out of memory."""
 BUSY_ENOUGH = 0.95

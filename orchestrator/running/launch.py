@@ -13,8 +13,6 @@ import yaml
 from orchestrator.running.launch_providers import UNFILLED, Problem, on_aws, on_gcp, own_machines
 
 MAKE_TOKEN = 'make one: see "Tokens" in docs/cluster.md'
-
-
 PROVIDERS = {"aws": on_aws, "gcp": on_gcp, "local": own_machines}
 FOREIGN = (
     ("apiVersion", "a Kubernetes object", "kubectl apply --dry-run=server -f FILE"),

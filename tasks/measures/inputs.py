@@ -43,17 +43,26 @@ def _is_int64(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     return whole
 
 
+def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes as given, of plain whole numbers.
+
+    Raises:
+        DataError: If they are one number or text, or one is not whole.
+    """
+    if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
+        raise DataError("train_sizes must be several sizes", repr(train_sizes), "e.g. [500, 1000]")
+    if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
+        raise DataError("train_sizes must be whole numbers", str(list(train_sizes)), "round them")
+    return tuple(int(size) for size in train_sizes)
+
+
 def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
     """Sizes ascending and once each.
 
     Raises:
         DataError: If there are none, or one is not whole or does not fit the number of images.
     """
-    if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
-        raise DataError("train_sizes must be several sizes", repr(train_sizes), "e.g. [500, 1000]")
-    if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
-        raise DataError("train_sizes must be whole numbers", str(list(train_sizes)), "round them")
-    sizes = sorted({int(size) for size in train_sizes})
+    sizes = sorted(set(as_sizes(train_sizes)))
     if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
         raise DataError(
             f"train_sizes must be between 1 and the number of images, {num_images}",

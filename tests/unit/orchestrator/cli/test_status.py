@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 
 import pytest
@@ -11,6 +10,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.results.history import Event, History
 from orchestrator.running.lock import exclusive
 from orchestrator.running.progress import Progress
+from tests.damage import directory, fifo, loop
 
 
 @pytest.fixture
@@ -99,21 +99,6 @@ def test_a_cell_is_named_by_its_id(run, words, message):
     code, _, err = run("status", *words)
     assert code == 2
     assert message in err
-
-
-def directory(path):
-    path.unlink()
-    path.mkdir()
-
-
-def loop(path):
-    path.unlink()
-    path.symlink_to(path)
-
-
-def fifo(path):
-    path.unlink()
-    os.mkfifo(path)
 
 
 @pytest.mark.parametrize(

@@ -16,24 +16,10 @@ from orchestrator.running.run_state import running_trials
 from search_spaces.errors import CorruptStoreError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.sources.privacy import hash_key
+from tests.damage import directory, fifo, loop
 from tests.unit.orchestrator.results.examples import diverged, failure_record, measure_record, trial_record
 
 NESTED = b"[" * 100_000 + b"]" * 100_000
-
-
-def directory(path):
-    path.unlink()
-    path.mkdir()
-
-
-def loop(path):
-    path.unlink()
-    path.symlink_to(path)
-
-
-def fifo(path):
-    path.unlink()
-    os.mkfifo(path)
 
 
 def sealed(record):
