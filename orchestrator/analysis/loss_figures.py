@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from orchestrator.analysis import palette as p
 from orchestrator.analysis import points as t
-from orchestrator.analysis.fit_records import Coefficient, ScalingFits
+from orchestrator.analysis.fit_records import Coefficient, LawFit, ScalingFits
 from orchestrator.analysis.laws import AT_EQUAL_SIZE, PREDICTED_FORM
 from orchestrator.results import columns as c
 
@@ -73,7 +73,7 @@ def _domain_marker(domain: str) -> str:
 
 def _domain_line(axes: Axes, fits: ScalingFits, model: str, domain: str, x: pd.Series) -> None:
     fit = fits.law(AT_EQUAL_SIZE.name, model=model, subset=domain)
-    if fit.status != "ok":
+    if not _is_shown(fit):
         return
     ends = np.array([x.min(), x.max()])
     intercept, slope = (k.value for k in fit.coefficients)
@@ -175,7 +175,12 @@ def residuals(points: pd.DataFrame, fits: ScalingFits) -> Figure | None:
 
 def draws_domain_lines(points: pd.DataFrame, fits: ScalingFits) -> bool:
     """Whether :func:`loss_on_d_data` drew a line."""
-    return any(f.law == AT_EQUAL_SIZE.name and f.model in fits.models and f.status == "ok" for f in fits.laws)
+    return any(f.law == AT_EQUAL_SIZE.name and f.model in fits.models and _is_shown(f) for f in fits.laws)
+
+
+def _is_shown(fit: LawFit) -> bool:
+    """Whether a line is drawn: a slope without an interval, as of two datasets, is supported by nothing."""
+    return fit.status == "ok" and fit.coefficients[1].interval is not None
 
 
 def draws_predicted_slope(points: pd.DataFrame, fits: ScalingFits) -> bool:

@@ -65,6 +65,16 @@ def test_lines_of_the_figure_compare_equal_n_and_its_caption_says_so(growing):
     assert "compare points of equal train size" in drawing.describe(None, growing)
 
 
+def test_no_line_is_drawn_through_two_datasets():
+    """Its slope has no interval, and the findings say that none can be fitted."""
+    table = synthetic_table(num_natural=2, num_medical=2, class_pairs=("3-8", "4-9"))
+    fits = fit_scaling_laws(table)
+    drawing = next(d for d in DRAWINGS if d.name == "loss_on_d_data")
+    figure = drawing.draw(points_of(table), fits)
+    assert not [line for axes in figure.axes for line in axes.get_lines() if len(line.get_xdata()) == 2]
+    assert "Lines are fits" not in drawing.describe(None, fits)
+
+
 def test_no_correlation_is_named_without_an_interval_that_excludes_zero():
     table = synthetic_table(num_natural=2, num_medical=2, models=("a", "b"))
     rng = np.random.default_rng(1)
