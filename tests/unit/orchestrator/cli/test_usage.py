@@ -17,6 +17,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["plan", "smoke", "--set", "seed=[1]"], 2, "seed: unknown key; did you mean 'seeds'?"),
         (["plan", "smoke", "--set", "seeds=[1"], 2, "--set seeds must be valid YAML"),
         (["status", "smoke", "--interval", "0"], 2, "argument --interval: must be at least 1"),
+        (["status", "--watch"], 2, "--watch needs a sweep; found: none; e.g. isweep status paper --watch"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         (["datasets", "mnst"], 2, "Unknown dataset; found: 'mnst'; did you mean 'mnist'?"),
         (["prepare", "mnst"], 2, "Unknown dataset; found: 'mnst'"),
