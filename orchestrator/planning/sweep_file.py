@@ -280,12 +280,15 @@ def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     shown = repr(value) if not isinstance(value, dict) else f"keys {', '.join(map(str, value))}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
-        return ConfigError(f"{where}: this key is required")
+        what = "value" if isinstance(detail["loc"][-1], int) else "key"
+        return ConfigError(f"{where}: this {what} is required")
     if not detail["loc"]:
         return ConfigError(f"{where}: {message}")  # the rule names what it found
     message = RULES.get(detail["type"], message)
     if detail["type"] == "too_short" and detail["ctx"]["min_length"] == 1:
         message = "must not be empty"
+    if detail["type"] == "too_long":
+        message = f"must have at most {detail['ctx']['max_length']} values"
     if detail["type"] == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
         message = NAME_RULE
     return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:200])
