@@ -21,6 +21,11 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         (["datasets", "mnst"], 2, "Unknown dataset; found: 'mnst'; did you mean 'mnist'?"),
         (["prepare", "mnst"], 2, "Unknown dataset; found: 'mnst'"),
+        (
+            ["prepare", "mnist", "--raw", "absent", "--address", "127.0.0.1:9"],
+            2,
+            "The raw download of mnist must exist; found: no absent",  # known before Ray is asked
+        ),
         (["prepare", "mnist", "--label-map", "7=one"], 2, "--label-map is for own data; found: mnist"),
         (
             ["measure", "digits", "--label-map", "7=one"],
