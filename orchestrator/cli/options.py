@@ -53,7 +53,7 @@ def real(least: float = -math.inf, most: float = math.inf) -> Parameter:
     return Parameter(converter=_each(check))
 
 
-def _each(check: Callable[[str], Number]) -> Callable[[object, Sequence[Token]], object]:
+def _each(check: Callable[[str], object]) -> Callable[[object, Sequence[Token]], object]:
     def convert(hint: object, tokens: Sequence[Token]) -> object:
         """Apply ``check`` to one value, or to each of an option that takes several."""
         values = tuple(check(token.value) for token in tokens)
@@ -63,6 +63,17 @@ def _each(check: Callable[[str], Number]) -> Callable[[object, Sequence[Token]],
 
 
 Positive = Annotated[int, whole(1)]
+
+
+def _named(text: str) -> str:
+    # A shell's variable that is not set: what it should have said is not the default.
+    if not text.strip():
+        raise ValueError("must not be empty; leave the option out to take its default")
+    return text
+
+
+NAMED = Parameter(converter=_each(_named))
+"""How to read the name of a place."""
 
 PLACES = Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
@@ -81,9 +92,9 @@ class Place:
         json: Print data as JSON on stdout.
     """
 
-    root: Annotated[str | None, Parameter(group=PLACES, metavar="DIR")] = None
-    storage: Annotated[str | None, Parameter(group=PLACES, metavar="URL")] = None
-    mlflow_uri: Annotated[str | None, Parameter(group=PLACES, metavar="URI")] = None
+    root: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="DIR")] = None
+    storage: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="URL")] = None
+    mlflow_uri: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="URI")] = None
     json: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def hint(self, command: str, *words: str) -> str:
@@ -107,7 +118,7 @@ class ClusterOptions:
         quiet: Show no progress.
     """
 
-    address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None
+    address: Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None
     num_cpus: Annotated[int | None, whole(1), Parameter(group=CLUSTER, metavar="N")] = None
     device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=CLUSTER)] = "auto"
     dashboard: Annotated[bool, Parameter(group=CLUSTER, negative="--no-dashboard")] = True
