@@ -22,14 +22,16 @@ def doctor(
     launch: Annotated[Path | None, Parameter(group=CLUSTER, metavar="FILE")] = None,
     place: Place = Place(),
 ) -> int:
-    """Check machine, cluster, storage, MLflow, versions, security; exit code 3 when a check fails.
+    """Check machine, cluster, storage, MLflow, versions, security, and say what to do about each fault.
+
+    Exit code 3 when a check fails, 2 when nothing but the launch file is wrong.
 
     Args:
         address: Also check this Ray cluster, each of its nodes by a task that runs there.
         launch: Also check this file for `ray up`, before it starts anything.
         place: Where everything lies.
     """
-    from orchestrator.running.doctor import run_checks
+    from orchestrator.running.doctor import LAUNCH_FILE, run_checks
 
     checks = run_checks(place.root, place.mlflow_uri, address, place.storage, launch)
 
@@ -44,7 +46,8 @@ def doctor(
                 stdout.print(f"    fix: {escape(check['fix'])}", soft_wrap=True)
 
     emit(place, checks, show)
-    return 0 if all(check["ok"] for check in checks) else 3
+    failed = {check["name"].startswith(LAUNCH_FILE) for check in checks if not check["ok"]}
+    return 0 if not failed else 3 if False in failed else 2
 
 
 def _node_table(nodes: list[dict[str, Any]]) -> Table:

@@ -21,6 +21,8 @@ from search_spaces.errors import SweepError
 MIN_FREE_BYTES = 5 * 2**30
 MIN_MLFLOW = (3, 17, 2)
 MIN_OPTUNA = (5, 0)
+LAUNCH_FILE = "launch file"
+"""How the name of its checks begins: a mistake in it is the user's, not the machine's."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
 
 
@@ -83,7 +85,7 @@ def run_checks(
 
 def _launch(path: Path) -> list[Check]:
     problems = check_launch_file(path)
-    name = f"launch file {path.name}"
+    name = f"{LAUNCH_FILE} {path.name}"
     if not problems:
         return [{"name": name, "ok": True, "detail": "nothing is wrong; no provider was asked", "fix": ""}]
     return [
