@@ -15,6 +15,8 @@ from orchestrator.cli.printing import emit, stdout
 TABLE_WIDTH = 200
 """A table of nodes is for reading across: a narrow terminal wraps it rather than cut columns away."""
 
+SEEN = {True: "seen", False: "not seen", None: "-"}
+
 
 def doctor(
     *,
@@ -67,7 +69,7 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
             *(node["versions"].get(name, "?") for name in ("isweep", "ray", "torch")),
             *(f"{node[key] / 2**30:.0f} GiB" for key in ("free_disk_bytes", "free_spill_bytes")),
             f"{node['clock_skew_s']:g} s off",
-            "seen" if node["sees_root"] else "not seen",
-            escape(node["sees_storage"]) or "-",
+            SEEN[node["sees_root"]],
+            SEEN[node["sees_storage"] == "yes" if node["sees_storage"] else None],
         )
     return table

@@ -108,7 +108,7 @@ def _by_ray(config: dict[str, Any]) -> Iterator[Problem]:
 
     provider = config.get("provider")
     kind = provider.get("type") if isinstance(provider, dict) else None
-    if kind is not None and kind not in _NODE_PROVIDERS:
+    if kind is not None and str(kind) not in _NODE_PROVIDERS:
         yield Problem("provider.type", f"{kind} is none that Ray knows", ", ".join(sorted(_NODE_PROVIDERS)))
         return
     try:

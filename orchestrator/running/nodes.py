@@ -19,7 +19,7 @@ from orchestrator.running.devices import LOGICAL_GPUS, driver_version, output_of
 MIN_FREE_BYTES = 5 * 2**30
 MAX_CLOCK_SKEW_S = 5.0
 """Times of a trial are its node's: more would put its start before the sweep's."""
-ANSWER_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 60.0
 PACKAGES = ("isweep", "ray", "torch")
 
 # In a process of its own, since Ray hides the cards from a task that asked for none.
@@ -49,9 +49,9 @@ class NodeReport:
         free_disk_bytes: Where Ray keeps its session.
         free_spill_bytes: Where objects go that do not fit into memory.
         clock_skew_s: By how much its clock differs from the driver's, at least.
-        sees_root: Whether it sees the driver's root: nodes need not.
-        sees_storage: Whether it reaches the result store by its URL; empty when there is none, else "yes" or
-            the reason.
+        sees_root: Whether it sees the driver's root: nodes need not. None where there is none to see.
+        sees_storage: Whether it reaches the result store by its URL: only the driver's need. Empty when there
+            is none, else "yes" or the reason.
         problems: What must be mended, and the way out of each.
     """
 
@@ -66,7 +66,7 @@ class NodeReport:
     free_disk_bytes: int = 0
     free_spill_bytes: int = 0
     clock_skew_s: float = 0.0
-    sees_root: bool = False
+    sees_root: bool | None = None
     sees_storage: str = ""
     problems: tuple[tuple[str, str], ...] = ()
 
@@ -96,7 +96,7 @@ def look_at_nodes(root: Path, storage: str | None = None) -> list[NodeReport]:
             if node["Alive"]:
                 where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": where}
-                asked[look.options(**options).remote(str(mark), storage)] = node
+                asked[look.options(**options).remote(mark, storage)] = node
         found = [_report(answer, node, started) for answer, node in _answers(asked)]
     return sorted(found, key=lambda report: (not report.head, report.address))
 
@@ -119,7 +119,7 @@ def _answers(asked: dict[Any, dict[str, Any]]) -> Iterator[tuple[dict[str, Any],
         yield {"silent": f"no answer within {ANSWER_TIMEOUT_S:g} s"}, asked[reference]
 
 
-def look_here(mark: str, storage: str | None) -> dict[str, Any]:
+def look_here(mark: str | None, storage: str | None) -> dict[str, Any]:
     """Return what this node has; runs as a task there."""
     import ray
 
@@ -133,7 +133,7 @@ def look_here(mark: str, storage: str | None) -> dict[str, Any]:
         "versions": tuple((name, _version(name)) for name in PACKAGES),
         "free_disk_bytes": shutil.disk_usage(session).free,
         "free_spill_bytes": shutil.disk_usage(spill).free,
-        "sees_root": Path(mark).exists(),
+        "sees_root": None if mark is None else Path(mark).exists(),
         "sees_storage": _reaches(storage),
         "logical": os.environ.get(LOGICAL_GPUS) == "1",
         "time": time.time(),
@@ -149,7 +149,10 @@ def _report(answer: dict[str, Any], node: dict[str, Any], started: float) -> Nod
         "num_gpus": resources.get("GPU", 0.0),
     }
     if "silent" in answer:
-        problem = (f"does not answer: {answer['silent']}", "look at its logs, or take it out of the cluster")
+        way_out = (
+            "ask again, for a first answer may be slow; then look at its logs, or take it out of the cluster"
+        )
+        problem = (f"does not answer: {answer['silent']}", way_out)
         return NodeReport(**base, problems=(problem,))
     said, logical, answered_at = answer.pop("time"), answer.pop("logical"), answer.pop("answered_at")
     skew = round(max(0.0, started - said, said - answered_at), 1)
@@ -176,21 +179,21 @@ def _problems(report: NodeReport, logical: bool) -> Iterator[tuple[str, str]]:
             yield f"{what}: {free / 2**30:.1f} GiB free", wanted
     if report.clock_skew_s > MAX_CLOCK_SKEW_S:
         yield f"its clock differs by {report.clock_skew_s:g} s or more", "start a time service (chrony, ntpd)"
-    if report.sees_storage not in ("", "yes"):
-        yield f"does not reach the storage: {report.sees_storage}", "give its role or account the right to it"
 
 
 @contextmanager
-def _mark(root: Path) -> Iterator[Path]:
+def _mark(root: Path) -> Iterator[str | None]:
+    """Put a file into the root for nodes to look for; None where it takes none."""
     mark = root / f".seen-{uuid.uuid4().hex}"
-    there = root.is_dir() and os.access(root, os.W_OK)
-    if there:
-        mark.touch()
     try:
-        yield mark
+        mark.touch()
+    except OSError:
+        yield None
+        return
+    try:
+        yield str(mark)
     finally:
-        if there:
-            mark.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
 
 
 def _spill_folder(session: Path) -> Path:
