@@ -263,6 +263,27 @@ class TestAddress:
                 connect(address).__enter__()
             server.shutdown()
 
+    @pytest.mark.parametrize(
+        ("settings", "found"),
+        [
+            ({}, "/.ray/auth_token: No such file"),
+            ({"RAY_AUTH_TOKEN": "  "}, "/.ray/auth_token: No such file"),
+            ({"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, "/nowhere/token: No such file"),
+            ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "/dev/null: is empty"),
+            ({"RAY_AUTH_TOKEN_PATH": "/"}, "/: Is a directory"),
+        ],
+    )
+    def test_without_the_token_that_the_mode_asks_for(self, monkeypatch, tmp_path, settings, found):
+        # Ray itself ends the process here, with a page of its stack.
+        monkeypatch.setenv("HOME", str(tmp_path))
+        for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"RAY_AUTH_MODE": "Token", **settings}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SetupError, match=f"there must be a token; found: .*{found}") as caught:
+            connect("auto").__enter__()
+        assert caught.value.exit_code == 3
+
 
 PRIVATE = """
 import json, os, subprocess, sys
