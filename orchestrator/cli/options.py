@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.running.options import RunOptions
 
 Number = int | float
+PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
 
 
 def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
@@ -62,6 +64,17 @@ def _each(check: Callable[[str], Number]) -> Callable[[object, Sequence[Token]],
     return convert
 
 
+def _without_password(_: object, tokens: Sequence[Token]) -> str:
+    """Refuse a URI with a password: every user of the machine can read command lines."""
+    (token,) = tokens
+    if PASSWORD.search(token.value):
+        raise ValueError(
+            "must hold no password, since every user of the machine can read a command line; "
+            "export MLFLOW_TRACKING_URI=URI instead"
+        )
+    return token.value
+
+
 Positive = Annotated[int, whole(1)]
 
 PLACES = Group("Places", sort_key=8)
@@ -83,7 +96,9 @@ class Place:
 
     root: Annotated[str | None, Parameter(group=PLACES, metavar="DIR")] = None
     storage: Annotated[str | None, Parameter(group=PLACES, metavar="URL")] = None
-    mlflow_uri: Annotated[str | None, Parameter(group=PLACES, metavar="URI")] = None
+    mlflow_uri: Annotated[str | None, Parameter(group=PLACES, metavar="URI", converter=_without_password)] = (
+        None
+    )
     json: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def hint(self, command: str, *words: str) -> str:
