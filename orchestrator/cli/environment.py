@@ -59,6 +59,7 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
     for name in ("disk", "spill", "clock", "root", "storage"):
         table.add_column(name, no_wrap=True)
     for node in nodes:
+        said = bool(node["versions"])
         table.add_row(
             node["address"] + (" (head)" if node["head"] else ""),
             f"{node['num_cpus']:g}",
@@ -67,8 +68,11 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
             node["driver"] or "-",
             node["cuda"] or "-",
             *(node["versions"].get(name, "?") for name in ("isweep", "ray", "torch")),
-            *(f"{node[key] / 2**30:.0f} GiB" for key in ("free_disk_bytes", "free_spill_bytes")),
-            f"{node['clock_skew_s']:g} s off",
+            *(
+                f"{node[key] / 2**30:.0f} GiB" if said else "?"
+                for key in ("free_disk_bytes", "free_spill_bytes")
+            ),
+            f"{node['clock_skew_s']:g} s off" if said else "?",
             SEEN[node["sees_root"]],
             SEEN[node["sees_storage"] == "yes" if node["sees_storage"] else None],
         )

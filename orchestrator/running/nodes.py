@@ -21,6 +21,8 @@ MAX_CLOCK_SKEW_S = 5.0
 """Times of a trial are its node's: more would put its start before the sweep's."""
 ANSWER_TIMEOUT_S = 60.0
 PACKAGES = ("isweep", "ray", "torch")
+SAME = "install the same everywhere: make wheel, ray up"
+LOOK = "ask again, for a first answer may be slow; then look at its logs, or take it out of the cluster"
 
 # In a process of its own, since Ray hides the cards from a task that asked for none.
 _ASK_TORCH = """
@@ -112,11 +114,14 @@ def _answers(asked: dict[Any, dict[str, Any]]) -> Iterator[tuple[dict[str, Any],
         for reference in done:
             try:
                 yield ray.get(reference) | {"answered_at": time.time()}, asked[reference]
+            except ray.exceptions.RayTaskError as error:  # a traceback, whose last line says why
+                reason = str(error).strip().splitlines()[-1]
+                yield {"silent": f"cannot look at itself: {reason}", "way_out": SAME}, asked[reference]
             except ray.exceptions.RayError as error:
-                yield {"silent": str(error).strip().splitlines()[0]}, asked[reference]
+                yield {"silent": f"does not answer: {str(error).strip().splitlines()[0]}"}, asked[reference]
     for reference in waiting:
         ray.cancel(reference, force=True)
-        yield {"silent": f"no answer within {ANSWER_TIMEOUT_S:g} s"}, asked[reference]
+        yield {"silent": f"gives no answer within {ANSWER_TIMEOUT_S:g} s"}, asked[reference]
 
 
 def look_here(mark: str | None, storage: str | None) -> dict[str, Any]:
@@ -149,10 +154,7 @@ def _report(answer: dict[str, Any], node: dict[str, Any], started: float) -> Nod
         "num_gpus": resources.get("GPU", 0.0),
     }
     if "silent" in answer:
-        way_out = (
-            "ask again, for a first answer may be slow; then look at its logs, or take it out of the cluster"
-        )
-        problem = (f"does not answer: {answer['silent']}", way_out)
+        problem = (answer["silent"], answer.get("way_out", LOOK))
         return NodeReport(**base, problems=(problem,))
     said, logical, answered_at = answer.pop("time"), answer.pop("logical"), answer.pop("answered_at")
     skew = round(max(0.0, started - said, said - answered_at), 1)
@@ -169,10 +171,7 @@ def _problems(report: NodeReport, logical: bool) -> Iterator[tuple[str, str]]:
         )
     for name, version in report.versions:
         if version != (here := _version(name)):
-            yield (
-                f"has {name} {version}, the driver {here}",
-                "install the same everywhere: make wheel, ray up",
-            )
+            yield f"has {name} {version}, the driver {here}", SAME
     for what, free in (("disk", report.free_disk_bytes), ("spill space", report.free_spill_bytes)):
         if free < MIN_FREE_BYTES:
             wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"

@@ -28,6 +28,8 @@ def is_final(error: Exception) -> bool:
     """Tell whether an error will be the same however often one tries."""
     if isinstance(error, SweepError):
         return isinstance(error, (Refused, ConfigError))
+    if isinstance(error, ModuleNotFoundError):  # of the database's driver
+        return True
     if isinstance(error, MlflowException) and error.error_code in FINAL_CODES:
         return True
     return isinstance(error, MlflowException) and bool(FINAL_WORDS.search(str(error)[:300]))

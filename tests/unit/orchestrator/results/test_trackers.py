@@ -456,6 +456,16 @@ def test_a_server_that_refuses_us_is_a_message_at_once(uri, sweep):
         MLflowTracker(refused, Page(sweep))
 
 
+def test_a_database_whose_driver_is_not_installed_is_refused_at_once(monkeypatch, sweep):
+    def without_driver(_: str) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg'")
+
+    monkeypatch.setattr(tracking, "make_whole", without_driver)
+    way_out = r"No module named 'psycopg'; pip install 'isweep\[postgres\]'"
+    with pytest.raises(SetupError, match=rf"must answer; found: postgresql://h/x: {way_out}"):
+        MLflowTracker(connector("postgresql://h/x"), Page(sweep))
+
+
 def test_failures_that_mlflow_missed_are_replayed(uri, sweep, runs):
     tracker = MLflowTracker(connector(uri), Page(sweep))
     failure = Failure("a", "code_error", "boom", 2)

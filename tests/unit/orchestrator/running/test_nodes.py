@@ -89,4 +89,18 @@ def test_what_only_the_driver_needs_is_no_problem_of_a_node(ray_local, tmp_path)
 def test_a_node_that_does_not_answer_is_told(ray_local, tmp_path, monkeypatch):
     monkeypatch.setattr(nodes, "ANSWER_TIMEOUT_S", 0.01)
     (report,) = look_at_nodes(tmp_path)
-    assert "no answer within 0.01 s" in report.problems[0][0]
+    ((what, way_out),) = report.problems
+    assert what == "gives no answer within 0.01 s"
+    assert way_out.startswith("ask again")
+
+
+@pytest.mark.ray
+def test_a_node_without_isweep_is_told_by_what_it_lacks(ray_local, tmp_path, monkeypatch):
+    def look_there(mark: str | None, storage: str | None) -> None:
+        raise ModuleNotFoundError("No module named 'orchestrator'")
+
+    monkeypatch.setattr(nodes, "look_here", look_there)
+    (report,) = look_at_nodes(tmp_path)
+    ((what, way_out),) = report.problems
+    assert what == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"
+    assert way_out.startswith("install the same everywhere")
