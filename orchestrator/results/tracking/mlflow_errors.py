@@ -17,7 +17,9 @@ FINAL_CODES = (
     "UNAUTHENTICATED",
     "CUSTOMER_UNAUTHORIZED",
 )
-FINAL_WORDS = re.compile(r"error code 40[0134]|password authentication failed|Access denied")
+FINAL_WORDS = re.compile(
+    r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ does not exist"
+)
 
 
 class Refused(SetupError):
@@ -32,7 +34,8 @@ def is_final(error: Exception) -> bool:
         return True
     if isinstance(error, MlflowException) and error.error_code in FINAL_CODES:
         return True
-    return isinstance(error, MlflowException) and bool(FINAL_WORDS.search(str(error)[:300]))
+    # A database's own errors too: MLflow passes some on, and its tables are looked at before it is asked.
+    return bool(FINAL_WORDS.search(str(error)[:600]))
 
 
 def first_line(error: Exception, uri: str = "") -> str:
