@@ -2,8 +2,9 @@
 
 Nodes are Ray nodes of one CPU on one machine, with their own object stores; trials are no-ops through the
 product's own sweep (as in ``trial_overhead.py``), so that what is timed is the driver's and Ray's work. Each
-case runs in a process of its own. The slope between two numbers of trials is what one more trial costs; on
-one machine many nodes share its CPUs, which a cluster's do not, so times at many nodes are upper bounds.
+case runs in a process of its own. The slope between two numbers of nodes is what one more node costs; on one
+machine all nodes share its CPUs, which a cluster's do not, so such times are upper bounds. What one more
+trial costs the driver is read from ``results/trial_overhead.json``, where 2,000 trials were looked at.
 From these constants comes what 64 nodes and 10,000 trials of the ``paper`` grid would cost.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -23,11 +25,14 @@ from typing import Any
 
 import psutil
 
-CASES = ((1, 40), (1, 300), (4, 60))
+CASES = (1, 4)
+"""Numbers of nodes; the first is what the others are compared with."""
+TRIALS_PER_NODE = 20
 PLANS = (100, 1_000, 10_000)
 STORE_BYTES = 80_000_000
 ARRAY_BYTES = 16_000_000
 NODES, TRIALS = 64, 10_000
+OVERHEAD = Path(__file__).parent / "results" / "trial_overhead.json"
 SUBSETS, SUBSET_BYTES = 27, 125_000_000
 """Of the ``paper`` grid: 2,500 grey images of 224x224 each, what its trials need for training and test."""
 
@@ -136,36 +141,39 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
             return time.perf_counter() - begun
 
         found["first_s"] = round(sweep(10_000, num_nodes), 1)  # workers start and import torch
-        before = rss_mib()
-        seconds = sweep(20_000, num_trials)
-        found |= {"seconds": round(seconds, 1), "seconds_per_trial": round(seconds / num_trials, 3)}
-        found |= {"driver_mib": rss_mib(), "growth_mib": round(rss_mib() - before, 1)}
-        found |= array_traffic()
+        found["trials_s"] = round(sweep(20_000, num_trials), 1)
+        found |= {"driver_mib": rss_mib(), **array_traffic()}
     ray.shutdown()
     nodes.shutdown()
     return found
 
 
 def projected(plans: list[dict[str, Any]], cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compute a large cluster from what was measured: the last plan, slopes over trials and over nodes."""
-    few, many = cases[:2]
-    alone, widest = many, cases[-1]
-    more_trials, more_nodes = many["trials"] - few["trials"], widest["nodes"] - alone["nodes"]
-    mib = (many["growth_mib"] - few["growth_mib"]) / more_trials
-    per_trial = (many["seconds"] - few["seconds"]) / more_trials
-    copies = widest["array_copies_sent"] / more_nodes
-    per_node = {name: (widest[name] - alone[name]) / more_nodes for name in ("join_s", "first_s", "doctor_s")}
-    constants = {"mib_per_trial": mib, "seconds_per_trial": per_trial, "array_copies_per_node": copies}
+    """Compute a large cluster from what was measured: the last plan, slopes over nodes, and of a trial."""
+    overhead = json.loads(OVERHEAD.read_text(encoding="utf-8"))["ours_detail"]
+    bytes_per_trial, seconds_per_trial = overhead["driver_bytes_per_trial"], overhead["wall_s"]
+    alone, widest = cases[0], cases[-1]
+    more = widest["nodes"] - alone["nodes"]
+    per_node = {name: (widest[name] - alone[name]) / more for name in ("join_s", "first_s", "doctor_s")}
+    copies = widest["array_copies_sent"] / more
+    constants = {
+        "driver_kb_per_trial": bytes_per_trial / 1e3,
+        "seconds_per_trial": seconds_per_trial,
+        "array_copies_per_other_node": copies,
+        **{f"{name}_per_node": value for name, value in per_node.items()},
+    }
+    grown = TRIALS * bytes_per_trial / 2**20
+    start = sum(alone[name] + (NODES - 1) * per_node[name] for name in ("join_s", "first_s"))
     return {
-        "constants": {name: round(value, 4) for name, value in (constants | per_node).items()},
+        "constants": {name: round(value, 4) for name, value in constants.items()},
         "nodes": NODES,
         "trials": TRIALS,
         "plan_s": plans[-1]["seconds"],
         "plan_mib": plans[-1]["mib"],
-        "driver_mib": round(few["driver_mib"] + plans[-1]["mib"] + TRIALS * mib),
-        "driver_hours": round(TRIALS * per_trial / 3600, 2),
+        "driver_mib": round(alone["driver_mib"] + plans[-1]["mib"] + grown),
+        "driver_hours": round(TRIALS * seconds_per_trial / 3600, 2),
         "arrays_gb": round(SUBSETS * SUBSET_BYTES * copies * (NODES - 1) / 1e9),
-        "start_s_at_most": round(sum((NODES - 1) * per_node[name] for name in ("join_s", "first_s"))),
+        "start_s_at_most": round(start),
     }
 
 
@@ -173,6 +181,7 @@ def in_a_process(*words: str) -> dict[str, Any]:
     """Run a case alone, so that memory is its own."""
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parents[1])}
     environment["RAY_raylet_start_wait_time_s"] = "300"  # on a busy machine
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     done = subprocess.run(
         [sys.executable, __file__, *words], capture_output=True, text=True, check=False, env=environment
     )
@@ -198,7 +207,7 @@ def main() -> None:
         return
     load_before = os.getloadavg()[0]
     plans = [in_a_process("--plan", str(number)) for number in PLANS]
-    cases = [in_a_process("--nodes", str(nodes), str(trials)) for nodes, trials in CASES]
+    cases = [in_a_process("--nodes", str(nodes), str(nodes * TRIALS_PER_NODE)) for nodes in CASES]
     document = {
         "name": "cluster_growth",
         "plans": plans,

@@ -15,6 +15,8 @@ from orchestrator.cli.printing import emit, stdout
 TABLE_WIDTH = 200
 """A table of nodes is for reading across: a narrow terminal wraps it rather than cut columns away."""
 
+SEEN = {True: "seen", False: "not seen", None: "-"}
+
 
 def doctor(
     *,
@@ -22,14 +24,16 @@ def doctor(
     launch: Annotated[Path | None, Parameter(group=CLUSTER, metavar="FILE")] = None,
     place: Place = Place(),
 ) -> int:
-    """Check machine, cluster, storage, MLflow, versions, security; exit code 3 when a check fails.
+    """Check machine, cluster, storage, MLflow, versions, security, and say what to do about each fault.
+
+    Exit code 3 when a check fails, 2 when nothing but the launch file is wrong.
 
     Args:
         address: Also check this Ray cluster, each of its nodes by a task that runs there.
         launch: Also check this file for `ray up`, before it starts anything.
         place: Where everything lies.
     """
-    from orchestrator.running.doctor import run_checks
+    from orchestrator.running.doctor import LAUNCH_FILE, run_checks
 
     checks = run_checks(place.root, place.mlflow_uri, address, place.storage, launch)
 
@@ -44,7 +48,8 @@ def doctor(
                 stdout.print(f"    fix: {escape(check['fix'])}", soft_wrap=True)
 
     emit(place, checks, show)
-    return 0 if all(check["ok"] for check in checks) else 3
+    failed = {check["name"].startswith(LAUNCH_FILE) for check in checks if not check["ok"]}
+    return 0 if not failed else 3 if False in failed else 2
 
 
 def _node_table(nodes: list[dict[str, Any]]) -> Table:
@@ -54,6 +59,7 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
     for name in ("disk", "spill", "clock", "root", "storage"):
         table.add_column(name, no_wrap=True)
     for node in nodes:
+        said = bool(node["versions"])
         table.add_row(
             node["address"] + (" (head)" if node["head"] else ""),
             f"{node['num_cpus']:g}",
@@ -62,9 +68,12 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
             node["driver"] or "-",
             node["cuda"] or "-",
             *(node["versions"].get(name, "?") for name in ("isweep", "ray", "torch")),
-            *(f"{node[key] / 2**30:.0f} GiB" for key in ("free_disk_bytes", "free_spill_bytes")),
-            f"{node['clock_skew_s']:g} s off",
-            "seen" if node["sees_root"] else "not seen",
-            escape(node["sees_storage"]) or "-",
+            *(
+                f"{node[key] / 2**30:.0f} GiB" if said else "?"
+                for key in ("free_disk_bytes", "free_spill_bytes")
+            ),
+            f"{node['clock_skew_s']:g} s off" if said else "?",
+            SEEN[node["sees_root"]],
+            SEEN[node["sees_storage"] == "yes" if node["sees_storage"] else None],
         )
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.running.options import RunOptions
 
 Number = int | float
+PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
 
 
 def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
@@ -75,6 +77,20 @@ def _named(text: str) -> str:
 NAMED = Parameter(converter=_each(_named))
 """How to read the name of a place."""
 
+
+def _named_openly(text: str) -> str:
+    # Every user of the machine can read command lines.
+    if PASSWORD.search(_named(text)):
+        raise ValueError(
+            "must hold no password, since every user of the machine can read a command line; "
+            "export MLFLOW_TRACKING_URI=URI instead"
+        )
+    return text
+
+
+NAMED_OPENLY = Parameter(converter=_each(_named_openly))
+"""How to read the name of a place that may hold a password."""
+
 PLACES = Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
 CLUSTER = Group("Cluster", sort_key=7)
@@ -94,7 +110,7 @@ class Place:
 
     root: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="DIR")] = None
     storage: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="URL")] = None
-    mlflow_uri: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="URI")] = None
+    mlflow_uri: Annotated[str | None, NAMED_OPENLY, Parameter(group=PLACES, metavar="URI")] = None
     json: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def hint(self, command: str, *words: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import stat
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -27,6 +29,34 @@ MAX_VALUES = 20_000
 
 _NOT_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value")}
 _AMBIGUOUS_NUMBER = re.compile(r"[-+]?0[0-9]|.*_")
+
+
+def read_text(path: Path, kind: str, max_bytes: int) -> str:
+    """Return the text of a file that somebody wrote; a pipe or device in its place is not waited for.
+
+    Args:
+        path: Which.
+        kind: What to call it in messages.
+        max_bytes: The longest that is read.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ConfigError: when it is no file, too long, or no UTF-8.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            found = "a folder" if path.is_dir() else "no regular file"
+            raise ConfigError(f"A {kind} must be a file", f"{path} is {found}")
+        if (size := status.st_size) > max_bytes:
+            raise ConfigError(
+                f"A {kind} may have at most {max_bytes:,} bytes", f"{path} has {size:,}", "split it"
+            )
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The {kind} must be readable UTF-8 text", f"{path}: {error}") from None
 
 
 def read_plain(text: str, origin: str) -> object:

@@ -24,7 +24,7 @@ class Price(BaseModel):
         watts: at work, with its share of the machine if that is to count.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     dollars: float = Field(ge=0, allow_inf_nan=False)
     watts: float = Field(ge=0, allow_inf_nan=False)
@@ -40,7 +40,7 @@ class Prices(BaseModel):
         origin: where the table is from, for people.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     card: Price = Price(dollars=CARDS[DEFAULT_CARD].price, watts=CARDS[DEFAULT_CARD].watts)
     core: Price = Price(dollars=0.05, watts=8)

@@ -7,7 +7,6 @@ values only: see :mod:`orchestrator.planning.plain_yaml`.
 from __future__ import annotations
 
 import difflib
-import stat
 import sys
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.planning.changes import with_changes
-from orchestrator.planning.plain_yaml import plain_json, read_plain, write_plain
+from orchestrator.planning.plain_yaml import plain_json, read_plain, read_text, write_plain
 from orchestrator.planning.tuned import split_tuned, tuned_path, with_tuned_cells
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
@@ -204,21 +203,10 @@ def _class_names(name: str, own: OwnSourceSpec) -> tuple[str, ...]:
 
 def _read_file(path: Path, kind: str = "sweep file") -> str:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            found = "a folder" if path.is_dir() else "no regular file"
-            raise ConfigError(f"A {kind} must be a file", f"{path} is {found}")
-        size = status.st_size
-        if size > MAX_FILE_BYTES:
-            raise ConfigError(
-                f"A {kind} may have at most {MAX_FILE_BYTES:,} bytes", f"{path} has {size:,}", "split it"
-            )
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, kind, MAX_FILE_BYTES)
     except FileNotFoundError:
         what, names = ("presets", preset_names()) if kind == "sweep file" else ("known recipes", RECIPES)
         raise ConfigError(f"The {kind} must exist", str(path), f"{what} are: {', '.join(names)}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The {kind} must be readable UTF-8 text", f"{path}: {error}") from None
 
 
 def _load_yaml(text: str, origin: str) -> object:

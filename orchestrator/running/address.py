@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 from search_spaces.errors import ConfigError, SetupError
+from tasks.atomic import read_whole
 
 ANSWER_TIMEOUT_S = 5.0
 
@@ -15,9 +17,10 @@ def check_answers(address: str) -> str:
 
     Raises:
         ConfigError: when it is neither ``host:port`` nor ``auto``.
-        SetupError: when nothing answers there, or something that is no Ray head.
+        SetupError: when nothing answers there, or something that is no Ray head, or no token is to be had.
     """
     check_form(address)
+    _check_token()
     if address == "auto":
         return address
     host, _, port = address.rpartition(":")
@@ -52,6 +55,24 @@ def check_form(address: str) -> None:
             "--address must be host:port of a Ray head, or auto",
             address,
             "on the head itself use auto; from elsewhere submit the command with `ray job submit`",
+        )
+
+
+def _check_token() -> None:
+    """Look for the token as Ray would: where it finds none, it ends the process with a stack trace."""
+    asked = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    if not asked or os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        found = "" if read_whole(path).strip() else "is empty"
+    except OSError as error:
+        found = error.strerror or str(error)
+    if found:
+        raise SetupError(
+            "With RAY_AUTH_MODE=token there must be a token",
+            f"{path}: {found}",
+            'see "Tokens" in docs/cluster.md, or name the file in RAY_AUTH_TOKEN_PATH',
         )
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from orchestrator.planning.simulate import LOOK_AHEAD
 from orchestrator.running.address import check_answers
+from orchestrator.running.devices import check_card
 from orchestrator.running.head import PRIVATE_PATIENCE_S, SHARED_PATIENCE_S, HeadWatch
 from orchestrator.running.leftovers import private_folder, remove_leftovers
 from orchestrator.running.signals import own_signals, stop_held
@@ -126,23 +127,22 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
 
     Raises:
         ConfigError: when a trial asks for more than a private cluster has.
+        SetupError: when a trial there is to have a card that torch cannot reach.
     """
     share = 0.25 if spec.num_gpus is None else spec.num_gpus
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
     wanted = Resources(spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes)
     if cluster.local:
         # A private cluster never grows: such a trial would wait for ever, without a word.
-        for name, asked, there in (
-            ("num_cpus", wanted.num_cpus, cluster.num_cpus),
-            ("num_gpus", wanted.num_gpus, cluster.num_gpus),
-            ("memory_bytes", wanted.memory_bytes, cluster.memory_bytes),
-        ):
+        for name in ("num_cpus", "num_gpus", "memory_bytes"):
+            asked, there = getattr(wanted, name), getattr(cluster, name)
             if asked > there:
+                way_out = "ask for less, run with --device cpu, or run on a larger cluster"
                 raise ConfigError(
-                    f"resources.{name} must fit the machine",
-                    f"{asked:,g}, it has {there:,g}",
-                    "ask for less, run with --device cpu, or run on a larger cluster",
+                    f"resources.{name} must fit the machine", f"{asked:,g}, it has {there:,g}", way_out
                 )
+        if wanted.num_gpus:
+            check_card()  # or each trial would fail for it, one after the other
     return wanted
 
 

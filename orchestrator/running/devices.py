@@ -25,17 +25,31 @@ def computes_on_gpu(num_gpus: float) -> bool:
     """
     if not num_gpus or os.environ.get(LOGICAL_GPUS) == "1":
         return False
+    try:
+        check_card()
+    except SetupError:
+        time.sleep(PAUSE_S)
+        raise
+    return True
+
+
+def check_card() -> None:
+    """See that torch reaches a card of this machine, unless cards are logical ones.
+
+    Raises:
+        SetupError: naming node, driver and torch's CUDA when it does not.
+    """
+    if os.environ.get(LOGICAL_GPUS) == "1":
+        return
     import torch
 
     if not torch.cuda.is_available():
-        time.sleep(PAUSE_S)
         raise SetupError(
             "A trial that is given a card must reach it, and never computes on CPUs instead",
             f"node {socket.gethostname()}: NVIDIA driver {driver_version() or 'absent'}, "
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}",
             "install a driver for that CUDA or the torch of constraints-cuda.txt, or run with --device cpu",
         )
-    return True
 
 
 def card_in_use() -> str:

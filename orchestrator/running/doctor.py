@@ -6,12 +6,14 @@ import importlib
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from orchestrator.planning.paths import RootPaths
+from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.tracking.choice import check_tracker
 from orchestrator.running.cluster import MIN_RAY, connect
 from orchestrator.running.launch import check_launch_file
@@ -21,6 +23,8 @@ from search_spaces.errors import SweepError
 MIN_FREE_BYTES = 5 * 2**30
 MIN_MLFLOW = (3, 17, 2)
 MIN_OPTUNA = (5, 0)
+LAUNCH_FILE = "launch file"
+"""How the name of its checks begins: a mistake in it is the user's, not the machine's."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre"}
 
 
@@ -67,23 +71,27 @@ def run_checks(
         ("mlflow settings", _mlflow_settings),
         ("image settings", _image_settings),
     ]
-    found: list[Check] = []
-    for name, check in checks:
-        try:
-            ok, detail, fix = check()
-        except SweepError as error:
-            ok, detail, fix = False, str(error), error.way_out
-        except Exception as error:
-            ok, detail, fix = False, f"{type(error).__name__}: {error}", "see the message"
-        found.append({"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix})
+    if storage is not None:
+        checks.append(("result store", lambda: _result_store(storage)))
+    found = [_found(name, check) for name, check in checks]
     if address is not None and all(check["ok"] for check in found if check["name"] == "ray cluster"):
         found += _nodes(RootPaths.at(root).root, storage, address)
     return found + (_launch(launch) if launch is not None else [])
 
 
+def _found(name: str, check: Callable[[], tuple[bool, str, str]]) -> Check:
+    try:
+        ok, detail, fix = check()
+    except SweepError as error:
+        ok, detail, fix = False, str(error), error.way_out
+    except Exception as error:
+        ok, detail, fix = False, f"{type(error).__name__}: {error}", "see the message"
+    return {"name": name, "ok": ok, "detail": detail, "fix": "" if ok else fix}
+
+
 def _launch(path: Path) -> list[Check]:
     problems = check_launch_file(path)
-    name = f"launch file {path.name}"
+    name = f"{LAUNCH_FILE} {path.name}"
     if not problems:
         return [{"name": name, "ok": True, "detail": "nothing is wrong; no provider was asked", "fix": ""}]
     return [
@@ -162,6 +170,21 @@ def _root(root: str | None) -> tuple[bool, str, str]:
 
 def _tracker(root: str | None, uri: str | None) -> tuple[bool, str, str]:
     return True, check_tracker(RootPaths.at(root), uri), ""
+
+
+def _result_store(url: str) -> tuple[bool, str, str]:
+    """Write, find and remove a file as a run would; workers need no right to do so."""
+    files = open_storage(url)
+    if isinstance(files, Folder):
+        base = next(folder for folder in (Path(files.base), *Path(files.base).parents) if folder.exists())
+        ok = base.is_dir() and os.access(base, os.W_OK)
+        return ok, f"{files.base}" if ok else f"{base} cannot be written", "choose another with --storage"
+    folder = f"{files.base}/.doctor-{uuid.uuid4().hex}"
+    way_out = "look at the address, the keys and their rights"
+    files.write(f"{folder}/probe/probe.json", b"{}", "The result store must take files", way_out)
+    listed = any(files.find(folder, "probe.json"))
+    files.remove(f"{folder}/probe/probe.json")
+    return listed, f"{url} takes and gives files", "it does not list what it took: ask whoever runs it"
 
 
 def _cluster(address: str | None) -> tuple[bool, str, str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from orchestrator.planning.plain_yaml import read_text
 from orchestrator.running.launch_providers import UNFILLED, Problem, on_aws, on_gcp, own_machines
+from search_spaces.errors import ConfigError
+from tasks.atomic import read_whole
 
 MAKE_TOKEN = 'make one: see "Tokens" in docs/cluster.md'
 PROVIDERS = {"aws": on_aws, "gcp": on_gcp, "local": own_machines}
@@ -22,6 +26,24 @@ FOREIGN = (
 )
 """Launch files that `ray up` does not read, by a key that they have, and who looks at them."""
 DIST = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
+MAX_FILE_BYTES = 100_000
+"""PyYAML reads as many in a second; the longest file of the repository has 6,000."""
+MAX_VALUES = 10_000
+"""Aliases make any number of values of a short file; no launch file has a thousand."""
+COMPARE = "compare with the file of that name in the repository"
+
+
+class _Once(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Refuses a key that stands twice in one place, of which Ray would take the last without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"{name} stands twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def check_launch_file(path: Path) -> list[Problem]:
@@ -30,17 +52,9 @@ def check_launch_file(path: Path) -> list[Problem]:
     Looked at: YAML, Ray's own checks, places that are still to be filled in, the files that travel, the
     commands that start Ray, account and key, and for ``aws``, ``gcp`` and ``local`` what the provider needs.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if text.startswith("#!"):
-            return [Problem(str(path), "a script, and no file for `ray up`", f"sbatch --test-only {path}")]
-        config = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        return [Problem(str(path), str(error), "name a launch file, e.g. cluster.yaml")]
-    except yaml.YAMLError as error:
-        return [Problem(str(path), f"not YAML: {' '.join(str(error).split())}", "correct the line")]
-    if not isinstance(config, dict):
-        return [Problem(str(path), "no keys", "begin with a file of clusters/, or cluster.yaml")]
+    config = _read(path)
+    if isinstance(config, Problem):
+        return [config]
     for key, what, looks in FOREIGN:
         if key in config:
             told = Problem(str(path), f"{what}, and no file for `ray up`", looks.replace("FILE", str(path)))
@@ -49,13 +63,32 @@ def check_launch_file(path: Path) -> list[Problem]:
     if wrong:
         return wrong  # the rest would stumble over the same mistakes
     of_provider = PROVIDERS.get(config["provider"]["type"], lambda _: ())
-    return [
-        *_unfilled(config),
-        *_account(config),
-        *_files(config),
-        *_commands(config),
-        *of_provider(config),
-    ]
+    checks = (_unfilled, _account, _files, _commands, of_provider)
+    return [problem for check in checks for problem in _stumbling_told(check, config)]
+
+
+def _read(path: Path) -> dict[str, Any] | Problem:
+    """Return the file's keys, or what stands in the way."""
+    try:
+        text = read_text(path, "launch file", MAX_FILE_BYTES)
+        if text.startswith("#!"):
+            return Problem(str(path), "a script, and no file for `ray up`", f"sbatch --test-only {path}")
+        config = yaml.load(text, _Once)  # noqa: S506 (made of the safe one)
+        if isinstance(config, dict) and next(islice(_values(config), MAX_VALUES, None), None):
+            return Problem(str(path), f"more than {MAX_VALUES:,} values", COMPARE)
+    except FileNotFoundError:
+        return Problem(str(path), "no such file", "name a launch file, e.g. cluster.yaml")
+    except ConfigError as error:
+        return Problem(str(path), f"{error.rule}: {error.value}", "name a launch file, e.g. cluster.yaml")
+    except yaml.YAMLError as error:
+        return Problem(str(path), f"not YAML: {' '.join(str(error).split())}", "correct the line")
+    except RecursionError:
+        return Problem(str(path), "nested too deep, or one value holds itself", COMPARE)
+    except ValueError as error:  # of a date that is none
+        return Problem(str(path), f"not YAML: {error}", "correct the value, or put it in quotes")
+    if not isinstance(config, dict):
+        return Problem(str(path), "no keys", "begin with a file of clusters/, or cluster.yaml")
+    return config
 
 
 def _untold(config: dict[str, Any]) -> Iterator[Problem]:
@@ -75,7 +108,7 @@ def _by_ray(config: dict[str, Any]) -> Iterator[Problem]:
 
     provider = config.get("provider")
     kind = provider.get("type") if isinstance(provider, dict) else None
-    if kind is not None and kind not in _NODE_PROVIDERS:
+    if kind is not None and str(kind) not in _NODE_PROVIDERS:
         yield Problem("provider.type", f"{kind} is none that Ray knows", ", ".join(sorted(_NODE_PROVIDERS)))
         return
     try:
@@ -87,25 +120,35 @@ def _by_ray(config: dict[str, Any]) -> Iterator[Problem]:
     except Exception as error:  # of its schema, of its own checks, or of what it fills in
         place = ".".join(map(str, getattr(error, "absolute_path", ()))) or "the file"
         text = getattr(error, "message", "") or str(error) or type(error).__name__
-        yield Problem(place, text.splitlines()[0], "compare with the file of that name in the repository")
+        yield Problem(place, text.splitlines()[0], COMPARE)
 
 
-def _values(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text of a document with its place in dots."""
+def _stumbling_told(
+    check: Callable[[dict[str, Any]], Iterable[Problem]], config: dict[str, Any]
+) -> list[Problem]:
+    """Return what a check finds; where a value has a form that it cannot hold, that is what it finds."""
+    try:
+        return [*check(config)]
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        told = f"something has not the form that it has in the repository's file: {error}"
+        return [Problem("the file", told, COMPARE)]
+
+
+def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a document with its place in dots."""
+    yield place, value
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _values(inner, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _values(inner, f"{place}[{index}]")
-    elif isinstance(value, str):
-        yield place, value
 
 
 def _unfilled(config: dict[str, Any]) -> Iterator[Problem]:
     told = set()  # what stands behind an anchor is filled in once
     for place, text in _values(config):
-        if UNFILLED.search(text) and text not in told:
+        if isinstance(text, str) and UNFILLED.search(text) and text not in told:
             told.add(text)
             line = next(line for line in text.splitlines() if UNFILLED.search(line))
             yield Problem(place, f"still to be filled in: {line}", "see the comment marked CHANGE there")
@@ -142,7 +185,7 @@ def _files(config: dict[str, Any]) -> Iterator[Problem]:
 
 def _token(there: str, path: Path) -> Iterator[Problem]:
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = read_whole(path).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         yield Problem(f"file_mounts.{there}", f"no token can be read there: {error}", MAKE_TOKEN)
         return

@@ -39,7 +39,8 @@ class Lease:
         url: Of the store.
         name: Of the holder's root, whose own lock is held: an earlier lease of that name is dead.
         purpose: What the holder does, for messages.
-        say: Is told when another lease is there and it is not known yet whether its driver lives.
+        say: Is told when another lease is there and it is not known yet whether its driver lives, and when
+            the store does not answer and answers again: workers wait for it too, and say nothing.
     """
 
     def __init__(self, url: str, name: str, purpose: str, say: Callable[[str], None] = log.warning) -> None:
@@ -126,15 +127,22 @@ class Lease:
             self._files.write(self._path, json.dumps({**content, **self._who}).encode())
 
     def _beat(self) -> None:
+        away_since = None
         while not self._ended.wait(BEAT_S):
             try:
                 # Whoever takes over writes a lease first: where there is none at all, files were lost.
                 if self._is_ours() or not self._others():
                     self._write()
+                    if away_since is not None:
+                        self._say(f"The storage answers again after {time.monotonic() - away_since:.0f} s")
+                        away_since = None
                     continue
             except (SetupError, OSError) as error:
                 # Who starts elsewhere cannot look now either.
-                log.warning("the lease of %s is not renewed now: %s", self._url, error)
+                if away_since is None:
+                    away_since = time.monotonic()
+                    reason = error.value if isinstance(error, SetupError) else error
+                    self._say(f"The storage does not answer: {reason}. Trials that end wait for it")
                 continue
             if not self._ended.is_set():
                 self._give_up()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,8 @@ from orchestrator.results.store import ResultStore
 from orchestrator.running.lease import Lease
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
+
+log = logging.getLogger(__name__)
 
 PROBE_ATTEMPTS = 10
 PROBE_PAUSE_S = 0.02
@@ -50,8 +53,13 @@ def exclusive(path: Path, purpose: str, what: str = "root") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(workspace: Workspace, purpose: str) -> Iterator[None]:
+def locked(workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning) -> Iterator[None]:
     """Hold the locks of a sweep's root and, since two roots may share one, of its result store.
+
+    Args:
+        workspace: Of the sweep.
+        purpose: What the holder does, for messages.
+        say: See :class:`.lease.Lease`.
 
     Raises:
         SetupError: see :func:`exclusive` and, for an object store, :class:`.lease.Lease`.
@@ -62,7 +70,7 @@ def locked(workspace: Workspace, purpose: str) -> Iterator[None]:
         if store is not None:
             locks.enter_context(exclusive(store, purpose, "storage"))
         else:
-            locks.enter_context(Lease(workspace.results_url, _name_of(workspace.paths), purpose))
+            locks.enter_context(Lease(workspace.results_url, _name_of(workspace.paths), purpose, say))
         yield
 
 

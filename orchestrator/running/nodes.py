@@ -19,8 +19,10 @@ from orchestrator.running.devices import LOGICAL_GPUS, driver_version, output_of
 MIN_FREE_BYTES = 5 * 2**30
 MAX_CLOCK_SKEW_S = 5.0
 """Times of a trial are its node's: more would put its start before the sweep's."""
-ANSWER_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 60.0
 PACKAGES = ("isweep", "ray", "torch")
+SAME = "install the same everywhere: make wheel, ray up"
+LOOK = "ask again, for a first answer may be slow; then look at its logs, or take it out of the cluster"
 
 # In a process of its own, since Ray hides the cards from a task that asked for none.
 _ASK_TORCH = """
@@ -49,9 +51,9 @@ class NodeReport:
         free_disk_bytes: Where Ray keeps its session.
         free_spill_bytes: Where objects go that do not fit into memory.
         clock_skew_s: By how much its clock differs from the driver's, at least.
-        sees_root: Whether it sees the driver's root: nodes need not.
-        sees_storage: Whether it reaches the result store by its URL; empty when there is none, else "yes" or
-            the reason.
+        sees_root: Whether it sees the driver's root: nodes need not. None where there is none to see.
+        sees_storage: Whether it reaches the result store by its URL: only the driver's need. Empty when there
+            is none, else "yes" or the reason.
         problems: What must be mended, and the way out of each.
     """
 
@@ -66,7 +68,7 @@ class NodeReport:
     free_disk_bytes: int = 0
     free_spill_bytes: int = 0
     clock_skew_s: float = 0.0
-    sees_root: bool = False
+    sees_root: bool | None = None
     sees_storage: str = ""
     problems: tuple[tuple[str, str], ...] = ()
 
@@ -96,7 +98,7 @@ def look_at_nodes(root: Path, storage: str | None = None) -> list[NodeReport]:
             if node["Alive"]:
                 where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": where}
-                asked[look.options(**options).remote(str(mark), storage)] = node
+                asked[look.options(**options).remote(mark, storage)] = node
         found = [_report(answer, node, started) for answer, node in _answers(asked)]
     return sorted(found, key=lambda report: (not report.head, report.address))
 
@@ -112,14 +114,17 @@ def _answers(asked: dict[Any, dict[str, Any]]) -> Iterator[tuple[dict[str, Any],
         for reference in done:
             try:
                 yield ray.get(reference) | {"answered_at": time.time()}, asked[reference]
+            except ray.exceptions.RayTaskError as error:  # a traceback, whose last line says why
+                reason = str(error).strip().splitlines()[-1]
+                yield {"silent": f"cannot look at itself: {reason}", "way_out": SAME}, asked[reference]
             except ray.exceptions.RayError as error:
-                yield {"silent": str(error).strip().splitlines()[0]}, asked[reference]
+                yield {"silent": f"does not answer: {str(error).strip().splitlines()[0]}"}, asked[reference]
     for reference in waiting:
         ray.cancel(reference, force=True)
-        yield {"silent": f"no answer within {ANSWER_TIMEOUT_S:g} s"}, asked[reference]
+        yield {"silent": f"gives no answer within {ANSWER_TIMEOUT_S:g} s"}, asked[reference]
 
 
-def look_here(mark: str, storage: str | None) -> dict[str, Any]:
+def look_here(mark: str | None, storage: str | None) -> dict[str, Any]:
     """Return what this node has; runs as a task there."""
     import ray
 
@@ -133,7 +138,7 @@ def look_here(mark: str, storage: str | None) -> dict[str, Any]:
         "versions": tuple((name, _version(name)) for name in PACKAGES),
         "free_disk_bytes": shutil.disk_usage(session).free,
         "free_spill_bytes": shutil.disk_usage(spill).free,
-        "sees_root": Path(mark).exists(),
+        "sees_root": None if mark is None else Path(mark).exists(),
         "sees_storage": _reaches(storage),
         "logical": os.environ.get(LOGICAL_GPUS) == "1",
         "time": time.time(),
@@ -149,7 +154,7 @@ def _report(answer: dict[str, Any], node: dict[str, Any], started: float) -> Nod
         "num_gpus": resources.get("GPU", 0.0),
     }
     if "silent" in answer:
-        problem = (f"does not answer: {answer['silent']}", "look at its logs, or take it out of the cluster")
+        problem = (answer["silent"], answer.get("way_out", LOOK))
         return NodeReport(**base, problems=(problem,))
     said, logical, answered_at = answer.pop("time"), answer.pop("logical"), answer.pop("answered_at")
     skew = round(max(0.0, started - said, said - answered_at), 1)
@@ -166,31 +171,28 @@ def _problems(report: NodeReport, logical: bool) -> Iterator[tuple[str, str]]:
         )
     for name, version in report.versions:
         if version != (here := _version(name)):
-            yield (
-                f"has {name} {version}, the driver {here}",
-                "install the same everywhere: make wheel, ray up",
-            )
+            yield f"has {name} {version}, the driver {here}", SAME
     for what, free in (("disk", report.free_disk_bytes), ("spill space", report.free_spill_bytes)):
         if free < MIN_FREE_BYTES:
             wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
             yield f"{what}: {free / 2**30:.1f} GiB free", wanted
     if report.clock_skew_s > MAX_CLOCK_SKEW_S:
         yield f"its clock differs by {report.clock_skew_s:g} s or more", "start a time service (chrony, ntpd)"
-    if report.sees_storage not in ("", "yes"):
-        yield f"does not reach the storage: {report.sees_storage}", "give its role or account the right to it"
 
 
 @contextmanager
-def _mark(root: Path) -> Iterator[Path]:
+def _mark(root: Path) -> Iterator[str | None]:
+    """Put a file into the root for nodes to look for; None where it takes none."""
     mark = root / f".seen-{uuid.uuid4().hex}"
-    there = root.is_dir() and os.access(root, os.W_OK)
-    if there:
-        mark.touch()
     try:
-        yield mark
+        mark.touch()
+    except OSError:
+        yield None
+        return
+    try:
+        yield str(mark)
     finally:
-        if there:
-            mark.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
 
 
 def _spill_folder(session: Path) -> Path:

@@ -82,7 +82,7 @@ def run_sweep(
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
-        stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}"))
+        stack.enter_context(locked(workspace, f"isweep run {workspace.plan.sweep.name}", progress.note))
         stack.enter_context(progress.shown())
         progress.stage("start", "MLflow" if options.tracking else "")
         stored = StoredResults.read(workspace.results_url, workspace.sweep_paths.index)

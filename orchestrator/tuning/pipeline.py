@@ -104,7 +104,7 @@ def tune_sweep(
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:
-        stack.enter_context(locked(workspace, f"isweep tune {workspace.plan.sweep.name}"))
+        stack.enter_context(locked(workspace, f"isweep tune {workspace.plan.sweep.name}", progress.note))
         if not workspace.sweep_paths.sweep_file.is_file():
             workspace.record()  # a sweep that ran is kept as it ran
         stack.enter_context(progress.shown())

@@ -149,7 +149,7 @@ def store_away(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
         "done_when_back": len(again),
         "alive": alive,
         "exit": code,
-        "paused": "Paused: s3://" in log,
+        "paused": "Paused: s3://" in log or "The storage does not answer: s3://" in log,
         "traceback": "Traceback" in log,
         "mlflow": [tracked(root, set(expected))],
         "left": [*left_over(), *(lease.path for lease in leases)],

@@ -17,7 +17,9 @@ FINAL_CODES = (
     "UNAUTHENTICATED",
     "CUSTOMER_UNAUTHORIZED",
 )
-FINAL_WORDS = re.compile(r"error code 40[0134]|password authentication failed|Access denied")
+FINAL_WORDS = re.compile(
+    r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ does not exist"
+)
 
 
 class Refused(SetupError):
@@ -28,9 +30,12 @@ def is_final(error: Exception) -> bool:
     """Tell whether an error will be the same however often one tries."""
     if isinstance(error, SweepError):
         return isinstance(error, (Refused, ConfigError))
+    if isinstance(error, ModuleNotFoundError):  # of the database's driver
+        return True
     if isinstance(error, MlflowException) and error.error_code in FINAL_CODES:
         return True
-    return isinstance(error, MlflowException) and bool(FINAL_WORDS.search(str(error)[:300]))
+    # A database's own errors too: MLflow passes some on, and its tables are looked at before it is asked.
+    return bool(FINAL_WORDS.search(str(error)[:600]))
 
 
 def first_line(error: Exception, uri: str = "") -> str:

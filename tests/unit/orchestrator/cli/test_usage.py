@@ -42,6 +42,21 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["run", "smoke", "--num-cpus", "0"], 2, "must be at least 1, got 0"),
         (["run", "smoke", "--mlflow-uri", "./mlruns"], 2, "The MLflow URI must be a database or server"),
         (["run", "smoke", "--mlflow-uri", "foo://x"], 2, "The MLflow URI must be a database or server"),
+        (
+            ["run", "smoke", "--mlflow-uri", "foo://me@host:1/x"],
+            2,
+            "The MLflow URI must be a database or server",
+        ),
+        (
+            ["run", "smoke", "--mlflow-uri", "postgresql://me:pw@h/x"],
+            2,
+            "argument --mlflow-uri: must hold no pass",
+        ),
+        (
+            ["status", "smoke", "--mlflow-uri=http://h/?password=pw"],
+            2,
+            "export MLFLOW_TRACKING_URI=URI instead",
+        ),
         (["run", "smoke", "--no-tracking", "--address", "127.0.0.1:9"], 3, "The Ray address must answer"),
         (["run", "smoke", "--no-tracking", "--address", "ray://x:1"], 2, "--address must be host:port"),
         (

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import mlflow
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from orchestrator.planning.redaction import without_secrets
 from orchestrator.planning.workspace import Workspace
@@ -17,6 +18,7 @@ from orchestrator.results.tracking import choice, outbox
 from orchestrator.results.tracking import mlflow as tracking
 from orchestrator.results.tracking.choice import TRACKERS, TrackerKind
 from orchestrator.results.tracking.mlflow import MLflowTracker, connect, connector, read_rows
+from orchestrator.results.tracking.mlflow_errors import Refused
 from orchestrator.results.tracking.mlflow_page import Page
 from orchestrator.results.tracking.run_pages import RunPages, keep_run_pages, read_run_pages
 from orchestrator.results.tracking.tracker import PARENT_KEY, Failure, InMemoryTracker
@@ -454,6 +456,36 @@ def test_a_server_that_refuses_us_is_a_message_at_once(uri, sweep):
 
     with pytest.raises(SetupError, match="must answer; found: 401 Unauthorized; log in"):
         MLflowTracker(refused, Page(sweep))
+
+
+def test_a_database_whose_driver_is_not_installed_is_refused_at_once(monkeypatch, sweep):
+    def without_driver(_: str) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg'")
+
+    monkeypatch.setattr(tracking, "make_whole", without_driver)
+    way_out = r"No module named 'psycopg'; pip install 'isweep\[postgres\]'"
+    with pytest.raises(SetupError, match=rf"must answer; found: postgresql://h/x: {way_out}"):
+        MLflowTracker(connector("postgresql://h/x"), Page(sweep))
+
+
+@pytest.mark.parametrize(
+    ("words", "final"),
+    [
+        ('password authentication failed for user "lab"', True),
+        ('database "isweep" does not exist', True),
+        ("the database system is starting up", False),
+        ("Connection refused", False),
+    ],
+)
+def test_a_database_that_will_say_the_same_again_is_refused_at_once(monkeypatch, sweep, words, final):
+    def refuse(_: str) -> None:
+        said = f'connection to server at "127.0.0.1", port 5432 failed: FATAL:  {words}'
+        raise OperationalError("select 1", {}, Exception(said))
+
+    monkeypatch.setattr(tracking, "make_whole", refuse)
+    with pytest.raises(SetupError, match="MLflow store must answer") as caught:
+        connect("postgresql://h/x")
+    assert isinstance(caught.value, Refused) == final
 
 
 def test_failures_that_mlflow_missed_are_replayed(uri, sweep, runs):

@@ -13,10 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from orchestrator.running import address as address_module
 from orchestrator.running.cluster import Cluster, _start, _started, connect, trial_resources
+from orchestrator.running.devices import LOGICAL_GPUS
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated
@@ -205,6 +207,16 @@ class TestTrialResources:
         with pytest.raises(ConfigError, match=r"memory_bytes must fit the machine; found: 1e\+12"):
             trial_resources(ResourceSpec(memory_bytes=10**12), make_cluster(memory_bytes=1e9))
 
+    def test_a_private_cluster_must_reach_its_card_before_any_trial_starts(self, monkeypatch):
+        monkeypatch.delenv(LOGICAL_GPUS, raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(SetupError, match=r"must reach it.*node .*: NVIDIA driver .*, torch 2"):
+            trial_resources(self.spec, make_cluster(num_gpus=1))
+        assert trial_resources(self.spec, make_cluster(num_gpus=1), "cpu").num_gpus == 0
+        assert trial_resources(self.spec, make_cluster(num_gpus=1, local=False)).num_gpus == 0.25
+        monkeypatch.setenv(LOGICAL_GPUS, "1")
+        assert trial_resources(self.spec, make_cluster(num_gpus=1)).num_gpus == 0.25
+
     def test_a_private_cluster_must_have_the_cpus(self):
         with pytest.raises(ConfigError, match=r"num_cpus must fit the machine; found: 2, it has 1"):
             trial_resources(self.spec, make_cluster(num_cpus=1))
@@ -250,6 +262,27 @@ class TestAddress:
             with pytest.raises(SetupError, match=f"found: {address}: something else answers; .*8265"):
                 connect(address).__enter__()
             server.shutdown()
+
+    @pytest.mark.parametrize(
+        ("settings", "found"),
+        [
+            ({}, "/.ray/auth_token: No such file"),
+            ({"RAY_AUTH_TOKEN": "  "}, "/.ray/auth_token: No such file"),
+            ({"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, "/nowhere/token: No such file"),
+            ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "/dev/null: is empty"),
+            ({"RAY_AUTH_TOKEN_PATH": "/"}, "/: Is a directory"),
+        ],
+    )
+    def test_without_the_token_that_the_mode_asks_for(self, monkeypatch, tmp_path, settings, found):
+        # Ray itself ends the process here, with a page of its stack.
+        monkeypatch.setenv("HOME", str(tmp_path))
+        for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"RAY_AUTH_MODE": "Token", **settings}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SetupError, match=f"there must be a token; found: .*{found}") as caught:
+            connect("auto").__enter__()
+        assert caught.value.exit_code == 3
 
 
 PRIVATE = """

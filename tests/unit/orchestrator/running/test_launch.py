@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from orchestrator.running.launch import check_launch_file
+from tests import damage
 
 REPOSITORY = Path(__file__).parents[4]
 WORKER = "available_node_types.gpu_worker"
@@ -99,6 +100,9 @@ START = "RAY_AUTH_MODE=token ray start --head --port=6379 --dashboard-host=127.0
         ("max_worker", 8, "'max_worker' was unexpected"),
         ("provider", None, "'provider' is a required property"),
         ("provider/type", "asw", "provider.type: asw is none that Ray knows; aliyun, aws"),
+        ("provider/type", ["local"], "provider.type: ['local'] is none that Ray knows"),
+        ("provider/worker_ips", [5], "the file: something has not the form that it has in the repository's"),
+        ("provider/worker_ips", [["127.0.0.2"]], "the file: something has not the form"),
         ("max_workers", "many", "max_workers: 'many' is not of type"),
         ("idle_timeout_minutes", "ten", "idle_timeout_minutes: 'ten' is not of type"),
         ("provider/head_ip", "127.0.0.2", "provider: a machine is named twice"),
@@ -247,6 +251,10 @@ def test_a_launch_file_that_ray_up_does_not_read_is_called_by_its_name(checkout,
         (lambda at: (at / ".ray/auth_token").write_text(" \n"), "the token is empty"),
         (lambda at: (at / ".ray/auth_token").write_text("a b"), "the token is more than one word"),
         (lambda at: (at / ".ray/auth_token").write_bytes(b"\xff\xfe"), "no token can be read there"),
+        (
+            lambda at: (damage.fifo(at / ".ray/auth_token"), (at / ".ray/auth_token").chmod(0o600)),
+            "the token is empty",
+        ),
         (lambda at: (at / "dist/constraints-cuda.txt").unlink(), "no dist/constraints-cuda.txt; make wheel"),
         (lambda at: next((at / "dist").glob("*.whl")).unlink(), "wheels of isweep: none"),
         (lambda at: (at / "dist/isweep-0.0.1-py3-none-any.whl").touch(), "wheels of isweep: "),
@@ -258,9 +266,25 @@ def test_what_travels_must_be_there(checkout, harm, message):
     assert message in found
 
 
+LAUGHS = "run:\n- &a0 [1]\n" + "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "not YAML"), ("", "no keys"), ("- a", "no keys"), (None, "No such file")],
+    [
+        ("a: [", "not YAML"),
+        ("", "no keys"),
+        ("- a", "no keys"),
+        (None, "no such file"),
+        ("a: 1\nb: {c: 1, c: 2}", "not YAML: c stands twice"),
+        ("? [a]\n: 1", "not YAML"),
+        ("a: 2020-13-45", "not YAML: month must be in 1..12"),
+        ("a: !!python/object/apply:os.getcwd []", "not YAML: could not determine a constructor"),
+        ("[" * 400, "nested too deep"),
+        ("run: &a [*a]", "nested too deep, or one value holds itself"),
+        (LAUGHS, "more than 10,000 values"),
+        ("[" + "1," * 500_000 + "]", "may have at most 100,000 bytes"),
+    ],
 )
 def test_what_is_no_launch_file(tmp_path, text, message):
     path = tmp_path / "launch.yaml"
@@ -268,3 +292,13 @@ def test_what_is_no_launch_file(tmp_path, text, message):
         path.write_text(text, encoding="utf-8")
     (found,) = check_launch_file(path)
     assert message in found.what
+    assert found.way_out
+
+
+@pytest.mark.parametrize("harm", [damage.directory, damage.loop, damage.fifo])
+def test_what_is_no_file_is_not_waited_for(tmp_path, harm):
+    path = tmp_path / "launch.yaml"
+    path.touch()
+    harm(path)
+    (found,) = check_launch_file(path)
+    assert "launch file must be" in found.what

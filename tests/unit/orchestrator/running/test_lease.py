@@ -130,11 +130,18 @@ def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
     monkeypatch.setattr(lease, "EXPIRES_S", 5.0)  # a slow machine makes nobody dead
     monkeypatch.setattr("orchestrator.results.storage.TRIES", 1)
     monkeypatch.setattr("orchestrator.results.storage.CONNECT_TIMEOUT_S", 0.5)
+    said: list[str] = []
     with object_store() as store:
-        with Lease(store.url, "a", "isweep run first") as held:
+        with Lease(store.url, "a", "isweep run first", said.append) as held:
             store.stop()
-            time.sleep(0.2)
+            while not said:
+                time.sleep(0.01)
             store.start()
+            while len(said) < 2:
+                time.sleep(0.01)
+            assert said[0].startswith("The storage does not answer: s3://results/lab/drivers/a/lease.json")
+            assert said[0].endswith("Trials that end wait for it")
+            assert said[1].startswith("The storage answers again after ")
             with (
                 pytest.raises(SetupError, match=r"s3://results/lab is in use by .*isweep run first"),
                 Lease(store.url, "b", "isweep run second"),

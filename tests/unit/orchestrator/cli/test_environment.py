@@ -1,0 +1,45 @@
+"""How ``isweep doctor`` ends."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from orchestrator.cli.environment import _node_table
+from orchestrator.running import doctor
+from orchestrator.running.nodes import NodeReport
+
+OK = {"name": "python", "ok": True, "detail": "3.11", "fix": ""}
+NO_DISK = {"name": "root", "ok": False, "detail": "full", "fix": "free some"}
+MISTAKE = {
+    "name": "launch file a.yaml",
+    "ok": False,
+    "detail": "a.yaml: no keys",
+    "fix": "begin with another",
+}
+
+
+@pytest.mark.parametrize(
+    ("checks", "code"),
+    [([OK], 0), ([OK, MISTAKE], 2), ([OK, NO_DISK], 3), ([NO_DISK, MISTAKE], 3)],
+)
+def test_a_mistake_in_a_launch_file_is_the_users_anything_else_the_machines(run, monkeypatch, checks, code):
+    monkeypatch.setattr(doctor, "run_checks", lambda *_: checks)
+    assert run("doctor", "--launch", "a.yaml")[0] == code
+
+
+def test_the_checks_of_a_launch_file_are_named_as_such(tmp_path):
+    (found,) = doctor._launch(tmp_path / "absent.yaml")
+    assert found["name"].startswith(doctor.LAUNCH_FILE)
+    assert not found["ok"]
+
+
+def test_what_a_silent_node_did_not_say_is_no_number():
+    silent = NodeReport("10.0.0.2", head=False, num_cpus=4, num_gpus=0, problems=(("silent", "look"),)).row()
+    sound = NodeReport("10.0.0.1", head=True, num_cpus=4, num_gpus=0, versions=(("isweep", "1"),)).row()
+    console = Console(width=200, file=io.StringIO())
+    console.print(_node_table([sound, silent]))
+    _, *rows = console.file.getvalue().splitlines()
+    assert "0 GiB" in rows[0]
+    assert "GiB" not in rows[1]
+    assert rows[1].split()[-5:] == ["?", "?", "?", "-", "-"]
