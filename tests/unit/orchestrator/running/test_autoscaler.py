@@ -118,7 +118,7 @@ def test_what_is_there_but_not_free_is_said_to_be_held(monkeypatch, free, said):
 def test_what_is_only_held_needs_no_more_nodes(monkeypatch):
     monkeypatch.setattr(scheduling, "launch_report", lambda: None)
     monkeypatch.setattr(scheduling.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(scheduling.ray, "available_resources", lambda: {})
+    monkeypatch.setattr(scheduling.ray, "available_resources", dict)
     assert scheduling.why_nothing_starts(Resources(1, 0)).endswith("goes on as soon as it is free.")
     for more in (Resources(4, 0), Resources(1, 0.5)):
         assert "add nodes, ask for less" in scheduling.why_nothing_starts(more)
