@@ -1,9 +1,9 @@
-"""How large is the report of 1,000 and 10,000 trials, and how long does Chromium take to open, sort and filter it?
+"""How large is the report of 1,000 and 10,000 trials, and how long do opening, sorting and filtering take?
 
-Synthetic tables of the study's shape, as in ``analysis_scale``; those above 1,000 trials repeat their rows under
-further seeds, since only the page is measured and not the fits. Opening is the browser's own time from the start
-of the navigation to the end of the load event and of the first frame after it; sorting and filtering from the click
-or the key to the end of the next frame. Nobody else makes this page: the other side are the promised limits, and the
+Synthetic tables of the study's shape, as in ``analysis_scale``; above 1,000 trials their rows are repeated
+under further seeds, since only the page is measured and not the fits. Opening is Chromium's own time from the
+start of the navigation to the first frame after the load event; sorting and filtering from the click or the
+key to the end of the next frame. Nobody else makes this page: the other side are the promised limits, and the
 ratios are of 1,000 trials. Medians of five, in a headless Chromium; needs chromedriver and selenium.
 
 Usage: python benchmarks/report_page.py [--json] [--repeats 5]
@@ -23,7 +23,6 @@ from measure_common import parser, report
 
 from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
-
 
 LIMITS = {"bytes": 5_000_000, "open_s": 2.0, "sort_s": 0.2, "filter_s": 0.2}
 """Of 1,000 trials; a fifth of a second is no noticeable pause. 10,000 need only open."""
