@@ -5,13 +5,16 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from isweep.options import root_text
 from search_spaces.errors import ConfigError, DataError
 from tasks.measures.inputs import as_sizes
 from tasks.measures.records import MeasureResult, MeasureSettings
@@ -156,20 +159,32 @@ def measure(
         SweepError: for images, labels or settings that cannot be used.
     """
     method = _settings(settings)
-    sizes = as_sizes(train_sizes)
+    sizes, pair = as_sizes(train_sizes), _two_names(class_pair)
     if isinstance(images, (str, Path)):
         how: dict[str, Any] = {
             "train_sizes": sizes,
-            "class_pair": class_pair,
+            "class_pair": pair,
             "image_size": image_size,
         }
+        if not isinstance(own, (Mapping, NoneType)):
+            raise ConfigError("own must be a mapping", repr(own), "e.g. {'label_map': {'CAT': 'cat'}}")
         how |= {"channels": channels, "said": dict(own or {}), "settings": method}
         return _measure_source(str(images), labels, how, root)
     if own:
-        raise ConfigError("own is for files", ", ".join(own), "map the labels of an array before")
+        raise ConfigError("own is for files", repr(own), "map the labels of an array before")
     if image_size is not None:
         raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
-    return _measure_arrays(_array("Images", images), labels, method, sizes, class_pair)
+    return _measure_arrays(_array("Images", images), labels, method, sizes, pair)
+
+
+def _two_names(class_pair: object) -> tuple[str, str] | None:
+    """Return a class pair as two names; of labels that are numbers these may be numbers too."""
+    if class_pair is None:
+        return None
+    names = class_pair if isinstance(class_pair, (tuple, list)) else ()
+    if len(names) != 2 or not all(isinstance(name, (str, Integral)) for name in names):
+        raise ConfigError("class_pair must be two classes", repr(class_pair), "e.g. ('cat', 'dog')")
+    return str(names[0]), str(names[1])
 
 
 def _array(what: str, given: Any) -> npt.NDArray[Any]:
@@ -199,7 +214,7 @@ def _measure_source(source: str, labels: Any, how: dict[str, Any], root: str | P
             "Labels of a file of images must be a file too", type(labels).__name__, "give its path"
         )
     request = MeasureRequest(source=source, labels=None if labels is None else Path(labels), **how)
-    measured = measure_source(request, InlineExecutor(), RootPaths.at(root))
+    measured = measure_source(request, InlineExecutor(), RootPaths.at(root_text(root)))
     return Measurement(measured.record, measured.label_names, measured.pair_images, measured.pair_labels)
 
 

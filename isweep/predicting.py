@@ -130,7 +130,11 @@ def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Pil
 
     if isinstance(pilot, (str, Path)):
         return read_pilot(Path(pilot), model)
-    return Pilot(tuple(PilotPoint(float(size), float(loss)) for size, loss in pilot))
+    try:
+        return Pilot(tuple(PilotPoint(float(size), float(loss)) for size, loss in pilot))
+    except (TypeError, ValueError):
+        rule = "pilot must be pairs of train size and test loss, or a file of them"
+        raise ConfigError(rule, repr(pilot)[:200], "e.g. [(50, 0.6), (100, 0.5)]") from None
 
 
 def _measures_of(pilot: Pilot) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from isweep.options import root_text, run_options
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
@@ -20,7 +21,6 @@ from search_spaces.sweeps import SweepSpec
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from orchestrator import RunOptions
     from orchestrator.analysis import ScalingFits
     from orchestrator.results.state import State
 
@@ -95,10 +95,10 @@ class Sweep:
         rows = self._with_results()
         for column, value in (("dataset", dataset), ("train_size", train_size), ("model", model)):
             if value is not None:
-                known = rows[column].unique()
+                known = rows[column].unique().tolist()
                 if value not in known:
                     kind = f"{column.replace('_', ' ')} of this sweep's results"
-                    raise unknown_name(kind, str(value), map(str, known))
+                    raise unknown_name(kind, value, map(str, known))
                 rows = rows[rows[column] == value]
         return best_models(rows)
 
@@ -284,21 +284,6 @@ def run(
     return Sweep(Workspace.open(source, given.root, given.storage, changes=changes))
 
 
-def run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
-    """Return the options that a caller names by keyword.
-
-    Raises:
-        ConfigError: for a name that is none, with the nearest one.
-    """
-    from orchestrator import RunOptions
-
-    known = set(RunOptions.__dataclass_fields__) - {"root"}
-    for name in options:
-        if name not in known:
-            raise unknown_name("option", name, known)
-    return RunOptions(root=None if root is None else str(root), **options)
-
-
 def open(source: SweepSource, *, root: str | Path | None = None, storage: str | None = None) -> Sweep:
     """Return a sweep as it stands; nothing is run or made.
 
@@ -310,8 +295,7 @@ def open(source: SweepSource, *, root: str | Path | None = None, storage: str | 
     Raises:
         SweepError: for a name or file that does not make sense.
     """
-    where = None if root is None else str(root)
-    return Sweep(Workspace.open(source, where, storage, as_run=True))
+    return Sweep(Workspace.open(source, root_text(root), storage, as_run=True))
 
 
 def plan(
@@ -333,7 +317,7 @@ def plan(
     from orchestrator.planning.prices import priced
     from orchestrator.results.state import look_at_state
 
-    workspace = Workspace.open(source, None if root is None else str(root), storage, changes=changes)
+    workspace = Workspace.open(source, root_text(root), storage, changes=changes)
     check_feasible(workspace)
     state, planned = look_at_state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})

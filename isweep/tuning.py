@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from isweep.sweeps import Report, run_options
+from isweep.options import run_options
+from isweep.sweeps import Report
 from orchestrator.planning.sweep_file import SweepSource
 
 __all__ = ["Tuned", "tune"]

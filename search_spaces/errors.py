@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class SweepError(Exception):
@@ -76,10 +80,17 @@ def collect(problems: Iterable[SweepError], error: type[SweepError] = ConfigErro
     raise error(f"{len(found)} problem{'s' if len(found) > 1 else ''} found:{lines}")
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
+def invalid(error: ValidationError) -> SweepError:
+    """Return the first thing that pydantic found wrong, as an error of ours."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return ConfigError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}", repr(first["input"])[:200])
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
     """Return the error for a name that is in no table, with the nearest and all known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     what, of, whole = kind.partition(" of ")
     kinds = f"{what}{'es' if what.endswith('s') else 's'}{of}{whole}"

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from orchestrator.analysis import points as t
 from orchestrator.analysis.clusters import (
@@ -17,6 +16,7 @@ from orchestrator.analysis.clusters import (
     mean_interval,
     permutation_test,
 )
+from orchestrator.analysis.distributions import normal_quantile, t_quantile
 from orchestrator.analysis.fit_records import (
     Association,
     AttackFit,
@@ -123,7 +123,7 @@ def _at_equal_size(rows: pd.DataFrame, x: str, y: str, seed: int) -> dict[str, A
     num = len(first)
     bounds = None
     if num > 3 and abs(r) < 1:
-        reach = float(stats.norm.ppf(0.975) / np.sqrt(num - 3))
+        reach = float(normal_quantile(0.975) / np.sqrt(num - 3))
         bounds = (float(np.tanh(np.arctanh(r) - reach)), float(np.tanh(np.arctanh(r) + reach)))
     found = permutation_test(second, first, np.empty((num, 0)), [""] * num, seed=seed)
     return {
@@ -146,7 +146,7 @@ def _fisher_interval(pearson: float, left: Array) -> Interval | None:
         return None
     moves = np.arctanh(left) - np.arctanh(pearson)
     std_error = np.sqrt((len(left) - 1) / len(left) * float(moves @ moves))
-    reach = stats.t.ppf(0.975, len(left) - 1) * std_error
+    reach = t_quantile(0.975, len(left) - 1) * std_error
     return float(np.tanh(np.arctanh(pearson) - reach)), float(np.tanh(np.arctanh(pearson) + reach))
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scipy import stats
-
 from orchestrator.analysis import points as t
+from orchestrator.analysis.distributions import t_tail
 from orchestrator.analysis.law_records import AttackFamily, Claim, ExponentFit, LevelFit
 from orchestrator.results import columns as c
 
@@ -70,7 +69,7 @@ def exponent_p_values(fit: ExponentFit) -> dict[str, float]:
     """
     if fit.value is None or fit.std_error is None or fit.p_value is None:
         return {}
-    from_bound = 2 * stats.t.sf((1 - fit.value) / fit.std_error, fit.num_datasets - 1)
+    from_bound = 2 * t_tail((1 - fit.value) / fit.std_error, fit.num_datasets - 1)
     return {
         EXPONENT: max(fit.p_value, fit.wild_p or 0.0),
         BELOW_BOUND: max(float(from_bound), fit.wild_p_predicted or 0.0) if fit.value < 1 else 1.0,

@@ -18,10 +18,10 @@ from math import comb, factorial, prod
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from orchestrator.analysis.distributions import t_quantile, t_tail
 from orchestrator.analysis.regression import Array
 
 Interval = tuple[float, float]
@@ -131,9 +131,9 @@ def means_regression(response: Array, regressors: Array, level: float = 0.95) ->
     values = inverse @ design.T @ response
     squares = float(((response - design @ values) ** 2).sum())
     errors = np.sqrt(squares / spare * np.diag(inverse))
-    reach = stats.t.ppf(0.5 + level / 2, spare) * errors
+    reach = t_quantile(0.5 + level / 2, spare) * errors
     with np.errstate(divide="ignore", invalid="ignore"):
-        p_values = 2 * stats.t.sf(np.abs(values / errors), spare)
+        p_values = 2 * t_tail(np.abs(values / errors), spare)
     p_values = np.where(errors > 0, p_values, np.where(values == 0, 1.0, 0.0))
     return tuple(
         Slope(float(values[k]), float(errors[k]), (float(values[k] - reach[k]), float(values[k] + reach[k])),
@@ -315,5 +315,5 @@ def mean_interval(values: Array, level: float = 0.95) -> tuple[float, Interval |
     mean = float(values.mean())
     if len(values) < 3 or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
         return mean, None
-    reach = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    reach = float(t_quantile(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return mean, (mean - reach, mean + reach)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from orchestrator.analysis import points as t
+from orchestrator.analysis.distributions import t_quantile
 from orchestrator.analysis.growth_records import EXPONENT, Growth
 from orchestrator.analysis.regression import Array
 from orchestrator.analysis.words import listing
@@ -97,7 +97,7 @@ class Curve:
         log_loss, variance = self.moments(train_size)
         if self.growth.num_datasets < 3:
             return log_loss, None
-        quantile = stats.t.ppf(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
+        quantile = t_quantile(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
         stretch = self.prior.stretch[min(self.num_pilot, len(self.prior.stretch) - 1)]
         return log_loss, float(stretch * quantile * np.sqrt(variance))
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from orchestrator.analysis import points as t
 from orchestrator.analysis.clusters import mean_interval, wild_cluster_p
+from orchestrator.analysis.distributions import t_quantile, t_tail
 from orchestrator.analysis.guessing import clear_of_guessing
 from orchestrator.analysis.law_records import ALL, POOLED, Difference, ExponentFit, ExponentRival
 from orchestrator.analysis.laws import select
@@ -132,9 +132,9 @@ def summarise(blank: ExponentFit, sums: Sums) -> ExponentFit:
     left = (sums.xy.sum() - sums.xy) / rest
     num = len(left)
     std_error = float(np.sqrt((num - 1) / num * ((left - value) ** 2).sum()))
-    reach = float(stats.t.ppf(0.975, num - 1)) * std_error
+    reach = t_quantile(0.975, num - 1) * std_error
     interval = (value - reach, value + reach) if std_error > 0 else None
-    p_value = float(2 * stats.t.sf(abs(value) / std_error, num - 1)) if std_error > 0 else None
+    p_value = 2 * t_tail(abs(value) / std_error, num - 1) if std_error > 0 else None
     return replace(
         blank,
         status="ok",

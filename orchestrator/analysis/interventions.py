@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from orchestrator.analysis import points as t
 from orchestrator.analysis.clusters import mean_interval
+from orchestrator.analysis.distributions import t_tail
 from orchestrator.analysis.exponents import dataset_sums
 from orchestrator.analysis.formats import interval, number
 from orchestrator.analysis.intervention_records import Arm, Effect, Gate, Interventions
@@ -205,9 +205,7 @@ def _effect(
     if bounds is None:
         return replace(blank, value=mean)
     error = float(values.std(ddof=1) / np.sqrt(len(values)))
-    p_zero, p_theory = (
-        float(2 * stats.t.sf(abs(mean - at) / error, len(values) - 1)) for at in (0.0, theory)
-    )
+    p_zero, p_theory = (2 * t_tail(abs(mean - at) / error, len(values) - 1) for at in (0.0, theory))
     return replace(blank, value=mean, interval=bounds, p_zero=p_zero, p_theory=p_theory)
 
 

@@ -75,7 +75,8 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
         if column.name not in full:
             full[column.name] = "" if column.kind == "text" else np.nan
     texts = [name for name in full.columns if name in c.TEXT_COLUMNS]
-    full[texts] = full[texts].astype(object).where(full[texts].notna(), "").astype(str)
+    # As objects: a look at one of pandas' own string columns is a call into Arrow, and fits take thousands.
+    full[texts] = full[texts].astype(object).where(full[texts].notna(), "").astype(str).astype(object)
     full.loc[full[c.STATUS] == "", c.STATUS] = c.DONE
     exclusions = []
     for name in [n for n in full.columns if n not in c.TEXT_COLUMNS and _is_measured(n)]:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse, stats
+from scipy import sparse
+
+from orchestrator.analysis.distributions import t_quantile
 
 Array = NDArray[np.float64]
 
@@ -80,7 +82,7 @@ class Solution:
         covariance = self.covariance
         if covariance is None:
             return None
-        reach = stats.t.ppf(0.5 + level / 2, self.num_groups - 1) * np.sqrt(np.diag(covariance))
+        reach = t_quantile(0.5 + level / 2, self.num_groups - 1) * np.sqrt(np.diag(covariance))
         return np.column_stack([self.coefficients - reach, self.coefficients + reach])
 
 

@@ -226,7 +226,7 @@ def exponent_fit(design: Design, sample: Sample) -> ExponentFit:
 
 def claim_p_values(design: Design, sample: Sample, *, seed: int = 0, question: str = "") -> dict[str, float]:
     """p-values of the headline questions of a drawn table, before Holm's adjustment (attacks are not
-    drawn); of ``question`` alone where one is named.
+    drawn); of ``question`` alone where one is named. Those above :data:`claims.LEVEL` may be too small.
     """
     at = design.layout
     found: dict[str, float] = {}
@@ -251,9 +251,13 @@ def claim_p_values(design: Design, sample: Sample, *, seed: int = 0, question: s
 
 
 def _both(reduced: Array, blocks: list[str], seed: int) -> float | None:
-    """The larger of t and permutation p-value of the first term."""
+    """The larger of t and permutation p-value of the first term; above the level the first that is, since
+    nothing is claimed either way.
+    """
     slopes = means_regression(reduced[:, 0], reduced[:, 1:])
     if slopes is None:
         return None
+    if slopes[0].p_value > k.LEVEL:
+        return slopes[0].p_value
     test = permutation_test(reduced[:, 0], reduced[:, 1], reduced[:, 2:], blocks, seed=seed)
     return max(slopes[0].p_value, 0.0 if test is None else test.p_value)

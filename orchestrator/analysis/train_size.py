@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from orchestrator.analysis import points as t
+from orchestrator.analysis.distributions import t_quantile
 from orchestrator.analysis.fit_records import TrainSizeFit
 from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.laws import select
@@ -53,7 +53,7 @@ def fit_train_size(points: pd.DataFrame, *, model: str, dataset: str) -> TrainSi
     y = _within(rows[t.LOG_LOSS], curves)
     exponent = float(x @ y / (x @ x))
     squares = float(((y - exponent * x) ** 2).sum())
-    reach = float(stats.t.ppf(0.975, spare) * np.sqrt(squares / spare / float(x @ x)))
+    reach = float(t_quantile(0.975, spare) * np.sqrt(squares / spare / float(x @ x)))
     interval = (exponent - reach, exponent + reach) if reach > 0 else None
     d_data = rows[t.D_REFERENCE].mean()
     predicted = float(-1 / d_data) if d_data > 0 else None

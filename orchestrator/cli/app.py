@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.markup import escape
@@ -96,7 +96,7 @@ def parse(arguments: Sequence[str]) -> Command:
 
 def application() -> App:
     """Return the parser of all commands."""
-    app = App(
+    app = _App(
         name="isweep",
         help="Explain how a dataset's intrinsic properties decide what networks learn from it.",
         help_format="plaintext",
@@ -109,6 +109,14 @@ def application() -> App:
             app.command(function, group=group, sort_key=place)
     app.register_install_completion_command(group=Group("Shell", sort_key=len(COMMANDS)))
     return app
+
+
+class _App(App):
+    """In bash, completes names of files where there is nothing else to offer, as the library does not."""
+
+    def generate_completion(self, **how: Any) -> str:
+        """Return the script that teaches a shell to complete the commands."""
+        return super().generate_completion(**how).replace("complete -F ", "complete -o default -F ")
 
 
 def _run(command: Command) -> int:

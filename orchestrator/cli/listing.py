@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from orchestrator.cli.options import Place
-from orchestrator.cli.printing import cell, emit, grid, stdout
+from orchestrator.cli.printing import cell, emit, grid, stderr, stdout
 
 COUNTS = ("planned", "done", "failed", "running", "pending")
 MAX_NAMED = 3
@@ -89,7 +89,18 @@ def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
-    """Show counts and running trials anew every ``interval`` seconds, until no run works on the sweep."""
+    """Show counts and running trials anew every ``interval`` seconds, until no run works on the sweep.
+
+    Raises:
+        KeyboardInterrupt: when it is stopped, which stops no run.
+    """
+    try:
+        _watch_terminal(look, interval) if stdout.is_terminal else _watch_lines(look, interval)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Nothing but the watching: the run goes on.") from None
+
+
+def _watch_terminal(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
     document = look()
     with Live(_watched(document), console=stdout, transient=True, auto_refresh=False) as live:
         while document["now"]:
@@ -98,6 +109,21 @@ def watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
             document = look()
 
 
+def _watch_lines(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
+    """Say in a line where the sweep stands whenever that has changed; on stderr, since stdout is for data."""
+    said = ""
+    while (document := look())["now"]:
+        line = f"{_counted(document)}  {document['now']}"
+        if line != said:
+            stderr.print(escape(line), soft_wrap=True)
+        said = line
+        time.sleep(interval)
+
+
+def _counted(document: Mapping[str, Any]) -> str:
+    return "  ".join(f"{name} {document[name]}" for name in COUNTS)
+
+
 def _watched(document: Mapping[str, Any]) -> Text:
-    counts = "  ".join(f"{name} {document[name]}" for name in COUNTS)
-    return Text("\n".join([counts, *running_lines(document)]), no_wrap=True, overflow="ellipsis")
+    # Folded, not cut: the time that is left stands at the end.
+    return Text("\n".join([_counted(document), *running_lines(document)]))

@@ -55,7 +55,7 @@ def real(least: float = -math.inf, most: float = math.inf) -> Parameter:
     return Parameter(converter=_each(check))
 
 
-def _each(check: Callable[[str], Number]) -> Callable[[object, Sequence[Token]], object]:
+def _each(check: Callable[[str], object]) -> Callable[[object, Sequence[Token]], object]:
     def convert(hint: object, tokens: Sequence[Token]) -> object:
         """Apply ``check`` to one value, or to each of an option that takes several."""
         values = tuple(check(token.value) for token in tokens)
@@ -64,18 +64,29 @@ def _each(check: Callable[[str], Number]) -> Callable[[object, Sequence[Token]],
     return convert
 
 
-def _without_password(_: object, tokens: Sequence[Token]) -> str:
-    """Refuse a URI with a password: every user of the machine can read command lines."""
-    (token,) = tokens
-    if PASSWORD.search(token.value):
+Positive = Annotated[int, whole(1)]
+
+
+def _named(text: str) -> str:
+    # A shell's variable that is not set: what it should have said is not the default.
+    if not text.strip():
+        raise ValueError("must not be empty; leave the option out to take its default")
+    return text
+
+
+def _public(text: str) -> str:
+    if PASSWORD.search(_named(text)):
         raise ValueError(
             "must hold no password, since every user of the machine can read a command line; "
             "export MLFLOW_TRACKING_URI=URI instead"
         )
-    return token.value
+    return text
 
 
-Positive = Annotated[int, whole(1)]
+NAMED = Parameter(converter=_each(_named))
+"""How to read the name of a place."""
+PUBLIC = Parameter(converter=_each(_public))
+"""Likewise, of one whose URI may hold a password, which a command line must not."""
 
 PLACES = Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
@@ -94,11 +105,9 @@ class Place:
         json: Print data as JSON on stdout.
     """
 
-    root: Annotated[str | None, Parameter(group=PLACES, metavar="DIR")] = None
-    storage: Annotated[str | None, Parameter(group=PLACES, metavar="URL")] = None
-    mlflow_uri: Annotated[str | None, Parameter(group=PLACES, metavar="URI", converter=_without_password)] = (
-        None
-    )
+    root: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="DIR")] = None
+    storage: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="URL")] = None
+    mlflow_uri: Annotated[str | None, PUBLIC, Parameter(group=PLACES, metavar="URI")] = None
     json: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def hint(self, command: str, *words: str) -> str:
@@ -122,7 +131,7 @@ class ClusterOptions:
         quiet: Show no progress.
     """
 
-    address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None
+    address: Annotated[str | None, NAMED, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None
     num_cpus: Annotated[int | None, whole(1), Parameter(group=CLUSTER, metavar="N")] = None
     device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=CLUSTER)] = "auto"
     dashboard: Annotated[bool, Parameter(group=CLUSTER, negative="--no-dashboard")] = True

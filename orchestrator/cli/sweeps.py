@@ -103,6 +103,8 @@ def status(
     if preset is None:
         if cell is not None:
             raise ConfigError("--cell needs a sweep", "none", "e.g. isweep status paper --cell ID")
+        if watch_:
+            raise ConfigError("--watch needs a sweep", "none", "e.g. isweep status paper --watch")
         return _status_of_all(place)
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     if cell is not None:

@@ -37,6 +37,8 @@ def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> 
     """
     changed = copy.deepcopy(dict(document))
     for key, value in changes.items():
+        if not isinstance(key, str):
+            raise ConfigError("changes must have dotted keys", repr(key), "e.g. {'recipe.epochs': 3}")
         *parents, last = key.split(".")
         holder: Any = changed
         for part in parents:

@@ -30,6 +30,12 @@ def order_trials(
     )
 
 
+def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> dict[str, float]:
+    """Return how long each trial is expected to take, by its id; without those of which nothing is known."""
+    found = {trial.trial_id: _seconds(trial, expectation) for trial in trials}
+    return {trial_id: seconds for trial_id, seconds in found.items() if math.isfinite(seconds)}
+
+
 def array_key(plan: SweepPlan, trial: TrialSpec) -> str:
     """Name the arrays that a trial needs; trials of all sizes share them where no fault forbids it.
 

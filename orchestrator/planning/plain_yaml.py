@@ -7,6 +7,7 @@ tags, anchors and aliases, keys that are no text or stand twice, more nesting or
 from __future__ import annotations
 
 import io
+import json
 import re
 import stat
 from pathlib import Path
@@ -153,3 +154,24 @@ class _Resolver(VersionedResolver):
 def _place(error: MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     return f"line {mark.line + 1}, column {mark.column + 1}"
+
+
+def plain_json(document: object, origin: str) -> bytes:
+    """Return a sweep's content as JSON; NumPy's numbers and arrays, which notebooks hold, as what is in them.
+
+    Raises:
+        ConfigError: for what is neither number, text, list nor mapping, and text that is no Unicode.
+    """
+    try:
+        return json.dumps(document, ensure_ascii=False, default=_plain).encode()
+    except TypeError as error:
+        hint = "use numbers, text, lists and mappings"
+        raise ConfigError(f"{origin} must hold plain values only", str(error), hint) from None
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{origin} must be Unicode text", ascii(error.object[error.start])) from None
+
+
+def _plain(value: Any) -> object:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(repr(value)[:200])

@@ -266,5 +266,7 @@ def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> Non
                 f"{list(pair)}, but classes are 0 to {num_classes - 1}",
                 f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(dataset.label_names[:20]))}",
             )
-        if pair[0] == pair[1] or named.count(pair) > 1:
-            raise ConfigError(f"{where} must name different classes, and each pair once", str(list(pair)))
+        # Turned round it is the same question, and would count twice in every fit.
+        if pair[0] == pair[1] or named.count(pair) + named.count(pair[::-1]) > 1:
+            rule = f"{where} must name different classes, and each pair once, in one order"
+            raise ConfigError(rule, str(list(pair)))

@@ -7,7 +7,6 @@ values only: see :mod:`orchestrator.planning.plain_yaml`.
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.planning.changes import with_changes
-from orchestrator.planning.plain_yaml import read_plain, read_text, write_plain
+from orchestrator.planning.plain_yaml import plain_json, read_plain, read_text, write_plain
 from orchestrator.planning.tuned import split_tuned, tuned_path, with_tuned_cells
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
@@ -129,11 +128,7 @@ def _spec_of(
     if document["recipe"] is None:
         del document["recipe"]
     try:
-        spec = SweepSpec.model_validate_json(json.dumps(document, ensure_ascii=False).encode())
-    except TypeError as error:
-        raise ConfigError(f"{origin} must hold plain values only", str(error)) from None
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{origin} must be Unicode text", ascii(error.object[error.start])) from None
+        spec = SweepSpec.model_validate_json(plain_json(document, origin))
     except ValidationError as error:
         problems: list[SweepError] = [_problem(detail, origin) for detail in _own_faults(error.errors())]
         names = document if all(isinstance(document.get(k), list) for k in ("models", "datasets")) else {}
@@ -268,12 +263,15 @@ def _problem(detail: ErrorDetails, origin: str) -> ConfigError:
     shown = repr(value) if not isinstance(value, dict) else f"keys {', '.join(map(str, value))}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
-        return ConfigError(f"{where}: this key is required")
+        what = "value" if isinstance(detail["loc"][-1], int) else "key"
+        return ConfigError(f"{where}: this {what} is required")
     if not detail["loc"]:
         return ConfigError(f"{where}: {message}")  # the rule names what it found
     message = RULES.get(detail["type"], message)
     if detail["type"] == "too_short" and detail["ctx"]["min_length"] == 1:
         message = "must not be empty"
+    if detail["type"] == "too_long":
+        message = f"must have at most {detail['ctx']['max_length']} values"
     if detail["type"] == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME_PATTERN:
         message = NAME_RULE
     return ConfigError(f"{where}: {message[0].lower()}{message[1:]}", shown[:200])

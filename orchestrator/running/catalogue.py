@@ -14,7 +14,7 @@ from orchestrator.planning.workspace import Workspace
 from orchestrator.running.cluster import connect
 from orchestrator.running.lock import exclusive
 from orchestrator.running.options import RunOptions
-from orchestrator.running.preparation import prepare_missing
+from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
 from search_spaces.datasets import DATASETS, dataset_spec
 from search_spaces.errors import ConfigError, CorruptStoreError
@@ -77,6 +77,7 @@ def prepare_one(
     recipe = sweep.recipe.model_copy(update={"overrides": ()})
     only = {"datasets": (_choice(name, sweep, said or {}),), "recipe": recipe}
     plan = plan_sweep(sweep.model_copy(update=only))
+    check_raw(Workspace(plan, RootPaths.at(run_options.root)), run_options.raw)
     paths = RootPaths.create(run_options.root)
     workspace = Workspace(plan, paths)
     with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():

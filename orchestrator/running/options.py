@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from orchestrator.running.address import check_form
 from orchestrator.running.cluster import Device
@@ -29,13 +32,13 @@ class RunOptions:
     root: str | None = None
     storage: str | None = None
     address: str | None = None
-    num_cpus: int | None = None
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
     device: Device = "auto"
     dashboard: bool = True
     mlflow_uri: str | None = None
     tracking: bool = True
     raw: dict[str, Path] = field(default_factory=dict)
-    max_skipped_share: float = 0.001
+    max_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.001
 
     def __post_init__(self) -> None:
         """Refuse an address that cannot be one while nothing has started yet.

@@ -17,7 +17,7 @@ from orchestrator.analysis.placement import PUBLISHED_RANGE, PUBLISHED_SIDE, Mea
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.own_arrays import load_arrays
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, unknown_name
+from search_spaces.errors import ConfigError, invalid, unknown_name
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import MeasureResult, MeasureSettings, measure_array, measure_nested
@@ -146,15 +146,17 @@ def _check_device(name: str) -> None:
 def _measure_prepared(
     request: MeasureRequest, dataset: DatasetSpec, raw: Path | None, executor: Executor, paths: RootPaths
 ) -> Measured:
-    spec = PreparedSpec.model_validate(
-        {
-            "dataset": dataset.name,
-            "task": dataset.task,
-            "image_size": request.image_size or PUBLISHED_SIDE[0],
-            "channels": request.channels,
-            "max_images_per_class": dataset.max_images_per_class,
-        }
-    )
+    wanted = {
+        "dataset": dataset.name,
+        "task": dataset.task,
+        "image_size": request.image_size or PUBLISHED_SIDE[0],
+        "channels": request.channels,
+        "max_images_per_class": dataset.max_images_per_class,
+    }
+    try:
+        spec = PreparedSpec.model_validate(wanted)
+    except ValidationError as error:
+        raise invalid(error) from None
     if raw is None and (paths.prepared(spec) / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(paths.prepared(spec)), executor)
     paths.make()

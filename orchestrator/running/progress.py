@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,9 @@ class Monitor(Protocol):
 
     def trials_planned(self, planned: int, done: int) -> None:
         """How many trials there are, and how many were done before."""
+
+    def trials_expected(self, seconds: Mapping[str, float]) -> None:
+        """How long each trial of this run is expected to take, on any scale."""
 
     def trial_started(self, trial_id: str) -> None:
         """A trial runs."""
@@ -93,7 +96,8 @@ class Progress:
     detail: str = ""
     step: int = 0
     total: int = 0
-    _seconds: list[float] = field(default_factory=list)
+    _expected: Mapping[str, float] = field(default_factory=dict)
+    _seconds: dict[str, float] = field(default_factory=dict)
     _live: Live | None = None
     _started: float = field(default_factory=time.monotonic)
     _printed: float = 0.0
@@ -142,6 +146,10 @@ class Progress:
         """Set the counts; trials done before do not count for the time left."""
         self.planned, self.done = planned, done
 
+    def trials_expected(self, seconds: Mapping[str, float]) -> None:
+        """Weigh trials by these for the time left: the longest go first, so their mean is too long."""
+        self._expected = seconds
+
     def trial_started(self, trial_id: str) -> None:
         """A trial runs."""
         log.info("trial %s starts", trial_id)
@@ -170,7 +178,7 @@ class Progress:
         """A trial has its result."""
         seconds = time.time() - self.running.pop(trial_id, RunningTrial()).started_at
         log.info("trial %s ends: %s after %.1f s", trial_id, status, seconds)
-        self._seconds.append(seconds)
+        self._seconds[trial_id] = seconds
         self.done += 1
         self.diverged += status == TrialStatus.DIVERGED
         self.save()
@@ -218,9 +226,22 @@ class Progress:
         """Seconds until the last trial ends, from the trials of this run; None before the first one."""
         if not self._seconds:
             return None
-        mean = sum(self._seconds) / len(self._seconds)
-        left = self.planned - self.done - len(self.failed)
-        return mean * left / max(1, self.slots)
+        took, expected = sum(self._seconds.values()), self._expected
+        foreseen = sum(expected.get(trial_id, 0.0) for trial_id in self._seconds)
+        if foreseen > 0:
+            scale = took / foreseen
+            left = sum(
+                max(0.0, scale * seconds - self._ran(trial_id))
+                for trial_id, seconds in expected.items()
+                if trial_id not in self._seconds and trial_id not in self.failed
+            )
+        else:
+            left = took / len(self._seconds) * (self.planned - self.done - len(self.failed))
+        return left / max(1, self.slots)
+
+    def _ran(self, trial_id: str) -> float:
+        trial = self.running.get(trial_id)
+        return 0.0 if trial is None else time.time() - trial.started_at
 
     def _line(self) -> str:
         parts = [self.name]

@@ -19,7 +19,7 @@ from typing import Any
 from ray import tune
 
 from orchestrator.planning.measured import Expectation
-from orchestrator.planning.order import array_key, order_trials
+from orchestrator.planning.order import array_key, expected_seconds, order_trials
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results.rows import MeasureIndex
@@ -99,6 +99,7 @@ class TrialSweep:
             SweepError: when results cannot be stored; whatever finished before is kept.
         """
         cells = order_trials(self.plan, list(cells), self._array_budget, self.expectation)
+        self.monitor.trials_expected(expected_seconds(cells, self.expectation))
         networks = {array_key(self.plan, cell): cell.network for cell in cells}
 
         def load(key: str) -> TrialData:

@@ -105,7 +105,9 @@ class MeasureSettings:
             raise ConfigError("pixel_range must be (black, white), two numbers", repr(self.pixel_range))
         if not isinstance(self.discard_fraction, Real):
             raise ConfigError("discard_fraction must be a number", repr(self.discard_fraction))
-        if not all(isinstance(name, str) for name in _as_tuple(self.estimators)):
+        if isinstance(self.estimators, str) or not all(
+            isinstance(name, str) for name in _as_tuple(self.estimators)
+        ):
             raise ConfigError("estimators must be names", repr(self.estimators), "e.g. ('mle', 'twonn')")
 
     def to_json(self) -> dict[str, Any]:

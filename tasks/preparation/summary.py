@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from tasks.preparation.image_table import ImageTable, content_fingerprint
 from tasks.preparation.parts import Part
@@ -165,7 +165,7 @@ def _telling(name: str, counts: Counter[tuple[int, str]]) -> dict[str, int]:
     )
     entropy = -sum(count / total * math.log2(count / total) for count in labels.values())
     freedom = (len(values) - 1) * (len(labels) - 1)
-    by_chance = float(chi2.sf(2 * total * math.log(2) * information, freedom))
+    by_chance = float(chdtrc(freedom, 2 * total * math.log(2) * information))
     if right - max(labels.values()) <= TELLING_GAIN * total or by_chance >= TELLING_CHANCE:
         return {}
     shown = f"{right / total:.0%} by it alone, {information:.2f} of {entropy:.2f} bits"

@@ -312,12 +312,13 @@ def check_buildable(
 ) -> None:
     """Find out whether a network can be built, before anything is prepared or trained.
 
-    Libraries' networks are built without memory (on torch's meta device), one's own as it will be.
+    Libraries' networks are built without memory, on torch's meta device, whose first pass imports compilers
+    for two seconds; small ones, and one's own, as they will be.
 
     Raises:
         ConfigError: see :func:`build_model`.
     """
-    with contained(), torch.device("cpu" if spec.library == "own" else "meta"):
+    with contained(), torch.device("cpu" if spec.library in ("own", "isweep") else "meta"):
         build_model(
             spec,
             num_outputs=num_outputs,

@@ -140,9 +140,9 @@ def outcome(trials: TrialSweep, history: list[Any], started: float) -> dict[str,
 
 def killed_workers(
     root: Path,
-    cells: int = 20,
+    cells: int = 10,
     every_s: float = 2.5,
-    kills: int = 10,
+    kills: int = 5,
     cell_s: float = 1.0,
     compare: bool = False,
 ) -> dict[str, Any]:

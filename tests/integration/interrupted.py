@@ -1,4 +1,4 @@
-"""Interrupts a sweep three times, then lets it finish; run inside namespaces of its own.
+"""Stops a sweep by signals, then lets it finish; run inside namespaces of its own.
 
 Prints one JSON object: the exit code of each run and what was stored after it.
 """
@@ -42,15 +42,12 @@ def run(sweep: str, root: Path, *, until: int | None = None, send: int = 0) -> d
     }
 
 
-def main(sweep: str, folder: str) -> None:
-    root = Path(folder)
-    phases = {
-        "interrupted": run(sweep, root, until=2, send=signal.SIGINT),
-        "terminated": run(sweep, root, until=5, send=signal.SIGTERM),
-        "killed": run(sweep, root, until=9, send=signal.SIGKILL),
-        "finished": run(sweep, root),
-        "again": run(sweep, root),
-    }
+def main(sweep: str, folder: str, *names: str) -> None:
+    """Stop it by each of the named signals when so many results more are there, then let it finish."""
+    root, phases = Path(folder), {}
+    for number, name in enumerate(names):
+        phases[name] = run(sweep, root, until=2 + 4 * number, send=signal.Signals[name])
+    phases["finished"] = run(sweep, root)
     print(json.dumps(phases))
 
 

@@ -262,30 +262,34 @@ def test_an_extended_grid_runs_only_what_is_new(root, sweep, tmp_path):
 
 
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
-def test_interrupted_killed_and_continued(root, sweep, tmp_path):
+@pytest.mark.parametrize(
+    "signals",
+    [["SIGINT", "SIGKILL"], pytest.param(["SIGTERM", "SIGHUP", "SIGKILL"], marks=pytest.mark.chaos)],
+    ids="-".join,
+)
+def test_interrupted_killed_and_continued(root, sweep, tmp_path, signals):
     done = subprocess.run(
-        isolated(sys.executable, "-m", "tests.integration.interrupted", sweep, str(tmp_path)),
+        isolated(sys.executable, "-m", "tests.integration.interrupted", sweep, str(tmp_path), *signals),
         capture_output=True,
         text=True,
         timeout=280,
         check=True,
     )
     phases = json.loads(done.stdout)
-    interrupted, terminated, killed, finished, again = phases.values()
-
-    for stopped in (interrupted, terminated):
+    finished, killed = phases["finished"], phases["SIGKILL"]
+    for name in signals[:-1]:
+        stopped = phases[name]
         assert stopped["exit"] == 130, stopped["stderr"]
         assert stopped["seconds_to_stop"] < 30
         assert "trials are kept; continue with: isweep run" in stopped["stderr"].replace("\n", " ")
         assert "Traceback" not in stopped["stderr"]
     assert killed["exit"] == -9
     assert finished["exit"] == 0, finished["stderr"]
-    assert 2 <= len(interrupted["results"]) < len(killed["results"]) < NUM_TRIALS
+    assert 2 <= len(phases[signals[0]]["results"]) < len(killed["results"]) < NUM_TRIALS
     assert len(finished["results"]) == NUM_TRIALS
     # What was finished before an interruption is never trained again.
     for earlier, later in pairwise(phases.values()):
         assert earlier["results"].items() <= later["results"].items()
-    assert again["results"] == finished["results"]
 
     runs = mlflow_runs(tmp_path)
     trials = runs[runs["tags.kind"] == "trial"]

@@ -16,8 +16,8 @@ QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_sco
 
 
 def losses_only(**parameters):
-    """A table without attacks and d_repr, whose fits take half as long."""
-    table = synthetic_table(**parameters)
+    """A small table without attacks and d_repr: 21 rows of seven datasets, whose fits are quick."""
+    table = synthetic_table(num_natural=3, num_medical=4, **parameters)
     return table[[name for name in table if not name.startswith(("fgsm", "d_repr"))]]
 
 
@@ -47,6 +47,7 @@ def test_row_order_changes_nothing(seed, order):
 @given(seed=SEEDS, factor=st.floats(0.01, 100))
 def test_multiplying_all_losses_moves_the_intercept_only(seed, factor):
     table = losses_only(seed=seed, trial_std=0.3)
+    table["test_loss"] /= 1000  # none of them lies at guessing, scaled or not: that would say another thing
     one = fit_scaling_laws(table).law("predicted_form")
     scaled = table.assign(test_loss=table["test_loss"] * factor)
     two = fit_scaling_laws(scaled).law("predicted_form")
@@ -57,7 +58,7 @@ def test_multiplying_all_losses_moves_the_intercept_only(seed, factor):
 
 
 @QUICK
-@given(seed=SEEDS, lost=st.sets(st.integers(0, 35), max_size=36))
+@given(seed=SEEDS, lost=st.sets(st.integers(0, 20), max_size=21))
 def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
     table = losses_only(seed=seed, trial_std=0.3)
     rows = sorted(lost)

@@ -76,6 +76,13 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
         ),
         ((np.zeros((4, 2, 2)),), {"class_pair": ("0", "1")}, "classes: none, give labels"),
         ((np.zeros((4, 2, 2)),), {"image_size": 4}, "image_size is for image files"),
+        ((np.zeros((4, 2, 2)), [0, 1, 2, 0]), {"class_pair": (0, 1, 2)}, "class_pair must be two classes"),
+        ((np.zeros((4, 2, 2)), [0, 1, 2, 0]), {"class_pair": 3}, "must be two classes; found: 3; e.g. "),
+        ((np.zeros((4, 2, 2)),), {"estimators": "mle"}, "estimators must be names; found: 'mle'"),
+        (("digits",), {"channels": 5}, "channels: input should be 1 or 3; found: 5"),
+        (("digits",), {"image_size": "x"}, "image_size: input should be a valid integer; found: 'x'"),
+        ((".",), {"own": "x"}, "own must be a mapping; found: 'x'"),
+        ((".",), {"root": 3}, "root must be the path of a folder; found: 3"),
         (
             (np.zeros((4, 2, 2)),),
             {"num_neighbours": 4},
@@ -101,6 +108,28 @@ def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
     assert isweep.predict(None, fits, **numbers, **asked) == from_object
     assert repr(from_object).startswith("Forecast: test loss ")
     assert from_object.to_json()["loss"] == from_object.value
+
+
+def test_labels_that_are_numbers_are_named_by_numbers(images):
+    labels = np.arange(len(images)) % 3 + 3
+    by_number = isweep.measure(images, labels, class_pair=(3, 5))
+    assert by_number.to_json() == isweep.measure(images, labels, class_pair=("3", "5")).to_json()
+    assert by_number.num_images == np.isin(labels, [3, 5]).sum()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"pilot": [1, 2]}, r"pilot must be pairs of train size and test loss, .*; found: \[1, 2\]; e.g. "),
+        ({"pilot": [("a", "b")]}, "pilot must be pairs of train size and test loss"),
+        ({"pilot": 3}, "pilot must be pairs of train size and test loss"),
+        ({"model": 3}, "Unknown fitted model; found: 3; known fitted models: pooled"),
+        ({"domain": 3}, "Unknown domain; found: 3; known domains: medical, natural"),
+    ],
+)
+def test_a_prediction_from_what_is_none(record, fits, wrong, message):
+    with pytest.raises(SweepError, match=message):
+        isweep.predict(record, fits, train_size=500, **wrong)
 
 
 def test_predict_takes_a_pilot_as_pairs_or_as_a_file(record, fits, tmp_path):

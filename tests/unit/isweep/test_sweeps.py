@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import isweep
@@ -76,11 +78,43 @@ def test_a_sweep_that_never_ran(root):
         (SMALL, {"changes": {"name.x.y": 1}}, "nothing can be set there"),
         (SMALL, {"changes": {"train_size": [10]}}, "train_size: unknown key; did you mean 'train_sizes'"),
         (SMALL, {"cpus": 4}, "Unknown option; found: 'cpus'; did you mean 'num_cpus'"),
+        (SMALL, {"num_cpus": 0}, "num_cpus: input should be greater than or equal to 1; found: 0"),
+        (SMALL, {"num_cpus": "two"}, "num_cpus: input should be a valid integer"),
+        (SMALL, {"device": "cuda"}, "device: input should be 'auto', 'cpu' or 'gpu'; found: 'cuda'"),
+        (SMALL, {"address": 5}, "address: input should be a valid string; found: 5"),
+        (SMALL, {"address": "ray://x:1"}, "--address must be host:port"),
+        (SMALL, {"mlflow_uri": 5}, "mlflow_uri: input should be a valid string; found: 5"),
+        (SMALL, {"raw": {"manifold_d4": 3}}, "raw.manifold_d4: input is not a valid path"),
+        (SMALL, {"raw": {"manifold_d4": "/absent"}}, "The raw download of manifold_d4 must exist"),
+        (SMALL, {"max_skipped_share": 2}, "max_skipped_share: input should be less than or equal to 1"),
+        (SMALL, {"changes": {3: 4}}, "changes must have dotted keys; found: 3; e.g. "),
+        (SMALL, {"changes": {"seeds": {1, 2}}}, "plain values only; found: .*; use numbers, text, lists"),
     ],
 )
 def test_mistakes(root, source, options, message):
     with pytest.raises(isweep.SweepError, match=message):
         isweep.run(source, root=root, **options)
+
+
+def test_a_root_is_a_path():
+    with pytest.raises(isweep.SweepError, match="root must be the path of a folder; found: 3"):
+        isweep.open("smoke", root=3)
+
+
+def test_numbers_of_numpy_are_numbers(root):
+    changes = {"seeds": np.arange(2), "recipe.epochs": np.int64(3)}
+    assert len(isweep.plan(SMALL, root=root, changes=changes).table) == 2 * len(
+        isweep.plan(SMALL, root=root).table
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"dataset": ["a"]}, {"train_size": "10"}, {"model": 3}])
+def test_the_best_of_what_is_not_there(root, wrong, monkeypatch):
+    table = pd.DataFrame({"dataset": ["a"], "train_size": [10], "model": ["m"], "test_loss": [1.0]})
+    sweep = isweep.open(SMALL, root=root)
+    monkeypatch.setitem(vars(sweep), "table", table)
+    with pytest.raises(isweep.SweepError, match=r"Unknown .* of this sweep's results; found: "):
+        sweep.best(**wrong)
 
 
 @pytest.mark.slow

@@ -36,6 +36,15 @@ def test_completion_names_every_command(shell):
             assert function.__name__ in script
 
 
+def test_bash_completes_names_of_files_too(tmp_path):
+    script = tmp_path / "isweep"
+    script.write_text(application().generate_completion(shell="bash"), encoding="utf-8")
+    said = subprocess.run(
+        ["bash", "-c", f"source {script}; complete -p isweep"], capture_output=True, text=True, check=True
+    )
+    assert "-o default" in said.stdout
+
+
 def test_output_into_a_closed_pipe_is_no_error(root):
     command = f"{sys.executable} -m orchestrator.cli plan paper --root {root} --json | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)

@@ -17,9 +17,15 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["plan", "smoke", "--set", "seed=[1]"], 2, "seed: unknown key; did you mean 'seeds'?"),
         (["plan", "smoke", "--set", "seeds=[1"], 2, "--set seeds must be valid YAML"),
         (["status", "smoke", "--interval", "0"], 2, "argument --interval: must be at least 1"),
+        (["status", "--watch"], 2, "--watch needs a sweep; found: none; e.g. isweep status paper --watch"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
         (["datasets", "mnst"], 2, "Unknown dataset; found: 'mnst'; did you mean 'mnist'?"),
         (["prepare", "mnst"], 2, "Unknown dataset; found: 'mnst'"),
+        (
+            ["prepare", "mnist", "--raw", "absent", "--address", "127.0.0.1:9"],
+            2,
+            "The raw download of mnist must exist; found: no absent",  # known before Ray is asked
+        ),
         (["prepare", "mnist", "--label-map", "7=one"], 2, "--label-map is for own data; found: mnist"),
         (
             ["measure", "digits", "--label-map", "7=one"],
@@ -102,6 +108,9 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["run", "smoke", "--no-quiet"], 2, "unrecognized arguments: --no-quiet (did you mean --quiet?)"),
         (["plan", "smoke", "-j"], 2, "unrecognized arguments: -j;"),
         (["plan", "smoke", "--storage"], 2, "argument --storage: expected one argument"),
+        (["plan", "smoke", "--storage", ""], 2, "argument --storage: must not be empty; leave the option"),
+        (["run", "smoke", "--mlflow-uri", " "], 2, "argument --mlflow-uri: must not be empty; leave the"),
+        (["run", "smoke", "--address", ""], 2, "argument --address: must not be empty; leave the option"),
         (["plan", "smoke", "--preset", "x"], 2, "unrecognized arguments: --preset"),
         (["plan", ""], 2, "Unknown preset; found: ''; known presets: demo"),
         (["plan", "mine.yml"], 2, "The sweep file must exist; found: mine.yml; presets are: demo"),

@@ -71,11 +71,12 @@ def test_classes_of_a_table_go_by_name_or_place():
     [
         (["cat", "dgo"], "Unknown class of cifar10; found: 'dgo'; did you mean 'dog'"),
         (["cat", 3], "class_pairs must name different classes"),
+        (["cat", "dog", "frog"], "datasets.0.class_pairs.0: must have at most 2 values; found: "),
         (["cat", "cat"], "a class pair needs two different classes"),
         ([True, 3], "a class is its place, a number from 0, or its name as text"),
         ([-1, 3], "a class is its place, a number from 0, or its name as text"),
         ([1.5, 3], "a class is its place, a number from 0, or its name as text"),
-        ([3], "this key is required"),
+        ([3], "datasets.0.class_pairs.0.1: this value is required"),
     ],
 )
 def test_pairs_that_are_none(pair, message):
@@ -104,3 +105,8 @@ def test_a_recorded_sweep_needs_its_data_no_more(own, tmp_path):
     (tmp_path / "own.npz").unlink()
     (tmp_path / "kept.yaml").write_text(sweep_text(spec), encoding="utf-8")
     assert plan_sweep(load_sweep(tmp_path / "kept.yaml")).trials == plan_sweep(spec).trials
+
+
+def test_a_pair_turned_round_is_the_same_pair():
+    with pytest.raises(ConfigError, match=r"each pair once, in one order; found: \[3, 8\]"):
+        pairs({"name": "mnist5k", "class_pairs": [[3, 8], ["8", 3]]})

@@ -116,7 +116,7 @@ def test_all_mistakes_are_reported_at_once():
             ("[mnist5k]", "[{name: mnist5k, class_pairs: [[3, 8], [3, 8]]}]"),
             r"^datasets\.0: class_pairs names \[3, 8\] more than once",
         ),
-        (("[mnist5k]", "[{name: mnist5k, class_pairs: [[3]]}]"), r"class_pairs\.0\.1: this key is required"),
+        (("[mnist5k]", "[{name: mnist5k, class_pairs: [[3]]}]"), r"pairs\.0\.1: this value is required"),
         (("recipe: smoke", f"recipe: smoke\nseeds: [{2**63}]"), r"seeds\.0: .*less than 9223372036854775808"),
         (("test_size: 20", "test_size: 2024-01-01"), r"test_size: .*found: '2024-01-01'"),
         (("test_size: 20", "test_size: 1_000"), r"test_size: .*found: '1_000'"),

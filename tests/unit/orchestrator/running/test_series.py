@@ -2,11 +2,13 @@
 
 import json
 import re
+import time
 
 import pytest
 from ray.tune.execution.tune_controller import TuneController
 
 from orchestrator.running.progress import Progress
+from orchestrator.running.run_state import RunningTrial
 from orchestrator.running.series import BOARD, GAUGES
 from orchestrator.running.task_names import trial_tasks_named
 
@@ -36,6 +38,20 @@ def test_states_add_up_and_pace_has_no_time_left_before_the_first_end():
     progress.trial_finished("a", "done")
     assert set(progress.pace()) <= set(GAUGES)
     assert progress.pace()["isweep_seconds_left"] >= 0
+
+
+def test_the_time_left_weighs_trials_by_how_long_they_are_expected_to_take():
+    """Two of ten units took 10 s each; eight of one unit are left for two slots."""
+    progress = Progress(planned=10, slots=2)
+    short = [f"short-{n}" for n in range(8)]
+    progress.trials_expected({"long-0": 10.0, "long-1": 10.0, **dict.fromkeys(short, 1.0)})
+    for name in ("long-0", "long-1"):
+        progress.running[name] = RunningTrial(started_at=time.time() - 10)
+        progress.trial_finished(name, "done")
+    assert progress.time_left() == pytest.approx(4.0, rel=0.05)
+    progress.running[short[0]] = RunningTrial(started_at=time.time() - 100)  # has to end at any moment
+    progress.failed[short[1]] = "setup"
+    assert progress.time_left() == pytest.approx(3.0, rel=0.05)
 
 
 class Call:

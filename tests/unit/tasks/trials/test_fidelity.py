@@ -68,8 +68,8 @@ def transcribed(network, images, labels, recipe, *, order_seed, dropout_seed):
 )
 def test_training_is_the_released_loop_to_the_last_bit(architecture, batch_size, rate, channels, precision):
     emulated = precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if architecture == "vgg13" and emulated:
-        pytest.skip("this processor emulates bfloat16, which takes VGGs minutes; the ResNets show it")
+    if architecture != "resnet18" and emulated:
+        pytest.skip("this processor emulates bfloat16, which takes minutes; ResNet-18 shows it")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (16, channels, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(16) % 2
