@@ -2,9 +2,9 @@
 
 Nodes are Ray nodes of one CPU on one machine, with their own object stores; trials are no-ops through the
 product's own sweep (as in ``trial_overhead.py``), so that what is timed is the driver's and Ray's work. Each
-case runs in a process of its own. The slope between two numbers of nodes is what one more node costs; on one
-machine all nodes share its CPUs, which a cluster's do not, so such times are upper bounds. What one more
-trial costs the driver is read from ``results/trial_overhead.json``, where 2,000 trials were looked at.
+case runs in a process of its own. On one machine all nodes share its CPUs and join one after the other, which
+a cluster's do not, so times at many nodes are upper bounds. What one more trial costs the driver is read
+from ``results/trial_overhead.json``, where 2,000 trials were looked at.
 From these constants comes what 64 nodes and 10,000 trials of the ``paper`` grid would cost.
 """
 
@@ -63,7 +63,8 @@ def plan_case(num_trials: int) -> dict[str, Any]:
         )
     )
     ids = len(plan.trials_by_id)
-    return {"trials": ids, "seconds": round(time.perf_counter() - started, 2), "mib": rss_mib() - before}
+    seconds = round(time.perf_counter() - started, 2)
+    return {"trials": ids, "seconds": seconds, "mib": round(rss_mib() - before, 1)}
 
 
 def stored_bytes() -> list[int]:
@@ -149,31 +150,34 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
 
 
 def projected(plans: list[dict[str, Any]], cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compute a large cluster from what was measured: the last plan, slopes over nodes, and of a trial."""
+    """Compute a large cluster from what was measured: the last plan, the widest case, and a trial's overhead."""
     overhead = json.loads(OVERHEAD.read_text(encoding="utf-8"))["ours_detail"]
     bytes_per_trial, seconds_per_trial = overhead["driver_bytes_per_trial"], overhead["wall_s"]
-    alone, widest = cases[0], cases[-1]
-    more = widest["nodes"] - alone["nodes"]
-    per_node = {name: (widest[name] - alone[name]) / more for name in ("join_s", "first_s", "doctor_s")}
-    copies = widest["array_copies_sent"] / more
+    widest = cases[-1]
+    copies = widest["array_copies_sent"] / (widest["nodes"] - 1)
+    join, look = widest["join_s"] / widest["nodes"], widest["doctor_s"] / widest["nodes"]
+    first = max(case["first_s"] for case in cases)  # on CPUs of their own, nodes start workers side by side
     constants = {
+        "driver_mib_at_start": widest["driver_mib"],
         "driver_kb_per_trial": bytes_per_trial / 1e3,
         "seconds_per_trial": seconds_per_trial,
         "array_copies_per_other_node": copies,
-        **{f"{name}_per_node": value for name, value in per_node.items()},
+        "join_s_per_node": join,
+        "doctor_s_per_node": look,
+        "first_worker_s": first,
     }
     grown = TRIALS * bytes_per_trial / 2**20
-    start = sum(alone[name] + (NODES - 1) * per_node[name] for name in ("join_s", "first_s"))
     return {
         "constants": {name: round(value, 4) for name, value in constants.items()},
         "nodes": NODES,
         "trials": TRIALS,
         "plan_s": plans[-1]["seconds"],
         "plan_mib": plans[-1]["mib"],
-        "driver_mib": round(alone["driver_mib"] + plans[-1]["mib"] + grown),
+        "driver_mib": round(widest["driver_mib"] + plans[-1]["mib"] + grown),
         "driver_hours": round(TRIALS * seconds_per_trial / 3600, 2),
         "arrays_gb": round(SUBSETS * SUBSET_BYTES * copies * (NODES - 1) / 1e9),
-        "start_s_at_most": round(start),
+        "start_s_at_most": round(NODES * join + first),
+        "doctor_s_at_most": round(NODES * look),
     }
 
 
