@@ -150,12 +150,12 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
 
 
 def projected(plans: list[dict[str, Any]], cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compute a large cluster from what was measured: the last plan, the widest case, and a trial's overhead."""
+    """Compute a large cluster from what was measured: the last plan, the widest case, and a trial."""
     overhead = json.loads(OVERHEAD.read_text(encoding="utf-8"))["ours_detail"]
     bytes_per_trial, seconds_per_trial = overhead["driver_bytes_per_trial"], overhead["wall_s"]
     widest = cases[-1]
     copies = widest["array_copies_sent"] / (widest["nodes"] - 1)
-    join, look = widest["join_s"] / widest["nodes"], widest["doctor_s"] / widest["nodes"]
+    join = widest["join_s"] / widest["nodes"]
     first = max(case["first_s"] for case in cases)  # on CPUs of their own, nodes start workers side by side
     constants = {
         "driver_mib_at_start": widest["driver_mib"],
@@ -163,7 +163,6 @@ def projected(plans: list[dict[str, Any]], cases: list[dict[str, Any]]) -> dict[
         "seconds_per_trial": seconds_per_trial,
         "array_copies_per_other_node": copies,
         "join_s_per_node": join,
-        "doctor_s_per_node": look,
         "first_worker_s": first,
     }
     grown = TRIALS * bytes_per_trial / 2**20
@@ -177,7 +176,6 @@ def projected(plans: list[dict[str, Any]], cases: list[dict[str, Any]]) -> dict[
         "driver_hours": round(TRIALS * seconds_per_trial / 3600, 2),
         "arrays_gb": round(SUBSETS * SUBSET_BYTES * copies * (NODES - 1) / 1e9),
         "start_s_at_most": round(NODES * join + first),
-        "doctor_s_at_most": round(NODES * look),
     }
 
 
