@@ -33,6 +33,7 @@ STORE_BYTES = 80_000_000
 ARRAY_BYTES = 16_000_000
 NODES, TRIALS = 64, 10_000
 OVERHEAD = Path(__file__).parent / "results" / "trial_overhead.json"
+RESULT = OVERHEAD.with_name("cluster_growth.json")
 SUBSETS, SUBSET_BYTES = 27, 125_000_000
 """Of the ``paper`` grid: 2,500 grey images of 224x224 each, what its trials need for training and test."""
 
@@ -198,6 +199,9 @@ def main() -> None:
     """Run all cases, and print a table or, with ``--json``, one object."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--again", action="store_true", help="measure nothing; compute from the committed cases"
+    )
     parser.add_argument("--plan", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--nodes", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -207,14 +211,25 @@ def main() -> None:
     if options.nodes:
         print(json.dumps(nodes_case(*options.nodes)))
         return
+    document = json.loads(RESULT.read_text(encoding="utf-8")) if options.again else measured()
+    document["projected"] = projected(document["plans"], document["cases"])
+    if options.json:
+        print(json.dumps(document, indent=1))
+        return
+    computed = dict(document["projected"])
+    for row in (*document["plans"], *document["cases"], computed.pop("constants"), computed):
+        print("  ".join(f"{name} {value:g}" for name, value in row.items()))
+
+
+def measured() -> dict[str, Any]:
+    """Run all cases."""
     load_before = os.getloadavg()[0]
     plans = [in_a_process("--plan", str(number)) for number in PLANS]
     cases = [in_a_process("--nodes", str(nodes), str(nodes * TRIALS_PER_NODE)) for nodes in CASES]
-    document = {
+    return {
         "name": "cluster_growth",
         "plans": plans,
         "cases": cases,
-        "projected": projected(plans, cases),
         "environment": {
             "cpus": os.cpu_count(),
             "load_before": round(load_before, 1),
@@ -223,12 +238,6 @@ def main() -> None:
             "ray": metadata.version("ray"),
         },
     }
-    if options.json:
-        print(json.dumps(document, indent=1))
-        return
-    computed = projected(plans, cases)
-    for row in (*plans, *cases, computed.pop("constants"), computed):
-        print("  ".join(f"{name} {value:g}" for name, value in row.items()))
 
 
 if __name__ == "__main__":
