@@ -74,7 +74,12 @@ def _named(text: str) -> str:
     return text
 
 
-def _public(text: str) -> str:
+NAMED = Parameter(converter=_each(_named))
+"""How to read the name of a place."""
+
+
+def _named_openly(text: str) -> str:
+    # Every user of the machine can read command lines.
     if PASSWORD.search(_named(text)):
         raise ValueError(
             "must hold no password, since every user of the machine can read a command line; "
@@ -83,10 +88,8 @@ def _public(text: str) -> str:
     return text
 
 
-NAMED = Parameter(converter=_each(_named))
-"""How to read the name of a place."""
-PUBLIC = Parameter(converter=_each(_public))
-"""Likewise, of one whose URI may hold a password, which a command line must not."""
+NAMED_OPENLY = Parameter(converter=_each(_named_openly))
+"""How to read the name of a place that may hold a password."""
 
 PLACES = Group("Places", sort_key=8)
 OUTPUT = Group("Output", sort_key=9)
@@ -107,7 +110,7 @@ class Place:
 
     root: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="DIR")] = None
     storage: Annotated[str | None, NAMED, Parameter(group=PLACES, metavar="URL")] = None
-    mlflow_uri: Annotated[str | None, PUBLIC, Parameter(group=PLACES, metavar="URI")] = None
+    mlflow_uri: Annotated[str | None, NAMED_OPENLY, Parameter(group=PLACES, metavar="URI")] = None
     json: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def hint(self, command: str, *words: str) -> str:
