@@ -137,8 +137,8 @@ def look_here(mark: str | None, storage: str | None) -> dict[str, Any]:
         "driver": driver_version(),
         "cuda": lines[0],
         "versions": versions_here(),
-        "free_disk_bytes": shutil.disk_usage(session).free,
-        "free_spill_bytes": shutil.disk_usage(spill).free,
+        "free_disk_bytes": _room(session),
+        "free_spill_bytes": _room(spill),
         "sees_root": None if mark is None else Path(mark).exists(),
         "sees_storage": _reaches(storage),
         "logical": os.environ.get(LOGICAL_GPUS) == "1",
@@ -177,7 +177,8 @@ def _problems(report: NodeReport, logical: bool) -> Iterator[tuple[str, str]]:
     for what, free in (("disk", report.free_disk_bytes), ("spill space", report.free_spill_bytes)):
         if free < MIN_FREE_BYTES:
             wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
-            yield f"{what}: {free / 2**30:.1f} GiB free", wanted
+            read_only = "or mount it for writing: it takes nothing" if not free else ""
+            yield f"{what}: {free / 2**30:.1f} GiB free", ", ".join(filter(None, (wanted, read_only)))
     if report.clock_skew_s > MAX_CLOCK_SKEW_S:
         yield f"its clock differs by {report.clock_skew_s:g} s or more", "start a time service (chrony, ntpd)"
 
@@ -205,6 +206,11 @@ def _spill_folder(session: Path) -> Path:
         return session
     told = [word.partition("=")[2] for word in words if word.startswith("--fallback_directory=")]
     return Path(told[0]) if told and Path(told[0]).is_dir() else session
+
+
+def _room(folder: Path) -> int:
+    """Return the bytes that may be written there: none on a disk that turned read-only, as broken ones do."""
+    return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
 
 
 def _reaches(storage: str | None) -> str:

@@ -51,6 +51,7 @@ def test_a_sound_node_has_no_problem():
         ),
         ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free; free some: 5 GiB are wanted"),
         ({"free_spill_bytes": GIB}, "spill space: 1.0 GiB free"),
+        ({"free_disk_bytes": 0}, "disk: 0.0 GiB free; free some: 5 GiB are wanted, or mount it for writing"),
         ({"time": 90.0}, "its clock differs by 10 s or more"),
         ({"time": 110.0}, "its clock differs by 7 s or more"),
     ],
@@ -58,6 +59,12 @@ def test_a_sound_node_has_no_problem():
 def test_each_fault_is_said_with_its_way_out(changes, said):
     (problem,) = problems(**changes)
     assert said in problem
+
+
+def test_a_disk_that_takes_nothing_has_no_room(tmp_path, monkeypatch):
+    assert nodes._room(tmp_path) > 0
+    monkeypatch.setattr(nodes.os, "access", lambda *_: False)  # as on a read-only disk, also for root
+    assert nodes._room(tmp_path) == 0
 
 
 def test_a_clock_counts_as_wrong_only_beyond_what_the_wait_explains():
