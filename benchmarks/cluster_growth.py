@@ -2,9 +2,9 @@
 
 Nodes are Ray nodes of one CPU on one machine, with their own object stores; trials are no-ops through the
 product's own sweep (as in ``trial_overhead.py``), so that what is timed is the driver's and Ray's work. Each
-case runs in a process of its own. The slope between two numbers of nodes is what one more node costs; on one
-machine all nodes share its CPUs, which a cluster's do not, so such times are upper bounds. What one more
-trial costs the driver is read from ``results/trial_overhead.json``, where 2,000 trials were looked at.
+case runs in a process of its own. On one machine all nodes share its CPUs and join one after the other, which
+a cluster's do not, so times at many nodes are upper bounds. What one more trial costs the driver is read
+from ``results/trial_overhead.json``, where 2,000 trials were looked at.
 From these constants comes what 64 nodes and 10,000 trials of the ``paper`` grid would cost.
 """
 
@@ -33,6 +33,7 @@ STORE_BYTES = 80_000_000
 ARRAY_BYTES = 16_000_000
 NODES, TRIALS = 64, 10_000
 OVERHEAD = Path(__file__).parent / "results" / "trial_overhead.json"
+RESULT = OVERHEAD.with_name("cluster_growth.json")
 SUBSETS, SUBSET_BYTES = 27, 125_000_000
 """Of the ``paper`` grid: 2,500 grey images of 224x224 each, what its trials need for training and test."""
 
@@ -63,7 +64,8 @@ def plan_case(num_trials: int) -> dict[str, Any]:
         )
     )
     ids = len(plan.trials_by_id)
-    return {"trials": ids, "seconds": round(time.perf_counter() - started, 2), "mib": rss_mib() - before}
+    seconds = round(time.perf_counter() - started, 2)
+    return {"trials": ids, "seconds": seconds, "mib": round(rss_mib() - before, 1)}
 
 
 def stored_bytes() -> list[int]:
@@ -149,31 +151,32 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
 
 
 def projected(plans: list[dict[str, Any]], cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compute a large cluster from what was measured: the last plan, slopes over nodes, and of a trial."""
+    """Compute a large cluster from what was measured: the last plan, the widest case, and a trial."""
     overhead = json.loads(OVERHEAD.read_text(encoding="utf-8"))["ours_detail"]
     bytes_per_trial, seconds_per_trial = overhead["driver_bytes_per_trial"], overhead["wall_s"]
-    alone, widest = cases[0], cases[-1]
-    more = widest["nodes"] - alone["nodes"]
-    per_node = {name: (widest[name] - alone[name]) / more for name in ("join_s", "first_s", "doctor_s")}
-    copies = widest["array_copies_sent"] / more
+    widest = cases[-1]
+    copies = widest["array_copies_sent"] / (widest["nodes"] - 1)
+    join = widest["join_s"] / widest["nodes"]
+    first = max(case["first_s"] for case in cases)  # on CPUs of their own, nodes start workers side by side
     constants = {
+        "driver_mib_at_start": widest["driver_mib"],
         "driver_kb_per_trial": bytes_per_trial / 1e3,
         "seconds_per_trial": seconds_per_trial,
         "array_copies_per_other_node": copies,
-        **{f"{name}_per_node": value for name, value in per_node.items()},
+        "join_s_per_node": join,
+        "first_worker_s": first,
     }
     grown = TRIALS * bytes_per_trial / 2**20
-    start = sum(alone[name] + (NODES - 1) * per_node[name] for name in ("join_s", "first_s"))
     return {
         "constants": {name: round(value, 4) for name, value in constants.items()},
         "nodes": NODES,
         "trials": TRIALS,
         "plan_s": plans[-1]["seconds"],
         "plan_mib": plans[-1]["mib"],
-        "driver_mib": round(alone["driver_mib"] + plans[-1]["mib"] + grown),
+        "driver_mib": round(widest["driver_mib"] + plans[-1]["mib"] + grown),
         "driver_hours": round(TRIALS * seconds_per_trial / 3600, 2),
         "arrays_gb": round(SUBSETS * SUBSET_BYTES * copies * (NODES - 1) / 1e9),
-        "start_s_at_most": round(start),
+        "start_s_at_most": round(NODES * join + first),
     }
 
 
@@ -196,6 +199,9 @@ def main() -> None:
     """Run all cases, and print a table or, with ``--json``, one object."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--again", action="store_true", help="measure nothing; compute from the committed cases"
+    )
     parser.add_argument("--plan", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--nodes", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -205,14 +211,25 @@ def main() -> None:
     if options.nodes:
         print(json.dumps(nodes_case(*options.nodes)))
         return
+    document = json.loads(RESULT.read_text(encoding="utf-8")) if options.again else measured()
+    document["projected"] = projected(document["plans"], document["cases"])
+    if options.json:
+        print(json.dumps(document, indent=1))
+        return
+    computed = dict(document["projected"])
+    for row in (*document["plans"], *document["cases"], computed.pop("constants"), computed):
+        print("  ".join(f"{name} {value:g}" for name, value in row.items()))
+
+
+def measured() -> dict[str, Any]:
+    """Run all cases."""
     load_before = os.getloadavg()[0]
     plans = [in_a_process("--plan", str(number)) for number in PLANS]
     cases = [in_a_process("--nodes", str(nodes), str(nodes * TRIALS_PER_NODE)) for nodes in CASES]
-    document = {
+    return {
         "name": "cluster_growth",
         "plans": plans,
         "cases": cases,
-        "projected": projected(plans, cases),
         "environment": {
             "cpus": os.cpu_count(),
             "load_before": round(load_before, 1),
@@ -221,12 +238,6 @@ def main() -> None:
             "ray": metadata.version("ray"),
         },
     }
-    if options.json:
-        print(json.dumps(document, indent=1))
-        return
-    computed = projected(plans, cases)
-    for row in (*plans, *cases, computed.pop("constants"), computed):
-        print("  ".join(f"{name} {value:g}" for name, value in row.items()))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def plan(
     /,
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,
-    card: str = "h100",
+    card: str | None = None,
     gpus: Annotated[int | None, whole(1, MOST_CARDS + 1, f"from 1 to {MOST_CARDS:,}")] = None,
     changes: Changes = (),
     place: Place = Place(),
@@ -37,25 +37,23 @@ def plan(
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         all_: Print a line per trial; else one per model and dataset.
         changes: Change one value, e.g. recipe.epochs=3; may be given for several.
-        card: Kind of graphics card to plan for.
+        card: Kind of graphics card to plan for (default: what the root's prices.yaml names, else h100).
         gpus: How many of them (default: 1, or as many as a trial asks for).
         place: Where everything lies.
     """
-    from orchestrator.planning.cards import card_named
     from orchestrator.planning.changes import read_changes
     from orchestrator.planning.checks import check_feasible
     from orchestrator.planning.estimate import estimate
     from orchestrator.planning.extras import extras
     from orchestrator.planning.plan import plan_rows
-    from orchestrator.planning.prices import priced
+    from orchestrator.planning.prices import card_to_plan
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import look_at_state
     from orchestrator.running.run_state import running_trials
     from orchestrator.tuning.standing import most_trainings
 
-    kind = card_named(card)
     workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
-    kind = priced(kind, workspace.paths.prices)
+    kind = card_to_plan(card, workspace.paths.prices)
     check_feasible(workspace)
     state = look_at_state(workspace, running_trials(workspace))
     planned = workspace.plan.trials_by_id

@@ -74,16 +74,20 @@ def read_prices(path: Path) -> Prices:
         ) from None
 
 
-def priced(card: Card, path: Path) -> Card:
-    """Return ``card`` at the price and draw that a root's table has in numbers, else as it is.
+def card_to_plan(name: str | None, path: Path) -> Card:
+    """Return the card of this name, else the one that a root's table names, else an H100.
+
+    Its price and draw are those that the table has in numbers, if any.
 
     Raises:
-        ConfigError: as :func:`read_prices`.
+        ConfigError: as :func:`read_prices`, and for a name that is not in the table of cards.
     """
     price = read_prices(path).card
-    if not path.exists() or not isinstance(_table(path).get("card"), dict):
-        return card
-    return replace(card, price=price.dollars, watts=price.watts)
+    told = _table(path).get("card") if path.exists() else None
+    if name is None:
+        name = told if isinstance(told, str) else DEFAULT_CARD
+    card = card_named(name)
+    return replace(card, price=price.dollars, watts=price.watts) if isinstance(told, dict) else card
 
 
 def _table(path: Path) -> dict[str, Any]:

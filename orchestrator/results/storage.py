@@ -287,11 +287,25 @@ class Bucket:
             listed = self._system.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
         except OSError as error:
             raise self._away(folder, error) from error
+        if not listed:
+            self._check_bucket(folder.partition("/")[0])
         depth = folder.count("/") + 2
         for info in sorted(listed, key=lambda info: str(info.path)):
             at_its_place = info.base_name == name and info.path.count("/") == depth
             if at_its_place and info.type == FileType.File:
                 yield Found(str(info.path), self._stamp(info))
+
+    def _check_bucket(self, name: str) -> None:
+        """Tell a bucket that is not there from an empty one, which lists as little."""
+        from pyarrow.fs import FileType
+
+        try:
+            there = self._prefix != "s3://" or self._system.get_file_info(name).type != FileType.NotFound
+        except OSError:
+            return  # rights may end at a path within it
+        if not there:
+            rule, way_out = "The bucket of the result store must exist", "make it, or correct --storage"
+            raise SetupError(rule, f"s3://{name}", way_out)
 
     @staticmethod
     def _stamp(info: Any) -> str:

@@ -14,13 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from orchestrator.results.tracking.provenance import provenance
 from orchestrator.running.devices import LOGICAL_GPUS, driver_version, output_of
 
 MIN_FREE_BYTES = 5 * 2**30
 MAX_CLOCK_SKEW_S = 5.0
 """Times of a trial are its node's: more would put its start before the sweep's."""
 ANSWER_TIMEOUT_S = 60.0
-PACKAGES = ("isweep", "ray", "torch")
+PACKAGES = ("ray", "torch")
 SAME = "install the same everywhere: make wheel, ray up"
 LOOK = "ask again, for a first answer may be slow; then look at its logs, or take it out of the cluster"
 
@@ -47,7 +48,7 @@ class NodeReport:
         cards: That torch can compute on.
         driver: Version of the NVIDIA driver; empty without.
         cuda: That torch was built for; empty for a build without.
-        versions: Of isweep, ray and torch.
+        versions: Of isweep (with its commit), ray and torch.
         free_disk_bytes: Where Ray keeps its session.
         free_spill_bytes: Where objects go that do not fit into memory.
         clock_skew_s: By how much its clock differs from the driver's, at least.
@@ -135,9 +136,9 @@ def look_here(mark: str | None, storage: str | None) -> dict[str, Any]:
         "cards": tuple(lines[1:]),
         "driver": driver_version(),
         "cuda": lines[0],
-        "versions": tuple((name, _version(name)) for name in PACKAGES),
-        "free_disk_bytes": shutil.disk_usage(session).free,
-        "free_spill_bytes": shutil.disk_usage(spill).free,
+        "versions": versions_here(),
+        "free_disk_bytes": _room(session),
+        "free_spill_bytes": _room(spill),
         "sees_root": None if mark is None else Path(mark).exists(),
         "sees_storage": _reaches(storage),
         "logical": os.environ.get(LOGICAL_GPUS) == "1",
@@ -169,13 +170,15 @@ def _problems(report: NodeReport, logical: bool) -> Iterator[tuple[str, str]]:
             f"driver {report.driver or 'absent'}, torch built for CUDA {report.cuda or 'none'}",
             "install a driver for that CUDA, or the torch of constraints-cuda.txt",
         )
+    here = dict(versions_here())
     for name, version in report.versions:
-        if version != (here := _version(name)):
-            yield f"has {name} {version}, the driver {here}", SAME
+        if version != here[name]:
+            yield f"has {name} {version}, the driver {here[name]}", SAME
     for what, free in (("disk", report.free_disk_bytes), ("spill space", report.free_spill_bytes)):
         if free < MIN_FREE_BYTES:
             wanted = f"free some: {MIN_FREE_BYTES / 2**30:g} GiB are wanted"
-            yield f"{what}: {free / 2**30:.1f} GiB free", wanted
+            read_only = "or mount it for writing: it takes nothing" if not free else ""
+            yield f"{what}: {free / 2**30:.1f} GiB free", ", ".join(filter(None, (wanted, read_only)))
     if report.clock_skew_s > MAX_CLOCK_SKEW_S:
         yield f"its clock differs by {report.clock_skew_s:g} s or more", "start a time service (chrony, ntpd)"
 
@@ -205,6 +208,11 @@ def _spill_folder(session: Path) -> Path:
     return Path(told[0]) if told and Path(told[0]).is_dir() else session
 
 
+def _room(folder: Path) -> int:
+    """Return the bytes that may be written there: none on a disk that turned read-only, as broken ones do."""
+    return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
+
+
 def _reaches(storage: str | None) -> str:
     if storage is None:
         return ""
@@ -216,6 +224,12 @@ def _reaches(storage: str | None) -> str:
     except Exception as error:  # of whatever library stands behind the URL
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
     return "yes"
+
+
+def versions_here() -> tuple[tuple[str, str], ...]:
+    """Return versions by package; that of isweep with its commit, which every record will claim."""
+    others = ((name, _version(name)) for name in PACKAGES)
+    return ("isweep", provenance().code_version), *others
 
 
 def _version(package: str) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.planning.cards import CARDS
-from orchestrator.planning.prices import Prices, amount, priced, read_prices
+from orchestrator.planning.prices import Prices, amount, card_to_plan, read_prices
 from search_spaces.errors import ConfigError, SweepError
 
 
@@ -27,13 +27,17 @@ def test_a_file_replaces_what_it_names(tmp_path):
     assert prices.origin == "our contract"
 
 
-def test_a_plan_has_the_price_that_is_given_in_numbers(tmp_path):
-    card = CARDS["h200"]
-    assert priced(card, tmp_path / "prices.yaml") == card
-    assert priced(card, table(tmp_path, "card: a100\n")) == card  # that of another card
-    assert priced(card, table(tmp_path, "core: {dollars: 1, watts: 5}\n")) == card
-    ours = priced(card, table(tmp_path, "card: {dollars: 2.5, watts: 500}\n"))
+def test_a_plan_is_for_the_card_asked_for_else_that_of_the_table_at_the_price_given_in_numbers(tmp_path):
+    assert card_to_plan(None, tmp_path / "prices.yaml") == CARDS["h100"]
+    assert card_to_plan("h200", tmp_path / "prices.yaml") == CARDS["h200"]
+    named = table(tmp_path, "card: a100\n")
+    assert card_to_plan(None, named) == CARDS["a100"]
+    assert card_to_plan("h200", named) == CARDS["h200"]
+    assert card_to_plan("h200", table(tmp_path, "core: {dollars: 1, watts: 5}\n")) == CARDS["h200"]
+    ours = card_to_plan("h200", table(tmp_path, "card: {dollars: 2.5, watts: 500}\n"))
     assert (ours.price, ours.watts, ours.name) == (2.5, 500, "h200")
+    with pytest.raises(ConfigError, match=r"card.*h1000"):
+        card_to_plan("h1000", named)
 
 
 def test_a_card_may_be_named(tmp_path):

@@ -120,6 +120,12 @@ def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries, m
     assert not any(secret in " ".join(said) for secret in KEYS.values())
 
 
+def test_a_bucket_that_is_not_there_is_never_taken_for_an_empty_one(bucket):
+    assert ResultStore("s3://results/nothing-yet").scan(TrialRecord).records == {}
+    with pytest.raises(SetupError, match=r"must exist; found: s3://another; make it, or correct --storage"):
+        ResultStore("s3://another/lab").scan(TrialRecord)
+
+
 def test_a_bucket_that_is_not_there_is_no_reason_to_wait(bucket):
     store = ResultStore("s3://another/lab")
     with pytest.raises(SetupError, match=r"s3://another/lab/trials/.*NO_SUCH_BUCKET") as caught:

@@ -9,7 +9,8 @@ import ray
 from orchestrator.running import nodes
 from orchestrator.running.nodes import look_at_nodes
 
-HERE = tuple((name, metadata.version(name)) for name in nodes.PACKAGES)
+HERE = nodes.versions_here()
+RELEASE = metadata.version("isweep")
 GIB = 2**30
 SOUND: dict[str, Any] = {
     "cards": ("NVIDIA L4",),
@@ -44,8 +45,13 @@ def test_a_sound_node_has_no_problem():
         ({"cards": (), "cuda": ""}, "torch built for CUDA none; install a driver"),
         ({"versions": (*HERE[:1], ("ray", "2.56.0"), *HERE[2:])}, "has ray 2.56.0, the driver"),
         ({"versions": (("isweep", "absent"), *HERE[1:])}, "has isweep absent, the driver"),
+        (
+            {"versions": (("isweep", f"{RELEASE}+0"), *HERE[1:])},
+            f"has isweep {RELEASE}+0, the driver {RELEASE}",
+        ),
         ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free; free some: 5 GiB are wanted"),
         ({"free_spill_bytes": GIB}, "spill space: 1.0 GiB free"),
+        ({"free_disk_bytes": 0}, "disk: 0.0 GiB free; free some: 5 GiB are wanted, or mount it for writing"),
         ({"time": 90.0}, "its clock differs by 10 s or more"),
         ({"time": 110.0}, "its clock differs by 7 s or more"),
     ],
@@ -53,6 +59,12 @@ def test_a_sound_node_has_no_problem():
 def test_each_fault_is_said_with_its_way_out(changes, said):
     (problem,) = problems(**changes)
     assert said in problem
+
+
+def test_a_disk_that_takes_nothing_has_no_room(tmp_path, monkeypatch):
+    assert nodes._room(tmp_path) > 0
+    monkeypatch.setattr(nodes.os, "access", lambda *_: False)  # as on a read-only disk, also for root
+    assert nodes._room(tmp_path) == 0
 
 
 def test_a_clock_counts_as_wrong_only_beyond_what_the_wait_explains():
