@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.redaction import without_secrets
 from orchestrator.results import columns
+from orchestrator.results.packed import pack_run, unpack_run
 from orchestrator.results.rows import FlatRun, Point, Row
 from orchestrator.results.tracking.curves import Curves
 from orchestrator.results.tracking.mlflow_database import make_whole
@@ -165,10 +166,11 @@ class MLflowTracker:
 
     def finish(self, run: FlatRun) -> None:
         """Send the result, unless the run already shows exactly this."""
+        packed = pack_run(run)
 
         def write() -> None:
             self._runs.begin()
-            self._write(run)
+            self._write(unpack_run(packed))
 
         self._curves.send()
         self._outbox.put(write)

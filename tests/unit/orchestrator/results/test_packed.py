@@ -6,8 +6,9 @@ import tracemalloc
 
 import pytest
 
-from orchestrator.results.packed import PackedTrials
+from orchestrator.results.packed import PackedTrials, pack_run, unpack_run
 from orchestrator.results.records import TrialRecord
+from orchestrator.results.rows import flat_trial
 from orchestrator.results.state import StoredResults
 from search_spaces.specs import Domain
 from tasks.trials.result import EpochRecord
@@ -50,6 +51,14 @@ def test_a_run_keeps_less_than_a_fifth_of_what_its_records_would_take(tmp_path):
     packed, _ = taken(lambda: [stored.save(made(text)) for text in texts.values()])
     assert packed < as_objects / 5
     assert {name: stored.trials[name].text() for name in texts} == texts
+
+
+def test_a_run_that_waits_for_mlflow_comes_out_equal_and_takes_a_fifth():
+    runs = [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)]
+    as_objects, _ = taken(lambda: [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)])
+    packed_bytes, packed = taken(lambda: [pack_run(run) for run in runs])
+    assert packed_bytes < as_objects / 5
+    assert [unpack_run(one) for one in packed] == runs
 
 
 def taken(make):
