@@ -113,10 +113,11 @@ class Sweep:
     @property
     def report(self) -> Report:
         """The report, written anew."""
-        from orchestrator.analysis.reporting import report_sweep
+        from orchestrator.analysis.reporting import report_can_be_written, report_sweep
 
         self._with_results()
-        written = report_sweep(self.workspace, state=self.state)
+        with report_can_be_written():
+            written = report_sweep(self.workspace, state=self.state)
         if written is None:
             raise DataError(f"Sweep {self.name!r} has no results yet", way_out="run it")
         return Report(written.path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +20,7 @@ from orchestrator.results.cost import cost_of
 from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, read_state
 from orchestrator.results.tracking.run_pages import read_run_pages
+from search_spaces.errors import SetupError
 from tasks.trials.result import TrialStatus
 
 ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
@@ -82,6 +85,21 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Written | 
     folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
     path = Path(write_report(table, fits, folder, sweep=name, summary=summary))
     return Written(path, headline(table, fits))
+
+
+@contextmanager
+def report_can_be_written() -> Iterator[None]:
+    """Say what to do where the root is another's or may only be read.
+
+    Raises:
+        SetupError: in place of what the file system says.
+    """
+    try:
+        yield
+    except OSError as error:
+        rule, found = "The report must be written below the root", f"{error.filename}: {error.strerror}"
+        hint = "copy the root, or ask for the results and the fits alone, which write nothing"
+        raise SetupError(rule, found, hint) from None
 
 
 def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:

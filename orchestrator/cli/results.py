@@ -141,13 +141,14 @@ def report(
         return _published(None if preset is None else read_table(preset, place, from_store=from_store), place)
     if preset is None:
         raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
-    from orchestrator.analysis.reporting import report_sweep
+    from orchestrator.analysis.reporting import report_can_be_written, report_sweep
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     state = read_state(workspace)
-    written = report_sweep(workspace, state)
+    with report_can_be_written():
+        written = report_sweep(workspace, state)
     if written is None:
         raise no_results(preset, workspace, place)
     path = written.path

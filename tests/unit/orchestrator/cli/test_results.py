@@ -17,6 +17,16 @@ def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkey
     assert "The file must be one that can be written; found:" in err
 
 
+def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(30, "Read-only file system", "results.csv")
+
+    monkeypatch.setattr("orchestrator.analysis.reporting.report_sweep", refused)
+    code, _, err = run("report", "smoke", "--from-store")
+    assert code == 3
+    assert "below the root; found: results.csv: Read-only file system; copy the root, or ask for the" in err
+
+
 @pytest.mark.parametrize("radius", [None, 37.5])
 def test_robustness_has_a_column_where_it_was_measured(run, monkeypatch, radius):
     import pandas as pd
