@@ -183,7 +183,7 @@ def connect(
     if address is not None:
         head = check_answers(address)
         ray = _imported()
-        with _quiet(), own_signals():
+        with _quiet(), own_signals(ray.shutdown):
             _attach(ray, address, head, job)
         with _watched(ray, SHARED_PATIENCE_S):
             yield _describe(ray, local=False)
@@ -232,7 +232,7 @@ def _started(ray: Any, **settings: Any) -> Iterator[None]:
     """Start a private cluster in a folder that goes with the block, again where the machine was too busy."""
     for again in (True, True, False):
         with private_folder() as folder:
-            with _quiet(), own_signals():
+            with _quiet(), own_signals(ray.shutdown):
                 started = _start(ray, again=again, _temp_dir=folder, **settings)
             if started:
                 yield

@@ -41,10 +41,12 @@ class StartWatch:
 def why_nothing_starts(resources: Resources) -> str:
     """Say what each trial asks for, what the cluster lacks, and what its autoscaler does about it."""
     report = launch_report()
-    if report is None:
-        doing = "This cluster does not grow by itself: add nodes, ask for less, or run with --device cpu."
-    else:
+    if report is not None:
         doing = report.text()
+    elif _held(resources) and _all_there(resources):
+        doing = "The sweep goes on as soon as it is free."
+    else:
+        doing = "This cluster does not grow by itself: add nodes, ask for less, or run with --device cpu."
     return f"{what_is_missing(resources)} {doing}"
 
 
@@ -56,12 +58,19 @@ def what_is_missing(resources: Resources) -> str:
         f"{free.get(_ray_name(name), 0):g} free)"
         for name, amount in resources.as_ray().items()
     )
-    held = any(
-        free.get(_ray_name(name), 0) < amount <= there.get(_ray_name(name), 0)
-        for name, amount in resources.as_ray().items()
-    )
-    who = " What is not free is held by other work, or by processes that still start." if held else ""
-    return f"each asks for {asked}.{who}"
+    who = " What is not free is held by other work, or by processes that still start."
+    return f"each asks for {asked}.{who if _held(resources) else ''}"
+
+
+def _held(resources: Resources) -> bool:
+    there, free = ray.cluster_resources(), ray.available_resources()
+    asked = ((_ray_name(name), amount) for name, amount in resources.as_ray().items())
+    return any(free.get(name, 0) < amount <= there.get(name, 0) for name, amount in asked)
+
+
+def _all_there(resources: Resources) -> bool:
+    there = ray.cluster_resources()
+    return all(amount <= there.get(_ray_name(name), 0) for name, amount in resources.as_ray().items())
 
 
 def _ray_name(name: str) -> str:

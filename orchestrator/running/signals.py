@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -103,20 +103,24 @@ def end_main_thread(error: SetupError, ended: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def own_signals() -> Iterator[None]:
+def own_signals(undo: Callable[[], object]) -> Iterator[None]:
     """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes SIGTERM.
 
     With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
     a polite request to stop would abort the process.
 
+    Args:
+        undo: Ends what a stop left half started, which blocks the next start and can crash the process.
+
     Raises:
-        KeyboardInterrupt: when Ray's own answer to SIGTERM came through.
+        KeyboardInterrupt: when a stop was asked for, also where Ray's own answer to SIGTERM came through.
     """
     numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
-    except SystemExit:
+    except (KeyboardInterrupt, SystemExit):
+        undo()
         raise KeyboardInterrupt from None
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -57,7 +57,10 @@ class Comparison:
                 f"MLflow lacks {len(self.missing)} results that the store has: send them with `{mend}`"
             )
         if self.strange:
-            said.append(f"MLflow shows {len(self.strange)} trials that the store has no result of; left out")
+            said.append(
+                f"MLflow shows {len(self.strange)} trials of which the sweep, as it is planned now, has no "
+                "result; left out"
+            )
         return said
 
 

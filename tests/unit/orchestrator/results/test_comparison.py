@@ -44,4 +44,4 @@ def test_somebodys_own_column_in_mlflow_is_none():
 def test_trials_on_one_side_only_are_counted():
     said = " ".join(compare([row("a"), row("b")], [row("b"), row("c")]).sentences("mend"))
     assert "MLflow lacks 1 results that the store has: send them with `mend`" in said
-    assert "MLflow shows 1 trials that the store has no result of; left out" in said
+    assert "MLflow shows 1 trials of which the sweep, as it is planned now, has no result; left out" in said

@@ -115,6 +115,15 @@ def test_what_is_there_but_not_free_is_said_to_be_held(monkeypatch, free, said):
     assert held not in scheduling.what_is_missing(Resources(4, 0))  # more than there is: waiting helps nobody
 
 
+def test_what_is_only_held_needs_no_more_nodes(monkeypatch):
+    monkeypatch.setattr(scheduling, "launch_report", lambda: None)
+    monkeypatch.setattr(scheduling.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(scheduling.ray, "available_resources", dict)
+    assert scheduling.why_nothing_starts(Resources(1, 0)).endswith("goes on as soon as it is free.")
+    for more in (Resources(4, 0), Resources(1, 0.5)):
+        assert "add nodes, ask for less" in scheduling.why_nothing_starts(more)
+
+
 def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes(monkeypatch):
     clock, said, reasons = [0.0], [], ["no capacity"]
     monkeypatch.setattr(scheduling.time, "monotonic", lambda: clock[0])

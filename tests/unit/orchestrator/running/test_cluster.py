@@ -329,6 +329,18 @@ def test_a_machine_on_which_ray_does_not_start_is_told_so():
     assert told.value.exit_code == 3
 
 
+def test_a_stop_while_ray_starts_leaves_no_half_of_it():
+    ended = []
+
+    def stopped(**_):
+        raise KeyboardInterrupt
+
+    ray = SimpleNamespace(init=stopped, shutdown=lambda: ended.append(True))
+    with pytest.raises(KeyboardInterrupt), _started(ray, num_cpus=1):
+        pytest.fail("it did not start")
+    assert ended == [True]
+
+
 def test_ray_is_started_again_where_the_machine_was_too_busy_for_its_thirty_seconds(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folders: list[Path] = []
@@ -339,7 +351,7 @@ def test_ray_is_started_again_where_the_machine_was_too_busy_for_its_thirty_seco
         if len(folders) < 3:
             raise Exception("The current node timed out during startup.")
 
-    with _started(SimpleNamespace(init=init), num_cpus=1):
+    with _started(SimpleNamespace(init=init, shutdown=None), num_cpus=1):
         assert [folder.exists() for folder in folders] == [False, False, True]
     assert not list(tmp_path.iterdir())
 
@@ -349,7 +361,7 @@ def test_ray_is_started_again_where_the_machine_was_too_busy_for_its_thirty_seco
 
     with (
         pytest.raises(SetupError, match="Ray must start on this machine"),
-        _started(SimpleNamespace(init=never)),
+        _started(SimpleNamespace(init=never, shutdown=None)),
     ):
         raise AssertionError("it has not started")
     assert len(folders) == 6

@@ -34,7 +34,7 @@ from orchestrator.running.signals import own_signals, stop_on_signals
 
 stop_on_signals()
 try:
-    with own_signals():
+    with own_signals(lambda: print("half a Ray ended")):
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray does when it starts
         os.kill(os.getpid(), signal.SIGTERM)
 except KeyboardInterrupt:
@@ -69,7 +69,7 @@ def test_a_stop_that_a_finaliser_swallowed_is_raised_at_the_next_step(name):
 
 def test_a_stop_while_ray_starts_is_ours():
     done = run(TAKEN)
-    assert done.returncode == 130, done.stderr
+    assert (done.returncode, done.stdout) == (130, "half a Ray ended\n"), done.stderr
 
 
 def test_what_a_shell_has_ignored_stays_ignored():
