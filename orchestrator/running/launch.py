@@ -26,6 +26,7 @@ FOREIGN = (
 )
 """Launch files that `ray up` does not read, by a key that they have, and who looks at them."""
 DIST = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
+AMOUNT = re.compile(r"(_workers|_minutes|_speed|VolumeSize|diskSizeGb)$")
 MAX_FILE_BYTES = 100_000
 """PyYAML reads as many in a second; the longest file of the repository has 6,000."""
 MAX_VALUES = 10_000
@@ -63,7 +64,7 @@ def check_launch_file(path: Path) -> list[Problem]:
     if wrong:
         return wrong  # the rest would stumble over the same mistakes
     of_provider = PROVIDERS.get(config["provider"]["type"], lambda _: ())
-    checks = (_unfilled, _account, _files, _commands, of_provider)
+    checks = (_odd, _unfilled, _account, _files, _commands, of_provider)
     return [problem for check in checks for problem in _stumbling_told(check, config)]
 
 
@@ -143,6 +144,17 @@ def _values(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _values(inner, f"{place}[{index}]")
+
+
+def _odd(config: dict[str, Any]) -> Iterator[Problem]:
+    """Find values that no schema forbids and nobody means."""
+    for place, value in _values(config):
+        if isinstance(value, str) and not value.replace("\n", "").isprintable():
+            yield Problem(place, f"{value!r} holds a control character", "type it anew")
+        elif isinstance(value, int | float) and AMOUNT.search(place) and not value >= 0:
+            yield Problem(place, f"{value} is no amount", "0 or more")
+    if not config["cluster_name"].strip():
+        yield Problem("cluster_name", "empty", "name the cluster, e.g. isweep")
 
 
 def _unfilled(config: dict[str, Any]) -> Iterator[Problem]:
