@@ -60,11 +60,10 @@ def left_over() -> list[str]:
     """Return processes, ports and folders that are still there, a while after all has ended."""
     end, found = time.monotonic() + 30, ["?"]
     while found and time.monotonic() < end:
-        us = {os.getpid(), 1}
-        lines = {p.pid: " ".join(p.cmdline()) for p in psutil.process_iter() if p.pid not in us}
-        found = [
-            line[:80] for line in lines.values() if "ray" in line or "isweep" in line or "mlflow" in line
-        ]
+        # Asked for this way, what ends in the meantime is passed over.
+        others = (p for p in psutil.process_iter(["cmdline"]) if p.pid not in (os.getpid(), 1))
+        lines = [" ".join(p.info["cmdline"] or ()) for p in others]
+        found = [line[:80] for line in lines if "ray" in line or "isweep" in line or "mlflow" in line]
         found += [f"port {c.laddr.port}" for c in psutil.net_connections() if c.status == psutil.CONN_LISTEN]
         found += [p.name for p in Path(tempfile.gettempdir()).iterdir() if "ray" in p.name]
         time.sleep(1)
