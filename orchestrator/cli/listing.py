@@ -112,7 +112,7 @@ def _watch_terminal(look: Callable[[], Mapping[str, Any]], interval: float) -> N
 def _watch_lines(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
     """Say in a line where the sweep stands whenever that has changed; on stderr, since stdout is for data."""
     said = ""
-    while (document := look())["now"]:
+    while (document := look())["now"] and not stderr.quiet:  # as it is once nobody reads it any more
         line = f"{_counted(document)}  {document['now']}"
         if line != said:
             stderr.print(escape(line), soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -20,10 +21,22 @@ if TYPE_CHECKING:
     from orchestrator.analysis import formats
 
 
-class _Console(Console):
+log = logging.getLogger(__name__)
+
+
+class _Data(Console):
     def on_broken_pipe(self) -> NoReturn:
         """Leave it to ``main``, for which a reader that went away is no failure; rich exits with 1."""
         raise BrokenPipeError
+
+
+class _Messages(Console):
+    def on_broken_pipe(self) -> None:
+        """Fall silent: a run of days must not end because nobody reads its messages any more."""
+        log.warning("nobody reads the messages any more; those that matter are in this log")
+        self.quiet = True
+        # What others write there must not end it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 PIPE_WIDTH = 200
@@ -34,8 +47,8 @@ def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
 
 
-stderr = _Console(stderr=True, highlight=False, width=_width(sys.stderr))
-stdout = _Console(highlight=False, width=_width(sys.stdout))
+stderr = _Messages(stderr=True, highlight=False, width=_width(sys.stderr))
+stdout = _Data(highlight=False, width=_width(sys.stdout))
 
 
 def emit(place: Place, document: object, show: Callable[[], None]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli.app import COMMANDS, application
+from orchestrator.running.signals import stop_heard
 
 
 def test_help_and_version_load_nothing_heavy():
@@ -43,6 +44,22 @@ def test_bash_completes_names_of_files_too(tmp_path):
         ["bash", "-c", f"source {script}; complete -p isweep"], capture_output=True, text=True, check=True
     )
     assert "-o default" in said.stdout
+
+
+def test_messages_that_nobody_reads_any_more_end_no_run():
+    code = (
+        "import sys, time\nfrom orchestrator.cli.printing import stderr, stdout\n"
+        "stderr.print('first')\nsys.stdin.readline()\nstderr.print('second')\n"
+        "sys.stderr.write('by others')\nsys.stderr.flush()\nstdout.print('still here', stderr.quiet)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        assert process.stderr.readline() == "first\n"
+        process.stderr.close()
+        process.stdin.write("go on\n")
+        process.stdin.close()
+        assert process.stdout.read() == "still here True\n"
+    assert process.returncode == 0
 
 
 def test_output_into_a_closed_pipe_is_no_error(root):
@@ -120,4 +137,5 @@ def test_a_request_to_stop_and_a_closed_terminal_are_ctrl_c(tmp_path, monkeypatc
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
+        stop_heard()  # or the next run in this process would stop
     assert "Stopped." in capsys.readouterr().err
