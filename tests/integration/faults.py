@@ -191,8 +191,9 @@ def killed_raylet(root: Path) -> dict[str, Any]:
     history: list[Any] = []
     with connect(nodes.address) as cluster:
         trials, run = run_cells(cluster, root, range(10, 22, 2), "raylet")
-        # A cell that ended before that would end well.
+        # A cell that ended before would end well, and quick ones elsewhere could leave none for this node.
         _internal_kv_put(f"hold {workers[0].node_id}", b"60")
+        _internal_kv_put(f"hold {workers[1].node_id}", b"10")
 
         def kill() -> None:
             patience = time.monotonic() + 60
@@ -201,6 +202,7 @@ def killed_raylet(root: Path) -> dict[str, Any]:
             (raylet,) = workers[0].all_processes["raylet"]
             os.kill(raylet.process.pid, signal.SIGKILL)
             history.append(["SIGKILL raylet", raylet.process.pid, time.time()])
+            _internal_kv_put(f"hold {workers[1].node_id}", b"1")
             time.sleep(2)
             nodes.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
             history.append(["node added", time.time()])
