@@ -30,7 +30,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator.planning.cards import CARDS
 from orchestrator.planning.measured import Expectation
-from orchestrator.planning.order import order_trials
+from orchestrator.planning.order import expected_seconds, order_trials
 from orchestrator.planning.packing import jobs_on
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -206,7 +206,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     plan = make_plan()
-    jobs = jobs_on(order_trials(plan, plan.trials, 1e12, Expectation(CARD)), CARD)
+    jobs = jobs_on(
+        order_trials(plan, plan.trials, 1e12, expected_seconds(plan.trials, Expectation(CARD))), CARD
+    )
     num_cards = sum(CARDS_OF_NODES)
     planned, clock = replay(jobs, num_cards), Clock(jobs, num_cards)
     os.environ[LOGICAL_GPUS] = "1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from orchestrator.planning.measured import Expectation
@@ -18,12 +18,15 @@ Cell = TypeVar("Cell")
 
 
 def order_trials(
-    plan: SweepPlan, trials: Sequence[TrialSpec], budget: float, expectation: Expectation
+    plan: SweepPlan, trials: Sequence[TrialSpec], budget: float, seconds: Mapping[str, float]
 ) -> list[TrialSpec]:
-    """Return trials in the order in which they are offered, when arrays may take ``budget`` bytes at once."""
+    """Return trials in the order in which they are offered, when arrays may take ``budget`` bytes at once.
+
+    ``seconds`` are those of :func:`expected_seconds`.
+    """
     return longest_first_within(
         trials,
-        seconds=lambda trial: _seconds(trial, expectation),
+        seconds=lambda trial: seconds[trial.trial_id],
         array=lambda trial: array_key(plan, trial),
         array_bytes=lambda trial: _array_bytes(plan, trial),
         budget=budget,
@@ -31,9 +34,8 @@ def order_trials(
 
 
 def expected_seconds(trials: Iterable[TrialSpec], expectation: Expectation) -> dict[str, float]:
-    """Return how long each trial is expected to take, by its id; without those of which nothing is known."""
-    found = {trial.trial_id: _seconds(trial, expectation) for trial in trials}
-    return {trial_id: seconds for trial_id, seconds in found.items() if math.isfinite(seconds)}
+    """Return how long each trial is expected to take, by its id; infinite where nothing is known of it."""
+    return {trial.trial_id: _seconds(trial, expectation) for trial in trials}
 
 
 def array_key(plan: SweepPlan, trial: TrialSpec) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ class Monitor(Protocol):
         """How many trials there are, and how many were done before."""
 
     def trials_expected(self, seconds: Mapping[str, float]) -> None:
-        """How long each trial of this run is expected to take, on any scale."""
+        """How long each trial of this run is expected to take, on any scale; infinite if unknown."""
 
     def trial_started(self, trial_id: str) -> None:
         """A trial runs."""
@@ -148,7 +149,7 @@ class Progress:
 
     def trials_expected(self, seconds: Mapping[str, float]) -> None:
         """Weigh trials by these for the time left: the longest go first, so their mean is too long."""
-        self._expected = seconds
+        self._expected = {name: value for name, value in seconds.items() if math.isfinite(value)}
 
     def trial_started(self, trial_id: str) -> None:
         """A trial runs."""

@@ -98,8 +98,10 @@ class TrialSweep:
         Raises:
             SweepError: when results cannot be stored; whatever finished before is kept.
         """
-        cells = order_trials(self.plan, list(cells), self._array_budget, self.expectation)
-        self.monitor.trials_expected(expected_seconds(cells, self.expectation))
+        cells = list(cells)
+        seconds = expected_seconds(cells, self.expectation)
+        self.monitor.trials_expected(seconds)
+        cells = order_trials(self.plan, cells, self._array_budget, seconds)
         networks = {array_key(self.plan, cell): cell.network for cell in cells}
 
         def load(key: str) -> TrialData:

@@ -8,7 +8,7 @@ from orchestrator.planning.cards import CARDS, CONTEXT_BYTES
 from orchestrator.planning.estimate import estimate
 from orchestrator.planning.extras import time_limit
 from orchestrator.planning.measured import Expectation, corrections_for
-from orchestrator.planning.order import order_trials
+from orchestrator.planning.order import expected_seconds, order_trials
 from orchestrator.planning.packing import Corrections, flops, has_cost, need_of, peak_bytes, seconds_on_share
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
@@ -95,7 +95,12 @@ def test_the_longest_go_first_by_what_was_measured_on_cores(plan):
     cnn, mlp = of_model(plan, "small_cnn")[0], of_model(plan, "small_mlp")[0]
     assert flops(cnn) > flops(mlp)
     known = Expectation.of(None, measured(done(cnn, 1.0), done(mlp, 1000.0)))
-    first = [order_trials(plan, [mlp, cnn], 1e9, expected)[0] for expected in (Expectation(), known)]
+    cells = [mlp, cnn]
+    orders = [
+        order_trials(plan, cells, 1e9, expected_seconds(cells, expected))
+        for expected in (Expectation(), known)
+    ]
+    first = [order[0] for order in orders]
     assert first == [cnn, mlp]
 
 
@@ -128,7 +133,9 @@ def test_a_network_that_cannot_be_counted_is_in_nobodys_way(plan, tmp_path, monk
     assert not has_cost(looks.network)  # its operations are guessed from its weights
     trials = measured(done(looks, 5.0, peak=2**40, **ON_H100), done(cnn, 5.0))
     assert corrections_for(H100, trials) == Corrections()
-    assert set(order_trials(mine, [cnn, looks], 1e9, Expectation.of(None, trials))) == {looks, cnn}
+    assert set(
+        order_trials(mine, [cnn, looks], 1e9, expected_seconds([cnn, looks], Expectation.of(None, trials)))
+    ) == {looks, cnn}
     assert time_limit(looks, trials) == math.inf
     assert time_limit(cnn, trials) < math.inf
 
