@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
-from orchestrator.planning.redaction import without_secrets
+from orchestrator.planning.redaction import holds_password, without_secrets
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.running.options import RunOptions
 
 Number = int | float
-PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
 
 
 def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
@@ -80,7 +78,7 @@ NAMED = Parameter(converter=_each(_named))
 
 def _named_openly(text: str) -> str:
     # Every user of the machine can read command lines.
-    if PASSWORD.search(_named(text)):
+    if holds_password(_named(text)):
         raise ValueError(
             "must hold no password, since every user of the machine can read a command line; "
             "export MLFLOW_TRACKING_URI=URI instead"

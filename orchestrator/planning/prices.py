@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def read_prices(path: Path) -> Prices:
     Raises:
         ConfigError: for a table that cannot be read.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return Prices()
     found = _table(path)
     if isinstance(found.get("card"), str):
@@ -83,7 +84,7 @@ def card_to_plan(name: str | None, path: Path) -> Card:
         ConfigError: as :func:`read_prices`, and for a name that is not in the table of cards.
     """
     price = read_prices(path).card
-    told = _table(path).get("card") if path.exists() else None
+    told = _table(path).get("card") if os.path.lexists(path) else None
     if name is None:
         name = told if isinstance(told, str) else DEFAULT_CARD
     card = card_named(name)

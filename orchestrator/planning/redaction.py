@@ -8,8 +8,14 @@ import re
 SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE
 )
+PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
 SHORTEST_SECRET = 6
 """Shorter values are words such as `true`, and leaving them out would spoil messages."""
+
+
+def holds_password(url: str) -> bool:
+    """Tell whether a URL holds a password, before its host or among its parameters."""
+    return PASSWORD.search(url) is not None
 
 
 def without_secrets(text: str) -> str:

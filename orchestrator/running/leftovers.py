@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "isweep-ray-"
 OWNER_FILE, RAYS = "owner", "r"
+TITLE = b"ray::"
 REMNANT_AGE_S = 60.0
 """A folder without an owner file may be one that a run is just making."""
 
@@ -94,11 +95,29 @@ def _end_processes(folder: Path) -> None:
 
 
 def _processes(folder: Path) -> Iterator[int]:
-    """Yield this user's processes out of a folder: those of Ray name it in their command line."""
+    """Yield this user's processes out of a folder.
+
+    Those of Ray name it in their command line, until they write a title of theirs over it: then their logs
+    tell. A worker with a title ends by itself when its raylet does, but not where process 1 leaves the dead
+    raylet in the table of processes, as in many containers.
+    """
+    below = f"{folder}/"
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            mine = process.stat().st_uid == os.geteuid()
-            if mine and f"{folder}/".encode() in (process / "cmdline").read_bytes():
-                yield int(process.name)
+            if process.stat().st_uid != os.geteuid():
+                continue
+            command = (process / "cmdline").read_bytes()
         except OSError:
             continue  # it has ended meanwhile
+        if below.encode() in command or (command.startswith(TITLE) and _has_open_below(process, folder)):
+            yield int(process.name)
+
+
+def _has_open_below(process: Path, folder: Path) -> bool:
+    below = f"{folder.resolve()}/"
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        for file in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                if os.readlink(file).startswith(below):
+                    return True
+    return False

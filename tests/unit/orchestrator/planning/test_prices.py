@@ -66,6 +66,14 @@ def test_a_table_that_cannot_be_read_is_refused_with_its_place(tmp_path, text, m
     assert isinstance(caught.value, ConfigError)
 
 
+def test_a_link_that_leads_nowhere_is_no_missing_table(tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.symlink_to(tmp_path / "gone.yaml")
+    for read in (read_prices, lambda path: card_to_plan(None, path)):
+        with pytest.raises(ConfigError, match=r"A price table must be readable text.*prices\.yaml"):
+            read(path)
+
+
 def test_a_table_that_is_no_text_is_one_message(tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     (tmp_path / "folder").mkdir()

@@ -36,6 +36,18 @@ def process_of(folder: Path) -> subprocess.Popen[bytes]:
     return idle
 
 
+def titled_process_of(folder: Path, title: str) -> subprocess.Popen[bytes]:
+    """Start what has written a title over its command line, and its log below the folder."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "worker.out").open("wb") as out:
+        idle = subprocess.Popen(
+            [title, "-c", IDLE], executable=sys.executable, stdout=subprocess.PIPE, stderr=out
+        )
+    assert idle.stdout is not None
+    idle.stdout.readline()
+    return idle
+
+
 def test_only_this_user_can_enter_the_folder(base):
     with private_folder() as folder:
         outer = Path(folder).parent
@@ -76,6 +88,18 @@ def test_no_process_outlives_its_folder_which_it_would_make_again(base):
         idle = process_of(Path(folder))
     assert idle.wait(10) == -signal.SIGKILL
     assert not list(base.iterdir())
+
+
+def test_a_worker_that_wrote_its_title_over_its_command_line_is_found_by_its_log(base, tmp_path):
+    with private_folder() as folder:
+        worker = titled_process_of(Path(folder), "ray::IsweepKeeper")
+        anothers = titled_process_of(tmp_path / "elsewhere", "ray::IsweepKeeper")
+        reader = titled_process_of(Path(folder), "a reader of the log")
+    assert worker.wait(timeout=10) == -signal.SIGKILL
+    for spared in (anothers, reader):
+        assert spared.poll() is None
+        spared.kill()
+        spared.wait()
 
 
 def test_a_folder_that_was_made_again_without_its_owner_is_removed_when_old_and_unused(base):
