@@ -6,7 +6,7 @@ Both on the same private two-CPU cluster in one run; the time is wall time over 
 sides share (two trials at once) is in both figures. The no-op trial's own work (building the network, two
 evaluations, d_repr, attacks) is printed too and taken off, since it is not overhead. What the driver's
 resident memory grows by per trial is seen over the long sweep (``--trials 2000``), between the result a tenth
-of the way and the last.
+of the way and the last. With ``--dashboard`` the first tasks have names, for each of which Ray keeps series.
 """
 
 from __future__ import annotations
@@ -141,9 +141,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--plain-trials", type=int, default=10)
+    parser.add_argument("--dashboard", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, connect(num_cpus=2, dashboard=False) as cluster:
+    with tempfile.TemporaryDirectory() as name, connect(num_cpus=2, dashboard=options.dashboard) as cluster:
         folder = Path(name)
         mine = ours(cluster, folder, options.trials)
         plain = theirs(folder, options.plain_trials)
@@ -154,6 +155,8 @@ def main() -> None:
         "theirs": {"plain Tune function trial": plain},
         "ratio": mine["overhead_s"] / plain,
         "target_s": TARGET_S,
+        "trials": options.trials,
+        "dashboard": options.dashboard,
         "environment": {
             "cpus": os.cpu_count(),
             "load_average": os.getloadavg()[0],

@@ -37,7 +37,7 @@ from orchestrator.running.requests import Requests
 from orchestrator.running.retries import Retries
 from orchestrator.running.series import offer_board
 from orchestrator.running.shelf import Shelf
-from orchestrator.running.task_names import trial_tasks_named
+from orchestrator.running.task_names import TaskNames, trial_tasks_named
 from orchestrator.running.trainable import TrialTrainable, equipped
 from search_spaces.specs import SubsetSpec
 from search_spaces.trials import TrialSpec
@@ -178,7 +178,7 @@ class TrialSweep:
         )
         keep_out_of_runtime_environments()
         try:
-            with trial_tasks_named():
+            with trial_tasks_named(self._task_names):
                 tuner.fit()
         finally:
             shutil.rmtree(self.paths.tune / name, ignore_errors=True)
@@ -187,6 +187,11 @@ class TrialSweep:
     def epochs(self) -> EpochBoard:
         """Where trials tell of their epochs."""
         return EpochBoard()
+
+    @cached_property
+    def _task_names(self) -> TaskNames:
+        """A private cluster without a dashboard shows names to nobody."""
+        return TaskNames() if self.cluster.dashboard or not self.cluster.local else TaskNames(most=0)
 
     @cached_property
     def _keeper(self) -> Keeper | None:

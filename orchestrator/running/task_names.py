@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune.execution.tune_controller import TuneController
@@ -15,6 +16,27 @@ log = logging.getLogger(__name__)
 
 TRAIN = "train"
 """The method of a trial's actor that Tune calls for its work."""
+MOST_NAMED = 1_000
+"""For each name of a task Ray keeps series of metrics, about 40 kB of the driver (seen with Ray 2.60)."""
+
+
+@dataclass
+class TaskNames:
+    """The trials whose tasks have their name, in one run.
+
+    Attributes:
+        most: How many may have one.
+        given: Ids of those that have.
+    """
+
+    most: int = MOST_NAMED
+    given: set[str] = field(default_factory=set)
+
+    def give(self, trial_id: str) -> bool:
+        """Tell whether a trial's task is to be named."""
+        if len(self.given) < self.most:
+            self.given.add(trial_id)
+        return trial_id in self.given
 
 
 class _Named:
@@ -28,8 +50,8 @@ class _Named:
 
 
 @contextlib.contextmanager
-def trial_tasks_named() -> Iterator[None]:
-    """Name the tasks of trials after them inside the block.
+def trial_tasks_named(names: TaskNames) -> Iterator[None]:
+    """Name the tasks of trials after them inside the block, as far as ``names`` has some.
 
     Tune has no public way to. Where the private ones are missing that this takes, tasks keep Tune's name.
     """
@@ -42,7 +64,7 @@ def trial_tasks_named() -> Iterator[None]:
     def schedule_named(controller: Any, trial: Any, method_name: str, *rest: Any, **options: Any) -> Any:
         live: dict[Any, Any] = {}
         actor = None
-        if method_name == TRAIN:
+        if method_name == TRAIN and names.give(trial_name(trial)):
             with contextlib.suppress(AttributeError, KeyError, ValueError):
                 live = controller._actor_manager._live_actors_to_ray_actors_resources
                 actor = controller._trial_to_actor[trial]
