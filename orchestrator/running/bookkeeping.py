@@ -18,6 +18,7 @@ from orchestrator.results.records import CellReport, FailureKind, FailureRecord,
 from orchestrator.results.rows import Point, epoch_points, flat_trial
 from orchestrator.results.tracking.tracker import PARENT_KEY, Failure
 from orchestrator.results.weights import WeightStore
+from orchestrator.running.card_watch import CardWatch
 from orchestrator.running.epochs import EpochListener
 from orchestrator.running.failures import classify_broken_fit
 from orchestrator.running.feed import CellQueue
@@ -65,6 +66,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._broken = 0
         self._starts = StartWatch(sweep.resources, sweep.monitor.note)
         self._hangs = HangWatch(sweep.time_limit)
+        self._cards = CardWatch()
         self._listener = EpochListener(sweep.epochs)
         self._series = Series(sweep.plan.sweep.name, sweep.cluster.num_gpus)
         self._history = History(sweep.stored.store.url)
@@ -112,10 +114,12 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
                 self._tell(trial_id, "failed", ending, report.log)
+                self._cards.failed(self._node(trial_id), report.outcome)
             else:
                 self._finish(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
                 self._tell(trial_id, "finished", ending, report.log)
+                self._cards.worked(self._node(trial_id))
         except SweepError as error:
             self._end(error)
 
@@ -227,10 +231,15 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
 
     def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
         """Add to the story of a cell."""
-        place = None if what == "started" else place_of(trial_id)
-        node = "" if place is None else place.node
+        node = "" if what == "started" else self._node(trial_id)
         event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
         self._history.tell(trial_id, event, without_secrets(log_text))
+
+    @staticmethod
+    def _node(trial_id: str) -> str:
+        """Return the address of the node of the latest attempt; empty where it never came so far."""
+        place = place_of(trial_id)
+        return "" if place is None else place.node
 
     def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
         """Store a failure and do what follows from it; returns both in words.

@@ -12,6 +12,9 @@ from search_spaces.errors import SetupError
 LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
 """Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of packing."""
 
+NO_CARD = "A trial that is given a card must reach it, and never computes on CPUs instead"
+"""How the failure of a trial begins that has no card."""
+
 PAUSE_S = 20.0
 """Before a trial fails for want of a card: a node that failed at once would be given, and fail, every cell of
 a sweep before a sound node has finished its first."""
@@ -45,7 +48,7 @@ def check_card() -> None:
 
     if not torch.cuda.is_available():
         raise SetupError(
-            "A trial that is given a card must reach it, and never computes on CPUs instead",
+            NO_CARD,
             f"node {socket.gethostname()}: NVIDIA driver {driver_version() or 'absent'}, "
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}",
             "install a driver for that CUDA or the torch of constraints-cuda.txt, or run with --device cpu",

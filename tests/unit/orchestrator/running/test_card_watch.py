@@ -1,0 +1,76 @@
+"""A cluster none of whose nodes can give a trial a card ends the sweep; one with a sound node does not."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
+from orchestrator.results.state import StoredResults
+from orchestrator.running import bookkeeping
+from orchestrator.running.card_watch import MOST_IN_VAIN, CardWatch, nodes_with_cards
+from orchestrator.running.devices import NO_CARD
+from orchestrator.running.failures import classify
+from orchestrator.running.trainable import TrialTrainable
+from search_spaces.errors import SetupError
+from tests.unit.orchestrator.running.test_sweep import make_plan, run  # noqa: F401
+
+NONE = SetupError(NO_CARD, "node a: NVIDIA driver absent", "install a driver")
+
+
+def watch(*offered: str) -> CardWatch:
+    return CardWatch(lambda: set(offered))
+
+
+def test_every_node_has_its_chances_before_the_sweep_ends():
+    cards, failure = watch("a", "b"), classify(NONE)
+    for node in ["a"] * 10 + ["b"] * (MOST_IN_VAIN - 1):
+        cards.failed(node, failure)
+    with pytest.raises(SetupError, match=r"on each of 2 nodes .* the last one: node a: NVIDIA driver absent"):
+        cards.failed("b", failure)
+
+
+def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
+    failure = classify(NONE)
+    cards = watch("a")
+    for _ in range(5):
+        for _ in range(MOST_IN_VAIN - 1):
+            cards.failed("a", failure)
+        cards.worked("a")
+    for _ in range(20):
+        watch("a", "b").failed("a", failure)
+
+
+def test_other_failures_say_nothing_of_cards():
+    cards = watch("a")
+    for kind in FailureKind:
+        for _ in range(MOST_IN_VAIN):
+            cards.failed("a", TrialFailure(kind=kind, message="CUDA error: unspecified launch failure"))
+
+
+class WithoutCard(TrialTrainable):
+    """As a trial on a node whose torch reaches no card."""
+
+    def _run(self, started_at: float) -> CellReport:
+        raise NONE
+
+
+@pytest.mark.ray
+def test_a_sweep_of_real_trials_ends_with_what_was_missing(
+    run: Any,  # noqa: F811
+    root: str,
+    monkeypatch: Any,
+) -> None:
+    assert nodes_with_cards() == set()
+    here = ray.util.get_node_ip_address()
+    monkeypatch.setattr(bookkeeping, "CardWatch", lambda: watch(here))
+    plan = make_plan(*range(4, 40))
+    stored = StoredResults.read(str(RootPaths.create(root).sweep(plan.sweep.name).folder))
+    with pytest.raises(
+        SetupError, match=r"on each of 1 nodes with GPUs the last 4 trials or more reached none"
+    ):
+        run(plan, trainable=WithoutCard, stored=stored)
+    failures = stored.store.scan(FailureRecord).records
+    assert 4 <= len(failures) < 12  # told of each, and most cells were never tried
+    assert {record.failure.kind for record in failures.values()} == {FailureKind.SETUP}
