@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
 
 from orchestrator.running import address as address_module
 from orchestrator.running.cluster import Cluster, _start, _started, connect, trial_resources
@@ -394,3 +398,25 @@ def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashbo
         assert found["false_exits_with"] == 1
     assert first["token"] != second["token"]
     assert len(first["token"]) == 64
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "clusters/gcp.yaml"])
+@pytest.mark.parametrize(
+    ("failed", "started"), [({}, {"gpu_worker": 3}), ({"gpu_worker": 0.5}, {"gpu_worker_on_demand": 2})]
+)
+def test_on_demand_workers_start_only_when_a_spot_one_failed_to(name, failed, started):
+    """Ray's own scheduler says which; of types that are equal to it, it takes the first of the file."""
+    config = prepare_config(yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8")))
+    for kind in config["available_node_types"].values():
+        kind["resources"] = {"CPU": 16, "GPU": 1} if "worker_setup_commands" in kind else {"CPU": 8}
+    card = ResourceRequestUtil.make({"CPU": 2, "GPU": 1})
+    reply = ResourceDemandScheduler(event_logger=None).schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=AutoscalingConfig(config, skip_content_hash=True).get_node_type_configs(),
+            max_num_nodes=9,
+            resource_requests=ResourceRequestUtil.group_by_count([card] * sum(started.values())),
+            recoverable_resource_availabilities=failed,
+        )
+    )
+    assert {one.instance_type: one.count for one in reply.to_launch if "gpu" in one.instance_type} == started
