@@ -79,6 +79,14 @@ def test_the_ray_job_asks_for_a_token_scales_from_zero_and_goes_on_where_it_died
     assert root.startswith(mount["mountPath"] + "/")
 
 
+def test_the_ray_job_can_be_submitted_from_other_pods_and_passes_kueue_s_door(job):
+    """As the sources say: KubeRay calls the head's service, and Kueue lets only elastic jobs scale."""
+    assert "dashboard-host" not in job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]
+    assert job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"]
+    assert job["spec"]["shutdownAfterJobFinishes"]
+    assert job["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
+
+
 FAKES = {
     "scontrol": 'if [ "$1" = show ]; then echo node1; echo node2; else echo "requeued $2" >> "$LOG"; fi',
     "getent": 'echo "10.0.0.1 STREAM node1"',
