@@ -89,8 +89,14 @@ def test_the_ray_job_can_be_submitted_from_other_pods_and_passes_kueue_s_door(jo
 
 FAKES = {
     "scontrol": 'if [ "$1" = show ]; then echo node1; echo node2; else echo "requeued $2" >> "$LOG"; fi',
-    "getent": 'echo "10.0.0.1 STREAM node1"',
-    "srun": 'echo "srun $*" >> "$LOG"; exit "${SRUN_EXIT:-0}"',
+    "getent": '[ -z "${NO_ADDRESS:-}" ] && echo "10.0.0.1 STREAM $2"',
+    "srun": 'echo "srun $*" >> "$LOG"; until [ "$1" = -- ]; do shift; done; shift; "$@"',
+    # Told to stop while it runs, it closes its runs first.
+    "isweep": """
+        [ -n "${LONG:-}" ] || exit "${SWEEP_EXIT:-0}"
+        trap 'echo "runs closed" >> "$LOG"; exit 130' TERM
+        kill -TERM "$(cat "$BATCH_ID")"
+        for _ in $(seq 300); do sleep 0.1; done""",
 }
 
 
@@ -109,6 +115,7 @@ def submit(folder: Path, *arguments: str, **environment: str) -> tuple[int, str,
         "PATH": f"{folder}/bin:{os.environ['PATH']}",
         "HOME": str(folder),
         "LOG": str(folder / "log"),
+        "BATCH_ID": str(folder / "batch"),
         "ISWEEP_VENV": str(folder),
         "SCRATCH": str(folder),
         "SLURM_NNODES": "2",
@@ -117,8 +124,10 @@ def submit(folder: Path, *arguments: str, **environment: str) -> tuple[int, str,
         "SLURM_CPUS_PER_TASK": "32",
         **environment,
     }
+    variables = {name: value for name, value in variables.items() if value}
+    started = 'echo $$ > "$BATCH_ID"; exec bash "$@"'
     done = subprocess.run(
-        ["bash", str(CLUSTERS / "slurm.sbatch"), *arguments],
+        ["bash", "-c", started, "sbatch", str(CLUSTERS / "slurm.sbatch"), *arguments],
         capture_output=True,
         text=True,
         env=variables,
@@ -129,9 +138,11 @@ def submit(folder: Path, *arguments: str, **environment: str) -> tuple[int, str,
 
 
 def test_the_batch_job_starts_one_ray_node_per_node_and_the_sweep_on_the_first(tmp_path):
-    code, log, _ = submit(tmp_path, "paper", "--device", "gpu", SLURM_GPUS_PER_NODE="4")
+    code, log, _ = submit(
+        tmp_path, "paper", "--device", "gpu", SLURM_GPUS_PER_NODE="a100:4", SLURM_GPUS_ON_NODE="4"
+    )
     assert code == 0
-    assert "--nodes=2 --ntasks=2" in log
+    assert "--nodes=2 --ntasks=2 --cpus-per-task=32 " in log
     assert "ray symmetric-run --address 10.0.0.1:23456 --min-nodes 2 --num-cpus 32 --num-gpus 4 -- " in log
     assert f"isweep run paper --address 10.0.0.1:23456 --root {tmp_path}/isweep-root --device gpu" in log
 
@@ -140,9 +151,29 @@ def test_the_batch_job_starts_one_ray_node_per_node_and_the_sweep_on_the_first(t
     ("ended", "requeued"), [(0, False), (1, False), (2, False), (3, False), (4, False), (143, True)]
 )
 def test_only_an_interrupted_job_goes_back_to_the_queue(tmp_path, ended, requeued):
-    code, log, _ = submit(tmp_path, "paper", SRUN_EXIT=str(ended))
+    code, log, _ = submit(tmp_path, "paper", SWEEP_EXIT=str(ended))
     assert code == ended
     assert ("requeued 123456" in log) == requeued
+
+
+def test_two_minutes_before_the_limit_the_sweep_alone_is_told_to_stop(tmp_path):
+    text = (CLUSTERS / "slurm.sbatch").read_text(encoding="utf-8")
+    assert "#SBATCH --signal=B:TERM@120\n" in text  # without B: every process of a step gets it, Ray's too
+    code, log, _ = submit(tmp_path, "paper", LONG="1")
+    assert (code, log.splitlines()[1:]) == (130, ["runs closed", "requeued 123456"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "code", "told"),
+    [
+        ({"SCRATCH": ""}, 1, "name a folder that outlives the job: ISWEEP_ROOT=DIR sbatch"),
+        ({"NO_ADDRESS": "1"}, 3, "isweep: no address of node1, the first node"),
+    ],
+)
+def test_a_batch_job_says_what_the_site_lacks(tmp_path, missing, code, told):
+    found, log, error = submit(tmp_path, "paper", **missing)
+    assert (found, log) == (code, "")
+    assert told in error
 
 
 def test_a_batch_job_without_sweep_or_token_says_so(tmp_path):
