@@ -313,6 +313,14 @@ def test_the_image_is_made_of_the_lock_and_the_wheel():
     assert re.search(r"^USER (?!root)", text, re.MULTILINE)
 
 
+def test_the_image_s_builder_is_sent_nothing_but_the_wheel_s_folder():
+    # A builder without BuildKit is else sent the whole folder first: a root with images, and the history.
+    lines = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["*", "!dist/"]
+    copied = re.findall(r"^COPY (\S+)", (REPOSITORY / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert all(path.startswith("dist/") for path in copied)
+
+
 def test_systemd_takes_mlflow_s_unit_and_mlflow_its_words(tmp_path):
     """What is only in its environment are the password and the places."""
     text = (CLUSTERS / "mlflow.service").read_text(encoding="utf-8")
