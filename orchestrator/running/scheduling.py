@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from orchestrator.running.cluster import Resources
 
 PATIENCE_S = 60.0
 """How long no trial may start before it is said what is missing, and then until it is looked at again."""
+MOST_KINDS = 4
+"""Of nodes that are named."""
 
 
 class StartWatch:
@@ -43,7 +46,7 @@ def why_nothing_starts(resources: Resources) -> str:
     report = launch_report()
     if report is not None:
         doing = report.text()
-    elif _held(resources) and _all_there(resources):
+    elif _held(resources):
         doing = "The sweep goes on as soon as it is free."
     else:
         doing = "This cluster does not grow by itself: add nodes, ask for less, or run with --device cpu."
@@ -58,19 +61,36 @@ def what_is_missing(resources: Resources) -> str:
         f"{free.get(_ray_name(name), 0):g} free)"
         for name, amount in resources.as_ray().items()
     )
+    there_in_all = all(amount <= there.get(_ray_name(name), 0) for name, amount in resources.as_ray().items())
+    if there_in_all and not _fits(resources):
+        return f"each asks for {asked}. No node has all that one asks for: they have {_by_node(resources)}."
     who = " What is not free is held by other work, or by processes that still start."
     return f"each asks for {asked}.{who if _held(resources) else ''}"
 
 
 def _held(resources: Resources) -> bool:
+    """Tell whether some node has all that is asked for, and not all of it is free everywhere."""
     there, free = ray.cluster_resources(), ray.available_resources()
-    asked = ((_ray_name(name), amount) for name, amount in resources.as_ray().items())
-    return any(free.get(name, 0) < amount <= there.get(name, 0) for name, amount in asked)
+    names = [_ray_name(name) for name in resources.as_ray()]
+    return _fits(resources) and any(free.get(name, 0) < there.get(name, 0) for name in names)
 
 
-def _all_there(resources: Resources) -> bool:
-    there = ray.cluster_resources()
-    return all(amount <= there.get(_ray_name(name), 0) for name, amount in resources.as_ray().items())
+def _fits(resources: Resources) -> bool:
+    """Tell whether a node has all that is asked for: Ray puts a trial together from no two."""
+    asked = [(_ray_name(name), amount) for name, amount in resources.as_ray().items()]
+    return any(all(amount <= node.get(name, 0) for name, amount in asked) for node in _nodes())
+
+
+def _by_node(resources: Resources) -> str:
+    kinds = Counter(
+        " and ".join(f"{node.get(_ray_name(name), 0):g} {name}" for name in resources.as_ray())
+        for node in _nodes()
+    )
+    return ", ".join(f"{kind} ({number} nodes)" for kind, number in kinds.most_common(MOST_KINDS))
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _ray_name(name: str) -> str:

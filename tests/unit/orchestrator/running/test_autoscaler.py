@@ -106,19 +106,52 @@ def test_a_cluster_without_an_autoscaler_has_no_report(ray_local):
     assert "does not grow by itself" in text
 
 
+def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float]) -> None:
+    """A cluster of these nodes, of which so much is free."""
+    names = {name for node in nodes for name in node}
+    total = {name: sum(node.get(name, 0) for node in nodes) for name in names}
+    monkeypatch.setattr(scheduling, "launch_report", lambda: None)
+    monkeypatch.setattr(
+        scheduling,
+        "ray",
+        SimpleNamespace(
+            cluster_resources=lambda: total,
+            available_resources=lambda: free,
+            nodes=lambda: (
+                [{"Alive": True, "Resources": node} for node in nodes]
+                + [{"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+            ),
+        ),
+    )
+
+
+def test_nodes_that_are_each_too_small_are_named(monkeypatch):
+    of_nodes(monkeypatch, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], {"CPU": 4.0, "GPU": 1.0})
+    assert scheduling.why_nothing_starts(Resources(3, 0)) == (
+        "each asks for 3 cpu (the cluster has 4, 4 free). No node has all that one asks for: they have "
+        "1 cpu (2 nodes), 2 cpu (1 nodes). "
+        "This cluster does not grow by itself: add nodes, ask for less, or run with --device cpu."
+    )
+    # Each alone would be there, together they are on no node.
+    assert "0 gpu (2 nodes)" in scheduling.why_nothing_starts(Resources(3, 1))
+
+
+def test_free_cpus_in_pieces_are_said_to_be_held(monkeypatch):
+    """Two of four are free, one on each node: who asks for two waits for the other work, not for nodes."""
+    of_nodes(monkeypatch, [{"CPU": 2.0}, {"CPU": 2.0}], {"CPU": 2.0})
+    assert scheduling.why_nothing_starts(Resources(2, 0)).endswith("goes on as soon as it is free.")
+
+
 @pytest.mark.parametrize(("free", "said"), [({"CPU": 0.5}, True), ({"CPU": 2.0}, False)])
 def test_what_is_there_but_not_free_is_said_to_be_held(monkeypatch, free, said):
-    monkeypatch.setattr(scheduling.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(scheduling.ray, "available_resources", lambda: free)
+    of_nodes(monkeypatch, [{"CPU": 2.0}], free)
     held = "What is not free is held by other work, or by processes that still start."
     assert (held in scheduling.what_is_missing(Resources(1, 0))) is said
     assert held not in scheduling.what_is_missing(Resources(4, 0))  # more than there is: waiting helps nobody
 
 
 def test_what_is_only_held_needs_no_more_nodes(monkeypatch):
-    monkeypatch.setattr(scheduling, "launch_report", lambda: None)
-    monkeypatch.setattr(scheduling.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(scheduling.ray, "available_resources", dict)
+    of_nodes(monkeypatch, [{"CPU": 2.0}], {})
     assert scheduling.why_nothing_starts(Resources(1, 0)).endswith("goes on as soon as it is free.")
     for more in (Resources(4, 0), Resources(1, 0.5)):
         assert "add nodes, ask for less" in scheduling.why_nothing_starts(more)
