@@ -68,7 +68,7 @@ def _node_on_aws(place: str, made: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(f"{place}.InstanceType", "no instance type is named", "name one, e.g. g6.4xlarge")
     if not made.get("ImageId"):
         told = "no image is named: Ray would take one of its own, whose Python may be too old"
-        yield Problem(f"{place}.ImageId", told, "name one with Python 3.11 or newer")
+        yield Problem(f"{place}.ImageId", told, "name one with Python 3.11 to 3.13")
     if not made.get("SecurityGroupIds") and not made.get("NetworkInterfaces"):
         told = "without a security group by id Ray makes one that opens SSH to the world"
         yield Problem(f"{place}.SecurityGroupIds", told, "name your own group: [sg-...]")

@@ -149,6 +149,37 @@ class TestCloudFile:
             assert reading or statement["Resource"] != "*" or "Condition" in statement, statement["Sid"]
             assert not [action for action in statement["Action"] if "*" in action]
 
+    @pytest.mark.parametrize(
+        ("action", "asked", "allowed"),
+        [
+            ("ec2:RunInstances", {}, True),
+            ("ec2:RunInstances", {"aws:RequestedRegion": "another"}, False),
+            ("ec2:CreateTags", {"ec2:CreateAction": "RunInstances"}, True),
+            ("ec2:CreateTags", {"aws:ResourceTag/ray-cluster-name": "isweep"}, True),
+            # Somebody else's machine, tagged as one of the cluster's, could be ended.
+            ("ec2:CreateTags", {}, False),
+            ("ec2:CreateTags", {"aws:ResourceTag/ray-cluster-name": "another"}, False),
+            ("ec2:TerminateInstances", {"aws:ResourceTag/ray-cluster-name": "isweep"}, True),
+            ("ec2:TerminateInstances", {}, False),
+            ("iam:PassRole", {"iam:PassedToService": "ec2.amazonaws.com"}, True),
+            ("iam:PassRole", {"iam:PassedToService": "lambda.amazonaws.com"}, False),
+            (
+                "ec2:StopInstances",
+                {"aws:ResourceTag/ray-cluster-name": "isweep"},
+                False,
+            ),  # nodes are not kept
+        ],
+    )
+    def test_the_head_may_touch_its_own_machines_only(self, action, asked, allowed):
+        """As IAM reads a policy that only allows: one statement whose conditions are all met is enough."""
+        policy = json.loads((REPOSITORY / "clusters" / "iam" / "head.json").read_text(encoding="utf-8"))
+        request = {"aws:RequestedRegion": "CHANGE-region", **asked}
+        assert {one["Effect"] for one in policy["Statement"]} == {"Allow"}
+        conditions = [one.get("Condition", {}) for one in policy["Statement"] if action in one["Action"]]
+        assert all(set(condition) <= {"StringEquals"} for condition in conditions)
+        met = [condition.get("StringEquals", {}).items() <= request.items() for condition in conditions]
+        assert any(met) is allowed
+
     def test_the_head_stays_and_workers_are_spot(self, config):
         head, worker = (config["available_node_types"][name] for name in ("head", "gpu_worker"))
         assert config["head_node_type"] == "head"
