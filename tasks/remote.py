@@ -15,6 +15,8 @@ from search_spaces.errors import SetupError, SweepError
 # A worker may die for reasons outside the task (a spot node, the kernel's memory killer); a task that
 # takes its worker down four times in a row is itself the reason, and trying again would never end.
 MAX_RETRIES = 3
+PATIENCE_S = 60.0
+"""How long calls may wait for CPUs that others hold before it is said."""
 
 
 class Executor(Protocol):
@@ -77,6 +79,7 @@ class RayExecutor:
         driver_node_only: Run every task on this process's node: for tasks that read or write files, where
             the nodes share no file system. A node that was started without CPUs then uses the machine's.
         nodes: Ids of the nodes that tasks may run on; None for all.
+        note: Told once a call when its tasks wait for CPUs that other work holds; Ray waits without a word.
 
     Raises:
         SetupError: If Ray is not connected, or ``num_workers`` is below one.
@@ -88,6 +91,7 @@ class RayExecutor:
         *,
         driver_node_only: bool = False,
         nodes: Sequence[str] | None = None,
+        note: Callable[[str], None] = lambda message: None,
     ) -> None:
         import ray
 
@@ -95,9 +99,11 @@ class RayExecutor:
             raise SetupError("Ray must be connected before work is sent to it", "", "call ray.init() first")
         self.driver_node_only = driver_node_only
         self._node_options: dict[str, Any] = {}
+        self._note, self._nodes = note, nodes
         available = ray.cluster_resources().get("CPU", 1)
         if driver_node_only:
             self._node_options, available = _bound_to_driver_node()
+            self._nodes = [ray.get_runtime_context().get_node_id()]
         elif nodes is not None:
             self._node_options = {"label_selector": {"ray.io/node-id": f"in({','.join(nodes)})"}}
             available = sum(num_cpus_by_node().get(node, 0.0) for node in nodes)
@@ -155,6 +161,8 @@ class RayExecutor:
         arguments = enumerate(argument_tuples)
         count = f"/{len(argument_tuples)}" if isinstance(argument_tuples, Sized) else ""
         called = f"{self._label} {function.__name__.strip('_').replace('_', ' ')}".strip()
+        # Later its own tasks hold CPUs too, and nobody could say who does.
+        patience = PATIENCE_S if self._all_held(options.get("num_cpus", num_cpus)) else None
         try:
             while True:
                 while len(in_flight) < self.num_workers and (item := next(arguments, None)) is not None:
@@ -162,13 +170,33 @@ class RayExecutor:
                     in_flight[named.remote(function, max(1, math.floor(num_cpus)), *item[1])] = item[0]
                 if not in_flight:
                     return
-                (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
-                index = in_flight.pop(done)
-                yield index, _get(done, function.__name__)
+                done, _ = ray.wait(list(in_flight), num_returns=1, timeout=patience)
+                if not done:
+                    self._note(
+                        f"{called}: nothing came back for {patience:.0f} s. Each task asks for "
+                        f"{num_cpus:g} CPUs; other work held those of {self._where()}. "
+                        "They go on as soon as some are free."
+                    )
+                patience = None
+                for reference in done:
+                    yield in_flight.pop(reference), _get(reference, function.__name__)
         finally:
             # An error, or a caller who stops early, must not leave tasks eating the cluster.
             for reference in in_flight:
                 ray.cancel(reference, force=False)
+
+    def _all_held(self, num_cpus: float) -> bool:
+        """Tell whether no node for these tasks has ``num_cpus`` free; known some tenths of a second late."""
+        import ray
+
+        free = ray._private.state.available_resources_per_node()
+        nodes = free if self._nodes is None else self._nodes
+        return all(free.get(node, {}).get("CPU", 0.0) < num_cpus for node in nodes)
+
+    def _where(self) -> str:
+        if self._nodes is None:
+            return "the cluster"
+        return "the driver's node" if self.driver_node_only else "the nodes that have the files"
 
 
 def num_cpus_by_node() -> dict[str, float]:

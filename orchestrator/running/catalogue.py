@@ -85,7 +85,7 @@ def prepare_one(
             with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:
                 from tasks.remote import RayExecutor
 
-                executor = RayExecutor(driver_node_only=not cluster.local)
+                executor = RayExecutor(driver_node_only=not cluster.local, note=progress.note)
                 prepare_missing(workspace, list(plan.prepared), run_options, executor, progress)
     dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
     if montage is not None:

@@ -159,14 +159,14 @@ class _Run:
         from tasks.remote import RayExecutor
 
         _ = self.cluster  # connects
-        return RayExecutor()
+        return RayExecutor(note=self.monitor.note)
 
     @cached_property
     def file_executor(self) -> Executor:
         """Runs tasks that read and write files: raw downloads and prepared data lie on the driver's node."""
         from tasks.remote import RayExecutor
 
-        return RayExecutor(driver_node_only=not self.cluster.local)
+        return RayExecutor(driver_node_only=not self.cluster.local, note=self.monitor.note)
 
     def _prepare(self) -> None:
         from tasks.remote import InlineExecutor

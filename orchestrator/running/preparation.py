@@ -62,7 +62,7 @@ def _readers(name: str, raw: Path | None, executor: Executor, monitor: Monitor) 
     if raw is None or not isinstance(executor, RayExecutor) or not executor.driver_node_only:
         return None
     nodes = nodes_that_see(raw)
-    readers = RayExecutor(nodes=nodes) if nodes else None
+    readers = RayExecutor(nodes=nodes, note=monitor.note) if nodes else None
     if readers is None or readers.num_workers <= executor.num_workers:
         return None
     monitor.note(

@@ -148,7 +148,7 @@ class _Tuning:
         shutil.rmtree(self.workspace.paths.tune, ignore_errors=True)
         missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
         if missing:
-            files = RayExecutor(driver_node_only=not self.cluster.local)
+            files = RayExecutor(driver_node_only=not self.cluster.local, note=self.monitor.note)
             prepare_missing(self.workspace, missing, self.options, files, self.monitor)
             self.workspace.look_again()
 

@@ -138,3 +138,54 @@ class TestRayExecutor(ExecutorContract):
     def test_refuses_no_workers(self, ray_cluster):
         with pytest.raises(SetupError, match="num_workers must be at least 1; found: 0"):
             RayExecutor(num_workers=0)
+
+
+class TestWaiting:
+    """CPUs that another's actor holds, as on a cluster that several share."""
+
+    @pytest.fixture
+    def held(self, ray_cluster):
+        import ray
+
+        class Holder:
+            def there(self):
+                return True
+
+        holder = ray.remote(Holder).options(num_cpus=2).remote()
+        ray.get(holder.there.remote())
+        yield holder
+        ray.kill(holder, no_restart=True)
+
+    @pytest.mark.parametrize(
+        ("options", "where"), [({}, "the cluster"), ({"driver_node_only": True}, "the driver's node")]
+    )
+    def test_who_waits_for_cpus_that_others_hold_says_so_once_and_goes_on(
+        self, held, monkeypatch, options, where
+    ):
+        import ray
+
+        told = []
+
+        def note(message):
+            told.append(message)
+            ray.kill(held, no_restart=True)
+
+        monkeypatch.setattr("tasks.remote.PATIENCE_S", 1.0)
+        executor = RayExecutor(note=note, **options).labelled("prepare mnist")
+        assert sorted(executor.map_unordered(sleep_for, [(0,), (0,)])) == [(0, 0), (1, 0)]
+        assert told == [
+            "prepare mnist sleep for: nothing came back for 1 s. Each task asks for 1 CPUs; "
+            f"other work held those of {where}. They go on as soon as some are free."
+        ]
+
+    def test_tasks_that_take_long_are_not_taken_for_waiting(self, ray_cluster, monkeypatch):
+        import ray
+
+        for _ in range(100):  # what ran before is known to be gone
+            if ray.available_resources().get("CPU") == 2:
+                break
+            time.sleep(0.1)
+        told = []
+        monkeypatch.setattr("tasks.remote.PATIENCE_S", 0.1)
+        assert list(RayExecutor(note=told.append).map_unordered(sleep_for, [(1,)])) == [(0, 1)]
+        assert told == []
