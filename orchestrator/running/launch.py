@@ -25,7 +25,11 @@ FOREIGN = (
     ("Statement", "a policy of AWS", "the policy validator of your account"),
 )
 """Launch files that `ray up` does not read, by a key that they have, and who looks at them."""
+OF_CHECKOUT_OR_ROOT = (".git", "isweep-root", "mlflow.db", "sweeps", "prepared")
 DIST = re.compile(r"~/isweep-dist/([\w@.-]+\.\w+)")
+SECRET_KEY = re.compile(r"secret|password|access_key|(^|_)token$", re.IGNORECASE)
+SECRET_SET = re.compile(r"(?<![A-Z_])([A-Z_]*(?:TOKEN|SECRET|PASSWORD|ACCESS_KEY)[A-Z_]*)=[\"']?[^\s$~/\"']")
+"""A variable that a command gives a secret by its value, and not by a file or another variable."""
 AMOUNT = re.compile(r"(_workers|_minutes|_speed|VolumeSize|diskSizeGb)$")
 MAX_FILE_BYTES = 100_000
 """PyYAML reads as many in a second; the longest file of the repository has 6,000."""
@@ -64,7 +68,7 @@ def check_launch_file(path: Path) -> list[Problem]:
     if wrong:
         return wrong  # the rest would stumble over the same mistakes
     of_provider = PROVIDERS.get(config["provider"]["type"], lambda _: ())
-    checks = (_odd, _unfilled, _account, _files, _commands, of_provider)
+    checks = (_odd, _unfilled, _secrets, _account, _files, _commands, of_provider)
     return [problem for check in checks for problem in _stumbling_told(check, config)]
 
 
@@ -166,6 +170,18 @@ def _unfilled(config: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(place, f"still to be filled in: {line}", "see the comment marked CHANGE there")
 
 
+def _secrets(config: dict[str, Any]) -> Iterator[Problem]:
+    """Find secrets in the file itself: `ray up` copies it to the head, and people copy it to each other."""
+    way_out = "take it out: a file that travels by file_mounts, mode 600, or a role of the machine"
+    for place, value in _values(config):
+        if not isinstance(value, str) or place.startswith("file_mounts."):
+            continue
+        if value and SECRET_KEY.search(place.rpartition(".")[2]):
+            yield Problem(place, "a secret stands in the file", way_out)
+        for name in SECRET_SET.findall(value):
+            yield Problem(place, f"a secret stands in the file: {name}", way_out)
+
+
 def _account(config: dict[str, Any]) -> Iterator[Problem]:
     auth = config.get("auth") or {}
     if not auth.get("ssh_user"):
@@ -190,6 +206,11 @@ def _files(config: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(f"file_mounts.{there}", f"no {here}", way_out)
         elif "token" in there:
             yield from _token(there, path)
+        elif any((path / name).exists() for name in OF_CHECKOUT_OR_ROOT):
+            told = f"{here} is a checkout or a root, which may hold images of patients"
+            yield Problem(
+                f"file_mounts.{there}", told, "let dist/ travel alone; raw data go by `ray rsync-up`"
+            )
         elif path.is_dir() and path.name == "dist":
             yield from _wheels(there, path)
     yield from _asked_for(config, mounts)

@@ -1,6 +1,7 @@
 """Each wrong field of a launch file is told with its place and the way out."""
 
 import copy
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -306,3 +307,50 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, harm):
     harm(path)
     (found,) = check_launch_file(path)
     assert "launch file must be" in found.what
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (
+            lambda config: config["provider"].update(aws_credentials={"aws_secret_access_key": "abcdef"}),
+            "provider.aws_credentials.aws_secret_access_key: a secret stands in the file; take it out",
+        ),
+        (
+            lambda config: config["head_start_ray_commands"].insert(0, "export RAY_AUTH_TOKEN=0123; true"),
+            "head_start_ray_commands[0]: a secret stands in the file: RAY_AUTH_TOKEN; take it out",
+        ),
+        (
+            lambda config: config["setup_commands"].append("MLFLOW_TRACKING_PASSWORD='x y' true"),
+            ": a secret stands in the file: MLFLOW_TRACKING_PASSWORD; take it out",
+        ),
+    ],
+)
+def test_a_secret_in_the_file_is_found_and_not_repeated(checkout, harm, message):
+    pytest.importorskip("boto3")
+    config = filled_in("cluster.yaml")
+    harm(config)
+    (found,) = told(checkout, config)
+    assert message in found
+    assert not re.search("abcdef|0123|x y", found)
+
+
+@pytest.mark.parametrize(
+    "command", ["export T_TOKEN=$(cat ~/t)", "A_TOKEN=$B", "RAY_AUTH_TOKEN_PATH=~/t true"]
+)
+def test_a_secret_that_comes_from_elsewhere_is_none_in_the_file(checkout, command):
+    pytest.importorskip("boto3")
+    config = filled_in("cluster.yaml")
+    config["setup_commands"].append(command)
+    assert told(checkout, config) == []
+
+
+@pytest.mark.parametrize("name", [".git", "isweep-root", "mlflow.db", "prepared"])
+def test_a_checkout_or_a_root_does_not_travel(checkout, name):
+    pytest.importorskip("boto3")
+    (checkout / "work").mkdir()
+    (checkout / "work" / name).mkdir()
+    config = filled_in("cluster.yaml")
+    config["file_mounts"]["~/work"] = "./work"
+    (found,) = told(checkout, config)
+    assert found.startswith("file_mounts.~/work: ./work is a checkout or a root, which may hold images of")
