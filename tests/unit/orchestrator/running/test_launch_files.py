@@ -259,6 +259,18 @@ def test_systemd_takes_the_unit(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", ["isweep@.service", "mlflow.service"])
+def test_a_unit_says_how_it_is_put_in_place_where_none_was_before(name, tmp_path):
+    """The command of its comment, in a home without ~/.config."""
+    text = (CLUSTERS / name).read_text(encoding="utf-8")
+    (command,) = re.findall(r"^#   (.* ~/isweep-dist/\S+.*) && loginctl enable-linger$", text, re.MULTILINE)
+    (tmp_path / "isweep-dist").mkdir()
+    shutil.copy(CLUSTERS / name, tmp_path / "isweep-dist")
+    done = subprocess.run(["bash", "-c", command], env={**os.environ, "HOME": str(tmp_path)}, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / ".config/systemd/user" / name).read_text(encoding="utf-8") == text
+
+
 def locked(name: str) -> dict[str, Requirement]:
     text = (REPOSITORY / f"constraints-{name}.txt").read_text(encoding="utf-8")
     lines = [line.rstrip(" \\") for line in text.splitlines() if re.match(r"[A-Za-z0-9]", line)]
