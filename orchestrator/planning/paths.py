@@ -23,7 +23,8 @@ def _no_root(path: str | Path, error: Exception) -> SetupError:
 
 
 def _in_ray_session(path: Path) -> bool:
-    """Tell whether a path lies below a folder that Ray made for one start of itself."""
+    """Tell whether a path lies, links followed, below a folder that Ray made for one start of itself."""
+    path = path.resolve()
     return any(
         folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink()
         for folder in (path, *path.parents)

@@ -14,8 +14,10 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
     inside = session / "runtime_resources" / "working_dir_files" / "isweep-root"
     inside.parent.mkdir(parents=True)
     (tmp_path / "session_latest").symlink_to(session)
-    with pytest.raises(SetupError, match=r"must outlive the cluster.*--root, absolute"):
-        RootPaths.create(inside)
+    (tmp_path / "results").symlink_to(inside.parent)
+    for root in (inside, tmp_path / "results" / "isweep-root"):
+        with pytest.raises(SetupError, match=r"must outlive the cluster.*--root, absolute"):
+            RootPaths.create(root)
     assert not inside.exists()
 
 
