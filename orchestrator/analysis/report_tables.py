@@ -13,9 +13,9 @@ from orchestrator.analysis.formats import Table, number, with_range
 from orchestrator.analysis.published import side_by_side
 
 MEASURES_NOTE = (
-    "d_data by every estimator: mle is maximum likelihood, mle_k_minus_1 the same with the divisor k − 1, twonn "
-    "from the two nearest neighbours, gride from up to sixteen, mst from the neighbour graph's spanning tree. "
-    "label_sharpness is K_F, label_sharpness_p99 what 99 % of the images stay below."
+    "d_data by every estimator: mle is maximum likelihood, mle_k_minus_1 the same with the divisor k − 1, "
+    "twonn from two nearest neighbours, gride from up to sixteen, mst from the neighbour graph's spanning "
+    "tree. label_sharpness is K_F, label_sharpness_p99 what 99 % of the images stay below."
 )
 
 
@@ -25,7 +25,7 @@ def all_tables(full: pd.DataFrame, fits: ScalingFits, summary: Mapping[str, Any]
         "datasets": [_datasets(fits, summary)],
         "fits": fit_tables(fits),
         "published": [_published(full)],
-        "measures": [_records("measures", "Measures", summary.get("measures", ()), MEASURES_NOTE, numeric_from=2)],
+        "measures": [_records("measures", "Measures", summary.get("measures", ()), MEASURES_NOTE, 2)],
         "unreadable": [
             _records("unreadable", "Stored results that cannot be read", summary.get("unreadable", ()))
         ],
@@ -96,7 +96,11 @@ def _published(full: pd.DataFrame) -> Table:
 
 
 def _records(
-    key: str, title: str, records: Iterable[Mapping[str, Any]], note: str = "", numeric_from: int | None = None
+    key: str,
+    title: str,
+    records: Iterable[Mapping[str, Any]],
+    note: str = "",
+    numeric_from: int | None = None,
 ) -> Table:
     """Lay out flat records under the union of their keys, in order of first appearance; as text throughout
     unless ``numeric_from`` says where numbers start.
