@@ -140,6 +140,8 @@ def _find(
             return _recorded(source, paths, changes)
         known = {*preset_names(), *paths.sweep_names()}
         if source not in known and not source.endswith((".yaml", ".yml")):
+            if os.path.isfile(source):
+                return load_sweep(Path(source), changes, recipes=paths.recipes)
             kind = "preset or sweep of this root" if paths.sweep_names() else "preset"
             raise unknown_name(kind, source, known)
     return load_sweep(source, changes, recipes=paths.recipes)
