@@ -32,6 +32,11 @@ def test_collect_keeps_a_single_problem_as_it_is():
     collect([])
 
 
+def test_unknown_numbers_stand_in_their_order_and_are_no_text():
+    message = str(unknown_name("size", "240", [240, 60, 120]))
+    assert message == "Unknown size; found: '240'; did you mean 240? known sizes: 60, 120, 240."
+
+
 def test_unknown_names_show_the_nearest_and_all():
     message = str(unknown_name("model", "resnet19", ["resnet18", "vgg13"]))
     assert (
