@@ -97,6 +97,8 @@ def test_mistakes(root, source, options, message):
 
 
 def test_a_root_is_a_path():
+    with pytest.raises(isweep.SweepError, match="root must be the path of a folder; found: '';"):
+        isweep.open("smoke", root="")
     with pytest.raises(isweep.SweepError, match="root must be the path of a folder; found: 3"):
         isweep.open("smoke", root=3)
 
