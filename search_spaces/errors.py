@@ -42,6 +42,10 @@ class SweepError(Exception):
             parts.append(self.way_out.rstrip("."))
         return "; ".join(parts) + "."
 
+    def _render_traceback_(self) -> list[str]:
+        """Show a notebook what the command line shows: IPython asks for this instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(SweepError):
     """A sweep file, preset or command-line value that does not make sense."""

@@ -17,6 +17,10 @@ def test_errors_survive_pickling(error):
     assert str(again) == "a rule; found: a value; a way out."
 
 
+def test_a_notebook_shows_the_message_alone():
+    assert ConfigError("a rule", "a value")._render_traceback_() == ["ConfigError: a rule; found: a value."]
+
+
 def test_exit_codes():
     assert (ConfigError.exit_code, DataError.exit_code, SetupError.exit_code) == (2, 2, 3)
 
