@@ -26,6 +26,12 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
             2,
             "The raw download of mnist must exist; found: no absent",  # known before Ray is asked
         ),
+        (
+            ["prepare", "digits", "--montage", "."],
+            2,
+            "--montage must be a file that can be written; found: .;",
+        ),
+        (["prepare", "digits", "--montage", "absent/a.png"], 2, "written; found: absent/a.png; e.g. montage"),
         (["prepare", "mnist", "--label-map", "7=one"], 2, "--label-map is for own data; found: mnist"),
         (
             ["measure", "digits", "--label-map", "7=one"],
