@@ -64,9 +64,11 @@ class Workspace:
         """
         _check_types(source, changes)
         paths = RootPaths.at(root)
-        if storage and re.fullmatch(r"\w*:/*", storage):
+        if storage and re.fullmatch(r"\w*:(/*|/?[^/].*)", storage):
             # A sweep's name put behind it would be taken for the bucket, or for a folder here.
             raise ConfigError("--storage must name a bucket or host", storage, "e.g. s3://bucket/results")
+        if storage and os.path.isfile(os.path.expanduser(storage)):
+            raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
         return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
 
     def record(self) -> None:

@@ -101,14 +101,9 @@ def open_storage(url: str) -> Storage:
     """
     scheme, mark, _ = url.partition("://")
     if not mark:
-        first, colon, _ = url.partition(":")
-        if colon and first in LASTING:
-            raise ConfigError(
-                "--storage must be a folder or a URL", f"{first}:…", f"e.g. {first}://bucket/folder"
-            )
-        return _folder(os.path.abspath(os.path.expanduser(url)))
+        return Folder(os.path.abspath(os.path.expanduser(url)))
     if scheme in ("file", "local"):
-        return _folder(os.path.abspath(url.removeprefix(f"{scheme}://")))
+        return Folder(os.path.abspath(url.removeprefix(f"{scheme}://")))
     if scheme not in LASTING:
         raise ConfigError(
             "--storage must be a folder or a store that keeps results when the command has ended",
@@ -130,13 +125,6 @@ def open_storage(url: str) -> Storage:
         what = f"{scheme}://{host or ''}"
         raise ConfigError("--storage must name a bucket or host, and no more than a path in it", what)
     return Bucket(*_opened(scheme, url))
-
-
-def _folder(path: str) -> Folder:
-    there = next(place for place in (Path(path), *Path(path).parents) if place.exists())
-    if there.is_file():
-        raise ConfigError("--storage must be a folder", f"{there} is a file", "name another")
-    return Folder(path)
 
 
 def _opened(scheme: str, url: str) -> tuple[Any, str, str]:

@@ -185,7 +185,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["datasets", "mnist", "brats"], 2, "unrecognized arguments: brats"),
         (["doctor", "x"], 2, "unrecognized arguments: x"),
         (["results", "smoke", "--csv"], 2, "argument --csv: expected one argument"),
-        (["plan", "smoke", "--storage", "s3:/bucket"], 2, "or a URL; found: s3:…; e.g. s3://bucket/"),
+        (["plan", "smoke", "--storage", "s3:/bucket"], 2, "must name a bucket or host; found: s3:/b"),
         (["plan", "smoke", "--storage", __file__], 2, "--storage must be a folder; found: "),
         (["run", "smoke", "--address", "127.0.0.1:99999"], 2, "--address must be host:port of a Ray head"),
         (
