@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 
 from orchestrator.planning.paths import RootPaths, SweepPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -62,7 +63,7 @@ class Workspace:
         Raises:
             SweepError: for whatever is wrong with the sweep or the root.
         """
-        _check_types(source, changes)
+        _check_types(source, changes, storage)
         paths = RootPaths.at(root)
         if storage and re.fullmatch(r"\w*:(/*|/?[^/].*)", storage):
             # A sweep's name put behind it would be taken for the bucket, or for a folder here.
@@ -123,7 +124,7 @@ def open_prepared(paths: RootPaths, spec: PreparedSpec) -> PreparedDataset | Non
         return None
 
 
-def _check_types(source: object, changes: object) -> None:
+def _check_types(source: object, changes: object, storage: object) -> None:
     """Answer a caller in Python as a command line would be, which can give nothing else."""
     if not isinstance(source, (str, Path, Mapping, SweepSpec)):
         rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
@@ -132,6 +133,8 @@ def _check_types(source: object, changes: object) -> None:
         raise ConfigError(
             "changes must be a mapping", type(changes).__name__, "e.g. changes={'recipe.epochs': 3}"
         )
+    if not isinstance(storage, (str, NoneType)):
+        raise ConfigError("storage must be text: a folder or a URL", repr(storage))
 
 
 def _find(
