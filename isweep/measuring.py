@@ -29,7 +29,7 @@ class Measurement:
 
     Attributes:
         result: Every number with its uncertainty and conventions.
-        label_names: What labels mean, by place; empty without labels.
+        label_names: The classes that were measured, in their order; empty without labels.
         pair_images: The two differently labelled images that are closest, or None.
         pair_labels: Their labels, in words.
     """
@@ -108,7 +108,8 @@ class Measurement:
         return f"<p>{html.escape(repr(self))}</p>{table}<ul>{notes}</ul>"
 
     def _classes(self) -> list[str]:
-        return [f"{len(self.label_names)} classes"] if self.label_names else []
+        count = len(self.label_names)
+        return [f"{count} class{'' if count == 1 else 'es'}"] if count else []
 
     def _numbers(self) -> list[str]:
         estimate, sharpness = self.result.d_data.get("mle"), self.result.label_sharpness
@@ -215,7 +216,10 @@ def _measure_source(source: str, labels: Any, how: dict[str, Any], root: str | P
         )
     request = MeasureRequest(source=source, labels=None if labels is None else Path(labels), **how)
     measured = measure_source(request, InlineExecutor(), RootPaths.at(root_text(root)))
-    return Measurement(measured.record, measured.label_names, measured.pair_images, measured.pair_labels)
+    names = measured.label_names
+    if how["class_pair"] and measured.pair_labels:
+        names = tuple(name for name in names if name in measured.pair_labels)
+    return Measurement(measured.record, names, measured.pair_images, measured.pair_labels)
 
 
 def _measure_arrays(
@@ -246,10 +250,11 @@ def _measure_arrays(
             )
         rows = np.flatnonzero(np.isin(codes, [names.index(name) for name in class_pair]))
         images, codes = images[rows], codes[rows]
+    measured = names if class_pair is None else tuple(name for name in names if name in class_pair)
     record = measure_array(images, codes, train_sizes=train_sizes or None, settings=settings)
     pair = record.label_sharpness.pair if record.label_sharpness else None
     if pair is None or codes is None:
-        return Measurement(record, names)
+        return Measurement(record, measured)
     first, second = pair
     labelled = (names[int(codes[first])], names[int(codes[second])])
-    return Measurement(record, names, (images[first], images[second]), labelled)
+    return Measurement(record, measured, (images[first], images[second]), labelled)

@@ -39,6 +39,6 @@ def root_text(root: object) -> str | None:
     Raises:
         ConfigError: when it is no path.
     """
-    if root is not None and not isinstance(root, (str, Path)):
+    if root is not None and (not isinstance(root, (str, Path)) or not str(root).strip()):
         raise ConfigError("root must be the path of a folder", repr(root), "e.g. './isweep-root'")
     return None if root is None else str(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,20 @@ from orchestrator.analysis.laws import PREDICTED_FORM
 from search_spaces.errors import DataError
 
 
+class CellFigure(Figure):
+    """A figure that a cell shows by itself: IPython draws bare ones only once pyplot was imported."""
+
+    def _repr_png_(self) -> bytes:
+        with io.BytesIO() as file:
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+
 def measured_sizes(rows: pd.DataFrame) -> Figure:
     """Draw d_data with its standard error, one line per estimator, and K_F, against the train size."""
     with_sharpness = bool(rows["label_sharpness"].notna().any())
     with p.styled():
-        figure = Figure(figsize=(4.6 * (1 + with_sharpness), 3.2), layout="constrained")
+        figure = CellFigure(figsize=(4.6 * (1 + with_sharpness), 3.2), layout="constrained")
         axes = figure.subplots(1, 1 + with_sharpness, squeeze=False)[0]
         for k, (name, group) in enumerate(rows.dropna(subset=["d_data"]).groupby("estimator", sort=False)):
             axes[0].errorbar(
@@ -47,7 +57,7 @@ def measured_sizes(rows: pd.DataFrame) -> Figure:
 def closest_pair(images: tuple[npt.NDArray[Any], npt.NDArray[Any]], labels: tuple[str, str]) -> Figure:
     """Draw two images side by side, each stretched to its own range."""
     with p.styled():
-        figure = Figure(figsize=(5, 2.8), layout="constrained")
+        figure = CellFigure(figsize=(5, 2.8), layout="constrained")
         for axes, image, label in zip(figure.subplots(1, 2), images, labels, strict=True):
             pixels = np.asarray(image)
             if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
@@ -72,7 +82,7 @@ def coefficients(rows: pd.DataFrame) -> Figure:
         labels = [
             f"{row.model}, {row.subset}" for row in form.drop_duplicates(["model", "subset"]).itertuples()
         ]
-        figure = Figure(figsize=(3.6 * len(names), 1.2 + 0.3 * len(labels)), layout="constrained")
+        figure = CellFigure(figsize=(3.6 * len(names), 1.2 + 0.3 * len(labels)), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             part = form[form["coefficient"] == name]
             places = [labels.index(f"{row.model}, {row.subset}") for row in part.itertuples()]

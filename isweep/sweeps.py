@@ -98,7 +98,7 @@ class Sweep:
                 known = rows[column].unique().tolist()
                 if value not in known:
                     kind = f"{column.replace('_', ' ')} of this sweep's results"
-                    raise unknown_name(kind, value, map(str, known))
+                    raise unknown_name(kind, value, known)
                 rows = rows[rows[column] == value]
         return best_models(rows)
 

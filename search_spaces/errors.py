@@ -42,6 +42,10 @@ class SweepError(Exception):
             parts.append(self.way_out.rstrip("."))
         return "; ".join(parts) + "."
 
+    def _render_traceback_(self) -> list[str]:
+        """Show a notebook what the command line shows: IPython asks for this instead of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(SweepError):
     """A sweep file, preset or command-line value that does not make sense."""
@@ -87,11 +91,11 @@ def invalid(error: ValidationError) -> SweepError:
     return ConfigError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}", repr(first["input"])[:200])
 
 
-def unknown_name(kind: str, name: object, known: Iterable[str]) -> ConfigError:
+def unknown_name(kind: str, name: object, known: Iterable[str] | Iterable[int]) -> ConfigError:
     """Return the error for a name that is in no table, with the nearest and all known names."""
-    names = sorted(known)
+    names = {str(one): one for one in sorted(known)}
     near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"did you mean {names[near[0]]!r}? " if near else ""
     what, of, whole = kind.partition(" of ")
     kinds = f"{what}{'es' if what.endswith('s') else 's'}{of}{whole}"
     return ConfigError(f"Unknown {kind}", repr(name), f"{hint}known {kinds}: {', '.join(names) or 'none'}")

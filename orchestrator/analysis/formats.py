@@ -28,7 +28,7 @@ def number(value: float | None) -> str:
     """Render a number to three figures with a true minus sign, or nothing when there is none."""
     if value is None or pd.isna(value):
         return ""
-    small = value != 0 and abs(value) < 1e-3
+    small = value != 0 and abs(value) < 1e-4  # K_F of images lies above: one notation a column
     large = 1e3 <= abs(value) < 1e7
     text = f"{value:,.0f}" if large else f"{value:.2e}" if small else f"{value:.3g}"
     return "0" if text == "-0" else text.replace("-", "−")

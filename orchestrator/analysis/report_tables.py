@@ -12,6 +12,12 @@ from orchestrator.analysis.fit_tables import fit_tables
 from orchestrator.analysis.formats import Table, number, with_range
 from orchestrator.analysis.published import side_by_side
 
+MEASURES_NOTE = (
+    "d_data by every estimator: mle is maximum likelihood, mle_k_minus_1 the same with the divisor k − 1, "
+    "twonn from two nearest neighbours, gride from up to sixteen, mst from the neighbour graph's spanning "
+    "tree. label_sharpness is K_F, label_sharpness_p99 what 99 % of the images stay below."
+)
+
 
 def all_tables(full: pd.DataFrame, fits: ScalingFits, summary: Mapping[str, Any]) -> dict[str, list[Table]]:
     """Return all tables that have rows, by section of the report."""
@@ -19,7 +25,7 @@ def all_tables(full: pd.DataFrame, fits: ScalingFits, summary: Mapping[str, Any]
         "datasets": [_datasets(fits, summary)],
         "fits": fit_tables(fits),
         "published": [_published(full)],
-        "measures": [_records("measures", "Measures", summary.get("measures", ()))],
+        "measures": [_records("measures", "Measures", summary.get("measures", ()), MEASURES_NOTE, 2)],
         "unreadable": [
             _records("unreadable", "Stored results that cannot be read", summary.get("unreadable", ()))
         ],
@@ -89,12 +95,20 @@ def _published(full: pd.DataFrame) -> Table:
     )
 
 
-def _records(key: str, title: str, records: Iterable[Mapping[str, Any]]) -> Table:
-    """Lay out flat records under the union of their keys, in order of first appearance."""
+def _records(
+    key: str,
+    title: str,
+    records: Iterable[Mapping[str, Any]],
+    note: str = "",
+    numeric_from: int | None = None,
+) -> Table:
+    """Lay out flat records under the union of their keys, in order of first appearance; as text throughout
+    unless ``numeric_from`` says where numbers start.
+    """
     found = list(records)
     names = tuple(dict.fromkeys(name for record in found for name in record))
     cells = tuple(tuple(_cell(record.get(name)) for name in names) for record in found)
-    return Table(key, title, "", names, cells, numeric_from=len(names))
+    return Table(key, title, note, names, cells, len(names) if numeric_from is None else numeric_from)
 
 
 def _cell(value: object) -> str:

@@ -87,6 +87,8 @@ def prepare(
     from orchestrator.running.catalogue import prepare_one
     from orchestrator.running.progress import Progress
 
+    if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
+        raise ConfigError("--montage must be a file that can be written", f"{montage}", "e.g. montage.png")
     record = prepare_one(
         name,
         preset=preset,

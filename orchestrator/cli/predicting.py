@@ -179,6 +179,12 @@ def _with_measured(
     """
     numbers = {name: value for name, value in given.items() if value is not None}
     if len(numbers) == len(given):
+        if measured is not None:
+            raise ConfigError(
+                "--measured is for numbers that are not given",
+                f"--d-data and --label-sharpness beside --measured {measured}",
+                "leave the one or the other out",
+            )
         return numbers
     if measured is not None:
         return {**_measured_values(measured, preset, place), **numbers}

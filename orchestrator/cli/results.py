@@ -68,6 +68,8 @@ def results(
         from orchestrator.cli.kept import write_predictions
 
         return write_predictions(preset, predictions, place)
+    if csv and parquet and csv.absolute() == parquet.absolute():
+        raise ConfigError("--csv and --parquet must name two files", f"{csv} for both")
     table = read_search(preset, place) if search else read_table(preset, place, from_store=from_store)
     names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (SHOWN, "train_size")
     what = f"{len(table)} rows to "

@@ -18,7 +18,7 @@ from orchestrator.planning.packing import (
     jobs_on,
     need_of,
 )
-from orchestrator.planning.prices import amount
+from orchestrator.planning.prices import amount, roughly
 from orchestrator.planning.simulate import longest_first, replay
 from orchestrator.planning.threads import hours_by_threads, threads_text
 from search_spaces.errors import ConfigError
@@ -154,11 +154,11 @@ def _text(result: dict[str, Any]) -> str:
     cards = f"{cluster['num_cards']} {cluster['card']}" + ("s" if cluster["num_cards"] > 1 else "")
     shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
     return (
-        f"left: {result['trials_left']} trials, about {amount(result['gpu_hours'])} GPU-hours or "
+        f"left: {result['trials_left']} trials, {roughly(result['gpu_hours'])} GPU-hours or "
         f"{amount(result['cpu_core_hours'])} core-hours; "
         f"largest trial {amount(result['memory_bytes'] / 2**30)} GiB. On {cards}: "
         f"{amount(cluster['hours'])} h (no order can beat {amount(cluster['lower_bound_hours'])} h), "
-        f"{100 * cluster['utilisation']:.0f} % used, about {amount(cluster['dollars'])} $ and "
+        f"{100 * cluster['utilisation']:.0f} % used, {roughly(cluster['dollars'])} $ and "
         f"{amount(cluster['kilowatt_hours'])} kWh; "
         f"share of a card: {shares or 'none'} ({result['assumptions']}){_too_large_text(cluster)}"
     )

@@ -111,3 +111,9 @@ def amount(value: float) -> str:
         return "under 0.001"
     rounded = float(f"{value:.2g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
+
+
+def roughly(value: float) -> str:
+    """Spell an estimate in a sentence: ``about 17,000``, ``under 0.001``, ``0``."""
+    found = amount(value)
+    return found if found.startswith("under") or found == "0" else f"about {found}"

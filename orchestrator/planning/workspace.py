@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 
 from orchestrator.planning.paths import RootPaths, SweepPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -62,11 +63,13 @@ class Workspace:
         Raises:
             SweepError: for whatever is wrong with the sweep or the root.
         """
-        _check_types(source, changes)
+        _check_types(source, changes, storage)
         paths = RootPaths.at(root)
-        if storage and re.fullmatch(r"\w*:/*", storage):
+        if storage and re.fullmatch(r"\w*:(/*|/?[^/].*)", storage):
             # A sweep's name put behind it would be taken for the bucket, or for a folder here.
             raise ConfigError("--storage must name a bucket or host", storage, "e.g. s3://bucket/results")
+        if storage and os.path.isfile(os.path.expanduser(storage)):
+            raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
         return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
 
     def record(self) -> None:
@@ -121,7 +124,7 @@ def open_prepared(paths: RootPaths, spec: PreparedSpec) -> PreparedDataset | Non
         return None
 
 
-def _check_types(source: object, changes: object) -> None:
+def _check_types(source: object, changes: object, storage: object) -> None:
     """Answer a caller in Python as a command line would be, which can give nothing else."""
     if not isinstance(source, (str, Path, Mapping, SweepSpec)):
         rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
@@ -130,6 +133,8 @@ def _check_types(source: object, changes: object) -> None:
         raise ConfigError(
             "changes must be a mapping", type(changes).__name__, "e.g. changes={'recipe.epochs': 3}"
         )
+    if not isinstance(storage, (str, NoneType)):
+        raise ConfigError("storage must be text: a folder or a URL", repr(storage))
 
 
 def _find(
@@ -140,6 +145,8 @@ def _find(
             return _recorded(source, paths, changes)
         known = {*preset_names(), *paths.sweep_names()}
         if source not in known and not source.endswith((".yaml", ".yml")):
+            if os.path.isfile(source):
+                return load_sweep(Path(source), changes, recipes=paths.recipes)
             kind = "preset or sweep of this root" if paths.sweep_names() else "preset"
             raise unknown_name(kind, source, known)
     return load_sweep(source, changes, recipes=paths.recipes)

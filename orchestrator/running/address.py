@@ -10,6 +10,7 @@ from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import read_whole
 
 ANSWER_TIMEOUT_S = 5.0
+LARGEST_PORT = 65_535
 
 
 def check_answers(address: str) -> str:
@@ -50,7 +51,7 @@ def check_form(address: str) -> None:
         ConfigError: when it is neither ``host:port`` nor ``auto``.
     """
     host, _, port = address.rpartition(":")
-    if address != "auto" and ("://" in address or not host or not port.isdigit()):
+    if address != "auto" and ("://" in address or not host or not port.isdigit() or int(port) > LARGEST_PORT):
         raise ConfigError(
             "--address must be host:port of a Ray head, or auto",
             address,

@@ -36,6 +36,8 @@ def test_a_record_says_what_it_is(record):
     assert record.to_frame()["train_size"].unique().tolist() == [30, 60]
     assert "<table" in record._repr_html_()
     assert len(record.plot().axes) == 2
+    for figure in (record.plot(), record.plot_pair()):
+        assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook shows it without pyplot"
 
 
 def test_the_closest_pair_is_the_closest(images, record):
@@ -115,6 +117,15 @@ def test_labels_that_are_numbers_are_named_by_numbers(images):
     by_number = isweep.measure(images, labels, class_pair=(3, 5))
     assert by_number.to_json() == isweep.measure(images, labels, class_pair=("3", "5")).to_json()
     assert by_number.num_images == np.isin(labels, [3, 5]).sum()
+    assert by_number.label_names == ("3", "5")
+    assert "2 classes" in repr(by_number)  # of three
+
+
+def test_a_pair_of_a_file_has_two_classes(images, tmp_path):
+    path = tmp_path / "three.npz"
+    np.savez(path, images=images, labels=np.arange(len(images)) % 3 + 3)
+    record = isweep.measure(path, class_pair=("3", "5"), image_size=8, root=tmp_path / "root")
+    assert record.label_names == ("3", "5")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,8 @@ def test_mistakes(root, source, options, message):
 
 
 def test_a_root_is_a_path():
+    with pytest.raises(isweep.SweepError, match="root must be the path of a folder; found: '';"):
+        isweep.open("smoke", root="")
     with pytest.raises(isweep.SweepError, match="root must be the path of a folder; found: 3"):
         isweep.open("smoke", root=3)
 
@@ -146,6 +148,8 @@ print("all cells ran")
 
 
 def test_what_only_python_can_give_wrongly_is_a_message_too():
+    with pytest.raises(isweep.SweepError, match="storage must be text: a folder or a URL; found: 5"):
+        isweep.open("smoke", storage=5)
     with pytest.raises(isweep.SweepError, match=r"A sweep must be a name, a path, .* found: int"):
         isweep.open(3)
     with pytest.raises(isweep.SweepError, match="changes must be a mapping; found: str"):

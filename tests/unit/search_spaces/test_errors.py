@@ -17,6 +17,10 @@ def test_errors_survive_pickling(error):
     assert str(again) == "a rule; found: a value; a way out."
 
 
+def test_a_notebook_shows_the_message_alone():
+    assert ConfigError("a rule", "a value")._render_traceback_() == ["ConfigError: a rule; found: a value."]
+
+
 def test_exit_codes():
     assert (ConfigError.exit_code, DataError.exit_code, SetupError.exit_code) == (2, 2, 3)
 
@@ -30,6 +34,11 @@ def test_collect_keeps_a_single_problem_as_it_is():
     with pytest.raises(ConfigError, match=r"^only\.$"):
         collect([ConfigError("only")])
     collect([])
+
+
+def test_unknown_numbers_stand_in_their_order_and_are_no_text():
+    message = str(unknown_name("size", "240", [240, 60, 120]))
+    assert message == "Unknown size; found: '240'; did you mean 240? known sizes: 60, 120, 240."
 
 
 def test_unknown_names_show_the_nearest_and_all():

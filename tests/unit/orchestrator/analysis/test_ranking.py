@@ -64,7 +64,15 @@ def test_trials_are_ordered_as_people_read_them_and_lead_to_their_runs():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(-0.0, "0"), (1880.0, "1,880"), (9.0, "9"), (-1.5, "−1.5"), (1e-4, "1.00e−04"), (1e9, "1e+09")],
+    [
+        (-0.0, "0"),
+        (1880.0, "1,880"),
+        (9.0, "9"),
+        (-1.5, "−1.5"),
+        (2.04e-4, "0.000204"),
+        (1e-5, "1.00e−05"),
+        (1e9, "1e+09"),
+    ],
 )
 def test_numbers_are_spelled_alike(value, text):
     assert number(value) == text

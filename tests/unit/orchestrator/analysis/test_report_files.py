@@ -14,7 +14,10 @@ from orchestrator.analysis.synthetic import synthetic_table
 SUMMARY = {
     "planned": 40, "done": 36, "failed": 3, "diverged": 1,
     "failures": [{"trial_id": "t-1", "kind": "out_of_memory", "message": "<script>alert(1)</script>"}],
-    "measures": [{"dataset": "natural0", "train_size": 500, "d_data": 9.123456}],
+    "measures": [
+        {"dataset": "natural0", "class_pair": "", "train_size": 500, "d_data": 9.123456, "K_F": 0.000637},
+        {"dataset": "natural0", "class_pair": "", "train_size": 250, "d_data": 9.2, "K_F": 0.00156},
+    ],
     "datasets": {"medical0": {"title": "Lesions", "description": "semi-synthetic slices"}},
     "packages": {"torch": "2.10"}, "devices": {"cpu": 36},
     "description": "A <small> sweep.", "preset": {"name": "<demo>", "train_sizes": [500]},
@@ -55,6 +58,13 @@ def test_names_in_the_meaning_of_a_column_are_set_as_names(page):
     columns = page.partition('<section id="columns">')[2]
     assert "<code>natural</code> or <code>medical</code>" in columns
     assert "`" not in columns.partition("</section>")[0]
+
+
+def test_numbers_of_measures_stand_below_each_other_in_one_notation(page):
+    section = page.partition('id="measures"')[2].partition("</table>")[0]
+    found = re.findall(r'<td data-head="(?:d_data|K_F)" class="number">([^<]*)</td>', section)
+    assert found == ["9.12", "0.000637", "9.2", "0.00156"]
+    assert "maximum likelihood" in section  # says what its headings mean
 
 
 def test_the_page_needs_nothing_from_outside(page):

@@ -187,6 +187,14 @@ def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path)
     assert "Unknown preset or sweep of this root; found: 'mne'; did you mean 'mine'?" in err
 
 
+def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(SWEEP, encoding="utf-8")
+    assert json.loads(run("plan", "mine.json", "--json")[1])["sweep"] == "mine"
+    (tmp_path / "smoke").write_text("no sweep", encoding="utf-8")
+    assert run("plan", "smoke")[0] == 0  # a preset's name stays the preset's
+
+
 def test_plan_is_short_unless_asked(run):
     _, short, _ = run("plan", "paper")
     _, whole, _ = run("plan", "paper", "--all")

@@ -26,6 +26,12 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
             2,
             "The raw download of mnist must exist; found: no absent",  # known before Ray is asked
         ),
+        (
+            ["prepare", "digits", "--montage", "."],
+            2,
+            "--montage must be a file that can be written; found: .;",
+        ),
+        (["prepare", "digits", "--montage", "absent/a.png"], 2, "written; found: absent/a.png; e.g. montage"),
         (["prepare", "mnist", "--label-map", "7=one"], 2, "--label-map is for own data; found: mnist"),
         (
             ["measure", "digits", "--label-map", "7=one"],
@@ -179,6 +185,19 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["datasets", "mnist", "brats"], 2, "unrecognized arguments: brats"),
         (["doctor", "x"], 2, "unrecognized arguments: x"),
         (["results", "smoke", "--csv"], 2, "argument --csv: expected one argument"),
+        (["plan", "smoke", "--storage", "s3:/bucket"], 2, "must name a bucket or host; found: s3:/b"),
+        (["plan", "smoke", "--storage", __file__], 2, "--storage must be a folder; found: "),
+        (["run", "smoke", "--address", "127.0.0.1:99999"], 2, "--address must be host:port of a Ray head"),
+        (
+            ["results", "smoke", "--csv", "a", "--parquet", "./a"],
+            2,
+            "--csv and --parquet must name two files; found: a for both",
+        ),
+        (
+            [*PREDICT, "--train-size", "9", "--measured", "absent.json"],
+            2,
+            "--measured is for numbers that are not given; found: --d-data and --label-sharpness beside",
+        ),
         (["plan", "smoke", "--storage", "foo://me:secret@x"], 2, "found: foo://…; use a path"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.planning.cards import CARDS
-from orchestrator.planning.prices import Prices, amount, card_to_plan, read_prices
+from orchestrator.planning.prices import Prices, amount, card_to_plan, read_prices, roughly
 from search_spaces.errors import ConfigError, SweepError
 
 
@@ -96,3 +96,8 @@ def test_a_table_that_is_no_text_is_one_message(tmp_path):
 )
 def test_amounts_have_two_figures_and_no_exponent(value, text):
     assert amount(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (2.9e-5, "under 0.001"), (0.45, "about 0.45")])
+def test_what_is_under_a_bound_is_not_about_it(value, text):
+    assert roughly(value) == text
