@@ -116,6 +116,16 @@ def test_asking_a_tracker_makes_nothing(name, root):
     assert not workspace.paths.exist
 
 
+@pytest.mark.parametrize("sign", ["?", "%"])
+def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_path):
+    workspace = Workspace.open(SWEEP, tmp_path / f"my{sign}41root")
+    workspace.paths.make()
+    with pytest.raises(SetupError, match=r"no '\?' and no '%'; found: .*; choose another with --root"):
+        choice.make_tracker(workspace, ResultStore(workspace.results_url), None)
+    assert choice.mlflow_uri(workspace.paths, "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    assert [path.name for path in tmp_path.iterdir()] == [f"my{sign}41root"]
+
+
 def test_the_tracker_is_chosen_in_one_place(root, monkeypatch):
     told = TrackerKind(lambda *_: InMemoryTracker(), lambda *_: [{"trial_id": "a"}], lambda *_: "is well")
     monkeypatch.setitem(TRACKERS, "other", told)
