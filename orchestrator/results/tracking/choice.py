@@ -151,8 +151,8 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
     """
     if named := uri or os.environ.get("MLFLOW_TRACKING_URI"):
         return named
-    # Up to the question mark would be a file beside the root, open to everybody; and MLflow makes the folders of
-    # a file by its quoted name, so that quoting is no way out.
+    # Up to the question mark would be a file beside the root, open to everybody; and MLflow makes the folders
+    # of a file by its quoted name, so that quoting is no way out.
     if any(sign in str(paths.root) for sign in "?%"):
         raise SetupError(
             "The path of a root with MLflow's SQLite file must have no '?' and no '%'",
