@@ -625,6 +625,27 @@ def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, runs, tmp_path
     assert pages.prefix == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/"
 
 
+def test_a_root_that_was_moved_keeps_its_artifacts_below_itself(sweep, tmp_path, monkeypatch):
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "report.html").write_text("first")
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    for root in (first, moved):
+        if root == moved:
+            first.rename(moved)
+            # As in another process: MLflow keeps in mind where it put a run's artifacts.
+            monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", {})
+            (report / "report.html").write_text("second")
+        workspace = Workspace.open({**SWEEP, "name": f"s-{fingerprint(sweep)[:12]}"}, root)
+        workspace.paths.make()
+        tracker = choice.make_tracker(workspace, ResultStore(workspace.results_url), None)
+        tracker.add_report(report, {})
+        tracker.close("FINISHED")
+        assert tracker.num_behind == 0
+    assert not first.exists()
+    assert [path.read_text() for path in moved.rglob("report/report.html")] == ["second"]
+
+
 def test_pages_that_cannot_be_read_are_none(tmp_path, caplog):
     (tmp_path / "pages.json").write_text("{")
     assert read_run_pages(tmp_path / "pages.json") == read_run_pages(tmp_path / "absent") == RunPages()
