@@ -43,10 +43,24 @@ PIPE_WIDTH = 200
 """Of what another program reads or a file keeps: no terminal, whose width would cut or fold it, is there."""
 
 
+def _open_standard_streams() -> None:
+    """Lead those of 0, 1 and 2 that are closed (`>&-`) to nowhere.
+
+    The next file that is opened, a database among them, would have the number, and get what Ray's processes
+    print.
+    """
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(free, True)
+    os.close(free)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
 def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
 
 
+_open_standard_streams()
 stderr = _Messages(stderr=True, highlight=False, width=_width(sys.stderr))
 stdout = _Data(highlight=False, width=_width(sys.stdout))
 

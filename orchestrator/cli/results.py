@@ -200,6 +200,9 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
             raise
         return _mlflow_table(workspace, place, error)
     table = results_table(workspace, state=state)
+    # A row that is not there is not seen: what is left out must be said.
+    for item in state.unreadable:
+        _say(f"not believed: {item.path}: {item.reason}")
     if table.empty:
         raise no_results(preset, workspace, place)
     if not from_store:

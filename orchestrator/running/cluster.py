@@ -22,7 +22,7 @@ from orchestrator.planning.simulate import LOOK_AHEAD
 from orchestrator.running.address import check_answers
 from orchestrator.running.devices import check_card
 from orchestrator.running.head import PRIVATE_PATIENCE_S, SHARED_PATIENCE_S, HeadWatch
-from orchestrator.running.leftovers import private_folder, remove_leftovers
+from orchestrator.running.leftovers import private_folder, remove_leftovers, temporary_files_in
 from orchestrator.running.signals import own_signals, stop_held
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
@@ -232,7 +232,7 @@ def _started(ray: Any, **settings: Any) -> Iterator[None]:
     """Start a private cluster in a folder that goes with the block, again where the machine was too busy."""
     for again in (True, True, False):
         with private_folder() as folder:
-            with _quiet(), own_signals(ray.shutdown):
+            with _quiet(), own_signals(ray.shutdown), temporary_files_in(folder):
                 started = _start(ray, again=again, _temp_dir=folder, **settings)
             if started:
                 yield

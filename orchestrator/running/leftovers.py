@@ -45,6 +45,24 @@ def private_folder() -> Iterator[str]:
                 _end_processes(Path(folder))
 
 
+@contextlib.contextmanager
+def temporary_files_in(folder: str) -> Iterator[None]:
+    """Let what is started in the block, and its children, put files for a while into a folder that will go.
+
+    Ray's dashboard and its workers are killed at the end, and would leave theirs for ever.
+    """
+    tempfile.gettempdir()  # this process keeps its own, which it looks up once
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
+
+
 def remove_leftovers(base: Path | None = None) -> int:
     """End the processes and remove the folders of private clusters whose run was killed; returns how many.
 

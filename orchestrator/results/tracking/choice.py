@@ -15,6 +15,7 @@ from orchestrator.results.rows import Row
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking.tracker import Ending, NoopTracker, Tracker
+from search_spaces.errors import SetupError
 
 if TYPE_CHECKING:
     from orchestrator.results.tracking.mlflow_page import Page
@@ -143,8 +144,22 @@ def open_tracker(
 
 
 def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
-    """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.mlflow_database}"
+    """Return the MLflow store to use: as asked, else the environment's, else SQLite below the root.
+
+    Raises:
+        SetupError: when it is below a root whose path is another one in a URL.
+    """
+    if named := uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        return named
+    # Up to the question mark would be a file beside the root, open to everybody; and MLflow makes the folders
+    # of a file by its quoted name, so that quoting is no way out.
+    if any(sign in str(paths.root) for sign in "?%"):
+        raise SetupError(
+            "The path of a root with MLflow's SQLite file must have no '?' and no '%'",
+            str(paths.root),
+            "choose another with --root, name an MLflow server with --mlflow-uri, or run with --no-tracking",
+        )
+    return f"sqlite:///{paths.mlflow_database}"
 
 
 def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> list[Row]:

@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestrator.results.rows import Row, row_of
+from orchestrator.results.tracking.mlflow_database import follow_root
 from orchestrator.results.tracking.mlflow_page import Page
 
 PAGE_SIZE = 5000
@@ -42,14 +43,15 @@ def claim_experiment(
 
     One that belongs to another store is left alone: two roots on one server keep their runs apart.
     """
-    location = artifacts.absolute().as_uri() if artifacts else None
+    location = artifacts.absolute().as_uri() if artifacts else ""
     own = {STORAGE_TAG: storage} if storage else {}
     names = experiment_names(sweep, storage)
     for name in names:
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(client.create_experiment(name, location, tags={**EXPERIMENT_TAGS, **own})), name
+                made = client.create_experiment(name, location or None, tags={**EXPERIMENT_TAGS, **own})
+                return str(made), name
             except MlflowException:
                 # Another driver on the same server was first, or the reply was lost.
                 found = client.get_experiment_by_name(name)
@@ -61,6 +63,9 @@ def claim_experiment(
             client.restore_experiment(found.experiment_id)
         if storage is not None and STORAGE_TAG not in found.tags:
             client.set_experiment_tag(found.experiment_id, STORAGE_TAG, storage)
+        before = str(found.artifact_location)
+        if artifacts and before != location and before.endswith(f"/{artifacts.name}"):
+            follow_root(str(client.tracking_uri), str(found.experiment_id), before, location)
         return str(found.experiment_id), name
     raise AssertionError("the last name is always taken")
 

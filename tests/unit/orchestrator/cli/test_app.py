@@ -69,6 +69,19 @@ def test_output_into_a_closed_pipe_is_no_error(root):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_without_a_place_for_its_output_works_and_no_file_becomes_that_place(root, closed):
+    code = (
+        "import os, sys\nfrom orchestrator.cli import main\ncode = main(sys.argv[1:])\n"
+        "os._exit(code or 10 * (os.open(os.devnull, os.O_RDONLY) <= 2))"
+    )
+    command = f'"$0" -c "$1" status smoke --root "$2" {closed}'
+    done = subprocess.run(["sh", "-c", command, sys.executable, code, root], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("There is no root" if closed == ">&-" else "")
+    assert (done.stdout == "") == (">&-" in closed.split())
+
+
 @pytest.mark.parametrize("command", ["status", "plan"])
 def test_commands_that_only_look_load_no_ray(root, command):
     code = (

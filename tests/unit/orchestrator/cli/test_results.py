@@ -2,6 +2,10 @@
 
 import pytest
 
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.store import ResultStore
+from tests.unit.orchestrator.results.examples import trial_record
+
 
 @pytest.mark.parametrize("option", ["--csv", "--parquet"])
 def test_a_table_that_cannot_be_written_is_a_clear_message(run, tmp_path, monkeypatch, option):
@@ -40,3 +44,17 @@ def test_robustness_has_a_column_where_it_was_measured(run, monkeypatch, radius)
     code, out, _ = run("results", "smoke")
     assert code == 0
     assert ("R̂" in out, "37.5" in out) == (radius is not None, radius is not None)
+
+
+@pytest.mark.parametrize("command", ["results", "fit"])
+def test_a_table_says_which_stored_results_it_leaves_out(run, root, command):
+    workspace = Workspace.open("smoke", root)
+    store = ResultStore(workspace.results_url)
+    records = [trial_record(trial_id=spec.trial_id, spec=spec) for spec in workspace.plan.trials[:2]]
+    for record in records:
+        store.save(record)
+    path = workspace.sweep_paths.folder / "trials" / records[0].trial_id / "result.json"
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4"))
+    _, out, err = run(command, "smoke", "--from-store", "--json")
+    assert f"not believed: {path}: checksum does not match its content" in err
+    assert "not believed" not in out

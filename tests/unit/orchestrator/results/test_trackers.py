@@ -116,6 +116,16 @@ def test_asking_a_tracker_makes_nothing(name, root):
     assert not workspace.paths.exist
 
 
+@pytest.mark.parametrize("sign", ["?", "%"])
+def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_path):
+    workspace = Workspace.open(SWEEP, tmp_path / f"my{sign}41root")
+    workspace.paths.make()
+    with pytest.raises(SetupError, match=r"no '\?' and no '%'; found: .*; choose another with --root"):
+        choice.make_tracker(workspace, ResultStore(workspace.results_url), None)
+    assert choice.mlflow_uri(workspace.paths, "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    assert [path.name for path in tmp_path.iterdir()] == [f"my{sign}41root"]
+
+
 def test_the_tracker_is_chosen_in_one_place(root, monkeypatch):
     told = TrackerKind(lambda *_: InMemoryTracker(), lambda *_: [{"trial_id": "a"}], lambda *_: "is well")
     monkeypatch.setitem(TRACKERS, "other", told)
@@ -613,6 +623,27 @@ def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, runs, tmp_path
     assert pages.runs["a"] == run["run_id"]
     experiment = mlflow.get_experiment_by_name(f"isweep/{sweep}").experiment_id
     assert pages.prefix == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/"
+
+
+def test_a_root_that_was_moved_keeps_its_artifacts_below_itself(sweep, tmp_path, monkeypatch):
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "report.html").write_text("first")
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    for root in (first, moved):
+        if root == moved:
+            first.rename(moved)
+            # As in another process: MLflow keeps in mind where it put a run's artifacts.
+            monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", {})
+            (report / "report.html").write_text("second")
+        workspace = Workspace.open({**SWEEP, "name": f"s-{fingerprint(sweep)[:12]}"}, root)
+        workspace.paths.make()
+        tracker = choice.make_tracker(workspace, ResultStore(workspace.results_url), None)
+        tracker.add_report(report, {})
+        tracker.close("FINISHED")
+        assert tracker.num_behind == 0
+    assert not first.exists()
+    assert [path.read_text() for path in moved.rglob("report/report.html")] == ["second"]
 
 
 def test_pages_that_cannot_be_read_are_none(tmp_path, caplog):

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -321,7 +322,7 @@ class TestAddress:
 
 
 PRIVATE = """
-import json, os, subprocess, sys
+import json, os, subprocess, sys, tempfile
 from pathlib import Path
 import psutil
 if sys.argv[1] == "ray first":
@@ -345,6 +346,7 @@ for _ in range(2):
             "token_is_used": token_file.read_text() == os.environ["RAY_AUTH_TOKEN"],
             "token": token_file.read_text(),
             "false_exits_with": subprocess.run(["false"]).returncode,
+            "own_temporary_folder": [os.environ["TMPDIR"], tempfile.gettempdir()],
         })
     found[-1]["token_gone"] = not token_file.exists()
     found[-1]["restored"] = before == {name: os.environ.get(name) for name in before}
@@ -406,15 +408,19 @@ def test_ray_is_started_again_where_the_machine_was_too_busy_for_its_thirty_seco
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 @pytest.mark.parametrize(("order", "dashboard"), [("ray first", "dashboard"), ("ray later", "none")])
 def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashboard):
-    # In a network namespace every listening socket is the cluster's.
-    done = subprocess.run(
-        isolated(sys.executable, "-c", PRIVATE, order, str(tmp_path), dashboard),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")},
-    )
+    here = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    # The system's own: paths of sockets must be short.
+    with tempfile.TemporaryDirectory() as temporary:
+        # In a network namespace every listening socket is the cluster's.
+        done = subprocess.run(
+            isolated(sys.executable, "-c", PRIVATE, order, str(tmp_path), dashboard),
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+            env={**here, "TMPDIR": temporary},
+        )
+        assert os.listdir(temporary) == []
     assert done.returncode == 0, done.stderr
     first, second = json.loads(done.stdout.splitlines()[-1])
     for found in (first, second):
@@ -425,6 +431,7 @@ def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashbo
         assert found["token_is_used"]
         assert found["token_gone"]
         assert found["restored"]
+        assert found["own_temporary_folder"] == [temporary, temporary]
         # Ray's subreaper setting would make every child of this process seem to end well.
         assert found["false_exits_with"] == 1
     assert first["token"] != second["token"]
