@@ -7,7 +7,7 @@ RUN useradd --create-home --uid 1000 isweep \
     && apt-get update -q && apt-get install -q -y --no-install-recommends procps wget \
     && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/isweep
-ENV PATH=/opt/isweep/bin:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_task_oom_retries=2
+ENV PATH=/opt/isweep/bin:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_task_oom_retries=2 RAY_enable_open_telemetry=0
 COPY dist/constraints-cuda.txt /tmp/
 RUN pip install --no-cache-dir --require-hashes --requirement /tmp/constraints-cuda.txt
 COPY dist/isweep-*.whl /tmp/

@@ -37,6 +37,7 @@ TOO_SLOW = "timed out during startup"
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_open_telemetry": "0",  # leaks: see orchestrator.running.task_names
     # Ray ends a driver whose head is silent for so long; orchestrator.running.head does before, in words.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
     # Without a bound, a task killed for memory is retried for ever.
@@ -58,8 +59,7 @@ _ALWAYS = {
     "TUNE_MAX_PENDING_TRIALS_PG": str(LOOK_AHEAD),
 }
 _LOCAL_ONLY = {
-    # Ray's documented switch for a one-machine cluster: every port on loopback.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's documented switch: every port on loopback
     "RAY_AUTH_MODE": "token",
 }
 

@@ -1,6 +1,7 @@
 """Series for Prometheus, the board that draws them, and names of tasks."""
 
 import json
+import os
 import re
 import time
 
@@ -118,6 +119,10 @@ def test_each_name_costs_memory_so_a_run_gives_out_so_many(monkeypatch):
             controller._trial_to_actor = {trial_id: "tracked"}
             TuneController._schedule_trial_task(controller, trial_id, "train")
     assert said == ["a", "b", None, "a", None]
+
+
+def test_the_driver_takes_the_exporter_that_does_not_leak(ray_local):
+    assert os.getenv("RAY_enable_open_telemetry") == "0"  # noqa: SIM112  # Ray's own spelling
 
 
 def test_with_another_ray_tasks_keep_tunes_name(monkeypatch):
