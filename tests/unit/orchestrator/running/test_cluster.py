@@ -261,7 +261,7 @@ class TestTrialResources:
 
 class TestAddress:
     @pytest.mark.parametrize(
-        "address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "http://h:1"]
+        "address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:99999", "http://h:1"]
     )
     def test_must_be_host_and_port(self, address):
         with pytest.raises(ConfigError, match="--address must be host:port of a Ray head, or auto") as caught:
@@ -275,10 +275,6 @@ class TestAddress:
             with pytest.raises(SetupError, match=f"must answer; found: {address}: .*refused") as caught:
                 connect(address).__enter__()
         assert caught.value.exit_code == 3
-
-    def test_that_is_no_port(self):
-        with pytest.raises(SetupError, match=r"The Ray address must answer; found: 127\.0\.0\.1:99999"):
-            connect("127.0.0.1:99999").__enter__()
 
     def test_that_accepts_and_says_nothing(self, monkeypatch):
         monkeypatch.setattr(address_module, "ANSWER_TIMEOUT_S", 0.2)
