@@ -51,7 +51,9 @@ def check_form(address: str) -> None:
         ConfigError: when it is neither ``host:port`` nor ``auto``.
     """
     host, _, port = address.rpartition(":")
-    if address != "auto" and ("://" in address or not host or not port.isdigit() or int(port) > LARGEST_PORT):
+    if address != "auto" and (
+        "://" in address or not host or not port.isdecimal() or int(port) > LARGEST_PORT
+    ):
         raise ConfigError(
             "--address must be host:port of a Ray head, or auto",
             address,

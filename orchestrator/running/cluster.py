@@ -37,7 +37,7 @@ TOO_SLOW = "timed out during startup"
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_enable_open_telemetry": "0",  # leaks: see orchestrator.running.task_names
+    "RAY_enable_open_telemetry": "0",  # "1" leaks: see orchestrator.running.task_names
     # Ray ends a driver whose head is silent for so long; orchestrator.running.head does before, in words.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
     # Without a bound, a task killed for memory is retried for ever.

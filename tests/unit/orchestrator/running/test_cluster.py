@@ -261,7 +261,8 @@ class TestTrialResources:
 
 class TestAddress:
     @pytest.mark.parametrize(
-        "address", ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:99999", "http://h:1"]
+        "address",
+        ["ray://head:10001", "head", "head:", ":6379", "head:port", "head:99999", "head:²", "http://h:1"],
     )
     def test_must_be_host_and_port(self, address):
         with pytest.raises(ConfigError, match="--address must be host:port of a Ray head, or auto") as caught:
