@@ -28,7 +28,7 @@ def grown(names: int, idle_s: float) -> dict[str, float]:
     """Return bytes per named call, and bytes per second of rest after them."""
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 
     @ray.remote
     class Answering:
