@@ -93,6 +93,7 @@ def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
 )
 def test_no_unit_changes_the_law(seed, factor, name):
     table = losses_only(seed=seed, trial_std=0.3)
+    table["test_loss"] /= 1000  # none of them lies at guessing, where an exponent may be refused
     table["train_size"] = table["train_size"].astype(float)
     one = fit_scaling_laws(table)
     two = fit_scaling_laws(table.assign(**{name: table[name] * factor}))
