@@ -35,6 +35,7 @@ def check_all_done(found: dict[str, Any]) -> None:
     assert found["statuses"] == ["FINISHED"]
 
 
+@pytest.mark.chaos
 def test_workers_killed_again_and_again(tmp_path):
     found = run_case("killed_workers", tmp_path)
     check_all_done(found)
