@@ -12,6 +12,7 @@ from search_spaces.errors import ConfigError, invalid, unknown_name
 
 if TYPE_CHECKING:
     from orchestrator import RunOptions
+    from orchestrator.running.progress import Progress
 
 
 def run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
@@ -42,3 +43,18 @@ def root_text(root: object) -> str | None:
     if root is not None and (not isinstance(root, (str, Path)) or not str(root).strip()):
         raise ConfigError("root must be the path of a folder", repr(root), "e.g. './isweep-root'")
     return None if root is None else str(root)
+
+
+def shown_progress(progress: object) -> Progress:
+    """Return what shows how far a run is, or what shows nothing.
+
+    Raises:
+        ConfigError: when ``progress`` is no truth value.
+    """
+    from rich.console import Console
+
+    from orchestrator.running.progress import Progress
+
+    if not isinstance(progress, bool):
+        raise ConfigError("progress must be True or False", repr(progress), "leave it out to see it")
+    return Progress(console=Console() if progress else None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from isweep.options import root_text, run_options
+from isweep.options import root_text, run_options, shown_progress
 from orchestrator.planning.plan import CellStatus
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
@@ -274,13 +274,10 @@ def run(
     Raises:
         SweepError: for a mistake that can be mended; whatever finished is kept.
     """
-    from rich.console import Console
-
     from orchestrator import run_sweep
-    from orchestrator.running.progress import Progress
 
     given = run_options(root, options)
-    shown = Progress(console=Console() if progress else None)
+    shown = shown_progress(progress)
     run_sweep(source, given, progress=shown, changes=changes)
     return Sweep(Workspace.open(source, given.root, given.storage, changes=changes))
 

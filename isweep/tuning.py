@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from isweep.options import run_options
+from isweep.options import run_options, shown_progress
 from isweep.sweeps import Report
 from orchestrator.planning.sweep_file import SweepSource
 
@@ -63,14 +63,11 @@ def tune(
     Raises:
         SweepError: for a mistake that can be mended; whatever finished is kept.
     """
-    from rich.console import Console
-
-    from orchestrator.running.progress import Progress
     from orchestrator.tuning.pipeline import tune_sweep
     from orchestrator.tuning.tables import outcome_rows
 
     given = run_options(root, options)
-    shown = Progress(console=Console() if progress else None)
+    shown = shown_progress(progress)
     summary = tune_sweep(source, given, progress=shown, changes=changes)
     return Tuned(
         table=pd.DataFrame(outcome_rows(summary.cells)),

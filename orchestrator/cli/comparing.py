@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from orchestrator.cli.options import Place, whole
 from orchestrator.cli.printing import emit, line, stdout, text_table
 from orchestrator.cli.results import read_table
+from search_spaces.errors import ConfigError
 
 
 def power(
@@ -58,6 +59,9 @@ def compare(first: str, second: str, /, *, from_store: bool = False, place: Plac
     """
     from orchestrator.analysis import compare as compare_tables
 
+    if first == second:
+        way_out = "name another one; isweep status lists those of the root"
+        raise ConfigError("compare needs two sweeps", f"{first} twice", way_out)
     tables = [read_table(name, place, from_store=from_store) for name in (first, second)]
     found = compare_tables(tables[0], tables[1], names=(first, second))
 

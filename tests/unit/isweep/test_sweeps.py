@@ -77,6 +77,7 @@ def test_a_sweep_that_never_ran(root):
         (SMALL, {"changes": {"models.7": "x"}}, "the list has places 0 to 1"),
         (SMALL, {"changes": {"name.x.y": 1}}, "nothing can be set there"),
         (SMALL, {"changes": {"train_size": [10]}}, "train_size: unknown key; did you mean 'train_sizes'"),
+        (SMALL, {"progress": "loud"}, "progress must be True or False; found: 'loud'"),
         (SMALL, {"cpus": 4}, "Unknown option; found: 'cpus'; did you mean 'num_cpus'"),
         (SMALL, {"num_cpus": 0}, "num_cpus: input should be greater than or equal to 1; found: 0"),
         (SMALL, {"num_cpus": "two"}, "num_cpus: input should be a valid integer"),

@@ -37,3 +37,8 @@ def test_what_was_taken_of_a_folder_is_shown(capsys, tmp_path):
     assert "class dog: 30 images" in shown
     assert "skipped: not an image, 1" in shown
     assert "isweep locate HASH" in shown
+
+
+def test_a_sweep_is_not_compared_with_itself(capsys, root):
+    assert main(["compare", "smoke", "smoke", "--root", root]) == 2
+    assert "compare needs two sweeps; found: smoke twice" in capsys.readouterr().err
