@@ -90,7 +90,8 @@ def test_the_ray_job_can_be_submitted_from_other_pods_and_passes_kueue_s_door(jo
 FAKES = {
     "scontrol": 'if [ "$1" = show ]; then echo node1; echo node2; else echo "requeued $2" >> "$LOG"; fi',
     "getent": '[ -z "${NO_ADDRESS:-}" ] && echo "10.0.0.1 STREAM $2"',
-    "srun": 'echo "srun $*" >> "$LOG"; until [ "$1" = -- ]; do shift; done; shift; "$@"',
+    "srun": '''echo "srun $*" >> "$LOG"; until [ "$1" = -- ]; do shift; done; shift; "$@" || ended=$?
+        exit "${STEP_EXIT:-${ended:-0}}"''',
     # Told to stop while it runs, it closes its runs first.
     "isweep": """
         [ -n "${LONG:-}" ] || exit "${SWEEP_EXIT:-0}"
@@ -154,6 +155,11 @@ def test_only_an_interrupted_job_goes_back_to_the_queue(tmp_path, ended, requeue
     code, log, _ = submit(tmp_path, "paper", SWEEP_EXIT=str(ended))
     assert code == ended
     assert ("requeued 123456" in log) == requeued
+
+
+def test_a_mistake_is_not_tried_again_although_the_step_ends_by_the_signal_of_its_other_nodes(tmp_path):
+    code, log, _ = submit(tmp_path, "absent", SWEEP_EXIT="2", STEP_EXIT="143")
+    assert (code, "requeued" in log) == (2, False)
 
 
 def test_two_minutes_before_the_limit_the_sweep_alone_is_told_to_stop(tmp_path):
