@@ -1,4 +1,4 @@
-"""What each provider needs of a launch file: EC2 by its description, Google Cloud, one's own machines."""
+"""What a launch file needs on AWS: fields as EC2 takes them, rights of the head, disks and cards."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import importlib
 import importlib.util
 import json
 import re
-import socket
 from collections.abc import Iterator
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-UNFILLED = re.compile(r"CHANGE|\bexample\.(org|com)\b")
+from orchestrator.running.launch_nodes import (
+    CUDA_LOCK,
+    MIN_DISK_GB,
+    UNFILLED,
+    Problem,
+    asks_for_cuda,
+    card_looked_at,
+    commands_of,
+    in_a_cloud,
+    meant,
+    workers_of,
+)
+
 AMI = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
 GROUP = re.compile(r"sg-([0-9a-f]{8}|[0-9a-f]{17})")
 POLICY = Path("clusters/iam/head.json")
@@ -27,25 +37,18 @@ EC2_TYPES: dict[str, type[Any]] = {
     "integer": int,
     "boolean": bool,
 }
-GCP_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
-GCP_MACHINE = re.compile(r"[a-z][a-z0-9]*-[a-z0-9]+(-[a-z0-9]+)*")
-GCP_WITH_GPU = re.compile(r"(a2|a3|a4|a4x|g2|g4)-")
-
-
-class Problem(NamedTuple):
-    """What is wrong in a launch file, where, and the way out."""
-
-    where: str
-    what: str
-    way_out: str
+NEWER = "correct it, or: pip install -U boto3"
+WITH_CARD = re.compile(r"(g4dn|g5|g6|g6e|g6f|gr6|gr6f|g7|g7e|p4d|p4de|p5|p5e|p5en|p6-b200|p6-b300)\.")
+"""Families with an NVIDIA card that CUDA 13 computes on: those of g3, p2 and p3 are too old."""
+WITH_ARM = re.compile(r"a1\.|[a-z]+\d+[a-z-]*g")
+"""Behind the generation of a family stands what is special, g for Amazon's processors: g5g and not g5."""
 
 
 def on_aws(config: dict[str, Any]) -> Iterator[Problem]:
     """Look at the fields of every node, as EC2 takes them, and at the rights of the head."""
     known = importlib.util.find_spec("boto3") is not None
-    if not known:
-        yield Problem("provider.type", "aws needs boto3 on this machine", "pip install boto3")
-    yield from _region(config["provider"].get("region"), known)
+    yield from in_a_cloud(config, "boto3", "boto3")
+    yield from _place(config["provider"], known)
     for kind, node in config["available_node_types"].items():
         place, made = f"available_node_types.{kind}.node_config", node["node_config"]
         fields = {key: value for key, value in made.items() if key not in RAYS_OWN}
@@ -53,9 +56,49 @@ def on_aws(config: dict[str, Any]) -> Iterator[Problem]:
         yield from wrong
         if not wrong:
             yield from _node_on_aws(place, made)
+            yield from _disks(place, made)
+    yield from _machines(config)
     yield from _policy(config)
-    if not config.get("max_workers"):
-        yield Problem("max_workers", "no worker may start", "say how many, e.g. 8")
+
+
+def _machines(config: dict[str, Any]) -> Iterator[Problem]:
+    """Look at what the instance types can do: a head that stays, workers with a card, packages that fit."""
+    kinds, workers = config["available_node_types"], workers_of(config)
+    head = kinds[config["head_node_type"]]["node_config"]
+    if head.get("InstanceMarketOptions", {}).get("MarketType") == "spot":
+        place = f"available_node_types.{config['head_node_type']}.node_config.InstanceMarketOptions"
+        told = "a spot instance as head: taken away, it takes the sweep and the root on its disk along"
+        yield Problem(place, told, "take it out: only workers may be spot instances")
+    for name, kind in kinds.items():
+        place = f"available_node_types.{name}.node_config.InstanceType"
+        machine = kind["node_config"].get("InstanceType", "")
+        if WITH_ARM.match(machine) and CUDA_LOCK in str(commands_of(config, kind)):
+            told = f"{machine} has an ARM processor, and {CUDA_LOCK} is for x86-64"
+            yield Problem(place, told, "name another, e.g. g6.4xlarge; m6i.2xlarge as head")
+        elif machine and name in workers and asks_for_cuda(config, kind):
+            if WITH_CARD.match(machine):
+                yield from card_looked_at(config, kind, machine)
+            else:
+                told = f"{machine} has no card that CUDA 13 computes on, and its set-up asks for one"
+                yield Problem(place, told, "name another, e.g. g6.4xlarge")
+
+
+def _disks(place: str, made: dict[str, Any]) -> Iterator[Problem]:
+    """Look at size and encryption: disks hold images of patients for a while, at least as objects of Ray."""
+    place = f"{place}.BlockDeviceMappings"
+    disks = [one["Ebs"] for one in made.get("BlockDeviceMappings") or () if "Ebs" in one]
+    if not disks:
+        told = "no disk is named: the image's own may have 8 GB and is not encrypted"
+        yield Problem(place, told, "see cluster.yaml: 100 GB, Encrypted: true")
+        return
+    largest = max(disk.get("VolumeSize", 0) for disk in disks)
+    if largest < MIN_DISK_GB:
+        told = f"{largest} GB are too few for image, CUDA packages and objects that spill"
+        yield Problem(place, told, f"{MIN_DISK_GB} or more, e.g. VolumeSize: 100")
+    if not all(disk.get("Encrypted") for disk in disks):
+        yield Problem(place, "a disk is not encrypted", "add Encrypted: true")
+    if not all(disk.get("DeleteOnTermination", True) for disk in disks):
+        yield Problem(place, "a disk stays when its node ends", "say DeleteOnTermination: true")
 
 
 def _node_on_aws(place: str, made: dict[str, Any]) -> Iterator[Problem]:
@@ -77,15 +120,22 @@ def _node_on_aws(place: str, made: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(f"{place}.IamInstanceProfile", told, "make one of clusters/iam/head.json")
 
 
-def _region(region: Any, known: bool) -> Iterator[Problem]:
+def _place(provider: dict[str, Any], known: bool) -> Iterator[Problem]:
+    region, zones = provider.get("region"), provider.get("availability_zone")
     if not region:
         yield Problem("provider.region", "no region is named", "name one, e.g. us-east-1")
-    elif known:
+        return
+    if known:
         session = _botocore()
         parts = session.get_available_partitions()
         regions = [name for part in parts for name in session.get_available_regions("ec2", part)]
         if region not in regions:
-            yield Problem("provider.region", f"EC2 has no region {region}", _meant(str(region), regions))
+            told = f"EC2 has no region {region}"
+            yield Problem("provider.region", told, meant(str(region), regions, NEWER))
+    for zone in str(zones).split(",") if zones else ():
+        if not zone.strip().startswith(str(region)):
+            told = f"{zone.strip()} is no zone of {region}"
+            yield Problem("provider.availability_zone", told, f"name one such as {region}a, or none")
 
 
 @cache
@@ -115,17 +165,13 @@ def _held_to(shape: Any, value: Any, place: str) -> Iterator[Problem]:
             if key in shape.members:
                 yield from _held_to(shape.members[key], inner, f"{place}.{key}")
             else:
-                yield Problem(f"{place}.{key}", "EC2 knows no such field", _meant(key, [*shape.members]))
+                told = "EC2 knows no such field"
+                yield Problem(f"{place}.{key}", told, meant(key, [*shape.members], NEWER))
     elif shape.type_name == "list":
         for index, inner in enumerate(value):
             yield from _held_to(shape.member, inner, f"{place}[{index}]")
     elif value not in choices and not UNFILLED.search(str(value)):
-        yield Problem(place, f"EC2 knows no {value}", _meant(str(value), choices))
-
-
-def _meant(word: str, known: list[str]) -> str:
-    near = get_close_matches(word, known, n=3)
-    return f"one of these is meant: {', '.join(near)}" if near else "correct it, or: pip install -U boto3"
+        yield Problem(place, f"EC2 knows no {value}", meant(str(value), choices, NEWER))
 
 
 def _policy(config: dict[str, Any]) -> Iterator[Problem]:
@@ -147,74 +193,3 @@ def _policy(config: dict[str, Any]) -> Iterator[Problem]:
             if not UNFILLED.search(named):
                 told = f"{ours}, and {POLICY} lets the head start and end nodes of {named} only"
                 yield Problem(where, told, "say the same in both, and in the policy of your account")
-
-
-def on_gcp(config: dict[str, Any]) -> Iterator[Problem]:
-    """Look at project, place and machines."""
-    provider = config["provider"]
-    for key in ("project_id", "region", "availability_zone"):
-        if not provider.get(key):
-            yield Problem(f"provider.{key}", "not named", "see clusters/gcp.yaml")
-    region, zone = provider.get("region"), provider.get("availability_zone")
-    if region and zone and not str(zone).startswith(f"{region}-"):
-        told = f"{zone} is no zone of {region}"
-        yield Problem("provider.availability_zone", told, f"name one such as {region}-a")
-    if not GCP_NAME.fullmatch(config["cluster_name"]):
-        told = f"{config['cluster_name']!r} cannot be a label of Google Cloud"
-        yield Problem("cluster_name", told, "lower-case letters, digits and -, a letter first")
-    for kind, node in config["available_node_types"].items():
-        yield from _node_on_gcp(f"available_node_types.{kind}", node)
-    if not config.get("max_workers"):
-        yield Problem("max_workers", "no worker may start", "say how many, e.g. 8")
-
-
-def _node_on_gcp(place: str, node: dict[str, Any]) -> Iterator[Problem]:
-    made = node["node_config"]
-    machine = str(made.get("machineType", ""))
-    if not GCP_MACHINE.fullmatch(machine):
-        told = f"{machine or 'none'} has not the form of one"
-        yield Problem(f"{place}.node_config.machineType", told, "name one, e.g. g2-standard-16")
-    disks = made.get("disks") or []
-    if not any(isinstance(disk, dict) and disk.get("boot") for disk in disks):
-        yield Problem(f"{place}.node_config.disks", "no disk to boot from", "see clusters/gcp.yaml")
-    if not made.get("networkInterfaces"):
-        told = "without one Ray takes the first network of the project, with its firewall rules"
-        yield Problem(f"{place}.node_config.networkInterfaces", told, "name your own subnet")
-    has_gpu = GCP_WITH_GPU.match(machine) or made.get("guestAccelerators")
-    if has_gpu and not node["resources"].get("GPU"):
-        told = "does not name the GPU of this machine: no trial would ever start it"
-        yield Problem(f"{place}.resources", told, "add GPU: 1, or as many as it has")
-
-
-def own_machines(config: dict[str, Any]) -> Iterator[Problem]:
-    """Look at the names of the machines, at their numbers and at the version of the autoscaler."""
-    provider = config["provider"]
-    if "coordinator_address" in provider:
-        told = "a coordinator hands out machines of its own, and isweep's files know none"
-        yield Problem("provider.coordinator_address", told, "name head_ip and worker_ips instead")
-        return
-    workers, head = provider.get("worker_ips") or [], provider.get("head_ip", "")
-    for name in ("min_workers", "max_workers"):
-        if config.get(name) != len(workers):
-            told = f"{config.get(name)}, and worker_ips names {len(workers)}"
-            yield Problem(name, told, f"say {len(workers)}: others would be left out without a word")
-    if not config.get("auth", {}).get("ssh_private_key"):
-        told = "the head needs a key to start the workers"
-        yield Problem("auth.ssh_private_key", told, "name one made for this cluster")
-    if len({head, *workers}) <= len(workers):
-        yield Problem("provider", "a machine is named twice", "name each once, the head apart")
-    starts = [one for one in config.get("head_start_ray_commands", ()) if "ray start" in one]
-    if starts and not any("RAY_enable_autoscaler_v2=0" in one for one in starts):
-        told = "version 2 of Ray's autoscaler, its default, leaves the last of one's own machines out"
-        yield Problem("head_start_ray_commands", told, "put RAY_enable_autoscaler_v2=0 before `ray start`")
-    for name in (head, *workers):
-        if not UNFILLED.search(name) and not _known(name):
-            told = f"{name}: this machine does not know the name"
-            yield Problem("provider", told, "correct it, or give the address")
-
-
-def _known(host: str) -> bool:
-    try:
-        return bool(socket.getaddrinfo(host, 22))
-    except OSError:
-        return False

@@ -184,7 +184,7 @@ def test_a_batch_job_says_what_the_site_lacks(tmp_path, missing, code, told):
 
 @pytest.mark.parametrize(("ended", "code"), [(0, 3), (1, 3), (3, 3), (143, 143)])
 def test_a_batch_job_whose_ray_did_not_start_is_not_done(tmp_path, ended, code):
-    """`ray symmetric-run` ends with 0 where `ray start` fails on the head, and with 1 where a node is late."""
+    """`ray symmetric-run` ends with 0 where `ray start` fails on the head, with 1 where a node is late."""
     found, _, error = submit(tmp_path, "paper", RAY_EXIT=str(ended))
     assert found == code
     assert ("Ray did not start on all 2 nodes" in error) == (ended <= 1)
