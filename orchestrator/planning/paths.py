@@ -34,7 +34,7 @@ def check_outlasts_ray(path: Path, what: str, option: str) -> None:
             raise ConfigError(
                 f"The {what} must outlive the cluster, and a session folder of Ray does not",
                 str(path),
-                f"name another with {option}, absolute; `ray job submit --working-dir` starts commands in one",
+                f"name another with {option}, absolute; `ray job submit --working-dir` starts commands there",
             )
 
 
