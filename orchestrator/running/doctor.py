@@ -200,7 +200,7 @@ def _ray_access(address: str | None) -> tuple[bool, str, str]:
         return False, told, fix if address is None else f"{fix}, and start the cluster's Ray with it"
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if token.exists() and token.stat().st_mode & 0o077:
-        return False, "the Ray token file can be read by others", "chmod 600 the token file"
+        return False, "the Ray token file can be read by others", f"chmod 600 {token}"
     private = "private clusters are on loopback with a token of their own"
     return True, private if address is None else f"{address} is asked with the cluster's token", ""
 

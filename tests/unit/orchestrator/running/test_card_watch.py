@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
@@ -54,6 +55,7 @@ class WithoutCard(TrialTrainable):
     """As a trial on a node whose torch reaches no card."""
 
     def _run(self, started_at: float) -> CellReport:
+        _internal_kv_put(f"ran in vain {self._cell['trial_id']} {started_at}", b"1")
         raise NONE
 
 
@@ -74,4 +76,6 @@ def test_a_sweep_of_real_trials_ends_with_what_was_missing(
         run(plan, trainable=WithoutCard, stored=stored)
     failures = stored.store.scan(FailureRecord).records
     assert 4 <= len(failures) < 12  # told of each, and most cells were never tried
+    # Nor those that Tune was given already, 16 of them.
+    assert 4 <= len(_internal_kv_list("ran in vain ")) < 12
     assert {record.failure.kind for record in failures.values()} == {FailureKind.SETUP}
