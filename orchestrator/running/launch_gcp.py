@@ -36,6 +36,8 @@ FAMILIES = (
     *("h3", "h4d", "m1", "m2", "m3", "m4", "x4", "z3"),
 )
 WITH_ARM = ("a4x", "c4a", "n4a", "t2a")
+MODELS = ("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND")
+"""Ways to have a machine, the default first."""
 ON_STANDARD_DISKS = ("a2", "c2", "c2d", "e2", "m1", "m2", "n1", "n2", "n2d", "t2a", "t2d")
 """Families that take `pd-standard`, the type of a disk that names none."""
 KINDS = ("standard", "highmem", "highcpu", "custom", "megamem", "ultramem", "hypermem")
@@ -110,6 +112,10 @@ def _disks(place: str, made: dict[str, Any], zone: str) -> Iterator[Problem]:
     if size < MIN_DISK_GB:
         told = f"{size} GB are too few for image, CUDA packages and objects that spill"
         yield Problem(place, told, f"{MIN_DISK_GB} or more, e.g. diskSizeGb: 100")
+    if not made_of.get("sourceImage"):
+        yield Problem(place, "no image is named", "sourceImage: one with a driver and Python 3.11 to 3.13")
+    if not boots[0].get("autoDelete"):
+        yield Problem(place, "the disk stays when its node ends", "say autoDelete: true")
     family = str(made.get("machineType", "")).partition("-")[0]
     if kind.endswith("pd-standard") and family not in ON_STANDARD_DISKS:
         told = f"pd-standard, the default of diskType, is no disk of {family} machines"
@@ -124,7 +130,10 @@ def _scheduling(place: str, made: dict[str, Any], *, is_head: bool) -> Iterator[
     """Look at who may take a machine away, and what is left of it then."""
     place, said = f"{place}.scheduling", made.get("scheduling") or {}
     rules = said if isinstance(said, dict) else dict(ChainMap(*said))
-    spot = rules.get("provisioningModel") == "SPOT" or rules.get("preemptible")
+    model = rules.get("provisioningModel", MODELS[0])
+    if model not in MODELS:
+        yield Problem(place, f"provisioningModel {model}", f"say one of {', '.join(MODELS)}")
+    spot = model == "SPOT" or rules.get("preemptible")
     if spot and is_head:
         told = "a spot machine as head: taken away, it takes the sweep and the root on its disk along"
         yield Problem(place, told, "take it out: only workers may be spot machines")

@@ -328,6 +328,17 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
             "a spot machine as head",
         ),
         (f"{BOOT}/diskSizeGb", 8, "8 GB are too few for image, CUDA packages and objects that spill; 50 or"),
+        (f"{BOOT}/sourceImage", None, "disks: no image is named; sourceImage: one with a driver"),
+        (
+            BOOT.replace("initializeParams", "autoDelete"),
+            None,
+            "the disk stays when its node ends; say autoD",
+        ),
+        (
+            f"{WORKER}/node_config/scheduling/0/provisioningModel",
+            "SPOTT",
+            "scheduling: provisioningModel SPOTT; say one of STANDARD, SPOT",
+        ),
         (f"{BOOT}/diskType", None, "pd-standard, the default of diskType, is no disk of g2 machines"),
         (
             f"{BOOT}/diskType",
