@@ -78,8 +78,9 @@ class Workspace:
         Raises:
             SweepError: when it cannot be, or results would lie where they go with a cluster.
         """
-        if self.storage and "://" not in self.storage:
-            check_outlasts_ray(Path(self.storage).expanduser().absolute(), "result store", "--storage")
+        folder = re.sub(r"^(file|local)://", "", self.storage or "")
+        if folder and "://" not in folder:
+            check_outlasts_ray(Path(folder).expanduser().absolute(), "result store", "--storage")
         self.paths.make()
 
     def record(self) -> None:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.tracking.choice import check_tracker
 from orchestrator.running.cluster import MIN_RAY, connect
@@ -154,6 +154,7 @@ def _gpus(address: str | None) -> tuple[bool, str, str]:
 
 def _root(root: str | None) -> tuple[bool, str, str]:
     paths = RootPaths.at(root)
+    check_outlasts_ray(paths.root, "root", "--root")
     # Asking makes nothing: a root that is not made yet is as good as the folder it would lie in.
     base = next(folder for folder in (paths.root, *paths.root.parents) if folder.is_dir())
     if not os.access(base, os.W_OK):

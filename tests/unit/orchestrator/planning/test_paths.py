@@ -18,7 +18,7 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
     for root in (inside, tmp_path / "results" / "isweep-root"):
         with pytest.raises(ConfigError, match=r"must outlive the cluster.*--root, absolute"):
             RootPaths.create(root)
-    for storage in (inside, tmp_path / "results" / "stored"):
+    for storage in (inside, tmp_path / "results" / "stored", f"file://{inside}"):
         workspace = Workspace.open("smoke", str(tmp_path / "root"), str(storage))
         with pytest.raises(ConfigError, match=r"result store must outlive the cluster.*--storage, absolute"):
             workspace.make()

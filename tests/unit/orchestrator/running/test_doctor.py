@@ -64,3 +64,12 @@ def test_cards_of_this_machine_are_not_taken_for_those_of_a_cluster(monkeypatch)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert doctor._gpus(None)[1] == "none: trials run on CPUs"
     assert doctor._gpus("10.0.0.1:6379")[1] == "none on this machine"
+
+
+def test_a_root_that_a_run_would_refuse_is_told(tmp_path):
+    (tmp_path / "session_1").mkdir()
+    (tmp_path / "session_latest").symlink_to(tmp_path / "session_1")
+    found = doctor._found("root", lambda: doctor._root(str(tmp_path / "session_1/root")))
+    assert not found["ok"]
+    assert "The root must outlive the cluster" in found["detail"]
+    assert found["fix"].startswith("name another with --root, absolute")
