@@ -17,6 +17,7 @@ UNNOTED = ("curl ", "isweep plan ")
 """Commands by which the lab only looks, or checks itself."""
 OFFLINE = {
     "isweep doctor --launch cluster.yaml": "orchestrator/running/test_launch.py",
+    "isweep doctor --launch clusters/gcp.yaml": "orchestrator/running/test_launch.py",
     "ray up cluster.yaml": "orchestrator/running/test_aws_launch.py",
     "kubectl apply -f clusters/rayjob.yaml": "orchestrator/running/test_launch_files.py",
     "systemctl --user enable --now isweep@paper": "orchestrator/running/test_launch_files.py",
