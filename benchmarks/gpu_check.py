@@ -77,7 +77,7 @@ def floor_hours(trials: Iterable[TrialSpec], card: Card) -> float:
     """Return the hours of training if no kernel waited: products, and weights read and written."""
     seconds = 0.0
     for trial in trials:
-        recipe, step = trial.network.recipe, cost_of(trial.network).step
+        recipe, step = trial.network.recipe, cost_of(trial.network).card_step
         moved = sum(kernel.num_bytes for kernel in step.kernels if kernel.name.startswith("_fused_adam"))
         of_step = step.flops / (1e12 * card.half_tflops) + moved / (1e9 * card.bandwidth)
         seconds += recipe.epochs * math.ceil(trial.network.train_size / recipe.batch_size) * of_step
