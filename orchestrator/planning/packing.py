@@ -171,7 +171,8 @@ def array_bytes(network: NetworkSpec) -> int:
 def peak_bytes(network: NetworkSpec) -> float:
     """Predict the most memory that a trial holds on a card, over training, evaluation and attacks."""
     cost = cost_of(network)
-    parts = (cost.card_step, cost.evaluation, cost.attack)
+    # Of the plain step too, which a card without Triton takes, and which holds a little more.
+    parts = (cost.step, cost.evaluation, cost.attack)
     return array_bytes(network) + max(memory_bytes(part) for part in parts)
 
 

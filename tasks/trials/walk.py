@@ -94,7 +94,8 @@ def _walked(
     evaluation = _forward(network, batches[0], shape, brightest)
     attack = _attack(network, batches[1], shape, brightest)
     step = _step(network, recipe, shape, brightest)
-    half = _step(network, recipe, shape, brightest, half=True) if takes_half_weights(network, recipe) else None
+    takes_half = takes_half_weights(network, recipe)
+    half = _step(network, recipe, shape, brightest, half=True) if takes_half else None
     return NetworkCost(
         num_parameters=num_parameters(network),
         state_bytes=_state_bytes(network),
