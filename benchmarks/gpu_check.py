@@ -2,8 +2,9 @@
 
 Each probe trains one network at its released batch size on resident images, as a trial does, and counts
 images per second. VGGs, which take bfloat16 weights there, are probed for half as long without them too. The
-grid's hours follow from the measured rates, one trial at a time; beside them stand what the planner predicted,
-and the floor: training's arithmetic and weights' traffic at the data sheet's full rates, and nothing else. Writes ``benchmarks/results/gpu-<card>.json``.
+grid's hours follow from the measured rates, one trial at a time; beside them stand what the planner
+predicted, and the floor: training's arithmetic and weights' traffic at the data sheet's full rates, and
+nothing else. Writes ``benchmarks/results/gpu-<card>.json``.
 
     python benchmarks/gpu_check.py [--seconds 40] [--card h100]
 """

@@ -166,7 +166,7 @@ def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted
 
 
 def test_a_vgg_on_a_card_is_planned_without_casts_of_its_weights(monkeypatch):
-    """Twelve bytes of each weight and step less, at the rate of long reads; its memory is planned as before."""
+    """Twelve bytes of each weight and step less, at the rate of long reads; its memory stays."""
     trials = plan_sweep(load_sweep("paper")).trials
     trial = next(trial for trial in trials if trial.network.model.name == "vgg16")
     card, cost, network = CARDS["h100"], cost_of(trial.network), trial.network
