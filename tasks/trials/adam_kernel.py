@@ -21,7 +21,14 @@ BLOCK = 1024
 def update(
     weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, copy: Tensor, rates: AdamRates
 ) -> None:
-    """See :class:`tasks.trials.half_weights.Update`."""
+    """See :data:`tasks.trials.half_weights.Update`.
+
+    Raises:
+        ValueError: for tensors that do not lie in memory alike, which the kernel reads as rows of numbers.
+    """
+    layouts = {tensor.stride() for tensor in (weight, gradient, mean, square, copy)}
+    if len(layouts) > 1:
+        raise ValueError(f"tensors of an update must have the same strides, not {sorted(layouts)}")
     grid = (triton.cdiv(weight.numel(), BLOCK),)
     arguments = (
         weight,

@@ -97,10 +97,8 @@ def train(
     model.to(device := torch.device(device), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch)
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
-    history: list[EpochRecord] = []
     with seeded(derive_seed("dropout", seed), device):
-        if checkpoints is not None:
-            history = checkpoints.restore(model, step.optimizer, order, device)
+        history = [] if checkpoints is None else checkpoints.restore(model, step.optimizer, order, device)
         with stepper(step) as take:
             for epoch in range(len(history) + 1, recipe.epochs + 1):
                 start = time.perf_counter()

@@ -136,7 +136,7 @@ def _walked_with_memory(
     with FakeTensorMode(allow_non_fake_inputs=True):
         counted = walked(dense)
     counted = replace(counted, num_parameters=weights, state_bytes=state, num_activations=0)
-    return replace(counted, uncounted=one_line(failure))
+    return replace(counted, uncounted=one_line(failure), half_step=None)
 
 
 class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes

@@ -318,11 +318,16 @@ def test_the_kernel_interpreted_is_torchs_adam():
         """
 import json, torch
 from tasks.trials.adam_kernel import update
-from tasks.trials.half_weights import differences
-print(json.dumps(differences(update, torch.device("cpu"))))
+from tasks.trials.half_weights import AdamRates, differences
+tensors = [torch.ones(2, 3) for _ in range(4)] + [torch.ones(3, 2).T]
+try:
+    update(*tensors, AdamRates(0.1, 0.1, False, 0.9, 0.999, 1e-8, 1))
+except ValueError as error:
+    print(json.dumps(differences(update, torch.device("cpu")) | {"refused": str(error)}))
 """,
         TRITON_INTERPRET="1",
     )
+    assert found["refused"] == "tensors of an update must have the same strides, not [(1, 2), (3, 1)]"
     assert max(found[name] for name in ("weight", "mean", "square")) <= TOLERANCE
     assert 0 < found["copy"] <= 2**-7
 
