@@ -171,6 +171,7 @@ def array_bytes(network: NetworkSpec) -> int:
 def peak_bytes(network: NetworkSpec) -> float:
     """Predict the most memory that a trial holds on a card, over training, evaluation and attacks."""
     cost = cost_of(network)
+    # Of the plain step too, which a card without Triton takes, and which holds a little more.
     parts = (cost.step, cost.evaluation, cost.attack)
     return array_bytes(network) + max(memory_bytes(part) for part in parts)
 
@@ -232,7 +233,7 @@ def _alone(trial: TrialSpec, card: Card) -> tuple[float, float]:
     # Networks with batch norm are trained by captured graphs, see tasks.trials.step.
     normed = any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
     interval = GRAPH_INTERVAL_S if normed else EAGER_INTERVAL_S
-    step = pass_time(cost.step, card, interval=interval, half=recipe.precision != "float32")
+    step = pass_time(cost.card_step, card, interval=interval, half=recipe.precision != "float32")
     evaluation = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False)
     attack = pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False)
     passes = tuple(zip(_num_passes(trial, cost), (step, evaluation, attack), strict=True))
