@@ -197,7 +197,7 @@ def _outcomes(
         if method == "fgsm":
             copies = _moved(pixels, direction, epsilons)
         else:
-            parts = zip(pixels.split(at_once), batch_labels.split(at_once), strict=True)
+            parts = zip(torch.split(pixels, at_once), torch.split(batch_labels, at_once), strict=True)
             moved = [ATTACKS[method](model, *part, epsilons) for part in parts]
             copies = [torch.cat(copy) for copy in zip(*moved, strict=True)]
         scores = [score(model(copy), batch_labels) for copy in copies]

@@ -92,7 +92,7 @@ def nearest_in_another_class(
         pool_decisions: ``(num_pool,)``.
     """
     flat = images.flatten(1).float()
-    blocks = [torch.cdist(flat, block.flatten(1).float()) for block in pool.split(POOL_ROWS)]
+    blocks = [torch.cdist(flat, block.flatten(1).float()) for block in torch.split(pool, POOL_ROWS)]
     distances = torch.cat(blocks, dim=1)
     distances[decisions[:, None] == pool_decisions[None]] = math.inf
     nearest, rows = distances.min(1)
@@ -141,7 +141,9 @@ def measure_radii(
         pixels = images[part].to(torch.float32, copy=True)
         own = decisions[len(pool) + part]
         starts = nearest_in_another_class(pixels, own, everything, decisions)
-        for some, start, decision in zip(*(t.split(at_once) for t in (pixels, starts, own)), strict=True):
+        for some, start, decision in zip(
+            *(torch.split(t, at_once) for t in (pixels, starts, own)), strict=True
+        ):
             change = minimal_perturbations(
                 model, some, start, num_steps=num_steps, num_bisections=num_bisections
             )
