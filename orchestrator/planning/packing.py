@@ -218,12 +218,14 @@ def _core_pass(cost: PassCost) -> float:
 
 def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, float]:
     """Return how many training steps, batches of an evaluation and gradients of a batch it takes."""
-    network, recipe = trial.network, trial.network.recipe
-    gradients, forwards = (sum(numbers) for numbers in zip(*attack_passes(trial).values(), strict=True))
+    network, recipe, attacks = trial.network, trial.network.recipe, attack_passes(trial)
+    gradients, forwards = (sum(numbers) for numbers in zip(*attacks.values(), strict=True))
+    # The pass that gives FGSM its directions gives the test loss too, and is made without FGSM as well.
+    clean = network.subset.test_size - attacks["fgsm"][0]
     return (
         recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
         (network.train_size + forwards) / cost.evaluation_batch,
-        gradients / cost.attack_batch,
+        (gradients + clean) / cost.attack_batch,
     )
 
 

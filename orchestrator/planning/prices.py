@@ -15,6 +15,8 @@ from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 
 DEFAULT_CARD = "h100"
+MOST = 1e6
+"""Dollars or watts of one card or core; more is a slip of the finger."""
 
 
 class Price(BaseModel):
@@ -27,8 +29,8 @@ class Price(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    dollars: float = Field(ge=0, allow_inf_nan=False)
-    watts: float = Field(ge=0, allow_inf_nan=False)
+    dollars: float = Field(ge=0, le=MOST, allow_inf_nan=False)
+    watts: float = Field(ge=0, le=MOST, allow_inf_nan=False)
 
 
 class Prices(BaseModel):

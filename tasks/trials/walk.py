@@ -6,6 +6,7 @@ a training step has, how much each computes and moves, and how much memory is al
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import weakref
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -75,13 +76,30 @@ def walk_network(
         )
 
     walked = partial(_walked, recipe, shape, batches)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with contained(), FakeTensorMode(allow_non_fake_inputs=True):
-            return walked(built())
+        with contained():
+            network = _without_data(built, mode)
+            with mode:
+                return walked(network)
     except (Exception, SystemExit) as error:
         if model.library != "own":
             raise
         return _walked_with_memory(error, built, walked, math.prod(shape))
+
+
+def _without_data(built: Callable[[], nn.Module], mode: FakeTensorMode) -> nn.Module:
+    """Build a network of tensors that hold no data; where it takes data to make it, copy one that has some.
+
+    Transformers and Inceptions of timm and torchvision ask tensors for numbers while they are made.
+    """
+    try:
+        with mode:
+            return built()
+    except DataDependentOutputException:
+        network = built()
+        with FakeCopyMode(mode):
+            return copy.deepcopy(network)
 
 
 def _walked(

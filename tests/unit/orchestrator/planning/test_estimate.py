@@ -186,3 +186,21 @@ def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run(
     assert 4.5 < found["hours"] < 17
     many = on_cards(plan.trials, CARDS["h100"], 64)
     assert many["hours"] <= 1.05 * many["lower_bound_hours"]
+
+
+def test_cards_that_are_too_few_for_a_trial_are_paid_and_not_used(trials):
+    two, three = (on_cards(trials, CARDS["h100"], number, share=2.0) for number in (2, 3))
+    assert three["hours"] == two["hours"]
+    assert (two["utilisation"], three["utilisation"]) == pytest.approx((1.0, 2 / 3))
+    # The idle third draws a tenth.
+    assert three["kilowatt_hours"] == pytest.approx(1.05 * two["kilowatt_hours"])
+
+
+def test_the_clean_test_images_take_their_time_whatever_attacks_are_asked_for(trials):
+    """Without FGSM the pass that gives the test loss is the same; only its strengths' passes are not made."""
+    fgsm = trials[0]
+    none = fgsm.model_copy(update={"attacks": fgsm.attacks.model_copy(update={"methods": ()})})
+    cost, num_images = cost_of(fgsm.network), fgsm.network.subset.test_size
+    evaluation = cost.evaluation.flops / CORE_FLOPS + CORE_INTERVAL_S * cost.evaluation.num_launches
+    strengths = len(fgsm.attacks.epsilons) * num_images / cost.evaluation_batch
+    assert core_seconds(fgsm) - core_seconds(none) == pytest.approx(strengths * evaluation)

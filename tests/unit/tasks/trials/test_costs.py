@@ -3,7 +3,7 @@
 import pytest
 
 from search_spaces.models import MODELS, model_spec
-from search_spaces.specs import RecipeSpec
+from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.costs import network_cost
 
@@ -40,6 +40,20 @@ def test_operations_and_parameters_are_the_published_ones(model):
     assert found.num_parameters / 1e6 == MEGA_PARAMETERS[model]
     # Backward is twice forward, less the gradient of the pixels that nobody asks for.
     assert 2.8 < found.step.flops / 4 / found.forward_flops <= 3
+
+
+@pytest.mark.parametrize(
+    ("architecture", "giga_macs", "mega_parameters"),
+    [("vit_b_32", 4.409, 88.224232), ("googlenet", 1.498, 6.624904)],
+)
+def test_networks_whose_making_needs_numbers_are_counted_too(architecture, giga_macs, mega_parameters):
+    model = ModelSpec(name="any", library="torchvision", architecture=architecture)
+    recipe = RecipeSpec(name="test", batch_size=2)
+    found = network_cost(model, recipe, channels=3, image_size=224, num_outputs=1000)
+    # Of a step of two images: forward and twice back, less the gradient of the pixels.
+    assert found.step.flops / 2 / 3 / 2e9 == pytest.approx(giga_macs, rel=0.05)
+    assert found.num_parameters / 1e6 == mega_parameters
+    assert not found.uncounted
 
 
 def test_a_perceptron_is_counted_as_by_hand():
