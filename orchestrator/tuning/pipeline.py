@@ -126,7 +126,7 @@ class _Tuning:
         stored = StoredResults.read(self.workspace.search_url)
         stored.patience = Patience(self.monitor.note)
         earlier = self._read(stored)
-        search, records = self._search(earlier), earlier.records
+        search, records = self._search(stored, earlier), earlier.records
         num_known = len(records)
         tracker = self._open_tracker(stored, records)
         if not search.done:
@@ -196,9 +196,9 @@ class _Tuning:
             )
         return earlier
 
-    def _search(self, earlier: Earlier) -> Search:
+    def _search(self, stored: StoredResults, earlier: Earlier) -> Search:
         """Return the search with everything that is stored told to it, each trial once."""
-        storage = open_storage(self.workspace.sweep_paths.search_journal)
+        storage = open_storage(self.workspace.sweep_paths.search_journal, stored.patience)
         search = Search(self.cells, self.workspace.plan.sweep.tune, storage, self._known())
         search.go_on(earlier.trainings())
         return search
