@@ -80,7 +80,7 @@ def lost_cells(path: Path, found: Sequence[CellOutcome]) -> list[str]:
 def _evidence(cell: CellOutcome) -> dict[str, Any]:
     found: dict[str, Any] = {"model": cell.model, "dataset": cell.dataset}
     if cell.chosen is None:
-        found["not_tuned"] = "every trial diverged or failed"
+        found["not_tuned"] = "diverged or failed"
     else:
         found |= {
             "validation_loss": _digits(cell.chosen.mean),

@@ -179,7 +179,7 @@ def test_a_cell_without_a_recipe_is_named_in_the_file_and_left_out_of_it(search,
     write_recipe(path, changed, found, {})
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert len(document["overrides"]) == len(found) - 1
-    assert document["tuned"]["cells"][0]["not_tuned"] == "every trial diverged or failed"
+    assert document["tuned"]["cells"][0]["not_tuned"] == "diverged or failed"
 
 
 def test_a_search_with_a_cell_without_a_recipe_ends_with_1(search, tmp_path):
