@@ -23,7 +23,7 @@ from orchestrator.tuning.pipeline import tune_sweep
 from orchestrator.tuning.records import Role, SearchRecord
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.standing import search_rows, search_standing
-from search_spaces.errors import ConfigError, DataError, SetupError, SweepError
+from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.prepared.dataset import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.prepared.validation import load_validation
@@ -276,7 +276,7 @@ def test_two_searches_on_one_root_are_refused(found):
         ({"tune.learning_rate": [1e-2, 1e-3]}, ConfigError, "two rising numbers"),
         ({"tune.train_size": 10**6}, SweepError, "1000000|1,000,000"),
         ({"models": ["small_mpl"]}, ConfigError, "did you mean 'small_mlp'"),
-        ({"data_mode": "as_released"}, DataError, "needs corrected data"),
+        ({"data_mode": "as_released"}, ConfigError, "needs corrected data"),
         ({"recipe.learning_rate": [1e-3, 1e-4]}, ConfigError, "one value of each field"),
         ({"recipe.epochs": 0}, ConfigError, "needs a recipe with epochs"),
     ],

@@ -329,6 +329,15 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
         held_to_splits([paired], TuneSpec(), dict.fromkeys(num_train, 5))
 
 
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [({"data_mode": "as_released"}, "misaligned_labels"), ({"faults": ["image_level_split"]}, "image_level")],
+)
+def test_data_with_faults_cannot_be_tuned_which_is_known_before_they_are_prepared(said, named):
+    with pytest.raises(ConfigError, match=f"needs corrected data; found: faults {named}"):
+        cells(**said)
+
+
 def test_a_recipe_without_epochs_cannot_be_tuned():
     with pytest.raises(ConfigError, match="needs a recipe with epochs; found: 0 for small_mlp"):
         cells(recipe={"from": "smoke", "epochs": 0})
