@@ -17,6 +17,7 @@ UNNOTED = ("curl ", "isweep plan ")
 """Commands by which the lab only looks, or checks itself."""
 OFFLINE = {
     "isweep doctor --launch cluster.yaml": "orchestrator/running/test_launch.py",
+    "isweep doctor --launch clusters/gcp.yaml": "orchestrator/running/test_launch.py",
     "ray up cluster.yaml": "orchestrator/running/test_aws_launch.py",
     "sbatch clusters/slurm.sbatch paper --device gpu": "orchestrator/running/test_launch_files.py",
     "kubectl apply -f clusters/rayjob.yaml": "orchestrator/running/test_launch_files.py",
