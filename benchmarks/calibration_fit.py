@@ -1,8 +1,9 @@
 """Fit the calibration of dimension, and say how it does on families and groups of families left out.
 
 Sets of the families in `calibration_shapes.py`, 1 to 128 dimensions, a third each with 500, 1,750 and 80 to
-2,500 points; seeds are fixed. Degree and penalty of the regression were chosen by the error on families left
-out, and by nothing else. `--write` writes ``tasks/measures/calibration.json``.
+2,500 points; seeds are fixed. Degree and penalty of the regression, and the least size of an error, were
+chosen by errors and coverage on families left out, and by nothing else. `--write` writes
+``tasks/measures/calibration.json``.
 
 "Family known" is a regression fitted to other draws of the very family alone.
 
@@ -21,14 +22,12 @@ from calibration_shapes import GROUPS
 from measure_common import parser, report
 from scipy.optimize import nnls
 
-from tasks.measures.calibration import Correction, error_size, terms
+from tasks.measures.calibration import LEAST_ERROR, Correction, disagreement, terms
 from tasks.measures.shape import shape_statistics
 
 TARGET = Path(__file__).parents[1] / "tasks" / "measures" / "calibration.json"
 PENALTY = 0.03
 ROUNDS = 3
-# Errors below this in ln d count alike: the fit is one of least absolute errors beyond it.
-SMALL = 0.05
 PROBABILITIES = np.linspace(0, 1, 201)
 LEVEL = 0.9
 
@@ -74,7 +73,7 @@ def fitted(x: np.ndarray, log_d: np.ndarray, families: np.ndarray) -> Correction
         square = (inside * now[:, None]).T @ inside + PENALTY * now.sum() * np.eye(design.shape[1])
         slope = np.linalg.solve(square, (inside * now[:, None]).T @ (target - middle))
         intercept = float(middle - centre @ slope)
-        now = weight / np.maximum(abs(target - intercept - design @ slope), SMALL)
+        now = weight / np.maximum(abs(target - intercept - design @ slope), LEAST_ERROR)
     none = np.zeros(0)
     return Correction(mean, deviation, intercept, slope, none, none, len(x))
 
@@ -106,10 +105,10 @@ def errors_of(
     x: np.ndarray, predicted: np.ndarray, log_d: np.ndarray, families: np.ndarray
 ) -> dict[str, np.ndarray]:
     """How the size of errors grows, and the quantiles of errors over their size, all families alike."""
-    looked, wrong, weight = error_size(x, predicted), log_d - predicted, alike(families)
+    looked, wrong, weight = disagreement(x, predicted), log_d - predicted, alike(families)
     root = np.sqrt(weight)
-    growth = nnls(looked * root[:, None], abs(wrong) * root)[0]
-    ratio = wrong / (looked @ growth)
+    growth = nnls(looked * root[:, None], np.maximum(abs(wrong) - LEAST_ERROR, 0) * root)[0]
+    ratio = wrong / (LEAST_ERROR + looked @ growth)
     order = np.argsort(ratio)
     reached = np.cumsum(weight[order]) - weight[order] / 2
     return {"error": growth, "quantiles": np.interp(PROBABILITIES * weight.sum(), reached, ratio[order])}
@@ -123,7 +122,7 @@ def held(sets: dict[str, np.ndarray], of_families: np.ndarray, of_groups: np.nda
         out = sets["family"] == name
         rest = sets["statistics"][~out], of_groups[~out], log_d[~out], sets["family"][~out]
         width = errors_of(*rest)
-        size = error_size(sets["statistics"][out], of_families[out]) @ width["error"]
+        size = LEAST_ERROR + disagreement(sets["statistics"][out], of_families[out]) @ width["error"]
         for i, tail in enumerate(((1 - LEVEL) / 2, (1 + LEVEL) / 2)):
             quantile = np.interp(tail, PROBABILITIES, width["quantiles"])
             ends[out, i] = of_families[out] + quantile * size

@@ -45,6 +45,9 @@ HIGH_DIMENSION = 16
 # Statistics further than this from their mean over the fitted sets count as no further, and as strange when
 # twice as far.
 FAR = 3.0
+# Errors in ln d are no smaller than this, however well the statistics agree: else some intervals of families
+# left out are a few percent wide, and hold two thirds.
+LEAST_ERROR = 0.05
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Correction:
     Attributes:
         mean, deviation: Of each statistic over the fitted sets.
         intercept, coefficients: Of ln d - ln d2 on the standardised statistics, then on products ``i <= j``.
-        error: Of the size of errors in ln d on what `error_size` looks at.
+        error: By how much the size of errors in ln d grows with what `disagreement` looks at.
         quantiles: Errors over their size, at even probabilities from 0 to 1.
         num_sets: Sets of the fit.
     """
@@ -119,7 +122,7 @@ class Correction:
     def range(self, statistics: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
         """Central interval of ln d for rows of statistics."""
         middle = self.log_dimension(statistics)
-        size = error_size(statistics, middle) @ self.error
+        size = LEAST_ERROR + disagreement(statistics, middle) @ self.error
         tails = ((1 - level) / 2, (1 + level) / 2)
         low, high = np.interp(tails, np.linspace(0, 1, len(self.quantiles)), self.quantiles)
         return middle + low * size, middle + high * size
@@ -132,13 +135,12 @@ def terms(standardised: FloatArray) -> FloatArray:
     return np.concatenate([near, near[:, one] * near[:, other]], axis=1)
 
 
-def error_size(statistics: FloatArray, log_dimension: FloatArray) -> FloatArray:
+def disagreement(statistics: FloatArray, log_dimension: FloatArray) -> FloatArray:
     """What the size of an error may grow with: dimension, and disagreement of the statistics."""
     directions, overall, unequal = (
         statistics[:, NAMES.index(name)] for name in ("directions10 - d2", "directions - 10", "unequal40")
     )
-    one = np.ones(len(statistics))
-    parts = [one, np.clip(log_dimension, 0, 5), abs(directions), abs(overall), np.maximum(unequal, 0)]
+    parts = [np.clip(log_dimension, 0, 5), abs(directions), abs(overall), np.maximum(unequal, 0)]
     return np.stack(parts, axis=1)
 
 
