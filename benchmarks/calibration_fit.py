@@ -22,7 +22,7 @@ from calibration_shapes import GROUPS
 from measure_common import parser, report
 from scipy.optimize import nnls
 
-from tasks.measures.calibration import LEAST_ERROR, Correction, disagreement, terms
+from tasks.measures.calibration import LEAST_ERROR, MOST_DIMENSIONS, Correction, disagreement, terms
 from tasks.measures.shape import shape_statistics
 
 TARGET = Path(__file__).parents[1] / "tasks" / "measures" / "calibration.json"
@@ -39,7 +39,7 @@ def made(draws: int) -> dict[str, np.ndarray]:
         for group, shapes in GROUPS.items():
             for shape in shapes:
                 rng = np.random.default_rng([77, draw, zlib.crc32(shape.__name__.encode())])
-                d = round(np.exp(rng.uniform(np.log(1.2), np.log(128))))
+                d = round(np.exp(rng.uniform(np.log(1.2), np.log(MOST_DIMENSIONS))))
                 d = max(d, 2) if shape.__name__ == "swiss" else d
                 num = int((500, 1750, np.exp(rng.uniform(np.log(80), np.log(2500))))[draw % 3])
                 points = shape(num, d, rng)

@@ -42,6 +42,8 @@ MAX_POINTS = 2500
 BLOCK_ROWS = 512
 # Above this, values of sets unlike those of the fit are off more often than the level says.
 HIGH_DIMENSION = 16
+# The most that any set of the fit has.
+MOST_DIMENSIONS = 128
 # Statistics further than this from their mean over the fitted sets count as no further, and as strange when
 # twice as far.
 FAR = 3.0
@@ -225,6 +227,10 @@ def _notes(value: float, strangeness: float) -> tuple[str, ...]:
         notes.append(
             f"above {HIGH_DIMENSION} dimensions the correction rests on the simulated shapes; "
             "take the interval, not the value"
+        )
+    if value > MOST_DIMENSIONS:
+        notes.append(
+            f"no simulated set has more than {MOST_DIMENSIONS} dimensions; how many more, nobody tried"
         )
     return tuple(notes)
 

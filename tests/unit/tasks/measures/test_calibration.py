@@ -82,6 +82,10 @@ def test_a_high_dimension_is_noted_as_resting_on_the_simulated_shapes():
     assert any("above 16 dimensions the correction rests on the simulated shapes" in note for note in high)
 
 
+def test_more_dimensions_than_any_simulated_set_are_noted():
+    assert "more than 128 dimensions" in calibrate(gaussian(200, 600, np.random.default_rng(0))).notes[-1]
+
+
 def test_does_not_depend_on_unit_or_embedding():
     points = hypersphere(300, 5, np.random.default_rng(0))
     one = calibrate(embedded(points, 50, seed=1))
