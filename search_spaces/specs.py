@@ -32,7 +32,7 @@ ATTACK_VERSION = 1
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
 PREDICTIONS_VERSION = 1
-MEASURE_VERSION = 2
+MEASURE_VERSION = 1
 
 
 Pair = TypeVar("Pair", tuple[int, int], tuple[int | str, int | str])

@@ -114,7 +114,7 @@ class MethodOptions:
         pixel_range: Lowest and highest value that pixels of float arrays can have.
         dtype: Type of the matrix products (default float32).
         device: cpu, or a torch device for the matrix products (default cpu).
-        calibrate: Correct the dimension's bias, see docs/measures.md.
+        calibrate: Correct the dimension's bias by simulation.
         seed: Seed of every random choice (default 0).
     """
 

@@ -1,55 +1,57 @@
-"""Bias-corrected intrinsic dimension, by a regression fitted to simulated sets of known dimension.
+"""Bias-corrected intrinsic dimension, by simulating manifolds of known dimension at the user's sample size.
 
 Neighbour-based estimators fall short when dimension is high for the number of points: 20 neighbours among
 1,000 points in 24 dimensions are not close, and half of a cube of that dimension is edge. How far they fall
 short depends on the shape as well: at the same dimension and size a sphere, a cube, a Gaussian cloud and a
-curled-up sheet give different values. But they also differ in other statistics of the same distances
-(`tasks.measures.shape`). So ln d - ln d2, by how much TwoNN falls short, is taken for a polynomial of second
-degree in those statistics. ``benchmarks/calibration_fit.py`` fitted it once, to shapes and random maps of 1
-to 128 dimensions with 80 to 2,500 points, and wrote it to ``calibration.json``. The interval is as wide as
-errors on groups of families that were left out of the fit, and wider where dimension is high and the
-statistics disagree.
+curled-up sheet give different values. But they also differ in other statistics of the same distances. So:
 
-The embedding does not matter beyond bounding d: statistics of distances do not change when points are moved
-isometrically into more pixels.
+1. Four statistics are taken from the data: ``ln d`` by MLE, its change from k/2 to k neighbours, the spread
+   of ``ln T_k`` over points in units of what even density would give, and the coefficient of variation of
+   distances between random pairs.
+2. The same statistics are simulated for each family of manifolds over a grid of dimensions, with as many
+   points; between grid values they are interpolated in ln d.
+3. Bayes' rule with even prior over families and ln d gives a distribution over d. Its covariance holds the
+   noise of simulated statistics plus a part of their spread between families at that dimension, because
+   real data are in none of the families: `VALUE_SPREAD` of it for the value, the distribution's mean in
+   ln d, and the more cautious `INTERVAL_SPREAD` for the interval, its central part.
+
+The embedding does not matter
+beyond bounding d: statistics of distances do not change when points are moved isometrically into more
+pixels.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-from dataclasses import dataclass, field
-from importlib import resources
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.measures.dimension import inverse_dimensions
-from tasks.measures.distances import (
-    BlockSource,
-    FloatArray,
-    Precision,
-    as_source,
-    estimate_centre,
-    flatten,
-    squared_distances,
-)
-from tasks.measures.shape import NAMES, WIDTH, shape_statistics
+from tasks.measures.distances import BlockSource, FloatArray, Precision, as_source, flatten, squared_distances
+from tasks.measures.manifolds import MANIFOLDS
+from tasks.measures.neighbors import NeighborTable, nested_neighbors
+from tasks.remote import Executor, InlineExecutor
 
-# More points than this cost minutes and correct ever less; larger data are thinned to it.
+DIMENSIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+NUM_REPEATS = 3
+# Chosen on simulated families left out one at a time and on the benchmark manifolds, see docs/measures.md.
+# A small part makes the best values, but intervals that are too sure of shapes they have not seen: of
+# families left out (dimensions 2 to 50, 500 points) they held 74 % with a part of 1, 85 with 4, 88 with 6.
+VALUE_SPREAD = 0.3
+INTERVAL_SPREAD = 6.0
+# Interpolation between grid dimensions is not better than about one percent.
+INTERPOLATION_ERROR = 0.01
+# Simulating more points than this costs minutes and corrects ever less; larger data are thinned to it.
 MAX_POINTS = 2500
-BLOCK_ROWS = 512
-# Above this, values of sets unlike those of the fit are off more often than the level says.
+NUM_PAIR_ROWS = 256
+# Above this, values and intervals of sets outside all families are off more often than the level says.
 HIGH_DIMENSION = 16
-# The most that any set of the fit has.
-MOST_DIMENSIONS = 128
-# Statistics further than this from their mean over the fitted sets count as no further, and as strange when
-# twice as far.
-FAR = 3.0
-# Errors in ln d are no smaller than this, however well the statistics agree: else some intervals of families
-# left out are a few percent wide, and hold two thirds.
-LEAST_ERROR = 0.05
+# 99 % point of chi-square with four degrees of freedom.
+MISFIT = 13.28
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,11 @@ class CalibratedDimension:
         value: Corrected dimension, or None when undefined.
         interval: Central interval of probability ``level``.
         uncorrected: MLE normalised by k-1 on the same points.
-        num_points: Points that the correction looked at.
-        num_neighbors: k of the uncorrected value.
+        num_points: Points that the correction looked at, and that each simulation had.
+        num_neighbors: k.
         level: Probability of the interval.
-        families: Weight of each simulated family in records older than the regression, else empty.
-        num_simulations: Simulated sets that the correction was fitted to.
+        families: Weight of each family of manifolds.
+        num_simulations: Simulated samples.
         notes: What a reader should know.
         reason: Why ``value`` is None.
     """
@@ -75,8 +77,8 @@ class CalibratedDimension:
     num_points: int
     num_neighbors: int
     level: float
-    families: dict[str, float] = field(default_factory=dict)
-    num_simulations: int = 0
+    families: dict[str, float]
+    num_simulations: int
     notes: tuple[str, ...] = ()
     reason: str | None = None
 
@@ -91,69 +93,19 @@ class CalibratedDimension:
 
 
 @dataclass(frozen=True)
-class Correction:
-    """The fitted regression.
+class Simulations:
+    """Statistics of simulated manifolds.
 
     Attributes:
-        mean, deviation: Of each statistic over the fitted sets.
-        intercept, coefficients: Of ln d - ln d2 on the standardised statistics, then on products ``i <= j``.
-        error: By how much the size of errors in ln d grows with what `disagreement` looks at.
-        quantiles: Errors over their size, at even probabilities from 0 to 1.
-        num_sets: Sets of the fit.
+        families: Names.
+        log_dimensions: ``(num_dimensions,)`` ln d of the grid.
+        statistics: ``(num_families, num_dimensions, num_repeats, 4)``, NaN where a family has no such
+            dimension.
     """
 
-    mean: FloatArray
-    deviation: FloatArray
-    intercept: float
-    coefficients: FloatArray
-    error: FloatArray
-    quantiles: FloatArray
-    num_sets: int
-
-    def log_dimension(self, statistics: FloatArray) -> FloatArray:
-        """Logarithm of d for rows of statistics."""
-        corrected: FloatArray = (
-            statistics[:, 0] + self.intercept + terms(self.standardised(statistics)) @ self.coefficients
-        )
-        return corrected
-
-    def standardised(self, statistics: FloatArray) -> FloatArray:
-        """Statistics in units of their spread over the fitted sets."""
-        return (statistics - self.mean) / self.deviation
-
-    def range(self, statistics: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
-        """Central interval of ln d for rows of statistics."""
-        middle = self.log_dimension(statistics)
-        size = LEAST_ERROR + disagreement(statistics, middle) @ self.error
-        tails = ((1 - level) / 2, (1 + level) / 2)
-        low, high = np.interp(tails, np.linspace(0, 1, len(self.quantiles)), self.quantiles)
-        return middle + low * size, middle + high * size
-
-
-def terms(standardised: FloatArray) -> FloatArray:
-    """Statistics, none further than `FAR` from the mean, and their products."""
-    near = np.clip(standardised, -FAR, FAR)
-    one, other = np.triu_indices(near.shape[1])
-    return np.concatenate([near, near[:, one] * near[:, other]], axis=1)
-
-
-def disagreement(statistics: FloatArray, log_dimension: FloatArray) -> FloatArray:
-    """What the size of an error may grow with: dimension, and disagreement of the statistics."""
-    directions, overall, unequal = (
-        statistics[:, NAMES.index(name)] for name in ("directions10 - d2", "directions - 10", "unequal40")
-    )
-    parts = [np.clip(log_dimension, 0, 5), abs(directions), abs(overall), np.maximum(unequal, 0)]
-    return np.stack(parts, axis=1)
-
-
-@functools.cache
-def correction() -> Correction:
-    """The regression in ``calibration.json``."""
-    text = resources.files("tasks.measures").joinpath("calibration.json").read_text(encoding="utf-8")
-    fitted = json.loads(text)
-    names = ("mean", "deviation", "coefficients", "error", "quantiles")
-    arrays: dict[str, FloatArray] = {name: np.array(fitted[name], float) for name in names}
-    return Correction(**arrays, intercept=float(fitted["intercept"]), num_sets=int(fitted["num_sets"]))
+    families: tuple[str, ...]
+    log_dimensions: FloatArray
+    statistics: FloatArray
 
 
 def calibrate(
@@ -163,96 +115,203 @@ def calibrate(
     keep: npt.NDArray[Any] | None = None,
     max_points: int = MAX_POINTS,
     level: float = 0.9,
+    families: Sequence[str] = tuple(MANIFOLDS),
+    executor: Executor | None = None,
     precision: Precision | None = None,
     seed: int = 0,
 ) -> CalibratedDimension:
-    """Correct the bias that estimates have on this many points.
+    """Correct the MLE for the bias it has on this many points.
 
     Args:
         rows: ``(num_points, ...)`` array or source, without duplicates among ``keep``.
-        num_neighbors: k of the uncorrected MLE that stands beside.
+        num_neighbors: k of the MLE.
         keep: Rows to use, ascending; all when None.
         max_points: More points than this are thinned at random to it.
         level: Probability of the interval, 90 % as usual for such intervals.
+        families: Of `tasks.measures.manifolds.MANIFOLDS`, to simulate.
+        executor: Where simulations run; in this process when None.
         precision: How products are formed.
-        seed: Of thinning and of the draws of the statistics.
+        seed: Of thinning and simulations.
 
     Returns:
-        The corrected value. ``docs/measures.md`` has the errors, and how often the interval covers the true
-        dimension, on families left out of the fit, on benchmark manifolds and on blind sets. Shapes far from
-        every family are covered less often than ``level`` says.
+        The corrected value. How often its interval covers the true dimension is tested on fresh samples of
+        the families, on families left out of the simulations, and on the benchmark manifolds of the field;
+        ``docs/measures.md`` has the counts. Shapes far from every family are covered less often than
+        ``level`` says.
     """
+    executor = executor or InlineExecutor()
     source = as_source(rows)
     kept = np.arange(source.num_rows) if keep is None else np.asarray(keep)
-    rng = np.random.default_rng(seed)
     if len(kept) > max_points:
-        kept = np.sort(rng.choice(kept, max_points, replace=False))
-    count, least = len(kept), max(4 * num_neighbors, 2 * WIDTH)
-
-    def undefined(reason: str) -> CalibratedDimension:
-        return CalibratedDimension(None, None, None, count, num_neighbors, level, reason=reason)
-
-    if count < least:
-        return undefined(f"needs at least {least} distinct points, has {count}")
-    squared = _all_squared_distances(source, kept, precision or Precision())
-    statistics = shape_statistics(squared, rng)
-    if statistics is None:
-        return undefined("neighbour distances are zero or all equal")
-    nearest = np.sort(squared + np.diag(np.full(count, np.inf)), axis=1)[:, :num_neighbors]
-    uncorrected = float(1 / inverse_dimensions(0.5 * np.log(nearest), num_neighbors, 1).mean())
-    ambient = int(np.prod(source.row_shape))
-    fitted = correction()
-    logs = [fitted.log_dimension(statistics[None]), *fitted.range(statistics[None], level)]
-    # Clipped, not cut off before: data may well fill all their columns.
-    value, low, high = (min(float(np.exp(part[0])), float(ambient)) for part in logs)
-    return CalibratedDimension(
-        value=value,
-        interval=(min(low, value), max(high, value)),
-        uncorrected=uncorrected,
-        num_points=count,
-        num_neighbors=num_neighbors,
-        level=level,
-        num_simulations=fitted.num_sets,
-        notes=_notes(value, float(abs(fitted.standardised(statistics[None])).max())),
+        kept = np.sort(np.random.default_rng(seed).choice(kept, max_points, replace=False))
+    num_points = len(kept)
+    if num_points < 4 * num_neighbors:
+        reason = f"needs at least {4 * num_neighbors} distinct points, has {num_points}"
+        return CalibratedDimension(None, None, None, num_points, num_neighbors, level, {}, 0, reason=reason)
+    search = nested_neighbors(
+        source, None, [num_points], num_neighbors, executor=executor, precision=precision, keep=kept
     )
+    observed = statistics(search.tables[0], _pair_distances(source, kept), num_neighbors)
+    if observed is None:
+        reason = "neighbour distances are zero or all equal"
+        return CalibratedDimension(None, None, None, num_points, num_neighbors, level, {}, 0, reason=reason)
+    ambient = int(np.prod(source.row_shape))
+    simulations = simulate(
+        num_points,
+        num_neighbors,
+        dimension_grid(np.exp(observed[0]), ambient),
+        families,
+        executor=executor,
+        seed=seed,
+    )
+    return posterior(observed, simulations, num_points, num_neighbors, level, ambient)
 
 
-def _notes(value: float, strangeness: float) -> tuple[str, ...]:
+def statistics(table: NeighborTable, pair_distances: FloatArray, num_neighbors: int) -> FloatArray | None:
+    """The four statistics of step 1, or None where a distance is zero or all are equal."""
+    good = table.distances[:, 0] > 0
+    logs = np.log(table.distances[good, :num_neighbors])
+    if len(logs) < 2:
+        return None
+    near, far = (inverse_dimensions(logs, k, 1).mean() for k in (num_neighbors // 2, num_neighbors))
+    spread, variation = logs[:, -1].std(), pair_distances.std() / pair_distances.mean()
+    if min(near, far, spread, variation) <= 0:
+        return None
+    evenness = np.log(spread / far * np.sqrt(num_neighbors))
+    return np.array([-np.log(far), np.log(near / far), evenness, np.log(variation)])
+
+
+def simulate(
+    num_points: int,
+    num_neighbors: int,
+    dimensions: Sequence[int],
+    families: Sequence[str],
+    *,
+    executor: Executor,
+    num_repeats: int = NUM_REPEATS,
+    seed: int = 0,
+) -> Simulations:
+    """Statistics of every family at every dimension, ``num_repeats`` samples each."""
+    cells = [
+        (f, d, r)
+        for f, family in enumerate(families)
+        for d, dimension in enumerate(dimensions)
+        for r in range(num_repeats)
+        if dimension >= 2 or family not in ("swiss_roll", "ball")
+    ]
+    arguments = [(families[f], dimensions[d], num_points, num_neighbors, [seed, r]) for f, d, r in cells]
+    result = np.full((len(families), len(dimensions), num_repeats, 4), np.nan)
+    for index, values in executor.map_unordered(simulate_one, arguments):
+        if values is not None:
+            result[cells[index]] = values
+    return Simulations(tuple(families), np.log(np.asarray(dimensions, float)), result)
+
+
+def simulate_one(
+    family: str, dimension: int, num_points: int, num_neighbors: int, seed: Sequence[int]
+) -> FloatArray | None:
+    """Statistics of one simulated sample; each has its own stream, whatever else is simulated beside it."""
+    rng = np.random.default_rng([*seed, dimension, zlib.crc32(family.encode())])
+    source = as_source(MANIFOLDS[family](num_points, dimension, rng))
+    table = nested_neighbors(source, None, [num_points], num_neighbors).tables[0]
+    return statistics(table, _pair_distances(source, np.arange(num_points)), num_neighbors)
+
+
+def _pair_distances(source: BlockSource, kept: npt.NDArray[Any]) -> FloatArray:
+    """All distances among a few rows, read as slices spread over the data."""
+    starts = np.unique(np.linspace(0, max(len(kept) - 32, 0), NUM_PAIR_ROWS // 32).astype(int))
+    chosen = np.unique(np.concatenate([np.arange(s, min(s + 32, len(kept))) for s in starts]))
+    rows = np.concatenate([flatten(source.read(int(kept[i]), int(kept[i]) + 1)) for i in chosen])
+    squared, _ = squared_distances(rows, None, rows.mean(axis=0, dtype=np.float64), Precision())
+    return np.sqrt(squared[np.triu_indices(len(rows), 1)])
+
+
+def dimension_grid(estimate: float, ambient: int) -> list[int]:
+    """Dimensions worth simulating: from well below the raw estimate to where it could have come from."""
+    # The raw value is at most a fifth too high on curled shapes, and falls short by up to a factor that
+    # itself grows with dimension (2 at 32, 3 at 70, for 1,000 points).
+    low, high = estimate / 2, 3 * estimate + 0.05 * estimate**2
+    inside = [d for d in DIMENSIONS if low <= d <= high and d <= ambient]
+    below = [d for d in DIMENSIONS if d < min([*inside, ambient + 1])][-1:]
+    above = [d for d in DIMENSIONS if d > max([*inside, *below])][:1]
+    return [*below, *inside, *above]
+
+
+def posterior(
+    observed: FloatArray,
+    simulations: Simulations,
+    num_points: int,
+    num_neighbors: int,
+    level: float,
+    ambient: int,
+) -> CalibratedDimension:
+    """Step 3: distribution over families and ln d given the observed statistics."""
+    grid = np.linspace(simulations.log_dimensions[0], simulations.log_dimensions[-1], 400)
+    curves, noise = _curves(simulations, grid)
+    weight, misfit = _weights(observed, curves, noise, VALUE_SPREAD)
+    value = min(float(np.exp(weight.sum(axis=0) @ grid)), ambient)
+    density = _weights(observed, curves, noise, INTERVAL_SPREAD)[0].sum(axis=0)
+    tail = (1 - level) / 2
+    # Clipped, not cut off before: data may well fill all their columns.
+    low, high = np.minimum(np.exp(np.interp([tail, 1 - tail], density.cumsum(), grid)), ambient)
     notes = []
-    if strangeness > 2 * FAR:
+    if misfit > MISFIT:
         notes.append(
             "the distances are unlike those of every simulated family; take the correction with care"
         )
     if value > HIGH_DIMENSION:
         notes.append(
-            f"above {HIGH_DIMENSION} dimensions the correction rests on the simulated shapes; "
-            "take the interval, not the value"
+            f"above {HIGH_DIMENSION} dimensions the correction rests on the simulated shapes: on images of "
+            "known dimension it was too low, on curved sheets too high"
         )
-    if value > MOST_DIMENSIONS:
-        notes.append(
-            f"no simulated set has more than {MOST_DIMENSIONS} dimensions; how many more, nobody tried"
-        )
-    return tuple(notes)
+    if density[-4:].sum() > tail and grid[-1] < np.log(ambient):
+        notes.append("the interval reaches the largest simulated dimension; the true one may be higher")
+    return CalibratedDimension(
+        value=value,
+        interval=(min(float(low), value), max(float(high), value)),
+        uncorrected=float(np.exp(observed[0])),
+        num_points=num_points,
+        num_neighbors=num_neighbors,
+        level=level,
+        families=dict(zip(simulations.families, weight.sum(axis=1).tolist(), strict=True)),
+        num_simulations=int(np.isfinite(simulations.statistics[..., 0]).sum()),
+        notes=tuple(notes),
+    )
 
 
-def _all_squared_distances(source: BlockSource, kept: npt.NDArray[Any], precision: Precision) -> FloatArray:
-    """``(n, n)`` squared distances among the kept rows, a pair of blocks at a time."""
-    centre = estimate_centre(source)
-    starts = range(0, len(kept), BLOCK_ROWS)
-    squared = np.zeros((len(kept), len(kept)))
+def _weights(
+    observed: FloatArray, curves: FloatArray, noise: FloatArray, spread: float
+) -> tuple[FloatArray, float]:
+    """Probability of each family and grid value, ``(num_families, len(grid))``, and the smallest misfit."""
+    missing: npt.NDArray[np.bool_] = np.asarray(np.isnan(curves).any(axis=2))
+    centred = np.where(missing[..., None], 0, curves)
+    centred -= centred.sum(axis=0) / np.maximum((~missing).sum(axis=0), 1)[:, None]
+    centred[missing] = 0
+    between = np.einsum("fgi,fgj->gij", centred, centred) / len(curves)
+    covariance = noise + spread * between + INTERPOLATION_ERROR**2 * np.eye(4)
+    residual = np.where(missing[..., None], 0, observed - curves)
+    misfit = np.einsum("fgi,gij,fgj->fg", residual, np.linalg.inv(covariance), residual)
+    misfit[missing] = np.inf
+    log_weight = -0.5 * misfit - 0.5 * np.linalg.slogdet(covariance)[1]
+    weight = np.exp(log_weight - log_weight.max())
+    return weight / weight.sum(), float(misfit.min())
 
-    def block(start: int) -> npt.NDArray[Any]:
-        chosen = kept[start : start + BLOCK_ROWS]
-        return np.concatenate([flatten(source.read(int(i), int(i) + 1)) for i in chosen])
 
-    for start in starts:
-        ours = block(start)
-        inside = slice(start, start + len(ours))
-        squared[inside, inside] = squared_distances(ours, None, centre, precision)[0]
-        for other in starts:
-            if other > start:
-                theirs = block(other)
-                beside = slice(other, other + len(theirs))
-                squared[inside, beside] = squared_distances(ours, theirs, centre, precision)[0]
-                squared[beside, inside] = squared[inside, beside].T
-    return squared
+def _curves(simulations: Simulations, grid: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean statistics of each family along the grid, ``(num_families, len(grid), 4)``, and their noise."""
+    values = simulations.statistics
+    means = values.mean(axis=2)
+    deviations = (values - means[:, :, None]).reshape(-1, values.shape[2], 4)
+    deviations = deviations[np.isfinite(deviations).all(axis=(1, 2))]
+    repeats = values.shape[2]
+    # What is compared is one observation with a mean of `repeats`: both are noisy.
+    noise = np.einsum("nri,nrj->ij", deviations, deviations) / max(len(deviations) * (repeats - 1), 1)
+    noise *= 1 + 1 / repeats
+    curves = np.full((len(values), len(grid), 4), np.nan)
+    for family, mean in enumerate(means):
+        known = np.isfinite(mean).all(axis=1)
+        for column in range(4):
+            curves[family, :, column] = np.interp(
+                grid, simulations.log_dimensions[known], mean[known, column], left=np.nan, right=np.nan
+            )
+    return curves, noise

@@ -1,4 +1,4 @@
-"""Points and images of known intrinsic dimension: for tests, and for trying things out.
+"""Points and images of known intrinsic dimension: for calibration, for tests, and for trying things out.
 
 Every point generator takes ``(num_points, dimension, rng)`` and returns float64 points whose number of
 columns is whatever the shape needs. An isometric embedding into more columns changes no distance, so none

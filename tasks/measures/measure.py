@@ -87,7 +87,7 @@ def measure_nested(
         settings=settings,
         precision=found.search.precision,
         notes=_notes(records[-1], convention),
-        calibration=_calibration(source, profile.keep[: found.positions[-1]], settings, precision),
+        calibration=_calibration(source, profile.keep[: found.positions[-1]], settings, executor, precision),
     )
 
 
@@ -269,6 +269,7 @@ def _calibration(
     source: BlockSource,
     keep: npt.NDArray[Any],
     settings: MeasureSettings,
+    executor: Executor,
     precision: Precision,
 ) -> CalibratedDimension | None:
     if not settings.calibrate:
@@ -277,6 +278,7 @@ def _calibration(
         source,
         num_neighbors=settings.num_neighbors,
         keep=keep,
+        executor=executor,
         precision=precision,
         seed=settings.seed,
     )

@@ -36,8 +36,8 @@ class MeasureSettings:
         dtype: ``"float32"`` or ``"float64"``, of the products that find neighbours.
         device: ``"cpu"``, or a torch device for the products.
         block_rows: Rows per block; memory per worker grows with its square.
-        calibrate: Also give a dimension corrected for bias, at the largest size; takes seconds.
-        seed: Of bootstraps, thinnings and draws.
+        calibrate: Also correct the MLE's bias by simulation, at the largest size; takes a minute or so.
+        seed: Of bootstraps, thinnings and simulations.
     """
 
     num_neighbors: int = 20
