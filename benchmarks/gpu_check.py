@@ -1,9 +1,10 @@
 """What a card does with the paper's six networks: probes of 40 seconds, and the grid's hours from them.
 
 Each probe trains one network at its released batch size on resident images, as a trial does, and counts
-images per second. The grid's hours follow from the measured rates, one trial at a time; beside them stand
-what the planner predicted, and the floor: training's arithmetic and weights' traffic at the data sheet's full
-rates, and nothing else. Writes ``benchmarks/results/gpu-<card>.json``.
+images per second. VGGs, which take bfloat16 weights there, are probed for half as long without them too. The
+grid's hours follow from the measured rates, one trial at a time; beside them stand what the planner
+predicted, and the floor: training's arithmetic and weights' traffic at the data sheet's full rates, and
+nothing else. Writes ``benchmarks/results/gpu-<card>.json``.
 
     python benchmarks/gpu_check.py [--seconds 40] [--card h100]
 """
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -34,6 +36,7 @@ from search_spaces.trials import TrialSpec
 from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import build_model
 from tasks.trials.seeding import deterministic
+from tasks.trials.step import update_of
 from tasks.trials.training import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +44,10 @@ NUM_IMAGES = 1750
 
 
 def probe(model: str, seconds: float) -> dict[str, Any]:
-    """Train one network until the time is over; the first epoch, with its captures, is not counted."""
+    """Train one network until the time is over; the first epoch, with its captures, is not counted.
+
+    ``step_note`` says why bfloat16 weights were not taken; without them the rate is ``with_casts``.
+    """
     device = torch.device("cuda")
     recipe = recipe_spec("paper", model, "mnist")
     ends: list[float] = []
@@ -66,18 +72,28 @@ def probe(model: str, seconds: float) -> dict[str, Any]:
         )
         images = torch.randint(0, 256, (NUM_IMAGES, 1, 224, 224), dtype=torch.uint8)
         labels = torch.arange(NUM_IMAGES) % 2
-        with contextlib.suppress(Over):
-            train(network, images, labels, recipe, seed=0, device=device, on_epoch=epoch_ended)
-        peak = peak_bytes(device)
-    rate = NUM_IMAGES * (len(ends) - 1) / (ends[-1] - ends[0])
-    return {"model": model, "batch_size": recipe.batch_size, "images_per_second": rate, "peak_bytes": peak}
+
+        def rate() -> float:
+            ends.clear()
+            with contextlib.suppress(Over):
+                train(network, images, labels, recipe, seed=0, device=device, on_epoch=epoch_ended)
+            return NUM_IMAGES * (len(ends) - 1) / (ends[-1] - ends[0])
+
+        update, note = update_of(network, recipe, device)
+        row = {"model": model, "batch_size": recipe.batch_size, "step_note": note}
+        row |= {"images_per_second": rate(), "peak_bytes": peak_bytes(device)}
+        if update is not None:
+            seconds /= 2
+            with patch("tasks.trials.step.takes_half_weights", return_value=False):
+                row["with_casts"] = rate()
+    return row
 
 
 def floor_hours(trials: Iterable[TrialSpec], card: Card) -> float:
     """Return the hours of training if no kernel waited: products, and weights read and written."""
     seconds = 0.0
     for trial in trials:
-        recipe, step = trial.network.recipe, cost_of(trial.network).step
+        recipe, step = trial.network.recipe, cost_of(trial.network).card_step
         moved = sum(kernel.num_bytes for kernel in step.kernels if kernel.name.startswith("_fused_adam"))
         of_step = step.flops / (1e12 * card.half_tflops) + moved / (1e9 * card.bandwidth)
         seconds += recipe.epochs * math.ceil(trial.network.train_size / recipe.batch_size) * of_step

@@ -61,13 +61,16 @@ def tune(
 
     progress = Progress(console=None if cluster.quiet else stderr)
     options = run_options(place, cluster, reading, raw_folders(raw))
+    again = place.hint("tune", preset, *(word for change in changes for word in ("--set", change)))
     try:
         summary = tune_sweep(preset, options, progress=progress, changes=read_changes(changes))
     except KeyboardInterrupt:
-        again = place.hint("tune", preset, *(word for change in changes for word in ("--set", change)))
         raise KeyboardInterrupt(f"Finished trials are kept; continue with: {again}") from None
     for problem in summary.problems:
         stderr.print(escape(problem), soft_wrap=True)
+    if summary.num_behind:
+        behind = f"MLflow misses {summary.num_behind} updates; send them with: {again}"
+        stderr.print(escape(behind), soft_wrap=True)
     found: dict[str, Any] = document(summary)
 
     def show() -> None:

@@ -55,7 +55,7 @@ def estimate(
         ConfigError: if a trial asks for more cards than there are.
     """
     card = card or CARDS[DEFAULT_CARD]
-    rates = measured_rates(measured_trials)
+    rates = measured_rates(trial for trial in measured_trials if not trial.card or trial.ran_on(card))
     corrections = corrections_for(card, measured_trials)
     cpu_seconds = gpu_seconds = 0.0
     measured = 0
@@ -126,15 +126,18 @@ def on_cards(
         shares[name] = max(need.share, shares.get(name, 0.0))
         if need.memory_bytes > min(need.share, 1.0) * card.memory_gib * 2**30:
             too_large[name] = max(need.memory_bytes, too_large.get(name, 0.0))
-    found = replay(longest_first(jobs_on(trials, card, corrections, share)), num_cards // whole)
+    groups = num_cards // whole
+    found = replay(longest_first(jobs_on(trials, card, corrections, share)), groups)
+    # Cards that are too few for one more trial are paid for too.
+    utilisation = found.utilisation * groups * whole / num_cards
     card_hours = num_cards * found.makespan / 3600
-    draw = found.utilisation + IDLE_DRAW * (1 - found.utilisation)
+    draw = utilisation + IDLE_DRAW * (1 - utilisation)
     return {
         "card": card.name,
         "num_cards": num_cards,
         "hours": found.makespan / 3600,
         "lower_bound_hours": found.lower_bound / 3600,
-        "utilisation": found.utilisation,
+        "utilisation": utilisation,
         "most_at_once": found.most_at_once,
         "dollars": card_hours * card.price,
         "kilowatt_hours": card_hours * card.watts * draw / 1000,

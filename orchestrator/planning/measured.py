@@ -40,6 +40,11 @@ class MeasuredTrial:
     card: str = ""
     peak_bytes: int = 0
 
+    def ran_on(self, card: Card) -> bool:
+        """Tell whether it ran on this kind of card, whatever an hour of it costs."""
+        found = card_like(self.card)
+        return found is not None and found.name == card.name
+
 
 def corrections_for(card: Card, trials: Iterable[MeasuredTrial]) -> Corrections:
     """Return measured over predicted by network: of memory the worst, of time on such a card the median.
@@ -56,7 +61,7 @@ def corrections_for(card: Card, trials: Iterable[MeasuredTrial]) -> Corrections:
         if trial.peak_bytes:
             ratio = (CONTEXT_BYTES + trial.peak_bytes) / peak_bytes(network)
             memory[name] = max(ratio, memory.get(name, 0.0))
-        if network.recipe.epochs and trial.seconds > 0 and card_like(trial.card) == card:
+        if network.recipe.epochs and trial.seconds > 0 and trial.ran_on(card):
             predicted = seconds_on_share(trial.spec, card, trial.share)
             seconds.setdefault(name, []).append(trial.seconds / predicted)
     return Corrections(memory, {name: statistics.median(found) for name, found in seconds.items()})

@@ -171,6 +171,7 @@ def array_bytes(network: NetworkSpec) -> int:
 def peak_bytes(network: NetworkSpec) -> float:
     """Predict the most memory that a trial holds on a card, over training, evaluation and attacks."""
     cost = cost_of(network)
+    # Of the plain step too, which a card without Triton takes, and which holds a little more.
     parts = (cost.step, cost.evaluation, cost.attack)
     return array_bytes(network) + max(memory_bytes(part) for part in parts)
 
@@ -217,12 +218,14 @@ def _core_pass(cost: PassCost) -> float:
 
 def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, float]:
     """Return how many training steps, batches of an evaluation and gradients of a batch it takes."""
-    network, recipe = trial.network, trial.network.recipe
-    gradients, forwards = (sum(numbers) for numbers in zip(*attack_passes(trial).values(), strict=True))
+    network, recipe, attacks = trial.network, trial.network.recipe, attack_passes(trial)
+    gradients, forwards = (sum(numbers) for numbers in zip(*attacks.values(), strict=True))
+    # The pass that gives FGSM its directions gives the test loss too, and is made without FGSM as well.
+    clean = network.subset.test_size - attacks["fgsm"][0]
     return (
         recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
         (network.train_size + forwards) / cost.evaluation_batch,
-        gradients / cost.attack_batch,
+        (gradients + clean) / cost.attack_batch,
     )
 
 
@@ -232,7 +235,7 @@ def _alone(trial: TrialSpec, card: Card) -> tuple[float, float]:
     # Networks with batch norm are trained by captured graphs, see tasks.trials.step.
     normed = any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
     interval = GRAPH_INTERVAL_S if normed else EAGER_INTERVAL_S
-    step = pass_time(cost.step, card, interval=interval, half=recipe.precision != "float32")
+    step = pass_time(cost.card_step, card, interval=interval, half=recipe.precision != "float32")
     evaluation = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False)
     attack = pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False)
     passes = tuple(zip(_num_passes(trial, cost), (step, evaluation, attack), strict=True))

@@ -68,15 +68,13 @@ def replay(jobs: Sequence[Job], num_cards: int) -> Replay:
         jobs: in the order in which they are offered.
         num_cards: at least 1.
     """
-    free = [1.0] * num_cards
+    free = [1.0] * max(1, min(num_cards, len(jobs)))
     running: list[tuple[float, int, float]] = []
     waiting = list(jobs)
     now, most = 0.0, 0
     starts: dict[str, float] = {}
     while waiting or running:
-        left = _start(waiting, free, running, now)
-        starts |= dict.fromkeys({job.name for job in waiting} - {job.name for job in left}, now)
-        waiting = left
+        waiting = _start(waiting, free, running, now, starts)
         most = max(most, len(running))
         if not running:
             break
@@ -107,8 +105,13 @@ def replay_in_waves(waves: Iterable[Sequence[Job]], num_cards: int) -> Replay:
 
 
 def _start(
-    waiting: list[Job], free: list[float], running: list[tuple[float, int, float]], now: float
+    waiting: list[Job],
+    free: list[float],
+    running: list[tuple[float, int, float]],
+    now: float,
+    starts: dict[str, float],
 ) -> list[Job]:
+    """Start what fits now, noted in ``starts``; return what still waits."""
     left: list[Job] = []
     room = max(free)
     for place, job in enumerate(waiting):
@@ -121,6 +124,7 @@ def _start(
         # The fullest card with room, as Ray packs.
         card = min((c for c in range(len(free)) if free[c] + _ROUNDING >= share), key=lambda c: free[c])
         free[card] -= share
+        starts[job.name] = now
         heapq.heappush(running, (now + job.seconds, card, share))
         room = max(free)
     return left

@@ -7,6 +7,7 @@ values only: see :mod:`orchestrator.planning.plain_yaml`.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -18,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.planning.changes import with_changes
 from orchestrator.planning.plain_yaml import plain_json, read_plain, read_text, write_plain
-from orchestrator.planning.tuned import split_tuned, tuned_path, with_tuned_cells
+from orchestrator.planning.tuned import check_beside, split_tuned, tuned_path, with_tuned_cells
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
@@ -124,6 +125,8 @@ def _spec_of(
         document["datasets"] = [{"name": d} if isinstance(d, str) else d for d in document["datasets"]]
     named = tuned_path(document.get("recipe"), document.get("name"), recipes)
     recipe, tuned = split_tuned(_with_recipe_file(named, folder))
+    if tuned is not None:
+        check_beside(named)
     document["recipe"] = recipe
     if document["recipe"] is None:
         del document["recipe"]
@@ -146,7 +149,7 @@ def _with_recipe_file(recipe: object, folder: Path, depth: int = 0) -> object:
     name = outer.get("from")
     if not isinstance(name, str) or not _is_path(name):
         return recipe
-    path = folder / Path(name).expanduser()
+    path = folder / os.path.expanduser(name)  # the home of nobody stays as it is written, and is not there
     if depth > MAX_RECIPE_FILES:
         raise ConfigError("Recipe files must not start from one another", str(path))
     content = _load_yaml(_read_file(path, "recipe file"), str(path))  # as a path, text would be quoted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from search_spaces.sweeps import RecipeOverride, SweepSpec
 
 TUNED = "tuned"
 """As a recipe's name, the recipe that was searched for the sweep itself; as a file's key, its evidence."""
+
+SEARCHED = ("learning_rate", "weight_decay", "batch_size")
 
 
 def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
@@ -28,7 +31,7 @@ def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
     if recipes is None or not isinstance(name, str) or name in RECIPES or not _plain_name(name):
         return recipe
     path = recipes / f"{f'{TUNED}-{sweep}' if name == TUNED else name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # which is no error for a name that no file can have
         if name != TUNED and not name.startswith(f"{TUNED}-"):
             return recipe  # reported as any unknown name
         there = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml"))) or "none"
@@ -54,6 +57,34 @@ def split_tuned(recipe: object) -> tuple[object, dict[str, Any] | None]:
     return {key: value for key, value in recipe.items() if key != TUNED}, recipe[TUNED]
 
 
+def searched_cells(tuned: dict[str, Any]) -> list[tuple[object, object]]:
+    """Return model and dataset of each cell that a recipe file has a choice for, by its evidence."""
+    cells = tuned.get("cells")
+    return [
+        (cell.get("model"), cell.get("dataset"))
+        for cell in (cells if isinstance(cells, list) else ())
+        if isinstance(cell, dict) and "not_tuned" not in cell
+    ]
+
+
+def check_beside(recipe: object) -> None:
+    """Refuse what a sweep says for all beside a searched recipe, whose own values would hold over it.
+
+    Args:
+        recipe: As a sweep file has it.
+
+    Raises:
+        ConfigError: naming the fields.
+    """
+    said = [name for name in SEARCHED if isinstance(recipe, dict) and name in recipe]
+    if said:
+        raise ConfigError(
+            "What was searched of a recipe cannot be changed for all models and datasets beside it",
+            ", ".join(f"recipe.{name}" for name in said),
+            "change it for some in recipe.overrides, or start from another recipe",
+        )
+
+
 def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
     """Return the sweep without searched rows of models and datasets that it does not have.
 
@@ -65,12 +96,7 @@ def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
     models = {model_spec(choice).name for choice in sweep.models}
     datasets = {choice.name for choice in sweep.datasets}
     rows = [row for row in sweep.recipe.overrides if _concerns(row, models, datasets)]
-    cells = tuned.get("cells")
-    searched = {
-        (cell.get("model"), cell.get("dataset"))
-        for cell in (cells if isinstance(cells, list) else ())
-        if isinstance(cell, dict) and "not_tuned" not in cell
-    }
+    searched = searched_cells(tuned)
     missing = [f"{m} on {d}" for m in sorted(models) for d in sorted(datasets) if (m, d) not in searched]
     if missing:
         raise ConfigError(

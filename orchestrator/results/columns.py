@@ -263,7 +263,7 @@ MEASURE_TABLE: tuple[Column, ...] = (
         "label sharpness that 99 % of the images stay below",
         "1 / L2 pixel distance",
     ),
-    _measure(D_DATA_CALIBRATED, "d_data corrected for its bias by simulation, with its 95 % interval"),
+    _measure(D_DATA_CALIBRATED, "d_data corrected for its bias by simulation, with its 90 % interval"),
 )
 
 EPOCH_PREFIX = "epoch_"

@@ -50,10 +50,16 @@ def spoils_process(error: BaseException) -> bool:
     """Tell whether a process that met ``error`` must not be used again."""
     if isinstance(error, DeviceError) or type(error).__name__ == "AcceleratorError":
         return True
-    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "ALLOC_FAILED" in str(error)
-    return (
-        isinstance(error, RuntimeError) and not out_of_memory and any(t in str(error) for t in _DEVICE_FAULTS)
-    )
+    known = isinstance(error, RuntimeError) and any(fault in str(error) for fault in _DEVICE_FAULTS)
+    return known and not _out_of_memory(error)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch.OutOfMemoryError goes by its name: importing torch costs the driver seconds. cuBLAS and cuDNN
+    # allocate for themselves and have no type for it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "STATUS_ALLOC_FAILED" in str(error)
 
 
 def classify(error: BaseException) -> TrialFailure:
@@ -72,8 +78,7 @@ def classify(error: BaseException) -> TrialFailure:
 def _kind(error: BaseException) -> FailureKind:
     if spoils_process(error):
         return FailureKind.DEVICE_ERROR
-    # torch.OutOfMemoryError goes by its name: importing torch costs the driver seconds.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _out_of_memory(error):
         return FailureKind.OUT_OF_MEMORY
     if isinstance(error, ConfigError):
         return FailureKind.BAD_CONFIG

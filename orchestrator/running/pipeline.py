@@ -205,6 +205,7 @@ class _Run:
 
     def _train(self) -> None:
         from orchestrator.running.requests import Requests, card_names, card_of
+        from orchestrator.running.scheduling import bound_by_cpus
         from orchestrator.running.sweep import TrialSweep
 
         plan, state = self.workspace.plan, self._state()
@@ -220,7 +221,8 @@ class _Run:
         expectation = Expectation.of(card, state.measured_trials())
         usual = Requests(resources, expectation).usual(pending)
         self.monitor.slots = slots(usual, self.cluster)
-        _announce_empty_cards(usual, self.cluster, self.monitor)
+        if bound := bound_by_cpus(usual):
+            self.monitor.note(bound)
         self.monitor.stage("train")
         TrialSweep(
             plan=plan,
@@ -326,19 +328,6 @@ def slots(resources: Resources, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))
-
-
-def _announce_empty_cards(resources: Resources, cluster: Cluster, progress: Progress) -> None:
-    """Say when trials ask for so many CPUs that cards stay empty."""
-    if not resources.num_gpus or not cluster.num_gpus:
-        return
-    by_gpu = int(cluster.num_gpus / resources.num_gpus)
-    by_cpu = int(cluster.num_cpus / resources.num_cpus)
-    if by_cpu < by_gpu:
-        progress.note(
-            f"CPUs bound the trials: {by_cpu} at once by resources.num_cpus {resources.num_cpus:g}, "
-            f"{by_gpu} by the cards; {by_gpu * resources.num_cpus:g} CPUs would fill them"
-        )
 
 
 def _earlier_attempts(pending: list[TrialSpec], state: State) -> dict[str, int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 import ray
@@ -40,11 +41,13 @@ class Requests:
         resources: what the sweep asks for every trial.
         expectation: the cluster's kind of card, where shares are to be predicted, and what was measured on
             it; without a card all get the same share.
+        node_memory_bytes: what the largest node has: a trial that asks for more would never start.
         out_of_memory: how often each trial ran out of memory in this run.
     """
 
     resources: Resources
     expectation: Expectation = field(default_factory=Expectation)
+    node_memory_bytes: Callable[[], float] = lambda: math.inf
     out_of_memory: Counter[str] = field(default_factory=Counter)
 
     def of(self, cell: TrialSpec) -> Request:
@@ -64,7 +67,7 @@ class Requests:
         larger = replace(
             resources,
             num_gpus=min(1.0, 2 * share) if 0 < share <= 1 else share,
-            memory_bytes=2 * resources.memory_bytes,
+            memory_bytes=self._more_memory(resources.memory_bytes),
         )
         # A whole card cannot grow. A machine's memory may have been used up by others: the same may do there.
         halvings = times if share >= 1 else times - 1
@@ -78,12 +81,21 @@ class Requests:
         shares = [self.of(cell).resources.num_gpus for cell in cells]
         return replace(self.resources, num_gpus=sum(shares) / len(shares))
 
+    def _more_memory(self, num_bytes: int) -> int:
+        """Return twice as much, or what the largest node has if that is less; 0 stays 0."""
+        return max(num_bytes, int(min(2 * num_bytes, self.node_memory_bytes()))) if num_bytes else 0
+
     def _share(self, cell: TrialSpec, card: Card) -> float:
         try:
             return need_of(cell, card, self.expectation.corrections).share
         except SweepError as error:  # a network that cannot be walked may still be trained, or fail by itself
             log.warning("%s: share as resources.num_gpus says, %s", cell.trial_id, error)
             return self.resources.num_gpus
+
+
+def node_memory_bytes() -> float:
+    """Return the memory that Ray may hand out on the node of the connected cluster that has most."""
+    return max(float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
 
 
 def card_names() -> list[str]:

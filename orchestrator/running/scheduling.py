@@ -69,6 +69,23 @@ def what_is_missing(resources: Resources) -> str:
     return f"each asks for {asked}.{who if _held(resources) else ''}"
 
 
+def bound_by_cpus(resources: Resources) -> str:
+    """Say when trials ask for so many CPUs that cards stay empty, node by node; nothing where they do not."""
+    if not resources.num_gpus:
+        return ""
+    rooms = [
+        (int(node.get("GPU", 0) / resources.num_gpus), int(node.get("CPU", 0) / resources.num_cpus))
+        for node in _nodes()
+    ]
+    by_gpu, at_once = sum(gpu for gpu, _ in rooms), sum(map(min, rooms))
+    if at_once == by_gpu:
+        return ""
+    return (
+        f"CPUs bound the trials: {at_once} at once by resources.num_cpus {resources.num_cpus:g}, "
+        f"{by_gpu} by the cards; {by_gpu * resources.num_cpus:g} CPUs beside the cards would fill them"
+    )
+
+
 def _held(resources: Resources) -> bool:
     """Tell whether some node has all that is asked for, and not all of it is free everywhere."""
     there, free = ray.cluster_resources(), ray.available_resources()

@@ -33,7 +33,7 @@ from orchestrator.running.feed import CellQueue, Feed
 from orchestrator.running.keeper import Keeper
 from orchestrator.running.networks import own_code
 from orchestrator.running.progress import Monitor
-from orchestrator.running.requests import Requests
+from orchestrator.running.requests import Requests, node_memory_bytes
 from orchestrator.running.retries import Retries
 from orchestrator.running.series import offer_board
 from orchestrator.running.shelf import Shelf
@@ -117,7 +117,7 @@ class TrialSweep:
     @cached_property
     def requests(self) -> Requests:
         """What each attempt gets."""
-        return Requests(self.resources, self.expectation)
+        return Requests(self.resources, self.expectation, node_memory_bytes)
 
     @property
     def _array_budget(self) -> float:

@@ -128,7 +128,8 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
 
     Raises:
         ConfigError: naming everything that cannot be searched: a recipe with several values of a field,
-            pretrained networks, a batch larger than the set, a recipe without epochs.
+            pretrained networks, faults of the released code, a batch larger than the set, a recipe without
+            epochs.
     """
     sweep, tune = plan.sweep, plan.sweep.tune
     train_size = tune.train_size or plan.largest_size
@@ -137,6 +138,12 @@ def tuning_cells(plan: SweepPlan) -> tuple[TuningCell, ...]:
             "A sweep to be tuned has a recipe with one value of each field",
             f"several of {', '.join(sweep.recipe.axes)}",
             "give one; ranges to search stand under tune:",
+        )
+    if sweep.all_faults:  # seen in the data too, but only once they are prepared
+        raise ConfigError(
+            "A search validates on groups that no test image is of, which needs corrected data",
+            f"faults {', '.join(sweep.all_faults)}",
+            "tune a sweep in data_mode corrected without faults, and use its recipe",
         )
     subsets: dict[CellKey, dict[str, SubsetSpec]] = {}
     models: dict[str, ModelSpec] = {}

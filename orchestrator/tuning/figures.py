@@ -143,7 +143,7 @@ def _parallel(table: pd.DataFrame) -> Drawn:
     models = list(dict.fromkeys(table["model"]))
     figure, axes = palette.panels(len(models), share=False)
     scaled = pd.DataFrame(
-        {name: _between_0_and_1(np.log(table[name])) for name in (*PARAMETERS, "shown")}
+        {name: _between_0_and_1(_logarithm(table[name])) for name in (*PARAMETERS, "shown")}
     ).assign(model=table["model"])
     # Of one cell the losses are compared: another dataset is another scale.
     rank = table.groupby(["model", "dataset"])["shown"].rank(pct=True)
@@ -166,6 +166,12 @@ def _parallel(table: pd.DataFrame) -> Drawn:
         "Every point tried, one line each, over learning rate, weight decay, batch size and loss.",
         _svg(figure),
     )
+
+
+def _logarithm(values: pd.Series) -> pd.Series:
+    """Return it with zeros, of a recipe without weight decay, at the least that is none."""
+    positive = values[values > 0]
+    return np.log(values.clip(lower=positive.min())) if len(positive) else values * 0
 
 
 def _between_0_and_1(values: pd.Series) -> pd.Series:

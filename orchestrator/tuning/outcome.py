@@ -94,6 +94,11 @@ class CellOutcome(Finding):
                 f"{where}: all {self.num_trials} trials diverged, so there is no recipe; "
                 "lower tune.learning_rate and tune again: what was found is kept"
             )
+        if self.num_trials > self.num_pruned + self.num_diverged:
+            return (
+                f"{where}: further trainings of every finalist failed or diverged, so there is no recipe; "
+                "mend what failed, and tune again: what was found is kept"
+            )
         return (
             f"{where}: no trial was trained to its end ({self.num_trials} tried, "
             f"{self.num_diverged} diverged, {self.num_failed} failed), so there is no recipe; "
@@ -103,10 +108,16 @@ class CellOutcome(Finding):
     @property
     def problem(self) -> str:
         """What to know before using the recipe, and the way out; empty where there is nothing."""
-        if self.chosen is None or self.chance_loss is None or self.chosen.mean < self.chance_loss:
+        if self.chosen is None or self.chance_loss is None:
             return self.why_not
+        where = f"{self.model} on {self.dataset}"
+        if self.chosen.mean < self.chance_loss:
+            unknown = (
+                "" if self.own is not None else "the sweep's own recipe failed, so there is no gain to tell"
+            )
+            return unknown and f"{where}: {unknown}; mend what failed, and tune again: what was found is kept"
         return (
-            f"{self.model} on {self.dataset}: the best recipe found is no better than guessing "
+            f"{where}: the best recipe found is no better than guessing "
             f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "
             "tune.learning_rate, raise tune.budget or recipe.epochs, and tune again"
         )

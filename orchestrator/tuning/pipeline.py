@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -126,12 +126,14 @@ class _Tuning:
         stored = StoredResults.read(self.workspace.search_url)
         stored.patience = Patience(self.monitor.note)
         earlier = self._read(stored)
-        search, records = self._search(earlier), earlier.records
+        search, records = self._search(stored, earlier), earlier.records
         num_known = len(records)
-        tracker = self._open_tracker(stored, records)
-        if not search.done:
-            self._run(search, stored, earlier, tracker)
-        return self._write(search, records, tracker, len(records) - num_known)
+        with ExitStack() as closing:
+            tracker = self._open_tracker(stored, records, closing)
+            if not search.done:
+                self._run(search, stored, earlier, tracker)
+            summary = self._write(search, records, tracker, len(records) - num_known)
+        return replace(summary, num_behind=tracker.num_behind)  # what it misses after it was told all
 
     @cached_property
     def cluster(self) -> Cluster:
@@ -196,9 +198,9 @@ class _Tuning:
             )
         return earlier
 
-    def _search(self, earlier: Earlier) -> Search:
+    def _search(self, stored: StoredResults, earlier: Earlier) -> Search:
         """Return the search with everything that is stored told to it, each trial once."""
-        storage = open_storage(self.workspace.sweep_paths.search_journal)
+        storage = open_storage(self.workspace.sweep_paths.search_journal, stored.patience)
         search = Search(self.cells, self.workspace.plan.sweep.tune, storage, self._known())
         search.go_on(earlier.trainings())
         return search
@@ -227,7 +229,9 @@ class _Tuning:
             SweepPlan(sweep, (), (), plan.datasets), self.workspace.paths, self.workspace.storage
         )
 
-    def _open_tracker(self, stored: StoredResults, records: Mapping[str, SearchRecord]) -> Tracker:
+    def _open_tracker(
+        self, stored: StoredResults, records: Mapping[str, SearchRecord], closing: ExitStack
+    ) -> Tracker:
         options = self.options
         tracker = make_tracker(
             self._search_workspace(),
@@ -241,7 +245,7 @@ class _Tuning:
             stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
             tracker.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
-        self.stack.push(close)
+        closing.push(close)
         tracker.reconcile(map(flat_search, records.values()), wait=False)
         return tracker
 
@@ -288,7 +292,7 @@ class _Tuning:
         report = write_report(self.workspace, search, found)
         if report is not None:
             tracker.add_report(report.parent, {"done": len(records), "failed": 0})
-        return TuneSummary(found, recipe, report, num_new, tracker.num_behind)
+        return TuneSummary(found, recipe, report, num_new)
 
     def _load(self, subset: SubsetSpec, train_size: int, validation: ValidationSpec) -> TrialData:
         data = self.workspace.prepared[subset.prepared.prepared_id]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.plain_yaml import read_plain, write_plain
-from orchestrator.planning.tuned import split_tuned
+from orchestrator.planning.tuned import searched_cells, split_tuned
 from orchestrator.results.tracking.provenance import provenance
 from orchestrator.tuning.outcome import CellOutcome
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import SweepSpec
 from tasks.atomic import write_atomic
 
@@ -29,6 +29,9 @@ def write_recipe(
         sweep: The sweep that was tuned; its recipe holds beside what was searched.
         found: What was found; cells of which nothing was are left out, and named.
         fingerprints: Content hash of each dataset.
+
+    Raises:
+        SetupError: when it cannot be written.
     """
     base = sweep.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
     rows = [
@@ -48,8 +51,15 @@ def write_recipe(
             "made_by": _made_by(fingerprints),
         },
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (HEAD.format(name=sweep.name) + write_plain(document)).encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (HEAD.format(name=sweep.name) + write_plain(document)).encode())
+    except OSError as error:
+        raise SetupError(
+            "The recipe of a search must be writable",
+            f"{path}: {error.strerror}",
+            "make room for it and run the same command again: every trial is kept, none is repeated",
+        ) from None
 
 
 def lost_cells(path: Path, found: Sequence[CellOutcome]) -> list[str]:
@@ -59,21 +69,18 @@ def lost_cells(path: Path, found: Sequence[CellOutcome]) -> list[str]:
     except (OSError, ValueError, ConfigError):
         return []  # none there, or not one of ours any more
     _, tuned = split_tuned(document)
-    cells = tuned.get("cells") if tuned else None
-    here = {(cell.model, cell.dataset) for cell in found}
+    here = [(cell.model, cell.dataset) for cell in found]
     return [
-        f"{cell.get('model')} on {cell.get('dataset')}"
-        for cell in (cells if isinstance(cells, list) else ())
-        if isinstance(cell, dict)
-        and "not_tuned" not in cell
-        and (cell.get("model"), cell.get("dataset")) not in here
+        f"{model} on {dataset}"
+        for model, dataset in searched_cells(tuned or {})
+        if (model, dataset) not in here
     ]
 
 
 def _evidence(cell: CellOutcome) -> dict[str, Any]:
     found: dict[str, Any] = {"model": cell.model, "dataset": cell.dataset}
     if cell.chosen is None:
-        found["not_tuned"] = "every trial diverged or failed"
+        found["not_tuned"] = "diverged or failed"
     else:
         found |= {
             "validation_loss": _digits(cell.chosen.mean),

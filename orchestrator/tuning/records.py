@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from orchestrator.results.records import Provenance, SealedRecord, TrialFailure
 from orchestrator.tuning.cells import CellKey, Point
@@ -40,7 +42,7 @@ class _OfATrial(SealedRecord):
 
     trial_id: str
     role: Role
-    run: int
+    run: Annotated[int, Field(ge=0, lt=2**63)]
     spec: SearchTrialSpec
     data_fingerprint: str
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from orchestrator.planning.workspace import Workspace
+from orchestrator.results.records import FailureRecord
 from orchestrator.results.store import ResultStore
 from orchestrator.tuning.cells import TuningCell, tuning_cells
 from orchestrator.tuning.records import SearchRecord
@@ -25,6 +26,7 @@ class SearchStanding(Finding):
         by_status: How many of them ended in each way.
         recipe: Path of the recipe; None before it is written.
         report: Path of the page; likewise.
+        failed: Trials without a result whose last attempt failed.
         unreadable: Files that are not believed.
     """
 
@@ -32,15 +34,17 @@ class SearchStanding(Finding):
     by_status: dict[str, int]
     recipe: str | None
     report: str | None
+    failed: int = 0
     unreadable: int = 0
 
     @property
     def summary(self) -> str:
         """Say it in a line."""
         ways = ", ".join(f"{count} {status}" for status, count in sorted(self.by_status.items()))
+        failed = f", {self.failed} failed" if self.failed else ""
         broken = f"; {self.unreadable} files not believed" if self.unreadable else ""
         recipe = f"; recipe {self.recipe}" if self.recipe else "; no recipe yet"
-        return f"search: {self.trials} trials ({ways}){broken}{recipe}"
+        return f"search: {self.trials} trials ({ways}){failed}{broken}{recipe}"
 
 
 def search_standing(workspace: Workspace) -> SearchStanding | None:
@@ -49,8 +53,9 @@ def search_standing(workspace: Workspace) -> SearchStanding | None:
     Raises:
         SetupError: when the storage does not answer.
     """
-    scan = ResultStore(workspace.search_url).scan(SearchRecord)
-    if not scan.records and not scan.unreadable:
+    store = ResultStore(workspace.search_url)
+    scan, failures = store.scan(SearchRecord), store.scan(FailureRecord)
+    if not (scan.records or scan.unreadable or failures.records):
         return None
     recipe = workspace.paths.tuned_recipe(workspace.plan.sweep.name)
     report = workspace.sweep_paths.search_report / "search.html"
@@ -59,6 +64,7 @@ def search_standing(workspace: Workspace) -> SearchStanding | None:
         by_status=dict(Counter(str(record.result.status) for record in scan.records.values())),
         recipe=str(recipe) if recipe.is_file() else None,
         report=str(report) if report.is_file() else None,
+        failed=len(failures.records.keys() - scan.records.keys()),
         unreadable=len(scan.unreadable),
     )
 

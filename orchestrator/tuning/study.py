@@ -7,8 +7,10 @@ point once, in the order of asking, and none runs that nobody trains. See
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -18,6 +20,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from orchestrator.results.patience import Patience
 from orchestrator.tuning.cells import Point, TuningCell
 from orchestrator.tuning.rungs import rung_epochs
 from search_spaces.fingerprint import derive_seed
@@ -29,15 +32,47 @@ STARTUP_TRIALS = 4
 NAME = "{} on {}"
 
 
-def open_storage(path: Path | None) -> BaseStorage:
-    """Return a new, empty storage: a journal file that ``optuna-dashboard`` opens, or memory for None."""
+def open_storage(path: Path | None, patience: Patience | None = None) -> BaseStorage:
+    """Return a new, empty storage: a journal file that ``optuna-dashboard`` opens, or memory for None.
+
+    Args:
+        path: Of the journal.
+        patience: Waits for a disk that is full; None raises at once.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if path is None:
         return InMemoryStorage()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not emptied in place: who has the old one open goes on reading the old one.
-    path.unlink(missing_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
+    # Not emptied in place: who has the old one open goes on reading the old one. A driver that was killed in
+    # a write left Optuna's lock, which is waited for, and for ever where the root has moved since; the root's
+    # own lock says that nobody else writes.
+    for left in (path, path.with_name(f"{path.name}.lock")):
+        left.unlink(missing_ok=True)
+    return JournalStorage(_PatientJournal(path, patience))
+
+
+class _PatientJournal(JournalFileBackend):
+    """A journal that a full disk leaves without half a line: nobody could read on behind one."""
+
+    def __init__(self, path: Path, patience: Patience | None) -> None:
+        super().__init__(str(path))
+        self._path, self._patience = path, patience
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append lines, all or none of them; as the store does, wait where there is no room."""
+        size = self._path.stat().st_size
+
+        def append() -> None:
+            try:
+                super(_PatientJournal, self).append_logs(logs)
+            except OSError:
+                os.truncate(self._path, size)
+                raise
+
+        if self._patience is None:
+            append()
+        else:
+            self._patience.until_done(append)
 
 
 class CellStudy:

@@ -133,6 +133,7 @@ def attack_all(
     attacks: AttackSpec,
     *,
     batch_size: int = EVALUATION_BATCH_SIZE,
+    at_once: int | None = None,
     rule: LossRule = "mean_over_examples",
     clean: CleanPass | None = None,
 ) -> list[AttackRecord]:
@@ -143,7 +144,8 @@ def attack_all(
         images: ``(num_images, channels, height, width)``, pixels in [0, 255].
         labels: ``(num_images,)`` int64.
         attacks: methods and strengths.
-        batch_size: images attacked at once.
+        batch_size: images per forward pass, and per batch whose losses are averaged.
+        at_once: images whose gradients are taken at once, which is what memory goes by; None for a batch.
         rule: how losses are averaged, for clean and attacked images alike.
         clean: the pass over these images, where there was one; None passes them.
     """
@@ -154,7 +156,9 @@ def attack_all(
     records = []
     with evaluation_mode(model), torch.no_grad():
         for method in attacks.methods:
-            attacked = _outcomes(model, images, labels, method, attacks.epsilons, batch_size, clean)
+            attacked = _outcomes(
+                model, images, labels, method, attacks.epsilons, batch_size, at_once or batch_size, clean
+            )
             for epsilon, losses, hits, unchanged in zip(attacks.epsilons, *attacked, strict=True):
                 loss, accuracy = mean_loss(losses, batch_size, rule), float(hits.double().mean())
                 finite = math.isfinite(loss) and math.isfinite(before.loss)
@@ -181,6 +185,7 @@ def _outcomes(
     method: str,
     epsilons: Sequence[float],
     batch_size: int,
+    at_once: int,
     clean: CleanPass,
 ) -> tuple[Tensor, ...]:
     """Return losses, hits and whether nothing changed under attack: each ``(num_epsilons, num_images)``."""
@@ -192,7 +197,9 @@ def _outcomes(
         if method == "fgsm":
             copies = _moved(pixels, direction, epsilons)
         else:
-            copies = ATTACKS[method](model, pixels, batch_labels, epsilons)
+            parts = zip(torch.split(pixels, at_once), torch.split(batch_labels, at_once), strict=True)
+            moved = [ATTACKS[method](model, *part, epsilons) for part in parts]
+            copies = [torch.cat(copy) for copy in zip(*moved, strict=True)]
         scores = [score(model(copy), batch_labels) for copy in copies]
         unchanged = torch.stack([(copy == pixels).flatten(1).all(1) for copy in copies])
         losses, hits = (torch.stack(parts) for parts in zip(*scores, strict=True))

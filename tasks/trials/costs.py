@@ -90,6 +90,8 @@ class NetworkCost:
         num_activations: numbers that the layers give out for one image.
         forward_flops: of one image, multiply-adds counted twice.
         step: one training step on a whole batch.
+        half_step: the step that is taken on a card instead, with bfloat16 weights; None where there is no
+            other (:mod:`tasks.trials.half_weights`).
         evaluation: one forward pass of ``evaluation_batch`` images in float32.
         attack: forward and back to the pixels, ``attack_batch`` images in float32.
         uncounted: why its passes could not be walked, empty where they were; they are then those of one dense
@@ -106,6 +108,12 @@ class NetworkCost:
     evaluation_batch: int
     attack_batch: int
     uncounted: str = ""
+    half_step: PassCost | None = None
+
+    @property
+    def card_step(self) -> PassCost:
+        """The training step that is taken on a card."""
+        return self.half_step or self.step
 
 
 @lru_cache(maxsize=256)
@@ -150,8 +158,7 @@ def cost_key(model: ModelSpec, recipe: RecipeSpec, sizes: Sizes) -> str:
 def to_plain(cost: NetworkCost) -> dict[str, Any]:
     """Return costs as JSON values; equal kernels of a pass are counted, and their order is lost."""
     plain = asdict(cost)
-    for name in PASSES:
-        part: PassCost = getattr(cost, name)
+    for name, part in _passes(cost).items():
         kernels = Counter((k.name, k.flops, k.num_bytes) for k in part.kernels)
         plain[name]["kernels"] = [[*kernel, number] for kernel, number in kernels.items()]
     return plain
@@ -160,14 +167,19 @@ def to_plain(cost: NetworkCost) -> dict[str, Any]:
 def from_plain(plain: dict[str, Any]) -> NetworkCost:
     """Return what :func:`to_plain` was given."""
     passes = {}
-    for name in PASSES:
+    for name in filter(plain.get, PASSES):
         counted = plain[name]["kernels"]
         kernels = tuple(Kernel(*kernel) for *kernel, number in counted for _ in range(number))
         passes[name] = PassCost(**{**plain[name], "kernels": kernels})
     return NetworkCost(**{**plain, **passes})
 
 
-PASSES = ("step", "evaluation", "attack")
+PASSES = ("step", "evaluation", "attack", "half_step")
+
+
+def _passes(cost: NetworkCost) -> dict[str, PassCost]:
+    found = {name: getattr(cost, name) for name in PASSES}
+    return {name: part for name, part in found.items() if part is not None}
 
 
 @cache

@@ -86,9 +86,13 @@ class Measuring:
     def pass_clean(self) -> CleanPass:
         """Pass the test images, once."""
         if self.clean is None:
-            batch_size = attack_batch_size(self.spec.network.recipe)
-            self.clean = pass_clean(self.model, self.test_images, self.test_labels, batch_size=batch_size)
+            self.clean = pass_clean(self.model, self.test_images, self.test_labels, batch_size=self._at_once)
         return self.clean
+
+    @property
+    def _at_once(self) -> int:
+        """Images whose gradients are taken at once."""
+        return attack_batch_size(self.spec.network.recipe)
 
     def _d_repr(self, asked: Sequence[RepresentationMeasurement]) -> dict[str, IntrinsicDimension]:
         if not asked:
@@ -131,7 +135,13 @@ class Measuring:
             epsilons = tuple(attack.epsilon for attack in asked if attack.method == method)
             attacks = AttackSpec.model_validate({"methods": (method,), "epsilons": epsilons})
             records += attack_all(
-                self.model, self.test_images, self.test_labels, attacks, rule=rule, clean=self.pass_clean()
+                self.model,
+                self.test_images,
+                self.test_labels,
+                attacks,
+                at_once=self._at_once,
+                rule=rule,
+                clean=self.pass_clean(),
             )
         return tuple(records)
 
@@ -146,6 +156,7 @@ class Measuring:
                 self.test_labels,
                 self.images,
                 num_images=robustness.num_images,
+                at_once=self._at_once,
                 # Of the data, not of the network: all networks of a subset are asked about the same images.
                 seed=derive_seed("r_hat", self.spec.network.subset),
                 num_steps=robustness.num_steps,

@@ -23,6 +23,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MAP_FROM = (2**30, 32 * 2**20)
 """Sizes from which a tensor is mapped on its own; older glibc accepts no more than the second."""
 
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|std::bad_alloc|could not create a (primitive|memory object)$"
+)
+"""What torch says without the machine's memory: its own allocator, C++'s, and oneDNN, which makes kernels."""
+
 
 def keep_freed_memory() -> bool:
     """Tell the allocator to keep freed pages for the next step; changes no number.
@@ -58,7 +63,7 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
         # The frames of the traceback hold the tensors; without this the next trial would meet a full device.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        if "DefaultCPUAllocator" in str(error):
+        if _OUT_OF_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
         raise
     finally:

@@ -153,6 +153,7 @@ class TrialResult(Finding):
         energy_note: why there is none.
         micro_batch: images that passed the network at once in training, where memory was short; None for
             whole batches.
+        step_note: why training on a card took slower steps than it should.
     """
 
     status: TrialStatus
@@ -178,6 +179,7 @@ class TrialResult(Finding):
     energy_j: float | None = None
     energy_note: str = ""
     micro_batch: int | None = None
+    step_note: str = ""
 
     @model_validator(mode="after")
     def _scores_fit_the_status(self) -> Self:

@@ -25,6 +25,8 @@ from tasks.trials.training import evaluation_mode
 
 PIXEL_MAX = 255.0
 BATCH_SIZE = 50
+POOL_ROWS = 256
+"""Images that become float32 at once in looking for the nearest: a whole set takes four times its bytes."""
 NUM_STEPS = 100
 NUM_BISECTIONS = 20
 RADIUS_RATE = (0.05, 0.001)
@@ -89,7 +91,9 @@ def nearest_in_another_class(
         pool: ``(num_pool, channels, height, width)``, as ``images``.
         pool_decisions: ``(num_pool,)``.
     """
-    distances = torch.cdist(images.flatten(1).float(), pool.flatten(1).float())
+    flat = images.flatten(1).float()
+    blocks = [torch.cdist(flat, block.flatten(1).float()) for block in torch.split(pool, POOL_ROWS)]
+    distances = torch.cat(blocks, dim=1)
     distances[decisions[:, None] == pool_decisions[None]] = math.inf
     nearest, rows = distances.min(1)
     return torch.where(_per_image(nearest.isinf(), images), math.nan, pool[rows].float())
@@ -103,6 +107,7 @@ def measure_radii(
     *,
     num_images: int,
     seed: int,
+    at_once: int = BATCH_SIZE,
     num_steps: int = NUM_STEPS,
     num_bisections: int = NUM_BISECTIONS,
 ) -> RadiusRecord:
@@ -115,6 +120,7 @@ def measure_radii(
         pool: more images, as a rule the training set's, among which starts are looked for.
         num_images: size of the sample; all images where there are no more.
         seed: of the sample.
+        at_once: images whose gradients are taken at once.
         num_steps: see :func:`minimal_perturbations`.
         num_bisections: likewise.
 
@@ -135,11 +141,14 @@ def measure_radii(
         pixels = images[part].to(torch.float32, copy=True)
         own = decisions[len(pool) + part]
         starts = nearest_in_another_class(pixels, own, everything, decisions)
-        change = minimal_perturbations(
-            model, pixels, starts, num_steps=num_steps, num_bisections=num_bisections
-        )
-        found.append(_norms(change.double()))
-        bound.append(_box_binds(model, pixels, change, own))
+        for some, start, decision in zip(
+            *(torch.split(t, at_once) for t in (pixels, starts, own)), strict=True
+        ):
+            change = minimal_perturbations(
+                model, some, start, num_steps=num_steps, num_bisections=num_bisections
+            )
+            found.append(_norms(change.double()))
+            bound.append(_box_binds(model, some, change, decision))
     wrong = decisions[len(pool) + sample] != labels[sample]
     return _record(
         torch.cat(found).cpu().numpy(),

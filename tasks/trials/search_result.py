@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -51,7 +51,7 @@ class SearchResult(Finding):
 
     status: SearchStatus
     reason: str = ""
-    epochs: int
+    epochs: Annotated[int, Field(ge=0)]
     curve: tuple[ValidationScore, ...] = Field(repr=False)
     num_train: int
     num_validation: int

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError
 from search_spaces.specs import RecipeSpec
+from tasks.trials.half_weights import HalfWeights, Update, card_update, half_weights
 
 SGD_MOMENTUM = 0.9
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+_LIBRARIES = ("torch", "torchvision", "timm", "tasks")
 WARM_UP_STEPS = 3
 """Steps before a capture, as PyTorch's CUDA graph notes advise; they are real steps of the training."""
 
@@ -55,7 +57,9 @@ class Step:
             raise ConfigError("micro_batch must be at least one image", str(micro_batch), "leave it out")
         self.model, self.images, self.labels, self.micro_batch = model, images, labels, micro_batch
         self.optimizer = make_optimizer(model, recipe, capturable=images.device.type == "cuda")
-        self._precision = recipe.precision
+        self.recipe = recipe
+        self.half: HalfWeights | None = None
+        """bfloat16 weights to compute with, and the update that writes them; set by :func:`stepper`."""
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=images.device)
         self._num_hits = torch.zeros((), dtype=torch.int64, device=images.device)
         self._num_examples = 0
@@ -68,17 +72,20 @@ class Step:
     def take(self, rows: Tensor) -> None:
         """Do what a captured graph replays: nothing here waits for the device or asks it for a number."""
         self.optimizer.zero_grad(set_to_none=True)
-        for part in split_batches(rows, self.micro_batch or len(rows)):
+        parts = split_batches(rows, self.micro_batch or len(rows))
+        for part in parts:
             pixels = as_pixels(self.images[part])
-            with autocast(self._precision, pixels.device):
+            with autocast(self.recipe.precision, pixels.device):
                 logits = self.model(pixels)
             labels = self.labels[part]
             loss = F.cross_entropy(logits.float(), labels)
             # The mean over the batch is the mean over its parts, weighted by their sizes.
             torch.autograd.backward(loss if len(part) == len(rows) else loss * (len(part) / len(rows)))
+            if self.half and len(parts) > 1:
+                self.half.sum_parts()
             self._loss_sum += loss.detach().double() * len(part)
             self._num_hits += (logits.argmax(1) == labels).sum()
-        self.optimizer.step()
+        (self.half or self.optimizer).step()
 
     def count(self, num_images: int) -> None:
         """Count a batch of ``num_images`` to the totals."""
@@ -106,18 +113,26 @@ def stepper(step: Step, *, graphs: bool | None = None) -> Iterator[Callable[[Ten
     """Yield what takes steps: ``step`` itself, or its captured graphs, one per batch size.
 
     Args:
-        step: what to run.
+        step: what to run, in the state that training begins or goes on with.
         graphs: capture graphs; None does so on CUDA for networks with batch norm, which are made of many
-            small kernels. VGGs are bound by the traffic of their weights: a graph gains nothing there.
+            small kernels. VGGs are bound by the traffic of their weights: a graph gains nothing there, but
+            bfloat16 weights do.
     """
+    device = step.images.device
     if graphs is None:
-        graphs = step.images.device.type == "cuda" and has_batch_norm(step.model)
-    if not graphs:
+        graphs = device.type == "cuda" and has_batch_norm(step.model)
+    if graphs:
+        captured = CapturedSteps(step)
+        yield captured
+        captured.release()
+        return
+    update, _ = update_of(step.model, step.recipe, device)
+    if update is None:
         yield step
         return
-    captured = CapturedSteps(step)
-    yield captured
-    captured.release()
+    with half_weights(step.model, step.optimizer, update) as step.half:
+        yield step
+    step.half = None
 
 
 class CapturedSteps:
@@ -188,6 +203,32 @@ def as_pixels(images: Tensor) -> Tensor:
 def has_batch_norm(model: nn.Module) -> bool:
     """Tell whether a layer of ``model`` normalises over the batch."""
     return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
+
+
+def takes_half_weights(model: nn.Module, recipe: RecipeSpec) -> bool:
+    """Tell whether ``model`` trains on bfloat16 copies of its weights on a card: where it pays, and is safe.
+
+    It pays in bfloat16 with Adam or AdamW: fewer bytes and fewer kernels, whatever the size. Networks with
+    batch norm are trained by captured graphs, whose count of steps must lie on the device. Somebody's own
+    layers may change their weights in ways that copies would not see; libraries' do not.
+    """
+    return (
+        recipe.precision == "bfloat16"
+        and recipe.optimizer in ("adam", "adamw")
+        and not has_batch_norm(model)
+        and all(type(module).__module__.partition(".")[0] in _LIBRARIES for module in model.modules())
+    )
+
+
+def update_of(model: nn.Module, recipe: RecipeSpec, device: torch.device) -> tuple[Update | None, str]:
+    """Return what updates bfloat16 weights of ``model`` on ``device``, or None, and why where it should.
+
+    Raises:
+        SetupError: see :func:`tasks.trials.half_weights.card_update`.
+    """
+    if device.type != "cuda" or not takes_half_weights(model, recipe):
+        return None, ""
+    return card_update(device)
 
 
 def make_optimizer(

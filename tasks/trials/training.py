@@ -97,23 +97,22 @@ def train(
     model.to(device := torch.device(device), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch)
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
-    history: list[EpochRecord] = []
-    with seeded(derive_seed("dropout", seed), device), stepper(step) as take:
-        if checkpoints is not None:
-            history = checkpoints.restore(model, step.optimizer, order, device)
-        for epoch in range(len(history) + 1, recipe.epochs + 1):
-            start = time.perf_counter()
-            permutation = torch.randperm(len(images), generator=order).to(device)
-            for rows in split_batches(permutation, recipe.batch_size):
-                take(rows)
-            record = EpochRecord(epoch, *step.read_totals(), time.perf_counter() - start)
-            history.append(record)
-            if record.diverged:
-                break
-            if on_epoch is not None:
-                on_epoch(record)
-            if checkpoints is not None:
-                checkpoints.offer(history, model, step.optimizer, order, device)
+    with seeded(derive_seed("dropout", seed), device):
+        history = [] if checkpoints is None else checkpoints.restore(model, step.optimizer, order, device)
+        with stepper(step) as take:
+            for epoch in range(len(history) + 1, recipe.epochs + 1):
+                start = time.perf_counter()
+                permutation = torch.randperm(len(images), generator=order).to(device)
+                for rows in split_batches(permutation, recipe.batch_size):
+                    take(rows)
+                record = EpochRecord(epoch, *step.read_totals(), time.perf_counter() - start)
+                history.append(record)
+                if record.diverged:
+                    break
+                if on_epoch is not None:
+                    on_epoch(record)
+                if checkpoints is not None:
+                    checkpoints.offer(history, model, step.optimizer, order, device)
     model.zero_grad(set_to_none=True)
     return history
 

@@ -34,6 +34,7 @@ from tasks.trials.models import PixelModel, build_model, num_parameters
 from tasks.trials.representations import features_read
 from tasks.trials.result import EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
 from tasks.trials.seeding import contained, deterministic
+from tasks.trials.step import update_of
 from tasks.trials.training import epochs_to_look_at, evaluate, resident, train
 from tasks.trials.weights import load_into, to_bytes
 
@@ -159,8 +160,7 @@ class _Trial:
     ) -> None:
         self.spec, self.data, self.device, self.num_threads = spec, data, device, num_threads
         self.micro_batch, self.keep_predictions = micro_batch, keep_predictions
-        self.network = spec.network
-        self.seed = spec.derived_seed
+        self.network, self.seed = spec.network, spec.derived_seed
         self.scores: NetworkScores | None = None
         self.test_history: list[EpochScore] = []
         self.history: list[EpochRecord] = []
@@ -267,11 +267,11 @@ class _Trial:
         checkpoints: Checkpoints | None,
     ) -> str:
         recipe = self.network.recipe
-        tested = epochs_to_look_at(recipe.epochs)
+        _, self.step_note = update_of(model, recipe, self.device)
         notes: list[dict[str, Any]] = [] if checkpoints is None else checkpoints.notes
 
         def after(record: EpochRecord) -> None:
-            if record.epoch in tested:
+            if record.epoch in epochs_to_look_at(recipe.epochs):
                 found = evaluate(model, self.test_images, self.test_labels, rule=recipe.test_loss)
                 if math.isfinite(found.loss):
                     note = {"epoch": record.epoch, "test_loss": found.loss, "test_accuracy": found.accuracy}
@@ -338,6 +338,7 @@ class _Trial:
             timings=Timings(**self.timings),
             peak_memory_bytes=peak_bytes(self.device),
             micro_batch=self.micro_batch,
+            step_note=self.step_note,
         )
 
     @contextmanager

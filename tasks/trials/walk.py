@@ -6,10 +6,12 @@ a training step has, how much each computes and moves, and how much memory is al
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -25,10 +27,11 @@ from torch.utils.flop_counter import flop_registry
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.costs import Kernel, NetworkCost, PassCost
+from tasks.trials.half_weights import half_weights
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.own_models import depends_on_pixels, one_line
 from tasks.trials.seeding import contained
-from tasks.trials.step import Step
+from tasks.trials.step import Step, takes_half_weights
 
 ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every block up to a multiple of this."""
@@ -73,13 +76,30 @@ def walk_network(
         )
 
     walked = partial(_walked, recipe, shape, batches)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with contained(), FakeTensorMode(allow_non_fake_inputs=True):
-            return walked(built())
+        with contained():
+            network = _without_data(built, mode)
+            with mode:
+                return walked(network)
     except (Exception, SystemExit) as error:
         if model.library != "own":
             raise
         return _walked_with_memory(error, built, walked, math.prod(shape))
+
+
+def _without_data(built: Callable[[], nn.Module], mode: FakeTensorMode) -> nn.Module:
+    """Build a network of tensors that hold no data; where it takes data to make it, copy one that has some.
+
+    Transformers and Inceptions of timm and torchvision ask tensors for numbers while they are made.
+    """
+    try:
+        with mode:
+            return built()
+    except DataDependentOutputException:
+        network = built()
+        with FakeCopyMode(mode):
+            return copy.deepcopy(network)
 
 
 def _walked(
@@ -92,6 +112,8 @@ def _walked(
     evaluation = _forward(network, batches[0], shape, brightest)
     attack = _attack(network, batches[1], shape, brightest)
     step = _step(network, recipe, shape, brightest)
+    takes_half = takes_half_weights(network, recipe)
+    half = _step(network, recipe, shape, brightest, half=True) if takes_half else None
     return NetworkCost(
         num_parameters=num_parameters(network),
         state_bytes=_state_bytes(network),
@@ -102,6 +124,7 @@ def _walked(
         attack=attack.cost(),
         evaluation_batch=batches[0],
         attack_batch=batches[1],
+        half_step=half.cost() if half else None,
     )
 
 
@@ -131,7 +154,7 @@ def _walked_with_memory(
     with FakeTensorMode(allow_non_fake_inputs=True):
         counted = walked(dense)
     counted = replace(counted, num_parameters=weights, state_bytes=state, num_activations=0)
-    return replace(counted, uncounted=one_line(failure))
+    return replace(counted, uncounted=one_line(failure), half_step=None)
 
 
 class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes
@@ -172,6 +195,12 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
         if not func._schema.is_mutable:
             self.num_outputs += sum(tensor.numel() for tensor in outputs[:1])
 
+    def count_update(self, *tensors: Any) -> None:
+        """Count an update with a bfloat16 copy, which is one kernel of a card; nothing is computed."""
+        weight, gradient, mean, square, copy, _ = tensors
+        read, written = (weight, gradient, mean, square), (weight, mean, square, copy)
+        self.kernels.append(Kernel("_fused_adam_half", 0.0, float(sum(map(_num_bytes, read + written)))))
+
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage in self._known:
@@ -206,18 +235,27 @@ def _attack(network: nn.Module, batch: int, shape: tuple[int, int, int], brighte
     return walk
 
 
-def _step(network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int], brightest: float) -> _Walk:
+def _step(
+    network: nn.Module,
+    recipe: RecipeSpec,
+    shape: tuple[int, int, int],
+    brightest: float,
+    *,
+    half: bool = False,
+) -> _Walk:
     """Walk over a step of a training that goes on: moments are there, as after any step."""
     network.train()
     size = recipe.batch_size
     images = (torch.rand(size, *shape) * brightest).to(torch.uint8)
     labels, rows = torch.zeros(size, dtype=torch.int64), torch.arange(size)
     walk = _Walk(network, labels, rows)
-    with walk:
+    with walk, ExitStack() as stack:
         step = Step(network, images, labels, recipe)
+        if half:
+            step.half = stack.enter_context(half_weights(network, step.optimizer, walk.count_update))
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        step.optimizer.step()
+        (step.half or step.optimizer).step()
         walk.kernels.clear()
         step.take(rows)
     return walk

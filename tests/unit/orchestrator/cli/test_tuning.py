@@ -4,6 +4,13 @@ import json
 
 import pytest
 
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
+from orchestrator.results.store import ResultStore
+from orchestrator.tuning import pipeline
+from orchestrator.tuning.cells import tuning_cells
+from orchestrator.tuning.pipeline import TuneSummary
+
 SWEEP = {
     "name": "mine",
     "models": ["small_mlp"],
@@ -58,3 +65,26 @@ def test_results_of_no_search(run, sweep):
     assert code == 2
     assert "Results of a search need one" in err
     assert "isweep tune" in err
+
+
+def test_updates_that_mlflow_misses_are_said_with_the_command_that_sends_them(
+    run, sweep, tmp_path, monkeypatch
+):
+    ended = TuneSummary((), tmp_path / "tuned-mine.yaml", None, 0, num_behind=3)
+    monkeypatch.setattr(pipeline, "tune_sweep", lambda *_, **__: ended)
+    code, _, err = run("tune", path := sweep(), "--set", "tune.budget=0.4")
+    assert code == 0
+    assert f"MLflow misses 3 updates; send them with: isweep tune {path} --set tune.budget=0.4" in err
+
+
+def test_status_counts_trials_of_a_search_that_failed(run, sweep, root):
+    workspace = Workspace.open(path := sweep(), root)
+    cell = tuning_cells(workspace.plan)[0]
+    trial = cell.trial(cell.own)
+    failure = TrialFailure(kind=FailureKind.CODE_ERROR, message="boom")
+    record = FailureRecord(trial_id=trial.trial_id, spec=trial, attempt=1, failure=failure)
+    ResultStore(workspace.search_url).save(record)
+    code, out, _ = run("status", path)
+    assert code == 0
+    assert "search: 0 trials (), 1 failed; no recipe yet" in out
+    assert json.loads(run("status", path, "--json")[1])["search"]["failed"] == 1

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.planning.cards import CARDS
+from orchestrator.planning.cards import CARDS, STREAM_EFFICIENCY
 from orchestrator.planning.estimate import estimate, on_cards
 from orchestrator.planning.packing import (
     CORE_FLOPS,
@@ -19,6 +19,7 @@ from orchestrator.planning.packing import (
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError
+from tasks.trials.costs import NetworkCost
 from tests.unit.orchestrator.results.examples import (
     diverged,
     state_of,
@@ -164,6 +165,20 @@ def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted
     assert sum(map(training_flops, trials)) == pytest.approx(6.12e18, rel=0.02)
 
 
+def test_a_vgg_on_a_card_is_planned_without_casts_of_its_weights(monkeypatch):
+    """Twelve bytes of each weight and step less, at the rate of long reads; its memory stays."""
+    trials = plan_sweep(load_sweep("paper")).trials
+    trial = next(trial for trial in trials if trial.network.model.name == "vgg16")
+    card, cost, network = CARDS["h100"], cost_of(trial.network), trial.network
+    ours = need_of(trial, card)
+    monkeypatch.setattr(NetworkCost, "card_step", property(lambda cost: cost.step))
+    plain = need_of(trial, card)
+    steps = network.recipe.epochs * math.ceil(network.train_size / network.recipe.batch_size)
+    saved = steps * 12 * cost.num_parameters / (card.bandwidth * 1e9 * STREAM_EFFICIENCY)
+    assert plain.seconds * plain.share - ours.seconds * ours.share == pytest.approx(saved, rel=0.01)
+    assert ours.memory_bytes == plain.memory_bytes
+
+
 def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run():
     """Traffic and arithmetic alone take 4.5 h; a roofline of one trial at a time in eager mode says 17 h."""
     plan = plan_sweep(load_sweep("paper"))
@@ -171,3 +186,21 @@ def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run(
     assert 4.5 < found["hours"] < 17
     many = on_cards(plan.trials, CARDS["h100"], 64)
     assert many["hours"] <= 1.05 * many["lower_bound_hours"]
+
+
+def test_cards_that_are_too_few_for_a_trial_are_paid_and_not_used(trials):
+    two, three = (on_cards(trials, CARDS["h100"], number, share=2.0) for number in (2, 3))
+    assert three["hours"] == two["hours"]
+    assert (two["utilisation"], three["utilisation"]) == pytest.approx((1.0, 2 / 3))
+    # The idle third draws a tenth.
+    assert three["kilowatt_hours"] == pytest.approx(1.05 * two["kilowatt_hours"])
+
+
+def test_the_clean_test_images_take_their_time_whatever_attacks_are_asked_for(trials):
+    """Without FGSM the pass that gives the test loss is the same; only its strengths' passes are not made."""
+    fgsm = trials[0]
+    none = fgsm.model_copy(update={"attacks": fgsm.attacks.model_copy(update={"methods": ()})})
+    cost, num_images = cost_of(fgsm.network), fgsm.network.subset.test_size
+    evaluation = cost.evaluation.flops / CORE_FLOPS + CORE_INTERVAL_S * cost.evaluation.num_launches
+    strengths = len(fgsm.attacks.epsilons) * num_images / cost.evaluation_batch
+    assert core_seconds(fgsm) - core_seconds(none) == pytest.approx(strengths * evaluation)

@@ -1,6 +1,7 @@
 """What done trials change in the plan of those to come."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,18 @@ def test_measured_seconds_scale_those_of_the_same_card_only(plan):
     found = estimate(plan.trials, trials, card=H100)
     assert found["corrections"]["seconds"] == pytest.approx({"small_cnn": 3.0})
     assert found["cluster"]["hours"] > estimate(plan.trials, [], card=H100)["cluster"]["hours"]
+
+
+def test_measured_seconds_count_whatever_a_root_pays_for_the_card_and_on_no_other_kind(plan):
+    trial = of_model(plan, "small_cnn")[0]
+    trials = measured(done(trial, 3 * seconds_on_share(trial, H100, 0.5), **ON_H100))
+    dear = replace(H100, price=99.0)
+    assert corrections_for(dear, trials).seconds == pytest.approx({"small_cnn": 3.0})
+    alone, hours = [trial], {}
+    for card in (dear, CARDS["a100"]):
+        hours[card.name] = estimate(alone, trials, card=card)["gpu_hours"]
+    assert hours["a100"] == estimate(alone, [], card=CARDS["a100"])["gpu_hours"]
+    assert hours["h100"] == pytest.approx(1.5 * seconds_on_share(trial, H100, 0.5) / 3600)
 
 
 def test_trials_on_cpus_and_without_a_cards_name_correct_no_card(plan):

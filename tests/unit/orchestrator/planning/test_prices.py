@@ -62,6 +62,7 @@ def test_a_card_may_be_named(tmp_path):
         ("currency: EUR", "currency: Extra inputs are not permitted"),
         ("card: h1000", "h100"),
         ("- 1", "must be a mapping"),
+        ("card: {dollars: 1e308, watts: 1}", r"card.dollars: .*less than or equal to 1000000"),
         ("card: [", "must be valid YAML"),
     ],
 )

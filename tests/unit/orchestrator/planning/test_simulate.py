@@ -72,3 +72,31 @@ def test_a_short_job_goes_before_those_that_fit_nowhere_only_as_far_as_trials_ar
     assert found.starts["near"] == 0
     # The first runs and all others wait: as many as are offered, until one more of them has begun.
     assert found.starts["far"] == 10.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from([25, 33, 34, 50, 66, 100])), max_size=25),
+    st.integers(1, 4),
+)
+def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_cards):
+    work = longest_first(jobs(*((float(seconds), share / 100) for seconds, share in pairs)))
+    found, waiting, running, expected, now = replay(work, num_cards), list(work), [], {}, 0
+    while waiting or running:
+        passed_over = 0
+        for job in list(waiting):
+            if passed_over == LOOK_AHEAD:
+                break
+            share = round(100 * job.share)
+            used = [sum(other[2] for other in running if other[1] == card) for card in range(num_cards)]
+            fit = [card for card in range(num_cards) if used[card] + share <= 100]
+            if not fit:
+                passed_over += 1
+                continue
+            running.append((now + job.seconds, max(fit, key=lambda card: (used[card], -card)), share))
+            expected[job.name] = now
+            waiting.remove(job)
+        now = min(end for end, _, _ in running)
+        running = [other for other in running if other[0] > now]
+    assert (found.makespan, found.starts) == (now, expected)
+    assert replay(work, 100_000).starts == dict.fromkeys(expected, 0.0)

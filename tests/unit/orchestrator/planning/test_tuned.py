@@ -31,7 +31,7 @@ RECIPE = {
             {"model": "small_mlp", "dataset": "manifold_d4", "validation_loss": 0.1},
             {"model": "small_cnn", "dataset": "manifold_d4", "validation_loss": 0.2},
             {"model": "small_cnn", "dataset": "manifold_d12", "validation_loss": 0.2},
-            {"model": "small_mlp", "dataset": "manifold_d12", "not_tuned": "every trial diverged or failed"},
+            {"model": "small_mlp", "dataset": "manifold_d12", "not_tuned": "diverged or failed"},
         ],
     },
 }
@@ -118,6 +118,10 @@ def test_a_recipe_that_nobody_searched_is_refused_with_the_command_that_searches
         ("{from: smoke, tuned: {}}", "none for small_cnn on manifold_d4"),
         ("{from: smoke, tuned: {cells: 3}}", "none for small_cnn on manifold_d4"),
         ("{from: smoke, overrides: 3, tuned: {cells: []}}", "overrides"),
+        (
+            "{from: smoke, tuned: {cells: [{model: [1], dataset: {a: b}}]}}",
+            "none for small_cnn on manifold_d4",
+        ),
     ],
 )
 def test_a_broken_recipe_file_is_one_message(recipes, text, message):
@@ -133,3 +137,31 @@ def test_a_recorded_sweep_keeps_what_it_was_run_with(recipes, tmp_path):
     before = set(Workspace.open("mine", root, as_run=True).plan.trials_by_id)
     (recipes / "tuned-mine.yaml").unlink()
     assert set(Workspace.open("mine", root, as_run=True).plan.trials_by_id) == before
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "batch_size"])
+def test_what_was_searched_is_not_changed_for_all_without_effect(recipes, field):
+    """Rows of the recipe would hold over it; rows of the sweep's own hold over them."""
+    value = 8 if field == "batch_size" else 0.5
+    for way in ("tuned", str(recipes / "tuned-mine.yaml")):
+        with pytest.raises(
+            ConfigError, match=f"cannot be changed for all .* recipe.{field}; change it for some"
+        ):
+            load_sweep({**MINE, "recipe": {"from": way, field: value}}, recipes=recipes)
+    row = {"models": ["small_mlp"], field: value}
+    sweep = load_sweep({**MINE, "recipe": {"from": "tuned", "overrides": [row]}}, recipes=recipes)
+    made = {t.network.recipe for t in plan_sweep(sweep).trials if t.network.model.name == "small_mlp"}
+    assert {getattr(recipe, field) for recipe in made} == {value}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (f"tuned-{'a' * 300}", "must have been searched below this root"),
+        ("a" * 300, "Unknown recipe"),
+        ("~nobody-is-called-so/recipe.yaml", "The recipe file must exist"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_message(recipes, name, message):
+    with pytest.raises(ConfigError, match=message):
+        load_sweep({**MINE, "recipe": name}, recipes=recipes)

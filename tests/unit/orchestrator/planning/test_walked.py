@@ -60,7 +60,8 @@ def test_kept_costs_are_those_of_a_walk(key):
         assert getattr(kept, name) == getattr(walked, name)
     for name in ("num_activations", "forward_flops"):
         assert getattr(kept, name) == pytest.approx(getattr(walked, name), rel=0.02)
-    for part in ("step", "evaluation", "attack"):
+    assert (kept.half_step is None) == (walked.half_step is None)
+    for part in ("step", "evaluation", "attack", "card_step"):
         for name in ("flops", "num_bytes", "num_launches", "peak_bytes", "workspace_bytes"):
             ours, theirs = getattr(getattr(kept, part), name), getattr(getattr(walked, part), name)
             assert ours == pytest.approx(theirs, rel=0.02), (part, name)

@@ -61,6 +61,13 @@ def test_out_of_memory_doubles_the_share_then_halves_the_parts(cells):
     ]
 
 
+@pytest.mark.parametrize(("there", "asked"), [(150, 150), (1000, 200), (90, 100)])
+def test_no_trial_asks_again_for_more_memory_than_a_node_has(cells, there, asked):
+    requests = Requests(Resources(1, 0, 100), node_memory_bytes=lambda: there)
+    requests.out_of_memory[cells[0].trial_id] = 1
+    assert requests.of(cells[0]).resources.memory_bytes == asked
+
+
 def test_whole_cards_are_not_doubled(cells):
     requests = Requests(Resources(1, 2))
     requests.out_of_memory[cells[0].trial_id] = 1

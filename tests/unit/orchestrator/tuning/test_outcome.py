@@ -13,6 +13,7 @@ from orchestrator.tuning.recipe_file import lost_cells, write_recipe
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.study import open_storage
 from orchestrator.tuning.tables import brief_table, outcome_rows, outcome_table
+from search_spaces.errors import SetupError
 from tests.unit.orchestrator.tuning.examples import DIVERGED, result, run_through, sweep
 
 
@@ -131,8 +132,17 @@ def test_a_recipe_in_anothers_place_names_the_cells_that_it_has_no_more(search, 
     write_recipe(path, changed, found, {})
     assert lost_cells(path, found) == []
     assert lost_cells(path, found[1:]) == [f"{found[0].model} on {found[0].dataset}"]
-    path.write_text("tuned: [", encoding="utf-8")
-    assert lost_cells(path, found) == []
+    for text in ("tuned: [", "tuned: {cells: 3}"):
+        path.write_text(text, encoding="utf-8")
+        assert lost_cells(path, found) == []
+    path.write_text("tuned: {cells: [{model: [1], dataset: {a: b}}]}", encoding="utf-8")
+    assert lost_cells(path, found) == ["[1] on {'a': 'b'}"]
+
+
+def test_a_recipe_that_cannot_be_written_is_one_message(search, changed, tmp_path):
+    (tmp_path / "recipes").write_text("", encoding="utf-8")
+    with pytest.raises(SetupError, match=r"must be writable; .*File exists; .* every trial is kept"):
+        write_recipe(tmp_path / "recipes" / "tuned-smoke.yaml", changed, outcomes(search), {})
 
 
 def test_the_recipe_reads_back_as_what_was_chosen(search, changed, tmp_path):
@@ -169,7 +179,7 @@ def test_a_cell_without_a_recipe_is_named_in_the_file_and_left_out_of_it(search,
     write_recipe(path, changed, found, {})
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert len(document["overrides"]) == len(found) - 1
-    assert document["tuned"]["cells"][0]["not_tuned"] == "every trial diverged or failed"
+    assert document["tuned"]["cells"][0]["not_tuned"] == "diverged or failed"
 
 
 def test_a_search_with_a_cell_without_a_recipe_ends_with_1(search, tmp_path):

@@ -15,6 +15,7 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking.mlflow import connect as connect_mlflow
+from orchestrator.results.tracking.tracker import NoopTracker
 from orchestrator.running import pipeline as run_pipeline
 from orchestrator.running.lock import exclusive
 from orchestrator.running.progress import Progress
@@ -23,7 +24,7 @@ from orchestrator.tuning.pipeline import tune_sweep
 from orchestrator.tuning.records import Role, SearchRecord
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.standing import search_rows, search_standing
-from search_spaces.errors import ConfigError, DataError, SetupError, SweepError
+from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.prepared.dataset import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.prepared.validation import load_validation
@@ -140,6 +141,21 @@ def test_again_trains_nothing_and_starts_no_cluster(found, monkeypatch):
     assert records(root) == before
     assert summary.recipe.read_bytes() == recipe
     assert len(mlflow_runs(root)) == len(before) + 1
+
+
+def test_what_mlflow_misses_is_counted_once_it_was_told_all(found, monkeypatch):
+    """The report is told last, and was always counted as missing."""
+
+    class Slow(NoopTracker):
+        def add_report(self, *_):
+            self.num_behind = 2
+
+        def close(self, _):
+            self.num_behind -= 1
+
+    _, root = found
+    monkeypatch.setattr(pipeline, "make_tracker", lambda *_, **__: Slow())
+    assert tune_sweep(TINY, RunOptions(root=root)).num_behind == 1
 
 
 def test_a_notebook_gets_a_table_and_the_recipe(found):
@@ -276,7 +292,7 @@ def test_two_searches_on_one_root_are_refused(found):
         ({"tune.learning_rate": [1e-2, 1e-3]}, ConfigError, "two rising numbers"),
         ({"tune.train_size": 10**6}, SweepError, "1000000|1,000,000"),
         ({"models": ["small_mpl"]}, ConfigError, "did you mean 'small_mlp'"),
-        ({"data_mode": "as_released"}, DataError, "needs corrected data"),
+        ({"data_mode": "as_released"}, ConfigError, "needs corrected data"),
         ({"recipe.learning_rate": [1e-3, 1e-4]}, ConfigError, "one value of each field"),
         ({"recipe.epochs": 0}, ConfigError, "needs a recipe with epochs"),
     ],

@@ -12,7 +12,7 @@ from scipy.stats import kruskal
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.tuning.cells import Point, tuning_cells
-from orchestrator.tuning.figures import trial_table
+from orchestrator.tuning.figures import _between_0_and_1, _logarithm, draw_all, trial_table
 from orchestrator.tuning.importance import FEWEST_FOR_IMPORTANCE, PARAMETERS, explained, importance_table
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.report import gains, write_report
@@ -146,3 +146,19 @@ def test_noise_is_not_told_from_chance():
 def test_points_that_are_all_alike_have_no_importance():
     assert importance_table(random_search(lambda point, rng: 0.4)).empty
     assert importance_table(random_search(lambda point, rng: rng.uniform(), FEWEST_FOR_IMPORTANCE - 1)).empty
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_recipe_without_weight_decay_is_drawn_at_the_least_that_is_none():
+    """Its logarithm is no number, and would take every other point from the axis."""
+    table = pd.Series([0.0, 1e-4, 1e-2])
+    assert _between_0_and_1(_logarithm(table)).tolist() == [0, 0, 1]
+    assert _between_0_and_1(_logarithm(table * 0)).tolist() == [0.5] * 3
+    undecayed = sweep(recipe={"from": "smoke", "epochs": 9, "weight_decay": 0.0}, tune={"budget": 0.12})
+    one = Search(tuning_cells(plan_sweep(undecayed)), undecayed.tune, open_storage(None))
+    run_through(one)
+    assert 0 in trial_table(list(one.cells.values()))["weight_decay"].to_numpy()
+    assert (
+        len(draw_all(list(one.cells.values()), {}, {"manifold_d4": "natural", "manifold_d12": "natural"}))
+        == 2
+    )

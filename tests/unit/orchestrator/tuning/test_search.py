@@ -231,6 +231,23 @@ def test_trials_that_fail_for_good_end_the_search():
     assert "no trial was trained to its end (0 tried, 0 diverged, 5 failed)" in outcomes(one)[0].why_not
 
 
+@pytest.mark.parametrize("own_alone", [False, True])
+def test_finalists_whose_further_trainings_fail_are_not_said_to_have_never_been_trained(own_alone):
+    one = search()
+    while (asked := one.next()) is not None:
+        if asked.run and (asked.point == asked.cell.own or not own_alone):
+            one.failed(asked.spec.trial_id)
+        else:
+            one.finished(asked.spec.trial_id, result([0.5] * 9))
+    for outcome in outcomes(one):
+        assert outcome.num_failed == 0
+        assert (outcome.chosen is None) is not own_alone
+        if own_alone:
+            assert "the sweep's own recipe failed, so there is no gain" in outcome.problem
+        else:
+            assert "further trainings of every finalist failed or diverged" in outcome.problem
+
+
 def test_a_space_without_new_points_ends_the_search():
     said = {"learning_rate": [1e-3, 1.0001e-3], "weight_decay": [1e-4, 1.0001e-4], "batch_size": [16]}
     changed = sweep(tune=said)
@@ -310,6 +327,15 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
         held_to_splits([paired, paired], TuneSpec(batch_size=(8, 32)), num_train)
     with pytest.raises(ConfigError, match="8 for 5 images"):
         held_to_splits([paired], TuneSpec(), dict.fromkeys(num_train, 5))
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [({"data_mode": "as_released"}, "misaligned_labels"), ({"faults": ["image_level_split"]}, "image_level")],
+)
+def test_data_with_faults_cannot_be_tuned_which_is_known_before_they_are_prepared(said, named):
+    with pytest.raises(ConfigError, match=f"needs corrected data; found: faults {named}"):
+        cells(**said)
 
 
 def test_a_recipe_without_epochs_cannot_be_tuned():

@@ -3,12 +3,17 @@
 The last ones are what was seen go wrong with Ray 2.60's OptunaSearch; see the decision in docs.
 """
 
+import errno
 import math
+import os
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
+from orchestrator.results import patience
+from orchestrator.results.patience import Patience
 from orchestrator.tuning.cells import Point
 from orchestrator.tuning.study import CellStudy, open_storage
 from tests.unit.orchestrator.tuning.examples import DIVERGED, cells, loss_of, result
@@ -86,6 +91,54 @@ def test_told_again_after_a_kill_every_trial_is_there_once_and_none_runs(tmp_pat
         assert point not in before  # nothing is queued again, no random number comes again
         before.add(point)
         again.tell(again.ask(point), result(complete(point)))
+
+
+@pytest.mark.parametrize("target", ["optuna.log", "/where/the/root/was/optuna.log"])
+def test_a_lock_that_a_killed_driver_left_is_not_waited_for(tmp_path, target, monkeypatch):
+    """Optuna waits half a minute for it, and for ever where what it points to is not there."""
+    path = tmp_path / "optuna.log"
+    path.with_name("optuna.log.lock").symlink_to(target)
+    monkeypatch.setattr(JournalFileSymlinkLock, "acquire", acquired_at_once(JournalFileSymlinkLock.acquire))
+    made(open_storage(path)).ask(GIVEN)
+    assert [trial.params for trial in made_again(path).trials] == [GIVEN.model_dump()]
+
+
+def acquired_at_once(acquire):
+    def checked(self):
+        assert not os.path.lexists(self._lock_file)
+        return acquire(self)
+
+    return checked
+
+
+def test_a_full_disk_is_waited_for_and_leaves_no_half_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.001)
+    path, said, left = tmp_path / "optuna.log", [], [3]
+    study = made(open_storage(path, Patience(said.append)))
+    append = JournalFileBackend.append_logs
+
+    def full(self, logs):
+        if left[0]:
+            left[0] -= 1
+            with path.open("ab") as file:
+                file.write(b'{"op_code":')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, logs)
+
+    monkeypatch.setattr(JournalFileBackend, "append_logs", full)
+    study.tell(study.ask(GIVEN), result(complete(GIVEN)))
+    assert [trial.state for trial in made_again(path).trials] == [TrialState.COMPLETE]
+    assert [line.split(":")[0].split(" after")[0] for line in said] == [
+        "Paused",
+        "Storage takes results again",
+    ]
+    left[0] = 1
+    with pytest.raises(OSError, match="No space left"):
+        made(open_storage(path))
+
+
+def made_again(path):
+    return optuna.load_study(study_name="small_mlp on manifold_d4", storage=open_journal(path))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])

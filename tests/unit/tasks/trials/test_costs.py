@@ -3,7 +3,7 @@
 import pytest
 
 from search_spaces.models import MODELS, model_spec
-from search_spaces.specs import RecipeSpec
+from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.costs import network_cost
 
@@ -40,6 +40,20 @@ def test_operations_and_parameters_are_the_published_ones(model):
     assert found.num_parameters / 1e6 == MEGA_PARAMETERS[model]
     # Backward is twice forward, less the gradient of the pixels that nobody asks for.
     assert 2.8 < found.step.flops / 4 / found.forward_flops <= 3
+
+
+@pytest.mark.parametrize(
+    ("architecture", "giga_macs", "mega_parameters"),
+    [("vit_b_32", 4.409, 88.224232), ("googlenet", 1.498, 6.624904)],
+)
+def test_networks_whose_making_needs_numbers_are_counted_too(architecture, giga_macs, mega_parameters):
+    model = ModelSpec(name="any", library="torchvision", architecture=architecture)
+    recipe = RecipeSpec(name="test", batch_size=2)
+    found = network_cost(model, recipe, channels=3, image_size=224, num_outputs=1000)
+    # Of a step of two images: forward and twice back, less the gradient of the pixels.
+    assert found.step.flops / 2 / 3 / 2e9 == pytest.approx(giga_macs, rel=0.05)
+    assert found.num_parameters / 1e6 == mega_parameters
+    assert not found.uncounted
 
 
 def test_a_perceptron_is_counted_as_by_hand():
@@ -81,3 +95,32 @@ def test_every_model_of_the_table_has_costs(model):
     found = cost(model, 2, image_size=64, num_outputs=2)
     assert found.num_parameters > 0
     assert found.step.peak_bytes > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_card_moves_twelve_bytes_less_of_each_weight_that_layers_would_cast(optimizer):
+    """Six for its cast and six for its gradient's; 28 are read and written by the update."""
+    found = cost("small_mlp", 16, channels=1, image_size=64, precision="bfloat16", optimizer=optimizer)
+    card, layers = found.card_step, 3
+    updates = [kernel for kernel in card.kernels if kernel.name == "_fused_adam_half"]
+    assert sum(kernel.num_bytes for kernel in updates) == 28 * found.num_parameters
+    assert all(kernel.streams for kernel in updates)
+    assert found.step.num_bytes - card.num_bytes == pytest.approx(12 * found.num_parameters, rel=1e-3)
+    # Each weight and bias: two casts less, and an update of its own instead of one for all.
+    assert found.step.num_launches - card.num_launches == 2 * layers * 2 - (2 * layers - 1)
+    assert card.flops == found.step.flops
+    assert card.peak_bytes <= found.step.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("small_mlp", {"precision": "float32"}),
+        ("small_mlp", {"precision": "bfloat16", "optimizer": "sgd"}),
+        ("small_cnn", {"precision": "bfloat16"}),
+    ],
+)
+def test_the_step_on_a_card_is_the_plain_one_elsewhere(model, changes):
+    found = cost(model, 16, channels=1, image_size=32, **changes)
+    assert found.half_step is None
+    assert found.card_step is found.step

@@ -27,6 +27,19 @@ def test_memory_that_cannot_be_had_is_a_memory_error():
         torch.empty(2**60)
 
 
+@pytest.mark.parametrize("said", ["std::bad_alloc", "could not create a primitive"])
+def test_what_libraries_say_without_memory_is_a_memory_error(said):
+    """Seen of a ResNet under a limit of address space, beside torch's own allocator."""
+    with pytest.raises(MemoryError, match=said), trial_memory(CPU):
+        raise RuntimeError(said)
+
+
+def test_a_kernel_that_a_library_does_not_have_is_no_want_of_memory():
+    said = "could not create a primitive descriptor for the convolution forward propagation primitive"
+    with pytest.raises(RuntimeError, match=said), trial_memory(CPU):
+        raise RuntimeError(said)
+
+
 def test_other_errors_pass_as_they_are():
     with pytest.raises(RuntimeError, match="shape"), trial_memory(CPU):
         torch.ones(2) @ torch.ones(3, 3).reshape(3, 2)

@@ -10,6 +10,7 @@ from search_spaces.errors import DataError
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.models import build_model
 from tasks.trials.robustness import (
+    POOL_ROWS,
     margins_of,
     measure_radii,
     minimal_perturbations,
@@ -236,6 +237,30 @@ def test_a_vanishing_gradient_is_crossed_towards_the_start():
     pool[0, 0, 0, 0] = 255
     record = measure_radii(Step(), images, torch.zeros(2, dtype=torch.int64), pool, num_images=2, seed=0)
     assert record.radii == pytest.approx([100, 100], rel=1e-3)
+
+
+def test_the_nearest_is_found_in_whichever_block_of_the_pool_it_lies():
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randint(0, 256, (2 * POOL_ROWS + 1, 1, 3, 3), generator=generator, dtype=torch.uint8)
+    images, classes = pool[::100].float() + 0.5, torch.arange(len(pool)) % 3
+    own = classes[::100]
+    found = nearest_in_another_class(images, own, pool, classes)
+    for image, decision, start in zip(images, own, found, strict=True):
+        others = pool[classes != decision].double()
+        distances = ((others - image.double()) ** 2).flatten(1).sum(1)
+        assert ((start.double() - image.double()) ** 2).sum() == pytest.approx(distances.min().item())
+
+
+def test_what_is_found_does_not_depend_on_how_many_pass_at_once():
+    torch.manual_seed(0)
+    model, images = Linear(torch.randn(4), -3.0), torch.rand(9, 1, 2, 2) * 255
+    labels = model(images).argmax(1)
+    whole, parts = (
+        measure_radii(model, images, labels, images, num_images=9, seed=0, at_once=at_once)
+        for at_once in (50, 4)
+    )
+    assert parts.radii == pytest.approx(whole.radii, rel=1e-4)
+    assert (parts.rows, parts.wrong) == (whole.rows, whole.wrong)
 
 
 def test_the_sample_depends_on_the_seed_alone_and_covers_all_where_it_can():

@@ -15,11 +15,12 @@ from search_spaces.specs import (
     PreparedSpec,
     RecipeSpec,
     RepresentationSpec,
+    RobustnessSpec,
     SubsetSpec,
 )
 from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.models import build_model
+from tasks.trials.models import PixelModel, build_model
 from tasks.trials.result import TrialResult
 from tasks.trials.trial import run_trial
 
@@ -125,6 +126,24 @@ def test_the_same_spec_is_equal_to_the_last_bit_whatever_ran_before(data, outcom
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.randn(8, 8) @ torch.randn(8, 8)
     assert without_clock(run_trial(trial_spec(), data)) == without_clock(outcome)
+
+
+def test_gradients_of_all_attacks_are_taken_of_half_a_training_batch_at_once(data, monkeypatch):
+    """What a trial needs of a card is predicted for it; more would end out of memory on its share."""
+    plain, sizes = PixelModel.forward, set()
+
+    def passed(model, pixels):
+        if pixels.requires_grad:
+            sizes.add(len(pixels))
+        return plain(model, pixels)
+
+    monkeypatch.setattr(PixelModel, "forward", passed)
+    attacks = AttackSpec(methods=("fgsm", "pgd"), epsilons=(1.0,))
+    asked = {"attacks": attacks, "robustness": RobustnessSpec(num_images=20, num_steps=2, num_bisections=1)}
+    result = run_trial(trial_spec(epochs=1).model_copy(update=asked), data)
+    assert names(result) == ["fgsm_1", "pgd_1"]
+    assert len(result.robustness.radii) == 20
+    assert max(sizes) == 16 // 2
 
 
 def test_another_seed_gives_another_network(data, outcome):
