@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint chaos postgres-test sbom cluster-test bench gpu-check wheel lock lock-cuda lock-cpu clean
+.PHONY: install demo test lint chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel lock lock-cuda lock-cpu clean
 
 install: $(STAMP)
 
@@ -50,6 +50,10 @@ postgres-test: $(STAMP)
 # docs/cluster.md on three hosts of namespaces: ray up, sweeps, lost workers, a lost head; needs root, sshd, rsync, tmux.
 cluster-test: wheel
 	$(BIN)/python -m tests.lab --result tests/lab/result.json
+
+# clusters/slurm.sbatch under a real SLURM of three hosts; needs root, sshd and Debian's slurmctld, slurmd, slurm-client.
+slurm-test: wheel
+	$(BIN)/python -m tests.lab.slurm --result tests/lab/slurm.json
 
 bench: $(STAMP)
 	@for script in $$(ls benchmarks/*.py | grep -v gpu_check); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -91,10 +91,15 @@ def follow(entrypoint: str) -> int | None:
 
 
 def connect() -> JobSubmissionClient:
-    """Return a client of the head's own dashboard."""
+    """Return a client of the head's own dashboard; without the cluster's token it ends here, with 3."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    return JobSubmissionClient(DASHBOARD)
+    try:
+        return JobSubmissionClient(DASHBOARD)
+    except AuthenticationError:
+        say('no token, or not the cluster\'s: put it into ~/.ray/auth_token, see "Tokens" in docs/cluster.md')
+        raise SystemExit(3) from None
 
 
 def running(jobs: list[JobDetails]) -> str:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from search_spaces.errors import SetupError
+from search_spaces.errors import ConfigError, SetupError
 from search_spaces.specs import PreparedSpec
 
 DEFAULT_ROOT = "isweep-root"
@@ -22,13 +22,20 @@ def _no_root(path: str | Path, error: Exception) -> SetupError:
     )
 
 
-def _in_ray_session(path: Path) -> bool:
-    """Tell whether a path lies, links followed, below a folder that Ray made for one start of itself."""
-    path = path.resolve()
-    return any(
-        folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink()
-        for folder in (path, *path.parents)
-    )
+def check_outlasts_ray(path: Path, what: str, option: str) -> None:
+    """Refuse a path, links followed, below a folder that Ray made for one start of itself.
+
+    Raises:
+        ConfigError: saying ``what`` it is for, and which ``option`` names another.
+    """
+    found = path.resolve()
+    for folder in (found, *found.parents):
+        if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
+            raise ConfigError(
+                f"The {what} must outlive the cluster, and a session folder of Ray does not",
+                str(path),
+                f"name another with {option}, absolute; `ray job submit --working-dir` starts commands there",
+            )
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,10 @@ class RootPaths:
         """Make the folder, for this user alone, and see that it can be written and will stay.
 
         Raises:
-            SetupError: when it cannot, or lies in a session folder of Ray, which goes with the cluster.
+            ConfigError: when it lies in a session folder of Ray, which goes with the cluster.
+            SetupError: when it cannot.
         """
-        if _in_ray_session(self.root):
-            raise SetupError(
-                "The root must outlive the cluster, and a session folder of Ray does not",
-                str(self.root),
-                "name a folder with --root, absolute; `ray job submit --working-dir` starts commands in one",
-            )
+        check_outlasts_ray(self.root, "root", "--root")
         try:
             # Prepared images are patients'; who shares a root makes it first, with the modes that suit.
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -15,6 +15,8 @@ from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 
 DEFAULT_CARD = "h100"
+LARGEST = 1e6
+"""Of dollars and of watts: more than any machine has, and little enough to be read as a mistake."""
 
 
 class Price(BaseModel):
@@ -27,8 +29,8 @@ class Price(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    dollars: float = Field(ge=0, allow_inf_nan=False)
-    watts: float = Field(ge=0, allow_inf_nan=False)
+    dollars: float = Field(ge=0, le=LARGEST, allow_inf_nan=False)
+    watts: float = Field(ge=0, le=LARGEST, allow_inf_nan=False)
 
 
 class Prices(BaseModel):
@@ -69,7 +71,7 @@ def read_prices(path: Path) -> Prices:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise ConfigError(
-            "A price table has card and core, each with dollars and watts of an hour, none negative",
+            f"A price table has card and core, each with dollars and watts an hour, from 0 to {LARGEST:,.0f}",
             f"{path}: {place}: {problem['msg']}",
             "card: {dollars: 2.5, watts: 700}",
         ) from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
 
-from orchestrator.planning.paths import RootPaths, SweepPaths
+from orchestrator.planning.paths import RootPaths, SweepPaths, check_outlasts_ray
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.sweep_file import (
     SweepSource,
@@ -71,6 +71,17 @@ class Workspace:
         if storage and os.path.isfile(os.path.expanduser(storage)):
             raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
         return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
+
+    def make(self) -> None:
+        """Make the root, see :meth:`RootPaths.make`.
+
+        Raises:
+            SweepError: when it cannot be, or results would lie where they go with a cluster.
+        """
+        folder = re.sub(r"^(file|local)://", "", self.storage or "")
+        if folder and "://" not in folder:
+            check_outlasts_ray(Path(folder).expanduser().absolute(), "result store", "--storage")
+        self.paths.make()
 
     def record(self) -> None:
         """Keep the sweep below the root, where its name is enough to find it again."""

@@ -40,6 +40,13 @@ ADVICE = (
 """What a provider's words ask for; the first row with a word in the message holds."""
 
 
+NO_TYPE = (
+    "What to do: ask for less, or raise max_workers or the machines of a node type in the launch file; "
+    "`ray status` says what is asked for."
+)
+"""Where nothing failed and nothing comes: no node of any type would do, or as many are there as may be."""
+
+
 @dataclass(frozen=True)
 class LaunchReport:
     """The autoscaler's state.
@@ -56,9 +63,11 @@ class LaunchReport:
         """Say it in a sentence or two, with what to do about the newest failure."""
         parts = [f"On their way: {', '.join(self.coming)}." if self.coming else "No node is on its way."]
         for failure in self.failures[:MOST_TOLD]:
-            parts.append(f"Launch failed: {failure[:MOST_CHARACTERS]}.")
+            parts.append(f"Launch failed: {failure[:MOST_CHARACTERS].rstrip('.')}.")
         if self.failures:
             parts.append(f"What to do: {advice(self.failures[0])}.")
+        elif not self.coming:
+            parts.append(NO_TYPE)
         return " ".join(parts)
 
 

@@ -75,10 +75,6 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop every trial as soon as results cannot be stored any more."""
-        return self.fatal is not None
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Put the trial's array where it can find it, and open its run."""
         cell = self._cells[trial.config["cell"]["trial_id"]]
@@ -94,8 +90,14 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._tell(cell.trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """End the process of every trial that has been silent past its limit; say where the sweep stands."""
+        """End the process of every trial that has been silent past its limit; say where the sweep stands.
+
+        Raises:
+            SweepError: that ends the sweep. Tune would first run the trials that it was given, for hours.
+        """
         raise_if_asked()
+        if self.fatal is not None:
+            raise self.fatal
         self._starts.look(trials, waiting=bool(self._queue.running))
         self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
         self._show_epochs()
@@ -160,6 +162,8 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
 
     def fit_failed(self, error: Exception) -> None:
         """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
+        if self.fatal is not None:
+            return
         self._broken += 1
         log.warning("Tune ended early (%d times in a row)", self._broken, exc_info=error)
         running = sorted(self._queue.running)

@@ -47,10 +47,11 @@ class CardWatch:
         self._in_vain[node] += 1
         offered = self._offered()
         if offered and all(self._in_vain[other] >= MOST_IN_VAIN for other in offered):
+            last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
             raise SetupError(
                 "Some node must give trials a card that they can reach",
                 f"on each of {len(offered)} nodes with GPUs the last {MOST_IN_VAIN} trials or more "
-                f"reached none; the last one: {failure.message.partition('; found: ')[2] or failure.message}",
+                f"reached none; the last one: {last}",
                 "mend a node and run the same command again: what is done is kept. "
                 "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
             )

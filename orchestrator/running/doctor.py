@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.tracking.choice import check_tracker
 from orchestrator.running.cluster import MIN_RAY, connect
@@ -63,11 +63,11 @@ def run_checks(
         ("mlflow version", _mlflow_version),
         ("optuna version", _optuna_version),
         ("torch", _torch),
-        ("gpus", _gpus),
+        ("gpus", lambda: _gpus(address)),
         ("root", lambda: _root(root)),
         ("mlflow store", lambda: _tracker(root, mlflow_uri)),
         ("ray cluster", lambda: _cluster(address)),
-        ("ray access", _ray_access),
+        ("ray access", lambda: _ray_access(address)),
         ("mlflow settings", _mlflow_settings),
         ("image settings", _image_settings),
     ]
@@ -144,16 +144,17 @@ def _torch() -> tuple[bool, str, str]:
     return True, f"{torch.__version__}, {os.cpu_count()} CPUs", ""
 
 
-def _gpus() -> tuple[bool, str, str]:
+def _gpus(address: str | None) -> tuple[bool, str, str]:
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
-        return True, "none: trials run on CPUs", ""
+        return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return True, ", ".join(names), ""
 
 
 def _root(root: str | None) -> tuple[bool, str, str]:
     paths = RootPaths.at(root)
+    check_outlasts_ray(paths.root, "root", "--root")
     # Asking makes nothing: a root that is not made yet is as good as the folder it would lie in.
     base = next(folder for folder in (paths.root, *paths.root.parents) if folder.is_dir())
     if not os.access(base, os.W_OK):
@@ -192,18 +193,17 @@ def _cluster(address: str | None) -> tuple[bool, str, str]:
         return True, f"{cluster.num_nodes} nodes, {cluster.num_cpus:g} CPUs, {cluster.num_gpus:g} GPUs", ""
 
 
-def _ray_access() -> tuple[bool, str, str]:
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    if mode == "disabled":
-        return (
-            False,
-            "RAY_AUTH_MODE=disabled: anyone who reaches the ports runs code",
-            "export RAY_AUTH_MODE=token",
-        )
+def _ray_access(address: str | None) -> tuple[bool, str, str]:
+    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
+    if mode == "disabled" or (address is not None and mode != "token"):
+        told = f"RAY_AUTH_MODE={mode or 'not set'}: anyone who reaches the ports runs code"
+        fix = "export RAY_AUTH_MODE=token"
+        return False, told, fix if address is None else f"{fix}, and start the cluster's Ray with it"
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if token.exists() and token.stat().st_mode & 0o077:
-        return False, "the Ray token file can be read by others", "chmod 600 the token file"
-    return True, "private clusters are on loopback with a token of their own", ""
+        return False, "the Ray token file can be read by others", f"chmod 600 {token}"
+    private = "private clusters are on loopback with a token of their own"
+    return True, private if address is None else f"{address} is asked with the cluster's token", ""
 
 
 def _mlflow_settings() -> tuple[bool, str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from itertools import islice
@@ -12,7 +14,11 @@ from typing import Any
 import yaml
 
 from orchestrator.planning.plain_yaml import read_text
-from orchestrator.running.launch_providers import UNFILLED, Problem, on_aws, on_gcp, own_machines
+from orchestrator.results.tracking.provenance import provenance
+from orchestrator.running.launch_aws import on_aws
+from orchestrator.running.launch_gcp import on_gcp
+from orchestrator.running.launch_nodes import UNFILLED, Problem
+from orchestrator.running.launch_onprem import own_machines
 from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
 
@@ -69,7 +75,8 @@ def check_launch_file(path: Path) -> list[Problem]:
         return wrong  # the rest would stumble over the same mistakes
     of_provider = PROVIDERS.get(config["provider"]["type"], lambda _: ())
     checks = (_odd, _unfilled, _secrets, _account, _files, _commands, of_provider)
-    return [problem for check in checks for problem in _stumbling_told(check, config)]
+    found = [problem for check in checks for problem in _stumbling_told(check, config)]
+    return [*dict.fromkeys(found)]  # of two node types that say the same, once
 
 
 def _read(path: Path) -> dict[str, Any] | Problem:
@@ -189,6 +196,9 @@ def _account(config: dict[str, Any]) -> Iterator[Problem]:
     key = auth.get("ssh_private_key")
     if key and not Path(key).expanduser().is_file():
         yield Problem("auth.ssh_private_key", f"no {key}", "make one: ssh-keygen -t ed25519, or name yours")
+    elif key and Path(key).expanduser().stat().st_mode & 0o077:
+        told = "others can read the key, and ssh will not use it"
+        yield Problem("auth.ssh_private_key", told, f"chmod 600 {key}")
 
 
 def _files(config: dict[str, Any]) -> Iterator[Problem]:
@@ -211,7 +221,7 @@ def _files(config: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(
                 f"file_mounts.{there}", told, "let dist/ travel alone; raw data go by `ray rsync-up`"
             )
-        elif path.is_dir() and path.name == "dist":
+        elif path.is_dir() and there.rstrip("/") == "~/isweep-dist":
             yield from _wheels(there, path)
     yield from _asked_for(config, mounts)
 
@@ -245,11 +255,25 @@ def _asked_for(config: dict[str, Any], mounts: dict[str, str]) -> Iterator[Probl
 
 
 def _wheels(there: str, dist: Path) -> Iterator[Problem]:
-    found = [wheel.name.split("-")[1] for wheel in dist.glob("isweep-*.whl")]
-    ours = metadata.version("isweep")
+    wheels = [*dist.glob("isweep-*.whl")]
+    found, ours = [wheel.name.split("-")[1] for wheel in wheels], metadata.version("isweep")
     if found != [ours]:
         told = f"wheels of isweep: {', '.join(found) or 'none'}; the one installed here is {ours}"
         yield Problem(f"file_mounts.{there}", told, "make wheel")
+        return
+    here, baked = provenance().commit, _commit_of(wheels[0])
+    if here and baked != here:
+        told = f"{wheels[0]} is made of commit {baked[:12] or 'none'}, and {here[:12]} is installed here"
+        yield Problem(f"file_mounts.{there}", told, "make wheel")
+
+
+def _commit_of(wheel: Path) -> str:
+    """Return the commit that `make wheel` baked in, or nothing."""
+    try:
+        with zipfile.ZipFile(wheel) as inside:
+            return str(json.loads(inside.read("orchestrator/commit.json"))["commit"])
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError):
+        return ""
 
 
 def _commands(config: dict[str, Any]) -> Iterator[Problem]:
@@ -265,6 +289,8 @@ def _commands(config: dict[str, Any]) -> Iterator[Problem]:
         if any("ray stop" in one for one in commands):
             yield Problem(name, "`ray stop` ends every Ray process of the account", "take it out")
     head, worker = starts.values()
+    if head and not re.search(r"--head\b", head):
+        yield Problem("head_start_ray_commands", "no head is started", "add --head after `ray start`")
     if head and "--dashboard-host=127.0.0.1" not in head:
         told = "the dashboard, which runs code, is not bound to the head itself"
         yield Problem("head_start_ray_commands", told, "add --dashboard-host=127.0.0.1")

@@ -77,7 +77,7 @@ def run_sweep(
     """
     options = options or RunOptions()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
-    workspace.paths.make()
+    workspace.make()
     read_prices(workspace.paths.prices)  # a mistake in it must not wait for the report
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress

@@ -49,7 +49,8 @@ def why_nothing_starts(resources: Resources) -> str:
     elif _held(resources):
         doing = "The sweep goes on as soon as it is free."
     else:
-        doing = "This cluster does not grow by itself: add nodes, ask for less, or run with --device cpu."
+        less = "ask for less, or run with --device cpu" if resources.num_gpus else "or ask for less"
+        doing = f"This cluster does not grow by itself: add nodes, {less}."
     return f"{what_is_missing(resources)} {doing}"
 
 

@@ -172,7 +172,6 @@ class TrialSweep:
                 # nodes would have to share.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[callback],
-                stop=callback.should_stop,
                 verbose=0,
             ),
         )

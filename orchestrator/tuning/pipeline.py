@@ -100,7 +100,7 @@ def tune_sweep(
     options = options or RunOptions()
     workspace = Workspace.open(source, options.root, options.storage, changes=changes)
     cells = tuning_cells(workspace.plan)
-    workspace.paths.make()
+    workspace.make()
     progress = progress or Progress()
     progress.path = workspace.sweep_paths.progress
     with ExitStack() as stack:

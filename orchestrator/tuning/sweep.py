@@ -188,10 +188,12 @@ class SearchBookkeeping(Bookkeeping):
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
                 self._tell(trial_id, "failed", ending, report.log)
+                self._cards.failed(self._node(trial_id), report.outcome)
             else:
                 self._found(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
                 self._tell(trial_id, "finished", ending, report.log)
+                self._cards.worked(self._node(trial_id))
         except SweepError as error:
             self._end(error)
 

@@ -51,7 +51,7 @@ num_neighbors: 10
 resources: {{num_cpus: 1, num_gpus: 0.5}}
 """
 
-_LINK_PACKAGES = """
+LINK_PACKAGES = """
 import sys, sysconfig
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -86,7 +86,7 @@ def launch_file(lab: Path, hosts: list[Host]) -> Path:
     head, *workers = hosts
     made["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
     folders = [path for path in sys.path if path.endswith("site-packages")]
-    (lab / "link.py").write_text(_LINK_PACKAGES.format(folders=folders), encoding="utf-8")
+    (lab / "link.py").write_text(LINK_PACKAGES.format(folders=folders), encoding="utf-8")
     link = f"~/isweep-venv/bin/python {lab}/link.py"
     made["setup_commands"] = [
         link if "--require-hashes" in command else command for command in made["setup_commands"]

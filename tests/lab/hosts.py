@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ LogLevel ERROR
 _BOOT = """
 set -e
 hostname {name}
-mount --bind {lab}/hosts/{name} {lab}/home
+{own_home}
 for folder in /tmp /dev/shm /run; do mount -t tmpfs -o mode=1777 none $folder; done
 mkdir -m 755 /run/sshd
 ip link set lo up
+{services}
 exec {sshd} -D -e -f {lab}/sshd_config
 """
+_OWN_HOME = "mount --bind {lab}/hosts/{name} {lab}/home"
 
 
 def run(*words: str) -> None:
@@ -71,13 +73,15 @@ class Host:
         name: Its host name.
         address: Its address on the bridge.
         lab: Folder of the lab.
-        settings: Variables of every login there.
+        services: Commands that start what runs there beside the SSH server.
+        shares_home: Whether its home is the one that all hosts see.
     """
 
     name: str
     address: str
     lab: Path
-    settings: dict[str, str] = field(default_factory=dict)
+    services: str = ""
+    shares_home: bool = False
     _server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -97,7 +101,10 @@ class Host:
 
     def start(self) -> None:
         """Switch it on, and wait for its SSH server."""
-        boot = _BOOT.format(name=self.name, lab=self.lab, sshd=SSHD)
+        own_home = "" if self.shares_home else _OWN_HOME.format(name=self.name, lab=self.lab)
+        boot = _BOOT.format(
+            name=self.name, lab=self.lab, sshd=SSHD, own_home=own_home, services=self.services
+        )
         spaces = ("--pid", "--mount-proc", "--mount", "--uts", "--fork", "--kill-child")
         command = ("nsenter", f"--net=/run/netns/{self.name}", "unshare", *spaces, "sh", "-c", boot)
         with open(self.lab / f"{self.name}.log", "ab") as log:
@@ -191,7 +198,7 @@ def stranger_asks(host: str, port: int) -> str:
         asking.close()
 
 
-def make_lab(lab: Path, names: Sequence[str]) -> list[Host]:
+def make_lab(lab: Path, names: Sequence[str], *, services: str = "", shares_home: bool = False) -> list[Host]:
     """Make the bridge, keys and accounts, and start a host for each name; we are the machine at ``.1``."""
     for folder in ("home/.ssh", "hosts", "etc"):
         (lab / folder).mkdir(parents=True)
@@ -200,7 +207,9 @@ def make_lab(lab: Path, names: Sequence[str]) -> list[Host]:
     (lab / "home/.ssh/config").write_text(_SSH_CONFIG, encoding="utf-8")
     (lab / "authorized_keys").write_bytes((lab / "home/.ssh/id_ed25519.pub").read_bytes())
     (lab / "sshd_config").write_text(_SSHD_CONFIG.format(lab=lab), encoding="utf-8")
-    hosts = [Host(name, f"{NETWORK}.{10 + index}", lab) for index, name in enumerate(names)]
+    hosts = [
+        Host(name, f"{NETWORK}.{10 + index}", lab, services, shares_home) for index, name in enumerate(names)
+    ]
     for folder in ("/tmp", "/run"):
         run("mount", "-t", "tmpfs", "-o", "mode=1777", "none", folder)
     _replace(lab, "/etc/passwd", _accounts(lab))

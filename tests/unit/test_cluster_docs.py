@@ -10,15 +10,15 @@ from orchestrator.planning.sweep_file import load_sweep
 from tests.lab.cluster import SWEEP
 
 ROOT = Path(__file__).parents[2]
-MARKS = {"[lab]", "[offline]", "[not tried]"}
+MARKS = {"[lab]", "[slurm]", "[offline]", "[not tried]"}
 SAFE = (" -y", " --json", " --no-wait")
 """Options that the lab adds or leaves out since nobody is there to answer or read."""
 UNNOTED = ("curl ", "isweep plan ")
 """Commands by which the lab only looks, or checks itself."""
 OFFLINE = {
     "isweep doctor --launch cluster.yaml": "orchestrator/running/test_launch.py",
+    "isweep doctor --launch clusters/gcp.yaml": "orchestrator/running/test_launch.py",
     "ray up cluster.yaml": "orchestrator/running/test_aws_launch.py",
-    "sbatch clusters/slurm.sbatch paper --device gpu": "orchestrator/running/test_launch_files.py",
     "kubectl apply -f clusters/rayjob.yaml": "orchestrator/running/test_launch_files.py",
     "systemctl --user enable --now isweep@paper": "orchestrator/running/test_launch_files.py",
     "systemctl --user enable --now mlflow": "orchestrator/running/test_launch_files.py",
@@ -74,6 +74,13 @@ def test_what_was_typed_in_the_lab_stands_in_the_document(lab):
     typed = {plain(command) for command in lab["commands"] if not command.startswith(UNNOTED)}
     text = " ".join((ROOT / "docs/cluster.md").read_text(encoding="utf-8").split())
     assert [command for command in typed if command not in plain(text)] == []
+
+
+def test_what_is_marked_slurm_was_typed_there():
+    found = json.loads((ROOT / "tests/lab/slurm.json").read_text(encoding="utf-8"))
+    assert {command for command, mark in marked() if mark == "[slurm]"} == set(found["commands"])
+    assert found["cases"]["ends_in_the_middle"]["cells"] == 24
+    assert "slurm-test: wheel" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_what_is_marked_offline_has_a_test():

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.workspace import Workspace
-from search_spaces.errors import ConfigError, SetupError
+from search_spaces.errors import ConfigError
 
 
 def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
@@ -16,9 +16,14 @@ def test_a_root_in_a_session_folder_of_ray_is_refused(tmp_path):
     (tmp_path / "session_latest").symlink_to(session)
     (tmp_path / "results").symlink_to(inside.parent)
     for root in (inside, tmp_path / "results" / "isweep-root"):
-        with pytest.raises(SetupError, match=r"must outlive the cluster.*--root, absolute"):
+        with pytest.raises(ConfigError, match=r"must outlive the cluster.*--root, absolute"):
             RootPaths.create(root)
+    for storage in (inside, tmp_path / "results" / "stored", f"file://{inside}"):
+        workspace = Workspace.open("smoke", str(tmp_path / "root"), str(storage))
+        with pytest.raises(ConfigError, match=r"result store must outlive the cluster.*--storage, absolute"):
+            workspace.make()
     assert not inside.exists()
+    assert not (tmp_path / "root").exists()
 
 
 def test_a_folder_that_is_only_called_like_a_session_is_taken(tmp_path):

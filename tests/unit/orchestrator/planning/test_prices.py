@@ -47,9 +47,14 @@ def test_a_card_may_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("card: {dollars: -1, watts: 1}", "none negative.*card.dollars"),
-        ("card: {dollars: 1}", "none negative.*card.watts"),
-        ("cards: h100", "none negative.*cards"),
+        ("card: {dollars: -1, watts: 1}", "from 0 to 1,000,000.*card.dollars"),
+        ("card: {dollars: 1}", "from 0 to 1,000,000.*card.watts"),
+        (
+            "card: {dollars: 1.0e+308, watts: 1}",
+            "card.dollars: Input should be less than or equal to 1000000",
+        ),
+        ("core: {dollars: 1, watts: 1000001}", "from 0 to 1,000,000.*core.watts: Input should be less than"),
+        ("cards: h100", "from 0 to 1,000,000.*cards"),
         ("card: {dollars: .nan, watts: 1}", "card.dollars"),
         ('card: {dollars: "2", watts: 1}', "card.dollars: Input should be a valid number"),
         ("core: {dollars: true, watts: 1}", "core.dollars: Input should be a valid number"),

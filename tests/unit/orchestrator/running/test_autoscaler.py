@@ -91,6 +91,13 @@ def test_a_report_says_the_newest_failures_and_what_to_do_about_the_first():
     )
     assert "Launch failed: d" not in text
     assert text.endswith("add an on-demand type.")
+    assert "Launch failed: too many vCPUs. What" in LaunchReport(failures=("too many vCPUs.",)).text()
+
+
+def test_where_nothing_failed_and_nothing_comes_it_says_what_may_be_in_the_way():
+    text = LaunchReport().text()
+    assert text.startswith("No node is on its way. What to do: ask for less, or raise max_workers")
+    assert "raise max_workers" not in LaunchReport(("1 gpu (asked for)",)).text()
 
 
 @pytest.mark.ray
@@ -130,10 +137,12 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
     assert scheduling.why_nothing_starts(Resources(3, 0)) == (
         "each asks for 3 cpu (the cluster has 4, 4 free). No node has all that one asks for: they have "
         "1 cpu (2 nodes), 2 cpu (1 nodes). "
-        "This cluster does not grow by itself: add nodes, ask for less, or run with --device cpu."
+        "This cluster does not grow by itself: add nodes, or ask for less."
     )
     # Each alone would be there, together they are on no node.
-    assert "0 gpu (2 nodes)" in scheduling.why_nothing_starts(Resources(3, 1))
+    with_card = scheduling.why_nothing_starts(Resources(3, 1))
+    assert "0 gpu (2 nodes)" in with_card
+    assert with_card.endswith("add nodes, ask for less, or run with --device cpu.")
 
 
 def test_free_cpus_in_pieces_are_said_to_be_held(monkeypatch):
@@ -154,7 +163,7 @@ def test_what_is_only_held_needs_no_more_nodes(monkeypatch):
     of_nodes(monkeypatch, [{"CPU": 2.0}], {})
     assert scheduling.why_nothing_starts(Resources(1, 0)).endswith("goes on as soon as it is free.")
     for more in (Resources(4, 0), Resources(1, 0.5)):
-        assert "add nodes, ask for less" in scheduling.why_nothing_starts(more)
+        assert "add nodes, " in scheduling.why_nothing_starts(more)
 
 
 def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes(monkeypatch):

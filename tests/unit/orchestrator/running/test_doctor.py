@@ -1,4 +1,4 @@
-"""What ``isweep doctor`` finds in a result store."""
+"""What ``isweep doctor`` finds in a result store, and says of this machine beside a cluster."""
 
 import pytest
 
@@ -36,3 +36,40 @@ def test_a_bucket_is_written_and_left_as_it_was_and_a_missing_one_is_told():
         missing = store_check("s3://no-such-bucket/lab")
         assert not missing["ok"]
         assert "s3://no-such-bucket/lab" in missing["detail"]
+
+
+@pytest.mark.parametrize(
+    ("address", "mode", "ok", "told"),
+    [
+        (None, None, True, "private clusters are on loopback with a token of their own"),
+        (None, "disabled", False, "RAY_AUTH_MODE=disabled: anyone who reaches the ports runs code"),
+        ("10.0.0.1:6379", "token", True, "10.0.0.1:6379 is asked with the cluster's token"),
+        ("10.0.0.1:6379", None, False, "RAY_AUTH_MODE=not set: anyone who reaches the ports runs code"),
+    ],
+)
+def test_who_may_run_code_is_said_of_the_cluster_that_was_asked_for(
+    tmp_path, monkeypatch, address, mode, ok, told
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    found = doctor._found("ray access", lambda: doctor._ray_access(address))
+    assert (found["ok"], found["detail"]) == (ok, told)
+    assert bool(found["fix"]) != ok
+
+
+def test_cards_of_this_machine_are_not_taken_for_those_of_a_cluster(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert doctor._gpus(None)[1] == "none: trials run on CPUs"
+    assert doctor._gpus("10.0.0.1:6379")[1] == "none on this machine"
+
+
+def test_a_root_that_a_run_would_refuse_is_told(tmp_path):
+    (tmp_path / "session_1").mkdir()
+    (tmp_path / "session_latest").symlink_to(tmp_path / "session_1")
+    found = doctor._found("root", lambda: doctor._root(str(tmp_path / "session_1/root")))
+    assert not found["ok"]
+    assert "The root must outlive the cluster" in found["detail"]
+    assert found["fix"].startswith("name another with --root, absolute")

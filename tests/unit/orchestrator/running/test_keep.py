@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus
 
 KEEP = Path(__file__).parents[4] / "clusters/keep.py"
@@ -119,6 +120,17 @@ def test_drivers_that_keep_dying_end_it(keep, monkeypatch, capsys):
     assert end_of(keep, monkeypatch, head) == 3
     assert len(head.submitted) == keep.MAX_DEATHS
     assert "10 drivers died one after another" in capsys.readouterr().out
+
+
+def test_without_the_clusters_token_it_says_so_and_does_not_wait(keep, monkeypatch, capsys):
+    def refuse(address: str) -> None:
+        raise AuthenticationError("Token authentication is enabled but Ray couldn't find a token")
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", refuse)
+    with pytest.raises(SystemExit) as caught:
+        keep.main(["paper"])
+    assert caught.value.code == 3
+    assert "keep: no token, or not the cluster's: put it into ~/.ray/auth_token" in capsys.readouterr().out
 
 
 def test_the_command_is_absolute(keep, monkeypatch, tmp_path):

@@ -1,20 +1,27 @@
 """Each wrong field of a launch file is told with its place and the way out."""
 
 import copy
+import json
 import re
+import zipfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from orchestrator.results.tracking.provenance import provenance
+from orchestrator.running import launch_nodes
 from orchestrator.running.launch import check_launch_file
 from tests import damage
 
 REPOSITORY = Path(__file__).parents[4]
 WORKER = "available_node_types.gpu_worker"
 NODE = "available_node_types.head.node_config"
+BOOT = "available_node_types/gpu_worker/node_config/disks/0/initializeParams"
+DISK = "available_node_types.gpu_worker.node_config.BlockDeviceMappings.0.Ebs"
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +31,23 @@ def checkout(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("dist", ".ray", ".ssh"):
         (tmp_path / name).mkdir()
-    (tmp_path / "dist" / f"isweep-{metadata.version('isweep')}-py3-none-any.whl").touch()
+    make_wheel(tmp_path, provenance().commit)
+    monkeypatch.setattr(launch_nodes, "find_spec", lambda name: name == "googleapiclient" or find_spec(name))
     for name in ("constraints.txt", "constraints-cuda.txt"):
         (tmp_path / "dist" / name).touch()
     (tmp_path / ".ssh/id_ed25519").write_text("a key", encoding="utf-8")
+    (tmp_path / ".ssh/id_ed25519").chmod(0o600)
     token = tmp_path / ".ray/auth_token"
     token.write_text("0123", encoding="utf-8")
     token.chmod(0o600)
     return tmp_path
+
+
+def make_wheel(folder: Path, commit: str) -> None:
+    """As `make wheel` does, all but the package."""
+    path = folder / "dist" / f"isweep-{metadata.version('isweep')}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("orchestrator/commit.json", json.dumps({"commit": commit, "dirty": False}))
 
 
 def filled_in(name: str) -> dict[str, Any]:
@@ -129,6 +145,12 @@ START = "RAY_AUTH_MODE=token ray start --head --port=6379 --dashboard-host=127.0
         ),
         ("head_start_ray_commands", ["ray stop", START], "`ray stop` ends every Ray process"),
         ("head_start_ray_commands", [START.split(" --auto")[0]], "the head would start no worker"),
+        ("head_start_ray_commands", [START.replace("--head ", "")], "no head is started; add --head"),
+        (
+            "setup_commands",
+            ["true"],
+            "setup_commands: nothing installs the wheel of isweep; add: ~/isweep-venv",
+        ),
         ("head_start_ray_commands", [START], "workers look for the head at another port"),
         ("head_start_ray_commands", [START], "version 2 of Ray's autoscaler"),
         ("provider/coordinator_address", "127.0.0.1:1", "name head_ip and worker_ips instead"),
@@ -149,6 +171,65 @@ def test_a_wrong_field_of_ones_own_machines(checkout, place, value, message):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
+        ("idle_timeout_minutes", 0, "idle_timeout_minutes: 0 minutes: nodes would go between two trials"),
+        ("idle_timeout_minutes", 4.9, "each new one installs anew; 5 minutes or more, e.g. 10"),
+        (f"{WORKER}.idle_timeout_s", 60, f"{WORKER}.idle_timeout_s: 1 minutes: nodes would go"),
+        (f"{WORKER}.min_workers", 9, "smaller than the sum of `min_workers`"),
+        (f"{WORKER}.max_workers", -1, f"{WORKER}.max_workers: -1 is no amount"),
+        (
+            "available_node_types",
+            {"head": {"resources": {}, "node_config": {}}},
+            "no worker may start; say how",
+        ),
+        ("provider.cache_stopped_nodes", None, "Ray would stop nodes and not end them: their disks stay"),
+        (
+            "provider.availability_zone",
+            "us-east-1a,us-west-2b",
+            "us-west-2b is no zone of us-east-1; name one",
+        ),
+        (DISK, {"VolumeSize": 8, "Encrypted": True}, "8 GB are too few for image, CUDA packages and objects"),
+        (DISK, {"VolumeSize": 100}, "BlockDeviceMappings: a disk is not encrypted; add Encrypted: true"),
+        (f"{DISK}.DeleteOnTermination", False, "a disk stays when its node ends; say DeleteOnTermination"),
+        (
+            f"{WORKER}.node_config.BlockDeviceMappings",
+            None,
+            "no disk is named: the image's own may have 8 GB",
+        ),
+        (
+            f"{WORKER}.node_config.InstanceType",
+            "m6i.2xlarge",
+            "m6i.2xlarge has no card that CUDA 13 computes on",
+        ),
+        (
+            f"{WORKER}.node_config.InstanceType",
+            "p3.2xlarge",
+            "p3.2xlarge has no card that CUDA 13 computes on",
+        ),
+        (
+            f"{WORKER}.node_config.InstanceType",
+            "g4ad.xlarge",
+            "g4ad.xlarge has no card that CUDA 13 computes",
+        ),
+        (
+            f"{WORKER}.node_config.InstanceType",
+            "g5g.xlarge",
+            "g5g.xlarge has an ARM processor, and constraints",
+        ),
+        (
+            f"{WORKER}.node_config.InstanceType",
+            "p6e-gb200.36xlarge",
+            "p6e-gb200.36xlarge has an ARM processor",
+        ),
+        (f"{NODE}.InstanceType", "t4g.large", f"{NODE}.InstanceType: t4g.large has an ARM processor"),
+        (
+            f"{NODE}.InstanceMarketOptions",
+            {"MarketType": "spot"},
+            "a spot instance as head: taken away, it takes",
+        ),
+        ("setup_commands", ["true"], "setup_commands: nothing installs the wheel of isweep"),
+        ("head_setup_commands", ["true"], "head_setup_commands: nothing installs boto3, by which the head"),
+        ("worker_setup_commands", None, "g6.4xlarge does not end its set-up with a look at the card"),
+        (f"{WORKER}.worker_setup_commands", ["nvidia-smi"], "Ray runs these instead of all other set-up"),
         (f"{NODE}.ImageId", "ubuntu-24.04", "ImageId: ubuntu-24.04 has not the form of one"),
         (f"{NODE}.SecurityGroupIds", ["default"], "SecurityGroupIds: default has not the form"),
         (f"{NODE}.SecurityGroupIds", None, "Ray makes one that opens SSH to the world"),
@@ -212,11 +293,65 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
         ("provider/availability_zone", "europe-west4-a", "europe-west4-a is no zone of us-central1"),
         ("cluster_name", "My cluster", "'My cluster' cannot be a label of Google Cloud"),
         ("max_workers", 0, "max_workers: no worker may start"),
-        (f"{WORKER}/node_config/machineType", "g2standard16", "g2standard16 has not the form of one"),
-        (f"{WORKER}/node_config/machineType", None, "machineType: none has not the form of one"),
+        (f"{WORKER}/node_config/machineType", "g2standard16", "g2standard16 is none that isweep knows; one"),
+        (f"{WORKER}/node_config/machineType", "g2-standard-17", "one of these is meant: g2-standard-16"),
+        (f"{WORKER}/node_config/machineType", "n2-standrad-8", "one of these is meant: n2-standard-8"),
+        (
+            f"{WORKER}/node_config/machineType",
+            "n2-standard-8",
+            "n2-standard-8 has no card, and its set-up asks",
+        ),
+        (f"{WORKER}/node_config/machineType", "c4a-standard-8", "c4a-standard-8 has an ARM processor, and"),
+        (
+            f"{WORKER}/resources",
+            {"CPU": 16, "GPU": 2},
+            "resources: GPU: 2, and g2-standard-16 has 1: trials go",
+        ),
+        (
+            f"{WORKER}/node_config/scheduling",
+            [{"provisioningModel": "SPOT"}],
+            "add onHostMaintenance: TERMINATE",
+        ),
+        (
+            f"{WORKER}/node_config/scheduling",
+            {"onHostMaintenance": "MIGRATE"},
+            "a machine with a card cannot",
+        ),
+        (
+            f"{WORKER}/node_config/scheduling",
+            [{"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE"}],
+            "would be stopped, and its disk stay and cost; add instanceTerminationAction: DELETE",
+        ),
+        (
+            "available_node_types/head/node_config/scheduling",
+            [{"preemptible": True}],
+            "a spot machine as head",
+        ),
+        (f"{BOOT}/diskSizeGb", 8, "8 GB are too few for image, CUDA packages and objects that spill; 50 or"),
+        (f"{BOOT}/sourceImage", None, "disks: no image is named; sourceImage: one with a driver"),
+        (
+            BOOT.replace("initializeParams", "autoDelete"),
+            None,
+            "the disk stays when its node ends; say autoD",
+        ),
+        (
+            f"{WORKER}/node_config/scheduling/0/provisioningModel",
+            "SPOTT",
+            "scheduling: provisioningModel SPOTT; say one of STANDARD, SPOT",
+        ),
+        (f"{BOOT}/diskType", None, "pd-standard, the default of diskType, is no disk of g2 machines"),
+        (
+            f"{BOOT}/diskType",
+            "zones/us-east1-b/diskTypes/pd-ssd",
+            "diskType is of us-east1-b, the nodes are in",
+        ),
+        ("head_setup_commands", ["true"], "nothing installs google-api-python-client, by which the head"),
+        ("worker_setup_commands", None, "g2-standard-16 does not end its set-up with a look at the card"),
+        ("idle_timeout_minutes", 0, "idle_timeout_minutes: 0 minutes: nodes would go between two trials"),
+        (f"{WORKER}/node_config/machineType", None, "machineType: none is none that isweep knows"),
         (f"{WORKER}/node_config/disks", [{}], "disks: no disk to boot from"),
         (f"{WORKER}/node_config/networkInterfaces", None, "Ray takes the first network of the project"),
-        (f"{WORKER}/resources", {"CPU": 16}, "resources: does not name the GPU of this machine"),
+        (f"{WORKER}/resources", {"CPU": 16}, "resources: GPU: 0, and g2-standard-16 has 1: trials go by"),
     ],
 )
 def test_a_wrong_field_on_google_cloud(checkout, place, value, message):
@@ -262,6 +397,12 @@ def test_a_launch_file_that_ray_up_does_not_read_is_called_by_its_name(checkout,
         ),
         (lambda at: (at / "dist/constraints-cuda.txt").unlink(), "no dist/constraints-cuda.txt; make wheel"),
         (lambda at: next((at / "dist").glob("*.whl")).unlink(), "wheels of isweep: none"),
+        (lambda at: make_wheel(at, "0" * 40), "py3-none-any.whl is made of commit 000000000000, and "),
+        (lambda at: next((at / "dist").glob("*.whl")).write_bytes(b""), "is made of commit none, and "),
+        (
+            lambda at: (at / ".ssh/id_ed25519").chmod(0o644),
+            "others can read the key, and ssh will not use it",
+        ),
         (lambda at: (at / "dist/isweep-0.0.1-py3-none-any.whl").touch(), "wheels of isweep: "),
     ],
 )

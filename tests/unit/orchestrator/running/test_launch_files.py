@@ -89,8 +89,14 @@ def test_the_ray_job_can_be_submitted_from_other_pods_and_passes_kueue_s_door(jo
 
 FAKES = {
     "scontrol": 'if [ "$1" = show ]; then echo node1; echo node2; else echo "requeued $2" >> "$LOG"; fi',
-    "getent": '[ -z "${NO_ADDRESS:-}" ] && echo "10.0.0.1 STREAM $2"',
-    "srun": 'echo "srun $*" >> "$LOG"; until [ "$1" = -- ]; do shift; done; shift; "$@"',
+    "getent": """
+        [ -n "${NO_ADDRESS:-}" ] || printf '127.0.1.1 STREAM %s\\n127.0.1.1 DGRAM\\n' "$2"
+        [ -n "${NO_ADDRESS:-}${ONLY_LOOPBACK:-}" ] || echo "10.0.0.1 STREAM $2" """,
+    "srun": """
+        echo "srun $*" >> "$LOG"; echo "patience $RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT" >> "$LOG"
+        [ -z "${RAY_EXIT:-}" ] || exit "$RAY_EXIT"
+        until [ "$1" = -- ]; do shift; done; shift; "$@" || ended=$?
+        exit "${STEP_EXIT:-${ended:-0}}" """,
     # Told to stop while it runs, it closes its runs first.
     "isweep": """
         [ -n "${LONG:-}" ] || exit "${SWEEP_EXIT:-0}"
@@ -156,11 +162,22 @@ def test_only_an_interrupted_job_goes_back_to_the_queue(tmp_path, ended, requeue
     assert ("requeued 123456" in log) == requeued
 
 
+@pytest.mark.parametrize(("tries", "requeued"), [("", True), ("1", True), ("2", False)])
+def test_a_step_that_ends_before_the_sweep_began_is_tried_three_times(tmp_path, tries, requeued):
+    code, log, _ = submit(tmp_path, "paper", RAY_EXIT="143", SLURM_RESTART_COUNT=tries)
+    assert (code, "requeued" in log) == (143 if requeued else 3, requeued)
+
+
+def test_a_mistake_is_not_tried_again_although_the_step_ends_by_the_signal_of_its_other_nodes(tmp_path):
+    code, log, _ = submit(tmp_path, "absent", SWEEP_EXIT="2", STEP_EXIT="143")
+    assert (code, "requeued" in log) == (2, False)
+
+
 def test_two_minutes_before_the_limit_the_sweep_alone_is_told_to_stop(tmp_path):
     text = (CLUSTERS / "slurm.sbatch").read_text(encoding="utf-8")
     assert "#SBATCH --signal=B:TERM@120\n" in text  # without B: every process of a step gets it, Ray's too
     code, log, _ = submit(tmp_path, "paper", LONG="1")
-    assert (code, log.splitlines()[1:]) == (130, ["runs closed", "requeued 123456"])
+    assert (code, log.splitlines()[2:]) == (130, ["runs closed", "requeued 123456"])
 
 
 @pytest.mark.parametrize(
@@ -168,12 +185,28 @@ def test_two_minutes_before_the_limit_the_sweep_alone_is_told_to_stop(tmp_path):
     [
         ({"SCRATCH": ""}, 1, "name a folder that outlives the job: ISWEEP_ROOT=DIR sbatch"),
         ({"NO_ADDRESS": "1"}, 3, "isweep: no address of node1, the first node"),
+        ({"ONLY_LOOPBACK": "1"}, 3, "isweep: no address of node1, the first node, that others reach"),
     ],
 )
 def test_a_batch_job_says_what_the_site_lacks(tmp_path, missing, code, told):
     found, log, error = submit(tmp_path, "paper", **missing)
     assert (found, log) == (code, "")
     assert told in error
+
+
+@pytest.mark.parametrize(("ended", "code"), [(0, 3), (1, 3), (3, 3), (143, 143)])
+def test_a_batch_job_whose_ray_did_not_start_is_not_done(tmp_path, ended, code):
+    """`ray symmetric-run` ends with 0 where `ray start` fails on the head, with 1 where a node is late."""
+    found, _, error = submit(tmp_path, "paper", RAY_EXIT=str(ended))
+    assert found == code
+    assert ("Ray did not start on all 2 nodes" in error) == (ended <= 1)
+
+
+def test_nodes_are_waited_for_as_long_as_ray_can_be_told(tmp_path):
+    _, log, _ = submit(tmp_path, "paper")
+    assert "patience 600\n" in log
+    source = Path(find_spec("ray").origin).parent / "scripts/symmetric_run.py"
+    assert 'env_integer("RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT"' in source.read_text(encoding="utf-8")
 
 
 def test_a_batch_job_without_sweep_or_token_says_so(tmp_path):
@@ -188,8 +221,9 @@ def test_a_batch_job_without_sweep_or_token_says_so(tmp_path):
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
 def test_shellcheck_has_nothing_to_say_of_the_batch_script():
+    # SC1091: the environment is the site's. SC2016: what stands in single quotes is for the inner shell.
     done = subprocess.run(
-        ["shellcheck", "--exclude=SC1091", CLUSTERS / "slurm.sbatch"],
+        ["shellcheck", "--exclude=SC1091,SC2016", CLUSTERS / "slurm.sbatch"],
         capture_output=True,
         text=True,
         check=False,
