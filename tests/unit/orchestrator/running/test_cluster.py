@@ -18,8 +18,10 @@ import torch
 import yaml
 from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
 from orchestrator.running import address as address_module
 from orchestrator.running.cluster import Cluster, _start, _started, connect, trial_resources
@@ -484,13 +486,17 @@ def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashbo
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "clusters/gcp.yaml"])
 @pytest.mark.parametrize(
-    ("failed", "started"), [({}, {"gpu_worker": 3}), ({"gpu_worker": 0.5}, {"gpu_worker_on_demand": 2})]
+    ("most", "started"), [(8, {"gpu_worker": 3}), (1, {"gpu_worker": 1, "gpu_worker_on_demand": 2})]
 )
-def test_on_demand_workers_start_only_when_a_spot_one_failed_to(name, failed, started):
-    """Ray's own scheduler says which; of types that are equal to it, it takes the first of the file."""
+def test_on_demand_workers_start_when_no_more_spot_ones_may(name, most, started):
+    """Ray's own scheduler says which, after the provider refused a spot one: that changes nothing."""
     config = prepare_config(yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8")))
     for kind_name, kind in config["available_node_types"].items():
         kind["resources"] = {"CPU": 16, "GPU": 1} if kind_name.startswith("gpu") else {"CPU": 8}
+    config["available_node_types"]["gpu_worker"]["max_workers"] = most
+    monitor = CloudResourceMonitor()
+    refused = {"instance_type": "gpu_worker", "new_instance_status": Instance.ALLOCATION_FAILED}
+    monitor.notify([InstanceUpdateEvent(**refused)])
     card = ResourceRequestUtil.make({"CPU": 2, "GPU": 1})
     reply = ResourceDemandScheduler(event_logger=None).schedule(
         SchedulingRequest(
@@ -498,7 +504,8 @@ def test_on_demand_workers_start_only_when_a_spot_one_failed_to(name, failed, st
             node_type_configs=AutoscalingConfig(config, skip_content_hash=True).get_node_type_configs(),
             max_num_nodes=9,
             resource_requests=ResourceRequestUtil.group_by_count([card] * sum(started.values())),
-            recoverable_resource_availabilities=failed,
+            cloud_resource_availabilities=monitor.get_resource_availabilities(),
+            recoverable_resource_availabilities=monitor.get_recoverable_resource_availabilities(),
         )
     )
     assert {one.instance_type: one.count for one in reply.to_launch if "gpu" in one.instance_type} == started

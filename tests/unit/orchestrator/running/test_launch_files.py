@@ -58,7 +58,7 @@ def test_the_schema_finds_a_mistake(job, place, value, told):
 
 
 def test_every_pod_has_bounds_and_may_start_in_a_restricted_namespace(job):
-    """What the standard "restricted" asks of a pod; of autoscaler and submitter KubeRay says nothing by itself."""
+    """What the standard "restricted" asks; of autoscaler and submitter KubeRay says nothing by itself."""
     cluster = job["spec"]["rayClusterSpec"]
     groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
     pods = [group["template"]["spec"] for group in groups] + [job["spec"]["submitterPodTemplate"]["spec"]]
@@ -370,7 +370,7 @@ def test_the_image_is_made_of_the_lock_and_the_wheel():
     assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE)
     # Not known to the linker of a base without CUDA: there Google's Kubernetes puts libcuda.so.1.
     assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in text
-    # `tasks/trials/adam_kernel.py` is left out where Triton finds no C compiler; Python's headers the base has.
+    # Triton builds no kernel without a C compiler; Python's headers the base has.
     assert {"gcc", "libc6-dev"} <= set(re.search(r"install -q -y (.*) \\\n", text)[1].split())
 
 
