@@ -24,7 +24,10 @@ MOST_CHARACTERS = 200
 
 ADVICE = (
     (("limitexceeded", "spotinstancecount", "quota"), "ask the provider for a higher quota of this type"),
-    (("capacity", "exhausted", "stockout"), "name another zone or instance type, or add an on-demand type"),
+    (
+        ("capacity", "exhausted", "stockout"),
+        "name another zone or type; an on-demand type is taken when max_workers of this one is lowered",
+    ),
     (("servicelinkedrole",), "make the role once: aws iam create-service-linked-role, see docs/cluster.md"),
     (
         ("unauthorized", "accessdenied", "forbidden", "permission", "passrole"),

@@ -91,6 +91,8 @@ def _disks(place: str, made: dict[str, Any]) -> Iterator[Problem]:
         told = "no disk is named: the image's own may have 8 GB and is not encrypted"
         yield Problem(place, told, "see cluster.yaml: 100 GB, Encrypted: true")
         return
+    if not all(one.get("DeviceName") for one in made["BlockDeviceMappings"]):
+        yield Problem(place, "a disk without DeviceName, which EC2 refuses", "add DeviceName: /dev/sda1")
     largest = max(disk.get("VolumeSize", 0) for disk in disks)
     if largest < MIN_DISK_GB:
         told = f"{largest} GB are too few for image, CUDA packages and objects that spill"

@@ -65,9 +65,24 @@ def on_gcp(config: dict[str, Any]) -> Iterator[Problem]:
         yield from _machine(config, name, kind)
         yield from _disks(place, made, str(zone))
         yield from _scheduling(place, made, is_head=name == config["head_node_type"])
-        if not made.get("networkInterfaces"):
-            told = "without one Ray takes the first network of the project, with its firewall rules"
-            yield Problem(f"{place}.networkInterfaces", told, "name your own subnet")
+        reached = name != config["head_node_type"] or provider.get("use_internal_ips")
+        yield from _network(f"{place}.networkInterfaces", made.get("networkInterfaces") or [], bool(reached))
+
+
+def _network(place: str, named: list[dict[str, Any]], reached: bool) -> Iterator[Problem]:
+    """Look at a machine's net: whose firewall rules hold there, and whether `ray up` gets through."""
+    if not named:
+        told = "without one Ray takes the first network of the project, with its firewall rules"
+        yield Problem(place, told, "name your own subnet")
+        return
+    if not all(one.get("subnetwork") or one.get("network") for one in named):
+        told = "without a subnet Google takes the network called default, whose rules open SSH to the world"
+        yield Problem(place, told, "name your own: subnetwork")
+    if not reached and not named[0].get("accessConfigs"):
+        told = "no address outside: `ray up` would wait for one a quarter of an hour, and give up"
+        yield Problem(
+            place, told, "add accessConfigs as in clusters/gcp.yaml, or provider.use_internal_ips: true"
+        )
 
 
 def _cards(made: dict[str, Any]) -> int:

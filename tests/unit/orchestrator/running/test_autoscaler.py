@@ -90,7 +90,7 @@ def test_a_report_says_the_newest_failures_and_what_to_do_about_the_first():
         f"On their way: 1 gpu (asked for). Launch failed: {NO_CAPACITY}. Launch failed: b."
     )
     assert "Launch failed: d" not in text
-    assert text.endswith("add an on-demand type.")
+    assert text.endswith("an on-demand type is taken when max_workers of this one is lowered.")
     assert "Launch failed: too many vCPUs. What" in LaunchReport(failures=("too many vCPUs.",)).text()
 
 

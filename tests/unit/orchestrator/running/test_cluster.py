@@ -18,8 +18,10 @@ import torch
 import yaml
 from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
 from orchestrator.running import address as address_module
 from orchestrator.running.cluster import Cluster, _start, _started, connect, trial_resources
@@ -32,6 +34,7 @@ REPOSITORY = Path(__file__).parents[4]
 FILES = [REPOSITORY / name for name in ("cluster.yaml", "clusters/gcp.yaml", "clusters/onprem.yaml")]
 CONSTRAINED = "--constraint ~/isweep-dist/constraints.txt"
 LOCKED = "--require-hashes --requirement ~/isweep-dist/constraints-cuda.txt"
+NEWEST = '"$(ls -t ~/isweep-dist/isweep-*.whl | head -n 1)"'
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.name)
@@ -48,6 +51,18 @@ def config(path) -> dict[str, Any]:
     prepared = prepare_config(raw)
     validate_config(prepared)
     return prepared
+
+
+def on_a_node(home: Path, command: str, programs: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a set-up command as Ray does, in a home of its own, with stand-ins for programs below it."""
+    for name, body in programs.items():
+        program = home / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        program.chmod(0o755)
+    environment = {"HOME": str(home), "PATH": f"{home}/bin:{os.environ['PATH']}"}
+    words = ["bash", "-c", f"true && ({command})"]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
 
 
 class TestFiles:
@@ -87,8 +102,20 @@ class TestFiles:
         # Ray puts the setup commands of all nodes before those of the head.
         packages, wheel, *others = [c for c in config["head_setup_commands"] if "pip install" in c]
         assert packages.endswith(f"install --quiet {LOCKED}")
-        assert wheel.endswith("--no-deps --force-reinstall ~/isweep-dist/isweep-*.whl")
+        assert wheel.endswith(f"--no-deps --force-reinstall {NEWEST}")
         assert all(command.endswith(CONSTRAINED) for command in others), others
+
+    def test_a_wheel_of_a_former_version_beside_it_is_not_installed(self, config, tmp_path):
+        """Ray copies to a node without deleting there: pip takes no two wheels of one package."""
+        (wheel,) = [command for command in config["setup_commands"] if "--no-deps" in command]
+        (tmp_path / "isweep-dist").mkdir()
+        for number, version in enumerate(("0.10.0", "0.9.0")):
+            (tmp_path / f"isweep-dist/isweep-{version}-py3-none-any.whl").touch()
+            os.utime(tmp_path / f"isweep-dist/isweep-{version}-py3-none-any.whl", (number, number))
+        done = on_a_node(tmp_path, wheel, {"isweep-venv/bin/pip": 'echo "$@"'})
+        assert [Path(word).name for word in done.stdout.split() if ".whl" in word] == [
+            "isweep-0.9.0-py3-none-any.whl"
+        ]
 
     def test_only_the_wheel_and_the_token_are_copied(self, config):
         # No checkout, no root: a root may hold images of patients.
@@ -124,9 +151,26 @@ class TestCloudFile:
             commands = read.get_worker_setup_commands(kind)
             first, wheel = [i for i, command in enumerate(commands) if "pip install" in command]
             assert commands[first].endswith(LOCKED)
-            assert commands[wheel].endswith("~/isweep-dist/isweep-*.whl")
+            assert commands[wheel].endswith(NEWEST)
             assert "torch.zeros(1, device='cuda')" in commands[-1]
         assert not [command for command in read.get_head_setup_commands() if "cuda'" in command]
+
+    def test_a_machine_that_updates_itself_at_its_first_start_is_waited_for(self, config, tmp_path):
+        """`DPkg::Lock::Timeout` holds for `apt-get install` alone: `update` ends at once at its own lock."""
+        (make,) = [command for command in config["setup_commands"] if "apt-get" in command]
+        fakes = {
+            "python3": "test -e ~/installed",
+            "sudo": '"$@"',
+            "sleep": "touch ~/waited",
+            "apt-get": """
+                case "$*" in
+                  *update*) test -e ~/waited ;;
+                  *DPkg::Lock::Timeout=*install*) touch ~/installed ;;
+                esac""",
+        }
+        done = on_a_node(tmp_path, make, {f"bin/{name}": body for name, body in fakes.items()})
+        assert done.returncode == 0
+        assert (tmp_path / "waited").exists()
 
     def test_on_demand_workers_stand_beside_spot_ones(self, config):
         spot, beside = (config["available_node_types"][n] for n in ("gpu_worker", "gpu_worker_on_demand"))
@@ -442,13 +486,17 @@ def test_a_private_cluster_is_private_and_leaves_nothing(tmp_path, order, dashbo
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "clusters/gcp.yaml"])
 @pytest.mark.parametrize(
-    ("failed", "started"), [({}, {"gpu_worker": 3}), ({"gpu_worker": 0.5}, {"gpu_worker_on_demand": 2})]
+    ("most", "started"), [(8, {"gpu_worker": 3}), (1, {"gpu_worker": 1, "gpu_worker_on_demand": 2})]
 )
-def test_on_demand_workers_start_only_when_a_spot_one_failed_to(name, failed, started):
-    """Ray's own scheduler says which; of types that are equal to it, it takes the first of the file."""
+def test_on_demand_workers_start_when_no_more_spot_ones_may(name, most, started):
+    """Ray's own scheduler says which, after the provider refused a spot one: that changes nothing."""
     config = prepare_config(yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8")))
     for kind_name, kind in config["available_node_types"].items():
         kind["resources"] = {"CPU": 16, "GPU": 1} if kind_name.startswith("gpu") else {"CPU": 8}
+    config["available_node_types"]["gpu_worker"]["max_workers"] = most
+    monitor = CloudResourceMonitor()
+    refused = {"instance_type": "gpu_worker", "new_instance_status": Instance.ALLOCATION_FAILED}
+    monitor.notify([InstanceUpdateEvent(**refused)])
     card = ResourceRequestUtil.make({"CPU": 2, "GPU": 1})
     reply = ResourceDemandScheduler(event_logger=None).schedule(
         SchedulingRequest(
@@ -456,7 +504,8 @@ def test_on_demand_workers_start_only_when_a_spot_one_failed_to(name, failed, st
             node_type_configs=AutoscalingConfig(config, skip_content_hash=True).get_node_type_configs(),
             max_num_nodes=9,
             resource_requests=ResourceRequestUtil.group_by_count([card] * sum(started.values())),
-            recoverable_resource_availabilities=failed,
+            cloud_resource_availabilities=monitor.get_resource_availabilities(),
+            recoverable_resource_availabilities=monitor.get_recoverable_resource_availabilities(),
         )
     )
     assert {one.instance_type: one.count for one in reply.to_launch if "gpu" in one.instance_type} == started

@@ -189,6 +189,7 @@ def test_a_wrong_field_of_ones_own_machines(checkout, place, value, message):
         ),
         (DISK, {"VolumeSize": 8, "Encrypted": True}, "8 GB are too few for image, CUDA packages and objects"),
         (DISK, {"VolumeSize": 100}, "BlockDeviceMappings: a disk is not encrypted; add Encrypted: true"),
+        (DISK.replace(".Ebs", ".DeviceName"), None, "a disk without DeviceName, which EC2 refuses; add"),
         (f"{DISK}.DeleteOnTermination", False, "a disk stays when its node ends; say DeleteOnTermination"),
         (
             f"{WORKER}.node_config.BlockDeviceMappings",
@@ -351,6 +352,16 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
         (f"{WORKER}/node_config/machineType", None, "machineType: none is none that isweep knows"),
         (f"{WORKER}/node_config/disks", [{}], "disks: no disk to boot from"),
         (f"{WORKER}/node_config/networkInterfaces", None, "Ray takes the first network of the project"),
+        (
+            f"{WORKER}/node_config/networkInterfaces/0/subnetwork",
+            None,
+            "Google takes the network called default, whose rules open SSH to the world; name your own",
+        ),
+        (
+            "available_node_types/head/node_config/networkInterfaces/0/accessConfigs",
+            [],
+            "`ray up` would wait for one a quarter of an hour, and give up; add accessConfigs",
+        ),
         (f"{WORKER}/resources", {"CPU": 16}, "resources: GPU: 0, and g2-standard-16 has 1: trials go by"),
     ],
 )
