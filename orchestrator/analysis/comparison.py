@@ -11,6 +11,7 @@ import pandas as pd
 from orchestrator.analysis.clusters import mean_interval
 from orchestrator.analysis.formats import Table, interval, number
 from orchestrator.analysis.law_records import Interval
+from orchestrator.analysis.points import finished_trials
 from orchestrator.analysis.text import to_text
 from orchestrator.results import columns as c
 from search_spaces.errors import DataError
@@ -101,6 +102,7 @@ def compare(
 
 
 def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
+    table = finished_trials(table)
     known = [name for name in quantities if name in table]
     keys = table.assign(**{c.CLASS_PAIR: table.get(c.CLASS_PAIR, "")})
     return keys.groupby(list(CELL), dropna=False)[known].mean()

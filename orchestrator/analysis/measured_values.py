@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.analysis.points import LARGEST_VALUE
 from search_spaces.errors import ConfigError
 
 _WAY_OUT = "write one with: isweep measure SOURCE --json > record.json"
@@ -31,13 +32,15 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float]:
     """Return ``d_data`` (maximum likelihood) and ``label_sharpness`` of a record, as far as it has them."""
-    found = {}
     dimension = record.get("d_data")
-    value = dimension.get("mle", {}).get("value") if isinstance(dimension, Mapping) else dimension
-    if isinstance(value, (int, float)):
-        found["d_data"] = float(value)
-    sharpness = record.get("label_sharpness")
-    value = sharpness.get("value") if isinstance(sharpness, Mapping) else sharpness
-    if isinstance(value, (int, float)):
-        found["label_sharpness"] = float(value)
-    return found
+    values = {
+        "d_data": dimension.get("mle") if isinstance(dimension, Mapping) else dimension,
+        "label_sharpness": record.get("label_sharpness"),
+    }
+    plain = {name: v.get("value") if isinstance(v, Mapping) else v for name, v in values.items()}
+    # A boolean passes for an integer, and whole numbers of JSON have no largest one.
+    return {
+        name: float(v)
+        for name, v in plain.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < LARGEST_VALUE
+    }

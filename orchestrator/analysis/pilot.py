@@ -10,6 +10,7 @@ import pandas as pd
 
 from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.fit_records import POOLED
+from orchestrator.analysis.points import LARGEST_VALUE
 from orchestrator.analysis.words import listing, plural
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, unknown_name
@@ -86,7 +87,8 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
             found = listing(sorted(map(str, rows[name].unique())))
             raise ConfigError(f"A pilot must be of one {name}", f"{where} has {found}", "keep one of them")
     size, loss = (pd.to_numeric(rows[name], errors="coerce") for name in (c.TRAIN_SIZE, c.TEST_LOSS))
-    usable = (size > 0) & (loss > 0) & np.isfinite(loss)
+    rows = rows.assign(**{c.TRAIN_SIZE: size})
+    usable = (size > 0) & (loss > 0) & (loss < LARGEST_VALUE)
     if c.STATUS in rows:
         usable &= rows[c.STATUS].fillna(c.DONE).isin([c.DONE, ""])
     if not usable.any():

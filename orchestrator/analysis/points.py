@@ -62,8 +62,8 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     """Check the table, add the columns it lacks as missing, and make stored infinities missing.
 
     Returns:
-        The table sorted by ``trial_id`` (so that row order never decides a result), and the number of stored
-        infinities per column.
+        The table sorted by ``trial_id`` (so that row order never decides a result), and the number of
+        unusable values per column.
 
     Raises:
         DataError: if a required column is absent, a trial appears twice, a domain is unknown, one dataset is
@@ -78,10 +78,26 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     # As objects: a look at one of pandas' own string columns is a call into Arrow, and fits take thousands.
     full[texts] = full[texts].astype(object).where(full[texts].notna(), "").astype(str).astype(object)
     full.loc[full[c.STATUS] == "", c.STATUS] = c.DONE
+    full, exclusions = _with_numbers(full)
+    return full.sort_values(c.TRIAL_ID, kind="stable").reset_index(drop=True), exclusions
+
+
+def finished_trials(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials that did not diverge, names as they are, with what is no usable number as missing."""
+    done = table[table[c.STATUS].fillna("").isin([c.DONE, ""])] if c.STATUS in table else table
+    return _with_numbers(done.copy())[0]
+
+
+def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Make every measured column one of numbers, and what is none or stands for none missing and counted."""
     exclusions = []
     for name in [n for n in full.columns if n not in c.TEXT_COLUMNS and _is_measured(n)]:
         values = pd.to_numeric(full[name], errors="coerce").astype(float)
-        unusable = {"stored infinity": values.abs() >= LARGEST_VALUE}
+        blank = full[name].isna() | full[name].astype(str).str.strip().str.lower().isin(["", "nan", "none"])
+        unusable = {
+            "not a number": values.isna() & ~blank,
+            "stored infinity": values.abs() >= LARGEST_VALUE,
+        }
         if name.startswith(_ABOVE_ZERO) and not name.endswith("_std_error"):
             unusable["not above zero"] = values <= 0
         for what, affected in unusable.items():
@@ -89,7 +105,7 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
                 exclusions.append(Exclusion(f"{name}: {what}, treated as missing", int(affected.sum())))
             values = values.mask(affected)
         full[name] = values
-    return full.sort_values(c.TRIAL_ID, kind="stable").reset_index(drop=True), tuple(exclusions)
+    return full, tuple(exclusions)
 
 
 def _is_measured(name: str) -> bool:
@@ -103,6 +119,11 @@ def _check(table: pd.DataFrame) -> None:
             "A results table needs the columns " + ", ".join(c.REQUIRED),
             f"without {', '.join(missing)}",
             "see docs/results-columns.md",
+        )
+    if not table.columns.is_unique:
+        repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+        raise DataError(
+            "A results table has every column once", f"{', '.join(repeated)} repeated", "keep one"
         )
     twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
     if len(twice):

@@ -79,7 +79,7 @@ def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
     Returns:
         One score per data mode and quantity; cells a sweep does not have yet count as not compared.
     """
-    theirs = published_table()
+    table, theirs = t.finished_trials(table), published_table()
     gains = published_loss_gains().rename(columns={"loss_gain": "fgsm_2_loss_gain"})
     scores: list[Score] = []
     for mode in sorted(table[c.DATA_MODE].unique()) if c.DATA_MODE in table else [""]:
@@ -98,7 +98,8 @@ def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: s
     ).dropna()  # fmt: skip
     ratio = both["ours"] / both["theirs"]
     off = np.abs(np.log(ratio.to_numpy(dtype=float))) > np.log(quantity.factor) * (1 + 1e-9)
-    names = ["-".join(map(str, key if isinstance(key, tuple) else (key,))) for key in both.index[off]]
+    keys = [key if isinstance(key, tuple) else (key,) for key in both.index[off]]
+    names = ["-".join(f"{v:.15g}" if isinstance(v, float) else str(v) for v in key) for key in keys]
     return Score(
         quantity=quantity.name,
         data_mode=mode,

@@ -43,6 +43,19 @@ def test_what_is_left_out_is_counted():
     assert others.notes == ("1 training of other models in the pilot left out",)
 
 
+def test_sizes_read_as_text_are_compared_as_numbers():
+    found = pilot_of(
+        table(train_size=["50", "x", "100", "90"], d_data_mle=[1.0, 2.0, 7.0, 3.0]), "m", where="t"
+    )
+    assert found.d_data == 7.0
+
+
+def test_mlflows_stand_in_for_infinity_is_no_loss():
+    found = pilot_of(table(test_loss=[0.4, 0.9, 1.797e308, 0.3]), "m", where="t")
+    assert [p.train_size for p in found.points] == [50, 200]
+    assert found.notes == ("1 training of the pilot without a usable loss left out",)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -65,6 +65,26 @@ def test_mlflows_stand_in_for_infinity_is_missing_and_counted():
     assert infinities == (t.Exclusion("label_sharpness: stored infinity, treated as missing", 2),)
 
 
+def test_a_column_that_stands_there_twice_is_refused():
+    table = synthetic_table()
+    with pytest.raises(DataError, match="A results table has every column once; found: test_loss repeated"):
+        t.normalise(pd.concat([table, table[["test_loss"]]], axis=1))
+
+
+def test_text_in_place_of_a_number_is_missing_and_counted():
+    table = synthetic_table().astype({"d_data_mle": object, "test_loss": object})
+    table.loc[:3, "d_data_mle"] = ["ten", "", None, "12.5"]
+    table.loc[0, "test_loss"] = "0,3"
+    full, unusable = t.normalise(table)
+    assert sorted(full["d_data_mle"].isna().groupby(full["trial_id"]).sum().loc[lambda n: n > 0].index) == (
+        sorted(table["trial_id"][:3])
+    )
+    assert set(unusable) == {
+        t.Exclusion("d_data_mle: not a number, treated as missing", 1),
+        t.Exclusion("test_loss: not a number, treated as missing", 1),
+    }
+
+
 def test_every_unusable_loss_is_counted_under_its_first_reason():
     table = synthetic_table()
     table["status"] = "done"

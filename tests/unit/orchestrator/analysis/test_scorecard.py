@@ -125,3 +125,14 @@ def test_sweeps_without_a_shared_cell_are_no_comparison():
     one = synthetic_table(num_natural=2, num_medical=0)
     with pytest.raises(DataError, match="cells that both have; found: none of 6 and 6 is shared"):
         compare(one, one.assign(train_size=7 * one["train_size"]))
+
+
+def test_diverged_trials_and_text_are_neither_compared_nor_scored():
+    table = published_table().astype({"test_loss": object, "train_size": object})
+    extra = table.iloc[:3].assign(
+        trial_id=["x", "y", "z"], seed=1, test_loss=[np.inf, 1.797e308, "0,3"],
+        status=["diverged", "done", "done"],
+    )  # fmt: skip
+    both = pd.concat([table, extra], ignore_index=True).astype({"train_size": str})
+    assert scorecard(both) == scorecard(published_table())
+    assert compare(published_table(), both) == compare(published_table(), published_table())
