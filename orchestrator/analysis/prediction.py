@@ -92,7 +92,7 @@ def predict(
     growth, warnings = usable_growth(fits, model, domain)
     curve = Curve(growth, d_data, label_sharpness, pilot)
     asked = {c.D_DATA_MLE: d_data, c.LABEL_SHARPNESS: label_sharpness}
-    warnings += _doubts(growth, domain)
+    warnings += [*_doubts(growth, domain), *_doubts_of_pilot(growth, pilot)]
     if train_size is not None:
         return _loss(curve, train_size, warnings + _outside(growth, {**asked, c.TRAIN_SIZE: train_size}))
     return _size(curve, float(target_loss or 0.0), growth, asked, warnings)
@@ -179,6 +179,26 @@ def usable_growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Gr
         found.reason,
         "run a sweep with more datasets and train sizes",
     )
+
+
+def _doubts_of_pilot(growth: Growth, pilot: Sequence[PilotPoint]) -> list[str]:
+    """Return why a pilot is not to be believed as its own trainings would have it."""
+    low, high = growth.ranges[c.TRAIN_SIZE]
+    far = [f"{point.train_size:.4g}" for point in pilot if not low / 2 <= point.train_size <= high * 2]
+    guessed = [f"{point.test_loss:.3g}" for point in pilot if point.test_loss > t.NEAR_CHANCE * t.CHANCE_LOSS]
+    doubts = []
+    if far:
+        doubts.append(
+            f"the pilot's train size {', '.join(far)} is far from the sweep's {low:.4g} to {high:.4g}"
+        )
+    if guessed:
+        doubts.append(
+            f"the pilot's test loss {', '.join(guessed)} is that of guessing or more, which says little"
+        )
+    ordered = sorted(pilot, key=lambda point: point.train_size)
+    if len(ordered) > 1 and ordered[-1].test_loss > ordered[0].test_loss:
+        doubts.append("the pilot's test loss rises with its train size")
+    return doubts
 
 
 def _outside(growth: Growth, asked: dict[str, float]) -> list[str]:

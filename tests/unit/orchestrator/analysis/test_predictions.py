@@ -316,3 +316,21 @@ def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does()
     assert f"{better.shorter:.0%}" == f"{said[2]}%"
     assert better.shorter >= 0.3
     assert "a pilot at" not in better.warning
+
+
+@pytest.mark.parametrize(
+    ("pilot", "told"),
+    [
+        ([PilotPoint(1e9, 0.01)], "the pilot's train size 1e+09 is far from the sweep's"),
+        ([PilotPoint(500, 5.0)], "the pilot's test loss 5 is that of guessing or more"),
+        ([PilotPoint(500, 0.01), PilotPoint(1000, 0.02)], "the pilot's test loss rises with its train size"),
+    ],
+)
+def test_a_pilot_that_is_hard_to_believe_is_said(pilot, told):
+    table = synthetic_table(trial_std=0.1)
+    table["test_loss"] /= 1000  # clear of guessing
+    fits = fit_scaling_laws(table)
+    about = {"model": "pooled", "domain": None, "d_data": 15.0, "label_sharpness": 1e-4, "train_size": 1000}
+    assert told in predict(fits, **about, pilot=pilot).warning
+    calm = [PilotPoint(500, 2e-4), PilotPoint(1000, 1e-4)]
+    assert "pilot's" not in predict(fits, **about, pilot=calm).warning
