@@ -221,11 +221,11 @@ def main() -> None:
         for name, found in pool.imap_unordered(judge_named, left):
             ours[name] = found
             if arguments.into:
-                text = json.dumps(result(ours, arguments.tables), indent=1, ensure_ascii=False)
+                text = json.dumps(result(ours), indent=1, ensure_ascii=False)
                 arguments.into.write_text(text + "\n")
             if not arguments.json:
                 show(name, found)
-    whole = result(ours, arguments.tables)
+    whole = result(ours)
     if arguments.json:
         print(json.dumps(whole, indent=1, ensure_ascii=False))
     else:
@@ -239,11 +239,15 @@ def judge_named(asked: tuple[str, int]) -> tuple[str, dict[str, Any]]:
     return name, judge(world, num, seed)
 
 
-def result(ours: dict[str, dict[str, Any]], num: int) -> dict[str, Any]:
+def result(ours: dict[str, dict[str, Any]]) -> dict[str, Any]:
     ours = {world.name: ours[world.name] for world in WORLDS if world.name in ours}
     nulls = {name: found for name, found in ours.items() if name.startswith("noise")}
     return {
-        "name": "report_truth", "tables": num, "ours": ours,
+        "name": "report_truth",
+        "tables": {
+            name: found["said"]["any false headline claim"]["tables"] for name, found in ours.items()
+        },
+        "ours": ours,
         "all worlds of noise together": together(nulls), "all worlds together": together(ours),
         "theirs": {name: found["said"]["any unadjusted (before)"]["share"] for name, found in ours.items()},
         "ratio": together(ours)["said"]["any false headline claim"]["share"] / k.LEVEL,

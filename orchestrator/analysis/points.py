@@ -45,6 +45,9 @@ NEAR_CHANCE = 0.9
 #: Measures that are positive by what they mean.
 _ABOVE_ZERO = ("d_data_", "label_sharpness")
 
+#: Texts that stand for a missing number.
+_BLANK = ("", "nan", "none")
+
 _POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
 _CURVE = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
 SUBSET = [c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
@@ -93,9 +96,10 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     exclusions = []
     for name in [n for n in full.columns if n not in c.TEXT_COLUMNS and _is_measured(n)]:
         values = pd.to_numeric(full[name], errors="coerce").astype(float)
-        blank = full[name].isna() | full[name].astype(str).str.strip().str.lower().isin(["", "nan", "none"])
+        lost = (values.isna() & full[name].notna()).to_numpy()
+        lost[lost] = [str(v).strip().lower() not in _BLANK for v in full[name].to_numpy(dtype=object)[lost]]
         unusable = {
-            "not a number": values.isna() & ~blank,
+            "not a number": pd.Series(lost, index=values.index),
             "stored infinity": values.abs() >= LARGEST_VALUE,
         }
         if name.startswith(_ABOVE_ZERO) and not name.endswith("_std_error"):

@@ -27,6 +27,10 @@ WAYS_OUT = {
 }
 
 
+FAR = 2.0
+"""A pilot's train size beyond the sweep's by more than this factor is said to be far from them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """A predicted loss (nat) or a needed train size (images), with a 90 % interval for a dataset not yet
@@ -184,7 +188,7 @@ def usable_growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Gr
 def _doubts_of_pilot(growth: Growth, pilot: Sequence[PilotPoint]) -> list[str]:
     """Return why a pilot is not to be believed as its own trainings would have it."""
     low, high = growth.ranges[c.TRAIN_SIZE]
-    far = [f"{point.train_size:.4g}" for point in pilot if not low / 2 <= point.train_size <= high * 2]
+    far = [f"{point.train_size:.4g}" for point in pilot if not low / FAR <= point.train_size <= high * FAR]
     guessed = [f"{point.test_loss:.3g}" for point in pilot if point.test_loss > t.NEAR_CHANCE * t.CHANCE_LOSS]
     doubts = []
     if far:

@@ -9,15 +9,12 @@ SSH servers in them), iproute2, openssh-server, rsync and tmux. Prints one JSON 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import re
-import shutil
 import sqlite3
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,9 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tests.isolation import AVAILABLE, isolated
-from tests.lab.cluster import SWEEP, LabCluster, read_json, wait_for
-from tests.lab.hosts import SSHD
+from tests.lab.cluster import LabCluster, read_json, sweep_text, wait_for
+from tests.lab.hosts import SSHD, enter
 
 TOOLS = ("ip", "nsenter", "ssh", "ssh-keygen", "rsync", "tmux", SSHD)
 RAY = ("ray", "isweep", "orchestrator", "raylet", "gcs_server", "mlflow", "log_monitor")
@@ -197,9 +193,8 @@ class Story:
 
     def write_sweep(self, name: str, seeds: str) -> None:
         """Put the sweep where the documents' ``paper`` is translated to."""
-        text = SWEEP.format(
-            name=name, seeds=seeds, epochs=EPOCHS[name], pictures=self.cluster.lab / "pictures"
-        )
+        pictures = self.cluster.lab / "pictures"
+        text = sweep_text(name=name, seeds=seeds, epochs=EPOCHS[name], pictures=pictures)
         (self.cluster.lab / "paper.yaml").write_text(text, encoding="utf-8")
 
     def ended(self, sweep: str, cells: int = NUM_CELLS) -> bool:
@@ -273,35 +268,6 @@ def tell(lab: Path) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Check what is needed, and go into namespaces of our own."""
-    parser = argparse.ArgumentParser(prog="make cluster-test", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help="where to write what is printed")
-    options = parser.parse_args()
-    if options.inside is None:
-        missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-        if missing or os.geteuid() != 0 or not AVAILABLE:
-            wanted = ", ".join(missing) or "the right to make namespaces (root)"
-            print(f"cluster-test needs {wanted}", file=sys.stderr)
-            return 3
-        # Not below /tmp: each host has a folder of its own there.
-        lab = tempfile.mkdtemp(prefix="isweep-lab-", dir="/var/tmp")
-        words = [sys.executable, "-m", "tests.lab", "--inside", lab]
-        words += ["--result", str(options.result.absolute())] if options.result else []
-        os.execvp("unshare", isolated(*words))
-    try:
-        document = tell(options.inside)
-    except RuntimeError as error:
-        print(f"{error}\nlogs and transcript: {options.inside}", file=sys.stderr)
-        return 1
-    text = json.dumps(document, indent=2) + "\n"
-    if options.result:
-        options.result.write_text(text, encoding="utf-8")
-    print(text, end="")
-    shutil.rmtree(options.inside)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    about = (__doc__ or "").splitlines()[0]
+    sys.exit(enter("cluster-test", "tests.lab", about, TOOLS, tell))

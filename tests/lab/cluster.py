@@ -35,12 +35,10 @@ TRIES = 3
 NUM_PICTURES = 600
 TOKEN = "mkdir -p -m 700 ~/.ray && (umask 077; openssl rand -hex 32 > ~/.ray/auth_token)"
 
-SWEEP = """
+_SWEEP = """
 name: {name}
 models: [small_mlp, small_cnn]
-datasets:
-  - manifold_d4
-  - {{name: pictures, own: {{kind: folder, path: {pictures}, domain: natural}}}}
+datasets: [{datasets}]
 train_sizes: [40, 80, 160]
 test_size: 40
 image_size: 16
@@ -68,6 +66,14 @@ import ray
 ray.init("auto", log_to_driver=False, logging_level="ERROR")
 print(sum(node["Alive"] for node in ray.nodes()))
 """
+
+
+def sweep_text(*, name: str, seeds: str, epochs: int, pictures: Path | None = None) -> str:
+    """Return a sweep of two small networks, where a folder of pictures is given on that too."""
+    own = (
+        f", {{name: pictures, own: {{kind: folder, path: {pictures}, domain: natural}}}}" if pictures else ""
+    )
+    return _SWEEP.format(name=name, seeds=seeds, epochs=epochs, datasets=f"manifold_d4{own}")
 
 
 def draw_pictures(folder: Path) -> None:

@@ -7,20 +7,26 @@ that makes them is the user's machine, on the same bridge.
 
 from __future__ import annotations
 
+import argparse
 import http.client
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.isolation import AVAILABLE, isolated
 
 NETWORK = "10.77.0"
 BRIDGE = "lab0"
@@ -246,3 +252,43 @@ def _profile(lab: Path) -> str:
     (folder / "python3").write_text(f'#!/bin/sh\nexec {base} "$@"\n', encoding="utf-8")
     (folder / "python3").chmod(0o755)
     return f"export PATH={folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+
+
+def enter(
+    target: str, module: str, about: str, tools: Sequence[str], tell: Callable[[Path], dict[str, Any]]
+) -> int:
+    """Check what is needed, go into namespaces of our own, and print what ``tell`` finds in a lab there.
+
+    Args:
+        target: of ``make``, which names the laboratory.
+        module: runs it, called again inside.
+        about: what it is, in a line.
+        tools: commands that it needs.
+        tell: runs the whole story in the lab's folder.
+    """
+    parser = argparse.ArgumentParser(prog=f"make {target}", description=about)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help="where to write what is printed, not below /tmp")
+    options = parser.parse_args()
+    if options.inside is None:
+        missing = [tool for tool in tools if shutil.which(tool) is None]
+        if missing or os.geteuid() != 0 or not AVAILABLE:
+            wanted = ", ".join(missing) or "the right to make namespaces (root)"
+            print(f"{target} needs {wanted}", file=sys.stderr)
+            return 3
+        # Not below /tmp: each host has a folder of its own there.
+        lab = tempfile.mkdtemp(prefix=f"isweep-{target}-", dir="/var/tmp")
+        words = [sys.executable, "-m", module, "--inside", lab]
+        words += ["--result", str(options.result.absolute())] if options.result else []
+        os.execvp("unshare", isolated(*words))
+    try:
+        document = tell(options.inside)
+    except RuntimeError as error:
+        print(f"{error}\nlogs: {options.inside}", file=sys.stderr)
+        return 1
+    text = json.dumps(document, indent=2) + "\n"
+    if options.result:
+        options.result.write_text(text, encoding="utf-8")
+    print(text, end="")
+    shutil.rmtree(options.inside)
+    return 0

@@ -8,42 +8,25 @@ committed one is ``tests/lab/slurm.json``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import re
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.isolation import AVAILABLE, isolated
-from tests.lab.cluster import LINK_PACKAGES, REPOSITORY, TOKEN, wait_for
-from tests.lab.hosts import NETWORK, Host, make_lab, run
+from tests.lab.cluster import LINK_PACKAGES, REPOSITORY, TOKEN, sweep_text, wait_for
+from tests.lab.hosts import NETWORK, Host, enter, make_lab, run
 
 TOOLS = ("ip", "nsenter", "ssh-keygen", "slurmctld", "slurmd", "sbatch", "munged")
 NAMES = ("n1", "n2", "n3")
 CPUS = 2
 JOB_S = 500.0
-SWEEP = """
-name: {name}
-models: [small_mlp, small_cnn]
-datasets: [manifold_d4]
-train_sizes: [40, 80, 160]
-test_size: 40
-image_size: 16
-channels: 1
-seeds: {seeds}
-recipe: {{from: smoke, epochs: {epochs}}}
-num_neighbors: 10
-resources: {{num_cpus: 1, num_gpus: 0.5}}
-"""
 _CONF = """
 ClusterName=lab
 SlurmctldHost={here}({network}.1)
@@ -129,7 +112,7 @@ class Slurm:
     def write_sweep(self, name: str, *, seeds: str, epochs: int) -> Path:
         """Write a sweep file; two models, three sizes and a class pair for every seed."""
         path = self.lab / f"{name}.yaml"
-        path.write_text(SWEEP.format(name=name, seeds=seeds, epochs=epochs), encoding="utf-8")
+        path.write_text(sweep_text(name=name, seeds=seeds, epochs=epochs), encoding="utf-8")
         return path
 
     def submit(self, sweep: object, nodes: int) -> str:
@@ -243,35 +226,6 @@ def tell(lab: Path) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Check what is needed, and go into namespaces of our own."""
-    parser = argparse.ArgumentParser(prog="make slurm-test", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help="where to write what is printed")
-    options = parser.parse_args()
-    if options.inside is None:
-        missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-        if missing or os.geteuid() != 0 or not AVAILABLE:
-            wanted = ", ".join(missing) or "the right to make namespaces (root)"
-            print(f"slurm-test needs {wanted}", file=sys.stderr)
-            return 3
-        # Not below /tmp: each host has a folder of its own there.
-        lab = tempfile.mkdtemp(prefix="isweep-slurm-", dir="/var/tmp")
-        words = [sys.executable, "-m", "tests.lab.slurm", "--inside", lab]
-        words += ["--result", str(options.result.absolute())] if options.result else []
-        os.execvp("unshare", isolated(*words))
-    try:
-        document = tell(options.inside)
-    except RuntimeError as error:
-        print(f"{error}\nlogs: {options.inside}", file=sys.stderr)
-        return 1
-    text = json.dumps(document, indent=2) + "\n"
-    if options.result:
-        options.result.write_text(text, encoding="utf-8")
-    print(text, end="")
-    shutil.rmtree(options.inside)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    about = (__doc__ or "").splitlines()[0]
+    sys.exit(enter("slurm-test", "tests.lab.slurm", about, TOOLS, tell))

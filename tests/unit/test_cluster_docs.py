@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.planning.sweep_file import load_sweep
-from tests.lab.cluster import SWEEP
+from tests.lab.cluster import sweep_text
 
 ROOT = Path(__file__).parents[2]
 MARKS = {"[lab]", "[slurm]", "[offline]", "[not tried]"}
@@ -93,9 +93,8 @@ def test_what_is_marked_offline_has_a_test():
 def test_the_lab_sweeps_can_be_planned(tmp_path):
     (tmp_path / "pictures").mkdir()
     path = tmp_path / "lab.yaml"
-    path.write_text(
-        SWEEP.format(name="lab", seeds="[0, 1]", epochs=40, pictures=tmp_path / "pictures"), encoding="utf-8"
-    )
+    text = sweep_text(name="lab", seeds="[0, 1]", epochs=40, pictures=tmp_path / "pictures")
+    path.write_text(text, encoding="utf-8")
     assert load_sweep(path).name == "lab"
 
 
