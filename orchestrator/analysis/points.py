@@ -96,7 +96,7 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     exclusions = []
     for name in [n for n in full.columns if n not in c.TEXT_COLUMNS and _is_measured(n)]:
         values = pd.to_numeric(full[name], errors="coerce").astype(float)
-        lost = (values.isna() & full[name].notna()).to_numpy()
+        lost = (values.isna() & full[name].notna()).to_numpy(copy=True)
         lost[lost] = [str(v).strip().lower() not in _BLANK for v in full[name].to_numpy(dtype=object)[lost]]
         unusable = {
             "not a number": pd.Series(lost, index=values.index),
