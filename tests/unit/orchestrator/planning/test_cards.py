@@ -5,6 +5,8 @@ NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-b
 12, forward and backward in float16, ``ryujaehun/pytorch-gpu-benchmark``; memory CARMA (arXiv 2508.19073).
 """
 
+from contextlib import nullcontext
+
 import pytest
 
 from orchestrator.planning.cards import CARDS, card_like, card_named, memory_bytes, pass_time
@@ -47,7 +49,7 @@ MEMORY_GB = {
 @pytest.fixture
 def step(monkeypatch):
     """The step that was published: the library's network, whose ReLUs come before its pools."""
-    monkeypatch.setattr("tasks.trials.models.pool_before_relu", lambda network: None)
+    monkeypatch.setattr("tasks.trials.walk.pools_before_relus", nullcontext)
 
     def walked(model, batch, precision="bfloat16"):
         recipe = RecipeSpec(name="published", batch_size=batch, precision=precision)
