@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from search_spaces.errors import ConfigError
 from search_spaces.specs import RecipeSpec
 from tasks.trials.half_weights import HalfWeights, Update, card_update, half_weights
+from tasks.trials.layer_order import is_of_libraries
 
 SGD_MOMENTUM = 0.9
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-_LIBRARIES = ("torch", "torchvision", "timm", "tasks")
 WARM_UP_STEPS = 3
 """Steps before a capture, as PyTorch's CUDA graph notes advise; they are real steps of the training."""
 
@@ -216,7 +216,7 @@ def takes_half_weights(model: nn.Module, recipe: RecipeSpec) -> bool:
         recipe.precision == "bfloat16"
         and recipe.optimizer in ("adam", "adamw")
         and not has_batch_norm(model)
-        and all(type(module).__module__.partition(".")[0] in _LIBRARIES for module in model.modules())
+        and is_of_libraries(model)
     )
 
 

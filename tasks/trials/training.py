@@ -25,6 +25,7 @@ from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
 from tasks.trials.checkpoints import Checkpoints
+from tasks.trials.layer_order import pools_before_relus
 from tasks.trials.result import EpochRecord
 from tasks.trials.seeding import seeded
 from tasks.trials.step import Step, as_pixels, has_batch_norm, split_batches, stepper
@@ -97,7 +98,7 @@ def train(
     model.to(device := torch.device(device), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     step = Step(model, images.to(device), labels.to(device), recipe, micro_batch)
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
-    with seeded(derive_seed("dropout", seed), device):
+    with seeded(derive_seed("dropout", seed), device), pools_before_relus(model):
         history = [] if checkpoints is None else checkpoints.restore(model, step.optimizer, order, device)
         with stepper(step) as take:
             for epoch in range(len(history) + 1, recipe.epochs + 1):

@@ -28,6 +28,7 @@ from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.costs import Kernel, NetworkCost, PassCost
 from tasks.trials.half_weights import half_weights
+from tasks.trials.layer_order import pools_before_relus
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.own_models import depends_on_pixels, one_line
 from tasks.trials.seeding import contained
@@ -249,7 +250,7 @@ def _step(
     images = (torch.rand(size, *shape) * brightest).to(torch.uint8)
     labels, rows = torch.zeros(size, dtype=torch.int64), torch.arange(size)
     walk = _Walk(network, labels, rows)
-    with walk, ExitStack() as stack:
+    with pools_before_relus(network), walk, ExitStack() as stack:
         step = Step(network, images, labels, recipe)
         if half:
             step.half = stack.enter_context(half_weights(network, step.optimizer, walk.count_update))
