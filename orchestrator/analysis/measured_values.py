@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.points import LARGEST_VALUE
+from orchestrator.analysis.table_checks import LARGEST_VALUE
 from search_spaces.errors import ConfigError
 
 _WAY_OUT = "write one with: isweep measure SOURCE --json > record.json"

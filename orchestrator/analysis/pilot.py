@@ -10,7 +10,7 @@ import pandas as pd
 
 from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.fit_records import POOLED
-from orchestrator.analysis.points import LARGEST_VALUE
+from orchestrator.analysis.table_checks import LARGEST_VALUE
 from orchestrator.analysis.words import listing, plural
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, unknown_name

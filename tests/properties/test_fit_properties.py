@@ -88,7 +88,7 @@ def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
 @QUICK
 @given(
     seed=SEEDS,
-    factor=st.sampled_from([0.01, 7.0, 1000.0]),
+    factor=st.sampled_from([0.004, 7.0, 1000.0]),
     name=st.sampled_from(["train_size", "label_sharpness"]),
 )
 def test_no_unit_changes_the_law(seed, factor, name):
