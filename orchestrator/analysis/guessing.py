@@ -14,6 +14,10 @@ import pandas as pd
 from orchestrator.analysis import points as t
 from orchestrator.results import columns as c
 
+#: What a response is called in reasons.
+_WORDS = {t.LOG_LOSS: "losses", t.LOG_ERROR: "errors"}
+#: Means of equal numbers differ in their last digits.
+_ROUNDING = 1e-12
 #: Log of the response that guessing between two classes gives.
 GUESSING = {t.LOG_LOSS: float(np.log(t.CHANCE_LOSS)), t.LOG_ERROR: float(np.log(0.5))}
 #: What counts as lying at guessing, as a share of it, and the share of points there from which on it counts.
@@ -46,8 +50,20 @@ def flattened(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> str:
     share = share_at_guessing(rows, response)
     if not share:
         return ""
-    what = "losses" if response == t.LOG_LOSS else "errors"
-    return f"{share:.0%} of the {what} lie at guessing, which flattens slopes by an unknown amount"
+    return (
+        f"{share:.0%} of the {_WORDS[response]} lie at guessing, which flattens slopes by an unknown amount"
+    )
+
+
+def unvaried(rows: pd.DataFrame, response: str = t.LOG_LOSS, within: str = "") -> str:
+    """Return that a response is the same at all points, or at those of every group ``within`` which slopes
+    are taken; an empty text where it is not. A slope of rounding errors would have an interval of its own.
+    """
+    values = rows[response]
+    around = values.groupby(rows[within]).transform("mean") if within else values.mean()
+    if not (values - around).abs().max() <= _ROUNDING * values.abs().max():
+        return ""
+    return f"the {_WORDS.get(response, 'values')} are the same " + ("at every N" if within else "everywhere")
 
 
 def clear_of_guessing(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> pd.DataFrame:

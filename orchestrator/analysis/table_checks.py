@@ -61,7 +61,7 @@ def check_values(table: pd.DataFrame) -> None:
         DataError: with what was found.
     """
     for name in (c.TRIAL_ID, c.MODEL, c.DATASET):
-        blank = int(table[name].map(_is_blank).sum()) if name in table else 0
+        blank = sum(map(_is_blank, table[name])) if name in table else 0
         if blank:
             raise DataError(
                 f"Every row of a results table has a {name}", f"{plural(blank, 'row')} without", "name them"

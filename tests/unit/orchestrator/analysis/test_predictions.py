@@ -260,6 +260,22 @@ def test_no_unit_changes_a_prediction(unit):
     assert np.array(two.interval) / scale == pytest.approx(np.array(one.interval), rel=5e-3)
 
 
+@pytest.mark.parametrize(
+    ("same", "missing", "terms"),
+    [
+        ({"d_data_mle": 10.0}, "d_data", ("exponent", "log_sharpness")),
+        ({"label_sharpness": 1e-4}, "K_F", ("exponent", "inverse_d")),
+        ({"d_data_mle": 10.0, "label_sharpness": 1e-4}, "d_data and K_F", ("exponent",)),
+    ],
+)
+def test_what_is_the_same_for_all_datasets_is_left_out_of_a_prediction(same, missing, terms):
+    fits = fit_scaling_laws(synthetic_table(trial_std=0.1, dataset_std=0.2).assign(**same))
+    assert fits.growth_of().informed.terms == terms
+    found = predict(fits, model="pooled", domain=None, train_size=1000, **AT)
+    assert found.interval[0] < found.value < found.interval[1]
+    assert f"{missing} could not be related to the height of the loss" in found.warning
+
+
 def test_too_few_datasets_give_a_value_without_an_interval():
     fits = fit_scaling_laws(
         synthetic_table(num_natural=2, num_medical=0, train_sizes=(100, 200, 400, 800), trial_std=0.05),

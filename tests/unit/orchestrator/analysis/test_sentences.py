@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from orchestrator.analysis import fit_scaling_laws, published_table
+from orchestrator.analysis import fit_scaling_laws, predict, published_table
 from orchestrator.analysis.claims import adjust
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import family, findings
@@ -18,6 +18,7 @@ from orchestrator.analysis.levels import fit_level
 from orchestrator.analysis.points import fitted_points, normalise, usable_trials
 from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.analysis.train_size import fit_train_size
+from search_spaces.errors import DataError
 
 
 def points_of(table):
@@ -349,3 +350,25 @@ def test_losses_lost_to_divergence_contradict_no_bound():
     assert next(f for f in fits.sensitivity if f.dimension == "N past guessing").status == "not_enough_data"
     assert fits.claim("exponent_below_bound").adjusted_p == 1
     assert "contradicts it" not in findings(fits)[3].answer
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_that_are_all_the_same_give_no_slope_no_interval_and_no_prediction():
+    table = synthetic_table().assign(test_loss=0.3)
+    fits = fit_scaling_laws(table)
+    same = "the losses are the same everywhere"
+    assert {fit.reason for fit in fits.laws if fit.law.startswith("loss_on_d_data")} == {same}
+    assert all(fit.status != "ok" for fit in (*fits.laws, *fits.levels, *fits.exponents, *fits.train_size))
+    assert {fit.reason for fit in fits.comparisons} == {same}
+    assert {fit.reason for fit in fits.train_size} == {"the losses are the same at every N"}
+    assert findings(fits)[3].answer == "The exponent of N cannot be told: the losses are the same at every N."
+    with pytest.raises(DataError, match=same):
+        predict(fits, model="pooled", domain=None, d_data=10, label_sharpness=1e-4, train_size=1000)
+
+
+def test_losses_that_are_the_same_within_datasets_have_no_exponent_but_a_height():
+    table = synthetic_table(dataset_std=0.3)
+    table["test_loss"] = table.groupby("dataset")["test_loss"].transform("mean")
+    fits = fit_scaling_laws(table)
+    assert fits.exponent().reason == "the losses are the same at every N"
+    assert fits.level("is_medical").status == "ok"
