@@ -42,6 +42,8 @@ NEAR_CHANCE = 0.9
 #: Measures that are positive by what they mean.
 _ABOVE_ZERO = ("d_data_", "label_sharpness")
 
+#: Why a trial that diverged is left out.
+DIVERGED = "diverged (loss stopped being a finite number)"
 #: Texts that stand for a missing number.
 _BLANK = ("", "nan", "none")
 
@@ -56,6 +58,10 @@ class Exclusion:
 
     reason: str
     count: int
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return f"{self.reason}: {self.count:,}"
 
 
 def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
@@ -83,15 +89,20 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     return full.sort_values(c.TRIAL_ID, kind="stable").reset_index(drop=True), exclusions
 
 
-def finished_trials(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials that did not diverge, names as they are, with what is no usable number as missing.
+def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Return the trials that did not diverge, names as they are, with what is no usable number as missing;
+    and how many trials and values that left out.
 
     Raises:
         DataError: if a name is blank, a status unknown, or a train size no whole number.
     """
     check_values(table)
-    done = table[table[c.STATUS].fillna("").isin([c.DONE, ""])] if c.STATUS in table else table
-    return _with_numbers(done.copy())[0]
+    if c.STATUS not in table:
+        return _with_numbers(table.copy())
+    done = table[c.STATUS].fillna("").isin([c.DONE, ""])
+    kept, unusable = _with_numbers(table[done].copy())
+    diverged = int((~done).sum())
+    return kept, (*([Exclusion(DIVERGED, diverged)] if diverged else []), *unusable)
 
 
 def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
@@ -139,7 +150,7 @@ def usable_trials(
     Replacing the loss by a small floor would put points where the floor, not the data, decides the fit.
     """
     trial_reasons = {
-        "diverged (loss stopped being a finite number)": full[c.STATUS] != c.DONE,
+        DIVERGED: full[c.STATUS] != c.DONE,
         "no positive train size": ~(full[c.TRAIN_SIZE] > 0),
     }
     loss_reasons = {

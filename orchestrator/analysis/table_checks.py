@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -97,7 +99,7 @@ def truth_values(values: pd.Series) -> pd.Series:
     return values.map(lambda value: isinstance(value, (bool, np.bool_))).astype(bool)
 
 
-def _is_blank(value: object) -> bool:
+def _is_blank(value: Any) -> bool:
     return not value.strip() if isinstance(value, str) else bool(pd.isna(value))
 
 

@@ -163,18 +163,26 @@ def report(
 def _published(table: pd.DataFrame | None, place: Place) -> int:
     """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
     from orchestrator.analysis import published_report, scorecard
+    from orchestrator.analysis.points import finished_trials
     from orchestrator.analysis.scorecard import score_table
 
     redone = published_report()
     scores = () if table is None else scorecard(table)
+    left_out = [] if table is None else [str(exclusion) for exclusion in finished_trials(table)[1]]
     tables = [*redone.tables(), *([] if table is None else [score_table(scores)])]
 
     def show() -> None:
         for shown in tables:
             stdout.print(text_table(shown))
             line(shown.note)
+        for text in left_out:
+            line(f"Left out: {text}")
 
-    found = {"regressions": redone.regressions(), "scorecard": [asdict(score) for score in scores]}
+    found = {
+        "regressions": redone.regressions(),
+        "scorecard": [asdict(score) for score in scores],
+        "left_out": left_out,
+    }
     emit(place, found, show)
     return 0
 
