@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import points as t
+from orchestrator.analysis.regression import Array
+from orchestrator.analysis.words import plural
 from orchestrator.results import columns as c
 
 #: What a response is called in reasons.
@@ -38,11 +40,15 @@ def share_at_guessing(rows: pd.DataFrame, response: str) -> float:
     known = rows[rows[response].notna()] if response in GUESSING else rows.iloc[:0]
     if known.empty:
         return 0.0
-    level = np.exp(known[response].to_numpy(dtype=float) - GUESSING[response])
+    level = _level(known, response)
     weights = known[t.WEIGHT].to_numpy(dtype=float) / float(known[t.WEIGHT].sum())
     close = float(weights[(level > CLOSE[0]) & (level < CLOSE[1])].sum())
     beyond = float(weights[level >= CLOSE[1]].sum())
     return close if close > MOST_CLOSE and beyond < close else 0.0
+
+
+def _level(rows: pd.DataFrame, response: str) -> Array:
+    return np.asarray(np.exp(rows[response].to_numpy(dtype=float) - GUESSING[response]))
 
 
 def flattened(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> str:
@@ -50,9 +56,12 @@ def flattened(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> str:
     share = share_at_guessing(rows, response)
     if not share:
         return ""
-    return (
-        f"{share:.0%} of the {_WORDS[response]} lie at guessing, which flattens slopes by an unknown amount"
-    )
+    level = _level(rows[rows[response].notna()], response)
+    close = ((level > CLOSE[0]) & (level < CLOSE[1])).sum()
+    weighted = f"{share:.0%}"
+    beside = "" if weighted == f"{close / len(level):.0%}" else f" ({weighted}, each dataset's pairs as one)"
+    where = f"{close} of {plural(len(level), 'point')} lie at guessing{beside}"
+    return f"the {_WORDS[response]} of {where}, which flattens slopes by an unknown amount"
 
 
 def unvaried(rows: pd.DataFrame, response: str = t.LOG_LOSS, within: str = "") -> str:

@@ -116,6 +116,8 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
                 stdout.print(text_table(table))
         for caveat in fits.caveats:
             stdout.print(escape(caveat), soft_wrap=True)
+        for exclusion in fits.excluded:
+            stdout.print(escape(f"Left out: {exclusion}."), soft_wrap=True)
 
     emit(place, fits.to_json(), show)
     return 0

@@ -189,7 +189,7 @@ def test_predictions_from_losses_at_guessing_say_so():
     found = predict(
         fit_scaling_laws(table.assign(test_loss=losses)), model="pooled", domain=None, train_size=1000, **AT
     )
-    assert re.search(r"\d+% of the losses lie at guessing", found.warning)
+    assert re.search(r"the losses of \d+ of \d+ points lie at guessing", found.warning)
 
 
 def test_a_pilot_moves_the_prediction_towards_it_and_narrows_it(noisy):

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
@@ -14,6 +15,7 @@ from orchestrator.analysis.claims import adjust
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fit_records import SharpnessScale
+from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.levels import fit_level
 from orchestrator.analysis.points import fitted_points, normalise, usable_trials
 from orchestrator.analysis.synthetic import synthetic_table
@@ -317,13 +319,23 @@ def test_slopes_that_guessing_flattens_are_refused_with_the_share_that_lies_ther
     clear = fit_scaling_laws(table.assign(test_loss=table["test_loss"] / 100))
     assert clear.level("is_medical").status == "ok"
     held = bent(table.assign(test_loss=table["test_loss"] * 2))
-    share = ((held["test_loss"] > 0.8 * np.log(2)) & (held["test_loss"] < 1.05 * np.log(2))).mean()
+    num = ((held["test_loss"] > 0.8 * np.log(2)) & (held["test_loss"] < 1.05 * np.log(2))).sum()
     fits = fit_scaling_laws(held)
-    reason = f"{share:.0%} of the losses lie at guessing, which flattens slopes by an unknown amount"
+    where = f"the losses of {num} of 36 points lie at guessing"
+    reason = f"{where}, which flattens slopes by an unknown amount"
     for fit in (fits.level("is_medical"), fits.law("predicted_form")):
         assert (fit.status, fit.reason) == ("refused", reason)
     assert f"Natural and medical losses are not compared ({reason})." in findings(fits)[0].answer
     assert fits.claim("sharpness_beyond_label") is None
+
+
+def test_the_share_at_guessing_is_a_count_of_points_with_the_weighted_share_beside_it():
+    pairs = synthetic_table(num_natural=1, num_medical=0, class_pairs=("0-1", "2-3"), train_sizes=(500,))
+    single = synthetic_table(num_natural=0, num_medical=1, train_sizes=(500,))
+    points = points_of(pd.concat([pairs.assign(test_loss=0.01), single.assign(test_loss=0.69)]))
+    assert flattened(points).startswith(
+        "the losses of 1 of 3 points lie at guessing (50%, each dataset's pairs as one), which flattens"
+    )
 
 
 def test_losses_that_pass_guessing_freely_are_not_held_down_by_it():
