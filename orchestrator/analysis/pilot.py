@@ -96,9 +96,8 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     if not usable.any():
         raise ConfigError("A pilot must hold a finite loss above 0", f"{where} has none", "train it longer")
     if not usable.all():
-        notes.append(
-            f"{plural(int((~usable).sum()), 'training')} of the pilot without a usable loss left out"
-        )
+        lost = plural(int((~usable).sum()), "training")
+        notes.append(f"{lost} of the pilot without a usable train size and loss left out")
     means = np.exp(np.log(loss[usable]).groupby(size[usable]).mean())
     rows = rows[usable]
     return Pilot(

@@ -95,7 +95,7 @@ def predict(
         ConfigError: if an argument is out of its range, or not exactly one of the last two is given.
         DataError: if the sweep had too little data for this fit, with the reason.
     """
-    _check(fits, model, domain, d_data, label_sharpness, train_size, target_loss, pilot)
+    _check(domain, d_data, label_sharpness, train_size, target_loss, pilot)
     growth, warnings = usable_growth(fits, model, domain)
     pilot = _one_per_size(pilot)
     curve = Curve(growth, d_data, label_sharpness, pilot)
@@ -138,8 +138,6 @@ def _size(
 
 
 def _check(
-    fits: ScalingFits,
-    model: str,
     domain: str | None,
     d_data: float,
     label_sharpness: float,
@@ -147,8 +145,6 @@ def _check(
     target_loss: float | None,
     pilot: Sequence[PilotPoint],
 ) -> None:
-    if model not in (*fits.models, POOLED):
-        raise unknown_name("fitted model", model, (*fits.models, POOLED))
     if domain is not None and domain not in c.DOMAINS:
         raise unknown_name("domain", domain, c.DOMAINS)
     if (train_size is None) == (target_loss is None):
@@ -194,8 +190,11 @@ def usable_growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Gr
     """Return the narrowest usable prior and what had to be given up for it.
 
     Raises:
+        ConfigError: for a model that was not fitted.
         DataError: if the sweep had too little data, with the reason.
     """
+    if model not in (*fits.models, POOLED):
+        raise unknown_name("fitted model", model, (*fits.models, POOLED))
     warnings: list[str] = []
     for subset in ([domain] if domain else []) + [ALL]:
         found = fits.growth_of(model=model, subset=subset)

@@ -38,7 +38,7 @@ def test_what_is_left_out_is_counted():
         table(test_loss=[0.4, np.inf, 0.5, 0.3], status=["done", "done", "diverged", "done"]), "m", where="t"
     )
     assert [p.train_size for p in found.points] == [50, 200]
-    assert found.notes == ("2 trainings of the pilot without a usable loss left out",)
+    assert found.notes == ("2 trainings of the pilot without a usable train size and loss left out",)
     others = pilot_of(table(model=["m", "m", "m", "other"]), "m", where="t")
     assert others.notes == ("1 training of other models in the pilot left out",)
 
@@ -53,7 +53,7 @@ def test_sizes_read_as_text_are_compared_as_numbers():
 def test_mlflows_stand_in_for_infinity_is_no_loss():
     found = pilot_of(table(test_loss=[0.4, 0.9, 1.797e308, 0.3]), "m", where="t")
     assert [p.train_size for p in found.points] == [50, 200]
-    assert found.notes == ("1 training of the pilot without a usable loss left out",)
+    assert found.notes == ("1 training of the pilot without a usable train size and loss left out",)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from orchestrator.analysis.curve import Curve, PilotPoint
 from orchestrator.analysis.fit_records import SharpnessScale
 from orchestrator.analysis.growth import fit_growth
 from orchestrator.analysis.points import fitted_points, normalise, usable_trials
+from orchestrator.analysis.prediction import usable_growth
 from orchestrator.analysis.synthetic import synthetic_table
 from search_spaces.errors import ConfigError, DataError
 
@@ -304,6 +305,11 @@ def test_numbers_far_off_are_told_without_a_warning_of_arithmetic(noisy, d_data,
         found = predict(noisy, d_data=d_data, **asked, **about)
         json.dumps(found.to_json(), allow_nan=False)
         assert found.value is not None or "cannot be told" in found.warning
+
+
+def test_an_unknown_model_is_named_before_a_pilot_is_trained(noisy):
+    with pytest.raises(ConfigError, match="Unknown fitted model; found: 'nosuch'; known fitted"):
+        usable_growth(noisy, "nosuch", None)
 
 
 def test_trainings_of_one_size_are_one_training_of_a_pilot(noisy):
