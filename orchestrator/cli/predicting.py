@@ -16,7 +16,7 @@ from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.analysis import Prediction
+    from orchestrator.analysis import Prediction, ScalingFits
     from orchestrator.analysis.pilot import Pilot
     from orchestrator.running.options import RunOptions
 
@@ -88,7 +88,6 @@ def predict(
         cluster: Where to train a pilot.
         place: Where everything lies.
     """
-    from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis import predict as prediction
     from orchestrator.analysis.measured_values import check_scale
     from orchestrator.analysis.prediction import usable_growth
@@ -97,7 +96,7 @@ def predict(
     record = {} if measured is None else _record(given, measured, preset, place)
     if trained.pilot is None or measured is not None:
         given = {**_complete(given, record, measured)}
-    fits = fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
+    fits = _fits(preset, place, from_store)
     if label_sharpness is None:
         check_scale(record, fits.sharpness_scale)
     if trained.pilot is not None:
@@ -107,16 +106,20 @@ def predict(
     if pilot is not None:
         given = {name: getattr(pilot, name) if value is None else value for name, value in given.items()}
     found = prediction(
-        fits,
-        model=model,
-        domain=domain,
+        fits, model=model, domain=domain,
         **_complete(given),
         train_size=train_size,
         target_loss=target_loss,
         pilot=() if pilot is None else pilot.points,
-    )
+    )  # fmt: skip
     _emit(place, found, pilot, model, domain)
     return 0
+
+
+def _fits(preset: str, place: Place, from_store: bool) -> ScalingFits:
+    from orchestrator.analysis import fit_scaling_laws
+
+    return fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
 
 
 def _emit(place: Place, found: Prediction, pilot: Pilot | None, model: str, domain: str | None) -> None:

@@ -114,9 +114,7 @@ def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
 
 def test_a_record_of_another_side_than_the_sweeps_is_refused(record, fits):
     larger = isweep.measure(np.random.default_rng(0).integers(0, 256, (60, 16, 16), dtype=np.uint8), LABELS)
-    with pytest.raises(
-        SweepError, match="on the sweep's scale; found: 16×16 pixels, 1 channel, range 255 b"
-    ):
+    with pytest.raises(SweepError, match="on the sweep's scale; found: 16×16 pixels, 1 channel, range 255 b"):
         isweep.predict(larger, fits, train_size=500)
     assert isweep.predict(larger, fits, label_sharpness=1e-4, train_size=500).value is not None
 
