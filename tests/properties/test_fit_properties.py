@@ -73,7 +73,7 @@ def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
 
 
 @QUICK
-@given(seed=SEEDS, size=st.floats(10, 1e6), d_data=st.floats(3, 40), sharpness=st.floats(1e-5, 1e-2))
+@given(seed=SEEDS, size=st.integers(10, 10**6), d_data=st.floats(3, 40), sharpness=st.floats(1e-5, 1e-2))
 def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
     table = losses_only(seed=seed)
     one_d = table.groupby("dataset")["d_data_mle"].transform("mean")
@@ -88,7 +88,7 @@ def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
 @QUICK
 @given(
     seed=SEEDS,
-    factor=st.sampled_from([0.01, 7.0, 1000.0]),
+    factor=st.sampled_from([0.004, 7.0, 1000.0]),
     name=st.sampled_from(["train_size", "label_sharpness"]),
 )
 def test_no_unit_changes_the_law(seed, factor, name):

@@ -1,5 +1,7 @@
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -121,6 +123,27 @@ def test_the_same_input_gives_the_same_bytes(folder, table, fits, tmp_path):
     for path in folder.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("after", [0, 4, 11])
+def test_a_report_that_is_stopped_leaves_every_file_whole(table, fits, folder, tmp_path, monkeypatch, after):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    left = iter(range(after))
+    whole = Path.replace
+
+    def stopped(path, target):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return whole(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(table.iloc[:-3], fits, tmp_path, sweep="other", summary={})
+    monkeypatch.undo()
+    found = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert all(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
 def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path):
