@@ -151,6 +151,7 @@ def test_little_data_makes_a_report_that_says_so(few, tmp_path):
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page))
 
 
+@pytest.mark.usefixtures("without_priors")
 def test_published_numbers_stand_beside_matching_datasets_only(page, tmp_path):
     assert "No dataset and train size of this sweep is among the published ones" in page
     ours = published_table()
@@ -160,6 +161,7 @@ def test_published_numbers_stand_beside_matching_datasets_only(page, tmp_path):
     assert "Side by side with the published numbers" in text
 
 
+@pytest.mark.usefixtures("without_priors")
 def test_findings_state_the_sign_only_where_it_is_established():
     clear = fit_scaling_laws(synthetic_table(num_natural=8, num_medical=8, trial_std=0.02))
     text = findings(clear)[1].answer

@@ -19,6 +19,8 @@ from orchestrator.analysis.points import fitted_points, normalise, usable_trials
 from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.analysis.train_size import fit_train_size
 
+pytestmark = pytest.mark.usefixtures("without_priors")
+
 
 def points_of(table):
     return fitted_points(usable_trials(normalise(table)[0])[0])

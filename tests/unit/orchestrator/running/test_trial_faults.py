@@ -35,6 +35,7 @@ class Hanging(TrialTrainable):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_a_process_that_met_a_device_error_is_not_used_again(run: Any) -> None:  # noqa: F811
     plan = make_plan(*range(4, 34))
     sweep = run(plan, trainable=Poisoned)
@@ -45,6 +46,7 @@ def test_a_process_that_met_a_device_error_is_not_used_again(run: Any) -> None: 
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_a_trial_that_hangs_is_ended_and_run_again(run: Any) -> None:  # noqa: F811
     plan = make_plan(10, 12, 14)
     sweep = run(plan, trainable=Hanging, time_limit=lambda trial: 8.0)
