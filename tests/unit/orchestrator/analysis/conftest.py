@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.laws import without_priors
 
-@pytest.fixture(scope="module")
-def without_priors() -> Iterator[None]:
-    """Priors of predictions take half the time of all fits; only predictions ask for them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.analysis.fits._growths", lambda *_: ())
+
+@pytest.fixture(scope="module", name="without_priors")
+def _without_priors() -> Iterator[None]:
+    """No fit of this file has priors of predictions."""
+    with without_priors():
         yield

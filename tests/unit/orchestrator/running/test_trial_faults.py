@@ -37,11 +37,11 @@ class Hanging(TrialTrainable):
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
 def test_a_process_that_met_a_device_error_is_not_used_again(run: Any) -> None:  # noqa: F811
-    plan = make_plan(*range(4, 34))
+    plan = make_plan(*range(4, 20))
     sweep = run(plan, trainable=Poisoned)
     records = by_size(sweep.stored.store.scan(TrialRecord).records)
-    assert sorted(records) == list(range(4, 34))
-    assert sum(record.attempt for record in records.values()) == 31  # one was run twice, elsewhere
+    assert sorted(records) == list(range(4, 20))
+    assert sum(record.attempt for record in records.values()) == 17  # one was run twice, elsewhere
     assert sweep.stored.store.scan(FailureRecord).records == {}
 
 
