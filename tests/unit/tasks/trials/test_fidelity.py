@@ -70,7 +70,11 @@ LOOPS = [
 ]
 
 
-@pytest.mark.parametrize(("network", "channels", "precision"), LOOPS, ids=str)
+@pytest.mark.parametrize(
+    ("network", "channels", "precision"),
+    LOOPS,
+    ids=lambda value: value[0] if isinstance(value, tuple) else str(value),
+)
 def test_training_is_the_released_loop_to_the_last_bit(network, channels, precision):
     architecture, batch_size, rate = network
     emulated = precision == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
