@@ -238,9 +238,15 @@ def test_the_prior_is_that_of_a_mixed_model():
     assert ours.residual_variance == pytest.approx(theirs.scale, rel=0.05)
 
 
-@pytest.mark.parametrize("unit", ["images", "pixels", "nats"])
-def test_no_unit_changes_a_prediction(unit):
+@pytest.fixture(scope="module")
+def in_our_units():
     table = synthetic_table(num_natural=6, num_medical=6, trial_std=0.1, dataset_std=0.3)
+    return table, fit_scaling_laws(table)
+
+
+@pytest.mark.parametrize("unit", ["images", "pixels", "nats"])
+def test_no_unit_changes_a_prediction(in_our_units, unit):
+    table, fits = in_our_units
     factors = {
         "images": ("train_size", 100),
         "pixels": ("label_sharpness", 17.0),
@@ -250,7 +256,7 @@ def test_no_unit_changes_a_prediction(unit):
     other = table.assign(**{name: table[name] * factor})
     asked = {"model": "pooled", "domain": None, "d_data": 10.0}
     sharpness, size = 1.5e-4, 1000.0
-    one = predict(fit_scaling_laws(table), label_sharpness=sharpness, train_size=size, **asked)
+    one = predict(fits, label_sharpness=sharpness, train_size=size, **asked)
     two = predict(
         fit_scaling_laws(other), **asked,
         label_sharpness=sharpness * (factor if unit == "pixels" else 1),

@@ -10,6 +10,8 @@ import pytest
 from orchestrator.analysis import fit_scaling_laws, published_table
 from orchestrator.analysis.published import published_loss_gains, side_by_side
 
+pytestmark = pytest.mark.usefixtures("without_priors")
+
 
 @pytest.fixture(scope="module")
 def fits():

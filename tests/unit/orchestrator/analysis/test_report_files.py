@@ -12,6 +12,7 @@ from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
+from tests.laws import fit_laws
 
 SUMMARY = {
     "planned": 40, "done": 36, "failed": 3, "diverged": 1,
@@ -178,17 +179,17 @@ def test_published_numbers_stand_beside_matching_datasets_only(page, tmp_path):
     assert "No dataset and train size of this sweep is among the published ones" in page
     ours = published_table()
     ours = ours[(ours["dataset"].isin(["mnist", "brats"])) & (ours["model"] == "vgg13")]
-    fits = fit_scaling_laws(ours)
+    fits = fit_laws(ours)
     text = write_report(ours, fits, tmp_path, sweep="s", summary={}).read_text(encoding="utf-8")
     assert "Side by side with the published numbers" in text
 
 
 def test_findings_state_the_sign_only_where_it_is_established():
-    clear = fit_scaling_laws(synthetic_table(num_natural=8, num_medical=8, trial_std=0.02))
+    clear = fit_laws(synthetic_table(num_natural=8, num_medical=8, trial_std=0.02))
     text = findings(clear)[1].answer
     assert "log test loss rises by" in text
     assert "no established change" not in text
-    vague = fit_scaling_laws(published_table(), sharpness_policy="ignore")
+    vague = fit_laws(published_table(), sharpness_policy="ignore")
     first = findings(vague)[0]
     assert "shows no established change" in first.answer
     assert "Without prostate, the medical slope has the other sign." in first.caveats

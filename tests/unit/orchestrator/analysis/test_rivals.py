@@ -8,6 +8,8 @@ from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.fit_tables import fit_tables
 from orchestrator.analysis.synthetic import synthetic_table
 
+pytestmark = pytest.mark.usefixtures("without_priors")
+
 
 @pytest.fixture(scope="module")
 def table():

@@ -9,6 +9,8 @@ from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.analysis.text import to_text
 from search_spaces.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("without_priors")
+
 
 def by_name(scores):
     return {score.quantity: score for score in scores}

@@ -22,6 +22,8 @@ from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.analysis.train_size import fit_train_size
 from search_spaces.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("without_priors")
+
 
 def points_of(table):
     return fitted_points(usable_trials(normalise(table)[0])[0])
