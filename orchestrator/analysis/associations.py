@@ -278,4 +278,4 @@ def _attack_effects(points: pd.DataFrame) -> tuple[list[tuple[str, float, str]],
         return [], pd.DataFrame()
     table = pd.concat(columns, axis=1).sort_index()
     sharpness = points.dropna(subset=[c.LABEL_SHARPNESS]).groupby(c.DATASET)[c.LABEL_SHARPNESS].mean()
-    return keys, table.assign(**{c.LABEL_SHARPNESS: sharpness.reindex(table.index)})
+    return keys, pd.concat([table, sharpness.reindex(table.index)], axis=1)

@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from orchestrator.analysis import palette
 from orchestrator.analysis import points as t
@@ -160,6 +161,9 @@ def _save(figure: Figure, stem: Path, *, as_svg: bool) -> Markup:
     Returns:
         What the page embeds: SVG, whose points tell what they are, or the PNG where there are too many.
     """
+    # A name with dollars is a name, not a formula; no text of ours has one before it is drawn.
+    for text in figure.findobj(Text):
+        text.set_parse_math("$" not in text.get_text())
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     write_atomic(stem.with_suffix(".png"), buffer.getvalue(), durable=False)

@@ -62,6 +62,9 @@ def check_values(table: pd.DataFrame) -> None:
     Raises:
         DataError: with what was found.
     """
+    nameless = [repr(name) for name in table.columns if not isinstance(name, str)]
+    if nameless:
+        raise DataError("The columns of a results table have names", ", ".join(nameless[:5]), "name them")
     for name in (c.TRIAL_ID, c.MODEL, c.DATASET):
         blank = sum(map(_is_blank, table[name])) if name in table else 0
         if blank:

@@ -97,10 +97,9 @@ def predict(
     if trained.pilot is None or measured is not None:
         given = {**_complete(given, record, measured)}
     fits = _fits(preset, place, from_store)
+    usable_growth(fits, model, domain)  # before anything is trained: no pilot makes up for a sweep
     if label_sharpness is None:
         check_scale(record, fits.sharpness_scale)
-    if trained.pilot is not None:
-        usable_growth(fits, model, domain)  # before anything is trained: no pilot makes up for a sweep
     options = run_options(place, cluster, reading, {})
     pilot = _pilot(preset, trained, model, domain, place, options, cluster.quiet)
     if pilot is not None:

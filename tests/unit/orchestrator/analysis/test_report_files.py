@@ -147,6 +147,14 @@ def test_a_report_that_is_stopped_leaves_every_file_whole(table, fits, folder, t
     assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
+def test_names_with_dollars_are_drawn_as_names(tmp_path):
+    table = synthetic_table(num_natural=2, num_medical=0, trial_std=0.2, train_sizes=(500, 1000))
+    named = table.assign(dataset=table["dataset"] + r" $\frac{$", model=r"$\sqrt{$")
+    page = write_report(named, fit_scaling_laws(named), tmp_path, sweep="x", summary={}).read_text("utf-8")
+    assert r"$\sqrt{$" in page
+    assert (tmp_path / "figures" / "dataset_properties.pdf").stat().st_size > 0
+
+
 def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path):
     stale = tmp_path / "figures" / "loss_gain_on_sharpness.png"
     stale.parent.mkdir()

@@ -105,6 +105,12 @@ def test_what_makes_no_trial_is_refused(check, column, value, message):
         check(table)
 
 
+@pytest.mark.parametrize("check", [t.normalise, t.finished_trials])
+def test_a_column_without_a_name_is_refused(check):
+    with pytest.raises(DataError, match="columns of a results table have names; found: 5; name them"):
+        check(synthetic_table().assign(more=1).rename(columns={"more": 5}))
+
+
 def test_a_truth_value_is_no_number():
     table = synthetic_table().astype({"test_loss": object})
     table.loc[0, "test_loss"] = True
