@@ -398,3 +398,9 @@ def test_a_pilot_that_is_hard_to_believe_is_said(pilot, told):
     assert told in predict(fits, **about, pilot=pilot).warning
     calm = [PilotPoint(500, 2e-4), PilotPoint(1000, 1e-4)]
     assert "pilot's" not in predict(fits, **about, pilot=calm).warning
+
+
+def test_losses_that_are_all_the_same_predict_nothing():
+    fits = fit_scaling_laws(synthetic_table().assign(test_loss=0.3))
+    with pytest.raises(DataError, match="the losses are the same everywhere"):
+        predict(fits, model="pooled", domain=None, train_size=1000, **AT)

@@ -60,7 +60,8 @@ def test_the_exponent_is_shown_for_fewer_neighbours(table):
 
 def test_rounding_is_no_scatter(table):
     fit = fit_scaling_laws(table.assign(test_accuracy=0.8)).exponent(response="test_error")
-    assert (fit.value, fit.interval) == (0, None)
+    assert (fit.status, fit.reason) == ("not_enough_data", "the errors are the same at every N")
+    assert (fit.value, fit.interval) == (None, None)
 
 
 def test_forms_that_lack_numbers_for_one_reason_share_a_row(table):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from orchestrator.analysis import fit_scaling_laws, predict, published_table
+from orchestrator.analysis import fit_scaling_laws, published_table
 from orchestrator.analysis.claims import adjust
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import family, findings
@@ -20,7 +20,6 @@ from orchestrator.analysis.levels import fit_level
 from orchestrator.analysis.points import fitted_points, normalise, usable_trials
 from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.analysis.train_size import fit_train_size
-from search_spaces.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("without_priors")
 
@@ -367,7 +366,7 @@ def test_losses_lost_to_divergence_contradict_no_bound():
 
 
 @pytest.mark.filterwarnings("error")
-def test_losses_that_are_all_the_same_give_no_slope_no_interval_and_no_prediction():
+def test_losses_that_are_all_the_same_give_no_slope_and_no_interval():
     table = synthetic_table().assign(test_loss=0.3)
     fits = fit_scaling_laws(table)
     same = "the losses are the same everywhere"
@@ -376,8 +375,6 @@ def test_losses_that_are_all_the_same_give_no_slope_no_interval_and_no_predictio
     assert {fit.reason for fit in fits.comparisons} == {same}
     assert {fit.reason for fit in fits.train_size} == {"the losses are the same at every N"}
     assert findings(fits)[3].answer == "The exponent of N cannot be told: the losses are the same at every N."
-    with pytest.raises(DataError, match=same):
-        predict(fits, model="pooled", domain=None, d_data=10, label_sharpness=1e-4, train_size=1000)
 
 
 def test_losses_that_are_the_same_within_datasets_have_no_exponent_but_a_height():
