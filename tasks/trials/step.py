@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -210,14 +211,29 @@ def takes_half_weights(model: nn.Module, recipe: RecipeSpec) -> bool:
 
     It pays in bfloat16 with Adam or AdamW: fewer bytes and fewer kernels, whatever the size. Networks with
     batch norm are trained by captured graphs, whose count of steps must lie on the device. Somebody's own
-    layers may change their weights in ways that copies would not see; libraries' do not.
+    layers, or what somebody hung on a library's, may change weights and gradients in ways that copies would
+    not see; libraries' layers do not.
     """
     return (
         recipe.precision == "bfloat16"
         and recipe.optimizer in ("adam", "adamw")
         and not has_batch_norm(model)
-        and all(type(module).__module__.partition(".")[0] in _LIBRARIES for module in model.modules())
+        and all(map(_is_a_librarys, model.modules()))
     )
+
+
+def _is_a_librarys(module: nn.Module) -> bool:
+    """Tell whether a layer is what its library made it: no other class, forward pass or hooks."""
+    hooks: list[Any] = [
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    ]
+    for parameter in module.parameters(recurse=False):
+        hooks += [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
+    library = type(module).__module__.partition(".")[0]
+    return library in _LIBRARIES and "forward" not in vars(module) and not any(hooks)
 
 
 def update_of(model: nn.Module, recipe: RecipeSpec, device: torch.device) -> tuple[Update | None, str]:
