@@ -19,6 +19,7 @@ from orchestrator.planning.packing import (
     uncounted,
 )
 from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.prices import amount
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 ATTACK_BUDGET = 0.15
@@ -117,7 +118,7 @@ class Extras:
 
 
 def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.2g} GiB"
+    return f"{amount(num_bytes / 2**30)} GiB"
 
 
 def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> Extras:

@@ -137,6 +137,19 @@ def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_card
     assert found["shares"] == {"small_cnn": share}
 
 
+@pytest.mark.parametrize("share", [None, 0.25, 1.0, 2.0])
+def test_gpu_hours_are_those_of_the_cards_that_trials_are_given(trials, share):
+    """As a status counts them afterwards: time times share, whatever a trial makes of it."""
+    found = estimate(trials, (), share=share)
+    given = [need_of(trial, CARDS["h100"], given=share) for trial in trials]
+    expected = sum(need.seconds * need.share for need in given)
+    assert found["gpu_hours"] == pytest.approx(expected / 3600)
+    cluster = found["cluster"]
+    assert found["gpu_hours"] == pytest.approx(
+        cluster["hours"] * cluster["num_cards"] * cluster["utilisation"]
+    )
+
+
 def test_a_trial_that_asks_for_more_cards_than_there_are_is_refused(trials):
     message = "as many cards as one trial asks for; found: resources.num_gpus 2, 1 in all; plan with --gpus 2"
     with pytest.raises(ConfigError, match=message):
