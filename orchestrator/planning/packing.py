@@ -13,6 +13,7 @@ from orchestrator.planning.simulate import Job
 from search_spaces.errors import ConfigError, SweepError
 from search_spaces.specs import RecipeSpec, Spec
 from search_spaces.trials import NetworkSpec, TrialSpec
+from tasks.trials.measured import epochs_to_look_at
 
 if TYPE_CHECKING:
     from tasks.trials.costs import NetworkCost, PassCost
@@ -129,8 +130,14 @@ def uncounted(trials: Iterable[TrialSpec]) -> dict[str, str]:
 def flops(trial: TrialSpec) -> float:
     """Return the floating-point operations of one trial: training, evaluation and attacks."""
     network = trial.network
-    evaluation = (network.train_size + network.subset.test_size) * cost_of(network).forward_flops
+    num_images = network.train_size + network.subset.test_size + _images_looked_at(network)
+    evaluation = num_images * cost_of(network).forward_flops
     return training_flops(trial) + evaluation + sum(attack_flops(trial).values())
+
+
+def _images_looked_at(network: NetworkSpec) -> int:
+    """Return how many test images pass between epochs."""
+    return len(epochs_to_look_at(network.recipe.epochs)) * network.subset.test_size
 
 
 def training_flops(trial: TrialSpec) -> float:
@@ -175,7 +182,7 @@ def peak_bytes(network: NetworkSpec) -> float:
     cost = cost_of(network)
     # Of the plain step too, which a card without Triton takes, and which holds a little more.
     parts = [cost.step, cost.evaluation, cost.attack]
-    if network.recipe.epochs > 1:  # the test images pass between epochs too
+    if _images_looked_at(network):
         held = cost.evaluation.peak_bytes + _training_bytes(network, cost)
         parts.append(replace(cost.evaluation, peak_bytes=held))
     return array_bytes(network) + max(memory_bytes(part) for part in parts)
@@ -250,7 +257,7 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
     clean = network.subset.test_size - attacks["fgsm"][0]
     return (
         recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
-        (network.train_size + forwards) / cost.evaluation_batch,
+        (network.train_size + _images_looked_at(network) + forwards) / cost.evaluation_batch,
         (gradients + clean) / cost.attack_batch,
     )
 

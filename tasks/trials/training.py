@@ -32,8 +32,6 @@ from tasks.trials.step import Step, as_pixels, has_batch_norm, split_batches, st
 EVALUATION_BATCH_SIZE = 64
 """Batch size of the released evaluation; changes a result only under ``mean_of_batch_means``."""
 
-NUM_EPOCHS_LOOKED_AT = 10
-
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
 
 
@@ -189,13 +187,3 @@ def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | N
                 f"{name} 1 for a network with batch norm",
                 f"use a {name} of 2 or more, or a network without batch norm",
             )
-
-
-def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
-    """Return the epochs after which the test images are passed: about ten, and never the last.
-
-    The last is evaluated anyway. An epoch trains on N images, three passes each; ten passes over the test
-    images in a hundred epochs cost a few hundredths of that.
-    """
-    every = max(1, num_epochs // NUM_EPOCHS_LOOKED_AT)
-    return frozenset(range(every, num_epochs, every))

@@ -27,7 +27,7 @@ from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.classification import classification_scores
 from tasks.trials.energy import EnergyMeter
 from tasks.trials.inputs import check_inputs
-from tasks.trials.measured import EpochScore, KeptFile
+from tasks.trials.measured import EpochScore, KeptFile, epochs_to_look_at
 from tasks.trials.measuring import Measuring
 from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
@@ -35,7 +35,7 @@ from tasks.trials.representations import features_read
 from tasks.trials.result import EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
 from tasks.trials.seeding import contained, deterministic
 from tasks.trials.step import update_of
-from tasks.trials.training import epochs_to_look_at, evaluate, resident, train
+from tasks.trials.training import evaluate, resident, train
 from tasks.trials.weights import load_into, to_bytes
 
 RESTORED_TOLERANCE = 1e-3
