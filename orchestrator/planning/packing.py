@@ -206,7 +206,9 @@ def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
 
 def _is_captured(cost: NetworkCost) -> bool:
     """Tell whether a network is trained by captured graphs, see :mod:`tasks.trials.step`."""
-    return any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
+    # Instance norm computes by the same kernel; what takes bfloat16 weights has no batch norm.
+    normed = any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
+    return normed and cost.half_step is None
 
 
 def need_of(

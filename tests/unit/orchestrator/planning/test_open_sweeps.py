@@ -149,6 +149,12 @@ def test_the_disk_of_predictions_is_counted():
     assert "kept predictions: " in found.text
 
 
+def test_attacks_are_no_share_of_a_training_that_there_is_not():
+    found = extras(planned(recipe="{from: smoke, epochs: 0}"), {})
+    assert found.attack_shares == {}
+    assert found.text.endswith("; nothing is trained")
+
+
 def test_disk_is_told_without_exponents():
     found = replace(extras(planned(), {}), weights_bytes=920 * 2**30, predictions_bytes=4600 * 2**30)
     assert found.text.startswith("kept weights: 920 GiB in all; kept predictions: 4,600 GiB in all; ")

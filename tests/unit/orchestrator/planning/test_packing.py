@@ -1,5 +1,7 @@
 """The memory that a share is made for: against a walk over what a trial holds at once, and formulas."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -72,3 +74,15 @@ def test_captured_graphs_keep_the_memory_of_their_steps_while_test_images_pass(t
     most = cost.evaluation.peak_bytes + 2 * gradients + graphs
     expected = CONTEXT_BYTES + TENSOR_FACTOR * most + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
     assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected, rel=1e-6)
+
+
+def test_instance_norm_is_not_taken_for_batch_norm(monkeypatch):
+    """It computes by batch norm's kernel, and its training is never captured: Python starts every kernel."""
+    planned = network("resnet18", epochs=20, precision="bfloat16")
+    cost = cost_of(planned)
+    assert any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
+    normed = replace(cost, half_step=cost.step)
+    monkeypatch.setattr("orchestrator.planning.packing.cost_of", lambda _: normed)
+    held = normed.evaluation.peak_bytes + 12 * normed.num_parameters
+    expected = CONTEXT_BYTES + TENSOR_FACTOR * held + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
+    assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected)
