@@ -122,6 +122,7 @@ def evaluate(
     *,
     batch_size: int = EVALUATION_BATCH_SIZE,
     rule: LossRule = "mean_over_examples",
+    at_once: int | None = None,
 ) -> Evaluation:
     """Return loss and accuracy in evaluation mode and float32; the model's mode is restored.
 
@@ -129,17 +130,24 @@ def evaluate(
         model: on the device of ``images``.
         images: ``(num_images, channels, height, width)``, pixels in [0, 255].
         labels: ``(num_images,)`` int64.
-        batch_size: images per forward pass.
-        rule: ``mean_of_batch_means`` is the released code's average, in which the images of a shorter last
-            batch weigh more.
+        batch_size: images per forward pass, unless ``at_once`` is given.
+        rule: ``mean_of_batch_means`` is the released code's average over batches, in which the images of a
+            shorter last batch weigh more.
+        at_once: images per forward pass; None for whole batches.
     """
     losses, hits = [], []
     with torch.no_grad(), evaluation_mode(model):
-        for pixels, batch_labels in iterate(images, labels, batch_size):
+        for pixels, batch_labels in iterate(images, labels, at_once or batch_size):
             batch_losses, batch_hits = score(model(pixels), batch_labels)
             losses.append(batch_losses)
             hits.append(batch_hits)
     return Evaluation(mean_loss(torch.cat(losses), batch_size, rule), float(torch.cat(hits).double().mean()))
+
+
+def in_parts(num_images: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
+    """Return how many of ``num_images`` pass at once where training's batches pass in parts: likewise few."""
+    parts = micro_batch or recipe.batch_size
+    return max(1, min(num_images, num_images * parts // recipe.batch_size))
 
 
 def iterate(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
