@@ -26,8 +26,10 @@ demo: $(STAMP)
 	  '  isweep plan mine.yaml        # your own sweep; a sweep file is in README.md' \
 	  'MLflow: MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///isweep-root/mlflow.db'
 
-# Three workers, since much of a test is waiting, each with a Ray cluster of its own; a file stays whole, since its
-# tests share fixtures, in its order: the long ones come first.
+# Three workers, since much of a test is waiting; a file stays whole, since its tests share fixtures, in its order:
+# the long ones come first; files that share a Ray cluster go to one worker (tests/shared_ray.py). Hundreds of
+# processes import the same modules, so their bytecode is kept also where the environment says otherwise.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not chaos"
 

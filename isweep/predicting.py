@@ -92,10 +92,10 @@ def predict(
         SweepError: when the numbers, or the fits, do not allow a prediction.
     """
     from orchestrator import predict as predict_from
-    from orchestrator.analysis.measured_values import values_of
+    from orchestrator.analysis.measured_values import check_scale, values_of
 
-    trained = _pilot(pilot, model)
-    found = {**_measures_of(trained), **values_of(_record(measured))}
+    trained, record = _pilot(pilot, model), _record(measured)
+    found = {**_measures_of(trained), **values_of(record)}
     numbers = {
         "d_data": found.get("d_data") if d_data is None else d_data,
         "label_sharpness": found.get("label_sharpness") if label_sharpness is None else label_sharpness,
@@ -110,9 +110,12 @@ def predict(
     for name, value in {**numbers, "train_size": train_size, "target_loss": target_loss}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
             raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
+    fits = _fits(sweep, root).records
+    if label_sharpness is None:
+        check_scale(record, fits.sharpness_scale)
     return Forecast(
         predict_from(
-            _fits(sweep, root).records,
+            fits,
             model=model,
             domain=domain,
             d_data=float(numbers["d_data"] or 0),

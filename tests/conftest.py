@@ -1,14 +1,17 @@
-"""Fixtures shared by all tests: one small Ray cluster, roots of their own, nothing from the environment."""
+"""Fixtures shared by all tests: a small Ray cluster, roots of their own, nothing from the environment."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
-from orchestrator.running.cluster import Cluster, connect
+from orchestrator.running.cluster import Cluster
+from tests.shared_ray import SHARED, ByFileOrCluster, group_of
 
 # No test measures time, and slow machines are no faults.
 hypothesis.settings.register_profile(
@@ -30,8 +33,34 @@ def root(tmp_path: Path) -> str:
     return str(tmp_path / "root")
 
 
-@pytest.fixture(scope="session")
-def ray_local() -> Iterator[Cluster]:
-    """One private two-CPU cluster for the whole session."""
-    with connect(num_cpus=2, dashboard=False) as cluster:
-        yield cluster
+@pytest.fixture(scope="module")
+def ray_local() -> Cluster:
+    """One private two-CPU cluster for all files that ask for it (``tests/shared_ray.py``)."""
+    return SHARED.cluster()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The cluster ends with the last test; in a worker of pytest-xdist with the last one of its group."""
+    worker = hasattr(item.config, "workerinput")
+    if nextitem is None or (worker and group_of(nextitem.nodeid) != group_of(item.nodeid)):
+        SHARED.end()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFileOrCluster | None:
+    """Files that share a cluster go to one worker."""
+    return ByFileOrCluster(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="module")
+def on_ray_local(ray_local: Cluster) -> Iterator[None]:
+    """Sweeps, pilots and searches of this process run on the shared cluster and start none of their own."""
+
+    @contextlib.contextmanager
+    def connected(*_: object, **__: object) -> Iterator[Cluster]:
+        yield ray_local
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orchestrator.running.pipeline.connect", connected)
+        yield

@@ -12,7 +12,10 @@ from orchestrator.analysis.clusters import mean_interval
 from orchestrator.analysis.formats import Table, interval, number
 from orchestrator.analysis.law_records import Interval
 from orchestrator.analysis.points import finished_trials
+from orchestrator.analysis.recipes import split_by_recipe
+from orchestrator.analysis.sharpness import scales_of
 from orchestrator.analysis.text import to_text
+from orchestrator.analysis.words import listing
 from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 
@@ -38,13 +41,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepComparison:
-    """Changes of every quantity, and how many cells only one of the two sweeps has."""
+    """Changes of every quantity, how many cells only one of the two sweeps has, and what was left out."""
 
     first: str
     second: str
     changes: tuple[Change, ...]
     num_only_first: int
     num_only_second: int
+    notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """Return the comparison as a table of text."""
@@ -55,10 +59,10 @@ class SweepComparison:
         return Table(
             "comparison-of-sweeps",
             f"{self.second} against {self.first}",
-            f"Ratio of geometric means (difference for accuracies), each dataset counting once; 95 % "
-            "intervals over "
-            f"datasets. {self.num_only_first} cells only in {self.first}, {self.num_only_second} only in "
-            f"{self.second}.",
+            "Ratio of geometric means (difference of means for accuracies), over the seeds of a cell first, "
+            f"each dataset counting once; 95 % intervals over datasets. {self.num_only_first} cells only in "
+            f"{self.first}, {self.num_only_second} only in {self.second}."
+            + "".join(f" {note}." for note in self.notes),
             ("quantity", "ratio", "interval", "datasets", "cells"),
             rows,
         )
@@ -80,7 +84,14 @@ def compare(
     Raises:
         DataError: if they share no cell.
     """
-    one, two = (_cells(table, quantities) for table in (first, second))
+    kept, excluded = zip(*(finished_trials(table) for table in (first, second)), strict=True)
+    notes = [f"Left out of {n}: {found}" for n, each in zip(names, excluded, strict=True) for found in each]
+    scales = [scales_of(table) for table in kept]
+    if scales[0] != scales[1] and all(scales):
+        quantities = [name for name in quantities if name != c.LABEL_SHARPNESS]
+        where = [f"{' and '.join(scale)} in {name}" for name, scale in zip(names, scales, strict=True)]
+        notes.append(f"K_F is not compared: it was measured on {listing(where)}")
+    one, two = (_cells(table, quantities) for table in kept)
     shared = one.index.intersection(two.index).sort_values()
     if len(shared) == 0:
         raise DataError(
@@ -98,22 +109,23 @@ def compare(
         ),
         num_only_first=len(one) - len(shared),
         num_only_second=len(two) - len(shared),
+        notes=tuple(notes),
     )
 
 
 def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
-    table = finished_trials(table)
+    """Average seeds: what is compared by its ratio as logarithms, as the fits do, and accuracies as they
+    are.
+    """
     known = [name for name in quantities if name in table]
-    keys = table.assign(**{c.CLASS_PAIR: table.get(c.CLASS_PAIR, "")})
-    return keys.groupby(list(CELL), dropna=False)[known].mean()
+    table = split_by_recipe(table.assign(**{c.CLASS_PAIR: table.get(c.CLASS_PAIR, "")}))
+    ratios = [name for name in known if name != c.TEST_ACCURACY]
+    table[ratios] = np.log(table[ratios].where(table[ratios] > 0))
+    return table.groupby(list(CELL), dropna=False)[known].mean()
 
 
 def _change(name: str, one: pd.DataFrame, two: pd.DataFrame) -> Change:
-    if name == c.TEST_ACCURACY:
-        moved = two[name] - one[name]
-    else:
-        moved = np.log(two[name].where(two[name] > 0)) - np.log(one[name].where(one[name] > 0))
-    moved = moved.dropna()
+    moved = (two[name] - one[name]).dropna()
     by_dataset = moved.groupby(level=c.DATASET).mean().to_numpy(dtype=float)
     if len(by_dataset) == 0:
         return Change(quantity=name, num_cells=0, num_datasets=0, ratio=None, interval=None)

@@ -29,13 +29,18 @@ def unescape_cell(value: object) -> object:
     )
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> Path:
-    """Write ``table`` with every number in full precision and every risky text escaped."""
+def csv_text(table: pd.DataFrame) -> str:
+    """Return ``table`` as CSV with every number in full precision and every risky text escaped."""
     safe = table.rename(columns=escape_cell)
     for position, dtype in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(dtype):
             safe.isetitem(position, [escape_cell(value) for value in safe.iloc[:, position]])
-    safe.to_csv(path, index=False, lineterminator="\n")
+    return str(safe.to_csv(index=False, lineterminator="\n"))
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> Path:
+    """Write ``table`` as :func:`csv_text` has it."""
+    path.write_text(csv_text(table), encoding="utf-8", newline="")
     return path
 
 

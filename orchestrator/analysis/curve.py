@@ -11,6 +11,7 @@ from orchestrator.analysis import points as t
 from orchestrator.analysis.distributions import t_quantile
 from orchestrator.analysis.growth_records import EXPONENT, Growth
 from orchestrator.analysis.regression import Array
+from orchestrator.analysis.table_checks import LARGEST_VALUE
 from orchestrator.analysis.words import listing
 from orchestrator.results import columns as c
 from search_spaces.errors import DataError
@@ -130,7 +131,7 @@ class Curve:
         for num in range(1, MOST_PILOT + 1):
             # Trainings of one size would share their images: a pilot has as many sizes as trainings.
             sizes = np.geomspace(low if num == 1 else min(low, last / 2), last, num)
-            pilot = [PilotPoint(size, float(np.exp(self.at(size)[0]))) for size in sizes]
+            pilot = [PilotPoint(size, 1.0) for size in sizes]
             sharpness = float(np.exp(self.log_sharpness))
             better = Curve(self.growth, self.d_data, sharpness, pilot).shorter(train_size)
             if better is not None and better >= WORTH:
@@ -141,6 +142,9 @@ class Curve:
     def loss_at(self, train_size: float) -> tuple[float | None, tuple[float, float] | None, list[str]]:
         """Return the loss of one training and its interval, or why neither can be told."""
         log_loss, reach = self.at(train_size)
+        if abs(log_loss) > np.log(LARGEST_VALUE):
+            power = log_loss / np.log(10)
+            return None, None, [f"{CANNOT_BE_TOLD}: at these numbers the fit has a loss of 10^{power:.0f}"]
         if reach is None:
             return float(np.exp(log_loss)), None, []
         if 2 * reach > np.log(WIDEST_ANSWER):

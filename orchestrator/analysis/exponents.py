@@ -16,7 +16,7 @@ import pandas as pd
 from orchestrator.analysis import points as t
 from orchestrator.analysis.clusters import mean_interval, wild_cluster_p
 from orchestrator.analysis.distributions import t_quantile, t_tail
-from orchestrator.analysis.guessing import clear_of_guessing
+from orchestrator.analysis.guessing import clear_of_guessing, unvaried
 from orchestrator.analysis.law_records import ALL, POOLED, Difference, ExponentFit, ExponentRival
 from orchestrator.analysis.laws import select
 from orchestrator.analysis.regression import Array
@@ -112,6 +112,8 @@ def fit_exponent(
     )  # fmt: skip
     if blank.num_datasets < MIN_DATASETS:
         return replace(blank, reason=_too_few(blank))
+    if same := unvaried(rows, column, within=t.CURVE):
+        return replace(blank, reason=same)
     sums = dataset_sums(rows, column, rows[dimension].to_numpy(dtype=float) * factor)
     span = float(rows[c.TRAIN_SIZE].max() / rows[c.TRAIN_SIZE].min())
     return summarise(replace(blank, size_span=span), sums)

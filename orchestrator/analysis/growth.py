@@ -22,7 +22,7 @@ from orchestrator.analysis import points as t
 from orchestrator.analysis.calibration import stretched
 from orchestrator.analysis.fit_records import SharpnessScale
 from orchestrator.analysis.growth_records import EXPONENT, Growth, Prior
-from orchestrator.analysis.guessing import flattened
+from orchestrator.analysis.guessing import flattened, unvaried
 from orchestrator.analysis.law_records import Interval
 from orchestrator.analysis.laws import MIN_DATASETS, select, shortage
 from orchestrator.analysis.regression import Array
@@ -55,7 +55,8 @@ def fit_growth(points: pd.DataFrame, *, model: str, subset: str, scale: Sharpnes
     names = [t.LOG_LOSS, t.D_REFERENCE, *([t.LOG_SHARPNESS] if scale.comparable else [])]
     rows, _ = t.complete(select(points, model, subset), names)
     blank = Growth(
-        model=model, subset=subset, status="not_enough_data", reason=shortage(rows, 1), doubt=flattened(rows),
+        model=model, subset=subset, status="not_enough_data",
+        reason=shortage(rows, 1) or unvaried(rows), doubt=flattened(rows),
         num_datasets=int(rows[c.DATASET].nunique()),
     )  # fmt: skip
     if blank.reason:
@@ -64,10 +65,14 @@ def fit_growth(points: pd.DataFrame, *, model: str, subset: str, scale: Sharpnes
         return replace(blank, reason="only one train size, so nothing is known of how losses fall with N")
     single, rows = rows, _averaged(rows)
     wanted = HEIGHT if scale.comparable else HEIGHT[:1]
-    height = wanted if blank.num_datasets >= MIN_DATASETS_FOR_HEIGHT else ()
-    found = _fitted(blank, rows, height)
+    # What is the same for all datasets, or goes only with the other, says nothing of the height.
+    choices = [wanted, *((name,) for name in wanted), ()]
+    for height in choices if blank.num_datasets >= MIN_DATASETS_FOR_HEIGHT else [()]:
+        found = _fitted(blank, rows, height)
+        if found is not None:
+            break
     if found is None or found.informed is None or found.plain is None:
-        return replace(blank, reason=f"{' and '.join(height)} do not vary enough, or only together")
+        return replace(blank, reason="models and train sizes go only together, so neither can be told apart")
 
     @cache
     def without(name: str) -> Growth | None:

@@ -12,8 +12,14 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import points as t
+from orchestrator.analysis.regression import Array
+from orchestrator.analysis.words import plural
 from orchestrator.results import columns as c
 
+#: What a response is called in reasons.
+_WORDS = {t.LOG_LOSS: "losses", t.LOG_ERROR: "errors"}
+#: Means of equal numbers differ in their last digits.
+_ROUNDING = 1e-12
 #: Log of the response that guessing between two classes gives.
 GUESSING = {t.LOG_LOSS: float(np.log(t.CHANCE_LOSS)), t.LOG_ERROR: float(np.log(0.5))}
 #: What counts as lying at guessing, as a share of it, and the share of points there from which on it counts.
@@ -34,11 +40,15 @@ def share_at_guessing(rows: pd.DataFrame, response: str) -> float:
     known = rows[rows[response].notna()] if response in GUESSING else rows.iloc[:0]
     if known.empty:
         return 0.0
-    level = np.exp(known[response].to_numpy(dtype=float) - GUESSING[response])
+    level = _level(known, response)
     weights = known[t.WEIGHT].to_numpy(dtype=float) / float(known[t.WEIGHT].sum())
     close = float(weights[(level > CLOSE[0]) & (level < CLOSE[1])].sum())
     beyond = float(weights[level >= CLOSE[1]].sum())
     return close if close > MOST_CLOSE and beyond < close else 0.0
+
+
+def _level(rows: pd.DataFrame, response: str) -> Array:
+    return np.asarray(np.exp(rows[response].to_numpy(dtype=float) - GUESSING[response]))
 
 
 def flattened(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> str:
@@ -46,8 +56,23 @@ def flattened(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> str:
     share = share_at_guessing(rows, response)
     if not share:
         return ""
-    what = "losses" if response == t.LOG_LOSS else "errors"
-    return f"{share:.0%} of the {what} lie at guessing, which flattens slopes by an unknown amount"
+    level = _level(rows[rows[response].notna()], response)
+    close = ((level > CLOSE[0]) & (level < CLOSE[1])).sum()
+    weighted = f"{share:.0%}"
+    beside = "" if weighted == f"{close / len(level):.0%}" else f" ({weighted}, each dataset's pairs as one)"
+    where = f"{close} of {plural(len(level), 'point')} lie at guessing{beside}"
+    return f"the {_WORDS[response]} of {where}, which flattens slopes by an unknown amount"
+
+
+def unvaried(rows: pd.DataFrame, response: str = t.LOG_LOSS, within: str = "") -> str:
+    """Return that a response is the same at all points, or at those of every group ``within`` which slopes
+    are taken; an empty text where it is not. A slope of rounding errors would have an interval of its own.
+    """
+    values = rows[response]
+    around = values.groupby(rows[within]).transform("mean") if within else values.mean()
+    if not (values - around).abs().max() <= _ROUNDING * values.abs().max():
+        return ""
+    return f"the {_WORDS.get(response, 'values')} are the same " + ("at every N" if within else "everywhere")
 
 
 def clear_of_guessing(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> pd.DataFrame:

@@ -73,7 +73,9 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     Raises:
         DataError: if the table contradicts itself.
     """
-    points = t.fitted_points(t.usable_trials(t.normalise(table)[0])[0])
+    full, _ = t.normalise(table)
+    trials, excluded = t.usable_trials(full[full[c.DATASET].isin([arm.dataset for arm in arms])])
+    points = t.fitted_points(trials)
     points[LOG_R_HAT] = np.log(points[c.R_HAT_PRED].where(points[c.R_HAT_PRED] > 0))
     bases = {arm.world: arm for arm in arms if arm.moves == "base"}
     gates = tuple(
@@ -85,7 +87,8 @@ def fit_interventions(table: pd.DataFrame, arms: Sequence[Arm]) -> Interventions
     for response in RESPONSES:
         if points[response.column].notna().any():
             effects += _effects(points, gates, bases, response)
-    return Interventions(gates=gates, effects=tuple(effects), answer=_answer(gates, effects))
+    answer = " ".join([_answer(gates, effects), *(f"Left out: {exclusion}." for exclusion in excluded)])
+    return Interventions(gates=gates, effects=tuple(effects), answer=answer)
 
 
 def _gate(points: pd.DataFrame, arm: Arm, base: Arm | None) -> Gate:
@@ -260,7 +263,7 @@ def _verdict(low: float, high: float) -> str:
             else "does not follow it as the law says"
         )
     if low <= 1 <= high:
-        return "follows it as the law says"
+        return "follows it, at a rate that agrees with the law"
     if low > 1:
         return "follows it more strongly than the law says"
     return "moves against it" if high < 0 else "follows it more weakly than the law says"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.analysis.formats import Table
+from tasks.atomic import write_atomic
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
@@ -53,4 +54,4 @@ def write_latex(tables: Iterable[Table], folder: Path) -> None:
         if stale.name not in written:
             stale.unlink()
     for name, text in written.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        write_atomic(folder / name, text.encode(), durable=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from orchestrator.analysis.claims import QUESTION_WORDS
 from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.formats import Table, interval, number, p_value
@@ -137,7 +139,13 @@ def _sensitivity(fits: ScalingFits) -> Table:
 
 def level_table(fits: ScalingFits) -> Table:
     """Return what decides the height of a dataset's losses: rivals on the same datasets."""
-    rows = tuple(row for fit in fits.levels for row in _level_rows(fit))
+    rows = tuple(
+        row
+        for _, alike in groupby(
+            fits.levels, key=lambda fit: (fit.response, fit.model, fit.subset, fit.reason)
+        )
+        for row in _level_rows(list(alike))
+    )
     return Table(
         "levels",
         "Height of the losses over datasets, at equal N",
@@ -156,12 +164,26 @@ def level_table(fits: ScalingFits) -> Table:
     )  # fmt: skip
 
 
-def _level_rows(fit: LevelFit) -> list[tuple[str, ...]]:
-    terms = ", ".join(_TERMS[name] for name in fit.terms) or "nothing"
-    about = (_RESPONSES[fit.response], fit.model, f"{fit.subset} ({fit.num_datasets})", terms)
-    if fit.status != "ok":
-        words = "refused: " if fit.status == "refused" else "not enough data: "
-        return [(*about, words + fit.reason, "", "", "", "", "")]
+def _level_rows(fits: list[LevelFit]) -> list[tuple[str, ...]]:
+    """Return the rows of fits that all have numbers, or one row for all that lack them for one reason."""
+    first = fits[0]
+    if first.status == "ok":
+        return [row for fit in fits for row in _rows_of_numbers(fit)]
+    words = "refused: " if first.status == "refused" else "not enough data: "
+    terms = "; ".join(map(_terms, fits))
+    return [(*_about(first), terms, words + first.reason, "", "", "", "", "")]
+
+
+def _about(fit: LevelFit) -> tuple[str, str, str]:
+    return _RESPONSES[fit.response], fit.model, f"{fit.subset} ({fit.num_datasets})"
+
+
+def _terms(fit: LevelFit) -> str:
+    return ", ".join(_TERMS[name] for name in fit.terms) or "nothing"
+
+
+def _rows_of_numbers(fit: LevelFit) -> list[tuple[str, ...]]:
+    about = (*_about(fit), _terms(fit))
     against = "" if fit.versus_label is None else interval(fit.versus_label.interval)
     scores = (number(fit.held_out_rmse), against)
     if not fit.coefficients:

@@ -23,7 +23,7 @@ from orchestrator.analysis.fit_records import (
     LawFit,
     SharpnessScale,
 )
-from orchestrator.analysis.guessing import flattened
+from orchestrator.analysis.guessing import flattened, unvaried
 from orchestrator.analysis.regression import Problem, Solution, solve
 from orchestrator.analysis.sharpness import UNEQUAL_SCALES
 from orchestrator.analysis.words import few_datasets
@@ -157,7 +157,7 @@ def fit_law(
         excluded=excluded,
         num_points=len(rows),
         num_datasets=int(rows[c.DATASET].nunique()),
-        reason=_shortage(rows, law),
+        reason=_shortage(rows, law) or unvaried(rows),
     )
     if law.needs_sharpness and not scale.comparable:
         return replace(blank, status="refused", reason=UNEQUAL_SCALES)
@@ -245,7 +245,7 @@ def compare_forms(points: pd.DataFrame, *, model: str, scale: SharpnessScale) ->
     blank = Comparison(
         model=model,
         status="not_enough_data",
-        reason=shortage(rows, 2),
+        reason=shortage(rows, 2) or unvaried(rows),
         num_points=len(rows),
         num_datasets=int(rows[c.DATASET].nunique()),
     )

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.points import LARGEST_VALUE
+import numpy as np
+
+from orchestrator.analysis.fit_records import SharpnessScale
+from orchestrator.analysis.sharpness import UNRECORDED, spell_scale
+from orchestrator.analysis.table_checks import LARGEST_VALUE
 from search_spaces.errors import ConfigError
 
 _WAY_OUT = "write one with: isweep measure SOURCE --json > record.json"
@@ -44,3 +48,30 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float]:
         for name, v in plain.items()
         if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < LARGEST_VALUE
     }
+
+
+def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
+    """Refuse a K_F that was measured on another scale than those of a sweep, where both say theirs.
+
+    Args:
+        record: what ``isweep measure --json`` wrote.
+        scale: of the sweep's fits; with several scales in one sweep that is its fits' matter.
+
+    Raises:
+        ConfigError: with both scales.
+    """
+    sharpness = record.get("label_sharpness")
+    if not isinstance(sharpness, Mapping) or len(scale.scales) != 1:
+        return
+    theirs = scale.scales[0][0]
+    try:
+        (low, high), (height, width) = sharpness["pixel_range"], sharpness["side"]
+        ours = spell_scale((high - low, np.sqrt(height * width), sharpness["channels"]))
+    except (KeyError, TypeError, ValueError):
+        return
+    if UNRECORDED not in ours + theirs and ours != theirs:
+        raise ConfigError(
+            "K_F must be measured on the sweep's scale",
+            f"{ours} beside the sweep's {theirs}",
+            "measure at the sweep's side (--image-size), channels (--channels) and pixel range",
+        )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.fit_records import POOLED
-from orchestrator.analysis.points import LARGEST_VALUE
+from orchestrator.analysis.table_checks import LARGEST_VALUE, check_values
 from orchestrator.analysis.words import listing, plural
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, unknown_name
@@ -38,16 +38,16 @@ class Pilot:
 
 
 def is_pilot_table(path: Path) -> bool:
-    """Tell a CSV file of results from a table of images: its first line names train_size and test_loss."""
+    """Tell a CSV file of results from a table of images: its first line names train_size or test_loss."""
     return path.suffix.lower() == ".csv" and path.is_file() and _separator(path) is not None
 
 
 def _separator(path: Path) -> str | None:
-    """Return what parts the columns train_size and test_loss; None where the first line names no such two."""
+    """Return what parts the columns of results; None where the first line names neither of the two."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first = file.readline()
     for separator in _SEPARATORS:
-        if {c.TRAIN_SIZE, c.TEST_LOSS} <= {name.strip().strip('"') for name in first.split(separator)}:
+        if {c.TRAIN_SIZE, c.TEST_LOSS} & {name.strip().strip('"') for name in first.split(separator)}:
             return separator
     return None
 
@@ -77,10 +77,12 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
 
     Raises:
         ConfigError: where nothing usable is left, or what is left is of several models or datasets.
+        DataError: if a name is blank, a status unknown, or a train size no whole number.
     """
     missing = [name for name in (c.TRAIN_SIZE, c.TEST_LOSS) if name not in table]
     if missing:
         raise ConfigError("A pilot must have its columns", f"{where} lacks {listing(missing)}", _WAY_OUT)
+    check_values(table)
     rows, notes = _of_model(table, model, where)
     for name in _WHOSE:
         if name in rows and rows[name].nunique() > 1:
@@ -94,9 +96,8 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
     if not usable.any():
         raise ConfigError("A pilot must hold a finite loss above 0", f"{where} has none", "train it longer")
     if not usable.all():
-        notes.append(
-            f"{plural(int((~usable).sum()), 'training')} of the pilot without a usable loss left out"
-        )
+        lost = plural(int((~usable).sum()), "training")
+        notes.append(f"{lost} of the pilot without a usable train size and loss left out")
     means = np.exp(np.log(loss[usable]).groupby(size[usable]).mean())
     rows = rows[usable]
     return Pilot(
@@ -122,7 +123,7 @@ def _at_largest(rows: pd.DataFrame, name: str) -> float | None:
     if name not in rows:
         return None
     values = pd.to_numeric(rows[name], errors="coerce")
-    known = rows[values > 0].assign(**{name: values})
+    known = rows.assign(**{name: values})[(values > 0) & (values < LARGEST_VALUE)]
     if known.empty:
         return None
     return float(known.loc[known[c.TRAIN_SIZE] == known[c.TRAIN_SIZE].max(), name].mean())

@@ -51,10 +51,9 @@ def planned_power(
     """
     design, cost = design_of(plan), card_hours(plan)
     found = power(design, effect=effect, num_tables=num_tables, seed=seed, gpu_hours=cost(design))
-    if additions:
-        gains = best_additions(
-            design, QUESTIONS[effect][0], effect=effect, cost=cost, num_tables=num_tables, seed=seed
-        )
+    asked = [question for question in QUESTIONS[effect] if question in found.alone]
+    if additions and asked:
+        gains = best_additions(design, asked[0], effect=effect, cost=cost, num_tables=num_tables, seed=seed)
         found = replace(found, additions=gains)
     made = plan.sweep.experiment
     if not made:

@@ -9,11 +9,8 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.recipes import split_by_recipe
+from orchestrator.analysis.table_checks import LARGEST_VALUE, check_table, check_values, truth_values
 from orchestrator.results import columns as c
-from search_spaces.errors import DataError
-
-#: MLflow cannot store infinity and keeps 1.797e308 in its place; nothing measured here comes near this bound.
-LARGEST_VALUE = 1e300
 
 #: Derived columns of the fitted points.
 LOG_LOSS = "log_loss"
@@ -45,6 +42,8 @@ NEAR_CHANCE = 0.9
 #: Measures that are positive by what they mean.
 _ABOVE_ZERO = ("d_data_", "label_sharpness")
 
+#: Why a trial that diverged is left out.
+DIVERGED = "diverged (loss stopped being a finite number)"
 #: Texts that stand for a missing number.
 _BLANK = ("", "nan", "none")
 
@@ -60,6 +59,10 @@ class Exclusion:
     reason: str
     count: int
 
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return f"{self.reason}: {self.count:,}"
+
 
 def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
     """Check the table, add the columns it lacks as missing, and make stored infinities missing.
@@ -69,10 +72,11 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
         unusable values per column.
 
     Raises:
-        DataError: if a required column is absent, a trial appears twice, a domain is unknown, one dataset is
-            said to be of two domains, or an accuracy is no share.
+        DataError: if a required column is absent, a trial appears twice, a name is blank, a status or domain
+            is unknown, one dataset is said to be of two domains, an accuracy is no share, or a train size no
+            whole number.
     """
-    _check(table)
+    check_table(table)
     full = split_by_recipe(table).copy()
     for column in (*c.COLUMNS,):
         if column.name not in full:
@@ -85,17 +89,27 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
     return full.sort_values(c.TRIAL_ID, kind="stable").reset_index(drop=True), exclusions
 
 
-def finished_trials(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the trials that did not diverge, names as they are, with what is no usable number as missing."""
-    done = table[table[c.STATUS].fillna("").isin([c.DONE, ""])] if c.STATUS in table else table
-    return _with_numbers(done.copy())[0]
+def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Return the trials that did not diverge, names as they are, with what is no usable number as missing;
+    and how many trials and values that left out.
+
+    Raises:
+        DataError: if a name is blank, a status unknown, or a train size no whole number.
+    """
+    check_values(table)
+    if c.STATUS not in table:
+        return _with_numbers(table.copy())
+    done = table[c.STATUS].fillna("").isin([c.DONE, ""])
+    kept, unusable = _with_numbers(table[done].copy())
+    diverged = int((~done).sum())
+    return kept, (*([Exclusion(DIVERGED, diverged)] if diverged else []), *unusable)
 
 
 def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
     """Make every measured column one of numbers, and what is none or stands for none missing and counted."""
     exclusions = []
     for name in [n for n in full.columns if n not in c.TEXT_COLUMNS and _is_measured(n)]:
-        values = pd.to_numeric(full[name], errors="coerce").astype(float)
+        values = pd.to_numeric(full[name].mask(truth_values(full[name])), errors="coerce").astype(float)
         lost = (values.isna() & full[name].notna()).to_numpy(copy=True)
         lost[lost] = [str(v).strip().lower() not in _BLANK for v in full[name].to_numpy(dtype=object)[lost]]
         unusable = {
@@ -104,6 +118,7 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         }
         if name.startswith(_ABOVE_ZERO) and not name.endswith("_std_error"):
             unusable["not above zero"] = values <= 0
+            unusable["next to zero"] = (values > 0) & (values < 1 / LARGEST_VALUE)
         for what, affected in unusable.items():
             if affected.any():
                 exclusions.append(Exclusion(f"{name}: {what}, treated as missing", int(affected.sum())))
@@ -114,52 +129,6 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
 
 def _is_measured(name: str) -> bool:
     return c.describe([name])[0].meaning != "not part of the standard table"
-
-
-def _check(table: pd.DataFrame) -> None:
-    missing = [name for name in c.REQUIRED if name not in table]
-    if missing:
-        raise DataError(
-            "A results table needs the columns " + ", ".join(c.REQUIRED),
-            f"without {', '.join(missing)}",
-            "see docs/results-columns.md",
-        )
-    if not table.columns.is_unique:
-        repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
-        raise DataError(
-            "A results table has every column once", f"{', '.join(repeated)} repeated", "keep one"
-        )
-    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
-    if len(twice):
-        raise DataError(
-            "A results table has one row per trial",
-            f"{len(twice)} repeated, such as {twice.iloc[0]!r}",
-            "keep the last attempt of each trial",
-        )
-    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
-    if unknown:
-        raise DataError(
-            "A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec"
-        )
-    _check_accuracies(table)
-    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
-    if (domains > 1).any():
-        raise DataError(
-            "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
-        )
-
-
-def _check_accuracies(table: pd.DataFrame) -> None:
-    if c.TEST_ACCURACY not in table:
-        return
-    shares = pd.to_numeric(table[c.TEST_ACCURACY], errors="coerce")
-    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
-    if len(wrong):
-        raise DataError(
-            "An accuracy is a share from 0 to 1",
-            f"{wrong.iloc[0]:g} at trial {table.loc[wrong.index, c.TRIAL_ID].iloc[0]!r}, {len(wrong)} in all",
-            "divide percentages by 100",
-        )
 
 
 def without_copies(full: pd.DataFrame, names: Collection[str]) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
@@ -181,7 +150,7 @@ def usable_trials(
     Replacing the loss by a small floor would put points where the floor, not the data, decides the fit.
     """
     trial_reasons = {
-        "diverged (loss stopped being a finite number)": full[c.STATUS] != c.DONE,
+        DIVERGED: full[c.STATUS] != c.DONE,
         "no positive train size": ~(full[c.TRAIN_SIZE] > 0),
     }
     loss_reasons = {

@@ -13,7 +13,6 @@ import numpy as np
 from orchestrator.analysis import claims as k
 from orchestrator.analysis.formats import Table
 from orchestrator.analysis.simulation import Design, Truth, claim_p_values, draw
-from orchestrator.analysis.words import listing
 from orchestrator.planning.cards import CARDS, Card
 from orchestrator.planning.estimate import DEFAULT_CARD, predicted_card_seconds
 from orchestrator.planning.plan import SweepPlan
@@ -30,7 +29,8 @@ EFFECTS = {
     "exponent": Truth(sharpness=0.0),
     "d_data": Truth(exponent=0.0, sharpness=0.0, d_slope=0.1),
 }
-#: Questions whose answer is a claim if the effect is there; an addition is judged by the first.
+#: Questions whose answer is a claim if the effect is there; an addition is judged by the first that can be
+#: tested.
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "law": (k.SHARPNESS, k.EXPONENT), "sharpness": (k.SHARPNESS,), "exponent": (k.EXPONENT,),
     "d_data": (k.LOSS_ON_D_DATA[c.MEDICAL], k.LOSS_ON_D_DATA[c.NATURAL]),
@@ -121,13 +121,21 @@ class Power:
 
     def line(self) -> str:
         """Return one line for a plan: how often each question about the effect gets its claim."""
-        asked = [name for name in QUESTIONS.get(self.effect, tuple(self.adjusted)) if name in self.adjusted]
-        shares = listing([f"{k.QUESTION_WORDS[name]}: {self.adjusted[name]:.0%}" for name in asked])
+        shares = "; ".join(
+            f"{k.QUESTION_WORDS[name]}: "
+            + (f"{self.adjusted[name]:.0%}" if name in self.adjusted else "cannot be tested")
+            for name in QUESTIONS.get(self.effect, tuple(self.adjusted))
+        )
         error = 0.5 / self.num_tables**0.5
         return (
             f"Power, if the effect is “{self.effect}”: so many of such sweeps with {self.num_datasets} "
             f"datasets would claim it (± {error:.0%}): {shares or 'no question can be tested'}."
         )
+
+    @property
+    def untested(self) -> list[str]:
+        """Headline questions about losses that the design's datasets do not allow at all."""
+        return [name for name in k.QUESTION_WORDS if name not in (*self.alone, k.ATTACKS)]
 
     def tables(self) -> list[Table]:
         """Return how often every question is answered, and what additions to the design gain."""
@@ -139,6 +147,9 @@ class Power:
         title = f"Power for “{self.effect}”: {self.num_datasets} datasets, {self.num_trials} trials{cost}"
         error = 0.5 / self.num_tables**0.5
         note = f"Share of {self.num_tables} drawn tables; standard error at most {error:.1%}."
+        if self.untested:
+            words = "; ".join(k.QUESTION_WORDS[name] for name in self.untested)
+            note += f" With these datasets cannot be tested: {words}."
         return [
             Table("power", title, note, ("question", "alone", "after Holm"), rows, numeric_from=1),
             *([addition_table(self.additions)] if self.additions else []),
@@ -236,12 +247,18 @@ def best_additions(
     for name, larger in _additions(design):
         found = _alone(larger, question, effect, num_tables, seed)
         extra = None if cost is None else cost(larger) - cost(design)
-        error = float(np.sqrt((base * (1 - base) + found * (1 - found)) / num_tables))
+        error = float(np.sqrt((_variance(base, num_tables) + _variance(found, num_tables)) / num_tables))
         rate = (found - base) / extra if extra else None
         gains.append(Gain(name, question, found, found - base, error, extra, rate))
     return tuple(
         sorted(gains, key=lambda g: -(g.gain if g.gain_per_gpu_hour is None else g.gain_per_gpu_hour))
     )
+
+
+def _variance(share: float, num: int) -> float:
+    """Of one draw, by Laplace's rule: that none of so many was counted does not say that none ever is."""
+    likely = (share * num + 1) / (num + 2)
+    return likely * (1 - likely)
 
 
 def _alone(design: Design, question: str, effect: str, num_tables: int, seed: int) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from orchestrator.analysis.curve import Curve, PilotPoint
 from orchestrator.analysis.fit_records import ALL, POOLED, ScalingFits
 from orchestrator.analysis.growth import HEIGHT
 from orchestrator.analysis.growth_records import Growth
+from orchestrator.analysis.table_checks import LARGEST_VALUE
 from orchestrator.analysis.words import few_domain_datasets
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, DataError, unknown_name
@@ -25,7 +28,7 @@ WAYS_OUT = {
     "pilot train size": "give what was trained",
     "pilot loss": "give the test loss of a finished training",
 }
-
+SIZES = ("train_size", "pilot train size")
 
 FAR = 2.0
 """A pilot's train size beyond the sweep's by more than this factor is said to be far from them."""
@@ -86,14 +89,15 @@ def predict(
         label_sharpness: K_F of the dataset, on the scale of the fitted ones.
         train_size: number of images to predict the loss for; or
         target_loss: loss in nat to predict the needed number of images for.
-        pilot: losses of small trainings of this model on the dataset itself.
+        pilot: losses of small trainings of this model on the dataset itself; those of one size are averaged.
 
     Raises:
         ConfigError: if an argument is out of its range, or not exactly one of the last two is given.
         DataError: if the sweep had too little data for this fit, with the reason.
     """
-    _check(fits, model, domain, d_data, label_sharpness, train_size, target_loss, pilot)
+    _check(domain, d_data, label_sharpness, train_size, target_loss, pilot)
     growth, warnings = usable_growth(fits, model, domain)
+    pilot = _one_per_size(pilot)
     curve = Curve(growth, d_data, label_sharpness, pilot)
     asked = {c.D_DATA_MLE: d_data, c.LABEL_SHARPNESS: label_sharpness}
     warnings += [*_doubts(growth, domain), *_doubts_of_pilot(growth, pilot)]
@@ -134,8 +138,6 @@ def _size(
 
 
 def _check(
-    fits: ScalingFits,
-    model: str,
     domain: str | None,
     d_data: float,
     label_sharpness: float,
@@ -143,8 +145,6 @@ def _check(
     target_loss: float | None,
     pilot: Sequence[PilotPoint],
 ) -> None:
-    if model not in (*fits.models, POOLED):
-        raise unknown_name("fitted model", model, (*fits.models, POOLED))
     if domain is not None and domain not in c.DOMAINS:
         raise unknown_name("domain", domain, c.DOMAINS)
     if (train_size is None) == (target_loss is None):
@@ -162,16 +162,39 @@ def _check(
         *(("pilot loss", point.test_loss) for point in pilot),
     ]
     for name, value in numbers:
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise ConfigError(f"{name} must be a positive finite number", repr(value), WAYS_OUT[name])
+        if value is not None:
+            _check_number(name, value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+    number: Any = value if is_number else float("nan")
+    if not 0 < number <= sys.float_info.max:
+        raise ConfigError(f"{name} must be a positive finite number", repr(value), WAYS_OUT[name])
+    if not 1 / LARGEST_VALUE < number < LARGEST_VALUE:
+        limits = f"{1 / LARGEST_VALUE:g} and {LARGEST_VALUE:g}"
+        raise ConfigError(f"{name} must lie between {limits}", repr(value), WAYS_OUT[name])
+    if name in SIZES and number % 1:
+        raise ConfigError(f"{name} must be a whole number of images", repr(value), "round it")
+
+
+def _one_per_size(pilot: Sequence[PilotPoint]) -> list[PilotPoint]:
+    """Average trainings of one size, as logarithms: they share their images, and are no two."""
+    losses: dict[float, list[float]] = {}
+    for point in pilot:
+        losses.setdefault(point.train_size, []).append(float(np.log(point.test_loss)))
+    return [PilotPoint(size, float(np.exp(np.mean(found)))) for size, found in sorted(losses.items())]
 
 
 def usable_growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Growth, list[str]]:
     """Return the narrowest usable prior and what had to be given up for it.
 
     Raises:
+        ConfigError: for a model that was not fitted.
         DataError: if the sweep had too little data, with the reason.
     """
+    if model not in (*fits.models, POOLED):
+        raise unknown_name("fitted model", model, (*fits.models, POOLED))
     warnings: list[str] = []
     for subset in ([domain] if domain else []) + [ALL]:
         found = fits.growth_of(model=model, subset=subset)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from orchestrator.analysis import palette
 from orchestrator.analysis import points as t
 from orchestrator.analysis import report_tables as html_tables
-from orchestrator.analysis.csvfile import write_csv
+from orchestrator.analysis.csvfile import csv_text
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import Finding, family, findings
 from orchestrator.analysis.fit_records import ScalingFits
@@ -28,6 +28,7 @@ from orchestrator.analysis.latex import write_latex
 from orchestrator.analysis.sharpness import apply_policy
 from orchestrator.analysis.trial_table import best_table, point_data, script_json, trial_data
 from orchestrator.results import columns as c
+from tasks.atomic import write_atomic
 
 #: More points than this make SVG too large to open at once; the figure is then a picture.
 MAX_SVG_POINTS = 2000
@@ -42,7 +43,8 @@ def write_report(
     """Write ``report.html``, ``figures/*.png|pdf``, ``results.csv``, ``results.parquet``, ``fits.json``
     and ``tables/*.tex``.
 
-    The same input gives the same bytes: no time, host or path is written.
+    The same input gives the same bytes: no time, host or path is written. Every file is replaced whole, so
+    that a report that is stopped leaves each as it was or as it will be.
 
     Args:
         table: the results table that ``fits`` came from.
@@ -91,7 +93,7 @@ def write_report(
     )
     write_latex(fit_tables(fits), directory / "tables")
     path = directory / "report.html"
-    path.write_text(page, encoding="utf-8", newline="\n")
+    write_atomic(path, page.encode(), durable=False)
     return path
 
 
@@ -125,10 +127,10 @@ def _words(text: str) -> Markup:
 def _write_data(table: pd.DataFrame, full: pd.DataFrame, fits: ScalingFits, directory: Path) -> None:
     # Only columns that the caller had: a column added as missing would pretend to have been measured.
     data = full[list(table.columns)]
-    write_csv(data, directory / "results.csv")
-    data.to_parquet(directory / "results.parquet", index=False)
+    write_atomic(directory / "results.csv", csv_text(data).encode(), durable=False)
+    write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
     text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
-    (directory / "fits.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
 
 
 def _write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> list[dict[str, Any]]:
@@ -137,9 +139,9 @@ def _write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> lis
     with palette.styled():
         for drawing in DRAWINGS:
             figure = drawing.draw(points, fits)
-            for stale in (folder / f"{drawing.name}.png", folder / f"{drawing.name}.pdf"):
-                stale.unlink(missing_ok=True)
             if figure is None:
+                for stale in (folder / f"{drawing.name}.png", folder / f"{drawing.name}.pdf"):
+                    stale.unlink(missing_ok=True)
                 continue
             drawn = _save(figure, folder / drawing.name, as_svg=len(points) <= MAX_SVG_POINTS)
             shown.append(
@@ -160,14 +162,13 @@ def _save(figure: Figure, stem: Path, *, as_svg: bool) -> Markup:
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    stem.with_suffix(".png").write_bytes(buffer.getvalue())
+    write_atomic(stem.with_suffix(".png"), buffer.getvalue(), durable=False)
     # The first save has laid everything out; doing it again would double the time and change nothing.
     figure.set_layout_engine(None)
-    figure.savefig(
-        stem.with_suffix(".pdf"),
-        format="pdf",
-        metadata={"CreationDate": None, "Producer": None, "Creator": None},
-    )
+    pages = io.BytesIO()
+    nameless = {"CreationDate": None, "Producer": None, "Creator": None}
+    figure.savefig(pages, format="pdf", metadata=nameless)
+    write_atomic(stem.with_suffix(".pdf"), pages.getvalue(), durable=False)
     if not as_svg:
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         return Markup(f'<img alt="" src="data:image/png;base64,{data}">')  # of our own making

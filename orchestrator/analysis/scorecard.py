@@ -79,7 +79,7 @@ def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
     Returns:
         One score per data mode and quantity; cells a sweep does not have yet count as not compared.
     """
-    table, theirs = t.finished_trials(table), published_table()
+    table, theirs = t.finished_trials(table)[0], published_table()
     gains = published_loss_gains().rename(columns={"loss_gain": "fgsm_2_loss_gain"})
     scores: list[Score] = []
     for mode in sorted(table[c.DATA_MODE].unique()) if c.DATA_MODE in table else [""]:

@@ -20,6 +20,8 @@ Policy = Literal["refuse", "rescale", "ignore"]
 
 #: The short reason of every refusal; the long one, with the scales met, is the scale's note.
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
+#: What a part of a scale is called that no record states.
+UNRECORDED = "unrecorded"
 
 #: What is measured on the scale of K_F and converted with it.
 _MEASURED = (c.LABEL_SHARPNESS, c.LABEL_SHARPNESS_MEAN, c.LABEL_SHARPNESS_PERMUTED)
@@ -38,7 +40,7 @@ def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, Sha
     """
     measured = table[table[c.LABEL_SHARPNESS].notna()]
     scales = measured.groupby(_SCALE, dropna=False)[c.DATASET]
-    found = [(_spell(key), tuple(sorted(names.unique()))) for key, names in scales]
+    found = [(spell_scale(key), tuple(sorted(names.unique()))) for key, names in scales]
     if len(found) <= 1:
         unrecorded = bool(len(measured)) and bool(measured[_SCALE].isna().any(axis=None))
         note = "The scale of K_F is not fully recorded; it is taken to be one." if unrecorded else ""
@@ -47,7 +49,7 @@ def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, Sha
     if policy == "rescale" and not measured[_SCALE].isna().any(axis=None):
         reference = np.array(scales.size().idxmax(), dtype=float)
         note = (
-            f"K_F was converted to {_spell(reference)} by K ∝ 1/(range · side · √channels); "
+            f"K_F was converted to {spell_scale(reference)} by K ∝ 1/(range · side · √channels); "
             f"measured on {listing}."
         )
         scale = SharpnessScale(comparable=True, policy=policy, note=note, scales=tuple(found))
@@ -65,16 +67,24 @@ def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, Sha
     return table, SharpnessScale(comparable=False, policy=policy, note=note, scales=tuple(found))
 
 
+def scales_of(table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the scales that a table's K_F was measured on, those alone that are recorded in full."""
+    if not {c.LABEL_SHARPNESS, *_SCALE} <= set(table.columns):
+        return ()
+    known = table.loc[table[c.LABEL_SHARPNESS].notna(), _SCALE].dropna().drop_duplicates()
+    return tuple(sorted(spell_scale(row) for row in known.itertuples(index=False, name=None)))
+
+
 def _rescaled(table: pd.DataFrame, name: str, reference: np.ndarray) -> pd.Series:
     range_, side, channels = (table[part] / value for part, value in zip(_SCALE, reference, strict=True))
     return pd.Series(table[name] * range_ * side * np.sqrt(channels))
 
 
-def _spell(key: object) -> str:
+def spell_scale(key: object) -> str:
+    """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not recorded."""
     range_, side, channels = np.asarray(key, dtype=float)
-    side_text = "unrecorded size" if np.isnan(side) else f"{side:g}×{side:g} pixels"
-    channel_text = (
-        "unrecorded channels" if np.isnan(channels) else f"{channels:g} channel{'' if channels == 1 else 's'}"
-    )
-    range_text = "unrecorded range" if np.isnan(range_) else f"range {range_:g}"
+    side_text = f"{UNRECORDED} size" if np.isnan(side) else f"{side:g}×{side:g} pixels"
+    plural = "" if channels == 1 else "s"
+    channel_text = f"{UNRECORDED} channels" if np.isnan(channels) else f"{channels:g} channel{plural}"
+    range_text = f"{UNRECORDED} range" if np.isnan(range_) else f"range {range_:g}"
     return f"{side_text}, {channel_text}, {range_text}"

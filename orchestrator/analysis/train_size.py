@@ -10,7 +10,7 @@ import pandas as pd
 from orchestrator.analysis import points as t
 from orchestrator.analysis.distributions import t_quantile
 from orchestrator.analysis.fit_records import TrainSizeFit
-from orchestrator.analysis.guessing import flattened
+from orchestrator.analysis.guessing import flattened, unvaried
 from orchestrator.analysis.laws import select
 from orchestrator.analysis.regression import Array, aicc
 from orchestrator.results import columns as c
@@ -47,6 +47,8 @@ def fit_train_size(points: pd.DataFrame, *, model: str, dataset: str) -> TrainSi
     )
     if len(sizes) < MIN_SIZES or spare < 1:
         return blank
+    if same := unvaried(rows, within=t.CURVE):
+        return replace(blank, reason=same)
     if held:
         return replace(blank, status="refused", reason=held)
     x = _within(rows[t.LOG_TRAIN_SIZE], curves)

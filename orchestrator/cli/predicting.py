@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import ArgumentCollection, Group, Parameter
 from rich.markup import escape
@@ -15,7 +16,7 @@ from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.analysis import Prediction
+    from orchestrator.analysis import Prediction, ScalingFits
     from orchestrator.analysis.pilot import Pilot
     from orchestrator.running.options import RunOptions
 
@@ -87,14 +88,17 @@ def predict(
         cluster: Where to train a pilot.
         place: Where everything lies.
     """
-    from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis import predict as prediction
+    from orchestrator.analysis.measured_values import check_scale
     from orchestrator.analysis.prediction import usable_growth
 
     given = {"d_data": d_data, "label_sharpness": label_sharpness}
+    record = {} if measured is None else _record(given, measured, preset, place)
     if trained.pilot is None or measured is not None:
-        given = {**_with_measured(given, measured, preset, place)}
-    fits = fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
+        given = {**_complete(given, record, measured)}
+    fits = _fits(preset, place, from_store)
+    if label_sharpness is None:
+        check_scale(record, fits.sharpness_scale)
     if trained.pilot is not None:
         usable_growth(fits, model, domain)  # before anything is trained: no pilot makes up for a sweep
     options = run_options(place, cluster, reading, {})
@@ -102,16 +106,20 @@ def predict(
     if pilot is not None:
         given = {name: getattr(pilot, name) if value is None else value for name, value in given.items()}
     found = prediction(
-        fits,
-        model=model,
-        domain=domain,
-        **_with_measured(given, None, preset, place),
+        fits, model=model, domain=domain,
+        **_complete(given),
         train_size=train_size,
         target_loss=target_loss,
         pilot=() if pilot is None else pilot.points,
-    )
+    )  # fmt: skip
     _emit(place, found, pilot, model, domain)
     return 0
+
+
+def _fits(preset: str, place: Place, from_store: bool) -> ScalingFits:
+    from orchestrator.analysis import fit_scaling_laws
+
+    return fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
 
 
 def _emit(place: Place, found: Prediction, pilot: Pilot | None, model: str, domain: str | None) -> None:
@@ -169,54 +177,51 @@ def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: P
         stdout.print(escape(f"Beware: {found.warning}."), soft_wrap=True)
 
 
-def _with_measured(
-    given: dict[str, float | None], measured: str | None, preset: str, place: Place
+def _complete(
+    given: Mapping[str, float | None], record: Mapping[str, Any] | None = None, source: str | None = None
 ) -> dict[str, float]:
-    """Fill in what was not given from what was measured.
+    """Fill in what was not given from the record of what was measured.
 
     Raises:
         ConfigError: when a number is neither given nor measured.
     """
-    numbers = {name: value for name, value in given.items() if value is not None}
-    if len(numbers) == len(given):
-        if measured is not None:
-            raise ConfigError(
-                "--measured is for numbers that are not given",
-                f"--d-data and --label-sharpness beside --measured {measured}",
-                "leave the one or the other out",
-            )
-        return numbers
-    if measured is not None:
-        return {**_measured_values(measured, preset, place), **numbers}
-    missing = ", ".join(f"--{name.replace('_', '-')}" for name in given if name not in numbers)
-    raise ConfigError(
-        f"the following arguments are required: {missing}",
-        way_out="give them, or --measured with images or a record of isweep measure --json, or --pilot",
-    )
+    from orchestrator.analysis.measured_values import values_of
 
-
-def _measured_values(source: str, preset: str, place: Place) -> dict[str, float]:
-    """Return d_data and K_F of a record, or of images measured now at the sweep's side and channels."""
-    from orchestrator.analysis.measured_values import read_record, values_of
-
-    if source.endswith(".json"):
-        record = read_record(Path(source))
-    else:
-        from orchestrator.planning.paths import RootPaths
-        from orchestrator.planning.workspace import Workspace
-        from orchestrator.running.own_data import MeasureRequest, measure_source
-        from tasks.remote import InlineExecutor
-
-        sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
-        channels = sweep.channels or 1
-        request = MeasureRequest(source=source, image_size=sweep.image_size, channels=channels)
-        record = measure_source(request, InlineExecutor(), RootPaths.at(place.root)).to_json()
-    values = values_of(record)
-    missing = {"d_data", "label_sharpness"} - set(values)
+    numbers = values_of(record or {}) | {name: value for name, value in given.items() if value is not None}
+    missing = [name for name in given if name not in numbers]
+    if missing and source is not None:
+        found = f"no {' and no '.join(missing)} in {source}"
+        raise ConfigError("--measured must give both numbers", found, "measure with labels")
     if missing:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise ConfigError(
-            "--measured must give both numbers",
-            f"no {' and no '.join(sorted(missing))} in {source}",
-            "measure with labels",
+            f"the following arguments are required: {flags}",
+            way_out="give them, or --measured with images or a record of isweep measure --json, or --pilot",
         )
-    return values
+    return numbers
+
+
+def _record(given: Mapping[str, float | None], source: str, preset: str, place: Place) -> Mapping[str, Any]:
+    """Return the record that was named, or that of images measured now at the sweep's side and channels.
+
+    Raises:
+        ConfigError: where both numbers are given already.
+    """
+    from orchestrator.analysis.measured_values import read_record
+
+    if None not in given.values():
+        raise ConfigError(
+            "--measured is for numbers that are not given",
+            f"--d-data and --label-sharpness beside --measured {source}",
+            "leave the one or the other out",
+        )
+    if source.endswith(".json"):
+        return read_record(Path(source))
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.planning.workspace import Workspace
+    from orchestrator.running.own_data import MeasureRequest, measure_source
+    from tasks.remote import InlineExecutor
+
+    sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
+    request = MeasureRequest(source=source, image_size=sweep.image_size, channels=sweep.channels or 1)
+    return measure_source(request, InlineExecutor(), RootPaths.at(place.root)).to_json()

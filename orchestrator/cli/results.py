@@ -116,6 +116,8 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
                 stdout.print(text_table(table))
         for caveat in fits.caveats:
             stdout.print(escape(caveat), soft_wrap=True)
+        for exclusion in fits.excluded:
+            stdout.print(escape(f"Left out: {exclusion}."), soft_wrap=True)
 
     emit(place, fits.to_json(), show)
     return 0
@@ -163,18 +165,26 @@ def report(
 def _published(table: pd.DataFrame | None, place: Place) -> int:
     """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
     from orchestrator.analysis import published_report, scorecard
+    from orchestrator.analysis.points import finished_trials
     from orchestrator.analysis.scorecard import score_table
 
     redone = published_report()
     scores = () if table is None else scorecard(table)
+    left_out = [] if table is None else [str(exclusion) for exclusion in finished_trials(table)[1]]
     tables = [*redone.tables(), *([] if table is None else [score_table(scores)])]
 
     def show() -> None:
         for shown in tables:
             stdout.print(text_table(shown))
             line(shown.note)
+        for text in left_out:
+            line(f"Left out: {text}")
 
-    found = {"regressions": redone.regressions(), "scorecard": [asdict(score) for score in scores]}
+    found = {
+        "regressions": redone.regressions(),
+        "scorecard": [asdict(score) for score in scores],
+        "left_out": left_out,
+    }
     emit(place, found, show)
     return 0
 

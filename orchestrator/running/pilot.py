@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from orchestrator.analysis.fit_records import POOLED
 from orchestrator.analysis.pilot import Pilot, pilot_of
 from orchestrator.analysis.reporting import results_table
 from orchestrator.planning.sweep_file import load_sweep
@@ -76,6 +77,9 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
         ConfigError: for a model that the sweep does not have, a recipe with an axis, or a source of no kind.
     """
     models = {model_spec(choice).name: choice for choice in sweep.models}
+    if request.model == POOLED:
+        way_out = f"name one: --model {' or '.join(models)}; a CSV of results has train_size and test_loss"
+        raise ConfigError("A pilot is trained with one model", f"all of them ({POOLED})", way_out)
     if request.model not in models:
         raise unknown_name("model of the sweep to train a pilot with", request.model, models)
     if sweep.recipe.axes:

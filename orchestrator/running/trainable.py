@@ -58,9 +58,6 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             epochs: where epochs are told while they end; None tells nobody.
             pretrained: weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
         """
-        from tasks.trials.memory import keep_freed_memory
-
-        keep_freed_memory()
         self._arrays, self._keeper, self._code, self._epochs = arrays, keeper, code or {}, epochs
         self._pretrained = pretrained or {}
         self._cell = config["cell"]
@@ -88,8 +85,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return {DONE: True, REPORT: report.model_copy(update={"log": said.text()}).text()}
 
     def _run(self, started_at: float) -> CellReport:
+        from tasks.trials.memory import keep_freed_memory
         from tasks.trials.own_models import install_code
 
+        keep_freed_memory()
         cell = self._cell
         spec = TrialSpec.model_validate_json(cell["spec"])
         (reference,) = ray.get(self._arrays.take.remote(cell["data"]))

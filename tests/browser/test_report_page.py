@@ -4,10 +4,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
 from tests.browser.chromium import chromium, requests
+from tests.laws import fit_laws
 
 RUNS = "http://127.0.0.1:5000/#/experiments/1/runs/"
 
@@ -19,9 +19,13 @@ def table():
 
 
 @pytest.fixture(scope="module")
-def page(table, tmp_path_factory):
+def fits(table):
+    return fit_laws(table)
+
+
+@pytest.fixture(scope="module")
+def page(table, fits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    fits = fit_scaling_laws(table)
     runs = {"runs": {table["trial_id"].min(): "abc123"}, "run_pages": RUNS}
     summary = {"description": "A sweep.", "preset": "name: <demo>", **runs}
     return write_report(table, fits, folder, sweep="demo", summary=summary)
@@ -145,12 +149,11 @@ def test_a_trial_leads_to_its_run_and_only_there(browser, page, table):
     assert links == [[table["trial_id"].min(), f"{RUNS}abc123"]]
 
 
-def test_ten_thousand_trials_open_in_pages(browser, table, tmp_path):
+def test_ten_thousand_trials_open_in_pages(browser, table, fits, tmp_path):
     import pandas as pd
 
     copies = -(-10_000 // len(table))
     many = pd.concat([table.assign(trial_id=table["trial_id"] + f"-{k}", seed=k) for k in range(copies)])
-    fits = fit_scaling_laws(table)
     path = write_report(many, fits, tmp_path, sweep="many", summary={})
     assert path.stat().st_size < 5_000_000
     browser.get(path.as_uri())

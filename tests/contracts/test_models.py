@@ -44,6 +44,7 @@ class TestModel:
         cost = network_cost(MODELS[name], recipe, channels=3, image_size=224, num_outputs=1000)
         assert cost.num_parameters == num_parameters(build(name))
         assert cost.forward_flops > 2 * cost.num_parameters / 10
+        assert cost.step.peak_bytes > 0
 
     def test_its_representation_is_read_at_a_layer_it_has(self, name):
         network = build(name).network

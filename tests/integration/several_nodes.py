@@ -49,6 +49,7 @@ SHARES = {0.5: 6, 0.6: 3}
 """GPU share of a trial: how many such trials three cards hold. Two of 0.6 would fit on no card."""
 BARRIER_S = 60
 TASKS = 14  # twice the CPUs of all nodes
+ACTORS = 5  # each a process: by chance all would lie on one of three nodes once in 240 times
 RAY_ROOT = Path("/tmp/ray")
 
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
@@ -153,7 +154,7 @@ def nodes_of_tasks(executor: RayExecutor) -> list[str]:
 
 def nodes_of_actors() -> list[str]:
     """Return the nodes of actors that every trial asks; left to Ray, some would lie on other nodes."""
-    shelves = [Shelf((), lambda key: None, 0) for _ in range(TASKS)]
+    shelves = [Shelf((), lambda key: None, 0) for _ in range(ACTORS)]
     for shelf in shelves:
         ray.get(shelf.references.put.remote("", []))
     ids = [shelf.references._actor_id.hex() for shelf in shelves]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+
+from orchestrator.cli import main
 
 SWEEP = """
 name: small
@@ -52,9 +56,19 @@ def isweep(
     return done
 
 
+def isweep_here(*arguments: str, root: Path, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
+    """As :func:`isweep`, in this process: where what a command does counts, and not how Python starts."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([*arguments, "--root", str(root)])
+    assert code == exit_code, f"exit {code}\n{out.getvalue()}\n{err.getvalue()}"
+    assert "Traceback" not in err.getvalue() + out.getvalue(), err.getvalue()
+    return subprocess.CompletedProcess(["isweep", *arguments], code, out.getvalue(), err.getvalue())
+
+
 def isweep_json(*arguments: str, root: Path) -> Any:
-    """Run a command with ``--json`` and parse what it prints."""
-    return json.loads(isweep(*arguments, "--json", root=root).stdout)
+    """Run a command with ``--json`` in this process and parse what it prints."""
+    return json.loads(isweep_here(*arguments, "--json", root=root).stdout)
 
 
 def stored(root: Path) -> dict[str, dict[str, Any]]:

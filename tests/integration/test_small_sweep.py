@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator import Workspace, load_sweep, plan_sweep, results_table
+from orchestrator import RunOptions, Workspace, load_sweep, plan_sweep, results_table
 from orchestrator.cli import main
 from orchestrator.results.tracking.mlflow import connect, read_rows
+from orchestrator.running import pipeline
+from orchestrator.running.pilot import PilotRequest, run_pilot
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import readme_commands, readme_python, write_own_files
 from tests.integration.sweeps import (
@@ -20,6 +22,7 @@ from tests.integration.sweeps import (
     SWEEP,
     command,
     isweep,
+    isweep_here,
     isweep_json,
     mlflow_runs,
     stored,
@@ -110,7 +113,9 @@ def test_what_a_row_says_is_what_the_trial_and_the_measure_found(root, sweep):
 
 
 def test_status_plan_and_results_as_json(root, sweep):
-    status = isweep_json("status", sweep, root=root)
+    status, plan, rows = (
+        json.loads(isweep(name, sweep, "--json", root=root).stdout) for name in ("status", "plan", "results")
+    )
     assert {key: status[key] for key in ("planned", "done", "failed", "running", "pending", "failures")} == {
         "planned": NUM_TRIALS,
         "done": NUM_TRIALS,
@@ -119,7 +124,6 @@ def test_status_plan_and_results_as_json(root, sweep):
         "pending": 0,
         "failures": [],
     }
-    plan = isweep_json("plan", sweep, root=root)
     assert plan["sweep"] == "small"
     assert {row["status"] for row in plan["trials"]} == {"done"}
     assert set(plan["trials"][0]) == {
@@ -134,7 +138,6 @@ def test_status_plan_and_results_as_json(root, sweep):
     }
     assert [measure["status"] for measure in plan["measures"]] == ["done", "done"]
     assert plan["estimate"]["trials_left"] == 0
-    rows = isweep_json("results", sweep, root=root)
     assert rows == isweep_json("results", sweep, "--from-store", root=root)
     assert len(rows) == NUM_TRIALS
 
@@ -145,38 +148,25 @@ def test_fit_report_reconcile_and_files(root, sweep, tmp_path):
     counts = isweep_json("reconcile", sweep, root=root)
     assert counts == {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": NUM_TRIALS + 2}
     csv, parquet = tmp_path / "t.csv", tmp_path / "t.parquet"
-    isweep("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
+    isweep_here("results", sweep, "--csv", str(csv), "--parquet", str(parquet), root=root)
     assert len(pd.read_csv(csv)) == len(pd.read_parquet(parquet)) == NUM_TRIALS
 
 
-def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path):
+def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, on_ray_local, monkeypatch):
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     images = rng.integers(0, 200, (60, 16, 16), dtype=np.uint8) + (40 * labels)[:, None, None].astype(
         np.uint8
     )
     np.savez(tmp_path / "mine.npz", images=images, labels=labels)
-    train = """
-import json, sys
-import orchestrator.running.pipeline as pipeline
-from orchestrator import RunOptions, load_sweep
-from orchestrator.running.pilot import PilotRequest, run_pilot
-sweep, source, root = sys.argv[1:]
-request = PilotRequest(source, "small_mlp", (20, 40), 16)
-options = RunOptions(root=root, num_cpus=1, dashboard=False, tracking=False)
-found = [run_pilot(load_sweep(sweep), request, options)]
-pipeline.connect = None  # asked again, it needs no cluster
-found.append(run_pilot(load_sweep(sweep), request, options))
-assert found[0] == found[1]
-print(json.dumps([[p.train_size, p.test_loss] for p in found[0].points] + [found[0].d_data]))
-"""
-    words = [sys.executable, "-c", train, sweep, str(tmp_path / "mine.npz"), str(root)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    *points, d_data = json.loads(done.stdout.splitlines()[-1])
-    assert [size for size, _ in points] == [20, 40]
-    assert all(loss > 0 for _, loss in points)
-    assert d_data > 0
+    request = PilotRequest(str(tmp_path / "mine.npz"), "small_mlp", (20, 40), 16)
+    options = RunOptions(root=str(root), num_cpus=1, dashboard=False, tracking=False)
+    found = run_pilot(load_sweep(sweep), request, options)
+    monkeypatch.setattr(pipeline, "connect", None)  # asked again, it needs no cluster
+    assert run_pilot(load_sweep(sweep), request, options) == found
+    assert [point.train_size for point in found.points] == [20, 40]
+    assert all(point.test_loss > 0 for point in found.points)
+    assert found.d_data > 0
     asked = (
         "predict",
         sweep,
@@ -188,7 +178,7 @@ print(json.dumps([[p.train_size, p.test_loss] for p in found[0].points] + [found
         "absent",
         "--from-store",
     )
-    refused = isweep(*asked, root=root, exit_code=2)
+    refused = isweep_here(*asked, root=root, exit_code=2)
     assert "A prediction needs a fit of how losses grow" in refused.stderr
 
 
@@ -199,12 +189,12 @@ def test_a_number_edited_in_mlflow_is_said_overruled_and_mended(root, sweep):
     victim = rows[0]["trial_id"]
     run_id = runs[runs["tags.trial_id"] == victim]["run_id"].item()
     client.log_metric(run_id, "test_loss", 0.000001, step=1)
-    done = isweep("results", sweep, "--json", root=root)
+    done = isweep_here("results", sweep, "--json", root=root)
     assert json.loads(done.stdout) == rows
     said = f"MLflow differs from the result store in 1 values of 1 trials ({victim} test_loss: 1e-06"
     assert said in done.stderr
     assert isweep_json("reconcile", sweep, root=root)["replayed"] == 1
-    assert "MLflow" not in isweep("results", sweep, "--json", root=root).stderr
+    assert "MLflow" not in isweep_here("results", sweep, "--json", root=root).stderr
 
 
 def test_the_report_is_attached_to_the_parent_run(root):
@@ -239,7 +229,7 @@ def test_every_command_of_the_readme_runs(root, sweep, tmp_path, monkeypatch, ca
             (tmp_path / "record.json").write_text(out, encoding="utf-8")
 
 
-def test_the_readmes_python_runs(root, monkeypatch):
+def test_the_readmes_python_runs(root, monkeypatch, on_ray_local):
     monkeypatch.setenv("ISWEEP_ROOT", str(root))
     for text in readme_python(root):
         names = {}
@@ -247,12 +237,12 @@ def test_the_readmes_python_runs(root, monkeypatch):
         assert names.get("sweep") or len(names["best"]) >= 1 <= len(names["curve"])
 
 
-def test_an_extended_grid_runs_only_what_is_new(root, sweep, tmp_path):
+def test_an_extended_grid_runs_only_what_is_new(root, sweep, tmp_path, on_ray_local):
     before = stored(root)
     extended = write_sweep(tmp_path, SWEEP.replace("[0, 1, 2, 3, 4]", "[0, 1, 2, 3, 4, 5]"))
     status = isweep_json("status", extended, root=root)
     assert (status["planned"], status["done"], status["pending"]) == (NUM_TRIALS + 4, NUM_TRIALS, 4)
-    isweep("run", extended, "--no-dashboard", root=root)
+    isweep_here("run", extended, "--no-dashboard", root=root)
     after = stored(root)
     assert len(after) == NUM_TRIALS + 4
     assert {key: after[key] for key in before} == before

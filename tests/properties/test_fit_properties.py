@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis import fit_scaling_laws, predict, read_csv, write_csv
 from orchestrator.analysis.csvfile import escape_cell, unescape_cell
 from orchestrator.analysis.synthetic import synthetic_table
+from tests.laws import fit_laws
 
 QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -29,7 +30,7 @@ SEEDS = st.integers(0, 10_000)
 @given(size=SLOPES, sharpness=SLOPES, seed=SEEDS, models=st.sampled_from([("a",), ("a", "b")]))
 def test_any_exact_law_is_recovered(size, sharpness, seed, models):
     table = losses_only(size_slope=size, sharpness_slope=sharpness, seed=seed, models=models)
-    law = fit_scaling_laws(table).law("predicted_form")
+    law = fit_laws(table).law("predicted_form")
     assert law.coefficient("scaled_log_train_size").value == pytest.approx(size, rel=1e-6)
     assert law.coefficient("log_sharpness").value == pytest.approx(sharpness, rel=1e-6)
 
@@ -48,9 +49,9 @@ def test_row_order_changes_nothing(seed, order):
 def test_multiplying_all_losses_moves_the_intercept_only(seed, factor):
     table = losses_only(seed=seed, trial_std=0.3)
     table["test_loss"] /= 1000  # none of them lies at guessing, scaled or not: that would say another thing
-    one = fit_scaling_laws(table).law("predicted_form")
+    one = fit_laws(table).law("predicted_form")
     scaled = table.assign(test_loss=table["test_loss"] * factor)
-    two = fit_scaling_laws(scaled).law("predicted_form")
+    two = fit_laws(scaled).law("predicted_form")
     assert two.coefficients[0].value - one.coefficients[0].value == pytest.approx(np.log(factor), abs=1e-6)
     for before, after in zip(one.coefficients[1:], two.coefficients[1:], strict=True):
         assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
@@ -73,7 +74,7 @@ def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
 
 
 @QUICK
-@given(seed=SEEDS, size=st.floats(10, 1e6), d_data=st.floats(3, 40), sharpness=st.floats(1e-5, 1e-2))
+@given(seed=SEEDS, size=st.integers(10, 10**6), d_data=st.floats(3, 40), sharpness=st.floats(1e-5, 1e-2))
 def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
     table = losses_only(seed=seed)
     one_d = table.groupby("dataset")["d_data_mle"].transform("mean")
@@ -88,15 +89,15 @@ def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
 @QUICK
 @given(
     seed=SEEDS,
-    factor=st.sampled_from([0.01, 7.0, 1000.0]),
+    factor=st.sampled_from([0.004, 7.0, 1000.0]),
     name=st.sampled_from(["train_size", "label_sharpness"]),
 )
 def test_no_unit_changes_the_law(seed, factor, name):
     table = losses_only(seed=seed, trial_std=0.3)
     table["test_loss"] /= 1000  # none of them lies at guessing, where an exponent may be refused
     table["train_size"] = table["train_size"].astype(float)
-    one = fit_scaling_laws(table)
-    two = fit_scaling_laws(table.assign(**{name: table[name] * factor}))
+    one = fit_laws(table)
+    two = fit_laws(table.assign(**{name: table[name] * factor}))
     assert two.exponent().value == pytest.approx(one.exponent().value, rel=1e-6)
     assert two.exponent().interval == pytest.approx(one.exponent().interval, rel=1e-6)
     terms = ("inverse_d", "log_sharpness", "is_medical")

@@ -112,6 +112,13 @@ def test_predict_takes_a_record_and_its_file(record, fits, tmp_path):
     assert from_object.to_json()["loss"] == from_object.value
 
 
+def test_a_record_of_another_side_than_the_sweeps_is_refused(record, fits):
+    larger = isweep.measure(np.random.default_rng(0).integers(0, 256, (60, 16, 16), dtype=np.uint8), LABELS)
+    with pytest.raises(SweepError, match="on the sweep's scale; found: 16×16 pixels, 1 channel, range 255 b"):
+        isweep.predict(larger, fits, train_size=500)
+    assert isweep.predict(larger, fits, label_sharpness=1e-4, train_size=500).value is not None
+
+
 def test_labels_that_are_numbers_are_named_by_numbers(images):
     labels = np.arange(len(images)) % 3 + 3
     by_number = isweep.measure(images, labels, class_pair=(3, 5))
@@ -175,7 +182,8 @@ def fits():
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis.synthetic import synthetic_table
 
-    return isweep.Fits(fit_scaling_laws(synthetic_table(num_natural=6, num_medical=6)))
+    # Of the side of the images above, as a prediction asks.
+    return isweep.Fits(fit_scaling_laws(synthetic_table(num_natural=6, num_medical=6).assign(image_size=8)))
 
 
 def test_fits_are_a_table_and_a_figure(fits):

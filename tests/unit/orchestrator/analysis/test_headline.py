@@ -7,6 +7,8 @@ from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.headline import headline
 from orchestrator.analysis.synthetic import synthetic_table
 
+pytestmark = pytest.mark.usefixtures("without_priors")
+
 
 @pytest.fixture(scope="module")
 def table():

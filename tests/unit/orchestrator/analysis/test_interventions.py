@@ -48,7 +48,7 @@ def effect(found, words):
 @pytest.mark.parametrize(
     ("follows", "verdict"),
     [
-        (1.0, "log loss follows it as the law says"),
+        (1.0, "log loss follows it, at a rate that agrees with the law"),
         (0.0, "log loss does not follow it as the law says"),
         (0.5, "log loss follows it more weakly than the law says"),
         (2.0, "log loss follows it more strongly than the law says"),
@@ -60,6 +60,15 @@ def test_the_report_says_whichever_way_it_came_out(follows, verdict):
     assert effect(found, "Δ log K_F").value == pytest.approx(follows, abs=0.12)
     assert verdict in found.answer
     assert "4 of 4 arms moved K_F by a factor 2 or more and d by less than 5 %." in found.answer
+
+
+def test_trials_of_arms_that_diverged_are_counted_in_the_answer():
+    some = table(1.0).assign(status="done")
+    some.loc[some["dataset"] == "w1_contrast", "status"] = ["diverged", "done", "done"]
+    some.loc[some["trial_id"] == "w2_contrast-250", "test_loss"] = np.nan
+    answer = fit_interventions(some, ARMS).answer
+    assert "Left out: diverged (loss stopped being a finite number): 1. Left out: no test loss: 1." in answer
+    assert "Left out" not in fit_interventions(table(1.0), ARMS).answer
 
 
 def test_worlds_are_the_replicates_of_a_paired_t_test():

@@ -2,7 +2,9 @@
 
 import pytest
 
-from orchestrator.analysis.measured_values import values_of
+from orchestrator.analysis.fit_records import SharpnessScale
+from orchestrator.analysis.measured_values import check_scale, values_of
+from search_spaces.errors import ConfigError
 
 
 def test_a_record_gives_its_numbers_nested_or_plain():
@@ -15,3 +17,39 @@ def test_a_record_gives_its_numbers_nested_or_plain():
 @pytest.mark.parametrize("value", [True, 10**400, "8", None, [8], {"mle": None}, {"mle": {"value": True}}])
 def test_what_is_no_number_counts_as_not_measured(value):
     assert values_of({"d_data": value, "label_sharpness": 1e-4}) == {"label_sharpness": 1e-4}
+
+
+def measured_at(**changes):
+    sharpness = {"value": 1e-4, "pixel_range": [0.0, 255.0], "side": [32, 32], "channels": 1}
+    return {"d_data": 8.0, "label_sharpness": sharpness | changes}
+
+
+SCALE = SharpnessScale(
+    comparable=True, policy="refuse", note="", scales=(("32×32 pixels, 1 channel, range 255", ("a",)),)
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"side": [224, 224]}, "224×224 pixels, 1 channel, range 255"),
+        ({"channels": 3}, "32×32 pixels, 3 channels, range 255"),
+        ({"pixel_range": [0.0, 1.0]}, "32×32 pixels, 1 channel, range 1"),
+    ],
+)
+def test_sharpness_on_another_scale_than_the_sweeps_is_refused(changes, found):
+    check_scale(measured_at(), SCALE)
+    message = f"K_F must be measured on the sweep's scale; found: {found} beside the sweep's 32×32"
+    with pytest.raises(ConfigError, match=message):
+        check_scale(measured_at(**changes), SCALE)
+
+
+def test_where_a_scale_is_not_said_nothing_is_refused():
+    for record in (measured_at(side=None), {"label_sharpness": 1e-4}, {}):
+        check_scale(record, SCALE)
+    several = (*SCALE.scales, ("64×64 pixels, 1 channel, range 255", ("b",)))
+    unrecorded = (("32×32 pixels, 1 channel, unrecorded range", ("a",)),)
+    for scales in ((), several, unrecorded):
+        check_scale(
+            measured_at(channels=3), SharpnessScale(comparable=True, policy="refuse", note="", scales=scales)
+        )

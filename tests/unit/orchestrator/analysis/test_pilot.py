@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.pilot import is_pilot_table, pilot_of, read_pilot
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, SweepError
 
 
 def table(**columns):
@@ -38,7 +38,7 @@ def test_what_is_left_out_is_counted():
         table(test_loss=[0.4, np.inf, 0.5, 0.3], status=["done", "done", "diverged", "done"]), "m", where="t"
     )
     assert [p.train_size for p in found.points] == [50, 200]
-    assert found.notes == ("2 trainings of the pilot without a usable loss left out",)
+    assert found.notes == ("2 trainings of the pilot without a usable train size and loss left out",)
     others = pilot_of(table(model=["m", "m", "m", "other"]), "m", where="t")
     assert others.notes == ("1 training of other models in the pilot left out",)
 
@@ -53,7 +53,7 @@ def test_sizes_read_as_text_are_compared_as_numbers():
 def test_mlflows_stand_in_for_infinity_is_no_loss():
     found = pilot_of(table(test_loss=[0.4, 0.9, 1.797e308, 0.3]), "m", where="t")
     assert [p.train_size for p in found.points] == [50, 200]
-    assert found.notes == ("1 training of the pilot without a usable loss left out",)
+    assert found.notes == ("1 training of the pilot without a usable train size and loss left out",)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,13 @@ def test_mlflows_stand_in_for_infinity_is_no_loss():
     [
         ({"dataset": ["a", "a", "b", "b"]}, "A pilot must be of one dataset; found: t has a and b"),
         ({"test_loss": np.nan}, "A pilot must hold a finite loss above 0; found: t has none"),
+        ({"train_size": 60.5}, "A train size is a whole number of images; found: 60.5, 4 rows in all"),
+        ({"status": "banana"}, "status of a trial is done or diverged; found: 'banana'"),
         ({"model": "other"}, "Unknown model of the pilot t; found: 'm'"),
     ],
 )
 def test_a_table_that_is_no_pilot_is_refused(changes, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(SweepError, match=message):
         pilot_of(table(**changes), "m", where="t")
 
 
@@ -102,3 +104,18 @@ def test_a_results_table_is_told_from_a_table_of_images(tmp_path):
     assert len(read_pilot(results, "m").points) == 3
     with pytest.raises(ConfigError, match=r"A pilot must have its columns; found: .*lacks train_size"):
         read_pilot(images, "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "lacks"), [("train_size,loss\n60,0.5\n", "test_loss"), ("N;test_loss\n60;0,5\n", "train_size")]
+)
+def test_results_that_lack_a_column_are_results_all_the_same(tmp_path, text, lacks):
+    path = tmp_path / "pilot.csv"
+    path.write_text(text, encoding="utf-8")
+    assert is_pilot_table(path)
+    with pytest.raises(ConfigError, match=f"A pilot must have its columns; found: .* lacks {lacks}"):
+        read_pilot(path, "m")
+
+
+def test_measures_that_stand_for_infinity_are_none():
+    assert pilot_of(table(d_data_mle=1.797e308), "m", where="t").d_data is None

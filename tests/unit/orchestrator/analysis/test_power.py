@@ -98,6 +98,23 @@ def test_the_study_cannot_part_sharpness_from_the_label_with_eleven_datasets():
     assert many.alone["sharpness_beyond_label"] >= 0.6
 
 
+def test_what_a_design_cannot_test_is_said_and_no_addition_is_judged_by_it():
+    plan = plan_sweep(load_sweep("demo"))
+    found = planned_power(plan, num_tables=20, additions=True)
+    text = "loss on K_F, given 1/d and the domain label"
+    assert f"{text}: cannot be tested; exponent of N within datasets (against none): " in found.lines()[0]
+    assert "cannot be tested: loss on d_data among natural datasets, at equal N; " in found.tables()[0].note
+    assert text in found.tables()[0].note
+    assert {gain.question for gain in found.headline.additions} == {"exponent"}
+    assert planned_power(plan, effect="d_data", num_tables=20, additions=True).headline.additions == ()
+
+
+def test_shares_of_zero_have_an_error_too():
+    gains = best_additions(SMALL, "sharpness_beyond_label", effect="exponent", num_tables=5)
+    # Laplace: at least (1/7 · 6/7) / 5 for each of the two shares.
+    assert min(gain.std_error for gain in gains) >= (2 * 6 / 49 / 5) ** 0.5 - 1e-12
+
+
 def test_the_same_seed_gives_the_same_power():
     assert power(SMALL, num_tables=5, seed=3) == power(SMALL, num_tables=5, seed=3)
 

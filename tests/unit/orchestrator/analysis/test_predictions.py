@@ -11,6 +11,7 @@ from orchestrator.analysis.curve import Curve, PilotPoint
 from orchestrator.analysis.fit_records import SharpnessScale
 from orchestrator.analysis.growth import fit_growth
 from orchestrator.analysis.points import fitted_points, normalise, usable_trials
+from orchestrator.analysis.prediction import usable_growth
 from orchestrator.analysis.synthetic import synthetic_table
 from search_spaces.errors import ConfigError, DataError
 
@@ -155,7 +156,7 @@ def test_the_size_interval_is_where_the_loss_interval_meets_the_target():
     low, high = found.interval
     assert found.value == pytest.approx(1000)
     assert low < 1000 < high
-    for size, bound in ((low, 0), (high, 1)):
+    for size, bound in ((round(low), 0), (round(high), 1)):
         at = predict(fits, model="pooled", domain=None, train_size=size, **AT)
         assert at.interval[bound] == pytest.approx(target, rel=0.05)
 
@@ -189,7 +190,7 @@ def test_predictions_from_losses_at_guessing_say_so():
     found = predict(
         fit_scaling_laws(table.assign(test_loss=losses)), model="pooled", domain=None, train_size=1000, **AT
     )
-    assert re.search(r"\d+% of the losses lie at guessing", found.warning)
+    assert re.search(r"the losses of \d+ of \d+ points lie at guessing", found.warning)
 
 
 def test_a_pilot_moves_the_prediction_towards_it_and_narrows_it(noisy):
@@ -237,9 +238,15 @@ def test_the_prior_is_that_of_a_mixed_model():
     assert ours.residual_variance == pytest.approx(theirs.scale, rel=0.05)
 
 
-@pytest.mark.parametrize("unit", ["images", "pixels", "nats"])
-def test_no_unit_changes_a_prediction(unit):
+@pytest.fixture(scope="module")
+def in_our_units():
     table = synthetic_table(num_natural=6, num_medical=6, trial_std=0.1, dataset_std=0.3)
+    return table, fit_scaling_laws(table)
+
+
+@pytest.mark.parametrize("unit", ["images", "pixels", "nats"])
+def test_no_unit_changes_a_prediction(in_our_units, unit):
+    table, fits = in_our_units
     factors = {
         "images": ("train_size", 100),
         "pixels": ("label_sharpness", 17.0),
@@ -249,7 +256,7 @@ def test_no_unit_changes_a_prediction(unit):
     other = table.assign(**{name: table[name] * factor})
     asked = {"model": "pooled", "domain": None, "d_data": 10.0}
     sharpness, size = 1.5e-4, 1000.0
-    one = predict(fit_scaling_laws(table), label_sharpness=sharpness, train_size=size, **asked)
+    one = predict(fits, label_sharpness=sharpness, train_size=size, **asked)
     two = predict(
         fit_scaling_laws(other), **asked,
         label_sharpness=sharpness * (factor if unit == "pixels" else 1),
@@ -258,6 +265,63 @@ def test_no_unit_changes_a_prediction(unit):
     scale = factor if unit == "nats" else 1.0
     assert two.value / scale == pytest.approx(one.value, rel=1e-3)
     assert np.array(two.interval) / scale == pytest.approx(np.array(one.interval), rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("same", "missing", "terms"),
+    [
+        ({"d_data_mle": 10.0}, "d_data", ("exponent", "log_sharpness")),
+        ({"label_sharpness": 1e-4}, "K_F", ("exponent", "inverse_d")),
+        ({"d_data_mle": 10.0, "label_sharpness": 1e-4}, "d_data and K_F", ("exponent",)),
+    ],
+)
+def test_what_is_the_same_for_all_datasets_is_left_out_of_a_prediction(same, missing, terms):
+    fits = fit_scaling_laws(synthetic_table(trial_std=0.1, dataset_std=0.2).assign(**same))
+    assert fits.growth_of().informed.terms == terms
+    found = predict(fits, model="pooled", domain=None, train_size=1000, **AT)
+    assert found.interval[0] < found.value < found.interval[1]
+    assert f"{missing} could not be related to the height of the loss" in found.warning
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train_size": 1.5}, "train_size must be a whole number of images; found: 1.5; round it"),
+        ({"train_size": True}, "train_size must be a positive finite number; found: True"),
+        ({"train_size": "5"}, "train_size must be a positive finite number; found: '5'"),
+        ({"train_size": 10**400}, "train_size must be a positive finite number"),
+        ({"d_data": 1e-300}, "d_data must lie between 1e-50 and 1e.50; found: 1e-300"),
+        (
+            {"pilot": [PilotPoint(10.5, 0.3)]},
+            "pilot train size must be a whole number of images; found: 10.5",
+        ),
+    ],
+)
+def test_numbers_that_are_none_are_refused(noisy, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        predict(noisy, **({"model": "pooled", "domain": None, "train_size": 1000, **AT} | wrong))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("d_data", [1e-40, 1e40])
+@pytest.mark.parametrize("pilot", [[], [PilotPoint(500, 0.3), PilotPoint(1, 1e-40)]])
+def test_numbers_far_off_are_told_without_a_warning_of_arithmetic(noisy, d_data, pilot):
+    about = {"model": "pooled", "domain": None, "label_sharpness": 1e-4, "pilot": pilot}
+    for asked in ({"train_size": 1000}, {"target_loss": 0.3}):
+        found = predict(noisy, d_data=d_data, **asked, **about)
+        json.dumps(found.to_json(), allow_nan=False)
+        assert found.value is not None or "cannot be told" in found.warning
+
+
+def test_an_unknown_model_is_named_before_a_pilot_is_trained(noisy):
+    with pytest.raises(ConfigError, match="Unknown fitted model; found: 'nosuch'; known fitted"):
+        usable_growth(noisy, "nosuch", None)
+
+
+def test_trainings_of_one_size_are_one_training_of_a_pilot(noisy):
+    about = {"model": "pooled", "domain": None, "train_size": 1000, **AT}
+    one = predict(noisy, pilot=[PilotPoint(300, 0.2)], **about)
+    assert predict(noisy, pilot=[PilotPoint(300, 0.1), PilotPoint(300, 0.4)], **about) == one
 
 
 def test_too_few_datasets_give_a_value_without_an_interval():

@@ -10,6 +10,8 @@ import pytest
 from orchestrator.analysis import fit_scaling_laws, published_table
 from orchestrator.analysis.published import published_loss_gains, side_by_side
 
+pytestmark = pytest.mark.usefixtures("without_priors")
+
 
 @pytest.fixture(scope="module")
 def fits():
@@ -121,7 +123,7 @@ def test_exponents_of_the_train_size_within_a_dataset(fits):
     }  # fmt: skip
     assert {name: found[name].exponent for name in expected} == pytest.approx(expected, abs=0.011)
     # Two thirds of these two's losses lie at guessing: their slopes, -0.79 and -0.11, are not shown.
-    assert {found.pop(name).reason[:29] for name in ("mura", "rsna")} == {"67% of the losses lie at gues"}
+    assert all("4 of 6 points lie at guessing" in found.pop(name).reason for name in ("mura", "rsna"))
     # d at the largest N: prostate's falls to 4.60 there, the others' stay as they were.
     assert found["prostate"].predicted == pytest.approx(-1 / 4.60)
     assert all(-0.18 < f.predicted < -0.05 for name, f in found.items() if name != "prostate")

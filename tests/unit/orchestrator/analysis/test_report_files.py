@@ -1,5 +1,7 @@
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
+from tests.laws import fit_laws
 
 SUMMARY = {
     "planned": 40, "done": 36, "failed": 3, "diverged": 1,
@@ -123,6 +126,27 @@ def test_the_same_input_gives_the_same_bytes(folder, table, fits, tmp_path):
             assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes(), path.name
 
 
+@pytest.mark.parametrize("after", [0, 4, 11])
+def test_a_report_that_is_stopped_leaves_every_file_whole(table, fits, folder, tmp_path, monkeypatch, after):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    left = iter(range(after))
+    whole = Path.replace
+
+    def stopped(path, target):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return whole(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(table.iloc[:-3], fits, tmp_path, sweep="other", summary={})
+    monkeypatch.undo()
+    found = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert all(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert (tmp_path / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
 def test_a_figure_of_an_earlier_report_that_has_no_data_now_is_removed(tmp_path):
     stale = tmp_path / "figures" / "loss_gain_on_sharpness.png"
     stale.parent.mkdir()
@@ -155,17 +179,17 @@ def test_published_numbers_stand_beside_matching_datasets_only(page, tmp_path):
     assert "No dataset and train size of this sweep is among the published ones" in page
     ours = published_table()
     ours = ours[(ours["dataset"].isin(["mnist", "brats"])) & (ours["model"] == "vgg13")]
-    fits = fit_scaling_laws(ours)
+    fits = fit_laws(ours)
     text = write_report(ours, fits, tmp_path, sweep="s", summary={}).read_text(encoding="utf-8")
     assert "Side by side with the published numbers" in text
 
 
 def test_findings_state_the_sign_only_where_it_is_established():
-    clear = fit_scaling_laws(synthetic_table(num_natural=8, num_medical=8, trial_std=0.02))
+    clear = fit_laws(synthetic_table(num_natural=8, num_medical=8, trial_std=0.02))
     text = findings(clear)[1].answer
     assert "log test loss rises by" in text
     assert "no established change" not in text
-    vague = fit_scaling_laws(published_table(), sharpness_policy="ignore")
+    vague = fit_laws(published_table(), sharpness_policy="ignore")
     first = findings(vague)[0]
     assert "shows no established change" in first.answer
     assert "Without prostate, the medical slope has the other sign." in first.caveats

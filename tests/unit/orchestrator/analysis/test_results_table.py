@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis import points as t
 from orchestrator.analysis.synthetic import synthetic_table
 from search_spaces.errors import DataError
@@ -83,6 +84,48 @@ def test_text_in_place_of_a_number_is_missing_and_counted():
         t.Exclusion("d_data_mle: not a number, treated as missing", 1),
         t.Exclusion("test_loss: not a number, treated as missing", 1),
     }
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("dataset", " ", "has a dataset; found: 2 rows without"),
+        ("model", None, "has a model; found: 2 rows without"),
+        ("trial_id", np.nan, "has a trial_id; found: 2 rows without"),
+        ("status", "banana", "status of a trial is done or diverged; found: 'banana'"),
+        ("train_size", 500.5, "whole number of images; found: 500.5, 2 rows in all"),
+        ("train_size", True, "whole number of images; found: True, 2 rows in all"),
+    ],
+)
+@pytest.mark.parametrize("check", [t.normalise, t.finished_trials])
+def test_what_makes_no_trial_is_refused(check, column, value, message):
+    table = synthetic_table().astype({column: object})
+    table.loc[3:4, column] = value
+    with pytest.raises(DataError, match=message):
+        check(table)
+
+
+def test_a_truth_value_is_no_number():
+    table = synthetic_table().astype({"test_loss": object})
+    table.loc[0, "test_loss"] = True
+    full, unusable = t.normalise(table)
+    assert full["test_loss"].isna().sum() == 1
+    assert unusable == (t.Exclusion("test_loss: not a number, treated as missing", 1),)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_whose_squares_are_none_are_missing_and_counted():
+    table = synthetic_table(trial_std=0.1)
+    table.loc[0, "d_data_mle"] = 1e-300
+    table.loc[1, "label_sharpness"] = 1e-60
+    table.loc[2, "d_data_mle"] = 1e200
+    fits = fit_scaling_laws(table)
+    assert {(x.reason.split(",")[0], x.count) for x in fits.excluded} == {
+        ("d_data_mle: next to zero", 1),
+        ("d_data_mle: stored infinity", 1),
+        ("label_sharpness: next to zero", 1),
+    }
+    assert fits.law("loss_on_d_data_with_offset").status == "ok"
 
 
 def test_every_unusable_loss_is_counted_under_its_first_reason():

@@ -8,6 +8,8 @@ from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.fit_tables import fit_tables
 from orchestrator.analysis.synthetic import synthetic_table
 
+pytestmark = pytest.mark.usefixtures("without_priors")
+
 
 @pytest.fixture(scope="module")
 def table():
@@ -59,3 +61,13 @@ def test_the_exponent_is_shown_for_fewer_neighbours(table):
 def test_rounding_is_no_scatter(table):
     fit = fit_scaling_laws(table.assign(test_accuracy=0.8)).exponent(response="test_error")
     assert (fit.value, fit.interval) == (0, None)
+
+
+def test_forms_that_lack_numbers_for_one_reason_share_a_row(table):
+    guessing = table.assign(test_loss=np.log(2) * 0.95)
+    rows = next(shown for shown in fit_tables(fit_scaling_laws(guessing)) if shown.key == "levels").rows
+    about_loss = [row for row in rows if row[:3] == ("log loss", "pooled", "all (10)")]
+    (row,) = about_loss
+    assert row[3].split("; ")[:2] == ["nothing", "medical (against natural)"]
+    assert "1/d, log K_F" in row[3].split("; ")
+    assert row[4].startswith("refused: ")

@@ -9,6 +9,8 @@ from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.analysis.text import to_text
 from search_spaces.errors import DataError
 
+pytestmark = pytest.mark.usefixtures("without_priors")
+
 
 def by_name(scores):
     return {score.quantity: score for score in scores}
@@ -135,4 +137,40 @@ def test_diverged_trials_and_text_are_neither_compared_nor_scored():
     )  # fmt: skip
     both = pd.concat([table, extra], ignore_index=True).astype({"train_size": str})
     assert scorecard(both) == scorecard(published_table())
-    assert compare(published_table(), both) == compare(published_table(), published_table())
+    compared = compare(published_table(), both)
+    assert compared.changes == compare(published_table(), published_table()).changes
+    assert compared.notes == (
+        "Left out of second: diverged (loss stopped being a finite number): 1",
+        "Left out of second: test_loss: not a number, treated as missing: 1",
+        "Left out of second: test_loss: stored infinity, treated as missing: 1",
+    )
+    assert all(note in compared.to_text() for note in compared.notes)
+
+
+def test_seeds_of_a_cell_are_averaged_as_the_fits_do_and_the_note_says_so():
+    one = synthetic_table(num_natural=3, num_medical=0, num_seeds=2)
+    factors = np.where(one["seed"] == 0, 1.0, 16.0)
+    found = compare(one, one.assign(test_loss=one["test_loss"] * factors))
+    assert found.changes[0].ratio == pytest.approx(4.0)
+    assert "Ratio of geometric means (difference of means for accuracies), over the seeds" in found.to_text()
+
+
+def test_sharpness_on_another_scale_is_not_compared_and_that_is_said():
+    one = synthetic_table(num_natural=3, num_medical=0)
+    one = one.assign(sharpness_pixel_range=255.0, image_size=32, sharpness_channels=1)
+    assert "label_sharpness" in {change.quantity for change in compare(one, one).changes}
+    found = compare(one, one.assign(image_size=64), names=("small", "large"))
+    assert {"test_loss", "label_sharpness"} - {x.quantity for x in found.changes} == {"label_sharpness"}
+    assert found.notes == (
+        "K_F is not compared: it was measured on 32×32 pixels, 1 channel, range 255 in small and "
+        "64×64 pixels, 1 channel, range 255 in large",
+    )
+
+
+def test_recipes_of_a_sweep_are_not_averaged_as_if_they_were_seeds():
+    one = synthetic_table(num_natural=3, num_medical=0).assign(recipe="paper+epochs=1")
+    two = one.assign(recipe="paper+epochs=2", trial_id=one["trial_id"] + "b", test_loss=2 * one["test_loss"])
+    both = pd.concat([one, two])
+    assert compare(both, both.assign(test_loss=3 * both["test_loss"])).changes[0].num_cells == 18
+    with pytest.raises(DataError, match="none of 9 and 18 is shared"):
+        compare(one, both)

@@ -6,18 +6,23 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from orchestrator.analysis import fit_scaling_laws, published_table
+from orchestrator.analysis import fit_scaling_laws, predict, published_table
 from orchestrator.analysis.claims import adjust
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fit_records import SharpnessScale
+from orchestrator.analysis.guessing import flattened
 from orchestrator.analysis.levels import fit_level
 from orchestrator.analysis.points import fitted_points, normalise, usable_trials
 from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.analysis.train_size import fit_train_size
+from search_spaces.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("without_priors")
 
 
 def points_of(table):
@@ -316,13 +321,23 @@ def test_slopes_that_guessing_flattens_are_refused_with_the_share_that_lies_ther
     clear = fit_scaling_laws(table.assign(test_loss=table["test_loss"] / 100))
     assert clear.level("is_medical").status == "ok"
     held = bent(table.assign(test_loss=table["test_loss"] * 2))
-    share = ((held["test_loss"] > 0.8 * np.log(2)) & (held["test_loss"] < 1.05 * np.log(2))).mean()
+    num = ((held["test_loss"] > 0.8 * np.log(2)) & (held["test_loss"] < 1.05 * np.log(2))).sum()
     fits = fit_scaling_laws(held)
-    reason = f"{share:.0%} of the losses lie at guessing, which flattens slopes by an unknown amount"
+    where = f"the losses of {num} of 36 points lie at guessing"
+    reason = f"{where}, which flattens slopes by an unknown amount"
     for fit in (fits.level("is_medical"), fits.law("predicted_form")):
         assert (fit.status, fit.reason) == ("refused", reason)
     assert f"Natural and medical losses are not compared ({reason})." in findings(fits)[0].answer
     assert fits.claim("sharpness_beyond_label") is None
+
+
+def test_the_share_at_guessing_is_a_count_of_points_with_the_weighted_share_beside_it():
+    pairs = synthetic_table(num_natural=1, num_medical=0, class_pairs=("0-1", "2-3"), train_sizes=(500,))
+    single = synthetic_table(num_natural=0, num_medical=1, train_sizes=(500,))
+    points = points_of(pd.concat([pairs.assign(test_loss=0.01), single.assign(test_loss=0.69)]))
+    assert flattened(points).startswith(
+        "the losses of 1 of 3 points lie at guessing (50%, each dataset's pairs as one), which flattens"
+    )
 
 
 def test_losses_that_pass_guessing_freely_are_not_held_down_by_it():
@@ -349,3 +364,25 @@ def test_losses_lost_to_divergence_contradict_no_bound():
     assert next(f for f in fits.sensitivity if f.dimension == "N past guessing").status == "not_enough_data"
     assert fits.claim("exponent_below_bound").adjusted_p == 1
     assert "contradicts it" not in findings(fits)[3].answer
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_that_are_all_the_same_give_no_slope_no_interval_and_no_prediction():
+    table = synthetic_table().assign(test_loss=0.3)
+    fits = fit_scaling_laws(table)
+    same = "the losses are the same everywhere"
+    assert {fit.reason for fit in fits.laws if fit.law.startswith("loss_on_d_data")} == {same}
+    assert all(fit.status != "ok" for fit in (*fits.laws, *fits.levels, *fits.exponents, *fits.train_size))
+    assert {fit.reason for fit in fits.comparisons} == {same}
+    assert {fit.reason for fit in fits.train_size} == {"the losses are the same at every N"}
+    assert findings(fits)[3].answer == "The exponent of N cannot be told: the losses are the same at every N."
+    with pytest.raises(DataError, match=same):
+        predict(fits, model="pooled", domain=None, d_data=10, label_sharpness=1e-4, train_size=1000)
+
+
+def test_losses_that_are_the_same_within_datasets_have_no_exponent_but_a_height():
+    table = synthetic_table(dataset_std=0.3)
+    table["test_loss"] = table.groupby("dataset")["test_loss"].transform("mean")
+    fits = fit_scaling_laws(table)
+    assert fits.exponent().reason == "the losses are the same at every N"
+    assert fits.level("is_medical").status == "ok"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from orchestrator.analysis import fit_scaling_laws
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.store import ResultStore
 from tests.unit.orchestrator.results.examples import trial_record
@@ -58,3 +59,31 @@ def test_a_table_says_which_stored_results_it_leaves_out(run, root, command):
     _, out, err = run(command, "smoke", "--from-store", "--json")
     assert f"not believed: {path}: checksum does not match its content" in err
     assert "not believed" not in out
+
+
+def test_a_fit_says_what_it_left_out(run, monkeypatch):
+    from orchestrator.analysis.synthetic import synthetic_table
+    from orchestrator.cli import results
+
+    table = synthetic_table(num_natural=1, num_medical=0)
+    table.loc[0, "test_loss"] = None
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+    code, out, _ = run("fit", "smoke")
+    assert code == 0
+    assert "Left out: no test loss: 1." in out
+
+
+def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
+    from orchestrator.analysis.scorecard import PublishedReport
+    from orchestrator.analysis.synthetic import synthetic_table
+    from orchestrator.cli import results
+
+    table = synthetic_table(num_natural=1, num_medical=0)
+    table.loc[0, "status"] = "diverged"
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+    nothing = fit_scaling_laws(table.head(0))
+    redone = PublishedReport(with_prostate=nothing, without_prostate=nothing)
+    monkeypatch.setattr("orchestrator.analysis.published_report", lambda: redone)
+    code, out, _ = run("report", "smoke", "--published")
+    assert code == 0
+    assert "Left out: diverged (loss stopped being a finite number): 1" in out

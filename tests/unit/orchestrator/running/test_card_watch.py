@@ -60,6 +60,7 @@ class WithoutCard(TrialTrainable):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_a_sweep_of_real_trials_ends_with_what_was_missing(
     run: Any,  # noqa: F811
     root: str,

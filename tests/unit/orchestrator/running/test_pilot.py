@@ -60,7 +60,13 @@ def test_a_dataset_of_the_table_is_a_pilot_too():
     ("source", "model", "recipe", "message"),
     [
         ("absent", "small_mlp", "smoke", "A pilot needs a folder or file of images.*; found: absent"),
-        ("mnist5k", "pooled", "smoke", "Unknown model of the sweep to train a pilot with; found: 'pooled'"),
+        (
+            "mnist5k",
+            "pooled",
+            "smoke",
+            r"trained with one model; found: .*\(pooled\); name one: --model small_mlp or",
+        ),
+        ("mnist5k", "x", "smoke", "Unknown model of the sweep to train a pilot with; found: 'x'"),
         ("mnist5k", "small_mlp", {"from": "smoke", "epochs": [1, 2]}, "outer varies epochs"),
     ],
 )

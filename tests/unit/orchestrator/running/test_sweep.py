@@ -306,7 +306,13 @@ def test_real_trials_are_equal_to_the_last_bit(run, root):
         return TrialData(train, np.arange(12) % 2, test, np.arange(4) % 2, 2, "f")
 
     runs = [
-        run(plan, trainable=TrialTrainable, load=images, stored=StoredResults.read(f"{root}/{name}"))
+        run(
+            plan,
+            trainable=TrialTrainable,
+            load=images,
+            stored=StoredResults.read(f"{root}/{name}"),
+            resources=Resources(2, 0),  # one process for both
+        )
         for name in "ab"
     ]
     first, second = (sweep.stored.store.scan(TrialRecord).records for sweep in runs)

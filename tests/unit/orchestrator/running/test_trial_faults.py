@@ -35,16 +35,18 @@ class Hanging(TrialTrainable):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_a_process_that_met_a_device_error_is_not_used_again(run: Any) -> None:  # noqa: F811
-    plan = make_plan(*range(4, 34))
+    plan = make_plan(*range(4, 20))
     sweep = run(plan, trainable=Poisoned)
     records = by_size(sweep.stored.store.scan(TrialRecord).records)
-    assert sorted(records) == list(range(4, 34))
-    assert sum(record.attempt for record in records.values()) == 31  # one was run twice, elsewhere
+    assert sorted(records) == list(range(4, 20))
+    assert sum(record.attempt for record in records.values()) == 17  # one was run twice, elsewhere
     assert sweep.stored.store.scan(FailureRecord).records == {}
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_local")
 def test_a_trial_that_hangs_is_ended_and_run_again(run: Any) -> None:  # noqa: F811
     plan = make_plan(10, 12, 14)
     sweep = run(plan, trainable=Hanging, time_limit=lambda trial: 8.0)

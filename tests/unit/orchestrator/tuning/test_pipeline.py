@@ -1,6 +1,5 @@
 """A search on Ray with real trainings: begun, begun again, extended, refused; blind to every test image."""
 
-import contextlib
 import json
 from collections import Counter
 
@@ -47,19 +46,6 @@ WIDER = {"tune.budget": 0.24}
 
 
 @pytest.fixture(scope="module")
-def shared(ray_local):
-    """Searches of this file run on the session's cluster."""
-
-    @contextlib.contextmanager
-    def connect(*_, **__):
-        yield ray_local
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_pipeline, "connect", connect)
-        yield
-
-
-@pytest.fixture(scope="module")
 def rows_read():
     """Rows of prepared images that are read while a search runs."""
     rows: list[int] = []
@@ -75,7 +61,7 @@ def rows_read():
 
 
 @pytest.fixture(scope="module")
-def found(shared, rows_read, tmp_path_factory):
+def found(on_ray_local, rows_read, tmp_path_factory):
     """Summary and root of a finished search."""
     root = str(tmp_path_factory.mktemp("root"))
     with pytest.MonkeyPatch.context() as patch:
