@@ -61,6 +61,8 @@ PairChoice = Annotated[tuple[ClassChoice, ClassChoice], AfterValidator(_two_clas
 
 MOST_IMAGES = 10**9
 """Of one network; more is a slip of the finger, found before anything is read."""
+LEAST_SHARE = 0.0001
+"""Of a core or card: Ray counts in ten-thousandths, and starts nothing that asks for less."""
 
 
 class ModelChoice(Spec):
@@ -177,13 +179,15 @@ class ResourceSpec(Spec):
     threads.
     """
 
-    num_cpus: Annotated[float, Field(gt=0)] = 1.0
+    num_cpus: Annotated[float, Field(ge=LEAST_SHARE)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     memory_bytes: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("num_gpus")
     @classmethod
     def _check_share(cls, share: float | None) -> float | None:
+        if share and share < LEAST_SHARE:
+            raise ValueError(f"must be 0, or {LEAST_SHARE} of a card or more")
         if share is not None and share > 1 and share != int(share):
             raise ValueError("must be a fraction of one card or a whole number, e.g. 0.25, 1 or 2")
         return share

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from search_spaces.errors import unknown_name
@@ -88,13 +89,12 @@ def card_like(name: str) -> Card | None:
 
     None where the table has no such card.
     """
-    name = name.lower()
-    plain = re.sub("[-_ ]", "", name)
-    fit = [card for key, card in CARDS.items() if plain.endswith(key.replace("-", ""))]
-    fit = fit or [card for key, card in CARDS.items() if key.partition("-")[0] in plain]
-    size = re.search(r"\b(\d+)\s?g", name)  # NVIDIA A100-SXM4-80GB
+    words = re.split("[-_ ]+", name.lower())
+    words += [first + second for first, second in pairwise(words)]  # RTX 3090
+    fit = [card for key, card in CARDS.items() if key.partition("-")[0] in words]
+    size = re.search(r"\b(\d+)\s?g", name.lower())  # NVIDIA A100-SXM4-80GB; Ray calls both A100
     fit = [card for card in fit if size and card.memory_gib == int(size[1])] or fit
-    fit = [card for card in fit if ("pcie" in card.name) == ("pcie" in plain)] or fit
+    fit = [card for card in fit if ("pcie" in card.name) == ("pcie" in words)] or fit
     return min(fit, key=lambda card: card.memory_gib, default=None)
 
 

@@ -24,8 +24,9 @@ def read_changes(words: Iterable[str]) -> dict[str, object]:
         if not equals or not key or not value.strip():
             raise ConfigError("--set must be KEY=VALUE", word, WAY_OUT)
         read = read_plain(value, f"--set {key}")
-        if changes.setdefault(key, read) != read:
+        if key in changes and changes[key] != read:
             raise ConfigError(f"--set {key} must be given one value", f"{changes[key]!r} and {read!r}")
+        changes[key] = read
     return changes
 
 

@@ -65,7 +65,7 @@ def estimate(
         measured += bool(cpu_rate or gpu_rate)
         cpu_seconds += flops(trial) / cpu_rate if cpu_rate else core_seconds(trial)
         gpu_seconds += (
-            flops(trial) / gpu_rate if gpu_rate else predicted_card_seconds(trial, card, corrections)
+            flops(trial) / gpu_rate if gpu_rate else predicted_card_seconds(trial, card, corrections, share)
         )
     num_cores = os.cpu_count() or 1
     result: dict[str, Any] = {
@@ -88,9 +88,14 @@ def estimate(
     return result
 
 
-def predicted_card_seconds(trial: TrialSpec, card: Card, corrections: Corrections | None = None) -> float:
-    """Return for how long a trial is predicted to take a whole card: its seconds there times its share."""
-    need = need_of(trial, card, corrections)
+def predicted_card_seconds(
+    trial: TrialSpec, card: Card, corrections: Corrections | None = None, share: float | None = None
+) -> float:
+    """Return for how long a trial is predicted to take a whole card: its seconds there times its share.
+
+    Arguments as of :func:`need_of`: whole cards that it is given are taken, whatever it makes of them.
+    """
+    need = need_of(trial, card, corrections, share)
     return need.seconds * need.share
 
 

@@ -19,6 +19,7 @@ from orchestrator.planning.packing import (
     uncounted,
 )
 from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.prices import amount
 from search_spaces.trials import NetworkSpec, TrialSpec
 
 ATTACK_BUDGET = 0.15
@@ -69,7 +70,8 @@ class Extras:
         num_measured: done trials on whose kept weights only something is measured.
         weights_bytes: disk that kept weights will take in all.
         predictions_bytes: disk that kept predictions will take in all.
-        attack_shares: operations of each kind of attack over those of training, over the whole grid.
+        attack_shares: operations of each kind of attack over those of training, over the whole grid; empty
+            where nothing is trained.
         uncounted: networks whose costs are guessed from their weights, and what failed in counting them.
     """
 
@@ -105,6 +107,8 @@ class Extras:
 
     def _attacks(self) -> str:
         """Say what attacks cost and, where that is more than was meant, what makes them cheaper."""
+        if not self.attack_shares:
+            return "nothing is trained"
         shares = {kind: share for kind, share in self.attack_shares.items() if share}
         words = f"attacks: {self.attack_share:.0%} of training"
         if len(shares) > 1:
@@ -117,7 +121,7 @@ class Extras:
 
 
 def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.2g} GiB"
+    return f"{amount(num_bytes / 2**30)} GiB"
 
 
 def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> Extras:
@@ -130,13 +134,13 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> Extras:
     attacks: Counter[str] = Counter()
     for trial in plan.trials:
         attacks.update(attack_flops(trial))
-    training = max(1.0, sum(training_flops(trial) for trial in plan.trials))
+    training = sum(training_flops(trial) for trial in plan.trials)
     return Extras(
         num_retrained=sum(not kept for kept in incomplete.values()),
         num_measured=sum(incomplete.values()),
         weights_bytes=sum(cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)),
         predictions_bytes=sum(_predictions_bytes(plan, t.network) for t in plan.trials if t.predictions),
-        attack_shares={kind: spent / training for kind, spent in attacks.items()},
+        attack_shares={kind: spent / training for kind, spent in attacks.items() if training},
         uncounted=uncounted(plan.trials),
     )
 

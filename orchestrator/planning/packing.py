@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from orchestrator.planning.simulate import Job
 from search_spaces.errors import ConfigError, SweepError
 from search_spaces.specs import RecipeSpec, Spec
 from search_spaces.trials import NetworkSpec, TrialSpec
+from tasks.trials.measured import epochs_to_look_at
 
 if TYPE_CHECKING:
     from tasks.trials.costs import NetworkCost, PassCost
@@ -97,8 +98,10 @@ def has_cost(network: NetworkSpec) -> bool:
 
 def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
     """Return the recipe of a network without what changes no cost."""
+    # Adam's kernel decays weights by the way; SGD adds them to copies of all gradients.
+    decay = 1e-4 if network.recipe.optimizer == "sgd" and network.recipe.weight_decay else 0.0
     return network.recipe.model_copy(
-        update={"name": "cost", "learning_rate": 1e-3, "weight_decay": 0.0, "epochs": 1, "input_scale": 1.0}
+        update={"name": "cost", "learning_rate": 1e-3, "weight_decay": decay, "epochs": 1, "input_scale": 1.0}
     )
 
 
@@ -127,8 +130,14 @@ def uncounted(trials: Iterable[TrialSpec]) -> dict[str, str]:
 def flops(trial: TrialSpec) -> float:
     """Return the floating-point operations of one trial: training, evaluation and attacks."""
     network = trial.network
-    evaluation = (network.train_size + network.subset.test_size) * cost_of(network).forward_flops
+    num_images = network.train_size + network.subset.test_size + _images_looked_at(network)
+    evaluation = num_images * cost_of(network).forward_flops
     return training_flops(trial) + evaluation + sum(attack_flops(trial).values())
+
+
+def _images_looked_at(network: NetworkSpec) -> int:
+    """Return how many test images pass between epochs."""
+    return len(epochs_to_look_at(network.recipe.epochs)) * network.subset.test_size
 
 
 def training_flops(trial: TrialSpec) -> float:
@@ -172,8 +181,34 @@ def peak_bytes(network: NetworkSpec) -> float:
     """Predict the most memory that a trial holds on a card, over training, evaluation and attacks."""
     cost = cost_of(network)
     # Of the plain step too, which a card without Triton takes, and which holds a little more.
-    parts = (cost.step, cost.evaluation, cost.attack)
+    parts = [cost.step, cost.evaluation, cost.attack]
+    if _images_looked_at(network):
+        held = cost.evaluation.peak_bytes + _training_bytes(network, cost)
+        parts.append(replace(cost.evaluation, peak_bytes=held))
     return array_bytes(network) + max(memory_bytes(part) for part in parts)
+
+
+def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
+    """Return what a training holds between two epochs, beside weights: moments, gradients and graphs."""
+    recipe = network.recipe
+    gradients = 4 * cost.num_parameters
+    moments = gradients if recipe.optimizer == "sgd" else 2 * gradients
+    if not _is_captured(cost):
+        return moments + gradients
+    # A graph keeps the memory of its step, and a last batch of another size has a graph of its own.
+    activations = max(0, cost.step.peak_bytes - cost.state_bytes - moments - gradients)
+    last = network.train_size % recipe.batch_size
+    if network.train_size < recipe.batch_size or not last:
+        return moments + gradients + activations
+    size = last if last > 1 else 1 + recipe.batch_size  # a single image joins the batch before it
+    return moments + 2 * gradients + activations + activations * size // recipe.batch_size
+
+
+def _is_captured(cost: NetworkCost) -> bool:
+    """Tell whether a network is trained by captured graphs, see :mod:`tasks.trials.step`."""
+    # Instance norm computes by the same kernel; what takes bfloat16 weights has no batch norm.
+    normed = any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
+    return normed and cost.half_step is None
 
 
 def need_of(
@@ -224,7 +259,7 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
     clean = network.subset.test_size - attacks["fgsm"][0]
     return (
         recipe.epochs * math.ceil(network.train_size / recipe.batch_size),
-        (network.train_size + forwards) / cost.evaluation_batch,
+        (network.train_size + _images_looked_at(network) + forwards) / cost.evaluation_batch,
         (gradients + clean) / cost.attack_batch,
     )
 
@@ -232,9 +267,7 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
 def _alone(trial: TrialSpec, card: Card) -> tuple[float, float]:
     """Return the seconds of ``trial`` alone on ``card``, and in which share of them the card works."""
     cost, recipe = cost_of(trial.network), trial.network.recipe
-    # Networks with batch norm are trained by captured graphs, see tasks.trials.step.
-    normed = any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
-    interval = GRAPH_INTERVAL_S if normed else EAGER_INTERVAL_S
+    interval = GRAPH_INTERVAL_S if _is_captured(cost) else EAGER_INTERVAL_S
     step = pass_time(cost.card_step, card, interval=interval, half=recipe.precision != "float32")
     evaluation = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False)
     attack = pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False)

@@ -7,8 +7,10 @@ share spans two cards. A share is chosen so that jobs beside each other do not s
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 LOOK_AHEAD = 16
 """Trials that wait for a place at the same time, at most; those behind them are not offered yet."""
@@ -68,21 +70,23 @@ def replay(jobs: Sequence[Job], num_cards: int) -> Replay:
         jobs: in the order in which they are offered.
         num_cards: at least 1.
     """
-    free = [1.0] * max(1, min(num_cards, len(jobs)))
+    cards = _Cards(max(1, min(num_cards, len(jobs))))
     running: list[tuple[float, int, float]] = []
-    waiting = list(jobs)
+    offered, waiting = iter(jobs), list[Job]()
     now, most = 0.0, 0
     starts: dict[str, float] = {}
-    while waiting or running:
-        waiting = _start(waiting, free, running, now, starts)
+    while True:
+        for job in _startable(waiting, offered, cards):
+            share = min(job.share, 1.0)
+            starts[job.name] = now
+            heapq.heappush(running, (now + job.seconds, cards.take(share), share))
         most = max(most, len(running))
         if not running:
             break
-        now, card, share = heapq.heappop(running)
-        free[card] += share
+        now = running[0][0]
         while running and running[0][0] <= now + _ROUNDING:
             _, card, share = heapq.heappop(running)
-            free[card] += share
+            cards.give(card, share)
     work = sum(job.seconds * min(job.share, 1.0) for job in jobs)
     bound = max(work / num_cards, max((job.seconds for job in jobs), default=0.0))
     return Replay(now, bound, work / (now * num_cards) if now else 0.0, most, starts)
@@ -104,27 +108,39 @@ def replay_in_waves(waves: Iterable[Sequence[Job]], num_cards: int) -> Replay:
     )
 
 
-def _start(
-    waiting: list[Job],
-    free: list[float],
-    running: list[tuple[float, int, float]],
-    now: float,
-    starts: dict[str, float],
-) -> list[Job]:
-    """Start what fits now, noted in ``starts``; return what still waits."""
-    left: list[Job] = []
-    room = max(free)
-    for place, job in enumerate(waiting):
-        if len(left) == LOOK_AHEAD:
-            return left + waiting[place:]
-        share = min(job.share, 1.0)
-        if share > room + _ROUNDING:
-            left.append(job)
-            continue
-        # The fullest card with room, as Ray packs.
-        card = min((c for c in range(len(free)) if free[c] + _ROUNDING >= share), key=lambda c: free[c])
-        free[card] -= share
-        starts[job.name] = now
-        heapq.heappush(running, (now + job.seconds, card, share))
-        room = max(free)
-    return left
+class _Cards:
+    """How much of each card is free; the fullest comes first, and of equal ones the first."""
+
+    def __init__(self, number: int) -> None:
+        self._free = [1.0] * number
+        self._fullest_first = [(1.0, card) for card in range(number)]
+
+    def fit(self, share: float) -> bool:
+        return share <= self._fullest_first[-1][0] + _ROUNDING
+
+    def take(self, share: float) -> int:
+        """Take a share of the fullest card with room for it, as Ray packs; return which."""
+        place = bisect_left(self._fullest_first, (share - _ROUNDING, 0))
+        _, card = self._fullest_first.pop(place)
+        self._free[card] -= share
+        insort(self._fullest_first, (self._free[card], card))
+        return card
+
+    def give(self, card: int, share: float) -> None:
+        del self._fullest_first[bisect_left(self._fullest_first, (self._free[card], card))]
+        self._free[card] += share
+        insort(self._fullest_first, (self._free[card], card))
+
+
+def _startable(waiting: list[Job], offered: Iterator[Job], cards: _Cards) -> Iterator[Job]:
+    """Yield what fits now, each placed before the next is asked for; ``waiting`` keeps what fits nowhere."""
+    queue = chain(tuple(waiting), offered)
+    waiting.clear()
+    while len(waiting) < LOOK_AHEAD:
+        job = next(queue, None)
+        if job is None:
+            return
+        if cards.fit(min(job.share, 1.0)):
+            yield job
+        else:
+            waiting.append(job)

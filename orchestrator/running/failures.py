@@ -42,8 +42,11 @@ class DeviceError(Exception):
     """A process whose device failed: it must not be used again, so this ends it."""
 
 
-# What torch calls them; every later call of the process fails likewise.
-_DEVICE_FAULTS = ("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error")
+# What torch and Triton call them; every later call of the process fails likewise.
+_DEVICE_FAULTS = (
+    *("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error"),
+    *("Triton Error [CUDA]", "Triton Error [HIP]"),
+)
 
 
 def spoils_process(error: BaseException) -> bool:
@@ -55,11 +58,12 @@ def spoils_process(error: BaseException) -> bool:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # torch.OutOfMemoryError goes by its name: importing torch costs the driver seconds. cuBLAS and cuDNN
-    # allocate for themselves and have no type for it.
+    # torch.OutOfMemoryError goes by its name: importing torch costs the driver seconds. cuBLAS, cuDNN and
+    # Triton allocate for themselves and have no type for it.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "STATUS_ALLOC_FAILED" in str(error)
+    known = ("STATUS_ALLOC_FAILED", "Triton Error [CUDA]: out of memory", "Triton Error [HIP]: out of memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in known)
 
 
 def classify(error: BaseException) -> TrialFailure:

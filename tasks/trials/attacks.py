@@ -23,6 +23,7 @@ from tasks.trials.training import (
     Evaluation,
     LossRule,
     evaluation_mode,
+    in_parts,
     iterate,
     mean_loss,
     score,
@@ -88,12 +89,13 @@ class CleanPass:
         return Evaluation(mean_loss(self.losses, batch_size, rule), float(self.hits.double().mean()))
 
 
-def attack_batch_size(recipe: RecipeSpec) -> int:
+def attack_batch_size(recipe: RecipeSpec, micro_batch: int | None = None) -> int:
     """Return how many images pass forward and back at once: as many as need no more memory than training.
 
-    An attack keeps float32 activations, twice the bytes of training's bfloat16; hence half its batch.
+    An attack keeps float32 activations, twice the bytes of training's bfloat16; hence half its batch, and as
+    many parts where training's batches pass in parts.
     """
-    return max(8, recipe.batch_size // 2)
+    return in_parts(max(8, recipe.batch_size // 2), recipe, micro_batch)
 
 
 def pass_clean(
@@ -134,6 +136,7 @@ def attack_all(
     *,
     batch_size: int = EVALUATION_BATCH_SIZE,
     at_once: int | None = None,
+    passed_at_once: int | None = None,
     rule: LossRule = "mean_over_examples",
     clean: CleanPass | None = None,
 ) -> list[AttackRecord]:
@@ -144,8 +147,9 @@ def attack_all(
         images: ``(num_images, channels, height, width)``, pixels in [0, 255].
         labels: ``(num_images,)`` int64.
         attacks: methods and strengths.
-        batch_size: images per forward pass, and per batch whose losses are averaged.
+        batch_size: images per batch whose losses are averaged.
         at_once: images whose gradients are taken at once, which is what memory goes by; None for a batch.
+        passed_at_once: attacked images per forward pass; None for a batch.
         rule: how losses are averaged, for clean and attacked images alike.
         clean: the pass over these images, where there was one; None passes them.
     """
@@ -156,9 +160,8 @@ def attack_all(
     records = []
     with evaluation_mode(model), torch.no_grad():
         for method in attacks.methods:
-            attacked = _outcomes(
-                model, images, labels, method, attacks.epsilons, batch_size, at_once or batch_size, clean
-            )
+            sizes = passed_at_once or batch_size, at_once or batch_size
+            attacked = _outcomes(model, images, labels, method, attacks.epsilons, *sizes, clean)
             for epsilon, losses, hits, unchanged in zip(attacks.epsilons, *attacked, strict=True):
                 loss, accuracy = mean_loss(losses, batch_size, rule), float(hits.double().mean())
                 finite = math.isfinite(loss) and math.isfinite(before.loss)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -102,6 +103,10 @@ class HalfWeights:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, update: Update) -> None:
         self._optimizer, self._update = optimizer, update
         self._copies: dict[nn.Parameter, Tensor] = {}
+        # A weight that an embedding has too: autocast casts it once for all uses, and the copy would not see
+        # what else is done to it.
+        others = [module for module in model.modules() if not _takes_copies(module)]
+        self._elsewhere = {weight for module in others for weight in module.parameters(recurse=False)}
         self._layers = [module for module in model.modules() if self._copy(module)]
         for layer in self._layers:
             layer.forward = self._forward_of(layer)
@@ -111,15 +116,12 @@ class HalfWeights:
 
     def _copy(self, module: nn.Module) -> bool:
         """Copy what autocast would cast for ``module``; tell whether there is anything."""
-        own = dict(module.named_parameters(recurse=False))
-        if type(module) not in _LAYERS or "weight" not in own:
+        own = set(module.parameters(recurse=False))
+        if not _takes_copies(module) or own & self._elsewhere:
             return False
-        copies = {weight: weight.detach().to(torch.bfloat16) for weight in own.values()}
-        for weight, copy in copies.items():
-            if not weight.requires_grad or weight.dtype != torch.float32 or copy.stride() != weight.stride():
-                return False
-        for weight, copy in copies.items():  # one that two layers share has one copy
-            self._copies.setdefault(weight, copy.requires_grad_())
+        for weight in module.parameters(recurse=False):  # one that two layers share has one copy
+            if weight not in self._copies:
+                self._copies[weight] = weight.detach().to(torch.bfloat16).requires_grad_()
         return True
 
     def _forward_of(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -129,7 +131,8 @@ class HalfWeights:
         plain: Callable[[Tensor], Tensor] = layer.forward
 
         def forward(images: Tensor) -> Tensor:
-            if not torch.is_autocast_enabled(images.device.type):
+            kind = images.device.type
+            if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) != torch.bfloat16:
                 return plain(images)
             if isinstance(layer, nn.Linear):
                 return F.linear(images, weight, bias)
@@ -194,6 +197,17 @@ class HalfWeights:
             del layer.forward
 
 
+def _takes_copies(module: nn.Module) -> bool:
+    """Tell whether a layer may compute with copies, which have no gaps: its weights must have none either."""
+    own = dict(module.named_parameters(recurse=False))
+    return (
+        type(module) in _LAYERS
+        and "weight" in own
+        and all(weight.requires_grad and weight.dtype == torch.float32 for weight in own.values())
+        and all(torch.empty_like(weight).stride() == weight.stride() for weight in own.values())
+    )
+
+
 def _rates(group: dict[str, Any], step: int) -> AdamRates:
     (beta1, beta2), decoupled = group["betas"], group["decoupled_weight_decay"]
     return AdamRates(group["lr"], group["weight_decay"], decoupled, beta1, beta2, group["eps"], step)
@@ -215,6 +229,7 @@ def card_update(device: torch.device) -> tuple[Update | None, str]:
 
     Raises:
         SetupError: when it computes something else than torch.
+        torch.OutOfMemoryError: when the card has no room for it.
     """
     try:
         from tasks.trials.adam_kernel import update
@@ -223,6 +238,8 @@ def card_update(device: torch.device) -> tuple[Update | None, str]:
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # no Triton, no compiler for what starts its kernels, a card it does not know
+        if "out of memory" in str(error):  # Triton's own word for it: there may be more the next time
+            raise torch.OutOfMemoryError(str(error)) from error
         cause = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         note = f"weights were cast in every step: the kernel that saves it cannot be built ({cause[:200]})"
         log.warning(note)
@@ -255,24 +272,30 @@ def differences(update: Update, device: torch.device) -> dict[str, float]:
     The copy's is that to the update's own weight, rounded: none may be left.
     """
     found = dict.fromkeys(("weight", "mean", "square", "copy"), 0.0)
-    for decoupled in (False, True):
-        for dtype in (torch.bfloat16, torch.float32):
-            rates = AdamRates(0.1, 0.1, decoupled, 0.9, 0.999, 1e-8, step=3)
-            tensors, expected = _drawn(dtype, device), _drawn(dtype, device)
-            with torch.no_grad():
-                update(*tensors, rates)
-                torch_update(*expected, rates)
-            (weight, _, mean, square, copy), (right, _, *moments, _) = tensors, expected
-            pairs = (weight, right), (mean, moments[0]), (square, moments[1]), (copy, weight.bfloat16())
-            for name, (ours, theirs) in zip(found, pairs, strict=True):
-                distance = float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
-                found[name] = max(found[name], distance if math.isfinite(distance) else math.inf)
+    for size, decoupled, dtype in product(_SIZES, (False, True), (torch.bfloat16, torch.float32)):
+        rates = AdamRates(0.1, 0.1, decoupled, 0.9, 0.999, 1e-8, step=3)
+        tensors, expected = _drawn(size, dtype, device), _drawn(size, dtype, device)
+        with torch.no_grad():
+            update(*tensors, rates)
+            torch_update(*expected, rates)
+        (weight, _, mean, square, copy), (right, _, *moments, _) = tensors, expected
+        pairs = (weight, right), (mean, moments[0]), (square, moments[1]), (copy, weight.bfloat16())
+        for name, (ours, theirs) in zip(found, pairs, strict=True):
+            distance = float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
+            found[name] = max(found[name], distance if math.isfinite(distance) else math.inf)
     return found
 
 
-def _drawn(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+_SIZES = (3, 1009), (3, 1040)
+"""No multiples of any block. Triton compiles for multiples of 16, which most weights are, another kernel than
+for all others: it moves 16 bytes at once."""
+
+
+def _drawn(
+    size: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Draw what an update is given; gradients from 1 to 1e-8, where the term beside the root decides."""
-    size, draw = (3, 1009), torch.Generator().manual_seed(0)  # no multiple of any block
+    draw = torch.Generator().manual_seed(0)
     weight, signs, scales = (torch.randn(size, generator=draw) for _ in range(3))
     gradient = (signs * 10 ** (-4 + 2 * scales).clamp(-8, 0)).to(dtype)
     mean = gradient.float() * torch.rand(size, generator=draw)

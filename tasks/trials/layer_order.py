@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +15,21 @@ _POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 
 def is_of_libraries(model: nn.Module) -> bool:
     """Tell whether all layers of ``model`` are libraries' or our own, so that what they do is known."""
-    return all(type(module).__module__.partition(".")[0] in _LIBRARIES for module in model.modules())
+    return all(map(_is_a_librarys, model.modules()))
+
+
+def _is_a_librarys(module: nn.Module) -> bool:
+    """Tell whether a layer is what its library made it: no other class, forward pass or hooks."""
+    hooks: list[Any] = [
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    ]
+    for parameter in module.parameters(recurse=False):
+        hooks += [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
+    library = type(module).__module__.partition(".")[0]
+    return library in _LIBRARIES and "forward" not in vars(module) and not any(hooks)
 
 
 @contextmanager

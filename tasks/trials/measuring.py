@@ -32,6 +32,7 @@ from tasks.trials.representations import estimate_dimension, extract_features
 from tasks.trials.result import AttackRecord, StageRecord
 from tasks.trials.robustness import measure_radii
 from tasks.trials.stages import StageRows, stages
+from tasks.trials.training import EVALUATION_BATCH_SIZE, in_parts
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Measuring:
         keep_predictions: given a Parquet file; text says why it could not be kept. None keeps none.
         features: ``(train_size, num_features)``, the last hidden layer, where the images have passed.
         clean: the pass over the test images, where there was one.
+        micro_batch: images of a batch that passed at once in training; None for whole batches.
     """
 
     spec: TrialSpec
@@ -61,6 +63,7 @@ class Measuring:
     keep_predictions: Callable[[bytes], KeptFile | str] | None = None
     features: NDArray[np.float32] | None = None
     clean: CleanPass | None = None
+    micro_batch: int | None = None
 
     def measure(self, missing: Sequence[Measurement]) -> dict[str, Any]:
         """Return fields of a :class:`~tasks.trials.result.TrialResult`: what of ``missing`` was found."""
@@ -92,7 +95,7 @@ class Measuring:
     @property
     def _at_once(self) -> int:
         """Images whose gradients are taken at once."""
-        return attack_batch_size(self.spec.network.recipe)
+        return attack_batch_size(self.spec.network.recipe, self.micro_batch)
 
     def _d_repr(self, asked: Sequence[RepresentationMeasurement]) -> dict[str, IntrinsicDimension]:
         if not asked:
@@ -140,6 +143,7 @@ class Measuring:
                 self.test_labels,
                 attacks,
                 at_once=self._at_once,
+                passed_at_once=in_parts(EVALUATION_BATCH_SIZE, self.spec.network.recipe, self.micro_batch),
                 rule=rule,
                 clean=self.pass_clean(),
             )

@@ -17,7 +17,7 @@ from tasks.trials.models import PixelModel, build_model
 from tasks.trials.result import EpochRecord
 from tasks.trials.search_result import SearchResult, SearchStatus, ValidationScore, capped
 from tasks.trials.seeding import deterministic
-from tasks.trials.training import evaluate, resident, train
+from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluate, in_parts, resident, train
 
 GoOn = Callable[[int, float], bool]
 """Given an epoch and the validation loss after it, capped, tells whether to train on."""
@@ -102,8 +102,10 @@ def _train(
         for array in (data.train_images, data.train_labels, data.test_images, data.test_labels)
     )
 
+    at_once = in_parts(EVALUATION_BATCH_SIZE, network.recipe, micro_batch)
+
     def judge(record: EpochRecord) -> None:
-        found = evaluate(model, held_out, held_out_labels)
+        found = evaluate(model, held_out, held_out_labels, at_once=at_once)
         if not math.isfinite(found.loss):
             reason = f"the validation loss was {found.loss} after epoch {record.epoch}"
             raise _Ended(SearchStatus.DIVERGED, reason)
@@ -131,7 +133,7 @@ def _train(
         last = history[-1]
         return _Ended(SearchStatus.DIVERGED, f"the training loss was {last.train_loss} in epoch {last.epoch}")
     if not curve:  # a recipe of no epochs
-        found = evaluate(model, held_out, held_out_labels)
+        found = evaluate(model, held_out, held_out_labels, at_once=at_once)
         curve.append(ValidationScore(epoch=0, loss=found.loss, accuracy=found.accuracy))
     return _Ended(SearchStatus.COMPLETE, "")
 

@@ -15,11 +15,24 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+
+def _flushes_denormals() -> bool:
+    # Asked of the processor: torch sets it and cannot tell.
+    return float(torch.full((), 1e-38, dtype=torch.float32, device="cpu") * 0.01) == 0
+
+
+def _default_device() -> torch.device | None:
+    found = torch.get_default_device()
+    return None if found.type == "cpu" else found  # None costs nothing, a device a look at every call
+
+
 # What somebody's own network may leave changed, and what every trial begins with.
 _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object], object], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
     (torch.is_grad_enabled, torch.set_grad_enabled, True),
+    (_flushes_denormals, torch.set_flush_denormal, False),
+    (_default_device, torch.set_default_device, None),
 )
 
 

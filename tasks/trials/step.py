@@ -210,7 +210,8 @@ def takes_half_weights(model: nn.Module, recipe: RecipeSpec) -> bool:
 
     It pays in bfloat16 with Adam or AdamW: fewer bytes and fewer kernels, whatever the size. Networks with
     batch norm are trained by captured graphs, whose count of steps must lie on the device. Somebody's own
-    layers may change their weights in ways that copies would not see; libraries' do not.
+    layers, or what somebody hung on a library's, may change weights and gradients in ways that copies would
+    not see; libraries' layers do not.
     """
     return (
         recipe.precision == "bfloat16"

@@ -33,8 +33,6 @@ from tasks.trials.step import Step, as_pixels, has_batch_norm, split_batches, st
 EVALUATION_BATCH_SIZE = 64
 """Batch size of the released evaluation; changes a result only under ``mean_of_batch_means``."""
 
-NUM_EPOCHS_LOOKED_AT = 10
-
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
 
 
@@ -125,6 +123,7 @@ def evaluate(
     *,
     batch_size: int = EVALUATION_BATCH_SIZE,
     rule: LossRule = "mean_over_examples",
+    at_once: int | None = None,
 ) -> Evaluation:
     """Return loss and accuracy in evaluation mode and float32; the model's mode is restored.
 
@@ -132,17 +131,24 @@ def evaluate(
         model: on the device of ``images``.
         images: ``(num_images, channels, height, width)``, pixels in [0, 255].
         labels: ``(num_images,)`` int64.
-        batch_size: images per forward pass.
-        rule: ``mean_of_batch_means`` is the released code's average, in which the images of a shorter last
-            batch weigh more.
+        batch_size: images per forward pass, unless ``at_once`` is given.
+        rule: ``mean_of_batch_means`` is the released code's average over batches, in which the images of a
+            shorter last batch weigh more.
+        at_once: images per forward pass; None for whole batches.
     """
     losses, hits = [], []
     with torch.no_grad(), evaluation_mode(model):
-        for pixels, batch_labels in iterate(images, labels, batch_size):
+        for pixels, batch_labels in iterate(images, labels, at_once or batch_size):
             batch_losses, batch_hits = score(model(pixels), batch_labels)
             losses.append(batch_losses)
             hits.append(batch_hits)
     return Evaluation(mean_loss(torch.cat(losses), batch_size, rule), float(torch.cat(hits).double().mean()))
+
+
+def in_parts(num_images: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
+    """Return how many of ``num_images`` pass at once where training's batches pass in parts: likewise few."""
+    parts = micro_batch or recipe.batch_size
+    return max(1, min(num_images, num_images * parts // recipe.batch_size))
 
 
 def iterate(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -190,13 +196,3 @@ def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | N
                 f"{name} 1 for a network with batch norm",
                 f"use a {name} of 2 or more, or a network without batch norm",
             )
-
-
-def epochs_to_look_at(num_epochs: int) -> frozenset[int]:
-    """Return the epochs after which the test images are passed: about ten, and never the last.
-
-    The last is evaluated anyway. An epoch trains on N images, three passes each; ten passes over the test
-    images in a hundred epochs cost a few hundredths of that.
-    """
-    every = max(1, num_epochs // NUM_EPOCHS_LOOKED_AT)
-    return frozenset(range(every, num_epochs, every))

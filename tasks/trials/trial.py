@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.classification import classification_scores
 from tasks.trials.energy import EnergyMeter
 from tasks.trials.inputs import check_inputs
-from tasks.trials.measured import EpochScore, KeptFile
+from tasks.trials.measured import EpochScore, KeptFile, epochs_to_look_at
 from tasks.trials.measuring import Measuring
 from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
@@ -35,7 +36,7 @@ from tasks.trials.representations import features_read
 from tasks.trials.result import EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
 from tasks.trials.seeding import contained, deterministic
 from tasks.trials.step import update_of
-from tasks.trials.training import epochs_to_look_at, evaluate, resident, train
+from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluate, in_parts, resident, train
 from tasks.trials.weights import load_into, to_bytes
 
 RESTORED_TOLERANCE = 1e-3
@@ -65,8 +66,8 @@ def run_trial(
         device: ``cpu``, ``cuda`` or ``cuda:<index>``.
         num_threads: torch threads on the CPU.
         gpu_fraction: share of the GPU's memory this process may take; None sets no limit.
-        micro_batch: images that pass the network at once in training, where memory is short; the steps are
-            those of whole batches, but batch norm sees parts. Recorded in the outcome.
+        micro_batch: images that pass the network at once in training, where memory is short, and others in
+            as many parts; steps are those of whole batches, but batch norm sees parts. It is in the outcome.
         on_epoch: called with the record of every finished epoch.
         on_score: called before it where the test images were passed after that epoch.
         keep: given the trained network's weights; text says why they could not be kept, which is noted.
@@ -165,16 +166,13 @@ class _Trial:
         self.test_history: list[EpochScore] = []
         self.history: list[EpochRecord] = []
         self.timings: dict[str, float] = {}
-        size = self.network.train_size
+        size, recipe = self.network.train_size, self.network.recipe
+        train = data.train_images[:size], data.train_labels[:size]
         self.images, self.labels, self.test_images, self.test_labels = (
-            resident(array, device)
-            for array in (
-                data.train_images[:size],
-                data.train_labels[:size],
-                data.test_images,
-                data.test_labels,
-            )
+            resident(array, device) for array in (*train, data.test_images, data.test_labels)
         )
+        self.rule, at_once = recipe.test_loss, in_parts(EVALUATION_BATCH_SIZE, recipe, micro_batch)
+        self._score = partial(evaluate, rule=self.rule, at_once=at_once)
 
     def run(
         self,
@@ -220,7 +218,7 @@ class _Trial:
 
     def _check_restored(self, measuring: Measuring, known: TrialResult) -> None:
         """See that the network is the trained one: somebody's own may keep more than its weights."""
-        found = measuring.pass_clean().evaluation(rule=self.network.recipe.test_loss).loss
+        found = measuring.pass_clean().evaluation(rule=self.rule).loss
         if known.scores is not None and not math.isclose(
             found, known.scores.test_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
         ):
@@ -244,6 +242,7 @@ class _Trial:
             self.keep_predictions,
             features,
             clean,
+            self.micro_batch,
         )
 
     def _build(self, pretrained: bytes | None = None) -> PixelModel:
@@ -272,7 +271,7 @@ class _Trial:
 
         def after(record: EpochRecord) -> None:
             if record.epoch in epochs_to_look_at(recipe.epochs):
-                found = evaluate(model, self.test_images, self.test_labels, rule=recipe.test_loss)
+                found = self._score(model, self.test_images, self.test_labels)
                 if math.isfinite(found.loss):
                     note = {"epoch": record.epoch, "test_loss": found.loss, "test_accuracy": found.accuracy}
                     notes.append(note)
@@ -300,12 +299,11 @@ class _Trial:
 
     def _evaluate(self, model: PixelModel) -> tuple[NDArray[np.float32], CleanPass, str]:
         """Pass every image once: features come with the train loss, attack directions with the test loss."""
-        rule = self.network.recipe.test_loss
         with features_read(model, len(self.images)) as features:
-            train = evaluate(model, self.images, self.labels, rule=rule)
-        batch_size = attack_batch_size(self.network.recipe)
-        clean = pass_clean(model, self.test_images, self.test_labels, batch_size=batch_size)
-        test = clean.evaluation(rule=rule)
+            train = self._score(model, self.images, self.labels)
+        at_once = attack_batch_size(self.network.recipe, self.micro_batch)
+        clean = pass_clean(model, self.test_images, self.test_labels, batch_size=at_once)
+        test = clean.evaluation(rule=self.rule)
         for name, evaluation in (("train", train), ("test", test)):
             if not math.isfinite(evaluation.loss):
                 return features.array, clean, f"the trained network's {name} loss is {evaluation.loss}"

@@ -102,10 +102,16 @@ def test_an_unknown_card_is_answered_with_the_known_ones():
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA H200", "h200"),
         ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("A100", "a100-40"),  # Ray's word for both
+        ("A100-80G", "a100"),
+        ("H100", "h100"),
+        ("GeForce-RTX-3090", "rtx3090"),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GH200 480GB", None),
         ("NVIDIA L4", None),
         ("", None),
     ],
 )
-def test_cards_are_known_by_their_drivers_names(name, card):
+def test_cards_are_known_by_their_drivers_and_rays_names(name, card):
     found = card_like(name)
     assert (found.name if found else None) == card

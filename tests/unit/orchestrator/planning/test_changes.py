@@ -25,6 +25,10 @@ def test_a_word_that_is_no_change(word):
         read_changes([word])
 
 
+def test_a_value_that_is_no_number_is_one_value():
+    assert list(read_changes(["resources.num_gpus=.nan"])) == ["resources.num_gpus"]
+
+
 def test_the_document_itself_stays():
     document = {"recipe": "smoke", "datasets": ["mnist5k"]}
     changed = with_changes(document, {"recipe.epochs": 3, "datasets.0.class_pairs": [[3, 8]]})

@@ -5,7 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.planning.cards import CARDS, STREAM_EFFICIENCY
+from orchestrator.planning.cards import (
+    CARDS,
+    EAGER_INTERVAL_S,
+    GRAPH_INTERVAL_S,
+    STREAM_EFFICIENCY,
+    pass_time,
+)
 from orchestrator.planning.estimate import estimate, on_cards
 from orchestrator.planning.packing import (
     CORE_FLOPS,
@@ -14,6 +20,7 @@ from orchestrator.planning.packing import (
     cost_of,
     flops,
     need_of,
+    seconds_on_share,
     training_flops,
 )
 from orchestrator.planning.plan import plan_sweep
@@ -99,8 +106,35 @@ def test_training_is_counted_from_the_network_itself(trials):
     assert flops(trials[0]) > 2.5 * cost.forward_flops * steps
     longer = network.recipe.model_copy(update={"epochs": 2 * network.recipe.epochs})
     twice = trials[0].model_copy(update={"network": network.model_copy(update={"recipe": longer})})
-    added = flops(twice) - flops(trials[0])
+    added = training_flops(twice) - training_flops(trials[0])
     assert added == pytest.approx(steps * cost.step.flops / network.recipe.batch_size)
+
+
+def test_test_images_that_pass_between_epochs_take_their_time(trials):
+    """After the first of two epochs, as after ten of a hundred; in float32, which cards are slow in."""
+
+    def after(epochs):
+        recipe = trials[0].network.recipe.model_copy(update={"epochs": epochs})
+        network = trials[0].network.model_copy(update={"recipe": recipe})
+        return trials[0].model_copy(update={"network": network})
+
+    cost, card, test_size = cost_of(trials[0].network), CARDS["h100"], 20
+    for epochs, looks in ((2, 1), (10, 9), (100, 9)):
+        training = training_flops(after(epochs)) - training_flops(after(1))
+        added = flops(after(epochs)) - flops(after(1))
+        assert added - training == pytest.approx(looks * test_size * cost.forward_flops)
+        times = [core_seconds(after(epochs)) for epochs in (1, epochs)]
+        steps = (epochs - 1) * 2
+        step, look = (
+            part.flops / CORE_FLOPS + CORE_INTERVAL_S * part.num_launches
+            for part in (cost.step, cost.evaluation)
+        )
+        passes = looks * test_size / cost.evaluation_batch
+        assert times[1] - times[0] == pytest.approx(steps * step + passes * look)
+    look = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False).seconds
+    step = pass_time(cost.card_step, card, interval=GRAPH_INTERVAL_S, half=False).seconds
+    longer = seconds_on_share(after(100), card, 1.0) - seconds_on_share(after(1), card, 1.0)
+    assert longer == pytest.approx(99 * 2 * step + 9 * test_size / cost.evaluation_batch * look)
 
 
 def test_every_attack_that_is_asked_for_takes_its_time(trials):
@@ -135,6 +169,19 @@ def test_a_share_that_the_sweep_asks_for_is_planned_with(trials, share, num_card
     found = on_cards(trials, CARDS["h100"], num_cards, share=share)
     assert found["most_at_once"] == at_once
     assert found["shares"] == {"small_cnn": share}
+
+
+@pytest.mark.parametrize("share", [None, 0.25, 1.0, 2.0])
+def test_gpu_hours_are_those_of_the_cards_that_trials_are_given(trials, share):
+    """As a status counts them afterwards: time times share, whatever a trial makes of it."""
+    found = estimate(trials, (), share=share)
+    given = [need_of(trial, CARDS["h100"], given=share) for trial in trials]
+    expected = sum(need.seconds * need.share for need in given)
+    assert found["gpu_hours"] == pytest.approx(expected / 3600)
+    cluster = found["cluster"]
+    assert found["gpu_hours"] == pytest.approx(
+        cluster["hours"] * cluster["num_cards"] * cluster["utilisation"]
+    )
 
 
 def test_a_trial_that_asks_for_more_cards_than_there_are_is_refused(trials):

@@ -1,6 +1,7 @@
 """Sweep files that name their own networks and recipes."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -146,6 +147,17 @@ def test_the_disk_of_predictions_is_counted():
     one = len(to_parquet(logits, np.arange(size) % 2, np.arange(size)))
     assert found.predictions_bytes == pytest.approx(one * len(plan.trials), rel=0.3)
     assert "kept predictions: " in found.text
+
+
+def test_attacks_are_no_share_of_a_training_that_there_is_not():
+    found = extras(planned(recipe="{from: smoke, epochs: 0}"), {})
+    assert found.attack_shares == {}
+    assert found.text.endswith("; nothing is trained")
+
+
+def test_disk_is_told_without_exponents():
+    found = replace(extras(planned(), {}), weights_bytes=920 * 2**30, predictions_bytes=4600 * 2**30)
+    assert found.text.startswith("kept weights: 920 GiB in all; kept predictions: 4,600 GiB in all; ")
 
 
 def test_the_plan_says_by_how_much_attacks_exceed_what_is_meant_and_what_is_cheaper():

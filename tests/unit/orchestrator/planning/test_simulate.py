@@ -1,5 +1,7 @@
 """The replay against schedules worked out by hand and against bounds that hold for any list schedule."""
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,3 +102,21 @@ def test_a_replay_equals_a_slow_one_in_whole_numbers(pairs, num_cards):
         running = [other for other in running if other[0] > now]
     assert (found.makespan, found.starts) == (now, expected)
     assert replay(work, 100_000).starts == dict.fromkeys(expected, 0.0)
+
+
+def test_a_replay_of_many_trials_on_many_cards_looks_at_few_of_them_for_each():
+    """A hundred thousand trials and cards may be planned for: calls, of generators too, are counted here."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    work = jobs(*[(1.0, 1.0)] * 1000)
+    sys.setprofile(count)
+    try:
+        found = replay(work, 500)
+    finally:
+        sys.setprofile(None)
+    assert found.makespan == 2
+    assert calls < 30 * len(work)

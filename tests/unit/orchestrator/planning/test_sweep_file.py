@@ -88,6 +88,18 @@ def test_all_mistakes_are_reported_at_once():
             r"resources\.cpus: unknown key; did you mean 'num_cpus'\? known keys: num_cpus, num_gpus",
         ),
         (
+            ("recipe: smoke", "recipe: smoke\nresources: {num_gpus: 0.00001}"),
+            r"resources\.num_gpus: must be 0, or 0\.0001 of a card or more; found: 1e-05",
+        ),
+        (
+            ("recipe: smoke", "recipe: smoke\nresources: {num_cpus: 0.00001}"),
+            r"resources\.num_cpus: .*greater than or equal to 0\.0001; found: 1e-05",
+        ),
+        (
+            ("recipe: smoke", "recipe: smoke\nresources: {num_gpus: 1.5}"),
+            r"resources\.num_gpus: must be a fraction of one card or a whole number, e\.g\. 0\.25, 1 or 2",
+        ),
+        (
             ("recipe: smoke", "recipe: smoke\nattacks: {models: 1}"),
             r"attacks\.models: unknown key; .*known keys: methods, epsilons\.",
         ),

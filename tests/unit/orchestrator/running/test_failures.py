@@ -27,6 +27,8 @@ LOST_OBJECT = rex.ObjectLostError("a" * 56, "owner", "site")
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "out_of_memory"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out_of_memory"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "device_error"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "out_of_memory"),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), "device_error"),
         (rex.OutOfMemoryError("low"), "out_of_memory"),
         (rex.ObjectStoreFullError("full"), "out_of_memory"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),

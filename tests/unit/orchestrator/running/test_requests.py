@@ -83,7 +83,7 @@ def test_on_a_whole_card_the_parts_are_halved_at_once(cells):
 
 @pytest.mark.parametrize(
     ("names", "card"),
-    [(["H100"], "h100"), (["A100"], "a100"), (["A100-40G", "H200"], "a100-40"), ([], None)],
+    [(["H100"], "h100"), (["A100"], "a100-40"), (["A100-80G", "H200"], "a100"), ([], None)],
 )
 def test_rays_names_of_cards(names, card):
     found = card_of(names)

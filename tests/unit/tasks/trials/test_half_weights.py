@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,13 +119,98 @@ def test_layers_without_a_copy_train_as_under_autocast(on_card):
             return self.last(hidden)
 
     Mixed.__module__ = "tasks.example"
-    ours, plain = Mixed(), Mixed()
+    assert_trains_as_under_autocast(on_card, Mixed, 3 * 7)
+
+
+def assert_trains_as_under_autocast(on_card, make, num_updates):
+    ours, plain = make(), make()
     train(ours, *images(), recipe(epochs=1), seed=0)
-    assert len(on_card) == 3 * 7
+    assert len(on_card) == num_updates
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "update_of", update_of)
         train(plain, *images(), recipe(epochs=1), seed=0)
     assert equal(state(ours), state(plain))
+
+
+def dense():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 2))
+
+
+def another_forward(layer):
+    layer.forward = lambda pixels: torch.nn.functional.linear(pixels, layer.weight.clamp(-0.02, 0.02))
+
+
+HUNG_ON = {
+    "pre-hook": lambda layer: layer.register_forward_pre_hook(lambda layer, _: clamp(layer)),
+    "hook": lambda layer: layer.register_forward_hook(lambda layer, *_: clamp(layer)),
+    "backward hook": lambda layer: layer.register_full_backward_hook(lambda layer, *_: clamp(layer)),
+    "backward pre-hook": lambda layer: layer.register_full_backward_pre_hook(lambda layer, _: clamp(layer)),
+    "gradient hook": lambda layer: layer.weight.register_hook(lambda gradient: gradient / 2),
+    "gathered hook": lambda layer: layer.weight.register_post_accumulate_grad_hook(halve_gradient),
+    "forward": another_forward,
+}
+
+
+def clamp(layer):
+    layer.weight.data.clamp_(-0.05, 0.05)
+
+
+def halve_gradient(weight):
+    weight.grad /= 2
+
+
+@pytest.mark.parametrize("what", HUNG_ON)
+def test_a_librarys_layer_with_somebodys_own_code_hung_on_it_trains_as_under_autocast(on_card, what):
+    """Copies would pass by what holds weights down or changes gradients; another forward pass stays."""
+
+    def make():
+        model = dense()
+        HUNG_ON[what](model[3])
+        return model
+
+    model = make()
+    forward = model[3].forward
+    train(model, *images(), recipe(epochs=1), seed=0)
+    assert model[3].forward == forward
+    assert_trains_as_under_autocast(on_card, make, 0)
+
+
+def test_a_weight_that_another_kind_of_layer_has_too_gets_no_copy(on_card):
+    """Autocast casts it once for all uses and adds their gradients as bfloat16; an embedding cuts its own."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.out = nn.Embedding(256, 16, max_norm=1.0), nn.Linear(16, 256, bias=False)
+            self.first, self.second = nn.Linear(256, 16), nn.Linear(16, 16)
+            self.last, self.again = nn.Linear(16, 2), nn.Linear(16, 16)
+            self.out.weight, self.again.weight = self.words.weight, self.second.weight
+            self.again.bias.requires_grad_(False)
+
+        def forward(self, pixels):
+            hidden = self.first(self.out(self.words(pixels.flatten(1).long()).mean(1)))
+            return self.last(self.again(self.second(hidden)))
+
+    Tied.__module__ = "tasks.example"
+    assert_trains_as_under_autocast(on_card, Tied, 3 * 4)
+
+
+def test_a_part_that_computes_in_float16_casts_the_weights_themselves(on_card):
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 2)
+
+        def forward(self, pixels):
+            with torch.autocast("cpu", dtype=torch.float16):
+                hidden = self.first(pixels.flatten(1) / 255)
+            return self.last(hidden.float())
+
+    Halves.__module__ = "tasks.example"
+    assert_trains_as_under_autocast(on_card, Halves, 3 * 4)
 
 
 def test_a_weight_read_outside_of_its_layer_gets_both_gradients():
@@ -252,6 +338,19 @@ def test_without_triton_the_result_says_why_weights_are_cast(monkeypatch, caplog
     assert note in caplog.text
 
 
+def test_a_card_without_room_for_the_kernel_is_asked_again(monkeypatch):
+    def full(*arguments):
+        raise RuntimeError("Triton Error [CUDA]: out of memory")
+
+    monkeypatch.setitem(sys.modules, "tasks.trials.adam_kernel", SimpleNamespace(update=full))
+    card_update.cache_clear()
+    with pytest.raises(torch.OutOfMemoryError, match=r"Triton Error \[CUDA\]: out of memory"):
+        card_update(CPU)
+    monkeypatch.setitem(sys.modules, "tasks.trials.adam_kernel", SimpleNamespace(update=torch_update))
+    assert card_update(CPU) == (torch_update, "")
+    card_update.cache_clear()
+
+
 def wrong_updates():
     """Faults that a kernel might have, each as what is done with right tensors."""
 
@@ -278,11 +377,16 @@ def wrong_updates():
         torch_update(weight, gradient, mean, square, copy, rates)
         square[0, 0] = torch.nan
 
+    def multiples_of_16(*arguments):
+        torch_update(*arguments)
+        if arguments[0].numel() % 16 == 0:
+            arguments[0].view(-1)[3] += 0.01
+
     changes = [{"eps": 0.0}, {"eps": 2e-8}, {"step": 2}, {"decay": 0.0}, {"beta1": 0.9001}, {"beta2": 0.99}]
     found = {next(iter(change)) + str(i): altered(**change) for i, change in enumerate(changes)}
     for other in (False, True):
         found[f"decoupled{other}"] = altered(decoupled=other)
-    return found | {f.__name__: f for f in (no_copy, cut_copy, last_left_out, infinite)}
+    return found | {f.__name__: f for f in (no_copy, cut_copy, last_left_out, multiples_of_16, infinite)}
 
 
 @pytest.mark.parametrize("fault", wrong_updates())

@@ -279,3 +279,28 @@ def test_running_out_of_the_machines_memory_is_a_memory_error(data, monkeypatch)
     monkeypatch.setattr(tasks.trials.trial, "train", lambda *arguments, **options: torch.empty(2**60))
     with pytest.raises(MemoryError, match="DefaultCPUAllocator"):
         run_trial(trial_spec(), data)
+
+
+def test_where_memory_is_short_nothing_passes_in_larger_parts_than_training(data, monkeypatch):
+    """A quarter of each batch: of training's 16, of an evaluation's 64 and of an attack's 8."""
+    forward, passed = PixelModel.forward, []
+
+    def count(model, pixels):
+        passed.append((model.training, pixels.requires_grad, len(pixels)))
+        return forward(model, pixels)
+
+    monkeypatch.setattr(PixelModel, "forward", count)
+    spec = trial_spec("small_mlp", epochs=4, test_loss="mean_of_batch_means")
+    found = {}
+    for micro_batch in (None, 4):
+        passed.clear()
+        result = run_trial(spec, data, micro_batch=micro_batch)
+        most = {kind: max(size for *of, size in passed if tuple(of) == kind) for kind in KINDS_OF_PASS}
+        found[micro_batch] = (most, result)
+    assert [list(most.values()) for most, _ in found.values()] == [[16, 48, 8], [4, 16, 2]]
+    whole, parts = (result.scores for _, result in found.values())
+    assert (parts.train_loss, parts.test_loss) == pytest.approx((whole.train_loss, whole.test_loss), rel=1e-4)
+
+
+KINDS_OF_PASS = (True, False), (False, False), (False, True)
+"""Of training, an evaluation and an attack: whether the model trains, whether pixels have a gradient."""
