@@ -162,8 +162,8 @@ def _save(figure: Figure, stem: Path, *, as_svg: bool) -> Markup:
         What the page embeds: SVG, whose points tell what they are, or the PNG where there are too many.
     """
     # A name with dollars is a name, not a formula; no text of ours has one before it is drawn.
-    for text in figure.findobj(Text):
-        text.set_parse_math("$" not in text.get_text())
+    for words in figure.findobj(Text):
+        words.set_parse_math("$" not in words.get_text())
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     write_atomic(stem.with_suffix(".png"), buffer.getvalue(), durable=False)
