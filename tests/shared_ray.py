@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
+import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from orchestrator.running.cluster import Cluster, connect
@@ -47,7 +48,12 @@ class SharedRay:
     def cluster(self) -> Cluster:
         """Return it, started if need be."""
         if self._cluster is None:
-            self._cluster = self._ending.enter_context(connect(num_cpus=2, dashboard=False))
+            with pytest.MonkeyPatch.context() as patch:
+                # Their work grows with the processes that there were, and no test asks them for it: one
+                # follows what workers print, which no driver here shows, one measures each process.
+                patch.setattr("ray._private.node.Node.start_log_monitor", lambda _: None)
+                patch.setenv("REPORTER_UPDATE_INTERVAL_MS", "60000")
+                self._cluster = self._ending.enter_context(connect(num_cpus=2, dashboard=False))
         return self._cluster
 
     def end(self) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 from tests.integration.sweeps import command, stored
 
 
-def run(sweep: str, root: Path, *, until: int | None = None, send: int = 0) -> dict[str, Any]:
+def run(sweep: str, root: Path, cpus: str, *, until: int | None = None, send: int = 0) -> dict[str, Any]:
     """Run until ``until`` results exist, then send ``send`` to the recorded process; None lets it end."""
     started = time.time()
     driver = subprocess.Popen(
-        command("run", sweep, "--root", str(root), "--no-dashboard"),
+        command("run", sweep, "--root", str(root), "--num-cpus", cpus, "--no-dashboard"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -42,12 +42,12 @@ def run(sweep: str, root: Path, *, until: int | None = None, send: int = 0) -> d
     }
 
 
-def main(sweep: str, folder: str, *names: str) -> None:
+def main(sweep: str, folder: str, cpus: str, *names: str) -> None:
     """Stop it by each of the named signals when so many results more are there, then let it finish."""
     root, phases = Path(folder), {}
     for number, name in enumerate(names):
-        phases[name] = run(sweep, root, until=2 + 4 * number, send=signal.Signals[name])
-    phases["finished"] = run(sweep, root)
+        phases[name] = run(sweep, root, cpus, until=2 + 4 * number, send=signal.Signals[name])
+    phases["finished"] = run(sweep, root, cpus)
     print(json.dumps(phases))
 
 

@@ -48,7 +48,7 @@ WORKERS = {"one_card": 1, "two_cards": 2}
 SHARES = {0.5: 6, 0.6: 3}
 """GPU share of a trial: how many such trials three cards hold. Two of 0.6 would fit on no card."""
 BARRIER_S = 60
-TASKS = 14  # twice the CPUs of all nodes
+TASKS = 8  # twice the CPUs of all nodes
 ACTORS = 5  # each a process: by chance all would lie on one of three nodes once in 240 times
 RAY_ROOT = Path("/tmp/ray")
 
@@ -126,7 +126,7 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
     trials = TrialSweep(
         plan=plan,
         cluster=cluster,
-        resources=Resources(1, share),
+        resources=Resources(0.5, share),
         paths=paths,
         stored=StoredResults.read(str(paths.sweep(sweep.name).folder)),
         tracker=NoopTracker(),
@@ -200,7 +200,7 @@ def main(sweep: str, folder: str) -> None:
     )
     workers = {}
     for name, cards in WORKERS.items():
-        add = partial(nodes.add_node, num_cpus=2 * cards, num_gpus=cards, object_store_memory=STORE_BYTES)
+        add = partial(nodes.add_node, num_cpus=cards, num_gpus=cards, object_store_memory=STORE_BYTES)
         workers[name] = with_own_folder(root, add)
     at = ("--root", folder, "--address", nodes.address)
     run = run_command("run", sweep, *at, "--device", "gpu")

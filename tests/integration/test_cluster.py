@@ -41,7 +41,7 @@ def test_a_sweep_joins_a_running_cluster(found):
     run = found["run"]
     assert run["exit"] == 0, run["stderr"]
     assert f"{NUM_TRIALS} of {NUM_TRIALS} trials done" in run["stderr"]
-    assert "Running on a cluster of 3 nodes: 7 CPUs, 3 GPUs" in run["stderr"]
+    assert "Running on a cluster of 3 nodes: 4 CPUs, 3 GPUs" in run["stderr"]
     assert run["stdout"].endswith("report.html\n")
     assert len(found["results"]) == NUM_TRIALS
     assert "Traceback" not in run["stderr"]  # Tune, asked to save, would raise one per trial

@@ -253,13 +253,15 @@ def test_an_extended_grid_runs_only_what_is_new(root, sweep, tmp_path, on_ray_lo
 
 @pytest.mark.skipif(not AVAILABLE, reason=REASON)
 @pytest.mark.parametrize(
-    "signals",
-    [["SIGINT", "SIGKILL"], pytest.param(["SIGTERM", "SIGHUP", "SIGKILL"], marks=pytest.mark.chaos)],
-    ids="-".join,
+    ("cpus", "signals"),
+    [
+        ("1", ["SIGINT", "SIGKILL"]),
+        pytest.param("2", ["SIGTERM", "SIGHUP", "SIGKILL"], marks=pytest.mark.chaos),
+    ],
 )
-def test_interrupted_killed_and_continued(root, sweep, tmp_path, signals):
+def test_interrupted_killed_and_continued(root, sweep, tmp_path, cpus, signals):
     done = subprocess.run(
-        isolated(sys.executable, "-m", "tests.integration.interrupted", sweep, str(tmp_path), *signals),
+        isolated(sys.executable, "-m", "tests.integration.interrupted", sweep, str(tmp_path), cpus, *signals),
         capture_output=True,
         text=True,
         timeout=280,
