@@ -1,7 +1,7 @@
 """What a trial holds, measured and given back."""
 
-import subprocess
 import mmap
+import subprocess
 import sys
 
 import pytest
