@@ -15,6 +15,8 @@ from search_spaces.errors import SetupError, SweepError
 # A worker may die for reasons outside the task (a spot node, the kernel's memory killer); a task that
 # takes its worker down four times in a row is itself the reason, and trying again would never end.
 MAX_RETRIES = 3
+ENDING_S = 1.0
+"""How long calls that are not wanted any more may take to end by themselves."""
 PATIENCE_S = 60.0
 """How long calls may wait for CPUs that others hold before it is said."""
 
@@ -182,8 +184,7 @@ class RayExecutor:
                     yield in_flight.pop(reference), _get(reference, function.__name__)
         finally:
             # An error, or a caller who stops early, must not leave tasks eating the cluster.
-            for reference in in_flight:
-                ray.cancel(reference, force=False)
+            _end(list(in_flight))
 
     def _all_held(self, num_cpus: float) -> bool:
         """Tell whether no node for these tasks has ``num_cpus`` free; known some tenths of a second late."""
@@ -223,6 +224,20 @@ def nodes_that_see(path: Path, timeout_s: float = 60.0) -> list[str]:
     for reference in late:
         ray.cancel(reference, force=True)
     return [asked[reference] for reference in done if _answer(reference)]
+
+
+def _end(calls: list[Any]) -> None:
+    """Cancel calls, but for those that end by themselves soon.
+
+    Ray aborts this process where a call is cancelled in the moment in which it ends, with "Tried to complete
+    task that was not pending" (ray-project/ray#54798 closes another way to it).
+    """
+    import ray
+
+    if calls:
+        _, calls = ray.wait(calls, num_returns=len(calls), timeout=ENDING_S)
+    for call in calls:
+        ray.cancel(call, force=False)
 
 
 def _exists(path: str) -> bool:

@@ -95,6 +95,8 @@ def card_to_plan(name: str | None, path: Path) -> Card:
 
 def _table(path: Path) -> dict[str, Any]:
     try:
+        if path.is_char_device():
+            raise OSError("a device, which may have no end")
         text = read_whole(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         way_out = "mend it or delete it"

@@ -3,6 +3,7 @@ import time
 
 import numpy as np
 import pytest
+import ray
 
 from search_spaces.errors import DataError, SetupError
 from tasks.measures.measure import measure_nested
@@ -120,6 +121,17 @@ class TestRayExecutor(ExecutorContract):
         next(results)
         assert len(drawn) <= 3
         results.close()
+
+    @pytest.mark.parametrize(("seconds", "num_cancelled"), [(0.1, 0), (60.0, 1)])
+    def test_what_ends_soon_is_not_cancelled(self, executor, monkeypatch, seconds, num_cancelled):
+        """Cancelled in the moment in which it ended, it took this process down: one stop in some hundred."""
+        cancelled, cancel = [], ray.cancel
+        monkeypatch.setattr(ray, "cancel", lambda call, **how: (cancelled.append(call), cancel(call, **how)))
+        list(executor.map_unordered(sleep_for, [(0.0,), (0.0,)]))  # start both workers first
+        results = executor.map_unordered(sleep_for, [(0.0,), (seconds,)])
+        next(results)
+        results.close()
+        assert len(cancelled) == num_cancelled
 
     def test_a_task_that_kills_its_worker_ends(self, executor, tmp_path):
         path = tmp_path / "attempts"

@@ -83,6 +83,7 @@ def test_a_link_that_leads_nowhere_is_no_missing_table(tmp_path):
 def test_a_table_that_is_no_text_is_one_message(tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "endless").symlink_to("/dev/zero")
     for path in tmp_path.iterdir():
         with pytest.raises(ConfigError, match=f"must be readable text; found: {path}: .*delete it"):
             read_prices(path)
