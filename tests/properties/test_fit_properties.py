@@ -17,8 +17,12 @@ QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_sco
 
 
 def losses_only(**parameters):
-    """A small table without attacks and d_repr: 21 rows of seven datasets, whose fits are quick."""
+    """A small table without attacks and d_repr: 21 rows of seven datasets, whose fits are quick.
+
+    None of its losses lies at guessing, whatever their slopes are: that would say another thing.
+    """
     table = synthetic_table(num_natural=3, num_medical=4, **parameters)
+    table["test_loss"] *= 0.1 / table["test_loss"].max()
     return table[[name for name in table if not name.startswith(("fgsm", "d_repr"))]]
 
 
@@ -48,7 +52,7 @@ def test_row_order_changes_nothing(seed, order):
 @given(seed=SEEDS, factor=st.floats(0.01, 100))
 def test_multiplying_all_losses_moves_the_intercept_only(seed, factor):
     table = losses_only(seed=seed, trial_std=0.3)
-    table["test_loss"] /= 1000  # none of them lies at guessing, scaled or not: that would say another thing
+    table["test_loss"] /= 100  # nor at guessing when scaled
     one = fit_laws(table).law("predicted_form")
     scaled = table.assign(test_loss=table["test_loss"] * factor)
     two = fit_laws(scaled).law("predicted_form")
