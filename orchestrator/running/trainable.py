@@ -85,17 +85,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return {DONE: True, REPORT: report.model_copy(update={"log": said.text()}).text()}
 
     def _run(self, started_at: float) -> CellReport:
-        from tasks.trials.memory import keep_freed_memory
-        from tasks.trials.own_models import install_code
-
-        keep_freed_memory()
-        cell = self._cell
+        cell, data = self._cell, self._taken()
         spec = TrialSpec.model_validate_json(cell["spec"])
-        (reference,) = ray.get(self._arrays.take.remote(cell["data"]))
-        data = ray.get(reference)
         num_gpus = float(cell["num_gpus"])
         on_gpu = computes_on_gpu(num_gpus)
-        install_code(self._code)
         options = {
             "device": "cuda" if on_gpu else "cpu",
             "num_threads": cell["num_threads"],
@@ -110,6 +103,16 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             gpu_share=num_gpus,
             gpu_name=card_in_use() if on_gpu else "",
         )
+
+    def _taken(self) -> Any:
+        """Return the cell's arrays, in a process made ready to compute: torch, so not in ``setup``."""
+        from tasks.trials.memory import keep_freed_memory
+        from tasks.trials.own_models import install_code
+
+        keep_freed_memory()
+        (reference,) = ray.get(self._arrays.take.remote(self._cell["data"]))
+        install_code(self._code)
+        return ray.get(reference)
 
     def _outcome(self, spec: TrialSpec, data: Any, options: dict[str, Any]) -> TrialResult:
         from tasks.trials.checkpoints import Checkpoints

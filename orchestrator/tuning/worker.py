@@ -38,18 +38,12 @@ class SearchTrainable(TrialTrainable):
     """Runs one trial of a search per ``step``; all else is as with the sweep's own trials."""
 
     def _run(self, started_at: float) -> Any:
-        from tasks.trials.memory import keep_freed_memory
-        from tasks.trials.own_models import install_code
         from tasks.trials.searched import run_search_trial
 
-        keep_freed_memory()
-        cell = self._cell
+        cell, data = self._cell, self._taken()
         network = NetworkSpec.model_validate_json(cell["network"])
-        (reference,) = ray.get(self._arrays.take.remote(cell["data"]))
-        data = ray.get(reference)
         num_gpus = float(cell["num_gpus"])
         on_gpu = computes_on_gpu(num_gpus)
-        install_code(self._code)
         result = run_search_trial(
             network,
             data,
