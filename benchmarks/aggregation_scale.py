@@ -22,7 +22,7 @@ import pandas as pd
 
 from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
-from orchestrator.analysis.synthetic import synthetic_table
+from tests.synthetic import synthetic_table
 from orchestrator.results.columns import INTEGER_COLUMNS, TEXT_COLUMNS
 from orchestrator.results.rows import FlatRun
 from orchestrator.results.tracking.mlflow import MLflowTracker, connect, read_rows

@@ -25,7 +25,7 @@ import pandas as pd
 
 from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
-from orchestrator.analysis.synthetic import synthetic_table
+from tests.synthetic import synthetic_table
 
 SIZES = (500, 750, 1000, 1250, 1500, 1750)
 PAIRS = ("0-1", "2-3", "4-5", "6-7", "8-9")

@@ -27,7 +27,7 @@ from scipy import stats
 
 from orchestrator.analysis import claims as k
 from orchestrator.analysis import clusters
-from orchestrator.analysis.clusters import max_correlation_test, mean_interval
+from orchestrator.analysis.inference import max_correlation_test, mean_interval
 from orchestrator.analysis.levels import held_out_errors, versus
 from orchestrator.analysis.regression import Problem, solve
 from orchestrator.analysis.simulation import (

@@ -10,8 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from orchestrator.analysis import palette as p
-from orchestrator.analysis.laws import PREDICTED_FORM
+from orchestrator.analysis import figures as p
 from search_spaces.errors import DataError
 
 
@@ -73,18 +72,20 @@ def closest_pair(images: tuple[npt.NDArray[Any], npt.NDArray[Any]], labels: tupl
 
 
 def coefficients(rows: pd.DataFrame) -> Figure:
-    """Draw the coefficients of the predicted form: a point each, and its 95 % interval where there is one."""
-    form = rows[(rows["law"] == PREDICTED_FORM.name) & rows["coefficient"].notna()]
-    names = [name for name in form["coefficient"].unique() if name in PREDICTED_FORM.regressors]
-    if not names:
-        raise DataError("There is no fit of the predicted form to draw", way_out="see sweep.fits.records")
+    """Draw the exponent times d and the slope on log K_F, each with its 95 % interval where there is one."""
+    asked = rows[rows["fit"].isin(["exponent", "headline"]) & (rows["variant"] == "")]
+    asked = asked[
+        (asked["response"] == "test_loss") & asked["coefficient"].isin(["exponent", "log_sharpness"])
+    ]
+    if asked.empty:
+        raise DataError("There is no fit of the law to draw", way_out="see sweep.fits.records")
+    names = asked["coefficient"].unique().tolist()
     with p.styled():
-        labels = [
-            f"{row.model}, {row.subset}" for row in form.drop_duplicates(["model", "subset"]).itertuples()
-        ]
+        whose = asked.drop_duplicates(["model", "subset"])
+        labels = [f"{row.model}, {row.subset}" for row in whose.itertuples()]
         figure = CellFigure(figsize=(3.6 * len(names), 1.2 + 0.3 * len(labels)), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            part = form[form["coefficient"] == name]
+            part = asked[asked["coefficient"] == name]
             places = [labels.index(f"{row.model}, {row.subset}") for row in part.itertuples()]
             axes.plot(part["value"], places, "o", color=p.BLUE)
             for place, low, high in zip(places, part["low"], part["high"], strict=True):
@@ -94,5 +95,5 @@ def coefficients(rows: pd.DataFrame) -> Figure:
             axes.axvline(1, color=p.GREY, linestyle="--", linewidth=1)
             axes.set_yticks(range(len(labels)), labels)
             axes.invert_yaxis()
-            axes.set_title(name)
+            axes.set_title({"exponent": "exponent · d", "log_sharpness": "slope on log K_F"}[name])
     return figure

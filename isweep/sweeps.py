@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from orchestrator.analysis import ScalingFits
+    from orchestrator.analysis.interventions import Arm
+    from orchestrator.analysis.prediction import Growth
     from orchestrator.results.state import State
 
 __all__ = ["Fits", "Plan", "Report", "Sweep", "SweepError", "SweepSpec", "open", "plan", "run"]
@@ -80,7 +82,7 @@ class Sweep:
         """Return the model of lowest mean test loss, one row per dataset and train size.
 
         Means are over the class pairs and seeds that all models have; see
-        :func:`orchestrator.analysis.ranking.best_models`.
+        :func:`orchestrator.analysis.tables.best_models`.
 
         Args:
             dataset: Only this dataset.
@@ -90,7 +92,7 @@ class Sweep:
         Raises:
             ConfigError: for a name or size that the table does not have.
         """
-        from orchestrator.analysis.ranking import best_models
+        from orchestrator.analysis.tables import best_models
 
         rows = self._with_results()
         for column, value in (("dataset", dataset), ("train_size", train_size), ("model", model)):
@@ -106,14 +108,15 @@ class Sweep:
     def fits(self) -> Fits:
         """The scaling-law fits, with uncertainty."""
         from orchestrator import fit_scaling_laws
-        from orchestrator.analysis.reporting import arms_of
+        from orchestrator.analysis.report import arms_of
 
-        return Fits(fit_scaling_laws(self._with_results(), arms=arms_of(self.workspace)))
+        table, arms = self._with_results(), arms_of(self.workspace)
+        return Fits(fit_scaling_laws(table, arms=arms, explore=True), table, arms)
 
     @property
     def report(self) -> Report:
         """The report, written anew."""
-        from orchestrator.analysis.reporting import report_can_be_written, report_sweep
+        from orchestrator.analysis.report import report_can_be_written, report_sweep
 
         self._with_results()
         with report_can_be_written():
@@ -163,31 +166,45 @@ class Fits:
     """
 
     records: ScalingFits
+    table: pd.DataFrame = field(repr=False)
+    arms: tuple[Arm, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row per coefficient of every law, with its 95 % interval; of a refused one, its reason."""
+        """Return a row per number of every fit, with its 95 % interval; of a refused fit, its reason."""
         return pd.DataFrame(
             [
                 {
-                    "law": fit.law,
+                    "fit": fit.kind,
+                    "response": fit.response,
                     "model": fit.model,
                     "subset": fit.subset,
-                    "coefficient": None if coefficient is None else coefficient.name,
-                    "value": None if coefficient is None else coefficient.value,
+                    "variant": fit.variant,
+                    "coefficient": None if estimate is None else estimate.name,
+                    "value": None if estimate is None else estimate.value,
                     "low": None if interval is None else interval[0],
                     "high": None if interval is None else interval[1],
                     "num_points": fit.num_points,
                     "num_datasets": fit.num_datasets,
                     "reason": fit.reason,
                 }
-                for fit in self.records.laws
-                for coefficient in fit.coefficients or (None,)
-                for interval in (None if coefficient is None else coefficient.interval,)
+                for fit in self.records.fits
+                for estimate in fit.estimates or (None,)
+                for interval in (None if estimate is None else estimate.interval,)
             ]
         )
 
+    def growth(self, model: str = "pooled", domain: str | None = None) -> Growth:
+        """Fit what predictions start from: how the losses of one model (or of all) grow.
+
+        Raises:
+            SweepError: for a model that the sweep does not have, or where it has too little data.
+        """
+        from orchestrator.analysis import fit_growth
+
+        return fit_growth(self.table, model=model, domain=domain, arms=self.arms)
+
     def plot(self) -> Figure:
-        """Draw the coefficients of the predicted form with their 95 % intervals, one row per model."""
+        """Draw the exponent and the slope on log K_F with their 95 % intervals, one row per model."""
         from isweep.plots import coefficients
 
         return coefficients(self.to_frame())

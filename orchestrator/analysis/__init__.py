@@ -1,14 +1,18 @@
 """Results table to fits with uncertainty, predictions, figures and a report; no Ray, torch or MLflow."""
 
 from orchestrator.analysis.comparison import SweepComparison, compare
-from orchestrator.analysis.csvfile import read_csv, write_csv
-from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.power import Power, design_of, power
-from orchestrator.analysis.prediction import Prediction, predict
-from orchestrator.analysis.published import published_table
-from orchestrator.analysis.scorecard import PublishedReport, Score, published_report, scorecard
+from orchestrator.analysis.prediction import PilotPoint, Prediction, fit_growth, predict
+from orchestrator.analysis.published import (
+    PublishedReport,
+    Score,
+    published_report,
+    published_table,
+    scorecard,
+)
+from orchestrator.analysis.table import read_csv, write_csv
 from orchestrator.results.columns import COLUMNS, Column
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "SweepComparison",
     "compare",
     "design_of",
+    "fit_growth",
     "fit_scaling_laws",
     "power",
     "predict",

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.clusters import mean_interval
-from orchestrator.analysis.formats import Table, interval, number
-from orchestrator.analysis.law_records import Interval
-from orchestrator.analysis.points import finished_trials
-from orchestrator.analysis.recipes import split_by_recipe
-from orchestrator.analysis.sharpness import scales_of
-from orchestrator.analysis.text import to_text
-from orchestrator.analysis.words import listing
+from orchestrator.analysis.inference import Interval, mean_interval
+from orchestrator.analysis.table import finished_trials, interval, listing, number, scales_of, split_by_recipe
+from orchestrator.analysis.tables import Table
 from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 
@@ -66,10 +61,6 @@ class SweepComparison:
             ("quantity", "ratio", "interval", "datasets", "cells"),
             rows,
         )
-
-    def to_text(self) -> str:
-        """Return the comparison as plain text."""
-        return to_text(self.table())
 
 
 def compare(

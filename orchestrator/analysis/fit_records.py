@@ -1,224 +1,209 @@
-"""What a fit returns: frozen records that carry their uncertainty, their reasons and a JSON form.
+"""What fits return: one record of a number, one of a fit, and all of a table's, with reasons and a JSON form.
 
 A missing number is ``None``, never NaN, and a fit that could not be made says why in ``reason``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from orchestrator.analysis.growth_records import Growth
-from orchestrator.analysis.intervention_records import Interventions
-from orchestrator.analysis.law_records import (
-    ALL,
-    POOLED,
-    AttackFamily,
-    ChanceCount,
-    Claim,
-    ExponentFit,
-    Interval,
-    LevelFit,
-    Status,
-)
-from orchestrator.analysis.points import Exclusion
-from orchestrator.analysis.words import no_trial
+from orchestrator.analysis import table as t
+from orchestrator.analysis.guessing import GuessingCount
+from orchestrator.analysis.inference import LEVEL, Interval, holm
+from orchestrator.analysis.interventions import Interventions
+from orchestrator.results import columns as c
 from search_spaces.errors import DataError
 
-__all__ = ["ALL", "POOLED", "Interval", "ScalingFits", "Status"]
+SCHEMA_VERSION = 3
 
-SCHEMA_VERSION = 2
+Status = Literal["ok", "not_enough_data", "refused"]
+#: What is regressed on what, and over what. ``headline``: dataset effects of log loss on 1/d, log K_F and the
+#: label, as far as they can be told apart; ``height``: on other terms; ``exponent``: log loss on −log N / d
+#: within curves; ``published``: points pooled over N, as the paper has it; ``attack``: the loss gained, with
+#: K_F; ``representation``: how often d_repr stays at or below d_data.
+Kind = Literal["headline", "height", "exponent", "published", "attack", "representation"]
+
+DIMENSION, SHARPNESS, ATTACKS = "dimension", "sharpness_beyond_label", "attacks_on_sharpness"
+EXPONENT, BELOW_BOUND = "exponent", "exponent_below_bound"
+#: Headline question -> how it is called. A loss that does not fall at all and one that falls as fast as the
+#: bound exclude each other, so that of the hypotheses at most all but one are true.
+QUESTIONS = {
+    DIMENSION: "loss on 1/d, given K_F and the domain label",
+    SHARPNESS: "loss on K_F, given 1/d and the domain label",
+    EXPONENT: "exponent of N within datasets (against none)",
+    BELOW_BOUND: "exponent of N within datasets, slower than the bound 1/d",
+    ATTACKS: "loss gained by attacks rises with K_F, given the domain label (over all attacks and models)",
+}
+#: A test whose smallest possible p-value is above the level can establish nothing.
+FEWEST_RESAMPLES = round(1 / LEVEL)
+#: The choice of points that the claim of a slower fall must hold for too.
+PAST_GUESSING = "N past guessing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Coefficient:
-    """One coefficient of a regression.
+class Estimate:
+    """One number of a fit, with what is known of its uncertainty; datasets are the replicates throughout.
 
     Attributes:
-        interval: 95 % jackknife-t interval over datasets; None with fewer than three.
-        theory: what the theorem predicts, where it predicts anything.
-        left_out: the value without each dataset; None where that fit would itself be refused.
+        name: a column of the points (:data:`orchestrator.analysis.table.WORDS`), ``exponent``, ``r`` or
+            ``share``.
+        interval: 95 %.
+        p_value: two-sided, by t.
+        resampled_p: by permutation of datasets or the wild cluster bootstrap; of ``r``, one-sided and
+            adjusted for the number of attacks, epsilons and models.
+        num_resamples: rearrangements or draws that it rests on.
+        exact: all rearrangements were tried and datasets are exchangeable under the null.
+        left_out: the value without each dataset, where that can be fitted.
+        weights: the share of each dataset in the value, where they differ by design.
     """
 
     name: str
     value: float
     std_error: float | None = None
     interval: Interval | None = None
-    theory: float | None = None
-    left_out: dict[str, float | None] = field(default_factory=dict)
+    p_value: float | None = None
+    resampled_p: float | None = None
+    num_resamples: int = 0
+    exact: bool = False
+    left_out: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def p(self) -> float | None:
+        """The larger of both p-values: a claim needs both."""
+        known = [p for p in (self.p_value, self.resampled_p) if p is not None]
+        return max(known) if known else None
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether datasets can be exchanged in enough ways for a p-value at the level."""
+        return self.p is not None and (self.num_resamples == 0 or self.num_resamples >= FEWEST_RESAMPLES)
 
     @property
     def influential(self) -> str | None:
         """The dataset whose absence moves the value most; None if none can be left out."""
-        moves = {name: abs(v - self.value) for name, v in self.left_out.items() if v is not None}
+        moves = {name: abs(value - self.value) for name, value in self.left_out.items()}
         return max(sorted(moves), key=moves.__getitem__) if moves else None
 
-    @property
-    def sign_depends_on(self) -> tuple[str, ...]:
-        """Datasets without any one of which the value has the other sign."""
-        return tuple(sorted(n for n, v in self.left_out.items() if v is not None and v * self.value < 0))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LawFit:
-    """One regression of log test loss for one model (or pooled) over one set of datasets.
+class Fit:
+    """One fit of one model (or all, pooled) over one domain (or both).
 
     Attributes:
-        law: which regression; ``docs/fits.md`` lists them.
-        r_squared: share of variance explained within models.
-        aicc: small-sample Akaike criterion, comparable between laws on the same points only.
-        held_out_rmse: error in log loss on datasets left out of the fit, each dataset counting once.
+        terms: regressors, in the order of ``estimates``.
+        variant: which choice of d, estimator or attack, where there are several.
+        num_needed: datasets that it needs, where it has too few.
+        num_curves, num_at_guessing: of an exponent: curves with two train sizes and d, and those of them left
+            out since guessing holds their losses down.
+        num_held: of a representation: points at which d_repr ≤ d_data.
+        bound_p: of an exponent: p-value of "not slower than the bound", which only a slower fall can refute.
+        by_dataset: an exponent's own values; of a representation, the share of points above the bound.
+        label_correlation: of log K_F with the domain label over datasets: near 1, no fit can part them.
+        held_out_rmse: error in the log response on datasets left out of the fit.
+        versus_label: difference in squared held-out error from the bare label; below 0 is better.
     """
 
-    law: str
-    model: str
-    subset: str
-    status: Status
+    kind: Kind
+    model: str = t.POOLED
+    subset: str = t.ALL
+    response: str = c.TEST_LOSS
+    terms: tuple[str, ...] = ()
+    variant: str = ""
+    status: Status = "not_enough_data"
     reason: str = ""
-    coefficients: tuple[Coefficient, ...] = ()
-    num_points: int = 0
     num_datasets: int = 0
-    excluded: tuple[Exclusion, ...] = ()
+    num_needed: int = 0
+    num_points: int = 0
+    num_curves: int = 0
+    num_at_guessing: int = 0
+    num_held: int = 0
+    estimates: tuple[Estimate, ...] = ()
+    bound_p: float | None = None
+    by_dataset: dict[str, float] = field(default_factory=dict)
+    label_correlation: float | None = None
     r_squared: float | None = None
-    residual_std: float | None = None
-    aicc: float | None = None
     held_out_rmse: float | None = None
-    caveats: tuple[str, ...] = ()
+    versus_label: Interval | None = None
 
-    def coefficient(self, name: str) -> Coefficient:
-        """Return the coefficient called ``name`` (``intercept`` or a regressor).
-
-        Raises:
-            KeyError: if the fit has none of that name.
-        """
-        return {c.name: c for c in self.coefficients}[name]
+    def estimate(self, name: str) -> Estimate | None:
+        """Return the estimate called ``name``, None where the fit has none of it."""
+        return next((found for found in self.estimates if found.name == name), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FormScore:
-    """One of several forms fitted to the same points, to be ranked by AICc and by held-out error."""
-
-    form: str
-    num_coefficients: int
-    r_squared: float | None
-    aicc: float | None
-    held_out_rmse: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """Forms of the law beside the baselines "constant" and "pure power", on the same points of one model."""
-
-    model: str
-    status: Status
-    reason: str = ""
-    num_points: int = 0
-    num_datasets: int = 0
-    scores: tuple[FormScore, ...] = ()
-    sharpness_domain_correlation: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSizeFit:
-    """Log loss on log N within one dataset, beside the predicted exponent −1/d_data.
-
-    ``interval`` is by t over training subsets (class pair and size): models that share a subset share its
-    peculiarities, so they are averaged first. Nested subsets share images, which it does not know.
-    ``size_span`` is the largest train size over the smallest; AICc is given with and without the dependence
-    on N.
+class Claim:
+    """One headline question that could be tested: its p-value, Holm's adjustment, and whether it is
+    established.
     """
 
-    model: str
-    dataset: str
-    status: Status
-    reason: str = ""
-    exponent: float | None = None
-    interval: Interval | None = None
-    predicted: float | None = None
-    num_points: int = 0
-    num_sizes: int = 0
-    size_span: float | None = None
-    aicc_power: float | None = None
-    aicc_constant: float | None = None
-    verdict: str = ""
+    key: str
+    p_value: float
+    adjusted_p: float
+
+    @property
+    def established(self) -> bool:
+        """Whether the adjusted p-value is small enough for a claim."""
+        return self.adjusted_p <= LEVEL
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Association:
-    """How two quantities go together, over points and over dataset means.
+def headline_claims(found: Sequence[Fit]) -> tuple[Claim, ...]:
+    """Adjust the p-values of the headline questions that could be tested (all models together)."""
+    return adjusted(p_values_of(found))
 
-    ``pearson_interval`` is a jackknife-t interval over datasets on Fisher's z; ``pearson_left_out`` is r
-    without each dataset; ``pearson_by_domain`` is over dataset means. ``pearson_at_equal_size`` is over
-    dataset effects at equal model and train size, with an interval by Fisher's z over datasets and a
-    permutation p-value. ``slope`` has one intercept per model.
+
+def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
+    """Return the p-value of every headline question that could be tested.
+
+    It is the larger of a t test and a permutation (or wild bootstrap) test, so that a claim needs both. A
+    test whose smallest possible p-value is above the level is none.
     """
-
-    x: str
-    y: str
-    model: str
-    status: Status
-    reason: str = ""
-    num_points: int = 0
-    num_datasets: int = 0
-    pearson: float | None = None
-    pearson_interval: Interval | None = None
-    pearson_left_out: dict[str, float | None] = field(default_factory=dict)
-    pearson_at_equal_size: float | None = None
-    interval_at_equal_size: Interval | None = None
-    permutation_p: float | None = None
-    pearson_dataset_means: float | None = None
-    pearson_by_domain: dict[str, float | None] = field(default_factory=dict)
-    spearman: float | None = None
-    spearman_dataset_means: float | None = None
-    slope: Coefficient | None = None
-    caveats: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttackFit:
-    """Loss gain under one attack at one epsilon (in 1/255) on K_F, and on d_data for contrast."""
-
-    attack: str
-    epsilon: float
-    model: str
-    on_sharpness: Association
-    on_d_data: Association
+    p_values: dict[str, float] = {}
+    pooled = [fit for fit in found if fit.model == t.POOLED and fit.status == "ok"]
+    for fit in pooled:
+        if fit.kind == "headline" and fit.response == c.TEST_LOSS:
+            for key, name in ((DIMENSION, t.INVERSE_D), (SHARPNESS, t.LOG_SHARPNESS)):
+                estimate = fit.estimate(name)
+                if estimate is not None and estimate.p is not None and estimate.is_tested:
+                    p_values[key] = estimate.p
+        about = (fit.kind, fit.response, fit.subset, fit.variant)
+        if about == ("exponent", c.TEST_LOSS, t.ALL, "") and fit.bound_p is not None:
+            p_values |= {EXPONENT: fit.estimates[0].p or 0.0, BELOW_BOUND: fit.bound_p}
+    if BELOW_BOUND in p_values:
+        # Curves start flat at guessing: what is slower only there is not slower than the bound.
+        past = next((fit for fit in pooled if fit.variant == PAST_GUESSING), None)
+        guarded = any(fit.variant == PAST_GUESSING for fit in found)
+        if guarded:
+            p_values[BELOW_BOUND] = max(p_values[BELOW_BOUND], 1.0 if past is None else past.bound_p or 1.0)
+    attacks = [e for fit in found if fit.kind == "attack" for e in fit.estimates if e.resampled_p is not None]
+    if attacks and attacks[0].is_tested:
+        p_values[ATTACKS] = min(e.resampled_p for e in attacks if e.resampled_p is not None)
+    return {key: p_values[key] for key in QUESTIONS if key in p_values}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepresentationFit:
-    """How often d_repr stays at or below d_data (Theorem 5, an approximate bound), by one estimator.
-
-    ``num_below`` of ``num_points`` are at or below it; ``share_of_datasets`` is the mean of the datasets'
-    own shares, with a t interval over datasets. ``violations`` counts, per dataset that has any, the
-    points above the bound and all its points.
-    """
-
-    estimator: str
-    model: str
-    status: Status
-    reason: str = ""
-    num_points: int = 0
-    num_datasets: int = 0
-    num_below: int = 0
-    share_below: float | None = None
-    share_of_datasets: float | None = None
-    share_interval: Interval | None = None
-    share_by_domain: dict[str, float] = field(default_factory=dict)
-    violations: dict[str, tuple[int, int]] = field(default_factory=dict)
-    association: Association | None = None
+def adjusted(p_values: dict[str, float]) -> tuple[Claim, ...]:
+    """Return one claim per p-value, adjusted by Holm's method for all that can be true at once."""
+    both = {EXPONENT, BELOW_BOUND} <= set(p_values)
+    found = holm(p_values, len(p_values) - both)
+    return tuple(Claim(key=key, p_value=float(p), adjusted_p=found[key]) for key, p in p_values.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
-    """What one dataset brought to the fits: its size in points and the ranges of its measures."""
+    """What one dataset brought to the fits: sizes, measures, and its loss at its largest train size.
+
+    ``loss`` is the geometric mean over models and class pairs of the test loss at the largest train size, and
+    ``loss_gain`` the mean there of what the attack of largest epsilon up to 8/255 adds to it (FGSM, where it
+    was run).
+    """
 
     dataset: str
     domain: str
     num_trials: int
-    num_points: int
     train_sizes: tuple[int, ...]
     d_data: float | None
     d_data_range: Interval | None
@@ -226,98 +211,55 @@ class DatasetSummary:
     label_sharpness_range: Interval | None
     image_size: int | None
     channels: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SharpnessScale:
-    """Whether K_F may be compared over datasets: it scales with 1 / (pixel range · side · √channels).
-
-    ``scales`` are the (pixel range, side, channels) met, with their datasets; ``policy`` is what was done.
-    """
-
-    comparable: bool
-    policy: Literal["refuse", "rescale", "ignore"]
-    note: str
-    scales: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    loss: float | None = None
+    loss_gain: float | None = None
+    attack: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingFits:
-    """All fits of one results table, with what was left out and what cannot be concluded."""
+    """All fits of one results table, with what was left out and what cannot be concluded.
+
+    ``explored`` says whether the fits that no answer rests on were made too.
+    """
 
     schema_version: int = SCHEMA_VERSION
     seed: int
     num_trials: int
     num_used: int
     num_points: int
-    excluded: tuple[Exclusion, ...]
+    excluded: tuple[t.Exclusion, ...]
     datasets: tuple[DatasetSummary, ...]
     models: tuple[str, ...]
-    sharpness_scale: SharpnessScale
-    laws: tuple[LawFit, ...]
-    comparisons: tuple[Comparison, ...]
-    train_size: tuple[TrainSizeFit, ...]
-    attacks: tuple[AttackFit, ...]
-    representations: tuple[RepresentationFit, ...]
-    levels: tuple[LevelFit, ...] = ()
-    exponents: tuple[ExponentFit, ...] = ()
-    sensitivity: tuple[ExponentFit, ...] = ()
-    attack_family: AttackFamily
-    claims: tuple[Claim, ...] = ()
-    at_chance: ChanceCount
-    growth: tuple[Growth, ...] = ()
+    sharpness_scale: t.SharpnessScale
+    fits: tuple[Fit, ...]
+    claims: tuple[Claim, ...]
+    at_guessing: GuessingCount
+    explored: bool
     caveats: tuple[str, ...] = ()
     interventions: Interventions | None = None
 
-    def law(self, law: str, *, model: str = POOLED, subset: str = ALL) -> LawFit:
-        """Return one regression; one that was never tried comes back as "not enough data"."""
-        for fit in self.laws:
-            if (fit.law, fit.model, fit.subset) == (law, model, subset):
+    def find(
+        self, kind: Kind, *terms: str, model: str = t.POOLED, subset: str = t.ALL,
+        response: str = c.TEST_LOSS, variant: str = "",
+    ) -> Fit:  # fmt: skip
+        """Return a fit; one never tried comes back as "not enough data". A headline needs no terms."""
+        for fit in self.fits:
+            same = (fit.kind, fit.model, fit.subset, fit.response, fit.variant)
+            if same == (kind, model, subset, response, variant) and terms in (fit.terms, ()):
                 return fit
-        return LawFit(
-            law=law,
+        whose = "" if model == t.POOLED else f" of {model}"
+        where = "" if subset == t.ALL else f" on a {subset} dataset"
+        reason = f"no usable trial{whose}{where}" if self.explored or not self.models else "not asked for"
+        return Fit(
+            kind=kind,
             model=model,
             subset=subset,
-            status="not_enough_data",
-            reason=no_trial(model, subset),
-        )
-
-    def level(
-        self, *terms: str, model: str = POOLED, subset: str = ALL, response: str = "test_loss"
-    ) -> LevelFit:
-        """Return the regression of dataset effects on ``terms``; one never tried is "not enough data"."""
-        for fit in self.levels:
-            if (fit.terms, fit.model, fit.subset, fit.response) == (terms, model, subset, response):
-                return fit
-        return LevelFit(
             response=response,
             terms=terms,
-            model=model,
-            subset=subset,
-            status="not_enough_data",
-            reason=no_trial(model, subset),
+            variant=variant,
+            reason=reason,
         )
-
-    def exponent(self, *, model: str = POOLED, subset: str = ALL, response: str = "test_loss") -> ExponentFit:
-        """Return the pooled within-dataset exponent times d; one never tried is "not enough data"."""
-        for fit in self.exponents:
-            if (fit.model, fit.subset, fit.response) == (model, subset, response):
-                return fit
-        return ExponentFit(
-            response=response,
-            dimension="d_data_mle",
-            model=model,
-            subset=subset,
-            status="not_enough_data",
-            reason=no_trial(model, subset),
-        )
-
-    def growth_of(self, *, model: str = POOLED, subset: str = ALL) -> Growth:
-        """Return the prior that predictions start from; one never tried is "not enough data"."""
-        for fit in self.growth:
-            if (fit.model, fit.subset) == (model, subset):
-                return fit
-        return Growth(model=model, subset=subset, status="not_enough_data", reason=no_trial(model, subset))
 
     def claim(self, key: str) -> Claim | None:
         """Return a headline claim, or None where it could not be tested."""
@@ -338,7 +280,6 @@ class ScalingFits:
         if data.get("schema_version") != SCHEMA_VERSION:
             raise DataError(
                 f"Stored fits must have schema version {SCHEMA_VERSION}",
-                repr(data.get("schema_version")),
-                "fit again with `isweep fit`",
-            )
+                repr(data.get("schema_version")), "fit again with `isweep fit`",
+            )  # fmt: skip
         return TypeAdapter(cls).validate_python(data)

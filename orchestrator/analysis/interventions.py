@@ -9,20 +9,84 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import points as t
-from orchestrator.analysis.clusters import mean_interval
-from orchestrator.analysis.distributions import t_tail
-from orchestrator.analysis.exponents import dataset_sums
-from orchestrator.analysis.formats import interval, number
-from orchestrator.analysis.intervention_records import Arm, Effect, Gate, Interventions
-from orchestrator.analysis.words import listing, plural
+from orchestrator.analysis import guessing as g
+from orchestrator.analysis import table as t
+from orchestrator.analysis.inference import Interval, curve_sums, mean_interval, t_p_values
 from orchestrator.results import columns as c
 
-__all__ = ["Arm", "Effect", "Gate", "Interventions", "fit_interventions"]
+Moves = Literal["base", "sharpness", "dimension", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One dataset of an intervention: which world it belongs to, what was moved in it, and by which dial."""
+
+    dataset: str
+    world: str
+    moves: Moves
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What the measures say of one arm against its base (log ratios), and whether it counts."""
+
+    arm: Arm
+    sharpness_moved: float | None
+    dimension_moved: float | None
+    counts: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What one response does when one property moves: mean over worlds with its 95 % t interval.
+
+    Attributes:
+        estimand: ``Δ log loss / Δ log K_F``, ``Δ log loss`` of controls, or ``exponent · d``.
+        arm: empty for all arms together.
+        theory: the law's value.
+        p_zero, p_theory: paired t tests over worlds.
+        num_cells: pairs of equal model and N that entered.
+        num_at_chance: pairs left out because their base learned nothing.
+        num_without: pairs left out because one side lacks the response (an error of 0 has no logarithm).
+    """
+
+    estimand: str
+    response: str
+    arm: str
+    theory: float
+    num_worlds: int
+    value: float | None
+    interval: Interval | None
+    p_zero: float | None
+    p_theory: float | None
+    by_world: dict[str, float]
+    num_cells: int = 0
+    num_at_chance: int = 0
+    num_without: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interventions:
+    """Gates of all arms, effects of those that count, and the sentences that say what came out."""
+
+    gates: tuple[Gate, ...]
+    effects: tuple[Effect, ...]
+    answer: str
+
+    def effect(self, estimand: str, response: str, arm: str = "") -> Effect | None:
+        """Return one effect, or None where it was never tried."""
+        for effect in self.effects:
+            if (effect.estimand, effect.response, effect.arm) == (estimand, response, arm):
+                return effect
+        return None
+
 
 #: An arm counts where what it moves moves by this much (log) and what it holds by less than that much.
 MOVED, HELD = float(np.log(2)), 0.05
@@ -155,7 +219,7 @@ def _change(points: pd.DataFrame, gate: Gate, base: Arm, response: Response) -> 
         for name in (gate.arm.dataset, base.dataset)
     )
     moved_to, start = moved_to.align(start, join="inner", axis=0)
-    at_chance = start["loss"] >= np.log(t.CHANCE_LOSS)
+    at_chance = g.at_guessing(start.rename(columns={"loss": t.LOG_LOSS}))
     moved = moved_to["response"] - start["response"]
     without = moved.isna() & ~at_chance
     kept = moved[~at_chance & ~without]
@@ -185,10 +249,16 @@ def _over_worlds(
 def _exponent_effect(points: pd.DataFrame, bases: dict[str, Arm], response: Response) -> Effect:
     worlds, num = {}, 0
     for world, base in bases.items():
-        rows, _ = t.complete(points[points[c.DATASET] == base.dataset], (response.column, t.D_REFERENCE))
+        rows = t.complete(points[points[c.DATASET] == base.dataset], (response.column, t.D_REFERENCE))
         if rows[c.TRAIN_SIZE].nunique() < 2:
             continue
-        sums = dataset_sums(rows, response.column, rows[t.D_REFERENCE].to_numpy(dtype=float))
+        sums = curve_sums(
+            rows[response.column].to_numpy(dtype=float),
+            -(rows[t.LOG_TRAIN_SIZE] / rows[t.D_REFERENCE]).to_numpy(dtype=float),
+            rows[t.CURVE].to_numpy(),
+            rows[c.DATASET].to_numpy(dtype=str),
+            rows[t.WEIGHT].to_numpy(dtype=float),
+        )
         worlds[world] = float(sums.xy[0] / sums.xx[0])
         num += len(rows)
     return replace(_effect("exponent · d", response, worlds, 1.0), num_cells=num)
@@ -207,8 +277,8 @@ def _effect(
     mean, bounds = mean_interval(values)
     if bounds is None:
         return replace(blank, value=mean)
-    error = float(values.std(ddof=1) / np.sqrt(len(values)))
-    p_zero, p_theory = (2 * t_tail(abs(mean - at) / error, len(values) - 1) for at in (0.0, theory))
+    error = np.full(2, values.std(ddof=1) / np.sqrt(len(values)))
+    p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, len(values) - 1).tolist()
     return replace(blank, value=mean, interval=bounds, p_zero=p_zero, p_theory=p_theory)
 
 
@@ -217,13 +287,13 @@ def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:
     tried = [gate for gate in gates if gate.arm.moves == "sharpness"]
     passed = sum(gate.counts for gate in tried)
     parts = [
-        f"{passed} of {plural(len(tried), 'arm')} moved K_F by a factor 2 or more and d by less than 5 %."
+        f"{passed} of {t.plural(len(tried), 'arm')} moved K_F by a factor 2 or more and d by less than 5 %."
     ]
     parts += [_follows(effect) for effect in effects if "Δ log K_F" in effect.estimand and not effect.arm]
     parts += [_control(gates, effect) for effect in effects if "controls" in effect.estimand]
     off = sorted({gate.arm.dataset for gate in tried if not gate.counts})
     if off:
-        parts.append(f"Left out by the gate: {listing(off)}.")
+        parts.append(f"Left out by the gate: {t.listing(off)}.")
     return " ".join(filter(None, parts))
 
 
@@ -231,14 +301,14 @@ def _follows(effect: Effect) -> str:
     if effect.interval is None:
         return (
             f"Whether the {effect.response} follows K_F when only K_F is moved cannot be told: "
-            f"{plural(effect.num_worlds, 'world')} with such an arm, at least 3 with scatter needed."
+            f"{t.plural(effect.num_worlds, 'world')} with such an arm, at least 3 with scatter needed."
         )
     # Turned so that the theory's direction is the positive one.
     low, high = sorted(bound / effect.theory for bound in effect.interval)
     return (
         f"When only K_F is moved, log {effect.response} {_verdict(low, high)} ({effect.estimand} = "
-        f"{number(effect.value)}, 95 % interval {interval(effect.interval)} over "
-        f"{plural(effect.num_worlds, 'world')}; the law says {number(effect.theory)})."
+        f"{t.number(effect.value)}, 95 % interval {t.interval(effect.interval)} over "
+        f"{t.plural(effect.num_worlds, 'world')}; the law says {t.number(effect.theory)})."
     )
 
 
@@ -250,8 +320,8 @@ def _control(gates: Sequence[Gate], effect: Effect) -> str:
     verdict = "did not move beyond its interval" if low <= 0 <= high else "moved"
     return (
         f"In controls, which change nothing that is learned, K_F moved by up to a factor "
-        f"{number(float(np.exp(max(moved))))} and log {effect.response} {verdict} ({number(effect.value)}, "
-        f"{interval(effect.interval)}; expected 0)."
+        f"{t.number(float(np.exp(max(moved))))} and log {effect.response} {verdict} "
+        f"({t.number(effect.value)}, {t.interval(effect.interval)}; expected 0)."
     )
 
 

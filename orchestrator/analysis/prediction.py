@@ -1,26 +1,55 @@
-"""From fitted laws to answers: what loss to expect at N images, and how many images a target loss needs."""
+"""From a sweep to a dataset not yet seen: what loss to expect at N images, and how many images a target loss
+needs.
+
+The prior is a mixed model of log loss: log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h
+    +
+s (log N − centre) + error, with a height h and a slope s of each dataset's own. log N is centred in every
+term, so the unit of N, of pixels and of the loss do not matter, whether or not 1/d is in the fit. Variances
+by restricted maximum likelihood (Patterson & Thompson 1971); the class pairs of a dataset are averaged first.
+No floor is fitted: curves of a few sizes cannot tell one. A pilot, a few small trainings on the dataset
+    itself, moves the prior.
+
+Shape letters: n points, p fixed effects, G datasets.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-from orchestrator.analysis import points as t
-from orchestrator.analysis.curve import Curve, PilotPoint
-from orchestrator.analysis.fit_records import ALL, POOLED, ScalingFits
-from orchestrator.analysis.growth import HEIGHT
-from orchestrator.analysis.growth_records import Growth
-from orchestrator.analysis.table_checks import LARGEST_VALUE
-from orchestrator.analysis.words import few_domain_datasets
+from orchestrator.analysis import guessing as g
+from orchestrator.analysis import table as t
+from orchestrator.analysis.fits import MIN_CONVINCING_DATASETS, few_of_domain, prepare
+from orchestrator.analysis.inference import MIN_SPARE_POINTS, Array, Interval, t_quantile
+from orchestrator.analysis.interventions import Arm
 from orchestrator.results import columns as c
 from search_spaces.errors import ConfigError, DataError, unknown_name
 
-WAYS_OUT = {
+#: The term −(log N − centre) / d of a prior, and the plain one's log N − centre.
+EXPONENT, SLOPE = "exponent", "slope"
+#: Between datasets: what d_data and K_F say of the height. They cost a dataset each, and need some to spare.
+HEIGHT, MIN_DATASETS_FOR_HEIGHT = (t.INVERSE_D, t.LOG_SHARPNESS), 5
+LEVEL = 0.90
+#: Train sizes beyond this are reported as "no size": no dataset has so many images.
+LARGEST_TRAIN_SIZE = 1e15
+#: An interval of train sizes or losses wider than this factor is no answer.
+WIDEST_ANSWER = 1e4
+CANNOT_BE_TOLD = "cannot be told"
+#: An interval that d_data and K_F make no shorter than this share is worth a pilot, of this many at most.
+WORTH, MOST_PILOT = 0.30, 6
+#: A pilot's train size beyond the sweep's by more than this factor is said to be far from them.
+FAR = 2.0
+#: Curves of one dataset that are predicted for calibration; more of them say little more of a dataset.
+MOST_CURVES = 30
+_WAYS_OUT = {
     "d_data": "measure the dataset first",
     "label_sharpness": "measure the dataset first",
     "train_size": "give a number of images, e.g. 1000",
@@ -28,10 +57,52 @@ WAYS_OUT = {
     "pilot train size": "give what was trained",
     "pilot loss": "give the test loss of a finished training",
 }
-SIZES = ("train_size", "pilot train size")
 
-FAR = 2.0
-"""A pilot's train size beyond the sweep's by more than this factor is said to be far from them."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prior:
+    """Fixed effects of a sweep's losses and the variances between datasets.
+
+    ``values`` and ``covariance`` are of (mean intercept, ``terms``...). Variances are of a dataset's own
+    height, of its own slope in log N, and of single points, in squared log loss. ``stretch`` is what
+    intervals are made longer by with a pilot of 0, 1, 2, ... trainings: how much further off datasets left
+    out were.
+    """
+
+    terms: tuple[str, ...]
+    values: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    height_variance: float
+    slope_variance: float
+    residual_variance: float
+    degrees_of_freedom: int
+    stretch: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """How losses of a sweep grow: a prior that knows d_data and K_F, and a plain one (model and N alone).
+
+    ``doubts`` are what a reader of every prediction from it should know.
+    """
+
+    model: str
+    subset: str
+    num_datasets: int
+    centre: float
+    informed: Prior
+    plain: Prior
+    scale: t.SharpnessScale
+    ranges: dict[str, Interval] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PilotPoint:
+    """A small training on the user's own data: its train size (images) and test loss (nat)."""
+
+    train_size: float
+    test_loss: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +114,12 @@ class Prediction:
         value: None where it cannot be told, with the reason in ``warning``.
         interval: None where the fit has too few datasets for one, or where it would be no answer.
         shorter: by which share the interval (in log loss) is shorter than one that knows nothing of the
-        dataset;
-            None without an interval.
+            dataset; None without an interval.
     """
 
     quantity: str
     value: float | None
-    interval: tuple[float, float] | None
+    interval: Interval | None
     extrapolating: bool
     warning: str
     shorter: float | None = None
@@ -57,21 +127,403 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Return the prediction with its value under the name of its quantity."""
+        found = asdict(self)
         return {
-            self.quantity: self.value,
-            "interval": None if self.interval is None else list(self.interval),
-            "extrapolating": self.extrapolating,
-            "warning": self.warning,
-            "shorter": self.shorter,
-            "num_pilot": self.num_pilot,
+            found.pop("quantity"): found.pop("value"),
+            **found,
+            "interval": self.interval and [*self.interval],
         }
 
 
-def predict(
-    fits: ScalingFits,
+def fit_growth(
+    table: pd.DataFrame,
     *,
-    model: str,
-    domain: str | None,
+    model: str = t.POOLED,
+    domain: str | None = None,
+    sharpness_policy: t.Policy = "refuse",
+    arms: Sequence[Arm] = (),
+) -> Growth:
+    """Fit what predictions start from: one model's losses in a sweep (or all models').
+
+    Args:
+        table: one row per trial.
+        model: a model of the table, or ``pooled``.
+        domain: use the datasets of this domain alone where that can be fitted, else all, with a doubt; None
+            for all.
+        sharpness_policy: as for :func:`orchestrator.analysis.fits.fit_scaling_laws`.
+        arms: as there.
+
+    Raises:
+        ConfigError: for a model that the table does not have, or an unknown domain.
+        DataError: if the sweep has too little data, with the reason.
+    """
+    if domain is not None and domain not in c.DOMAINS:
+        raise unknown_name("domain", domain, c.DOMAINS)
+    ready = prepare(table, sharpness_policy=sharpness_policy, arms=arms)
+    models = sorted(ready.points[c.MODEL].unique())
+    if model not in (*models, t.POOLED):
+        raise unknown_name("fitted model", model, (*models, t.POOLED))
+    doubts = (
+        ["losses are of all models together, which differ"] if model == t.POOLED and len(models) > 1 else []
+    )
+    reason = ""
+    for subset in (*([domain] if domain else []), t.ALL):
+        found = growth_of(t.select(ready.points, model, subset), ready.scale)
+        if isinstance(found, Growth):
+            few = subset != t.ALL and found.num_datasets < MIN_CONVINCING_DATASETS
+            doubts += [few_of_domain(subset, found.num_datasets).rstrip(".")] if few else []
+            return replace(found, model=model, subset=subset, doubts=(*doubts, *found.doubts))
+        reason = found
+        doubts.append(f"no fit for {subset} datasets ({reason}), so all datasets are used")
+    rule, way_out = (
+        "A prediction needs a fit of how losses grow",
+        "run a sweep with more datasets and train sizes",
+    )
+    raise DataError(rule, reason, way_out)
+
+
+def growth_of(points: pd.DataFrame, scale: t.SharpnessScale) -> Growth | str:
+    """Fit the priors of these points, or say why that cannot be."""
+    known = [t.LOG_SHARPNESS, c.LABEL_SHARPNESS] if scale.comparable else []
+    rows = t.complete(points, [t.LOG_LOSS, t.D_REFERENCE, *known])
+    num = rows[c.DATASET].nunique()
+    if num < 2:
+        return f"{t.plural(num, 'dataset')} with losses and measures, at least 2 needed"
+    if len(rows) < (needed := rows[c.MODEL].nunique() + 1 + MIN_SPARE_POINTS):
+        return f"{len(rows)} points, at least {needed} needed"
+    if reason := g.unvaried(rows):
+        return reason
+    if rows[c.TRAIN_SIZE].nunique() < 2:
+        return "only one train size, so nothing is known of how losses fall with N"
+    # The class pairs of a dataset are averaged: the height of a pair is no second dataset.
+    names = [
+        t.LOG_LOSS,
+        t.D_REFERENCE,
+        t.LOG_SHARPNESS,
+        t.LOG_TRAIN_SIZE,
+        t.INVERSE_D,
+        c.D_DATA_MLE,
+        c.LABEL_SHARPNESS,
+    ]
+    means = rows.groupby([c.MODEL, c.DATASET, c.DATA_MODE, c.TRAIN_SIZE])[names].mean().reset_index()
+    wanted = HEIGHT if scale.comparable else HEIGHT[:1]
+    # What is the same for all datasets, or goes only with the other, says nothing of the height.
+    choices = (wanted, *((name,) for name in wanted), ()) if num >= MIN_DATASETS_FOR_HEIGHT else ((),)
+    fitted = ((height, _fitted(means, height, scale)) for height in choices)
+    height, found = next(((height, growth) for height, growth in fitted if growth), ((), None))
+    if found is None:
+        return "models and train sizes go only together, so neither can be told apart"
+
+    @cache
+    def without(name: str) -> Growth | None:
+        return _fitted(means[means[c.DATASET] != name], height, scale)
+
+    informed, plain = (_stretch(rows, without, informed=which) for which in (True, False))
+    spans = [c.TRAIN_SIZE, c.D_DATA_MLE, *known[1:]]
+    return replace(
+        found,
+        ranges={name: (float(means[name].min()), float(means[name].max())) for name in spans},
+        informed=replace(found.informed, stretch=informed),
+        plain=replace(found.plain, stretch=plain),
+        doubts=tuple(_doubts(rows, num, height if num >= MIN_DATASETS_FOR_HEIGHT else ())),
+    )
+
+
+def _doubts(rows: pd.DataFrame, num: int, height: tuple[str, ...]) -> list[str]:
+    missing = [t.WORDS[name].removeprefix("log ") for name in HEIGHT if name not in height]
+    missing = ["d_data" if name == "1/d" else name for name in missing]
+    doubts = [reason] if (reason := g.flattened(rows)) else []
+    doubts += [f"{' and '.join(missing)} could not be related to the height of the loss"] if missing else []
+    return doubts + ([f"with {num} datasets no interval can be given"] if num < 3 else [])
+
+
+def _fitted(means: pd.DataFrame, height: tuple[str, ...], scale: t.SharpnessScale) -> Growth | None:
+    """Fit both priors; None where their terms are not identified."""
+    num = means[c.DATASET].nunique()
+    if num < 2 or means[c.TRAIN_SIZE].nunique() < 2:
+        return None
+    centre = float(means[t.LOG_TRAIN_SIZE].mean())
+    informed, plain = (_prior(means, terms, centre) for terms in ((EXPONENT, *height), (SLOPE,)))
+    if informed is None or plain is None:
+        return None
+    return Growth(
+        model="", subset="", num_datasets=num, centre=centre, informed=informed, plain=plain, scale=scale
+    )
+
+
+def _prior(rows: pd.DataFrame, terms: tuple[str, ...], centre: float) -> Prior | None:
+    """Fit the fixed effects (mean intercept, then terms) and the variances; None where terms are not
+    identified.
+    """
+    size = rows[t.LOG_TRAIN_SIZE].to_numpy(dtype=float) - centre
+    own = {EXPONENT: -size / rows[t.D_REFERENCE].to_numpy(dtype=float), SLOPE: size}
+    models, codes = np.unique(rows[c.MODEL].to_numpy(dtype=str), return_inverse=True)
+    # Contrasts of models, so that the first column is their mean.
+    contrasts = np.vstack([np.eye(len(models) - 1), -np.ones(len(models) - 1)])[codes]
+    columns = [own[name] if name in own else rows[name].to_numpy(dtype=float) for name in terms]
+    x = np.column_stack([np.ones(len(rows)), *columns, contrasts])
+    if np.linalg.cond(x / np.sqrt((x**2).mean(axis=0))) > 1e7:
+        return None
+    _, groups = np.unique(rows[c.DATASET].to_numpy(dtype=str), return_inverse=True)
+    y, z = rows[t.LOG_LOSS].to_numpy(dtype=float), np.column_stack([np.ones(len(rows)), size])
+    values, covariance, residual, height, slope = _restricted(_sums(x, y, z, groups))
+    keep = 1 + len(terms)
+    return Prior(
+        terms=terms,
+        values=tuple(float(v) for v in values[:keep]),
+        covariance=tuple(tuple(float(v) for v in row[:keep]) for row in covariance[:keep]),
+        height_variance=height,
+        slope_variance=slope,
+        residual_variance=residual,
+        degrees_of_freedom=max(1, int(groups.max()) - sum(name in HEIGHT for name in terms)),
+    )
+
+
+class _Sums(NamedTuple):
+    """What the likelihood needs of each dataset: products of random (G, 2), fixed (p) and response."""
+
+    zz: Array
+    zx: Array
+    zy: Array
+    xx: Array
+    xy: Array
+    yy: float
+    num: int
+
+
+def _sums(x: Array, y: Array, z: Array, groups: NDArray[np.intp]) -> _Sums:
+    num = int(groups.max()) + 1
+    zz, zx, zy = np.zeros((num, 2, 2)), np.zeros((num, 2, x.shape[1])), np.zeros((num, 2))
+    np.add.at(zz, groups, z[:, :, None] * z[:, None, :])
+    np.add.at(zx, groups, z[:, :, None] * x[:, None, :])
+    np.add.at(zy, groups, z * y[:, None])
+    return _Sums(zz, zx, zy, x.T @ x, x.T @ y, float(y @ y), len(y))
+
+
+def _restricted(sums: _Sums) -> tuple[Array, Array, float, float, float]:
+    """Fixed effects, their covariance, and the variances of residual, height and slope.
+
+    The two log ratios of variances are found on a grid that closes in on the best: no start decides the
+        answer.
+    """
+    smallest, largest, num = -14.0, 9.0, 13
+    low, high = np.full(2, smallest), np.full(2, largest)
+    best = low
+    for _ in range(4):
+        axes = [np.linspace(a, b, num) for a, b in zip(low, high, strict=True)]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+        best = grid[int(np.argmin(_criterion(sums, grid)[0]))]
+        step = (high - low) / (num - 1)
+        low, high = np.maximum(best - step, smallest), np.minimum(best + step, largest)
+    _, values, inverse, residual = (found[0] for found in _criterion(sums, best[None, :]))
+    ratio = np.where(best <= smallest + 1e-6, 0.0, np.exp(best))
+    return values, inverse * residual, float(residual), float(ratio[0] * residual), float(ratio[1] * residual)
+
+
+def _criterion(sums: _Sums, log_ratios: Array) -> tuple[Array, Array, Array, Array]:
+    """−2 log restricted likelihood for each of B pairs of ratios, with fixed effects, (X'WX)⁻¹ and residual
+    variance.
+    """
+    root = np.exp(log_ratios / 2)[:, None, :]
+    inner = np.eye(2) + root[..., None] * sums.zz * root[:, :, None, :]
+    middle = root[..., None] * np.linalg.inv(inner) * root[:, :, None, :]
+    flat = sums.zx.reshape(-1, sums.zx.shape[2])
+    half = (middle @ sums.zx).reshape(len(log_ratios), *flat.shape)
+    xx = sums.xx - flat.T @ half
+    xy = sums.xy - sums.zy.reshape(-1) @ half
+    yy = sums.yy - np.einsum("gi,bgij,gj->b", sums.zy, middle, sums.zy)
+    inverse = np.linalg.pinv(xx, hermitian=True)
+    values = (inverse @ xy[:, :, None])[:, :, 0]
+    spare = sums.num - values.shape[1]
+    smallest = 1e-14 * max(sums.yy / sums.num, 1e-300)
+    residual = np.maximum((yy - (values * xy).sum(axis=1)) / spare, smallest)
+    determinants = np.linalg.slogdet(inner)[1].sum(axis=1) + np.linalg.slogdet(xx)[1]
+    return spare * np.log(residual) + determinants, values, inverse, residual
+
+
+def _stretch(rows: pd.DataFrame, refit: Any, *, informed: bool) -> tuple[float, ...]:
+    """Return by which factor intervals have to be longer, for a pilot of 0, 1, 2, ... trainings.
+
+    A prior takes errors to be Gaussian, equally large in every dataset and independent along N. Losses of
+    single trainings are none of this, so every dataset is left out in turn and its curves are predicted from
+    their own smallest sizes, as a user's pilot would be. The factor is the root mean square, over datasets,
+    of error over predicted standard error at the largest N; at least 1, since a few lucky datasets make no
+    interval surer.
+
+    Args:
+        rows: points of single class pairs with log loss, d_data and K_F, as a user's data would be.
+        refit: returns the prior without one dataset; None where there is none.
+        informed: False for the prior that knows nothing of the dataset, which takes no pilot.
+    """
+    found: dict[int, list[float]] = {}
+    names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]
+    for name, mine in rows.groupby(c.DATASET):
+        growth = refit(str(name))
+        curves = [part for _, part in mine.groupby(t.CURVE) if len(part) > 1]
+        squares: dict[int, list[float]] = {}
+        for part in curves[:: max(1, -(-len(curves) // MOST_CURVES))] if growth else ():
+            *first, last = part.sort_values(c.TRAIN_SIZE, kind="stable")[names].itertuples(index=False)
+            for size in range(min(MOST_PILOT, len(first)) + 1 if informed else 1):
+                pilot = [PilotPoint(row[0], float(np.exp(row[1]))) for row in first[:size]]
+                value, variance = Curve(growth, last[2], last[3], pilot, informed=informed).moments(last[0])
+                if variance > 0:
+                    squares.setdefault(size, []).append((value - last[1]) ** 2 / variance)
+        for size, values in squares.items():
+            found.setdefault(size, []).append(float(np.mean(values)))
+    return tuple(max(1.0, float(np.sqrt(np.mean(found[size])))) for size in sorted(found)) or (1.0,)
+
+
+class Curve:
+    """Log loss against N of one dataset: the sweep's prior for its (d_data, K_F), moved by its pilot.
+
+    Args:
+        growth: the priors.
+        d_data: of the dataset.
+        label_sharpness: of the dataset.
+        pilot: trainings on the dataset.
+        informed: False for the prior that knows nothing of the dataset.
+    """
+
+    def __init__(
+        self,
+        growth: Growth,
+        d_data: float,
+        label_sharpness: float,
+        pilot: Sequence[PilotPoint] = (),
+        *,
+        informed: bool = True,
+    ) -> None:
+        prior = growth.informed if informed else growth.plain
+        self.growth, self.prior = growth, prior
+        self.d_data, self.label_sharpness, self.num_pilot = d_data, label_sharpness, len(pilot)
+        size = len(prior.values)
+        self.mean = np.concatenate([prior.values, [0.0, 0.0]])
+        self.covariance = np.zeros((size + 2, size + 2))
+        self.covariance[:size, :size] = prior.covariance
+        self.covariance[size:, size:] = np.diag([prior.height_variance, prior.slope_variance])
+        if pilot:
+            # The posterior of a linear Gaussian model.
+            design = np.array([self._row(point.train_size) for point in pilot])
+            losses = np.log([point.test_loss for point in pilot])
+            spread = design @ self.covariance @ design.T + np.eye(len(pilot)) * prior.residual_variance
+            gain = self.covariance @ design.T @ np.linalg.pinv(spread, hermitian=True)
+            self.mean = self.mean + gain @ (losses - design @ self.mean)
+            self.covariance = self.covariance - gain @ design @ self.covariance
+
+    def _row(self, train_size: float) -> Array:
+        size = float(np.log(train_size)) - self.growth.centre
+        known = {
+            EXPONENT: -size / self.d_data,
+            SLOPE: size,
+            t.INVERSE_D: 1 / self.d_data,
+            t.LOG_SHARPNESS: float(np.log(self.label_sharpness)),
+        }
+        return np.array([1.0, *(known[name] for name in self.prior.terms), 1.0, size])
+
+    def moments(self, train_size: float) -> tuple[float, float]:
+        """Return mean and variance of log loss of one training, as the prior has them."""
+        row = self._row(train_size)
+        variance = float(row @ self.covariance @ row) + self.prior.residual_variance
+        return float(row @ self.mean), max(variance, 0.0)
+
+    def at(self, train_size: float) -> tuple[float, float | None]:
+        """Return log loss and the half width of its interval for one training; None below three datasets."""
+        log_loss, variance = self.moments(train_size)
+        if self.growth.num_datasets < 3:
+            return log_loss, None
+        quantile = t_quantile(0.5 + LEVEL / 2, self.prior.degrees_of_freedom)
+        stretch = self.prior.stretch[min(self.num_pilot, len(self.prior.stretch) - 1)]
+        return log_loss, float(stretch * quantile * np.sqrt(variance))
+
+    def shorter(self, train_size: float) -> float | None:
+        """By which share the interval is shorter than one that knows nothing of the dataset."""
+        plain = Curve(self.growth, self.d_data, self.label_sharpness, informed=False).at(train_size)[1]
+        ours = self.at(train_size)[1]
+        return None if not plain or ours is None else 1 - ours / plain
+
+    def advice(self, train_size: float) -> list[str]:
+        """Say which pilot would shorten an interval that knows hardly more than model and N.
+
+        How much a pilot shortens it depends on its train sizes alone, not on the losses that it will find.
+        """
+        shorter = self.shorter(train_size)
+        if self.num_pilot or shorter is None or shorter >= WORTH:
+            return []
+        how = f"{shorter:.0%} shorter" if shorter > 0 else "no shorter"
+        poor = f"d_data and K_F make the interval {how} than one that knows nothing of the dataset"
+        low, high = self.growth.ranges[c.TRAIN_SIZE]
+        last = max(low, min(high, train_size / 2))
+        for num in range(1, MOST_PILOT + 1):
+            # Trainings of one size would share their images: a pilot has as many sizes as trainings.
+            sizes = np.geomspace(low if num == 1 else min(low, last / 2), last, num)
+            pilot = [PilotPoint(size, 1.0) for size in sizes]
+            better = Curve(self.growth, self.d_data, self.label_sharpness, pilot).shorter(train_size)
+            if better is not None and better >= WORTH:
+                named = t.listing([f"{size:.0f}" for size in sizes])
+                return [f"{poor}; a pilot at {named} images would make it {better:.0%} shorter"]
+        return [f"{poor}, and no pilot of up to {MOST_PILOT} trainings would by {WORTH:.0%}"]
+
+    def loss_at(self, train_size: float) -> tuple[float | None, Interval | None, list[str]]:
+        """Return the loss of one training and its interval, or why neither can be told."""
+        log_loss, half_width = self.at(train_size)
+        if abs(log_loss) > np.log(t.LARGEST_VALUE):
+            power = log_loss / np.log(10)
+            return None, None, [f"{CANNOT_BE_TOLD}: at these numbers the fit has a loss of 10^{power:.0f}"]
+        if half_width is None:
+            return float(np.exp(log_loss)), None, []
+        low, high = log_loss - half_width, log_loss + half_width
+        if 2 * half_width > np.log(WIDEST_ANSWER):
+            # Written by its exponents: the bounds themselves may lie beyond any number.
+            ends = " and ".join(f"10^{end / np.log(10):.0f}" for end in (low, high))
+            return None, None, [f"{CANNOT_BE_TOLD}: the loss could lie between {ends}, {self._too_wide()}"]
+        return float(np.exp(log_loss)), (float(np.exp(low)), float(np.exp(high))), []
+
+    def size_for(self, target: float) -> tuple[float | None, Interval | None, list[str]]:
+        """Return the train size at which the loss reaches ``target`` and its interval, or why neither can be
+        told.
+        """
+        sizes = np.geomspace(1, LARGEST_TRAIN_SIZE, 3001)
+        first, last = (self.at(size)[0] for size in (1.0, LARGEST_TRAIN_SIZE))
+        slope = (last - first) / np.log(LARGEST_TRAIN_SIZE)
+        if slope >= 0:
+            return None, None, [f"{CANNOT_BE_TOLD}: in this fit the loss does not fall with N"]
+        log_size = (np.log(target) - first) / slope
+        if log_size > np.log(LARGEST_TRAIN_SIZE):
+            return (
+                None,
+                None,
+                [f"{CANNOT_BE_TOLD}: more than {LARGEST_TRAIN_SIZE:.0e} images would be needed"],
+            )
+        if log_size <= 0:
+            smallest = self.growth.ranges[c.TRAIN_SIZE][0]
+            below = f"this fit has the loss at or below {target:.3g} at every size"
+            return None, None, [f"{CANNOT_BE_TOLD}: {below}; the smallest fitted is {smallest:.0f} images"]
+        size = float(np.exp(log_size))
+        ends = [self.at(float(n)) for n in sizes]
+        if ends[0][1] is None:
+            return size, None, []
+        found = []
+        for sign in (-1, 1):
+            reached = np.flatnonzero([value + sign * (half or 0.0) <= np.log(target) for value, half in ends])
+            found.append(float(sizes[reached[0]]) if len(reached) else None)
+        low, high = found
+        if low is None or high is None or high / low > WIDEST_ANSWER:
+            least, most = (
+                ("1" if low is None else f"{low:.2g}"),
+                ("no bound" if high is None else f"{high:.2g}"),
+            )
+            reach = f"between {least} and {most} images could reach a loss of {target:.3g}"
+            return None, None, [f"{CANNOT_BE_TOLD}: {reach}, {self._too_wide()}"]
+        return size, (low, high), []
+
+    def _too_wide(self) -> str:
+        pilot = "a larger pilot" if self.num_pilot else "a pilot of small trainings on the dataset itself"
+        return f"more than a factor {WIDEST_ANSWER:.0e}; {pilot} narrows it"
+
+
+def predict(
+    growth: Growth,
+    *,
     d_data: float,
     label_sharpness: float,
     train_size: float | None = None,
@@ -81,10 +533,7 @@ def predict(
     """Predict from how losses grew in a sweep, and from a pilot where there is one.
 
     Args:
-        fits: fits of a sweep.
-        model: a fitted model, or ``pooled``.
-        domain: use the fit of this domain alone where there is one (else all datasets, with a warning); None
-            for all datasets.
+        growth: what :func:`fit_growth` returned for the sweep's table.
         d_data: intrinsic dimension of the dataset, maximum-likelihood estimate.
         label_sharpness: K_F of the dataset, on the scale of the fitted ones.
         train_size: number of images to predict the loss for; or
@@ -92,61 +541,46 @@ def predict(
         pilot: losses of small trainings of this model on the dataset itself; those of one size are averaged.
 
     Raises:
-        ConfigError: if an argument is out of its range, or not exactly one of the last two is given.
-        DataError: if the sweep had too little data for this fit, with the reason.
+        ConfigError: if an argument is out of its range, or not exactly one of the two questions is asked.
     """
-    _check(domain, d_data, label_sharpness, train_size, target_loss, pilot)
-    growth, warnings = usable_growth(fits, model, domain)
-    pilot = _one_per_size(pilot)
+    _check(d_data, label_sharpness, train_size, target_loss, pilot)
+    # Trainings of one size share their images, and are no two.
+    losses: dict[float, list[float]] = {}
+    for point in pilot:
+        losses.setdefault(point.train_size, []).append(float(np.log(point.test_loss)))
+    pilot = [PilotPoint(size, float(np.exp(np.mean(found)))) for size, found in sorted(losses.items())]
     curve = Curve(growth, d_data, label_sharpness, pilot)
-    asked = {c.D_DATA_MLE: d_data, c.LABEL_SHARPNESS: label_sharpness}
-    warnings += [*_doubts(growth, domain), *_doubts_of_pilot(growth, pilot)]
     if train_size is not None:
-        return _loss(curve, train_size, warnings + _outside(growth, {**asked, c.TRAIN_SIZE: train_size}))
-    return _size(curve, float(target_loss or 0.0), growth, asked, warnings)
-
-
-def _loss(curve: Curve, train_size: float, warnings: list[str]) -> Prediction:
-    value, bounds, why = curve.loss_at(train_size)
-    warnings = [*why, *warnings, *curve.advice(train_size)]
+        value, bounds, why = curve.loss_at(train_size)
+        size: float | None = train_size
+    else:
+        value, bounds, why = curve.size_for(float(target_loss or 0.0))
+        size = value
+    asked = {c.TRAIN_SIZE: size, c.D_DATA_MLE: d_data, c.LABEL_SHARPNESS: label_sharpness}
+    outside = [
+        f"{t.WORDS[name]} {asked_for:.4g} lies outside the fitted range {low:.4g} to {high:.4g}"
+        for name, (low, high) in growth.ranges.items()
+        if (asked_for := asked[name]) is not None and not low * (1 - 1e-9) <= asked_for <= high * (1 + 1e-9)
+    ]
+    advice = curve.advice(growth.ranges[c.TRAIN_SIZE][1] if size is None else size)
     return Prediction(
-        quantity="loss",
+        quantity="train_size" if train_size is None else "loss",
         value=value,
         interval=bounds,
-        extrapolating=_is_outside(warnings),
-        warning="; ".join(warnings),
-        shorter=None if bounds is None else curve.shorter(train_size),
-        num_pilot=curve.num_pilot,
-    )
-
-
-def _size(
-    curve: Curve, target: float, growth: Growth, asked: dict[str, float], warnings: list[str]
-) -> Prediction:
-    size, bounds, why = curve.size_for(target)
-    why = [*why, *curve.advice(curve.growth.ranges[c.TRAIN_SIZE][1] if size is None else size)]
-    outside = _outside(growth, {**asked, **({} if size is None else {c.TRAIN_SIZE: size})})
-    return Prediction(
-        quantity="train_size",
-        value=size,
-        interval=bounds,
         extrapolating=bool(outside) or size is None,
-        warning="; ".join([*why, *warnings, *outside]),
-        shorter=None if size is None else curve.shorter(size),
-        num_pilot=curve.num_pilot,
+        warning="; ".join([*why, *growth.doubts, *_doubts_of_pilot(growth, pilot), *outside, *advice]),
+        shorter=None if bounds is None or size is None else curve.shorter(size),
+        num_pilot=len(pilot),
     )
 
 
 def _check(
-    domain: str | None,
     d_data: float,
     label_sharpness: float,
     train_size: float | None,
     target_loss: float | None,
     pilot: Sequence[PilotPoint],
 ) -> None:
-    if domain is not None and domain not in c.DOMAINS:
-        raise unknown_name("domain", domain, c.DOMAINS)
     if (train_size is None) == (target_loss is None):
         raise ConfigError(
             "A prediction needs either a train size or a target loss",
@@ -161,58 +595,25 @@ def _check(
         *(("pilot train size", point.train_size) for point in pilot),
         *(("pilot loss", point.test_loss) for point in pilot),
     ]
-    for name, value in numbers:
-        if value is not None:
-            _check_number(name, value)
-
-
-def _check_number(name: str, value: Any) -> None:
-    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
-    number: Any = value if is_number else float("nan")
-    if not 0 < number <= sys.float_info.max:
-        raise ConfigError(f"{name} must be a positive finite number", repr(value), WAYS_OUT[name])
-    if not 1 / LARGEST_VALUE < number < LARGEST_VALUE:
-        limits = f"{1 / LARGEST_VALUE:g} and {LARGEST_VALUE:g}"
-        raise ConfigError(f"{name} must lie between {limits}", repr(value), WAYS_OUT[name])
-    if name in SIZES and number % 1:
-        raise ConfigError(f"{name} must be a whole number of images", repr(value), "round it")
-
-
-def _one_per_size(pilot: Sequence[PilotPoint]) -> list[PilotPoint]:
-    """Average trainings of one size, as logarithms: they share their images, and are no two."""
-    losses: dict[float, list[float]] = {}
-    for point in pilot:
-        losses.setdefault(point.train_size, []).append(float(np.log(point.test_loss)))
-    return [PilotPoint(size, float(np.exp(np.mean(found)))) for size, found in sorted(losses.items())]
-
-
-def usable_growth(fits: ScalingFits, model: str, domain: str | None) -> tuple[Growth, list[str]]:
-    """Return the narrowest usable prior and what had to be given up for it.
-
-    Raises:
-        ConfigError: for a model that was not fitted.
-        DataError: if the sweep had too little data, with the reason.
-    """
-    if model not in (*fits.models, POOLED):
-        raise unknown_name("fitted model", model, (*fits.models, POOLED))
-    warnings: list[str] = []
-    for subset in ([domain] if domain else []) + [ALL]:
-        found = fits.growth_of(model=model, subset=subset)
-        if found.status == "ok":
-            return found, warnings
-        warnings.append(f"no fit for {subset} datasets ({found.reason}), so all datasets are used")
-    raise DataError(
-        "A prediction needs a fit of how losses grow",
-        found.reason,
-        "run a sweep with more datasets and train sizes",
-    )
+    for name, given in numbers:
+        if given is None:
+            continue
+        is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
+        value: Any = given if is_number else float("nan")
+        if not 0 < value <= sys.float_info.max:
+            raise ConfigError(f"{name} must be a positive finite number", repr(given), _WAYS_OUT[name])
+        if not 1 / t.LARGEST_VALUE < value < t.LARGEST_VALUE:
+            limits = f"{1 / t.LARGEST_VALUE:g} and {t.LARGEST_VALUE:g}"
+            raise ConfigError(f"{name} must lie between {limits}", repr(given), _WAYS_OUT[name])
+        if (name.endswith("train size") and value % 1) or (name == "train_size" and value % 1):
+            raise ConfigError(f"{name} must be a whole number of images", repr(given), "round it")
 
 
 def _doubts_of_pilot(growth: Growth, pilot: Sequence[PilotPoint]) -> list[str]:
-    """Return why a pilot is not to be believed as its own trainings would have it."""
+    """Return why a pilot is not to be believed as its own trainings would have it; its sizes rise."""
     low, high = growth.ranges[c.TRAIN_SIZE]
     far = [f"{point.train_size:.4g}" for point in pilot if not low / FAR <= point.train_size <= high * FAR]
-    guessed = [f"{point.test_loss:.3g}" for point in pilot if point.test_loss > t.NEAR_CHANCE * t.CHANCE_LOSS]
+    guessed = [f"{point.test_loss:.3g}" for point in pilot if g.is_guessing(point.test_loss)]
     doubts = []
     if far:
         doubts.append(
@@ -222,35 +623,6 @@ def _doubts_of_pilot(growth: Growth, pilot: Sequence[PilotPoint]) -> list[str]:
         doubts.append(
             f"the pilot's test loss {', '.join(guessed)} is that of guessing or more, which says little"
         )
-    ordered = sorted(pilot, key=lambda point: point.train_size)
-    if len(ordered) > 1 and ordered[-1].test_loss > ordered[0].test_loss:
+    if len(pilot) > 1 and pilot[-1].test_loss > pilot[0].test_loss:
         doubts.append("the pilot's test loss rises with its train size")
-    return doubts
-
-
-def _outside(growth: Growth, asked: dict[str, float]) -> list[str]:
-    words = {c.TRAIN_SIZE: "train size", c.D_DATA_MLE: "d_data", c.LABEL_SHARPNESS: "label sharpness"}
-    return [
-        f"{words[name]} {asked[name]:.4g} lies outside the fitted range {low:.4g} to {high:.4g}"
-        for name, (low, high) in growth.ranges.items()
-        if name in asked and not low * (1 - 1e-9) <= asked[name] <= high * (1 + 1e-9)
-    ]
-
-
-def _is_outside(warnings: list[str]) -> bool:
-    return any("lies outside the fitted range" in text for text in warnings)
-
-
-def _doubts(growth: Growth, domain: str | None) -> list[str]:
-    doubts = [growth.doubt] if growth.doubt else []
-    if domain is not None and growth.subset == domain:
-        doubts += [text.rstrip(".") for text in few_domain_datasets(domain, growth.num_datasets)]
-    missing = [name for name in HEIGHT if growth.informed and name not in growth.informed.terms]
-    if missing:
-        words = {t.INVERSE_D: "d_data", t.LOG_SHARPNESS: "K_F"}
-        doubts.append(
-            f"{' and '.join(words[name] for name in missing)} could not be related to the height of the loss"
-        )
-    if growth.num_datasets < 3:
-        doubts.append(f"with {growth.num_datasets} datasets no interval can be given")
     return doubts

@@ -31,11 +31,11 @@ def power(
         seed: Seed of the simulation (default 0).
         place: Where everything lies.
     """
-    from orchestrator.analysis.planned_power import planned_power
+    from orchestrator.analysis.power import planned_power
     from orchestrator.planning.workspace import Workspace
 
     plan = Workspace.open(preset, place.root, place.storage).plan
-    found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed, additions=True)
+    found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
 
     def show() -> None:
         for table in found.tables():

@@ -198,7 +198,7 @@ def measure(
         num_workers: Ray workers; 1 (default) runs without Ray.
         place: Where everything lies.
     """
-    from orchestrator.analysis.placement import describe, save_pair
+    from orchestrator.analysis.published import describe, save_pair
     from orchestrator.planning.paths import RootPaths
     from orchestrator.running.own_data import MeasureRequest, measure_source
 

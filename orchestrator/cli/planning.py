@@ -86,7 +86,7 @@ PLAN_TABLES = 40
 
 def _settled(workspace: Workspace) -> tuple[dict[str, object] | None, list[str]]:
     """What the planned sweep could settle if the law holds, as data and in a line; or why nothing."""
-    from orchestrator.analysis.planned_power import planned_power
+    from orchestrator.analysis.power import planned_power
 
     try:
         found = planned_power(workspace.plan, num_tables=PLAN_TABLES)

@@ -16,8 +16,8 @@ from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.analysis import Prediction, ScalingFits
-    from orchestrator.analysis.pilot import Pilot
+    from orchestrator.analysis import Prediction
+    from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.running.options import RunOptions
 
 Finite = Annotated[float, real()]
@@ -88,24 +88,25 @@ def predict(
         cluster: Where to train a pilot.
         place: Where everything lies.
     """
+    from orchestrator.analysis import fit_growth
     from orchestrator.analysis import predict as prediction
-    from orchestrator.analysis.measured_values import check_scale
-    from orchestrator.analysis.prediction import usable_growth
+    from orchestrator.analysis.prediction_inputs import check_scale
 
     given = {"d_data": d_data, "label_sharpness": label_sharpness}
     record = {} if measured is None else _record(given, measured, preset, place)
     if trained.pilot is None or measured is not None:
         given = {**_complete(given, record, measured)}
-    fits = _fits(preset, place, from_store)
-    usable_growth(fits, model, domain)  # before anything is trained: no pilot makes up for a sweep
+    # Before anything is trained: no pilot makes up for a sweep.
+    table = read_table(preset, place, from_store=from_store)
+    growth = fit_growth(table, model=model, domain=domain, arms=arms(preset, place))
     if label_sharpness is None:
-        check_scale(record, fits.sharpness_scale)
+        check_scale(record, growth.scale)
     options = run_options(place, cluster, reading, {})
     pilot = _pilot(preset, trained, model, domain, place, options, cluster.quiet)
     if pilot is not None:
         given = {name: getattr(pilot, name) if value is None else value for name, value in given.items()}
     found = prediction(
-        fits, model=model, domain=domain,
+        growth,
         **_complete(given),
         train_size=train_size,
         target_loss=target_loss,
@@ -113,12 +114,6 @@ def predict(
     )  # fmt: skip
     _emit(place, found, pilot, model, domain)
     return 0
-
-
-def _fits(preset: str, place: Place, from_store: bool) -> ScalingFits:
-    from orchestrator.analysis import fit_scaling_laws
-
-    return fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
 
 
 def _emit(place: Place, found: Prediction, pilot: Pilot | None, model: str, domain: str | None) -> None:
@@ -138,7 +133,7 @@ def _pilot(
     quiet: bool,
 ) -> Pilot | None:
     """Read or train the pilot that was asked for."""
-    from orchestrator.analysis.pilot import is_pilot_table, read_pilot
+    from orchestrator.analysis.prediction_inputs import is_pilot_table, read_pilot
 
     if trained.pilot is None:
         if trained.pilot_sizes or trained.pilot_test_size:
@@ -158,8 +153,8 @@ def _pilot(
 
 
 def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: Pilot | None) -> None:
-    from orchestrator.analysis.curve import LEVEL
-    from orchestrator.analysis.formats import number
+    from orchestrator.analysis.prediction import LEVEL
+    from orchestrator.analysis.table import number
 
     table = grid(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
     low, high = found.interval or (None, None)
@@ -184,7 +179,7 @@ def _complete(
     Raises:
         ConfigError: when a number is neither given nor measured.
     """
-    from orchestrator.analysis.measured_values import values_of
+    from orchestrator.analysis.prediction_inputs import values_of
 
     numbers = values_of(record or {}) | {name: value for name, value in given.items() if value is not None}
     missing = [name for name in given if name not in numbers]
@@ -206,7 +201,7 @@ def _record(given: Mapping[str, float | None], source: str, preset: str, place: 
     Raises:
         ConfigError: where both numbers are given already.
     """
-    from orchestrator.analysis.measured_values import read_record
+    from orchestrator.analysis.prediction_inputs import read_record
 
     if None not in given.values():
         raise ConfigError(

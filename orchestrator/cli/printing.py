@@ -18,7 +18,7 @@ from orchestrator.cli.options import Place
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.analysis import formats
+    from orchestrator.analysis.tables import Table as Plain
 
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def grid(*names: str, numeric_from: int | None = None, title: str | None = None)
     return table
 
 
-def text_table(table: formats.Table) -> Table:
+def text_table(table: Plain) -> Table:
     """Lay out a table of the report for a terminal."""
     shown = grid(*map(escape, table.header), numeric_from=table.numeric_from, title=escape(table.title))
     for row in table.rows:

@@ -18,7 +18,7 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis.intervention_records import Arm
+    from orchestrator.analysis.interventions import Arm
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import State
 
@@ -96,28 +96,40 @@ def results(
     return 0
 
 
-def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> int:
-    """Fit the scaling laws.
+def fit(
+    preset: str,
+    /,
+    *,
+    all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
+    from_store: bool = False,
+    place: Place = Place(),
+) -> int:
+    """Fit the scaling laws and say what they answer.
 
     Args:
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        all_: Fit and print what no answer rests on as well, as tables.
         from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
     from orchestrator.analysis import fit_scaling_laws
-    from orchestrator.analysis.fit_tables import fit_tables
+    from orchestrator.analysis.findings import summary
+    from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
 
     table = read_table(preset, place, from_store=from_store)
-    fits = fit_scaling_laws(table, arms=arms(preset, place))
+    fits = fit_scaling_laws(table, arms=arms(preset, place), explore=all_)
 
     def show() -> None:
-        for table in fit_tables(fits):
-            if table.rows and not table.folded:
-                stdout.print(text_table(table))
-        for caveat in fits.caveats:
-            stdout.print(escape(caveat), soft_wrap=True)
-        for exclusion in fits.excluded:
-            stdout.print(escape(f"Left out: {exclusion}."), soft_wrap=True)
+        for text in summary(fits, width=min(80, stdout.width)):
+            line(text)
+        if not all_:
+            line(f"Tables of all fits: {place.hint('fit', preset)} --all; as a page: isweep report {preset}")
+            return
+        for table in (seen_table(fits), *fit_tables(fits)):
+            stdout.print(text_table(table))
+            stdout.print(escape(table.note), soft_wrap=True)
+        for text in (not_fitted(fits), *fits.caveats, *(f"Left out: {found}." for found in fits.excluded)):
+            stdout.print(escape(text), soft_wrap=True)
 
     emit(place, fits.to_json(), show)
     return 0
@@ -145,7 +157,7 @@ def report(
         return _published(None if preset is None else read_table(preset, place, from_store=from_store), place)
     if preset is None:
         raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
-    from orchestrator.analysis.reporting import report_can_be_written, report_sweep
+    from orchestrator.analysis.report import report_can_be_written, report_sweep
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
 
@@ -165,8 +177,9 @@ def report(
 def _published(table: pd.DataFrame | None, place: Place) -> int:
     """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
     from orchestrator.analysis import published_report, scorecard
-    from orchestrator.analysis.points import finished_trials
-    from orchestrator.analysis.scorecard import score_table
+    from orchestrator.analysis.findings import summary
+    from orchestrator.analysis.published import score_table
+    from orchestrator.analysis.table import finished_trials
 
     redone = published_report()
     scores = () if table is None else scorecard(table)
@@ -174,6 +187,8 @@ def _published(table: pd.DataFrame | None, place: Place) -> int:
     tables = [*redone.tables(), *([] if table is None else [score_table(scores)])]
 
     def show() -> None:
+        for text in summary(redone.fits):
+            line(text)
         for shown in tables:
             stdout.print(text_table(shown))
             line(shown.note)
@@ -181,6 +196,7 @@ def _published(table: pd.DataFrame | None, place: Place) -> int:
             line(f"Left out: {text}")
 
     found = {
+        "claims": [asdict(claim) for claim in redone.fits.claims],
         "regressions": redone.regressions(),
         "scorecard": [asdict(score) for score in scores],
         "left_out": left_out,
@@ -198,7 +214,7 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
         ConfigError: when it has no row yet.
         SetupError: when neither can be reached.
     """
-    from orchestrator.analysis.reporting import results_table
+    from orchestrator.analysis.report import results_table
     from orchestrator.planning.workspace import Workspace
     from orchestrator.results.state import read_state
 
@@ -222,14 +238,14 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
 
 def arms(preset: str, place: Place) -> tuple[Arm, ...]:
     """Return the datasets of a sweep's experiment; none where it has no worlds."""
-    from orchestrator.analysis.reporting import arms_of
+    from orchestrator.analysis.report import arms_of
     from orchestrator.planning.workspace import Workspace
 
     return arms_of(Workspace.open(preset, place.root, place.storage, as_run=True))
 
 
 def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.DataFrame:
-    from orchestrator.analysis.reporting import results_table
+    from orchestrator.analysis.report import results_table
     from orchestrator.results.tracking.choice import tracked_rows
 
     table = results_table(workspace, tracked_rows(workspace, place.mlflow_uri, None))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.analysis.placement import PUBLISHED_SIDE
+from orchestrator.analysis.published import PUBLISHED_SIDE
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import PreparedSpec

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from orchestrator.analysis.placement import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
+from orchestrator.analysis.published import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
 from orchestrator.planning.paths import RootPaths
 from orchestrator.running.own_arrays import load_arrays
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec

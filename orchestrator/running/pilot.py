@@ -11,9 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from orchestrator.analysis.fit_records import POOLED
-from orchestrator.analysis.pilot import Pilot, pilot_of
-from orchestrator.analysis.reporting import results_table
+from orchestrator.analysis.prediction_inputs import Pilot, pilot_of
+from orchestrator.analysis.report import results_table
+from orchestrator.analysis.table import POOLED
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.planning.workspace import Workspace
 from orchestrator.running.options import RunOptions

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from orchestrator.analysis.reporting import report_sweep
+from orchestrator.analysis.report import report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.extras import time_limit
 from orchestrator.planning.measured import Expectation

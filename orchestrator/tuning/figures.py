@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.analysis import palette
+from orchestrator.analysis import figures as palette
 from orchestrator.tuning.importance import ERROR, PARAMETERS, importance_table
 from orchestrator.tuning.search import CellSearch
 from tasks.trials.search_result import SearchStatus, capped

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from orchestrator.analysis.clusters import mean_interval
-from orchestrator.analysis.csvfile import write_csv
-from orchestrator.analysis.formats import Table, interval, number
+from orchestrator.analysis.inference import mean_interval
+from orchestrator.analysis.table import interval, number, write_csv
+from orchestrator.analysis.tables import Table
 from orchestrator.planning.workspace import Workspace
 from orchestrator.tuning.figures import draw_all, trial_table
 from orchestrator.tuning.importance import FEWEST_FOR_IMPORTANCE
@@ -92,7 +92,7 @@ def tuned_name(sweep: str) -> str:
 def comparison(workspace: Workspace) -> list[Table]:
     """Compare the sweep with the one that uses its searched recipe, where both have results."""
     from orchestrator.analysis import compare, fit_scaling_laws
-    from orchestrator.analysis.reporting import results_table
+    from orchestrator.analysis.report import results_table
 
     names = (workspace.plan.sweep.name, tuned_name(workspace.plan.sweep.name))
     tables: list[pd.DataFrame] = []
@@ -114,10 +114,10 @@ def _laws(names: tuple[str, str], fits: Sequence[Any]) -> Table:
     """Set the pooled coefficients of both sweeps side by side."""
     found: list[dict[tuple[str, str, str], Any]] = [
         {
-            (fit.law, fit.subset, coefficient.name): coefficient
-            for fit in one.laws
-            if fit.model == "pooled"
-            for coefficient in fit.coefficients
+            (fit.kind, fit.variant or fit.subset, coefficient.name): coefficient
+            for fit in one.fits
+            if fit.model == "pooled" and fit.kind in ("headline", "exponent")
+            for coefficient in fit.estimates
         }
         for one in fits
     ]
@@ -134,7 +134,7 @@ def _laws(names: tuple[str, str], fits: Sequence[Any]) -> Table:
         title="The study's conclusions with both recipes",
         note="Coefficients of the pooled fits with 95 % intervals over datasets; apart: whether the "
         "intervals share no value.",
-        header=("law", "subset", "coefficient", names[0], "interval", names[1], "interval", "apart"),
+        header=("fit", "over", "coefficient", names[0], "interval", names[1], "interval", "apart"),
         rows=rows,
         numeric_from=3,
     )

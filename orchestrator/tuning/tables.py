@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.analysis.formats import Table
+from orchestrator.analysis.tables import Table
 from orchestrator.tuning.outcome import FLAT_WITHIN, Candidate, CellOutcome
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from orchestrator.analysis.report import write_report
-from orchestrator.analysis.synthetic import synthetic_table
+from tests.synthetic import synthetic_table
 from tests.browser.chromium import chromium, requests
 from tests.laws import fit_laws
 

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis import fit_scaling_laws, predict, read_csv, write_csv
-from orchestrator.analysis.csvfile import escape_cell, unescape_cell
-from orchestrator.analysis.synthetic import synthetic_table
-from tests.laws import fit_laws
+from orchestrator.analysis import fit_growth, fit_scaling_laws, predict, read_csv, write_csv
+from orchestrator.analysis.table import escape_cell, unescape_cell
+from tests.synthetic import synthetic_table
 
 QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -34,9 +33,8 @@ SEEDS = st.integers(0, 10_000)
 @given(size=SLOPES, sharpness=SLOPES, seed=SEEDS, models=st.sampled_from([("a",), ("a", "b")]))
 def test_any_exact_law_is_recovered(size, sharpness, seed, models):
     table = losses_only(size_slope=size, sharpness_slope=sharpness, seed=seed, models=models)
-    law = fit_laws(table).law("predicted_form")
-    assert law.coefficient("scaled_log_train_size").value == pytest.approx(size, rel=1e-6)
-    assert law.coefficient("log_sharpness").value == pytest.approx(sharpness, rel=1e-6)
+    law = fit_scaling_laws(table, explore=True).find("published", "scaled_log_train_size", "log_sharpness")
+    assert [e.value for e in law.estimates] == pytest.approx([size, sharpness], rel=1e-6)
 
 
 @QUICK
@@ -50,16 +48,15 @@ def test_row_order_changes_nothing(seed, order):
 
 @QUICK
 @given(seed=SEEDS, factor=st.floats(0.01, 100))
-def test_multiplying_all_losses_moves_the_intercept_only(seed, factor):
+def test_multiplying_all_losses_moves_no_slope(seed, factor):
     table = losses_only(seed=seed, trial_std=0.3)
     table["test_loss"] /= 100  # nor at guessing when scaled
-    one = fit_laws(table).law("predicted_form")
     scaled = table.assign(test_loss=table["test_loss"] * factor)
-    two = fit_laws(scaled).law("predicted_form")
-    assert two.coefficients[0].value - one.coefficients[0].value == pytest.approx(np.log(factor), abs=1e-6)
-    for before, after in zip(one.coefficients[1:], two.coefficients[1:], strict=True):
-        assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
-        assert after.interval == pytest.approx(before.interval, rel=1e-6, abs=1e-6)
+    one, two = fit_scaling_laws(table, explore=True), fit_scaling_laws(scaled, explore=True)
+    for first, second in zip(one.fits, two.fits, strict=True):
+        for before, after in zip(first.estimates, second.estimates, strict=True):
+            assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
+            assert after.interval == pytest.approx(before.interval, rel=1e-6, abs=1e-6)
 
 
 @QUICK
@@ -70,11 +67,11 @@ def test_no_pattern_of_missing_numbers_breaks_the_fits_or_leaks_nan(seed, lost):
     table.loc[rows[0::3], "test_loss"] = np.nan
     table.loc[rows[1::3], "d_data_mle"] = np.nan
     table.loc[rows[2::3], "label_sharpness"] = 1.797e308
-    fits = fit_scaling_laws(table)
+    fits = fit_scaling_laws(table, explore=True)
     json.dumps(fits.to_json(), allow_nan=False)
-    for law in fits.laws:
-        assert (law.status == "ok") == bool(law.coefficients)
-        assert law.status == "ok" or law.reason
+    for fit in fits.fits:
+        assert (fit.status == "ok") == bool(fit.estimates)
+        assert fit.status == "ok" or fit.reason
 
 
 @QUICK
@@ -83,8 +80,8 @@ def test_a_predicted_size_gives_back_its_loss(seed, size, d_data, sharpness):
     table = losses_only(seed=seed)
     one_d = table.groupby("dataset")["d_data_mle"].transform("mean")
     exact = np.exp(8 - np.log(table["train_size"]) / one_d) * table["label_sharpness"]
-    fits = fit_scaling_laws(table.assign(d_data_mle=one_d, test_loss=exact))
-    about = {"model": "pooled", "domain": None, "d_data": d_data, "label_sharpness": sharpness}
+    fits = fit_growth(table.assign(d_data_mle=one_d, test_loss=exact))
+    about = {"d_data": d_data, "label_sharpness": sharpness}
     loss = predict(fits, train_size=size, **about).value
     found = predict(fits, target_loss=loss, **about).value
     assert found == pytest.approx(size, rel=1e-3)
@@ -100,15 +97,14 @@ def test_no_unit_changes_the_law(seed, factor, name):
     table = losses_only(seed=seed, trial_std=0.3)
     table["test_loss"] /= 1000  # none of them lies at guessing, where an exponent may be refused
     table["train_size"] = table["train_size"].astype(float)
-    one = fit_laws(table)
-    two = fit_laws(table.assign(**{name: table[name] * factor}))
-    assert two.exponent().value == pytest.approx(one.exponent().value, rel=1e-6)
-    assert two.exponent().interval == pytest.approx(one.exponent().interval, rel=1e-6)
-    terms = ("inverse_d", "log_sharpness", "is_medical")
-    for before, after in zip(one.level(*terms).coefficients, two.level(*terms).coefficients, strict=True):
-        assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
-        assert after.interval == pytest.approx(before.interval, rel=1e-6, abs=1e-9)
-        assert after.permutation_p == pytest.approx(before.permutation_p, abs=1e-3)
+    one = fit_scaling_laws(table)
+    two = fit_scaling_laws(table.assign(**{name: table[name] * factor}))
+    for kind in ("headline", "exponent"):
+        pairs = zip(one.find(kind).estimates, two.find(kind).estimates, strict=True)
+        for before, after in pairs:
+            assert after.value == pytest.approx(before.value, rel=1e-6, abs=1e-9)
+            assert after.interval == pytest.approx(before.interval, rel=1e-6, abs=1e-9)
+            assert after.resampled_p == pytest.approx(before.resampled_p, abs=1e-3)
 
 
 @given(st.text())

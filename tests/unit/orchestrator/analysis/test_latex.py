@@ -1,7 +1,6 @@
 import pytest
 
-from orchestrator.analysis.formats import Table
-from orchestrator.analysis.latex import escape, to_latex, write_latex
+from orchestrator.analysis.tables import Table, escape, to_latex, write_latex
 
 TABLE = Table(
     "levels", "Height of K_F", "R² in %", ("model", "on", "value"), (("a_b", "1/d & K", "−0.5"),), 2

@@ -3,12 +3,18 @@ import pytest
 from scipy import stats
 
 from orchestrator.analysis import design_of, power
-from orchestrator.analysis.clusters import dataset_effects, effect_operator, means_regression
-from orchestrator.analysis.experiment_power import drawn_slopes, experiment_power
-from orchestrator.analysis.intervention_records import Arm
-from orchestrator.analysis.planned_power import planned_power
-from orchestrator.analysis.power import addition_table, best_additions, card_hours
-from orchestrator.analysis.simulation import Design, Truth, draw, exponent_fit, exponent_sums, level_slopes
+from orchestrator.analysis.inference import curve_sums, dataset_effects, ols, slope_within_curves
+from orchestrator.analysis.interventions import Arm
+from orchestrator.analysis.power import (
+    Design,
+    Truth,
+    draw,
+    drawn_slopes,
+    experiment_power,
+    exponent_sums,
+    heights,
+    planned_power,
+)
 from orchestrator.planning.cards import CARDS
 from orchestrator.planning.estimate import DEFAULT_CARD, predicted_card_seconds
 from orchestrator.planning.plan import plan_sweep
@@ -25,35 +31,30 @@ EXACT = dict.fromkeys(
 
 
 def test_without_errors_the_truth_is_found_exactly():
-    sample = draw(SMALL, Truth(exponent=1.3, sharpness=0.7, label=0.4, **EXACT), np.random.default_rng(0))
-    at = SMALL.layout
-    label = at.medical[at.dataset].astype(float)
-    _, sharpness, offset = level_slopes(SMALL, sample, [1 / sample.d_reference, sample.log_sharpness, label])
-    assert sharpness.value == pytest.approx(0.7)
-    assert offset.value == pytest.approx(0.4)
+    truth = Truth(exponent=1.3, sharpness=0.7, label=0.4, **EXACT)
+    sample = draw(SMALL, truth, np.random.default_rng(0))
+    _, sharpness, offset = ols(*heights(SMALL, sample)).values
+    assert (sharpness, offset) == pytest.approx((0.7, 0.4))
     grown = np.exp(0.05 * np.log(2))
-    assert exponent_fit(SMALL, sample).value == pytest.approx(1.3 * grown)
+    assert slope_within_curves(exponent_sums(SMALL, sample)).value == pytest.approx(1.3 * grown)
 
 
-def test_effects_and_sums_of_the_simulation_are_those_of_the_fits():
+def test_effects_of_a_design_are_those_that_the_fits_reduce_points_to():
     sample, at = draw(SMALL, Truth(), np.random.default_rng(1)), SMALL.layout
-    _, reduced = dataset_effects(
-        np.column_stack([sample.log_loss, sample.log_sharpness]),
-        at.cell.astype(str),
-        at.dataset.astype(str),
+    values = np.column_stack([sample.log_loss, 1 / sample.d_reference, sample.log_sharpness])
+    names = np.array([name for name, _, _ in SMALL.datasets])
+    order = np.argsort(names)
+    _, theirs = dataset_effects(values, at.cell.astype(str), names[at.dataset], at.weights)
+    y, x = heights(SMALL, sample)
+    assert np.column_stack([y, x[:, :2]])[order] == pytest.approx(theirs)
+    sums = curve_sums(
+        sample.log_loss,
+        -at.log_size / sample.d_reference,
+        at.curve.astype(str),
+        names[at.dataset],
         at.weights,
     )
-    theirs = means_regression(reduced[:, 0], reduced[:, 1:])
-    (ours,) = level_slopes(SMALL, sample, [sample.log_sharpness])
-    assert ours.value == pytest.approx(theirs[0].value)
-    assert ours.interval == pytest.approx(theirs[0].interval)
-    sums = exponent_sums(SMALL, sample)
-    x, y = -at.log_size / sample.d_reference, sample.log_loss
-    one = 0.0
-    for curve in np.unique(at.curve[at.dataset == 0]):
-        rows = at.curve == curve
-        one += at.weights[rows] @ ((x[rows] - x[rows].mean()) * (y[rows] - y[rows].mean()))
-    assert sums.xy[0] == pytest.approx(one)
+    assert exponent_sums(SMALL, sample).xy[order] == pytest.approx(sums.xy)
 
 
 def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
@@ -61,7 +62,7 @@ def test_power_is_the_level_where_nothing_is_and_one_where_nothing_hides_it():
     assert max(share for name, share in null.adjusted.items() if name != "exponent_below_bound") <= 0.15
     clear = power(SMALL, truth=Truth(**{**EXACT, "trial_std": 0.001}), num_tables=20)
     assert clear.alone["exponent"] == 1.0
-    assert clear.tables()[0].note.startswith("Share of 20 drawn tables")
+    assert clear.table().note.startswith("Share of 20 drawn tables")
 
 
 def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others():
@@ -71,18 +72,6 @@ def test_the_line_of_a_plan_names_the_questions_about_the_effect_and_no_others()
         found.line()
     )
     assert "d_data" not in found.line()
-
-
-def test_the_operator_gives_the_effects_that_the_fits_reduce_points_to():
-    rng = np.random.default_rng(4)
-    groups = rng.choice(list("abcd"), 60)
-    cells, weights, values = rng.choice(list("xyz"), 60), rng.uniform(0.2, 1, 60), rng.normal(0, 1, (60, 2))
-    _, theirs = dataset_effects(values, cells, groups, weights)
-    assert effect_operator(cells, groups, weights) @ values == pytest.approx(theirs)
-    alone = effect_operator(cells[:5], np.full(5, "a"), weights[:5])
-    assert alone == pytest.approx(np.zeros((1, 5)))
-    apart = np.where(np.isin(groups, ["a", "b"]), "x", "y")
-    assert effect_operator(apart, groups, weights) is None
 
 
 def test_the_study_cannot_part_sharpness_from_the_label_with_eleven_datasets():
@@ -98,38 +87,18 @@ def test_the_study_cannot_part_sharpness_from_the_label_with_eleven_datasets():
     assert many.alone["sharpness_beyond_label"] >= 0.6
 
 
-def test_what_a_design_cannot_test_is_said_and_no_addition_is_judged_by_it():
+def test_what_a_design_cannot_test_is_said():
     plan = plan_sweep(load_sweep("demo"))
-    found = planned_power(plan, num_tables=20, additions=True)
+    found = planned_power(plan, num_tables=20)
     text = "loss on K_F, given 1/d and the domain label"
     assert f"{text}: cannot be tested; exponent of N within datasets (against none): " in found.lines()[0]
-    assert "cannot be tested: loss on d_data among natural datasets, at equal N; " in found.tables()[0].note
-    assert text in found.tables()[0].note
-    assert {gain.question for gain in found.headline.additions} == {"exponent"}
-    assert planned_power(plan, effect="d_data", num_tables=20, additions=True).headline.additions == ()
-
-
-def test_shares_of_zero_have_an_error_too():
-    gains = best_additions(SMALL, "sharpness_beyond_label", effect="exponent", num_tables=5)
-    # Laplace: at least (1/7 · 6/7) / 5 for each of the two shares.
-    assert min(gain.std_error for gain in gains) >= (2 * 6 / 49 / 5) ** 0.5 - 1e-12
+    note = found.tables()[0].note
+    assert f"cannot be tested: loss on 1/d, given K_F and the domain label; {text}." in note
+    assert set(found.headline.alone) == {"exponent", "exponent_below_bound"}
 
 
 def test_the_same_seed_gives_the_same_power():
     assert power(SMALL, num_tables=5, seed=3) == power(SMALL, num_tables=5, seed=3)
-
-
-def test_additions_are_ranked_by_what_they_gain_per_cost():
-    gains = best_additions(SMALL, "exponent", num_tables=10, cost=lambda d: float(len(d.layout.dataset)))
-    assert {g.addition for g in gains} == {
-        "one natural dataset", "one medical dataset", "train size 8,000", "one model",
-    }  # fmt: skip
-    rates = [g.gain_per_gpu_hour for g in gains]
-    assert rates == sorted(rates, reverse=True)
-    assert {g.addition: g.gpu_hours for g in gains}["one natural dataset"] == 2 * 3
-    table = addition_table(gains)
-    assert table.rows[0][0] == gains[0].addition
-    assert "gains below twice that say nothing" in table.note
 
 
 def test_the_design_of_the_paper_is_its_plan():
@@ -151,14 +120,10 @@ def test_arms_of_an_experiment_are_no_datasets_of_their_own():
     assert found.to_json()["experiment"]["num_tables"] == 4
 
 
-def test_the_hours_of_a_design_are_those_of_its_plan():
+def test_the_hours_of_a_plan_are_those_of_its_trials():
     plan = plan_sweep(load_sweep("demo"))
-    hours = card_hours(plan)
-    design = design_of(plan)
     predicted = sum(predicted_card_seconds(trial, CARDS[DEFAULT_CARD]) for trial in plan.trials) / 3600
-    assert hours(design) == pytest.approx(predicted)
-    one_more = Design((*design.datasets, ("new", "natural", 2)), design.models, design.train_sizes)
-    assert hours(one_more) > hours(design)
+    assert planned_power(plan, num_tables=1).headline.gpu_hours == pytest.approx(predicted)
 
 
 def test_drawn_worlds_are_analysed_as_an_experiment_is():
@@ -184,5 +149,7 @@ def test_an_experiment_of_two_worlds_is_refused():
 def test_mistakes_are_told():
     with pytest.raises(ConfigError, match="Unknown effect; found: 'sharpnes'; did you mean 'sharpness'"):
         power(SMALL, effect="sharpnes")
-    with pytest.raises(ConfigError, match="at least 3 datasets and one table; found: 2 datasets"):
+    with pytest.raises(ConfigError, match="at least 3 datasets, since datasets.*found: 2 datasets; add"):
         power(Design(SMALL.datasets[:2], ("a",), (500, 1000)))
+    with pytest.raises(ConfigError, match="Power needs a table; found: 0; draw at least one"):
+        power(SMALL, num_tables=0)

@@ -2,20 +2,17 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from orchestrator.analysis import fit_scaling_laws, predict
-from orchestrator.analysis.curve import Curve, PilotPoint
-from orchestrator.analysis.fit_records import SharpnessScale
-from orchestrator.analysis.growth import fit_growth
-from orchestrator.analysis.points import fitted_points, normalise, usable_trials
-from orchestrator.analysis.prediction import usable_growth
-from orchestrator.analysis.synthetic import synthetic_table
+from orchestrator.analysis import fit_growth, predict
+from orchestrator.analysis.fits import prepare
+from orchestrator.analysis.prediction import Curve, PilotPoint
 from search_spaces.errors import ConfigError, DataError
+from tests.synthetic import synthetic_table
 
-SCALE = SharpnessScale(comparable=True, policy="refuse", note="")
 AT = {"d_data": 10.0, "label_sharpness": 1.5e-4}
 
 
@@ -29,13 +26,13 @@ def exact_table(**about):
 
 @pytest.fixture(scope="module")
 def exact():
-    return fit_scaling_laws(exact_table(num_natural=6))
+    return fit_growth(exact_table(num_natural=6))
 
 
 @pytest.fixture(scope="module")
 def noisy():
     table = synthetic_table(num_natural=6, trial_std=0.1, dataset_std=0.2, train_sizes=(100, 1000, 10_000))
-    return fit_scaling_laws(table)
+    return fit_growth(table)
 
 
 def true_loss(train_size, d_data=10.0, label_sharpness=1.5e-4):
@@ -44,8 +41,9 @@ def true_loss(train_size, d_data=10.0, label_sharpness=1.5e-4):
 
 @pytest.mark.parametrize("domain", [None, "natural", "medical"])
 @pytest.mark.parametrize("model", ["resnet18", "pooled"])
-def test_an_exact_law_predicts_exactly(exact, model, domain):
-    found = predict(exact, model=model, domain=domain, train_size=1000, **AT)
+def test_an_exact_law_predicts_exactly(model, domain):
+    growth = fit_growth(exact_table(num_natural=6), model=model, domain=domain)
+    found = predict(growth, train_size=1000, **AT)
     assert found.value == pytest.approx(true_loss(1000))
     # One domain's datasets cover less ground than both domains' together.
     assert found.extrapolating == ("outside the fitted range" in found.warning)
@@ -53,14 +51,14 @@ def test_an_exact_law_predicts_exactly(exact, model, domain):
 
 
 def test_size_and_loss_are_inverse(exact):
-    found = predict(exact, model="pooled", domain=None, target_loss=true_loss(900), **AT)
+    found = predict(exact, target_loss=true_loss(900), **AT)
     assert found.value == pytest.approx(900)
     assert found.quantity == "train_size"
 
 
 def test_json_has_the_agreed_keys(noisy):
-    loss = predict(noisy, model="pooled", domain=None, train_size=1000, **AT).to_json()
-    size = predict(noisy, model="pooled", domain=None, target_loss=0.2, **AT).to_json()
+    loss = predict(noisy, train_size=1000, **AT).to_json()
+    size = predict(noisy, target_loss=0.2, **AT).to_json()
     rest = ["interval", "extrapolating", "warning", "shorter", "num_pilot"]
     assert list(loss) == ["loss", *rest]
     assert list(size) == ["train_size", *rest]
@@ -79,8 +77,7 @@ def seen_and_new(seed):
         train_sizes=(100, 300, 1000, 3000),
     )
     new = table[table["dataset"] == "natural4"]
-    points = fitted_points(usable_trials(normalise(table[table["dataset"] != "natural4"])[0])[0])
-    return fit_growth(points, model="pooled", subset="all", scale=SCALE), new
+    return fit_growth(table[table["dataset"] != "natural4"]), new
 
 
 def test_intervals_hold_a_new_dataset_as_often_as_they_say():
@@ -105,7 +102,7 @@ def test_intervals_hold_a_new_dataset_as_often_as_they_say():
 
 def test_outside_the_fitted_ranges_every_excess_is_named_and_widens_the_interval(noisy):
     def width(**changes):
-        found = predict(noisy, model="pooled", domain=None, **{**AT, "train_size": 1000, **changes})
+        found = predict(noisy, **{**AT, "train_size": 1000, **changes})
         return np.log(found.interval[1] / found.interval[0]), found
 
     near, _ = width()
@@ -115,28 +112,28 @@ def test_outside_the_fitted_ranges_every_excess_is_named_and_widens_the_interval
     for words in (
         "train size 1e+06 lies outside",
         "d_data 60 lies outside",
-        "label sharpness 0.01 lies outside",
+        "K_F 0.01 lies outside",
     ):
         assert words in found.warning
 
 
 def test_a_domain_without_a_fit_falls_back_and_says_so():
-    fits = fit_scaling_laws(synthetic_table(num_natural=6, num_medical=1))
-    found = predict(fits, model="pooled", domain="medical", train_size=1000, **AT)
-    assert "no fit for medical datasets (only 1 dataset" in found.warning
+    fits = fit_growth(synthetic_table(num_natural=6, num_medical=1), domain="medical")
+    found = predict(fits, train_size=1000, **AT)
+    assert "no fit for medical datasets (1 dataset with losses and measures" in found.warning
     assert "all datasets are used" in found.warning
 
 
 def test_a_target_out_of_reach_gives_no_size(exact):
-    found = predict(exact, model="pooled", domain=None, target_loss=1e-4, **AT)
+    found = predict(exact, target_loss=1e-4, **AT)
     assert found.value is None
     assert found.extrapolating
     assert "more than 1e+15 images" in found.warning
 
 
 def test_a_fit_that_rises_with_n_gives_no_size():
-    fits = fit_scaling_laws(synthetic_table(size_slope=-1.0))
-    found = predict(fits, model="pooled", domain=None, target_loss=0.1, **AT)
+    fits = fit_growth(synthetic_table(size_slope=-1.0))
+    found = predict(fits, target_loss=0.1, **AT)
     assert found.value is None
     assert "does not fall with N" in found.warning
 
@@ -150,20 +147,20 @@ def test_the_size_interval_is_where_the_loss_interval_meets_the_target():
         dataset_std=0.02,
         train_sizes=(100, 1000, 10000),
     )
-    fits = fit_scaling_laws(table)
-    target = predict(fits, model="pooled", domain=None, train_size=1000, **AT).value
-    found = predict(fits, model="pooled", domain=None, target_loss=target, **AT)
+    fits = fit_growth(table)
+    target = predict(fits, train_size=1000, **AT).value
+    found = predict(fits, target_loss=target, **AT)
     low, high = found.interval
     assert found.value == pytest.approx(1000)
     assert low < 1000 < high
     for size, bound in ((round(low), 0), (round(high), 1)):
-        at = predict(fits, model="pooled", domain=None, train_size=size, **AT)
+        at = predict(fits, train_size=size, **AT)
         assert at.interval[bound] == pytest.approx(target, rel=0.05)
 
 
 def test_what_is_no_answer_is_not_given_as_one(noisy):
-    target = predict(noisy, model="pooled", domain=None, train_size=1000, **AT).value
-    found = predict(noisy, model="pooled", domain=None, target_loss=target, **AT)
+    target = predict(noisy, train_size=1000, **AT).value
+    found = predict(noisy, target_loss=target, **AT)
     assert found.value is None
     assert found.interval is None
     assert found.warning.startswith("cannot be told: between ")
@@ -171,15 +168,15 @@ def test_what_is_no_answer_is_not_given_as_one(noisy):
 
 
 def test_a_loss_that_could_be_anything_is_not_given_as_one():
-    fits = fit_scaling_laws(synthetic_table(num_natural=3, num_medical=0, dataset_std=2.0, trial_std=0.5))
-    found = predict(fits, model="pooled", domain=None, train_size=1000, **AT)
+    fits = fit_growth(synthetic_table(num_natural=3, num_medical=0, dataset_std=2.0, trial_std=0.5))
+    found = predict(fits, train_size=1000, **AT)
     assert (found.value, found.interval, found.shorter) == (None, None, None)
     assert re.match(r"cannot be told: the loss could lie between 10\^-?\d+ and 10\^-?\d+, ", found.warning)
     assert "a pilot of small trainings on the dataset itself narrows it" in found.warning
 
 
 def test_a_target_above_every_loss_is_no_size(exact):
-    found = predict(exact, model="pooled", domain=None, target_loss=50.0, **AT)
+    found = predict(exact, target_loss=50.0, **AT)
     assert (found.value, found.interval) == (None, None)
     assert "has the loss at or below 50 at every size; the smallest fitted is 500 images" in found.warning
 
@@ -187,16 +184,14 @@ def test_a_target_above_every_loss_is_no_size(exact):
 def test_predictions_from_losses_at_guessing_say_so():
     table = synthetic_table(num_natural=6)
     losses = np.log(2) * np.minimum(1, table["test_loss"] / table["test_loss"].quantile(0.5))
-    found = predict(
-        fit_scaling_laws(table.assign(test_loss=losses)), model="pooled", domain=None, train_size=1000, **AT
-    )
+    found = predict(fit_growth(table.assign(test_loss=losses)), train_size=1000, **AT)
     assert re.search(r"the losses of \d+ of \d+ points lie at guessing", found.warning)
 
 
 def test_a_pilot_moves_the_prediction_towards_it_and_narrows_it(noisy):
-    bare = predict(noisy, model="pooled", domain=None, train_size=1000, **AT)
+    bare = predict(noisy, train_size=1000, **AT)
     pilot = [PilotPoint(size, 3 * true_loss(size)) for size in (500, 1000, 1750)]
-    told = predict(noisy, model="pooled", domain=None, train_size=1000, pilot=pilot, **AT)
+    told = predict(noisy, train_size=1000, pilot=pilot, **AT)
     assert bare.value < told.value <= 3.2 * true_loss(1000)
     assert np.log(told.interval[1] / told.interval[0]) < 0.7 * np.log(bare.interval[1] / bare.interval[0])
     assert told.shorter > bare.shorter
@@ -222,12 +217,12 @@ def test_the_prior_is_that_of_a_mixed_model():
     table = synthetic_table(
         num_natural=15, num_medical=15, dataset_std=0.5, trial_std=0.1, train_sizes=(100, 300, 1000, 3000)
     )
-    points = fitted_points(usable_trials(normalise(table)[0])[0])
-    ours = fit_growth(points, model="pooled", subset="all", scale=SCALE).informed
+    points = prepare(table).points
+    ours = fit_growth(table).informed
     x = np.column_stack(
         [
             np.ones(len(points)),
-            -points["log_train_size"] / points["d_reference"],
+            -(points["log_train_size"] - points["log_train_size"].mean()) / points["d_reference"],
             points["inverse_d"],
             points["log_sharpness"],
         ]
@@ -241,7 +236,7 @@ def test_the_prior_is_that_of_a_mixed_model():
 @pytest.fixture(scope="module")
 def in_our_units():
     table = synthetic_table(num_natural=6, num_medical=6, trial_std=0.1, dataset_std=0.3)
-    return table, fit_scaling_laws(table)
+    return table, fit_growth(table)
 
 
 @pytest.mark.parametrize("unit", ["images", "pixels", "nats"])
@@ -254,11 +249,11 @@ def test_no_unit_changes_a_prediction(in_our_units, unit):
     }
     name, factor = factors[unit]
     other = table.assign(**{name: table[name] * factor})
-    asked = {"model": "pooled", "domain": None, "d_data": 10.0}
+    asked = {"d_data": 10.0}
     sharpness, size = 1.5e-4, 1000.0
     one = predict(fits, label_sharpness=sharpness, train_size=size, **asked)
     two = predict(
-        fit_scaling_laws(other), **asked,
+        fit_growth(other), **asked,
         label_sharpness=sharpness * (factor if unit == "pixels" else 1),
         train_size=size * (factor if unit == "images" else 1),
     )  # fmt: skip
@@ -276,9 +271,9 @@ def test_no_unit_changes_a_prediction(in_our_units, unit):
     ],
 )
 def test_what_is_the_same_for_all_datasets_is_left_out_of_a_prediction(same, missing, terms):
-    fits = fit_scaling_laws(synthetic_table(trial_std=0.1, dataset_std=0.2).assign(**same))
-    assert fits.growth_of().informed.terms == terms
-    found = predict(fits, model="pooled", domain=None, train_size=1000, **AT)
+    fits = fit_growth(synthetic_table(trial_std=0.1, dataset_std=0.2).assign(**same))
+    assert fits.informed.terms == terms
+    found = predict(fits, train_size=1000, **AT)
     assert found.interval[0] < found.value < found.interval[1]
     assert f"{missing} could not be related to the height of the loss" in found.warning
 
@@ -299,51 +294,56 @@ def test_what_is_the_same_for_all_datasets_is_left_out_of_a_prediction(same, mis
 )
 def test_numbers_that_are_none_are_refused(noisy, wrong, message):
     with pytest.raises(ConfigError, match=message):
-        predict(noisy, **({"model": "pooled", "domain": None, "train_size": 1000, **AT} | wrong))
+        predict(noisy, **({"train_size": 1000, **AT} | wrong))
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("d_data", [1e-40, 1e40])
 @pytest.mark.parametrize("pilot", [[], [PilotPoint(500, 0.3), PilotPoint(1, 1e-40)]])
 def test_numbers_far_off_are_told_without_a_warning_of_arithmetic(noisy, d_data, pilot):
-    about = {"model": "pooled", "domain": None, "label_sharpness": 1e-4, "pilot": pilot}
+    about = {"label_sharpness": 1e-4, "pilot": pilot}
     for asked in ({"train_size": 1000}, {"target_loss": 0.3}):
         found = predict(noisy, d_data=d_data, **asked, **about)
         json.dumps(found.to_json(), allow_nan=False)
         assert found.value is not None or "cannot be told" in found.warning
 
 
-def test_an_unknown_model_is_named_before_a_pilot_is_trained(noisy):
-    with pytest.raises(ConfigError, match="Unknown fitted model; found: 'nosuch'; known fitted"):
-        usable_growth(noisy, "nosuch", None)
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"model": "nosuch"}, "Unknown fitted model; found: 'nosuch'; known fitted"),
+        ({"model": "resnet81"}, "Unknown fitted model; found: 'resnet81'; did you mean 'resnet18'"),
+        ({"domain": "medica"}, "Unknown domain.*did you mean 'medical'"),
+    ],
+)
+def test_an_unknown_model_or_domain_is_named_before_a_pilot_is_trained(asked, message):
+    with pytest.raises(ConfigError, match=message):
+        fit_growth(synthetic_table(), **asked)
 
 
 def test_trainings_of_one_size_are_one_training_of_a_pilot(noisy):
-    about = {"model": "pooled", "domain": None, "train_size": 1000, **AT}
+    about = {"train_size": 1000, **AT}
     one = predict(noisy, pilot=[PilotPoint(300, 0.2)], **about)
     assert predict(noisy, pilot=[PilotPoint(300, 0.1), PilotPoint(300, 0.4)], **about) == one
 
 
 def test_too_few_datasets_give_a_value_without_an_interval():
-    fits = fit_scaling_laws(
+    fits = fit_growth(
         synthetic_table(num_natural=2, num_medical=0, train_sizes=(100, 200, 400, 800), trial_std=0.05),
     )
-    found = predict(fits, model="pooled", domain=None, train_size=200, **AT)
+    found = predict(fits, train_size=200, **AT)
     assert found.interval is None
     assert "with 2 datasets no interval can be given" in found.warning
 
 
 def test_no_fit_at_all_is_an_error_with_its_reason():
-    fits = fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0))
-    with pytest.raises(DataError, match="only 1 dataset"):
-        predict(fits, model="pooled", domain=None, train_size=1000, **AT)
+    with pytest.raises(DataError, match="1 dataset with losses and measures, at least 2 needed"):
+        fit_growth(synthetic_table(num_natural=1, num_medical=0))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "resnet81"}, "Unknown fitted model; found: 'resnet81'; did you mean 'resnet18'"),
-        ({"domain": "medica"}, "Unknown domain.*did you mean 'medical'"),
         ({"d_data": 0.0}, "d_data must be a positive finite number; found: 0.0; measure the dataset first"),
         (
             {"train_size": None, "target_loss": -1.0},
@@ -359,7 +359,7 @@ def test_no_fit_at_all_is_an_error_with_its_reason():
     ],
 )
 def test_mistakes_are_told(exact, changes, message):
-    arguments = {"model": "pooled", "domain": None, "train_size": 1000, **AT, **changes}
+    arguments = {"train_size": 1000, **AT, **changes}
     with pytest.raises(ConfigError, match=message):
         predict(exact, **arguments)
 
@@ -369,8 +369,8 @@ def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does()
         num_natural=8, num_medical=0, sharpness_slope=0, size_slope=0, dataset_std=1.0, trial_std=0.05,
         train_sizes=(250, 500, 1000, 2000), seed=4,
     )  # fmt: skip
-    fits = fit_scaling_laws(table)
-    about = {"model": "resnet18", "domain": None, "d_data": 12.0, "label_sharpness": 1e-4, "train_size": 2000}
+    fits = fit_growth(table, model="resnet18")
+    about = {"d_data": 12.0, "label_sharpness": 1e-4, "train_size": 2000}
     poor = predict(fits, **about)
     said = re.search(r"a pilot at ([\d, and]+) images would make it (\d+)% shorter", poor.warning)
     assert poor.shorter < 0.3
@@ -393,14 +393,47 @@ def test_a_poor_interval_says_which_pilot_would_shorten_it_and_that_pilot_does()
 def test_a_pilot_that_is_hard_to_believe_is_said(pilot, told):
     table = synthetic_table(trial_std=0.1)
     table["test_loss"] /= 1000  # clear of guessing
-    fits = fit_scaling_laws(table)
-    about = {"model": "pooled", "domain": None, "d_data": 15.0, "label_sharpness": 1e-4, "train_size": 1000}
+    fits = fit_growth(table)
+    about = {"d_data": 15.0, "label_sharpness": 1e-4, "train_size": 1000}
     assert told in predict(fits, **about, pilot=pilot).warning
     calm = [PilotPoint(500, 2e-4), PilotPoint(1000, 1e-4)]
     assert "pilot's" not in predict(fits, **about, pilot=calm).warning
 
 
 def test_losses_that_are_all_the_same_predict_nothing():
-    fits = fit_scaling_laws(synthetic_table().assign(test_loss=0.3))
     with pytest.raises(DataError, match="the losses are the same everywhere"):
-        predict(fits, model="pooled", domain=None, train_size=1000, **AT)
+        fit_growth(synthetic_table().assign(test_loss=0.3))
+
+
+def inverse_law(num, unit=1):
+    """Losses that are exactly 30 images over N, whatever d is: 6,000 reach 0.005."""
+    rows = [
+        {
+            "trial_id": f"{j}-{size}", "model": "m", "dataset": f"set{j}", "domain": "natural", "train_size": size * unit,
+            "test_loss": 30 / size, "d_data_mle": 8 + 1.5 * j, "label_sharpness": 1e-4 * (1 + 0.1 * j),
+        }
+        for j in range(num) for size in (500, 1000, 2000, 4000)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("num", [2, 3, 4, 6])
+def test_no_unit_of_n_changes_a_prediction_of_few_datasets(num):
+    """Below five datasets, where 1/d is not in the fit, log N of any unit was mixed with heights: the target
+    that 6,000 images reach was said to need more than 1e15.
+    """
+    at = {"d_data": 10.0, "label_sharpness": 1.1e-4, "target_loss": 0.005}
+    ones, thousands = (predict(fit_growth(inverse_law(num, unit)), **at) for unit in (1, 1000))
+    assert ones.value == pytest.approx(6000, rel=0.1)
+    assert thousands.value == pytest.approx(1000 * ones.value, rel=1e-6)
+    if num > 2:
+        assert np.array(thousands.interval) == pytest.approx(1000 * np.array(ones.interval), rel=0.02)
+        low, high = ones.interval
+        assert low < 6000 < high
+
+
+def test_a_prediction_from_all_models_together_says_so():
+    table = synthetic_table(models=("a", "b"), trial_std=0.1)
+    together = predict(fit_growth(table), train_size=1000, **AT)
+    assert "losses are of all models together, which differ" in together.warning
+    assert "all models" not in predict(fit_growth(table, model="a"), train_size=1000, **AT).warning

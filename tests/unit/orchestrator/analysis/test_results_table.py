@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from orchestrator.analysis import fit_scaling_laws
-from orchestrator.analysis import points as t
-from orchestrator.analysis.synthetic import synthetic_table
+from orchestrator.analysis import table as t
 from search_spaces.errors import DataError
+from tests.synthetic import synthetic_table
 
 
 def points_of(table):
@@ -131,7 +131,7 @@ def test_numbers_whose_squares_are_none_are_missing_and_counted():
         ("d_data_mle: stored infinity", 1),
         ("label_sharpness: next to zero", 1),
     }
-    assert fits.law("loss_on_d_data_with_offset").status == "ok"
+    assert fits.find("headline").status == "ok"
 
 
 def test_every_unusable_loss_is_counted_under_its_first_reason():

@@ -2,14 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis import compare, published_table, scorecard
-from orchestrator.analysis.published import published_loss_gains
-from orchestrator.analysis.scorecard import QUANTITIES, PublishedReport, score_table
-from orchestrator.analysis.synthetic import synthetic_table
-from orchestrator.analysis.text import to_text
+from orchestrator.analysis import compare, published_report, published_table, scorecard
+from orchestrator.analysis.published import QUANTITIES, score_table
+from orchestrator.analysis.tables import to_text
 from search_spaces.errors import DataError
-
-pytestmark = pytest.mark.usefixtures("without_priors")
+from tests.synthetic import synthetic_table
 
 
 def by_name(scores):
@@ -17,8 +14,7 @@ def by_name(scores):
 
 
 def test_the_published_numbers_agree_with_themselves_in_every_cell():
-    gains = published_loss_gains().set_index("dataset")["loss_gain"]
-    table = published_table().assign(fgsm_2_loss_gain=lambda t: t["dataset"].map(gains))
+    table = published_table()
     found = by_name(scorecard(table))
     assert {name: score.num_compared for name, score in found.items()} == {
         "d_data": 66, "K_F": 11, "test loss": 261, "d_repr (MLE)": 396, "d_repr (TwoNN)": 66,
@@ -32,8 +28,7 @@ def test_the_published_numbers_agree_with_themselves_in_every_cell():
 
 @pytest.mark.parametrize("quantity", QUANTITIES, ids=lambda q: q.name)
 def test_the_rule_of_agreement_is_its_factor(quantity):
-    gains = published_loss_gains().set_index("dataset")["loss_gain"]
-    table = published_table().assign(fgsm_2_loss_gain=lambda t: t["dataset"].map(gains))
+    table = published_table()
     for factor, agrees in ((quantity.factor * 0.999, True), (quantity.factor * 1.001, False)):
         moved = table.assign(**{quantity.column: table[quantity.column] * factor})
         score = by_name(scorecard(moved))[quantity.name]
@@ -77,27 +72,13 @@ def test_datasets_the_study_never_saw_are_not_compared():
     assert all(score.num_compared == 0 for score in scorecard(synthetic_table()))
 
 
-def test_the_published_regressions_and_their_frailty_are_tables(published_pair):
-    text = published_pair.to_text()
-    assert "resnet34  0.249" in text
-    assert "0.00756" in text or "0.008" in text
-    slopes, gaps = published_pair.tables()
+def test_the_published_regressions_and_their_frailty_are_tables():
+    slopes, gaps = published_report().tables()
+    assert [row[0] for row in slopes.rows] == ["resnet18", "resnet34", "resnet50", "vgg13", "vgg16", "vgg19"]
+    row = next(row for row in slopes.rows if row[0] == "resnet34")
+    assert (row[1], float(row[4])) == ("0.249", pytest.approx(0.008, abs=5e-4))
     row = next(row for row in gaps.rows if row[0] == "resnet34")
     assert (float(row[2]), float(row[4])) == (pytest.approx(0.30, abs=5e-3), pytest.approx(0.005, abs=5e-4))
-    assert [row[0] for row in slopes.rows] == ["resnet34", "vgg13"]
-
-
-@pytest.fixture(scope="module")
-def published_pair():
-    from orchestrator.analysis import fit_scaling_laws
-
-    table = published_table()
-    table = table[table["model"].isin(["resnet34", "vgg13"])]
-    fitted = [
-        fit_scaling_laws(part, sharpness_policy="ignore")
-        for part in (table, table[table["dataset"] != "prostate"])
-    ]
-    return PublishedReport(with_prostate=fitted[0], without_prostate=fitted[1])
 
 
 def test_two_sweeps_are_compared_on_shared_cells_with_datasets_as_replicates():
@@ -110,7 +91,7 @@ def test_two_sweeps_are_compared_on_shared_cells_with_datasets_as_replicates():
     assert (found.num_only_first, found.num_only_second) == (3, 0)
     assert (change.num_cells, change.num_datasets) == (15, 5)
     assert change.ratio == pytest.approx(1.5)
-    assert "corrected against as released" in found.to_text()
+    assert "corrected against as released" in to_text(found.table())
 
 
 def test_a_change_carries_the_t_interval_of_dataset_means():
@@ -144,7 +125,7 @@ def test_diverged_trials_and_text_are_neither_compared_nor_scored():
         "Left out of second: test_loss: not a number, treated as missing: 1",
         "Left out of second: test_loss: stored infinity, treated as missing: 1",
     )
-    assert all(note in compared.to_text() for note in compared.notes)
+    assert all(note in to_text(compared.table()) for note in compared.notes)
 
 
 def test_seeds_of_a_cell_are_averaged_as_the_fits_do_and_the_note_says_so():
@@ -152,7 +133,9 @@ def test_seeds_of_a_cell_are_averaged_as_the_fits_do_and_the_note_says_so():
     factors = np.where(one["seed"] == 0, 1.0, 16.0)
     found = compare(one, one.assign(test_loss=one["test_loss"] * factors))
     assert found.changes[0].ratio == pytest.approx(4.0)
-    assert "Ratio of geometric means (difference of means for accuracies), over the seeds" in found.to_text()
+    assert "Ratio of geometric means (difference of means for accuracies), over the seeds" in to_text(
+        found.table()
+    )
 
 
 def test_sharpness_on_another_scale_is_not_compared_and_that_is_said():

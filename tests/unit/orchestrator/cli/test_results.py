@@ -26,7 +26,7 @@ def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
     def refused(*_, **__):
         raise OSError(30, "Read-only file system", "results.csv")
 
-    monkeypatch.setattr("orchestrator.analysis.reporting.report_sweep", refused)
+    monkeypatch.setattr("orchestrator.analysis.report.report_sweep", refused)
     code, _, err = run("report", "smoke", "--from-store")
     assert code == 3
     assert "below the root; found: results.csv: Read-only file system; copy the root, or ask for the" in err
@@ -62,7 +62,7 @@ def test_a_table_says_which_stored_results_it_leaves_out(run, root, command):
 
 
 def test_a_fit_says_what_it_left_out(run, monkeypatch):
-    from orchestrator.analysis.synthetic import synthetic_table
+    from tests.synthetic import synthetic_table
     from orchestrator.cli import results
 
     table = synthetic_table(num_natural=1, num_medical=0)
@@ -74,8 +74,8 @@ def test_a_fit_says_what_it_left_out(run, monkeypatch):
 
 
 def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
-    from orchestrator.analysis.scorecard import PublishedReport
-    from orchestrator.analysis.synthetic import synthetic_table
+    from orchestrator.analysis.published import PublishedReport
+    from tests.synthetic import synthetic_table
     from orchestrator.cli import results
 
     table = synthetic_table(num_natural=1, num_medical=0)

@@ -1,0 +1,444 @@
+"""Inference with few datasets, on plain arrays: t, permutation, jackknife and wild cluster bootstrap.
+
+All points of a dataset share its d_data, its K_F and whatever else is peculiar to it, so 66 points of 11
+datasets carry the information of about 11. Either points are reduced to one effect per dataset at equal model
+and train size (:func:`dataset_effects`), or whole datasets are left out and exchanged. Fits and simulated
+power call the same functions.
+
+Shape letters: n points, G datasets, q regressors, B rearrangements or draws, m responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import combinations, permutations, product
+from math import comb, factorial, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+Array = NDArray[np.float64]
+Codes = NDArray[Any]
+Interval = tuple[float, float]
+
+LEVEL = 0.05
+#: All rearrangements are tried up to this number; beyond it, that many drawn ones stand for them.
+MOST_EXACT, NUM_DRAWN = 200_000, 9_999
+#: Below this share of what the regressors are, what varies of them is rounding.
+MIN_RCOND = 1e-10
+#: Two datasets give one difference, and one difference has no spread.
+MIN_DATASETS = 3
+#: A regression over points needs this many points more than it has coefficients.
+MIN_SPARE_POINTS = 3
+#: Webb's six points (2023): with few clusters two points leave too few different draws.
+_WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
+
+
+def t_quantile(share: float, degrees: float) -> float:
+    """Return below which value a t variable lies with probability ``share``.
+
+    ``scipy.stats`` calls the same function and takes more than a second to be imported.
+    """
+    return float(special.stdtrit(degrees, share))
+
+
+def t_p_values(values: Array, std_errors: Array, degrees: float) -> Array:
+    """Two-sided p-values of t = value / standard error; 0 (or 1 for a value of 0) where nothing scatters."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = 2 * special.stdtr(degrees, -np.abs(values / std_errors))
+    return np.asarray(np.where(std_errors > 0, found, np.where(values == 0, 1.0, 0.0)))
+
+
+def t_power(effect: float, std_error: float, degrees: float, level: float) -> float:
+    """How often a two-sided t test at ``level`` finds an effect of this size, given its standard error."""
+    shift, bound = abs(effect) / std_error, t_quantile(1 - level / 2, degrees)
+    if shift > 30:
+        return 1.0
+    below = special.nctdtr(degrees, shift, bound) - special.nctdtr(degrees, shift, -bound)
+    return float(np.clip(1 - below, 0.0, 1.0))
+
+
+def correlation_interval(r: float, num_datasets: int, num_given: int = 0) -> Interval | None:
+    """95 % interval of a (partial) correlation by Fisher's z; None below four datasets or at |r| = 1."""
+    spare = num_datasets - num_given - 3
+    if spare < 1 or not abs(r) < 1:
+        return None
+    half_width = float(special.ndtri(0.975)) / np.sqrt(spare)
+    return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
+
+
+def mean_interval(values: Array, level: float = 0.95) -> tuple[float, Interval | None]:
+    """Mean over datasets with its t interval; no interval below three datasets or where nothing varies."""
+    mean = float(values.mean())
+    if len(values) < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
+        return mean, None
+    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+    half_width = t_quantile(0.5 + level / 2, len(values) - 1) * error
+    return mean, (mean - half_width, mean + half_width)
+
+
+def holm(p_values: Mapping[str, float], most_true: int | None = None) -> dict[str, float]:
+    """Adjust p-values for their number by Holm's method (1979).
+
+    Args:
+        p_values: name -> p.
+        most_true: how many of the hypotheses can be true at once, where some exclude each other (Shaffer
+            1986).
+    """
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        left = min(len(p_values) - rank, most_true or len(p_values))
+        largest = max(largest, min(1.0, float(p_values[name]) * left))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def dataset_effects(
+    values: Array, cells: Codes, groups: Codes, weights: Array
+) -> tuple[list[str], Array] | None:
+    """Reduce points to one effect per dataset, at equal cell (model and train size).
+
+    Weighted least squares of each column on cell and dataset indicators; where every dataset has every cell
+    these are the dataset means, less the grand mean.
+
+    Args:
+        values: (n, k). The identity gives the linear map (G, n) itself.
+        cells: (n,), what has to be equal for two points to be compared.
+        groups: (n,), datasets.
+        weights: (n,), positive.
+
+    Returns:
+        Sorted names (G) and effects (G, k) that sum to zero; None where datasets share no cells, directly or
+        through others, so that they cannot be compared at equal cell at all.
+    """
+    cell_names, cell = np.unique(cells, return_inverse=True)
+    names, group = np.unique(groups, return_inverse=True)
+    together = np.zeros((len(cell_names), len(names)))
+    np.add.at(together, (cell, group), weights)
+    if connected_components(csr_array(together.T @ together > 0), directed=False)[0] != 1:
+        return None
+    share = together / together.sum(axis=1, keepdims=True)
+    laplacian = np.diag(together.sum(axis=0)) - together.T @ share
+    # Its one null vector is the constant, which is filled in: a pseudo-inverse may take that eigenvalue's
+    # rounding (1e-16) for a number and divide by it. A single dataset has nothing else.
+    filled = laplacian + (laplacian.diagonal().mean() if len(names) > 1 else 1.0) / len(names)
+    by_group, by_cell = np.zeros((len(names), values.shape[1])), np.zeros((len(cell_names), values.shape[1]))
+    np.add.at(by_group, group, weights[:, None] * values)
+    np.add.at(by_cell, cell, weights[:, None] * values)
+    effects = np.linalg.solve(filled, by_group - share.T @ by_cell)
+    return [str(name) for name in names], effects - effects.mean(axis=0)
+
+
+class Slopes(NamedTuple):
+    """Slopes (q,) of a regression over datasets, with standard errors, t p-values and degrees of freedom."""
+
+    values: Array
+    std_errors: Array
+    p_values: Array
+    degrees: int
+
+    def interval(self, k: int, level: float = 0.95) -> Interval:
+        """Return the t interval of the k-th slope."""
+        half_width = t_quantile(0.5 + level / 2, self.degrees) * float(self.std_errors[k])
+        return float(self.values[k]) - half_width, float(self.values[k]) + half_width
+
+
+def ols(y: Array, x: Array) -> Slopes | None:
+    """Least squares of y (G,) on x (G, q) with an intercept; None where slopes are not identified."""
+    design = np.column_stack([np.ones(len(y)), x])
+    degrees = len(y) - design.shape[1]
+    scale = np.sqrt((design**2).mean(axis=0))
+    if degrees < 1 or (scale == 0).any() or np.linalg.cond(design / scale) > 1e8:
+        return None
+    inverse = np.linalg.inv((design / scale).T @ (design / scale)) / np.outer(scale, scale)
+    values = inverse @ design.T @ y
+    squares = float(((y - design @ values) ** 2).sum())
+    errors = np.sqrt(squares / degrees * np.diag(inverse))
+    return Slopes(values[1:], errors[1:], t_p_values(values, errors, degrees)[1:], degrees)
+
+
+def held_out_errors(y: Array, x: Array) -> Array | None:
+    """Errors (G,) of predicting each dataset from a fit to the others; None where one is not identified."""
+    design = np.column_stack([np.ones(len(y)), x])
+    inverse = np.linalg.pinv(design.T @ design)
+    leverage = np.einsum("gi,ij,gj->g", design, inverse, design)
+    if len(y) <= design.shape[1] or (leverage > 1 - 1e-9).any():
+        return None
+    return np.asarray((y - design @ (inverse @ design.T @ y)) / (1 - leverage))
+
+
+class Permutation(NamedTuple):
+    """A permutation p-value, how many rearrangements it rests on, and whether those are all there are."""
+
+    p_value: float
+    num: int
+    exact: bool
+
+
+def permutation_test(
+    y: Array, x: Array, others: Array, blocks: Sequence[str], *, seed: int = 0
+) -> Permutation | None:
+    """Permute the response over datasets, within blocks, against one regressor at given others; two-sided.
+
+    The statistic is |t| of the regressor. With no others, or with others that are constant within the blocks,
+    datasets of a block are exchangeable under the null and the test is exact; otherwise residuals of the
+    others' fit are permuted (Freedman & Lane 1983), which is exact in the limit alone.
+
+    Args:
+        y: (G,).
+        x: (G,).
+        others: (G, q), without the intercept; q may be 0.
+        blocks: (G,), only datasets of one block change places.
+        seed: of the drawn permutations, where there are too many to try all.
+    """
+    reduced = np.column_stack([np.ones(len(y)), others])
+    basis, _ = np.linalg.qr(reduced)
+    residual, own = y - basis @ (basis.T @ y), x - basis @ (basis.T @ x)
+    if (
+        own @ own <= 1e-20 * max(float(x @ x), 1e-300)
+        or residual @ residual == 0
+        or len(y) - reduced.shape[1] < 2
+    ):
+        return None
+    order, exact = rearrangements(tuple(blocks), _two_values(x) if others.shape[1] == 0 else None, seed)
+    # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
+    along = np.square(residual[order] @ np.column_stack([basis, own]))
+    squares = residual @ residual - along[:, :-1].sum(axis=1)
+    share = along[:, -1] / float(own @ own) / np.maximum(squares, 1e-300)
+    found = float((residual @ own) ** 2 / float(own @ own) / float(residual @ residual))
+    return Permutation(float(np.mean(share >= found * (1 - 1e-9))), len(order), exact)
+
+
+def _two_values(x: Array) -> tuple[bool, ...] | None:
+    low, high = float(x.min()), float(x.max())
+    near, far = (np.isclose(x, end, rtol=0, atol=1e-9 * (high - low)) for end in (low, high))
+    return tuple(near.tolist()) if (near | far).all() else None
+
+
+@lru_cache(maxsize=32)
+def rearrangements(
+    blocks: tuple[str, ...], marked: tuple[bool, ...] | None = None, seed: int = 0
+) -> tuple[NDArray[np.intp], bool]:
+    """Orders (B, G) of datasets within blocks, the present one among them, and whether they are all.
+
+    ``marked`` says that only which datasets are marked matters, so that C(G, k) choices are all there is.
+    """
+    size, names = len(blocks), np.array(blocks)
+    places = [np.flatnonzero(names == name) for name in np.unique(names)]
+    if marked is not None and len(places) == 1 and comb(size, sum(marked)) <= MOST_EXACT:
+        ones, zeros = np.flatnonzero(marked), np.flatnonzero(~np.array(marked))
+        chosen = np.array(list(combinations(range(size), len(ones))))
+        order = np.empty((len(chosen), size), dtype=np.intp)
+        order[:, ones] = chosen
+        free = np.ones((len(chosen), size), dtype=bool)
+        np.put_along_axis(free, chosen, False, axis=1)
+        order[:, zeros] = np.nonzero(free)[1].reshape(len(chosen), len(zeros))
+        return order, True
+    if prod(factorial(len(block)) for block in places) <= MOST_EXACT:
+        each = [np.array(list(permutations(block))) for block in places]
+        index = np.array(list(product(*(range(len(rows)) for rows in each))))
+        order = np.empty((len(index), size), dtype=np.intp)
+        for k, block in enumerate(places):
+            order[:, block] = each[k][index[:, k]]
+        return order, True
+    rng = np.random.default_rng([seed, size])
+    order = np.tile(np.arange(size), (NUM_DRAWN + 1, 1))
+    for block in places:
+        order[1:, block] = rng.permuted(np.tile(block, (NUM_DRAWN, 1)), axis=1)
+    return order, False
+
+
+def within_blocks(values: Array, blocks: Sequence[str]) -> Array:
+    """Centre the columns of (..., G) within every block of datasets."""
+    _, codes = np.unique(np.array(blocks), return_inverse=True)
+    member = np.eye(codes.max() + 1)[codes]
+    return np.asarray(values - (values @ member / member.sum(axis=0)) @ member.T)
+
+
+def correlation_within(y: Array, x: Array, blocks: Sequence[str]) -> float | None:
+    """Correlation of y and x (G,), centred within blocks; None where one of them does not vary there."""
+    own, other = within_blocks(np.stack([y, x]), blocks)
+    length, size = float(np.sqrt(own @ own)), float(np.sqrt(other @ other))
+    if length <= 1e-12 * float(np.abs(y).max()) or size <= 1e-12 * float(np.abs(x).max()):
+        return None
+    return float(own @ other) / length / size
+
+
+def max_correlation_test(
+    responses: Array, x: Array, blocks: Sequence[str], *, seed: int = 0
+) -> tuple[Array, int]:
+    """Adjust many correlations with one regressor for their number: the largest r, by permutation.
+
+    Westfall & Young (1993): the regressor changes places between datasets of a block, the same way for all
+    responses, so that their dependence is kept. One-sided: only responses that rise with the regressor count.
+    Everything is centred within blocks, so that what blocks differ by has no part in it.
+
+    Args:
+        responses: (G, m); NaN where a dataset lacks one.
+        x: (G,).
+        blocks: (G,).
+        seed: of the drawn permutations.
+
+    Returns:
+        The adjusted p-value of every response (m,), NaN where it does not vary over four datasets, and the
+        number of rearrangements.
+    """
+    order, _ = rearrangements(tuple(blocks), None, seed)
+    found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)
+    has = np.isfinite(responses)
+    for pattern in (pattern for pattern in np.unique(has, axis=1).T if pattern.sum() >= 4):
+        mine, within = np.flatnonzero((has == pattern[:, None]).all(axis=0)), np.array(blocks)[pattern]
+        y = within_blocks(responses[pattern][:, mine].T, within)
+        moved = x[order][:, pattern]
+        if pattern.all():
+            size = np.full(len(order), np.linalg.norm(within_blocks(x, within)))
+        else:
+            size = np.linalg.norm(within_blocks(moved, within), axis=1)
+        for k, response in zip(mine, y, strict=True):
+            r = correlation_within(responses[pattern, k], x[pattern], within)
+            if r is None:
+                continue
+            found[k] = r
+            with np.errstate(divide="ignore", invalid="ignore"):
+                drawn = moved @ response / size / np.linalg.norm(response)
+            strongest = np.maximum(strongest, np.where(size > 0, drawn, -1.0))
+    adjusted = [np.nan if np.isnan(r) else float(np.mean(strongest >= r - 1e-9)) for r in found]
+    return np.array(adjusted), len(order)
+
+
+class Sums(NamedTuple):
+    """What a slope within curves needs of each dataset: names (G), Σx² and Σxy (G,)."""
+
+    names: list[str]
+    xx: Array
+    xy: Array
+
+
+def curve_sums(y: Array, x: Array, curves: Codes, groups: Codes, weights: Array) -> Sums:
+    """Reduce points (n,) to sums per dataset; y and x are centred within every curve."""
+    _, curve = np.unique(curves, return_inverse=True)
+    names, group = np.unique(groups, return_inverse=True)
+    total = np.bincount(curve, weights)
+
+    def centred(values: Array) -> Array:
+        moved = values - (np.bincount(curve, weights * values) / total)[curve]
+        # What is equal within a curve differs from its mean by rounding.
+        return np.asarray(np.where(np.abs(moved) <= 1e-13 * np.abs(values).max(), 0.0, moved))
+
+    x, y = centred(x), centred(y)
+    xx, xy = (np.bincount(group, weights * x * other).astype(float) for other in (x, y))
+    return Sums([str(name) for name in names], xx, xy)
+
+
+class Jackknife(NamedTuple):
+    """A slope, its jackknife standard error (CR3; Bell & McCaffrey 2002) and refits without each dataset."""
+
+    value: float
+    std_error: float
+    left_out: Array
+
+    def interval(self) -> Interval | None:
+        """Return the 95 % interval by t with G − 1 degrees of freedom; None where nothing scatters."""
+        half_width = t_quantile(0.975, len(self.left_out) - 1) * self.std_error
+        return (self.value - half_width, self.value + half_width) if half_width > 0 else None
+
+
+def jackknife(value: float, left_out: Array) -> Jackknife:
+    """Return a value with its standard error from its refits without each dataset."""
+    num = len(left_out)
+    return Jackknife(value, float(np.sqrt((num - 1) / num * ((left_out - value) ** 2).sum())), left_out)
+
+
+def slope_within_curves(sums: Sums) -> Jackknife:
+    """Return Σxy / Σx² over all datasets, and without each."""
+    left_out = (sums.xy.sum() - sums.xy) / (sums.xx.sum() - sums.xx)
+    return jackknife(float(sums.xy.sum() / sums.xx.sum()), left_out)
+
+
+def wild_cluster_p(sums: Sums, null: float = 0.0, *, seed: int = 0) -> float | None:
+    """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null``.
+
+    Cameron, Gelbach & Miller (2008). With one regressor whose intercepts lie within datasets, the whole
+    bootstrap
+    needs only two numbers of each dataset: Σx² and Σx(y − x · null).
+
+    Returns:
+        The share of draws with a larger |t|; None with fewer than three datasets.
+    """
+    scores, weights = sums.xy - null * sums.xx, sums.xx
+    if len(scores) < MIN_DATASETS or weights.sum() <= 0:
+        return None
+    draws = _signs(len(scores), seed)
+    total = draws @ scores
+    residual = draws * scores - total[:, None] * (weights / weights.sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.abs(total) / np.sqrt((residual**2).sum(axis=1))
+    own = scores - scores.sum() * weights / weights.sum()
+    spread = float(np.sqrt((own**2).sum()))
+    if spread <= 0:
+        return 0.0 if abs(float(scores.sum())) > 0 else None
+    return float(np.mean(np.nan_to_num(t, nan=np.inf) >= abs(float(scores.sum())) / spread * (1 - 1e-9)))
+
+
+@lru_cache(maxsize=16)
+def _signs(size: int, seed: int) -> Array:
+    """All sign patterns where there are at most 2¹², else drawn ones; Webb's points below eight datasets."""
+    if 8 <= size <= 12:
+        return np.array(list(product((-1.0, 1.0), repeat=size)))
+    rng = np.random.default_rng([seed, size, 6])
+    points = _WEBB if size < 8 else np.array([-1.0, 1.0])
+    return np.vstack([np.ones(size), rng.choice(points, (NUM_DRAWN, size))])
+
+
+class Pooled(NamedTuple):
+    """Slopes (q,) of a regression over points, refits without each dataset (G, q; NaN where refused), R²
+    within.
+    """
+
+    values: Array
+    names: list[str]
+    left_out: Array
+    r_squared: float
+
+
+def pooled_slopes(y: Array, x: Array, intercepts: Codes, groups: Codes, weights: Array) -> Pooled | None:
+    """Weighted least squares over points (n,) with one intercept per code, and without each dataset.
+
+    Returns:
+        None where the data do not identify the slopes of x (n, q).
+    """
+    scale = np.sqrt((x**2).mean(axis=0))
+    scaled = x / np.where(scale > 0, scale, 1.0)
+
+    def centred(values: Array, codes: NDArray[np.intp], w: Array) -> Array:
+        means = np.stack(
+            [np.bincount(codes, w * column) / np.bincount(codes, w) for column in values.T], axis=1
+        )
+        return np.asarray(values - means[codes])
+
+    def solve(keep: NDArray[np.bool_]) -> Array:
+        w, codes = weights[keep], np.unique(intercepts[keep], return_inverse=True)[1]
+        few = keep.sum() < codes.max(initial=-1) + 1 + x.shape[1] + MIN_SPARE_POINTS
+        if few or len(np.unique(groups[keep])) < 2:
+            return np.full(x.shape[1], np.nan)
+        own = centred(np.column_stack([scaled[keep], y[keep]]), codes, w)
+        normal = (own[:, :-1] * w[:, None]).T @ own[:, :-1]
+        if np.linalg.eigvalsh(normal)[0] <= MIN_RCOND * float((w[:, None] * scaled[keep] ** 2).sum()):
+            return np.full(x.shape[1], np.nan)
+        return np.asarray(np.linalg.solve(normal, own[:, :-1].T @ (w * own[:, -1])))
+
+    values = solve(np.ones(len(y), dtype=bool))
+    if not np.isfinite(values).all():
+        return None
+    names = np.unique(groups)
+    left_out = np.array([solve(groups != name) for name in names])
+    codes = np.unique(intercepts, return_inverse=True)[1]
+    own = centred(np.column_stack([scaled, y]), codes, weights)
+    total, rest = weights @ own[:, -1] ** 2, weights @ (own[:, -1] - own[:, :-1] @ values) ** 2
+    return Pooled(values / scale, [str(name) for name in names], left_out / scale, float(1 - rest / total))

@@ -1,0 +1,516 @@
+"""Results tables: read and written, checked, put on one scale of K_F, and reduced to the points that are
+fitted.
+
+Rows to points: every row that cannot be used is counted with its reason, seeds are averaged, and regressors
+    are
+added. Names of columns in words stand here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.results import columns as c
+from search_spaces.errors import DataError
+from tasks.trials.result import TrialStatus
+
+#: Derived columns of the fitted points.
+LOG_LOSS, LOG_ERROR = "log_loss", "log_error"
+LOG_TRAIN_SIZE, SCALED_LOG_TRAIN_SIZE = "log_train_size", "scaled_log_train_size"
+#: d_data at the largest train size of the dataset and class pair: one number, so that no slope over N mixes
+#: with how the estimate itself grows with N.
+D_REFERENCE, TWONN_REFERENCE, INVERSE_D = "d_reference", "twonn_reference", "inverse_d"
+#: d_data from fewer neighbours, at the largest train size: column -> number of neighbours.
+NEIGHBOR_REFERENCES = {f"d_reference_k{k}": k for k in c.NEIGHBORS_TOO}
+LOG_SHARPNESS = "log_sharpness"
+#: Rivals of K_F: average smoothness, the mean of local slopes (Ashlagi, Gottlieb & Kontorovich, JMLR 25(117),
+#: 2024), and K_F over that of the same labels exchanged at random, which leaves out how close neighbours are.
+LOG_SMOOTHNESS, LOG_RELATIVE_SHARPNESS = "log_smoothness", "log_relative_sharpness"
+IS_MEDICAL = "is_medical"
+#: What has to be equal for two points to be compared at equal N, and what one curve over N is: codes.
+CELL, CURVE = "cell", "curve"
+WEIGHT, NUM_SEEDS = "weight", "num_seeds"
+
+#: How columns are called in sentences and tables.
+WORDS = {
+    c.TEST_LOSS: "log loss", "test_error": "log error (0/1)", c.TRAIN_SIZE: "train size",
+    c.D_DATA_MLE: "d_data", c.D_DATA_TWONN: "d_data (TwoNN)", D_REFERENCE: "d_data",
+    c.D_REPR_MLE: "d_repr (MLE)", c.D_REPR_TWONN: "d_repr (TwoNN)", INVERSE_D: "1/d",
+    c.LABEL_SHARPNESS: "K_F", LOG_SHARPNESS: "log K_F", LOG_SMOOTHNESS: "log average smoothness",
+    LOG_RELATIVE_SHARPNESS: "log K_F over that of exchanged labels", IS_MEDICAL: "the domain label",
+    SCALED_LOG_TRAIN_SIZE: "−log N / d", LOG_TRAIN_SIZE: "log N",
+}  # fmt: skip
+#: Response -> its column of the points.
+RESPONSES = {c.TEST_LOSS: LOG_LOSS, "test_error": LOG_ERROR}
+#: All models together, each with its own intercept; both domains together.
+POOLED, ALL = "pooled", "all"
+
+#: MLflow cannot store infinity and keeps 1.797e308 in its place; nothing measured here comes near this bound
+#: or its inverse, and products of squares of what lies between them still are numbers.
+LARGEST_VALUE = 1e50
+#: Why a trial that diverged is left out.
+DIVERGED = "diverged (loss stopped being a finite number)"
+SUBSET = [c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
+
+#: Measures that are positive by what they mean, and texts that stand for a missing number.
+_ABOVE_ZERO, _MISSING = ("d_data_", "label_sharpness"), ("", "nan", "none")
+_POINT = [c.MODEL, c.DATASET, c.DOMAIN, c.CLASS_PAIR, c.TRAIN_SIZE, c.DATA_MODE]
+_CURVE = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.DATA_MODE]
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 dataset``, ``2 datasets``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listing(names: Sequence[str]) -> str:
+    """Return ``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def number(value: float | None) -> str:
+    """Render a number to three figures with a true minus sign, or nothing when there is none."""
+    if value is None or pd.isna(value):
+        return ""
+    small = value != 0 and abs(value) < 1e-4  # K_F of images lies above: one notation a column
+    large = 1e3 <= abs(value) < 1e7
+    text = f"{value:,.0f}" if large else f"{value:.2e}" if small else f"{value:.3g}"
+    return "0" if text == "-0" else text.replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """Render a p-value to two figures; a small one as a bound."""
+    if value is None:
+        return ""
+    return "< 0.001" if value < 1e-3 else f"{value:.2g}"
+
+
+def interval(bounds: tuple[float, float] | None) -> str:
+    """Render an interval, or a dash when there are too few datasets for one."""
+    return "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
+
+
+# Files. A text cell that begins with =, +, - or @ is a formula to a spreadsheet: such cells get a leading
+# apostrophe (OWASP, "CSV Injection"), which reading takes off again, so a round trip loses nothing. The
+# apostrophe is escaped too: otherwise a text that really begins with '= would come back without it.
+_RISKY = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def escape_cell(value: object) -> object:
+    """Return ``value`` made safe for a spreadsheet; anything but risky text is returned as it is."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_RISKY) else value
+
+
+def unescape_cell(value: object) -> object:
+    """Undo :func:`escape_cell`."""
+    escaped = isinstance(value, str) and value[:1] == "'" and value[1:].startswith(_RISKY)
+    return value[1:] if isinstance(value, str) and escaped else value
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """Return ``table`` as CSV with every number in full precision and every risky text escaped."""
+    safe = table.rename(columns=escape_cell)
+    for position, dtype in enumerate(safe.dtypes):
+        if not pd.api.types.is_numeric_dtype(dtype):
+            safe.isetitem(position, [escape_cell(value) for value in safe.iloc[:, position]])
+    return str(safe.to_csv(index=False, lineterminator="\n"))
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> Path:
+    """Write ``table`` as :func:`csv_text` has it."""
+    path.write_text(csv_text(table), encoding="utf-8", newline="")
+    return path
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a table that :func:`write_csv` wrote: text columns stay text, empty text stays empty.
+
+    Raises:
+        DataError: if the file is missing or holds no table.
+    """
+    try:
+        header = pd.read_csv(path, nrows=0).columns
+        text = {name: str for name in header if unescape_cell(name) in c.TEXT_COLUMNS}
+        blank = {name: ["", "nan"] for name in header if name not in text}
+        table = pd.read_csv(
+            path, dtype=text, na_values=blank, keep_default_na=False, float_precision="round_trip"
+        )
+    except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise DataError(
+            "A results file must be a CSV table", f"{path}: {error}", "write it with `isweep results --csv`"
+        ) from error
+    for name in table.columns:
+        if not pd.api.types.is_numeric_dtype(table[name].dtype):
+            table[name] = table[name].astype(object).map(unescape_cell)
+    return table.rename(columns=unescape_cell)
+
+
+def check_table(table: pd.DataFrame) -> None:
+    """Refuse a table without its columns, or one that contradicts itself.
+
+    Raises:
+        DataError: with what is wrong, in how many rows, and the first of them.
+    """
+    missing = [name for name in c.REQUIRED if name not in table]
+    if missing:
+        raise DataError(
+            "A results table needs the columns " + ", ".join(c.REQUIRED), f"without {', '.join(missing)}",
+            "see docs/results-columns.md",
+        )  # fmt: skip
+    if not table.columns.is_unique:
+        repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+        raise DataError(
+            "A results table has every column once", f"{', '.join(repeated)} repeated", "keep one"
+        )
+    check_values(table)
+    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
+    if len(twice):
+        raise DataError(
+            "A results table has one row per trial", f"{len(twice)} repeated, such as {twice.iloc[0]!r}",
+            "keep the last attempt of each trial",
+        )  # fmt: skip
+    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
+    if unknown:
+        raise DataError(
+            "A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec"
+        )
+    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
+    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
+    if len(wrong):
+        first = table.loc[wrong.index, c.TRIAL_ID].iloc[0]
+        raise DataError(
+            "An accuracy is a share from 0 to 1",
+            f"{wrong.iloc[0]:g} at trial {first!r}, {len(wrong)} in all",
+            "divide percentages by 100",
+        )  # fmt: skip
+    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
+    if (domains > 1).any():
+        raise DataError(
+            "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
+        )
+
+
+def check_values(table: pd.DataFrame) -> None:
+    """Refuse rows without a name, of a status that is none, or with a part of an image.
+
+    Raises:
+        DataError: with what was found.
+    """
+    nameless = [repr(name) for name in table.columns if not isinstance(name, str)]
+    if nameless:
+        raise DataError("The columns of a results table have names", ", ".join(nameless[:5]), "name them")
+    for name in (c.TRIAL_ID, c.MODEL, c.DATASET):
+        blank = sum(map(_is_blank, table[name])) if name in table else 0
+        if blank:
+            raise DataError(
+                f"Every row of a results table has a {name}", f"{plural(blank, 'row')} without", "name them"
+            )
+    if c.STATUS in table:
+        known = [str(status) for status in TrialStatus]
+        unknown = sorted({str(value) for value in table[c.STATUS] if not _is_blank(value)} - set(known))
+        if unknown:
+            raise DataError(
+                f"The status of a trial is {' or '.join(known)}", listing([repr(text) for text in unknown]),
+                "correct it, or leave it blank for trials that are done",
+            )  # fmt: skip
+    sizes = table.get(c.TRAIN_SIZE, pd.Series(dtype=float))
+    numbers = pd.to_numeric(sizes, errors="coerce").astype(float)
+    wrong = sizes[(np.isfinite(numbers) & (numbers != np.floor(numbers))) | _truth_values(sizes)]
+    if len(wrong):
+        raise DataError(
+            "A train size is a whole number of images",
+            f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all",
+            "count images in ones",
+        )  # fmt: skip
+
+
+def _truth_values(values: pd.Series) -> pd.Series:
+    """Tell True and False, which pandas takes for 1 and 0, from numbers."""
+    if values.dtype != object and not pd.api.types.is_bool_dtype(values):
+        return pd.Series(False, index=values.index)
+    return values.map(lambda value: isinstance(value, (bool, np.bool_))).astype(bool)
+
+
+def _is_blank(value: Any) -> bool:
+    return not value.strip() if isinstance(value, str) else bool(pd.isna(value))
+
+
+def split_by_recipe(table: pd.DataFrame) -> pd.DataFrame:
+    """Tell models apart by what their recipes vary, ``vgg13 (learning_rate=0.0003)``: no fit averages over
+    it.
+
+    Only what varies within one cell is an axis: a recipe that differs between datasets splits no model.
+    """
+    if c.RECIPE not in table:
+        return table
+    parts = table[c.RECIPE].fillna("").map(_changes)
+    keys = [n for n in (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED, c.DATA_MODE) if n in table]
+    axes = set()
+    for _, cell in parts.groupby([table[key].fillna("") for key in keys]):
+        names = {name for changes in cell for name in changes}
+        axes |= {name for name in names if len({changes.get(name) for changes in cell}) > 1}
+    if not axes:
+        return table
+    labels = parts.map(lambda own: ", ".join(f"{name}={own.get(name, 'as given')}" for name in sorted(axes)))
+    return table.assign(**{c.MODEL: table[c.MODEL].astype(str) + " (" + labels + ")"})
+
+
+def _changes(recipe: str) -> dict[str, str]:
+    base, *changes = recipe.split("+")
+    return {"recipe": base, **dict(change.split("=", 1) for change in changes if "=" in change)}
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """How many rows (or stored values) were left out, and why."""
+
+    reason: str
+    count: int
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return f"{self.reason}: {self.count:,}"
+
+
+def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Check the table, add the columns it lacks as missing, and make stored infinities missing.
+
+    Returns:
+        The table sorted by ``trial_id`` (so that row order never decides a result), and the number of
+        unusable values per column.
+
+    Raises:
+        DataError: if a required column is absent, a trial appears twice, a name is blank, a status or domain
+            is unknown, one dataset is said to be of two domains, an accuracy is no share, or a train size no
+            whole number.
+    """
+    check_table(table)
+    full, exclusions = _with_numbers(split_by_recipe(table).copy())
+    absent = {n.name: "" if n.kind == "text" else np.nan for n in c.COLUMNS if n.name not in full}
+    full = full.assign(**absent)
+    texts = [name for name in full.columns if name in c.TEXT_COLUMNS]
+    # As objects: a look at one of pandas' own string columns is a call into Arrow, and fits take thousands.
+    full[texts] = full[texts].astype(object).where(full[texts].notna(), "").astype(str).astype(object)
+    full.loc[full[c.STATUS] == "", c.STATUS] = c.DONE
+    return full.sort_values(c.TRIAL_ID, kind="stable").reset_index(drop=True), exclusions
+
+
+def finished_trials(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Return the trials that did not diverge, names as they are, with what is no usable number as missing;
+    and how many trials and values that left out.
+
+    Raises:
+        DataError: if a name is blank, a status unknown, or a train size no whole number.
+    """
+    check_values(table)
+    done = table.get(c.STATUS, pd.Series("", table.index)).fillna("").isin([c.DONE, ""])
+    kept, unusable = _with_numbers(table[done].copy())
+    diverged = int((~done).sum())
+    return kept, (*([Exclusion(DIVERGED, diverged)] if diverged else []), *unusable)
+
+
+def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Make every measured column one of numbers, and what is none or stands for none missing and counted."""
+    exclusions = []
+    measured = [n for n in full.columns if n not in c.TEXT_COLUMNS]
+    for name in [n for n in measured if c.describe([n])[0].meaning != "not part of the standard table"]:
+        values = pd.to_numeric(full[name].mask(_truth_values(full[name])), errors="coerce").astype(float)
+        lost = (values.isna() & full[name].notna()).to_numpy(copy=True)
+        lost[lost] = [str(v).strip().lower() not in _MISSING for v in full[name].to_numpy(dtype=object)[lost]]
+        unusable = {
+            "not a number": pd.Series(lost, index=values.index),
+            "stored infinity": values.abs() >= LARGEST_VALUE,
+        }
+        if name.startswith(_ABOVE_ZERO) and not name.endswith("_std_error"):
+            unusable["not above zero"] = values <= 0
+            unusable["next to zero"] = (values > 0) & (values < 1 / LARGEST_VALUE)
+        for what, affected in unusable.items():
+            if affected.any():
+                exclusions.append(Exclusion(f"{name}: {what}, treated as missing", int(affected.sum())))
+            values = values.mask(affected)
+        full[name] = values
+    return full, tuple(exclusions)
+
+
+Policy = Literal["refuse", "rescale", "ignore"]
+#: The short reason of every refusal; the long one, with the scales met, is the scale's note.
+UNEQUAL_SCALES = "K_F was measured on unequal scales"
+#: What a part of a scale is called that no record states.
+UNRECORDED = "unrecorded"
+_SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharpnessScale:
+    """Whether K_F may be compared over datasets: it scales with 1 / (pixel range · side · √channels).
+
+    ``scales`` are the (pixel range, side, channels) met, with their datasets; ``policy`` is what was done.
+    """
+
+    comparable: bool
+    policy: Policy
+    note: str
+    scales: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, SharpnessScale]:
+    """Return the table with K_F on one scale (or as it is), and what was found and done.
+
+    For the same pictures K_F ∝ 1 / (pixel range · image side · √channels): stretching the range stretches
+    distances, and more pixels or channels add terms to them (Konz & Mazurowski 2024, README: equal channel
+    counts are needed).
+
+    Args:
+        table: normalised results table.
+        policy: ``refuse`` leaves K_F alone and lets fits that need it refuse; ``rescale`` converts to the
+            most common scale by the law above, which ignores the blur of resizing (about 8 % from 28 to 224
+            pixels); ``ignore`` compares the numbers as they stand and says so.
+    """
+    measured = table[table[c.LABEL_SHARPNESS].notna()]
+    scales = measured.groupby(_SCALE, dropna=False)[c.DATASET]
+    found = tuple((spell_scale(key), tuple(sorted(names.unique()))) for key, names in scales)
+    recorded = not measured[_SCALE].isna().any(axis=None)
+    listed = "; ".join(f"{scale}: {', '.join(names)}" for scale, names in found)
+    comparable, note = True, ""
+    if len(found) <= 1:
+        if len(measured) and not recorded:
+            note = "The scale of K_F is not fully recorded; it is taken to be one."
+    elif policy == "rescale" and recorded:
+        reference = np.array(scales.size().idxmax(), dtype=float)
+        ratio = [table[part] / value for part, value in zip(_SCALE, reference, strict=True)]
+        factor = ratio[0] * ratio[1] * np.sqrt(ratio[2])
+        names = (c.LABEL_SHARPNESS, c.LABEL_SHARPNESS_MEAN, c.LABEL_SHARPNESS_PERMUTED)
+        table = table.assign(**{name: table[name] * factor for name in names})
+        note = (
+            f"K_F was converted to {spell_scale(reference)} by K ∝ 1/(range · side · √channels); "
+            f"measured on {listed}."
+        )
+    elif policy == "ignore":
+        note = (
+            "K_F is compared over unequal scales as it stands, although more pixels or channels alone make "
+            f"it smaller: {listed}."
+        )
+    else:
+        comparable = False
+        note = (
+            f"K_F was measured on unequal scales ({listed}), so fits that compare it over datasets are "
+            "refused; measure at one size and channel count, or fit with sharpness_policy='rescale'."
+        )
+    return table, SharpnessScale(comparable=comparable, policy=policy, note=note, scales=found)
+
+
+def scales_of(table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the scales that a table's K_F was measured on, those alone that are recorded in full."""
+    if not {c.LABEL_SHARPNESS, *_SCALE} <= set(table.columns):
+        return ()
+    known = table.loc[table[c.LABEL_SHARPNESS].notna(), _SCALE].dropna().drop_duplicates()
+    return tuple(sorted(spell_scale(row) for row in known.itertuples(index=False, name=None)))
+
+
+def spell_scale(key: object) -> str:
+    """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not recorded."""
+    range_, side, channels = np.asarray(key, dtype=float)
+    side_text = f"{UNRECORDED} size" if np.isnan(side) else f"{side:g}×{side:g} pixels"
+    channel_text = f"{channels:g} channel{'' if channels == 1 else 's'}"
+    channel_text = f"{UNRECORDED} channels" if np.isnan(channels) else channel_text
+    range_text = f"{UNRECORDED} range" if np.isnan(range_) else f"range {range_:g}"
+    return f"{side_text}, {channel_text}, {range_text}"
+
+
+def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Return the trials that can enter any fit, with log loss, and how many could not (or have none), by
+    reason.
+
+    A loss of zero or less has no logarithm: the trial stays for fits that need no loss, and is counted.
+        Replacing the
+    loss by a small floor would put points where the floor, not the data, decides the fit.
+    """
+    trials = {
+        DIVERGED: full[c.STATUS] != c.DONE,
+        "no positive train size": ~(full[c.TRAIN_SIZE] > 0),
+    }
+    losses = {
+        "no test loss": full[c.TEST_LOSS].isna(),
+        "test loss not above zero, so it has no logarithm": full[c.TEST_LOSS] <= 0,
+    }
+    keep, excluded = _exclude(pd.Series(True, index=full.index), trials)
+    with_loss, without = _exclude(keep, losses)
+    return full.assign(**{LOG_LOSS: np.log(full[c.TEST_LOSS].where(with_loss))})[keep], (*excluded, *without)
+
+
+def _exclude(keep: pd.Series, reasons: dict[str, pd.Series]) -> tuple[pd.Series, tuple[Exclusion, ...]]:
+    """Return ``keep`` without the affected rows; each row counts under its first reason."""
+    exclusions = []
+    for reason, affected in reasons.items():
+        if count := int((keep & affected).sum()):
+            exclusions.append(Exclusion(reason, count))
+        keep = keep & ~affected
+    return keep, tuple(exclusions)
+
+
+def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
+    """Average trials over seeds and add the regressors: one row per model, dataset, class pair and train
+    size.
+
+    Losses are averaged as logarithms (a geometric mean), other quantities as they are. ``weight`` makes the
+    class pairs of a dataset count together as one point, so that a dataset with five pairs does not outvote
+    one without.
+    """
+    names = [n for n in trials.columns if n not in c.TEXT_COLUMNS and n not in _POINT]
+    numbers = [name for name in names if pd.api.types.is_numeric_dtype(trials[name])]
+    grouped = trials.groupby(_POINT, sort=True)
+    points = grouped[numbers].mean().assign(**{NUM_SEEDS: grouped.size()}).reset_index()
+    pairs = points.groupby([c.MODEL, c.DATASET, c.TRAIN_SIZE])[c.CLASS_PAIR].transform("size")
+
+    def log(name: str) -> pd.Series:
+        return pd.Series(np.log(points[name].where(points[name] > 0)))
+
+    log_sharpness, log_size = log(c.LABEL_SHARPNESS), np.log(points[c.TRAIN_SIZE].astype(float))
+    errors = 1.0 - points[c.TEST_ACCURACY]
+    added = {
+        WEIGHT: 1.0 / pairs,
+        c.TEST_LOSS: np.exp(points[LOG_LOSS]),
+        LOG_ERROR: np.log(errors.where(errors > 0)),
+        LOG_TRAIN_SIZE: log_size,
+        SCALED_LOG_TRAIN_SIZE: -log_size / points[c.D_DATA_MLE].where(points[c.D_DATA_MLE] > 0),
+        LOG_SHARPNESS: log_sharpness,
+        LOG_SMOOTHNESS: log(c.LABEL_SHARPNESS_MEAN),
+        LOG_RELATIVE_SHARPNESS: log_sharpness - log(c.LABEL_SHARPNESS_PERMUTED),
+        IS_MEDICAL: (points[c.DOMAIN] == c.MEDICAL).astype(float),
+        CELL: points.groupby([c.MODEL, c.TRAIN_SIZE, c.DATA_MODE]).ngroup(),
+        CURVE: points.groupby(_CURVE).ngroup(),
+        D_REFERENCE: _at_largest_size(points, c.D_DATA_MLE),
+        TWONN_REFERENCE: _at_largest_size(points, c.D_DATA_TWONN),
+        **{name: _at_largest_size(points, c.d_data_at(k)) for name, k in NEIGHBOR_REFERENCES.items()},
+    }
+    # Columns added one by one would lie apart in memory, and every selection of rows would pay for it.
+    points = points.assign(**added, **{INVERSE_D: 1.0 / added[D_REFERENCE]})
+    return points.copy()
+
+
+def _at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
+    """The positive value of a measure at the largest train size that has one, per dataset, pair and data
+    mode.
+    """
+    known = points[points[name] > 0]
+    last = known.groupby(SUBSET)[c.TRAIN_SIZE].transform("max") == known[c.TRAIN_SIZE]
+    reference = known[last].groupby(SUBSET)[name].mean()
+    keys = pd.MultiIndex.from_frame(points[SUBSET])
+    return pd.Series(reference.reindex(keys).to_numpy(dtype=float), index=points.index)
+
+
+def complete(points: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
+    """Return the points that have all of ``names``."""
+    return points[points[list(names)].notna().all(axis=1)]
+
+
+def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
+    """Return the points of one model (or all of them, pooled) and one domain (or both)."""
+    rows = points if model == POOLED else points[points[c.MODEL] == model]
+    return rows if subset == ALL else rows[rows[c.DOMAIN] == subset]

@@ -1,0 +1,422 @@
+"""What is fitted: exact laws come back, what cannot be fitted says why, and nothing hangs on an accident."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+from mlflow.utils.validation import _validate_metric_name
+
+from orchestrator.analysis import ScalingFits, fit_scaling_laws, published_table
+from orchestrator.analysis import table as t
+from orchestrator.analysis.fits import prepare
+from orchestrator.analysis.guessing import flattened
+from orchestrator.analysis.report import headline
+from orchestrator.analysis.tables import fit_tables, not_fitted
+from search_spaces.errors import DataError
+from tests.synthetic import synthetic_table
+
+LAW = ("scaled_log_train_size", "log_sharpness")
+
+
+def explored(table, **options):
+    return fit_scaling_laws(table, explore=True, **options)
+
+
+def test_an_exact_law_is_recovered_exactly():
+    table = synthetic_table(size_slope=1.3, sharpness_slope=0.8, models=("a", "b"))
+    fits = explored(table)
+    for model in ("a", "b", "pooled"):
+        law = fits.find("published", *LAW, model=model)
+        assert [e.value for e in law.estimates] == pytest.approx([1.3, 0.8])
+        assert law.r_squared == pytest.approx(1.0)
+    one_d = table.assign(d_data_mle=table.groupby("dataset")["d_data_mle"].transform("max"))
+    scaled = one_d["test_loss"] * one_d["train_size"] ** (
+        1.3 / table["d_data_mle"] - 1.3 / one_d["d_data_mle"]
+    )
+    found = fit_scaling_laws(one_d.assign(test_loss=scaled)).find("exponent").estimates[0]
+    assert found.value == pytest.approx(1.3)
+
+
+def test_the_headline_is_least_squares_over_datasets():
+    table = synthetic_table(trial_std=0.2, dataset_std=0.4, models=("a", "b"))
+    means = table.assign(log_loss=np.log(table["test_loss"])).groupby("dataset").mean(numeric_only=True)
+    last = table[table["train_size"] == table["train_size"].max()].groupby("dataset").mean(numeric_only=True)
+    sharpness = np.log(table["label_sharpness"]).groupby(table["dataset"]).mean()
+    label = means.index.str.startswith("medical").astype(float)
+
+    def theirs(keep):
+        x = np.column_stack([1 / last["d_data_mle"], sharpness, label])
+        return sm.OLS(means["log_loss"].to_numpy()[keep], sm.add_constant(x)[keep]).fit()
+
+    fit = fit_scaling_laws(table).find("headline")
+    assert fit.terms == ("inverse_d", "log_sharpness", "is_medical")
+    everything = theirs(np.ones(12, dtype=bool))
+    assert [e.value for e in fit.estimates] == pytest.approx(everything.params[1:])
+    assert [e.std_error for e in fit.estimates] == pytest.approx(everything.bse[1:])
+    for k, name in enumerate(means.index):
+        without = theirs(np.arange(12) != k).params[1:]
+        assert [e.left_out[name] for e in fit.estimates] == pytest.approx(without)
+
+
+def test_the_headline_leaves_out_what_cannot_be_asked():
+    table = synthetic_table(trial_std=0.2)
+    assert fit_scaling_laws(table[table["domain"] == "medical"]).find("headline").terms == (
+        "inverse_d", "log_sharpness",
+    )  # fmt: skip
+    mixed = table.assign(image_size=np.where(table["dataset"] == "natural0", 32, 64))
+    fits = fit_scaling_laws(mixed)
+    assert fits.find("headline").terms == ("inverse_d", "is_medical")
+    assert {claim.key for claim in fits.claims} == {"dimension", "exponent", "exponent_below_bound"}
+    bare = fit_scaling_laws(table.assign(label_sharpness=np.nan))
+    assert bare.find("headline").terms == ("inverse_d", "is_medical")
+
+
+def test_the_result_is_json_without_nan_and_comes_back_equal():
+    fits = explored(synthetic_table(trial_std=0.3, dataset_std=0.3))
+    text = json.dumps(fits.to_json(), allow_nan=False)
+    assert ScalingFits.from_json(json.loads(text)) == fits
+
+
+def test_stored_fits_of_another_version_are_refused():
+    with pytest.raises(DataError, match="schema version 3; found: 0"):
+        ScalingFits.from_json({"schema_version": 0})
+
+
+def test_what_no_answer_rests_on_is_fitted_on_request_alone_and_changes_no_answer():
+    table = synthetic_table(num_natural=4, num_medical=4, trial_std=0.2, models=("a", "b"))
+    asked, everything = fit_scaling_laws(table), explored(table)
+    assert asked.claims == everything.claims
+    assert set(map(repr, asked.fits)) <= set(map(repr, everything.fits))
+    assert len(asked.fits) < len(everything.fits) / 3
+    assert asked.find("exponent", model="a").reason == "not asked for"
+    assert everything.find("exponent", model="a").status == "ok"
+
+
+def test_other_models_change_no_fit_of_one_model():
+    table = synthetic_table(num_natural=3, num_medical=3, trial_std=0.3, models=("a", "b"))
+    alone, both = explored(table[table["model"] == "a"]), explored(table)
+    assert alone.find("published", *LAW, model="a") == both.find("published", *LAW, model="a")
+
+
+def test_the_seed_moves_drawn_permutations_and_nothing_else():
+    table = synthetic_table(trial_std=0.3, dataset_std=2.0, num_natural=8, num_medical=8)
+    one, two = (fit_scaling_laws(table, seed=seed) for seed in (1, 2))
+    assert one.find("exponent") == two.find("exponent")
+    first, second = (fits.find("headline").estimate("log_sharpness") for fits in (one, two))
+    assert (first.value, first.interval) == (second.value, second.interval)
+    assert first.resampled_p != second.resampled_p
+
+
+def test_an_empty_table_gives_no_fit_and_no_error():
+    fits = fit_scaling_laws(synthetic_table().head(0))
+    assert (fits.num_trials, fits.fits, fits.claims) == (0, (), ())
+    assert fits.find("headline").reason == "no usable trial"
+    assert any("No medical dataset" in caveat for caveat in fits.caveats)
+
+
+def test_too_little_is_refused_in_words_with_what_is_needed():
+    three = fit_scaling_laws(synthetic_table(num_natural=2, num_medical=1)).find("headline")
+    assert three.reason == "at least 5 datasets needed, there are medical0, natural0 and natural1"
+    assert (three.num_datasets, three.num_needed) == (3, 5)
+    one = explored(synthetic_table(num_natural=1, num_medical=0))
+    assert one.find("published", "d_data_mle", subset="natural").reason == (
+        "at least 2 datasets needed, there is natural0"
+    )
+    assert one.find("exponent").reason == "1 dataset with two train sizes and d_data, at least 3 needed"
+    few = explored(synthetic_table(num_natural=2, num_medical=0, train_sizes=(500, 1000)))
+    assert few.find("published", *LAW).reason == "4 points, at least 6 needed"
+
+
+def test_few_datasets_are_said_in_words_and_two_give_no_interval():
+    fits = explored(synthetic_table(num_natural=2, num_medical=6, trial_std=0.1))
+    assert fits.find("published", "d_data_mle", subset="natural").estimates[0].interval is None
+    assert fits.find("published", "d_data_mle", subset="medical").estimates[0].interval is not None
+    assert fits.caveats == (
+        "2 natural datasets: a trend over natural datasets cannot be told from the peculiarities of these; "
+        "at least 5 are needed.",
+    )
+
+
+def test_measures_equal_up_to_rounding_explain_nothing():
+    table = synthetic_table(num_natural=5, trial_std=0.3).assign(d_data_mle=7.3, label_sharpness=0.1 + 0.2)
+    fits = explored(table)
+    assert fits.find("headline").reason == (
+        "1/d, log K_F and the domain label do not vary enough, or only together, to tell coefficients apart"
+    )
+    assert fits.find("height", "log_sharpness").reason == "log K_F does not vary enough over these datasets"
+    assert "do not vary enough" in fits.find("published", *LAW).reason
+
+
+def test_nothing_to_fit_is_said_without_the_names_of_our_fits():
+    fits = explored(synthetic_table().assign(status="diverged"))
+    assert (
+        fits.find("height", "d_data_mle", subset="natural").reason == "no usable trial on a natural dataset"
+    )
+    assert fits.find("exponent", model="resnet18").reason == "no usable trial of resnet18"
+
+
+def test_datasets_without_a_measure_are_not_counted():
+    table = synthetic_table()
+    table.loc[table["dataset"] == "natural0", "d_data_mle"] = np.nan
+    assert fit_scaling_laws(table).find("headline").num_datasets == 11
+
+
+def test_unequal_channels_refuse_what_compares_sharpness_and_only_that():
+    fits = explored(published_table())
+    assert not fits.sharpness_scale.comparable
+    assert "3 channels, range 255: cifar10, imagenet, svhn" in fits.sharpness_scale.note
+    law = fits.find("published", *LAW, model="resnet34")
+    assert (law.status, law.reason) == ("refused", "K_F was measured on unequal scales")
+    attack = fits.find("attack", response="fgsm_2_loss_gain")
+    assert (attack.status, attack.reason) == ("refused", "K_F was measured on unequal scales")
+    assert fits.find("published", "d_data_mle", model="resnet34", subset="medical").status == "ok"
+
+
+def test_rescaling_converts_by_the_root_of_the_channels_and_says_so():
+    table = synthetic_table(sharpness_slope=1.0)
+    rgb = table["dataset"].isin(["natural0", "natural1"])
+    table.loc[rgb, "sharpness_channels"] = 3
+    table.loc[rgb, "label_sharpness"] /= np.sqrt(3)
+    fits = explored(table, sharpness_policy="rescale")
+    assert fits.find("published", *LAW).estimates[1].value == pytest.approx(1.0)
+    assert "converted to 64×64 pixels, 1 channel, range 255" in fits.sharpness_scale.note
+
+
+def test_an_unrecorded_scale_is_not_rescaled_but_refused():
+    table = synthetic_table()
+    table.loc[table["dataset"] == "natural0", "sharpness_channels"] = np.nan
+    fits = fit_scaling_laws(table, sharpness_policy="rescale")
+    assert not fits.sharpness_scale.comparable
+    assert "unrecorded channels" in fits.sharpness_scale.note
+
+
+def test_the_correlation_of_an_attack_is_the_partial_one_over_datasets():
+    table = synthetic_table(num_natural=5, num_medical=7, models=("a",))
+    found = fit_scaling_laws(table).find("attack", response="fgsm_8_loss_gain", model="a").estimates[0]
+    means = table.groupby("dataset").mean(numeric_only=True)
+    given = sm.add_constant(means.index.str.startswith("medical").astype(float))
+    rest = [sm.OLS(means[name], given).fit().resid for name in ("fgsm_8_loss_gain", "label_sharpness")]
+    assert found.value == pytest.approx(np.corrcoef(*rest)[0, 1])
+    assert 0 < found.interval[0] < found.value < found.interval[1] < 1
+    assert found.resampled_p < 0.05
+
+
+def test_below_four_datasets_no_correlation_is_given_and_those_there_are_counted():
+    """Of two datasets that have K_F and attacks at all N, none used to be counted; three gave r = 1."""
+    for num in (1, 2):
+        table = synthetic_table(num_natural=num, num_medical=1, models=("a", "b"))
+        found = [fit for fit in fit_scaling_laws(table).fits if fit.kind == "attack"]
+        assert found
+        assert {(fit.status, fit.estimates) for fit in found} == {("not_enough_data", ())}
+        assert {fit.reason for fit in found} == {
+            f"{num + 1} datasets with K_F and attacks at equal N, at least 4 needed"
+        }
+        assert not any(table.key == "attacks" for table in fit_tables(explored(table)))
+
+
+def test_a_loss_gain_that_never_varies_is_no_correlation():
+    table = synthetic_table().assign(fgsm_1_loss_gain=0.0)
+    found = fit_scaling_laws(table).find("attack", response="fgsm_1_loss_gain")
+    assert "same value everywhere" in found.reason
+
+
+def test_too_few_rearrangements_are_no_test():
+    """Two and three datasets can change places in 12 ways: no p-value of 0.05, so nothing is asked."""
+    fits = fit_scaling_laws(synthetic_table(num_natural=2, num_medical=3, trial_std=0.1))
+    assert fits.find("headline").estimate("inverse_d").num_resamples == 12
+    assert {claim.key for claim in fits.claims} == {"exponent", "exponent_below_bound"}
+
+
+def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_all_that_can_be_true():
+    fits = fit_scaling_laws(synthetic_table(trial_std=0.3, dataset_std=0.3))
+    headline_fit, exponent = fits.find("headline"), fits.find("exponent")
+    found = {claim.key: claim for claim in fits.claims}
+    sharpness = headline_fit.estimate("log_sharpness")
+    assert found["sharpness_beyond_label"].p_value == max(sharpness.p_value, sharpness.resampled_p)
+    assert found["exponent"].p_value == max(exponent.estimates[0].p_value, exponent.estimates[0].resampled_p)
+    # Of five hypotheses four can be true: a loss that does not fall does not fall as fast as the bound.
+    smallest = min(found.values(), key=lambda claim: claim.p_value)
+    assert smallest.adjusted_p == pytest.approx(min(1, 4 * smallest.p_value))
+    assert all(claim.established == (claim.adjusted_p <= 0.05) for claim in fits.claims)
+
+
+def test_what_limits_the_whole_sweep_is_listed():
+    table = synthetic_table(num_natural=5, num_medical=0)
+    table["status"] = "done"
+    table.loc[0, ["status", "test_loss"]] = ["diverged", np.nan]
+    table.loc[1, "data_mode"] = "as_released"
+    table.loc[2, "num_conflicts"] = 1
+    words = " ".join(fit_scaling_laws(table).caveats)
+    for part in ("No medical dataset", "1 trial diverged", "as_released and corrected", "in natural0"):
+        assert part in words
+
+
+def test_trials_without_a_loss_still_count_for_representations():
+    table = synthetic_table().assign(test_loss=np.nan)
+    fits = fit_scaling_laws(table)
+    assert fits.num_used == 0
+    assert fits.find("headline").status == "not_enough_data"
+    assert fits.find("representation", variant="mle", response="d_repr_mle").num_points == len(table)
+
+
+def test_a_contradictory_table_is_an_error_of_the_data():
+    table = synthetic_table()
+    with pytest.raises(DataError, match="one row per trial"):
+        fit_scaling_laws(pd.concat([table, table]))
+
+
+@pytest.fixture(scope="module")
+def rivals():
+    rng = np.random.default_rng(3)
+    table = synthetic_table(num_natural=5, num_medical=5, trial_std=0.1)
+    own = {name: rng.normal(0, 0.5) for name in table["dataset"].unique()}
+    return table.assign(
+        label_sharpness_mean=table["label_sharpness"] * np.exp(table["dataset"].map(own)),
+        label_sharpness_permuted=table["label_sharpness"] * np.exp(2 * table["dataset"].map(own)),
+        d_data_mle_k5=table["d_data_mle"] * 0.9,
+        d_data_mle_k10=table["d_data_mle"] * 1.1,
+    )
+
+
+def test_rivals_of_sharpness_stand_in_the_same_table(rivals):
+    fits = explored(rivals)
+    assert fits.find("height", "inverse_d", "log_relative_sharpness").num_datasets == 10
+    rows = next(shown for shown in fit_tables(fits) if shown.key == "heights").rows
+    assert any("1/d, log average smoothness" in row for row in rows)
+    bare = explored(synthetic_table(num_natural=5, num_medical=5, trial_std=0.1))
+    assert not any("log_smoothness" in fit.terms for fit in bare.fits)
+
+
+def test_the_exponent_is_shown_for_other_choices_of_d(rivals):
+    fits = explored(rivals)
+    exponent = fits.find("exponent").estimates[0].value
+    # exponent · d is proportional to d.
+    for variant, factor in (("5 neighbours", 0.9), ("10 neighbours", 1.1), ("TwoNN", 1.1)):
+        assert fits.find("exponent", variant=variant).estimates[0].value == pytest.approx(factor * exponent)
+    bare = explored(rivals.drop(columns="d_data_mle_k5"))
+    assert bare.find("exponent", variant="5 neighbours").status == "not_enough_data"
+
+
+def test_how_sharpness_grows_with_n_is_told():
+    table = synthetic_table(num_natural=4, num_medical=4)
+    d = table.groupby("dataset")["d_data_mle"].transform("max")
+    grown = table["label_sharpness"] * table["train_size"] ** (2 / d)
+    fit = explored(table.assign(label_sharpness=grown)).find("exponent", response="label_sharpness")
+    assert fit.estimates[0].value == pytest.approx(2.0)
+
+
+def test_refusals_are_one_line_and_never_rows():
+    table = synthetic_table(num_natural=2, num_medical=1, trial_std=0.1)
+    fits = explored(table)
+    refused = [fit for fit in fits.fits if fit.status != "ok"]
+    line = not_fitted(fits)
+    assert line.startswith(f"Not fitted: {len(refused)} questions: ")
+    assert "\n" not in line
+    rows = [cell for table in fit_tables(fits) for row in table.rows for cell in row]
+    assert not any(fit.reason in cell for fit in refused for cell in rows)
+
+
+# Guessing
+
+
+def bent(table):
+    """The same table, its losses bent so that none passes guessing."""
+    return table.assign(test_loss=np.log(2) * np.tanh(table["test_loss"] / np.log(2)))
+
+
+def test_every_count_of_guessing_is_the_same_one():
+    """One page used to say "4 of 24" and "5 of 24" of the same points."""
+    table = synthetic_table(num_natural=6, num_medical=6, dataset_std=0.5, trial_std=0.1)
+    held = bent(table.assign(test_loss=table["test_loss"] * 2))
+    held.loc[held.index[:2], "test_loss"] = 0.9
+    num = int((held["test_loss"] >= 0.8 * np.log(2)).sum())
+    fits = explored(held)
+    assert (fits.at_guessing.num_at_guessing, fits.at_guessing.num_points) == (num, 36)
+    assert fits.caveats[0].startswith(f"{num} of 36 points lie at guessing between two classes")
+    reason = f"the losses of {num} of 36 points lie at guessing, which flattens slopes by an unknown amount"
+    for fit in (fits.find("headline"), fits.find("height", "is_medical"), fits.find("published", *LAW)):
+        assert (fit.status, fit.reason) == ("refused", reason)
+    assert fits.claim("sharpness_beyond_label") is None
+    left = fit_scaling_laws(held, leave_out_chance=True)
+    assert left.num_used == 36 - num
+    assert any("left out on request" in e.reason and e.count == num for e in left.excluded)
+
+
+def test_pairs_of_a_dataset_weigh_as_one_where_guessing_is_judged():
+    pairs = synthetic_table(num_natural=1, num_medical=0, class_pairs=("0-1", "2-3"), train_sizes=(500,))
+    single = synthetic_table(num_natural=0, num_medical=1, train_sizes=(500,))
+    points = prepare(pd.concat([pairs.assign(test_loss=0.01), single.assign(test_loss=0.69)])).points
+    assert flattened(points) == (
+        "the losses of 1 of 3 points lie at guessing, which flattens slopes by an unknown amount"
+    )
+
+
+def test_losses_that_pass_guessing_freely_are_not_held_down_by_it():
+    table = synthetic_table(num_natural=6, num_medical=6, dataset_std=1.0, trial_std=0.3)
+    fits = fit_scaling_laws(table.assign(test_loss=table["test_loss"] * 2))
+    assert fits.at_guessing.num_at_guessing > 10
+    assert fits.find("height", "is_medical").status == "ok"
+    assert fits.find("exponent").num_at_guessing == 0
+
+
+def test_curves_that_are_flat_only_at_guessing_have_no_exponent():
+    table = synthetic_table(num_natural=6, num_medical=6, train_sizes=(10, 30, 100, 1000, 4000, 16000))
+    d = table.groupby("dataset")["d_data_mle"].transform("max")
+    noise = np.random.default_rng(0).normal(0, 0.01, len(table))
+
+    def exponent_of(exponent, start=1.0):
+        """Losses that fall as N^(-exponent / d) from N = 100 on, where they are at a share of guessing."""
+        fall = exponent / d * np.log(np.maximum(table["train_size"], 100) / 100)
+        losses = start * np.log(2) * np.exp(noise - fall)
+        return fit_scaling_laws(table.assign(d_data_mle=d, test_loss=losses)).find("exponent")
+
+    near = exponent_of(1.2)
+    assert near.reason == (
+        "0 datasets with two train sizes and d_data whose losses are clear of guessing, at least 3 needed"
+    )
+    assert (near.num_curves, near.num_at_guessing) == (12, 12)
+    late = exponent_of(12.0)
+    assert late.estimates[0].value == pytest.approx(12, abs=0.1)
+    assert late.num_points == (12 - late.num_at_guessing) * 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_that_are_all_the_same_give_no_slope_and_no_interval():
+    fits = explored(synthetic_table().assign(test_loss=0.3, test_accuracy=0.8))
+    of_losses = [fit for fit in fits.fits if fit.kind in ("headline", "height", "published", "exponent")]
+    assert {fit.status for fit in of_losses if fit.response != "label_sharpness"} == {"not_enough_data"}
+    assert fits.find("exponent").reason == "the losses are the same at every N"
+    assert fits.find("exponent", response="test_error").reason == "the errors are the same at every N"
+    assert fits.find("published", *LAW).reason == "the losses are the same everywhere"
+
+
+def test_losses_that_are_the_same_within_datasets_have_no_exponent_but_a_height():
+    table = synthetic_table(dataset_std=0.3)
+    table["test_loss"] = table.groupby("dataset")["test_loss"].transform("mean")
+    fits = fit_scaling_laws(table)
+    assert fits.find("exponent").reason == "the losses are the same at every N"
+    assert fits.find("height", "is_medical").status == "ok"
+
+
+def test_datasets_that_share_no_cell_are_not_compared():
+    table = synthetic_table(num_natural=6, num_medical=0, trial_std=0.2)
+    modes = np.where(np.arange(len(table)) % 2 == 0, "corrected", "as_released")
+    assert "share no model, train size and data mode" in (
+        fit_scaling_laws(table.assign(data_mode=modes)).find("headline").reason
+    )
+
+
+def test_a_tracker_gets_best_losses_and_claims_under_names_that_it_takes():
+    table = synthetic_table()
+    fits = fit_scaling_laws(table)
+    found = headline(table, fits)
+    for name in table["dataset"].unique():
+        assert found[f"best_test_loss/{name}"] == min(table.loc[table["dataset"] == name, "test_loss"])
+    for claim in fits.claims:
+        assert found[f"claim/{claim.key}/adjusted_p"] == claim.adjusted_p
+    assert len(found) == table["dataset"].nunique() + 2 * len(fits.claims)
+    for name in found:
+        _validate_metric_name(name)
+    assert t.WORDS["inverse_d"] == "1/d"
