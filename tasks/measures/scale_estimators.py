@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tasks.measures.dimension import (
@@ -59,8 +61,6 @@ def gride(table: NeighborTable, *, num_neighbors: int = 20) -> IntrinsicDimensio
 
 def _gride_fit(log_ratios: FloatArray, n1: int, n2: int) -> tuple[float | None, float | None]:
     """Maximise Gride's likelihood in d; returns value and standard error."""
-    from scipy.optimize import brentq
-
     # A ratio of exactly one has probability zero but occurs on lattices and at coinciding roundings.
     between = n2 - n1 - 1
     logs = log_ratios[log_ratios > 0] if between else log_ratios
@@ -75,10 +75,15 @@ def _gride_fit(log_ratios: FloatArray, n1: int, n2: int) -> tuple[float | None, 
         growth = (logs / -np.expm1(-dimension * logs)).sum()
         return float(num_points / dimension + between * growth - (n2 - 1) * total)
 
-    low, high = 1e-3, 1.0
-    while slope(high) > 0 and high < 1e9:
-        high *= 2
-    value = brentq(slope, low, high, xtol=1e-10, rtol=1e-12)
-    curvature = (logs**2 / (4 * np.sinh(np.minimum(value * logs / 2, 300)) ** 2)).sum()
-    information = num_points / value**2 + between * curvature
-    return float(value), float(1 / np.sqrt(information))
+    def information(dimension: float) -> float:
+        curvature = (logs**2 / (4 * np.sinh(np.minimum(dimension * logs / 2, 300)) ** 2)).sum()
+        return float(num_points / dimension**2 + between * curvature)
+
+    # Newton's steps: the slope falls and is convex in d, so that from below they cannot go too far.
+    value, step = float(num_points / total), math.inf
+    for _ in range(100):
+        if abs(step) <= 1e-12 * value:
+            break
+        step = max(slope(value) / information(value), -value / 2)
+        value += step
+    return value, 1 / math.sqrt(information(value))
