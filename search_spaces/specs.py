@@ -28,7 +28,7 @@ from search_spaces.fingerprint import derive_seed, readable_id
 # at their default are no part of an id), so that old results of that kind, and of it alone, are made anew.
 PREPARED_VERSION = 1
 NETWORK_VERSION = 1
-ATTACK_VERSION = 1
+ATTACK_VERSION = 2  # of all but FGSM, whose numbers are those of 1; 2: PGD keeps its best iterate
 REPRESENTATION_VERSION = 1
 ROBUSTNESS_VERSION = 1
 PREDICTIONS_VERSION = 1
