@@ -4,16 +4,19 @@ The sets of this study are small (1,750 images of 224x224 are 88 MB as bytes), s
 once and batches are rows of that tensor: no loader, no workers, no decoding per epoch. Pixels stay in the
 type they are stored in (uint8 as a rule) and become float32, channels last, batch by batch.
 
-One optimisation step is :class:`tasks.trials.step.Step`, run by Python or replayed as a captured graph.
+One optimisation step is :class:`tasks.trials.training.Step`, run by Python or replayed as a captured graph.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,14 +24,335 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, DataError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import RecipeSpec
-from tasks.trials.checkpoints import Checkpoints
-from tasks.trials.layer_order import pools_before_relus
-from tasks.trials.result import EpochRecord
-from tasks.trials.seeding import seeded
-from tasks.trials.step import Step, as_pixels, has_batch_norm, split_batches, stepper
+from search_spaces.specs import NetworkSpec, RecipeSpec
+from tasks.prepared.subsets import TrialData
+from tasks.trials.half_weights import HalfWeights, Update, card_update, half_weights
+from tasks.trials.isolation import seeded, set_states_outside_torch, states_outside_torch
+from tasks.trials.layer_order import is_of_libraries, pools_before_relus
+from tasks.trials.records import EpochRecord
+
+# One optimisation step, written once: Python runs it on any device, a captured graph replays it on CUDA.
+#
+# At the study's batches (6 to 40 images) a ResNet on a data-centre card spends its time starting its 274 to
+# 687 kernels per step, not computing them; a graph starts them all at once. A graph replays what it
+# captured, so the step below touches only tensors that stay where they are: the resident images, the rows
+# of the batch, and totals that are read once per epoch.
+
+SGD_MOMENTUM = 0.9
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+WARM_UP_STEPS = 3
+"""Steps before a capture, as PyTorch's CUDA graph notes advise; they are real steps of the training."""
+
+
+class Step:
+    """Forward, backward and update of ``model`` on one batch of resident images.
+
+    ``bfloat16`` runs the forward pass under autocast. ``float16_unscaled`` does so in float16 without scaling
+    the gradients, which is what the released code does on a GPU and which may flush small gradients to zero;
+    on a CPU float16 kernels round in other places and are slow, so there it shows the effect, not the
+    released numbers. Weights, gradients, the update and the loss are float32 in all of them.
+
+    Args:
+        model: maps float pixels in [0, 255] to logits; on the device of ``images``.
+        images: ``(num_images, channels, height, width)``, uint8 or float32; never written to.
+        labels: ``(num_images,)`` int64.
+        recipe: optimiser, rate, precision.
+        micro_batch: images that pass the network at once; None for the whole batch.
+
+    Raises:
+        ConfigError: for a ``micro_batch`` below one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        recipe: RecipeSpec,
+        micro_batch: int | None = None,
+    ) -> None:
+        if micro_batch is not None and micro_batch < 1:
+            raise ConfigError("micro_batch must be at least one image", str(micro_batch), "leave it out")
+        self.model, self.images, self.labels, self.micro_batch = model, images, labels, micro_batch
+        self.optimizer = make_optimizer(model, recipe, capturable=images.device.type == "cuda")
+        self.recipe = recipe
+        self.half: HalfWeights | None = None
+        """bfloat16 weights to compute with, and the update that writes them; set by :func:`stepper`."""
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=images.device)
+        self._num_hits = torch.zeros((), dtype=torch.int64, device=images.device)
+        self._num_examples = 0
+
+    def __call__(self, rows: Tensor) -> None:
+        """Take one step on the images at ``rows`` ``(batch_size,)`` int64."""
+        self.take(rows)
+        self.count(len(rows))
+
+    def take(self, rows: Tensor) -> None:
+        """Do what a captured graph replays: nothing here waits for the device or asks it for a number."""
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = split_batches(rows, self.micro_batch or len(rows))
+        for part in parts:
+            pixels = as_pixels(self.images[part])
+            with autocast(self.recipe.precision, pixels.device):
+                logits = self.model(pixels)
+            labels = self.labels[part]
+            loss = F.cross_entropy(logits.float(), labels)
+            # The mean over the batch is the mean over its parts, weighted by their sizes.
+            torch.autograd.backward(loss if len(part) == len(rows) else loss * (len(part) / len(rows)))
+            if self.half and len(parts) > 1:
+                self.half.sum_parts()
+            self._loss_sum += loss.detach().double() * len(part)
+            self._num_hits += (logits.argmax(1) == labels).sum()
+        (self.half or self.optimizer).step()
+
+    def count(self, num_images: int) -> None:
+        """Count a batch of ``num_images`` to the totals."""
+        self._num_examples += num_images
+
+    def read_totals(self) -> tuple[float, float]:
+        """Return mean loss and accuracy since the last call, and begin anew; only this waits for a GPU."""
+        loss, accuracy = float(self._loss_sum) / self._num_examples, int(self._num_hits) / self._num_examples
+        self._loss_sum.zero_()
+        self._num_hits.zero_()
+        self._num_examples = 0
+        return loss, accuracy
+
+
+def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut ``rows`` into batches; a last batch of one row joins the batch before it."""
+    batches = list(torch.split(rows, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+@contextmanager
+def stepper(step: Step, *, graphs: bool | None = None) -> Iterator[Callable[[Tensor], None]]:
+    """Yield what takes steps: ``step`` itself, or its captured graphs, one per batch size.
+
+    Args:
+        step: what to run, in the state that training begins or goes on with.
+        graphs: capture graphs; None does so on CUDA for networks with batch norm, which are made of many
+            small kernels. VGGs are bound by the traffic of their weights: a graph gains nothing there, but
+            bfloat16 weights do.
+    """
+    device = step.images.device
+    if graphs is None:
+        graphs = device.type == "cuda" and has_batch_norm(step.model)
+    if graphs:
+        captured = CapturedSteps(step)
+        yield captured
+        captured.release()
+        return
+    update, _ = update_of(step.model, step.recipe, device)
+    if update is None:
+        yield step
+        return
+    with half_weights(step.model, step.optimizer, update) as step.half:
+        yield step
+    step.half = None
+
+
+class CapturedSteps:
+    """Graphs of a step, one per batch size: full batches have one, the ragged last batch another.
+
+    The first :data:`WARM_UP_STEPS` batches of each size run eagerly on a side stream, as capture demands;
+    they are steps of the training like all others, so both ways of training take the same steps.
+    """
+
+    def __init__(
+        self, step: Step, record: Callable[[Callable[[], None]], Callable[[], None]] | None = None
+    ) -> None:
+        self._step = step
+        self._record = record or record_graph
+        self._rows: dict[int, Tensor] = {}
+        self._replay: dict[int, Callable[[], None]] = {}
+        self._seen: dict[int, int] = {}
+
+    def __call__(self, rows: Tensor) -> None:
+        """Take one step on the images at ``rows``."""
+        size = len(rows)
+        self._step.count(size)
+        self._seen[size] = self._seen.get(size, 0) + 1
+        if self._seen[size] <= WARM_UP_STEPS:
+            with side_stream(rows.device):
+                self._step.take(rows)
+            return
+        if size not in self._replay:
+            self._rows[size] = rows.clone()
+            self._replay[size] = self._record(lambda: self._step.take(self._rows[size]))
+        self._rows[size].copy_(rows)
+        self._replay[size]()
+
+    def release(self) -> None:
+        """Let the graphs and their memory go."""
+        self._replay.clear()
+        self._rows.clear()
+
+
+def record_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Capture ``work`` on the current CUDA device, without running it, and return its replay."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Run a block on another stream, in order with the current one; a no-op on a CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """Return fresh float32 pixels, channels last: the layout that convolutions are fastest with."""
+    # A copy even of float32 images: kernels may round differently on memory aligned differently.
+    return images.to(torch.float32, copy=True, memory_format=torch.channels_last)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Tell whether a layer of ``model`` normalises over the batch."""
+    return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
+
+
+def takes_half_weights(model: nn.Module, recipe: RecipeSpec) -> bool:
+    """Tell whether ``model`` trains on bfloat16 copies of its weights on a card: where it pays, and is safe.
+
+    It pays in bfloat16 with Adam or AdamW: fewer bytes and fewer kernels, whatever the size. Networks with
+    batch norm are trained by captured graphs, whose count of steps must lie on the device. Somebody's own
+    layers, or what somebody hung on a library's, may change weights and gradients in ways that copies would
+    not see; libraries' layers do not.
+    """
+    return (
+        recipe.precision == "bfloat16"
+        and recipe.optimizer in ("adam", "adamw")
+        and not has_batch_norm(model)
+        and is_of_libraries(model)
+    )
+
+
+def update_of(model: nn.Module, recipe: RecipeSpec, device: torch.device) -> tuple[Update | None, str]:
+    """Return what updates bfloat16 weights of ``model`` on ``device``, or None, and why where it should.
+
+    Raises:
+        SetupError: see :func:`tasks.trials.half_weights.card_update`.
+    """
+    if device.type != "cuda" or not takes_half_weights(model, recipe):
+        return None, ""
+    return card_update(device)
+
+
+def make_optimizer(
+    model: nn.Module, recipe: RecipeSpec, *, capturable: bool = False
+) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over ``model``; ``capturable`` keeps its step count on the device."""
+    parameters = list(model.parameters())
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, weight_decay=decay)
+    # Adam's weight decay is the coupled L2 term of the released code; AdamW's is decoupled.
+    optimizer = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return optimizer(parameters, lr=rate, weight_decay=decay, fused=True, capturable=capturable)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context of a forward pass in ``precision``."""
+    if precision == "float32":
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+# Interval checkpoints: where a long training leaves off, so that a killed one goes on as if undisturbed.
+#
+# A checkpoint holds weights, the optimiser's state, the generators of batch order and dropout, and the
+# epochs so far. It is written between epochs; what comes after is the same to the last bit on a CPU.
+
+INTERVAL_S = 300.0
+"""Seconds between checkpoints: a trial shorter than that writes none."""
+
+
+class Checkpoints:
+    """Saves a training's state now and then, and gives it back.
+
+    Args:
+        read: returns the latest state; None where there is none that is whole.
+        save: keeps a state, whole or not at all.
+        interval_s: seconds between two.
+        clock: tells the time, in seconds.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], bytes | None],
+        save: Callable[[bytes], object],
+        *,
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read, self._save, self._interval, self._clock = read, save, interval_s, clock
+        self._last = clock()
+        self.notes: list[dict[str, Any]] = []
+        """What else belongs to the training so far; plain values, kept and given back with it."""
+
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator, device: torch.device
+    ) -> list[EpochRecord]:
+        """Put the latest state in place; return the epochs that it has behind it, none for a fresh start."""
+        data = self._read()
+        if data is None:
+            return []
+        try:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            return []
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        order.set_state(state["order"])
+        torch.set_rng_state(state["dropout"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["dropout_cuda"], device)
+        if "outside_torch" in state:
+            set_states_outside_torch(*state["outside_torch"])
+        self.notes[:] = state["notes"]
+        return [EpochRecord(**record) for record in state["history"]]
+
+    def offer(
+        self,
+        history: list[EpochRecord],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        order: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        """Save the state after the last epoch of ``history``, if the last save is long enough ago."""
+        if self._clock() - self._last < self._interval:
+            return
+        buffer = io.BytesIO()
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "order": order.get_state(),
+            "dropout": torch.get_rng_state(),
+            "dropout_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "outside_torch": states_outside_torch(),
+            "history": [asdict(record) for record in history],
+            "notes": self.notes,
+        }
+        torch.save(state, buffer)
+        self._save(buffer.getvalue())
+        self._last = self._clock()
+
 
 EVALUATION_BATCH_SIZE = 64
 """Batch size of the released evaluation; changes a result only under ``mean_of_batch_means``."""
@@ -72,7 +396,7 @@ def train(
     Every epoch visits all images once in a new order that depends on ``seed`` alone. The last batch of an
     epoch may be shorter; a single image joins the batch before it: batch norm has no variance over one.
 
-    Precision is the recipe's, see :class:`~tasks.trials.step.Step`; the loss is always float32.
+    Precision is the recipe's, see :class:`~tasks.trials.training.Step`; the loss is always float32.
 
     Args:
         model: maps float pixels in [0, 255] to logits; moved to ``device``.
@@ -196,3 +520,49 @@ def _check_batch_norm(model: nn.Module, recipe: RecipeSpec, micro_batch: int | N
                 f"{name} 1 for a network with batch norm",
                 f"use a {name} of 2 or more, or a network without batch norm",
             )
+
+
+# What a trial is given, checked before anything is built.
+
+
+def check_inputs(network: NetworkSpec, data: TrialData) -> None:
+    """Refuse images, labels and sizes that a trial cannot be carried out with.
+
+    Raises:
+        ConfigError: for fewer outputs than classes.
+        DataError: for fewer training images than asked for, or pixels or labels out of range.
+    """
+    if network.train_size > len(data.train_images):
+        raise DataError(
+            "A subset must hold at least as many training images as train_size",
+            f"{len(data.train_images)} images for train_size {network.train_size}",
+            "choose a smaller train_size or a smaller test_size",
+        )
+    num_outputs = network.recipe.num_outputs
+    if num_outputs is not None and num_outputs < data.num_classes:
+        raise ConfigError(
+            "A network needs at least one output per class",
+            f"num_outputs {num_outputs} for {data.num_classes} classes",
+            "leave num_outputs out of the recipe to get one output per class",
+        )
+    for name, images, labels in (
+        ("training", data.train_images[: network.train_size], data.train_labels[: network.train_size]),
+        ("test", data.test_images, data.test_labels),
+    ):
+        _check_arrays(name, images, labels, data.num_classes)
+
+
+def _check_arrays(name: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    # The comparison is false for NaN as well.
+    if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
+        raise DataError(
+            "Pixels must be numbers from 0 to 255",
+            f"{images.min()} to {images.max()} in the {name} images",
+            "scale the images to [0, 255] and prepare them again",
+        )
+    if not (labels.min() >= 0 and labels.max() < num_classes):
+        raise DataError(
+            f"Labels must be integers from 0 to {num_classes - 1}",
+            f"{labels.min()} to {labels.max()} in the {name} labels",
+            "prepare the dataset again, or correct num_classes",
+        )

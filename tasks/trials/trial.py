@@ -11,33 +11,340 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from search_spaces.errors import ConfigError, CorruptStoreError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.trials import Measurement, TrialSpec
+from search_spaces.specs import (
+    AttackMeasurement,
+    AttackSpec,
+    Measurement,
+    NetworkSpec,
+    PredictionMeasurement,
+    RepresentationMeasurement,
+    RobustnessMeasurement,
+    TrialSpec,
+)
+from tasks.measures.estimators import IntrinsicDimension
+from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.prepared.subsets import TrialData
-from tasks.trials.attacks import CleanPass, attack_batch_size, pass_clean
-from tasks.trials.checkpoints import Checkpoints
-from tasks.trials.classification import classification_scores
-from tasks.trials.energy import EnergyMeter
-from tasks.trials.inputs import check_inputs
-from tasks.trials.measured import EpochScore, KeptFile, epochs_to_look_at
-from tasks.trials.measuring import Measuring
-from tasks.trials.memory import peak_bytes, trial_memory
+from tasks.trials.attacks import CleanPass, attack_all, attack_batch_size, measure_radii, pass_clean
+from tasks.trials.isolation import EnergyMeter, contained, deterministic, peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
-from tasks.trials.representations import features_read
-from tasks.trials.result import EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
-from tasks.trials.seeding import contained, deterministic
-from tasks.trials.step import update_of
-from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluate, in_parts, resident, train
+from tasks.trials.records import (
+    AttackRecord,
+    EpochRecord,
+    EpochScore,
+    KeptFile,
+    NetworkScores,
+    RadiusRecord,
+    SearchResult,
+    SearchStatus,
+    StageRecord,
+    Timings,
+    TrialResult,
+    TrialStatus,
+    ValidationScore,
+    capped,
+    epochs_to_look_at,
+)
+from tasks.trials.representations import (
+    StageRows,
+    estimate_dimension,
+    extract_features,
+    features_read,
+    stages,
+)
+from tasks.trials.scores import classification_scores, to_parquet
+from tasks.trials.training import (
+    EVALUATION_BATCH_SIZE,
+    Checkpoints,
+    check_inputs,
+    evaluate,
+    in_parts,
+    resident,
+    train,
+    update_of,
+)
 from tasks.trials.weights import load_into, to_bytes
+
+# One trial of a learning-rate search: trained, and judged on validation images after every epoch.
+
+GoOn = Callable[[int, float], bool]
+"""Given an epoch and the validation loss after it, capped, tells whether to train on."""
+
+
+class _Ended(Exception):
+    """Training ends early."""
+
+    def __init__(self, status: SearchStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+def run_search_trial(
+    network: NetworkSpec,
+    data: TrialData,
+    *,
+    device: torch.device | str = "cpu",
+    num_threads: int = 1,
+    gpu_fraction: float | None = None,
+    micro_batch: int | None = None,
+    go_on: GoOn | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> SearchResult:
+    """Train a network on one side of a validation split and return its validation loss after every epoch.
+
+    The network is built, seeded and trained as the sweep's own trial of it is, but for the number of images.
+
+    Args:
+        network: which network, how trained.
+        data: from :func:`tasks.prepared.subsets.load_validation`; all of it is used.
+        device: see :func:`tasks.trials.trial.run_trial`, likewise the rest.
+        num_threads: torch threads on the CPU.
+        gpu_fraction: share of the GPU's memory.
+        micro_batch: images that pass the network at once.
+        go_on: asked after every epoch but the last; None trains to the end.
+        on_epoch: called with the record of every epoch that did not diverge, once it is judged.
+
+    Raises:
+        ConfigError: see :func:`tasks.trials.trial.run_trial`; likewise the rest.
+        DataError: for pixels or labels out of range.
+        torch.OutOfMemoryError: when the GPU's memory, or its share, is used up.
+        MemoryError: when the machine's memory is used up.
+    """
+    if network.model.pretrained:
+        found = f"{network.model.name} is pretrained"
+        raise ConfigError("A search trains networks from random weights", found)
+    check_inputs(network.model_copy(update={"train_size": len(data.train_images)}), data)
+    device = torch.device(device)
+    with trial_memory(device, gpu_fraction), deterministic(device, num_threads):
+        curve: list[ValidationScore] = []
+        ended = _train(network, data, device, micro_batch, curve, go_on, on_epoch)
+        return SearchResult(
+            status=ended.status,
+            reason=ended.reason,
+            epochs=len(curve) + (ended.status == SearchStatus.DIVERGED),
+            curve=tuple(curve),
+            num_train=len(data.train_images),
+            num_validation=len(data.test_images),
+            num_classes=data.num_classes,
+            chance_loss=math.log(data.num_classes),
+            device=str(device),
+            num_threads=num_threads,
+            peak_memory_bytes=peak_bytes(device),
+            micro_batch=micro_batch,
+        )
+
+
+def _train(
+    network: NetworkSpec,
+    data: TrialData,
+    device: torch.device,
+    micro_batch: int | None,
+    curve: list[ValidationScore],
+    go_on: GoOn | None,
+    on_epoch: Callable[[EpochRecord], None] | None,
+) -> _Ended:
+    """Train, adding to ``curve``; return how it ended."""
+    model = _build(network, data).to(device)
+    images, labels, held_out, held_out_labels = (
+        resident(array, device)
+        for array in (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    )
+
+    at_once = in_parts(EVALUATION_BATCH_SIZE, network.recipe, micro_batch)
+
+    def judge(record: EpochRecord) -> None:
+        found = evaluate(model, held_out, held_out_labels, at_once=at_once)
+        if not math.isfinite(found.loss):
+            reason = f"the validation loss was {found.loss} after epoch {record.epoch}"
+            raise _Ended(SearchStatus.DIVERGED, reason)
+        curve.append(ValidationScore(epoch=record.epoch, loss=found.loss, accuracy=found.accuracy))
+        if on_epoch is not None:
+            on_epoch(record)
+        loss = capped(found.loss, math.log(data.num_classes))
+        if go_on is not None and record.epoch < network.recipe.epochs and not go_on(record.epoch, loss):
+            raise _Ended(SearchStatus.PRUNED, f"others were better at epoch {record.epoch}")
+
+    try:
+        history = train(
+            model,
+            images,
+            labels,
+            network.recipe,
+            seed=derive_seed("training", network.derived_seed),
+            device=device,
+            on_epoch=judge,
+            micro_batch=micro_batch,
+        )
+    except _Ended as ended:
+        return ended
+    if history and history[-1].diverged:
+        last = history[-1]
+        return _Ended(SearchStatus.DIVERGED, f"the training loss was {last.train_loss} in epoch {last.epoch}")
+    if not curve:  # a recipe of no epochs
+        found = evaluate(model, held_out, held_out_labels, at_once=at_once)
+        curve.append(ValidationScore(epoch=0, loss=found.loss, accuracy=found.accuracy))
+    return _Ended(SearchStatus.COMPLETE, "")
+
+
+def _build(network: NetworkSpec, data: TrialData) -> PixelModel:
+    recipe = network.recipe
+    return build_model(
+        network.model,
+        num_outputs=recipe.num_outputs or data.num_classes,
+        in_channels=data.train_images.shape[1],
+        image_size=data.train_images.shape[2],
+        input_scale=recipe.input_scale,
+        dropout=recipe.dropout,
+        seed=derive_seed("weights", network.derived_seed),
+    )
+
+
+# What is measured on a trained network, whether it was trained a moment ago or came from kept weights.
+
+
+@dataclass
+class Measuring:
+    """A trained network, the images it is measured on, and what is known of it already.
+
+    Attributes:
+        spec: what is asked for.
+        model: the network, on the device of the images.
+        images: ``(train_size, channels, height, width)`` that it was trained on.
+        test_images: likewise.
+        test_labels: ``(test_size,)`` int64.
+        test_rows: which images of the prepared dataset the test images are.
+        timed: counts the seconds of a stage.
+        keep_predictions: given a Parquet file; text says why it could not be kept. None keeps none.
+        features: ``(train_size, num_features)``, the last hidden layer, where the images have passed.
+        clean: the pass over the test images, where there was one.
+        micro_batch: images of a batch that passed at once in training; None for whole batches.
+    """
+
+    spec: TrialSpec
+    model: PixelModel
+    images: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    test_rows: NDArray[np.int64] | None
+    timed: Callable[[str], AbstractContextManager[None]]
+    keep_predictions: Callable[[bytes], KeptFile | str] | None = None
+    features: NDArray[np.float32] | None = None
+    clean: CleanPass | None = None
+    micro_batch: int | None = None
+
+    def measure(self, missing: Sequence[Measurement]) -> dict[str, Any]:
+        """Return fields of a :class:`~tasks.trials.records.TrialResult`: what of ``missing`` was found."""
+        representations = [m for m in missing if isinstance(m, RepresentationMeasurement)]
+        with self.timed("d_repr"):
+            d_repr = self._d_repr([m for m in representations if not m.stages])
+            d_repr_stages = self._d_repr_stages([m for m in representations if m.stages])
+        kept: KeptFile | str | None = None
+        if self.keep_predictions and any(isinstance(m, PredictionMeasurement) for m in missing):
+            logits = self.pass_clean().logits.cpu().numpy()
+            kept = self.keep_predictions(to_parquet(logits, self.test_labels.cpu().numpy(), self.test_rows))
+        with self.timed("attack"):
+            attacks = self._attacked([m for m in missing if isinstance(m, AttackMeasurement)])
+        return {
+            "d_repr": d_repr,
+            "d_repr_stages": d_repr_stages,
+            "attacks": attacks,
+            "robustness": self._radii([m for m in missing if isinstance(m, RobustnessMeasurement)]),
+            "predictions": kept if isinstance(kept, KeptFile) else None,
+            "predictions_note": kept if isinstance(kept, str) else "",
+        }
+
+    def pass_clean(self) -> CleanPass:
+        """Pass the test images, once."""
+        if self.clean is None:
+            self.clean = pass_clean(self.model, self.test_images, self.test_labels, batch_size=self._at_once)
+        return self.clean
+
+    @property
+    def _at_once(self) -> int:
+        """Images whose gradients are taken at once."""
+        return attack_batch_size(self.spec.network.recipe, self.micro_batch)
+
+    def _d_repr(self, asked: Sequence[RepresentationMeasurement]) -> dict[str, IntrinsicDimension]:
+        if not asked:
+            return {}
+        features = extract_features(self.model, self.images) if self.features is None else self.features
+        return self._estimated(features, asked)
+
+    def _d_repr_stages(self, asked: Sequence[RepresentationMeasurement]) -> tuple[StageRecord, ...]:
+        if not asked:
+            return ()
+        rows = [StageRows(self.model, name, self.images) for name in stages(self.model, self.images[:1])]
+        return tuple(
+            StageRecord(
+                module=row.module,
+                num_features=math.prod(row.row_shape),
+                d_repr=self._estimated(row, asked, block_rows=row.block_rows),
+            )
+            for row in rows
+        )
+
+    def _estimated(
+        self,
+        features: NDArray[np.float32] | StageRows,
+        asked: Sequence[RepresentationMeasurement],
+        block_rows: int = BLOCK_ROWS,
+    ) -> dict[str, IntrinsicDimension]:
+        return estimate_dimension(
+            features,
+            [measurement.estimator for measurement in asked],
+            num_neighbors=self.spec.representation.num_neighbors,
+            discard_fraction=self.spec.network.subset.twonn_discard_fraction,
+            seed=derive_seed("d_repr", self.spec.derived_seed),
+            block_rows=block_rows,
+        )
+
+    def _attacked(self, asked: Sequence[AttackMeasurement]) -> tuple[AttackRecord, ...]:
+        records: list[AttackRecord] = []
+        rule = self.spec.network.recipe.test_loss
+        for method in dict.fromkeys(attack.method for attack in asked):
+            epsilons = tuple(attack.epsilon for attack in asked if attack.method == method)
+            attacks = AttackSpec.model_validate({"methods": (method,), "epsilons": epsilons})
+            records += attack_all(
+                self.model,
+                self.test_images,
+                self.test_labels,
+                attacks,
+                at_once=self._at_once,
+                passed_at_once=in_parts(EVALUATION_BATCH_SIZE, self.spec.network.recipe, self.micro_batch),
+                rule=rule,
+                clean=self.pass_clean(),
+            )
+        return tuple(records)
+
+    def _radii(self, asked: Sequence[RobustnessMeasurement]) -> RadiusRecord | None:
+        if not asked:
+            return None
+        robustness = asked[0].robustness
+        with self.timed("robustness"):
+            return measure_radii(
+                self.model,
+                self.test_images,
+                self.test_labels,
+                self.images,
+                num_images=robustness.num_images,
+                at_once=self._at_once,
+                # Of the data, not of the network: all networks of a subset are asked about the same images.
+                seed=derive_seed("r_hat", self.spec.network.subset),
+                num_steps=robustness.num_steps,
+                num_bisections=robustness.num_bisections,
+            )
+
 
 RESTORED_TOLERANCE = 1e-3
 """Relative and absolute; another device or number of threads changes a test loss by far less."""

@@ -28,11 +28,11 @@ from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_batch_size
 from tasks.trials.costs import Kernel, NetworkCost, PassCost
 from tasks.trials.half_weights import half_weights
+from tasks.trials.isolation import contained
 from tasks.trials.layer_order import pools_before_relus
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.own_models import depends_on_pixels, one_line
-from tasks.trials.seeding import contained
-from tasks.trials.step import Step, takes_half_weights
+from tasks.trials.training import Step, takes_half_weights
 
 ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every block up to a multiple of this."""

@@ -5,25 +5,23 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.planning.cards import (
+from orchestrator.planning.estimate import estimate, on_cards
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import (
     CARDS,
+    CORE_FLOPS,
+    CORE_INTERVAL_S,
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
     STREAM_EFFICIENCY,
-    pass_time,
-)
-from orchestrator.planning.estimate import estimate, on_cards
-from orchestrator.planning.packing import (
-    CORE_FLOPS,
-    CORE_INTERVAL_S,
     core_seconds,
     cost_of,
     flops,
     need_of,
+    pass_time,
     seconds_on_share,
     training_flops,
 )
-from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError
 from tasks.trials.costs import NetworkCost

@@ -6,12 +6,18 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from orchestrator.planning.cards import CONTEXT_BYTES, TENSOR_FACTOR, WORKSPACE_FACTOR
-from orchestrator.planning.packing import array_bytes, cost_of, peak_bytes
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import (
+    CONTEXT_BYTES,
+    TENSOR_FACTOR,
+    WORKSPACE_FACTOR,
+    array_bytes,
+    cost_of,
+    peak_bytes,
+)
 from orchestrator.planning.sweep_file import parse_sweep
 from tasks.trials.models import build_model
-from tasks.trials.step import Step
+from tasks.trials.training import Step
 from tasks.trials.walk import _Walk
 
 
@@ -82,7 +88,7 @@ def test_instance_norm_is_not_taken_for_batch_norm(monkeypatch):
     cost = cost_of(planned)
     assert any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
     normed = replace(cost, half_step=cost.step)
-    monkeypatch.setattr("orchestrator.planning.packing.cost_of", lambda _: normed)
+    monkeypatch.setattr("orchestrator.planning.predict.cost_of", lambda _: normed)
     held = normed.evaluation.peak_bytes + 12 * normed.num_parameters
     expected = CONTEXT_BYTES + TENSOR_FACTOR * held + WORKSPACE_FACTOR * cost.evaluation.workspace_bytes
     assert peak_bytes(planned) - array_bytes(planned) == pytest.approx(expected)

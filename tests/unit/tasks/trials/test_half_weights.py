@@ -21,12 +21,10 @@ from torch import nn
 from search_spaces.errors import SetupError
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
-from tasks.trials import step as steps
-from tasks.trials.checkpoints import Checkpoints
+from tasks.trials import training as steps
 from tasks.trials.half_weights import TOLERANCE, card_update, check, differences, half_weights, torch_update
 from tasks.trials.models import build_model
-from tasks.trials.step import Step, split_batches, takes_half_weights, update_of
-from tasks.trials.training import train
+from tasks.trials.training import Checkpoints, Step, split_batches, takes_half_weights, train, update_of
 
 torch.set_num_threads(1)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

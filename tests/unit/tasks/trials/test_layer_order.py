@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from search_spaces.specs import RecipeSpec
+from tasks.trials.isolation import deterministic
 from tasks.trials.layer_order import pools_before_relus
-from tasks.trials.seeding import deterministic
 from tasks.trials.training import train
 
 

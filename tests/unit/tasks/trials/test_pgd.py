@@ -2,9 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.trials.attacks import fgsm
-from tasks.trials.pgd import pgd
-from tasks.trials.robustness import margins_of
+from tasks.trials.attacks import fgsm, margins_of, pgd
 from tests.unit.tasks.trials.test_attacks import linear, pixels, small_network
 
 torch.set_num_threads(1)

@@ -8,8 +8,7 @@ from torch import nn
 
 from search_spaces.errors import DataError
 from search_spaces.specs import ModelSpec, RecipeSpec
-from tasks.trials.models import build_model
-from tasks.trials.robustness import (
+from tasks.trials.attacks import (
     POOL_ROWS,
     margins_of,
     measure_radii,
@@ -17,6 +16,7 @@ from tasks.trials.robustness import (
     nearest_in_another_class,
     summarise_radii,
 )
+from tasks.trials.models import build_model
 from tasks.trials.training import train
 
 torch.set_num_threads(1)  # work this small is only slowed by threads that wait for each other

@@ -7,8 +7,7 @@ from torch import nn
 
 from search_spaces.errors import ConfigError
 from search_spaces.specs import RecipeSpec
-from tasks.trials.step import WARM_UP_STEPS, CapturedSteps, Step, as_pixels, split_batches, stepper
-from tasks.trials.training import train
+from tasks.trials.training import WARM_UP_STEPS, CapturedSteps, Step, as_pixels, split_batches, stepper, train
 
 torch.set_num_threads(1)
 
