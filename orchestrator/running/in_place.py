@@ -11,21 +11,19 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import groupby
 
-from orchestrator.planning.order import array_key
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
+from orchestrator.planning.predict import array_key
 from orchestrator.results.records import CellReport, TrialRecord
-from orchestrator.results.rows import MeasureIndex, flat_trial
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.results.weights import WeightStore
-from orchestrator.running.outcomes import start_tags, trial_record
+from orchestrator.results.store import WeightStore
+from orchestrator.results.table import MeasureIndex, flat_trial
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.progress import Monitor
+from orchestrator.running.trials import start_tags, trial_record
 from search_spaces.errors import CorruptStoreError, SetupError
-from search_spaces.specs import SubsetSpec
-from search_spaces.trials import TrialSpec
+from search_spaces.specs import SubsetSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.measured import KeptFile
-from tasks.trials.result import TrialResult
+from tasks.trials.records import KeptFile, TrialResult
 
 log = logging.getLogger(__name__)
 

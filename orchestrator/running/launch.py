@@ -2,25 +2,496 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import re
+import socket
 import zipfile
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from orchestrator.planning.plain_yaml import read_text
-from orchestrator.results.tracking.provenance import provenance
-from orchestrator.running.launch_aws import on_aws
-from orchestrator.running.launch_gcp import on_gcp
-from orchestrator.running.launch_nodes import UNFILLED, Problem
-from orchestrator.running.launch_onprem import own_machines
+from orchestrator.planning.sweep_file import read_text
+from orchestrator.results.records import provenance
 from search_spaces.errors import ConfigError
 from tasks.atomic import read_whole
+
+# What nodes of any cloud need: workers that may start and that stay for a while, and a set-up.
+
+UNFILLED = re.compile(r"CHANGE|\bexample\.(org|com)\b")
+MIN_IDLE_MINUTES = 5
+"""Ray's own default. Between two trials of a node may lie the longest pause of a retry, a minute."""
+MIN_DISK_GB = 50
+"""An image with a driver takes 30, the locked CUDA packages 10 with what pip keeps; the rest is to spill."""
+CUDA_LOCK = "constraints-cuda.txt"
+WHEEL = re.compile(r"pip install\b.*isweep-\S*\.whl")
+LOOK_AT_CARD = re.compile(r"torch\b.*\bcuda\b")
+WHEEL_WAY_OUT = "add: ~/isweep-venv/bin/pip install --no-deps --force-reinstall ~/isweep-dist/isweep-*.whl"
+
+
+class Problem(NamedTuple):
+    """What is wrong in a launch file, where, and the way out."""
+
+    where: str
+    what: str
+    way_out: str
+
+
+def in_a_cloud(config: dict[str, Any], library: str, package: str) -> Iterator[Problem]:
+    """Look at what all clouds have in common.
+
+    Args:
+        config: The launch file.
+        library: Of Python, that Ray starts nodes with.
+        package: Which brings it.
+    """
+    if find_spec(library) is None:
+        told = f"{config['provider']['type']} needs {package} on this machine"
+        yield Problem("provider.type", told, f"pip install {package}")
+    yield from _numbers(config)
+    if config["provider"].get("cache_stopped_nodes", True):
+        told = "Ray would stop nodes and not end them: their disks stay, with what is on them, and cost"
+        yield Problem("provider.cache_stopped_nodes", told, "say false")
+    yield from installs(config)
+    head = [*(config.get("setup_commands") or ()), *(config.get("head_setup_commands") or ())]
+    if not config.get("docker") and not any("pip install" in one and package in one for one in head):
+        told = f"nothing installs {package}, by which the head starts workers"
+        way_out = f"add: ~/isweep-venv/bin/pip install {package} --constraint ~/isweep-dist/constraints.txt"
+        yield Problem("head_setup_commands", told, way_out)
+
+
+def workers_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the node types of workers that may start, by name."""
+    kinds = config["available_node_types"]
+    return {name: kind for name, kind in kinds.items() if name != config["head_node_type"] and _most(kind)}
+
+
+def _most(kind: dict[str, Any]) -> int:
+    return int(kind.get("max_workers", 1))
+
+
+def commands_of(config: dict[str, Any], kind: dict[str, Any]) -> list[str]:
+    """Return the set-up commands that Ray runs on a worker: those of its type stand for all others."""
+    if "worker_setup_commands" in kind:
+        return list(kind["worker_setup_commands"])
+    return [*(config.get("setup_commands") or ()), *(config.get("worker_setup_commands") or ())]
+
+
+def _numbers(config: dict[str, Any]) -> Iterator[Problem]:
+    most = config.get("max_workers", 0)
+    if not most or not workers_of(config):
+        yield Problem("max_workers", "no worker may start", "say how many, e.g. 8, here and in a node type")
+    for name, kind in config["available_node_types"].items():
+        least, own = kind.get("min_workers", 0), kind.get("max_workers", most)
+        if least > own:
+            told = f"{least}, and max_workers is {own}"
+            yield Problem(f"available_node_types.{name}.min_workers", told, "let it be the smaller one")
+    idle = [("idle_timeout_minutes", config.get("idle_timeout_minutes", MIN_IDLE_MINUTES))]
+    for name, kind in workers_of(config).items():
+        if kind.get("idle_timeout_s") is not None:
+            idle.append((f"available_node_types.{name}.idle_timeout_s", kind["idle_timeout_s"] / 60))
+    for place, minutes in idle:
+        if minutes < MIN_IDLE_MINUTES:
+            told = f"{minutes:g} minutes: nodes would go between two trials, and each new one installs anew"
+            yield Problem(place, told, f"{MIN_IDLE_MINUTES} minutes or more, e.g. 10")
+
+
+def installs(config: dict[str, Any]) -> Iterator[Problem]:
+    """See that every node gets isweep: its wheel is what travels. An image of Docker may hold it."""
+    if config.get("docker"):
+        return
+    if not any(map(WHEEL.search, config.get("setup_commands") or ())):
+        yield Problem("setup_commands", "nothing installs the wheel of isweep", WHEEL_WAY_OUT)
+        return
+    for name, kind in workers_of(config).items() if "available_node_types" in config else ():
+        if not any(map(WHEEL.search, commands_of(config, kind))):
+            told = "Ray runs these instead of all other set-up commands, and they do not install isweep"
+            way_out = "put them into worker_setup_commands of the file, which run after setup_commands"
+            yield Problem(f"available_node_types.{name}.worker_setup_commands", told, way_out)
+
+
+def card_looked_at(config: dict[str, Any], kind: dict[str, Any], machine: str) -> Iterator[Problem]:
+    """See that a worker with a card ends its set-up with a look at it."""
+    commands = commands_of(config, kind)
+    if commands and not LOOK_AT_CARD.search(commands[-1]):
+        told = f"{machine} does not end its set-up with a look at the card: with too old a driver it joins"
+        yield Problem("worker_setup_commands", told, "end with cluster.yaml's, which makes a tensor there")
+
+
+def asks_for_cuda(config: dict[str, Any], kind: dict[str, Any]) -> bool:
+    """Tell whether a worker's set-up installs the packages of a GPU node, or looks at its card."""
+    return any(CUDA_LOCK in one or LOOK_AT_CARD.search(one) for one in commands_of(config, kind))
+
+
+def meant(word: str, known: list[str], otherwise: str) -> str:
+    """Return the known words that are near, as a way out."""
+    near = get_close_matches(word, known, n=3)
+    return f"one of these is meant: {', '.join(near)}" if near else otherwise
+
+
+# What a launch file needs on AWS: fields as EC2 takes them, rights of the head, disks and cards.
+
+AMI = re.compile(r"ami-([0-9a-f]{8}|[0-9a-f]{17})")
+GROUP = re.compile(r"sg-([0-9a-f]{8}|[0-9a-f]{17})")
+POLICY = Path("clusters/iam/head.json")
+"""Of the head on AWS, in the checkout where `ray up` is typed."""
+RAYS_OWN = ("SubnetIds",)
+"""Fields of an AWS node that Ray takes out before it asks EC2."""
+EC2_TYPES: dict[str, type[Any]] = {
+    "structure": dict,
+    "list": list,
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+}
+NEWER = "correct it, or: pip install -U boto3"
+WITH_CARD = re.compile(r"(g4dn|g5|g6|g6e|g6f|gr6|gr6f|g7|g7e|p4d|p4de|p5|p5e|p5en|p6-b200|p6-b300)\.")
+"""Families with an NVIDIA card that CUDA 13 computes on: those of g3, p2 and p3 are too old."""
+WITH_ARM = re.compile(r"a1\.|[a-z]+\d+[a-z-]*g")
+"""Behind the generation of a family stands what is special, g for Amazon's processors: g5g and not g5."""
+
+
+def on_aws(config: dict[str, Any]) -> Iterator[Problem]:
+    """Look at the fields of every node, as EC2 takes them, and at the rights of the head."""
+    known = importlib.util.find_spec("boto3") is not None
+    yield from in_a_cloud(config, "boto3", "boto3")
+    yield from _place(config["provider"], known)
+    for kind, node in config["available_node_types"].items():
+        place, made = f"available_node_types.{kind}.node_config", node["node_config"]
+        fields = {key: value for key, value in made.items() if key not in RAYS_OWN}
+        wrong = [*_as_ec2_takes_it(place, fields)] if known else []
+        yield from wrong
+        if not wrong:
+            yield from _node_on_aws(place, made)
+            yield from _disks(place, made)
+    yield from _machines(config)
+    yield from _policy(config)
+
+
+def _machines(config: dict[str, Any]) -> Iterator[Problem]:
+    """Look at what the instance types can do: a head that stays, workers with a card, packages that fit."""
+    kinds, workers = config["available_node_types"], workers_of(config)
+    head = kinds[config["head_node_type"]]["node_config"]
+    if head.get("InstanceMarketOptions", {}).get("MarketType") == "spot":
+        place = f"available_node_types.{config['head_node_type']}.node_config.InstanceMarketOptions"
+        told = "a spot instance as head: taken away, it takes the sweep and the root on its disk along"
+        yield Problem(place, told, "take it out: only workers may be spot instances")
+    for name, kind in kinds.items():
+        place = f"available_node_types.{name}.node_config.InstanceType"
+        machine = kind["node_config"].get("InstanceType", "")
+        if WITH_ARM.match(machine) and CUDA_LOCK in str(commands_of(config, kind)):
+            told = f"{machine} has an ARM processor, and {CUDA_LOCK} is for x86-64"
+            yield Problem(place, told, "name another, e.g. g6.4xlarge; m6i.2xlarge as head")
+        elif machine and name in workers and asks_for_cuda(config, kind):
+            if WITH_CARD.match(machine):
+                yield from card_looked_at(config, kind, machine)
+            else:
+                told = f"{machine} has no card that CUDA 13 computes on, and its set-up asks for one"
+                yield Problem(place, told, "name another, e.g. g6.4xlarge")
+
+
+def _disks(place: str, made: dict[str, Any]) -> Iterator[Problem]:
+    """Look at size and encryption: disks hold images of patients for a while, at least as objects of Ray."""
+    place = f"{place}.BlockDeviceMappings"
+    disks = [one["Ebs"] for one in made.get("BlockDeviceMappings") or () if "Ebs" in one]
+    if not disks:
+        told = "no disk is named: the image's own may have 8 GB and is not encrypted"
+        yield Problem(place, told, "see cluster.yaml: 100 GB, Encrypted: true")
+        return
+    if not all(one.get("DeviceName") for one in made["BlockDeviceMappings"]):
+        yield Problem(place, "a disk without DeviceName, which EC2 refuses", "add DeviceName: /dev/sda1")
+    largest = max(disk.get("VolumeSize", 0) for disk in disks)
+    if largest < MIN_DISK_GB:
+        told = f"{largest} GB are too few for image, CUDA packages and objects that spill"
+        yield Problem(place, told, f"{MIN_DISK_GB} or more, e.g. VolumeSize: 100")
+    if not all(disk.get("Encrypted") for disk in disks):
+        yield Problem(place, "a disk is not encrypted", "add Encrypted: true")
+    if not all(disk.get("DeleteOnTermination", True) for disk in disks):
+        yield Problem(place, "a disk stays when its node ends", "say DeleteOnTermination: true")
+
+
+def _node_on_aws(place: str, made: dict[str, Any]) -> Iterator[Problem]:
+    for key, form in (("ImageId", AMI), ("SecurityGroupIds", GROUP)):
+        named = made.get(key) or []
+        for value in map(str, named if isinstance(named, list) else [named]):
+            if not form.fullmatch(value) and not UNFILLED.search(value):
+                yield Problem(f"{place}.{key}", f"{value} has not the form of one", f"{form.pattern}")
+    if not made.get("InstanceType"):
+        yield Problem(f"{place}.InstanceType", "no instance type is named", "name one, e.g. g6.4xlarge")
+    if not made.get("ImageId"):
+        told = "no image is named: Ray would take one of its own, whose Python may be too old"
+        yield Problem(f"{place}.ImageId", told, "name one with Python 3.11 to 3.13")
+    if not made.get("SecurityGroupIds") and not made.get("NetworkInterfaces"):
+        told = "without a security group by id Ray makes one that opens SSH to the world"
+        yield Problem(f"{place}.SecurityGroupIds", told, "name your own group: [sg-...]")
+    if not made.get("IamInstanceProfile"):
+        told = "without a profile Ray gives the head full rights on EC2 and S3"
+        yield Problem(f"{place}.IamInstanceProfile", told, "make one of clusters/iam/head.json")
+
+
+def _place(provider: dict[str, Any], known: bool) -> Iterator[Problem]:
+    region, zones = provider.get("region"), provider.get("availability_zone")
+    if not region:
+        yield Problem("provider.region", "no region is named", "name one, e.g. us-east-1")
+        return
+    if known:
+        session = _botocore()
+        parts = session.get_available_partitions()
+        regions = [name for part in parts for name in session.get_available_regions("ec2", part)]
+        if region not in regions:
+            told = f"EC2 has no region {region}"
+            yield Problem("provider.region", told, meant(str(region), regions, NEWER))
+    for zone in str(zones).split(",") if zones else ():
+        if not zone.strip().startswith(str(region)):
+            told = f"{zone.strip()} is no zone of {region}"
+            yield Problem("provider.availability_zone", told, f"name one such as {region}a, or none")
+
+
+@cache
+def _botocore() -> Any:
+    return importlib.import_module("botocore.session").get_session()
+
+
+@cache
+def _run_instances() -> Any:
+    """Return the description of what starts a node, which takes half a second to read."""
+    return _botocore().get_service_model("ec2").operation_model("RunInstances").input_shape
+
+
+def _as_ec2_takes_it(place: str, fields: dict[str, Any]) -> Iterator[Problem]:
+    """Hold a node to what botocore knows of RunInstances; nothing is asked there."""
+    yield from _held_to(_run_instances(), fields, place)
+
+
+def _held_to(shape: Any, value: Any, place: str) -> Iterator[Problem]:
+    wanted: type[Any] = EC2_TYPES.get(shape.type_name, object)
+    choices = getattr(shape, "enum", None) or [value]
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        told = f"{value!r} is no {shape.type_name}"
+        yield Problem(place, told, "compare with cluster.yaml")
+    elif shape.type_name == "structure":
+        for key, inner in value.items():
+            if key in shape.members:
+                yield from _held_to(shape.members[key], inner, f"{place}.{key}")
+            else:
+                told = "EC2 knows no such field"
+                yield Problem(f"{place}.{key}", told, meant(key, [*shape.members], NEWER))
+    elif shape.type_name == "list":
+        for index, inner in enumerate(value):
+            yield from _held_to(shape.member, inner, f"{place}[{index}]")
+    elif value not in choices and not UNFILLED.search(str(value)):
+        yield Problem(place, f"EC2 knows no {value}", meant(str(value), choices, NEWER))
+
+
+def _policy(config: dict[str, Any]) -> Iterator[Problem]:
+    """Compare with the head's policy where it lies in the checkout: it names the cluster and the region."""
+    if not POLICY.is_file():
+        return
+    try:
+        statements = json.loads(POLICY.read_text(encoding="utf-8"))["Statement"]
+        limits = [one["Condition"]["StringEquals"] for one in statements if "Condition" in one]
+    except (ValueError, KeyError, TypeError) as error:
+        told = f"not a policy: {type(error).__name__} {error}"
+        yield Problem(str(POLICY), told, "compare with the file of that name in the repository")
+        return
+    for where, key, ours in (
+        ("cluster_name", "aws:ResourceTag/ray-cluster-name", config["cluster_name"]),
+        ("provider.region", "aws:RequestedRegion", config["provider"].get("region")),
+    ):
+        for named in sorted({one[key] for one in limits if key in one} - {ours}):
+            if not UNFILLED.search(named):
+                told = f"{ours}, and {POLICY} lets the head start and end nodes of {named} only"
+                yield Problem(where, told, "say the same in both, and in the policy of your account")
+
+
+# What a launch file needs on Google Cloud: place, machines, cards, disks, who may take a machine.
+
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+CARDS = (
+    {f"g2-standard-{cpus}": 1 for cpus in (4, 8, 12, 16, 32)}
+    | {"g2-standard-24": 2, "g2-standard-48": 4, "g2-standard-96": 8}
+    | {f"g4-standard-{48 * number}": number for number in (1, 2, 4, 8)}
+    | {f"a2-{kind}-{number}g": number for kind in ("highgpu", "ultragpu") for number in (1, 2, 4, 8)}
+    | {f"a3-highgpu-{number}g": number for number in (1, 2, 4, 8)}
+    | {"a2-megagpu-16g": 16}
+    | dict.fromkeys(("a3-edgegpu-8g", "a3-megagpu-8g", "a3-ultragpu-8g", "a4-highgpu-8g"), 8)
+)
+"""Machines that have cards by their type, with how many."""
+FAMILIES = (
+    *("e2", "n1", "n2", "n2d", "n4", "n4d", "c2", "c2d", "c3", "c3d", "c4", "c4d", "t2d"),
+    *("h3", "h4d", "m1", "m2", "m3", "m4", "x4", "z3"),
+)
+LAUNCH_GCP_WITH_ARM = ("a4x", "c4a", "n4a", "t2a")
+MODELS = ("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND")
+"""Ways to have a machine, the default first."""
+ON_STANDARD_DISKS = ("a2", "c2", "c2d", "e2", "m1", "m2", "n1", "n2", "n2d", "t2a", "t2d")
+"""Families that take `pd-standard`, the type of a disk that names none."""
+KINDS = ("standard", "highmem", "highcpu", "custom", "megamem", "ultramem", "hypermem")
+MACHINE = re.compile(
+    rf"({'|'.join((*FAMILIES, *LAUNCH_GCP_WITH_ARM))})-(micro|small|medium|({'|'.join(KINDS)})(-\d+)+(-[a-z]+)*)"
+)
+
+
+def on_gcp(config: dict[str, Any]) -> Iterator[Problem]:
+    """Look at project, place and machines."""
+    yield from in_a_cloud(config, "googleapiclient", "google-api-python-client")
+    provider = config["provider"]
+    for key in ("project_id", "region", "availability_zone"):
+        if not provider.get(key):
+            yield Problem(f"provider.{key}", "not named", "see clusters/gcp.yaml")
+    region, zone = provider.get("region"), provider.get("availability_zone")
+    if region and zone and not str(zone).startswith(f"{region}-"):
+        told = f"{zone} is no zone of {region}"
+        yield Problem("provider.availability_zone", told, f"name one such as {region}-a")
+    if not NAME.fullmatch(config["cluster_name"]):
+        told = f"{config['cluster_name']!r} cannot be a label of Google Cloud"
+        yield Problem("cluster_name", told, "lower-case letters, digits and -, a letter first")
+    for name, kind in config["available_node_types"].items():
+        place, made = f"available_node_types.{name}.node_config", kind["node_config"]
+        yield from _machine(config, name, kind)
+        yield from _launch_gcp_disks(place, made, str(zone))
+        yield from _scheduling(place, made, is_head=name == config["head_node_type"])
+        reached = name != config["head_node_type"] or provider.get("use_internal_ips")
+        yield from _network(f"{place}.networkInterfaces", made.get("networkInterfaces") or [], bool(reached))
+
+
+def _network(place: str, named: list[dict[str, Any]], reached: bool) -> Iterator[Problem]:
+    """Look at a machine's net: whose firewall rules hold there, and whether `ray up` gets through."""
+    if not named:
+        told = "without one Ray takes the first network of the project, with its firewall rules"
+        yield Problem(place, told, "name your own subnet")
+        return
+    if not all(one.get("subnetwork") or one.get("network") for one in named):
+        told = "without a subnet Google takes the network called default, whose rules open SSH to the world"
+        yield Problem(place, told, "name your own: subnetwork")
+    if not reached and not named[0].get("accessConfigs"):
+        told = "no address outside: `ray up` would wait for one a quarter of an hour, and give up"
+        yield Problem(
+            place, told, "add accessConfigs as in clusters/gcp.yaml, or provider.use_internal_ips: true"
+        )
+
+
+def _cards(made: dict[str, Any]) -> int:
+    added = sum(int(one.get("acceleratorCount", 0)) for one in made.get("guestAccelerators") or ())
+    return CARDS.get(made.get("machineType", ""), 0) or added
+
+
+def _machine(config: dict[str, Any], name: str, kind: dict[str, Any]) -> Iterator[Problem]:
+    made, place = kind["node_config"], f"available_node_types.{name}.node_config.machineType"
+    machine, cards = str(made.get("machineType", "")), _cards(made)
+    family = machine.partition("-")[0]
+    if machine not in CARDS and not MACHINE.fullmatch(machine):
+        tail = machine.split("-", 2)[-1]
+        others = [f"{one}-{kind}-{tail}" for one in FAMILIES for kind in KINDS]
+        known = others if family in FAMILIES else [*CARDS]
+        told = f"{machine or 'none'} is none that isweep knows"
+        yield Problem(place, told, meant(machine, known, "name one, e.g. g2-standard-16"))
+        return
+    if family in LAUNCH_GCP_WITH_ARM and CUDA_LOCK in str(commands_of(config, kind)):
+        told = f"{machine} has an ARM processor, and {CUDA_LOCK} is for x86-64"
+        yield Problem(place, told, "name another, e.g. g2-standard-16; n2-standard-8 as head")
+    elif name in workers_of(config) and asks_for_cuda(config, kind):
+        if cards:
+            yield from card_looked_at(config, kind, machine)
+        else:
+            told = f"{machine} has no card, and its set-up asks for one"
+            yield Problem(place, told, "name another, e.g. g2-standard-16")
+    offered = kind["resources"].get("GPU", 0)
+    if offered != cards:
+        told = f"GPU: {offered}, and {machine} has {cards}: trials go by what stands here"
+        yield Problem(f"available_node_types.{name}.resources", told, f"say GPU: {cards}")
+
+
+def _launch_gcp_disks(place: str, made: dict[str, Any], zone: str) -> Iterator[Problem]:
+    place = f"{place}.disks"
+    boots = [disk for disk in made.get("disks") or () if isinstance(disk, dict) and disk.get("boot")]
+    if not boots:
+        yield Problem(place, "no disk to boot from", "see clusters/gcp.yaml")
+        return
+    made_of = boots[0].get("initializeParams") or {}
+    size, kind = int(made_of.get("diskSizeGb", 0)), str(made_of.get("diskType", "pd-standard"))
+    if size < MIN_DISK_GB:
+        told = f"{size} GB are too few for image, CUDA packages and objects that spill"
+        yield Problem(place, told, f"{MIN_DISK_GB} or more, e.g. diskSizeGb: 100")
+    if not made_of.get("sourceImage"):
+        yield Problem(place, "no image is named", "sourceImage: one with a driver and Python 3.11 to 3.13")
+    if not boots[0].get("autoDelete"):
+        yield Problem(place, "the disk stays when its node ends", "say autoDelete: true")
+    family = str(made.get("machineType", "")).partition("-")[0]
+    if kind.endswith("pd-standard") and family not in ON_STANDARD_DISKS:
+        told = f"pd-standard, the default of diskType, is no disk of {family} machines"
+        yield Problem(place, told, f"name another: diskType: zones/{zone}/diskTypes/pd-balanced")
+    named = re.search(r"zones/([^/]+)/", kind)
+    if named and named.group(1) != zone and not UNFILLED.search(kind):
+        told = f"diskType is of {named.group(1)}, the nodes are in {zone}"
+        yield Problem(place, told, "say the same in both")
+
+
+def _scheduling(place: str, made: dict[str, Any], *, is_head: bool) -> Iterator[Problem]:
+    """Look at who may take a machine away, and what is left of it then."""
+    place, said = f"{place}.scheduling", made.get("scheduling") or {}
+    rules = said if isinstance(said, dict) else dict(ChainMap(*said))
+    model = rules.get("provisioningModel", MODELS[0])
+    if model not in MODELS:
+        yield Problem(place, f"provisioningModel {model}", f"say one of {', '.join(MODELS)}")
+    spot = model == "SPOT" or rules.get("preemptible")
+    if spot and is_head:
+        told = "a spot machine as head: taken away, it takes the sweep and the root on its disk along"
+        yield Problem(place, told, "take it out: only workers may be spot machines")
+    if spot and rules.get("instanceTerminationAction") != "DELETE":
+        told = "a spot machine that is taken away would be stopped, and its disk stay and cost"
+        yield Problem(place, told, "add instanceTerminationAction: DELETE")
+    if _cards(made) and rules.get("onHostMaintenance") != "TERMINATE":
+        told = "a machine with a card cannot move to another host, and does not start where it should"
+        yield Problem(place, told, "add onHostMaintenance: TERMINATE")
+
+
+# What a launch file needs for one's own machines: names, numbers, the version of the autoscaler.
+
+
+def own_machines(config: dict[str, Any]) -> Iterator[Problem]:
+    """Look at the names of the machines, at their numbers and at the version of the autoscaler."""
+    provider = config["provider"]
+    if "coordinator_address" in provider:
+        told = "a coordinator hands out machines of its own, and isweep's files know none"
+        yield Problem("provider.coordinator_address", told, "name head_ip and worker_ips instead")
+        return
+    yield from installs(config)
+    workers, head = provider.get("worker_ips") or [], provider.get("head_ip", "")
+    for name in ("min_workers", "max_workers"):
+        if config.get(name) != len(workers):
+            told = f"{config.get(name)}, and worker_ips names {len(workers)}"
+            yield Problem(name, told, f"say {len(workers)}: others would be left out without a word")
+    if not config.get("auth", {}).get("ssh_private_key"):
+        told = "the head needs a key to start the workers"
+        yield Problem("auth.ssh_private_key", told, "name one made for this cluster")
+    if len({head, *workers}) <= len(workers):
+        yield Problem("provider", "a machine is named twice", "name each once, the head apart")
+    starts = [one for one in config.get("head_start_ray_commands", ()) if "ray start" in one]
+    if starts and not any("RAY_enable_autoscaler_v2=0" in one for one in starts):
+        told = "version 2 of Ray's autoscaler, its default, leaves the last of one's own machines out"
+        yield Problem("head_start_ray_commands", told, "put RAY_enable_autoscaler_v2=0 before `ray start`")
+    for name in (head, *workers):
+        if not UNFILLED.search(name) and not _known(name):
+            told = f"{name}: this machine does not know the name"
+            yield Problem("provider", told, "correct it, or give the address")
+
+
+def _known(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, 22))
+    except OSError:
+        return False
+
 
 MAKE_TOKEN = 'make one: see "Tokens" in docs/cluster.md'
 PROVIDERS = {"aws": on_aws, "gcp": on_gcp, "local": own_machines}

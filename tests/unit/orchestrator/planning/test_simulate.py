@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planning.simulate import LOOK_AHEAD, Job, longest_first, replay, replay_in_waves
+from orchestrator.planning.predict import LOOK_AHEAD, Job, longest_first, replay, replay_in_waves
 
 
 def jobs(*pairs):

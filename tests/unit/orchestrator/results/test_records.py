@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.results.records import CellReport, FailureRecord, MeasureRecord, TrialFailure, TrialRecord
-from orchestrator.results.rows import measure_metrics, trial_metrics
 from orchestrator.results.store import ResultStore
+from orchestrator.results.table import measure_metrics, trial_metrics
 from tests.unit.orchestrator.results.examples import trial_result
 
 EXAMPLES = Path(__file__).parents[3] / "data" / "records" / "v1"

@@ -23,9 +23,9 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
-from orchestrator.running import address as address_module
+from orchestrator.running import cluster as address_module
 from orchestrator.running.cluster import Cluster, _start, _started, connect, trial_resources
-from orchestrator.running.devices import LOGICAL_GPUS
+from orchestrator.running.gpus import LOGICAL_GPUS
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated

@@ -8,13 +8,14 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss, roc_auc_score
 
 import isweep
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
-from orchestrator.results.weights import WeightStore
-from orchestrator.running.pipeline import RunOptions, prepare_missing, run_sweep
+from orchestrator.results.store import WeightStore
+from orchestrator.running.options import RunOptions
 from orchestrator.running.progress import Progress
+from orchestrator.running.run import prepare_missing, run_sweep
 from search_spaces.errors import CorruptStoreError, DataError
 from tasks.prepared.subsets import load_subset
 from tasks.remote import InlineExecutor
@@ -63,8 +64,8 @@ def trained(root: str, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     def refuse(*_: object, **__: object) -> None:
         raise NoCluster("a cluster was asked for")
 
-    monkeypatch.setattr("orchestrator.running.pipeline.connect", refuse)
-    monkeypatch.setattr("orchestrator.running.pipeline.report_sweep", lambda *_: None)
+    monkeypatch.setattr("orchestrator.running.run.connect", refuse)
+    monkeypatch.setattr("orchestrator.running.run.report_sweep", lambda *_: None)
     monkeypatch.setattr("tasks.trials.trial.train", refuse)
     return workspace
 

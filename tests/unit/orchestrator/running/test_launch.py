@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.results.tracking.provenance import provenance
-from orchestrator.running import launch_nodes
+from orchestrator.results.records import provenance
+from orchestrator.running import launch
 from orchestrator.running.launch import check_launch_file
 from tests import damage
 
@@ -32,7 +32,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for name in ("dist", ".ray", ".ssh"):
         (tmp_path / name).mkdir()
     make_wheel(tmp_path, provenance().commit)
-    monkeypatch.setattr(launch_nodes, "find_spec", lambda name: name == "googleapiclient" or find_spec(name))
+    monkeypatch.setattr(launch, "find_spec", lambda name: name == "googleapiclient" or find_spec(name))
     for name in ("constraints.txt", "constraints-cuda.txt"):
         (tmp_path / "dist" / name).touch()
     (tmp_path / ".ssh/id_ed25519").write_text("a key", encoding="utf-8")
