@@ -23,11 +23,6 @@ from collections import Counter
 from importlib.metadata import version
 
 import numpy as np
-from scipy import stats
-
-from orchestrator.analysis import claims as k
-from orchestrator.analysis import clusters
-from orchestrator.analysis.inference import max_correlation_test, mean_interval
 from orchestrator.analysis.levels import held_out_errors, versus
 from orchestrator.analysis.regression import Problem, solve
 from orchestrator.analysis.simulation import (
@@ -40,6 +35,11 @@ from orchestrator.analysis.simulation import (
     exponent_fit,
     level_slopes,
 )
+from scipy import stats
+
+from orchestrator.analysis import claims as k
+from orchestrator.analysis import clusters
+from orchestrator.analysis.inference import max_correlation_test, mean_interval
 
 clusters.MOST_EXACT, clusters.NUM_DRAWN = 5_040, 999
 AT = STUDY.layout

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from blind_tables import RAGGED, WORLDS, draw
+from orchestrator.analysis.growth import fit_growth
 from scipy import stats
 
-from orchestrator.analysis.prediction import Curve, PilotPoint
 from orchestrator.analysis.fit_records import SharpnessScale
-from orchestrator.analysis.growth import fit_growth
-from orchestrator.analysis.table import fitted_points, normalise, usable_trials
+from orchestrator.analysis.prediction import Curve, PilotPoint
 from orchestrator.analysis.published import published_table
+from orchestrator.analysis.table import fitted_points, normalise, usable_trials
 
 SCALE = SharpnessScale(comparable=True, policy="ignore", note="")
 PILOTS = {"without a pilot": 0, "pilot of 2": 2, "pilot of 3": 3, "pilot of 5": 5}

@@ -13,7 +13,7 @@ from orchestrator.analysis.published import (
     scorecard,
 )
 from orchestrator.analysis.table import read_csv, write_csv
-from orchestrator.results.columns import COLUMNS, Column
+from orchestrator.results.table import COLUMNS, Column
 
 __all__ = [
     "COLUMNS",

@@ -11,7 +11,7 @@ import pandas as pd
 from orchestrator.analysis.inference import Interval, mean_interval
 from orchestrator.analysis.table import finished_trials, interval, listing, number, scales_of, split_by_recipe
 from orchestrator.analysis.tables import Table
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 from search_spaces.errors import DataError
 
 #: What makes two trials of different sweeps the same cell; seeds are averaged.

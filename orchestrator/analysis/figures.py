@@ -34,7 +34,7 @@ from orchestrator.analysis import table as t
 from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.fits import PREDICTED_FORM
 from orchestrator.analysis.table import WORDS, interval, number
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 from tasks.atomic import write_atomic
 
 # Okabe & Ito (2008), without yellow, which is too faint on white.

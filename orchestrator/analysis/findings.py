@@ -22,7 +22,7 @@ from orchestrator.analysis import table as t
 from orchestrator.analysis.fit_records import Claim, Estimate, Fit, ScalingFits
 from orchestrator.analysis.inference import LEVEL, Interval, t_power
 from orchestrator.analysis.table import interval, listing, number, p_value, plural
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 
 Verdict = Literal["established", "not established", "cannot be tested", "described"]
 AT_EQUAL = "At equal model and train size"

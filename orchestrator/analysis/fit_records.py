@@ -15,7 +15,7 @@ from orchestrator.analysis import table as t
 from orchestrator.analysis.guessing import GuessingCount
 from orchestrator.analysis.inference import LEVEL, Interval, holm
 from orchestrator.analysis.interventions import Interventions
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 from search_spaces.errors import DataError
 
 SCHEMA_VERSION = 3

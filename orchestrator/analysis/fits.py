@@ -32,7 +32,7 @@ from orchestrator.analysis.fit_records import (
 )
 from orchestrator.analysis.inference import Array, Interval
 from orchestrator.analysis.interventions import Arm, fit_interventions
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 
 #: With fewer datasets than this in a domain, a trend over its datasets is a remark, not a finding. The
 #: study's own medical slope, with seven datasets, rests on one of them.
@@ -99,7 +99,7 @@ def fit_scaling_laws(
     """Fit the law of the study to a results table.
 
     Args:
-        table: one row per trial; the columns of :mod:`orchestrator.results.columns`.
+        table: one row per trial; the columns of :mod:`orchestrator.results.table`.
         seed: decides drawn permutations, where there are too many to try all; everything else is exact.
         sharpness_policy: what to do where K_F was measured on unequal scales (side, channels, pixel range):
             ``refuse`` fits that compare it, ``rescale`` to the most common scale, or ``ignore``.

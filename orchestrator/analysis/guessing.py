@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis import table as t
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 
 #: Loss of guessing between two classes, in nat.
 CHANCE_LOSS = float(np.log(2))

@@ -17,7 +17,7 @@ import pandas as pd
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import table as t
 from orchestrator.analysis.inference import Interval, curve_sums, mean_interval, t_p_values
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 
 Moves = Literal["base", "sharpness", "dimension", "nothing"]
 

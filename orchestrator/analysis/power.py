@@ -23,11 +23,10 @@ from orchestrator.analysis.fits import slope_estimates, with_exponent
 from orchestrator.analysis.inference import LEVEL, Array, Sums, curve_sums, dataset_effects, mean_interval
 from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.tables import Table
-from orchestrator.planning.cards import CARDS
-from orchestrator.planning.estimate import DEFAULT_CARD, predicted_card_seconds
+from orchestrator.planning.estimate import DEFAULT_CARD, amount, predicted_card_seconds
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.planning.prices import amount
-from orchestrator.results import columns as c
+from orchestrator.planning.predict import CARDS
+from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ClassPair
 

@@ -30,7 +30,7 @@ from orchestrator.analysis import table as t
 from orchestrator.analysis.fits import MIN_CONVINCING_DATASETS, few_of_domain, prepare
 from orchestrator.analysis.inference import MIN_SPARE_POINTS, Array, Interval, t_quantile
 from orchestrator.analysis.interventions import Arm
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, DataError, unknown_name
 
 #: The term −(log N − centre) / d of a prior, and the plain one's log N − centre.

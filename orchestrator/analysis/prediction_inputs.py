@@ -24,7 +24,7 @@ from orchestrator.analysis.table import (
     plural,
     spell_scale,
 )
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 
 _WAY_OUT = "columns train_size and test_loss, as isweep results --csv writes them"

@@ -33,12 +33,12 @@ from orchestrator.analysis.fit_records import Estimate, Fit, ScalingFits
 from orchestrator.analysis.fits import LOSS_ON_D_DATA, fit_height, fit_published, fit_scaling_laws, prepare
 from orchestrator.analysis.table import SharpnessScale, interval, number, p_value
 from orchestrator.analysis.tables import Table
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.published import read_published
-from tasks.measures.label_sharpness import SharpnessConvention, convert
-from tasks.measures.measure import MeasureResult
+from tasks.measures.records import MeasureResult
+from tasks.measures.sharpness import SharpnessConvention, convert
 
 NATURAL_DATASETS = ("mnist", "cifar10", "svhn", "imagenet")
 #: Most likely measured on three channels, the others on one; inferred from the bars' height, never stated.
@@ -185,7 +185,7 @@ def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
     """Score a results table (a partial one too) against every published quantity, by data mode.
 
     Args:
-        table: one row per trial, columns of :mod:`orchestrator.results.columns`.
+        table: one row per trial, columns of :mod:`orchestrator.results.table`.
 
     Returns:
         One score per data mode and quantity; cells a sweep does not have yet count as not compared.

@@ -26,17 +26,16 @@ from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import side_by_side
 from orchestrator.analysis.table import csv_text, interval, number
 from orchestrator.analysis.tables import Table, best_table, fit_tables, not_fitted, seen_table, write_latex
-from orchestrator.planning.prices import read_prices
+from orchestrator.planning.estimate import read_prices
+from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
-from orchestrator.planning.workspace import Workspace
-from orchestrator.results import columns as c
-from orchestrator.results.cost import cost_of
-from orchestrator.results.rows import Row, measure_rows
-from orchestrator.results.state import State, read_state
-from orchestrator.results.tracking.run_pages import read_run_pages
+from orchestrator.results import table as c
+from orchestrator.results.state import State, cost_of, read_state
+from orchestrator.results.table import Row, measure_rows
+from orchestrator.results.tracking import read_run_pages
 from search_spaces.errors import SetupError
 from tasks.atomic import write_atomic
-from tasks.trials.result import TrialStatus
+from tasks.trials.records import TrialStatus
 
 ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 

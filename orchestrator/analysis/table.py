@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 from search_spaces.errors import DataError
-from tasks.trials.result import TrialStatus
+from tasks.trials.records import TrialStatus
 
 #: Derived columns of the fitted points.
 LOG_LOSS, LOG_ERROR = "log_loss", "log_error"

@@ -19,7 +19,7 @@ from orchestrator.analysis.fit_records import QUESTIONS, Estimate, Fit, ScalingF
 from orchestrator.analysis.guessing import is_guessing
 from orchestrator.analysis.interventions import Interventions
 from orchestrator.analysis.table import WORDS, interval, number, p_value, plural
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 from tasks.atomic import write_atomic
 
 
@@ -332,7 +332,7 @@ def best_models(table: pd.DataFrame) -> pd.DataFrame:
     """Return the model of lowest mean test loss per dataset and train size, with its runner-up.
 
     Args:
-        table: One row per trial; see :mod:`orchestrator.results.columns`. Trials that diverged or have no
+        table: One row per trial; see :mod:`orchestrator.results.table`. Trials that diverged or have no
             loss are no candidates, and their cells are compared for no model.
 
     Returns:

@@ -143,8 +143,8 @@ def _pilot(
     path = Path(trained.pilot).expanduser()
     if is_pilot_table(path):
         return read_pilot(path, model)
-    from orchestrator.planning.workspace import Workspace
-    from orchestrator.running.pilot import PilotRequest, run_pilot
+    from orchestrator.planning.plan import Workspace
+    from orchestrator.running.measuring import PilotRequest, run_pilot
     from orchestrator.running.progress import Progress
 
     sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
@@ -211,9 +211,8 @@ def _record(given: Mapping[str, float | None], source: str, preset: str, place: 
         )
     if source.endswith(".json"):
         return read_record(Path(source))
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.workspace import Workspace
-    from orchestrator.running.own_data import MeasureRequest, measure_source
+    from orchestrator.planning.plan import RootPaths, Workspace
+    from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
 
     sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 import pytest
 
 from orchestrator.analysis.report import write_report
-from tests.synthetic import synthetic_table
 from tests.browser.chromium import chromium, requests
 from tests.laws import fit_laws
+from tests.synthetic import synthetic_table
 
 RUNS = "http://127.0.0.1:5000/#/experiments/1/runs/"
 

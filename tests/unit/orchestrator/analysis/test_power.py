@@ -15,9 +15,9 @@ from orchestrator.analysis.power import (
     heights,
     planned_power,
 )
-from orchestrator.planning.cards import CARDS
 from orchestrator.planning.estimate import DEFAULT_CARD, predicted_card_seconds
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import CARDS
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 

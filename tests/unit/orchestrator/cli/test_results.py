@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.analysis import fit_scaling_laws
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
 from tests.unit.orchestrator.results.examples import trial_record
 
@@ -62,8 +62,8 @@ def test_a_table_says_which_stored_results_it_leaves_out(run, root, command):
 
 
 def test_a_fit_says_what_it_left_out(run, monkeypatch):
-    from tests.synthetic import synthetic_table
     from orchestrator.cli import results
+    from tests.synthetic import synthetic_table
 
     table = synthetic_table(num_natural=1, num_medical=0)
     table.loc[0, "test_loss"] = None
@@ -75,8 +75,8 @@ def test_a_fit_says_what_it_left_out(run, monkeypatch):
 
 def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     from orchestrator.analysis.published import PublishedReport
-    from tests.synthetic import synthetic_table
     from orchestrator.cli import results
+    from tests.synthetic import synthetic_table
 
     table = synthetic_table(num_natural=1, num_medical=0)
     table.loc[0, "status"] = "diverged"
