@@ -396,8 +396,8 @@ class CardWatch:
             last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
             raise SetupError(
                 "Some node must give trials a card that they can reach",
-                f"on each of {len(offered)} nodes with GPUs the last {MOST_TRIALS_WITHOUT_CARD} trials or more "
-                f"reached none; the last one: {last}",
+                f"on each of {len(offered)} nodes with GPUs the last {MOST_TRIALS_WITHOUT_CARD} trials or "
+                f"more reached none; the last one: {last}",
                 "mend a node and run the same command again: what is done is kept. "
                 "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
             )

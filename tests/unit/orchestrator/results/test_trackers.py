@@ -260,7 +260,7 @@ def test_a_dead_store_costs_no_result_and_is_counted(uri, sweep, monkeypatch):
     said: list[str] = []
     tracker = MLflowTracker(lambda: client, Page(sweep), say=said.append)
     for name in ("PATIENCE_S", "STOP_PATIENCE_S"):
-        monkeypatch.setattr(tracking, name, 0.3)
+        monkeypatch.setattr(mlflow_tracker, name, 0.3)
     monkeypatch.setattr(tracking, "SAID_AFTER_S", 0.0)
 
     def dead(*_, **__):
@@ -529,7 +529,7 @@ def test_a_password_that_a_driver_takes_for_a_host_stays_secret(password):
 
 def test_a_server_that_hangs_holds_up_neither_start_nor_end(monkeypatch):
     for name in ("FIRST_TRY_S", "STOP_PATIENCE_S"):
-        monkeypatch.setattr(tracking, name, 0.2)
+        monkeypatch.setattr(mlflow_tracker, name, 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         tracker = MLflowTracker(connector(f"http://127.0.0.1:{silent.getsockname()[1]}"), Page("hangs"))
         tracker.start_trial("a", {"trial_id": "a"})
