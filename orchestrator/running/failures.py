@@ -357,7 +357,7 @@ def _answers(node: dict[str, Any]) -> bool:
 
 # Whether any node can still give a trial a card: where none can, a sweep ends and says so.
 
-CARD_WATCH_MOST_IN_VAIN = 4
+MOST_TRIALS_WITHOUT_CARD = 4
 """Trials of a node in a row that reached no card, with no result in between: then it counts as without."""
 
 
@@ -392,12 +392,12 @@ class CardWatch:
             return
         self._in_vain[node] += 1
         offered = self._offered()
-        if offered and all(self._in_vain[other] >= CARD_WATCH_MOST_IN_VAIN for other in offered):
+        if offered and all(self._in_vain[other] >= MOST_TRIALS_WITHOUT_CARD for other in offered):
             last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
             raise SetupError(
                 "Some node must give trials a card that they can reach",
-                f"on each of {len(offered)} nodes with GPUs the last {CARD_WATCH_MOST_IN_VAIN} trials or more "
-                f"reached none; the last one: {last}",
+                f"on each of {len(offered)} nodes with GPUs the last {MOST_TRIALS_WITHOUT_CARD} trials or "
+                f"more reached none; the last one: {last}",
                 "mend a node and run the same command again: what is done is kept. "
                 "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
             )

@@ -330,14 +330,14 @@ FAMILIES = (
     *("e2", "n1", "n2", "n2d", "n4", "n4d", "c2", "c2d", "c3", "c3d", "c4", "c4d", "t2d"),
     *("h3", "h4d", "m1", "m2", "m3", "m4", "x4", "z3"),
 )
-LAUNCH_GCP_WITH_ARM = ("a4x", "c4a", "n4a", "t2a")
+GCP_WITH_ARM = ("a4x", "c4a", "n4a", "t2a")
 MODELS = ("STANDARD", "SPOT", "FLEX_START", "RESERVATION_BOUND")
 """Ways to have a machine, the default first."""
 ON_STANDARD_DISKS = ("a2", "c2", "c2d", "e2", "m1", "m2", "n1", "n2", "n2d", "t2a", "t2d")
 """Families that take `pd-standard`, the type of a disk that names none."""
 KINDS = ("standard", "highmem", "highcpu", "custom", "megamem", "ultramem", "hypermem")
 MACHINE = re.compile(
-    rf"({'|'.join((*FAMILIES, *LAUNCH_GCP_WITH_ARM))})-(micro|small|medium|({'|'.join(KINDS)})(-\d+)+(-[a-z]+)*)"
+    rf"({'|'.join((*FAMILIES, *GCP_WITH_ARM))})-(micro|small|medium|({'|'.join(KINDS)})(-\d+)+(-[a-z]+)*)"
 )
 
 
@@ -358,7 +358,7 @@ def on_gcp(config: dict[str, Any]) -> Iterator[Problem]:
     for name, kind in config["available_node_types"].items():
         place, made = f"available_node_types.{name}.node_config", kind["node_config"]
         yield from _machine(config, name, kind)
-        yield from _launch_gcp_disks(place, made, str(zone))
+        yield from _gcp_disks(place, made, str(zone))
         yield from _scheduling(place, made, is_head=name == config["head_node_type"])
         reached = name != config["head_node_type"] or provider.get("use_internal_ips")
         yield from _network(f"{place}.networkInterfaces", made.get("networkInterfaces") or [], bool(reached))
@@ -396,7 +396,7 @@ def _machine(config: dict[str, Any], name: str, kind: dict[str, Any]) -> Iterato
         told = f"{machine or 'none'} is none that isweep knows"
         yield Problem(place, told, meant(machine, known, "name one, e.g. g2-standard-16"))
         return
-    if family in LAUNCH_GCP_WITH_ARM and CUDA_LOCK in str(commands_of(config, kind)):
+    if family in GCP_WITH_ARM and CUDA_LOCK in str(commands_of(config, kind)):
         told = f"{machine} has an ARM processor, and {CUDA_LOCK} is for x86-64"
         yield Problem(place, told, "name another, e.g. g2-standard-16; n2-standard-8 as head")
     elif name in workers_of(config) and asks_for_cuda(config, kind):
@@ -411,7 +411,7 @@ def _machine(config: dict[str, Any], name: str, kind: dict[str, Any]) -> Iterato
         yield Problem(f"available_node_types.{name}.resources", told, f"say GPU: {cards}")
 
 
-def _launch_gcp_disks(place: str, made: dict[str, Any], zone: str) -> Iterator[Problem]:
+def _gcp_disks(place: str, made: dict[str, Any], zone: str) -> Iterator[Problem]:
     place = f"{place}.disks"
     boots = [disk for disk in made.get("disks") or () if isinstance(disk, dict) and disk.get("boot")]
     if not boots:

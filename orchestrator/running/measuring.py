@@ -557,8 +557,8 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
         )
     whose = f"{Path(request.source).absolute()}|{request.model}"
     document = sweep.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    for field in ("worlds", "arms", "robustness", "tune"):
-        document.pop(field, None)
+    for key in ("worlds", "arms", "robustness", "tune"):
+        document.pop(key, None)
     document |= {
         "name": f"{sweep.name}-pilot-{sha256(whose.encode()).hexdigest()[:8]}",
         "description": f"Pilot of sweep {sweep.name}: {request.model} on {request.source}.",

@@ -10,7 +10,7 @@ from orchestrator.planning.plan import RootPaths
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.state import StoredResults
 from orchestrator.running import trials
-from orchestrator.running.failures import CARD_WATCH_MOST_IN_VAIN as MOST_IN_VAIN
+from orchestrator.running.failures import MOST_TRIALS_WITHOUT_CARD as MOST_IN_VAIN
 from orchestrator.running.failures import CardWatch, classify, nodes_with_cards
 from orchestrator.running.gpus import NO_CARD
 from orchestrator.running.worker import TrialTrainable
