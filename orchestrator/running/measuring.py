@@ -19,7 +19,8 @@ from orchestrator.analysis.fit_records import POOLED
 from orchestrator.analysis.prediction_inputs import Pilot, pilot_of
 from orchestrator.analysis.published import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
 from orchestrator.analysis.report import results_table
-from orchestrator.planning.plan import RootPaths, Workspace, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.cluster import connect
 from orchestrator.running.locks import exclusive

@@ -10,7 +10,8 @@ import mlflow
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from orchestrator.planning.plan import Workspace, without_secrets
+from orchestrator.planning.paths import without_secrets
+from orchestrator.planning.plan import Workspace
 from orchestrator.results import mlflow_pages, mlflow_tracker, tracking, tracking_choice
 from orchestrator.results.mlflow_pages import Page, Refused
 from orchestrator.results.mlflow_tracker import MLflowTracker, connect, connector, read_rows
