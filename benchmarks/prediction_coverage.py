@@ -25,13 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from blind_tables import RAGGED, WORLDS, draw
-from orchestrator.analysis.growth import fit_growth
 from scipy import stats
 
-from orchestrator.analysis.fit_records import SharpnessScale
-from orchestrator.analysis.prediction import Curve, PilotPoint
+from orchestrator.analysis.prediction import Curve, PilotPoint, growth_of
 from orchestrator.analysis.published import published_table
-from orchestrator.analysis.table import fitted_points, normalise, usable_trials
+from orchestrator.analysis.table import SharpnessScale, fitted_points, normalise, usable_trials
 
 SCALE = SharpnessScale(comparable=True, policy="ignore", note="")
 PILOTS = {"without a pilot": 0, "pilot of 2": 2, "pilot of 3": 3, "pilot of 5": 5}
@@ -65,10 +63,10 @@ def predicted(others: pd.DataFrame, mine: pd.DataFrame, *, extrapolate: bool = F
         return {}
     last = mine.iloc[-1]
     known = others[others["train_size"] < last["train_size"]] if extrapolate else others
-    growth = fit_growth(known, model="pooled", subset="all", scale=SCALE)
+    growth = growth_of(known, SCALE)
     found: dict[str, Outcome] = {}
     for kind, size in PILOTS.items():
-        if growth.status != "ok" or len(mine) <= max(size, 1):
+        if isinstance(growth, str) or len(mine) <= max(size, 1):
             continue
         before = mine.iloc[:-1].head(size)
         pilot = [PilotPoint(row["train_size"], row["test_loss"]) for _, row in before.iterrows()]

@@ -4,9 +4,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from tests.browser.chromium import chromium, requests
-from tests.laws import fit_laws
 from tests.synthetic import synthetic_table
 
 RUNS = "http://127.0.0.1:5000/#/experiments/1/runs/"
@@ -20,7 +20,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def fits(table):
-    return fit_laws(table)
+    return fit_scaling_laws(table, explore=True)
 
 
 @pytest.fixture(scope="module")

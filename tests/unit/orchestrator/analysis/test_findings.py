@@ -1,4 +1,4 @@
-"""What the answers say: nothing without an interval, nothing at unequal N, nothing that chance would say often."""
+"""What the answers say: nothing without an interval, and nothing that chance would say often."""
 
 import re
 
@@ -35,8 +35,8 @@ def test_a_claim_has_its_direction_factor_interval_and_the_p_value_that_decides(
     found = answers(clear_law(trial_std=0.02, dataset_std=0.02))["sharpness"]
     assert found.verdict == "established"
     said = re.search(
-        r"log test loss rises with K_F: doubling K_F multiplies the loss by ([\d.]+) \(95 % interval ([\d.]+) "
-        r"to ([\d.]+)\); the law's form would give 2; slope on log K_F ([\d.]+) \(.*\), adjusted p",
+        r"log test loss rises with K_F: doubling K_F multiplies the loss by ([\d.]+) \(95 % interval "
+        r"([\d.]+) to ([\d.]+)\); the law's form would give 2; slope on log K_F ([\d.]+) \(.*\), adjusted p",
         found.answer,
     )
     factor, low, high, slope = map(float, said.groups())
@@ -95,8 +95,11 @@ def test_the_law_is_an_upper_bound_and_a_loss_that_rises_is_said_to_rise(slope, 
     found = answers(clear_law(size_slope=slope, trial_std=0.01))["exponent"]
     assert found.verdict == "established"
     assert found.answer.endswith(f"{said}.")
-    factor = re.search(r"doubling N multiplies the loss by ([\d.]+) \(95 % .*\) at d_data ([\d.]+); the bound asks "
-                       r"for ([\d.]+) or less", found.answer)  # fmt: skip
+    said_of_n = (
+        r"doubling N multiplies the loss by ([\d.]+) \(95 % .*\) at d_data ([\d.]+); "
+        r"the bound asks for ([\d.]+) or less"
+    )
+    factor = re.search(said_of_n, found.answer)
     times, d_data, bound = map(float, factor.groups())
     assert bound == pytest.approx(2 ** (-1 / d_data), rel=2e-3)
     stated = float(re.search(r"log N / d has slope (−?[\d.]+) \(", found.answer)[1].replace("−", "-"))
@@ -171,7 +174,8 @@ def test_shares_are_counts_of_points_with_the_share_of_datasets_beside():
 def test_the_published_table_says_what_its_answers_hang_on(published):
     found = dict(zip(QUESTIONS, findings(published), strict=True))
     assert found["exponent"].caveats[0] == (
-        "Hangs most on prostate, which carries 49% of the weight: without it, the slope is 1.78 instead of 9.47."
+        "Hangs most on prostate, which carries 49% of the weight: without it, the slope is 1.78 instead of "
+        "9.47."
     )
     assert "without it, the slope on log K_F is 0.111 instead of 1.01" in found["sharpness"].caveats[0]
     assert "without it, the slope on 1/d is −8.28 instead of −29.3" in found["dimension"].caveats[0]
@@ -219,8 +223,8 @@ def test_what_was_seen_is_a_row_a_dataset_and_one_sentence():
     )  # fmt: skip
     fits = fit_scaling_laws(table)
     assert seen(fits) == (
-        "Of 3 datasets, medical0 has the highest loss, which also has the sharpest labels and most lost under "
-        "attack (FGSM 8/255); natural1 has the highest d_data. That is what was seen, not a test."
+        "Of 3 datasets, medical0 has the highest loss, which also has the sharpest labels and most lost "
+        "under attack (FGSM 8/255); natural1 has the highest d_data. That is what was seen, not a test."
     )
     shown = seen_table(fits)
     assert shown.header == (

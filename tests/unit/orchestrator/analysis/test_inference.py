@@ -174,8 +174,7 @@ def test_a_correlation_within_blocks_is_the_partial_one_given_the_label_and_its_
     r = correlation_within(y, x[:, 0], blocks)
     assert r == pytest.approx(np.corrcoef(*residuals)[0, 1])
     by_hand = [
-        np.corrcoef(residuals[0], x[[*a, *b], 0] - np.repeat([x[:4, 0].mean(), x[4:, 0].mean()], [4, 3]))[0, 1]
-        >= r - 1e-12
+        np.corrcoef(residuals[0], residuals[1][[*a, *b]])[0, 1] >= r - 1e-12
         for a in permutations(range(4)) for b in permutations(range(4, 7))
     ]  # fmt: skip
     adjusted, num = max_correlation_test(y[:, None], x[:, 0], blocks)
@@ -271,7 +270,7 @@ def test_the_power_of_a_t_test_is_that_of_simulated_ones(effect, degrees):
 
 
 def grouped(num_groups, *, slope=1.5, group_std=0.5, noise_std=0.3, size=6, seed=0, models=1, weighted=True):
-    """Points whose regressor and error both belong mostly to their group: y, x, intercepts, groups, weights."""
+    """y, x, intercepts, groups and weights of points whose x and error belong mostly to their group."""
     rng = np.random.default_rng(seed)
     group = np.repeat(np.arange(num_groups), size)
     x = rng.normal(0, 1, num_groups)[group] + rng.normal(0, 0.2, len(group))

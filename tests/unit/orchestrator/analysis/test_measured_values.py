@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.analysis.fit_records import SharpnessScale
 from orchestrator.analysis.prediction_inputs import check_scale, values_of
+from orchestrator.analysis.table import SharpnessScale
 from search_spaces.errors import ConfigError
 
 

@@ -2,10 +2,10 @@
 
 import pandas as pd
 import pytest
-from orchestrator.analysis.trial_table import best_table, script_json, trial_data
 
+from orchestrator.analysis.report import script_json, trial_data
 from orchestrator.analysis.table import number
-from orchestrator.analysis.tables import best_models
+from orchestrator.analysis.tables import best_models, best_table
 
 
 def rows(*cells):
