@@ -4,7 +4,8 @@ from orchestrator.analysis.comparison import SweepComparison, compare
 from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.power import Power, design_of, power
-from orchestrator.analysis.prediction import PilotPoint, Prediction, fit_growth, predict
+from orchestrator.analysis.prediction import Prediction, fit_growth, predict
+from orchestrator.analysis.prediction_inputs import PilotPoint
 from orchestrator.analysis.published import (
     PublishedReport,
     Score,

@@ -9,6 +9,7 @@ says.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
@@ -48,6 +49,12 @@ class Finding:
     answer: str
     caveats: tuple[str, ...] = ()
     to_add: str = ""
+
+    @property
+    def line(self) -> str:
+        """The answer in short as a sentence, with what to add where it cannot be tested."""
+        added = f" To test it, {self.to_add}." if self.to_add else ""
+        return f"{self.short[:1].upper()}{self.short[1:]}.{added}"
 
 
 def findings(fits: ScalingFits) -> tuple[Finding, ...]:
@@ -107,8 +114,7 @@ def summary(fits: ScalingFits, *, width: int = 80, most_lines: int = 23) -> list
     lines = wrap(head.replace("..", "."), width)
     for finding in findings(fits):
         lines += wrap(f"{finding.verdict.upper()}: {finding.question}", width)
-        added = f"; {finding.to_add}" if finding.to_add else ""
-        lines += wrap(finding.short + added, width, initial_indent="  ", subsequent_indent="  ")[:3]
+        lines += wrap(finding.line, width, initial_indent="  ", subsequent_indent="  ")
     limits = [*fits.caveats, *(f"Left out: {exclusion}." for exclusion in fits.excluded)]
     for k, text in enumerate(limits):
         wrapped = wrap(f"- {text}", width, subsequent_indent="  ")
@@ -176,13 +182,18 @@ def _untested(question: str, reason: str, to_add: str = "", caveats: Sequence[st
     )
 
 
-def _to_add(fit: Fit, what: str, reason: str = "") -> str:
+def _to_add(fits: ScalingFits, fit: Fit, what: str, reason: str = "") -> str:
     if t.UNEQUAL_SCALES in (fit.reason, reason):
         return "measure K_F at one image size and number of channels"
     if fit.status == "refused":
         return "train until losses leave guessing"
     missing = fit.num_needed - fit.num_datasets
-    return f"add {plural(missing, 'dataset')} with {what}" if missing > 0 else ""
+    if missing <= 0:
+        return ""
+    # Four of one domain can change places in 24 ways, two and three of both in 12 alone.
+    domains = Counter(d.domain for d in fits.datasets)
+    whose = f"{domains.most_common(1)[0][0]} dataset" if fit.kind == "headline" and domains else "dataset"
+    return f"add {plural(missing, whose)} with {what}"
 
 
 def _height(fits: ScalingFits, name: str) -> tuple[Fit, Estimate | None, str]:
@@ -229,7 +240,7 @@ def _of_height(
     """
     fit, estimate, reason = _height(fits, name)
     if estimate is None:
-        return _untested(question, reason, _to_add(fit, "d_data, K_F and losses", reason), caveats)
+        return _untested(question, reason, _to_add(fits, fit, "d_data, K_F and losses", reason), caveats)
     claim = fits.claim(key)
     factor = f"{meaning} multiplies the loss by {_scaled(estimate, by)}{law}"
     term = t.WORDS[name]
@@ -293,7 +304,7 @@ def _train_size(fits: ScalingFits) -> Finding:
     fit = fits.find("exponent")
     if fit.status != "ok":
         return _untested(
-            question, fit.reason, _to_add(fit, "two train sizes and losses clear of guessing"), caveats
+            question, fit.reason, _to_add(fits, fit, "two train sizes and losses clear of guessing"), caveats
         )
     estimate = fit.estimates[0]
     used = [d.d_data for d in fits.datasets if d.dataset in fit.by_dataset and d.d_data is not None]
@@ -340,7 +351,7 @@ def _attacks(fits: ScalingFits) -> Finding:
     claim = fits.claim(r.ATTACKS)
     if not known:
         most = max(tried, key=lambda fit: fit.num_datasets)
-        return _untested(question, most.reason, _to_add(most, "K_F and attacks at equal N"))
+        return _untested(question, most.reason, _to_add(fits, most, "K_F and attacks at equal N"))
     if claim is None:
         return _untested(question, _few_ways(known[0].estimates[0]), "add a dataset of either domain")
     best = max(known, key=lambda fit: fit.estimates[0].value)
@@ -403,7 +414,8 @@ def _representation(fits: ScalingFits) -> Finding:
         caveats.append("Above it are most often " + listing([f"{n} ({part:.0%})" for n, part in worst]) + ".")
     caveats.append("Both are estimates on a few hundred points; estimators differ by tens of per cent.")
     answer = f"{found} ({mean}); the approximate bound d_repr ≲ d_data expects nearly all. Exploratory."
-    return Finding(question, "described", f"{found} ({mean})", answer, tuple(caveats))
+    short = f"at {fit.num_held} of {plural(fit.num_points, 'point')} d_repr is at or below d_data ({mean})"
+    return Finding(question, "described", short, answer, tuple(caveats))
 
 
 def _experiment(fits: ScalingFits) -> Finding:

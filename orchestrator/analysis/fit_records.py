@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
 from pydantic import TypeAdapter
 
 from orchestrator.analysis import table as t
-from orchestrator.analysis.guessing import GuessingCount
+from orchestrator.analysis.guessing import AT_GUESSING, GuessingCount
 from orchestrator.analysis.inference import LEVEL, Interval, holm
 from orchestrator.analysis.interventions import Interventions
 from orchestrator.results import table as c
@@ -38,6 +40,9 @@ QUESTIONS = {
     BELOW_BOUND: "exponent of N within datasets, slower than the bound 1/d",
     ATTACKS: "loss gained by attacks rises with K_F, given the domain label (over all attacks and models)",
 }
+#: With fewer datasets than this in a domain, a trend over its datasets is a remark, not a finding. The
+#: study's own medical slope, with seven datasets, rests on one of them.
+MIN_CONVINCING_DATASETS = 5
 #: A test whose smallest possible p-value is above the level can establish nothing.
 FEWEST_RESAMPLES = round(1 / LEVEL)
 #: The choice of points that the claim of a slower fall must hold for too.
@@ -214,6 +219,98 @@ class DatasetSummary:
     loss: float | None = None
     loss_gain: float | None = None
     attack: str = ""
+
+
+def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSummary, ...]:
+    """Return what each dataset brought, from all trials and the fitted points."""
+    attack = max(
+        (a for a in c.attack_columns(points.columns) if a.epsilon <= 8 and points[a.name].notna().any()),
+        key=lambda a: (a.attack == "fgsm", a.epsilon), default=None,
+    )  # fmt: skip
+    trials = full[
+        [c.DATASET, c.DOMAIN, c.TRAIN_SIZE, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.IMAGE_SIZE, c.CHANNELS]
+    ]
+    last = points[c.TRAIN_SIZE] == points.groupby(c.DATASET)[c.TRAIN_SIZE].transform("max")
+    at_last = points[last].groupby(c.DATASET)
+    losses = np.exp(at_last[t.LOG_LOSS].mean())
+    gains = losses * np.nan if attack is None else at_last[attack.name].mean()
+    found = []
+    for name, rows in trials.groupby(c.DATASET):
+        d_data, sharpness = (rows[column].dropna() for column in (c.D_DATA_MLE, c.LABEL_SHARPNESS))
+        side, channels = (rows[column].dropna().unique() for column in (c.IMAGE_SIZE, c.CHANNELS))
+        found.append(
+            DatasetSummary(
+                dataset=str(name),
+                domain=str(rows[c.DOMAIN].iloc[0]),
+                num_trials=len(rows),
+                train_sizes=tuple(sorted(int(n) for n in rows[c.TRAIN_SIZE].dropna().unique())),
+                d_data=_number(d_data.mean()),
+                d_data_range=(float(d_data.min()), float(d_data.max())) if len(d_data) else None,
+                label_sharpness=_number(sharpness.mean()),
+                label_sharpness_range=(float(sharpness.min()), float(sharpness.max()))
+                if len(sharpness)
+                else None,
+                image_size=int(side[0]) if len(side) == 1 else None,
+                channels=int(channels[0]) if len(channels) == 1 else None,
+                loss=_number(losses.get(name, np.nan)),
+                loss_gain=_number(gains.get(name, np.nan)),
+                attack="" if attack is None else f"{attack.attack.upper()} {attack.epsilon:g}/255",
+            )
+        )
+    return tuple(found)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def few_datasets(points: pd.DataFrame) -> list[str]:
+    """Return one sentence per domain that has too few datasets to conclude from."""
+    counts = points.groupby(c.DOMAIN)[c.DATASET].nunique()
+    return [
+        few_of_domain(str(name), int(num)) for name, num in counts.items() if num < MIN_CONVINCING_DATASETS
+    ]
+
+
+def few_of_domain(domain: str, number: int) -> str:
+    """Say that so many datasets of a domain are too few to conclude from."""
+    return (
+        f"{t.plural(number, f'{domain} dataset')}: a trend over {domain} datasets cannot be told from the "
+        f"peculiarities of {'that one' if number == 1 else 'these'}; at least {MIN_CONVINCING_DATASETS} are "
+        "needed."
+    )
+
+
+def limits_of(full: pd.DataFrame, points: pd.DataFrame, guessed: GuessingCount) -> tuple[str, ...]:
+    """Return what cannot be concluded from a table, in sentences."""
+    found = []
+    if guessed.num_at_guessing:
+        where = [f"{name} {num} of {of}" for name, (num, of) in guessed.by_dataset.items()]
+        named = "" if len(where) > 4 else f": {t.listing(where)}"
+        kept = "left out" if guessed.left_out else "kept"
+        found.append(
+            f"{guessed.num_at_guessing} of {t.plural(guessed.num_points, 'point')} lie at guessing between "
+            f"two classes (a loss from {AT_GUESSING:g} ln 2 on; {kept}){named}."
+        )
+    found += few_datasets(points)
+    absent = [domain for domain in c.DOMAINS if domain not in set(points[c.DOMAIN])]
+    found += [
+        f"No {domain} dataset: nothing can be said about differences between domains." for domain in absent
+    ]
+    if diverged := int((full[c.STATUS] != c.DONE).sum()):
+        found.append(
+            f"{t.plural(diverged, 'trial')} diverged and had no loss to fit; the fits describe the others."
+        )
+    modes = sorted(full[c.DATA_MODE].unique())
+    if len(modes) > 1:
+        found.append(f"Trials of several data modes ({t.listing(modes)}) are fitted together.")
+    conflicts = sorted(full.loc[full[c.NUM_CONFLICTS] > 0, c.DATASET].unique())
+    if conflicts:
+        found.append(
+            f"Identical images with different labels in {t.listing(conflicts)}: there K_F has no finite "
+            "value."
+        )
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,9 @@ Shape letters: n points, p fixed effects, G datasets.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +25,13 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis import guessing as g
 from orchestrator.analysis import table as t
-from orchestrator.analysis.fits import MIN_CONVINCING_DATASETS, few_of_domain, prepare
+from orchestrator.analysis.fit_records import MIN_CONVINCING_DATASETS, few_of_domain
+from orchestrator.analysis.fits import prepare
 from orchestrator.analysis.inference import MIN_SPARE_POINTS, Array, Interval, t_quantile
 from orchestrator.analysis.interventions import Arm
+from orchestrator.analysis.prediction_inputs import PilotPoint, check_numbers
 from orchestrator.results import table as c
-from search_spaces.errors import ConfigError, DataError, unknown_name
+from search_spaces.errors import DataError, unknown_name
 
 #: The term −(log N − centre) / d of a prior, and the plain one's log N − centre.
 EXPONENT, SLOPE = "exponent", "slope"
@@ -49,14 +49,6 @@ WORTH, MOST_PILOT = 0.30, 6
 FAR = 2.0
 #: Curves of one dataset that are predicted for calibration; more of them say little more of a dataset.
 MOST_CURVES = 30
-_WAYS_OUT = {
-    "d_data": "measure the dataset first",
-    "label_sharpness": "measure the dataset first",
-    "train_size": "give a number of images, e.g. 1000",
-    "target_loss": "give a test loss in nat, e.g. 0.3",
-    "pilot train size": "give what was trained",
-    "pilot loss": "give the test loss of a finished training",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +87,6 @@ class Growth:
     scale: t.SharpnessScale
     ranges: dict[str, Interval] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PilotPoint:
-    """A small training on the user's own data: its train size (images) and test loss (nat)."""
-
-    train_size: float
-    test_loss: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -543,7 +527,7 @@ def predict(
     Raises:
         ConfigError: if an argument is out of its range, or not exactly one of the two questions is asked.
     """
-    _check(d_data, label_sharpness, train_size, target_loss, pilot)
+    check_numbers(d_data, label_sharpness, train_size, target_loss, pilot)
     # Trainings of one size share their images, and are no two.
     losses: dict[float, list[float]] = {}
     for point in pilot:
@@ -572,41 +556,6 @@ def predict(
         shorter=None if bounds is None or size is None else curve.shorter(size),
         num_pilot=len(pilot),
     )
-
-
-def _check(
-    d_data: float,
-    label_sharpness: float,
-    train_size: float | None,
-    target_loss: float | None,
-    pilot: Sequence[PilotPoint],
-) -> None:
-    if (train_size is None) == (target_loss is None):
-        raise ConfigError(
-            "A prediction needs either a train size or a target loss",
-            "both" if train_size is not None else "neither",
-            "give exactly one of them",
-        )
-    numbers = [
-        ("d_data", d_data),
-        ("label_sharpness", label_sharpness),
-        ("train_size", train_size),
-        ("target_loss", target_loss),
-        *(("pilot train size", point.train_size) for point in pilot),
-        *(("pilot loss", point.test_loss) for point in pilot),
-    ]
-    for name, given in numbers:
-        if given is None:
-            continue
-        is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
-        value: Any = given if is_number else float("nan")
-        if not 0 < value <= sys.float_info.max:
-            raise ConfigError(f"{name} must be a positive finite number", repr(given), _WAYS_OUT[name])
-        if not 1 / t.LARGEST_VALUE < value < t.LARGEST_VALUE:
-            limits = f"{1 / t.LARGEST_VALUE:g} and {t.LARGEST_VALUE:g}"
-            raise ConfigError(f"{name} must lie between {limits}", repr(given), _WAYS_OUT[name])
-        if (name.endswith("train size") and value % 1) or (name == "train_size" and value % 1):
-            raise ConfigError(f"{name} must be a whole number of images", repr(given), "round it")
 
 
 def _doubts_of_pilot(growth: Growth, pilot: Sequence[PilotPoint]) -> list[str]:

@@ -5,15 +5,16 @@ record.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.prediction import PilotPoint
 from orchestrator.analysis.table import (
     LARGEST_VALUE,
     POOLED,
@@ -27,10 +28,26 @@ from orchestrator.analysis.table import (
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 
+_WAYS_OUT = {
+    "d_data": "measure the dataset first",
+    "label_sharpness": "measure the dataset first",
+    "train_size": "give a number of images, e.g. 1000",
+    "target_loss": "give a test loss in nat, e.g. 0.3",
+    "pilot train size": "give what was trained",
+    "pilot loss": "give the test loss of a finished training",
+}
 _WAY_OUT = "columns train_size and test_loss, as isweep results --csv writes them"
 #: What parts columns, with its decimal sign: spreadsheets write semicolons where numbers have commas.
 _SEPARATORS = {",": ".", ";": ",", "\t": "."}
 _WHOSE = (c.MODEL, c.DATASET)
+
+
+@dataclass(frozen=True, slots=True)
+class PilotPoint:
+    """A small training on the user's own data: its train size (images) and test loss (nat)."""
+
+    train_size: float
+    test_loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,3 +219,43 @@ def check_scale(record: Mapping[str, Any], scale: SharpnessScale) -> None:
             f"{ours} beside the sweep's {theirs}",
             "measure at the sweep's side (--image-size), channels (--channels) and pixel range",
         )
+
+
+def check_numbers(
+    d_data: float,
+    label_sharpness: float,
+    train_size: float | None,
+    target_loss: float | None,
+    pilot: Sequence[PilotPoint],
+) -> None:
+    """Refuse a question that is none, and numbers that cannot be.
+
+    Raises:
+        ConfigError: with the first of them.
+    """
+    if (train_size is None) == (target_loss is None):
+        raise ConfigError(
+            "A prediction needs either a train size or a target loss",
+            "both" if train_size is not None else "neither",
+            "give exactly one of them",
+        )
+    numbers = [
+        ("d_data", d_data),
+        ("label_sharpness", label_sharpness),
+        ("train_size", train_size),
+        ("target_loss", target_loss),
+        *(("pilot train size", point.train_size) for point in pilot),
+        *(("pilot loss", point.test_loss) for point in pilot),
+    ]
+    for name, given in numbers:
+        if given is None:
+            continue
+        is_number = isinstance(given, Real) and not isinstance(given, (bool, np.bool_))
+        value: Any = given if is_number else float("nan")
+        if not 0 < value <= sys.float_info.max:
+            raise ConfigError(f"{name} must be a positive finite number", repr(given), _WAYS_OUT[name])
+        if not 1 / LARGEST_VALUE < value < LARGEST_VALUE:
+            limits = f"{1 / LARGEST_VALUE:g} and {LARGEST_VALUE:g}"
+            raise ConfigError(f"{name} must lie between {limits}", repr(given), _WAYS_OUT[name])
+        if (name.endswith("train size") and value % 1) or (name == "train_size" and value % 1):
+            raise ConfigError(f"{name} must be a whole number of images", repr(given), "round it")

@@ -431,10 +431,7 @@ def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
         Replacing the
     loss by a small floor would put points where the floor, not the data, decides the fit.
     """
-    trials = {
-        DIVERGED: full[c.STATUS] != c.DONE,
-        "no positive train size": ~(full[c.TRAIN_SIZE] > 0),
-    }
+    trials = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
     losses = {
         "no test loss": full[c.TEST_LOSS].isna(),
         "test loss not above zero, so it has no logarithm": full[c.TEST_LOSS] <= 0,

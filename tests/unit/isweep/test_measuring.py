@@ -183,13 +183,14 @@ def fits():
     from tests.synthetic import synthetic_table
 
     # Of the side of the images above, as a prediction asks.
-    return isweep.Fits(fit_scaling_laws(synthetic_table(num_natural=6, num_medical=6).assign(image_size=8)))
+    table = synthetic_table(num_natural=6, num_medical=6).assign(image_size=8)
+    return isweep.Fits(fit_scaling_laws(table, explore=True), table)
 
 
 def test_fits_are_a_table_and_a_figure(fits):
     rows = fits.to_frame()
-    assert {"law", "coefficient", "value", "low", "high"} <= set(rows)
-    assert "predicted_form" in set(rows["law"])
+    assert {"fit", "coefficient", "value", "low", "high"} <= set(rows)
+    assert {"headline", "exponent", "attack", "published"} <= set(rows["fit"])
     assert len(fits.plot().axes) == 2
     assert repr(fits).startswith("Fits of ")
 
@@ -212,6 +213,7 @@ def test_a_refused_fit_is_a_row_with_its_reason():
     from orchestrator.analysis import fit_scaling_laws
     from tests.synthetic import synthetic_table
 
-    few = isweep.Fits(fit_scaling_laws(synthetic_table(num_natural=1, num_medical=0))).to_frame()
+    table = synthetic_table(num_natural=1, num_medical=0)
+    few = isweep.Fits(fit_scaling_laws(table), table).to_frame()
     assert few["reason"].astype(bool).any()
-    assert few.query("model == 'pooled'")["value"].isna().all()
+    assert few.query("fit != 'representation'")["value"].isna().all()

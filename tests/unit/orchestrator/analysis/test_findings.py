@@ -152,7 +152,7 @@ def test_an_attack_that_is_not_established_says_what_it_could_have_found():
 def test_what_cannot_be_tested_says_what_to_add():
     found = answers(synthetic_table(num_natural=2, num_medical=1).drop(columns="fgsm_8_loss_gain"))
     assert found["dimension"].verdict == found["sharpness"].verdict == "cannot be tested"
-    assert found["sharpness"].to_add == "add 2 datasets with d_data, K_F and losses"
+    assert found["sharpness"].to_add == "add 2 natural datasets with d_data, K_F and losses"
     assert found["attacks"].to_add == "add 1 dataset with K_F and attacks at equal N"
     bare = synthetic_table(num_natural=3, num_medical=3)
     bare = bare[[name for name in bare if not name.startswith("fgsm")]]

@@ -118,11 +118,11 @@ def test_an_empty_table_gives_no_fit_and_no_error():
 
 def test_too_little_is_refused_in_words_with_what_is_needed():
     three = fit_scaling_laws(synthetic_table(num_natural=2, num_medical=1)).find("headline")
-    assert three.reason == "at least 5 datasets needed, there are medical0, natural0 and natural1"
+    assert three.reason == "3 of the 5 datasets that it needs (medical0, natural0 and natural1)"
     assert (three.num_datasets, three.num_needed) == (3, 5)
     one = explored(synthetic_table(num_natural=1, num_medical=0))
     assert one.find("published", "d_data_mle", subset="natural").reason == (
-        "at least 2 datasets needed, there is natural0"
+        "1 of the 2 datasets that it needs (natural0)"
     )
     assert one.find("exponent").reason == "1 dataset with two train sizes and d_data, at least 3 needed"
     few = explored(synthetic_table(num_natural=2, num_medical=0, train_sizes=(500, 1000)))

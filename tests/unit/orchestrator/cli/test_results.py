@@ -73,6 +73,23 @@ def test_a_fit_says_what_it_left_out(run, monkeypatch):
     assert "Left out: no test loss: 1." in out
 
 
+def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(run, monkeypatch):
+    from orchestrator.cli import results
+    from tests.synthetic import synthetic_table
+
+    table = synthetic_table(num_natural=4, num_medical=4, models=("a", "b"), trial_std=0.3)
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+    _, short, _ = run("fit", "smoke")
+    lines = short.splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 80
+    assert "Do sharper labels give higher losses?" in short
+    _, whole, _ = run("fit", "smoke", "--all")
+    for title in ("What was seen", "Headline questions", "Regressions as published"):
+        assert title in whole
+        assert title not in short
+
+
 def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     from orchestrator.analysis.published import PublishedReport
     from orchestrator.cli import results
@@ -81,8 +98,7 @@ def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     table = synthetic_table(num_natural=1, num_medical=0)
     table.loc[0, "status"] = "diverged"
     monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    nothing = fit_scaling_laws(table.head(0))
-    redone = PublishedReport(with_prostate=nothing, without_prostate=nothing)
+    redone = PublishedReport(fits=fit_scaling_laws(table.head(0)), redone=())
     monkeypatch.setattr("orchestrator.analysis.published_report", lambda: redone)
     code, out, _ = run("report", "smoke", "--published")
     assert code == 0
