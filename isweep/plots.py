@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
 from orchestrator.analysis import palette as p
 from orchestrator.analysis.laws import PREDICTED_FORM
+from orchestrator.commands import draw_pair
+from orchestrator.running.own_data import Measured
 from search_spaces.errors import DataError
 
 
@@ -54,21 +53,11 @@ def measured_sizes(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def closest_pair(images: tuple[npt.NDArray[Any], npt.NDArray[Any]], labels: tuple[str, str]) -> Figure:
-    """Draw two images side by side, each stretched to its own range."""
+def closest_pair(measured: Measured) -> Figure:
+    """Draw the two differently labelled images that are closest."""
     with p.styled():
         figure = CellFigure(figsize=(5, 2.8), layout="constrained")
-        for axes, image, label in zip(figure.subplots(1, 2), images, labels, strict=True):
-            pixels = np.asarray(image)
-            if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
-                pixels = pixels.transpose(1, 2, 0)
-            pixels = pixels.squeeze()
-            if pixels.ndim < 2:
-                raise DataError("Only images can be drawn", f"rows of {pixels.size} numbers")
-            low, high = float(pixels.min()), float(pixels.max())
-            axes.imshow((pixels - low) / ((high - low) or 1.0), cmap="gray")
-            axes.set_title(label)
-            axes.set_axis_off()
+        draw_pair(figure, measured)
     return figure
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.analysis.placement import PUBLISHED_SIDE
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources.base import RawRequest
 
+DEFAULT_SIDE = 224
+"""Of image files, where none is asked for: the study's."""
 NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]]
 """Images, labels (None without any), class names, and what was taken, as lines."""
@@ -61,7 +62,7 @@ def load_arrays(path: Path, labels: Path | None, own: OwnSourceSpec) -> Arrays:
 
 
 def _request(own: OwnSourceSpec) -> RawRequest:
-    spec = PreparedSpec(dataset="own", image_size=PUBLISHED_SIDE[0], channels=1)
+    spec = PreparedSpec(dataset="own", image_size=DEFAULT_SIDE, channels=1)
     return RawRequest(own_dataset_spec("own", own), spec, Path(own.path))
 
 

@@ -13,20 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from orchestrator.analysis.placement import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
 from orchestrator.planning.paths import RootPaths
-from orchestrator.running.own_arrays import load_arrays
+from orchestrator.running.own_arrays import DEFAULT_SIDE, load_arrays
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, invalid, unknown_name
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.measures.measure import MeasureResult, MeasureSettings, measure_array, measure_nested
-from tasks.preparation.prepare import prepare_dataset
 from tasks.prepared.dataset import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import OWN_KINDS, own_kind_of
 
 MAX_HELD_BYTES = 2 << 30
+PREPARED_RANGE = (0.0, 255.0)
 SAID = ("label_map", "label_columns", "layout", "pixel_range")
 """What may be said of own data that are measured."""
 
@@ -44,7 +43,7 @@ class MeasureRequest:
             ``pixel_range`` is that of the settings.
         class_pair: Only these two classes, by name; a number that is no name is the place in their order.
         max_skipped_share: Largest share of image files that may be unusable.
-        train_sizes: Nested, stratified subsets to measure too.
+        train_sizes: Nested, stratified subsets to measure beside all images.
         image_size: Side to resize to; None keeps arrays as they are and takes 224 for image files.
         channels: 1 or 3.
         settings: How to measure.
@@ -60,6 +59,27 @@ class MeasureRequest:
     image_size: int | None = None
     channels: int = 1
     settings: MeasureSettings = field(default_factory=MeasureSettings)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured source.
+
+    Attributes:
+        record: The numbers.
+        pair_images: The two differently labelled images that are closest, or None.
+        pair_labels: What their labels mean, in words.
+        label_names: The classes that were measured, in their order; empty without labels.
+        preparation: Record of what was read and skipped, or None for arrays.
+        taken: What people should see of arrays: classes, what was left out, what is doubtful.
+    """
+
+    record: MeasureResult
+    pair_images: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
+    pair_labels: tuple[str, str] | None
+    label_names: tuple[str, ...]
+    preparation: dict[str, Any] | None = None
+    taken: tuple[str, ...] = ()
 
 
 def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
@@ -98,7 +118,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             raise ConfigError(
                 rule, f"{path.stat().st_size:,} bytes", "give --image-size, e.g. that of the arrays"
             )
-        return _measure_arrays(request, path, executor)
+        return _measure_file(request, path, executor)
     if suffix == ".npy":
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
     kind = own_kind_of(path)
@@ -146,10 +166,12 @@ def _check_device(name: str) -> None:
 def _measure_prepared(
     request: MeasureRequest, dataset: DatasetSpec, raw: Path | None, executor: Executor, paths: RootPaths
 ) -> Measured:
+    from tasks.preparation.prepare import prepare_dataset  # imports scipy, which arrays do without
+
     wanted = {
         "dataset": dataset.name,
         "task": dataset.task,
-        "image_size": request.image_size or PUBLISHED_SIDE[0],
+        "image_size": request.image_size or DEFAULT_SIDE,
         "channels": request.channels,
         "max_images_per_class": dataset.max_images_per_class,
     }
@@ -179,16 +201,16 @@ def _measure_prepared(
 
 
 def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
-    settings = replace(request.settings, pixel_range=PUBLISHED_RANGE)
+    settings = replace(request.settings, pixel_range=PREPARED_RANGE)
     names, preparation = data.label_names, data.record.to_json()
     if request.class_pair is None and not request.train_sizes:
         # Streams from the store, so the images need not fit into memory.
         record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)
         return _measured(record, data.read_rows, data.labels, names, preparation)
     rows = _rows_of_pair(data.labels, names, request.class_pair)
-    images, labels = data.read_rows(rows), data.labels[rows]
-    record = _measure_rows(request, images, labels, executor, settings)
-    return _measured(record, images.__getitem__, labels, names, preparation)
+    asked = replace(request, class_pair=None, settings=settings)
+    found = measure_arrays(data.read_rows(rows), data.labels[rows], names, asked, executor)
+    return replace(found, preparation=preparation)
 
 
 def _measured(
@@ -196,47 +218,53 @@ def _measured(
     read_rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
     labels: npt.NDArray[np.int64] | None,
     label_names: tuple[str, ...],
-    preparation: dict[str, Any] | None,
+    preparation: dict[str, Any] | None = None,
 ) -> Measured:
+    if labels is None:
+        return Measured(record, None, None, (), preparation)
+    classes = {code: _name(label_names, code) for code in np.unique(labels).tolist()}
     pair = record.label_sharpness.pair if record.label_sharpness else None
-    if pair is None or labels is None:
-        return Measured(record, None, None, label_names, preparation)
+    if pair is None:
+        return Measured(record, None, None, tuple(classes.values()), preparation)
     first, second = read_rows(np.array(pair, np.int64))
-    codes = (int(labels[pair[0]]), int(labels[pair[1]]))
-    named = [label_names[code] if code < len(label_names) else str(code) for code in codes]
-    return Measured(record, (first, second), (named[0], named[1]), label_names, preparation)
+    named = classes[int(labels[pair[0]])], classes[int(labels[pair[1]])]
+    return Measured(record, (first, second), named, tuple(classes.values()), preparation)
 
 
-def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
+def _name(label_names: tuple[str, ...], code: int) -> str:
+    return label_names[code] if code < len(label_names) else str(code)
+
+
+def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
     others = set(request.said) - {"label_map", "pixel_range"}
     if others:
         raise ConfigError(
             f"{_options(sorted(others))} is for other kinds of own data", path.name, "leave it out"
         )
     images, labels, names, taken = load_arrays(path, request.labels, _own_source("npz", path, request))
-    if request.class_pair is not None:
-        if labels is None:
-            raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")
-        rows = _rows_of_pair(labels, names, request.class_pair)
-        images, labels = images[rows], labels[rows]
-    record = _measure_rows(request, images, labels, executor, request.settings)
-    return replace(_measured(record, images.__getitem__, labels, names, None), taken=taken)
+    return replace(measure_arrays(images, labels, names, request, executor), taken=taken)
 
 
-def _measure_rows(
-    request: MeasureRequest,
+def measure_arrays(
     images: npt.NDArray[Any],
     labels: npt.NDArray[np.int64] | None,
+    label_names: tuple[str, ...],
+    request: MeasureRequest,
     executor: Executor,
-    settings: MeasureSettings,
-) -> MeasureResult:
-    return measure_array(
-        images,
-        labels,
-        train_sizes=request.train_sizes or None,
-        executor=executor,
-        settings=settings,
-    )
+) -> Measured:
+    """Measure images in memory as ``request`` says, whose source is not looked at.
+
+    Raises:
+        SweepError: for images, labels or a class pair that cannot be measured.
+    """
+    if request.class_pair is not None:
+        if labels is None:
+            raise ConfigError("A class pair needs labels", "none", "give labels (--labels FILE)")
+        rows = _rows_of_pair(labels, label_names, request.class_pair)
+        images, labels = images[rows], labels[rows]
+    sizes = request.train_sizes or None
+    record = measure_array(images, labels, train_sizes=sizes, executor=executor, settings=request.settings)
+    return _measured(record, images.__getitem__, labels, label_names)
 
 
 def _rows_of_pair(
@@ -250,6 +278,6 @@ def _rows_of_pair(
     codes = [places.get(name, by_place.get(name, -1)) for name in pair]
     if -1 in codes or codes[0] == codes[1]:
         known = ", ".join(names[:20] or tuple(by_place))
-        rule = "--class-pair must name two different classes of the data"
+        rule = "The class pair must name two different classes of the data"
         raise ConfigError(rule, " ".join(pair), f"classes: {known}")
     return np.flatnonzero(np.isin(labels, codes))

@@ -42,6 +42,12 @@ class IntrinsicDimension:
     reason: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def error(self) -> float | None:
+        """The standard error to show: by resampling neighbourhoods, which overlap, where that was done."""
+        bootstrap: float | None = self.details.get("std_error_bootstrap")
+        return self.std_error if bootstrap is None else bootstrap
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; ``details`` stand beside the other keys, ``reason`` only where there is one."""
         record = {key: value for key, value in vars(self).items() if key not in ("details", "reason")}

@@ -109,7 +109,7 @@ def measure_array(
         images: ``(num_images, channels, height, width)``, ``(num_images, height, width, channels)``,
             ``(num_images, height, width)`` or ``(num_images, num_features)``; uint8 or any real dtype.
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
-        train_sizes: Sizes of nested, stratified subsets to measure too; None for all images only.
+        train_sizes: Sizes of nested, stratified subsets to measure beside all images; None for all only.
         num_neighbors: k of the MLE; None for the one of ``settings``, which is 20 unless given.
         seed: Of the order that subsets are prefixes of, of bootstraps; None for the one of
             ``settings``, which is 0 unless given.
@@ -139,8 +139,8 @@ def measure_array(
     codes = None if labels is None else check_labels(labels, len(array))
     if train_sizes is None:
         return measure_nested(array, codes, [len(array)], executor=executor, settings=settings)
-    sizes = check_train_sizes(train_sizes, len(array))
-    order = _nested_order(codes, len(array), settings.seed)[: sizes[-1]]
+    sizes = sorted({*check_train_sizes(train_sizes, len(array)), len(array)})
+    order = _nested_order(codes, len(array), settings.seed)
     record = measure_nested(
         array[order],
         None if codes is None else codes[order],
