@@ -1,7 +1,7 @@
 """Exact products of 8-bit rows, ``a @ b.T`` in whole numbers, by the library that is fastest here.
 
 All ways give the same bits. Billions of multiply-adds a second on one core of an Intel Xeon with AVX-512 VNNI
-(``python benchmarks/measures.py products`` measures them anew; older instructions by switching newer ones off):
+(``benchmarks/measures.py products``; older instructions by switching newer ones off in each library):
 
 =================  ============  =========================  ==================
 way                AVX-512 VNNI  AVX-512 and AVX2, without  what it costs
