@@ -21,12 +21,11 @@ from threadpoolctl import threadpool_limits
 
 from tasks.measures import products as ways
 from tasks.measures.calibration import calibrate
-from tasks.measures.intrinsic_dimension import intrinsic_dimension, twonn
-from tasks.measures.measure import MeasureSettings, measure_nested
-from tasks.measures.neighbors import BLOCK_ROWS, nested_neighbors
-from tasks.measures.tiles import HELD_BYTES
-from tasks.prepared.dataset import create_store, rows_per_shard, write_rows
-from tasks.prepared.shards import ShardedRows
+from tasks.measures.estimators import intrinsic_dimension, twonn
+from tasks.measures.measure import measure_nested
+from tasks.measures.neighbors import BLOCK_ROWS, HELD_BYTES, nested_neighbors
+from tasks.measures.records import MeasureSettings
+from tasks.prepared.store import ShardedRows, create_store, rows_per_shard, write_rows
 from tasks.remote import Executor, InlineExecutor, RayExecutor
 
 SIZES = [500, 750, 1000, 1250, 1500, 1750]

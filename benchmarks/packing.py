@@ -21,26 +21,34 @@ from harness import Found, run
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.planning.cards import CARDS, EAGER_INTERVAL_S, card_named
-from orchestrator.planning.measured import Expectation
-from orchestrator.planning.order import expected_seconds, order_trials
-from orchestrator.planning.packing import jobs_on
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.simulate import LOOK_AHEAD, Job, Replay, longest_first, replay
+from orchestrator.planning.plan import RootPaths, SweepPlan, plan_sweep
+from orchestrator.planning.predict import (
+    CARDS,
+    EAGER_INTERVAL_S,
+    LOOK_AHEAD,
+    Expectation,
+    Job,
+    Replay,
+    card_named,
+    expected_seconds,
+    jobs_on,
+    longest_first,
+    order_trials,
+    replay,
+)
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.tracker import NoopTracker
+from orchestrator.results.tracking import NoopTracker
 from orchestrator.running.cluster import Resources, connect
-from orchestrator.running.devices import LOGICAL_GPUS
+from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
-from orchestrator.running.sweep import TrialSweep
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running.trials import TrialSweep
+from orchestrator.running.worker import TrialTrainable
+from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import SweepSpec
-from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.result import NetworkScores, TrialResult, TrialStatus
+from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
 
 NUM_CARDS = (1, 8, 64, 512)
 NUM_WAVES = 6
@@ -96,9 +104,9 @@ def hours(preset: str) -> list[dict[str, Any]]:
     for kind, batch in product(KINDS, (None, STUDY_BATCH)):
         trials = [_at_batch(trial, batch) for trial in plan_sweep(sweep).trials]
         row: dict[str, Any] = {"card": kind, "batch": batch or "of the preset", "hours": _hours(trials, kind)}
-        with mock.patch("orchestrator.planning.packing.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
+        with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
             row["Python starts every kernel"] = _hours(trials, kind)
-        with mock.patch("orchestrator.planning.packing.epochs_to_look_at", return_value=()):
+        with mock.patch("orchestrator.planning.predict.epochs_to_look_at", return_value=()):
             row["no test images between epochs"] = _hours(trials, kind)
         rows.append(row)
     return rows

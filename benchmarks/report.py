@@ -15,8 +15,7 @@ from harness import Found, run
 from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
-from orchestrator.results.columns import INTEGER_COLUMNS, TEXT_COLUMNS
-from orchestrator.results.rows import FlatRun
+from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS, FlatRun
 
 SIZES = (500, 750, 1000, 1250, 1500, 1750)
 PAIRS = ("0-1", "2-3", "4-5", "6-7", "8-9")
@@ -59,8 +58,8 @@ def steps(num_runs: int, folder: Path) -> dict[str, float]:
     """Seconds of each step for one sweep, and processor seconds of all but writing."""
     import mlflow
 
-    from orchestrator.results.tracking.mlflow import MLflowTracker, connect, read_rows
-    from orchestrator.results.tracking.mlflow_page import Page
+    from orchestrator.results.mlflow_pages import Page
+    from orchestrator.results.mlflow_tracker import MLflowTracker, connect, read_rows
 
     sweep, uri, table = f"scale{num_runs}", f"sqlite:///{folder / 'mlflow.db'}", study_table(num_runs)
     client, times = connect(uri), [time.perf_counter()]

@@ -16,26 +16,22 @@ import numpy as np
 import psutil
 from harness import Found, alone, run
 
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.workspace import Workspace
-from orchestrator.results.outlines import OutlineIndex
+from orchestrator.planning.plan import RootPaths, SweepPlan, Workspace, plan_sweep
+from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_tracker import MLflowTracker, connector
 from orchestrator.results.records import Provenance, TrialRecord
-from orchestrator.results.state import StoredResults
+from orchestrator.results.state import OutlineIndex, StoredResults
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking.mlflow import MLflowTracker, connector
-from orchestrator.results.tracking.mlflow_page import Page
-from orchestrator.results.tracking.tracker import NoopTracker, Tracker
+from orchestrator.results.tracking import NoopTracker, Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect
-from orchestrator.running.nodes import look_at_nodes
+from orchestrator.running.doctor import look_at_nodes
 from orchestrator.running.progress import Progress
-from orchestrator.running.sweep import TrialSweep
-from search_spaces.specs import SubsetSpec
+from orchestrator.running.trials import TrialSweep
+from search_spaces.specs import NetworkSpec, SubsetSpec
 from search_spaces.sweeps import SweepSpec
-from search_spaces.trials import NetworkSpec
-from tasks.measures.dimension import IntrinsicDimension
+from tasks.measures.estimators import IntrinsicDimension
 from tasks.prepared.subsets import TrialData
-from tasks.trials.result import AttackRecord, EpochRecord, NetworkScores, TrialResult, TrialStatus
+from tasks.trials.records import AttackRecord, EpochRecord, NetworkScores, TrialResult, TrialStatus
 
 TARGET_S = 0.1
 GROWTH = Path(__file__).parent / "results" / "cluster_growth.json"

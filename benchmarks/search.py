@@ -21,16 +21,13 @@ from harness import Found, run
 from numpy.typing import NDArray
 from optuna.samplers import BaseSampler, TPESampler
 
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.planning.workspace import Workspace
-from orchestrator.tuning import study
+from orchestrator.tuning import search as study
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
-from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome
-from orchestrator.tuning.rungs import Rungs
-from search_spaces.specs import SubsetSpec, pair_name
-from search_spaces.trials import NetworkSpec
+from orchestrator.tuning.search import Likeness, Rungs
+from search_spaces.specs import NetworkSpec, SubsetSpec, pair_name
 from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec, ValidationSpec, space_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the table's reader lies beside the tests
@@ -282,8 +279,8 @@ def table(*, path: Path = TABLE, root: str = "isweep-root") -> Found:
     image): validation loss after each epoch, ``-`` from a divergence on. Goes on where it was stopped.
     ``root`` is where datasets are prepared.
     """
-    from tasks.preparation.prepare import prepare_dataset
-    from tasks.prepared.validation import load_validation
+    from tasks.prepared.prepare import prepare_dataset
+    from tasks.prepared.subsets import load_validation
     from tasks.remote import InlineExecutor
     from tasks.trials.trial import run_search_trial
 

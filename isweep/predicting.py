@@ -15,7 +15,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from isweep.sweeps import Fits, Sweep
     from orchestrator.analysis import Prediction
-    from orchestrator.analysis.pilot import Pilot
+    from orchestrator.analysis.prediction_inputs import Pilot
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Forecast:
         return self.prediction.to_json()
 
     def __repr__(self) -> str:
-        from orchestrator.analysis.formats import number
+        from orchestrator.analysis.fit_records import number
 
         found = self.prediction
         words = {"loss": "test loss {} nat", "train_size": "{} images"}[found.quantity]
@@ -109,7 +109,7 @@ def predict(
 
 def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Callable[[], Pilot] | None:
     from orchestrator.analysis import PilotPoint
-    from orchestrator.analysis.pilot import Pilot, read_pilot
+    from orchestrator.analysis.prediction_inputs import Pilot, read_pilot
 
     if isinstance(pilot, (str, Path)):
         return lambda: read_pilot(Path(pilot), model)
@@ -122,7 +122,7 @@ def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Cal
 
 
 def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[str, Any]:
-    from orchestrator.analysis.measured_values import read_record
+    from orchestrator.analysis.prediction_inputs import read_record
 
     if measured is None:
         return {}

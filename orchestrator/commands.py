@@ -11,17 +11,16 @@ import numpy as np
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import ConfigError, DataError
 from search_spaces.published import read_published
-from tasks.measures.label_sharpness import SharpnessConvention, conversion
+from tasks.measures.sharpness import SharpnessConvention, conversion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from orchestrator.analysis import Prediction, ScalingFits
-    from orchestrator.analysis.pilot import Pilot
-    from orchestrator.planning.plan import PlanRow
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.analysis.prediction_inputs import Pilot
+    from orchestrator.planning.plan import PlanRow, Workspace
     from orchestrator.results.state import State
-    from orchestrator.running.own_data import Measured
+    from orchestrator.running.measuring import Measured
     from tasks.measures.records import MeasureResult
 
 
@@ -54,10 +53,8 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
         SweepError: For a sweep that cannot run.
     """
     from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import estimate
-    from orchestrator.planning.extras import extras
+    from orchestrator.planning.estimate import card_to_plan, estimate, extras
     from orchestrator.planning.plan import plan_rows
-    from orchestrator.planning.prices import card_to_plan
     from orchestrator.results.state import look_at_state
     from orchestrator.running.run_state import running_trials
 
@@ -115,8 +112,8 @@ def predicted(
         SweepError: When the numbers, or the fits, do not allow a prediction.
     """
     from orchestrator.analysis import predict
-    from orchestrator.analysis.measured_values import check_scale, values_of
     from orchestrator.analysis.prediction import usable_growth
+    from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
     found = values_of(record)
     asked = {"d_data": question.d_data, "label_sharpness": question.label_sharpness}

@@ -28,7 +28,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orchestrator.running.own_data import Measured
+    from orchestrator.running.measuring import Measured
     from tasks.measures.records import MeasureResult, MeasureSettings
     from tasks.remote import Executor
 
@@ -42,7 +42,7 @@ def datasets(name: str | None = None, /, *, place: Place = Place()) -> int:
         name: Only this dataset.
         place: Where everything lies.
     """
-    from orchestrator.running.catalogue import dataset_rows
+    from orchestrator.running.measuring import dataset_rows
 
     rows = dataset_rows(place.root, name)
 
@@ -85,7 +85,7 @@ def prepare(
         cluster: Where to compute.
         place: Where everything lies.
     """
-    from orchestrator.running.catalogue import prepare_one
+    from orchestrator.running.measuring import prepare_one
     from orchestrator.running.progress import Progress
 
     if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
@@ -200,8 +200,8 @@ def measure(
         place: Where everything lies.
     """
     from orchestrator.commands import describe, measured_document
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.running.own_data import MeasureRequest, measure_source
+    from orchestrator.planning.plan import RootPaths
+    from orchestrator.running.measuring import MeasureRequest, measure_source
 
     request = MeasureRequest(
         source=source,
@@ -258,7 +258,7 @@ def locate(
         raw: Folder that was read.
         place: Where everything lies.
     """
-    from orchestrator.planning.paths import RootPaths
+    from orchestrator.planning.plan import RootPaths
     from tasks.sources.privacy import KEY_FILE, KEY_VARIABLE
     from tasks.sources.privacy import locate as find
 
@@ -288,8 +288,7 @@ def _executor(address: str | None, num_workers: int, stack: ExitStack) -> Execut
 
 def _show_taken(record: dict[str, Any]) -> None:
     """Print what was taken, left out and doubtful: a wrong label shows here first."""
-    from tasks.preparation.summary import preparation_lines
-    from tasks.prepared.record import PreparedRecord
+    from tasks.prepared.record import PreparedRecord, preparation_lines
 
     for text in preparation_lines(PreparedRecord.from_json(record)):
         stdout.print(escape(text), soft_wrap=True)

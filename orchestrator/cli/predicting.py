@@ -17,7 +17,7 @@ from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.analysis import Prediction, ScalingFits
-    from orchestrator.analysis.pilot import Pilot
+    from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.commands import Question
     from orchestrator.running.options import RunOptions
     from search_spaces.specs import Domain
@@ -121,7 +121,7 @@ def _pilot(
     quiet: bool,
 ) -> Callable[[], Pilot] | None:
     """Return what reads or trains the pilot that was asked for."""
-    from orchestrator.analysis.pilot import is_pilot_table, read_pilot
+    from orchestrator.analysis.prediction_inputs import is_pilot_table, read_pilot
 
     if trained.pilot is None:
         if trained.pilot_sizes or trained.pilot_test_size:
@@ -133,8 +133,8 @@ def _pilot(
         return lambda: read_pilot(path, question.model)
 
     def train() -> Pilot:
-        from orchestrator.planning.workspace import Workspace
-        from orchestrator.running.pilot import PilotRequest, run_pilot
+        from orchestrator.planning.plan import Workspace
+        from orchestrator.running.measuring import PilotRequest, run_pilot
         from orchestrator.running.progress import Progress
 
         sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
@@ -146,8 +146,8 @@ def _pilot(
 
 
 def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: Pilot | None) -> None:
-    from orchestrator.analysis.curve import LEVEL
-    from orchestrator.analysis.formats import number
+    from orchestrator.analysis.fit_records import number
+    from orchestrator.analysis.prediction import LEVEL
 
     table = grid(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
     low, high = found.interval or (None, None)
@@ -172,7 +172,7 @@ def _record(
     Raises:
         ConfigError: where both numbers are given already.
     """
-    from orchestrator.analysis.measured_values import read_record
+    from orchestrator.analysis.prediction_inputs import read_record
 
     if None not in given:
         raise ConfigError(
@@ -182,9 +182,8 @@ def _record(
         )
     if source.endswith(".json"):
         return read_record(Path(source))
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.workspace import Workspace
-    from orchestrator.running.own_data import MeasureRequest, measure_source
+    from orchestrator.planning.plan import RootPaths, Workspace
+    from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
 
     sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
