@@ -21,7 +21,8 @@ from harness import Found, run
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.planning.plan import RootPaths, SweepPlan, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.predict import (
     CARDS,
     EAGER_INTERVAL_S,

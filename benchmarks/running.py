@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 from harness import Found, alone, run
 
-from orchestrator.planning.plan import RootPaths, SweepPlan, Workspace, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_tracker import MLflowTracker, connector
 from orchestrator.results.records import Provenance, TrialRecord

@@ -293,7 +293,7 @@ def measure(
     Raises:
         SweepError: for images, labels or settings that cannot be used.
     """
-    from orchestrator.planning.plan import RootPaths
+    from orchestrator.planning.paths import RootPaths
     from orchestrator.running.measuring import MeasureRequest, measure_arrays, measure_source
     from tasks.remote import InlineExecutor
 

@@ -200,7 +200,7 @@ def measure(
         place: Where everything lies.
     """
     from orchestrator.commands import describe, measured_document
-    from orchestrator.planning.plan import RootPaths
+    from orchestrator.planning.paths import RootPaths
     from orchestrator.running.measuring import MeasureRequest, measure_source
 
     request = MeasureRequest(
@@ -258,7 +258,7 @@ def locate(
         raw: Folder that was read.
         place: Where everything lies.
     """
-    from orchestrator.planning.plan import RootPaths
+    from orchestrator.planning.paths import RootPaths
     from tasks.sources.privacy import KEY_FILE, KEY_VARIABLE
     from tasks.sources.privacy import locate as find
 

@@ -182,7 +182,8 @@ def _record(
         )
     if source.endswith(".json"):
         return read_record(Path(source))
-    from orchestrator.planning.plan import RootPaths, Workspace
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.planning.plan import Workspace
     from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
 
