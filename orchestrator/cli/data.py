@@ -42,7 +42,7 @@ def datasets(name: str | None = None, /, *, place: Place = Place()) -> int:
         name: Only this dataset.
         place: Where everything lies.
     """
-    from orchestrator.running.measuring import dataset_rows
+    from orchestrator.commands import dataset_rows
 
     rows = dataset_rows(place.root, name)
 
@@ -85,7 +85,7 @@ def prepare(
         cluster: Where to compute.
         place: Where everything lies.
     """
-    from orchestrator.running.measuring import prepare_one
+    from orchestrator.commands import prepare_one
     from orchestrator.running.progress import Progress
 
     if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):

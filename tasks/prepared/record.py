@@ -11,7 +11,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc
 
 from tasks.prepared.parts import Part
 from tasks.prepared.table import ImageTable, content_fingerprint
