@@ -228,6 +228,8 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
 
 
 def _telling(name: str, counts: Counter[tuple[int, str]]) -> dict[str, int]:
+    from scipy.special import chdtrc
+
     labels: Counter[int] = Counter()
     values: Counter[str] = Counter()
     best: defaultdict[str, int] = defaultdict(int)
