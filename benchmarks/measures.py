@@ -21,8 +21,8 @@ from threadpoolctl import threadpool_limits
 
 from tasks.measures import products as ways
 from tasks.measures.calibration import calibrate
-from tasks.measures.estimators import intrinsic_dimension, twonn
-from tasks.measures.measure import measure_nested
+from tasks.measures.estimators import twonn
+from tasks.measures.measure import intrinsic_dimension, measure_nested
 from tasks.measures.neighbors import BLOCK_ROWS, HELD_BYTES, nested_neighbors
 from tasks.measures.records import MeasureSettings
 from tasks.prepared.store import ShardedRows, create_store, rows_per_shard, write_rows

@@ -22,7 +22,7 @@ from orchestrator.analysis.laws import PREDICTED_FORM
 from orchestrator.commands import draw_pair
 from orchestrator.running.measuring import Measured
 from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
-from tasks.measures.distances import as_sizes
+from tasks.measures.measure import as_sizes
 from tasks.measures.records import MeasureResult, MeasureSettings
 
 if TYPE_CHECKING:

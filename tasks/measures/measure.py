@@ -1,35 +1,41 @@
-"""Both measures of a dataset, for all its train sizes, with everything needed to judge them."""
+"""Both measures of a dataset, for all its train sizes, with everything needed to judge them.
+
+From top to bottom: the doors (`measure_nested`, `measure_array`, `intrinsic_dimension`), what they put
+together, which rows are measured at all, and the checks of what a user hands in.
+
+Two equal images are at distance zero, where logarithms and inverses break. Policy: of rows with the same
+bytes the first one stays and the later ones are left out of every measure, and counted; if their labels
+differ they are conflicts, and listed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import DataError
-from tasks.measures.calibration import CalibratedDimension, calibrate
+from tasks.measures.calibration import calibrate
 from tasks.measures.distances import (
     UNITS,
     BlockSource,
+    ByteRows,
     FloatArray,
     Precision,
-    as_array,
     as_bytes,
-    as_channels_first,
+    as_source,
     byte_units,
-    check_labels,
-    check_train_sizes,
-    checked_source,
     direct_squared_distances,
     flatten,
-    with_unit,
+    is_byte_dtype,
 )
-from tasks.measures.estimators import estimate, table_width
-from tasks.measures.neighbors import EXACT, NeighborSearch, nested_neighbors
+from tasks.measures.estimators import IntrinsicDimension, estimate, table_width
+from tasks.measures.neighbors import BLOCK_ROWS, EXACT, NeighborSearch, nested_neighbors
 from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
 from tasks.measures.sharpness import (
     LabelSharpness,
@@ -41,143 +47,12 @@ from tasks.measures.sharpness import (
 from tasks.prepared.table import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
-# Rows that are the same, rows that are no numbers, rows that are bytes: found before any distance is.
-#
-# Two equal images are at distance zero, where logarithms and inverses break. Policy: of rows with the same
-# bytes the first one stays and the later ones are left out of every measure, and counted; if their labels
-# differ they are conflicts, and listed.
-
-PROFILE_BYTES = 256 << 20  # rows are read in pieces of this size
-KEY_VALUES = 1024  # values per row that make its key
-
-
-@dataclass(frozen=True)
-class RowProfile:
-    """Which rows to measure.
-
-    Attributes:
-        keep: Rows that are the first of their kind, ascending.
-        first_of: ``(num_rows,)`` the row that each row equals, itself when it is the first.
-        conflicts: ``(row, earlier row)`` of identical images with different labels.
-        byte_unit: What one grey level is, if every value of every row is a byte times that, and rows are
-            of one type; else None.
-    """
-
-    keep: npt.NDArray[np.int64]
-    first_of: npt.NDArray[np.int64]
-    conflicts: list[tuple[int, int]]
-    byte_unit: float | None = None
-
-    @property
-    def num_duplicates(self) -> int:
-        """Rows left out because an earlier one is the same."""
-        return len(self.first_of) - len(self.keep)
-
-    def precision(self, asked: Precision) -> Precision:
-        """What was asked for, in floats where rows are no bytes of one type."""
-        return asked if self.byte_unit is not None else replace(asked, exact_bytes=False)
-
-
-def profile_rows(
-    source: BlockSource, labels: npt.NDArray[Any] | None, *, executor: Executor | None = None
-) -> RowProfile:
-    """Find duplicates and conflicts, and refuse rows that are not finite.
-
-    Raises:
-        DataError: If rows are no real numbers, hold no values, or are not finite.
-    """
-    executor = executor or InlineExecutor()
-    num_rows = source.num_rows
-    row_values = int(np.prod(source.row_shape))
-    if num_rows == 0 or row_values == 0:
-        raise DataError("There must be at least one row, with at least one value", f"{num_rows} rows")
-    step = max(1, min(PROFILE_BYTES // (8 * row_values), -(-num_rows // executor.num_workers)))
-    shared = executor.share(source)
-    pieces = [(shared, start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
-    keys = np.empty(num_rows, np.uint64)
-    not_finite: list[int] = []
-    units, dtypes = set(UNITS), {source.read(0, 1).dtype.str}  # pieces of several types are read as one
-    for index, (piece, bad, piece_units, dtype) in executor.map_unordered(row_keys, pieces):
-        keys[pieces[index][1] : pieces[index][2]] = piece
-        not_finite += bad
-        units &= set(piece_units)
-        dtypes.add(dtype)
-    if not_finite:
-        raise DataError(
-            "All values must be finite",
-            f"NaN or infinity in {len(not_finite)} of {num_rows} rows, first ones {sorted(not_finite)[:5]}",
-            "remove or repair these rows",
-        )
-    first_of = _confirm(source, keys)
-    keep = np.flatnonzero(first_of == np.arange(num_rows))
-    conflicts = []
-    if labels is not None:
-        conflicts = [(int(i), int(first_of[i])) for i in np.flatnonzero(labels != labels[first_of])]
-    return RowProfile(keep, first_of, conflicts, max(units, default=None) if len(dtypes) == 1 else None)
-
-
-def row_keys(
-    source: BlockSource, start: int, stop: int
-) -> tuple[npt.NDArray[np.uint64], list[int], tuple[float, ...], str]:
-    """Return a 64-bit key per row, equal for equal rows, the rows not finite, the `byte_units`, the dtype.
-
-    The key comes from a fixed random choice of values, so it costs next to nothing, and equal rows can never
-    be missed; that rows with equal keys are equal must be confirmed on all their values.
-
-    Raises:
-        DataError: If rows are no real numbers.
-    """
-    rows = flatten(source.read(start, stop))
-    if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
-        raise DataError(
-            "Images must be real numbers of at most 64 bits", f"dtype {rows.dtype}", "convert them"
-        )
-    rng = np.random.default_rng(20240501)
-    columns = np.sort(rng.permutation(rows.shape[1])[:KEY_VALUES])
-    # Adding zero turns -0.0 into 0.0, which is the same pixel in other bytes.
-    values = np.ascontiguousarray(rows[:, columns]) + np.zeros((), rows.dtype)
-    row_bytes = values.view(np.uint8).reshape(len(rows), -1)
-    words = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8))).view(np.uint64)
-    keys = words @ (rng.integers(0, 2**63, words.shape[1], dtype=np.uint64) * 2 + 1)
-    units = byte_units(rows)
-    bad = (_not_finite(rows) + start).tolist() if rows.dtype.kind == "f" and not units else []
-    return keys, bad, units, rows.dtype.str
-
-
-def _not_finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Rows that hold NaN or infinity; a finite sum proves that a row holds neither."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
-    found: npt.NDArray[np.intp] = suspects[~np.isfinite(rows[suspects]).all(axis=1)]
-    return found
-
-
-def _confirm(source: BlockSource, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """First equal row of every row; rows with equal keys are told apart by digests of all their values.
-
-    Pairs are not compared: images that differ in few pixels only may all have one key.
-    """
-    first_of = np.arange(len(keys))
-    order = np.argsort(keys, kind="stable")
-    edges = np.flatnonzero(np.diff(keys[order])) + 1
-    for group in np.split(order, edges):
-        if len(group) < 2:
-            continue
-        firsts: dict[bytes, int] = {}
-        for row in np.sort(group).tolist():
-            first_of[row] = firsts.setdefault(_digest(source.read(row, row + 1)), row)
-    return first_of
-
-
-def _digest(values: npt.NDArray[Any]) -> bytes:
-    without_minus_zero = values + np.zeros((), values.dtype)
-    return hashlib.blake2b(np.ascontiguousarray(without_minus_zero).data, digest_size=32).digest()
-
-
 MAX_LISTED_CONFLICTS = 10
 # Distances from the product are good to 1e-5, so the closest pair is among those within twice that of it.
 _NEAR_MINIMUM = 1 + 4e-5
 _MAX_CANDIDATES = 64
+PROFILE_BYTES = 256 << 20  # rows are read in pieces of this size
+KEY_VALUES = 1024  # values per row that make its key
 
 
 def measure_nested(
@@ -214,20 +89,28 @@ def measure_nested(
     sizes = check_train_sizes(train_sizes, source.num_rows)
     rows = as_bytes(source)
     profile = profile_rows(rows, codes, executor=executor)
-    rows = with_unit(rows, profile.byte_unit)
+    rows = profile.rows(rows)
     precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
     found = _one_pass(rows, codes, sizes, profile, executor, settings, precision, width)
     convention = _convention(source, settings)
-    records = tuple(
-        _size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)
-    )
+    records = [_size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)]
+    calibration = None
+    if settings.calibrate:
+        calibration = calibrate(
+            rows,
+            num_neighbors=settings.num_neighbors,
+            keep=profile.keep[: found.positions[-1]],
+            executor=executor,
+            precision=precision,
+            seed=settings.seed,
+        )
     return MeasureResult(
-        sizes=records,
+        sizes=tuple(records),
         conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
         precision=found.search.precision,
         notes=_notes(records[-1], convention),
-        calibration=_calibration(source, profile.keep[: found.positions[-1]], settings, executor, precision),
+        calibration=calibration,
     )
 
 
@@ -289,6 +172,66 @@ def measure_array(
     return record.renumbered(order)
 
 
+def intrinsic_dimension(
+    features: npt.ArrayLike | BlockSource,
+    *,
+    num_neighbors: int = 20,
+    estimators: Sequence[str] = ("mle", "twonn"),
+    discard_fraction: float = 0.1,
+    executor: Executor | None = None,
+    precision: Precision | None = None,
+    seed: int = 0,
+    block_rows: int = BLOCK_ROWS,
+) -> dict[str, IntrinsicDimension]:
+    """Intrinsic dimension of any array of points, for example of a network's last hidden layer (d_repr).
+
+    Args:
+        features: ``(num_points, ...)`` real numbers, in any order.
+        num_neighbors: k of the MLE.
+        estimators: Names from `estimator_table`.
+        discard_fraction: Of TwoNN; 0 as in the code of Konz & Mazurowski.
+        executor: Where block tasks run; in this process when None.
+        precision: How products are formed.
+        seed: Of bootstraps; no value depends on it.
+        block_rows: Rows per block.
+
+    Returns:
+        One record per estimator. Exact duplicates count once; ``num_duplicates`` says how many.
+
+    Raises:
+        DataError: If the features are no numbers, or not finite.
+        ConfigError: If an estimator is not known.
+
+    Example:
+        >>> points = np.random.default_rng(0).normal(size=(500, 3)) @ np.ones((3, 40))
+        >>> 0.9 < intrinsic_dimension(points)["mle"].value < 1.1
+        True
+    """
+    source = as_bytes(features if isinstance(features, BlockSource) else as_source(as_array(features)))
+    profile = profile_rows(source, None, executor=executor)
+    source = profile.rows(source)
+    size = len(profile.keep)
+    table = nested_neighbors(
+        source,
+        None,
+        [size],
+        max(1, min(table_width(estimators, num_neighbors), size - 1)),
+        executor=executor,
+        precision=profile.precision(precision or Precision()),
+        keep=profile.keep,
+        block_rows=block_rows,
+    ).tables[0]
+    records = estimate(
+        table,
+        num_neighbors=num_neighbors,
+        estimators=estimators,
+        discard_fraction=discard_fraction,
+        seed=seed,
+    )
+    extra = {"num_duplicates": profile.num_duplicates}
+    return {name: replace(record, details=record.details | extra) for name, record in records.items()}
+
+
 def _nested_order(codes: npt.NDArray[np.int64] | None, num_images: int, seed: int) -> npt.NDArray[np.int64]:
     """Random order whose every prefix holds each class in proportion."""
     targets = np.zeros(num_images, np.int64)
@@ -319,7 +262,7 @@ class _Pass:
         labels: ``(num_distinct,)`` labels of the distinct images, or None.
         positions: Distinct images below each train size.
         samples: ``(num_samples, num_positions)`` masks of the samples of all sizes.
-        sample_slices: Which of them belong to each size.
+        parts: Which of them belong to each size.
         search: Neighbours.
     """
 
@@ -328,7 +271,7 @@ class _Pass:
     labels: npt.NDArray[np.int64] | None
     positions: list[int]
     samples: npt.NDArray[np.bool_]
-    sample_slices: list[slice]
+    parts: list[slice]
     search: NeighborSearch
 
 
@@ -345,11 +288,10 @@ def _one_pass(
     """Draw the samples and find all neighbours."""
     positions = np.searchsorted(profile.keep, sizes).tolist()
     labels = None if codes is None else codes[profile.keep]
-    samples, slices = np.zeros((0, positions[-1]), bool), [slice(0, 0)] * len(sizes)
+    samples, parts = np.zeros((0, positions[-1]), bool), [slice(0, 0)] * len(sizes)
     if labels is not None:
-        samples, slices = stratified_subsets(
-            labels[: positions[-1]], positions, settings.sharpness_sample, settings.sharpness_seeds
-        )
+        how = settings.sharpness_sample, settings.sharpness_seeds
+        samples, parts = stratified_subsets(labels[: positions[-1]], positions, *how)
     search = nested_neighbors(
         source,
         codes,
@@ -361,7 +303,7 @@ def _one_pass(
         keep=profile.keep,
         subsets=samples,
     )
-    return _Pass(source, profile, labels, positions, samples, slices, search)
+    return _Pass(source, profile, labels, positions, samples, parts, search)
 
 
 def _size_record(
@@ -386,8 +328,8 @@ def _size_record(
 def _sharpness(
     found: _Pass, labels: npt.NDArray[np.int64], number: int, convention: SharpnessConvention
 ) -> LabelSharpness:
-    """Label sharpness of one size, the attaining pairs recomputed directly."""
-    table, rows, part = found.search.tables[number], found.profile.keep, found.sample_slices[number]
+    """Label sharpness of one size, the attaining pairs of rounded distances recomputed directly."""
+    table, rows, part = found.search.tables[number], found.profile.keep, found.parts[number]
     size = table.num_points
     nearest = table.opposite_distances.copy()
     inside = found.search.subset_opposites[part, :size].copy()
@@ -395,35 +337,17 @@ def _sharpness(
         _refine_minimum(found.source, rows, nearest, table.opposite_indices)
         for line, ids in zip(inside, found.search.subset_indices[part, :size], strict=True):
             _refine_minimum(found.source, rows, line, ids)
-    pair = _closest(nearest, table.opposite_indices)
-    closest = np.inf if pair is None else float(nearest[pair[0]])
-    original = None if pair is None else (int(rows[pair[0]]), int(rows[pair[1]]))
+    pair, closest = None, float(nearest.min(initial=np.inf))
+    if np.isfinite(closest):
+        one = int(nearest.argmin())
+        ends = int(rows[one]), int(rows[table.opposite_indices[one]])
+        pair = min(ends), max(ends)
     members = found.samples[part, :size]
-    record = summarise(labels[:size], nearest, original, closest, convention, inside, members)
+    record = summarise(labels[:size], nearest, pair, closest, convention, inside, members)
     if record.value is None:
         return record
-    return replace(
-        record, permuted=permuted_sharpness(table.distances, table.indices, labels[:size], members)
-    )
-
-
-def _calibration(
-    source: BlockSource,
-    keep: npt.NDArray[Any],
-    settings: MeasureSettings,
-    executor: Executor,
-    precision: Precision,
-) -> CalibratedDimension | None:
-    if not settings.calibrate:
-        return None
-    return calibrate(
-        source,
-        num_neighbors=settings.num_neighbors,
-        keep=keep,
-        executor=executor,
-        precision=precision,
-        seed=settings.seed,
-    )
+    permuted = permuted_sharpness(table.distances, table.indices, labels[:size], members)
+    return replace(record, permuted=permuted)
 
 
 def _refine_minimum(
@@ -437,14 +361,6 @@ def _refine_minimum(
     for i in candidates.tolist():
         a, b = (flatten(source.read(int(rows[k]), int(rows[k]) + 1)) for k in (i, ids[i]))
         nearest[i] = np.sqrt(direct_squared_distances(a, b, one, one)[0])
-
-
-def _closest(nearest: FloatArray, ids: npt.NDArray[Any]) -> tuple[int, int] | None:
-    """The two rows at the smallest distance, ascending."""
-    if not np.isfinite(nearest.min(initial=np.inf)):
-        return None
-    best = int(nearest.argmin())
-    return min(best, int(ids[best])), max(best, int(ids[best]))
 
 
 def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ...]:
@@ -465,3 +381,229 @@ def _notes(record: SizeRecord, convention: SharpnessConvention) -> tuple[str, ..
             "the pixel range of floating-point images is not known; give it to compare label sharpness"
         )
     return tuple(notes)
+
+
+@dataclass(frozen=True)
+class RowProfile:
+    """Which rows to measure.
+
+    Attributes:
+        keep: Rows that are the first of their kind, ascending.
+        first_of: ``(num_rows,)`` the row that each row equals, itself when it is the first.
+        conflicts: ``(row, earlier row)`` of identical images with different labels.
+        byte_unit: What one grey level is, if every value is a byte times that, and all rows are of one type.
+    """
+
+    keep: npt.NDArray[np.int64]
+    first_of: npt.NDArray[np.int64]
+    conflicts: list[tuple[int, int]]
+    byte_unit: float | None = None
+
+    @property
+    def num_duplicates(self) -> int:
+        """Rows left out because an earlier one is the same."""
+        return len(self.first_of) - len(self.keep)
+
+    def precision(self, asked: Precision) -> Precision:
+        """What was asked for, in floats where rows are no bytes of one type."""
+        return asked if self.byte_unit is not None else replace(asked, exact_bytes=False)
+
+    def rows(self, source: BlockSource) -> BlockSource:
+        """What was looked at, read as bytes where it holds bytes."""
+        if self.byte_unit is None or is_byte_dtype(source.read(0, 1).dtype):
+            return source
+        return ByteRows(source, self.byte_unit)
+
+
+def profile_rows(
+    source: BlockSource, labels: npt.NDArray[Any] | None, *, executor: Executor | None = None
+) -> RowProfile:
+    """Find duplicates and conflicts, and refuse rows that are not finite.
+
+    Raises:
+        DataError: If rows are no real numbers, hold no values, or are not finite.
+    """
+    executor = executor or InlineExecutor()
+    num_rows = source.num_rows
+    row_values = int(np.prod(source.row_shape))
+    if num_rows == 0 or row_values == 0:
+        raise DataError("There must be at least one row, with at least one value", f"{num_rows} rows")
+    step = max(1, min(PROFILE_BYTES // (8 * row_values), -(-num_rows // executor.num_workers)))
+    shared = executor.share(source)
+    pieces = [(shared, start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+    keys = np.empty(num_rows, np.uint64)
+    not_finite: list[int] = []
+    units, dtypes = set(UNITS), {source.read(0, 1).dtype.str}  # pieces of several types are read as one
+    for index, (piece, bad, piece_units, dtype) in executor.map_unordered(row_keys, pieces):
+        keys[pieces[index][1] : pieces[index][2]] = piece
+        not_finite += bad
+        units &= piece_units
+        dtypes.add(dtype)
+    if not_finite:
+        raise DataError(
+            "All values must be finite",
+            f"NaN or infinity in {len(not_finite)} of {num_rows} rows, first ones {sorted(not_finite)[:5]}",
+            "remove or repair these rows",
+        )
+    first_of = _confirm(source, keys)
+    keep = np.flatnonzero(first_of == np.arange(num_rows))
+    conflicts = []
+    if labels is not None:
+        conflicts = [(int(i), int(first_of[i])) for i in np.flatnonzero(labels != labels[first_of])]
+    return RowProfile(keep, first_of, conflicts, max(units, default=None) if len(dtypes) == 1 else None)
+
+
+Piece = tuple[npt.NDArray[np.uint64], list[int], set[float], str]
+
+
+def row_keys(source: BlockSource, start: int, stop: int) -> Piece:
+    """Return a 64-bit key per row, equal for equal rows, the rows not finite, the `byte_units`, the dtype.
+
+    The key comes from a fixed random choice of values, so it costs next to nothing, and equal rows can never
+    be missed; that rows with equal keys are equal must be confirmed on all their values.
+
+    Raises:
+        DataError: If rows are no real numbers.
+    """
+    rows = flatten(source.read(start, stop))
+    if rows.dtype.kind not in "biuf" or rows.itemsize > 8:
+        raise DataError(
+            "Images must be real numbers of at most 64 bits", f"dtype {rows.dtype}", "convert them"
+        )
+    rng = np.random.default_rng(20240501)
+    columns = np.sort(rng.permutation(rows.shape[1])[:KEY_VALUES])
+    # Adding zero turns -0.0 into 0.0, which is the same pixel in other bytes.
+    values = np.ascontiguousarray(rows[:, columns]) + np.zeros((), rows.dtype)
+    row_bytes = values.view(np.uint8).reshape(len(rows), -1)
+    words = np.pad(row_bytes, ((0, 0), (0, -row_bytes.shape[1] % 8))).view(np.uint64)
+    keys = words @ (rng.integers(0, 2**63, words.shape[1], dtype=np.uint64) * 2 + 1)
+    units = byte_units(rows)
+    bad = (_not_finite(rows) + start).tolist() if rows.dtype.kind == "f" and not units else []
+    return keys, bad, units, rows.dtype.str
+
+
+def _not_finite(rows: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """Rows that hold NaN or infinity; a finite sum proves that a row holds neither."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))
+    found: npt.NDArray[np.intp] = suspects[~np.isfinite(rows[suspects]).all(axis=1)]
+    return found
+
+
+def _confirm(source: BlockSource, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """First equal row of every row; rows with equal keys are told apart by digests of all their values.
+
+    Pairs are not compared: images that differ in few pixels only may all have one key.
+    """
+    first_of = np.arange(len(keys))
+    order = np.argsort(keys, kind="stable")
+    edges = np.flatnonzero(np.diff(keys[order])) + 1
+    for group in np.split(order, edges):
+        if len(group) < 2:
+            continue
+        firsts: dict[bytes, int] = {}
+        for row in np.sort(group).tolist():
+            first_of[row] = firsts.setdefault(_digest(source.read(row, row + 1)), row)
+    return first_of
+
+
+def _digest(values: npt.NDArray[Any]) -> bytes:
+    without_minus_zero = values + np.zeros((), values.dtype)
+    return hashlib.blake2b(np.ascontiguousarray(without_minus_zero).data, digest_size=32).digest()
+
+
+def check_labels(labels: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64]:
+    """Labels as int64.
+
+    Raises:
+        DataError: If they are no whole numbers, or not one per image.
+    """
+    array = np.asarray(labels)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or len(array) != num_images:
+        found = f"labels of shape {array.shape} for {num_images} images"
+        raise DataError("There must be one label per image", found)
+    found, rule = f"dtype {array.dtype}", "Labels must be whole numbers"
+    if array.dtype.kind not in "biuf":
+        raise DataError(rule, found, "number the classes 0, 1, ...")
+    if array.dtype.kind == "f":
+        whole = (array == np.rint(array)) & (np.abs(array) < 2.0**63)  # NaN and infinity are not
+        if len(bad := np.flatnonzero(~whole)):
+            raise DataError(rule, f"{array[bad[0]]} at row {bad[0]}", "number the classes")
+    return array.astype(np.int64)
+
+
+def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes as given, of plain whole numbers.
+
+    Raises:
+        DataError: If they are one number or text, or one is not whole.
+    """
+    if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
+        raise DataError("train_sizes must be several sizes", repr(train_sizes), "e.g. [500, 1000]")
+    if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
+        raise DataError("train_sizes must be whole numbers", str(list(train_sizes)), "round them")
+    return tuple(int(size) for size in train_sizes)
+
+
+def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
+    """Sizes ascending and once each.
+
+    Raises:
+        DataError: If there are none, or one is not whole or does not fit the number of images.
+    """
+    sizes = sorted(set(as_sizes(train_sizes)))
+    if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
+        rule = f"train_sizes must be between 1 and the number of images, {num_images}"
+        raise DataError(rule, str(list(train_sizes)), "choose smaller sizes or add images")
+    return sizes
+
+
+def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Images as one array.
+
+    Raises:
+        DataError: If they have several shapes, are no numbers, are a single number, or some are masked.
+    """
+    if isinstance(images, np.ma.MaskedArray) and np.ma.is_masked(images):
+        rule = "No value of an image may be masked"
+        raise DataError(rule, f"{np.ma.getmaskarray(images).sum()} masked values", "fill or remove them")
+    try:
+        array = np.asarray(images)
+    except ValueError as error:  # numpy's word for ragged nested sequences
+        raise DataError("All images must have one size and channel count", str(error)) from None
+    if array.dtype == object:
+        shapes = sorted({np.shape(image) for image in array.ravel()[:1000]})
+        if shapes == [()]:
+            raise DataError("Images must be real numbers", "dtype object", "convert them")
+        rule = "All images must have one size and channel count"
+        raise DataError(rule, f"shapes {shapes[:5]}", "resize them")
+    if array.ndim == 0:
+        raise DataError("Images must have an axis for their number", f"one value, {array}")
+    return array
+
+
+def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
+    """Images as a source of rows that have at least one axis.
+
+    Raises:
+        DataError: If they have none, no rows, no pixels, or several shapes.
+    """
+    source = images if isinstance(images, BlockSource) else as_source(as_array(images))
+    if len(source.row_shape) == 0:
+        found = f"shape ({source.num_rows},)"
+        raise DataError("Images must have at least one axis besides their number", found)
+    if source.num_rows == 0 or 0 in source.row_shape:
+        found = f"{source.num_rows} rows of shape {source.row_shape}"
+        raise DataError("There must be at least one image, with at least one pixel", found)
+    return source
+
+
+def as_channels_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """View ``(n, h, w)`` and ``(n, h, w, c)`` as ``(n, c, h, w)``; distances do not depend on it."""
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4 and array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
+        return np.ascontiguousarray(np.moveaxis(array, 3, 1))
+    return array

@@ -37,7 +37,6 @@ from tasks.measures.distances import (
     signed,
     squared_distances,
     squared_norms,
-    whole_squared_distances,
 )
 from tasks.measures.products import Product, SignedBytes, check_device, choose_product, num_threads
 from tasks.remote import Executor, InlineExecutor
@@ -351,7 +350,7 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
             for j, b in job.stream(beside, (buffers[0], buffers[1]), pool):
                 if j not in norms:
                     norms[j] = squared_norms(b, product)
-                yield i, j, whole_squared_distances(a, b, norms_a, norms[j], product), EXACT
+                yield i, j, expand(gram(a, b, product), norms_a, norms[j]), EXACT
 
 
 def _blocks_within(
@@ -364,7 +363,7 @@ def _blocks_within(
         own = gram(b, b, product)
         norms[inside] = own.diagonal()
         if j[0] > i[0]:
-            squared = whole_squared_distances(a[above], b, norms[above], norms[inside], product)
+            squared = expand(gram(a[above], b, product), norms[above], norms[inside])
             yield (i[0], j[0]), j, squared, EXACT
         yield j, j, expand(own, norms[inside], norms[inside]), EXACT
 
