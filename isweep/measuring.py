@@ -22,8 +22,7 @@ from orchestrator.analysis.laws import PREDICTED_FORM
 from orchestrator.commands import draw_pair
 from orchestrator.running.measuring import Measured
 from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
-from tasks.measures.measure import as_sizes
-from tasks.measures.records import MeasureResult, MeasureSettings
+from tasks.measures.records import MeasureResult, MeasureSettings, as_sizes
 
 if TYPE_CHECKING:
     from orchestrator import RunOptions
