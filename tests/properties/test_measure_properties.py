@@ -12,7 +12,7 @@ from tasks.measures import neighbors
 from tasks.measures.distances import ArraySource, as_bytes
 from tasks.measures.estimators import estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.neighbors import Partial, nested_neighbors
+from tasks.measures.neighbors import Partial, improve, nested_neighbors
 from tasks.measures.products import (
     MIN_FEATURES,
     blas_product,
