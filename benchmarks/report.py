@@ -15,6 +15,8 @@ from harness import Found, run
 from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS, FlatRun
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tables and browser lie beside the tests
 from tests.synthetic import synthetic_table
 
 SIZES = (500, 750, 1000, 1250, 1500, 1750)
@@ -142,7 +144,6 @@ def written(num_trials: int, folder: Path) -> Path:
 
 def seen(path: Path, repeats: int) -> dict[str, float]:
     """Open a page several times; returns medians of what a reader waits for."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from tests.browser.chromium import chromium
 
     times: dict[str, list[float]] = {"open_s": [], "sort_s": [], "filter_s": []}

@@ -43,7 +43,7 @@ class Forecast:
         return self.prediction.to_json()
 
     def __repr__(self) -> str:
-        from orchestrator.analysis.fit_records import number
+        from orchestrator.analysis.table import number
 
         found = self.prediction
         words = {"loss": "test loss {} nat", "train_size": "{} images"}[found.quantity]

@@ -148,8 +148,8 @@ def _pilot(
 
 
 def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: Pilot | None) -> None:
-    from orchestrator.analysis.fit_records import number
     from orchestrator.analysis.prediction import LEVEL
+    from orchestrator.analysis.table import number
 
     table = grid(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
     low, high = found.interval or (None, None)

@@ -484,7 +484,7 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
     Raises:
         ConfigError: for a model that the sweep does not have, a recipe with an axis, or a source of no kind.
     """
-    from orchestrator.analysis.fit_records import POOLED
+    from orchestrator.analysis.table import POOLED
 
     models = {model_spec(choice).name: choice for choice in sweep.models}
     if request.model == POOLED:
