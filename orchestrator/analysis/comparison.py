@@ -23,8 +23,8 @@ QUANTITIES = (c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.D
 class Change:
     """How one quantity differs between two sweeps on the cells that both have, datasets being the replicates.
 
-    ``ratio`` is the geometric mean of second over first, each dataset counting once, with its 95 % t
-    interval over datasets; for an accuracy it is the difference in place of the ratio.
+    ``ratio`` is the geometric mean of second over first, each dataset counting once, with its 95 % t interval
+    over datasets; for an accuracy it is the difference in place of the ratio.
     """
 
     quantity: str
@@ -105,9 +105,7 @@ def compare(
 
 
 def _cells(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
-    """Average seeds: what is compared by its ratio as logarithms, as the fits do, and accuracies as they
-    are.
-    """
+    """Average seeds: what is compared by its ratio as logarithms, accuracies as they are."""
     known = [name for name in quantities if name in table]
     table = split_by_recipe(table.assign(**{c.CLASS_PAIR: table.get(c.CLASS_PAIR, "")}))
     ratios = [name for name in known if name != c.TEST_ACCURACY]

@@ -1,9 +1,8 @@
 """The findings in plain words, each with what it does not show; written from the fits, never by hand.
 
 A sentence claims something only where a headline claim is established: its interval excludes the null, and
-    its p-value
-holds after Holm's adjustment over all headline questions. Otherwise it says that nothing is, with the
-estimate, its interval, the p-value that decides, and how often such a table would have shown what the law
+its p-value holds after Holm's adjustment over all headline questions. Otherwise it says that nothing is, with
+the estimate, its interval, the p-value that decides, and how often such a table would have shown what the law
 says.
 """
 
@@ -91,15 +90,15 @@ def seen(fits: ScalingFits) -> str:
         return ""
     hardest = max(known, key=lambda d: d.loss or 0.0)
     tops = {}
-    for words, name in (("the sharpest labels", "label_sharpness"), ("the highest d_data", "d_data")):
+    for words, name in (("has the sharpest labels", "label_sharpness"), ("has the highest d_data", "d_data")):
         if all(getattr(d, name) is not None for d in known) and len({getattr(d, name) for d in known}) > 1:
             tops[words] = max(known, key=lambda d: getattr(d, name)).dataset
     if len([d for d in known if d.loss_gain is not None]) > 1:
-        words = f"most lost under attack ({hardest.attack})"
+        words = f"loses most under attack ({hardest.attack})"
         tops[words] = max(known, key=lambda d: -np.inf if d.loss_gain is None else d.loss_gain).dataset
     mine = [words for words, name in tops.items() if name == hardest.dataset]
-    rest = [f"{name} has {words}" for words, name in tops.items() if name != hardest.dataset]
-    also = f", which also has {listing(mine)}" if mine else ""
+    rest = [f"{name} {words}" for words, name in tops.items() if name != hardest.dataset]
+    also = f", and {listing(mine)}" if mine else ""
     text = f"Of {plural(len(known), 'dataset')}, {hardest.dataset} has the highest loss{also}"
     return "; ".join([text, *rest]) + ". That is what was seen, not a test."
 
@@ -387,7 +386,7 @@ def _attacks(fits: ScalingFits) -> Finding:
         )
         answer = answer.replace(f"For none of {about} is it established that", "It is not established that")
         answer = answer.replace("the largest correlation is ", "")
-    return Finding(question, verdict, f"{found}; {_decides(claim)}", answer)
+    return Finding(question, verdict, f"correlation {found}; {_decides(claim)}", answer)
 
 
 def _attack_words(fit: Fit) -> str:

@@ -109,8 +109,6 @@ class Fit:
         bound_p: of an exponent: p-value of "not slower than the bound", which only a slower fall can refute.
         by_dataset: an exponent's own values; of a representation, the share of points above the bound.
         label_correlation: of log K_F with the domain label over datasets: near 1, no fit can part them.
-        held_out_rmse: error in the log response on datasets left out of the fit.
-        versus_label: difference in squared held-out error from the bare label; below 0 is better.
     """
 
     kind: Kind
@@ -132,8 +130,6 @@ class Fit:
     by_dataset: dict[str, float] = field(default_factory=dict)
     label_correlation: float | None = None
     r_squared: float | None = None
-    held_out_rmse: float | None = None
-    versus_label: Interval | None = None
 
     def estimate(self, name: str) -> Estimate | None:
         """Return the estimate called ``name``, None where the fit has none of it."""

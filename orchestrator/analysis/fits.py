@@ -5,10 +5,9 @@ The law under study (Konz & Mazurowski 2024, Eq. 2): log L ≲ −(1/d_data) log
 bound with a free constant; the slopes 1 and 1 are what its form would give, not something the theorem
 promises. Its parts are fitted apart. **Exponent**: every curve (model, dataset, class pair) keeps its own
 height, and d is one number per dataset and class pair, so a change of the unit of N, of the pixels' scale or
-of the loss's base moves heights alone.
-**Height**: a covering argument has (V/N)^(1/d) with an unknown volume V, so 1/d enters beside log K_F by
-    itself; without
-it the coefficient of K_F would depend on the unit in which N is counted.
+of the loss's base moves heights alone. **Height**: a covering argument has (V/N)^(1/d) with an unknown volume
+V, so 1/d enters beside log K_F by itself; without it the coefficient of K_F would depend on the unit in which
+N is counted.
 """
 
 from __future__ import annotations
@@ -283,19 +282,8 @@ def fit_height(
         return replace(blank, reason=_unidentified(rows, terms))
     if claimed:
         estimates = _with_left_out(rows, names, terms, datasets, estimates)
-    errors = i.held_out_errors(y, x)
-    label = effects.get(t.IS_MEDICAL)
-    against = None if label is None or not label.any() else i.held_out_errors(y, label[:, None])
-    return replace(
-        blank,
-        status="ok",
-        estimates=estimates,
-        held_out_rmse=None if errors is None else float(np.sqrt(np.mean(errors**2))),
-        label_correlation=_correlation(effects.get(t.LOG_SHARPNESS), label),
-        versus_label=None
-        if errors is None or against is None or set(terms) <= {t.IS_MEDICAL}
-        else i.mean_interval(errors**2 - against**2)[1],
-    )  # fmt: skip
+    correlation = _correlation(effects.get(t.LOG_SHARPNESS), effects.get(t.IS_MEDICAL))
+    return replace(blank, status="ok", estimates=estimates, label_correlation=correlation)
 
 
 def _columns(effects: dict[str, Array], terms: Sequence[str]) -> Array:

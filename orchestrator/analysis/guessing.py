@@ -104,8 +104,7 @@ def clear_of_guessing(rows: pd.DataFrame, response: str = t.LOG_LOSS) -> pd.Data
     """Return the points of curves that are clear of guessing where it holds losses down, else all.
 
     Curves are chosen by their mean over N, which says nothing of the error in their slope. Of these, the N up
-    to the
-    last one at guessing go as well: a curve that leaves it late is flat before.
+    to the last one at guessing go as well: a curve that leaves it late is flat before.
     """
     if not holds_down(rows, response):
         return rows

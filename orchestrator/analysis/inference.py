@@ -163,16 +163,6 @@ def ols(y: Array, x: Array) -> Slopes | None:
     return Slopes(values[1:], errors[1:], t_p_values(values, errors, degrees)[1:], degrees)
 
 
-def held_out_errors(y: Array, x: Array) -> Array | None:
-    """Errors (G,) of predicting each dataset from a fit to the others; None where one is not identified."""
-    design = np.column_stack([np.ones(len(y)), x])
-    inverse = np.linalg.pinv(design.T @ design)
-    leverage = np.einsum("gi,ij,gj->g", design, inverse, design)
-    if len(y) <= design.shape[1] or (leverage > 1 - 1e-9).any():
-        return None
-    return np.asarray((y - design @ (inverse @ design.T @ y)) / (1 - leverage))
-
-
 class Permutation(NamedTuple):
     """A permutation p-value, how many rearrangements it rests on, and whether those are all there are."""
 
@@ -365,8 +355,7 @@ def wild_cluster_p(sums: Sums, null: float = 0.0, *, seed: int = 0) -> float | N
     """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null``.
 
     Cameron, Gelbach & Miller (2008). With one regressor whose intercepts lie within datasets, the whole
-    bootstrap
-    needs only two numbers of each dataset: Σx² and Σx(y − x · null).
+    bootstrap needs only two numbers of each dataset: Σx² and Σx(y − x · null).
 
     Returns:
         The share of draws with a larger |t|; None with fewer than three datasets.

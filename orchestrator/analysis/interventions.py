@@ -176,8 +176,8 @@ def _gate(points: pd.DataFrame, arm: Arm, base: Arm | None) -> Gate:
 
 
 def _log_ratio(points: pd.DataFrame, arm: Arm, base: Arm, column: str) -> float | None:
-    """Log ratio of a measure at the largest train size that both have: with fewer images K_F is a lower
-    bound of what it is bound for, and d an estimate with a bias.
+    """Log ratio of a measure at the largest train size that both have: with fewer images K_F is a lower bound
+    of what it is bound for, and d an estimate with a bias.
     """
     known = points[points[column] > 0]
     means = [
@@ -219,8 +219,8 @@ def _change(points: pd.DataFrame, gate: Gate, base: Arm, response: Response) -> 
         for name in (gate.arm.dataset, base.dataset)
     )
     moved_to, start = moved_to.align(start, join="inner", axis=0)
-    # Not from the level of guessing.py on: leaving cells out by their own loss moves the effect, so as few
-    # as can be go, those in which nothing was learned at all.
+    # Not from the level of guessing.py on: leaving cells out by their own loss moves the effect, so as few as
+    # can be go, those in which nothing was learned at all.
     at_chance = start["loss"] >= np.log(g.CHANCE_LOSS)
     moved = moved_to["response"] - start["response"]
     without = moved.isna() & ~at_chance

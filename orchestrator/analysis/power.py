@@ -41,18 +41,13 @@ class Truth:
     The standard deviations are of the published residuals: most of what is unexplained belongs to datasets.
 
     Attributes:
-        inverse_d: coefficient of 1/d by itself (the volume in a covering argument).
         d_slope: coefficient of d itself, 0 in the law.
-        exponent_std: of the exponent between datasets.
-        sharpness_of_d: if true, log K_F is a function of d alone.
     """
 
     exponent: float = 1.0
     sharpness: float = 1.0
     label: float = 0.0
-    inverse_d: float = 0.0
     d_slope: float = 0.0
-    exponent_std: float = 0.0
     dataset_std: float = 0.8
     pair_std: float = 0.3
     model_std: float = 0.2
@@ -61,7 +56,6 @@ class Truth:
     d_error: float = 0.03
     sharpness_error: float = 0.1
     sharpness_gap: float = 0.9
-    sharpness_of_d: bool = False
 
 
 #: What is asked of a design: the law itself, and each part of it alone. The same as slopes of log loss on log
@@ -146,16 +140,11 @@ def draw(design: Design, truth: Truth, rng: np.random.Generator) -> Sample:
 
     d = (rng.uniform(6, 20, num)[at.dataset] * np.exp(shared(0.1, at.subset))).astype(float)
     medical = at.medical[at.dataset].astype(float)
-    if truth.sharpness_of_d:
-        log_k = -9.0 + 2.5 * np.log(d / 10)
-    else:
-        log_k = -9.2 + truth.sharpness_gap * medical + shared(0.45, at.dataset) + shared(0.2, at.subset)
-    exponent = truth.exponent + rng.normal(0, truth.exponent_std, num)[at.dataset]
+    log_k = -9.2 + truth.sharpness_gap * medical + shared(0.45, at.dataset) + shared(0.2, at.subset)
     log_loss = (
-        -exponent * at.log_size / d
+        -truth.exponent * at.log_size / d
         + truth.sharpness * log_k
         + truth.label * medical
-        + truth.inverse_d / d
         + truth.d_slope * d
         + shared(truth.dataset_std, at.dataset)
         + shared(truth.pair_std, at.subset)

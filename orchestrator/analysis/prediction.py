@@ -2,12 +2,11 @@
 needs.
 
 The prior is a mixed model of log loss: log L = a_model + b₁ (−(log N − centre) / d) + b₂ / d + b₃ log K_F + h
-    +
-s (log N − centre) + error, with a height h and a slope s of each dataset's own. log N is centred in every
++ s (log N − centre) + error, with a height h and a slope s of each dataset's own. log N is centred in every
 term, so the unit of N, of pixels and of the loss do not matter, whether or not 1/d is in the fit. Variances
 by restricted maximum likelihood (Patterson & Thompson 1971); the class pairs of a dataset are averaged first.
 No floor is fitted: curves of a few sizes cannot tell one. A pilot, a few small trainings on the dataset
-    itself, moves the prior.
+itself, moves the prior.
 
 Shape letters: n points, p fixed effects, G datasets.
 """
@@ -288,7 +287,7 @@ def _restricted(sums: _Sums) -> tuple[Array, Array, float, float, float]:
     """Fixed effects, their covariance, and the variances of residual, height and slope.
 
     The two log ratios of variances are found on a grid that closes in on the best: no start decides the
-        answer.
+    answer.
     """
     smallest, largest, num = -14.0, 9.0, 13
     low, high = np.full(2, smallest), np.full(2, largest)

@@ -6,15 +6,11 @@ how far each can be trusted). The per-run d_data of natural datasets was publish
 only, so their mean over models stands for each model.
 
 The scorecard's rule: a quantity agrees where ours lies within its tolerance of the published one. The
-tolerance is what
-the published value can be read to, plus what repeats of the study itself vary by: d 10 %, K_F 25 % (a
-    maximum), losses
-a factor 1.5, d_repr 25 %, loss gains a factor 2. Slopes of log loss on d_data (of every model in every
-domain) are fitted to both on the cells that both have, and agree where ours lies in the published one's 95 %
-interval. Data modes
-are scored apart: the corrected one is not expected to agree where a fault of the released code made the
-    published
-number (docs/faults.md).
+tolerance is what the published value can be read to, plus what repeats of the study itself vary by: d 10 %,
+K_F 25 % (a maximum), losses a factor 1.5, d_repr 25 %, loss gains a factor 2. Slopes of log loss on d_data
+(of every model in every domain) are fitted to both on the cells that both have, and agree where ours lies in
+the published one's 95 % interval. Data modes are scored apart: the corrected one is not expected to agree
+where a fault of the released code made the published number (docs/faults.md).
 """
 
 from __future__ import annotations
@@ -62,8 +58,8 @@ def published_table() -> pd.DataFrame:
 
     All 396 combinations of six models, eleven datasets and six sizes are there; a loss that cannot be read
     from the figures is missing. ``d_repr_mle`` is from Fig. 5, ``d_repr_twonn`` (VGG13 only) from Fig. 4.
-    Eleven rows more hold
-    the published FGSM loss gains, whose model and N are not stated: their model is :data:`NOT_STATED`.
+    Eleven rows more hold the published FGSM loss gains, whose model and N are not stated: their model is
+    :data:`NOT_STATED`.
     """
     representation = _read("d_repr")
     mle = representation[representation["figure"] == 5]

@@ -43,8 +43,7 @@ ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 def results_table(
     workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
 ) -> pd.DataFrame:
-    """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures
-    joined.
+    """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures joined.
 
     Args:
         workspace: The sweep.
@@ -172,8 +171,8 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
 def write_report(
     table: pd.DataFrame, fits: ScalingFits, directory: Path, *, sweep: str, summary: Mapping[str, Any]
 ) -> Path:
-    """Write ``report.html``, ``figures/*.png|pdf``, ``results.csv``, ``results.parquet``, ``fits.json``
-    and ``tables/*.tex``.
+    """Write ``report.html``, ``figures/*.png|pdf``, ``results.csv``, ``results.parquet``, ``fits.json`` and
+    ``tables/*.tex``.
 
     The same input gives the same bytes: no time, host or path is written. Every file is replaced whole, so
     that a report that is stopped leaves each as it was or as it will be.
@@ -184,9 +183,8 @@ def write_report(
         directory: where to write; made if absent.
         sweep: name of the sweep, the page's title.
         summary: what only the caller knows; every key is optional. ``description``: one sentence.
-            ``planned``,
-            ``done``, ``failed``, ``diverged``: counts. ``failures``: list of ``{"trial_id", "kind",
-            "message"}``. ``unreadable``, ``measures``: lists of flat records. ``datasets``: dataset →
+            ``planned``, ``done``, ``failed``, ``diverged``: counts. ``failures``: list of ``{"trial_id",
+            "kind", "message"}``. ``unreadable``, ``measures``: lists of flat records. ``datasets``: dataset →
             ``{"title", "description", ...}``. ``packages``: name → version. ``code_versions``, ``devices``:
             name → number of trials. ``trial_devices``: trial id → device. ``newest``: date of the newest
             result. ``cost``: of the results, in words. ``preset``: the sweep file, as text or as data.

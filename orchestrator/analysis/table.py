@@ -2,8 +2,7 @@
 fitted.
 
 Rows to points: every row that cannot be used is counted with its reason, seeds are averaged, and regressors
-    are
-added. Names of columns in words stand here, once.
+are added. Names of columns in words stand here, once.
 """
 
 from __future__ import annotations
@@ -428,8 +427,7 @@ def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     reason.
 
     A loss of zero or less has no logarithm: the trial stays for fits that need no loss, and is counted.
-        Replacing the
-    loss by a small floor would put points where the floor, not the data, decides the fit.
+    Replacing the loss by a small floor would put points where the floor, not the data, decides the fit.
     """
     trials = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
     losses = {

@@ -144,15 +144,12 @@ LAYOUTS = (
     Layout(
         "heights", "Height of the losses over datasets, at equal N",
         "Dataset effects at equal model and train size; t intervals. Permutation p of exchangeable datasets "
-        "is exact (*). “Without”: the value without the dataset that moves it most. “Against label”: "
-        "difference in squared held-out error from the bare domain label; below 0 is better.",
+        "is exact (*). “Without”: the value without the dataset that moves it most.",
         ("headline", "height"),
         (
             _RESPONSE, _MODEL, _DATASETS,
             ("on", lambda fit, _: ", ".join(WORDS[name] for name in fit.terms)), _NAME,
             _VALUE, _INTERVAL, _T, ("permutation p", _permutation), ("without", _without),
-            ("held-out error", lambda fit, _: number(fit.held_out_rmse)),
-            ("against label", lambda fit, _: "" if fit.versus_label is None else interval(fit.versus_label)),
         ), 5,
     ),
     Layout(
@@ -324,16 +321,16 @@ BEST_COLUMNS = (
     "num_models", "num_compared",
 )  # fmt: skip
 """``seed_std`` is the standard deviation over seeds (of means over class pairs); ``num_compared`` counts the
-class
-pairs and seeds that every model has: the means are over these."""
+class pairs and seeds that every model has: the means are over these.
+"""
 
 
 def best_models(table: pd.DataFrame) -> pd.DataFrame:
     """Return the model of lowest mean test loss per dataset and train size, with its runner-up.
 
     Args:
-        table: One row per trial; see :mod:`orchestrator.results.table`. Trials that diverged or have no
-            loss are no candidates, and their cells are compared for no model.
+        table: One row per trial; see :mod:`orchestrator.results.table`. Trials that diverged or have no loss
+            are no candidates, and their cells are compared for no model.
 
     Returns:
         One row per dataset and train size, columns :data:`BEST_COLUMNS`. Where the models share no class pair

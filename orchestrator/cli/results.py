@@ -64,6 +64,8 @@ def results(
         place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
+    from orchestrator.analysis.guessing import is_guessing
+    from orchestrator.results.table import TEST_LOSS
 
     if predictions:
         from orchestrator.cli.app import write_predictions
@@ -92,6 +94,9 @@ def results(
         for row in rows:
             lines.add_row(*(cell(row.get(name)) for name in shown))
         stdout.print(lines)
+        guessed = sum(is_guessing(row[TEST_LOSS]) for row in rows if row.get(TEST_LOSS) is not None)
+        if guessed:
+            line(f"{guessed} of {len(rows)} losses lie at guessing between two classes, or beyond.")
 
     emit(place, rows, show)
     return 0

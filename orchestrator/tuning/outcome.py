@@ -114,16 +114,18 @@ class CellOutcome(Finding):
     @property
     def problem(self) -> str:
         """What to know before using the recipe, and the way out; empty where there is nothing."""
+        from orchestrator.analysis.guessing import AT_GUESSING
+
         if self.chosen is None or self.chance_loss is None:
             return self.why_not
         where = f"{self.model} on {self.dataset}"
-        if self.chosen.mean < self.chance_loss:
+        if self.chosen.mean < AT_GUESSING * self.chance_loss:
             unknown = (
                 "" if self.own is not None else "the sweep's own recipe failed, so there is no gain to tell"
             )
             return unknown and f"{where}: {unknown}; mend what failed, and tune again: what was found is kept"
         return (
-            f"{where}: the best recipe found is no better than guessing "
+            f"{where}: the best recipe found is hardly better than guessing "
             f"(validation loss {self.chosen.mean:.3f}, guessing {self.chance_loss:.3f}); widen "
             "tune.learning_rate, raise tune.budget or recipe.epochs, and tune again"
         )

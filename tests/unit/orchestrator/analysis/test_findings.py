@@ -223,8 +223,8 @@ def test_what_was_seen_is_a_row_a_dataset_and_one_sentence():
     )  # fmt: skip
     fits = fit_scaling_laws(table)
     assert seen(fits) == (
-        "Of 3 datasets, medical0 has the highest loss, which also has the sharpest labels and most lost "
-        "under attack (FGSM 8/255); natural1 has the highest d_data. That is what was seen, not a test."
+        "Of 3 datasets, medical0 has the highest loss, and has the sharpest labels and loses most under "
+        "attack (FGSM 8/255); natural1 has the highest d_data. That is what was seen, not a test."
     )
     shown = seen_table(fits)
     assert shown.header == (

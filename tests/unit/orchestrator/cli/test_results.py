@@ -103,3 +103,15 @@ def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     code, out, _ = run("report", "smoke", "--published")
     assert code == 0
     assert "Left out: diverged (loss stopped being a finite number): 1" in out
+
+
+def test_results_at_guessing_are_counted(run, monkeypatch):
+    from orchestrator.cli import results
+    from tests.synthetic import synthetic_table
+
+    table = synthetic_table(num_natural=1, num_medical=0).assign(test_loss=[0.1, 0.6, 3.0])
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
+    _, out, _ = run("results", "smoke")
+    assert "2 of 3 losses lie at guessing between two classes, or beyond." in out
+    monkeypatch.setattr(results, "read_table", lambda *_, **__: table.assign(test_loss=0.1))
+    assert "guessing" not in run("results", "smoke")[1]

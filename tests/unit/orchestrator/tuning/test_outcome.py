@@ -189,13 +189,14 @@ def test_a_search_with_a_cell_without_a_recipe_ends_with_1(search, tmp_path):
     assert summary.not_tuned == (found[0],)
 
 
-def test_a_recipe_that_is_no_better_than_guessing_is_said(search, tmp_path):
+def test_a_recipe_that_is_hardly_better_than_guessing_is_said(search, tmp_path):
     found = list(outcomes(search))
     assert TuneSummary(tuple(found), tmp_path, None, 0).problems == ()
-    found[0] = found[0].model_copy(update={"chosen": found[0].chosen.model_copy(update={"mean": 0.7})})
+    found[0] = found[0].model_copy(update={"chosen": found[0].chosen.model_copy(update={"mean": 0.692})})
     (said,) = (summary := TuneSummary(tuple(found), tmp_path, None, 0)).problems
-    assert said.startswith(f"{found[0].model} on {found[0].dataset}: the best recipe found is no better than")
-    assert "(validation loss 0.700, guessing 0.693); widen tune.learning_rate" in said
+    where = f"{found[0].model} on {found[0].dataset}"
+    assert said.startswith(f"{where}: the best recipe found is hardly better than guessing")
+    assert "(validation loss 0.692, guessing 0.693); widen tune.learning_rate" in said
     assert summary.exit_code == 0
 
 
