@@ -153,8 +153,7 @@ def _power(fits: ScalingFits, estimate: Estimate, degrees: int, effect: float, w
     """Say how often a table with this scatter would establish an effect."""
     if not estimate.std_error:
         return ""
-    both = {r.EXPONENT, r.BELOW_BOUND} <= {claim.key for claim in fits.claims}
-    level = LEVEL / max(1, len(fits.claims) - both)
+    level = LEVEL / max(1, len(fits.claims))
     power = t_power(effect, estimate.std_error, degrees, level)
     return f" {words} would be established in about {power:.0%} of such tables."
 
@@ -371,7 +370,7 @@ def _attacks(fits: ScalingFits) -> Finding:
         verdict: Verdict = "established"
     else:
         shift = np.arctanh(STRONG) * np.sqrt(max(best.num_datasets - 3 - domains, 0))
-        level = LEVEL / max(1, len(fits.claims) - 1)
+        level = LEVEL / max(1, len(fits.claims))
         power = float(special.ndtr(shift - special.ndtri(1 - level)))
         opposed = "" if strongest.value > 0 else " It falls with K_F, against what the law expects."
         answer = (

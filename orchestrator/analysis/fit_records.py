@@ -31,8 +31,7 @@ Kind = Literal["headline", "height", "exponent", "published", "attack", "represe
 
 DIMENSION, SHARPNESS, ATTACKS = "dimension", "sharpness_beyond_label", "attacks_on_sharpness"
 EXPONENT, BELOW_BOUND = "exponent", "exponent_below_bound"
-#: Headline question -> how it is called. A loss that does not fall at all and one that falls as fast as the
-#: bound exclude each other, so that of the hypotheses at most all but one are true.
+#: Headline question -> how it is called.
 QUESTIONS = {
     DIMENSION: "loss on 1/d, given K_F and the domain label",
     SHARPNESS: "loss on K_F, given 1/d and the domain label",
@@ -187,9 +186,8 @@ def p_values_of(found: Sequence[Fit]) -> dict[str, float]:
 
 
 def adjusted(p_values: dict[str, float]) -> tuple[Claim, ...]:
-    """Return one claim per p-value, adjusted by Holm's method for all that can be true at once."""
-    both = {EXPONENT, BELOW_BOUND} <= set(p_values)
-    found = holm(p_values, len(p_values) - both)
+    """Return one claim per p-value, adjusted for their number."""
+    found = holm(p_values)
     return tuple(Claim(key=key, p_value=float(p), adjusted_p=found[key]) for key, p in p_values.items())
 
 

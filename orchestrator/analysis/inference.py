@@ -82,19 +82,12 @@ def mean_interval(values: Array, level: float = 0.95) -> tuple[float, Interval |
     return mean, (mean - half_width, mean + half_width)
 
 
-def holm(p_values: Mapping[str, float], most_true: int | None = None) -> dict[str, float]:
-    """Adjust p-values for their number by Holm's method (1979).
-
-    Args:
-        p_values: name -> p.
-        most_true: how many of the hypotheses can be true at once, where some exclude each other (Shaffer
-            1986).
-    """
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjust p-values (name -> p) for their number by Holm's method (1979)."""
     adjusted: dict[str, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        left = min(len(p_values) - rank, most_true or len(p_values))
-        largest = max(largest, min(1.0, float(p_values[name]) * left))
+        largest = max(largest, min(1.0, float(p_values[name]) * (len(p_values) - rank)))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
 

@@ -52,7 +52,7 @@ def test_without_a_claim_the_estimate_its_interval_and_the_power_are_said():
     assert found.verdict == "not established"
     assert "no change of log test loss with K_F is established: doubling K_F multiplies" in found.answer
     error = fits.find("headline").estimate("log_sharpness").std_error
-    expected = t_power(1.0, error, 11 - 4, 0.05 / (len(fits.claims) - 1))
+    expected = t_power(1.0, error, 11 - 4, 0.05 / len(fits.claims))
     said = re.search(
         r"A slope of 1, which the law's form has, would be established in about (\d+)%", found.answer
     )

@@ -229,16 +229,15 @@ def test_too_few_rearrangements_are_no_test():
     assert {claim.key for claim in fits.claims} == {"exponent", "exponent_below_bound"}
 
 
-def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_all_that_can_be_true():
+def test_claims_take_the_larger_of_both_p_values_and_are_adjusted_for_their_number():
     fits = fit_scaling_laws(synthetic_table(trial_std=0.3, dataset_std=0.3))
     headline_fit, exponent = fits.find("headline"), fits.find("exponent")
     found = {claim.key: claim for claim in fits.claims}
     sharpness = headline_fit.estimate("log_sharpness")
     assert found["sharpness_beyond_label"].p_value == max(sharpness.p_value, sharpness.resampled_p)
     assert found["exponent"].p_value == max(exponent.estimates[0].p_value, exponent.estimates[0].resampled_p)
-    # Of five hypotheses four can be true: a loss that does not fall does not fall as fast as the bound.
     smallest = min(found.values(), key=lambda claim: claim.p_value)
-    assert smallest.adjusted_p == pytest.approx(min(1, 4 * smallest.p_value))
+    assert smallest.adjusted_p == pytest.approx(min(1, 5 * smallest.p_value))
     assert all(claim.established == (claim.adjusted_p <= 0.05) for claim in fits.claims)
 
 
