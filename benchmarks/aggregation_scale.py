@@ -24,8 +24,9 @@ from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
 from orchestrator.results.mlflow_pages import Page
-from orchestrator.results.mlflow_tracker import MLflowTracker, connect, read_rows
+from orchestrator.results.mlflow_runs import SweepRuns, connect, read_rows
 from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS, FlatRun
+from orchestrator.results.tracking import Tracker
 from search_spaces.models import PAPER_MODELS
 
 TARGET_S = 20.0
@@ -54,7 +55,7 @@ def measure(num_runs: int, folder: Path) -> dict[str, float]:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     sweep = f"scale{num_runs}"
     client = connect(uri)
-    tracker = MLflowTracker(lambda: client, Page(sweep))
+    tracker = Tracker(lambda: SweepRuns(client, Page(sweep), None, None))
     grid = synthetic_table(
         models=PAPER_MODELS,
         train_sizes=(500, 750, 1000, 1250, 1500, 1750),

@@ -102,7 +102,7 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
     from benchmarks.trial_overhead import load, make_plan
     from orchestrator.planning.paths import RootPaths
     from orchestrator.results.state import StoredResults
-    from orchestrator.results.tracking import NoopTracker
+    from orchestrator.results.tracking import Tracker
     from orchestrator.running.cluster import Resources, connect
     from orchestrator.running.doctor import look_at_nodes
     from orchestrator.running.progress import Progress
@@ -133,7 +133,7 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
                 resources=Resources(1, 0),
                 paths=paths,
                 stored=StoredResults.read(str(paths.sweep(plan.sweep.name).folder)),
-                tracker=NoopTracker(),
+                tracker=Tracker(),
                 monitor=Progress(),
                 measures={},
                 load=load,

@@ -26,8 +26,10 @@ import psutil
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.mlflow_pages import Page
-from orchestrator.results.mlflow_tracker import MLflowTracker, connector
+from orchestrator.results.mlflow_runs import SweepRuns
+from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.state import StoredResults
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from search_spaces.specs import NetworkSpec, SubsetSpec
@@ -91,7 +93,8 @@ def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
 
     paths = RootPaths.create(folder)
     stored = StoredResults.read(str(folder / "store"))
-    tracker = MLflowTracker(connector(f"sqlite:///{folder / 'mlflow.db'}"), Page("overhead"))
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    tracker = Tracker(lambda: SweepRuns(connect_mlflow(uri), Page("overhead"), None, None))
 
     def sweep(seed: int, count: int, monitor: Progress) -> float:
         plan = make_plan(count, seed)

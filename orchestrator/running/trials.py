@@ -38,8 +38,8 @@ from orchestrator.results.records import (
 )
 from orchestrator.results.state import Event, History, StoredResults, What
 from orchestrator.results.store import WeightStore
-from orchestrator.results.table import MeasureIndex, Point, epoch_points, flat_trial
-from orchestrator.results.tracking import PARENT_KEY, Failure, Tracker
+from orchestrator.results.table import Failure, MeasureIndex, Point, epoch_points, flat_trial
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import (
     Retries,
@@ -377,7 +377,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                 self._hangs.heard(trial_id)
                 self._sweep.monitor.trial_epoch(trial_id, epoch, self._trained(trial_id))
                 if points := self._points(epoch, score, at):
-                    self._sweep.tracker.extend(trial_id, points)
+                    self._sweep.tracker.log_points(trial_id, points)
 
     def _trained(self, trial_id: str) -> NetworkSpec:
         """Return the network of a trial, with the number of images that it is trained on."""
@@ -390,8 +390,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
     def _show_counts(self) -> None:
         """Tell how far the sweep is."""
         counts = self._sweep.monitor.counts()
-        step, at = counts["trials_done"] + counts["trials_failed"], round(time.time() * 1000)
-        self._sweep.tracker.extend(PARENT_KEY, [(name, step, n, at) for name, n in counts.items()])
+        self._sweep.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
 
     def fit_failed(self, error: Exception) -> None:
         """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
