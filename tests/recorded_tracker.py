@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.results.table import Failure, FlatRun
+from orchestrator.results.records import FailureRecord
+from orchestrator.results.table import FlatRun
 from orchestrator.results.tracking import Tracker
 
 
@@ -14,7 +15,7 @@ class RecordedTracker(Tracker):
     def __init__(self) -> None:
         super().__init__()
         self.statuses: dict[str, str] = {}
-        self.failures: list[Failure] = []
+        self.failures: list[FailureRecord] = []
 
     def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
         self.statuses[trial_id] = "RUNNING"
@@ -22,6 +23,6 @@ class RecordedTracker(Tracker):
     def finish(self, run: FlatRun) -> None:
         self.statuses[run.run_key] = "FINISHED"
 
-    def fail_trial(self, failure: Failure) -> None:
-        self.statuses[failure.run_key] = "FAILED"
+    def fail_trial(self, failure: FailureRecord) -> None:
+        self.statuses[failure.trial_id] = "FAILED"
         self.failures.append(failure)

@@ -300,7 +300,13 @@ def log_report(tracker: Tracker, workspace: Workspace, state: State) -> None:
         numbers = json.loads(read_whole(folder / HEADLINE))
     except (OSError, ValueError) as error:
         log.info("the numbers of the latest report cannot be read: %s", error)
-    counts = {"trials_planned": len(workspace.plan.trials), **state.counts()}
+    diverged = [one for one in state.results.values() if one.status == TrialStatus.DIVERGED]
+    counts = {
+        "trials_planned": len(workspace.plan.trials),
+        "trials_done": len(state.results),
+        "trials_failed": len(state.failures),
+        "trials_diverged": len(diverged),
+    }
     tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
 
 

@@ -242,7 +242,7 @@ def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.Dat
 def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state: State) -> None:
     """Say where MLflow shows something else than the store; the store's numbers are used either way."""
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking import compare, tracked_rows
+    from orchestrator.results.tracking import differences, tracked_rows
 
     try:
         storage = ResultStore(workspace.results_url).identity()
@@ -250,7 +250,7 @@ def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state:
     except (SetupError, CorruptStoreError) as error:
         _say(f"Not compared with MLflow: {error} The numbers are the result store's.")
         return
-    for sentence in compare(state.rows(), tracked).sentences(place.hint("reconcile", preset)):
+    for sentence in differences(state.rows(), tracked, place.hint("reconcile", preset)):
         _say(sentence)
 
 

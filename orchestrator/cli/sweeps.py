@@ -191,7 +191,7 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)
         try:
             log_report(tracker, workspace, state)
-            counts = tracker.reconcile(state.flat_runs(), state.told_failures())
+            counts = tracker.reconcile(state.flat_runs(), state.failures.values())
             keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
         finally:
             tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")

@@ -39,7 +39,8 @@ from orchestrator.results.mlflow_pages import (
     run_name,
     search,
 )
-from orchestrator.results.table import SWEEP_KEY, Failure, FlatRun, Point, Row
+from orchestrator.results.records import FailureRecord
+from orchestrator.results.table import FlatRun, Point, Row
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
 from tasks.trials.records import TrialStatus
@@ -47,6 +48,8 @@ from tasks.trials.records import TrialStatus
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100
 """Of one call."""
 MAX_MESSAGE = 4000
+SWEEP_KEY = "sweep"
+"""Run key of the sweep's own run."""
 KEY_TAG, REPORT_TAG = "isweep.run_key", "isweep.report"
 FAILURE_TAGS = (table.ATTEMPT, "failure_kind", "failure_message")
 KILLED = "killed"
@@ -146,9 +149,14 @@ class SweepRuns:
         known.shown = ""
         return known.run_id
 
-    def log_points(self, key: str, points: Iterable[Point]) -> None:
-        """Add points to the curves of a run that is running; one that has ended has all from its result."""
-        known = self._runs.get(key)
+    def log_points(self, key: str | None, points: Iterable[Point]) -> None:
+        """Add points to the curves of a run that is running; one that has ended has all from its result.
+
+        Args:
+            key: Of the run; None for the sweep's own.
+            points: Those that were sent before are left out.
+        """
+        known = self._runs.get(key or SWEEP_KEY)
         if known is None or known.status != "RUNNING":
             return
         new = [point for point in points if point[:3] not in known.live]
@@ -173,16 +181,17 @@ class SweepRuns:
         known.live.clear()
         return True
 
-    def show_failure(self, failure: Failure, at_ms: int) -> None:
+    def show_failure(self, record: FailureRecord, at_ms: int) -> None:
         """Make the run of a trial FAILED with the kind and message of its failure."""
-        wanted = (str(failure.attempt), str(failure.kind), failure.message[:MAX_MESSAGE])
-        known = self._runs.get(failure.run_key)
+        key, failure = record.trial_id, record.failure
+        wanted = (str(record.attempt), str(failure.kind), failure.message[:MAX_MESSAGE])
+        known = self._runs.get(key)
         if known is not None and known.status == "FAILED" and known.failure == wanted:
             return
         tags = {table.STATUS: str(CellStatus.FAILED), **dict(zip(FAILURE_TAGS, wanted, strict=True))}
-        self.open(failure.run_key, "trial", tags, at_ms)
-        self._end(failure.run_key, "FAILED")
-        self._runs[failure.run_key].failure = wanted
+        self.open(key, "trial", tags, at_ms)
+        self._end(key, "FAILED")
+        self._runs[key].failure = wanted
 
     def show_report(
         self, numbers: Mapping[str, float], folder: Path | None, sent: Callable[[], None] = lambda: None

@@ -383,20 +383,6 @@ class FlatRun:
     metrics_ms: int = 0
 
 
-SWEEP_KEY = "sweep"
-"""Run key of the sweep itself."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One failed attempt at a trial, as MLflow keeps it."""
-
-    run_key: str
-    kind: str
-    message: str
-    attempt: int
-
-
 MeasureIndex = Mapping[tuple[str, int], MeasureRecord]
 """Stored measure records by subset id and train size."""
 

@@ -5,9 +5,8 @@ show yet: a finished run, a run that is running with its tags and points, a fail
 and report. One thread takes row after row, makes MLflow show it and strikes it out; a row that failed stays,
 and is tried again after a pause. A newer state of a run replaces its row, so a night's outage costs a row per
 run. Nothing of this is kept on disk: what a killed driver did not send, ``reconcile`` finds by putting the
-whole store into the table, where rows that MLflow shows already cost a comparison.
-
-Importing this module does not import ``mlflow``; :mod:`orchestrator.results.mlflow_runs` does.
+whole store into the table, where rows that MLflow shows already cost a comparison. Importing this module
+does not import ``mlflow``; :mod:`orchestrator.results.mlflow_runs` does.
 """
 
 from __future__ import annotations
@@ -32,9 +31,10 @@ from pydantic import BaseModel, Field
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
+from orchestrator.results.records import FailureRecord
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
-from orchestrator.results.table import SWEEP_KEY, Failure, FlatRun, Point, Row
+from orchestrator.results.table import FlatRun, Point, Row
 from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import read_whole, write_atomic
 
@@ -42,15 +42,12 @@ if TYPE_CHECKING:
     from orchestrator.results.mlflow_runs import SweepRuns
 
 log = logging.getLogger(__name__)
-
 Say = Callable[[str], None]
 
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
 """How a sweep ended: it did what it could, it could not go on, or it was stopped."""
 
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 15.0
-GROWTH = 1.6
+FIRST_PAUSE_S, LONGEST_PAUSE_S, GROWTH = 0.05, 15.0, 1.6
 """Of pauses: a lost reply is repeated at once, and a server that is down not hammered."""
 SAID_AFTER_S = 2.0
 """A lost reply now and then goes to the log; a server that is away for longer, to the terminal."""
@@ -65,32 +62,27 @@ STOP_PATIENCE_S = 8.0
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """What MLflow itself opens, of databases also with a driver, as in ``postgresql+psycopg``."""
 
-REPORT_KEY, END_KEY = "sweep report", "sweep end"
-"""Rows of the table that are no run of their own; keys of runs hold no blank."""
+COUNTS_KEY, REPORT_KEY, END_KEY = "sweep counts", "sweep report", "sweep end"
+"""Rows of the sweep's own run; keys of others hold no blank."""
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A run that is running.
-
-    Attributes:
-        tags: Of its start; None where it is open already.
-        at_ms: When it started, milliseconds since 1970.
-        points: Of its curves; one that MLflow has is not sent twice.
-        not_before: Monotonic time until which the row may wait for more points.
-    """
+    """A run that is running."""
 
     tags: Mapping[str, str] | None
+    """Of its start; None where it is open already."""
     at_ms: int = 0
     points: tuple[Point, ...] = ()
     not_before: float = 0.0
+    """Monotonic time until which the row may wait for more points."""
 
 
 @dataclass(frozen=True)
 class _Failed:
     """A run whose latest attempt failed, with the points of its curves that are not sent yet."""
 
-    failure: Failure
+    failure: FailureRecord
     at_ms: int
     points: tuple[Point, ...] = ()
 
@@ -120,7 +112,7 @@ class _Report:
 
 @dataclass(frozen=True)
 class _End:
-    """Nothing is running that nobody works on; with an ending, the sweep's own run has ended too."""
+    """No run is open that nobody works on; with an ending, the sweep's own has ended too."""
 
     ending: Ending | None
 
@@ -143,17 +135,15 @@ class Tracker:
         self._open_runs, self._say = open_runs, say
         self._runs: SweepRuns | None = None
         # The first row connects: a server that refuses us should do so before anything is trained.
-        self._behind: dict[str, _Row] = {SWEEP_KEY: _Running(None, 0)} if open_runs else {}
-        self._refused: set[str] = set()
-        self._running: set[str] = set()
-        self._counts: Counter[str] = Counter()
+        self._behind: dict[str, _Row] = {COUNTS_KEY: _Running(None, 0)} if open_runs else {}
+        self._refused, self._running = set[str](), set[str]()
+        self._counts = Counter(replayed=0, closed=0, duplicates=0, up_to_date=0)
         self._begun = self._stopped = self._urgent = self._reported = False
         self._refusal: Exception | None = None
-        self._error: Exception | None = None
+        self._error: Exception = TimeoutError("no answer")
         self._failing_since: float | None = None
         self._progress, self._pause = 0, FIRST_PAUSE_S
-        self._asked = threading.Event()
-        self._changed = threading.Condition()
+        self._asked, self._changed = threading.Event(), threading.Condition()
         self._thread = threading.Thread(target=self._work, args=(open_runs,), name="mlflow", daemon=True)
         if open_runs:
             self._thread.start()
@@ -192,7 +182,7 @@ class Tracker:
         at = _now()
         with self._changed:
             self._begun = True
-            self._add(SWEEP_KEY, [(name, step, value, at) for name, value in counts.items()])
+            self._add(COUNTS_KEY, [(name, step, value, at) for name, value in counts.items()])
 
     def finish(self, run: FlatRun) -> None:
         """Show the result of a trial or measure."""
@@ -202,11 +192,12 @@ class Tracker:
             self._running.discard(run.run_key)
             self._want(run.run_key, row)
 
-    def fail_trial(self, failure: Failure) -> None:
+    def fail_trial(self, failure: FailureRecord) -> None:
         """Show that an attempt at a trial failed, with kind and message."""
+        key = failure.trial_id
         with self._changed:
-            self._running.discard(failure.run_key)
-            self._want(failure.run_key, _Failed(failure, _now(), self._points(failure.run_key)))
+            self._running.discard(key)
+            self._want(key, _Failed(failure, _now(), self._points(key)))
 
     def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
         """Show the final numbers of the sweep in its own run, and the files of its report, each by itself.
@@ -216,10 +207,10 @@ class Tracker:
             folder: Of the report; None where there is none.
         """
         with self._changed:
-            self._want(REPORT_KEY, _Report(dict(numbers), folder))
+            self._want(REPORT_KEY, _Report(numbers, folder))
 
     def reconcile(
-        self, results: Iterable[FlatRun], failures: Sequence[Failure] = (), *, wait: bool = True
+        self, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = (), *, wait: bool = True
     ) -> dict[str, int]:
         """Show exactly these results and failures; nothing runs.
 
@@ -228,10 +219,7 @@ class Tracker:
         Args:
             results: All that the store has.
             failures: Of cells that have no result.
-            wait: False leaves it to the background and returns nothing.
-
-        Returns:
-            Counts: ``replayed``, ``closed``, ``duplicates``, ``up_to_date``.
+            wait: False leaves it to the background and returns no counts.
 
         Raises:
             SetupError: when MLflow does not answer.
@@ -246,16 +234,15 @@ class Tracker:
         with self._changed:
             self._running.clear()
             for failure in failures:
-                self._want(failure.run_key, _Failed(failure, _now()))
+                self._want(failure.trial_id, _Failed(failure, _now()))
             self._want(END_KEY, _End(None))
         if not wait:
             return {}
         if not self.flush() or self._refused:
             from orchestrator.results.mlflow_runs import no_answer
 
-            raise no_answer(self._error or TimeoutError("no answer"))
-        names = ("replayed", "closed", "duplicates", "up_to_date")
-        return {name: self._counts[name] - before[name] for name in names}
+            raise no_answer(self._error)
+        return {name: n - before[name] for name, n in self._counts.items()}
 
     def flush(self, patience: float | None = None) -> bool:
         """Wait until nothing is behind; False after ``patience`` seconds without any progress."""
@@ -298,8 +285,7 @@ class Tracker:
             self._changed.notify_all()
 
     def _points(self, key: str) -> tuple[Point, ...]:
-        """Return the points of earlier attempts that have not been sent."""
-        row = self._behind.get(key)
+        row = self._behind.get(key)  # of an earlier attempt
         return row.points if isinstance(row, _Running | _Failed) else ()
 
     def _add(self, key: str, points: Sequence[Point]) -> None:
@@ -333,7 +319,7 @@ class Tracker:
                 now = math.inf if reports or self._urgent else time.monotonic()
                 for key, row in self._behind.items():
                     waits = isinstance(row, _Running) and row.not_before > now
-                    later = key == END_KEY or (key == REPORT_KEY and SWEEP_KEY in self._behind)
+                    later = key == END_KEY or (key == REPORT_KEY and COUNTS_KEY in self._behind)
                     if not waits and not later:
                         return key, row
                 # Points that wait keep no ghost alive, but a sweep ends when all of it is shown.
@@ -351,7 +337,7 @@ class Tracker:
             case _Running():
                 if row.tags is not None:
                     runs.open(key, "trial", row.tags, row.at_ms)
-                runs.log_points(key, row.points)
+                runs.log_points(None if key == COUNTS_KEY else key, row.points)
             case _Failed():
                 runs.log_points(key, row.points)
                 runs.show_failure(row.failure, row.at_ms)
@@ -479,10 +465,7 @@ def make_tracker(
         artifacts = workspace.paths.mlflow_artifacts if resolved.startswith("sqlite") else None
         runs = SweepRuns(connect(resolved), Page.of(workspace), storage, artifacts)
         if runs.name != runs.usual_name:
-            say(
-                f"MLflow's {runs.usual_name} belongs to another result store; "
-                f"this one's runs are in {runs.name}"
-            )
+            say(f"MLflow's {runs.usual_name} is another result store's; this one's runs are in {runs.name}")
         return runs
 
     return Tracker(open_runs, say)
@@ -492,15 +475,12 @@ def make_tracker(
 def open_tracker(
     workspace: Workspace, stored: StoredResults, uri: str | None, *, used: bool = True, say: Say = log.info
 ) -> Iterator[Tracker]:
-    """Open the sweep's tracker, which catches up with the store by itself, and close it whatever happens.
-
-    Arguments as of :func:`make_tracker`.
-    """
+    """Open the tracker of :func:`make_tracker`, bring it up to the store, and close it whatever happens."""
     tracker = make_tracker(workspace, stored.store, uri, used=used, say=say)
     ending: Ending = "FAILED"
     try:
         state = judge(workspace, stored)
-        tracker.reconcile(state.flat_runs(), state.told_failures(), wait=False)
+        tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
         yield tracker
         ending = "FINISHED"
     except KeyboardInterrupt:
@@ -531,11 +511,7 @@ def tracked_rows(workspace: Workspace, uri: str | None, storage: str | None) -> 
 
 
 def check_tracker(paths: RootPaths, uri: str | None) -> str:
-    """Say in words that MLflow answers; nothing is made there.
-
-    Args:
-        paths: The root.
-        uri: See :func:`mlflow_uri`.
+    """Say in words that MLflow answers; nothing is made there. Arguments as of :func:`mlflow_uri`.
 
     Raises:
         SweepError: when it does not answer, or never will at this URI.
@@ -553,12 +529,7 @@ def check_tracker(paths: RootPaths, uri: str | None) -> str:
 
 
 class RunPages(BaseModel):
-    """Where MLflow shows the runs of trials, as far as it knows.
-
-    Attributes:
-        prefix: What stands before a run's id in the address of its page.
-        runs: The run's id, by trial id.
-    """
+    """Where MLflow shows runs: what stands before a run's id in the address of its page, and ids by key."""
 
     prefix: str = ""
     runs: dict[str, str] = Field(default_factory=dict)
@@ -567,7 +538,7 @@ class RunPages(BaseModel):
 def keep_run_pages(path: Path, pages: RunPages) -> None:
     """Write down what is known; nothing known leaves what an earlier run kept.
 
-    A link is a convenience: that it cannot be written is said in the log and ends nothing.
+    A link is a convenience: where it cannot be written, the log says so.
     """
     if not pages.runs:
         return
@@ -590,85 +561,40 @@ def read_run_pages(path: Path) -> RunPages:
 
 # What MLflow shows beside what the store holds: the store counts, and every difference is reported.
 
-Value = str | int | float | None
 MOST_SHOWN = 3
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One value of one trial that MLflow shows otherwise than the store."""
+def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> list[str]:
+    """Say in sentences what MLflow shows otherwise than the store, if anything.
 
-    trial_id: str
-    column: str
-    stored: Value
-    tracked: Value
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        return f"{self.trial_id} {self.column}: {_spelled(self.tracked)}, stored {_spelled(self.stored)}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How MLflow's rows differ from the store's.
-
-    Attributes:
-        missing: Trials that the store has and MLflow lacks.
-        strange: Trials that MLflow has and the store lacks.
-        differences: Values that differ, ordered by trial.
+    Args:
+        stored: Rows of the store.
+        tracked: Rows of MLflow. A column that is absent on one side is a difference too, unless it is none of
+            ours.
+        mend: The command that mends it.
     """
-
-    missing: tuple[str, ...] = ()
-    strange: tuple[str, ...] = ()
-    differences: tuple[Difference, ...] = ()
-
-    def sentences(self, mend: str) -> list[str]:
-        """Say what differs, if anything, and the command ``mend`` that mends it."""
-        found = []
-        if self.differences:
-            trials = len({difference.trial_id for difference in self.differences})
-            shown = "; ".join(map(str, self.differences[:MOST_SHOWN]))
-            more = len(self.differences) - MOST_SHOWN
-            shown += f"; and {more} more" if more > 0 else ""
-            found.append(
-                f"MLflow differs from the result store in {len(self.differences)} values of {trials} trials "
-                f"({shown}); the store's are used. Mend MLflow with `{mend}`"
-            )
-        if self.missing:
-            found.append(
-                f"MLflow lacks {len(self.missing)} results that the store has: send them with `{mend}`"
-            )
-        if self.strange:
-            found.append(
-                f"MLflow shows {len(self.strange)} trials of which the sweep, as it is planned now, has no "
-                "result; left out"
-            )
-        return found
-
-
-def compare(stored: Iterable[Row], tracked: Iterable[Row]) -> Comparison:
-    """Compare rows cell by cell; a column that is absent on one side is a difference too."""
     ours = {str(row[c.TRIAL_ID]): row for row in stored}
     theirs = {str(row[c.TRIAL_ID]): row for row in tracked}
-    differences = [
-        Difference(trial_id, column, row.get(column), shown.get(column))
-        for trial_id, row in sorted(ours.items())
-        if (shown := theirs.get(trial_id)) is not None
-        for column in _names(row, shown)
-        if row.get(column) != shown.get(column)
-    ]
-    return Comparison(
-        tuple(sorted(ours.keys() - theirs.keys())),
-        tuple(sorted(theirs.keys() - ours.keys())),
-        tuple(differences),
-    )
-
-
-def _names(row: Row, shown: Row) -> list[str]:
-    """Return the columns to compare: ours, and of MLflow's only those that are ours in kind."""
-    strangers = {column.name for column in c.describe(shown) if column.origin is None}
-    return [name for name in {**row, **shown} if name in row or name not in strangers]
-
-
-def _spelled(value: Value) -> str:
-    return "nothing" if value is None else repr(value)
+    found: dict[str, list[str]] = {}
+    for trial_id in sorted(ours.keys() & theirs.keys()):
+        row, shown = ours[trial_id], theirs[trial_id]
+        strangers = {column.name for column in c.describe(shown) if column.origin is None}
+        for name in {**row, **shown}:
+            if row.get(name) != shown.get(name) and (name in row or name not in strangers):
+                there, here = (repr(one[name]) if name in one else "nothing" for one in (shown, row))
+                found.setdefault(trial_id, []).append(f"{trial_id} {name}: {there}, stored {here}")
+    sentences = []
+    if values := [text for texts in found.values() for text in texts]:
+        more = [f"and {len(values) - MOST_SHOWN} more"] if len(values) > MOST_SHOWN else []
+        sentences.append(
+            f"MLflow differs from the result store in {len(values)} values of {len(found)} trials "
+            f"({'; '.join([*values[:MOST_SHOWN], *more])}); the store's are used. Mend MLflow with `{mend}`"
+        )
+    if missing := ours.keys() - theirs.keys():
+        sentences.append(f"MLflow lacks {len(missing)} results that the store has: send them with `{mend}`")
+    if strange := theirs.keys() - ours.keys():
+        sentences.append(
+            f"MLflow shows {len(strange)} trials of which the sweep, as it is planned now, has no result; "
+            "left out"
+        )
+    return sentences

@@ -392,7 +392,7 @@ class _Run:
         self.monitor.stage("report")
         state = self._state()
         # Trials done earlier take the numbers of measures done now.
-        self.tracker.reconcile(state.flat_runs(), state.told_failures(), wait=False)
+        self.tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
         keep_run_pages(self.workspace.sweep_paths.run_pages, self.tracker.pages())
         written = self.patience.until_done(lambda: report_sweep(self.workspace, state))
         failures = state.failure_rows()

@@ -38,7 +38,7 @@ from orchestrator.results.records import (
 )
 from orchestrator.results.state import Event, History, StoredResults, What
 from orchestrator.results.store import WeightStore
-from orchestrator.results.table import Failure, MeasureIndex, Point, epoch_points, flat_trial
+from orchestrator.results.table import MeasureIndex, Point, epoch_points, flat_trial
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import (
@@ -492,9 +492,9 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
             }
         )
         attempt = self._attempt(trial_id)
-        self._sweep.stored.save(
-            FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
-        )
+        spec = self._cells[trial_id]
+        record = FailureRecord(trial_id=trial_id, spec=spec, attempt=attempt, failure=failure)
+        self._sweep.stored.save(record)
         self._series.failed(failure.kind)
         decision = self._sweep.retries.failed(trial_id, failure.kind, died=died)
         self._sweep.requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
@@ -506,7 +506,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         else:
             self._queue.again(trial_id, time.monotonic() + decision.pause_s)
             ending = decision.reason
-        self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
+        self._sweep.tracker.fail_trial(record)
         self._sweep.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
         self._show_counts()
         log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)

@@ -131,7 +131,9 @@ def outcome(trials: TrialSweep, history: list[Any], started: float) -> dict[str,
         "planned": sorted(trials.plan.trials_by_id),
         "results": {key: record.result.reason for key, record in sorted(again.trials.items())},
         "failures_left": sorted(again.failures),
-        "told": [[f.run_key, str(f.kind), f.attempt, f.message] for f in trials.tracker.failures],
+        "told": [
+            [f.trial_id, str(f.failure.kind), f.attempt, f.failure.message] for f in trials.tracker.failures
+        ],
         "statuses": sorted(set(trials.tracker.statuses.values())),
         "history": history,
         "seconds": time.monotonic() - started,

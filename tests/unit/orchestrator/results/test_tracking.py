@@ -16,14 +16,14 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.results import mlflow_runs, tracking
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import Refused, SweepRuns, connect, read_rows
+from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.store import ResultStore
-from orchestrator.results.table import Failure, FlatRun
+from orchestrator.results.table import FlatRun
 from orchestrator.results.tracking import (
-    Difference,
     RunPages,
     Tracker,
     check_tracker,
-    compare,
+    differences,
     keep_run_pages,
     make_tracker,
     mlflow_uri,
@@ -32,6 +32,7 @@ from orchestrator.results.tracking import (
 )
 from search_spaces.errors import ConfigError, SetupError
 from tests.mlflow_client import SimulatedClient
+from tests.unit.orchestrator.results.examples import trial_spec
 
 SWEEP = {
     "name": "s",
@@ -64,6 +65,11 @@ def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made:
         2000,
         made,
     )
+
+
+def failed(key: str, kind: str, message: str, attempt: int) -> FailureRecord:
+    failure = TrialFailure(kind=FailureKind(kind), message=message)
+    return FailureRecord(trial_id=key, spec=trial_spec(), attempt=attempt, failure=failure)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +131,7 @@ class TestWhatIsShown:
         tracker.finish(flat("b", 0.5))
         tracker.finish(flat("a", 0.25, train_size=20))
         tracker.finish(flat("m", 1.0, kind="measure"))
-        tracker.fail_trial(Failure("c", "code_error", "boom", 1))
+        tracker.fail_trial(failed("c", "code_error", "boom", 1))
         tracker.close("FINISHED")
         assert tracker.num_behind == 0
         rows = read_rows(client, sweep)
@@ -146,7 +152,7 @@ class TestWhatIsShown:
             tracker = opened(client, sweep)
             tracker.start_trial("a", {"attempt": str(attempt)})
             if attempt:
-                tracker.fail_trial(Failure("a", "worker_crash", "gone", attempt))
+                tracker.fail_trial(failed("a", "worker_crash", "gone", attempt))
             tracker.close("KILLED")
             assert statuses(client, sweep) == {"a": "FAILED" if attempt else "KILLED", "sweep": "KILLED"}
         tracker = opened(client, sweep)
@@ -177,7 +183,7 @@ class TestWhatIsShown:
         run = shown(client, sweep)["a"]
         assert (run.info.status, run.data.metrics) == ("RUNNING", {"epoch_train_loss": 0.7})
         # A worker that died and was started again reports its first epoch again; then the result has both.
-        tracker.fail_trial(Failure("a", "worker_crash", "gone", 1))
+        tracker.fail_trial(failed("a", "worker_crash", "gone", 1))
         tracker.start_trial("a", {"trial_id": "a", "attempt": "2"})
         tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1300)])
         tracker.finish(flat("a", 0.5))
@@ -263,7 +269,7 @@ class TestReconcile:
         ended = []
         for message in ("boom", "boom", "another"):
             tracker = opened(client, sweep)
-            tracker.reconcile([], [Failure("a", "code_error", message, 2)])
+            tracker.reconcile([], [failed("a", "code_error", message, 2)])
             tracker.close("KILLED")
             run = shown(client, sweep)["a"]
             assert (run.info.status, run.data.tags["failure_message"]) == ("FAILED", message)
@@ -487,7 +493,7 @@ def test_an_outage_loses_no_point_and_a_newer_state_replaces_an_older(sweep, qui
     away.set()
     tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1200)])
     for attempt in range(2, 50):
-        tracker.fail_trial(Failure("a", "worker_crash", "gone", attempt))
+        tracker.fail_trial(failed("a", "worker_crash", "gone", attempt))
         tracker.start_trial("a", {"trial_id": "a", "attempt": str(attempt)})
     tracker.log_points("a", [("epoch_train_loss", 2, 0.6, 1300)])
     assert tracker.num_behind == 1
@@ -771,34 +777,31 @@ def row(trial_id: str, **values: object) -> dict[str, object]:
 
 
 def test_equal_rows_say_nothing_and_ones_own_column_is_no_difference():
-    assert compare([row("a"), row("b")], [row("b"), row("a")]).sentences("mend") == []
-    assert compare([row("a")], [row("a", my_note=1.0)]).sentences("mend") == []
+    assert differences([row("a"), row("b")], [row("b"), row("a", my_note=1.0)], "mend") == []
 
 
 @pytest.mark.parametrize(
-    ("shown", "column", "tracked"),
+    ("shown", "column", "tracked", "stored"),
     [
-        ({"test_loss": 0.4}, "test_loss", 0.4),
-        ({"model": "other"}, "model", "other"),
-        ({"data_fingerprint": "x"}, "data_fingerprint", "x"),
+        ({"test_loss": 0.4}, "test_loss", "0.4", "0.5"),
+        ({"model": "other"}, "model", "'other'", "'m'"),
+        ({"data_fingerprint": "x"}, "data_fingerprint", "'x'", "nothing"),
     ],
 )
-def test_every_cell_that_differs_is_found(shown, column, tracked):
-    comparison = compare([row("a"), row("b")], [row("a"), row("b", **shown)])
-    stored = row("b").get(column)
-    assert comparison.differences == (Difference("b", column, stored, tracked),)
-    (sentence,) = comparison.sentences("isweep reconcile mine")
-    assert "MLflow differs from the result store in 1 values of 1 trials" in sentence
-    assert f"b {column}: {tracked!r}, stored {'nothing' if stored is None else repr(stored)}" in sentence
-    assert "the store's are used. Mend MLflow with `isweep reconcile mine`" in sentence
+def test_every_cell_that_differs_is_named(shown, column, tracked, stored):
+    assert differences([row("a"), row("b")], [row("a"), row("b", **shown)], "isweep reconcile mine") == [
+        "MLflow differs from the result store in 1 values of 1 trials "
+        f"(b {column}: {tracked}, stored {stored}); the store's are used. "
+        "Mend MLflow with `isweep reconcile mine`"
+    ]
 
 
-def test_a_value_that_mlflow_lacks_is_a_difference():
-    lacking = {"trial_id": "a", "model": "m"}
-    assert compare([row("a")], [lacking]).differences == (Difference("a", "test_loss", 0.5, None),)
-
-
-def test_trials_on_one_side_only_are_counted():
-    text = " ".join(compare([row("a"), row("b")], [row("b"), row("c")]).sentences("mend"))
-    assert "MLflow lacks 1 results that the store has: send them with `mend`" in text
-    assert "MLflow shows 1 trials of which the sweep, as it is planned now, has no result; left out" in text
+def test_values_and_trials_that_one_side_lacks_are_counted():
+    lacking = [{"trial_id": name, "model": "other"} for name in ("a", "b", "x")]
+    assert differences([row("a"), row("b"), row("c")], lacking, "mend") == [
+        "MLflow differs from the result store in 4 values of 2 trials (a model: 'other', stored 'm'; "
+        "a test_loss: nothing, stored 0.5; b model: 'other', stored 'm'; and 1 more); the store's are used. "
+        "Mend MLflow with `mend`",
+        "MLflow lacks 1 results that the store has: send them with `mend`",
+        "MLflow shows 1 trials of which the sweep, as it is planned now, has no result; left out",
+    ]

@@ -347,4 +347,4 @@ def test_what_tune_raises_ends_no_sweep(run):
     plan = make_plan(10, 22, 26)
     sweep = run(plan, monitor=Broken())
     assert set(sweep.stored.store.scan(TrialRecord).records) == set(plan.trials_by_id)
-    assert {str(failure.kind) for failure in sweep.tracker.failures} == {"cluster_error"}
+    assert {str(record.failure.kind) for record in sweep.tracker.failures} == {"cluster_error"}
