@@ -86,17 +86,21 @@ class Expectation:
         card: They run on; None on CPUs.
         corrections: What was measured on such cards.
         core_rates: Measured operations per second of a core by model.
+        share: Of a card that every trial gets; None for what each is predicted to need.
     """
 
     card: Card | None = None
     corrections: Corrections = field(default_factory=Corrections)
     core_rates: Mapping[str, float] = field(default_factory=dict)
+    share: float | None = None
 
     @classmethod
-    def of(cls, card: Card | None, trials: Collection[MeasuredTrial]) -> Expectation:
+    def of(
+        cls, card: Card | None, trials: Collection[MeasuredTrial], share: float | None = None
+    ) -> Expectation:
         """Learn from done trials."""
         rates = {model: rate for (model, on_gpu), rate in measured_rates(trials).items() if not on_gpu}
-        return cls(card, corrections_for(card, trials) if card else Corrections(), rates)
+        return cls(card, corrections_for(card, trials) if card else Corrections(), rates, share)
 
     def seconds(self, trial: TrialSpec) -> float:
         """Return the seconds of one trial, on its share of the card or on one core.
@@ -105,7 +109,7 @@ class Expectation:
             ConfigError: for a network that cannot be walked.
         """
         if self.card is not None:
-            return need_of(trial, self.card, self.corrections).seconds
+            return need_of(trial, self.card, self.corrections, self.share).seconds
         if not self.core_rates:
             return core_seconds(trial)
         # A model that was never measured is taken for a middling one of those that were.

@@ -96,6 +96,14 @@ def has_cost(network: NetworkSpec) -> bool:
         return False
 
 
+def has_batch_norm(network: NetworkSpec) -> bool:
+    """Tell whether a network may normalise over the batch: instance norm has the same kernel, and what cannot
+    be counted may have any.
+    """
+    cost = cost_of(network)
+    return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
+
+
 def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
     """Return the recipe of a network without what changes no cost."""
     # Adam's kernel decays weights by the way; SGD adds them to copies of all gradients.

@@ -20,7 +20,7 @@ from orchestrator.results.tracking.tracker import PARENT_KEY, Failure
 from orchestrator.results.weights import WeightStore
 from orchestrator.running.card_watch import CardWatch
 from orchestrator.running.epochs import EpochListener
-from orchestrator.running.failures import classify_broken_fit
+from orchestrator.running.failures import classify_broken_fit, gpu_named
 from orchestrator.running.feed import CellQueue
 from orchestrator.running.hangs import HangWatch
 from orchestrator.running.lost_workers import killed_for_memory, place_of, read_failure
@@ -259,13 +259,17 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                 "traceback": without_secrets(failure.traceback),
             }
         )
+        way_out = self._sweep.requests.failed(self._cells[trial_id], failure)
+        if way_out:
+            failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
         attempt = self._attempt(trial_id)
         self._sweep.stored.save(
             FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
         )
         self._series.failed(failure.kind)
-        decision = self._sweep.retries.failed(trial_id, failure.kind, died=died)
-        self._sweep.requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
+        decision = self._sweep.retries.failed(
+            trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
+        )
         key = array_key(self._sweep.plan, self._cells[trial_id])
         self._shelf.trial_ended(trial_id, key, for_good=decision.pause_s is None)
         if decision.pause_s is None:

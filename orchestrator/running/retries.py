@@ -39,25 +39,43 @@ class Retries:
         failures: How often each cell failed of each kind.
         deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
+        of_gpus: The cells that each GPU failed, by its UUID and node.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     in_vain: int = 0
+    of_gpus: dict[str, set[str]] = field(default_factory=dict)
 
     def finished(self, trial_id: str) -> None:
         """A cell has its result: the sweep makes progress."""
         self.in_vain = 0
 
-    def failed(self, trial_id: str, kind: FailureKind, *, died: bool = False) -> Decision:
-        """Count a failure, with which the trial's process ``died`` or lived on, and decide."""
+    def failed(
+        self, trial_id: str, kind: FailureKind, *, died: bool = False, gpu: str = "", hopeless: bool = False
+    ) -> Decision:
+        """Count a failure and decide.
+
+        Args:
+            trial_id: Whose.
+            kind: Of what.
+            died: Whether the trial's process went with it.
+            gpu: The GPU that failed, by its node and UUID.
+            hopeless: Whether another attempt would get no more than this one.
+        """
+        if gpu and kind in (FailureKind.DEVICE_ERROR, FailureKind.SETUP):
+            self.of_gpus.setdefault(gpu, set()).add(trial_id)
         mine = self.failures.setdefault(trial_id, Counter())
         mine[kind] += 1
         self.deaths[trial_id] += died
         self.in_vain += 1
         if self.in_vain > MOST_IN_VAIN:
             return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
+        if hopeless:
+            return Decision(None, "no attempt can get more")
         limit, why = self._limit(trial_id, kind)
+        if len(self.of_gpus.get(gpu, ())) > 1:
+            limit, why = MOST_DEATHS - 1, f"{gpu} failed other trials too"
         if limit is not None and mine[kind] > limit:
             return Decision(None, why)
         pause = min(FIRST_PAUSE_S * 2 ** (mine.total() - 1), LONGEST_PAUSE_S)

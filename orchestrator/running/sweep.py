@@ -206,8 +206,5 @@ class TrialSweep:
             "trial_id": cell.trial_id,
             "spec": cell.model_dump_json(),
             "data": array_key(self.plan, cell),
-            "num_threads": request.resources.num_threads,
-            "num_gpus": request.resources.num_gpus,
-            "micro_batch": request.micro_batch,
-            "request": request.resources.as_ray(),
+            **request.for_worker(),
         }

@@ -9,7 +9,6 @@ from typing import Any
 import ray
 
 from orchestrator.running.beside_driver import start_beside_driver
-from orchestrator.running.devices import computes_on_gpu
 from orchestrator.running.trainable import TrialTrainable
 from orchestrator.tuning.records import SearchReport
 from orchestrator.tuning.rungs import Rungs
@@ -42,14 +41,10 @@ class SearchTrainable(TrialTrainable):
 
         cell, data = self._cell, self._taken()
         network = NetworkSpec.model_validate_json(cell["network"])
-        num_gpus = float(cell["num_gpus"])
-        on_gpu = computes_on_gpu(num_gpus)
         result = run_search_trial(
             network,
             data,
-            device="cuda" if on_gpu else "cpu",
-            num_threads=cell["num_threads"],
-            gpu_fraction=num_gpus if on_gpu else None,
+            **self._options(own_network=network.model.library == "own"),
             micro_batch=cell["micro_batch"],
             go_on=self._goes_on,
             on_epoch=None if self._epochs is None else self._epochs.teller(cell["trial_id"]).ended,
@@ -59,7 +54,7 @@ class SearchTrainable(TrialTrainable):
             finished_at=time.time(),
             outcome=result,
             data_fingerprint=data.data_fingerprint,
-            gpu_share=num_gpus,
+            gpu_share=float(cell["num_gpus"]),
         )
 
     def _goes_on(self, epoch: int, loss: float) -> bool:

@@ -84,6 +84,8 @@ class EpochScore(Finding):
 
 EVALUATION_PASS = 16
 """Images per float32 forward pass: few enough that no network needs more memory than its training does."""
+CAPTURE_FAILED = "a step could not be captured"
+"""How the error of a step begins that no graph can replay."""
 NUM_EPOCHS_LOOKED_AT = 10
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError
 from search_spaces.specs import RecipeSpec
+from tasks.trials.measured import CAPTURE_FAILED
 
 SGD_MOMENTUM = 0.9
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -157,7 +158,7 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.graph(graph):
             work()
     except Exception as error:
-        raise CaptureError(f"a step could not be captured: {type(error).__name__}: {error}") from error
+        raise CaptureError(f"{CAPTURE_FAILED}: {type(error).__name__}: {error}") from error
     replay: Callable[[], None] = graph.replay
     return replay
 
