@@ -11,14 +11,12 @@ from typing import Any
 
 import ray
 
-from orchestrator.planning.cards import Card, card_like
-from orchestrator.planning.measured import Expectation
-from orchestrator.planning.packing import has_batch_norm, need_of
+from orchestrator.planning.predict import Card, Expectation, card_like, has_batch_norm, need_of
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from search_spaces.errors import SweepError
-from search_spaces.trials import TrialSpec
-from tasks.trials.measured import CAPTURE_FAILED
+from search_spaces.specs import TrialSpec
+from tasks.trials.records import CAPTURE_FAILED
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from orchestrator.running import devices
+from orchestrator.running import gpus
 from orchestrator.running.failures import classify
 from search_spaces.errors import SetupError
 
@@ -17,16 +17,16 @@ def cell(share, fast="auto"):
 
 
 def options(share, fast="auto", *, own=False):
-    return devices.trial_options(cell(share, fast), own_network=own)
+    return gpus.trial_options(cell(share, fast), own_network=own)
 
 
 @pytest.fixture
 def without_cuda(monkeypatch):
     """A node whose torch reaches no GPU."""
-    monkeypatch.delenv(devices.LOGICAL_GPUS, raising=False)
+    monkeypatch.delenv(gpus.LOGICAL_GPUS, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(devices, "driver_version", lambda: "570.82.01")
+    monkeypatch.setattr(gpus, "driver_version", lambda: "570.82.01")
 
 
 @pytest.mark.usefixtures("without_cuda")
@@ -55,15 +55,15 @@ def test_a_node_without_working_cuda_fails_its_trials_by_name():
     ],
 )
 def test_what_brings_driver_and_torch_together(driver, cuda, way_out):
-    assert re.match(way_out, devices.driver_way_out(driver, cuda)) or re.search(
-        way_out, devices.driver_way_out(driver, cuda)
+    assert re.match(way_out, gpus.driver_way_out(driver, cuda)) or re.search(
+        way_out, gpus.driver_way_out(driver, cuda)
     )
 
 
 @pytest.mark.usefixtures("without_cuda")
 def test_cpu_trials_and_logical_gpus_need_no_cuda(monkeypatch):
     assert options(0)["device"] == "cpu"
-    monkeypatch.setenv(devices.LOGICAL_GPUS, "1")
+    monkeypatch.setenv(gpus.LOGICAL_GPUS, "1")
     assert options(0.5) == {"device": "cpu", "num_threads": 1, "gpu_fraction": None, "graphs": False}
 
 
@@ -80,7 +80,7 @@ def test_cpu_trials_and_logical_gpus_need_no_cuda(monkeypatch):
 )
 def test_steps_are_captured_where_it_pays_or_is_asked_for(without_cuda, monkeypatch, fast, own, pays, graphs):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(devices, "graphs_pay", lambda: pays)
+    monkeypatch.setattr(gpus, "graphs_pay", lambda: pays)
     found = options(0.5, fast, own=own)
     assert (found["device"], found["gpu_fraction"], found["graphs"]) == ("cuda", 0.5, graphs)
 
@@ -89,11 +89,11 @@ def test_a_gpu_rests_before_its_failure_is_told_until_its_process_has_finished_a
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     for num_finished in (0, 1, 5):
-        devices.rest(num_finished)
-    assert pauses == [devices.REST_S]
+        gpus.rest(num_finished)
+    assert pauses == [gpus.REST_S]
 
 
 def test_a_command_that_is_absent_or_fails_says_nothing():
-    assert devices.output_of("no-such-command-anywhere") == ""
-    assert devices.output_of("false") == ""
-    assert devices.output_of("echo", "570.1") == "570.1"
+    assert gpus.output_of("no-such-command-anywhere") == ""
+    assert gpus.output_of("false") == ""
+    assert gpus.output_of("echo", "570.1") == "570.1"

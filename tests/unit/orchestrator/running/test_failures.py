@@ -12,6 +12,7 @@ from orchestrator.running.failures import (
     GPU_ERRORS,
     RETRIES,
     DeviceError,
+    Retries,
     classify,
     classify_broken_fit,
     classify_lost_worker,
@@ -19,10 +20,9 @@ from orchestrator.running.failures import (
     gpu_error,
     gpu_named,
 )
-from orchestrator.running.retries import Retries
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
-from tasks.trials.measured import CAPTURE_FAILED
-from tasks.trials.step import CaptureError
+from tasks.trials.records import CAPTURE_FAILED
+from tasks.trials.training import CaptureError
 
 LOST_OBJECT = rex.ObjectLostError("a" * 56, "owner", "site")
 

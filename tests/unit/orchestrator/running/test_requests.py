@@ -4,16 +4,14 @@ import logging
 
 import pytest
 
-from orchestrator.planning.cards import CARDS
-from orchestrator.planning.measured import Expectation
-from orchestrator.planning.packing import need_of
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import CARDS, Expectation, need_of
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import RETRIES
 from orchestrator.running.requests import Requests, card_of
-from tasks.trials.measured import CAPTURE_FAILED
+from tasks.trials.records import CAPTURE_FAILED
 
 SWEEP = """
 name: mine
