@@ -19,8 +19,9 @@ from itertools import product
 from typing import Any
 from unittest import mock
 
+from orchestrator.planning.gpus import EAGER_INTERVAL_S, card_named
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import EAGER_INTERVAL_S, card_named, jobs_on, longest_first, replay
+from orchestrator.planning.predict import jobs_on, longest_first, replay
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.specs import TrialSpec
 
@@ -63,7 +64,7 @@ def hours(preset: str) -> list[dict[str, Any]]:
     for kind, batch in product(KINDS, (None, STUDY_BATCH)):
         trials = [_at_batch(trial, batch) for trial in plan_sweep(sweep).trials]
         row: dict[str, Any] = {"card": kind, "batch": batch or "of the preset", "hours": _hours(trials, kind)}
-        with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
+        with mock.patch("orchestrator.planning.gpus.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
             row["Python starts every kernel"] = _hours(trials, kind)
         with mock.patch("orchestrator.planning.predict.epochs_to_look_at", return_value=()):
             row["no test images between epochs"] = _hours(trials, kind)

@@ -13,19 +13,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.planning.gpus import CARDS, IDLE_DRAW, Card, card_named
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import (
-    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
-    IDLE_DRAW,
     PGD_GRADIENTS,
-    Card,
     Corrections,
     Job,
     MeasuredTrial,
     attack_flops,
-    card_named,
     core_seconds,
     corrections_for,
     cost_of,
@@ -85,7 +82,7 @@ class Prices(BaseModel):
 def read_prices(path: Path) -> Prices:
     """Read a price table, such as ``{card: a100, core: {dollars: 0, watts: 5}}``; the default without one.
 
-    ``card`` may be a name of :data:`orchestrator.planning.predict.CARDS` instead of numbers; what is left out
+    ``card`` may be a name of :data:`orchestrator.planning.gpus.CARDS` instead of numbers; what is left out
     has its default.
 
     Raises:

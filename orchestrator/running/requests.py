@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 
-from orchestrator.planning.predict import Card, Expectation, card_like, has_batch_norm, need_of
+from orchestrator.planning.gpus import Card, card_like, card_there, packing_pays, read_checks
+from orchestrator.planning.predict import Expectation, MeasuredTrial, has_batch_norm, need_of
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
+from orchestrator.running.gpus import NodeGpus, is_logical
 from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec
+from search_spaces.sweeps import ResourceSpec
 from tasks.trials.records import CAPTURE_FAILED
 
 log = logging.getLogger(__name__)
@@ -153,10 +157,35 @@ def node_memory_bytes() -> float:
     return max(float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
 
 
-def card_names() -> list[str]:
-    """Return Ray's names of the kinds of cards in the connected cluster."""
-    prefix = "accelerator_type:"
-    return sorted(name[len(prefix) :] for name in ray.cluster_resources() if name.startswith(prefix))
+def expected(
+    nodes: Collection[NodeGpus],
+    asked: ResourceSpec,
+    measured: Collection[MeasuredTrial],
+    folders: Iterable[Path] = (),
+) -> Expectation:
+    """Return what trials are expected to need of the connected cluster's GPUs.
+
+    A GPU is shared where the sweep says so, where MPS runs on its node, or where ``isweep gpu-check`` found
+    that a pair of trials pays; elsewhere each trial has one to itself.
+
+    Args:
+        nodes: from :func:`~orchestrator.running.gpus.survey`; none where there are no GPUs, or logical ones.
+        asked: what the sweep asks for.
+        measured: finished trials.
+        folders: where records of ``isweep gpu-check`` lie.
+    """
+    if asked.num_gpus is not None or not (nodes or is_logical()):
+        return Expectation.of(None, measured)
+    if is_logical():
+        prefix = "accelerator_type:"
+        kinds = [name[len(prefix) :] for name in ray.cluster_resources() if name.startswith(prefix)]
+        return Expectation.of(card_of(sorted(kinds)), measured)
+    checks = read_checks(folders)
+    gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
+    cards = [card_there(gpu.name, gpu.memory_gib, checks) for gpu, _ in gpus]
+    shared = all(packing_pays(gpu.name, checks, mps=node.mps) and not gpu.mig for gpu, node in gpus)
+    card = min(cards, key=lambda card: (card.memory_gib, card.half_tflops))
+    return Expectation.of(card, measured, None if shared else 1.0)
 
 
 def card_of(names: list[str]) -> Card | None:

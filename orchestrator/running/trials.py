@@ -302,6 +302,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._broken = 0
         self._starts = StartWatch(sweep.resources, sweep.monitor.note)
         self._hangs = HangWatch(sweep.time_limit)
+        self._noted = {""}
         self._listener = EpochListener(sweep.epochs)
         self._series = Series(sweep.plan.sweep.name, sweep.cluster.num_gpus)
         self._history = History(sweep.stored.store.url)
@@ -356,6 +357,9 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                 self._finish(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
                 self._tell(trial_id, "finished", ending, report.log)
+                if report.gpu_note not in self._noted:  # once of each GPU
+                    self._noted.add(report.gpu_note)
+                    self._sweep.monitor.note(report.gpu_note)
         except SweepError as error:
             self._end(error)
 

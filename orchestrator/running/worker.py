@@ -25,7 +25,7 @@ from orchestrator.results.records import CellReport, FailureKind, TrialFailure, 
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import WeightStore
 from orchestrator.running.failures import DeviceError, classify, ends_process, tell_place
-from orchestrator.running.gpus import NO_CARD, gpu_in_use, named, rest, trial_options
+from orchestrator.running.gpus import NO_CARD, gpu_in_use, graphs_off, named, rest, trial_options
 from search_spaces.errors import CorruptStoreError, SetupError, SweepError
 from search_spaces.specs import TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -411,6 +411,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             shared_group_share=data.shared_group_share,
             gpu_share=float(cell["num_gpus"]),
             gpu_name=self._gpu[0],
+            gpu_note=graphs_off() if options["device"] == "cuda" and self._cell["fast"] == "auto" else "",
         )
 
     def _options(self, *, own_network: bool) -> dict[str, Any]:

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.planning.estimate import estimate, time_limit
+from orchestrator.planning.gpus import CARDS
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
-    CARDS,
-    CONTEXT_BYTES,
     Corrections,
     Expectation,
     corrections_for,
@@ -36,6 +35,7 @@ recipe: smoke
 """
 H100 = CARDS["h100"]
 ON_H100 = {"device": "cuda:0", "gpu_name": "NVIDIA H100 80GB HBM3", "gpu_share": 0.5}
+from tasks.trials.records import CONTEXT_BYTES
 
 
 @pytest.fixture(scope="module")

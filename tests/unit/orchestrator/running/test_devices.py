@@ -80,7 +80,7 @@ def test_cpu_trials_and_logical_gpus_need_no_cuda(monkeypatch):
 )
 def test_steps_are_captured_where_it_pays_or_is_asked_for(without_cuda, monkeypatch, fast, own, pays, graphs):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpus, "graphs_pay", lambda: pays)
+    monkeypatch.setattr(gpus, "graphs_off", lambda: "" if pays else "they are slower")
     found = options(0.5, fast, own=own)
     assert (found["device"], found["gpu_fraction"], found["graphs"]) == ("cuda", 0.5, graphs)
 
