@@ -310,15 +310,17 @@ def plan(
     from orchestrator.planning.estimate import card_to_plan, estimate
     from orchestrator.planning.plan import plan_rows
     from orchestrator.results.state import look_at_state
+    from orchestrator.running.gpus import gpu_check_folders, gpu_to_plan_for
 
     workspace = Workspace.open(source, root_text(root), storage, changes=changes)
     check_feasible(workspace)
     state, planned = look_at_state(workspace), workspace.plan.trials_by_id
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
     left = [trial for name, trial in planned.items() if name not in state.results]
-    card = card_to_plan(None, workspace.paths.prices)
+    here, num_here = gpu_to_plan_for(gpu_check_folders(workspace.paths.root))
+    card = card_to_plan(None, workspace.paths.prices, here)
     share = workspace.plan.sweep.resources.num_gpus
-    cost = estimate(left, state.measured_trials(), card=card, share=share)
+    cost = estimate(left, state.measured_trials(), card=card, num_cards=num_here or None, share=share)
     return Plan(pd.DataFrame(rows), cost)
 
 

@@ -202,7 +202,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], ...]] = {
     "Results": (results.results, results.fit, results.report, predicting.predict),
     "Designs": (results.power, results.compare),
     "Your data": (data.datasets, data.prepare, data.measure, data.locate),
-    "Environment": (environment.doctor,),
+    "Environment": (environment.doctor, environment.gpu_check),
 }
 
 

@@ -281,11 +281,14 @@ def plan(
     from orchestrator.planning.plan import Workspace, plan_rows
     from orchestrator.planning.sweep_file import read_changes
     from orchestrator.results.state import look_at_state
+    from orchestrator.running.gpus import gpu_check_folders, gpu_to_plan_for
     from orchestrator.running.run_state import running_trials
     from orchestrator.tuning.standing import most_trainings
 
     workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
-    kind = card_to_plan(card, workspace.paths.prices)
+    here, num_here = gpu_to_plan_for(gpu_check_folders(workspace.paths.root))
+    kind = card_to_plan(card, workspace.paths.prices, here)
+    gpus = gpus or (num_here if card is None else None) or None
     check_feasible(workspace)
     state = look_at_state(workspace, running_trials(workspace))
     planned = workspace.plan.trials_by_id
@@ -293,7 +296,13 @@ def plan(
     measures, missing = _measures(workspace, state), _not_prepared(workspace)
     left = [trial for name, trial in planned.items() if name not in state.results]
     share = workspace.plan.sweep.resources.num_gpus
-    cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus, share=share)
+    cost = estimate(
+        left,
+        state.measured_trials(),
+        card=kind,
+        num_cards=gpus or (num_here if kind and kind == here else None),
+        share=share,
+    )
     beside = extras(workspace.plan, state.incomplete)
     cost |= vars(beside)
     trainings, search = most_trainings(workspace)

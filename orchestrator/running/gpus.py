@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.planning.gpus import Card, card_there, read_checks
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
@@ -136,6 +137,18 @@ def gpus_here() -> list[Gpu]:
     visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
     gpus = [Gpu(name, uuid, int(size) * 2**20) for name, uuid, size in rows if size.isdigit()]
     return gpus[: len(visible)] if visible else gpus
+
+
+def gpu_to_plan_for(folders: Iterable[Path]) -> tuple[Card | None, int]:
+    """Return this machine's GPU, of several that with least memory, and how many there are."""
+    checks = read_checks(folders)
+    cards = [card_there(gpu.name, gpu.memory_gib, checks) for gpu in gpus_here()]
+    return min(cards, key=lambda card: card.memory_gib, default=None), len(cards)
+
+
+def gpu_check_folders(root: Path) -> tuple[Path, ...]:
+    """Return where records of ``isweep gpu-check`` lie: in a root, and in a checkout among its results."""
+    return root / "gpu", Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
 
 
 def print_gpus() -> None:

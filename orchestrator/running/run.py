@@ -16,7 +16,6 @@ import numpy as np
 from orchestrator.analysis.report import report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import read_prices, time_limit
-from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.results.predictions import forget_damaged
@@ -27,7 +26,7 @@ from orchestrator.results.table import flat_measure, index_measures
 from orchestrator.results.tracking import Tracker, keep_run_pages
 from orchestrator.results.tracking_choice import open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
-from orchestrator.running.gpus import NodeGpus, gpus_here, refuse, survey
+from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models, check_pretrained, check_same_start, fetch_pretrained
 from orchestrator.running.options import RunOptions
@@ -284,11 +283,6 @@ def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus])
         refuse(nodes, plan.trials, share=share, alone=options.address is None)
 
 
-def gpu_check_folders(paths: RootPaths) -> tuple[Path, ...]:
-    """Return where records of ``isweep gpu-check`` lie: in the root, and in a checkout among its results."""
-    return paths.root / "gpu", Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
-
-
 @dataclass
 class _Run:
     workspace: Workspace
@@ -390,7 +384,7 @@ class _Run:
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
-        folders = gpu_check_folders(self.workspace.paths)
+        folders = gpu_check_folders(self.workspace.paths.root)
         expectation = expected(self.nodes, plan.sweep.resources, state.measured_trials(), folders)
         usual = Requests(resources, expectation).usual(pending)
         self.monitor.slots = slots(usual, self.cluster)

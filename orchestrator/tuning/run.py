@@ -21,19 +21,12 @@ from orchestrator.results.table import index_measures, measure_metrics
 from orchestrator.results.tracking import Tracker
 from orchestrator.results.tracking_choice import make_tracker
 from orchestrator.running.cluster import Cluster, trial_resources
-from orchestrator.running.gpus import survey
+from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import (
-    announced,
-    check_gpus,
-    check_raw,
-    gpu_check_folders,
-    prepare_missing,
-    slots,
-)
+from orchestrator.running.run import announced, check_gpus, check_raw, prepare_missing, slots
 from orchestrator.tuning.cells import SearchRecord, TuningCell, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome, Earlier, outcomes
 from orchestrator.tuning.report import write_report
@@ -374,7 +367,7 @@ class _Tuning:
             monitor=self.monitor,
             measures={},
             load=self._load,
-            expectation=expected(nodes, asked, (), gpu_check_folders(self.workspace.paths)),
+            expectation=expected(nodes, asked, (), gpu_check_folders(self.workspace.paths.root)),
             time_limit=partial(time_limit, measured=()),
             records=earlier.records,
             asked=earlier.asked,

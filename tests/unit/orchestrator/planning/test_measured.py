@@ -21,6 +21,7 @@ from orchestrator.planning.predict import (
     seconds_on_share,
 )
 from orchestrator.planning.sweep_file import parse_sweep
+from tasks.trials.records import CONTEXT_BYTES
 from tests.unit.orchestrator.results.examples import state_of, trial_record, trial_result
 
 SWEEP = """
@@ -35,7 +36,6 @@ recipe: smoke
 """
 H100 = CARDS["h100"]
 ON_H100 = {"device": "cuda:0", "gpu_name": "NVIDIA H100 80GB HBM3", "gpu_share": 0.5}
-from tasks.trials.records import CONTEXT_BYTES
 
 
 @pytest.fixture(scope="module")

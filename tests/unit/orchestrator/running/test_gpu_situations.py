@@ -82,14 +82,14 @@ def test_bfloat16_is_refused_where_a_gpu_has_none_and_nothing_else(plan, where):
             node(driver="550.54", offered=8.0),
             1.0,
             True,
-            r"offers 8 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54; CUDA 13.0 needs "
-            r"a driver of branch 580 or later, this is 550.54",
+            r"offers 8 GPUs, torch 2.13.0 built for CUDA 13.0 reaches 0 with NVIDIA driver 550.54; "
+            r"CUDA 13.0 needs a driver of branch 580 or later, this is 550.54",
         ),
         (
             node(replace(A100, compute_mode="Exclusive_Process")),
             0.5,
             True,
-            "Exclusive_Process, for shares of 0.5",
+            "Exclusive_Process, for shares",
         ),
         (node(replace(A100, compute_mode="Prohibited")), 1.0, True, "compute mode is Prohibited"),
         (node(MIG), 1.0, True, r"cut into slices \(MIG\).*CUDA_VISIBLE_DEVICES=MIG-"),
@@ -125,9 +125,7 @@ def test_what_is_allowed():
     ],
 )
 @pytest.mark.parametrize("mps", [False, True])
-def test_a_trial_gets_a_gpu_to_itself_unless_sharing_is_known_to_pay(
-    plan, trials, where, model, memory, timed, mps
-):
+def test_a_gpu_is_shared_only_where_that_is_known_to_pay(plan, trials, where, model, memory, timed, mps):
     there = replace(SITUATIONS[where], mps=mps)
     expectation = expected([there], plan.sweep.resources, ())
     assert (expectation.card.name, expectation.card.timed) == (model, timed)
