@@ -52,8 +52,8 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
 
     Args:
         workspace: The sweep.
-        card: Model of GPU to plan for; None for what the root's ``prices.yaml`` names, else for those that are
-            here, if any.
+        card: Model of GPU to plan for; None for what the root's ``prices.yaml`` names, else for those that
+            are here, if any.
         num_cards: How many of them; None for those that are here, or as many as a trial asks for.
 
     Raises:

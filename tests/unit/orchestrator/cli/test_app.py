@@ -34,7 +34,7 @@ def test_completion_names_every_command(shell):
     script = application().generate_completion(shell=shell)
     for functions in COMMANDS.values():
         for function in functions:
-            assert function.__name__ in script
+            assert function.__name__.replace("_", "-") in script
 
 
 def test_bash_completes_names_of_files_too(tmp_path):
