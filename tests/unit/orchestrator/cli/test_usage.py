@@ -108,9 +108,9 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (
             ["frobnicate", "--help"],
             2,
-            "did you mean 'locate'? commands: run, plan, status",
+            "did you mean 'locate'? commands: init, presets",
         ),
-        (["pln", "smoke"], 2, "did you mean 'plan'? commands: run"),
+        (["pln", "smoke"], 2, "did you mean 'plan'? commands: init"),
         (["plan", "a", "b"], 2, "isweep: unrecognized arguments: b; see: isweep plan --help."),
         (["plan", "smoke", "--rot", "x"], 2, "unrecognized arguments: --rot (did you mean --root?)"),
         (["run", "smoke", "--nope"], 2, "unrecognized arguments: --nope; see: isweep run --help"),
