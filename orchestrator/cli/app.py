@@ -234,6 +234,11 @@ EXAMPLES = {
     "rm": ("isweep rm demo",),
     "ui": ("isweep ui demo",),
     "doctor": ("isweep doctor", "isweep doctor --launch cluster.yaml"),
+    "gpu_check": (
+        "isweep gpu-check",
+        "isweep gpu-check --device 0 --into .",
+        "isweep gpu-check --device cpu",
+    ),
 }
 """What ends the help of each command."""
 
