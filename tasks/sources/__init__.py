@@ -11,11 +11,12 @@ from importlib.metadata import entry_points
 
 from search_spaces.errors import unknown_name
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
-from tasks.sources.own_kinds import OWN_KINDS, check_own_options, own_kind_of
+from tasks.sources.own_kinds import OLD_KINDS, OWN_KINDS, check_own_options, own_kind_of
 
 __all__ = [
     "ENTRY_POINT_GROUP",
     "FROM_RAW",
+    "OLD_KINDS",
     "OWN_KINDS",
     "SOURCES",
     "Item",
@@ -37,14 +38,10 @@ SOURCES: dict[str, str] = {
     "brats": "tasks.sources.brats:Brats",
     "chexpert": "tasks.sources.chexpert:CheXpert",
     "cifar10": "tasks.sources.cifar10:Cifar10",
-    "csv": "tasks.sources.manifest:Manifest",
     "generated": "tasks.sources.generated:Generated",
-    "hdf5": "tasks.sources.hdf5:Hdf5",
-    "nifti_csv": "tasks.sources.nifti_manifest:NiftiManifest",
-    "parquet": "tasks.sources.parquet:Parquet",
+    "hdf5": "tasks.sources.arrays:Hdf5",
     "webdataset": "tasks.sources.webdataset:WebDataset",
     "dbc": "tasks.sources.dbc:DukeBreast",
-    "dicom_csv": "tasks.sources.dicom_manifest:DicomManifest",
     "digits": "tasks.sources.digits:Digits",
     "digits_even_odd": "tasks.sources.digits_even_odd:DigitsEvenOdd",
     "folder": "tasks.sources.folder:Folder",
@@ -55,11 +52,12 @@ SOURCES: dict[str, str] = {
     "mnist5k": "tasks.sources.mnist5k:Mnist5k",
     "mri_lesion": "tasks.sources.mri_lesion:MriLesion",
     "mura": "tasks.sources.mura:Mura",
-    "npz": "tasks.sources.npz:Npz",
+    "npz": "tasks.sources.arrays:Npz",
     "oai": "tasks.sources.oai:Oai",
     "prostate": "tasks.sources.prostate:Prostate",
     "rsna": "tasks.sources.rsna:Rsna",
     "svhn": "tasks.sources.svhn:Svhn",
+    "table": "tasks.sources.manifest:Table",
 }
 """Source name -> ``module:class``, imported only when used."""
 FROM_RAW = frozenset({"brats", "chexpert", "dbc", "imagenet", "mura", "oai", "prostate", "rsna"})
@@ -72,7 +70,7 @@ def check_own_kind(kind: str) -> None:
     Raises:
         ConfigError: for an unknown kind, with our own and all that installed packages register.
     """
-    if kind not in OWN_KINDS:
+    if kind not in OWN_KINDS and kind not in OLD_KINDS:
         registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
         if kind not in registered:
             raise unknown_name("kind", kind, {*OWN_KINDS, *registered})
@@ -84,6 +82,7 @@ def source_for(name: str) -> Source:
     Raises:
         ConfigError: for an unknown name, with all known ones.
     """
+    name = OLD_KINDS.get(name, name)
     if name in SOURCES:
         module, _, attribute = SOURCES[name].partition(":")
         made: Source = getattr(import_module(module), attribute)()

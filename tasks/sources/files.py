@@ -91,8 +91,8 @@ def check_inside(base: Path, path: Path, name: str, request: RawRequest) -> None
         raise DataError(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
 
 
-def checked_name(name: str, request: RawRequest) -> str:
-    """Return a table's file name in ``/``-separated normal form.
+def checked_name(name: str, request: RawRequest, where: str = "") -> str:
+    """Return a table's file name in ``/``-separated normal form; ``where`` is its row, for messages.
 
     Raises:
         DataError: for an absolute name, or one with ``..``.
@@ -100,7 +100,7 @@ def checked_name(name: str, request: RawRequest) -> str:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
         rule = f"{request.dataset.name}: names in a table must stay inside the raw folder"
-        raise DataError(rule, request.hashed(name), "use names relative to the table's folder")
+        raise DataError(rule, where or request.hashed(name), "use names relative to the table's folder")
     return "/".join(part for part in parts if part not in ("", "."))
 
 

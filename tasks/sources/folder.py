@@ -20,12 +20,10 @@ from pathlib import PurePath
 
 from search_spaces.errors import DataError
 from tasks.sources.archives import MARK, is_archive_name
-from tasks.sources.base import Item, Listing, RawRequest, Reader
+from tasks.sources.base import Listing, RawRequest, Reader
 from tasks.sources.folder_layout import EXPECTED, Found, Placed, arrange, choose_layout, place
-from tasks.sources.groups import check_group_sides
-from tasks.sources.labels import check_spellings
 from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
-from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of
+from tasks.sources.own import VALIDATION_LEFT_OUT, Rows, own_listing, split_of
 from tasks.sources.tree import RawTree
 
 MAX_NAMED = 20
@@ -33,7 +31,7 @@ MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 """Folders in class folders that hold no images, in lower case."""
 MASK = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask whose image is called as the first group."""
-_TABLE = "with a table of labels beside it, give the table (kind csv)"
+_TABLE = "with a table of labels beside it, give the table (kind table)"
 _FILE = "give the array file itself"
 HINTS = {
     ".csv": _TABLE,
@@ -87,13 +85,11 @@ class Folder:
             else:
                 placed.append(place(name, parts[:-1], split))
         layout, told = choose_layout(placed, tree, request)
-        found = arrange(placed, layout, request)
+        found = arrange(placed, layout)
         if len(found) < len(placed):
             excluded["outside the class folders"] += len(placed) - len(found)
-        classes = _classes(found, tree, request)
-        check_group_sides(((one.group, one.split) for one in found), request)
-        index = {name: label for label, name in enumerate(classes)}
-        flags = dict.fromkeys(told, len(found))
+        _check_classes(found, tree, request)
+        flags: dict[str, int] = {}
         empty = _empty_folders(tree, found, with_splits)
         if layout == "class/group":
             flags |= {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED]}
@@ -101,12 +97,21 @@ class Folder:
             flags["folder without an image"] = len(empty)
         if wrapper:
             flags["the one top folder taken as the source"] = 1
-        return Listing(
-            [Item(tree.locator(one.name), index[one.label], one.group, one.split) for one in found],
-            classes,
+        rows = Rows(
+            labels=[one.label for one in found],
+            locator=lambda row: tree.locator(found[row].name),
+            name=lambda row: request.hashed(tree.locator(found[row].name)),
+            alone=lambda row: found[row].group,
+            side=lambda row: found[row].split,
+        )
+        return own_listing(
+            rows,
+            request,
+            order=lambda names: tuple(sorted(names)),  # as torchvision's ImageFolder does
             excluded=dict(excluded),
+            flags=told,
+            counts=flags,
             intensity=INTENSITY,
-            flags=flags,
         )
 
     def reader(self, request: RawRequest) -> Reader:
@@ -182,16 +187,14 @@ def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     return False
 
 
-def _classes(found: list[Found], tree: RawTree, request: RawRequest) -> tuple[str, ...]:
-    classes = tuple(sorted({one.label for one in found}))
-    check_spellings(classes, request)
+def _check_classes(found: list[Found], tree: RawTree, request: RawRequest) -> None:
+    classes = {one.label for one in found}
     if len(classes) < 2:
         raise DataError(
             f"{request.dataset.name}: the folder must hold one subfolder of images per class, two at least",
             f"{len(classes)} with images",
             EXPECTED + _hint(tree, is_archive=request.root().is_file()),
         )
-    return classes
 
 
 def _hint(tree: RawTree, *, is_archive: bool) -> str:

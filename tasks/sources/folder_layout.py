@@ -16,10 +16,9 @@ from search_spaces.specs import Layout
 from tasks.sources.archives import MARK
 from tasks.sources.base import RawRequest, Split
 from tasks.sources.dicom_headers import read_header
-from tasks.sources.groups import plain_id
-from tasks.sources.labels import PLACEHOLDERS, mapped_label
+from tasks.sources.labels import PLACEHOLDERS, plain_id
 from tasks.sources.one_image import is_dicom_name
-from tasks.sources.splits import split_of
+from tasks.sources.own import split_of
 from tasks.sources.tree import RawTree
 
 EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
@@ -60,14 +59,12 @@ def place(name: str, folders: Sequence[str], split: Split) -> Placed:
     return Placed(name, folders[0], inside, split)
 
 
-def arrange(placed: Sequence[Placed], layout: Layout, request: RawRequest) -> list[Found]:
+def arrange(placed: Sequence[Placed], layout: Layout) -> list[Found]:
     """Return images with class and group; those without a class folder in their patient's are left out."""
     if layout == "class/group":
-        return [
-            Found(one.name, mapped_label(one.top, request), "/".join(one.inside), one.split) for one in placed
-        ]
+        return [Found(one.name, one.top, "/".join(one.inside), one.split) for one in placed]
     return [
-        Found(one.name, mapped_label(one.inside[0], request), "/".join((one.top, *one.inside[1:])), one.split)
+        Found(one.name, one.inside[0], "/".join((one.top, *one.inside[1:])), one.split)
         for one in placed
         if one.inside
     ]

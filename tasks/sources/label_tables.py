@@ -24,6 +24,11 @@ MAX_CELL = 1 << 20
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
 READERS = {".xlsx": read_xlsx, ".sas7bdat": read_sas, ".jsonl": read_jsonl, ".parquet": read_parquet}
 """Ending -> how a table is read that is not text with separators."""
+MANIFESTS = (
+    *("manifest.csv", "manifest.tsv"),
+    *("metadata.csv", "metadata.jsonl", "metadata.parquet"),
+)
+"""What a table in a folder of images is called."""
 MAX_SHOWN = 10
 MAX_SHOWN_LENGTH = 30
 
@@ -35,10 +40,11 @@ def read_table(
     optional: Sequence[str] = (),
     *,
     raw: Sequence[str] = (),
+    lines: list[list[str]] | None = None,
 ) -> list[dict[str, str]]:
     """Return the rows of a table as dicts of text, with the needed and optional columns only.
 
-    Cells are stripped but for the columns ``raw``.
+    Cells are stripped but for the columns ``raw``; ``lines`` are those of the table, where they were read.
 
     A byte-order mark, CRLF, quotes and newlines in quotes, and any of ``, ; tab |`` are accepted. Column
     names are matched without regard to case, blanks, ``_`` and ``-``.
@@ -47,7 +53,7 @@ def read_table(
         DataError: for a missing file, missing or repeated columns, ragged rows, or text that is not UTF-8;
             no cell below the header is ever quoted.
     """
-    rows = read_lines(path, request)
+    rows = read_lines(path, request) if lines is None else lines
     if not rows:
         raise _error(request, path, "must have a header line", "no line at all")
     columns, body = _columns(rows[0], needed, optional, path, request), rows[1:]

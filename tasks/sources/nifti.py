@@ -8,22 +8,33 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
-from tasks.sources.base import SkipItem
+from tasks.sources.archives import read_locator
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
+from tasks.sources.image_files import by_own_maximum
+from tasks.sources.one_image import with_traits
 
 MAX_VOXELS = 1 << 26
 """64 million voxels, 256 slices of 512x512: 256 MiB as float32. The header is believed only up to here."""
 MAX_RAW_BYTES = 256 << 20
-MAX_EXTENSION = 4 << 20
+MAX_UNPACKED = MAX_RAW_BYTES + (8 << 20)
+"""A volume with its header and extensions."""
+KINDS = {
+    **dict.fromkeys((b"\x5c\x01\0\0", b"\0\0\x01\x5c"), "Nifti1Image"),
+    **dict.fromkeys((b"\x1c\x02\0\0", b"\0\0\x02\x1c"), "Nifti2Image"),
+}
+"""Size of a header, in either byte order -> nibabel's class."""
+VOLUME_INTENSITY = "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
+SLICES_PER_VOLUME = 10
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,10 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
             "NIfTI files need nibabel", "not installed", "pip install 'isweep[medical]'"
         ) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
-    stream: Any = gzip.GzipFile(fileobj=io.BytesIO(body)) if packed else io.BytesIO(body)
-    kind = _checked_kind(stream)
+    stream = io.BytesIO(_unpacked(body) if packed else body)
+    kind = KINDS.get(stream.read(4))
+    if kind is None:
+        raise SkipItem("no NIfTI volume")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -77,7 +90,6 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
             raise SkipItem("too many voxels")
         notes, flags = _notes(image)
         try:
-            # A gzip stream is read only as far as the declared size, so a bomb behind it never unpacks.
             canonical = nibabel.as_closest_canonical(image)
             values = np.asarray(canonical.dataobj, dtype=np.float32)
         except Exception:
@@ -89,30 +101,15 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
     return Volume(values, np.asarray(canonical.affine, dtype=np.float64), notes, flags)
 
 
-def _checked_kind(stream: IO[bytes]) -> str:
-    """Return nibabel's class for a header, after its extensions were found to be no larger than they may.
-
-    nibabel reads an extension as long as it says it is; one may say two GiB.
-    """
+def _unpacked(body: bytes) -> bytes:
+    """Unpack gzip, no further than the largest volume needs: a bomb behind one is cut off."""
     try:
-        head = stream.read(544)
-        order = "<" if head[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
-        (size,) = struct.unpack_from(order + "i", head)
-        kind, place, code = {348: ("Nifti1Image", 108, "f"), 540: ("Nifti2Image", 168, "q")}[size]
-        (start,) = struct.unpack_from(order + code, head, place)
-        if not 0 <= start <= size + MAX_EXTENSION:
-            raise SkipItem("NIfTI extensions too large")
-        stream.seek(size)
-        place, flag = size + 4, stream.read(4)
-        while flag[:1] not in (b"\0", b"") and place + 16 <= start:
-            (length,) = struct.unpack(order + "i", stream.read(4))
-            if not 16 <= length <= start - place:
-                raise SkipItem("damaged NIfTI extensions")
-            place += length
-            stream.seek(place)
-    except (KeyError, struct.error, OSError, EOFError, zlib.error, ValueError):
+        with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
+            return file.read(MAX_UNPACKED)
+    except gzip.BadGzipFile:
         raise SkipItem("no NIfTI volume") from None
-    return kind
+    except (OSError, EOFError, zlib.error):
+        raise SkipItem("damaged volume") from None
 
 
 def _notes(image: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -134,3 +131,42 @@ def _notes(image: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if max(sizes) > 1.01 * min(sizes):
         flags.append("voxels not cubic")
     return tuple(notes), tuple(flags)
+
+
+def is_nifti_name(name: str) -> bool:
+    """Tell whether a name looks like a NIfTI volume's."""
+    return name.lower().endswith((".nii", ".nii.gz"))
+
+
+def volume_reader(request: RawRequest) -> Reader:
+    """Return a reader of volumes: the axial slice that an item names first, or ten of the middle half.
+
+    Each slice is scaled by its own maximum after the volume was clipped to its 0.1 and 99.9 percentiles, the
+    study's rule for BraTS.
+    """
+    base = request.base()
+
+    def read(item: Item) -> Iterator[Sample]:
+        packed = item.locator.lower().endswith(".gz")
+        volume = decode_nifti(read_locator(base, item.locator), packed=packed)
+        low, high = np.percentile(volume.values, (0.1, 99.9))
+        if high <= low:
+            raise SkipItem("constant volume")
+        wanted, *traits = item.details
+        for level in _levels(volume.values.shape[2], wanted):
+            plane = np.clip(volume.values[:, :, level], low, high) - low
+            # (right, anterior) turned so that the front is up, as radiologists look at it.
+            pixels, note = by_own_maximum(plane.T[::-1, ::-1])
+            sample = Sample(pixels, conversions=(*volume.conversions, note), flags=volume.flags)
+            yield from with_traits([sample], traits)
+
+    return read
+
+
+def _levels(depth: int, wanted: object) -> list[int]:
+    if isinstance(wanted, int):
+        if wanted >= depth:
+            raise SkipItem("slice beyond the volume")
+        return [wanted]
+    places = np.linspace(depth / 4, 3 * depth / 4, SLICES_PER_VOLUME, endpoint=False)
+    return sorted({int(place) for place in places})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import NO_PATIENT, decode_dicom, frames_to_pixels
-from tasks.sources.groups import plain_id
 from tasks.sources.image_files import decode_image, is_image_name
+from tasks.sources.labels import plain_id
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 INTENSITY = "8 bits as stored; more by own maximum; DICOM: stored values (CT: HU + 1024) by own maximum"
@@ -60,10 +61,10 @@ def single_reader(request: RawRequest) -> Reader:
     """Return a reader of files with one image each."""
     base = request.base()
 
-    def read(item: Item) -> list[Sample]:
-        traits = tuple(
-            (str(name), str(value)) for name, value in zip(item.details[::2], item.details[1::2], strict=True)
-        )
-        return [replace(sample, traits=(*sample.traits, *traits)) for sample in read_single(base, item)]
+    return lambda item: with_traits(read_single(base, item), item.details)
 
-    return read
+
+def with_traits(samples: Iterable[Sample], details: Sequence[str | int | float | None]) -> list[Sample]:
+    """Give samples the traits that a table's columns say: name, value, name, value ..."""
+    traits = tuple((str(name), str(value)) for name, value in zip(details[::2], details[1::2], strict=True))
+    return [replace(sample, traits=(*sample.traits, *traits)) for sample in samples]

@@ -33,7 +33,7 @@ def read_jsonl(body: bytes) -> list[list[str]]:
         raise TableError("must have one JSON object a line", "another value")
     header = list(dict.fromkeys(key for record in records for key in record))
     _check_width(header)
-    return [header, *([_cell(record.get(key)) for key in header] for record in records)]
+    return [header, *([cell_text(record.get(key)) for key in header] for record in records)]
 
 
 def jsonl_header(line: bytes) -> list[str]:
@@ -63,7 +63,7 @@ def read_parquet(body: bytes) -> list[list[str]]:
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=told, use_threads=False):
             cells = batch.to_pydict()
             for row in range(batch.num_rows):
-                rows.append([_cell(cells[name][row]) if name in cells else SEVERAL for name in header])
+                rows.append([cell_text(cells[name][row]) if name in cells else SEVERAL for name in header])
                 size += sum(map(len, rows[-1]))
             if size > MAX_UNPACKED:
                 raise TableError(f"must unpack to less than {MAX_UNPACKED:,} bytes", "more")
@@ -72,17 +72,16 @@ def read_parquet(body: bytes) -> list[list[str]]:
     return rows
 
 
-def parquet_header(path: Path) -> list[str]:
-    """Return the names of a Parquet file's columns; none when it is none, or holds the images themselves."""
+def holds_images(path: Path) -> bool:
+    """Tell whether a Parquet file holds the images themselves."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException, ValueError):
-        return []
-    holds_images = any(pa.types.is_struct(field.type) or _is_bytes(field.type) for field in schema)
-    return [] if holds_images else [str(name) for name in schema.names]
+        return False
+    return any(pa.types.is_struct(field.type) or _is_bytes(field.type) for field in schema)
 
 
 def _is_bytes(kind: Any) -> bool:
@@ -102,7 +101,13 @@ def _check_width(header: Iterable[str]) -> None:
         raise TableError(f"must have at most {MAX_COLUMNS:,} columns", "more")
 
 
-def _cell(value: object) -> str:
+def label_text(value: object) -> str:
+    """Spell a value of an array; bytes that are no UTF-8 stay apart from one another."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else cell_text(value)
+
+
+def cell_text(value: object) -> str:
+    """Spell a value as in a table of text: nothing and NaN are empty, several values are none."""
     if value is None or value != value:  # NaN is unequal to itself
         return ""
     return SEVERAL if isinstance(value, (list, dict, bytes)) else str(value)
