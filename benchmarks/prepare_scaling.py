@@ -85,7 +85,7 @@ class PeakMemory(threading.Thread):
 
 def prepare(raw: Path, out: Path, kind: str, num_workers: int) -> tuple[float, float]:
     """Return (seconds, peak MiB of the busiest process)."""
-    own = OwnSourceSpec(kind="csv" if kind == "png" else "dicom_csv", path=str(raw), domain="natural")
+    own = OwnSourceSpec(kind="table", path=str(raw), domain="natural")
     watch = PeakMemory()
     watch.start()
     start = time.perf_counter()

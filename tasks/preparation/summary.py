@@ -53,6 +53,8 @@ def make_record(
         title=dataset.title,
         modality=dataset.modality,
         domain=dataset.domain,
+        origin=dataset.origin,
+        label_rule=dataset.label_rule,
         task=spec.task,
         data_mode=spec.data_mode,
         faults=tuple(spec.faults),
@@ -182,6 +184,8 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
         f"{record.title}: {record.num_images:,} images, {len(record.label_names)} classes, "
         f"{record.num_groups:,} groups"
     ]
+    if record.origin != "real":
+        lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
     for name, count in record.num_images_per_label.items():
         lines.append(f"  class {name}: {count:,} images, {record.num_groups_per_label[name]:,} groups")
     channels, height, width = record.shape[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 
@@ -16,6 +16,8 @@ class PreparedRecord:
             It does not depend on sharding, worker count, hash key or when and where it was made.
         prepared_id: Identity of the spec it was made from.
         raw_id: Hash of the raw listing with file sizes and times, to notice that your own data changed.
+        origin: ``real``, ``derived``, ``semi-synthetic`` or ``generated``.
+        label_rule: How labels were made where nobody gave them.
         num_images_per_label: Label name to number of images.
         num_groups_per_label: Label name to number of groups with such an image.
         num_listed: Items found in the raw download.
@@ -60,6 +62,8 @@ class PreparedRecord:
     dtype: str
     shape: tuple[int, ...]
     seconds: float
+    origin: str = "real"
+    label_rule: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values."""
@@ -71,11 +75,12 @@ class PreparedRecord:
         """Rebuild a record.
 
         Raises:
-            KeyError: when a field is missing or unknown.
+            KeyError: when a field without a default is missing, or one is unknown.
         """
         names = {field.name for field in fields(cls)}
-        if names != set(values):
-            raise KeyError(f"fields {sorted(names ^ set(values))}")
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not needed <= set(values) <= names:
+            raise KeyError(f"fields {sorted((needed - set(values)) | (set(values) - names))}")
         return cls(**{name: _frozen(value) for name, value in values.items()})
 
 

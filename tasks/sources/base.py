@@ -140,6 +140,7 @@ class Listing:
         skipped: Pairs (locator, reason) of items already known to be unreadable.
         intensity: How raw values become pixels in [0, 255].
         flags: Names of what is doubtful about the whole set, with counts.
+        one_each: Every item is one image, so that they can be counted without being read.
     """
 
     items: Sequence[Item]
@@ -150,6 +151,7 @@ class Listing:
     skipped: Sequence[tuple[str, str]] = ()
     intensity: str = "as stored, 8 bits"
     flags: dict[str, int] = field(default_factory=dict)
+    one_each: bool = True
 
 
 class SkipItem(Exception):

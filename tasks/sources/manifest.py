@@ -104,6 +104,7 @@ class Table:
             counts=_other_folders(cells),
             intensity=VOLUME_INTENSITY if volumes else INTENSITY,
             block_size=4 if volumes else 128,
+            one_each=not slices or None not in slices,
             excluded=_check_files(cells, rows, volumes, request),
         )
         _check_repeats(rows, slices, request)
