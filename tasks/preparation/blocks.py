@@ -20,7 +20,7 @@ from search_spaces.fingerprint import canonical_json
 from tasks.preparation.parts import Part, load_part, read_block, read_part, save_part
 from tasks.preparation.summary import stored_dtype
 from tasks.sources.base import Item, Listing, RawRequest
-from tasks.sources.tree import outer_file
+from tasks.sources.raw import split_locator
 
 if TYPE_CHECKING:
     from tasks.remote import Executor
@@ -50,7 +50,7 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
     total.update(repr(_stamp(request.raw)).encode())
     for item in items:
         known = (item.locator, item.label, item.group, item.split, item.details)
-        files = [outer_file(name) for name in (item.locator, *item.details) if isinstance(name, str)]
+        files = [split_locator(name)[0] for name in (item.locator, *item.details) if isinstance(name, str)]
         total.update(repr((known, [stamp(file) for file in files])).encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from tasks.preparation.image_table import ImageTable
 from tasks.preparation.parts import Part
-from tasks.sources.archives import MARK, RefusedArchive, open_archive, split_locator
 from tasks.sources.base import Item, RawRequest
-from tasks.sources.packed_streams import PACKED_TARS
+from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, split_locator
 
 
 def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp] | None:

@@ -32,12 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SetupError
-from tasks.sources.archive_rules import DAMAGE, MAX_RATIO, PLAIN_METHODS
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
 from tasks.sources.image_files import by_own_maximum, negative_flags
 from tasks.sources.labels import sort_labels
-from tasks.sources.one_image import with_traits
 from tasks.sources.own import TRAITS, VALIDATION_LEFT_OUT, Rows, find_columns, own_listing, split_of
+from tasks.sources.raw import DAMAGE, MAX_RATIO, PLAIN_METHODS
 from tasks.sources.record_tables import label_text
 
 KEYS = (("images", "labels"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"), ("data", "labels"))
@@ -307,7 +306,7 @@ def array_reader(file: ArrayFile) -> Reader:
         if name not in opened:
             opened[str(name)] = file.rows(str(name))
         row = _channels_last(opened[str(name)](int(item.locator.rsplit("/", 1)[-1])))
-        return with_traits([_scaled(row, low, high)], traits)
+        return [_scaled(row, low, high).with_traits(traits)]
 
     return read
 

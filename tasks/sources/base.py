@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,6 +125,11 @@ class Sample:
     flags: tuple[str, ...] = ()
     traits: tuple[tuple[str, str], ...] = ()
     patient: str = ""
+
+    def with_traits(self, details: Sequence[str | int | float | None]) -> Self:
+        """Return it with the traits that a table's columns say: name, value, name, value ..."""
+        pairs = zip(map(str, details[::2]), map(str, details[1::2]), strict=True)
+        return replace(self, traits=(*self.traits, *pairs))
 
 
 @dataclass(frozen=True)

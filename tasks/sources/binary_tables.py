@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 
-from tasks.sources.archive_rules import PLAIN_METHODS
+from tasks.sources.raw import PLAIN_METHODS
 
 MAX_COLUMNS = 1_000
 MAX_UNPACKED = 1 << 30

@@ -16,13 +16,12 @@ import re
 from collections import Counter
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
 from tasks.sources.image_files import decode_image
 from tasks.sources.imagenet import own_maximum_sample
 from tasks.sources.label_tables import read_table
 from tasks.sources.official import FILE_MISSING, find_named, list_download, not_there, repeated_rows
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree, read_locator
 
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}
 VALUES = {"1": 1, "-1": 0, "": 0}

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
 from tasks.sources.download import with_raw
 from tasks.sources.in_memory import ROWS_PER_TASK, cached_by_files, row_items, row_reader
 from tasks.sources.loose_names import find_together
+from tasks.sources.raw import read_locator
 
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))

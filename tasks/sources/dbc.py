@@ -19,7 +19,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dbc_files import CLASSIC, DESCRIPTIVE, INSTANCE, ORIGINAL, Slice, find_files
 from tasks.sources.dicom import decode_dicom
@@ -34,7 +33,7 @@ from tasks.sources.official import (
     not_there,
     repeated_rows,
 )
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree, read_locator
 
 MARGIN = 5
 BOXES, MAPPING = "Annotation_Boxes", "Breast-Cancer-MRI-filepath_filename-mapping"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tasks.sources.base import RawRequest
 from tasks.sources.dicom_headers import HeaderIndex, read_header
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree
 
 COLLECTION = "Duke-Breast-Cancer-MRI/"
 ORIGINAL, CLASSIC, DESCRIPTIVE = "original_path_and_filename", "classic_path", "descriptive_path"

@@ -239,7 +239,7 @@ def _without_blank(images: Images) -> Images:
     return Images(
         images.pixels[kept],
         images.labels[kept],
-        [images.groups[row] for row in kept] if images.groups else None,
+        [images.groups[row] for row in kept.tolist()] if images.groups else None,
         images.excluded | blank,
         images.intensity,
     )

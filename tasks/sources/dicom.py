@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
-from tasks.sources.base import SkipItem
-from tasks.sources.files import open_plain
-from tasks.sources.image_files import MIN_SIDE, by_own_maximum, negative_flags
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
+from tasks.sources.image_files import MIN_SIDE, by_own_maximum, decode_image, is_image_name, negative_flags
 from tasks.sources.jpeg_headers import FrameHeader, read_frame_header
-from tasks.sources.labels import PLACEHOLDERS
+from tasks.sources.labels import PLACEHOLDERS, plain_id
+from tasks.sources.raw import read_locator
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -47,6 +47,8 @@ NEEDED = (
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 DEFLATED = "1.2.840.10008.1.2.1.99"
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+INTENSITY = "8 bits as stored; more by own maximum; DICOM: stored values (CT: HU + 1024) by own maximum"
 CT_OFFSET = 1024
 """Added to Hounsfield units, so that air is 0 and nothing inside the field of view is negative."""
 
@@ -92,18 +94,13 @@ class Dicom:
 NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 
-def read_dicom(path: Path) -> Dicom:
-    """Read one DICOM file.
+def decode_dicom(body: bytes) -> Dicom:
+    """Decode the bytes of one DICOM file.
 
     Raises:
         SkipItem: with a reason that names tags and syntaxes but no values.
         SetupError: when pydicom is not installed.
     """
-    return decode_dicom(open_plain(path))
-
-
-def decode_dicom(body: bytes) -> Dicom:
-    """Decode the bytes of a DICOM file, see :func:`read_dicom`."""
     try:
         import pydicom
     except ImportError as error:
@@ -327,3 +324,51 @@ def frames_to_pixels(dicom: Dicom) -> Iterator[tuple[NDArray[np.uint8], tuple[st
             pixels = 255 - pixels
             notes.append("MONOCHROME1 inverted")
         yield pixels, (*notes, *([note] if note else [])), tuple(flags)
+
+
+def is_dicom_name(name: str) -> bool:
+    """Tell whether a name looks like a DICOM file's."""
+    return name.lower().endswith(DICOM_ENDINGS)
+
+
+def is_single_image_name(name: str) -> bool:
+    """Tell whether a name looks like that of a picture or a DICOM file."""
+    return is_image_name(name) or is_dicom_name(name)
+
+
+def read_single(base: Path, item: Item) -> list[Sample]:
+    """Read the one image in an item's file.
+
+    A DICOM file without a group of its item gets the header's patient, whose id may be spelt in several ways,
+    and a flag when there is none.
+
+    Raises:
+        SkipItem: for what is no image, damaged, too large, or holds several frames.
+    """
+    body = read_locator(base, item.locator)
+    if body[128:132] != b"DICM" and not is_dicom_name(item.locator):
+        return [decode_image(body)]
+    dicom = decode_dicom(body)
+    if len(dicom.values) != 1:
+        raise SkipItem("several frames")
+    known = dicom.known_patient()
+    lacking = () if known or item.group else (NO_PATIENT,)
+    patient = plain_id(known)
+    return [
+        Sample(
+            pixels,
+            group="" if item.group else patient,
+            conversions=notes,
+            flags=(*flags, *lacking),
+            traits=dicom.traits,
+            patient=patient,
+        )
+        for pixels, notes, flags in frames_to_pixels(dicom)
+    ]
+
+
+def single_reader(request: RawRequest) -> Reader:
+    """Return a reader of files with one image each."""
+    base = request.base()
+
+    return lambda item: [sample.with_traits(item.details) for sample in read_single(base, item)]

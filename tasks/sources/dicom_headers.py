@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.atomic import write_atomic
-from tasks.sources.archives import read_locator, split_locator
 from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.privacy import keyed_hash
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree, read_head, split_locator
 
 logger = logging.getLogger(__name__)
 TAGS = (
@@ -50,7 +48,7 @@ class DicomHeader:
 def read_header(base: Path, locator: str) -> DicomHeader | None:
     """Return the header of a file or archive member; None for what is no readable DICOM file."""
     try:
-        body = _head(base, locator)
+        body = read_head(base, locator, PART_OF_FILE)
     except SkipItem:
         return None
     if body[128:132] != b"DICM":
@@ -68,17 +66,6 @@ def read_header(base: Path, locator: str) -> DicomHeader | None:
             return DicomHeader(instance, series, patient, modality, description, sides)
         except Exception:  # pydicom raises almost anything on damaged files
             return None
-
-
-def _head(base: Path, locator: str) -> bytes:
-    if len(split_locator(locator)) > 1:
-        return read_locator(base, locator)
-    try:
-        descriptor = os.open(base / locator, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(PART_OF_FILE)
-    except OSError:
-        raise SkipItem("file is gone or unreadable") from None
 
 
 class HeaderIndex:

@@ -19,12 +19,11 @@ from collections import Counter
 from pathlib import PurePath
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import MARK, is_archive_name
 from tasks.sources.base import Listing, RawRequest, Reader
+from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.folder_layout import EXPECTED, Found, Placed, arrange, choose_layout, place
-from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.own import VALIDATION_LEFT_OUT, Rows, own_listing, split_of
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import MARK, RawTree, is_archive_name
 
 MAX_NAMED = 20
 MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})

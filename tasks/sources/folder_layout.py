@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 from search_spaces.errors import DataError
 from search_spaces.specs import Layout
-from tasks.sources.archives import MARK
 from tasks.sources.base import RawRequest, Split
+from tasks.sources.dicom import is_dicom_name
 from tasks.sources.dicom_headers import read_header
 from tasks.sources.labels import PLACEHOLDERS, plain_id
-from tasks.sources.one_image import is_dicom_name
 from tasks.sources.own import split_of
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import MARK, RawTree
 
 EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
 MAX_SHARED = 20

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
 from tasks.sources.download import with_raw
 from tasks.sources.in_memory import ROWS_PER_TASK, cached_by_files, row_items, row_reader
 from tasks.sources.loose_names import find_together
+from tasks.sources.raw import read_locator
 
 SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 """Where a distribution's package puts the files (Debian: ``dataset-fashion-mnist``)."""

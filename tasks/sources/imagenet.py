@@ -18,11 +18,10 @@ from pathlib import PurePosixPath
 
 from search_spaces.errors import DataError
 from search_spaces.study_datasets import IMAGENET_CLASSES
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
 from tasks.sources.image_files import by_own_maximum, decode_image, is_image_name
 from tasks.sources.official import list_download, not_there
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree, read_locator
 
 OTHER_SPLITS = frozenset({"val", "test", "validation"})
 OTHER_FILE = re.compile(r"ILSVRC\d*_(?:val|test)_", re.IGNORECASE)

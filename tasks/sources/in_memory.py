@@ -10,9 +10,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.sources.archives import split_locator
 from tasks.sources.base import Item, Reader, Sample
 from tasks.sources.image_files import by_own_maximum
+from tasks.sources.raw import split_locator
 
 ROWS_PER_TASK = 8_000
 """Every task loads the whole array, once per worker process, so blocks are large; several, so workers

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.binary_tables import TableError, read_sas, read_xlsx
-from tasks.sources.files import open_plain
+from tasks.sources.raw import read_locator, read_plain
 from tasks.sources.record_tables import read_jsonl, read_parquet
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -74,7 +73,7 @@ def read_lines(path: Path | str, request: RawRequest) -> list[list[str]]:
         DataError: see :func:`read_table`.
     """
     try:
-        body = open_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
+        body = read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
     except SkipItem as skip:
         raise _error(request, path, "must be readable", skip.reason) from None
     read = READERS.get(PurePath(path).suffix.lower(), _read_text)

@@ -12,9 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import RawRequest, SkipItem
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree, read_locator
 
 COPY = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
 """What a browser or a file manager adds to a second copy's name, before its endings."""

@@ -21,12 +21,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, SweepError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
-from tasks.sources.files import checked_name, resolve_name, walk
+from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.label_tables import MANIFESTS, header_names, read_lines, read_table
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
-from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.own import (
     MAX_NAMED,
     ONE_HOT,
@@ -39,6 +38,7 @@ from tasks.sources.own import (
     split_of,
 )
 from tasks.sources.parquet import is_row, list_parquet, parquet_files, parquet_reader
+from tasks.sources.raw import checked_name, resolve_name, walk
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,23 @@ class Table:
             return (volumes if is_volume else rows if is_row(item.locator) else pictures)(item)
 
         return read
+
+
+def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
+    """Return the paths of a table as written, by the number that messages give its rows.
+
+    Args:
+        request: Of the table, or of a folder with one.
+        folder: Which of several: that of its split.
+    """
+    try:
+        table = next(one for one in _tables(request) if one.folder == folder)
+        lines = read_lines(table.path, request)
+        column = find_columns(lines[0], ("path",), request).of["path"]
+    except (SweepError, StopIteration, IndexError, KeyError):
+        return {}
+    place = lines[0].index(column)
+    return {number: row[place] for number, row in enumerate(lines[1:], 2) if place < len(row)}
 
 
 def _tables(request: RawRequest) -> list[Listed]:

@@ -21,7 +21,7 @@ from tasks.sources.official import (
     not_there,
     repeated_rows,
 )
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree
 
 TABLE, STUDIES = "train_image_paths.csv", "train_labeled_studies.csv"
 PATH = re.compile(

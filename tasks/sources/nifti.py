@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.image_files import by_own_maximum
-from tasks.sources.one_image import with_traits
+from tasks.sources.raw import read_locator
 
 MAX_VOXELS = 1 << 26
 """64 million voxels, 256 slices of 512x512: 256 MiB as float32. The header is believed only up to here."""
@@ -158,7 +157,7 @@ def volume_reader(request: RawRequest) -> Reader:
             # (right, anterior) turned so that the front is up, as radiologists look at it.
             pixels, note = by_own_maximum(plane.T[::-1, ::-1])
             sample = Sample(pixels, conversions=(*volume.conversions, note), flags=volume.flags)
-            yield from with_traits([sample], traits)
+            yield sample.with_traits(traits)
 
     return read
 

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import Dicom, decode_dicom, frames_to_pixels
 from tasks.sources.dicom_headers import DicomHeader, read_header
@@ -39,7 +38,7 @@ from tasks.sources.oai_tables import (
     read_grades,
 )
 from tasks.sources.official import find_table, not_there
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree, read_locator
 
 RADIOGRAPH = re.compile(
     r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"

@@ -15,7 +15,7 @@ from tasks.sources.base import RawRequest
 from tasks.sources.label_tables import column_key, header_of, read_table
 from tasks.sources.labels import is_missing
 from tasks.sources.official import find_named
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree
 
 READING_PROJECT = "15"
 SIDES = {"1": "R", "2": "L"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -149,7 +149,7 @@ def find_columns(
     return Columns(of, labels, tuple(flags))
 
 
-def one_hot(cells: dict[str, Sequence[str]], request: RawRequest) -> list[str]:
+def one_hot(cells: Mapping[str, Sequence[str]], request: RawRequest) -> list[str]:
     """Return the label of every row from columns of 0 and 1, one for each class.
 
     Raises:

@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import MARK
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.files import walk
+from tasks.sources.dicom import INTENSITY
 from tasks.sources.image_files import decode_image
-from tasks.sources.one_image import INTENSITY, with_traits
 from tasks.sources.own import (
     TRAITS,
     Columns,
@@ -33,6 +31,7 @@ from tasks.sources.own import (
     split_of,
     split_of_file,
 )
+from tasks.sources.raw import MARK, walk
 from tasks.sources.record_tables import cell_text, holds_images
 
 ROWS_AT_ONCE = 32
@@ -85,14 +84,14 @@ def list_parquet(files: Sequence[str], request: RawRequest) -> Listing:
         ends.append(len(cells["label"]))
         cells |= {ours: column + [""] * (ends[-1] - len(column)) for ours, column in cells.items()}
     columns, names = known[0]
-    for place, (others, other_names) in enumerate(known):
+    for file, (others, other_names) in zip(files, known, strict=True):
         if other_names != names:
             rule = f"{name}: all files must give the labels the same names, in their schema's metadata"
-            found_there = f"{request.hashed(files[place])} has others or none"
+            found_there = f"{request.hashed(file)} has others or none"
             raise DataError(rule, found_there, "write all with datasets' to_parquet")
         if others.of != columns.of:
             rule = f"{name}: all files must call their columns alike"
-            raise DataError(rule, f"{request.hashed(files[place])} has others", "rename them")
+            raise DataError(rule, f"{request.hashed(file)} has others", "rename them")
     sides = [split_of_file(file, request) for file in files]
 
     def place(row: int) -> tuple[int, int]:
@@ -159,6 +158,14 @@ def _class_names(file: Any, label: str) -> tuple[str, ...]:
     return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
+def num_rows(path: Path) -> int:
+    """Return how many rows a file has; none when it is damaged."""
+    try:
+        return int(_open(path).metadata.num_rows)
+    except SkipItem:
+        return 0
+
+
 def is_row(locator: str) -> bool:
     """Tell whether a locator is one of a Parquet file's row."""
     file, mark, row = locator.rpartition(MARK)
@@ -176,7 +183,7 @@ def parquet_reader(request: RawRequest) -> Reader:
         if stream is None or int(row) < stream.next_row:
             opened.clear()
             stream = opened[file] = _Stream(base / file, request, int(row))
-        return with_traits([decode_image(stream.image(int(row)))], item.details)
+        return [decode_image(stream.image(int(row))).with_traits(item.details)]
 
     return read
 

@@ -17,14 +17,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import decode_dicom
 from tasks.sources.dicom_headers import HeaderIndex, read_header
 from tasks.sources.label_tables import read_table
 from tasks.sources.labels import is_missing
 from tasks.sources.official import FILE_MISSING, dicom_samples, find_table, list_download, not_there
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree, read_locator
 
 TABLE = "Target Data"
 SERIES, SCORE, PATIENT = "seriesInstanceUID_US", "UCLA Score (Similar to PIRADS v2)", "Patient ID"

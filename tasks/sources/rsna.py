@@ -16,7 +16,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import NO_PATIENT, Dicom, decode_dicom
 from tasks.sources.label_tables import first_hashed, read_table
@@ -29,7 +28,7 @@ from tasks.sources.official import (
     not_there,
 )
 from tasks.sources.pixels import to_prepared
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree, read_locator
 
 TABLE = "stage_2_train"
 SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SweepError
-from tasks.sources.archives import read_locator
 from tasks.sources.arrays import open_hdf5
 from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
 from tasks.sources.download import with_raw
 from tasks.sources.in_memory import ROWS_PER_TASK, cached_by_files, row_items, row_reader
 from tasks.sources.loose_names import find_together
+from tasks.sources.raw import read_locator
 
 FILE = "train_32x32.mat"
 MAX_BYTES = 1 << 30

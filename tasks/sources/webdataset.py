@@ -15,12 +15,10 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import MARK, RefusedArchive, open_archive
 from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
-from tasks.sources.files import walk
-from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
+from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.own import TRAITS, Rows, find_columns, own_listing, split_of_file
-from tasks.sources.packed_streams import PACKED_TARS
+from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, walk
 from tasks.sources.record_tables import cell_text
 
 ENDINGS = (".tar", *PACKED_TARS)

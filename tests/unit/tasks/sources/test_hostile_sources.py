@@ -192,7 +192,7 @@ from tasks.sources.dicom import decode_dicom, frames_to_pixels
 from tasks.sources.image_files import decode_image
 from tasks.sources.nifti import decode_nifti
 from tasks.sources.pixels import to_prepared
-from tasks.sources.zip_members import ZipMembers
+from tasks.sources.raw import ZipArchive
 from tests.unit.tasks.sources.hostile import BODIES
 
 def memory(name):
@@ -202,7 +202,7 @@ def memory(name):
 
 def read(case, body):
     if case.startswith("zip"):
-        return len(ZipMembers(io.BytesIO(body)).read("x", 1 << 30))
+        return len(ZipArchive(io.BytesIO(body)).read("x", 1 << 30))
     if case.startswith("xlsx"):
         return read_xlsx(body)
     if case.startswith("NIfTI"):

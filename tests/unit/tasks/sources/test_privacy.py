@@ -25,7 +25,8 @@ from tasks.prepared.dataset import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources.base import RawRequest
 from tasks.sources.label_tables import read_table
-from tasks.sources.privacy import keyed_hash, locate, spell
+from tasks.sources.locate import locate
+from tasks.sources.privacy import keyed_hash, spell
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.tasks.sources.conftest import picture, png
 

@@ -1,0 +1,561 @@
+"""From a name below the raw folder to bytes, never more than a bound: folders, zip, tar, one in another.
+
+Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and :mod:`tarfile`; RFC 1952,
+bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
+
+A *locator* is a name relative to the raw folder; a member of an archive is ``archive!/member``, and archives
+in archives (ILSVRC's tar of tars) repeat the mark. Nothing is unpacked to disk. Opened archives are kept per
+process, so a directory is read once, and a packed tar goes forward only as long as its members are asked for
+in stored order. What an archive declares is checked here, before it is believed, and nowhere else: names that
+lead elsewhere, links, repeated names, encryption, and members that would unpack to more than their packed
+size can hold are refused.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import stat
+import struct
+import tarfile
+import threading
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+from search_spaces.errors import DataError
+from tasks.sources.base import RawRequest, SkipItem
+
+MARK = "!/"
+GZIP, BZIP2, XZ = (".tar.gz", ".tgz"), (".tar.bz2", ".tbz2", ".tbz"), (".tar.xz", ".txz")
+PACKED_TARS = GZIP + BZIP2 + XZ
+"""Endings of tars that can only be read forward."""
+ARCHIVES = (".zip", ".tar", *PACKED_TARS)
+NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+MAX_FILE_BYTES = 384 << 20
+"""Largest single file or archive member, held whole. A multi-frame ultrasound has about 100 MiB, a computed
+radiograph 30; with what decoding needs besides, a reading task stays below a GiB."""
+MAX_DEPTH = 3
+MAX_RATIO = 1040
+"""Deflate cannot do better than 1032 to 1; more is a lie."""
+MAX_MEMBERS = 5_000_000
+MAX_TAR_HEADER = 1 << 20
+MAX_XZ_MEMORY = 256 << 20
+"""The strongest preset of ``xz`` (-9) asks for 65 MiB, a header may ask for 4 GiB."""
+PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How members of a zip may be packed. zipfile reads others without any bound: bzip2 unpacks a chunk of a
+member at once, 45,000 to 1, and LZMA takes as much memory as a member asks for."""
+DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, OSError, RuntimeError, ValueError, KeyError, NotImplementedError),
+)
+"""What the standard library's readers raise on damaged or odd archives."""
+
+
+class RefusedArchive(Exception):
+    """An archive that must not be read; ``reason`` names no member."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def is_archive_name(name: str) -> bool:
+    """Tell by a file's ending whether it is an archive that we read."""
+    return name.lower().endswith(ARCHIVES)
+
+
+def is_noise(name: str) -> bool:
+    """Tell whether one part of a name is hidden or a file manager's."""
+    return name.startswith(".") or name in NOISE
+
+
+def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the bytes of a plain file or archive member below ``base``.
+
+    Raises:
+        SkipItem: when it is gone, unreadable, damaged, empty, too large or no plain file.
+    """
+    file, *inner = split_locator(locator)
+    if not inner:
+        return read_plain(base / file, max_bytes)
+    try:
+        body = open_archive(base / file, tuple(inner[:-1])).read(inner[-1], max_bytes)
+    except RefusedArchive as refused:
+        raise SkipItem(refused.reason) from None
+    if not body:
+        raise SkipItem("empty file")
+    return body
+
+
+def split_locator(locator: str) -> list[str]:
+    """Return the file, and then the member (or row) in it, the member in that one ..."""
+    first, *parts = locator.split(MARK)
+    found = [first]
+    for part in parts:
+        if found[-1].lower().endswith((*ARCHIVES, ".parquet")):
+            found.append(part)
+        else:  # a folder whose name ends in "!"
+            found[-1] += MARK + part
+    return found
+
+
+def read_head(base: Path, locator: str, size: int) -> bytes:
+    """Return the first bytes of a plain file; of an archive's member all, which cost the same.
+
+    Raises:
+        SkipItem: see :func:`read_locator`.
+    """
+    if len(split_locator(locator)) > 1:
+        return read_locator(base, locator)
+    return read_plain(base / locator, size, cut=True)
+
+
+def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
+    """Return the bytes of a plain file, or the first ``max_bytes`` of them.
+
+    Raises:
+        SkipItem: when it is gone, unreadable, empty, too large, or no plain file (never opened then).
+    """
+    try:
+        # O_NONBLOCK: a file swapped for a FIFO after listing must not make us wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        raise SkipItem("file is gone or unreadable") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise SkipItem("no plain file")
+        if status.st_size == 0:
+            raise SkipItem("empty file")
+        if status.st_size > max_bytes and not cut:
+            raise SkipItem("file too large")
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            return file.read(max_bytes)
+    except OSError:
+        raise SkipItem("file is gone or unreadable") from None
+    finally:
+        os.close(descriptor)
+
+
+def walk(
+    root: Path, request: RawRequest, folders: list[str] | None = None, *, strict: bool = True
+) -> Iterator[str]:
+    """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
+
+    Hidden files and folders, and what file managers leave behind, are left out. The order is that of the
+    names' parts, so a folder's files lie together whatever characters its name has.
+
+    Args:
+        root: Where to start; may itself be a link.
+        request: For messages.
+        folders: Gets the names of all folders met, empty ones too, when given.
+        strict: Refuse what cannot be read; else it is named, too.
+
+    Raises:
+        DataError: for a link that leaves the root, a linked folder, a FIFO, socket or device, or a folder
+            that cannot be listed.
+    """
+    base = root.resolve()
+    todo = _entries(base, "", request, strict)
+    while todo:
+        name, entry = todo.pop()
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if strict and not is_folder and not entry.is_file(follow_symlinks=False):
+            _check_inside(base, Path(entry.path), name, request)
+        if not is_folder:
+            yield name
+            continue
+        if folders is not None:
+            folders.append(name)
+        todo += _entries(Path(entry.path), f"{name}/", request, strict)
+
+
+def _entries(
+    folder: Path, prefix: str, request: RawRequest, strict: bool
+) -> list[tuple[str, os.DirEntry[str]]]:
+    """Return what lies in a folder, the first name last."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name, reverse=True)
+    except OSError as error:
+        if not strict:
+            return []
+        rule = f"{request.dataset.name}: every folder of the raw download must be readable"
+        where = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
+        raise DataError(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
+    return [(prefix + entry.name, entry) for entry in found if not is_noise(entry.name)]
+
+
+def _check_inside(base: Path, path: Path, name: str, request: RawRequest) -> None:
+    """Refuse what could lead a reader elsewhere or make it wait for ever."""
+    mode = path.lstat().st_mode
+    where = f"{request.dataset.name}: {request.hashed(name)}"
+    if stat.S_ISLNK(mode):
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # a dangling link, or a loop
+            raise DataError(f"{where} must be a file", "a link to nothing", "remove it") from None
+        if not target.is_relative_to(base) or not target.is_file():
+            what = "a link to a folder or out of the raw folder"
+            raise DataError(f"{where} must stay inside the raw folder", what, "replace it by the file itself")
+    elif not stat.S_ISREG(mode):
+        raise DataError(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
+
+
+def plain_name(name: str) -> str | None:
+    """Return a name of a table or an archive in ``/``-separated normal form; None if it leads elsewhere."""
+    parts = name.replace("\\", "/").split("/")
+    drive = ":" in parts[0][:2] or parts[0].endswith(":")  # or the scheme of a URL
+    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or drive:
+        return None
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def checked_name(name: str, request: RawRequest, where: str = "") -> str:
+    """Return a table's file name in normal form; ``where`` is its row, for messages.
+
+    Raises:
+        DataError: for an absolute name, or one with ``..``.
+    """
+    found = plain_name(name)
+    if found is None:
+        rule = f"{request.dataset.name}: names in a table must stay inside the raw folder"
+        raise DataError(rule, where or request.hashed(name), "use names relative to the table's folder")
+    return found
+
+
+def resolve_name(root: Path, name: str, request: RawRequest) -> Path:
+    """Return the file that a table names, which must lie below ``root``.
+
+    Raises:
+        DataError: for an absolute name, one with ``..``, or a link out.
+    """
+    path = root / checked_name(name, request)
+    if path.is_symlink():
+        _check_inside(root.resolve(), path, name, request)
+    return path
+
+
+class Archive(ABC):
+    """One opened archive."""
+
+    @abstractmethod
+    def members(self) -> list[str]:
+        """Return the names of all plain files in it, in stored order.
+
+        Raises:
+            RefusedArchive: for damage, or anything that must not be followed.
+        """
+
+    @abstractmethod
+    def read(self, member: str, max_bytes: int) -> bytes:
+        """Return a member's bytes.
+
+        Raises:
+            SkipItem: when it is gone, damaged, or larger than ``max_bytes``.
+        """
+
+    def open(self, member: str) -> IO[bytes]:
+        """Return a seekable stream of a member, for an archive in this one."""
+        return io.BytesIO(self.read(member, MAX_FILE_BYTES))
+
+
+def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
+    """Return an opened archive, or the one inside it; kept until its file changes.
+
+    Raises:
+        RefusedArchive: when it is damaged, unreadable or no plain file.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        raise RefusedArchive("archive is gone or unreadable") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedArchive("no plain file")
+    return _opened(str(path), inner, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
+    name = inner[-1] if inner else path
+    try:
+        outer = _opened(path, inner[:-1], size, time_ns) if inner else None
+        stream = outer.open(inner[-1]) if outer is not None else Path(path).open("rb")  # noqa: SIM115
+        return ZipArchive(stream) if name.lower().endswith(".zip") else TarArchive(stream, name)
+    except SkipItem as skip:
+        raise RefusedArchive(skip.reason) from None
+    except DAMAGE:
+        raise RefusedArchive("damaged archive") from None
+
+
+def _checked_member(name: str) -> str | None:
+    """Return a member's name in normal form; None for what file managers leave behind, and for folders."""
+    found = plain_name(name)
+    if found is None:
+        raise RefusedArchive("an archive with names that lead elsewhere")
+    return None if not found or any(map(is_noise, found.split("/"))) else found
+
+
+class ZipArchive(Archive):
+    """Members of a zip, by name, in any order."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._archive = zipfile.ZipFile(file)
+        if sum(info.compress_size for info in self._archive.infolist()) > file.seek(0, io.SEEK_END):
+            raise RefusedArchive("an archive whose members overlap")
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._archive.infolist():
+            name = _checked_member(info.filename)
+            if info.is_dir():
+                continue
+            check_zip_member(info)
+            if name in self._members:  # a//b and a\\b are one place, too
+                raise RefusedArchive("an archive with repeated names")
+            if name is not None:
+                self._members[name] = info
+        if len(self._members) > MAX_MEMBERS:
+            raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
+
+    def members(self) -> list[str]:
+        """Return their names, in stored order."""
+        return list(self._members)
+
+    def read(self, member: str, max_bytes: int) -> bytes:
+        """Return a member's bytes."""
+        info = self._members.get(member)
+        if info is None:
+            raise SkipItem("file is gone or unreadable")
+        if info.file_size > max_bytes:
+            raise SkipItem("file too large")
+        try:
+            with self._archive.open(info) as file:
+                # Asked for all, zipfile unpacks whatever there is before it looks at the declared size.
+                return file.read(info.file_size)
+        except (*DAMAGE, MemoryError):
+            raise SkipItem("damaged archive member") from None
+
+
+def check_zip_member(info: zipfile.ZipInfo) -> None:
+    """Check what a member of any zip (an archive, an ``.npz``, an ``.xlsx``) says of itself.
+
+    Raises:
+        RefusedArchive: for links, encryption, packing without a bound, and a size that it cannot have.
+    """
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        raise RefusedArchive("an archive with links or devices")
+    if info.flag_bits & 1:
+        raise RefusedArchive("an encrypted archive; unpack it with its password first")
+    if info.file_size > MAX_RATIO * (info.compress_size + 1):
+        raise RefusedArchive("an archive that declares more than its packed size can hold")
+    if info.compress_type not in PLAIN_METHODS:
+        raise RefusedArchive("an archive packed by another method than deflate")
+
+
+class _Headers(io.RawIOBase):
+    """A stream of which, while headers are read, nobody takes gigabytes for one that says it is so long."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.in_headers = file, True
+
+    def read(self, size: int = -1) -> bytes:
+        if self.in_headers and not 0 <= size <= MAX_TAR_HEADER:
+            raise RefusedArchive("an archive with a huge header")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class TarArchive(Archive):
+    """A tar, plain or packed, whose members become known as it is read forward."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._packed = name.lower().endswith(PACKED_TARS)
+        self._left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
+        file.seek(0)
+        self._file = unpacked(file, name.lower()) if self._packed else file
+        self._headers = _Headers(self._file)
+        self._archive = tarfile.open(fileobj=self._headers, mode="r:")  # noqa: SIM115
+        self._members: dict[str, tarfile.TarInfo] = {}
+        self._whole = False
+        self._refused = ""
+        self._lock = threading.RLock()
+
+    def _next(self) -> bool:
+        """Read one more header; False at the end. What was refused once stays refused: an opened archive is
+        kept, and who asks again must not get the members after the one that was refused.
+        """
+        if self._refused:
+            raise RefusedArchive(self._refused)
+        self._headers.in_headers = True
+        try:
+            return self._read_header()
+        except RefusedArchive as refused:
+            self._refused = refused.reason
+            raise
+        finally:
+            self._headers.in_headers = False
+
+    def _read_header(self) -> bool:
+        info = self._archive.next()
+        if info is None:
+            # tarfile takes a damaged header for the end; a real end is zeros or nothing.
+            self._file.seek(self._archive.offset)
+            if self._file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise RefusedArchive("damaged archive")
+            self._whole = True
+            return False
+        name = _checked_member(info.name)
+        if info.size < 0:  # tarfile would read to the end, or go round in circles
+            raise RefusedArchive("an archive with a negative size")
+        if info.isdir():
+            return True
+        self._left -= info.size
+        if self._left < 0:
+            raise RefusedArchive("an archive that declares more than its packed size can hold")
+        if not info.isreg() or info.issparse():
+            raise RefusedArchive("an archive with links, devices or sparse files")
+        if name in self._members:
+            raise RefusedArchive("an archive with repeated names")
+        if name is not None:
+            self._members[name] = info
+        if len(self._members) > MAX_MEMBERS:
+            raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
+        return True
+
+    def members(self) -> list[str]:
+        """Return their names, in stored order."""
+        with self._lock:
+            try:
+                while not self._whole and self._next():
+                    pass
+            except DAMAGE:
+                raise RefusedArchive("damaged archive") from None
+            return list(self._members)
+
+    def _find(self, member: str) -> tarfile.TarInfo:
+        while member not in self._members and not self._whole and self._next():
+            pass
+        if member not in self._members:
+            raise SkipItem("file is gone or unreadable")
+        return self._members[member]
+
+    def read(self, member: str, max_bytes: int) -> bytes:
+        """Return a member's bytes."""
+        with self._lock:
+            try:
+                info = self._find(member)
+                if info.size > max_bytes:
+                    raise SkipItem("file too large")
+                self._file.seek(info.offset_data)
+                body = self._file.read(info.size)
+            except (*DAMAGE, MemoryError):
+                raise SkipItem("damaged archive member") from None
+            if len(body) != info.size:
+                raise SkipItem("damaged archive member")
+            return body
+
+    def open(self, member: str) -> IO[bytes]:
+        """Return a seekable stream of a member."""
+        if self._packed:
+            return super().open(member)
+        with self._lock:
+            stream = self._archive.extractfile(self._find(member))
+        if stream is None:
+            raise SkipItem("no plain file")
+        return stream
+
+
+def unpacked(file: IO[bytes], name: str) -> Any:
+    """Return what a packed tar unpacks to, read forward; going back starts again."""
+    if name.endswith(GZIP):
+        return gzip.GzipFile(fileobj=file)
+    if name.endswith(BZIP2):
+        return bz2.BZ2File(file)
+    # LZMAFile cannot be told how much memory a header may ask for: ask for one byte with a limit first.
+    lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY).decompress(file.read(1 << 16), 1)
+    file.seek(0)
+    return lzma.LZMAFile(file)
+
+
+class RawTree:
+    """Names below a raw folder or in a raw archive, those in its archives as if these were unpacked in place.
+
+    Found without regard to case; walked once. A file that lies there unpacked goes before the same name in an
+    archive. Archives are opened only when asked for, so a download that is unpacked pays nothing for the
+    archives that were left beside it.
+
+    Args:
+        request: What is read; its raw path may be a folder, or an archive.
+        archives: Look into the archives below the folder, too.
+        wanted: Which archives to look into, by name as if unpacked; all by default.
+
+    Raises:
+        DataError: for links out, FIFOs, unreadable folders, and archives that must not be read.
+    """
+
+    def __init__(
+        self, request: RawRequest, *, archives: bool = False, wanted: Callable[[str], bool] = lambda _: True
+    ) -> None:
+        root = request.root()
+        self.folders: list[str] = []
+        self._locators: dict[str, str] = {}
+        if root.is_dir():
+            self._locators = {name: name for name in walk(root, request, self.folders)}
+            self.archives = [name for name in self._locators if is_archive_name(name)]
+        else:
+            self.archives = [root.name]
+        for name in self.archives if archives or not root.is_dir() else ():
+            place = name.rpartition("/")[0] if root.is_dir() else ""
+            for virtual, locator in _members(request, name, (), place, wanted) if wanted(name) else ():
+                before = self._locators.get(virtual)
+                if before is None or MARK not in before:
+                    self._locators.setdefault(virtual, locator)
+                else:  # one name in two archives: OAI's series all hold a file 001
+                    self._locators[locator] = locator
+        self.names = sorted(self._locators, key=lambda name: name.split("/"))
+        self._by_case = {name.casefold(): name for name in reversed(self.names)}
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield all names in sorted order."""
+        return iter(self.names)
+
+    def locator(self, name: str) -> str:
+        """Return where a file of this tree is, as an item's locator."""
+        return self._locators[name]
+
+    def get(self, name: str) -> str | None:
+        """Return the locator of a name in whatever case, or None."""
+        found = self._by_case.get(name.casefold())
+        return None if found is None else self._locators[found]
+
+
+def _members(
+    request: RawRequest, file: str, inner: tuple[str, ...], place: str, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, str]]:
+    """Yield (name as if unpacked, locator) of an archive's members, of inner archives too."""
+    try:
+        names = open_archive(request.base() / file, inner).members()
+    except RefusedArchive as refused:
+        rule = f"{request.dataset.name}: archives of the raw download must be whole and safe"
+        where = request.hashed(MARK.join((file, *inner)))
+        way_out = "download it again, or unpack it beside the others and take it away"
+        raise DataError(rule, f"{where}: {refused.reason}", way_out) from None
+    for name in names:
+        virtual = f"{place}/{name}" if place else name
+        if is_archive_name(name) and len(inner) + 1 < MAX_DEPTH:
+            if wanted(virtual):
+                yield from _members(request, file, (*inner, name), virtual.rpartition("/")[0], wanted)
+        else:
+            yield virtual, MARK.join((file, *inner, name))
