@@ -1,11 +1,10 @@
 # The image of a GPU node: locked CUDA packages, then isweep itself. Make the wheel first.
 #   make wheel && docker build --tag isweep:0.1.0-cuda .
-# The base has Python only; the CUDA libraries come as wheels, the driver from the host. Triton compiles what starts its
-# kernels on the node: without gcc trials would be trained without them.
+# The base has Python only; the CUDA libraries come as wheels, the driver from the host.
 FROM python:3.12-slim-bookworm
 
 RUN useradd --create-home --uid 1000 isweep \
-    && apt-get update -q && apt-get install -q -y --no-install-recommends gcc libc6-dev procps wget \
+    && apt-get update -q && apt-get install -q -y --no-install-recommends procps wget \
     && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/isweep
 # The driver's libraries lie where the runtime puts them, and on Google's Kubernetes in this folder.

@@ -32,7 +32,7 @@ from scipy import ndimage, stats
 from tasks.measures import calibration
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
 
-OURS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst")
+OURS = ("mle", "twonn", "gride")
 LATENTS, SIDES = (4, 8, 16, 32), (32, 64)
 DEFORMATIONS, SHEETS, TANGLED = (4, 8, 16), (5, 10, 30, 100), (5, 20)
 #: Younger than the calibration and its interval's width, for fresh runs alone.

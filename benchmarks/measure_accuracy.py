@@ -15,7 +15,7 @@ from measure_common import parser, report
 from tasks.measures.calibration import calibrate
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
 
-OURS = ("mle", "mle_k_minus_1", "twonn", "gride", "mst", "geomle")
+OURS = ("mle", "twonn", "gride")
 FAST = ("MLE", "TwoNN", "lPCA", "CorrInt", "MOM", "KNN", "FisherS", "TLE", "MADA", "MiND_ML")
 SLOW = ("DANCo", "ESS")
 

@@ -28,7 +28,7 @@ def main() -> None:
     images = images_of(options.data, (SIZES[-1], 3, options.side, options.side))
     labels = np.arange(SIZES[-1]) % 2
     flat = images.reshape(len(images), -1).astype(np.float32)
-    settings = MeasureSettings(estimators=("mle", "mle_k_minus_1", "twonn"))
+    settings = MeasureSettings()
     twin = flat.copy()  # numpy computes only half of an array's product with itself
     products = {
         "one full float32 product, torch": lambda: torch_product(flat, twin),

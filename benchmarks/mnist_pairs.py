@@ -62,7 +62,7 @@ def measure_pair(digits: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) 
     chosen = np.flatnonzero(np.isin(labels, pair))
     chosen = chosen[np.random.default_rng(0).permutation(len(chosen))]
     images, classes = digits[chosen], labels[chosen]
-    settings = MeasureSettings(pixel_range=(0.0, 255.0), estimators=("mle", "mle_k_minus_1", "twonn"))
+    settings = MeasureSettings(pixel_range=(0.0, 255.0), estimators=("mle", "twonn"))
     record = measure_nested(images, classes, [len(images)], settings=settings)
     original = twonn(nested_neighbors(images, None, [len(images)], 2).tables[0], discard_fraction=0)
     sharpness = record.label_sharpness
@@ -72,7 +72,7 @@ def measure_pair(digits: np.ndarray, labels: np.ndarray, pair: tuple[int, int]) 
     return {
         "pair": list(pair),
         "mle k-2": record.d_data["mle"].value,
-        "mle k-1": record.d_data["mle_k_minus_1"].value,
+        "mle k-1": record.d_data["mle"].details["value_k_minus_1"],
         "twonn": record.d_data["twonn"].value,
         "twonn, no discard": original.value,
         "sharpness": sharpness.value,

@@ -28,7 +28,7 @@ from tasks.prepared.dataset import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.remote import InlineExecutor
 
-SETTINGS = MeasureSettings(estimators=("mle", "mle_k_minus_1"), sharpness_sample=None, sharpness_seeds=(0,))
+SETTINGS = MeasureSettings(estimators=("mle",), sharpness_sample=None, sharpness_seeds=(0,))
 SIDE = 28
 SIZES = {"mnist5k": (500, 250), "fashion_mnist": (1000, 750), "mri_lesion": (1000, 400)}
 FAULTS: tuple[tuple[str, tuple[Fault, ...]], ...] = (
@@ -100,7 +100,7 @@ def measure(name: str, data: PreparedDataset, faults: tuple[Fault, ...]) -> dict
                 "test_in_smaller_train": _share(subset.test_rows, smaller.train_order[: train_size // 2]),
                 "test_with_shared_group": subset.shared_group_share,
                 "d_data": record["d_data"]["mle"]["value"],
-                "d_data_k_minus_1": record["d_data"]["mle_k_minus_1"]["value"],
+                "d_data_k_minus_1": record["d_data"]["mle"]["value_k_minus_1"],
                 "label_sharpness_1e4": 1e4 * record["label_sharpness"]["value"],
             }
         )

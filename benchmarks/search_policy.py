@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,9 +34,11 @@ from orchestrator.tuning import study
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome
-from orchestrator.tuning.replay import TabulatedCell, read_table, replay
 from orchestrator.tuning.rungs import Rungs
 from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the table's reader lies beside the tests
+from tests.search_table import TabulatedCell, read_table, replay
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "search_table.csv"
 # d_data and K_F of the demo's largest training sets, as `isweep run demo` measures them.

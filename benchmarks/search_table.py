@@ -57,7 +57,7 @@ def make(path: Path, root: str) -> None:
     from tasks.preparation.prepare import prepare_dataset
     from tasks.prepared.validation import load_validation
     from tasks.remote import InlineExecutor
-    from tasks.trials.searched import run_search_trial
+    from tasks.trials.trial import run_search_trial
 
     workspace = Workspace.open("demo", root)
     for spec in workspace.plan.prepared:

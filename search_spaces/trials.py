@@ -159,7 +159,7 @@ class TrialSpec(Spec):
             ),
             *(
                 AttackMeasurement(
-                    schema_version=self.attack_version,
+                    schema_version=1 if method == "fgsm" else self.attack_version,
                     network_id=network_id,
                     method=method,
                     epsilon=epsilon,

@@ -13,9 +13,8 @@ from orchestrator.analysis.formats import Table, number, with_range
 from orchestrator.analysis.published import side_by_side
 
 MEASURES_NOTE = (
-    "d_data by every estimator: mle is maximum likelihood, mle_k_minus_1 the same with the divisor k − 1, "
-    "twonn from two nearest neighbours, gride from up to sixteen, mst from the neighbour graph's spanning "
-    "tree. label_sharpness is K_F, label_sharpness_p99 what 99 % of the images stay below."
+    "d_data by every estimator: mle is maximum likelihood, twonn from two nearest neighbours, gride from "
+    "up to sixteen. label_sharpness is K_F, label_sharpness_p99 what 99 % of the images stay below."
 )
 
 

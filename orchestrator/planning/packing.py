@@ -180,7 +180,6 @@ def array_bytes(network: NetworkSpec) -> int:
 def peak_bytes(network: NetworkSpec) -> float:
     """Predict the most memory that a trial holds on a card, over training, evaluation and attacks."""
     cost = cost_of(network)
-    # Of the plain step too, which a card without Triton takes, and which holds a little more.
     parts = [cost.step, cost.evaluation, cost.attack]
     if _images_looked_at(network):
         held = cost.evaluation.peak_bytes + _training_bytes(network, cost)
@@ -193,7 +192,7 @@ def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
     recipe = network.recipe
     gradients = 4 * cost.num_parameters
     moments = gradients if recipe.optimizer == "sgd" else 2 * gradients
-    if not _is_captured(cost):
+    if not _is_captured(network):
         return moments + gradients
     # A graph keeps the memory of its step, and a last batch of another size has a graph of its own.
     activations = max(0, cost.step.peak_bytes - cost.state_bytes - moments - gradients)
@@ -204,11 +203,9 @@ def _training_bytes(network: NetworkSpec, cost: NetworkCost) -> int:
     return moments + 2 * gradients + activations + activations * size // recipe.batch_size
 
 
-def _is_captured(cost: NetworkCost) -> bool:
-    """Tell whether a network is trained by captured graphs, see :mod:`tasks.trials.step`."""
-    # Instance norm computes by the same kernel; what takes bfloat16 weights has no batch norm.
-    normed = any(kernel.name == "native_batch_norm" for kernel in cost.step.kernels)
-    return normed and cost.half_step is None
+def _is_captured(network: NetworkSpec) -> bool:
+    """Tell whether a network's steps may be captured graphs: somebody's own code need not replay."""
+    return network.model.library != "own"
 
 
 def need_of(
@@ -267,8 +264,8 @@ def _num_passes(trial: TrialSpec, cost: NetworkCost) -> tuple[float, float, floa
 def _alone(trial: TrialSpec, card: Card) -> tuple[float, float]:
     """Return the seconds of ``trial`` alone on ``card``, and in which share of them the card works."""
     cost, recipe = cost_of(trial.network), trial.network.recipe
-    interval = GRAPH_INTERVAL_S if _is_captured(cost) else EAGER_INTERVAL_S
-    step = pass_time(cost.card_step, card, interval=interval, half=recipe.precision != "float32")
+    interval = GRAPH_INTERVAL_S if _is_captured(trial.network) else EAGER_INTERVAL_S
+    step = pass_time(cost.step, card, interval=interval, half=recipe.precision != "float32")
     evaluation = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False)
     attack = pass_time(cost.attack, card, interval=EAGER_INTERVAL_S, half=False)
     passes = tuple(zip(_num_passes(trial, cost), (step, evaluation, attack), strict=True))

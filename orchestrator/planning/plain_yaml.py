@@ -1,34 +1,28 @@
 """YAML 1.2 of plain data (mappings, lists, text, numbers, true, false, null), read by ruamel.yaml.
 
 What a sweep file has no use for is refused, so that a hostile file costs nothing and no value is guessed:
-tags, anchors and aliases, keys that are no text or stand twice, more nesting or values than any sweep has.
+anchors, tags and dates, keys that stand twice, more nesting or values than any sweep has.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import re
 import stat
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.composer import Composer, MaxDepthExceededError
-from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
-from ruamel.yaml.resolver import VersionedResolver
-from ruamel.yaml.tag import Tag
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+from ruamel.yaml.nodes import ScalarNode
 
 from search_spaces.errors import ConfigError
 
 MAX_NESTING = 20
 MAX_VALUES = 20_000
 """Reading goes at about 50,000 values a second, and a sweep of 100,000 trials needs a few hundred."""
-
-_NOT_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("timestamp", "merge", "value")}
-_AMBIGUOUS_NUMBER = re.compile(r"[-+]?0[0-9]|.*_")
 
 
 def read_text(path: Path, kind: str, max_bytes: int) -> str:
@@ -70,14 +64,12 @@ def read_plain(text: str, origin: str) -> object:
         ConfigError: naming the place of what cannot be read or is refused.
     """
     loader = YAML(typ="safe", pure=True)
-    loader.Composer, loader.Constructor, loader.Resolver = _Composer, _Constructor, _Resolver
-    loader.max_depth = MAX_NESTING
     try:
+        _check_plain(text, origin)
         return loader.load(text)
-    except _Refused as error:
-        raise ConfigError(f"{origin} {error.problem}", _place(error), str(error.note)) from None
-    except MaxDepthExceededError as error:
-        raise ConfigError(f"{origin} may nest at most {MAX_NESTING} levels deep", _place(error)) from None
+    except DuplicateKeyError as error:
+        key = str(error.problem).partition(" with value")[0].removeprefix("found duplicate ")
+        raise ConfigError(f"{origin} must be valid YAML", f"{_place(error)}: {key} stands twice") from None
     except MarkedYAMLError as error:
         found = ", ".join(filter(None, (error.context, error.problem)))
         raise ConfigError(f"{origin} must be valid YAML", f"{_place(error)}: {found}") from None
@@ -96,59 +88,39 @@ def write_plain(document: object) -> str:
     return buffer.getvalue()
 
 
-class _Refused(MarkedYAMLError):
-    """YAML that is valid, but not plain; ``problem`` is the rule and ``note`` the way out."""
+def _check_plain(text: str, origin: str) -> None:
+    """Refuse what a sweep file has no use for, before anything is made of it.
 
-
-class _Composer(Composer):
-    """Refuses what is not plain while the document is read, before anything is made of it."""
-
-    num_values = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.parser.peek_event()
-        mark = event.start_mark
-        if isinstance(event, AliasEvent) or event.anchor is not None:
-            raise _Refused(
-                problem="must not use YAML anchors or aliases", problem_mark=mark, note="write it out"
-            )
-        if event.tag is not None:
-            found = f"could not determine a plain value of tag {str(event.tag)[:60]!r}"
-            raise MarkedYAMLError(problem=found, problem_mark=mark)
-        self.num_values += 1
-        if self.num_values > MAX_VALUES:
-            raise _Refused(
-                problem=f"may hold at most {MAX_VALUES:,} values", problem_mark=mark, note="split it"
-            )
-        return super().compose_node(parent, index)
-
-
-class _Constructor(SafeConstructor):
-    """Makes plain values; keys are text and stand once."""
-
-    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
-        if isinstance(key, str) and key not in mapping:
-            return True
-        problem = f"key {key!r} stands twice" if isinstance(key, str) else f"key {key!r} must be text"
-        raise MarkedYAMLError(problem=problem[:200], problem_mark=key_node.start_mark)
-
-
-class _Resolver(VersionedResolver):
-    """Scalars of YAML 1.2 whatever a ``%YAML`` line asks for; dates and ambiguous numbers stay text.
-
-    ``0123`` is octal to some readers and decimal to others, ``1_000`` a number to some and text to others.
+    Raises:
+        ConfigError: for an anchor, a tag, a date, a ``%YAML`` line, too many values or levels.
     """
+    reader, depth = YAML(typ="safe", pure=True), 0
+    for number, event in enumerate(reader.parse(text)):
+        found = _not_plain(event, reader.resolver)
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_NESTING:
+            found = f"more than {MAX_NESTING} levels of nesting", "write it flatter"
+        if number > 2 * MAX_VALUES:
+            found = f"more than {MAX_VALUES:,} values", "split it"
+        if found is not None:
+            what, way_out = found
+            place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}: {what}"
+            raise ConfigError(f"{origin} must hold plain values only", place, way_out)
 
-    @property
-    def processing_version(self) -> tuple[int, int]:
-        return (1, 2)
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        tag = super().resolve(kind, value, implicit)
-        number = str(tag).endswith((":int", ":float"))
-        if str(tag) in _NOT_PLAIN or (number and _AMBIGUOUS_NUMBER.match(value)):
-            return Tag(suffix="tag:yaml.org,2002:str")
-        return tag
+def _not_plain(event: Any, resolver: Any) -> tuple[str, str] | None:
+    """Return what is no plain value, and the way out; None for what is."""
+    if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
+        return "an anchor or alias", "write it out"
+    if getattr(event, "version", None) is not None:
+        return "a %YAML line", "take it out: the file is read as YAML 1.2"
+    if (tag := getattr(event, "tag", None)) is not None:
+        return f"the tag {str(tag)[:60]}", "take it out"
+    if isinstance(event, ScalarEvent) and event.implicit[0]:
+        resolved = str(resolver.resolve(ScalarNode, event.value, event.implicit))
+        if resolved.endswith((":timestamp", ":merge", ":value")):
+            return repr(event.value[:60]), "put text in quotes"
+    return None
 
 
 def _place(error: MarkedYAMLError) -> str:

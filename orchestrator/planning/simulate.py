@@ -50,11 +50,6 @@ class Replay:
     most_at_once: int
     starts: Mapping[str, float]
 
-    @property
-    def over_lower_bound(self) -> float:
-        """Makespan as a multiple of the lower bound."""
-        return self.makespan / self.lower_bound if self.lower_bound else 1.0
-
 
 def longest_first(jobs: Iterable[Job]) -> list[Job]:
     """Return jobs with the longest first, so that none is begun when all others have ended; ties by name."""
@@ -90,22 +85,6 @@ def replay(jobs: Sequence[Job], num_cards: int) -> Replay:
     work = sum(job.seconds * min(job.share, 1.0) for job in jobs)
     bound = max(work / num_cards, max((job.seconds for job in jobs), default=0.0))
     return Replay(now, bound, work / (now * num_cards) if now else 0.0, most, starts)
-
-
-def replay_in_waves(waves: Iterable[Sequence[Job]], num_cards: int) -> Replay:
-    """Run groups of jobs one after another, each waiting for the last job of the group before."""
-    groups = list(waves)
-    parts = [replay(group, num_cards) for group in groups]
-    whole = replay([job for group in groups for job in group], num_cards)
-    makespan = 0.0
-    starts: dict[str, float] = {}
-    for part in parts:
-        starts |= {name: makespan + start for name, start in part.starts.items()}
-        makespan += part.makespan
-    work = whole.utilisation * whole.makespan
-    return Replay(
-        makespan, whole.lower_bound, work / makespan if makespan else 0.0, whole.most_at_once, starts
-    )
 
 
 class _Cards:

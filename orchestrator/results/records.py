@@ -1,17 +1,16 @@
 """What the store seals: one typed record per trial, measure and failed attempt, with where it came from.
 
-Each kind counts its own schema version. A record of an older version is turned into today's form when it is
-read (:mod:`orchestrator.results.migration`); ``tests/data/records`` keeps an example of every old form.
+Each kind counts its own schema version. A record of another version is not believed, and a newer one is never
+written over.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from orchestrator.results import migration
 from search_spaces.specs import Domain, MeasureSpec
 from search_spaces.trials import Measurement, PredictionMeasurement, TrialSpec
 from tasks.finding import Finding
@@ -124,11 +123,6 @@ class TrialRecord(SealedRecord):
         result = self.result
         return missing(self.spec, asked, kept_without=bool(result.weights) and not result.predictions)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _migrate(cls, data: Any) -> Any:
-        return migration.trial(data) if migration.is_version(data, 1) else data
-
 
 def missing(made: TrialSpec, asked: TrialSpec, *, kept_without: bool) -> tuple[Measurement, ...]:
     """Return what a trial made by ``made`` lacks; ``kept_without``: its network but no predictions."""
@@ -162,11 +156,6 @@ class MeasureRecord(SealedRecord):
         """The measure's id."""
         return self.measure_id
 
-    @model_validator(mode="before")
-    @classmethod
-    def _migrate(cls, data: Any) -> Any:
-        return migration.measure(data) if migration.is_version(data, 1) else data
-
 
 class TrialFailure(Finding):
     """Why an attempt failed: its kind, one line for people, the traceback for developers."""
@@ -193,11 +182,6 @@ class FailureRecord(SealedRecord):
     def record_id(self) -> str:
         """The trial's id."""
         return self.trial_id
-
-    @model_validator(mode="before")
-    @classmethod
-    def _migrate(cls, data: Any) -> Any:
-        return migration.failure(data) if migration.is_version(data, 1) else data
 
     def row(self) -> dict[str, str]:
         """Return the failure as the command line and the report print it."""

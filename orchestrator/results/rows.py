@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from orchestrator.results import columns as c
 from orchestrator.results.records import MeasureRecord, TrialRecord
-from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import pair_name
 from tasks.measures.records import SizeRecord
 from tasks.trials.measured import EpochScore
@@ -36,7 +35,6 @@ class FlatRun:
         params: Everything that was chosen, one entry per field.
         metrics: Final numbers; all finite.
         series: Points per epoch or per train size.
-        content: Fingerprint of all of it: equal content need not be sent again.
         started_ms: Start, milliseconds since 1970.
         finished_ms: End, likewise.
         metrics_ms: When the newest of ``metrics`` was made; of two values MLflow shows the later one.
@@ -51,7 +49,6 @@ class FlatRun:
     started_ms: int = 0
     finished_ms: int = 0
     metrics_ms: int = 0
-    content: str = field(default="")
 
 
 MeasureIndex = Mapping[tuple[str, int], MeasureRecord]
@@ -96,18 +93,16 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         tags["measure_id"] = measure.measure_id
         metrics.update(measure_metrics(measure, network.train_size))
         newest = max(newest, measure.finished_at)
-    return _sealed(
-        FlatRun(
-            record.trial_id,
-            "trial",
-            tags,
-            _params(network.model_dump(mode="json")),
-            metrics,
-            _epoch_series(record),
-            _milliseconds(record.started_at),
-            _milliseconds(record.finished_at),
-            _milliseconds(newest),
-        )
+    return FlatRun(
+        record.trial_id,
+        "trial",
+        tags,
+        _params(network.model_dump(mode="json")),
+        metrics,
+        _epoch_series(record),
+        _milliseconds(record.started_at),
+        _milliseconds(record.finished_at),
+        _milliseconds(newest),
     )
 
 
@@ -148,17 +143,15 @@ def flat_measure(record: MeasureRecord) -> FlatRun:
         for size in record.spec.train_sizes
         for name, value in measure_metrics(record, size).items()
     )
-    return _sealed(
-        FlatRun(
-            record.measure_id,
-            "measure",
-            tags,
-            _params(record.spec.model_dump(mode="json")),
-            {},
-            series,
-            _milliseconds(record.started_at),
-            _milliseconds(record.finished_at),
-        )
+    return FlatRun(
+        record.measure_id,
+        "measure",
+        tags,
+        _params(record.spec.model_dump(mode="json")),
+        {},
+        series,
+        _milliseconds(record.started_at),
+        _milliseconds(record.finished_at),
     )
 
 
@@ -289,11 +282,6 @@ def index_measures(measures: Iterable[MeasureRecord]) -> dict[tuple[str, int], M
     for record in sorted(measures, key=lambda record: record.finished_at):
         index.update({(record.spec.subset.subset_id, size): record for size in record.spec.train_sizes})
     return index
-
-
-def _sealed(run: FlatRun) -> FlatRun:
-    body = [run.tags, run.params, run.metrics, run.series, run.started_ms, run.finished_ms, run.metrics_ms]
-    return FlatRun(**{**vars(run), "content": fingerprint(body)})
 
 
 def _params(spec: Mapping[str, object], prefix: str = "") -> dict[str, str]:

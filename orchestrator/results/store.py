@@ -191,8 +191,6 @@ def _believed(path: str, found: Content, kind: type[R], record_id: str) -> R:
     if not intact:
         raise broken("checksum does not match its content")
     try:
-        if "schema_version" in sealed:  # version 1 kept it beside the record
-            record = {"schema_version": sealed["schema_version"], **record}
         version = record.get("schema_version")
         if version is None:
             raise broken("it has no schema version")

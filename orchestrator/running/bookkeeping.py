@@ -18,12 +18,11 @@ from orchestrator.results.records import CellReport, FailureKind, FailureRecord,
 from orchestrator.results.rows import Point, epoch_points, flat_trial
 from orchestrator.results.tracking.tracker import PARENT_KEY, Failure
 from orchestrator.results.weights import WeightStore
-from orchestrator.running.card_watch import CardWatch
 from orchestrator.running.epochs import EpochListener
 from orchestrator.running.failures import classify_broken_fit
 from orchestrator.running.feed import CellQueue
 from orchestrator.running.hangs import HangWatch
-from orchestrator.running.lost_workers import killed_for_memory, place_of, read_failure
+from orchestrator.running.lost_workers import killed_for_memory, nodes_with_cards, place_of, read_failure
 from orchestrator.running.outcomes import start_tags, trial_record
 from orchestrator.running.scheduling import StartWatch
 from orchestrator.running.series import Series
@@ -66,7 +65,6 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._broken = 0
         self._starts = StartWatch(sweep.resources, sweep.monitor.note)
         self._hangs = HangWatch(sweep.time_limit)
-        self._cards = CardWatch()
         self._listener = EpochListener(sweep.epochs)
         self._series = Series(sweep.plan.sweep.name, sweep.cluster.num_gpus)
         self._history = History(sweep.stored.store.url)
@@ -116,12 +114,11 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
                 self._tell(trial_id, "failed", ending, report.log)
-                self._cards.failed(self._node(trial_id), report.outcome)
+                self._sweep.retries.check_cards(self._node(trial_id), report.outcome, nodes_with_cards())
             else:
                 self._finish(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
                 self._tell(trial_id, "finished", ending, report.log)
-                self._cards.worked(self._node(trial_id))
         except SweepError as error:
             self._end(error)
 
@@ -227,7 +224,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._queue.settle(trial_id)
         self._hangs.ended(trial_id)
         self._shelf.trial_ended(trial_id, array_key(self._sweep.plan, cell), for_good=True)
-        self._sweep.retries.finished(trial_id)
+        self._sweep.retries.finished(trial_id, self._node(trial_id))
         self._broken = 0
         self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
         self._sweep.monitor.trial_finished(trial_id, result.status)

@@ -40,6 +40,8 @@ _ALWAYS = {
     "RAY_enable_open_telemetry": "0",  # "1" leaks: see orchestrator.running.task_names
     # Ray ends a driver whose head is silent for so long; orchestrator.running.head does before, in words.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
+    # A head that does not answer is asked once; 20 times would take minutes.
+    "RAY_NUM_REDIS_GET_RETRIES": "1",
     # Without a bound, a task killed for memory is retried for ever.
     "RAY_task_oom_retries": "2",
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
@@ -257,25 +259,22 @@ def _start(ray: Any, *, again: bool = False, **settings: Any) -> bool:
 
 
 def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) -> None:
-    services = importlib.import_module("ray._private.services")
     try:
-        head = services.canonicalize_bootstrap_address_or_die(head)
-        # Asks once. `ray.init` would ask 20 times, and not say that the token was the reason.
-        importlib.import_module("ray._raylet").GcsClient(address=head)
         ray.init(
             address=head, job_config=_job_config(ray, job), log_to_driver=False, logging_level=logging.ERROR
         )
-    except ray.exceptions.AuthenticationError:
+    except ray.exceptions.AuthenticationError as error:
         raise SetupError(
             "The Ray cluster must accept this driver's token",
-            f"{address}: the token is missing or another one",
-            "set RAY_AUTH_MODE=token, and the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH",
+            f"{address}: {str(error).partition('. ')[0]}",
+            "set RAY_AUTH_MODE=token and put its token into ~/.ray/auth_token: docs/cluster.md, Tokens",
         ) from None
     except Exception as error:
         raise SetupError(
             "The Ray cluster must accept this driver",
             f"{address}: {(str(error) or type(error).__name__).splitlines()[0]}",
-            "run isweep on a node of the cluster, with the Ray version of the cluster",
+            "run isweep on a node of the cluster, with its Ray version; the head's port is 6379 unless "
+            "`ray start` was told another, and 8265 is the dashboard",
         ) from None
 
 
@@ -339,6 +338,7 @@ def _read_settings_again() -> None:
     # This order is Ray's own (its authentication tests): mode first, then the cached token.
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.NUM_REDIS_GET_RETRIES = 1
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1") == "1"
 
 

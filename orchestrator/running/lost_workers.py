@@ -60,6 +60,12 @@ def place_of(trial_id: str) -> Place | None:
     return Place(*found) if len(found) == 2 else None
 
 
+def nodes_with_cards() -> set[str]:
+    """Return the addresses of the live nodes that offer GPUs."""
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return {node["NodeManagerAddress"] for node in alive if node["Resources"].get("GPU", 0) > 0}
+
+
 def killed_for_memory(trial_ids: Iterable[str]) -> set[str]:
     """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
 

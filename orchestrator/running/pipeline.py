@@ -18,7 +18,7 @@ from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.planning.workspace import Workspace
 from orchestrator.results.patience import Patience
 from orchestrator.results.predictions import forget_damaged
-from orchestrator.results.rows import MeasureIndex, flat_measure, index_measures
+from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.tracking.choice import open_tracker
 from orchestrator.results.tracking.run_pages import keep_run_pages
@@ -212,8 +212,6 @@ class _Run:
         pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
         self.monitor.trials_planned(len(plan.trials), len(state.results))
         measures = index_measures(state.measures.values())
-        done = self._measured_in_place(pending, state, measures)
-        pending = [trial for trial in pending if trial.trial_id not in done]
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
@@ -240,26 +238,6 @@ class _Run:
             time_limit=partial(time_limit, measured=state.measured_trials()),
             expectation=expectation,
         ).run(pending, _earlier_attempts(pending, state))
-
-    def _measured_in_place(
-        self, pending: list[TrialSpec], state: State, measures: MeasureIndex
-    ) -> frozenset[str]:
-        """Measure on kept networks without a cluster, where nothing is to be trained; return what is done."""
-        from orchestrator.running.in_place import measure_in_place
-
-        kept = [trial for trial in pending if state.incomplete.get(trial.trial_id)]
-        if not kept or len(kept) < len(pending) or self.options.address or self.options.device == "gpu":
-            return frozenset()
-        self.monitor.stage("measure", "trained networks", len(kept))
-        return measure_in_place(
-            kept,
-            workspace=self.workspace,
-            stored=self.stored,
-            tracker=self.tracker,
-            monitor=self.monitor,
-            measures=measures,
-            load=self._load,
-        )
 
     def _report(self) -> RunSummary:
         self.monitor.stage("report")

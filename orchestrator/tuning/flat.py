@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.results import columns as c
-from orchestrator.results.rows import FlatRun, _milliseconds, _params, _sealed
+from orchestrator.results.rows import FlatRun, _milliseconds, _params
 from orchestrator.tuning.records import SearchRecord
 from search_spaces.specs import pair_name
 
@@ -35,20 +35,18 @@ def flat_search(record: SearchRecord) -> FlatRun:
         c.CODE_VERSION: record.provenance.code_version,
         "role": str(record.role),
     }
-    return _sealed(
-        FlatRun(
-            record.trial_id,
-            "trial",
-            tags,
-            _params(network.model_dump(mode="json")),
-            metrics,
-            tuple(
-                (c.EPOCH_PREFIX + name, score.epoch, value, started)
-                for score in result.curve
-                for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
-            ),
-            started,
-            _milliseconds(record.finished_at),
-            _milliseconds(record.finished_at),
-        )
+    return FlatRun(
+        record.trial_id,
+        "trial",
+        tags,
+        _params(network.model_dump(mode="json")),
+        metrics,
+        tuple(
+            (c.EPOCH_PREFIX + name, score.epoch, value, started)
+            for score in result.curve
+            for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
+        ),
+        started,
+        _milliseconds(record.finished_at),
+        _milliseconds(record.finished_at),
     )

@@ -15,6 +15,7 @@ from orchestrator.results.records import TrialFailure
 from orchestrator.results.rows import Point
 from orchestrator.results.tracking.provenance import provenance
 from orchestrator.running.bookkeeping import Bookkeeping
+from orchestrator.running.lost_workers import nodes_with_cards
 from orchestrator.running.shelf import Shelf
 from orchestrator.running.sweep import TrialSweep
 from orchestrator.running.trainable import REPORT, TrialTrainable
@@ -188,12 +189,11 @@ class SearchBookkeeping(Bookkeeping):
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
                 self._tell(trial_id, "failed", ending, report.log)
-                self._cards.failed(self._node(trial_id), report.outcome)
+                self._sweep.retries.check_cards(self._node(trial_id), report.outcome, nodes_with_cards())
             else:
                 self._found(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
                 self._tell(trial_id, "finished", ending, report.log)
-                self._cards.worked(self._node(trial_id))
         except SweepError as error:
             self._end(error)
 
@@ -221,7 +221,7 @@ class SearchBookkeeping(Bookkeeping):
         self._queue.settle(trial_id)
         self._hangs.ended(trial_id)
         self._shelf.trial_ended(trial_id, array_key(sweep.plan, asked.spec), for_good=True)
-        sweep.retries.finished(trial_id)
+        sweep.retries.finished(trial_id, self._node(trial_id))
         self._broken = 0
         sweep.tracker.finish(flat_search(record))
         sweep.monitor.trial_finished(trial_id, result.status)

@@ -38,7 +38,7 @@ class SearchTrainable(TrialTrainable):
     """Runs one trial of a search per ``step``; all else is as with the sweep's own trials."""
 
     def _run(self, started_at: float) -> Any:
-        from tasks.trials.searched import run_search_trial
+        from tasks.trials.trial import run_search_trial
 
         cell, data = self._cell, self._taken()
         network = NetworkSpec.model_validate_json(cell["network"])

@@ -21,7 +21,7 @@ class IntrinsicDimension:
     """An estimate with what is needed to judge it.
 
     Attributes:
-        estimator: ``"mle"``, ``"mle_k_minus_1"``, ``"twonn"``, ``"gride"``, ``"geomle"`` or ``"mst"``.
+        estimator: ``"mle"``, ``"twonn"`` or ``"gride"``.
         value: The estimate, or None when it is undefined; ``reason`` then says why.
         std_error: Its standard error, by the way that ``convention`` names.
         num_points: Points that the value averages over, after duplicates and ties were left out.

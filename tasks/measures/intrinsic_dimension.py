@@ -6,15 +6,13 @@ returns a record; none returns a bare number, NaN or infinity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import DataError, unknown_name
-from tasks.measures import scale_estimators as scales
 from tasks.measures.bootstrap import block_std_error, neighborhood_blocks
 from tasks.measures.byte_rows import as_bytes, with_unit
 from tasks.measures.dimension import (
@@ -28,69 +26,75 @@ from tasks.measures.dimension import (
 from tasks.measures.distances import BlockSource, FloatArray, Precision, as_source
 from tasks.measures.inputs import as_array
 from tasks.measures.neighbors import BLOCK_ROWS, NeighborTable, nested_neighbors
+from tasks.measures.scale_estimators import gride
 from tasks.remote import Executor
 
 MLE_CONVENTION = (
-    "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by k-{subtract}{note}; "
-    "std_error by the delta method"
+    "Levina-Bickel with the MacKay-Ghahramani mean of inverses, inner sum divided by k-2 as in the code of "
+    "Konz & Mazurowski 2024; value_k_minus_1: divided by k-1 as printed there, which is unbiased where "
+    "inverses are averaged; std_error by the delta method"
 )
-_NOTES = {2: " (as in the code of Konz & Mazurowski 2024)", 1: " (as printed in the paper)"}
 
 
-def mle(
-    table: NeighborTable, *, num_neighbors: int = 20, subtract: int = 2, seed: int = 0
-) -> IntrinsicDimension:
+def mle(table: NeighborTable, *, num_neighbors: int = 20, seed: int = 0) -> IntrinsicDimension:
     """Maximum-likelihood dimension (Levina & Bickel 2004, aggregated as MacKay & Ghahramani 2005).
 
-    ``d = 1 / mean_x( 1/(k - subtract) · Σ_{j<k} ln(T_k / T_j) )``
+    ``d = 1 / mean_x( 1/(k - 2) · Σ_{j<k} ln(T_k / T_j) )``
+
+    Where density is even the sum has the mean ``(k - 1)/d``, so that k - 1 is the unbiased divisor where
+    inverses are averaged. The study's code divides by k - 2, and so does ``value``, which is compared with
+    the study's laws; the other is 19/18 of it at k = 20.
 
     Args:
         table: Neighbours of the points, at least ``num_neighbors`` wide.
         num_neighbors: k, 20 as in Konz & Mazurowski.
-        subtract: 2 for their released code (unbiased for one Poisson neighbourhood), 1 for the formula
-            that they print; values differ by (k-2)/(k-1), 5.3 % at k = 20.
         seed: Of the bootstrap.
 
     Returns:
         Record whose ``std_error`` is by the delta method, ``d² · sd(inverse) / √n``, which takes points as
-        independent; ``std_error_bootstrap`` resamples blocks of neighbouring points instead. ``curve``
-        has the value for every smaller k, the dependence on scale.
+        independent; ``std_error_bootstrap`` resamples blocks of neighbouring points instead.
+        ``value_k_minus_1`` is the value with the other divisor. ``curve`` has both for every smaller k: of
+        the two only the latter does not change with k for the divisor's sake alone.
 
     Raises:
         DataError: If ``num_neighbors`` leaves nothing to divide by.
     """
-    if num_neighbors <= subtract:
-        raise DataError(f"num_neighbors must be above {subtract}", str(num_neighbors))
-    name = "mle" if subtract == 2 else f"mle_k_minus_{subtract}"
-    convention = MLE_CONVENTION.format(subtract=subtract, note=_NOTES.get(subtract, ""))
+    if num_neighbors <= 2:
+        raise DataError("num_neighbors must be above 2", str(num_neighbors))
     distances, good, problem = usable(table, num_neighbors)
     if problem:
-        return undefined(name, table, num_neighbors, convention, problem)
+        return undefined("mle", table, num_neighbors, MLE_CONVENTION, problem)
     logs = np.log(distances[good])
-    inverses = inverse_dimensions(logs, num_neighbors, subtract)
+    inverses = inverse_dimensions(logs, num_neighbors, 2)
     mean = inverses.mean()
     if mean <= EQUAL_LOG_RATIO:
-        return undefined(name, table, num_neighbors, convention, EQUALLY_FAR)
-    details: dict[str, Any] = {
-        "std_error_bootstrap": block_std_error(
-            lambda weights: weights.sum() / (weights * inverses).sum(),
-            neighborhood_blocks(table.indices[:, :num_neighbors], good),
-            seed=seed,
-        )
-    }
-    details["curve"] = [
-        {"num_neighbors": k, "value": _inverse(inverse_dimensions(logs, k, subtract).mean())}
-        for k in range(subtract + 1, num_neighbors + 1)
+        return undefined("mle", table, num_neighbors, MLE_CONVENTION, EQUALLY_FAR)
+    curve = [
+        {
+            "num_neighbors": k,
+            "value": _inverse(inverse_dimensions(logs, k, 2).mean()),
+            "value_k_minus_1": _inverse(inverse_dimensions(logs, k, 1).mean()),
+        }
+        for k in range(3, num_neighbors + 1)
     ]
+    bootstrap = block_std_error(
+        lambda weights: weights.sum() / (weights * inverses).sum(),
+        neighborhood_blocks(table.indices[:, :num_neighbors], good),
+        seed=seed,
+    )
     return IntrinsicDimension(
-        name,
+        "mle",
         float(1 / mean),
         float(inverses.std(ddof=1) / mean**2 / np.sqrt(len(inverses))),
         len(inverses),
         num_neighbors,
-        convention,
+        MLE_CONVENTION,
         num_dropped=int((~good).sum()),
-        details=details,
+        details={
+            "std_error_bootstrap": bootstrap,
+            "value_k_minus_1": curve[-1]["value_k_minus_1"],
+            "curve": curve,
+        },
     )
 
 
@@ -165,15 +169,12 @@ def estimator_table() -> dict[str, tuple[Callable[..., IntrinsicDimension], int]
     """
     return {
         "mle": (lambda table, k, seed: mle(table, num_neighbors=k, seed=seed), 0),
-        "mle_k_minus_1": (lambda table, k, seed: mle(table, num_neighbors=k, subtract=1, seed=seed), 0),
         "twonn": (lambda table, k, seed: twonn(table, seed=seed), 2),
-        "gride": (lambda table, k, seed: scales.gride(table, num_neighbors=k), 0),
-        "mst": (lambda table, k, seed: scales.mst(table, num_neighbors=k, seed=seed), 0),
-        "geomle": (lambda table, k, seed: scales.geomle(table, seed=seed), scales.GEOMLE_TABLE_WIDTH),
+        "gride": (lambda table, k, seed: gride(table, num_neighbors=k), 0),
     }
 
 
-def table_width(estimators: Sequence[str], num_neighbors: int) -> int:
+def table_width(estimators: Iterable[str], num_neighbors: int) -> int:
     """Neighbours that a table must hold for these estimators.
 
     Raises:
@@ -220,7 +221,7 @@ def intrinsic_dimension(
         discard_fraction: Of TwoNN; 0 as in the code of Konz & Mazurowski.
         executor: Where block tasks run; in this process when None.
         precision: How products are formed.
-        seed: Of bootstraps and thinnings; the values of MLE, TwoNN and Gride do not depend on it.
+        seed: Of bootstraps; no value depends on it.
         block_rows: Rows per block.
 
     Returns:

@@ -65,9 +65,11 @@ def measure_nested(
 
     Raises:
         DataError: If images, labels or sizes cannot be used.
+        ConfigError: If an estimator is not known.
         CorruptStoreError: From the source, when a shard fails its checksum.
     """
     settings = settings or MeasureSettings()
+    width = table_width(settings.estimators, settings.num_neighbors)
     executor = executor or InlineExecutor()
     source = checked_source(images)
     codes = None if labels is None else check_labels(labels, source.num_rows)
@@ -76,7 +78,7 @@ def measure_nested(
     profile = profile_rows(rows, codes, executor=executor)
     rows = with_unit(rows, profile.byte_unit)
     precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
-    found = _one_pass(rows, codes, sizes, profile, executor, settings, precision)
+    found = _one_pass(rows, codes, sizes, profile, executor, settings, precision, width)
     convention = _convention(source, settings)
     records = tuple(
         _size_record(found, number, size, settings, convention) for number, size in enumerate(sizes)
@@ -109,7 +111,7 @@ def measure_array(
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
         train_sizes: Sizes of nested, stratified subsets to measure too; None for all images only.
         num_neighbors: k of the MLE; None for the one of ``settings``, which is 20 unless given.
-        seed: Of the order that subsets are prefixes of, of bootstraps and thinnings; None for the one of
+        seed: Of the order that subsets are prefixes of, of bootstraps; None for the one of
             ``settings``, which is 0 unless given.
         executor: Where block tasks run; in this process, without Ray, when None.
         settings: All settings; the two above are short for setting them here.
@@ -131,6 +133,7 @@ def measure_array(
     given = {"num_neighbors": num_neighbors, "seed": seed}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = replace(settings or MeasureSettings(), **asked)
+    table_width(settings.estimators, settings.num_neighbors)
     array = as_channels_first(as_array(images))
     checked_source(array)
     codes = None if labels is None else check_labels(labels, len(array))
@@ -199,6 +202,7 @@ def _one_pass(
     executor: Executor,
     settings: MeasureSettings,
     precision: Precision,
+    width: int,
 ) -> _Pass:
     """Draw the samples and find all neighbours."""
     positions = np.searchsorted(profile.keep, sizes).tolist()
@@ -212,7 +216,7 @@ def _one_pass(
         source,
         codes,
         positions,
-        max(1, min(table_width(settings.estimators, settings.num_neighbors), positions[-1] - 1)),
+        max(1, min(width, positions[-1] - 1)),
         executor=executor,
         precision=precision,
         block_rows=settings.block_rows,

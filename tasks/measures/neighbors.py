@@ -136,6 +136,7 @@ def nested_neighbors(
         num_neighbors=num_neighbors,
         precision=precision,
         block_rows=block_rows,
+        work=num_rows**2 / 2 * float(np.prod(source.row_shape)) / executor.num_workers,
         byte_dtype=dtype if exact else None,
     )
     total = _merged(job, executor)

@@ -20,16 +20,11 @@ IntArray = npt.NDArray[np.integer[Any]]
 Block = npt.NDArray[Any]  # squared distances, float32, float64, int32 or int64
 
 
-# Squared distances below 2⁴⁷ times places below this fit int64, so that one direct sort orders both.
-MAX_KEYED = 1 << 16
-
-
 def far(dtype: np.dtype[Any]) -> float | int:
     """What stands for "no such pair" in a block: above every squared distance of its dtype."""
     if dtype.kind == "f":
         return np.inf
-    # In int64, 2⁴⁷ leaves room for the product with a number of columns, see `MAX_KEYED`.
-    return 2**31 - 1 if dtype == np.int32 else 2**47
+    return 2**31 - 1 if dtype == np.int32 else 2**47  # both exact in float64, as the numbers below them are
 
 
 def _as_table(values: Block) -> FloatArray:
@@ -73,28 +68,19 @@ class Partial:
 
     def offer(self, shell: int, rows: slice, column_start: int, squared: Block) -> None:
         """Consider the distances from ``rows`` (local) to the positions from ``column_start`` on."""
-        k = self.squared.shape[-1]
         kept, kept_ids = self.squared[shell, rows], self.ids[shell, rows]
+        k = kept.shape[1]
         limits = kept[:, -1]
-        first = not np.isfinite(limits).all()
-        if first:
-            limits = np.minimum(limits, _limits(squared, k))
-        found = None
-        # Blocks mostly come in the order of rows; then an equal distance is never better than one kept.
-        in_order = squared.dtype.kind == "i" and column_start > kept_ids.max(initial=-1)
-        in_order = in_order and k + squared.shape[1] < MAX_KEYED
-        if np.isfinite(limits).all():
-            found = _below(squared, limits, ties=first or not in_order)
-            if not len(found[0]):
-                return
-        if found is not None and len(found[0]) <= 4 * k * len(kept):
-            active, columns, values = _pad_by_row(*found, squared)
-        else:
-            active, columns = np.arange(len(squared)), _nearest_columns(squared, min(k, squared.shape[1]))
-            values = _as_table(np.take_along_axis(squared, columns, axis=1))
+        near = squared <= _as_entries(limits, squared.dtype)
+        if np.count_nonzero(near) > 4 * near.shape[0] * k and k < near.shape[1]:
+            # The first blocks of a shell: nothing beyond the block's own k nearest can stay.
+            limits = np.minimum(limits, np.partition(squared, k - 1, axis=1)[:, k - 1])
+            near = squared <= _as_entries(limits, squared.dtype)
+        active, columns, values = _by_row(near, squared)
+        if not len(active):
+            return
         ids = np.where(np.isfinite(values), columns + column_start, -1)
-        pick = smallest_in_order if in_order else smallest
-        kept[active], kept_ids[active] = pick(
+        kept[active], kept_ids[active] = smallest(
             np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k
         )
 
@@ -112,14 +98,6 @@ def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, In
     return np.take_along_axis(squared, order, axis=-1), np.take_along_axis(ids, order, axis=-1)
 
 
-def smallest_in_order(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
-    """The same for whole numbers whose ids ascend wherever they are equal: one sort, and a direct one."""
-    width, nothing = squared.shape[1], far(np.dtype(np.int64))
-    keys = np.minimum(squared, nothing).astype(np.int64) * width + np.arange(width)
-    values, places = np.divmod(np.sort(keys, axis=1)[:, :k], width)
-    return np.where(values == nothing, np.inf, values), np.take_along_axis(ids, places, axis=1)
-
-
 def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, squared: Block) -> None:
     """Lower ``best[rows]`` to the row minima of ``squared`` where those are smaller, and note the column."""
     nearest = _as_table(squared.min(axis=1))
@@ -132,51 +110,24 @@ def improve(best: FloatArray, ids: IntArray, rows: IntArray, columns: IntArray, 
     ids[rows[better]] = found[better]
 
 
-def _nearest_columns(squared: Block, count: int) -> IntArray:
-    """Columns of the ``count`` smallest of each row; whole numbers ascending, of equal ones the first."""
-    num_columns = squared.shape[1]
-    if squared.dtype.kind == "f":
-        near: IntArray = np.argpartition(squared, count - 1, axis=1)[:, :count]
-        return near
-    # Rows one after another in memory, also where the block is a transpose: scattered ones sort slowly.
-    keys = np.multiply(squared, num_columns, dtype=np.int64, order="C") + np.arange(num_columns)
-    columns: IntArray = np.sort(np.partition(keys, count - 1, axis=1)[:, :count], axis=1) % num_columns
-    return columns
+def _as_entries(limits: FloatArray, dtype: np.dtype[Any]) -> Block:
+    """Limits of a table as a column to compare a block with, below "no such pair"."""
+    most = np.finfo(dtype).max if dtype.kind == "f" else far(dtype) - 1
+    return np.minimum(limits, most).astype(dtype)[:, None]
 
 
-def _limits(squared: Block, k: int) -> FloatArray:
-    """At least the ``k``-th smallest of each row, and close to it; infinity where rows are shorter.
-
-    Each of the k groups with the smallest minima holds an entry no larger than the largest of those.
-    """
-    num_rows, num_columns = squared.shape
-    num_groups = min(4 * k, num_columns)
-    if num_groups < k:
-        return np.full(num_rows, np.inf)
-    depth = num_columns // num_groups
-    minima = squared[:, : depth * num_groups].reshape(num_rows, depth, num_groups).min(axis=1)
-    return _as_table(np.partition(minima, k - 1, axis=1)[:, k - 1])
-
-
-def _below(squared: Block, limits: FloatArray, *, ties: bool) -> tuple[IntArray, IntArray]:
-    """Entries below their row's limit, or at it, ordered by row; scans memory in its own order."""
-    limits = limits.astype(squared.dtype)
-    compare = np.less_equal if ties else np.less
-    # flatnonzero takes a tenth of the time of nonzero on two axes.
-    if squared.strides[0] >= squared.strides[1]:
-        rows, columns = np.divmod(np.flatnonzero(compare(squared, limits[:, None])), squared.shape[1])
-        return rows, columns
-    columns, rows = np.divmod(np.flatnonzero(compare(squared.T, limits)), squared.shape[0])
-    order = np.argsort(rows, kind="stable")
-    return rows[order], columns[order]
-
-
-def _pad_by_row(rows: IntArray, columns: IntArray, squared: Block) -> tuple[IntArray, IntArray, FloatArray]:
-    """Entries grouped by row as ``(active rows, padded columns, padded values)``, padding is inf."""
+def _by_row(chosen: npt.NDArray[np.bool_], squared: Block) -> tuple[IntArray, IntArray, FloatArray]:
+    """Chosen entries as ``(rows that have some, columns, values)``, padded with infinity to equal lengths."""
+    if chosen.strides[0] >= chosen.strides[1]:  # flatnonzero takes a tenth of the time of nonzero on two axes
+        rows, columns = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
+    else:
+        columns, rows = np.divmod(np.flatnonzero(chosen.T), chosen.shape[0])
+        order = np.argsort(rows, kind="stable")
+        rows, columns = rows[order], columns[order]
     active, first, counts = np.unique(rows, return_index=True, return_counts=True)
     place = np.arange(len(rows)) - np.repeat(first, counts)
     line = np.repeat(np.arange(len(active)), counts)
-    padded_columns = np.zeros((len(active), counts.max()), np.int64)
+    padded_columns = np.zeros((len(active), counts.max(initial=0)), np.int64)
     padded = np.full(padded_columns.shape, np.inf)
     padded_columns[line, place] = columns
     padded[line, place] = squared[rows, columns]

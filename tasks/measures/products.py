@@ -1,21 +1,32 @@
-"""Exact products of 8-bit rows: ``a @ b.T`` in whole numbers, by whichever instructions do it fastest here.
+"""Exact products of 8-bit rows, ``a @ b.T`` in whole numbers, by the library that is fastest here.
 
-Three ways, same bits. Processors and graphics cards multiply 8-bit integers several times faster than floats.
-numkong reaches those instructions of a processor (AMX, VNNI, SDOT and others), takes 3 MiB and one thread;
-torch, which takes 190 MiB, does so with all threads and on graphics cards, through ``torch._int_mm``, a
-private function. Both are called here only, checked at first use against products known to be right, and left
-aside where they are missing, wrong or slow. The third way is float32 by numpy's BLAS over so few features at
-a time that every partial sum is a whole number that float32 holds: it needs nothing but numpy.
+All ways give the same bits. Billions of multiply-adds a second on one core of an Intel Xeon with AVX-512 VNNI
+(``benchmarks/measures.py products`` measures them anew; older instructions by switching newer ones off):
+
+=================  ============  =========================  ==================
+way                AVX-512 VNNI  AVX-512 and AVX2, without  what it costs
+=================  ============  =========================  ==================
+torch._int_mm      290           wrong: sums saturate       1.4 s to import
+numkong            130           38                         nothing
+float32 by BLAS    50            55 (AVX2: 33)              nothing
+=================  ============  =========================  ==================
+
+So a processor with 8-bit instructions (VNNI, AMX, SDOT) uses numkong, and torch where the work pays for
+importing it; any other multiplies float32, over so few features at a time that every partial sum is a whole
+number that float32 holds. ``torch._int_mm`` is a private function: it and numkong are called here only. Each
+way is checked before it is used, against products known to be right, and left aside where it is missing or
+wrong.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,14 +45,22 @@ MAX_FEATURES = 131_071
 FLOAT32_FEATURES = 1_024
 # torch._int_mm (2.13, CPU) returns wrong products for rows of one feature; short rows gain nothing anyway.
 MIN_FEATURES = 16
-# Importing torch takes about a second and 190 MiB. In multiply-adds, a core does about 1e11 a second in
-# float32 and 5e11 by numkong's 8-bit products.
-IMPORT_PAYS = 2e11
-IMPORT_PAYS_BESIDE_NUMKONG = 1e13
+# Multiply-adds per thread from which on torch's products save more than its import takes, and its 190 MiB.
+IMPORT_PAYS = 4e11
 # numkong multiplies rows of this length fastest: a block of them stays in the cache.
 NUMKONG_FEATURES = 4_096
-# Below this many multiply-adds the choice cannot be noticed.
-CHOICE_PAYS = 1e8
+# Less of a row, or fewer rows, are not worth a thread of their own.
+LEAST_FEATURES, LEAST_ROWS = 1_024, 128
+# numkong's names of what multiplies 8-bit integers in one step.
+BYTE_INSTRUCTIONS = {"icelake", "alder", "sierra", "sapphireamx", "graniteamx", "neonsdot", "svesdot", "sme"}
+# Rows and features of products that are checked: as many as a way may treat differently from few.
+CHECKED_ROWS, CHECKED_FEATURES = 512, 4096
+
+
+def num_threads() -> int:
+    """Threads of one process: as OMP_NUM_THREADS says, which Ray sets for its workers, else all cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(int(asked), 1) if asked.isdecimal() else len(os.sched_getaffinity(0))
 
 
 def blas_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
@@ -78,7 +97,7 @@ def wide_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
 
 
 def numkong_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
-    """``a @ b.T`` by the 8-bit instructions of a processor, in one thread.
+    """``a @ b.T`` by the 8-bit instructions of a processor, the features shared out over all threads.
 
     Args:
         a: ``(num_a, num_features)``, at most ``MAX_FEATURES`` features.
@@ -89,16 +108,33 @@ def numkong_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
     """
     import numkong
 
-    total: npt.NDArray[np.int32] | None = None
-    for start in range(0, a.shape[1], NUMKONG_FEATURES):
-        part = slice(start, start + NUMKONG_FEATURES)
-        gram = np.asarray(numkong.dots_packed(a[:, part], numkong.dots_pack(b[:, part])))
-        total = gram if total is None else np.add(total, gram, out=total)
-    return np.zeros((len(a), len(b)), np.int32) if total is None else total
+    def some(strip: slice, first: int) -> npt.NDArray[np.int32]:
+        total = np.zeros((strip.stop - strip.start, len(b)), np.int32)
+        for start in range(first * width, a.shape[1], by_features * width):
+            part = slice(start, start + width)
+            total += np.asarray(numkong.dots_packed(a[strip, part], numkong.dots_pack(b[:, part])))
+        return total
+
+    # Long rows are cut, which packs nothing twice; of short ones each thread takes some.
+    by_features = max(min(num_threads(), a.shape[1] // LEAST_FEATURES), 1)
+    by_rows = max(min(num_threads() // by_features, len(a) // LEAST_ROWS), 1)
+    width = min(NUMKONG_FEATURES, -(-a.shape[1] // by_features))
+    edges = [len(a) * strip // by_rows for strip in range(by_rows + 1)]
+    shares = [(slice(*edge), first) for edge in pairwise(edges) for first in range(by_features)]
+    if len(shares) == 1:
+        return some(*shares[0])
+    found = list(_threads(len(shares)).map(some, *zip(*shares, strict=True)))
+    sums = [sum(found[at + 1 : at + by_features], found[at]) for at in range(0, len(found), by_features)]
+    return np.concatenate(sums)
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="product")
 
 
 def torch_product(a: SignedBytes, b: SignedBytes, device: str = "cpu") -> npt.NDArray[np.int32]:
-    """``a @ b.T`` by the 8-bit instructions of a processor or of a graphics card.
+    """``a @ b.T`` by the 8-bit instructions of a processor, in all of torch's threads, or of a GPU.
 
     Args:
         a: ``(num_a, num_features)``, ``MIN_FEATURES`` to ``MAX_FEATURES`` features, writable.
@@ -128,27 +164,25 @@ def _padded(rows: Any, multiple: int) -> Any:
     return torch.nn.functional.pad(rows, (0, -num_features % multiple, 0, -num_rows % multiple))
 
 
-def choose_product(num_rows: int, num_features: int, total: float, device: str = "cpu") -> Product:
-    """The fastest exact product for blocks of this size in this process.
+def choose_product(num_features: int, work: float, device: str = "cpu") -> Product:
+    """The fastest exact product for rows of this length, see the table above.
 
     Args:
-        num_rows: Rows of a block.
         num_features: Features of a row.
-        total: Multiply-adds of the whole task: importing torch must be worth it.
+        work: Multiply-adds of all products of this process: importing torch must be worth it.
         device: A torch device other than ``"cpu"`` is used wherever it is exact.
 
     Returns:
         A function of two blocks; all that it may be give the same bits.
     """
-    without = blas_product if blas_is_exact() else wide_product
-    if num_features < MIN_FEATURES:
-        return without
-    if device != "cpu":
-        return partial(torch_product, device=device) if is_exact(device) else without
-    ways = _integer_ways(total)
-    if not ways or num_rows * num_rows * num_features < CHOICE_PAYS:
-        return ways[0] if ways else without
-    return _fastest((*ways, without), num_rows.bit_length(), num_features.bit_length())
+    ways: list[tuple[str, Product]] = [("BLAS", blas_product)]
+    if num_features >= MIN_FEATURES and device != "cpu":
+        ways.insert(0, (f"torch on {device}", partial(torch_product, device=device)))
+    elif num_features >= MIN_FEATURES and has_byte_instructions():
+        ways.insert(0, ("numkong", numkong_product))
+        if "torch" in sys.modules or work / num_threads() >= IMPORT_PAYS:
+            ways.insert(0, ("torch", torch_product))
+    return next((product for name, product in ways if is_exact(name, product)), wide_product)
 
 
 def check_device(device: str) -> None:
@@ -169,45 +203,40 @@ def check_device(device: str) -> None:
         ) from None
 
 
-def _integer_ways(total: float) -> list[Product]:
-    """The products of this processor's integer instructions that are here and right, the lightest first."""
-    ways: list[Product] = [numkong_product] if numkong_is_exact() else []
-    import_pays = IMPORT_PAYS_BESIDE_NUMKONG if ways else IMPORT_PAYS
-    if ("torch" in sys.modules or total >= import_pays) and is_exact():
-        ways.append(torch_product)
-    return ways
-
-
 @cache
-def is_exact(device: str = "cpu") -> bool:
-    """Whether torch's integer product exists on ``device`` and is right on products that break others."""
-    return _passes_self_test("torch", lambda a, b: torch_product(a, b, device))
+def has_byte_instructions() -> bool:
+    """Whether this processor multiplies 8-bit integers in one step, and faster than floats."""
+    try:
+        import numkong
+    except ImportError:
+        return False
+    return any(there and name in BYTE_INSTRUCTIONS for name, there in numkong.get_capabilities().items())
 
 
-@cache
-def numkong_is_exact() -> bool:
-    """The same of numkong's."""
-    return _passes_self_test("numkong", lambda a, b: numkong_product(a, b))
+_checked: dict[str, bool] = {}
+"""Whether a way is exact, by its name: found out once per process."""
 
 
-@cache
-def blas_is_exact() -> bool:
-    """The same of float32 products, which some libraries can be told to round to 16 bits."""
-    return _passes_self_test("BLAS", lambda a, b: blas_product(a, b))
-
-
-def _passes_self_test(name: str, product: Product) -> bool:
-    """Compare with wide integers where other products were seen to fail.
+def is_exact(name: str, product: Product) -> bool:
+    """Whether a product exists here and is right where others were seen to fail, found out once per process.
 
     Instructions that add pairs of products in 16 bits (before VNNI) saturate at extremes of one sign; odd
-    shapes take other code paths than round ones.
+    shapes take other code paths than round ones, and large blocks than small ones; BLAS can be told to round
+    to 16 bits.
     """
+    if name not in _checked:
+        _checked[name] = _passes(name, product)
+    return _checked[name]
+
+
+def _passes(name: str, product: Product) -> bool:
     rng = np.random.default_rng(0)
     for num_a, num_b, num_features in [
         (1, 1, MIN_FEATURES),
         (3, 5, 17),
         (70, 33, 1000),
         (2, 3, MAX_FEATURES),
+        (CHECKED_ROWS, CHECKED_ROWS // 2, CHECKED_FEATURES),
     ]:
         a = rng.integers(-128, 128, (num_a, num_features), np.int8)
         b = rng.integers(-128, 128, (num_b, num_features), np.int8)
@@ -233,53 +262,3 @@ def _is_right(name: str, product: Product, a: SignedBytes, b: SignedBytes) -> bo
         return True
     logger.warning("products by %s are wrong on this machine and left aside; results do not change", name)
     return False
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What one device does with 8-bit products.
-
-    Attributes:
-        device: Torch's name of it.
-        exact: Whether its products are right.
-        integer_rate: Multiply-adds per second of the integer product, None where it is not exact.
-        float32_rate: The same of the way without it, on this process's processor.
-    """
-
-    device: str
-    exact: bool
-    integer_rate: float | None
-    float32_rate: float
-
-
-def probe(device: str = "cpu", num_rows: int = 2048, num_features: int = 16384) -> Probe:
-    """Check and time the integer product on a device, transfers included: a report for a new machine."""
-    rng = np.random.default_rng(0)
-    a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
-    work = float(num_rows**2 * num_features)
-    exact = is_exact(device) and np.array_equal(torch_product(a, b, device), blas_product(a, b))
-    seconds = _seconds(lambda a, b: torch_product(a, b, device), a, b) if exact else None
-    return Probe(device, exact, seconds and work / seconds, work / _seconds(blas_product, a, b))
-
-
-@cache
-def _fastest(ways: tuple[Product, ...], rows_class: int, features_class: int) -> Product:
-    """Measure all ways once per process and size class, on at most 512 rows of 4,096 features.
-
-    One that is wrong there, though it passed the self-test, is left aside.
-    """
-    num_rows, num_features = min(512, 1 << rows_class), min(4096, 1 << features_class)
-    rng = np.random.default_rng(0)
-    a, b = (rng.integers(-128, 128, (num_rows, num_features), np.int8) for _ in range(2))
-    right = [product for product in ways if _is_right(product.__name__, product, a, b)]
-    return min(right, key=lambda product: _seconds(product, a, b), default=wide_product)
-
-
-def _seconds(product: Product, a: SignedBytes, b: SignedBytes) -> float:
-    product(a, b)  # first calls load code and fill caches
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        product(a, b)
-        best = min(best, time.perf_counter() - start)
-    return best

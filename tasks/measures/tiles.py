@@ -33,8 +33,8 @@ from tasks.measures.distances import (
     flatten,
     squared_distances,
 )
-from tasks.measures.partials import MAX_KEYED, Block, IntArray, Partial, far, improve
-from tasks.measures.products import Product, SignedBytes, check_device, choose_product
+from tasks.measures.partials import Block, IntArray, Partial, far, improve
+from tasks.measures.products import Product, SignedBytes, check_device, choose_product, num_threads
 
 # What ``precision`` says of distances that were formed in whole numbers.
 EXACT = "exact integer"
@@ -46,8 +46,6 @@ PIECE_BYTES = 64 << 20
 # Bytes held while others pass by. Reading rows again is free where they are in memory.
 HELD_BYTES = 256 << 20
 HELD_BYTES_IN_MEMORY = 128 << 20
-# More would leave no room in an integer for a distance and a place, see `partials.far`.
-HELD_ROWS = MAX_KEYED // 2
 # Share of a block's columns that are in a sample from which on the others are masked.
 DENSE_SHARE = 0.25
 
@@ -69,6 +67,7 @@ class Job:
         num_neighbors: Neighbours kept per row and shell.
         precision: How products are formed.
         block_rows: Rows per block, at most.
+        work: Multiply-adds that each worker does in all.
         byte_dtype: Type of rows that are bytes, to be measured in whole numbers; None for all others.
     """
 
@@ -82,6 +81,7 @@ class Job:
     num_neighbors: int
     precision: Precision
     block_rows: int
+    work: float
     byte_dtype: np.dtype[Any] | None = None
 
     @property
@@ -117,15 +117,18 @@ class Job:
         rate = 5e11 if self.exact else 5e10  # multiply-adds per second
         return len(self.rows) ** 2 / 2 * (float(np.prod(self.source.row_shape)) / rate + 5e-9)
 
-    def hold(self, span: Span, piece: int, buffer: SignedBytes) -> SignedBytes:
+    def hold(self, span: Span, piece: int, buffer: SignedBytes, pool: ThreadPoolExecutor) -> SignedBytes:
         """Rows of bytes in ``buffer``, read piece by piece: a source's own copy of all would double them."""
         held = buffer[: span[1] - span[0]]
         for start, stop in _spans(*span, piece):
-            signed(self.read(start, stop), held[start - span[0] :])
+            rows, out = self.read(start, stop), held[start - span[0] : stop - span[0]]
+            strips = np.array_split(np.arange(len(rows)), num_threads())
+            parts = [slice(strip[0], strip[-1] + 1) for strip in strips if len(strip)]
+            list(pool.map(signed, [rows[part] for part in parts], [out[part] for part in parts]))
         return held
 
     def stream(
-        self, spans: Iterator[Span], buffers: tuple[SignedBytes, SignedBytes]
+        self, spans: Iterator[Span], buffers: tuple[SignedBytes, SignedBytes], pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Span, SignedBytes]]:
         """Rows of bytes, span after span; the next ones are read while the caller works on these.
 
@@ -136,12 +139,11 @@ class Job:
         def load(span: Span) -> tuple[Span, SignedBytes]:
             return span, signed(self.read(*span), next(free))
 
-        with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(load, span) for span in islice(spans, 1)]
-            while ahead:
-                loaded = ahead.pop().result()
-                ahead += [reader.submit(load, span) for span in islice(spans, 1)]
-                yield loaded
+        ahead = [pool.submit(load, span) for span in islice(spans, 1)]
+        while ahead:
+            loaded = ahead.pop().result()
+            ahead += [pool.submit(load, span) for span in islice(spans, 1)]
+            yield loaded
 
     def partial(self, start: int, stop: int) -> Partial:
         """An empty result for positions ``start`` to ``stop``."""
@@ -193,25 +195,25 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
     """The same in whole numbers; blocks lie beside the diagonal or, with equal rows and columns, on it."""
     num_features = int(np.prod(job.source.row_shape))
     piece = min(PIECE_ROWS, job.block_rows, max(PIECE_BYTES // num_features, 1))
-    held = min(job.block_rows, HELD_ROWS, max(job.held_bytes // num_features, 1))
+    held = min(job.block_rows, max(job.held_bytes // num_features, 1))
     held = max(held // piece, 1) * piece
-    total = len(job.rows) ** 2 / 2 * num_features
-    product = choose_product(piece, num_features, total, job.precision.device)
+    product = choose_product(num_features, job.work, job.precision.device)
     norms: dict[Span, npt.NDArray[np.int64]] = {}  # of the pieces that pass by several times
     held_buffer = np.empty((min(held, rows[1] - rows[0]), num_features), np.int8)
     buffers = np.empty((2, min(piece, columns[1] - columns[0]), num_features), np.int8)
-    for i in _spans(*rows, held):
-        a = job.hold(i, piece, held_buffer)
-        if rows == columns:
-            norms_a = np.empty(len(a), np.int64)
-            yield from _blocks_within(a, i, piece, norms_a, product)
-        else:
-            norms_a = squared_norms(a, product)
-        beside = _spans(i[1] if rows == columns else columns[0], columns[1], piece)
-        for j, b in job.stream(beside, (buffers[0], buffers[1])):
-            if j not in norms:
-                norms[j] = squared_norms(b, product)
-            yield i, j, whole_squared_distances(a, b, norms_a, norms[j], product), EXACT
+    with ThreadPoolExecutor(num_threads()) as pool:
+        for i in _spans(*rows, held):
+            a = job.hold(i, piece, held_buffer, pool)
+            if rows == columns:
+                norms_a = np.empty(len(a), np.int64)
+                yield from _blocks_within(a, i, piece, norms_a, product)
+            else:
+                norms_a = squared_norms(a, product)
+            beside = _spans(i[1] if rows == columns else columns[0], columns[1], piece)
+            for j, b in job.stream(beside, (buffers[0], buffers[1]), pool):
+                if j not in norms:
+                    norms[j] = squared_norms(b, product)
+                yield i, j, whole_squared_distances(a, b, norms_a, norms[j], product), EXACT
 
 
 def _blocks_within(

@@ -28,7 +28,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest, SkipItem
@@ -359,7 +359,7 @@ def check_zip_member(info: zipfile.ZipInfo) -> None:
         raise RefusedArchive("an archive packed by another method than deflate")
 
 
-class _Headers(io.RawIOBase):
+class _Headers:
     """A stream of which, while headers are read, nobody takes gigabytes for one that says it is so long."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -376,6 +376,9 @@ class _Headers(io.RawIOBase):
     def tell(self) -> int:
         return self._file.tell()
 
+    def seekable(self) -> bool:
+        return True
+
 
 class TarArchive(Archive):
     """A tar, plain or packed, whose members become known as it is read forward."""
@@ -386,7 +389,7 @@ class TarArchive(Archive):
         file.seek(0)
         self._file = unpacked(file, name.lower()) if self._packed else file
         self._headers = _Headers(self._file)
-        self._archive = tarfile.open(fileobj=self._headers, mode="r:")  # noqa: SIM115
+        self._archive = tarfile.open(fileobj=cast(Any, self._headers), mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self._whole = False
         self._refused = ""

@@ -15,6 +15,7 @@ from typing import Any
 
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import ModelSpec, RecipeSpec
+from tasks.trials.measured import EVALUATION_PASS
 
 Sizes = tuple[int, int, int, int, int | None]
 """Channels and side of the images, outputs, images of an evaluation pass and of an attack pass."""
@@ -90,8 +91,6 @@ class NetworkCost:
         num_activations: numbers that the layers give out for one image.
         forward_flops: of one image, multiply-adds counted twice.
         step: one training step on a whole batch.
-        half_step: the step that is taken on a card instead, with bfloat16 weights; None where there is no
-            other (:mod:`tasks.trials.half_weights`).
         evaluation: one forward pass of ``evaluation_batch`` images in float32.
         attack: forward and back to the pixels, ``attack_batch`` images in float32.
         uncounted: why its passes could not be walked, empty where they were; they are then those of one dense
@@ -108,12 +107,6 @@ class NetworkCost:
     evaluation_batch: int
     attack_batch: int
     uncounted: str = ""
-    half_step: PassCost | None = None
-
-    @property
-    def card_step(self) -> PassCost:
-        """The training step that is taken on a card."""
-        return self.half_step or self.step
 
 
 @lru_cache(maxsize=256)
@@ -124,7 +117,7 @@ def network_cost(
     channels: int,
     image_size: int,
     num_outputs: int = 2,
-    evaluation_batch: int = 64,
+    evaluation_batch: int = EVALUATION_PASS,
     attack_batch: int | None = None,
 ) -> NetworkCost:
     """Return the costs of one training step, one evaluation pass and one attack pass of a network.
@@ -136,7 +129,7 @@ def network_cost(
         image_size: height and width of the images.
         num_outputs: logits, where the recipe names none.
         evaluation_batch: images per evaluation pass.
-        attack_batch: images per attack pass; None takes :func:`attack_batch_size`.
+        attack_batch: images per attack pass; None takes :func:`tasks.trials.attacks.attack_pass`.
 
     Raises:
         ConfigError: for a network that cannot be built so.
@@ -158,8 +151,8 @@ def cost_key(model: ModelSpec, recipe: RecipeSpec, sizes: Sizes) -> str:
 def to_plain(cost: NetworkCost) -> dict[str, Any]:
     """Return costs as JSON values; equal kernels of a pass are counted, and their order is lost."""
     plain = asdict(cost)
-    for name, part in _passes(cost).items():
-        kernels = Counter((k.name, k.flops, k.num_bytes) for k in part.kernels)
+    for name in PASSES:
+        kernels = Counter((k.name, k.flops, k.num_bytes) for k in getattr(cost, name).kernels)
         plain[name]["kernels"] = [[*kernel, number] for kernel, number in kernels.items()]
     return plain
 
@@ -167,19 +160,14 @@ def to_plain(cost: NetworkCost) -> dict[str, Any]:
 def from_plain(plain: dict[str, Any]) -> NetworkCost:
     """Return what :func:`to_plain` was given."""
     passes = {}
-    for name in filter(plain.get, PASSES):
+    for name in PASSES:
         counted = plain[name]["kernels"]
         kernels = tuple(Kernel(*kernel) for *kernel, number in counted for _ in range(number))
         passes[name] = PassCost(**{**plain[name], "kernels": kernels})
     return NetworkCost(**{**plain, **passes})
 
 
-PASSES = ("step", "evaluation", "attack", "half_step")
-
-
-def _passes(cost: NetworkCost) -> dict[str, PassCost]:
-    found = {name: getattr(cost, name) for name in PASSES}
-    return {name: part for name, part in found.items() if part is not None}
+PASSES = ("step", "evaluation", "attack")
 
 
 @cache

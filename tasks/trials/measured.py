@@ -82,6 +82,8 @@ class EpochScore(Finding):
     test_accuracy: float
 
 
+EVALUATION_PASS = 16
+"""Images per float32 forward pass: few enough that no network needs more memory than its training does."""
 NUM_EPOCHS_LOOKED_AT = 10
 
 

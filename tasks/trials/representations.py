@@ -24,8 +24,9 @@ from tasks.measures.dimension import IntrinsicDimension
 from tasks.measures.distances import BlockSource, as_source
 from tasks.measures.intrinsic_dimension import intrinsic_dimension
 from tasks.measures.neighbors import BLOCK_ROWS
+from tasks.trials.measured import EVALUATION_PASS
 from tasks.trials.step import as_pixels
-from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluation_mode
+from tasks.trials.training import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def features_read(model: nn.Module, num_images: int) -> Iterator[Features]:
 
 
 def extract_features(
-    model: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_BATCH_SIZE
+    model: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_PASS
 ) -> NDArray[np.float32]:
     """Return the last hidden layer of ``model`` for every image.
 

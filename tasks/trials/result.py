@@ -153,7 +153,8 @@ class TrialResult(Finding):
         energy_note: why there is none.
         micro_batch: images that passed the network at once in training, where memory was short; None for
             whole batches.
-        step_note: why training on a card took slower steps than it should.
+        step_path: how training took its steps: ``eager`` (Python starts every kernel) or ``graph`` (captured
+            graphs are replayed); empty in records from before it was noted.
     """
 
     status: TrialStatus
@@ -179,7 +180,7 @@ class TrialResult(Finding):
     energy_j: float | None = None
     energy_note: str = ""
     micro_batch: int | None = None
-    step_note: str = ""
+    step_path: str = ""
 
     @model_validator(mode="after")
     def _scores_fit_the_status(self) -> Self:

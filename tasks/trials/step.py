@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,6 @@ from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError
 from search_spaces.specs import RecipeSpec
-from tasks.trials.half_weights import HalfWeights, Update, card_update, half_weights
-from tasks.trials.layer_order import is_of_libraries
 
 SGD_MOMENTUM = 0.9
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -39,7 +38,9 @@ class Step:
         images: ``(num_images, channels, height, width)``, uint8 or float32; never written to.
         labels: ``(num_images,)`` int64.
         recipe: optimiser, rate, precision.
-        micro_batch: images that pass the network at once; None for the whole batch.
+        micro_batch: images that pass the network at once: the step is that of the whole batch, but batch norm
+            sees parts. None for the whole batch.
+        capturable: whether a graph can capture the step: the optimiser then counts its steps on the device.
 
     Raises:
         ConfigError: for a ``micro_batch`` below one.
@@ -52,14 +53,14 @@ class Step:
         labels: Tensor,
         recipe: RecipeSpec,
         micro_batch: int | None = None,
+        *,
+        capturable: bool = False,
     ) -> None:
         if micro_batch is not None and micro_batch < 1:
             raise ConfigError("micro_batch must be at least one image", str(micro_batch), "leave it out")
         self.model, self.images, self.labels, self.micro_batch = model, images, labels, micro_batch
-        self.optimizer = make_optimizer(model, recipe, capturable=images.device.type == "cuda")
+        self.optimizer = make_optimizer(model, recipe, capturable=capturable)
         self.recipe = recipe
-        self.half: HalfWeights | None = None
-        """bfloat16 weights to compute with, and the update that writes them; set by :func:`stepper`."""
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=images.device)
         self._num_hits = torch.zeros((), dtype=torch.int64, device=images.device)
         self._num_examples = 0
@@ -81,11 +82,9 @@ class Step:
             loss = F.cross_entropy(logits.float(), labels)
             # The mean over the batch is the mean over its parts, weighted by their sizes.
             torch.autograd.backward(loss if len(part) == len(rows) else loss * (len(part) / len(rows)))
-            if self.half and len(parts) > 1:
-                self.half.sum_parts()
             self._loss_sum += loss.detach().double() * len(part)
             self._num_hits += (logits.argmax(1) == labels).sum()
-        (self.half or self.optimizer).step()
+        self.optimizer.step()
 
     def count(self, num_images: int) -> None:
         """Count a batch of ``num_images`` to the totals."""
@@ -108,35 +107,15 @@ def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
     return batches
 
 
-@contextmanager
-def stepper(step: Step, *, graphs: bool | None = None) -> Iterator[Callable[[Tensor], None]]:
-    """Yield what takes steps: ``step`` itself, or its captured graphs, one per batch size.
-
-    Args:
-        step: what to run, in the state that training begins or goes on with.
-        graphs: capture graphs; None does so on CUDA for networks with batch norm, which are made of many
-            small kernels. VGGs are bound by the traffic of their weights: a graph gains nothing there, but
-            bfloat16 weights do.
-    """
-    device = step.images.device
-    if graphs is None:
-        graphs = device.type == "cuda" and has_batch_norm(step.model)
-    if graphs:
-        captured = CapturedSteps(step)
-        yield captured
-        captured.release()
-        return
-    update, _ = update_of(step.model, step.recipe, device)
-    if update is None:
-        yield step
-        return
-    with half_weights(step.model, step.optimizer, update) as step.half:
-        yield step
-    step.half = None
+class CaptureError(RuntimeError):
+    """A step could not be captured; its memory is lost until the process ends (pytorch#190308)."""
 
 
 class CapturedSteps:
     """Graphs of a step, one per batch size: full batches have one, the ragged last batch another.
+
+    They live as long as a training and end together: a graph that ends while another of its stream lives
+    takes cuBLAS's workspace from it (pytorch#193402).
 
     The first :data:`WARM_UP_STEPS` batches of each size run eagerly on a side stream, as capture demands;
     they are steps of the training like all others, so both ways of training take the same steps.
@@ -166,17 +145,19 @@ class CapturedSteps:
         self._rows[size].copy_(rows)
         self._replay[size]()
 
-    def release(self) -> None:
-        """Let the graphs and their memory go."""
-        self._replay.clear()
-        self._rows.clear()
-
 
 def record_graph(work: Callable[[], None]) -> Callable[[], None]:
-    """Capture ``work`` on the current CUDA device, without running it, and return its replay."""
+    """Capture ``work`` on the current CUDA device, without running it, and return its replay.
+
+    Raises:
+        CaptureError: when it cannot be captured, whatever the reason; that is its cause.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except Exception as error:
+        raise CaptureError(f"a step could not be captured: {type(error).__name__}: {error}") from error
     replay: Callable[[], None] = graph.replay
     return replay
 
@@ -187,11 +168,17 @@ def side_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = _side_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # One per process: memory cached for a stream serves no other, and cuBLAS keeps scratch for each.
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def as_pixels(images: Tensor) -> Tensor:
@@ -205,37 +192,10 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
 
 
-def takes_half_weights(model: nn.Module, recipe: RecipeSpec) -> bool:
-    """Tell whether ``model`` trains on bfloat16 copies of its weights on a card: where it pays, and is safe.
-
-    It pays in bfloat16 with Adam or AdamW: fewer bytes and fewer kernels, whatever the size. Networks with
-    batch norm are trained by captured graphs, whose count of steps must lie on the device. Somebody's own
-    layers, or what somebody hung on a library's, may change weights and gradients in ways that copies would
-    not see; libraries' layers do not.
-    """
-    return (
-        recipe.precision == "bfloat16"
-        and recipe.optimizer in ("adam", "adamw")
-        and not has_batch_norm(model)
-        and is_of_libraries(model)
-    )
-
-
-def update_of(model: nn.Module, recipe: RecipeSpec, device: torch.device) -> tuple[Update | None, str]:
-    """Return what updates bfloat16 weights of ``model`` on ``device``, or None, and why where it should.
-
-    Raises:
-        SetupError: see :func:`tasks.trials.half_weights.card_update`.
-    """
-    if device.type != "cuda" or not takes_half_weights(model, recipe):
-        return None, ""
-    return card_update(device)
-
-
 def make_optimizer(
     model: nn.Module, recipe: RecipeSpec, *, capturable: bool = False
 ) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser over ``model``; ``capturable`` keeps its step count on the device."""
+    """Return the recipe's optimiser over ``model``; ``capturable`` lets a graph capture its steps."""
     parameters = list(model.parameters())
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "sgd":

@@ -25,13 +25,13 @@ from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
 from tasks.trials.checkpoints import Checkpoints
-from tasks.trials.layer_order import pools_before_relus
+from tasks.trials.measured import EVALUATION_PASS
 from tasks.trials.result import EpochRecord
 from tasks.trials.seeding import seeded
-from tasks.trials.step import Step, as_pixels, has_batch_norm, split_batches, stepper
+from tasks.trials.step import CapturedSteps, Step, as_pixels, has_batch_norm, split_batches
 
-EVALUATION_BATCH_SIZE = 64
-"""Batch size of the released evaluation; changes a result only under ``mean_of_batch_means``."""
+AVERAGED_BATCH = 64
+"""Batch size of the released evaluation, which ``mean_of_batch_means`` averages over."""
 
 LossRule = Literal["mean_over_examples", "mean_of_batch_means"]
 
@@ -66,52 +66,53 @@ def train(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     micro_batch: int | None = None,
     checkpoints: Checkpoints | None = None,
+    graphs: bool = False,
 ) -> list[EpochRecord]:
     """Train ``model`` in place for ``recipe.epochs`` epochs at a constant rate; the last epoch counts.
 
     Every epoch visits all images once in a new order that depends on ``seed`` alone. The last batch of an
     epoch may be shorter; a single image joins the batch before it: batch norm has no variance over one.
 
-    Precision is the recipe's, see :class:`~tasks.trials.step.Step`; the loss is always float32.
-
     Args:
         model: maps float pixels in [0, 255] to logits; moved to ``device``.
         images: ``(num_images, channels, height, width)``, uint8 or float32, pixels in [0, 255].
         labels: ``(num_images,)`` int64.
-        recipe: optimiser, rate, batch size, epochs, precision.
+        recipe: how.
         seed: seed of batch order and dropout.
         device: where to train.
         on_epoch: called with the record of every finished epoch that did not diverge.
-        micro_batch: images that pass the network at once: the step is that of the whole batch, but batch
-            norm sees parts. None passes whole batches.
-        checkpoints: where an earlier attempt left off, and where this one does; None for neither.
+        micro_batch: images that pass at once; see :class:`~tasks.trials.step.Step`. None for whole batches.
+        checkpoints: where an earlier attempt left off, and where this one does.
+        graphs: on a GPU, replay captured graphs of the step.
 
     Returns:
         One record per epoch; the last one is ``diverged`` when its mean loss is NaN or infinite.
 
     Raises:
         ConfigError: for a batch size of 1 with a network that has batch norm.
+        CaptureError: when the step cannot be captured.
     """
     _check_batch_norm(model, recipe, micro_batch)
     model.to(device := torch.device(device), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    step = Step(model, images.to(device), labels.to(device), recipe, micro_batch)
+    graphs &= device.type == "cuda"
+    step = Step(model, images.to(device), labels.to(device), recipe, micro_batch, capturable=graphs)
+    take = CapturedSteps(step) if graphs else step
     order = torch.Generator().manual_seed(derive_seed("batch order", seed))
-    with seeded(derive_seed("dropout", seed), device), pools_before_relus(model):
+    with seeded(derive_seed("dropout", seed), device):
         history = [] if checkpoints is None else checkpoints.restore(model, step.optimizer, order, device)
-        with stepper(step) as take:
-            for epoch in range(len(history) + 1, recipe.epochs + 1):
-                start = time.perf_counter()
-                permutation = torch.randperm(len(images), generator=order).to(device)
-                for rows in split_batches(permutation, recipe.batch_size):
-                    take(rows)
-                record = EpochRecord(epoch, *step.read_totals(), time.perf_counter() - start)
-                history.append(record)
-                if record.diverged:
-                    break
-                if on_epoch is not None:
-                    on_epoch(record)
-                if checkpoints is not None:
-                    checkpoints.offer(history, model, step.optimizer, order, device)
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
+            start = time.perf_counter()
+            permutation = torch.randperm(len(images), generator=order).to(device)
+            for rows in split_batches(permutation, recipe.batch_size):
+                take(rows)
+            record = EpochRecord(epoch, *step.read_totals(), time.perf_counter() - start)
+            history.append(record)
+            if record.diverged:
+                break
+            if on_epoch is not None:
+                on_epoch(record)
+            if checkpoints is not None:
+                checkpoints.offer(history, model, step.optimizer, order, device)
     model.zero_grad(set_to_none=True)
     return history
 
@@ -121,9 +122,8 @@ def evaluate(
     images: Tensor,
     labels: Tensor,
     *,
-    batch_size: int = EVALUATION_BATCH_SIZE,
     rule: LossRule = "mean_over_examples",
-    at_once: int | None = None,
+    pass_size: int = EVALUATION_PASS,
 ) -> Evaluation:
     """Return loss and accuracy in evaluation mode and float32; the model's mode is restored.
 
@@ -131,18 +131,14 @@ def evaluate(
         model: on the device of ``images``.
         images: ``(num_images, channels, height, width)``, pixels in [0, 255].
         labels: ``(num_images,)`` int64.
-        batch_size: images per forward pass, unless ``at_once`` is given.
-        rule: ``mean_of_batch_means`` is the released code's average over batches, in which the images of a
-            shorter last batch weigh more.
-        at_once: images per forward pass; None for whole batches.
+        rule: ``mean_of_batch_means`` is the released code's average over batches of 64, in which the images
+            of a shorter last batch weigh more.
+        pass_size: images per forward pass; changes nothing but speed and memory.
     """
-    losses, hits = [], []
     with torch.no_grad(), evaluation_mode(model):
-        for pixels, batch_labels in iterate(images, labels, at_once or batch_size):
-            batch_losses, batch_hits = score(model(pixels), batch_labels)
-            losses.append(batch_losses)
-            hits.append(batch_hits)
-    return Evaluation(mean_loss(torch.cat(losses), batch_size, rule), float(torch.cat(hits).double().mean()))
+        scores = [score(model(pixels), some) for pixels, some in iterate(images, labels, pass_size)]
+    losses, correct = (torch.cat(parts) for parts in zip(*scores, strict=True))
+    return Evaluation(mean_loss(losses, rule), float(correct.double().mean()))
 
 
 def in_parts(num_images: int, recipe: RecipeSpec, micro_batch: int | None) -> int:
@@ -151,10 +147,10 @@ def in_parts(num_images: int, recipe: RecipeSpec, micro_batch: int | None) -> in
     return max(1, min(num_images, num_images * parts // recipe.batch_size))
 
 
-def iterate(images: Tensor, labels: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches in the stored order as fresh float32 pixels and their labels."""
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
+def iterate(images: Tensor, labels: Tensor, pass_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images in the stored order, ``pass_size`` at once, as fresh float32 pixels, and their labels."""
+    for start in range(0, len(images), pass_size):
+        rows = slice(start, start + pass_size)
         yield as_pixels(images[rows]), labels[rows]
 
 
@@ -163,7 +159,7 @@ def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(1) == labels
 
 
-def mean_loss(losses: Tensor, batch_size: int, rule: LossRule) -> float:
+def mean_loss(losses: Tensor, rule: LossRule, batch_size: int = AVERAGED_BATCH) -> float:
     """Average per-example ``losses`` ``(num_images,)`` by ``rule``, in float64."""
     losses = losses.double()
     if rule == "mean_of_batch_means":

@@ -12,35 +12,58 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from search_spaces.errors import ConfigError, CorruptStoreError
+from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.trials import Measurement, TrialSpec
+from search_spaces.specs import AttackSpec
+from search_spaces.trials import (
+    AttackMeasurement,
+    Measurement,
+    NetworkSpec,
+    PredictionMeasurement,
+    RepresentationMeasurement,
+    RobustnessMeasurement,
+    TrialSpec,
+)
+from tasks.measures.dimension import IntrinsicDimension
+from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.prepared.subsets import TrialData
-from tasks.trials.attacks import CleanPass, attack_batch_size, pass_clean
+from tasks.trials.attacks import CleanPass, attack_all, attack_pass, measure_radii, pass_clean
 from tasks.trials.checkpoints import Checkpoints
 from tasks.trials.classification import classification_scores
 from tasks.trials.energy import EnergyMeter
-from tasks.trials.inputs import check_inputs
-from tasks.trials.measured import EpochScore, KeptFile, epochs_to_look_at
-from tasks.trials.measuring import Measuring
+from tasks.trials.measured import EVALUATION_PASS, EpochScore, KeptFile, RadiusRecord, epochs_to_look_at
 from tasks.trials.memory import peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
-from tasks.trials.representations import features_read
-from tasks.trials.result import EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
+from tasks.trials.predictions import to_parquet
+from tasks.trials.representations import estimate_dimension, extract_features, features_read
+from tasks.trials.result import (
+    AttackRecord,
+    EpochRecord,
+    NetworkScores,
+    StageRecord,
+    Timings,
+    TrialResult,
+    TrialStatus,
+)
+from tasks.trials.search_result import SearchResult, SearchStatus, ValidationScore, capped
 from tasks.trials.seeding import contained, deterministic
-from tasks.trials.step import update_of
-from tasks.trials.training import EVALUATION_BATCH_SIZE, evaluate, in_parts, resident, train
+from tasks.trials.stages import StageRows, stages
+from tasks.trials.training import evaluate, in_parts, resident, train
 from tasks.trials.weights import load_into, to_bytes
 
 RESTORED_TOLERANCE = 1e-3
 """Relative and absolute; another device or number of threads changes a test loss by far less."""
+
+Keep = Callable[[bytes], KeptFile | str]
+"""Keeps a file beside the result; text says why it could not."""
+GoOn = Callable[[int, float], bool]
+"""Given an epoch and the validation loss after it, capped, tells whether to train on."""
 
 
 def run_trial(
@@ -51,10 +74,11 @@ def run_trial(
     num_threads: int = 1,
     gpu_fraction: float | None = None,
     micro_batch: int | None = None,
+    graphs: bool = False,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     on_score: Callable[[EpochScore], None] | None = None,
-    keep: Callable[[bytes], KeptFile | str] | None = None,
-    keep_predictions: Callable[[bytes], KeptFile | str] | None = None,
+    keep: Keep | None = None,
+    keep_predictions: Keep | None = None,
     checkpoints: Checkpoints | None = None,
     pretrained: bytes | None = None,
 ) -> TrialResult:
@@ -68,6 +92,7 @@ def run_trial(
         gpu_fraction: share of the GPU's memory this process may take; None sets no limit.
         micro_batch: images that pass the network at once in training, where memory is short, and others in
             as many parts; steps are those of whole batches, but batch norm sees parts. It is in the outcome.
+        graphs: on a GPU, take steps by captured graphs.
         on_epoch: called with the record of every finished epoch.
         on_score: called before it where the test images were passed after that epoch.
         keep: given the trained network's weights; text says why they could not be kept, which is noted.
@@ -79,17 +104,16 @@ def run_trial(
         ConfigError: for a spec that cannot be carried out (image too small for the architecture, fewer logits
             than classes, a batch too small for batch norm).
         DataError: for fewer training images than asked for, or pixels or labels out of range.
+        CaptureError: when steps cannot be captured; the process must then end.
         torch.OutOfMemoryError: when the GPU's memory, or its share, is used up; cached memory is freed first.
         MemoryError: when the machine's memory is used up.
     """
     check_inputs(spec.network, data)
     if spec.network.model.pretrained and pretrained is None:
         raise ConfigError("A pretrained network must be given its weights", spec.network.model.name)
-    device = torch.device(device)
-    with _alone(spec, device, num_threads, gpu_fraction):
-        meter = EnergyMeter(device)
-        trial = _Trial(spec, data, device, num_threads, micro_batch, keep_predictions)
-        result = trial.run(on_epoch, on_score, keep, checkpoints, pretrained)
+    with _Trial.alone(spec, data, device, num_threads, gpu_fraction, micro_batch, graphs) as trial:
+        meter = EnergyMeter(trial.device)
+        result = trial.run(on_epoch, on_score, keep, keep_predictions, checkpoints, pretrained)
         start = hashlib.sha256(pretrained).hexdigest() if pretrained is not None else ""
         more = {"energy_j": meter.joules(), "energy_note": meter.note, "pretrained": start}
         return result.model_copy(update=more)
@@ -105,50 +129,99 @@ def measure_trial(
     device: torch.device | str = "cpu",
     num_threads: int = 1,
     gpu_fraction: float | None = None,
-    keep_predictions: Callable[[bytes], KeptFile | str] | None = None,
+    keep_predictions: Keep | None = None,
 ) -> TrialResult:
     """Measure on a network's kept weights what was not measured yet; nothing is trained.
 
-    Args:
-        spec: what is asked for now.
-        data: see :func:`run_trial`.
-        weights: of the network, from :func:`tasks.trials.weights.to_bytes`.
-        known: what was found before; everything in it stays as it is, to the last bit.
-        missing: what is to be measured.
-        device: see :func:`run_trial`, likewise the rest.
-        num_threads: torch threads on the CPU.
-        gpu_fraction: share of the GPU's memory.
-        keep_predictions: see :func:`run_trial`.
+    ``missing`` is what is to be measured of a network with these ``weights``; everything in ``known``, what
+    was found before, stays as it is, to the last bit. The other arguments are those of :func:`run_trial`.
 
     Raises:
         CorruptStoreError: when the weights are not those of this network, or it needs more than its weights
             to give the loss that is known; and as :func:`run_trial`.
     """
     check_inputs(spec.network, data)
-    device = torch.device(device)
-    with _alone(spec, device, num_threads, gpu_fraction):
-        trial = _Trial(spec, data, device, num_threads, None, keep_predictions)
-        return trial.measure(weights, known, missing)
+    with _Trial.alone(spec, data, device, num_threads, gpu_fraction) as trial:
+        trial.build()
+        load_into(trial.model, weights)
+        trial.check_restored(known)
+        return _joined(known, trial.measure(missing, keep_predictions))
 
 
-@contextmanager
-def _alone(
-    spec: TrialSpec, device: torch.device, num_threads: int, gpu_fraction: float | None
-) -> Iterator[None]:
-    """Let nothing of the process decide a trial's numbers, and leave nothing of it changed.
+def run_search_trial(
+    network: NetworkSpec,
+    data: TrialData,
+    *,
+    device: torch.device | str = "cpu",
+    num_threads: int = 1,
+    gpu_fraction: float | None = None,
+    micro_batch: int | None = None,
+    graphs: bool = False,
+    go_on: GoOn | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> SearchResult:
+    """Train a network on one side of a validation split and return its validation loss after every epoch.
 
-    The generators matter to networks that draw numbers in evaluation too.
+    It is built, seeded and trained as the sweep's own trial of it is, but on all of ``data``, which comes
+    from :func:`tasks.prepared.validation.load_validation`. ``go_on`` is asked after every epoch but the last,
+    None trains to the end; ``on_epoch`` is given the record of every epoch, once it is judged. The other
+    arguments, and what is raised, are those of :func:`run_trial`.
     """
-    with (
-        trial_memory(device, gpu_fraction),
-        contained(derive_seed("evaluation", spec.derived_seed), device),
-        deterministic(device, num_threads),
-    ):
-        yield
+    if network.model.pretrained:
+        found = f"{network.model.name} is pretrained"
+        raise ConfigError("A search trains networks from random weights", found)
+    num_train, chance_loss = len(data.train_images), math.log(data.num_classes)
+    check_inputs(network.model_copy(update={"train_size": num_train}), data)
+    spec, options = TrialSpec(network=network), (device, num_threads, gpu_fraction, micro_batch, graphs)
+    curve: list[ValidationScore] = []
+    with _Trial.alone(spec, data, *options, num_train=num_train) as trial:
+        trial.build()
+
+        def judge(record: EpochRecord) -> None:
+            if reason := trial.validate(record.epoch, curve):
+                raise _Ended(SearchStatus.DIVERGED, reason)
+            if on_epoch is not None:
+                on_epoch(record)
+            if go_on is None or record.epoch == network.recipe.epochs:
+                return
+            if not go_on(record.epoch, capped(curve[-1].loss, chance_loss)):
+                raise _Ended(SearchStatus.PRUNED, f"others were better at epoch {record.epoch}")
+
+        try:
+            reason = trial.train(judge)
+            status = SearchStatus.DIVERGED if reason else SearchStatus.COMPLETE
+        except _Ended as ended:
+            status, reason = ended.status, str(ended)
+        if not curve and not reason:  # a recipe of no epochs
+            trial.validate(0, curve)
+        return SearchResult(
+            status=status,
+            reason=reason,
+            epochs=len(curve) + (status == SearchStatus.DIVERGED),
+            curve=tuple(curve),
+            num_train=num_train,
+            num_validation=len(data.test_images),
+            num_classes=data.num_classes,
+            chance_loss=chance_loss,
+            device=str(trial.device),
+            num_threads=num_threads,
+            peak_memory_bytes=peak_bytes(trial.device),
+            micro_batch=micro_batch,
+        )
+
+
+class _Ended(Exception):
+    """A search ends a training early."""
+
+    def __init__(self, status: SearchStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class _Trial:
-    """The stages of one trial and what they add to its result."""
+    """A network, the images it is trained and measured on, and what is found of it."""
+
+    model: PixelModel
 
     def __init__(
         self,
@@ -157,68 +230,178 @@ class _Trial:
         device: torch.device,
         num_threads: int,
         micro_batch: int | None,
-        keep_predictions: Callable[[bytes], KeptFile | str] | None,
+        graphs: bool,
+        num_train: int,
     ) -> None:
         self.spec, self.data, self.device, self.num_threads = spec, data, device, num_threads
-        self.micro_batch, self.keep_predictions = micro_batch, keep_predictions
-        self.network, self.seed = spec.network, spec.derived_seed
-        self.scores: NetworkScores | None = None
-        self.test_history: list[EpochScore] = []
-        self.history: list[EpochRecord] = []
-        self.timings: dict[str, float] = {}
-        size, recipe = self.network.train_size, self.network.recipe
-        train = data.train_images[:size], data.train_labels[:size]
+        self.network, self.recipe, self.seed = spec.network, spec.network.recipe, spec.derived_seed
+        self.micro_batch, self.graphs = micro_batch, graphs and device.type == "cuda"
         self.images, self.labels, self.test_images, self.test_labels = (
-            resident(array, device) for array in (*train, data.test_images, data.test_labels)
+            resident(array, device)
+            for array in (
+                data.train_images[:num_train],
+                data.train_labels[:num_train],
+                data.test_images,
+                data.test_labels,
+            )
         )
-        self.rule, at_once = recipe.test_loss, in_parts(EVALUATION_BATCH_SIZE, recipe, micro_batch)
-        self._score = partial(evaluate, rule=self.rule, at_once=at_once)
+        self.pass_size = in_parts(EVALUATION_PASS, self.recipe, micro_batch)
+        """Images of a forward pass."""
+        self.gradient_pass = attack_pass(self.recipe, micro_batch)
+        """Images whose gradients are taken at once."""
+        self.clean: CleanPass | None = None
+        self.features: NDArray[np.float32] | None = None
+        self.scores: NetworkScores | None = None
+        self.history: list[EpochRecord] = []
+        self.test_history: list[EpochScore] = []
+        self.timings: dict[str, float] = {}
+
+    @classmethod
+    @contextmanager
+    def alone(
+        cls,
+        spec: TrialSpec,
+        data: TrialData,
+        device: torch.device | str,
+        num_threads: int,
+        gpu_fraction: float | None,
+        micro_batch: int | None = None,
+        graphs: bool = False,
+        num_train: int | None = None,
+    ) -> Iterator[_Trial]:
+        """Let nothing of the process decide a trial's numbers, and leave nothing of it changed.
+
+        The generators matter to networks that draw numbers in evaluation too.
+        """
+        device = torch.device(device)
+        with (
+            trial_memory(device, gpu_fraction),
+            contained(derive_seed("evaluation", spec.derived_seed), device),
+            deterministic(device, num_threads),
+        ):
+            size = spec.network.train_size if num_train is None else num_train
+            yield cls(spec, data, device, num_threads, micro_batch, graphs, size)
 
     def run(
         self,
         on_epoch: Callable[[EpochRecord], None] | None,
         on_score: Callable[[EpochScore], None] | None,
-        keep: Callable[[bytes], KeptFile | str] | None,
+        keep: Keep | None,
+        keep_predictions: Keep | None,
         checkpoints: Checkpoints | None,
         pretrained: bytes | None,
     ) -> TrialResult:
         """Run the stages in order; stop where the network has diverged."""
         with self._timed("build"):
-            model = self._build(pretrained)
+            self.build(pretrained)
+        notes: list[dict[str, Any]] = [] if checkpoints is None else checkpoints.notes
+
+        def after(record: EpochRecord) -> None:
+            if record.epoch in epochs_to_look_at(self.recipe.epochs):
+                found = evaluate(
+                    self.model,
+                    self.test_images,
+                    self.test_labels,
+                    rule=self.recipe.test_loss,
+                    pass_size=self.pass_size,
+                )
+                if math.isfinite(found.loss):
+                    note = {"epoch": record.epoch, "test_loss": found.loss, "test_accuracy": found.accuracy}
+                    notes.append(note)
+                    if on_score is not None:
+                        on_score(EpochScore.model_validate(note))
+            if on_epoch is not None:
+                on_epoch(record)
+
         with self._timed("train"):
-            reason = self._train(model, on_epoch, on_score, checkpoints)
+            reason = self.train(after, checkpoints)
+        self.test_history = [EpochScore.model_validate(note) for note in notes]
         if not reason:
             with self._timed("evaluate"):
-                features, clean, reason = self._evaluate(model)
+                reason = self.evaluate()
         if reason:
             return self._result(reason)
-        kept = keep(to_bytes(model)) if keep else None
-        found = self._measuring(model, features, clean).measure(self.spec.measurements)
+        kept = keep(to_bytes(self.model)) if keep else None
+        found = self.measure(self.spec.measurements, keep_predictions)
         return self._result("", kept).model_copy(update={**found, "timings": Timings(**self.timings)})
 
-    def measure(self, weights: bytes, known: TrialResult, missing: Sequence[Measurement]) -> TrialResult:
-        """Measure ``missing`` on kept weights, and add it to what is known."""
-        model = self._build()
-        load_into(model, weights)
-        measuring = self._measuring(model)
-        self._check_restored(measuring, known)
-        found = measuring.measure(missing)
-        new = {(attack.method, attack.epsilon) for attack in found["attacks"]}
-        kept = tuple(attack for attack in known.attacks if (attack.method, attack.epsilon) not in new)
-        return known.model_copy(
-            update={
-                "d_repr": {**known.d_repr, **found["d_repr"]},
-                "d_repr_stages": found["d_repr_stages"] or known.d_repr_stages,
-                "attacks": kept + found["attacks"],
-                "robustness": found["robustness"] or known.robustness,
-                "predictions": found["predictions"] or known.predictions,
-                "predictions_note": found["predictions_note"],
-            }
-        )
+    def build(self, pretrained: bytes | None = None) -> None:
+        """Build the network with its seeded weights."""
+        self.model = build_model(
+            self.network.model,
+            num_outputs=self.recipe.num_outputs or self.data.num_classes,
+            in_channels=self.data.train_images.shape[1],
+            image_size=self.data.train_images.shape[2],
+            input_scale=self.recipe.input_scale,
+            dropout=self.recipe.dropout,
+            seed=derive_seed("weights", self.seed),
+            pretrained=pretrained,
+        ).to(self.device)
 
-    def _check_restored(self, measuring: Measuring, known: TrialResult) -> None:
+    def train(self, on_epoch: Callable[[EpochRecord], None], checkpoints: Checkpoints | None = None) -> str:
+        """Train the network; return why it diverged, or nothing."""
+        history = train(
+            self.model,
+            self.images,
+            self.labels,
+            self.recipe,
+            seed=derive_seed("training", self.seed),
+            device=self.device,
+            on_epoch=on_epoch,
+            micro_batch=self.micro_batch,
+            checkpoints=checkpoints,
+            graphs=self.graphs,
+        )
+        self.history = [record for record in history if not record.diverged]
+        if history and history[-1].diverged:
+            return f"the training loss was {history[-1].train_loss} in epoch {history[-1].epoch}"
+        return ""
+
+    def evaluate(self) -> str:
+        """Pass every image once: features come with the train loss, gradients with the test loss.
+
+        Returns:
+            Why the network diverged, or nothing.
+        """
+        rule = self.recipe.test_loss
+        with features_read(self.model, len(self.images)) as features:
+            train = evaluate(self.model, self.images, self.labels, rule=rule, pass_size=self.pass_size)
+        self.features, clean = features.array, self.pass_clean()
+        test = clean.evaluation(rule)
+        for name, evaluation in (("train", train), ("test", test)):
+            if not math.isfinite(evaluation.loss):
+                return f"the trained network's {name} loss is {evaluation.loss}"
+        self.scores = NetworkScores(
+            num_parameters=num_parameters(self.model),
+            train_loss=train.loss,
+            train_accuracy=train.accuracy,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            classification=classification_scores(
+                clean.logits.cpu().numpy(), self.test_labels.cpu().numpy(), self.data.num_classes
+            ),
+        )
+        return ""
+
+    def validate(self, epoch: int, curve: list[ValidationScore]) -> str:
+        """Add the score on the held-out images to ``curve``, or return why there is none."""
+        found = evaluate(self.model, self.test_images, self.test_labels, pass_size=self.pass_size)
+        if not math.isfinite(found.loss):
+            return f"the validation loss was {found.loss} after epoch {epoch}"
+        curve.append(ValidationScore(epoch=epoch, loss=found.loss, accuracy=found.accuracy))
+        return ""
+
+    def pass_clean(self) -> CleanPass:
+        """Pass the test images, once."""
+        if self.clean is None:
+            self.clean = pass_clean(
+                self.model, self.test_images, self.test_labels, pass_size=self.gradient_pass
+            )
+        return self.clean
+
+    def check_restored(self, known: TrialResult) -> None:
         """See that the network is the trained one: somebody's own may keep more than its weights."""
-        found = measuring.pass_clean().evaluation(rule=self.rule).loss
+        found = self.pass_clean().evaluation(self.recipe.test_loss).loss
         if known.scores is not None and not math.isclose(
             found, known.scores.test_loss, rel_tol=RESTORED_TOLERANCE, abs_tol=RESTORED_TOLERANCE
         ):
@@ -228,96 +411,93 @@ class _Trial:
                 "let its forward pass depend on parameters and buffers alone",
             )
 
-    def _measuring(
-        self, model: PixelModel, features: NDArray[np.float32] | None = None, clean: CleanPass | None = None
-    ) -> Measuring:
-        return Measuring(
-            self.spec,
-            model,
-            self.images,
-            self.test_images,
-            self.test_labels,
-            self.data.test_rows,
-            self._timed,
-            self.keep_predictions,
-            features,
-            clean,
-            self.micro_batch,
+    def measure(self, missing: Sequence[Measurement], keep_predictions: Keep | None) -> dict[str, Any]:
+        """Return fields of a :class:`~tasks.trials.result.TrialResult`: what of ``missing`` was found."""
+        representations = [m for m in missing if isinstance(m, RepresentationMeasurement)]
+        with self._timed("d_repr"):
+            d_repr = self._d_repr([m for m in representations if not m.stages])
+            d_repr_stages = self._d_repr_stages([m for m in representations if m.stages])
+        kept: KeptFile | str | None = None
+        if keep_predictions and any(isinstance(m, PredictionMeasurement) for m in missing):
+            logits, labels = self.pass_clean().logits.cpu().numpy(), self.test_labels.cpu().numpy()
+            kept = keep_predictions(to_parquet(logits, labels, self.data.test_rows))
+        with self._timed("attack"):
+            attacks = self._attacks([m for m in missing if isinstance(m, AttackMeasurement)])
+        return {
+            "d_repr": d_repr,
+            "d_repr_stages": d_repr_stages,
+            "attacks": attacks,
+            "robustness": self._radii([m for m in missing if isinstance(m, RobustnessMeasurement)]),
+            "predictions": kept if isinstance(kept, KeptFile) else None,
+            "predictions_note": kept if isinstance(kept, str) else "",
+        }
+
+    def _d_repr(self, asked: Sequence[RepresentationMeasurement]) -> dict[str, IntrinsicDimension]:
+        if not asked:
+            return {}
+        features = extract_features(self.model, self.images) if self.features is None else self.features
+        return self._dimension(features, asked)
+
+    def _d_repr_stages(self, asked: Sequence[RepresentationMeasurement]) -> tuple[StageRecord, ...]:
+        if not asked:
+            return ()
+        rows = [StageRows(self.model, name, self.images) for name in stages(self.model, self.images[:1])]
+        return tuple(
+            StageRecord(
+                module=row.module,
+                num_features=math.prod(row.row_shape),
+                d_repr=self._dimension(row, asked, block_rows=row.block_rows),
+            )
+            for row in rows
         )
 
-    def _build(self, pretrained: bytes | None = None) -> PixelModel:
-        recipe = self.network.recipe
-        return build_model(
-            self.network.model,
-            num_outputs=recipe.num_outputs or self.data.num_classes,
-            in_channels=self.data.train_images.shape[1],
-            image_size=self.data.train_images.shape[2],
-            input_scale=recipe.input_scale,
-            dropout=recipe.dropout,
-            seed=derive_seed("weights", self.seed),
-            pretrained=pretrained,
-        ).to(self.device)
-
-    def _train(
+    def _dimension(
         self,
-        model: PixelModel,
-        on_epoch: Callable[[EpochRecord], None] | None,
-        on_score: Callable[[EpochScore], None] | None,
-        checkpoints: Checkpoints | None,
-    ) -> str:
-        recipe = self.network.recipe
-        _, self.step_note = update_of(model, recipe, self.device)
-        notes: list[dict[str, Any]] = [] if checkpoints is None else checkpoints.notes
-
-        def after(record: EpochRecord) -> None:
-            if record.epoch in epochs_to_look_at(recipe.epochs):
-                found = self._score(model, self.test_images, self.test_labels)
-                if math.isfinite(found.loss):
-                    note = {"epoch": record.epoch, "test_loss": found.loss, "test_accuracy": found.accuracy}
-                    notes.append(note)
-                    if on_score is not None:
-                        on_score(EpochScore.model_validate(note))
-            if on_epoch is not None:
-                on_epoch(record)
-
-        history = train(
-            model,
-            self.images,
-            self.labels,
-            recipe,
-            seed=derive_seed("training", self.seed),
-            device=self.device,
-            on_epoch=after,
-            micro_batch=self.micro_batch,
-            checkpoints=checkpoints,
+        features: NDArray[np.float32] | StageRows,
+        asked: Sequence[RepresentationMeasurement],
+        block_rows: int = BLOCK_ROWS,
+    ) -> dict[str, IntrinsicDimension]:
+        return estimate_dimension(
+            features,
+            [measurement.estimator for measurement in asked],
+            num_neighbors=self.spec.representation.num_neighbors,
+            discard_fraction=self.network.subset.twonn_discard_fraction,
+            seed=derive_seed("d_repr", self.seed),
+            block_rows=block_rows,
         )
-        self.history = [record for record in history if not record.diverged]
-        self.test_history = [EpochScore.model_validate(note) for note in notes]
-        if history and history[-1].diverged:
-            return f"the training loss was {history[-1].train_loss} in epoch {history[-1].epoch}"
-        return ""
 
-    def _evaluate(self, model: PixelModel) -> tuple[NDArray[np.float32], CleanPass, str]:
-        """Pass every image once: features come with the train loss, attack directions with the test loss."""
-        with features_read(model, len(self.images)) as features:
-            train = self._score(model, self.images, self.labels)
-        at_once = attack_batch_size(self.network.recipe, self.micro_batch)
-        clean = pass_clean(model, self.test_images, self.test_labels, batch_size=at_once)
-        test = clean.evaluation(rule=self.rule)
-        for name, evaluation in (("train", train), ("test", test)):
-            if not math.isfinite(evaluation.loss):
-                return features.array, clean, f"the trained network's {name} loss is {evaluation.loss}"
-        self.scores = NetworkScores(
-            num_parameters=num_parameters(model),
-            train_loss=train.loss,
-            train_accuracy=train.accuracy,
-            test_loss=test.loss,
-            test_accuracy=test.accuracy,
-            classification=classification_scores(
-                clean.logits.cpu().numpy(), self.test_labels.cpu().numpy(), self.data.num_classes
-            ),
-        )
-        return features.array, clean, ""
+    def _attacks(self, asked: Sequence[AttackMeasurement]) -> tuple[AttackRecord, ...]:
+        records: list[AttackRecord] = []
+        for method in dict.fromkeys(attack.method for attack in asked):
+            epsilons = tuple(attack.epsilon for attack in asked if attack.method == method)
+            records += attack_all(
+                self.model,
+                self.test_images,
+                self.test_labels,
+                AttackSpec.model_validate({"methods": (method,), "epsilons": epsilons}),
+                self.pass_clean(),
+                pass_size=self.gradient_pass,
+                rule=self.recipe.test_loss,
+            )
+        return tuple(records)
+
+    def _radii(self, asked: Sequence[RobustnessMeasurement]) -> RadiusRecord | None:
+        if not asked:
+            return None
+        robustness = asked[0].robustness
+        with self._timed("robustness"):
+            return measure_radii(
+                self.model,
+                self.test_images,
+                self.test_labels,
+                self.images,
+                num_images=robustness.num_images,
+                pass_size=self.gradient_pass,
+                # Of the data, not of the network: all networks of a subset are asked about the same images.
+                seed=derive_seed("r_hat", self.network.subset),
+                num_steps=robustness.num_steps,
+                num_bisections=robustness.num_bisections,
+            )
 
     def _result(self, reason: str, kept: KeptFile | str | None = None) -> TrialResult:
         best = min(self.test_history, key=lambda score: score.test_loss, default=None)
@@ -336,7 +516,7 @@ class _Trial:
             timings=Timings(**self.timings),
             peak_memory_bytes=peak_bytes(self.device),
             micro_batch=self.micro_batch,
-            step_note=self.step_note,
+            step_path="graph" if self.graphs else "eager",
         )
 
     @contextmanager
@@ -346,3 +526,58 @@ class _Trial:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.timings[stage] = time.perf_counter() - start
+
+
+def _joined(known: TrialResult, found: dict[str, Any]) -> TrialResult:
+    """Add to what was known what was found later; nothing that was known is lost."""
+    new = {(attack.method, attack.epsilon) for attack in found["attacks"]}
+    kept = tuple(attack for attack in known.attacks if (attack.method, attack.epsilon) not in new)
+    return known.model_copy(
+        update={
+            "d_repr": {**known.d_repr, **found["d_repr"]},
+            "d_repr_stages": found["d_repr_stages"] or known.d_repr_stages,
+            "attacks": kept + found["attacks"],
+            "robustness": found["robustness"] or known.robustness,
+            "predictions": found["predictions"] or known.predictions,
+            "predictions_note": found["predictions_note"],
+        }
+    )
+
+
+def check_inputs(network: NetworkSpec, data: TrialData) -> None:
+    """Refuse images, labels and sizes that a trial cannot be carried out with.
+
+    Raises:
+        ConfigError: for fewer outputs than classes.
+        DataError: for fewer training images than asked for, or pixels or labels out of range.
+    """
+    if network.train_size > len(data.train_images):
+        raise DataError(
+            "A subset must hold at least as many training images as train_size",
+            f"{len(data.train_images)} images for train_size {network.train_size}",
+            "choose a smaller train_size or a smaller test_size",
+        )
+    num_outputs = network.recipe.num_outputs
+    if num_outputs is not None and num_outputs < data.num_classes:
+        raise ConfigError(
+            "A network needs at least one output per class",
+            f"num_outputs {num_outputs} for {data.num_classes} classes",
+            "leave num_outputs out of the recipe to get one output per class",
+        )
+    for name, images, labels in (
+        ("training", data.train_images[: network.train_size], data.train_labels[: network.train_size]),
+        ("test", data.test_images, data.test_labels),
+    ):
+        # Comparisons are false for NaN as well.
+        if images.dtype != np.uint8 and not (images.min() >= 0 and images.max() <= 255):
+            raise DataError(
+                "Pixels must be numbers from 0 to 255",
+                f"{images.min()} to {images.max()} in the {name} images",
+                "scale the images to [0, 255] and prepare them again",
+            )
+        if not (labels.min() >= 0 and labels.max() < data.num_classes):
+            raise DataError(
+                f"Labels must be integers from 0 to {data.num_classes - 1}",
+                f"{labels.min()} to {labels.max()} in the {name} labels",
+                "prepare the dataset again, or correct num_classes",
+            )

@@ -11,7 +11,6 @@ import logging
 import math
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,14 +24,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from search_spaces.specs import ModelSpec, RecipeSpec
-from tasks.trials.attacks import attack_batch_size
+from tasks.trials.attacks import attack_pass
 from tasks.trials.costs import Kernel, NetworkCost, PassCost
-from tasks.trials.half_weights import half_weights
-from tasks.trials.layer_order import pools_before_relus
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.own_models import depends_on_pixels, one_line
 from tasks.trials.seeding import contained
-from tasks.trials.step import Step, takes_half_weights
+from tasks.trials.step import Step
 
 ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every block up to a multiple of this."""
@@ -63,7 +60,7 @@ def walk_network(
     # It logs a traceback of what fails in it; what fails is told as an error.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     shape = (channels, image_size, image_size)
-    batches = evaluation_batch, attack_batch or attack_batch_size(recipe)
+    batches = evaluation_batch, attack_batch or attack_pass(recipe)
 
     def built() -> nn.Module:
         return build_model(
@@ -113,8 +110,6 @@ def _walked(
     evaluation = _forward(network, batches[0], shape, brightest)
     attack = _attack(network, batches[1], shape, brightest)
     step = _step(network, recipe, shape, brightest)
-    takes_half = takes_half_weights(network, recipe)
-    half = _step(network, recipe, shape, brightest, half=True) if takes_half else None
     return NetworkCost(
         num_parameters=num_parameters(network),
         state_bytes=_state_bytes(network),
@@ -125,7 +120,6 @@ def _walked(
         attack=attack.cost(),
         evaluation_batch=batches[0],
         attack_batch=batches[1],
-        half_step=half.cost() if half else None,
     )
 
 
@@ -155,7 +149,7 @@ def _walked_with_memory(
     with FakeTensorMode(allow_non_fake_inputs=True):
         counted = walked(dense)
     counted = replace(counted, num_parameters=weights, state_bytes=state, num_activations=0)
-    return replace(counted, uncounted=one_line(failure), half_step=None)
+    return replace(counted, uncounted=one_line(failure))
 
 
 class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes
@@ -196,12 +190,6 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
         if not func._schema.is_mutable:
             self.num_outputs += sum(tensor.numel() for tensor in outputs[:1])
 
-    def count_update(self, *tensors: Any) -> None:
-        """Count an update with a bfloat16 copy, which is one kernel of a card; nothing is computed."""
-        weight, gradient, mean, square, copy, _ = tensors
-        read, written = (weight, gradient, mean, square), (weight, mean, square, copy)
-        self.kernels.append(Kernel("_fused_adam_half", 0.0, float(sum(map(_num_bytes, read + written)))))
-
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage in self._known:
@@ -236,27 +224,18 @@ def _attack(network: nn.Module, batch: int, shape: tuple[int, int, int], brighte
     return walk
 
 
-def _step(
-    network: nn.Module,
-    recipe: RecipeSpec,
-    shape: tuple[int, int, int],
-    brightest: float,
-    *,
-    half: bool = False,
-) -> _Walk:
+def _step(network: nn.Module, recipe: RecipeSpec, shape: tuple[int, int, int], brightest: float) -> _Walk:
     """Walk over a step of a training that goes on: moments are there, as after any step."""
     network.train()
     size = recipe.batch_size
     images = (torch.rand(size, *shape) * brightest).to(torch.uint8)
     labels, rows = torch.zeros(size, dtype=torch.int64), torch.arange(size)
     walk = _Walk(network, labels, rows)
-    with pools_before_relus(network), walk, ExitStack() as stack:
+    with walk:
         step = Step(network, images, labels, recipe)
-        if half:
-            step.half = stack.enter_context(half_weights(network, step.optimizer, walk.count_update))
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        (step.half or step.optimizer).step()
+        step.optimizer.step()
         walk.kernels.clear()
         step.take(rows)
     return walk

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from search_spaces.specs import AttackSpec
-from tasks.trials.attacks import ATTACKS, PIXEL_MAX, attack_all
-from tasks.trials.training import evaluation_mode
+from tasks.trials.attacks import ATTACKS, PIXEL_MAX
+from tests.unit.tasks.trials.test_attacks import attack_all, attacked
 
 EPSILONS = (0.5, 2.0, 8.0)
 
@@ -37,15 +37,9 @@ def test_the_specs_name_every_registered_attack():
 
 @pytest.mark.parametrize("method", sorted(ATTACKS))
 class TestAttack:
-    def attack(self, method, model, batch):
-        images, labels = batch
-        with evaluation_mode(model):
-            return ATTACKS[method](model, images.to(torch.float32), labels, EPSILONS)
-
-    def test_one_copy_per_strength_within_it_and_within_the_range(self, method, model, batch):
-        copies = self.attack(method, model, batch)
-        assert len(copies) == len(EPSILONS)
-        for epsilon, copy in zip(EPSILONS, copies, strict=True):
+    def test_a_copy_lies_within_epsilon_and_within_the_range(self, method, model, batch):
+        for epsilon in EPSILONS:
+            copy = attacked(method, model, *batch, epsilon)
             assert copy.shape == batch[0].shape
             assert copy.dtype == torch.float32
             assert not copy.requires_grad
@@ -70,7 +64,6 @@ class TestAttack:
         assert all(parameter.grad is None for parameter in model.parameters())
 
     def test_an_image_is_attacked_alike_whatever_stands_beside_it(self, method, model, batch):
-        whole = self.attack(method, model, batch)
-        alone = self.attack(method, model, (batch[0][3:4], batch[1][3:4]))
-        for a, b in zip(whole, alone, strict=True):
-            torch.testing.assert_close(a[3:4], b)
+        whole = attacked(method, model, *batch, 2.0)
+        alone = attacked(method, model, batch[0][3:4], batch[1][3:4], 2.0, rows=torch.tensor([3]))
+        torch.testing.assert_close(whole[3:4], alone)

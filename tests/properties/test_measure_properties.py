@@ -20,7 +20,6 @@ from tasks.measures.products import (
     MIN_FEATURES,
     blas_product,
     is_exact,
-    numkong_is_exact,
     numkong_product,
     torch_product,
 )
@@ -110,9 +109,7 @@ def as_type(rows, kind):
 def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
     seed, num_features, levels, sizes, block_rows, num_workers, kind, product
 ):
-    if product is torch_product and (num_features < MIN_FEATURES or not is_exact()):
-        product = blas_product
-    if product is numkong_product and not numkong_is_exact():
+    if num_features < MIN_FEATURES or not is_exact(product.__name__, product):
         product = blas_product
     sizes = sorted({*sizes, NUM_BYTE_ROWS})
     rows, labels = byte_rows_of(seed, num_features, levels), np.arange(NUM_BYTE_ROWS) % 3

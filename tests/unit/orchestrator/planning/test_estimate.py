@@ -9,7 +9,6 @@ from orchestrator.planning.cards import (
     CARDS,
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
-    STREAM_EFFICIENCY,
     pass_time,
 )
 from orchestrator.planning.estimate import estimate, on_cards
@@ -26,7 +25,6 @@ from orchestrator.planning.packing import (
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError
-from tasks.trials.costs import NetworkCost
 from tests.unit.orchestrator.results.examples import (
     diverged,
     state_of,
@@ -132,7 +130,7 @@ def test_test_images_that_pass_between_epochs_take_their_time(trials):
         passes = looks * test_size / cost.evaluation_batch
         assert times[1] - times[0] == pytest.approx(steps * step + passes * look)
     look = pass_time(cost.evaluation, card, interval=EAGER_INTERVAL_S, half=False).seconds
-    step = pass_time(cost.card_step, card, interval=GRAPH_INTERVAL_S, half=False).seconds
+    step = pass_time(cost.step, card, interval=GRAPH_INTERVAL_S, half=False).seconds
     longer = seconds_on_share(after(100), card, 1.0) - seconds_on_share(after(1), card, 1.0)
     assert longer == pytest.approx(99 * 2 * step + 9 * test_size / cost.evaluation_batch * look)
 
@@ -210,20 +208,6 @@ def test_the_papers_grid_has_the_operations_and_image_passes_that_others_counted
     passes = sum(trial.network.recipe.epochs * trial.network.train_size for trial in trials)
     assert passes == pytest.approx(109e6, rel=0.005)
     assert sum(map(training_flops, trials)) == pytest.approx(6.12e18, rel=0.02)
-
-
-def test_a_vgg_on_a_card_is_planned_without_casts_of_its_weights(monkeypatch):
-    """Twelve bytes of each weight and step less, at the rate of long reads; its memory stays."""
-    trials = plan_sweep(load_sweep("paper")).trials
-    trial = next(trial for trial in trials if trial.network.model.name == "vgg16")
-    card, cost, network = CARDS["h100"], cost_of(trial.network), trial.network
-    ours = need_of(trial, card)
-    monkeypatch.setattr(NetworkCost, "card_step", property(lambda cost: cost.step))
-    plain = need_of(trial, card)
-    steps = network.recipe.epochs * math.ceil(network.train_size / network.recipe.batch_size)
-    saved = steps * 12 * cost.num_parameters / (card.bandwidth * 1e9 * STREAM_EFFICIENCY)
-    assert plain.seconds * plain.share - ours.seconds * ours.share == pytest.approx(saved, rel=0.01)
-    assert ours.memory_bytes == plain.memory_bytes
 
 
 def test_the_papers_grid_on_one_h100_lies_between_its_floor_and_an_unpacked_run():

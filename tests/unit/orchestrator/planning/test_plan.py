@@ -131,8 +131,8 @@ def test_the_papers_grids(preset, num_trials):
 
 
 def test_a_sweep_names_the_estimators_of_its_measures():
-    asked = plan_sweep(sweep(estimators=("mle", "mst")))
-    assert {measure.estimators for measure in asked.measures} == {("mle", "mst")}
+    asked = plan_sweep(sweep(estimators=("mle", "gride")))
+    assert {measure.estimators for measure in asked.measures} == {("mle", "gride")}
     by_default = {measure.measure_id for measure in plan_sweep(sweep()).measures}
     assert by_default.isdisjoint(measure.measure_id for measure in asked.measures)
 

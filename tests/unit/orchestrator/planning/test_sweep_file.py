@@ -59,17 +59,19 @@ def test_all_mistakes_are_reported_at_once():
         (("test_size: 20", "test_size: 1.5"), r"test_size: input should be a valid integer.*1\.5"),
         (("test_size: 20", "test_size: '20'"), r"test_size: input should be a valid integer.*'20'"),
         (("test_size: 20", "test_size: true"), r"test_size: input should be a valid integer.*True"),
-        (("test_size: 20", "test_size: 0123"), r"test_size: input should be a valid integer.*'0123'"),
         (("test_size: 20", "test_size: 12:30"), r"test_size: input should be a valid integer.*'12:30'"),
         (("test_size: 20", "seeds: [-1]"), r"test_size: this key is required"),
         (("test_size: 20", "tset_size: 20"), r"tset_size: unknown key; did you mean 'test_size'\?"),
-        (("name: mine", "name: mine\nname: other"), r"key 'name' stands twice"),
-        (("name: mine", "name: &a mine"), r"must not use YAML anchors"),
+        (("name: mine", "name: mine\nname: other"), r'line 3, column 1: key "name" stands twice'),
+        (
+            ("name: mine", "name: &a mine"),
+            r"must hold plain.*line 2, column 7: an anchor or alias; write it out",
+        ),
         (
             ("name: mine", "name: !!python/object/apply:os.system [ls]"),
-            r"must be valid YAML.*could not determine",
+            r"line 2, column 7: the tag tag:yaml.org,2002:python",
         ),
-        (("name: mine", "name: mine\n5: 6"), r"key 5 must be text"),
+        (("name: mine", "name: mine\n5: 6"), r"5: unknown key"),
         (("[mnist5k]", "[mnist5k, mnist5k]"), r"datasets names a dataset more than once"),
         (
             ("[mnist5k]", "[{name: mnist5k, own: {kind: folder, path: x, domain: medical}}]"),
@@ -130,12 +132,11 @@ def test_all_mistakes_are_reported_at_once():
         ),
         (("[mnist5k]", "[{name: mnist5k, class_pairs: [[3]]}]"), r"pairs\.0\.1: this value is required"),
         (("recipe: smoke", f"recipe: smoke\nseeds: [{2**63}]"), r"seeds\.0: .*less than 9223372036854775808"),
-        (("test_size: 20", "test_size: 2024-01-01"), r"test_size: .*found: '2024-01-01'"),
-        (("test_size: 20", "test_size: 1_000"), r"test_size: .*found: '1_000'"),
+        (("test_size: 20", "test_size: 2024-01-01"), r"column 12: '2024-01-01'; put text in quotes"),
         (("recipe: smoke", "recipe: smoke\ncalibrate: no"), r"calibrate: .*valid boolean; found: 'no'"),
         (("recipe: smoke", "recipe: smoke\ncalibrate: on"), r"calibrate: .*valid boolean; found: 'on'"),
-        (("recipe: smoke", "recipe: smoke\n<<: {calibrate: true}"), r"<<: unknown key"),
-        (("recipe: smoke", "recipe: smoke\nname: x"), r"line 9, column 1: key 'name' stands twice"),
+        (("recipe: smoke", "recipe: smoke\n<<: {calibrate: true}"), r"'<<'; put text in quotes"),
+        (("recipe: smoke", "recipe: smoke\nname: x"), r'line 9, column 1: key "name" stands twice'),
     ],
 )
 def test_mistakes_name_the_key_the_value_and_the_rule(change, message):
@@ -150,7 +151,7 @@ def test_mistakes_name_the_key_the_value_and_the_rule(change, message):
         ("", "must not be empty"),
         ("- a\n- b", "must be a mapping of keys to values; found: list"),
         ("a: [", "must be valid YAML"),
-        ("a: " + "[" * 50 + "]" * 50, "may nest at most 20 levels"),
+        ("a: " + "[" * 50 + "]" * 50, "more than 20 levels of nesting"),
     ],
 )
 def test_what_is_no_sweep_file(text, message):
@@ -161,24 +162,30 @@ def test_what_is_no_sweep_file(text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "description: !!binary aGVsbG8=", r"line 9, column 14: .*tag 'tag:yaml.org,2002:binary'"),
-        (GOOD + "faults: !!set {a, b}", r"line 9, column 9: .*tag 'tag:yaml.org,2002:set'"),
-        (GOOD + "calibrate: !!bool maybe", r"tag 'tag:yaml.org,2002:bool'"),
-        (GOOD + "split_seed: !!timestamp 2024-01-01", r"tag 'tag:yaml.org,2002:timestamp'"),
-        ("a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)), r"must not use .*line 1, column 4"),
-        (GOOD + "seeds: [" + "1, " * 300_000 + "]", r"may hold at most 20,000 values"),
+        (
+            GOOD + "description: !!binary aGVsbG8=",
+            r"line 9, column 14: the tag tag:yaml.org,2002:binary",
+        ),
+        (GOOD + "faults: !!set {a, b}", r"line 9, column 9: the tag tag:yaml.org,2002:set"),
+        (GOOD + "calibrate: !!bool maybe", r"the tag tag:yaml.org,2002:bool"),
+        (GOOD + "split_seed: !!timestamp 2024-01-01", r"the tag tag:yaml.org,2002:timestamp"),
+        (
+            "a: &a [x]\n" + "".join(f"b{i}: [*a, *a]\n" for i in range(40)),
+            r"line 1, column 4: an anchor or alias",
+        ),
+        (GOOD + "seeds: [" + "1, " * 300_000 + "]", r"more than 20,000 values; split it"),
         (GOOD + "seeds: [" + "1" * 900_000 + "]", r"must be valid YAML; found: Exceeds the limit"),
         (GOOD.replace("small_cnn", ", ".join(f"x{i}" for i in range(9_000))), r"'x19'(?s:.)*and 1 more"),
         (GOOD.replace("20, 40", "x, " * 9_000), r"train_sizes\.19: (?s:.)*and 8,980 more like these"),
-        ("[" * 900_000, r"may nest at most 20 levels deep; found: line 1, column 21"),
+        ("[" * 900_000, r"line 1, column 21: more than 20 levels of nesting"),
         ("a: 'x" + "b " * 400_000, r"while scanning a quoted scalar, found unexpected end"),
         (GOOD + "description: \0", r"unacceptable character #x0000"),
         (GOOD + "description: \a", r"unacceptable character #x0007"),
         (GOOD + 'description: "\\ud800"', r"must be Unicode text; found: '\\ud800'"),
         (GOOD.replace("name: mine", 'name: "a\\0b"'), r"name: must be lower case letters.*'a\\x00b'"),
-        ("%YAML 1.1\n---\n" + GOOD + "calibrate: no", r"calibrate: .*valid boolean; found: 'no'"),
+        ("%YAML 1.1\n---\n" + GOOD + "calibrate: no", r"line 2, column 1: a %YAML line; take it out"),
         (GOOD + "---\n" + GOOD, r"line 9, column 1: .*another document"),
-        ("? [a]\n: 1\n", r"key \('a',\) must be text"),
+        ("? [a]\n: 1\n", r"must hold plain values only; found: keys must be str"),
         ("{{a: 1}: 2}", r"unhashable key"),
         (
             GOOD.replace("20, 40", "9" * 30),
@@ -194,12 +201,12 @@ def test_a_hostile_file_is_one_message(text, message):
     assert len(str(caught.value)) < 10_000
 
 
-def test_words_and_dates_stay_text():
-    assert [parse(GOOD + f"description: {text}\n").description for text in ("no", "2024-01-01", "=")] == [
-        "no",
-        "2024-01-01",
-        "=",
-    ]
+def test_words_stay_text_and_dates_ask_for_quotes():
+    for text in ("no", "12:30", "'2024-01-01'"):
+        assert parse(GOOD + f"description: {text}\n").description == text.strip("'")
+    for text in ("2024-01-01", "="):
+        with pytest.raises(ConfigError, match=f"line 9, column 14: '{text}'; put text in quotes"):
+            parse(GOOD + f"description: {text}\n")
 
 
 def test_a_sweep_file_is_a_regular_file(tmp_path):

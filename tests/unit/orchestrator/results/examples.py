@@ -104,7 +104,7 @@ def measure_record(**changes: object) -> MeasureRecord:
     sharpness = LabelSharpness(
         0.25, SharpnessConvention((0.0, 255.0), (16, 16), 1, 1000), 400, 40, (3, 8), 0.25
     )
-    size = SizeRecord(40, 2, 1, {name: dimension(name) for name in ("mle", "twonn", "mst")}, sharpness)
+    size = SizeRecord(40, 2, 1, {name: dimension(name) for name in ("mle", "twonn", "gride")}, sharpness)
     result = MeasureResult(
         sizes=(size,), conflict_pairs=((1, 2),), settings=MeasureSettings(), precision="float32"
     )

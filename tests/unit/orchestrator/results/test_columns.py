@@ -76,5 +76,5 @@ def test_everything_a_tracker_or_the_table_of_measures_shows_is_described():
     run = flat_trial(trial_record(result), index_measures([measure_record()]))
     (row,) = measure_rows(measure_record())
     names = {*run.metrics, *(name for name, *_ in run.series), *row, c.D_DATA_CALIBRATED}
-    assert {"epoch_train_loss", "epoch_test_accuracy", "d_data_mst", "label_sharpness_p99"} <= names
+    assert {"epoch_train_loss", "epoch_test_accuracy", "d_data_gride", "label_sharpness_p99"} <= names
     assert [column.name for column in c.describe(names) if column.origin is None] == []

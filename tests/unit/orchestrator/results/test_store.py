@@ -1,7 +1,6 @@
 import errno
 import json
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -179,19 +178,6 @@ def test_the_record_of_another_cell_is_refused(tmp_path, record):
     assert scan.unreadable[0].reason.endswith(f"the record of another cell, {record.record_id}")
     with pytest.raises(CorruptStoreError, match="the record of another cell"):
         store.read(type(record), "another")
-
-
-def old_form(**changes: object) -> object:
-    old = json.loads((Path(__file__).parents[3] / "data/records/v1/trial.json").read_text())["record"]
-    return {**old, "records": {**old["records"], **changes}}
-
-
-@pytest.mark.parametrize("record", [["no mapping"], old_form(d_repr=[]), old_form(absent=1)])
-def test_an_old_record_of_another_shape_is_refused(tmp_path, record):
-    path = tmp_path / "trials" / "a" / "result.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"schema_version": 1, "sha256": fingerprint(record), "record": record}))
-    assert ResultStore(str(tmp_path)).scan(TrialRecord).unreadable[0].reason
 
 
 def test_a_file_nested_too_deep_is_refused(tmp_path):

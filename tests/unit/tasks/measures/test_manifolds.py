@@ -18,9 +18,7 @@ def test_points_are_finite_and_seeded(name):
 @pytest.mark.parametrize("name", MANIFOLDS)
 def test_low_dimensions_are_found_by_the_estimator(name):
     points = MANIFOLDS[name](2000, 2, np.random.default_rng(0))
-    assert intrinsic_dimension(points, estimators=["mle_k_minus_1"])["mle_k_minus_1"].value == pytest.approx(
-        2, abs=0.3
-    )
+    assert intrinsic_dimension(points)["mle"].details["value_k_minus_1"] == pytest.approx(2, abs=0.3)
 
 
 def test_spheres_have_radius_one():
@@ -52,7 +50,7 @@ def test_images_have_the_dimension_and_sharpness_they_are_made_for():
     assert images.shape == (800, 1, 32, 32)
     assert np.bincount(labels).tolist() == [400, 400]
     record = measure_array(images, labels)
-    assert record.d_data["mle_k_minus_1"].value == pytest.approx(3, abs=0.3)
+    assert record.d_data["mle"].details["value_k_minus_1"] == pytest.approx(3, abs=0.3)
     assert 0.5 * bound < record.label_sharpness.value < 1.02 * bound
 
 

@@ -47,9 +47,6 @@ def test_record_is_json_and_says_how_it_was_made(images, labels):
     assert record["num_images"] == 120
     assert record["d_data"]["mle"]["value"] == record["by_train_size"][1]["d_data"]["mle"]["value"]
     assert {"value", "std_error", "num_points", "num_neighbors", "convention"} <= set(record["d_data"]["mle"])
-    assert record["d_data"]["mle_k_minus_1"]["value"] / record["d_data"]["mle"]["value"] == pytest.approx(
-        19 / 18
-    )
     assert record["label_sharpness"]["side"] == [5, 5]
     assert record["settings"]["num_neighbors"] == 20
 

@@ -9,7 +9,7 @@ from tasks.measures import duplicates, neighbors, tiles
 from tasks.measures.distances import ArraySource, Precision, estimate_centre, squared_distances
 from tasks.measures.duplicates import profile_rows
 from tasks.measures.neighbors import nested_neighbors, plan_tiles
-from tasks.measures.partials import MAX_KEYED, Partial
+from tasks.measures.partials import Partial, far
 from tasks.remote import InlineExecutor
 from tests import reference
 
@@ -193,15 +193,21 @@ def test_very_long_rows_pass_by_in_pieces_of_bounded_size(monkeypatch):
     np.testing.assert_array_equal(found.distances, nested_neighbors(rows, None, [40], 5).tables[0].distances)
 
 
-def test_blocks_too_wide_for_a_direct_sort_are_sorted_otherwise():
-    num_columns, k = MAX_KEYED + 10, 800
-    squared = np.random.default_rng(0).integers(100, 2**30, (30, num_columns)).astype(np.int32)
-    squared[0] = 7  # every column of one row is within its limit, so that all rows are padded to all columns
+@pytest.mark.parametrize("transposed", [False, True])
+def test_equal_and_crowded_distances_are_kept_in_the_order_of_rows(transposed):
+    k, first = 20, 7
+    squared = np.random.default_rng(0).integers(100, 130, (30, 500)).astype(np.int32)
+    squared[0] = 7  # every column of one row is within its limit
+    squared[1, :490] = far(squared.dtype)  # fewer pairs than are asked for
     partial = Partial(0, 30, num_shells=1, num_neighbors=k, num_subsets=0, dtype=tiles.EXACT)
-    partial.offer(0, slice(0, 30), 0, squared)
+    for part in (slice(300, 500), slice(0, 300)):  # the later ones first: nothing may hang on that
+        block = np.asfortranarray(squared[:, part]) if transposed else squared[:, part]
+        partial.offer(0, slice(0, 30), first + part.start, block)
     order = np.argsort(squared, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(partial.ids[0], order)
-    np.testing.assert_array_equal(partial.squared[0], np.take_along_axis(squared, order, axis=1))
+    nearest = np.take_along_axis(squared, order, axis=1)
+    missing = nearest == far(squared.dtype)
+    np.testing.assert_array_equal(partial.ids[0], np.where(missing, -1, order + first))
+    np.testing.assert_array_equal(partial.squared[0], np.where(missing, np.inf, nearest))
 
 
 def test_an_error_while_reading_ahead_reaches_the_caller(monkeypatch):

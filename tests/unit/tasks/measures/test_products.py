@@ -1,3 +1,4 @@
+import os
 import sys
 from functools import partial
 
@@ -12,29 +13,25 @@ from tasks.measures.neighbors import nested_neighbors
 from tasks.measures.products import (
     FLOAT32_FEATURES,
     IMPORT_PAYS,
-    IMPORT_PAYS_BESIDE_NUMKONG,
     MAX_FEATURES,
     MIN_FEATURES,
-    blas_is_exact,
     blas_product,
     choose_product,
     is_exact,
-    numkong_is_exact,
+    num_threads,
     numkong_product,
-    probe,
     torch_product,
     wide_product,
 )
 
 SHAPES = [(1, 1, 16), (3, 5, 17), (64, 64, 784), (33, 70, 1025), (2, 1, 4096), (130, 257, 63)]
 # A product that fails its self-test is not used either.
-needs_exact_torch = pytest.mark.skipif(not is_exact(), reason="torch's integer product is not exact here")
-needs_exact_numkong = pytest.mark.skipif(not numkong_is_exact(), reason="numkong's is not exact here")
 PRODUCTS = [
     wide_product,
-    pytest.param(blas_product, marks=pytest.mark.skipif(not blas_is_exact(), reason="this BLAS rounds")),
-    pytest.param(torch_product, marks=needs_exact_torch),
-    pytest.param(numkong_product, marks=needs_exact_numkong),
+    *(
+        pytest.param(product, marks=pytest.mark.skipif(not is_exact(name, product), reason="not exact here"))
+        for name, product in [("BLAS", blas_product), ("torch", torch_product), ("numkong", numkong_product)]
+    ),
 ]
 
 
@@ -43,14 +40,9 @@ def random_rows(num_rows, num_features, seed):
 
 
 @pytest.fixture(autouse=True)
-def _forget():
-    """Choices are cached per process; these tests change what they rest on."""
-    caches = (is_exact, numkong_is_exact, blas_is_exact, products._fastest)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
+def _forget(monkeypatch):
+    """What was found out is kept per process; these tests change what it rests on."""
+    monkeypatch.setattr(products, "_checked", {})
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -85,104 +77,90 @@ def test_one_feature_more_would_overflow():
     assert 128**2 * FLOAT32_FEATURES <= 2**24
 
 
-def test_rows_of_one_feature_are_left_to_the_way_that_multiplies_them_right():
+@pytest.fixture
+def new_processor(monkeypatch):
+    monkeypatch.setattr(products, "has_byte_instructions", lambda: True)
+
+
+@pytest.mark.usefixtures("new_processor")
+@pytest.mark.parametrize("num_features", [1, MIN_FEATURES - 1])
+def test_rows_of_one_feature_are_left_to_the_way_that_multiplies_them_right(num_features):
     # torch._int_mm takes the transpose of one feature for a row: its products are of the wrong pairs.
-    assert choose_product(64, 1, 1e15) is blas_product
-    assert choose_product(64, MIN_FEATURES - 1, 1e15) is blas_product
+    assert choose_product(num_features, 1e15) is blas_product
 
 
+@pytest.mark.usefixtures("new_processor")
 @pytest.mark.parametrize(
     "broken",
     [
-        lambda a, b, device: (_ for _ in ()).throw(RuntimeError("not implemented for this processor")),
-        lambda a, b, device: (_ for _ in ()).throw(AttributeError("no attribute '_int_mm'")),
-        lambda a, b, device: (_ for _ in ()).throw(OSError("libcudart.so: cannot open shared object file")),
-        lambda a, b, device: blas_product(a, b) + (a.shape[1] > 1000),
-        lambda a, b, device: np.clip(blas_product(a, b), -(2**15), 2**15),
-        lambda a, b, device: blas_product(a, b)[:, ::-1],
-        lambda a, b, device: blas_product(a, b)[:-1],
-        lambda a, b, device: blas_product(a, b) + (np.arange(len(a) * len(b)).reshape(len(a), -1) == 7),
+        lambda a, b: (_ for _ in ()).throw(RuntimeError("not implemented for this processor")),
+        lambda a, b: (_ for _ in ()).throw(AttributeError("no attribute '_int_mm'")),
+        lambda a, b: (_ for _ in ()).throw(OSError("libcudart.so: cannot open shared object file")),
+        lambda a, b: blas_product(a, b) + (a.shape[1] > 1000),
+        lambda a, b: np.clip(blas_product(a, b), -(2**15), 2**15),
+        lambda a, b: blas_product(a, b)[:, ::-1],
+        lambda a, b: blas_product(a, b)[:-1],
+        lambda a, b: blas_product(a, b) + (np.arange(len(a) * len(b)).reshape(len(a), -1) == 7),
+        lambda a, b: blas_product(a, b) + (len(a) > 100),
     ],
-    ids=["raises", "missing", "broken", "wrong for long rows", "saturates", "swaps", "cuts", "one entry"],
+    ids=["raises", "missing", "broken", "long rows", "saturates", "swaps", "cuts", "one entry", "many rows"],
 )
 def test_a_product_that_fails_its_self_test_is_left_aside(monkeypatch, broken):
     monkeypatch.setattr(products, "torch_product", broken)
-    monkeypatch.setattr(products, "numkong_product", lambda a, b: broken(a, b, "cpu"))
-    assert not is_exact()
-    assert not numkong_is_exact()
-    assert choose_product(2048, 4096, 1e15) is blas_product
+    monkeypatch.setattr(products, "numkong_product", broken)
+    assert choose_product(4096, 1e15) is blas_product
 
 
-def test_a_product_wrong_for_larger_blocks_than_the_self_tests_is_left_aside_and_said_so(monkeypatch, caplog):
-    def lies(a, b):
-        return blas_product(a, b) + (len(a) > 100)
-
-    monkeypatch.setattr(products, "numkong_product", lies)
-    monkeypatch.setattr(products, "is_exact", lambda device="cpu": False)
-    monkeypatch.setattr(products, "_seconds", lambda product, a, b: product is not lies)
-    assert numkong_is_exact()
-    assert choose_product(512, 4096, 1e15) is blas_product
-    assert "products by lies are wrong on this machine and left aside" in caplog.text
+@pytest.mark.usefixtures("new_processor")
+def test_a_product_that_is_wrong_is_said_so(monkeypatch, caplog):
+    monkeypatch.setattr(products, "torch_product", lambda a, b: blas_product(a, b) + 1)
+    assert choose_product(4096, 1e15) is numkong_product
+    assert "products by torch are wrong on this machine and left aside" in caplog.text
 
 
 def test_a_blas_that_rounds_to_16_bits_is_left_aside(monkeypatch):
     def rounds(a, b):
         return np.float32(np.float16(a / 256) @ np.float16(b / 256).T).astype(np.int32)
 
+    monkeypatch.setattr(products, "has_byte_instructions", lambda: False)
     monkeypatch.setattr(products, "blas_product", rounds)
-    monkeypatch.setattr(products, "is_exact", lambda device="cpu": False)
-    monkeypatch.setattr(products, "numkong_is_exact", lambda: False)
     for num_features in (1, 4096):
-        assert choose_product(512, num_features, 1e15) is wide_product
+        assert choose_product(num_features, 1e15) is wide_product
 
 
-@pytest.fixture
-def all_exact(monkeypatch):
-    monkeypatch.setattr(products, "is_exact", lambda device="cpu": True)
-    monkeypatch.setattr(products, "numkong_is_exact", lambda: True)
-    monkeypatch.setattr(products, "_is_right", lambda name, product, a, b: True)
-
-
-@pytest.mark.usefixtures("all_exact")
-@pytest.mark.parametrize("winner", ["torch_product", "numkong_product", "blas_product"])
-def test_the_fastest_one_is_chosen_and_measured_once_per_size_class(monkeypatch, winner):
-    calls = []
-
-    def seconds(product, a, b):
-        calls.append(a.shape)
-        return 1.0 if product is getattr(products, winner) else 2.0
-
-    monkeypatch.setattr(products, "_seconds", seconds)
-    for num_rows in (300, 400, 500):  # one class
-        assert choose_product(num_rows, 5000, 1e15) is getattr(products, winner)
-    assert len(calls) == 3
-    choose_product(300, 50_000, 1e15)
-    assert len(calls) == 6
-    assert max(rows * features for rows, features in calls) <= 512 * 4096
-
-
-@pytest.mark.usefixtures("all_exact")
-def test_torch_is_not_imported_for_little_work(monkeypatch):
+@pytest.mark.usefixtures("new_processor")
+def test_torch_is_imported_where_the_work_of_a_thread_pays_for_it(monkeypatch):
+    work = IMPORT_PAYS * num_threads()
+    assert choose_product(784, work / 2) is torch_product  # it is loaded here
     monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr(products, "_seconds", lambda product, a, b: product is not torch_product)
-    assert choose_product(1024, 784, IMPORT_PAYS_BESIDE_NUMKONG / 2) is not torch_product
-    assert choose_product(1024, 784, IMPORT_PAYS_BESIDE_NUMKONG * 2) is torch_product
-    monkeypatch.setattr(products, "numkong_is_exact", lambda: False)
-    assert choose_product(64, 784, IMPORT_PAYS / 2) is blas_product
-    assert choose_product(64, 784, IMPORT_PAYS * 2) is torch_product
+    assert choose_product(784, work / 2) is numkong_product
+    assert choose_product(784, work) is torch_product
 
 
-@pytest.mark.parametrize("missing", ["torch", "numkong"])
-def test_works_where_one_is_not_installed(monkeypatch, missing):
-    other = {"torch": numkong_product, "numkong": torch_product}[missing]
+def test_a_processor_without_8_bit_instructions_multiplies_floats(monkeypatch):
+    monkeypatch.setattr(products, "has_byte_instructions", lambda: False)
+    assert choose_product(784, 1e15) is blas_product
+
+
+@pytest.mark.parametrize(("missing", "other"), [("torch", numkong_product), ("numkong", torch_product)])
+@pytest.mark.usefixtures("new_processor")
+def test_works_where_one_is_not_installed(monkeypatch, missing, other):
     monkeypatch.setitem(sys.modules, missing, None)  # importing it raises ImportError
-    monkeypatch.setattr(products, "_seconds", lambda product, a, b: product is blas_product)
-    # Of those that are timed, which go by the names of their functions; not of the self-tests before.
-    monkeypatch.setattr(products, "_is_right", lambda name, product, a, b: name == other.__name__)
-    present = {"torch": "numkong_is_exact", "numkong": "is_exact"}[missing]
-    monkeypatch.setattr(products, present, lambda *device: True)
-    monkeypatch.setattr(products, "blas_is_exact", lambda: True)
-    assert choose_product(2048, 4096, 1e15) is other
+    assert choose_product(4096, 1e15) is other
+
+
+@pytest.mark.parametrize(("asked", "found"), [("1", 1), ("3", 3), ("", None), ("4,2", None), ("0", 1)])
+def test_threads_are_as_many_as_the_environment_says_or_all(monkeypatch, asked, found):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert num_threads() == (found or len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 64])
+@pytest.mark.parametrize(("num_a", "num_features"), [(300, 40), (300, 9000), (5, 5000), (1000, 1024)])
+def test_threads_share_a_product_out_and_change_nothing(monkeypatch, threads, num_a, num_features):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    a, b = random_rows(num_a, num_features, 0), random_rows(20, num_features, 1)
+    np.testing.assert_array_equal(numkong_product(a, b), a.astype(np.int64) @ b.astype(np.int64).T)
 
 
 def test_a_device_that_is_not_there_is_said_so():
@@ -193,15 +171,9 @@ def test_a_device_that_is_not_there_is_said_so():
 
 def test_another_device_is_used_where_it_is_exact():
     a = random_rows(40, 100, 0)
-    product = choose_product(40, 100, 1e3, "cpu:0")
+    product = choose_product(100, 1e3, "cpu:0")
+    assert product.func is torch_product
     np.testing.assert_array_equal(product(a, a), blas_product(a, a))
-
-
-def test_a_probe_tells_what_a_device_does():
-    found = probe("cpu", 64, 64)
-    assert found.exact == is_exact()
-    assert (found.integer_rate is not None) == found.exact
-    assert found.float32_rate > 0
 
 
 @pytest.mark.gpu
@@ -209,7 +181,6 @@ def test_a_probe_tells_what_a_device_does():
 @pytest.mark.parametrize(("num_a", "num_b", "num_features"), [*SHAPES, (2, 3, MAX_FEATURES)])
 def test_cuda_gives_the_same_bits(num_a, num_b, num_features):
     a, b = random_rows(num_a, num_features, 0), random_rows(num_b, num_features, 1)
-    on_card = partial(torch_product, device="cuda")
-    np.testing.assert_array_equal(on_card(a, b), blas_product(a, b))
-    np.testing.assert_array_equal(on_card(a, a), blas_product(a, a))
-    assert probe("cuda", 256, 1024).exact
+    on_gpu = partial(torch_product, device="cuda")
+    np.testing.assert_array_equal(on_gpu(a, b), blas_product(a, b))
+    np.testing.assert_array_equal(on_gpu(a, a), blas_product(a, a))

@@ -5,10 +5,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from search_spaces.specs import AttackSpec
-from tasks.trials.attacks import attack_all, fgsm
+from tasks.trials import attacks
+from tasks.trials.attacks import ATTACKS, Images, margins_of, pass_clean
 from tasks.trials.models import PixelModel
 
 torch.set_num_threads(1)  # work this small is only slowed by threads that wait for each other
+
+
+def attacked(method, model, images, labels, epsilon, *, rows=None):
+    """Attack images that pass together; their rows are their places unless others are given."""
+    with attacks.evaluation_mode(model):
+        sign = pass_clean(model, images, labels, pass_size=len(images)).gradient_sign
+        rows = torch.arange(len(images)) if rows is None else rows
+        batch = Images(images.to(torch.float32, copy=True), labels, sign, rows)
+        with torch.no_grad():
+            return ATTACKS[method](model, batch, epsilon)
+
+
+def attack_all(model, images, labels, spec, pass_size=16, **options):
+    clean = pass_clean(model, images, labels, pass_size=pass_size)
+    return attacks.attack_all(model, images, labels, spec, clean, pass_size=pass_size, **options)
 
 
 def linear(weights):
@@ -36,10 +52,10 @@ def pixels(num_images=6, side=4, seed=0):
 def test_on_a_linear_model_fgsm_moves_every_pixel_along_the_weights():
     model = linear([0.5, -2.0, 0.0, 1.0])
     images = torch.full((2, 1, 2, 2), 100.0)
-    attacked = fgsm(model, images, torch.tensor([0, 1]), 3.0)
+    moved = attacked("fgsm", model, images, torch.tensor([0, 1]), 3.0)
     direction = torch.tensor([1.0, -1.0, 0.0, 1.0]).view(1, 2, 2)
-    assert torch.equal(attacked[0], images[0] + 3 * direction)  # label 0 wants w x small: raise it
-    assert torch.equal(attacked[1], images[1] - 3 * direction)
+    assert torch.equal(moved[0], images[0] + 3 * direction)  # label 0 wants w x small: raise it
+    assert torch.equal(moved[1], images[1] - 3 * direction)
 
 
 def test_the_loss_of_an_attacked_linear_model_is_known_in_closed_form():
@@ -67,17 +83,17 @@ def test_the_sign_of_every_pixel_is_that_of_a_finite_difference():
         down[index] -= step
         loss = [F.cross_entropy(model(moved), labels, reduction="sum") for moved in (up, down)]
         expected[index] = torch.sign(loss[0] - loss[1])
-    attacked = fgsm(model.float(), images, labels, 2.0)
-    assert torch.equal(attacked.double(), images + 2 * expected)
+    moved = attacked("fgsm", model.float(), images, labels, 2.0)
+    assert torch.equal(moved.double(), images + 2 * expected)
 
 
 def test_attacked_pixels_stay_in_range_and_within_epsilon_and_the_images_unchanged():
     images = pixels()
     before = images.clone()
-    attacked = fgsm(small_network(), images, torch.zeros(6, dtype=torch.int64), 8.0)
-    assert attacked.dtype == torch.float32
-    assert 0 <= attacked.min() <= attacked.max() <= 255
-    assert (attacked - images.float()).abs().max() <= 8
+    moved = attacked("fgsm", small_network(), images, torch.zeros(6, dtype=torch.int64), 8.0)
+    assert moved.dtype == torch.float32
+    assert 0 <= moved.min() <= moved.max() <= 255
+    assert (moved - images.float()).abs().max() <= 8
     assert torch.equal(images, before)
 
 
@@ -95,13 +111,13 @@ def test_attacks_run_in_evaluation_mode_and_leave_the_model_as_it_was():
 def test_one_record_per_strength_equals_a_plain_loop_over_images():
     model = small_network().eval()
     images, labels = pixels(7), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    records = attack_all(model, images, labels, AttackSpec(epsilons=(0.5, 2.0)), batch_size=3)
+    records = attack_all(model, images, labels, AttackSpec(epsilons=(0.5, 2.0)), pass_size=3)
     assert [record.name for record in records] == ["fgsm_0.5", "fgsm_2"]
     for record in records:
         losses, clean_losses, hits, both = [], [], [], []
         for image, label in zip(images.split(1), labels.split(1), strict=True):
-            attacked = fgsm(model, image, label, record.epsilon)
-            clean, moved = model(image.float()), model(attacked)
+            perturbed = attacked("fgsm", model, image, label, record.epsilon)
+            clean, moved = model(image.float()), model(perturbed)
             losses.append(F.cross_entropy(moved, label).item())
             clean_losses.append(F.cross_entropy(clean, label).item())
             hits.append(int(moved.argmax() == label))
@@ -127,9 +143,92 @@ def test_images_without_a_gradient_are_counted():
 
 
 def test_losses_can_be_averaged_as_in_the_released_code():
-    model, images, labels = linear([0.01] * 4), pixels(5, 2), torch.tensor([0, 1, 0, 1, 1])
+    model, images, labels = linear([0.01] * 4), pixels(65, 2), torch.arange(65) % 2
     spec = AttackSpec(epsilons=(1.0,))
-    (record,) = attack_all(model, images, labels, spec, batch_size=4, rule="mean_of_batch_means")
-    attacked = model(fgsm(model, images, labels, 1.0))
-    losses = F.cross_entropy(attacked, labels, reduction="none")
-    assert record.loss == pytest.approx(((losses[:4].mean() + losses[4]) / 2).item(), rel=1e-5)
+    (record,) = attack_all(model, images, labels, spec, rule="mean_of_batch_means")
+    losses = F.cross_entropy(model(attacked("fgsm", model, images, labels, 1.0)), labels, reduction="none")
+    assert record.loss == pytest.approx(((losses[:64].mean() + losses[64]) / 2).item(), rel=1e-5)
+
+
+def test_on_a_linear_model_pgd_reaches_the_corner_of_the_cube():
+    model, images, labels = (
+        linear([0.5, -2.0, 0.0, 1.0]),
+        torch.full((2, 1, 2, 2), 100.0),
+        torch.tensor([0, 1]),
+    )
+    moved, expected = (attacked(method, model, images, labels, 3.0) for method in ("pgd", "fgsm"))
+    assert torch.equal(moved, expected)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_pgd_leaves_no_margin_larger_than_a_step_of_fgsm(epsilon):
+    model, images, labels = small_network().eval(), pixels(32).float(), torch.arange(32) % 3
+    with torch.no_grad():
+        clean, moved, single = (
+            margins_of(model(copy), labels)
+            for copy in (
+                images,
+                *(attacked(method, model, images, labels, epsilon) for method in ("pgd", "fgsm")),
+            )
+        )
+    assert (moved <= clean).all()
+    assert moved.mean() <= single.mean() + 1e-4
+
+
+def test_pgd_moves_where_cross_entropy_has_no_gradient():
+    model, images, labels = (
+        linear([100.0] * 4),
+        torch.full((3, 1, 2, 2), 200.0),
+        torch.ones(3, dtype=torch.int64),
+    )
+    assert torch.equal(attacked("fgsm", model, images, labels, 8.0), images)
+    assert torch.equal(attacked("pgd", model, images, labels, 8.0), images - 8)
+
+
+class FirstPixel(nn.Module):
+    """The logit of another class is a function of the first pixel; that of the image's class is 1."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, pixels):
+        value = self.function(pixels.flatten(1)[:, 0])
+        return torch.stack([torch.ones_like(value), value], 1)
+
+
+def test_a_restart_leaves_a_plateau():
+    valley = FirstPixel(lambda pixel: torch.relu(98.0 - pixel))
+    images, labels = torch.full((1, 1, 2, 2), 100.0), torch.tensor([0])
+    assert valley(attacked("pgd", valley, images, labels, 8.0)).argmax() == 1
+
+
+def test_pgd_keeps_the_best_iterate_not_the_last():
+    """Another class lies in a narrow strip, which the descent steps over and back."""
+    strip = FirstPixel(lambda pixel: 2.0 - 10 * (pixel - 100.79).abs())
+    images, labels = torch.full((1, 1, 2, 2), 100.0), torch.tensor([0])
+    starts = [images]
+    for restart in range(1, attacks.PGD_RESTARTS):
+        noise = torch.rand(images[0].shape, generator=torch.Generator().manual_seed(restart))
+        starts.append(92 + noise * 16)
+    margins = []
+    for start in starts:
+        pixel, path = float(start.flatten()[0]), []
+        for _ in range(attacks.PGD_STEPS + 1):
+            path.append(1 - (2 - 10 * abs(pixel - 100.79)))
+            pixel = min(108.0, max(92.0, pixel + 0.8 * np.sign(100.79 - pixel)))
+        margins.append(path)
+    best, last = min(min(path) for path in margins), min(path[-1] for path in margins)
+    assert best < last
+    found = margins_of(strip(attacked("pgd", strip, images, labels, 8.0)), labels)
+    assert float(found) == pytest.approx(best, abs=1e-3)
+
+
+def test_an_image_s_random_starts_depend_on_its_row_alone():
+    model, images, labels = small_network().eval(), pixels(9).float(), torch.arange(9) % 3
+    whole = attacked("pgd", model, images, labels, 4.0)
+    part = attacked("pgd", model, images[5:7], labels[5:7], 4.0, rows=torch.tensor([5, 6]))
+    torch.testing.assert_close(part, whole[5:7])
+    spec = AttackSpec(methods=("pgd",), epsilons=(4.0,))
+    losses = [attack_all(model, images, labels, spec, pass_size=size)[0].loss for size in (1, 4, 9)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)

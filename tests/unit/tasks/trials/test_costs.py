@@ -4,7 +4,7 @@ import pytest
 
 from search_spaces.models import model_spec
 from search_spaces.specs import ModelSpec, RecipeSpec
-from tasks.trials.attacks import attack_batch_size
+from tasks.trials.attacks import attack_pass
 from tasks.trials.costs import network_cost
 
 # Multiply-adds of one 3 x 224 x 224 image in 1e9, as torchvision publishes them with its weights.
@@ -87,33 +87,4 @@ def test_an_attack_needs_no_more_memory_than_training(model, batch):
     """At batch 64 in float32 it was 2 to 7 times as much."""
     found = cost(model, batch, precision="bfloat16", num_outputs=2)
     assert found.attack.peak_bytes <= found.step.peak_bytes
-    assert found.attack_batch == attack_batch_size(RecipeSpec(name="x", batch_size=batch))
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_a_card_moves_twelve_bytes_less_of_each_weight_that_layers_would_cast(optimizer):
-    """Six for its cast and six for its gradient's; 28 are read and written by the update."""
-    found = cost("small_mlp", 16, channels=1, image_size=64, precision="bfloat16", optimizer=optimizer)
-    card, layers = found.card_step, 3
-    updates = [kernel for kernel in card.kernels if kernel.name == "_fused_adam_half"]
-    assert sum(kernel.num_bytes for kernel in updates) == 28 * found.num_parameters
-    assert all(kernel.streams for kernel in updates)
-    assert found.step.num_bytes - card.num_bytes == pytest.approx(12 * found.num_parameters, rel=1e-3)
-    # Each weight and bias: two casts less, and an update of its own instead of one for all.
-    assert found.step.num_launches - card.num_launches == 2 * layers * 2 - (2 * layers - 1)
-    assert card.flops == found.step.flops
-    assert card.peak_bytes <= found.step.peak_bytes
-
-
-@pytest.mark.parametrize(
-    ("model", "changes"),
-    [
-        ("small_mlp", {"precision": "float32"}),
-        ("small_mlp", {"precision": "bfloat16", "optimizer": "sgd"}),
-        ("small_cnn", {"precision": "bfloat16"}),
-    ],
-)
-def test_the_step_on_a_card_is_the_plain_one_elsewhere(model, changes):
-    found = cost(model, 16, channels=1, image_size=32, **changes)
-    assert found.half_step is None
-    assert found.card_step is found.step
+    assert found.attack_batch == attack_pass(RecipeSpec(name="x", batch_size=batch))

@@ -12,10 +12,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import ModelSpec, RecipeSpec
-from tasks.trials.attacks import fgsm
 from tasks.trials.models import build_model
 from tasks.trials.representations import extract_features
 from tasks.trials.training import train
+from tests.unit.tasks.trials.test_attacks import attacked
 
 torch.set_num_threads(1)
 
@@ -126,7 +126,7 @@ def test_fgsm_is_foolboxs_pixel_by_pixel(epsilon):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _, expected, _ = attack(wrapped, images, foolbox.criteria.Misclassification(labels), epsilons=epsilon)
-    assert torch.equal(fgsm(model, images, labels, epsilon), expected)
+    assert torch.equal(attacked("fgsm", model, images, labels, epsilon), expected)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from torch import nn
 
 from search_spaces.errors import DataError
 from search_spaces.specs import ModelSpec, RecipeSpec
-from tasks.trials.models import build_model
-from tasks.trials.robustness import (
+from tasks.trials.attacks import (
     POOL_ROWS,
     margins_of,
     measure_radii,
@@ -17,6 +16,7 @@ from tasks.trials.robustness import (
     nearest_in_another_class,
     summarise_radii,
 )
+from tasks.trials.models import build_model
 from tasks.trials.training import train
 
 torch.set_num_threads(1)  # work this small is only slowed by threads that wait for each other
@@ -256,8 +256,8 @@ def test_what_is_found_does_not_depend_on_how_many_pass_at_once():
     model, images = Linear(torch.randn(4), -3.0), torch.rand(9, 1, 2, 2) * 255
     labels = model(images).argmax(1)
     whole, parts = (
-        measure_radii(model, images, labels, images, num_images=9, seed=0, at_once=at_once)
-        for at_once in (50, 4)
+        measure_radii(model, images, labels, images, num_images=9, seed=0, pass_size=pass_size)
+        for pass_size in (50, 4)
     )
     assert parts.radii == pytest.approx(whole.radii, rel=1e-4)
     assert (parts.rows, parts.wrong) == (whole.rows, whole.wrong)

@@ -12,8 +12,7 @@ from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.result import EpochRecord
 from tasks.trials.search_result import SearchResult, SearchStatus, capped
-from tasks.trials.searched import run_search_trial
-from tasks.trials.trial import run_trial
+from tasks.trials.trial import run_search_trial, run_trial
 
 
 def network(**changes) -> NetworkSpec:

@@ -7,7 +7,15 @@ from torch import nn
 
 from search_spaces.errors import ConfigError
 from search_spaces.specs import RecipeSpec
-from tasks.trials.step import WARM_UP_STEPS, CapturedSteps, Step, as_pixels, split_batches, stepper
+from tasks.trials.step import (
+    WARM_UP_STEPS,
+    CapturedSteps,
+    CaptureError,
+    Step,
+    as_pixels,
+    record_graph,
+    split_batches,
+)
 from tasks.trials.training import train
 
 torch.set_num_threads(1)
@@ -74,12 +82,35 @@ def test_captured_steps_and_eager_steps_give_the_same_weights_to_the_last_bit(pr
     assert len(replays) == 6 * 3 - 2 * WARM_UP_STEPS
 
 
-def test_graphs_are_used_on_cuda_only_unless_asked_for():
-    step = Step(network(), *images(), recipe())
-    with stepper(step) as take:
-        assert take is step
-    with stepper(step, graphs=True) as take:
-        assert isinstance(take, CapturedSteps)
+def test_a_cpu_has_no_graphs_and_takes_the_same_steps():
+    first, second = network(), network()
+    train(first, *images(), recipe(), seed=0, graphs=True)
+    train(second, *images(), recipe(), seed=0)
+    assert equal(weights(first), weights(second))
+
+
+def test_a_step_that_cannot_be_captured_is_a_kind_of_failure_of_its_own(monkeypatch):
+    """What was wrong is its cause: memory that ran out inside a capture is known by it."""
+
+    class NoCapture:
+        def __init__(self, graph):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            return False
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", NoCapture)
+
+    def exhausted():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(CaptureError, match="could not be captured: OutOfMemoryError") as caught:
+        record_graph(exhausted)
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
 def test_training_equals_a_plain_loop_with_the_same_kernels():
@@ -152,12 +183,7 @@ def test_a_graph_on_a_card_gives_the_eager_numbers():
     for graphs in (False, True):
         model = network().cuda().to(memory_format=torch.channels_last)
         model[4].p = 0.0
-        step = Step(model, pixels, labels, settings)
-        with stepper(step, graphs=graphs) as take:
-            for epoch in range(settings.epochs):
-                generator = torch.Generator().manual_seed(epoch)
-                for rows in split_batches(torch.randperm(20, generator=generator).cuda(), 8):
-                    take(rows)
+        train(model, pixels, labels, settings, seed=0, device="cuda", graphs=graphs)
         results.append(weights(model))
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-4)

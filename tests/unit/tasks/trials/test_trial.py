@@ -282,7 +282,7 @@ def test_running_out_of_the_machines_memory_is_a_memory_error(data, monkeypatch)
 
 
 def test_where_memory_is_short_nothing_passes_in_larger_parts_than_training(data, monkeypatch):
-    """A quarter of each batch: of training's 16, of an evaluation's 64 and of an attack's 8."""
+    """A quarter of each: of training's batch of 16, of an evaluation's 16 and of an attack's 8."""
     forward, passed = PixelModel.forward, []
 
     def count(model, pixels):
@@ -297,7 +297,7 @@ def test_where_memory_is_short_nothing_passes_in_larger_parts_than_training(data
         result = run_trial(spec, data, micro_batch=micro_batch)
         most = {kind: max(size for *of, size in passed if tuple(of) == kind) for kind in KINDS_OF_PASS}
         found[micro_batch] = (most, result)
-    assert [list(most.values()) for most, _ in found.values()] == [[16, 48, 8], [4, 16, 2]]
+    assert [list(most.values()) for most, _ in found.values()] == [[16, 16, 8], [4, 4, 2]]
     whole, parts = (result.scores for _, result in found.values())
     assert (parts.train_loss, parts.test_loss) == pytest.approx((whole.train_loss, whole.test_loss), rel=1e-4)
 

@@ -10,9 +10,10 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.state import StoredResults
 from orchestrator.running import bookkeeping
-from orchestrator.running.card_watch import MOST_IN_VAIN, CardWatch, nodes_with_cards
 from orchestrator.running.devices import NO_CARD
 from orchestrator.running.failures import classify
+from orchestrator.running.lost_workers import nodes_with_cards
+from orchestrator.running.retries import MOST_WITHOUT_CARD, Retries
 from orchestrator.running.trainable import TrialTrainable
 from search_spaces.errors import SetupError
 from tests.unit.orchestrator.running.test_sweep import make_plan, run  # noqa: F401
@@ -20,35 +21,30 @@ from tests.unit.orchestrator.running.test_sweep import make_plan, run  # noqa: F
 NONE = SetupError(NO_CARD, "node a: NVIDIA driver absent", "install a driver")
 
 
-def watch(*offered: str) -> CardWatch:
-    return CardWatch(lambda: set(offered))
-
-
 def test_every_node_has_its_chances_before_the_sweep_ends():
-    cards, failure = watch("a", "b"), classify(NONE)
-    for node in ["a"] * 10 + ["b"] * (MOST_IN_VAIN - 1):
-        cards.failed(node, failure)
+    retries, failure = Retries(), classify(NONE)
+    for node in ["a"] * 10 + ["b"] * (MOST_WITHOUT_CARD - 1):
+        retries.check_cards(node, failure, {"a", "b"})
     last = "the last one: node a: NVIDIA driver absent; install a driver; mend a node"
     with pytest.raises(SetupError, match=f"on each of 2 nodes .* {last}"):
-        cards.failed("b", failure)
+        retries.check_cards("b", failure, {"a", "b"})
 
 
 def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
-    failure = classify(NONE)
-    cards = watch("a")
+    retries, failure = Retries(), classify(NONE)
     for _ in range(5):
-        for _ in range(MOST_IN_VAIN - 1):
-            cards.failed("a", failure)
-        cards.worked("a")
+        for _ in range(MOST_WITHOUT_CARD - 1):
+            retries.check_cards("a", failure, {"a"})
+        retries.finished("cell", "a")
     for _ in range(20):
-        watch("a", "b").failed("a", failure)
+        Retries().check_cards("a", failure, {"a", "b"})
 
 
 def test_other_failures_say_nothing_of_cards():
-    cards = watch("a")
+    retries = Retries()
     for kind in FailureKind:
-        for _ in range(MOST_IN_VAIN):
-            cards.failed("a", TrialFailure(kind=kind, message="CUDA error: unspecified launch failure"))
+        for _ in range(MOST_WITHOUT_CARD):
+            retries.check_cards("a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"})
 
 
 class WithoutCard(TrialTrainable):
@@ -68,7 +64,7 @@ def test_a_sweep_of_real_trials_ends_with_what_was_missing(
 ) -> None:
     assert nodes_with_cards() == set()
     here = ray.util.get_node_ip_address()
-    monkeypatch.setattr(bookkeeping, "CardWatch", lambda: watch(here))
+    monkeypatch.setattr(bookkeeping, "nodes_with_cards", lambda: {here})
     plan = make_plan(*range(4, 40))
     stored = StoredResults.read(str(RootPaths.create(root).sweep(plan.sweep.name).folder))
     with pytest.raises(

@@ -1,0 +1,90 @@
+"""Predictions that are asked for later are made from kept networks, checked, and made again when damaged."""
+
+import pytest
+from scipy.special import softmax
+from sklearn.metrics import log_loss, roc_auc_score
+
+import isweep
+from orchestrator.planning.workspace import Workspace
+from orchestrator.results.predictions import forget_damaged
+from orchestrator.results.state import StoredResults
+from orchestrator.running.pipeline import RunOptions, run_sweep
+from orchestrator.running.progress import Progress
+from search_spaces.errors import CorruptStoreError, DataError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local", "on_ray_local")]
+
+SWEEP = {
+    "name": "kept",
+    "models": ["small_mlp"],
+    "datasets": ["manifold_d4"],
+    "train_sizes": [30, 40],
+    "test_size": 20,
+    "image_size": 16,
+    "recipe": "smoke",
+    "num_neighbors": 10,
+}
+MORE = {"predictions": True, "attacks.epsilons": [1.0, 2.0, 4.0, 8.0, 16.0]}
+
+
+def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damaged(root, monkeypatch):
+    monkeypatch.setattr("orchestrator.running.pipeline.report_sweep", lambda *_: None)
+    options = RunOptions(root=root, tracking=False)
+    assert run_sweep(SWEEP, options).exit_code == 0
+    workspace = Workspace.open(SWEEP, root)
+    before = StoredResults.read(workspace.results_url).trials
+    sweep = isweep.open(SWEEP, root=root)
+    with pytest.raises(DataError, match="No trial of this sweep has predictions; set predictions: true"):
+        _ = sweep.predictions
+
+    blocked = workspace.sweep_paths.folder / "predictions"
+    blocked.write_text("a file where the folder should be")
+    summary = run_sweep(SWEEP, options, changes=MORE)
+    assert (summary.pending, summary.exit_code) == (2, 1)
+    for record in StoredResults.read(workspace.results_url).trials.values():
+        assert "predictions" in record.result.predictions_note
+        assert len(record.result.attacks) == 5  # what was found beside them is kept
+    blocked.unlink()
+
+    assert run_sweep(SWEEP, options, changes=MORE).exit_code == 0
+    after = StoredResults.read(workspace.results_url).trials
+    for trial_id, record in after.items():
+        old = before[trial_id]
+        assert record.result.attacks[:4] == old.result.attacks
+        for field in ("scores", "history", "test_history", "d_repr", "seed", "weights"):
+            assert getattr(record.result, field) == getattr(old.result, field)
+        assert (record.attempt, record.started_at) == (1, old.started_at)
+        assert record.measured_at is not None
+    for trial_id, rows in sweep.refresh().predictions.groupby("trial_id"):
+        scores = before[trial_id].result.scores
+        auc = roc_auc_score(rows["label"], rows["logit_1"] - rows["logit_0"])
+        # Later passes may round differently where weights lie elsewhere in memory; ties of ranks do not.
+        assert auc == pytest.approx(scores.classification.auc, abs=1e-9)
+        assert log_loss(rows["label"], softmax(rows[["logit_0", "logit_1"]].to_numpy(), axis=1)) == (
+            pytest.approx(scores.test_loss, rel=1e-5)
+        )
+
+    damaged, gone = sorted(workspace.sweep_paths.folder.glob("predictions/*.parquet"))
+    whole = {path: path.read_bytes() for path in (damaged, gone)}
+    damaged.write_bytes(whole[damaged][:-1] + b"x")
+    with pytest.raises(
+        CorruptStoreError, match=r"must be whole.*checksum does not match.*run the sweep again"
+    ):
+        _ = isweep.open(SWEEP, root=root).predictions
+    gone.unlink()
+    notes: list[str] = []
+    progress = Progress()
+    progress.note = notes.append  # type: ignore[method-assign]
+    assert run_sweep(SWEEP, options, progress=progress, changes=MORE).exit_code == 0
+    assert "Predictions gone or damaged: 2; made again from kept weights" in notes
+    assert {path: path.read_bytes() for path in whole} == whole
+
+    for path in whole:
+        path.unlink()
+    stored = StoredResults.read(workspace.results_url)
+    first, second = sorted(stored.trials)
+    result = stored.trials[first].result.model_copy(update={"weights": None})
+    stored.trials[first] = stored.trials[first].model_copy(update={"result": result})
+    assert forget_damaged(stored, [first, second, "not trained"]) == (1, 1)
+    assert set(stored.trials) == {second}
+    assert stored.trials[second].result.predictions is None
