@@ -6,16 +6,21 @@ written over.
 
 from __future__ import annotations
 
+import json
+import platform
+import subprocess
 from enum import StrEnum
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from search_spaces.specs import Domain, MeasureSpec
-from search_spaces.trials import Measurement, PredictionMeasurement, TrialSpec
+from search_spaces.specs import Domain, Measurement, MeasureSpec, PredictionMeasurement, TrialSpec
 from tasks.finding import Finding
 from tasks.measures.records import MeasureResult
-from tasks.trials.result import TrialResult
+from tasks.trials.records import TrialResult
 
 
 class FailureKind(StrEnum):
@@ -210,3 +215,54 @@ class CellReport(Finding):
     gpu_share: float = 0.0
     gpu_name: str = ""
     log: str = ""
+
+
+# Where a result came from: code, versions, never a host name or a path.
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
+
+
+@lru_cache(maxsize=1)
+def provenance() -> Provenance:
+    """Return the code version, whether the checkout had uncommitted changes, and package versions."""
+    commit, dirty = _commit()
+    release = _version("isweep")
+    return Provenance(
+        code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        packages={name: _version(name) for name in PACKAGES},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _commit() -> tuple[str, bool]:
+    """Return the commit of the checkout, or the one baked into the installed wheel."""
+    package = Path(__file__).resolve().parents[2]
+    baked = package / "commit.json"
+    if baked.exists():
+        made = json.loads(baked.read_text(encoding="utf-8"))
+        return str(made["commit"]), bool(made["dirty"])
+    folder = package.parent
+    if not (folder / ".git").exists():
+        return "", False
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        return head, bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "", False
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()

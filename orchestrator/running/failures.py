@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
+import socket
+import time
 import traceback
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import ray
+from ray import cloudpickle
 from ray.exceptions import (
     NodeDiedError,
     ObjectStoreFullError,
@@ -15,8 +24,10 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.running.gpus import NO_CARD
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
 RETRIES: dict[FailureKind, int | None] = {
@@ -33,7 +44,7 @@ RETRIES: dict[FailureKind, int | None] = {
     FailureKind.CODE_ERROR: 0,
 }
 """Further attempts within one ``isweep run`` of a cell that fails alone (see
-:mod:`orchestrator.running.retries`); None is no limit. A new run tries every failed cell again."""
+:mod:`orchestrator.running.failures`); None is no limit. A new run tries every failed cell again."""
 
 MAX_TRACEBACK = 8000
 
@@ -148,3 +159,233 @@ def classify_broken_fit(error: BaseException) -> TrialFailure:
     if failure.kind != FailureKind.CODE_ERROR:
         return failure
     return failure.model_copy(update={"kind": FailureKind.CLUSTER_ERROR})
+
+
+# Whether a cell that failed gets another attempt in this run, when, and why: a decision that is explained.
+#
+# A death counts as the trial's own doing only when it dies again and again while others live. Where other
+# cells die too, something kills workers, and each of them gets more attempts; a lost node says nothing
+# about the trial at all. Every attempt waits longer than the one before.
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+MOST_DEATHS = 20
+"""Of one cell, whatever happens to others."""
+MOST_IN_VAIN = 200
+"""Failures in a row without a single result in between: then nothing works here, not even node by node."""
+
+MOST_WITHOUT_CARD = 4
+"""Trials of a node in a row that reached no card, with no result in between: then it counts as without."""
+
+PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a cell that failed: another attempt after ``pause_s`` seconds, or None for none."""
+
+    pause_s: float | None
+    reason: str
+
+
+@dataclass
+class Retries:
+    """The failures of one run, by cell and kind.
+
+    Attributes:
+        failures: How often each cell failed of each kind.
+        deaths: How often each cell's process died, of whatever.
+        in_vain: Failures since the last result of any cell.
+        without_card: By address of a node, trials in a row that were given a card there and reached none.
+    """
+
+    failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
+    in_vain: int = 0
+    without_card: Counter[str] = field(default_factory=Counter)
+
+    def finished(self, trial_id: str, node: str = "") -> None:
+        """A cell has its result, on ``node``: the sweep makes progress."""
+        self.in_vain = 0
+        self.without_card[node] = 0
+
+    def check_cards(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
+        """End the sweep when none of the nodes that offer cards gives trials any.
+
+        Args:
+            node: Address of the one where a trial has failed.
+            failure: Of the trial.
+            offered: Addresses of the live nodes that offer GPUs.
+
+        Raises:
+            SetupError: saying what the last trial found.
+        """
+        if not failure.message.startswith(NO_CARD):
+            return
+        self.without_card[node] += 1
+        if offered and all(self.without_card[other] >= MOST_WITHOUT_CARD for other in offered):
+            last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
+            raise SetupError(
+                "Some node must give trials a card that they can reach",
+                f"on each of {len(offered)} nodes with GPUs the last {MOST_WITHOUT_CARD} trials or more "
+                f"reached none; the last one: {last}",
+                "mend a node and run the same command again: what is done is kept. "
+                "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
+            )
+
+    def failed(self, trial_id: str, kind: FailureKind, *, died: bool = False) -> Decision:
+        """Count a failure, with which the trial's process ``died`` or lived on, and decide."""
+        mine = self.failures.setdefault(trial_id, Counter())
+        mine[kind] += 1
+        self.deaths[trial_id] += died
+        self.in_vain += 1
+        if self.in_vain > MOST_IN_VAIN:
+            return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
+        limit, why = self._limit(trial_id, kind)
+        if limit is not None and mine[kind] > limit:
+            return Decision(None, why)
+        pause = min(FIRST_PAUSE_S * 2 ** (mine.total() - 1), LONGEST_PAUSE_S)
+        most = "" if limit is None else f" of {limit + 1}"
+        return Decision(pause, f"attempt {mine[kind] + 1}{most} in {pause:g} s: {why}")
+
+    def _limit(self, trial_id: str, kind: FailureKind) -> tuple[int | None, str]:
+        """Return how many further attempts failures of a kind allow, None for any number, and why."""
+        limit = RETRIES[kind]
+        if limit is None:
+            return None, "a lost node says nothing about the trial"
+        if kind not in PROCESS_DEATHS:
+            return limit, f"{kind} is tried again {limit} times" if limit else f"{kind} would come again"
+        # A trial that runs out of memory without harm to its process tells nothing of others.
+        others = self.deaths.total() - self.deaths[trial_id]
+        if others < 2:
+            return limit, "other trials live"
+        return min(MOST_DEATHS - 1, limit + others // 2), f"other trials died {others} times too"
+
+
+# Of what a worker died: the error where Tune wrote it, and whether the worker's node is there at all.
+
+log = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT_S = 2.0
+
+
+def read_failure(trial: Any) -> TrialFailure:
+    """Return the failure of a Tune trial whose process went away.
+
+    Tune writes the error into the trial's local folder and copies it to its storage later, where
+    ``Trial.get_error`` looks in vain when a callback asks. Of errors that are not an actor's or a task's,
+    such as the memory killer's, it writes the text alone.
+    """
+    error, text = _pickled(trial.pickled_error_file), _text(trial.error_file)
+    return classify_lost_worker(error, text, _dead_nodes(error))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an attempt runs: Ray's id of its actor, and the address of its node."""
+
+    actor: str
+    node: str
+
+
+def tell_place(trial_id: str) -> None:
+    """Note, in the process of a trial, that it runs here: a process that is killed cannot say so any more."""
+    try:
+        place = f"{ray.get_runtime_context().get_actor_id()} {ray.util.get_node_ip_address()}"
+        _internal_kv_put(f"isweep place of {trial_id}", place.encode())
+    except Exception as problem:
+        log.warning("where a trial runs cannot be told: %s", problem)
+
+
+def place_of(trial_id: str) -> Place | None:
+    """Return where the latest attempt at a trial ran; None where it never came so far."""
+    try:
+        found = (_internal_kv_get(f"isweep place of {trial_id}") or b"").decode().split()
+    except Exception as problem:
+        log.warning("the cluster cannot be asked where a trial ran: %s", problem)
+        return None
+    return Place(*found) if len(found) == 2 else None
+
+
+def nodes_with_cards() -> set[str]:
+    """Return the addresses of the live nodes that offer GPUs."""
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return {node["NodeManagerAddress"] for node in alive if node["Resources"].get("GPU", 0) > 0}
+
+
+def killed_for_memory(trial_ids: Iterable[str]) -> set[str]:
+    """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
+
+    The memory killer's error ends Tune's loop and names no process. What each actor died of is known at the
+    head, a moment later than the error.
+    """
+    actors = {trial_id: place.actor for trial_id in trial_ids if (place := place_of(trial_id)) is not None}
+    patience = time.monotonic() + ANSWER_TIMEOUT_S
+    while actors:
+        try:
+            found = {trial_id for trial_id, actor in actors.items() if _died_of_memory(actor)}
+        except Exception as problem:
+            log.warning("the cluster cannot be asked what a trial died of: %s", problem)
+            return set()
+        if found or time.monotonic() > patience:
+            return found
+        time.sleep(0.1)
+    return set()
+
+
+def _died_of_memory(actor: str) -> bool:
+    about = ray._private.state.actors(actor)
+    return bool(about) and about["State"] == "DEAD" and about["DeathCause"].HasField("oom_context")
+
+
+def _pickled(path: str | None) -> BaseException | None:
+    """Return the exception that our own driver wrote a moment ago, below its own scratch folder."""
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        error = cloudpickle.loads(Path(path).read_bytes())
+    except Exception as problem:
+        log.warning("Tune's error file %s cannot be read: %s", path, problem)
+        return None
+    return error if isinstance(error, BaseException) else None
+
+
+def _text(path: str | None) -> str:
+    """Return the last error in Tune's text file: attempts of one cell share a folder."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
+    except OSError:
+        return ""
+    last = text.rpartition("Failure # ")[2]
+    return last.partition("\n")[2] if "\n" in last else last
+
+
+def _dead_nodes(error: BaseException | None) -> list[str]:
+    """Return ids of nodes that are gone, and the actor's id when the node that it ran on is among them.
+
+    A raylet that was killed shows first as an actor that is "unavailable", and Ray lists the node as alive
+    until its health check has failed for a while; so the node itself is asked.
+    """
+    try:
+        nodes = ray.nodes()
+        dead = [node["NodeID"] for node in nodes if not _answers(node)]
+        actor = getattr(error, "actor_id", None)
+        if actor is not None and dead:
+            address = ray._private.state.actors(actor).get("Address", {})
+            if address.get("NodeID") in dead:
+                dead.append(actor)
+    except Exception as problem:
+        log.warning("the cluster cannot be asked which nodes are gone: %s", problem)
+        return []
+    return dead
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    if not node["Alive"]:
+        return False
+    try:
+        address = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        with socket.create_connection(address, timeout=ANSWER_TIMEOUT_S):
+            return True
+    except OSError:
+        return False

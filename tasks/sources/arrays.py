@@ -33,11 +33,11 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SetupError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
-from tasks.sources.image_files import by_own_maximum, negative_flags
 from tasks.sources.labels import sort_labels
 from tasks.sources.own import TRAITS, VALIDATION_LEFT_OUT, Rows, find_columns, own_listing, split_of
+from tasks.sources.pictures import by_own_maximum, negative_flags
 from tasks.sources.raw import DAMAGE, MAX_RATIO, PLAIN_METHODS
-from tasks.sources.record_tables import label_text
+from tasks.sources.tables import label_text
 
 KEYS = (("images", "labels"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"), ("data", "labels"))
 SPLIT_KEYS = (

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from search_spaces.errors import SetupError
 from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
-from tasks.sources.dials import dial, flipped, scaled
-from tasks.sources.in_memory import ROWS_PER_TASK, row_reader
+from tasks.sources.made import ROWS_PER_TASK, dial, flipped, row_reader, scaled
 
 Pixels = NDArray[np.uint8]
 STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])

@@ -24,7 +24,6 @@ from pathlib import Path, PurePosixPath
 from search_spaces.errors import DataError, SweepError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
-from tasks.sources.label_tables import MANIFESTS, header_names, read_lines, read_table
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
 from tasks.sources.own import (
     MAX_NAMED,
@@ -39,6 +38,7 @@ from tasks.sources.own import (
 )
 from tasks.sources.parquet import is_row, list_parquet, parquet_files, parquet_reader
 from tasks.sources.raw import checked_name, resolve_name, walk
+from tasks.sources.tables import MANIFESTS, header_names, read_lines, read_table
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.image_files import by_own_maximum
+from tasks.sources.pictures import by_own_maximum
 from tasks.sources.raw import read_locator
 
 MAX_VOXELS = 1 << 26

@@ -17,9 +17,8 @@ import numpy as np
 
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Split
-from tasks.sources.label_tables import column_key
 from tasks.sources.labels import PLACEHOLDERS, check_spellings, is_missing, plain_id, sort_labels
-from tasks.sources.record_tables import SEVERAL
+from tasks.sources.tables import SEVERAL, column_key
 
 COLUMNS = {
     "path": ("filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path"),

@@ -7,10 +7,9 @@ from pathlib import Path
 from search_spaces.errors import ConfigError
 from search_spaces.specs import DatasetSpec
 from tasks.sources.dicom import is_single_image_name
-from tasks.sources.label_tables import MANIFESTS, column_key
 from tasks.sources.own import COLUMNS, split_of
 from tasks.sources.raw import PACKED_TARS, RefusedArchive, is_archive_name, open_archive
-from tasks.sources.record_tables import jsonl_header
+from tasks.sources.tables import MANIFESTS, column_key, jsonl_header
 
 TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".jsonl", ".parquet")
 SNIFFED_BYTES = 1 << 16

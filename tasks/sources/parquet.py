@@ -20,7 +20,6 @@ import numpy as np
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import INTENSITY
-from tasks.sources.image_files import decode_image
 from tasks.sources.own import (
     TRAITS,
     Columns,
@@ -31,8 +30,9 @@ from tasks.sources.own import (
     split_of,
     split_of_file,
 )
+from tasks.sources.pictures import decode_image
 from tasks.sources.raw import MARK, walk
-from tasks.sources.record_tables import cell_text, holds_images
+from tasks.sources.tables import cell_text, holds_images
 
 ROWS_AT_ONCE = 32
 LABELS_AT_ONCE = 1024

@@ -19,7 +19,7 @@ from tasks.sources.base import Listing, RawRequest, Reader, SkipItem
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.own import TRAITS, Rows, find_columns, own_listing, split_of_file
 from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, walk
-from tasks.sources.record_tables import cell_text
+from tasks.sources.tables import cell_text
 
 ENDINGS = (".tar", *PACKED_TARS)
 MAX_LABEL_BYTES = 1 << 16

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from orchestrator.results.weights import WeightStore
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.results.store import WeightStore
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
 from tests.unit.orchestrator.results.examples import trial_record, trial_spec

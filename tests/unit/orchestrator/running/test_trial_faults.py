@@ -9,7 +9,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialRecord
 from orchestrator.running.failures import DeviceError, classify, classify_lost_worker, spoils_process
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running.worker import TrialTrainable
 from tests.unit.orchestrator.results.examples import trial_result
 from tests.unit.orchestrator.running.test_sweep import _report, by_size, make_plan, run  # noqa: F401
 

@@ -11,9 +11,9 @@ from skimage.color import rgb2hed
 from search_spaces.datasets import DATASETS, PACKAGED
 from search_spaces.errors import SetupError
 from search_spaces.specs import PreparedSpec
-from tasks.preparation.prepare import prepare_dataset
-from tasks.preparation.summary import preparation_lines
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.record import preparation_lines
+from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources import demo
 

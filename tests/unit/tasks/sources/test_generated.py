@@ -11,7 +11,7 @@ from search_spaces.specs import PreparedSpec
 from tasks.sources.base import RawRequest
 from tasks.sources.demo import Lesions, brain_mask, render_slice, template
 from tasks.sources.locate import locate
-from tasks.sources.manifold import MARGIN, Manifold, embed, latent_points
+from tasks.sources.made import MARGIN, Manifold, embed, latent_points
 from tasks.sources.privacy import hash_key, keyed_hash, spell
 
 

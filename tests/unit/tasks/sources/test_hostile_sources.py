@@ -187,11 +187,11 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 PROGRAM = """
 import io, json, sys, zipfile
 from tasks.sources.base import SkipItem
-from tasks.sources.binary_tables import TableError, read_xlsx
+from tasks.sources.tables import TableError, read_xlsx
 from tasks.sources.dicom import decode_dicom, frames_to_pixels
-from tasks.sources.image_files import decode_image
+from tasks.sources.pictures import decode_image
 from tasks.sources.nifti import decode_nifti
-from tasks.sources.pixels import to_prepared
+from tasks.sources.pictures import to_prepared
 from tasks.sources.raw import ZipArchive
 from tests.unit.tasks.sources.hostile import BODIES
 

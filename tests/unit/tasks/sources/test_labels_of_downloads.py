@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.sources.dbc import slice_label
+from tasks.sources.tcia import slice_label
 from tests.raw_trees import write_raw_tree
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.medical import _legs, _save_radiograph

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from orchestrator.running.own_arrays import name_labels
+from orchestrator.running.measuring import name_labels
 from search_spaces.errors import DataError
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources import own_kind_of

@@ -500,7 +500,7 @@ class TestNiftiTable:
         low, high = np.percentile(VOLUME.astype(np.float32), (0.1, 99.9))
         plane = np.clip(VOLUME[:, :, 3], low, high) - low
         expected = (plane * 255 / plane.max()).astype(np.uint8).T[::-1, ::-1]
-        from tasks.sources.pixels import to_prepared
+        from tasks.sources.pictures import to_prepared
 
         np.testing.assert_array_equal(data.read(0, 1)[0], to_prepared(expected, image_size=8, channels=1))
 
