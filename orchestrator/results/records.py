@@ -246,7 +246,7 @@ def _version(package: str) -> str:
 
 def _commit() -> tuple[str, bool]:
     """Return the commit of the checkout, or the one baked into the installed wheel."""
-    package = Path(__file__).resolve().parents[2]
+    package = Path(__file__).resolve().parents[1]
     baked = package / "commit.json"
     if baked.exists():
         made = json.loads(baked.read_text(encoding="utf-8"))

@@ -24,7 +24,8 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.search.searcher import Searcher
 
-from orchestrator.planning.plan import CellStatus, RootPaths, SweepPlan, without_secrets
+from orchestrator.planning.paths import RootPaths, without_secrets
+from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.planning.predict import Expectation, array_key, expected_seconds, order_trials
 from orchestrator.results import table
 from orchestrator.results.records import (
@@ -39,7 +40,7 @@ from orchestrator.results.state import Event, History, StoredResults, What
 from orchestrator.results.store import WeightStore
 from orchestrator.results.table import MeasureIndex, Point, epoch_points, flat_trial
 from orchestrator.results.tracking import PARENT_KEY, Failure, Tracker
-from orchestrator.running.cluster import Cluster, Resources, raise_if_asked
+from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import (
     Retries,
     classify_broken_fit,
@@ -51,6 +52,7 @@ from orchestrator.running.failures import (
 from orchestrator.running.networks import own_code
 from orchestrator.running.progress import Monitor, Series, offer_board
 from orchestrator.running.requests import Requests, node_memory_bytes
+from orchestrator.running.signals import raise_if_asked
 from orchestrator.running.waiting import StartWatch
 from orchestrator.running.worker import (
     REPORT,
