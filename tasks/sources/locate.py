@@ -6,14 +6,14 @@ Messages and records name a file by its keyed hash and a row of a table, which i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.errors import SweepError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.sources.arrays import Hdf5File, NpzFile, row_locator
+from tasks.sources.arrays import ArrayFile, Hdf5File, NpzFile, row_locator
 from tasks.sources.base import RawRequest
 from tasks.sources.manifest import table_paths
 from tasks.sources.parquet import num_rows
@@ -22,7 +22,11 @@ from tasks.sources.raw import MARK, MAX_DEPTH, RefusedArchive, is_archive_name, 
 
 HASH = re.compile(r"\b[0-9a-f]{16}\b")
 ROW = re.compile(r"(?:(\w+) )?row (?:(\w+)/)?(\d+)|(\d+)")
-ARRAY_FILES = {".npz": NpzFile, ".h5": Hdf5File, ".hdf5": Hdf5File}
+ARRAY_FILES: dict[str, Callable[[RawRequest], ArrayFile]] = {
+    ".npz": NpzFile,
+    ".h5": Hdf5File,
+    ".hdf5": Hdf5File,
+}
 
 
 def locate(raw: Path, key_folder: Path, said: str) -> str | None:
