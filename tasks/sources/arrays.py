@@ -34,7 +34,15 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError, SetupError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
 from tasks.sources.labels import sort_labels
-from tasks.sources.own import TRAITS, VALIDATION_LEFT_OUT, Rows, find_columns, own_listing, split_of
+from tasks.sources.own import (
+    MAX_NAMED,
+    TRAITS,
+    VALIDATION_LEFT_OUT,
+    Rows,
+    find_columns,
+    own_listing,
+    split_of,
+)
 from tasks.sources.pictures import by_own_maximum, negative_flags
 from tasks.sources.raw import DAMAGE, MAX_RATIO, PLAIN_METHODS
 from tasks.sources.tables import label_text
@@ -184,8 +192,17 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         block_size=4096,
         excluded={VALIDATION_LEFT_OUT: left_out} if left_out else {},
         intensity=rule,
-        flags=columns.flags,
+        flags=(*columns.flags, *_unmarked(file, parts)),
     )
+
+
+def _unmarked(file: ArrayFile, parts: list[Part]) -> list[str]:
+    """Flag arrays that belong to no split by their name, where the images do."""
+    known = {name for part in parts for name in (part.images, part.labels, *part.others.values())}
+    words = [mark.format(word) for *_, mark in SPLIT_KEYS for word in ("val", "valid")]
+    of_validation = {name for mark in words for name in _others(set(file.names()), mark).values()}
+    left = sorted(set(file.names()) - known - of_validation - {LABEL_NAMES})
+    return [f"columns not used: {', '.join(left[:MAX_NAMED])}"] if left else []
 
 
 def row_locator(array: str, row: int) -> str:
