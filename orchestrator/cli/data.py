@@ -28,6 +28,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from orchestrator.running.measuring import Measured
     from tasks.measures.records import MeasureResult, MeasureSettings
     from tasks.remote import Executor
 
@@ -41,7 +42,7 @@ def datasets(name: str | None = None, /, *, place: Place = Place()) -> int:
         name: Only this dataset.
         place: Where everything lies.
     """
-    from orchestrator.running.measuring import dataset_rows
+    from orchestrator.commands import dataset_rows
 
     rows = dataset_rows(place.root, name)
 
@@ -84,7 +85,7 @@ def prepare(
         cluster: Where to compute.
         place: Where everything lies.
     """
-    from orchestrator.running.measuring import prepare_one
+    from orchestrator.commands import prepare_one
     from orchestrator.running.progress import Progress
 
     if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
@@ -155,7 +156,7 @@ class ImageOptions:
         labels: Labels for a .npy: a .npy, or text with one per image.
         raw: Raw download, for a dataset's name.
         class_pair: Only these two classes, by name.
-        train_sizes: Nested sizes to measure too.
+        train_sizes: Nested sizes to measure beside all images.
         image_size: Resize to this side (image files: 224).
         channels: 1 (default) or 3.
     """
@@ -198,7 +199,7 @@ def measure(
         num_workers: Ray workers; 1 (default) runs without Ray.
         place: Where everything lies.
     """
-    from orchestrator.analysis.published import describe, save_pair
+    from orchestrator.commands import describe, measured_document
     from orchestrator.planning.paths import RootPaths
     from orchestrator.running.measuring import MeasureRequest, measure_source
 
@@ -218,7 +219,7 @@ def measure(
         executor = _executor(address, num_workers, stack)
         measured = measure_source(request, executor, RootPaths.at(place.root))
     if show_pair:
-        written(show_pair, lambda path: save_pair(measured, path))
+        written(show_pair, lambda path: _save_pair(measured, path))
 
     def show() -> None:
         if measured.preparation is not None:
@@ -229,8 +230,18 @@ def measure(
         for text in describe(measured):
             stdout.print(escape(text), soft_wrap=True)
 
-    emit(place, measured.to_json(), show)
+    emit(place, measured_document(measured), show)
     return 0
+
+
+def _save_pair(measured: Measured, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from orchestrator.commands import draw_pair
+
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    draw_pair(figure, measured)
+    figure.savefig(path, format="png")
 
 
 def locate(
@@ -293,7 +304,7 @@ def _measure_table(record: MeasureResult) -> Table:
         for index, (name, estimate) in enumerate(size.d_data.items()):
             value = cell(estimate.value) or f"undefined: {estimate.reason}"
             head = (str(size.train_size), shown, str(size.num_duplicates)) if index == 0 else ("", "", "")
-            table.add_row(head[0], name, value, cell(estimate.std_error), head[1], head[2])
+            table.add_row(head[0], name, value, cell(estimate.error), head[1], head[2])
     if record.calibration is not None:
         document = record.calibration.to_json()
         interval = document.get("interval")

@@ -543,7 +543,7 @@ MOST_NAMED = 1_000
 
 That is with the older of its two exporters, which :mod:`orchestrator.running.cluster` and the launch files
 ask for. The newer one keeps memory of every series at every export: with 400 names the driver grew by 0.15 MB
-a second at rest, against 0.009 (``benchmarks/named_tasks.py``).
+a second at rest, against 0.009 (``benchmarks/results/named_tasks.json``).
 """
 
 

@@ -1,5 +1,4 @@
-"""Your own arrays in an ``.npz`` or HDF5 file: images, labels and, if you have them, groups, splits and
-names.
+"""Your own arrays in an ``.npz`` or HDF5 file: images, labels and, if you have them, groups, splits, names.
 
 Layout: MedMNIST's and Keras' own loaders, h5py's quick start and PatchCamelyon's ``x`` and ``y``; NEP 1
 (``numpy.lib.format``) in a zip.
@@ -26,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ from tasks.sources.own import (
     split_of,
 )
 from tasks.sources.pictures import by_own_maximum, negative_flags
-from tasks.sources.raw import DAMAGE, MAX_RATIO, PLAIN_METHODS
+from tasks.sources.raw import DAMAGE, RefusedArchive, check_zip_member
 from tasks.sources.tables import label_text
 
 KEYS = (("images", "labels"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"), ("data", "labels"))
@@ -83,51 +82,22 @@ class ArrayHeader:
 ReadRow = Callable[[int], NDArray[np.generic]]
 
 
-class ArrayFile(Protocol):
-    """One file with named arrays. Reading raises SkipItem for damage, headers raise DataError."""
+class Arrays:
+    """Images and labels in one file."""
 
-    def names(self) -> list[str]:
-        """Return the names of the arrays."""
-        ...
-
-    def header(self, name: str) -> ArrayHeader:
-        """Return shape and dtype, checked against what the file can hold."""
-        ...
-
-    def load(self, name: str) -> NDArray[np.generic]:
-        """Return a whole (small) array."""
-        ...
-
-    def rows(self, name: str) -> ReadRow:
-        """Return a reader of an array's rows, cheapest in rising order."""
-        ...
-
-
-class Npz:
-    """Images and labels in one archive."""
+    def __init__(self, open_file: Callable[[RawRequest], ArrayFile]) -> None:
+        self._open = open_file
 
     def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row, see :func:`list_arrays`; every member's checksum is compared."""
-        file = NpzFile(request)
+        """Return one item per row, see :func:`list_arrays`; checksums are compared where the format has them."""
+        file = self._open(request)
         listing = list_arrays(file, request)
         file.check_sums()
         return listing
 
     def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows that streams through the archive."""
-        return array_reader(NpzFile(request))
-
-
-class Hdf5:
-    """Images and labels in the root group of one HDF5 file."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row, see :func:`list_arrays`."""
-        return list_arrays(Hdf5File(request), request)
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows."""
-        return array_reader(Hdf5File(request))
+        """Return a reader of rows; rows are cheapest in rising order."""
+        return array_reader(self._open(request))
 
 
 @dataclass(frozen=True)
@@ -523,35 +493,25 @@ def _npy_header(file: IO[bytes]) -> tuple[ArrayHeader, bool]:
 
 
 def _checked_members(path: Path, request: RawRequest) -> dict[str, zipfile.ZipInfo]:
-    """Return the arrays of an archive by name.
-
-    Raises:
-        DataError: for damage, encryption, repeated, absolute or ``..`` names, and declared sizes above the
-            limit or above what the packed bytes can hold.
-    """
+    """Return the arrays of an archive by name; what it declares is checked as that of any zip."""
     rule = f"{request.dataset.name}: the .npz"
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+            found = archive.infolist()
+        for member in found:
+            check_zip_member(member)
     except PermissionError:
         raise DataError(f"{rule} must be readable", "permission denied") from None
+    except RefusedArchive as refused:
+        raise DataError(f"{rule} must be as numpy saves it", refused.reason, "save it again") from None
     except DAMAGE:
         raise DataError(f"{rule} must be a whole archive", "damaged", "copy or download it again") from None
-    names = [member.filename for member in members]
-    if len(set(names)) < len(names):
+    members = {member.filename.removesuffix(".npy"): member for member in found}
+    if len(members) < len(found):
         raise DataError(f"{rule} must have each member once", "repeated names")
-    if any(member.flag_bits & 1 for member in members):
-        raise DataError(f"{rule} must not be encrypted", "encrypted members")
-    if any(member.compress_type not in PLAIN_METHODS for member in members):
-        raise DataError(
-            f"{rule} must be packed as numpy does", "another method than deflate", "save it again"
-        )
-    if any(name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") for name in names):
-        raise DataError(f"{rule} must hold plain names", "names that lead elsewhere")
-    too_dense = any(member.file_size > MAX_RATIO * (member.compress_size + 1) for member in members)
-    if len(names) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_BYTES or too_dense:
+    if len(found) > MAX_MEMBERS or sum(member.file_size for member in found) > MAX_BYTES:
         raise DataError(f"{rule} must unpack to less than {MAX_BYTES:,} bytes", "more, by its own account")
-    return {member.filename.removesuffix(".npy"): member for member in members}
+    return members
 
 
 def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
@@ -635,5 +595,21 @@ class Hdf5File:
 
         return row
 
+    def check_sums(self) -> None:
+        """Compare nothing: a chunk's checksum, where it has one, is compared when it is read."""
+
     def _error(self, rule: str, found: str) -> DataError:
         return DataError(f"{self._request.dataset.name}: {rule}", found)
+
+
+ArrayFile = NpzFile | Hdf5File
+
+
+def npz() -> Arrays:
+    """Return the source of ``.npz`` files."""
+    return Arrays(NpzFile)
+
+
+def hdf5() -> Arrays:
+    """Return the source of HDF5 files."""
+    return Arrays(Hdf5File)

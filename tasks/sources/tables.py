@@ -1,7 +1,8 @@
 """Label tables read as text only, whatever file holds them: ids keep their zeros, "NA" stays "NA".
 
-A table is text with any separator, JSON lines, xlsx, Parquet or SAS. It is given by its path, or by its
-locator below the raw folder, which may lead into an archive.
+A table is text with any separator, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by openpyxl),
+Parquet, or SAS (as read by :func:`pandas.read_sas`). It is given by its path, or by its locator below the raw
+folder, which may lead into an archive.
 """
 
 from __future__ import annotations
@@ -10,26 +11,19 @@ import csv
 import io
 import json
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest, SkipItem
-from tasks.sources.raw import PLAIN_METHODS, read_locator, read_plain
-
-# Spreadsheets and SAS tables as lines of text cells, whatever they claim about their own size.
-#
-# xlsx: ECMA-376 (SpreadsheetML) as read by openpyxl; ``sas7bdat``: as read by :func:`pandas.read_sas`.
+from tasks.sources.raw import DAMAGE, RefusedArchive, check_zip_member, read_locator, read_plain
 
 MAX_COLUMNS = 1_000
 MAX_UNPACKED = 1 << 30
 MAX_PART = 512 << 20
 MAX_PARTS = 1_000
-CHUNK = 1 << 22
 
 
 class TableError(Exception):
@@ -80,27 +74,15 @@ def _check_parts(body: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             members = archive.infolist()
-        sizes = [member.file_size for member in members]
-        honest = len(sizes) <= MAX_PARTS and all(_is_honest(body, member) for member in members)
-    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, NotImplementedError):
+        for member in members:
+            check_zip_member(member)
+    except RefusedArchive as refused:
+        raise TableError("must be an xlsx workbook", refused.reason) from None
+    except DAMAGE:
         raise TableError("must be an xlsx workbook", "damaged") from None
-    if not honest or sum(sizes) > MAX_UNPACKED or max(sizes, default=0) > MAX_PART:
+    sizes = [member.file_size for member in members]
+    if len(sizes) > MAX_PARTS or sum(sizes) > MAX_UNPACKED or max(sizes, default=0) > MAX_PART:
         raise TableError(f"must unpack to less than {MAX_UNPACKED:,} bytes", "more, by its own account")
-
-
-def _is_honest(body: bytes, member: zipfile.ZipInfo) -> bool:
-    """Tell whether a member unpacks to no more than it declares: openpyxl asks for all of it at once."""
-    if member.compress_type not in PLAIN_METHODS:
-        return False
-    if member.compress_type == zipfile.ZIP_STORED:
-        return True
-    name, extra = struct.unpack_from("<HH", body, member.header_offset + 26)
-    start = member.header_offset + 30 + name + extra
-    unpacker, packed, size = zlib.decompressobj(-15), body[start : start + member.compress_size], 0
-    while packed and size <= member.file_size:
-        size += len(unpacker.decompress(packed, CHUNK))
-        packed = unpacker.unconsumed_tail
-    return size <= member.file_size
 
 
 def read_sas(body: bytes) -> list[list[str]]:

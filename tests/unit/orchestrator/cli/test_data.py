@@ -266,9 +266,9 @@ def test_prepare_reads_own_data_of_a_sweep_file(run, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     import tasks.remote
-    from orchestrator.running import measuring as catalogue
+    from orchestrator.running import cluster
 
-    monkeypatch.setattr(catalogue, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
+    monkeypatch.setattr(cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
 
     class Inline(tasks.remote.InlineExecutor):
         driver_node_only = False

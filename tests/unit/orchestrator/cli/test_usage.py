@@ -78,7 +78,11 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
             "The source must be a folder, a file or the name of a dataset; found: absent",
         ),
         (["measure", "digits", "--class-pair", "3"], 2, "argument --class-pair: expected 2 arguments"),
-        (["measure", "digits", "--class-pair", "3", "3"], 2, "--class-pair must name two different classes"),
+        (
+            ["measure", "digits", "--class-pair", "3", "3"],
+            2,
+            "class pair must name two different classes",
+        ),
         (["measure", "digits", "--class-pair", "3", "x"], 2, "found: 3 x; classes: 0, 1, 2, 3"),
         (["measure", "digits", "--image-size", "2"], 2, "must be from 4 to 1024 pixels, got 2"),
         (["measure", "digits", "--seed", "-1"], 2, "must be at least 0"),
@@ -94,7 +98,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (
             ["predict", "smoke", "--d-data", "9", "--train-size", "100"],
             2,
-            "required: --label-sharpness; give them, or --measured",
+            "A prediction needs d_data and label_sharpness; found: no label_sharpness; give the numbers",
         ),
         (
             ["predict", "smoke", "--measured", "absent.json", "--train-size", "100"],
@@ -137,7 +141,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (
             ["predict", "smoke", "--train-size", "100"],
             2,
-            "required: --d-data, --label-sharpness; give them, or --measured",
+            "found: no d_data and no label_sharpness; give the numbers, a measurement",
         ),
         ([*PREDICT], 2, "one of the arguments --train-size --target-loss is required"),
         (

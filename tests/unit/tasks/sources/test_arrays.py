@@ -189,10 +189,6 @@ class TestNpz:
         with pytest.raises(DataError, match="more than the member holds"):
             prepare("npz", path)
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("../images.npy", b"")
-        with pytest.raises(DataError, match="names that lead elsewhere"):
-            prepare("npz", path)
-        with zipfile.ZipFile(path, "w") as archive:
             for index in range(1200):
                 archive.writestr(f"{index}.npy", b"")
         with pytest.raises(DataError, match="must unpack to less"):
