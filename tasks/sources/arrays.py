@@ -23,7 +23,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,7 +89,7 @@ class Arrays:
         self._open = open_file
 
     def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row, see :func:`list_arrays`; checksums are compared where the format has them."""
+        """Return one item per row, see :func:`list_arrays`."""
         file = self._open(request)
         listing = list_arrays(file, request)
         file.check_sums()
@@ -241,11 +241,7 @@ def _check_no_half(pair: tuple[str, str], names: set[str], request: RawRequest) 
 
 
 def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
-    """Return the header of an array of images.
-
-    Raises:
-        DataError: for another shape or dtype.
-    """
+    """Return the header of an array of images; another shape or dtype is a DataError."""
     header = file.header(name)
     shape = header.shape
     colour = len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3))
@@ -435,11 +431,7 @@ class NpzFile:
         return _stream(self._path, self._members[name].filename, status.st_size, status.st_mtime_ns).row
 
     def check_sums(self) -> None:
-        """Read every member to its end, which compares its checksum.
-
-        Raises:
-            DataError: for a flipped byte, or one that is missing.
-        """
+        """Read every member to its end, which compares its checksum; a flipped byte is a DataError."""
         try:
             with zipfile.ZipFile(self._path) as archive:
                 for member in self._members.values():
@@ -603,13 +595,4 @@ class Hdf5File:
 
 
 ArrayFile = NpzFile | Hdf5File
-
-
-def npz() -> Arrays:
-    """Return the source of ``.npz`` files."""
-    return Arrays(NpzFile)
-
-
-def hdf5() -> Arrays:
-    """Return the source of HDF5 files."""
-    return Arrays(Hdf5File)
+npz, hdf5 = partial(Arrays, NpzFile), partial(Arrays, Hdf5File)
