@@ -16,6 +16,7 @@ from orchestrator.cli.options import (
     Positive,
     RawFolders,
     ReadingOptions,
+    Sweep,
     raw_folders,
     run_options,
     whole,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     raw: RawFolders = (),
@@ -93,7 +94,7 @@ def run(
 
 
 def status(
-    preset: str | None = None,
+    preset: Sweep | None = None,
     /,
     *,
     watch_: Annotated[bool, Parameter(name="--watch")] = False,
@@ -168,11 +169,11 @@ def _status_of_all(place: Place) -> int:
     return 0
 
 
-def reconcile(preset: str, /, *, place: Place = Place()) -> int:
+def reconcile(preset: Sweep, /, *, place: Place = Place()) -> int:
     """Replay the result store to MLflow, close ghosts.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         place: Where everything lies.
     """
     from orchestrator.planning.plan import Workspace
@@ -257,7 +258,7 @@ MOST_CARDS = 100_000
 
 
 def plan(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,
