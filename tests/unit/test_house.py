@@ -22,11 +22,11 @@ KNOWN_FILES = {
     "orchestrator/analysis/power.py": 718,
     "orchestrator/analysis/prediction.py": 683,
     "orchestrator/analysis/tables.py": 882,
-    "orchestrator/planning/predict.py": 736,
+    "orchestrator/planning/predict.py": 632,
     "orchestrator/planning/sweep_file.py": 651,
     "orchestrator/results/state.py": 650,
     "orchestrator/results/table.py": 634,
-    "orchestrator/running/trials.py": 778,
+    "orchestrator/running/trials.py": 784,
     "orchestrator/tuning/search.py": 655,
 }
 KNOWN_FUNCTIONS = {
