@@ -24,8 +24,8 @@ from orchestrator.analysis.inference import LEVEL, Array, Sums, curve_sums, data
 from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.tables import Table
 from orchestrator.planning.estimate import DEFAULT_CARD, amount, predicted_card_seconds
+from orchestrator.planning.gpus import CARDS
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.planning.predict import CARDS
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ClassPair

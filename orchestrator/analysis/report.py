@@ -7,12 +7,12 @@ From a sweep's results to its table, fits and page; no Ray, torch or MLflow.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,15 @@ from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.state import State, cost_of, read_state
 from orchestrator.results.table import Row, measure_rows
-from orchestrator.results.tracking import read_run_pages
+from orchestrator.results.tracking import Tracker, read_run_pages
 from search_spaces.errors import SetupError
-from tasks.atomic import write_atomic
+from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import TrialStatus
 
+log = logging.getLogger(__name__)
+
+HEADLINE = "headline.json"
+"""Of a report: best losses and the headline claims by name, as MLflow shows them."""
 ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 
 
@@ -65,21 +69,10 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name) for arm in workspace.plan.sweep.experiment)
 
 
-@dataclass(frozen=True)
-class Written:
-    """A report that was written.
+def report_sweep(workspace: Workspace, state: State | None = None) -> Path | None:
+    """Fit and write the report from the result store; returns the page, None when there is no result yet.
 
-    Attributes:
-        path: ``report.html``; everything else lies beside it.
-        found: See :func:`headline`.
-    """
-
-    path: Path
-    found: dict[str, float]
-
-
-def report_sweep(workspace: Workspace, state: State | None = None) -> Written | None:
-    """Fit and write the report from the result store; None when there is no result yet.
+    Everything else lies beside it.
 
     Args:
         workspace: The sweep.
@@ -92,8 +85,33 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Written | 
     fits = fit_scaling_laws(table, arms=arms_of(workspace), explore=True)
     summary = report_summary(workspace, state)
     folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
-    path = Path(write_report(table, fits, folder, sweep=name, summary=summary))
-    return Written(path, headline(table, fits))
+    path = write_report(table, fits, folder, sweep=name, summary=summary)
+    numbers = {name: value for name, value in headline(table, fits).items() if math.isfinite(value)}
+    write_atomic(folder / HEADLINE, json.dumps(numbers, indent=1).encode(), durable=False)
+    return path
+
+
+def log_report(tracker: Tracker, workspace: Workspace, state: State) -> None:
+    """Show in the sweep's own run in MLflow what the store has, and the latest report with its numbers.
+
+    Args:
+        tracker: Of the sweep.
+        workspace: The sweep.
+        state: What the store holds.
+    """
+    folder, numbers = workspace.sweep_paths.report, dict[str, float]()
+    try:
+        numbers = json.loads(read_whole(folder / HEADLINE))
+    except (OSError, ValueError) as error:
+        log.info("the numbers of the latest report cannot be read: %s", error)
+    diverged = [one for one in state.results.values() if one.status == TrialStatus.DIVERGED]
+    counts = {
+        "trials_planned": len(workspace.plan.trials),
+        "trials_done": len(state.results),
+        "trials_failed": len(state.failures),
+        "trials_diverged": len(diverged),
+    }
+    tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
 
 
 @contextmanager
@@ -122,6 +140,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "done": len(state.results),
         "failed": len(state.failures),
         "diverged": sum(record.result.status == TrialStatus.DIVERGED for record in records),
+        "cut": sum(record.result.micro_batch is not None for record in records),
         "failures": state.failure_rows(),
         "measures": [row for record in state.measures.values() for row in measure_rows(record)],
         "unreadable": [vars(item) for item in state.unreadable],

@@ -67,7 +67,7 @@ def prepare(
     *,
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     montage: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    preset: str = "paper",
+    preset: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
     own: OwnOptions = OwnOptions(),
     reading: ReadingOptions = ReadingOptions(),
     cluster: ClusterOptions = ClusterOptions(),
@@ -76,10 +76,10 @@ def prepare(
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset of the table, see isweep datasets, or own data of the sweep file that --preset names.
+        name: A dataset of the table, see isweep datasets, or own data of the sweep that --sweep names.
         raw: Folder of the raw download.
         montage: Draw examples of each label into this file (shows images).
-        preset: Take image size, channels and data mode from this preset or sweep file (default paper).
+        preset: Take image size, channels and data mode from this sweep (default paper).
         own: What own data leave open, over what the sweep file says.
         reading: How to read raw files.
         cluster: Where to compute.
@@ -183,7 +183,7 @@ def measure(
     show_pair: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     reading: ReadingOptions = ReadingOptions(),
     address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None,
-    num_workers: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
+    num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
     place: Place = Place(),
 ) -> int:
     """Measure d_data and label sharpness of your own images.
@@ -196,7 +196,7 @@ def measure(
         show_pair: Draw the pair that attains K_F into this file (shows your images).
         reading: How to read raw files.
         address: Running Ray cluster.
-        num_workers: Ray workers; 1 (default) runs without Ray.
+        num_cpus: CPUs to use; 1 (default) runs without Ray.
         place: Where everything lies.
     """
     from orchestrator.commands import describe, measured_document
@@ -216,7 +216,7 @@ def measure(
         settings=method.settings(),
     )
     with ExitStack() as stack:
-        executor = _executor(address, num_workers, stack)
+        executor = _executor(address, num_cpus, stack)
         measured = measure_source(request, executor, RootPaths.at(place.root))
     if show_pair:
         written(show_pair, lambda path: _save_pair(measured, path))
@@ -245,43 +245,45 @@ def _save_pair(measured: Measured, path: Path) -> None:
 
 
 def locate(
-    hashed: Annotated[str, Parameter(name="HASH")],
+    said: Annotated[str, Parameter(name="WHAT")],
     /,
     *,
     raw: Annotated[Path, Parameter(metavar="DIR")],
     place: Place = Place(),
 ) -> int:
-    """Find the file behind a hash of a message, for who holds the root's key.
+    """Find the file that a message tells of, for who holds the root's key.
 
     Args:
-        hashed: 16 hex digits.
-        raw: Folder that was read.
+        said: What the message prints: 16 hex digits, 'row 12', or the line with these in it.
+        raw: Folder or file that was read.
         place: Where everything lies.
     """
     from orchestrator.planning.paths import RootPaths
+    from tasks.sources.locate import HASH
+    from tasks.sources.locate import locate as find
     from tasks.sources.privacy import KEY_FILE, KEY_VARIABLE
-    from tasks.sources.privacy import locate as find
 
     if not raw.exists():
-        raise ConfigError("--raw must be the folder that was read", str(raw))
+        raise ConfigError("--raw must be the folder or file that was read", str(raw))
     key_folder = RootPaths.at(place.root).root / "prepared"
-    if not (key_folder / KEY_FILE).exists() and not os.environ.get(KEY_VARIABLE):
+    if HASH.search(said) and not (key_folder / KEY_FILE).exists() and not os.environ.get(KEY_VARIABLE):
         rule = "The root must hold the key by which the hash was made"
         raise ConfigError(rule, f"no {key_folder / KEY_FILE}", "name that root with --root or ISWEEP_ROOT")
-    name = find(raw, key_folder, hashed)
+    name = find(raw, key_folder, said)
     if name is None:
-        raise ConfigError("The hash must be of a file below --raw, made with this root's key", hashed)
+        rule = "WHAT must be a row of the table, or the hash of a file below --raw, made with this root's key"
+        raise ConfigError(rule, said)
     emit(place, {"file": name}, lambda: line(name))
     return 0
 
 
-def _executor(address: str | None, num_workers: int, stack: ExitStack) -> Executor:
+def _executor(address: str | None, num_cpus: int, stack: ExitStack) -> Executor:
     from orchestrator.running.cluster import connect
     from tasks.remote import InlineExecutor, RayExecutor
 
-    if address is None and num_workers == 1:
+    if address is None and num_cpus == 1:
         return InlineExecutor()
-    cluster = stack.enter_context(connect(address, num_cpus=num_workers, dashboard=False))
+    cluster = stack.enter_context(connect(address, num_cpus=num_cpus, dashboard=False))
     # The source and the prepared images lie on this node.
     return RayExecutor(driver_node_only=not cluster.local)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import Place, whole
+from orchestrator.cli.options import Place, Sweep, whole
 from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
 from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
@@ -41,7 +41,7 @@ WHERE_MEASURED = ("r_hat_pred",)
 
 
 def results(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
@@ -103,7 +103,7 @@ def results(
 
 
 def fit(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
@@ -142,7 +142,7 @@ def fit(
 
 
 def report(
-    preset: str | None = None,
+    preset: Sweep | None = None,
     /,
     *,
     from_store: bool = False,
@@ -170,10 +170,9 @@ def report(
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     state = read_state(workspace)
     with report_can_be_written():
-        written = report_sweep(workspace, state)
-    if written is None:
+        path = report_sweep(workspace, state)
+    if path is None:
         raise no_results(preset, workspace, place)
-    path = written.path
     if not from_store:
         _compare_with_mlflow(preset, workspace, place, state)
     emit(place, {"report": str(path)}, lambda: line(str(path)))
@@ -252,7 +251,7 @@ def arms(preset: str, place: Place) -> tuple[Arm, ...]:
 
 def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.DataFrame:
     from orchestrator.analysis.report import results_table
-    from orchestrator.results.tracking_choice import tracked_rows
+    from orchestrator.results.tracking import tracked_rows
 
     table = results_table(workspace, tracked_rows(workspace, place.mlflow_uri, None))
     if table.empty:
@@ -264,8 +263,7 @@ def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.Dat
 def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state: State) -> None:
     """Say where MLflow shows something else than the store; the store's numbers are used either way."""
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking import compare
-    from orchestrator.results.tracking_choice import tracked_rows
+    from orchestrator.results.tracking import differences, tracked_rows
 
     try:
         storage = ResultStore(workspace.results_url).identity()
@@ -273,7 +271,7 @@ def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state:
     except (SetupError, CorruptStoreError) as error:
         _say(f"Not compared with MLflow: {error} The numbers are the result store's.")
         return
-    for sentence in compare(state.rows(), tracked).sentences(place.hint("reconcile", preset)):
+    for sentence in differences(state.rows(), tracked, place.hint("reconcile", preset)):
         _say(sentence)
 
 
@@ -297,7 +295,7 @@ def no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
 
 
 def power(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     effect: Literal["law", "sharpness", "exponent", "d_data"] = "law",

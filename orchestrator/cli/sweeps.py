@@ -16,6 +16,7 @@ from orchestrator.cli.options import (
     Positive,
     RawFolders,
     ReadingOptions,
+    Sweep,
     raw_folders,
     run_options,
     whole,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     raw: RawFolders = (),
@@ -93,7 +94,7 @@ def run(
 
 
 def status(
-    preset: str | None = None,
+    preset: Sweep | None = None,
     /,
     *,
     watch_: Annotated[bool, Parameter(name="--watch")] = False,
@@ -168,17 +169,17 @@ def _status_of_all(place: Place) -> int:
     return 0
 
 
-def reconcile(preset: str, /, *, place: Place = Place()) -> int:
+def reconcile(preset: Sweep, /, *, place: Place = Place()) -> int:
     """Replay the result store to MLflow, close ghosts.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         place: Where everything lies.
     """
+    from orchestrator.analysis.report import log_report
     from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import keep_run_pages
-    from orchestrator.results.tracking_choice import make_tracker
+    from orchestrator.results.tracking import keep_run_pages, make_tracker
     from orchestrator.running.locks import locked
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
@@ -190,7 +191,8 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         state = judge(workspace, stored)
         tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)
         try:
-            counts = tracker.reconcile(state.flat_runs(), state.told_failures())
+            log_report(tracker, workspace, state)
+            counts = tracker.reconcile(state.flat_runs(), state.failures.values())
             keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
         finally:
             tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
@@ -257,7 +259,7 @@ MOST_CARDS = 100_000
 
 
 def plan(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,

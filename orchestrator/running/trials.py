@@ -39,11 +39,12 @@ from orchestrator.results.records import (
 from orchestrator.results.state import Event, History, StoredResults, What
 from orchestrator.results.store import WeightStore
 from orchestrator.results.table import MeasureIndex, Point, epoch_points, flat_trial
-from orchestrator.results.tracking import PARENT_KEY, Failure, Tracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import (
     Retries,
     classify_broken_fit,
+    gpu_named,
     killed_for_memory,
     nodes_with_cards,
     place_of,
@@ -301,6 +302,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._broken = 0
         self._starts = StartWatch(sweep.resources, sweep.monitor.note)
         self._hangs = HangWatch(sweep.time_limit)
+        self._noted = {""}
         self._listener = EpochListener(sweep.epochs)
         self._series = Series(sweep.plan.sweep.name, sweep.cluster.num_gpus)
         self._history = History(sweep.stored.store.url)
@@ -355,6 +357,9 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                 self._finish(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
                 self._tell(trial_id, "finished", ending, report.log)
+                if report.gpu_note not in self._noted:  # once of each GPU
+                    self._noted.add(report.gpu_note)
+                    self._sweep.monitor.note(report.gpu_note)
         except SweepError as error:
             self._end(error)
 
@@ -377,7 +382,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                 self._hangs.heard(trial_id)
                 self._sweep.monitor.trial_epoch(trial_id, epoch, self._trained(trial_id))
                 if points := self._points(epoch, score, at):
-                    self._sweep.tracker.extend(trial_id, points)
+                    self._sweep.tracker.log_points(trial_id, points)
 
     def _trained(self, trial_id: str) -> NetworkSpec:
         """Return the network of a trial, with the number of images that it is trained on."""
@@ -390,8 +395,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
     def _show_counts(self) -> None:
         """Tell how far the sweep is."""
         counts = self._sweep.monitor.counts()
-        step, at = counts["trials_done"] + counts["trials_failed"], round(time.time() * 1000)
-        self._sweep.tracker.extend(PARENT_KEY, [(name, step, n, at) for name, n in counts.items()])
+        self._sweep.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
 
     def fit_failed(self, error: Exception) -> None:
         """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
@@ -492,13 +496,17 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                 "traceback": without_secrets(failure.traceback),
             }
         )
+        way_out = self._sweep.requests.failed(self._cells[trial_id], failure)
+        if way_out:
+            failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
         attempt = self._attempt(trial_id)
-        self._sweep.stored.save(
-            FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
-        )
+        spec = self._cells[trial_id]
+        record = FailureRecord(trial_id=trial_id, spec=spec, attempt=attempt, failure=failure)
+        self._sweep.stored.save(record)
         self._series.failed(failure.kind)
-        decision = self._sweep.retries.failed(trial_id, failure.kind, died=died)
-        self._sweep.requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
+        decision = self._sweep.retries.failed(
+            trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
+        )
         key = array_key(self._sweep.plan, self._cells[trial_id])
         self._shelf.trial_ended(trial_id, key, for_good=decision.pause_s is None)
         if decision.pause_s is None:
@@ -507,7 +515,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         else:
             self._queue.again(trial_id, time.monotonic() + decision.pause_s)
             ending = decision.reason
-        self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
+        self._sweep.tracker.fail_trial(record)
         self._sweep.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
         self._show_counts()
         log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
@@ -771,8 +779,5 @@ class TrialSweep:
             "trial_id": cell.trial_id,
             "spec": cell.model_dump_json(),
             "data": array_key(self.plan, cell),
-            "num_threads": request.resources.num_threads,
-            "num_gpus": request.resources.num_gpus,
-            "micro_batch": request.micro_batch,
-            "request": request.resources.as_ray(),
+            **request.for_worker(),
         }
