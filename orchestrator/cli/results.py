@@ -129,7 +129,7 @@ def fit(
         for text in summary(fits, width=min(80, stdout.width)):
             line(text)
         if not all_:
-            line(f"Tables of all fits: {place.hint('fit', preset)} --all; as a page: isweep report {preset}")
+            line(f"Every number: {place.hint('fit', preset)} --all")
             return
         for table in (seen_table(fits), *fit_tables(fits)):
             stdout.print(text_table(table))
