@@ -106,7 +106,7 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
     from orchestrator.running.cluster import Resources, connect
     from orchestrator.running.nodes import look_at_nodes
     from orchestrator.running.progress import Progress
-    from orchestrator.running.sweep import TrialSweep
+    from orchestrator.running.sweep import GridWork, Run, Trials
 
     options = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
     started = time.perf_counter()
@@ -127,7 +127,7 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
 
         def sweep(seed: int, count: int) -> float:
             plan = make_plan(count, seed)
-            drive = TrialSweep(
+            run = Run(
                 plan=plan,
                 cluster=cluster,
                 resources=Resources(1, 0),
@@ -135,11 +135,9 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
                 stored=StoredResults.read(str(paths.sweep(plan.sweep.name).folder)),
                 tracker=NoopTracker(),
                 monitor=Progress(),
-                measures={},
-                load=load,
             )
             begun = time.perf_counter()
-            drive.run(plan.trials, {})
+            Trials(run, GridWork(run, plan.trials, load)).run()
             return time.perf_counter() - begun
 
         found["first_s"] = round(sweep(10_000, num_nodes), 1)  # workers start and import torch

@@ -41,7 +41,7 @@ from orchestrator.results.tracking.tracker import NoopTracker
 from orchestrator.running.cluster import Resources, connect
 from orchestrator.running.devices import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
-from orchestrator.running.sweep import TrialSweep
+from orchestrator.running.sweep import GridWork, Run, Trials
 from orchestrator.running.trainable import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
@@ -61,7 +61,7 @@ class Idle(TrialTrainable):
     """Tells node and cards, and lasts until the clock says that it ends."""
 
     def _run(self, started_at: float) -> CellReport:
-        name, context = self._cell["trial_id"], ray.get_runtime_context()
+        name, context = self.cell["trial_id"], ray.get_runtime_context()
         where = [context.get_node_id(), context.get_accelerator_ids()["GPU"]]
         _internal_kv_put(f"begun {name}", json.dumps(where).encode())
         while not _internal_kv_get(f"ends {name}"):
@@ -71,7 +71,7 @@ class Idle(TrialTrainable):
             started_at=started_at,
             finished_at=time.time(),
             outcome=result,
-            gpu_share=self._cell["num_gpus"],
+            gpu_share=self.cell["num_gpus"],
         )
 
 
@@ -165,7 +165,7 @@ def run(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
     images, labels = np.zeros((2000, 1, 2, 2), np.uint8), np.arange(2000, dtype=np.int64) % 2
     with connect(address) as cluster:
         clock.start()
-        TrialSweep(
+        run = Run(
             plan=plan,
             cluster=cluster,
             resources=Resources(1, 0.25),
@@ -173,11 +173,10 @@ def run(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
             stored=StoredResults.read(str(root / "store")),
             tracker=NoopTracker(),
             monitor=Progress(),
-            measures={},
-            load=lambda subset, size: TrialData(images, labels, images, labels, 2, "f"),
             expectation=Expectation(CARD),
-            trainable=Idle,
-        ).run(plan.trials, {})
+        )
+        data = TrialData(images, labels, images, labels, 2, "f")
+        Trials(run, GridWork(run, plan.trials, lambda subset, size: data), Idle).run()
         clock.join(PATIENCE_S)
 
 

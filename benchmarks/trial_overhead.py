@@ -88,7 +88,7 @@ class MemoryLog(Progress):
 
 def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
     """Return seconds per trial through the product, what of it the trial itself worked, and memory."""
-    from orchestrator.running.sweep import TrialSweep
+    from orchestrator.running.sweep import GridWork, Run, Trials
 
     paths = RootPaths.create(folder)
     stored = StoredResults.read(str(folder / "store"))
@@ -97,9 +97,8 @@ def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
     def sweep(seed: int, count: int, monitor: Progress) -> float:
         plan = make_plan(count, seed)
         started = time.perf_counter()
-        TrialSweep(plan, cluster, Resources(1, 0), paths, stored, tracker, monitor, {}, load).run(
-            plan.trials, {}
-        )
+        run = Run(plan, paths, cluster, Resources(1, 0), stored, tracker, monitor)
+        Trials(run, GridWork(run, plan.trials, load)).run()
         tracker.flush()
         return time.perf_counter() - started
 

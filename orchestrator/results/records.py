@@ -16,6 +16,7 @@ from search_spaces.trials import Measurement, PredictionMeasurement, TrialSpec
 from tasks.finding import Finding
 from tasks.measures.records import MeasureResult
 from tasks.trials.result import TrialResult
+from tasks.trials.search_result import SearchResult
 
 
 class FailureKind(StrEnum):
@@ -30,6 +31,8 @@ class FailureKind(StrEnum):
     """The device of a process failed, or was not there; the process is never used again."""
     HUNG = "hung"
     """No result long after the time that was expected of it."""
+    OTHER_CODE = "other_code"
+    """Its worker runs other code than the driver."""
     BAD_CONFIG = "bad_config"
     SETUP = "setup"
     BAD_DATA = "bad_data"
@@ -38,11 +41,12 @@ class FailureKind(StrEnum):
 
 
 class Provenance(Finding):
-    """Which code and packages made a result; never a host name or a path."""
+    """Which code, with a hash of its source, and packages made a result; never a host name or a path."""
 
     code_version: str = "unknown"
     commit: str = ""
     dirty: bool = False
+    code: str = ""
     python: str = ""
     machine: str = ""
     packages: dict[str, str] = Field(default_factory=dict)
@@ -199,14 +203,18 @@ class CellReport(Finding):
         shared_group_share: See :class:`TrialRecord`.
         gpu_share: See :class:`TrialRecord`.
         gpu_name: See :class:`TrialRecord`.
+        trained: Whether a network was trained; otherwise a kept one was measured.
+        provenance: What made it: code and packages of the worker.
         log: What it logged, warned of and printed.
     """
 
     started_at: float
     finished_at: float
-    outcome: TrialResult | TrialFailure
+    outcome: TrialResult | SearchResult | TrialFailure
     data_fingerprint: str = ""
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
     gpu_name: str = ""
+    trained: bool = True
+    provenance: Provenance = Provenance()
     log: str = ""

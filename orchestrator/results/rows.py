@@ -24,6 +24,10 @@ Point = tuple[str, int, float, int]
 """A point of a curve: metric, step (epoch, train size, number of results), value, milliseconds since 1970."""
 
 
+MEASURED = {"attacks", "representation", "robustness"}
+"""Fields of a trial's spec of which more may be asked for later."""
+
+
 @dataclass(frozen=True)
 class FlatRun:
     """A trial or measure as MLflow keeps it.
@@ -82,7 +86,7 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         c.DATA_FINGERPRINT: record.data_fingerprint,
         c.CODE_VERSION: record.provenance.code_version,
         # Tags, not params: more may be measured on the same network later, and MLflow's params never change.
-        **_params(record.spec.model_dump(mode="json", include={"attacks", "representation", "robustness"})),
+        **spelled_params(record.spec.model_dump(mode="json", include=MEASURED)),
     }
     metrics = trial_metrics(record.result, network.train_size)
     metrics[c.SHARED_GROUP_SHARE] = record.shared_group_share
@@ -97,17 +101,17 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         record.trial_id,
         "trial",
         tags,
-        _params(network.model_dump(mode="json")),
+        spelled_params(network.model_dump(mode="json")),
         metrics,
         _epoch_series(record),
-        _milliseconds(record.started_at),
-        _milliseconds(record.finished_at),
-        _milliseconds(newest),
+        milliseconds(record.started_at),
+        milliseconds(record.finished_at),
+        milliseconds(newest),
     )
 
 
 def _epoch_series(record: TrialRecord) -> tuple[Point, ...]:
-    started = _milliseconds(record.started_at)
+    started = milliseconds(record.started_at)
     result = record.result
     return tuple(point for epoch in result.history for point in epoch_points(epoch, None, started)) + tuple(
         point for score in result.test_history for point in epoch_points(None, score, started)
@@ -139,7 +143,7 @@ def flat_measure(record: MeasureRecord) -> FlatRun:
         c.CODE_VERSION: record.provenance.code_version,
     }
     series = tuple(
-        (name, size, value, _milliseconds(record.finished_at))
+        (name, size, value, milliseconds(record.finished_at))
         for size in record.spec.train_sizes
         for name, value in measure_metrics(record, size).items()
     )
@@ -147,11 +151,11 @@ def flat_measure(record: MeasureRecord) -> FlatRun:
         record.measure_id,
         "measure",
         tags,
-        _params(record.spec.model_dump(mode="json")),
+        spelled_params(record.spec.model_dump(mode="json")),
         {},
         series,
-        _milliseconds(record.started_at),
-        _milliseconds(record.finished_at),
+        milliseconds(record.started_at),
+        milliseconds(record.finished_at),
     )
 
 
@@ -284,17 +288,19 @@ def index_measures(measures: Iterable[MeasureRecord]) -> dict[tuple[str, int], M
     return index
 
 
-def _params(spec: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+def spelled_params(spec: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Return one entry of text per field of a spec, by its dotted name."""
     flat: dict[str, str] = {}
     for name, value in spec.items():
         if isinstance(value, dict):
-            flat.update(_params(value, f"{prefix}{name}."))
+            flat.update(spelled_params(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = "" if value is None else str(value)
     return flat
 
 
-def _milliseconds(seconds: float) -> int:
+def milliseconds(seconds: float) -> int:
+    """Return whole milliseconds."""
     return round(seconds * 1000)
 
 

@@ -1,4 +1,4 @@
-"""What running trials say of their epochs: kept by a small actor until the driver asks, and nobody waits.
+"""What running trials say: kept by a small actor until the driver asks, and nobody waits.
 
 What is lost on the way is lost to live views alone: a trial's result has all its epochs.
 """
@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import ray
 
 from orchestrator.running.beside_driver import start_beside_driver
+from orchestrator.running.lost_workers import Place
 from tasks.trials.measured import EpochScore
 from tasks.trials.result import EpochRecord
 
 TELL_INTERVAL_S = 0.5
 ASK_INTERVAL_S = 1.0
+ANSWER_TIMEOUT_S = 2.0
 MOST_KEPT = 100_000
 
 
@@ -28,17 +30,20 @@ class EpochReport(NamedTuple):
     score: EpochScore | None
 
 
+Said = EpochReport | Place
+
+
 class IsweepEpochs:
     """The actor."""
 
     def __init__(self) -> None:
-        self._said: list[EpochReport] = []
+        self._said: list[Said] = []
 
-    def tell(self, said: list[EpochReport]) -> None:
+    def tell(self, said: list[Said]) -> None:
         """Keep what a trial says; the oldest goes when nobody asks."""
         self._said = (self._said + said)[-MOST_KEPT:]
 
-    def take(self) -> list[EpochReport]:
+    def take(self) -> list[Said]:
         """Return what was said since the last call."""
         said, self._said = self._said, []
         return said
@@ -49,6 +54,10 @@ class EpochBoard:
 
     def __init__(self) -> None:
         self.actor = start_beside_driver(IsweepEpochs, max_restarts=-1)
+
+    def arrived(self, trial_id: str) -> None:
+        """Say, in the process of a trial, that it runs here."""
+        self.actor.tell.remote([Place.here(trial_id)])
 
     def teller(self, trial_id: str) -> EpochTeller:
         """Return the side of a trial."""
@@ -100,17 +109,21 @@ class EpochListener:
         self._asked: Any = None
         self._heard = time.monotonic()
 
-    def heard(self) -> list[EpochReport]:
-        """Return what was said since the last call, as far as it is here; asks about once a second."""
+    def heard(self, *, wait: bool = False) -> list[Said]:
+        """Return what was said since the last call; asks about once a second.
+
+        Args:
+            wait: Ask now and wait for the answer: a process has ended that may just have said something.
+        """
         if self._asked is None:
-            if time.monotonic() - self._heard >= ASK_INTERVAL_S:
-                self._asked = self._actor.take.remote()
-            return []
-        if not ray.wait([self._asked], timeout=0)[0]:
+            if not wait and time.monotonic() - self._heard < ASK_INTERVAL_S:
+                return []
+            self._asked = self._actor.take.remote()
+        if not ray.wait([self._asked], timeout=ANSWER_TIMEOUT_S if wait else 0)[0]:
             return []
         asked, self._asked, self._heard = self._asked, None, time.monotonic()
         try:
-            said: list[EpochReport] = ray.get(asked)
+            said: list[Said] = ray.get(asked)
         except ray.exceptions.RayError:
             return []  # the actor died, and is started again
         return said

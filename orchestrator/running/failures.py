@@ -27,6 +27,7 @@ RETRIES: dict[FailureKind, int | None] = {
     FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
     FailureKind.HUNG: 1,
     FailureKind.SETUP: 3,  # another node may be set up well
+    FailureKind.OTHER_CODE: 3,  # another node may run the driver's
     FailureKind.DISK_FULL: 0,
     FailureKind.BAD_CONFIG: 0,
     FailureKind.BAD_DATA: 0,
@@ -36,6 +37,10 @@ RETRIES: dict[FailureKind, int | None] = {
 :mod:`orchestrator.running.retries`); None is no limit. A new run tries every failed cell again."""
 
 MAX_TRACEBACK = 8000
+
+
+class OtherCodeError(SetupError):
+    """A worker whose code is not the driver's: what it would find must not be sealed as the driver's."""
 
 
 class DeviceError(Exception):
@@ -84,6 +89,8 @@ def _kind(error: BaseException) -> FailureKind:
         return FailureKind.DEVICE_ERROR
     if _out_of_memory(error):
         return FailureKind.OUT_OF_MEMORY
+    if isinstance(error, OtherCodeError):
+        return FailureKind.OTHER_CODE
     if isinstance(error, ConfigError):
         return FailureKind.BAD_CONFIG
     if isinstance(error, SetupError):

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.tune.search.searcher import Searcher
+from ray.tune.search import Searcher
+
+from search_spaces.errors import SweepError
 
 
 @dataclass
@@ -19,13 +21,13 @@ class CellQueue:
         ready: Waiting, in the order in which they are taken.
         later: When each cell that failed may be taken again, by a monotonic clock; ready cells go first.
         running: Taken and not settled.
-        closed: Whether no more are given out.
+        error: Why no more are given out, where something ended the sweep.
     """
 
     ready: deque[str]
     later: dict[str, float] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
-    closed: bool = False
+    error: SweepError | None = None
 
     @classmethod
     def of(cls, trial_ids: Iterable[str]) -> CellQueue:
@@ -35,11 +37,11 @@ class CellQueue:
     @property
     def empty(self) -> bool:
         """Whether every cell is settled, or none is given out any more."""
-        return self.closed or not (self.ready or self.later or self.running)
+        return self.error is not None or not (self.ready or self.later or self.running)
 
     def take(self, now: float) -> str | None:
         """Return the next cell, which runs from now on; None when none may be taken yet."""
-        if self.closed:
+        if self.error is not None:
             return None
         due = min(self.later, key=self.later.__getitem__, default=None)
         if self.ready:

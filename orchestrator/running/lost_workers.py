@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import cloudpickle
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator.results.records import TrialFailure
+from orchestrator.running.devices import NO_CARD
 from orchestrator.running.failures import classify_lost_worker
 
 log = logging.getLogger(__name__)
@@ -33,50 +32,39 @@ def read_failure(trial: Any) -> TrialFailure:
     return classify_lost_worker(error, text, _dead_nodes(error))
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where an attempt runs: Ray's id of its actor, and the address of its node."""
 
+    trial_id: str
     actor: str
     node: str
 
-
-def tell_place(trial_id: str) -> None:
-    """Note, in the process of a trial, that it runs here: a process that is killed cannot say so any more."""
-    try:
-        place = f"{ray.get_runtime_context().get_actor_id()} {ray.util.get_node_ip_address()}"
-        _internal_kv_put(f"isweep place of {trial_id}", place.encode())
-    except Exception as problem:
-        log.warning("where a trial runs cannot be told: %s", problem)
+    @classmethod
+    def here(cls, trial_id: str) -> Place:
+        """Return the place of the process that asks."""
+        return cls(trial_id, ray.get_runtime_context().get_actor_id(), ray.util.get_node_ip_address())
 
 
-def place_of(trial_id: str) -> Place | None:
-    """Return where the latest attempt at a trial ran; None where it never came so far."""
-    try:
-        found = (_internal_kv_get(f"isweep place of {trial_id}") or b"").decode().split()
-    except Exception as problem:
-        log.warning("the cluster cannot be asked where a trial ran: %s", problem)
-        return None
-    return Place(*found) if len(found) == 2 else None
-
-
-def nodes_with_cards() -> set[str]:
-    """Return the addresses of the live nodes that offer GPUs."""
+def fit_nodes(failure: TrialFailure) -> set[str]:
+    """Return the addresses of the live nodes to which a trial that failed for its node could be given."""
+    needed = "GPU" if failure.message.startswith(NO_CARD) else "CPU"
     alive = (node for node in ray.nodes() if node["Alive"])
-    return {node["NodeManagerAddress"] for node in alive if node["Resources"].get("GPU", 0) > 0}
+    return {node["NodeManagerAddress"] for node in alive if node["Resources"].get(needed, 0) > 0}
 
 
-def killed_for_memory(trial_ids: Iterable[str]) -> set[str]:
+def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
     """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
 
     The memory killer's error ends Tune's loop and names no process. What each actor died of is known at the
     head, a moment later than the error.
+
+    Args:
+        places: Where the trials ran, by their ids.
     """
-    actors = {trial_id: place.actor for trial_id in trial_ids if (place := place_of(trial_id)) is not None}
     patience = time.monotonic() + ANSWER_TIMEOUT_S
-    while actors:
+    while places:
         try:
-            found = {trial_id for trial_id, actor in actors.items() if _died_of_memory(actor)}
+            found = {trial_id for trial_id, place in places.items() if _died_of_memory(place.actor)}
         except Exception as problem:
             log.warning("the cluster cannot be asked what a trial died of: %s", problem)
             return set()

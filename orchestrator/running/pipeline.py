@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from orchestrator.analysis.reporting import report_sweep
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.extras import time_limit
 from orchestrator.planning.measured import Expectation
 from orchestrator.planning.prices import read_prices
 from orchestrator.planning.sweep_file import SweepSource
@@ -33,7 +32,6 @@ from orchestrator.running.progress import Progress
 from orchestrator.running.signals import stop_heard
 from orchestrator.running.subset_measures import measure_subset
 from search_spaces.specs import SubsetSpec, pair_name
-from search_spaces.trials import TrialSpec
 from tasks.prepared.subsets import TrialData, load_subset
 from tasks.remote import Executor
 
@@ -206,12 +204,11 @@ class _Run:
     def _train(self) -> None:
         from orchestrator.running.requests import Requests, card_names, card_of
         from orchestrator.running.scheduling import bound_by_cpus
-        from orchestrator.running.sweep import TrialSweep
+        from orchestrator.running.sweep import GridWork, Run, Trials
 
         plan, state = self.workspace.plan, self._state()
         pending = [trial for trial_id, trial in plan.trials_by_id.items() if trial_id not in state.results]
         self.monitor.trials_planned(len(plan.trials), len(state.results))
-        measures = index_measures(state.measures.values())
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
@@ -222,22 +219,26 @@ class _Run:
         if bound := bound_by_cpus(usual):
             self.monitor.note(bound)
         self.monitor.stage("train")
-        TrialSweep(
-            plan=plan,
-            cluster=self.cluster,
-            resources=resources,
-            paths=self.workspace.paths,
-            stored=self.stored,
-            tracker=self.tracker,
-            monitor=self.monitor,
-            measures=measures,
-            load=self._load,
-            weights_url=self.workspace.results_url,
-            measured_only=frozenset(state.incomplete),
+        run = Run(
+            plan,
+            self.workspace.paths,
+            self.cluster,
+            resources,
+            self.stored,
+            self.tracker,
+            self.monitor,
+            expectation,
+        )
+        work = GridWork(
+            run,
+            pending,
+            self._load,
+            state=state,
+            measures=index_measures(state.measures.values()),
+            keep_url=self.workspace.results_url,
             pretrained=self.pretrained,
-            time_limit=partial(time_limit, measured=state.measured_trials()),
-            expectation=expectation,
-        ).run(pending, _earlier_attempts(pending, state))
+        )
+        Trials(run, work).run()
 
     def _report(self) -> RunSummary:
         self.monitor.stage("report")
@@ -306,11 +307,3 @@ def slots(resources: Resources, cluster: Cluster) -> int:
     by_cpu = cluster.num_cpus / resources.num_cpus
     by_gpu = cluster.num_gpus / resources.num_gpus if resources.num_gpus and cluster.num_gpus else by_cpu
     return max(1, int(min(by_cpu, by_gpu)))
-
-
-def _earlier_attempts(pending: list[TrialSpec], state: State) -> dict[str, int]:
-    return {
-        trial.trial_id: state.failures[trial.trial_id].attempt
-        for trial in pending
-        if trial.trial_id in state.failures
-    }

@@ -2,7 +2,7 @@
 
 A death counts as the trial's own doing only when it dies again and again while others live. Where other
 cells die too, something kills workers, and each of them gets more attempts; a lost node says nothing about
-the trial at all. Every attempt waits longer than the one before.
+the trial at all. Every attempt waits twice as long as the one before, up to a minute.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from search_spaces.errors import SetupError
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 MOST_DEATHS = 20
-"""Of one cell, whatever happens to others."""
+"""Of one cell's process, whatever happens to others; those with a lost node do not count."""
 MOST_IN_VAIN = 200
 """Failures in a row without a single result in between: then nothing works here, not even node by node."""
 
-MOST_WITHOUT_CARD = 4
-"""Trials of a node in a row that reached no card, with no result in between: then it counts as without."""
+MOST_ON_UNFIT = 4
+"""Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
 
 PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 
@@ -45,42 +45,50 @@ class Retries:
         failures: How often each cell failed of each kind.
         deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
-        without_card: By address of a node, trials in a row that were given a card there and reached none.
+        unfit: By address of a node, trials in a row that reached no card there, or found other code.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     in_vain: int = 0
-    without_card: Counter[str] = field(default_factory=Counter)
+    unfit: Counter[str] = field(default_factory=Counter)
 
     def finished(self, trial_id: str, node: str = "") -> None:
         """A cell has its result, on ``node``: the sweep makes progress."""
         self.in_vain = 0
-        self.without_card[node] = 0
+        self.unfit[node] = 0
 
-    def check_cards(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
-        """End the sweep when none of the nodes that offer cards gives trials any.
+    def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
+        """End the sweep when no node is left that can run its trials.
 
         Args:
             node: Address of the one where a trial has failed.
             failure: Of the trial.
-            offered: Addresses of the live nodes that offer GPUs.
+            offered: Addresses of the live nodes that could be given it.
 
         Raises:
             SetupError: saying what the last trial found.
         """
-        if not failure.message.startswith(NO_CARD):
+        if not (failure.kind == FailureKind.OTHER_CODE or failure.message.startswith(NO_CARD)):
             return
-        self.without_card[node] += 1
-        if offered and all(self.without_card[other] >= MOST_WITHOUT_CARD for other in offered):
-            last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
+        self.unfit[node] += 1
+        if not offered or any(self.unfit[other] < MOST_ON_UNFIT for other in offered):
+            return
+        last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
+        tried = f"on each of {len(offered)} nodes{{}} the last {MOST_ON_UNFIT} trials or more {{}}: {last}"
+        if failure.kind == FailureKind.OTHER_CODE:
             raise SetupError(
-                "Some node must give trials a card that they can reach",
-                f"on each of {len(offered)} nodes with GPUs the last {MOST_WITHOUT_CARD} trials or more "
-                f"reached none; the last one: {last}",
-                "mend a node and run the same command again: what is done is kept. "
-                "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
+                "Some node must run the code of the driver",
+                tried.format("", "found other code; the last one"),
+                "install the same everywhere, leave it as it is while a sweep runs, and run the same command "
+                "again: what is done is kept",
             )
+        raise SetupError(
+            "Some node must give trials a card that they can reach",
+            tried.format(" with GPUs", "reached none; the last one"),
+            "mend a node and run the same command again: what is done is kept. "
+            "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
+        )
 
     def failed(self, trial_id: str, kind: FailureKind, *, died: bool = False) -> Decision:
         """Count a failure, with which the trial's process ``died`` or lived on, and decide."""
@@ -90,6 +98,8 @@ class Retries:
         self.in_vain += 1
         if self.in_vain > MOST_IN_VAIN:
             return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
+        if sum(mine[death] for death in PROCESS_DEATHS) >= MOST_DEATHS:
+            return Decision(None, f"it died {MOST_DEATHS} times")
         limit, why = self._limit(trial_id, kind)
         if limit is not None and mine[kind] > limit:
             return Decision(None, why)
@@ -108,4 +118,4 @@ class Retries:
         others = self.deaths.total() - self.deaths[trial_id]
         if others < 2:
             return limit, "other trials live"
-        return min(MOST_DEATHS - 1, limit + others // 2), f"other trials died {others} times too"
+        return limit + others // 2, f"other trials died {others} times too"

@@ -11,24 +11,40 @@ import ray
 
 from orchestrator.running.autoscaler import launch_report
 from orchestrator.running.cluster import Resources
+from search_spaces.errors import SetupError
 
 PATIENCE_S = 60.0
 """How long no trial may start before it is said what is missing, and then until it is looked at again."""
+ENDS_AFTER_S = 180.0
+"""How long no trial may start on a private cluster: it never grows, and nobody else holds anything of it."""
 MOST_KINDS = 4
 """Of nodes that are named."""
 
 
 class StartWatch:
-    """Says what is missing when cells wait for a place and none starts, and again when the reason changes."""
+    """Says what is missing when cells wait for a place and none starts, and again when the reason changes.
 
-    def __init__(self, resources: Resources, say: Callable[[str], None]) -> None:
-        self._resources, self._say = resources, say
-        self._moved_at = self._looked_at = time.monotonic()
+    Args:
+        resources: What a trial asks for.
+        say: Is told.
+        ends: Whether waiting has an end, as on a private cluster.
+    """
+
+    def __init__(self, resources: Resources, say: Callable[[str], None], *, ends: bool = False) -> None:
+        self._resources, self._say, self._ends = resources, say, ends
+        self._moved_at = self._looked_at = self._seen_at = time.monotonic()
         self._said = ""
 
     def look(self, trials: Iterable[Any], *, waiting: bool) -> None:
-        """Look at Tune's trials; ``waiting`` tells whether any should run."""
+        """Look at Tune's trials; ``waiting`` tells whether any should run.
+
+        Raises:
+            SetupError: when nothing will ever start.
+        """
         now = time.monotonic()
+        if now - self._seen_at > PATIENCE_S / 2:  # it was this driver that stood still
+            self._moved_at = self._looked_at = now
+        self._seen_at = now
         if not waiting or any(trial.status == "RUNNING" for trial in trials):
             if self._said and waiting:
                 self._say(f"The first trial started after {now - self._moved_at:.0f} s.")
@@ -39,6 +55,13 @@ class StartWatch:
             if reason != self._said:
                 self._said = reason
                 self._say(f"No trial could start for {now - self._moved_at:.0f} s: {reason}")
+            if self._ends and now - self._moved_at > ENDS_AFTER_S:
+                raise SetupError(
+                    "Ray must be able to start a worker on this machine",
+                    f"no trial could start for {now - self._moved_at:.0f} s: {reason}",
+                    "run the same command again when the machine has less to do, with bash on PATH; "
+                    "what is done is kept, and isweep doctor knows other causes",
+                )
 
 
 def why_nothing_starts(resources: Resources) -> str:

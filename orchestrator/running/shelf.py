@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -47,13 +47,15 @@ class Shelf:
     """The driver's side: which arrays are in the object store, and who still needs them.
 
     Args:
-        keys: the array of every cell that is left, once per cell.
         load: reads an array.
         budget: bytes that may be in the store at once; running trials may exceed it.
+        num_uses: how many cells that are left need each array; None where nobody knows.
     """
 
-    def __init__(self, keys: Iterable[str], load: Callable[[str], TrialData], budget: float) -> None:
-        self._left = Counter(keys)
+    def __init__(
+        self, load: Callable[[str], TrialData], budget: float, num_uses: Counter[str] | None = None
+    ) -> None:
+        self._left = None if num_uses is None else Counter(num_uses)
         self._running: dict[str, str] = {}  # array by trial
         self._held: dict[str, tuple[Any, int]] = {}  # in the order of last use
         self._load, self._budget = load, budget
@@ -86,9 +88,10 @@ class Shelf:
     def trial_ended(self, trial: str, key: str, *, for_good: bool) -> None:
         """Let the array go with the last trial that needs it; not ``for_good`` is one that is tried again."""
         self._running.pop(trial, None)
-        self._left[key] -= for_good
-        if self._left[key] <= 0:
-            self._drop(key)
+        if self._left is not None:
+            self._left[key] -= for_good
+            if self._left[key] <= 0:
+                self._drop(key)
 
     def close(self) -> None:
         """Let everything go."""

@@ -1,7 +1,9 @@
-"""Running the cells that are left as Ray Tune trials.
+"""Running cells as Ray Tune trials: one loop for the cells of a grid and for the trials of a search.
 
-The store decides what is left; Tune only executes. Every start makes a fresh experiment from an explicit
-list of cells, so none of Tune's own state is ever read back.
+The store decides what is left; Tune only executes. Every start makes a fresh experiment, so none of Tune's
+own state is ever read back. What a grid and a search do differently is a :class:`Work`; all else is here: its
+cells are run by workers (:mod:`orchestrator.running.trainable`), and what comes back is stored, told to the
+tracker and shown, by this driver alone.
 """
 
 from __future__ import annotations
@@ -9,157 +11,310 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
+import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+import ray
 from ray import tune
 
+from orchestrator.planning.extras import time_limit
 from orchestrator.planning.measured import Expectation
 from orchestrator.planning.order import array_key, expected_seconds, order_trials
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan
-from orchestrator.results.rows import MeasureIndex
-from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.tracker import Tracker
-from orchestrator.running.bookkeeping import Bookkeeping, trial_name
+from orchestrator.planning.plan import CellStatus, SweepPlan
+from orchestrator.planning.redaction import without_secrets
+from orchestrator.results import columns
+from orchestrator.results.history import Event, History, What
+from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure, TrialRecord
+from orchestrator.results.rows import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
+from orchestrator.results.state import State, StoredResults
+from orchestrator.results.tracking.provenance import provenance
+from orchestrator.results.tracking.tracker import PARENT_KEY, Failure, Tracker
+from orchestrator.results.weights import WeightStore
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.credentials import keep_out_of_runtime_environments
-from orchestrator.running.epochs import EpochBoard
+from orchestrator.running.epochs import EpochBoard, EpochListener
+from orchestrator.running.failures import classify_broken_fit
 from orchestrator.running.feed import CellQueue, Feed
+from orchestrator.running.hangs import HangWatch
 from orchestrator.running.keeper import Keeper
+from orchestrator.running.lost_workers import Place, fit_nodes, killed_for_memory, read_failure
 from orchestrator.running.networks import own_code
-from orchestrator.running.progress import Monitor
+from orchestrator.running.progress import Progress
 from orchestrator.running.requests import Requests, node_memory_bytes
 from orchestrator.running.retries import Retries
-from orchestrator.running.series import offer_board
+from orchestrator.running.scheduling import StartWatch
+from orchestrator.running.series import Series, offer_board
 from orchestrator.running.shelf import Shelf
-from orchestrator.running.task_names import TaskNames, trial_tasks_named
-from orchestrator.running.trainable import TrialTrainable, equipped
-from search_spaces.specs import SubsetSpec
-from search_spaces.trials import TrialSpec
+from orchestrator.running.signals import raise_if_asked
+from orchestrator.running.task_names import TaskNames, trial_name, trial_tasks_named
+from orchestrator.running.trainable import REPORT, Perform, TrialTrainable, equipped, perform_cell
+from search_spaces.errors import SetupError, SweepError
+from search_spaces.specs import SubsetSpec, pair_name
+from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
+from tasks.trials.measured import EpochScore
+from tasks.trials.result import EpochRecord, TrialResult
+from tasks.trials.search_result import SearchResult
 
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_SHARE = 0.6
 """How much of the smallest object store arrays may fill; the rest is for measures and Ray."""
+MOST_BROKEN_FITS = 5
+WITHOUT_A_WORD = TrialFailure(
+    kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
+)
 
 
 @dataclass
-class TrialSweep:
-    """All that the trials of one ``isweep run`` share.
+class Run:
+    """What everything in one run shares.
 
     Attributes:
         plan: The whole grid.
+        paths: What lies below the root.
         cluster: Where it runs.
         resources: What each trial asks for.
-        paths: Where Tune's scratch goes.
         stored: Where results go.
         tracker: Who is told.
         monitor: Who shows it.
-        measures: Stored measure records by subset id and train size.
-        load: Reads the arrays of a subset, given how many training images.
-        weights_url: Where weights and checkpoints are kept, beside the results; None keeps none.
         expectation: How long trials will take, and what share of the cluster's kind of card they need;
             without a card all get the same share.
-        trainable: What runs a cell; another one is for tests and benchmarks.
-        measured_only: Ids of cells whose network is trained: only measurements are missing.
-        pretrained: Weights that pretrained networks start from, by library and architecture.
-        time_limit: Seconds after which a cell counts as hung; None sets no limit.
-        attempts: Attempts at each cell in this run.
-        retries: Failures in this run, and what follows from them.
     """
 
     plan: SweepPlan
+    paths: RootPaths
     cluster: Cluster
     resources: Resources
-    paths: RootPaths
     stored: StoredResults
     tracker: Tracker
-    monitor: Monitor
-    measures: MeasureIndex
-    load: Callable[[SubsetSpec, int], TrialData]
-    weights_url: str | None = None
+    monitor: Progress
     expectation: Expectation = field(default_factory=Expectation)
-    trainable: type[TrialTrainable] = TrialTrainable
-    measured_only: frozenset[str] = frozenset()
-    time_limit: Callable[[TrialSpec], float] | None = None
-    pretrained: dict[str, bytes] = field(default_factory=dict)
-    attempts: Counter[str] = field(default_factory=Counter)
-    retries: Retries = field(default_factory=Retries)
 
-    def run(self, cells: Iterable[TrialSpec], earlier_attempts: dict[str, int]) -> None:
-        """Run ``cells``, and again those whose failure allows it, until nothing more may be tried.
+
+class Work:
+    """What differs between the cells of a grid and the trials of a search.
+
+    Attributes:
+        run: What it is a part of.
+        cells: Everything that was taken from the queue, or may be, by id.
+        queue: Says what is next.
+        perform: Does a cell, in a worker.
+        keep_url: Where workers keep weights, predictions and checkpoints; None keeps none.
+        num_uses: How many cells need each array; None where nobody knows.
+        earlier: Attempts at cells in earlier runs.
+    """
+
+    perform: Perform
+    keep_url: str | None = None
+    num_uses: Counter[str] | None = None
+    pretrained: Mapping[str, bytes] = {}
+
+    def __init__(self, run: Run, queue: CellQueue, cells: dict[str, TrialSpec]) -> None:
+        self.run, self.queue, self.cells = run, queue, cells
+        self.earlier: dict[str, int] = {}
+
+    def load(self, key: str) -> TrialData:
+        """Read an array.
 
         Raises:
-            SweepError: when results cannot be stored; whatever finished before is kept.
+            SweepError: when it cannot be read.
         """
-        cells = list(cells)
-        seconds = expected_seconds(cells, self.expectation)
-        self.monitor.trials_expected(seconds)
-        cells = order_trials(self.plan, cells, self._array_budget, seconds)
-        networks = {array_key(self.plan, cell): cell.network for cell in cells}
+        raise NotImplementedError
 
-        def load(key: str) -> TrialData:
-            network = networks[key]
-            return self.load(network.subset, self.plan.load_size(network.subset, network.train_size))
+    def job(self, cell: TrialSpec) -> dict[str, Any]:
+        """Return what a worker is told of a cell beside what it may use."""
+        raise NotImplementedError
 
-        shelf = Shelf((array_key(self.plan, cell) for cell in cells), load, self._array_budget)
-        try:
-            self._run_cells(cells, shelf, earlier_attempts)
-        finally:
-            shelf.close()
+    def started(self, trial_id: str) -> None:
+        """A cell has its worker."""
 
-    @cached_property
-    def requests(self) -> Requests:
-        """What each attempt gets."""
-        return Requests(self.resources, self.expectation, node_memory_bytes)
+    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
+        """Seal the result of a cell; returns what a tracker shows of it.
 
-    @property
-    def _array_budget(self) -> float:
-        return self.cluster.object_store_bytes * OBJECT_STORE_SHARE
+        Raises:
+            SweepError: when it cannot be stored.
+        """
+        raise NotImplementedError
 
-    def _run_cells(self, cells: list[TrialSpec], shelf: Shelf, earlier: dict[str, int]) -> None:
-        by_id = {cell.trial_id: cell for cell in cells}
-        queue = CellQueue.of(by_id)
-        callback = Bookkeeping(self, by_id, queue, shelf, earlier)
-        offer_board()
-        while not queue.empty:
-            try:
-                self._fit(by_id, shelf, queue, callback)
-            except Exception as error:
-                # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
-                callback.fit_failed(error)
-            # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
-            gc.collect()
-            if callback.fatal is not None:
-                raise callback.fatal
-            callback.account_for_the_rest()
+    def given_up(self, trial_id: str) -> None:
+        """A cell failed and is not tried again in this run."""
 
-    def _fit(
+    def trained_on(self, cell: TrialSpec) -> NetworkSpec:
+        """Return the network of a cell, with the number of images that it is trained on."""
+        return cell.network
+
+    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+        """Return what the tracker is told of an epoch while its trial runs."""
+        return epoch_points(epoch, score, at_ms)
+
+    def seconds_allowed(self, cell: TrialSpec) -> float:
+        """Return the seconds without a word after which a cell counts as hung."""
+        return time_limit(cell, ())
+
+
+class GridWork(Work):
+    """The cells of a plan that are left.
+
+    Args:
+        run: What it is a part of.
+        cells: What is left.
+        state: What is done.
+        load: Reads the arrays of a subset, given how many training images.
+        measures: Stored measure records by subset id and train size.
+        keep_url: Where weights, predictions and checkpoints are kept, beside the results; None keeps none.
+        pretrained: Weights that pretrained networks start from, by library and architecture.
+    """
+
+    perform = staticmethod(perform_cell)
+
+    def __init__(
         self,
-        cells: dict[str, TrialSpec],
-        shelf: Shelf,
-        queue: CellQueue,
-        callback: Bookkeeping,
+        run: Run,
+        cells: Iterable[TrialSpec],
+        load: Callable[[SubsetSpec, int], TrialData],
+        *,
+        state: State | None = None,
+        measures: MeasureIndex | None = None,
+        keep_url: str | None = None,
+        pretrained: Mapping[str, bytes] | None = None,
     ) -> None:
-        name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
-        keep, code = self._keeper, own_code(cells.values())
-        shared = {"arrays": shelf.references, "keeper": keep, "code": code, "epochs": self.epochs}
-        trainable = equipped(self.trainable, pretrained=self.pretrained, **shared)
+        cells, plan = list(cells), run.plan
+        seconds = expected_seconds(cells, run.expectation)
+        run.monitor.trials_expected(seconds)
+        budget = run.cluster.object_store_bytes * OBJECT_STORE_SHARE
+        ordered = {cell.trial_id: cell for cell in order_trials(plan, cells, budget, seconds)}
+        super().__init__(run, CellQueue.of(ordered), ordered)
+        self._load, self._measures, self.keep_url = load, measures or {}, keep_url
+        self.pretrained = pretrained or {}
+        self._networks = {array_key(plan, cell): cell.network for cell in cells}
+        self.num_uses = Counter(array_key(plan, cell) for cell in cells)
+        self._incomplete = frozenset(state.incomplete) if state else frozenset()
+        self._measured = state.measured_trials() if state else []
+        if state is not None:
+            self.earlier = {trial_id: record.attempt for trial_id, record in state.failures.items()}
 
-        def taken(trial_id: str) -> dict[str, Any]:
-            self.attempts[trial_id] += 1
-            return {"cell": self._cell(cells[trial_id])}
+    def load(self, key: str) -> TrialData:
+        """See :class:`Work`."""
+        network = self._networks[key]
+        return self._load(network.subset, self.run.plan.load_size(network.subset, network.train_size))
 
+    def job(self, cell: TrialSpec) -> dict[str, Any]:
+        """See :class:`Work`; an earlier result of this very network and these images is only added to."""
+        known = self.run.stored.trials.get(cell.trial_id) if cell.trial_id in self._incomplete else None
+        return {
+            "spec": cell.model_dump_json(),
+            "known": "" if known is None else known.text(),
+            "keep_weights": self.run.plan.keeps_weights(cell),
+        }
+
+    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
+        """See :class:`Work`."""
+        plan = self.run.plan
+        known = None if report.trained else self.run.stored.trials.get(cell.trial_id)
+        made_by = report if known is None else known  # where nothing was trained, its training's times stay
+        record = TrialRecord(
+            trial_id=cell.trial_id,
+            sweep=plan.sweep.name,
+            spec=cell,
+            domain=plan.datasets[cell.network.subset.prepared.dataset].domain,
+            data_fingerprint=report.data_fingerprint,
+            shared_group_share=report.shared_group_share,
+            gpu_share=made_by.gpu_share,
+            gpu_name=made_by.gpu_name,
+            attempt=attempt,
+            started_at=made_by.started_at,
+            finished_at=made_by.finished_at,
+            measured_at=None if known is None else report.finished_at,
+            provenance=report.provenance,
+            result=cast("TrialResult", report.outcome),
+        )
+        self.run.stored.save(record)
+        if self.keep_url is not None:
+            WeightStore(self.keep_url).forget_checkpoint(cell.trial_id)
+        return flat_trial(record, self._measures)
+
+    def seconds_allowed(self, cell: TrialSpec) -> float:
+        """See :class:`Work`."""
+        return time_limit(cell, self._measured)
+
+
+class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
+    """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer.
+
+    Args:
+        run: What everything shares.
+        work: The cells.
+        trainable: What runs a cell; another one is for tests and benchmarks.
+    """
+
+    def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
+        self.retries, self.attempts = Retries(), Counter[str]()
+        self._run, self._work, self._queue, self._trainable = run, work, work.queue, trainable
+        self._num_broken = 0
+        self._requests = Requests(run.resources, run.expectation, node_memory_bytes)
+        self._starts = StartWatch(run.resources, run.monitor.note, ends=run.cluster.local)
+        self._hangs = HangWatch(run.monitor.note)
+        self._places: dict[str, Place] = {}
+        self._history = History(run.stored.store.url)
+        self._series = Series(run.plan.sweep.name, run.cluster.num_gpus)
+        # A private cluster without a dashboard shows names to nobody.
+        shown = bool(run.cluster.dashboard) or not run.cluster.local
+        self._task_names = TaskNames() if shown else TaskNames(most=0)
+        self._board = EpochBoard()
+        self._listener = EpochListener(self._board)
+        self._keeper = None if work.keep_url is None else Keeper(work.keep_url)
+
+    # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def run(self) -> None:
+        """Run until nothing more may be tried.
+
+        Raises:
+            SweepError: when results cannot be stored, or nothing can run here; whatever finished is kept.
+        """
+        budget = self._run.cluster.object_store_bytes * OBJECT_STORE_SHARE
+        self._arrays = Shelf(self._work.load, budget, self._work.num_uses)
+        offer_board()
+        try:
+            while not self._queue.empty:
+                try:
+                    self._fit()
+                except Exception as error:
+                    # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
+                    self._fit_failed(error)
+                # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
+                gc.collect()
+                if self._queue.error is not None:
+                    raise self._queue.error
+                for trial_id in sorted(self._queue.running):  # that Tune ended without a word
+                    self._lost(trial_id, lambda: WITHOUT_A_WORD)
+        finally:
+            self._arrays.close()
+
+    def _fit(self) -> None:
+        """Give cells to Tune until it has no more."""
+        name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
+        trainable = equipped(
+            self._trainable,
+            perform=self._work.perform,
+            arrays=self._arrays.references,
+            keeper=self._keeper,
+            epochs=self._board,
+            code=own_code(self._work.cells.values()),
+            pretrained=dict(self._work.pretrained),
+        )
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=Feed(queue, taken),
+                search_alg=Feed(self._queue, self._taken),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=trial_name,
@@ -167,11 +322,11 @@ class TrialSweep:
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=str(self.paths.tune),
-                # Tune saves class trainables at their end unless told otherwise, into a folder that the
-                # nodes would have to share.
+                storage_path=str(self._run.paths.tune),
+                # Tune saves class trainables at their end unless told otherwise, into a folder that the nodes
+                # would have to share.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[callback],
+                callbacks=[self],
                 verbose=0,
             ),
         )
@@ -180,34 +335,256 @@ class TrialSweep:
             with trial_tasks_named(self._task_names):
                 tuner.fit()
         finally:
-            shutil.rmtree(self.paths.tune / name, ignore_errors=True)
+            shutil.rmtree(self._run.paths.tune / name, ignore_errors=True)
 
-    @cached_property
-    def epochs(self) -> EpochBoard:
-        """Where trials tell of their epochs."""
-        return EpochBoard()
-
-    @cached_property
-    def _task_names(self) -> TaskNames:
-        """A private cluster without a dashboard shows names to nobody."""
-        return TaskNames() if self.cluster.dashboard or not self.cluster.local else TaskNames(most=0)
-
-    @cached_property
-    def _keeper(self) -> Keeper | None:
-        return None if self.weights_url is None else Keeper(self.weights_url)
-
-    def _cell(self, cell: TrialSpec) -> dict[str, Any]:
-        known = self.stored.trials.get(cell.trial_id)
-        request = self.requests.of(cell)
+    def _taken(self, trial_id: str) -> dict[str, Any]:
+        """A cell is given to Tune: count the attempt, and return what its worker is told."""
+        self.attempts[trial_id] += 1
+        cell = self._work.cells[trial_id]
+        request = self._requests.of(cell)
         return {
-            # An earlier result of this very network, made from these very images, is only added to.
-            "known": known.text() if known is not None and cell.trial_id in self.measured_only else "",
-            "keep_weights": self.plan.keeps_weights(cell),
-            "trial_id": cell.trial_id,
-            "spec": cell.model_dump_json(),
-            "data": array_key(self.plan, cell),
-            "num_threads": request.resources.num_threads,
-            "num_gpus": request.resources.num_gpus,
-            "micro_batch": request.micro_batch,
-            "request": request.resources.as_ray(),
+            "cell": {
+                "trial_id": trial_id,
+                "data": array_key(self._run.plan, cell),
+                "request": request.resources.as_ray(),
+                "num_threads": request.resources.num_threads,
+                "num_gpus": request.resources.num_gpus,
+                "micro_batch": request.micro_batch,
+                "code": provenance().code,
+                **self._work.job(cell),
+            }
         }
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Put the trial's array where it can find it, and open its run."""
+        trial_id = trial_name(trial)
+        cell = self._work.cells[trial_id]
+        self._work.started(trial_id)
+        try:
+            self._arrays.trial_started(trial_id, trial.config["cell"]["data"])
+        except SweepError as error:
+            self._end(error)
+            return
+        self._run.tracker.start_trial(trial_id, self._tags(cell))
+        self._run.monitor.trial_started(trial_id)
+        self._hangs.started(trial_id, self._work.seconds_allowed(cell))
+        self._tell(trial_id, "started")
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """End the process of every trial that has been silent past its limit; say where the sweep stands.
+
+        Raises:
+            SweepError: that ends the sweep. Tune would first run the trials that it was given, for hours.
+        """
+        raise_if_asked()
+        if self._queue.error is not None:
+            raise self._queue.error
+        try:
+            self._starts.look(trials, waiting=bool(self._queue.running))
+        except SweepError as error:
+            self._end(error)
+            raise
+        self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
+        self._hear()
+        running = (trial.config["cell"]["request"] for trial in trials if trial.status == "RUNNING")
+        self._series.tell(self._run.monitor, running)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Store the outcome first, then tell the tracker."""
+        trial_id = trial_name(trial)
+        if trial_id not in self._queue.running or self._queue.error is not None:
+            return
+        self._hear(wait=True)
+        try:
+            report = CellReport.model_validate_json(result[REPORT])
+            if isinstance(report.outcome, TrialFailure):
+                ending = self._fail(trial_id, report.outcome)
+                self._tell(trial_id, "failed", ending, report.log + _trace(report.outcome))
+                self.retries.check_nodes(self._node(trial_id), report.outcome, fit_nodes(report.outcome))
+            else:
+                self._finish(trial_id, report, report.outcome)
+                self._tell(trial_id, "finished", str(report.outcome.status), report.log)
+        except SweepError as error:
+            self._end(error)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The process died: a lost node, a crash, or the memory killer."""
+        trial_id = trial_name(trial)
+        self._hear(wait=True)
+        self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial))
+        empty(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that ended without a result is a failure too, never silently gone."""
+        self._lost(trial_name(trial), lambda: WITHOUT_A_WORD)
+        empty(trial)
+
+    def _hear(self, *, wait: bool = False) -> None:
+        """Take what running trials said: where they run, and of their epochs."""
+        at = round(time.time() * 1000)
+        for said in self._listener.heard(wait=wait):
+            self._hangs.heard(said.trial_id)
+            if isinstance(said, Place):
+                self._places[said.trial_id] = said
+            elif said.trial_id in self._queue.running:
+                cell = self._work.cells[said.trial_id]
+                self._run.monitor.trial_epoch(said.trial_id, said.epoch, self._work.trained_on(cell))
+                if points := self._work.points(said.epoch, said.score, at):
+                    self._run.tracker.extend(said.trial_id, points)
+
+    def _finish(self, trial_id: str, report: CellReport, result: TrialResult | SearchResult) -> None:
+        shown = self._work.found(self._work.cells[trial_id], report, self._attempt(trial_id))
+        self.retries.finished(trial_id, self._node(trial_id))
+        self._num_broken = 0
+        self._settled(trial_id)
+        self._run.tracker.finish(shown)
+        self._run.monitor.trial_finished(trial_id, result.status)
+        self._show_counts()
+
+    def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
+        """Store a failure and do what follows from it; returns both in words.
+
+        Args:
+            trial_id: Whose.
+            failure: What happened.
+            died: Whether the trial's process went with it.
+        """
+        said = {name: without_secrets(getattr(failure, name)) for name in ("message", "traceback")}
+        failure, cell = failure.model_copy(update=said), self._work.cells[trial_id]
+        attempt = self._attempt(trial_id)
+        self._run.stored.save(FailureRecord(trial_id=trial_id, spec=cell, attempt=attempt, failure=failure))
+        self._series.failed(failure.kind)
+        decision = self.retries.failed(trial_id, failure.kind, died=died)
+        self._requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
+        if decision.pause_s is None:
+            self._settled(trial_id)
+            self._work.given_up(trial_id)
+            ending = f"given up: {decision.reason}"
+        else:
+            self._waits_again(trial_id, decision.pause_s)
+            ending = decision.reason
+        self._run.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
+        self._run.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
+        self._show_counts()
+        log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
+        return f"{failure.kind}: {failure.message} ({ending})"
+
+    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
+        """The process of a trial is gone; ``failure`` says of what, where nobody knows yet how it ended."""
+        if trial_id not in self._queue.running or self._queue.error is not None:
+            return
+        try:
+            found = failure()
+            self._tell(trial_id, "failed", self._fail(trial_id, found, died=True), _trace(found))
+        except SweepError as error:
+            self._end(error)
+
+    def _spare(self, trial_id: str, reason: str) -> None:
+        """A trial has ended through no fault of its own: it waits again, no attempt is counted."""
+        self._tell(trial_id, "stopped", reason)
+        self.attempts[trial_id] -= 1
+        self._waits_again(trial_id, 0.0)
+        self._run.monitor.trial_stopped(trial_id)
+        log.warning("trial %s waits again: %s", trial_id, reason)
+
+    def _fit_failed(self, error: Exception) -> None:
+        """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
+        if self._queue.error is not None:
+            return
+        self._num_broken += 1
+        log.warning("Tune ended early (%d times in a row)", self._num_broken, exc_info=error)
+        running, failure = sorted(self._queue.running), classify_broken_fit(error)
+        killed: set[str] = set()
+        if failure.kind == FailureKind.OUT_OF_MEMORY:
+            self._hear(wait=True)
+            killed = killed_for_memory({i: self._places[i] for i in running if i in self._places})
+        for trial_id in running:
+            if not killed or trial_id in killed:
+                self._lost(trial_id, lambda: failure)
+            else:
+                self._spare(trial_id, f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}")
+        if not ray.is_initialized() or self._num_broken > MOST_BROKEN_FITS:
+            self._end(
+                SetupError(
+                    "Ray Tune must be able to run trials",
+                    failure.message,
+                    "run the same command again: what is done is kept; the log below the root says more",
+                )
+            )
+
+    def _settled(self, trial_id: str) -> None:
+        """A cell has its result, or has failed for good."""
+        self._queue.settle(trial_id)
+        self._hangs.ended(trial_id)
+        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
+
+    def _waits_again(self, trial_id: str, pause_s: float) -> None:
+        """A cell that ran may be taken again."""
+        self._queue.again(trial_id, time.monotonic() + pause_s)
+        self._hangs.ended(trial_id)
+        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
+
+    def _end(self, error: SweepError) -> None:
+        """Give out no more cells, because of an error that ends the sweep."""
+        self._queue.error = error
+
+    def _show_counts(self) -> None:
+        """Tell how far the sweep is."""
+        counts = self._run.monitor.counts()
+        step, at = counts["trials_done"] + counts["trials_failed"], round(time.time() * 1000)
+        self._run.tracker.extend(PARENT_KEY, [(name, step, n, at) for name, n in counts.items()])
+
+    def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
+        """Add to the story of a cell."""
+        node = "" if what == "started" else self._node(trial_id)
+        event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
+        self._history.tell(trial_id, event, without_secrets(log_text))
+
+    def _attempt(self, trial_id: str) -> int:
+        return self._work.earlier.get(trial_id, 0) + self.attempts[trial_id]
+
+    def _array(self, trial_id: str) -> str:
+        return array_key(self._run.plan, self._work.cells[trial_id])
+
+    def _node(self, trial_id: str) -> str:
+        """Return the address of the node of the latest attempt; empty where it never came so far."""
+        place = self._places.get(trial_id)
+        return "" if place is None else place.node
+
+    def _tags(self, cell: TrialSpec) -> dict[str, str]:
+        """Return what a tracker is told of a trial that starts."""
+        network, dataset = cell.network, cell.network.subset.prepared.dataset
+        return {
+            columns.TRIAL_ID: cell.trial_id,
+            columns.MODEL: network.model.name,
+            columns.DATASET: dataset,
+            columns.DOMAIN: self._run.plan.datasets[dataset].domain or "",
+            columns.CLASS_PAIR: pair_name(network.subset.class_pair),
+            columns.RECIPE: network.recipe.name,
+            columns.TRAIN_SIZE: str(network.train_size),
+            columns.SEED: str(network.seed),
+            columns.ATTEMPT: str(self._attempt(cell.trial_id)),
+            columns.STATUS: str(CellStatus.RUNNING),
+        }
+
+
+def empty(trial: Any) -> None:
+    """Leave nothing in a Tune trial that has ended but the id of its cell.
+
+    Tune holds every trial until the last has ended, each with copies of what it was told, its whole report,
+    statistics of every number in it, and an object of Ray's. Nothing of that is read again: results are in
+    the store.
+    """
+    trial.config["cell"] = {"trial_id": trial_name(trial)}
+    trial.evaluated_params, trial.experiment_tag = {}, ""
+    about = trial.run_metadata
+    about.last_result, about.metric_analysis, about.metric_n_steps = {}, {}, {}
+    # Private: the answer to a question that Tune asks each trial's actor, which Ray keeps with the question.
+    trial._default_result_or_future = None
+
+
+def _trace(failure: TrialFailure) -> str:
+    """Return the traceback of a failure as the end of its attempt's log."""
+    return f"\n{failure.traceback}" if failure.traceback else ""

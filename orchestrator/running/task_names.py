@@ -10,8 +10,6 @@ from typing import Any
 
 from ray.tune.execution.tune_controller import TuneController
 
-from orchestrator.running.bookkeeping import trial_name
-
 log = logging.getLogger(__name__)
 
 TRAIN = "train"
@@ -23,6 +21,11 @@ That is with the older of its two exporters, which :mod:`orchestrator.running.cl
 ask for. The newer one keeps memory of every series at every export: with 400 names the driver grew by 0.15 MB
 a second at rest, against 0.009 (``benchmarks/named_tasks.py``).
 """
+
+
+def trial_name(trial: Any) -> str:
+    """Return the id of the cell that a Tune trial runs."""
+    return str(trial.config["cell"]["trial_id"])
 
 
 @dataclass

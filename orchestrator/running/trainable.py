@@ -1,10 +1,11 @@
-"""One trial as Ray Tune runs it: an actor that takes cell after cell and keeps nothing between them."""
+"""A worker: an actor that takes cell after cell and keeps nothing between them."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,35 +14,46 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.results.records import CellReport, TrialFailure, TrialRecord
-from orchestrator.running.devices import card_in_use, computes_on_gpu
+from orchestrator.results.tracking.provenance import code_fingerprint, provenance
+from orchestrator.running.devices import PAUSE_S, card_in_use, computes_on_gpu
 from orchestrator.running.epochs import EpochBoard
-from orchestrator.running.failures import DeviceError, classify, spoils_process
+from orchestrator.running.failures import DeviceError, OtherCodeError, classify, spoils_process
 from orchestrator.running.keeper import Keeper
-from orchestrator.running.lost_workers import tell_place
 from orchestrator.running.trial_log import recorded
 from search_spaces.errors import CorruptStoreError
 from search_spaces.trials import TrialSpec
+from tasks.prepared.subsets import TrialData
 from tasks.trials.result import TrialResult
+from tasks.trials.search_result import SearchResult
 
 log = logging.getLogger(__name__)
 
 REPORT = "report"
 """Key of a trial's only Tune result: its :class:`CellReport` as JSON text."""
 
+Perform = Callable[["TrialTrainable", TrialData, dict[str, Any]], tuple[TrialResult | SearchResult, bool]]
+"""Does a worker's cell on its arrays, with options of :func:`tasks.trials.trial.run_trial`; returns what was
+found, and whether a network was trained for it."""
+
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
-    """Runs one trial per ``step`` and reports what came of it, once, as a :class:`CellReport`.
+    """Runs one cell per ``step`` and reports what came of it, once, as a :class:`CellReport`.
 
-    An exception inside a trial is an outcome like any other, so that one bad cell neither ends the sweep nor
+    An exception inside a cell is an outcome like any other, so that one bad cell neither ends the sweep nor
     costs a worker. Only the death of the process reaches Tune as an error, and a failure of its device, which
     Tune answers by ending the process: nothing that such a process computes can be believed.
-    """
 
-    _epochs: EpochBoard | None = None
+    Attributes:
+        cell: What it was told of its cell: see :meth:`orchestrator.running.sweep.Trials._taken`.
+        keeper: Who keeps weights, predictions and checkpoints; None keeps none.
+        epochs: Where it says what it does; None tells nobody.
+        pretrained: Weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
+    """
 
     def setup(
         self,
         config: dict[str, Any],
+        perform: Perform | None = None,
         arrays: Any = None,
         keeper: Keeper | None = None,
         code: dict[str, str] | None = None,
@@ -51,109 +63,143 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         """Take the first cell.
 
         Args:
-            config: has the cell.
-            arrays: the actor that hands out references to :class:`TrialData`.
-            keeper: who keeps weights and checkpoints; None keeps none.
-            code: source of one's own networks, by relative path.
-            epochs: where epochs are told while they end; None tells nobody.
-            pretrained: weights that pretrained networks start from, by :attr:`ModelSpec.pretrained_key`.
+            config: Has the cell.
+            perform: Does it.
+            arrays: The actor that hands out references to :class:`TrialData`.
+            keeper: See :class:`TrialTrainable`, likewise the rest.
+            code: Source of one's own networks, by relative path.
+            epochs: Likewise.
+            pretrained: Likewise.
         """
-        self._arrays, self._keeper, self._code, self._epochs = arrays, keeper, code or {}, epochs
-        self._pretrained = pretrained or {}
-        self._cell = config["cell"]
+        self._perform, self._arrays, self._code = perform or perform_cell, arrays, code or {}
+        self.keeper, self.epochs, self.pretrained = keeper, epochs, pretrained or {}
+        self.cell = config["cell"]
+        self._has_run = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another cell in the same process: starting one costs seconds."""
-        self._cell = new_config["cell"]
+        self.cell = new_config["cell"]
         return True
 
     def step(self) -> dict[str, Any]:
         """Run the cell; the report is its result or its failure, with start and end times."""
-        started_at, trial_id = time.time(), self._cell["trial_id"]
+        trial_id, started_at, began = self.cell["trial_id"], time.time(), time.monotonic()
+        if self.epochs is not None:
+            self.epochs.arrived(trial_id)
         _title_process(trial_id)
-        tell_place(trial_id)
         with recorded() as said:
             try:
+                self._check_code()
                 report = self._run(started_at)
+                self._check_code()
+                self._has_run = True
             except (Exception, SystemExit) as error:  # the latter of somebody's own network
                 if spoils_process(error):
                     raise DeviceError(str(error).splitlines()[0]) from error
-                report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
+                if isinstance(error, OtherCodeError):
+                    time.sleep(PAUSE_S)  # or this node would be given, and fail, every cell of the sweep
+                report = CellReport(started_at=started_at, finished_at=started_at, outcome=classify(error))
+            # By a clock that nobody sets: durations are stored.
+            seconds = time.monotonic() - began
             # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
-            seconds = report.finished_at - started_at
             print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
-        return {DONE: True, REPORT: report.model_copy(update={"log": said.text()}).text()}
+        told = {"finished_at": started_at + seconds, "provenance": provenance(), "log": said.text()}
+        return {DONE: True, REPORT: report.model_copy(update=told).text()}
 
     def _run(self, started_at: float) -> CellReport:
-        cell, data = self._cell, self._taken()
-        spec = TrialSpec.model_validate_json(cell["spec"])
-        num_gpus = float(cell["num_gpus"])
+        data = self._taken()
+        num_gpus = float(self.cell["num_gpus"])
         on_gpu = computes_on_gpu(num_gpus)
         options = {
             "device": "cuda" if on_gpu else "cpu",
-            "num_threads": cell["num_threads"],
+            "num_threads": self.cell["num_threads"],
             "gpu_fraction": num_gpus if on_gpu else None,
         }
+        found, trained = self._perform(self, data, options)
         return CellReport(
             started_at=started_at,
-            outcome=self._outcome(spec, data, options),
-            finished_at=time.time(),
+            finished_at=started_at,
+            outcome=found,
+            trained=trained,
             data_fingerprint=data.data_fingerprint,
             shared_group_share=data.shared_group_share,
             gpu_share=num_gpus,
             gpu_name=card_in_use() if on_gpu else "",
         )
 
-    def _taken(self) -> Any:
+    def _taken(self) -> TrialData:
         """Return the cell's arrays, in a process made ready to compute: torch, so not in ``setup``."""
         from tasks.trials.memory import keep_freed_memory
         from tasks.trials.own_models import install_code
 
         keep_freed_memory()
-        (reference,) = ray.get(self._arrays.take.remote(self._cell["data"]))
+        (reference,) = ray.get(self._arrays.take.remote(self.cell["data"]))
         install_code(self._code)
-        return ray.get(reference)
+        data: TrialData = ray.get(reference)
+        return data
 
-    def _outcome(self, spec: TrialSpec, data: Any, options: dict[str, Any]) -> TrialResult:
-        from tasks.trials.checkpoints import Checkpoints
-        from tasks.trials.trial import measure_trial, run_trial
+    def _check_code(self) -> None:
+        """See that this process runs the driver's code; once it has run a cell, it has loaded what it needs.
 
-        keeper, trial_id = self._keeper, spec.trial_id
-        text = self._cell.get("known")
-        known = TrialRecord.model_validate(json.loads(text), strict=False) if text else None
-        if keeper is not None and known is not None and known.result.weights is not None:
-            try:
-                weights = keeper.read(trial_id, known.result.weights)
-                keep = partial(keeper.save_predictions, trial_id)
-                missing = known.lacks(spec)
-                return measure_trial(
-                    spec, data, weights, known.result, missing, keep_predictions=keep, **options
-                )
-            except CorruptStoreError as error:
-                log.warning("%s is trained again: %s", trial_id, error)
-        options["micro_batch"] = self._cell["micro_batch"]
-        options["pretrained"] = self._pretrained.get(spec.network.model.pretrained_key)
-        if self._epochs is not None:
-            teller = self._epochs.teller(trial_id)
-            options |= {"on_epoch": teller.ended, "on_score": teller.scored}
-        if keeper is None:
-            return run_trial(spec, data, **options)
-        return run_trial(
-            spec,
-            data,
-            keep=partial(keeper.save, trial_id) if self._cell["keep_weights"] else None,
-            keep_predictions=partial(keeper.save_predictions, trial_id),
-            checkpoints=Checkpoints(
-                partial(keeper.read_checkpoint, trial_id), partial(keeper.save_checkpoint, trial_id)
-            ),
-            **options,
-        )
+        Raises:
+            OtherCodeError: naming both.
+        """
+        wanted = self.cell["code"]
+        if not self._has_run and (here := code_fingerprint()) != wanted:
+            raise OtherCodeError(
+                "A worker must run the code of the driver",
+                f"{provenance().code_version} with source {here} on node {ray.util.get_node_ip_address()}, "
+                f"the driver's is {wanted}",
+                "install the same everywhere, and leave it as it is while a sweep runs",
+            )
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save nothing: a trial is short and its result is the only state worth keeping."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Load nothing."""
+
+
+def perform_cell(
+    worker: TrialTrainable, data: TrialData, options: dict[str, Any]
+) -> tuple[TrialResult, bool]:
+    """Train and measure a cell of a grid, or measure on its kept network what an earlier result lacks."""
+    from tasks.trials.checkpoints import Checkpoints
+    from tasks.trials.trial import measure_trial, run_trial
+
+    spec, keeper = TrialSpec.model_validate_json(worker.cell["spec"]), worker.keeper
+    trial_id, text = spec.trial_id, worker.cell["known"]
+    known = TrialRecord.model_validate(json.loads(text), strict=False) if text else None
+    keep_predictions = None if keeper is None else partial(keeper.save_predictions, trial_id)
+    if keeper is not None and known is not None and known.result.weights is not None:
+        try:
+            weights = keeper.read(trial_id, known.result.weights)
+            found = measure_trial(
+                spec,
+                data,
+                weights,
+                known.result,
+                known.lacks(spec),
+                keep_predictions=keep_predictions,
+                **options,
+            )
+            return found, False
+        except CorruptStoreError as error:
+            log.warning("%s is trained again: %s", trial_id, error)
+    options["micro_batch"] = worker.cell["micro_batch"]
+    options["pretrained"] = worker.pretrained.get(spec.network.model.pretrained_key)
+    if worker.epochs is not None:
+        teller = worker.epochs.teller(trial_id)
+        options |= {"on_epoch": teller.ended, "on_score": teller.scored}
+    if keeper is not None:
+        options |= {
+            "keep": partial(keeper.save, trial_id) if worker.cell["keep_weights"] else None,
+            "keep_predictions": keep_predictions,
+            "checkpoints": Checkpoints(
+                partial(keeper.read_checkpoint, trial_id), partial(keeper.save_checkpoint, trial_id)
+            ),
+        }
+    return run_trial(spec, data, **options), True
 
 
 def equipped(trainable: type[TrialTrainable], **shared: Any) -> Any:

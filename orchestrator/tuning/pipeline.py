@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-from orchestrator.planning.extras import time_limit
 from orchestrator.planning.measured import Expectation
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.sweep_file import SweepSource
@@ -29,11 +28,10 @@ from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.tuning.cells import TuningCell, held_to_splits, tuning_cells
 from orchestrator.tuning.earlier import Earlier
-from orchestrator.tuning.flat import flat_search
 from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome, outcomes
 from orchestrator.tuning.recipe_file import lost_cells, write_recipe
-from orchestrator.tuning.records import SearchRecord
+from orchestrator.tuning.records import SearchRecord, flat_search
 from orchestrator.tuning.report import write_report
 from orchestrator.tuning.search import Search
 from orchestrator.tuning.study import open_storage
@@ -251,29 +249,19 @@ class _Tuning:
 
     def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
         from orchestrator.running.requests import card_names, card_of
-        from orchestrator.tuning.sweep import SearchSweep
+        from orchestrator.running.sweep import Run, Trials
+        from orchestrator.tuning.sweep import SearchWork
 
-        options, plan = self.options, self._search_workspace().plan
-        cluster, asked = self.cluster, plan.sweep.resources
-        resources = trial_resources(asked, cluster, options.device)
-        self.monitor.slots = slots(resources, cluster)
-        self.monitor.stage("search")
-        SearchSweep(
-            plan=plan,
-            cluster=cluster,
-            resources=resources,
-            paths=self.workspace.paths,
-            stored=stored,
-            tracker=tracker,
-            monitor=self.monitor,
-            measures={},
-            load=self._load,
-            expectation=Expectation(card_of(card_names()) if asked.num_gpus is None else None),
-            time_limit=partial(time_limit, measured=()),
-            records=earlier.records,
-            asked=earlier.asked,
-            fingerprints={name: data.fingerprint for name, data in self.workspace.prepared.items()},
-        ).search(search)
+        plan, cluster, monitor = self._search_workspace().plan, self.cluster, self.monitor
+        asked = plan.sweep.resources
+        resources = trial_resources(asked, cluster, self.options.device)
+        monitor.slots = slots(resources, cluster)
+        monitor.stage("search")
+        expectation = Expectation(card_of(card_names()) if asked.num_gpus is None else None)
+        run = Run(plan, self.workspace.paths, cluster, resources, stored, tracker, monitor, expectation)
+        fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
+        with SearchWork(run, search, earlier, self._load, fingerprints) as work:
+            Trials(run, work).run()
 
     def _write(
         self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int

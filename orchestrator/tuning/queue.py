@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from orchestrator.running.feed import CellQueue
 from orchestrator.tuning.search import Asked, Search
+from search_spaces.errors import SweepError
 from search_spaces.trials import TrialSpec
 
 AHEAD = 2
@@ -19,34 +20,44 @@ class SearchQueue(CellQueue):
     Args:
         search: Says what is next.
         cells: Taken trials by id; added to here.
+        note: Told of a trial before it is given out; an error of it ends the search.
     """
 
-    def __init__(self, search: Search, cells: dict[str, TrialSpec]) -> None:
+    def __init__(
+        self, search: Search, cells: dict[str, TrialSpec], note: Callable[[Asked], None] = lambda asked: None
+    ) -> None:
         super().__init__(deque())
-        self._search, self._cells = search, cells
+        self._search, self._cells, self._note = search, cells, note
         self._waiting: set[str] = set()
-        self.on_asked: Callable[[Asked], None] = lambda asked: None
-        """Told of a trial before it is given out; may close the queue."""
 
     @property
     def empty(self) -> bool:
         """Whether the search is over, or no trials are given out any more."""
-        return self.closed or (not (self.later or self.running) and self._search.done)
+        return self.error is not None or (not (self.later or self.running) and self._search.done)
 
     def take(self, now: float) -> str | None:
         """Return the next trial, which runs from now on; None when none may be taken yet."""
         taken = super().take(now)
-        if taken is None and not self.closed and len(self._waiting) < AHEAD:
-            asked = self._search.next()
-            if asked is not None:
-                self.on_asked(asked)
-            if asked is not None and not self.closed:
-                taken = asked.spec.trial_id
-                self._cells[taken] = asked.spec
-                self.running.add(taken)
+        if taken is None and self.error is None and len(self._waiting) < AHEAD:
+            taken = self._asked_for()
         if taken is not None:
             self._waiting.add(taken)
         return taken
+
+    def _asked_for(self) -> str | None:
+        """Return a new trial of the search, if it has one."""
+        asked = self._search.next()
+        if asked is None:
+            return None
+        try:
+            self._note(asked)
+        except SweepError as error:
+            self.error = error
+            return None
+        trial_id = asked.spec.trial_id
+        self._cells[trial_id] = asked.spec
+        self.running.add(trial_id)
+        return trial_id
 
     def started(self, trial_id: str) -> None:
         """A trial has its worker."""

@@ -34,7 +34,7 @@ from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.devices import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
 from orchestrator.running.shelf import Shelf
-from orchestrator.running.sweep import TrialSweep
+from orchestrator.running.sweep import GridWork, Run, Trials
 from orchestrator.running.trainable import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
@@ -60,8 +60,8 @@ class Probe(TrialTrainable):
     """Reports its node and cards; returns only when as many trials as planned have run beside it."""
 
     def _run(self, started_at: float) -> CellReport:
-        share = self._cell["num_gpus"]
-        _internal_kv_put(f"probe-{share}-{self._cell['trial_id']}", b"1")
+        share = self.cell["num_gpus"]
+        _internal_kv_put(f"probe-{share}-{self.cell['trial_id']}", b"1")
         patience = time.monotonic() + BARRIER_S
         while len(_internal_kv_list(f"probe-{share}-")) < SHARES[share] and time.monotonic() < patience:
             time.sleep(0.05)
@@ -123,7 +123,7 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
     )
     plan, paths, images = plan_sweep(sweep), RootPaths.create(root), np.zeros((14, 1, 8, 8), np.uint8)
     labels = np.arange(14, dtype=np.int64) % 2
-    trials = TrialSweep(
+    run = Run(
         plan=plan,
         cluster=cluster,
         resources=Resources(0.5, share),
@@ -131,11 +131,9 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
         stored=StoredResults.read(str(paths.sweep(sweep.name).folder)),
         tracker=NoopTracker(),
         monitor=Progress(),
-        measures={},
-        load=lambda subset, size: TrialData(images, labels, images[:4], labels[:4], 2, "f"),
-        trainable=Probe,
     )
-    trials.run(plan.trials, {})
+    data = TrialData(images, labels, images[:4], labels[:4], 2, "f")
+    Trials(run, GridWork(run, plan.trials, lambda subset, size: data), Probe).run()
     return [
         {
             "node": json.loads(record.result.reason)[0],
@@ -143,7 +141,7 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
             "start": record.started_at,
             "end": record.finished_at,
         }
-        for record in trials.stored.trials.values()
+        for record in run.stored.trials.values()
     ]
 
 
@@ -154,7 +152,7 @@ def nodes_of_tasks(executor: RayExecutor) -> list[str]:
 
 def nodes_of_actors() -> list[str]:
     """Return the nodes of actors that every trial asks; left to Ray, some would lie on other nodes."""
-    shelves = [Shelf((), lambda key: None, 0) for _ in range(ACTORS)]
+    shelves = [Shelf(lambda key: None, 0) for _ in range(ACTORS)]
     for shelf in shelves:
         ray.get(shelf.references.put.remote("", []))
     ids = [shelf.references._actor_id.hex() for shelf in shelves]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -9,9 +10,33 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
+import orchestrator
 from orchestrator.results.records import Provenance
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
+
+
+SOURCES = ("search_spaces", "tasks", "orchestrator")
+_PACKAGE = Path(orchestrator.__file__).resolve().parent
+_hashed: dict[tuple[tuple[str, int, int], ...], str] = {}
+
+
+def code_fingerprint() -> str:
+    """Return a hash of our source as it lies on this machine now; a checkout and a wheel of it give the same.
+
+    Files are read again only when one has changed.
+    """
+    root = _PACKAGE.parent
+    files = [path for name in SOURCES for path in sorted((root / name).rglob("*.py"))]
+    about = [path.stat() for path in files]
+    stamps = tuple((str(p), a.st_size, a.st_mtime_ns) for p, a in zip(files, about, strict=True))
+    if stamps not in _hashed:
+        found = hashlib.sha256()
+        for path in files:
+            found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+        _hashed.clear()
+        _hashed[stamps] = found.hexdigest()[:16]
+    return _hashed[stamps]
 
 
 @lru_cache(maxsize=1)
@@ -23,6 +48,7 @@ def provenance() -> Provenance:
         code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
         commit=commit,
         dirty=dirty,
+        code=code_fingerprint(),
         python=platform.python_version(),
         machine=platform.machine(),
         packages={name: _version(name) for name in PACKAGES},
@@ -38,12 +64,11 @@ def _version(package: str) -> str:
 
 def _commit() -> tuple[str, bool]:
     """Return the commit of the checkout, or the one baked into the installed wheel."""
-    package = Path(__file__).resolve().parents[2]
-    baked = package / "commit.json"
+    baked = _PACKAGE / "commit.json"
     if baked.exists():
         made = json.loads(baked.read_text(encoding="utf-8"))
         return str(made["commit"]), bool(made["dirty"])
-    folder = package.parent
+    folder = _PACKAGE.parent
     if not (folder / ".git").exists():
         return "", False
     try:

@@ -7,6 +7,7 @@ import pytest
 from orchestrator.results.records import FailureKind
 from orchestrator.running.feed import CellQueue
 from orchestrator.running.retries import LONGEST_PAUSE_S, MOST_DEATHS, MOST_IN_VAIN, Retries
+from search_spaces.errors import SweepError
 
 CRASH, LOST = FailureKind.WORKER_CRASH, FailureKind.LOST_NODE
 
@@ -127,6 +128,6 @@ class TestCellQueue:
 
     def test_a_closed_queue_gives_nothing_out(self):
         queue = CellQueue.of(["a"])
-        queue.closed = True
+        queue.error = SweepError("The disk must have room")
         assert queue.take(0.0) is None
         assert queue.empty

@@ -1,5 +1,7 @@
 """Arrays in the object store: there when a trial needs them, gone when none does."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import ray
@@ -19,7 +21,7 @@ def data(key):
 
 @pytest.fixture
 def shelf(ray_local):
-    shelf = Shelf("aabbc", data, budget=2500)
+    shelf = Shelf(data, 2500, Counter("aabbc"))
     yield shelf
     shelf.close()
 
@@ -83,7 +85,7 @@ def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local):
     def broken(key):
         raise DataError("Arrays must be whole", "half of one", "prepare it again")
 
-    shelf = Shelf("a", broken, budget=1)
+    shelf = Shelf(broken, 1)
     with pytest.raises(DataError, match="half of one"):
         start(shelf, "a")
     assert ray.get(shelf.references.take.remote("a"), timeout=30) == []

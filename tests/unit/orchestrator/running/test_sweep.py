@@ -1,5 +1,6 @@
 """Running cells under Tune: results stored, failures typed and retried by kind, nothing lost."""
 
+import dataclasses
 import errno
 import gc
 import logging
@@ -29,7 +30,7 @@ from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking.tracker import InMemoryTracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.progress import Progress
-from orchestrator.running.sweep import TrialSweep
+from orchestrator.running.sweep import GridWork, Run, Trials
 from orchestrator.running.trainable import TrialTrainable
 from search_spaces.errors import SetupError
 from search_spaces.specs import SubsetSpec
@@ -45,8 +46,8 @@ class Scripted(TrialTrainable):
     """Does what the test asks for by model and train size, once or always."""
 
     def _run(self, started_at: float) -> CellReport:
-        size = int(self._cell["trial_id"].split("-n")[1].split("-")[0])
-        first = not _internal_kv_put(f"seen {self._cell['trial_id']}", b"1", overwrite=False)
+        size = int(self.cell["trial_id"].split("-n")[1].split("-")[0])
+        first = not _internal_kv_put(f"seen {self.cell['trial_id']}", b"1", overwrite=False)
         if size == 12:
             raise ZeroDivisionError("a bug")
         if size == 14 and first:
@@ -86,9 +87,19 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
     return TrialData(images, labels, images[:4], labels[:4], 2, "f")
 
 
+@dataclasses.dataclass
+class Ended:
+    """What a test looks at of a run that has ended."""
+
+    run: Run
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.run, name)
+
+
 @pytest.fixture
-def run(ray_local: Cluster, root: str) -> Callable[..., TrialSweep]:
-    def go(plan: SweepPlan, **changes: Any) -> TrialSweep:
+def run(ray_local: Cluster, root: str) -> Callable[..., Any]:
+    def go(plan: SweepPlan, trainable: type = Scripted, load: Any = load, **changes: Any) -> Ended:
         paths = RootPaths.create(root)
         fields: dict[str, Any] = {
             "plan": plan,
@@ -98,13 +109,10 @@ def run(ray_local: Cluster, root: str) -> Callable[..., TrialSweep]:
             "stored": StoredResults.read(str(paths.sweep(plan.sweep.name).folder)),
             "tracker": InMemoryTracker(),
             "monitor": Progress(),
-            "measures": {},
-            "load": load,
-            "trainable": Scripted,
         }
-        sweep = TrialSweep(**{**fields, **changes})
-        sweep.run(plan.trials, {})
-        return sweep
+        made = Run(**{**fields, **changes})
+        Trials(made, GridWork(made, plan.trials, load), trainable).run()
+        return Ended(made)
 
     return go
 
@@ -233,7 +241,7 @@ class Hungry(TrialTrainable):
     """Runs out of memory until its batches pass in parts of four; notes what it was given."""
 
     def _run(self, started_at: float) -> CellReport:
-        parts = self._cell["micro_batch"]
+        parts = self.cell["micro_batch"]
         if parts is None or parts > 4:
             raise MemoryError("too much")
         result = trial_result().model_copy(update={"micro_batch": parts})
