@@ -23,10 +23,9 @@ import pandas as pd
 from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
-from orchestrator.results.columns import INTEGER_COLUMNS, TEXT_COLUMNS
-from orchestrator.results.rows import FlatRun
-from orchestrator.results.tracking.mlflow import MLflowTracker, connect, read_rows
-from orchestrator.results.tracking.mlflow_page import Page
+from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_tracker import MLflowTracker, connect, read_rows
+from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS, FlatRun
 from search_spaces.models import PAPER_MODELS
 
 TARGET_S = 20.0

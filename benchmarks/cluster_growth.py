@@ -100,13 +100,13 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
     from ray.cluster_utils import Cluster
 
     from benchmarks.trial_overhead import load, make_plan
-    from orchestrator.planning.paths import RootPaths
+    from orchestrator.planning.plan import RootPaths
     from orchestrator.results.state import StoredResults
-    from orchestrator.results.tracking.tracker import NoopTracker
+    from orchestrator.results.tracking import NoopTracker
     from orchestrator.running.cluster import Resources, connect
-    from orchestrator.running.nodes import look_at_nodes
+    from orchestrator.running.doctor import look_at_nodes
     from orchestrator.running.progress import Progress
-    from orchestrator.running.sweep import GridWork, Run, Trials
+    from orchestrator.running.trials import GridWork, Run, Trials
 
     options = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
     started = time.perf_counter()

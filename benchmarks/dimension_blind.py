@@ -30,7 +30,7 @@ from measure_common import parser, report
 from scipy import ndimage, stats
 
 from tasks.measures import calibration
-from tasks.measures.intrinsic_dimension import intrinsic_dimension
+from tasks.measures.estimators import intrinsic_dimension
 
 OURS = ("mle", "twonn", "gride")
 LATENTS, SIDES = (4, 8, 16, 32), (32, 64)

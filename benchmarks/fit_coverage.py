@@ -3,7 +3,7 @@ nothing is?
 
 Tables of the study's shape (4 natural datasets with 5 class pairs, 7 medical ones, 6 models, 6 train
 sizes; effects of dataset, pair, model and training subset; d_data and K_F with error), drawn by
-`orchestrator.analysis.simulation` with fixed seeds and analysed by the functions of the fits. The other
+`orchestrator.analysis.power` with fixed seeds and analysed by the functions of the fits. The other
 side is what was said before: ordinary least squares over points, and the claim wherever one interval
 excludes zero.
 
@@ -25,12 +25,11 @@ from importlib.metadata import version
 import numpy as np
 from scipy import stats
 
-from orchestrator.analysis import claims as k
-from orchestrator.analysis import clusters
-from orchestrator.analysis.clusters import max_correlation_test, mean_interval
-from orchestrator.analysis.levels import held_out_errors, versus
-from orchestrator.analysis.regression import Problem, solve
-from orchestrator.analysis.simulation import (
+from orchestrator.analysis import inference
+from orchestrator.analysis import laws as k
+from orchestrator.analysis.inference import Problem, max_correlation_test, mean_interval, solve
+from orchestrator.analysis.laws import held_out_errors, versus
+from orchestrator.analysis.power import (
     STUDY,
     Sample,
     Truth,
@@ -41,7 +40,7 @@ from orchestrator.analysis.simulation import (
     level_slopes,
 )
 
-clusters.MOST_EXACT, clusters.NUM_DRAWN = 5_040, 999
+inference.MOST_EXACT, inference.NUM_DRAWN = 5_040, 999
 AT = STUDY.layout
 LABEL = AT.medical[AT.dataset].astype(float)
 

@@ -25,19 +25,16 @@ from unittest.mock import patch
 
 import torch
 
-from orchestrator.planning.cards import Card, card_like, card_named
 from orchestrator.planning.estimate import on_cards
-from orchestrator.planning.packing import cost_of
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import Card, card_like, card_named, cost_of
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.recipes import recipe_spec
-from search_spaces.trials import TrialSpec
-from tasks.trials.memory import peak_bytes, trial_memory
+from search_spaces.specs import TrialSpec
+from tasks.trials.isolation import deterministic, peak_bytes, trial_memory
 from tasks.trials.models import build_model
-from tasks.trials.seeding import deterministic
-from tasks.trials.step import update_of
-from tasks.trials.training import train
+from tasks.trials.training import train, update_of
 
 RESULTS = Path(__file__).parent / "results"
 NUM_IMAGES = 1750
@@ -84,7 +81,7 @@ def probe(model: str, seconds: float) -> dict[str, Any]:
         row |= {"images_per_second": rate(), "peak_bytes": peak_bytes(device)}
         if update is not None:
             seconds /= 2
-            with patch("tasks.trials.step.takes_half_weights", return_value=False):
+            with patch("tasks.trials.training.takes_half_weights", return_value=False):
                 row["with_casts"] = rate()
     return row
 

@@ -1,6 +1,6 @@
 """How long a grid takes in which order: longest first against the order of the plan, with and without waves.
 
-All orders are replayed on the same predicted costs and shares (``orchestrator/planning/packing.py``), so what
+All orders are replayed on the same predicted costs and shares (``orchestrator/planning/predict.py``), so what
 differs is the order alone; the lower bound is what no order can beat. Waves are what the project did before:
 groups of whole datasets, each waiting for the last trial of the one before.
 
@@ -19,12 +19,10 @@ from itertools import product
 from typing import Any
 from unittest import mock
 
-from orchestrator.planning.cards import EAGER_INTERVAL_S, card_named
-from orchestrator.planning.packing import jobs_on
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.simulate import longest_first, replay
+from orchestrator.planning.predict import EAGER_INTERVAL_S, card_named, jobs_on, longest_first, replay
 from orchestrator.planning.sweep_file import load_sweep
-from search_spaces.trials import TrialSpec
+from search_spaces.specs import TrialSpec
 
 NUM_CARDS = (1, 8, 64, 512)
 NUM_WAVES = 6
@@ -65,9 +63,9 @@ def hours(preset: str) -> list[dict[str, Any]]:
     for kind, batch in product(KINDS, (None, STUDY_BATCH)):
         trials = [_at_batch(trial, batch) for trial in plan_sweep(sweep).trials]
         row: dict[str, Any] = {"card": kind, "batch": batch or "of the preset", "hours": _hours(trials, kind)}
-        with mock.patch("orchestrator.planning.packing.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
+        with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
             row["Python starts every kernel"] = _hours(trials, kind)
-        with mock.patch("orchestrator.planning.packing.epochs_to_look_at", return_value=()):
+        with mock.patch("orchestrator.planning.predict.epochs_to_look_at", return_value=()):
             row["no test images between epochs"] = _hours(trials, kind)
         rows.append(row)
     return rows

@@ -21,8 +21,8 @@ import pandas as pd
 
 from orchestrator.analysis import read_csv
 from orchestrator.analysis.interventions import fit_interventions
-from orchestrator.analysis.reporting import arms_of
-from orchestrator.planning.workspace import Workspace
+from orchestrator.analysis.report import arms_of
+from orchestrator.planning.plan import Workspace
 
 RESULTS = Path(__file__).with_name("results")
 KEPT = RESULTS / "interventions.csv"

@@ -19,12 +19,12 @@ from typing import Any
 
 from measure_common import environment
 
-from orchestrator.planning.workspace import Workspace
-from orchestrator.results.outlines import OutlineIndex
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import Provenance, TrialRecord
+from orchestrator.results.state import OutlineIndex
 from orchestrator.results.store import ResultStore
-from tasks.measures.dimension import IntrinsicDimension
-from tasks.trials.result import AttackRecord, EpochRecord, NetworkScores, TrialResult, TrialStatus
+from tasks.measures.estimators import IntrinsicDimension
+from tasks.trials.records import AttackRecord, EpochRecord, NetworkScores, TrialResult, TrialStatus
 
 MEASURED = """
 import json, resource, sys, time

@@ -13,7 +13,7 @@ import numpy as np
 from measure_common import parser, report
 
 from tasks.measures.calibration import calibrate
-from tasks.measures.intrinsic_dimension import intrinsic_dimension
+from tasks.measures.estimators import intrinsic_dimension
 
 OURS = ("mle", "twonn", "gride")
 FAST = ("MLE", "TwoNN", "lPCA", "CorrInt", "MOM", "KNN", "FisherS", "TLE", "MADA", "MiND_ML")

@@ -13,8 +13,7 @@ import time
 import numpy as np
 from measure_common import parser, report, threads
 
-from tasks.measures.neighbors import BLOCK_ROWS, nested_neighbors
-from tasks.measures.tiles import HELD_BYTES
+from tasks.measures.neighbors import BLOCK_ROWS, HELD_BYTES, nested_neighbors
 
 CASES = [
     ("paper, one dataset", 1_750, 150_528),

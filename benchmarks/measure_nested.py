@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 from measure_common import parser, report, take_turns, threads
 
-from tasks.measures.measure import MeasureSettings, measure_nested
+from tasks.measures.measure import measure_nested
+from tasks.measures.records import MeasureSettings
 
 SIZES = [500, 750, 1000, 1250, 1500, 1750]
 

@@ -17,8 +17,7 @@ import numpy as np
 from measure_common import parser, peak_memory_mib, report, threads
 
 from tasks.measures.neighbors import nested_neighbors
-from tasks.prepared.dataset import create_store, rows_per_shard, write_rows
-from tasks.prepared.shards import ShardedRows
+from tasks.prepared.store import ShardedRows, create_store, rows_per_shard, write_rows
 
 CASES = {"cifar10": (60_000, (3, 32, 32)), "chexpert": (20_000, (1, 224, 224))}
 

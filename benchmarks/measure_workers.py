@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from measure_common import fastest, parser, report
 
-from tasks.measures.measure import MeasureSettings, measure_nested
+from tasks.measures.measure import measure_nested
+from tasks.measures.records import MeasureSettings
 from tasks.remote import RayExecutor
 
 

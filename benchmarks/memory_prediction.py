@@ -21,9 +21,8 @@ from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.recipes import recipe_spec
 from search_spaces.specs import RecipeSpec
 from tasks.trials.costs import network_cost
-from tasks.trials.memory import keep_freed_memory, peak_bytes, reset_peak
+from tasks.trials.isolation import deterministic, keep_freed_memory, peak_bytes, reset_peak
 from tasks.trials.models import build_model
-from tasks.trials.seeding import deterministic
 from tasks.trials.training import train
 
 CPU_FACTOR = 1.1

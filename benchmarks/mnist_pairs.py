@@ -13,9 +13,10 @@ from itertools import combinations
 import numpy as np
 from measure_common import parser, report
 
-from tasks.measures.intrinsic_dimension import twonn
-from tasks.measures.measure import MeasureSettings, measure_nested
+from tasks.measures.estimators import twonn
+from tasks.measures.measure import measure_nested
 from tasks.measures.neighbors import nested_neighbors
+from tasks.measures.records import MeasureSettings
 
 PUBLISHED = {
     "d_data, single pairs": "7.49 to 11.03 (N = 1000, six pairs)",

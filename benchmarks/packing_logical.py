@@ -28,24 +28,29 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.planning.cards import CARDS
-from orchestrator.planning.measured import Expectation
-from orchestrator.planning.order import expected_seconds, order_trials
-from orchestrator.planning.packing import jobs_on
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.simulate import LOOK_AHEAD, Job, Replay, replay
+from orchestrator.planning.plan import RootPaths, SweepPlan, plan_sweep
+from orchestrator.planning.predict import (
+    CARDS,
+    LOOK_AHEAD,
+    Expectation,
+    Job,
+    Replay,
+    expected_seconds,
+    jobs_on,
+    order_trials,
+    replay,
+)
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.tracker import NoopTracker
+from orchestrator.results.tracking import NoopTracker
 from orchestrator.running.cluster import Resources, connect
-from orchestrator.running.devices import LOGICAL_GPUS
+from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
-from orchestrator.running.sweep import GridWork, Run, Trials
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.result import NetworkScores, TrialResult, TrialStatus
+from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
 
 CARD = replace(CARDS["h100"], memory_gib=12)
 """So small that memory, not work, decides the share of a VGG."""

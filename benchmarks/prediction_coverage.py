@@ -27,11 +27,10 @@ import pandas as pd
 from blind_tables import RAGGED, WORLDS, draw
 from scipy import stats
 
-from orchestrator.analysis.curve import Curve, PilotPoint
 from orchestrator.analysis.fit_records import SharpnessScale
-from orchestrator.analysis.growth import fit_growth
-from orchestrator.analysis.points import fitted_points, normalise, usable_trials
+from orchestrator.analysis.prediction import Curve, PilotPoint, fit_growth
 from orchestrator.analysis.published import published_table
+from orchestrator.analysis.table import fitted_points, normalise, usable_trials
 
 SCALE = SharpnessScale(comparable=True, policy="ignore", note="")
 PILOTS = {"without a pilot": 0, "pilot of 2": 2, "pilot of 3": 3, "pilot of 5": 5}

@@ -29,7 +29,7 @@ from prepare_scaling import SIDE, write_files
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
 from tasks.sources import source_for
 from tasks.sources.base import RawRequest

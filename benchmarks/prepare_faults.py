@@ -22,9 +22,10 @@ import numpy as np
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import RELEASED_FAULTS, Fault, PreparedSpec, SubsetSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.measures.measure import MeasureSettings, measure_array
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset
+from tasks.measures.measure import measure_array
+from tasks.measures.records import MeasureSettings
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.remote import InlineExecutor
 

@@ -23,8 +23,8 @@ import numpy as np
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 
 NUM_IMAGES, SHAPE = 2500, (3, 224, 224)

@@ -25,7 +25,7 @@ import numpy as np
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import RayExecutor
 
 SIDE = 512

@@ -30,19 +30,18 @@ import pandas as pd
 from blind_tables import GROWTH, WORLDS, Drawn, World, draw
 from scipy import stats
 
-from orchestrator.analysis import claims as k
-from orchestrator.analysis import clusters, fit_scaling_laws, levels, predict
+from orchestrator.analysis import fit_scaling_laws, inference, laws, predict
 from orchestrator.analysis import fits as fits_module
-from orchestrator.analysis import points as t
-from orchestrator.analysis.curve import PilotPoint
-from orchestrator.analysis.exponents import PAST_GUESSING, fit_exponent
+from orchestrator.analysis import laws as k
+from orchestrator.analysis import table as t
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.fit_records import ALL, POOLED, Association, AttackFit, ScalingFits
-from orchestrator.analysis.growth import fit_growth
-from orchestrator.results import columns as c
+from orchestrator.analysis.laws import PAST_GUESSING, fit_exponent
+from orchestrator.analysis.prediction import PilotPoint, fit_growth
+from orchestrator.results import table as c
 from search_spaces.errors import DataError
 
-clusters.MOST_EXACT, clusters.NUM_DRAWN = 5_040, 999
+inference.MOST_EXACT, inference.NUM_DRAWN = 5_040, 999
 
 
 def leave_out_what_no_claim_rests_on() -> None:
@@ -73,10 +72,10 @@ def leave_out_what_no_claim_rests_on() -> None:
     }  # fmt: skip
     for name, function in changes.items():
         setattr(fits_module, name, function)
-    levels.RIVALS = tuple(terms for terms in levels.RIVALS if terms in SAID)
+    laws.RIVALS = tuple(terms for terms in laws.RIVALS if terms in SAID)
 
 
-SAID = ((t.IS_MEDICAL,), (t.INVERSE_D, t.LOG_SHARPNESS), levels.HEADLINE)
+SAID = ((t.IS_MEDICAL,), (t.INVERSE_D, t.LOG_SHARPNESS), laws.HEADLINE)
 """Level regressions over both domains that a sentence rests on."""
 SENTENCES = {
     "loss on d_data": r"Among \d+ (?:natural|medical) datasets?, [^.]*?log test loss (rises|falls) by",

@@ -30,11 +30,10 @@ from optuna.samplers import BaseSampler, TPESampler
 
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.tuning import study
+from orchestrator.tuning import search as study
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
-from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome
-from orchestrator.tuning.rungs import Rungs
+from orchestrator.tuning.search import Likeness, Rungs
 from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the table's reader lies beside the tests

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.planning.workspace import Workspace
-from search_spaces.specs import SubsetSpec, pair_name
-from search_spaces.trials import NetworkSpec
+from search_spaces.specs import NetworkSpec, SubsetSpec, pair_name
 from search_spaces.tuning import GRID_RATES, TuneSpec, ValidationSpec, space_of
 
 TABLE = Path(__file__).parent.parent / "tests" / "data" / "search_table.csv"
@@ -54,8 +52,8 @@ def subset_name(subset: SubsetSpec) -> str:
 
 
 def make(path: Path, root: str) -> None:
-    from tasks.preparation.prepare import prepare_dataset
-    from tasks.prepared.validation import load_validation
+    from tasks.prepared.prepare import prepare_dataset
+    from tasks.prepared.subsets import load_validation
     from tasks.remote import InlineExecutor
     from tasks.trials.trial import run_search_trial
 

@@ -40,9 +40,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
-from tasks.trials.memory import keep_freed_memory
+from tasks.trials.isolation import deterministic, keep_freed_memory
 from tasks.trials.models import build_model
-from tasks.trials.seeding import deterministic
 from tasks.trials.training import resident, train
 
 

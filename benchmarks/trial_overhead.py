@@ -23,16 +23,14 @@ from typing import Any
 import numpy as np
 import psutil
 
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.planning.plan import RootPaths, SweepPlan, plan_sweep
+from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_tracker import MLflowTracker, connector
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.mlflow import MLflowTracker, connector
-from orchestrator.results.tracking.mlflow_page import Page
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
-from search_spaces.specs import SubsetSpec
+from search_spaces.specs import NetworkSpec, SubsetSpec
 from search_spaces.sweeps import SweepSpec
-from search_spaces.trials import NetworkSpec
 from tasks.prepared.subsets import TrialData
 
 TARGET_S = 0.1
@@ -88,7 +86,7 @@ class MemoryLog(Progress):
 
 def ours(cluster: Cluster, folder: Path, num_trials: int) -> dict[str, float]:
     """Return seconds per trial through the product, what of it the trial itself worked, and memory."""
-    from orchestrator.running.sweep import GridWork, Run, Trials
+    from orchestrator.running.trials import GridWork, Run, Trials
 
     paths = RootPaths.create(folder)
     stored = StoredResults.read(str(folder / "store"))

@@ -8,8 +8,8 @@ from .sweeps import Report as Report
 from .sweeps import Sweep as Sweep
 from .sweeps import SweepError as SweepError
 from .sweeps import SweepSpec as SweepSpec
+from .sweeps import Tuned as Tuned
 from .sweeps import open as open
 from .sweeps import plan as plan
 from .sweeps import run as run
-from .tuning import Tuned as Tuned
-from .tuning import tune as tune
+from .sweeps import tune as tune

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -13,14 +14,152 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import TypeAdapter, ValidationError
 
-from isweep.options import root_text
-from search_spaces.errors import ConfigError, DataError
-from tasks.measures.inputs import as_sizes
+from orchestrator.analysis import figures as p
+from orchestrator.analysis.laws import PREDICTED_FORM
+from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
+from tasks.measures.distances import as_sizes
 from tasks.measures.records import MeasureResult, MeasureSettings
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from orchestrator import RunOptions
+    from orchestrator.running.progress import Progress
+
+
+# Figures for notebooks: small matplotlib figures that a cell shows as they are returned.
+
+
+class CellFigure(Figure):
+    """A figure that a cell shows by itself: IPython draws bare ones only once pyplot was imported."""
+
+    def _repr_png_(self) -> bytes:
+        with io.BytesIO() as file:
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+
+def measured_sizes(rows: pd.DataFrame) -> Figure:
+    """Draw d_data with its standard error, one line per estimator, and K_F, against the train size."""
+    with_sharpness = bool(rows["label_sharpness"].notna().any())
+    with p.styled():
+        figure = CellFigure(figsize=(4.6 * (1 + with_sharpness), 3.2), layout="constrained")
+        axes = figure.subplots(1, 1 + with_sharpness, squeeze=False)[0]
+        for k, (name, group) in enumerate(rows.dropna(subset=["d_data"]).groupby("estimator", sort=False)):
+            axes[0].errorbar(
+                group["train_size"],
+                group["d_data"],
+                yerr=group["std_error"].fillna(0),
+                color=p.MODEL_COLOURS[k % len(p.MODEL_COLOURS)],
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=str(name),
+            )
+        axes[0].set_ylabel("intrinsic dimension d_data")
+        axes[0].legend(fontsize=8)
+        if with_sharpness:
+            sizes = rows.drop_duplicates("train_size")
+            axes[1].plot(
+                sizes["train_size"], sizes["label_sharpness"], color=p.BLACK, marker="o", markersize=4
+            )
+            axes[1].set_ylabel("label sharpness K_F (1 / L2 pixel distance)")
+        for one in axes:
+            one.set_xlabel("images N")
+    return figure
+
+
+def closest_pair(images: tuple[npt.NDArray[Any], npt.NDArray[Any]], labels: tuple[str, str]) -> Figure:
+    """Draw two images side by side, each stretched to its own range."""
+    with p.styled():
+        figure = CellFigure(figsize=(5, 2.8), layout="constrained")
+        for axes, image, label in zip(figure.subplots(1, 2), images, labels, strict=True):
+            pixels = np.asarray(image)
+            if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+                pixels = pixels.transpose(1, 2, 0)
+            pixels = pixels.squeeze()
+            if pixels.ndim < 2:
+                raise DataError("Only images can be drawn", f"rows of {pixels.size} numbers")
+            low, high = float(pixels.min()), float(pixels.max())
+            axes.imshow((pixels - low) / ((high - low) or 1.0), cmap="gray")
+            axes.set_title(label)
+            axes.set_axis_off()
+    return figure
+
+
+def coefficients(rows: pd.DataFrame) -> Figure:
+    """Draw the coefficients of the predicted form: a point each, and its 95 % interval where there is one."""
+    form = rows[(rows["law"] == PREDICTED_FORM.name) & rows["coefficient"].notna()]
+    names = [name for name in form["coefficient"].unique() if name in PREDICTED_FORM.regressors]
+    if not names:
+        raise DataError("There is no fit of the predicted form to draw", way_out="see sweep.fits.records")
+    with p.styled():
+        labels = [
+            f"{row.model}, {row.subset}" for row in form.drop_duplicates(["model", "subset"]).itertuples()
+        ]
+        figure = CellFigure(figsize=(3.6 * len(names), 1.2 + 0.3 * len(labels)), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            part = form[form["coefficient"] == name]
+            places = [labels.index(f"{row.model}, {row.subset}") for row in part.itertuples()]
+            axes.plot(part["value"], places, "o", color=p.BLUE)
+            for place, low, high in zip(places, part["low"], part["high"], strict=True):
+                if pd.notna(low) and pd.notna(high):
+                    axes.plot([low, high], [place, place], color=p.BLUE)
+            # Theory: both are 1.
+            axes.axvline(1, color=p.GREY, linestyle="--", linewidth=1)
+            axes.set_yticks(range(len(labels)), labels)
+            axes.invert_yaxis()
+            axes.set_title(name)
+    return figure
+
+
+# Keyword arguments of the front's functions, checked as the command line checks its options.
+
+
+def run_options(root: str | Path | None, options: Mapping[str, Any]) -> RunOptions:
+    """Return the options that a caller names by keyword.
+
+    Raises:
+        ConfigError: for a name that is none, with the nearest one, and a value that the option cannot have.
+    """
+    from orchestrator import RunOptions
+
+    known = set(RunOptions.__dataclass_fields__) - {"root"}
+    for name in options:
+        if name not in known:
+            raise unknown_name("option", name, known)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    try:
+        return TypeAdapter(RunOptions).validate_python({**given, "root": root_text(root)})
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def root_text(root: object) -> str | None:
+    """Return a root as text, or None for the default one.
+
+    Raises:
+        ConfigError: when it is no path.
+    """
+    if root is not None and (not isinstance(root, (str, Path)) or not str(root).strip()):
+        raise ConfigError("root must be the path of a folder", repr(root), "e.g. './isweep-root'")
+    return None if root is None else str(root)
+
+
+def shown_progress(progress: object) -> Progress:
+    """Return what shows how far a run is, or what shows nothing.
+
+    Raises:
+        ConfigError: when ``progress`` is no truth value.
+    """
+    from rich.console import Console
+
+    from orchestrator.running.progress import Progress
+
+    if not isinstance(progress, bool):
+        raise ConfigError("progress must be True or False", repr(progress), "leave it out to see it")
+    return Progress(console=Console() if progress else None)
 
 
 @dataclass(frozen=True)
@@ -80,8 +219,6 @@ class Measurement:
 
     def plot(self) -> Figure:
         """Draw d_data by estimator, and K_F, against the train size."""
-        from isweep.plots import measured_sizes
-
         return measured_sizes(self.to_frame())
 
     def plot_pair(self) -> Figure:
@@ -90,8 +227,6 @@ class Measurement:
         Raises:
             DataError: when there are none.
         """
-        from isweep.plots import closest_pair
-
         if self.pair_images is None or self.pair_labels is None:
             raise DataError("A closest pair needs two images with different labels", "there are none")
         return closest_pair(self.pair_images, self.pair_labels)
@@ -206,8 +341,8 @@ def _settings(given: dict[str, Any]) -> MeasureSettings:
 
 
 def _measure_source(source: str, labels: Any, how: dict[str, Any], root: str | Path | None) -> Measurement:
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.running.own_data import MeasureRequest, measure_source
+    from orchestrator.planning.plan import RootPaths
+    from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
 
     if labels is not None and not isinstance(labels, (str, Path)):
@@ -229,7 +364,7 @@ def _measure_arrays(
     train_sizes: Sequence[int],
     class_pair: tuple[str, str] | None,
 ) -> Measurement:
-    from orchestrator.running.own_arrays import name_labels
+    from orchestrator.running.measuring import name_labels
     from tasks import measure_array
 
     names: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from isweep.sweeps import Fits, Sweep
     from orchestrator.analysis import Prediction
-    from orchestrator.analysis.pilot import Pilot
+    from orchestrator.analysis.prediction_inputs import Pilot
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Forecast:
         return self.prediction.to_json()
 
     def __repr__(self) -> str:
-        from orchestrator.analysis.formats import number
+        from orchestrator.analysis.fit_records import number
 
         found = self.prediction
         words = {"loss": "test loss {} nat", "train_size": "{} images"}[found.quantity]
@@ -92,7 +92,7 @@ def predict(
         SweepError: when the numbers, or the fits, do not allow a prediction.
     """
     from orchestrator import predict as predict_from
-    from orchestrator.analysis.measured_values import check_scale, values_of
+    from orchestrator.analysis.prediction_inputs import check_scale, values_of
 
     trained, record = _pilot(pilot, model), _record(measured)
     found = {**_measures_of(trained), **values_of(record)}
@@ -129,7 +129,7 @@ def predict(
 
 def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Pilot:
     from orchestrator.analysis import PilotPoint
-    from orchestrator.analysis.pilot import Pilot, read_pilot
+    from orchestrator.analysis.prediction_inputs import Pilot, read_pilot
 
     if isinstance(pilot, (str, Path)):
         return read_pilot(Path(pilot), model)
@@ -146,7 +146,7 @@ def _measures_of(pilot: Pilot) -> dict[str, float]:
 
 
 def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[str, Any]:
-    from orchestrator.analysis.measured_values import read_record
+    from orchestrator.analysis.prediction_inputs import read_record
 
     if measured is None:
         return {}

@@ -11,20 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from isweep.options import root_text, run_options, shown_progress
-from orchestrator.planning.plan import CellStatus
+from isweep.measuring import root_text, run_options, shown_progress
+from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.planning.sweep_file import SweepSource
-from orchestrator.planning.workspace import Workspace
-from search_spaces.errors import DataError, SweepError, unknown_name
-from search_spaces.sweeps import SweepSpec
+from search_spaces.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from orchestrator.analysis import ScalingFits
     from orchestrator.results.state import State
-
-__all__ = ["Fits", "Plan", "Report", "Sweep", "SweepError", "SweepSpec", "open", "plan", "run"]
 
 
 @dataclass
@@ -80,7 +76,7 @@ class Sweep:
         """Return the model of lowest mean test loss, one row per dataset and train size.
 
         Means are over the class pairs and seeds that all models have; see
-        :func:`orchestrator.analysis.ranking.best_models`.
+        :func:`orchestrator.analysis.tables.best_models`.
 
         Args:
             dataset: Only this dataset.
@@ -90,7 +86,7 @@ class Sweep:
         Raises:
             ConfigError: for a name or size that the table does not have.
         """
-        from orchestrator.analysis.ranking import best_models
+        from orchestrator.analysis.tables import best_models
 
         rows = self._with_results()
         for column, value in (("dataset", dataset), ("train_size", train_size), ("model", model)):
@@ -106,14 +102,14 @@ class Sweep:
     def fits(self) -> Fits:
         """The scaling-law fits, with uncertainty."""
         from orchestrator import fit_scaling_laws
-        from orchestrator.analysis.reporting import arms_of
+        from orchestrator.analysis.report import arms_of
 
         return Fits(fit_scaling_laws(self._with_results(), arms=arms_of(self.workspace)))
 
     @property
     def report(self) -> Report:
         """The report, written anew."""
-        from orchestrator.analysis.reporting import report_can_be_written, report_sweep
+        from orchestrator.analysis.report import report_can_be_written, report_sweep
 
         self._with_results()
         with report_can_be_written():
@@ -188,7 +184,7 @@ class Fits:
 
     def plot(self) -> Figure:
         """Draw the coefficients of the predicted form with their 95 % intervals, one row per model."""
-        from isweep.plots import coefficients
+        from isweep.measuring import coefficients
 
         return coefficients(self.to_frame())
 
@@ -309,9 +305,8 @@ def plan(
         SweepError: for a sweep that does not make sense, or data that cannot give it.
     """
     from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import estimate
+    from orchestrator.planning.estimate import card_to_plan, estimate
     from orchestrator.planning.plan import plan_rows
-    from orchestrator.planning.prices import card_to_plan
     from orchestrator.results.state import look_at_state
 
     workspace = Workspace.open(source, root_text(root), storage, changes=changes)
@@ -323,3 +318,67 @@ def plan(
     share = workspace.plan.sweep.resources.num_gpus
     cost = estimate(left, state.measured_trials(), card=card, share=share)
     return Plan(pd.DataFrame(rows), cost)
+
+
+# A search for learning rates, weight decays and batch sizes, from a notebook.
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        table: One row per model and dataset: the chosen values, their validation loss in nat with its
+            standard error, that of the sweep's own recipe, how flat the optimum is, what it cost.
+        recipe: The recipe file; a sweep uses it with ``changes={"recipe": found.recipe}``.
+        report: The page; None where nothing was tried.
+        problems: Why a model and dataset have no recipe, in a sentence each.
+    """
+
+    table: pd.DataFrame
+    recipe: str
+    report: Report | None
+    problems: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        tuned = int(self.table["learning_rate"].notna().sum())
+        return f"Recipe of {tuned} of {len(self.table)} models on datasets: {self.recipe}"
+
+    def _repr_html_(self) -> str:
+        shown = self.table[["model", "dataset", "learning_rate", "weight_decay", "batch_size", "gain"]]
+        head = f"<p>{html.escape(repr(self))}</p>"
+        return head + shown.to_html(index=False, float_format="{:.3g}".format)
+
+
+def tune(
+    source: SweepSource,
+    *,
+    root: str | Path | None = None,
+    changes: Mapping[str, object] | None = None,
+    progress: bool = True,
+    **options: object,
+) -> Tuned:
+    """Search what is left of a sweep's learning rates; again resumes or extends.
+
+    Args:
+        source: See :func:`isweep.run`, likewise the rest.
+        root: Folder of everything.
+        changes: Values by dotted key that hold over the source's: ``{"tune.budget": 0.4}``.
+        progress: Show what happens.
+        options: See :class:`orchestrator.RunOptions`.
+
+    Raises:
+        SweepError: for a mistake that can be mended; whatever finished is kept.
+    """
+    from orchestrator.tuning.report import outcome_rows
+    from orchestrator.tuning.run import tune_sweep
+
+    given = run_options(root, options)
+    shown = shown_progress(progress)
+    summary = tune_sweep(source, given, progress=shown, changes=changes)
+    return Tuned(
+        table=pd.DataFrame(outcome_rows(summary.cells)),
+        recipe=str(summary.recipe),
+        report=None if summary.report is None else Report(summary.report),
+        problems=summary.problems,
+    )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError, SweepError
 from search_spaces.fingerprint import canonical_json, derive_seed, fingerprint
-from search_spaces.specs import MeasureSpec, PreparedSpec, SubsetSpec
+from search_spaces.specs import MeasureSpec, PreparedSpec, SubsetSpec, TrialSpec
 from search_spaces.sweeps import SweepSpec
-from search_spaces.trials import TrialSpec
 
 __all__ = [
     "ConfigError",

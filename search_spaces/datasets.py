@@ -5,25 +5,262 @@ from __future__ import annotations
 from search_spaces.errors import unknown_name
 from search_spaces.interventions import KINDS, MadeSpec
 from search_spaces.specs import DatasetSpec
-from search_spaces.study_datasets import (
-    ALTERNATIVE_TASKS,
-    DIGITS,
-    FIXED_DIGIT_PAIRS,
-    IMAGENET_CLASSES,
-    MEDICAL,
-    NATURAL,
-)
 from search_spaces.sweeps import OwnSourceSpec
 
-__all__ = [
-    "DATASETS",
-    "DEMO",
-    "IMAGENET_CLASSES",
-    "STUDY_DATASETS",
-    "dataset_spec",
-    "made_dataset_spec",
-    "own_dataset_spec",
-]
+# The eleven datasets of Konz & Mazurowski (ICLR 2024): what they are, where they come from, how they lie.
+
+DIGITS = tuple(str(digit) for digit in range(10))
+FIXED_DIGIT_PAIRS = ((3, 8), (4, 9), (1, 7), (0, 6), (2, 5))
+"""Five disjoint pairs of look-alike digits: every class is used once, so pairs share no images."""
+
+IMAGENET_CLASSES = {
+    "n01440764": "tench",
+    "n01443537": "goldfish",
+    "n02099601": "golden retriever",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
+"""Ten of the thousand, in the order of their ids. Tench and goldfish are what the released code always
+used."""
+
+BY_MAXIMUM = 5000
+"""Images per class that preparation keeps of the big sets; the study needs 1,250 of each."""
+
+NATURAL = (
+    DatasetSpec(
+        name="mnist",
+        title="MNIST",
+        domain="natural",
+        modality="handwritten digits",
+        label_names=DIGITS,
+        channels=1,
+        source="idx",
+        description="60,000 handwritten digits (the train split), 28x28.",
+        terms="CC BY-SA 3.0, https://yann.lecun.org/exdb/mnist/; torchvision downloads it",
+        raw_layout=(
+            "train-images-idx3-ubyte[.gz] (or .idx3-ubyte) and train-labels-idx1-ubyte[.gz], in the folder "
+            "itself, in folders of their own names or in MNIST/raw/"
+        ),
+        class_pairs=FIXED_DIGIT_PAIRS,
+    ),
+    DatasetSpec(
+        name="cifar10",
+        title="CIFAR-10",
+        domain="natural",
+        modality="photographs",
+        label_names=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
+        channels=3,
+        source="cifar10",
+        description="50,000 photographs (the train split), 5,000 per class, 32x32 RGB.",
+        terms="free to use, https://www.cs.toronto.edu/~kriz/cifar.html; torchvision downloads it",
+        raw_layout="cifar-10-python.tar.gz as it came, or cifar-10-batches-py/data_batch_1 to data_batch_5",
+        class_pairs=((0, 2), (1, 9), (3, 5), (4, 7), (6, 8)),
+    ),
+    DatasetSpec(
+        name="svhn",
+        title="SVHN",
+        domain="natural",
+        modality="house numbers",
+        label_names=DIGITS,
+        channels=3,
+        source="svhn",
+        description="73,257 digits cropped from street photographs (the train split), 32x32 RGB.",
+        terms="non-commercial use, http://ufldl.stanford.edu/housenumbers/; torchvision downloads it",
+        raw_layout="train_32x32.mat (MATLAB 5 or 7.3)",
+        class_pairs=FIXED_DIGIT_PAIRS,
+    ),
+    DatasetSpec(
+        name="imagenet",
+        title="ImageNet (ten classes)",
+        domain="natural",
+        modality="photographs",
+        label_names=tuple(IMAGENET_CLASSES.values()),
+        channels=3,
+        source="imagenet",
+        description="Train images of ten ImageNet classes, about 1,300 each; five fixed pairs.",
+        terms="registration at https://image-net.org, or the Kaggle ImageNet object localization challenge",
+        raw_layout=(
+            f"ILSVRC/Data/CLS-LOC/train/<class id>/*.JPEG (Kaggle), train/<class id>/*.JPEG or "
+            f"<class id>/*.JPEG for {', '.join(IMAGENET_CLASSES)}; or ILSVRC2012_img_train.tar, or Kaggle's "
+            "archive, as it came"
+        ),
+        class_pairs=((0, 1), (3, 2), (4, 6), (8, 9), (5, 7)),
+    ),
+)
+
+_TCIA = "The Cancer Imaging Archive"
+
+MEDICAL = (
+    DatasetSpec(
+        name="brats",
+        title="BraTS 2018",
+        domain="medical",
+        modality="brain MRI, FLAIR slices",
+        label_names=("no tumour", "tumour"),
+        channels=1,
+        source="brats",
+        description=(
+            "Axial FLAIR slices of 285 glioma volumes; label = the slice's segmentation holds tumour."
+        ),
+        terms="registration at https://www.med.upenn.edu/sbia/brats2018/",
+        raw_layout=(
+            "<case>/<case>_{t2,flair,seg}.nii.gz (or .nii) of BraTS 2018 ({HGG,LGG}/) or 2020, at any depth, "
+            "unpacked or in .zip"
+        ),
+        groups="volume (one per patient)",
+    ),
+    DatasetSpec(
+        name="dbc",
+        title="Duke breast MRI",
+        domain="medical",
+        modality="breast MRI, fat-saturated pre-contrast slices",
+        label_names=("no tumour", "tumour"),
+        channels=1,
+        source="dbc",
+        description=(
+            "Slices of 922 breast MRIs; label = inside the annotated box; slices nearer than 5 to it are "
+            "left out."
+        ),
+        terms=f"{_TCIA}, Duke-Breast-Cancer-MRI, CC BY-NC 4.0",
+        raw_layout=(
+            "Duke-Breast-Cancer-MRI/Breast_MRI_<number>/<study>/<series>/1-<slice>.dcm (classic, descriptive "
+            "or other names, at any depth, unpacked or in .zip), Annotation_Boxes.xlsx (or .csv) and "
+            "Breast-Cancer-MRI-filepath_filename-mapping.xlsx (or .csv)"
+        ),
+        groups="patient",
+        max_images_per_class=BY_MAXIMUM,
+    ),
+    DatasetSpec(
+        name="oai",
+        title="OAI knees",
+        domain="medical",
+        modality="knee radiographs",
+        label_names=("Kellgren-Lawrence 0-1", "Kellgren-Lawrence 2-4"),
+        channels=1,
+        source="oai",
+        description=(
+            "Both knees of the baseline fixed-flexion radiographs, cropped around the joint (13.4 cm)."
+        ),
+        terms="registration at https://nda.nih.gov/oai",
+        raw_layout=(
+            "results/<site>/{0.C.2,0.E.1}/<ID>/<date>/<barcode>/001 (DICOM without ending) or "
+            "<barcode>.tar.gz, contents.csv, and kxr_sq_bu00.txt (or .csv, .sas7bdat) at any depth; "
+            "beside them, if you have them, knee_centers.csv (id, side R or L, row, column in pixels of the "
+            "file) or "
+            "crops/<ID>_<R or L>.png"
+        ),
+        groups="patient (both knees)",
+    ),
+    DatasetSpec(
+        name="chexpert",
+        title="CheXpert, pleural effusion",
+        domain="medical",
+        modality="chest radiographs",
+        label_names=("uncertain or not mentioned", "pleural effusion"),
+        channels=1,
+        source="chexpert",
+        description=(
+            "Chest radiographs; label 1 = positive, 0 = uncertain or blank; explicit negatives are left out."
+        ),
+        terms="registration at https://stanfordmlgroup.github.io/competitions/chexpert/",
+        raw_layout=(
+            "CheXpert-v1.0/ or CheXpert-v1.0-small/ with train.csv and train/patient<id>/study<n>/*.jpg, or "
+            "AIMI's folders or zips CheXpert-v1.0 batch <n> (...)"
+        ),
+        groups="patient",
+        max_images_per_class=BY_MAXIMUM,
+    ),
+    DatasetSpec(
+        name="mura",
+        title="MURA",
+        domain="medical",
+        modality="upper-limb radiographs",
+        label_names=("normal", "abnormal"),
+        channels=1,
+        source="mura",
+        description="Radiographs of seven upper-limb parts; label = the study's.",
+        terms="registration at https://stanfordmlgroup.github.io/competitions/mura/",
+        raw_layout=(
+            "MURA-v1.1/ (or MURA-v1.1.zip) with train_image_paths.csv, train_labeled_studies.csv and "
+            "train/XR_<PART>/patient<id>/study<n>_<label>/image<n>.png"
+        ),
+        groups="patient",
+        max_images_per_class=BY_MAXIMUM,
+    ),
+    DatasetSpec(
+        name="rsna",
+        title="RSNA haemorrhage",
+        domain="medical",
+        modality="head CT slices",
+        label_names=("no haemorrhage", "haemorrhage"),
+        channels=1,
+        source="rsna",
+        description="Head CT slices of the 2019 RSNA challenge, stage 2; label = any haemorrhage.",
+        terms="Kaggle, rsna-intracranial-hemorrhage-detection, its competition rules",
+        raw_layout="stage_2_train.csv and stage_2_train/ID_<hex>.dcm, unpacked or in Kaggle's zip",
+        groups="patient (id in the DICOM header)",
+        max_images_per_class=BY_MAXIMUM,
+    ),
+    DatasetSpec(
+        name="prostate",
+        title="Prostate ultrasound",
+        domain="medical",
+        modality="transrectal ultrasound frames",
+        label_names=("UCLA score 0-1", "UCLA score 2-5"),
+        channels=1,
+        source="prostate",
+        description=(
+            "Frames of the ultrasound series of Prostate-MRI-US-Biopsy (the study calls it Prostate-MRI, "
+            "but its "
+            "extractor reads the ultrasound); label = score of the target."
+        ),
+        terms=f"{_TCIA}, Prostate-MRI-US-Biopsy, CC BY 4.0",
+        raw_layout=(
+            "Prostate-MRI-US-Biopsy/<patient>/<study>/<series>/1-*.dcm (classic, descriptive or other names, "
+            "unpacked or in .zip) and Target Data_2019-12-05.xlsx (or .csv, under whatever name)"
+        ),
+        groups="patient",
+        max_images_per_class=BY_MAXIMUM,
+    ),
+)
+
+
+def _variant(name: str, base: str, title: str, task: str, labels: tuple[str, str]) -> DatasetSpec:
+    row = next(row for row in MEDICAL if row.name == base)
+    description = f"The raw download of {base} with other labels: 0 = {labels[0]}, 1 = {labels[1]}."
+    update = {"name": name, "title": title, "task": task, "label_names": labels, "description": description}
+    return row.model_copy(update=update)
+
+
+ALTERNATIVE_TASKS = (
+    _variant(
+        "chexpert_edema", "chexpert", "CheXpert, edema", "edema", ("uncertain or not mentioned", "edema")
+    ),
+    _variant(
+        "rsna_subarachnoid",
+        "rsna",
+        "RSNA subarachnoid haemorrhage",
+        "subarachnoid",
+        ("no subarachnoid haemorrhage", "subarachnoid haemorrhage"),
+    ),
+    _variant(
+        "prostate_severe",
+        "prostate",
+        "Prostate ultrasound, severe",
+        "severe",
+        ("UCLA score 2", "UCLA score 3-5"),
+    ),
+)
+"""The ablation tasks of the study's predecessor, read from the same raw downloads."""
+
 
 STUDY_DATASETS = tuple(row.name for row in (*NATURAL, *MEDICAL))
 """The eleven of Konz & Mazurowski."""

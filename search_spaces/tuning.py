@@ -27,10 +27,10 @@ from search_spaces.specs import (
     ModelSpec,
     Optimizer,
     Spec,
+    TrialSpec,
     _each_once,
     pair_name,
 )
-from search_spaces.trials import TrialSpec
 
 SEARCH_VERSION = 1
 """Counted up when a search's trial changes its meaning, see :mod:`search_spaces.specs`."""

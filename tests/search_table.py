@@ -16,13 +16,10 @@ from functools import cached_property
 from pathlib import Path
 
 from orchestrator.tuning.cells import CellKey, TuningCell
-from orchestrator.tuning.neighbours import Likeness
 from orchestrator.tuning.outcome import CellOutcome, outcomes
-from orchestrator.tuning.rungs import Rungs
-from orchestrator.tuning.search import Asked, Search, rungs_of
-from orchestrator.tuning.study import open_storage
+from orchestrator.tuning.search import Asked, Likeness, Rungs, Search, open_storage, rungs_of
 from search_spaces.tuning import TuneSpec
-from tasks.trials.search_result import SearchResult, SearchStatus, ValidationScore, capped
+from tasks.trials.records import SearchResult, SearchStatus, ValidationScore, capped
 
 
 @dataclass(frozen=True)

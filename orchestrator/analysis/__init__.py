@@ -1,15 +1,19 @@
 """Results table to fits with uncertainty, predictions, figures and a report; no Ray, torch or MLflow."""
 
 from orchestrator.analysis.comparison import SweepComparison, compare
-from orchestrator.analysis.csvfile import read_csv, write_csv
-from orchestrator.analysis.curve import PilotPoint
 from orchestrator.analysis.fit_records import ScalingFits
 from orchestrator.analysis.fits import fit_scaling_laws
 from orchestrator.analysis.power import Power, design_of, power
-from orchestrator.analysis.prediction import Prediction, predict
-from orchestrator.analysis.published import published_table
-from orchestrator.analysis.scorecard import PublishedReport, Score, published_report, scorecard
-from orchestrator.results.columns import COLUMNS, Column
+from orchestrator.analysis.prediction import PilotPoint, Prediction, predict
+from orchestrator.analysis.published import (
+    PublishedReport,
+    Score,
+    published_report,
+    published_table,
+    scorecard,
+)
+from orchestrator.analysis.table import read_csv, write_csv
+from orchestrator.results.table import COLUMNS, Column
 
 __all__ = [
     "COLUMNS",

@@ -8,15 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.clusters import mean_interval
-from orchestrator.analysis.formats import Table, interval, number
-from orchestrator.analysis.law_records import Interval
-from orchestrator.analysis.points import finished_trials
-from orchestrator.analysis.recipes import split_by_recipe
-from orchestrator.analysis.sharpness import scales_of
-from orchestrator.analysis.text import to_text
-from orchestrator.analysis.words import listing
-from orchestrator.results import columns as c
+from orchestrator.analysis.fit_records import Interval, Table, interval, number, to_text
+from orchestrator.analysis.inference import mean_interval
+from orchestrator.analysis.laws import scales_of
+from orchestrator.analysis.table import finished_trials, listing, split_by_recipe
+from orchestrator.results import table as c
 from search_spaces.errors import DataError
 
 #: What makes two trials of different sweeps the same cell; seeds are averaged.

@@ -7,17 +7,30 @@ the interval.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.analysis import claims as k
-from orchestrator.analysis import points as t
-from orchestrator.analysis.fit_records import POOLED, Coefficient, Interval, ScalingFits
-from orchestrator.analysis.formats import interval, number, p_said, p_value
-from orchestrator.analysis.law_records import ExponentFit, LevelFit, MeansCoefficient
-from orchestrator.analysis.laws import AT_EQUAL_SIZE
-from orchestrator.analysis.levels import HEADLINE
-from orchestrator.analysis.words import MIN_CONVINCING_DATASETS, few_domain_datasets, listing, plural
-from orchestrator.results import columns as c
+import pandas as pd
+
+from orchestrator.analysis import laws as k
+from orchestrator.analysis import table as t
+from orchestrator.analysis.fit_records import (
+    POOLED,
+    Coefficient,
+    ExponentFit,
+    Interval,
+    LevelFit,
+    MeansCoefficient,
+    ScalingFits,
+    interval,
+    number,
+    p_said,
+    p_value,
+)
+from orchestrator.analysis.laws import AT_EQUAL_SIZE, HEADLINE
+from orchestrator.analysis.table import MIN_CONVINCING_DATASETS, few_domain_datasets, listing, plural
+from orchestrator.results import table as c
 
 AT_EQUAL = "at equal model and train size"
 
@@ -273,3 +286,57 @@ def _slope_caveats(slope: Coefficient, name: str) -> list[str]:
     if largest and (value := slope.left_out[largest]) is not None and abs(value) < abs(slope.value) / 2:
         return [f"Without {largest}, {name} is less than half as steep."]
     return []
+
+
+# What a sweep found as plain numbers by name, for a tracker: best losses and every fitted coefficient.
+
+Named = tuple[str, float | None, Interval | None]
+
+_UNUSUAL = re.compile(r"[^\w\-. :/]+")
+
+
+def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
+    """Return the best test loss of each dataset, and each fitted value with the ends of its 95 % interval.
+
+    Args:
+        table: One row per trial.
+        fits: Its fits.
+
+    Returns:
+        Values by path, such as ``best_test_loss/digits``, ``law/predicted/pooled/all/intercept`` and, where
+        there is an interval, the same with ``/low`` and ``/high``.
+    """
+    found: dict[str, float] = {}
+    if "test_loss" in table:
+        best = table.dropna(subset=["test_loss"]).groupby("dataset")["test_loss"].min()
+        found.update({f"best_test_loss/{name}": float(loss) for name, loss in best.items()})
+    for name, value, interval in _fitted(fits):
+        if value is None:
+            continue
+        # What MLflow takes in a metric's name.
+        path = _UNUSUAL.sub(" ", name)
+        found[path] = value
+        if interval is not None:
+            found[f"{path}/low"], found[f"{path}/high"] = interval
+    return found
+
+
+def _fitted(fits: ScalingFits) -> Iterator[Named]:
+    for law in fits.laws:
+        for one in law.coefficients:
+            yield f"law/{law.law}/{law.model}/{law.subset}/{one.name}", one.value, one.interval
+    for level in fits.levels:
+        where = f"level/{level.response}/{' '.join(level.terms)}/{level.model}/{level.subset}"
+        for mean in level.coefficients:
+            yield f"{where}/{mean.name}", mean.value, mean.interval
+    for exponent in fits.exponents:
+        where = f"exponent/{exponent.response}/{exponent.model}/{exponent.subset}"
+        yield where, exponent.value, exponent.interval
+    for curve in fits.train_size:
+        yield f"train_size_exponent/{curve.model}/{curve.dataset}", curve.exponent, curve.interval
+    for attack in fits.attacks:
+        for association in (attack.on_sharpness, attack.on_d_data):
+            slope = association.slope
+            if slope is not None:
+                where = f"attack/{attack.attack}_{attack.epsilon:g}/{attack.model}/slope on {association.x}"
+                yield where, slope.value, slope.interval

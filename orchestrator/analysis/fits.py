@@ -7,35 +7,41 @@ from dataclasses import replace
 
 import pandas as pd
 
-from orchestrator.analysis import points as t
-from orchestrator.analysis.associations import (
-    ESTIMATORS,
-    fit_attack_family,
-    fit_attacks,
-    fit_representation,
-)
-from orchestrator.analysis.claims import headline_claims
-from orchestrator.analysis.exponents import PAST_GUESSING, fit_exponents, fit_sensitivity
+from orchestrator.analysis import table as t
 from orchestrator.analysis.fit_records import (
     ALL,
     POOLED,
+    ChanceCount,
+    Claim,
     DatasetSummary,
+    Growth,
     Interval,
     LawFit,
     ScalingFits,
     SharpnessScale,
     TrainSizeFit,
 )
-from orchestrator.analysis.growth import fit_growth
-from orchestrator.analysis.growth_records import Growth
 from orchestrator.analysis.interventions import Arm, fit_interventions
-from orchestrator.analysis.law_records import ChanceCount, Claim
-from orchestrator.analysis.laws import LAWS, compare_forms, fit_law
-from orchestrator.analysis.levels import fit_levels
-from orchestrator.analysis.sharpness import Policy, apply_policy
-from orchestrator.analysis.train_size import fit_train_size
-from orchestrator.analysis.words import few_datasets, listing, plural
-from orchestrator.results import columns as c
+from orchestrator.analysis.laws import (
+    ESTIMATORS,
+    LAWS,
+    PAST_GUESSING,
+    Policy,
+    apply_policy,
+    compare_forms,
+    fit_attack_family,
+    fit_attacks,
+    fit_exponents,
+    fit_law,
+    fit_levels,
+    fit_representation,
+    fit_sensitivity,
+    fit_train_size,
+    headline_claims,
+)
+from orchestrator.analysis.prediction import fit_growth
+from orchestrator.analysis.table import few_datasets, listing, plural
+from orchestrator.results import table as c
 
 
 def fit_scaling_laws(
@@ -49,7 +55,7 @@ def fit_scaling_laws(
     """Fit every law of the study to a results table, for each model and pooled over models.
 
     Args:
-        table: one row per trial; the columns of :mod:`orchestrator.results.columns`.
+        table: one row per trial; the columns of :mod:`orchestrator.results.table`.
         seed: decides drawn permutations, where there are too many to try all; everything else is exact.
         sharpness_policy: what to do where K_F was measured on unequal scales (side, channels, pixel range):
             ``refuse`` fits that compare it, ``rescale`` to the most common scale, or ``ignore``.

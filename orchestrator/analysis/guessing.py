@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import points as t
-from orchestrator.analysis.regression import Array
-from orchestrator.analysis.words import plural
-from orchestrator.results import columns as c
+from orchestrator.analysis import table as t
+from orchestrator.analysis.inference import Array
+from orchestrator.analysis.table import plural
+from orchestrator.results import table as c
 
 #: What a response is called in reasons.
 _WORDS = {t.LOG_LOSS: "losses", t.LOG_ERROR: "errors"}

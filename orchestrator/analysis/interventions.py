@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis import points as t
-from orchestrator.analysis.clusters import mean_interval
-from orchestrator.analysis.distributions import t_tail
-from orchestrator.analysis.exponents import dataset_sums
-from orchestrator.analysis.formats import interval, number
-from orchestrator.analysis.intervention_records import Arm, Effect, Gate, Interventions
-from orchestrator.analysis.words import listing, plural
-from orchestrator.results import columns as c
+from orchestrator.analysis import table as t
+from orchestrator.analysis.fit_records import Arm, Effect, Gate, Interventions, interval, number
+from orchestrator.analysis.inference import mean_interval, t_tail
+from orchestrator.analysis.laws import dataset_sums
+from orchestrator.analysis.table import listing, plural
+from orchestrator.results import table as c
 
 __all__ = ["Arm", "Effect", "Gate", "Interventions", "fit_interventions"]
 

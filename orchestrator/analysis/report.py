@@ -6,7 +6,11 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +20,33 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from orchestrator.analysis import palette
-from orchestrator.analysis import points as t
-from orchestrator.analysis import report_tables as html_tables
-from orchestrator.analysis.csvfile import csv_text
+from orchestrator.analysis import figures
+from orchestrator.analysis import table as t
+from orchestrator.analysis import tables as html_tables
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import Finding, family, findings
-from orchestrator.analysis.fit_records import ScalingFits
-from orchestrator.analysis.fit_tables import fit_tables
-from orchestrator.analysis.intervention_tables import intervention_finding
-from orchestrator.analysis.latex import write_latex
-from orchestrator.analysis.sharpness import apply_policy
-from orchestrator.analysis.trial_table import best_table, point_data, script_json, trial_data
-from orchestrator.results import columns as c
+from orchestrator.analysis.fit_records import Arm, ScalingFits
+from orchestrator.analysis.laws import apply_policy
+from orchestrator.analysis.table import csv_text
+from orchestrator.analysis.tables import (
+    best_table,
+    fit_tables,
+    intervention_finding,
+    point_data,
+    script_json,
+    trial_data,
+    write_latex,
+)
+from orchestrator.planning.estimate import read_prices
+from orchestrator.planning.plan import Workspace
+from orchestrator.planning.sweep_file import sweep_text
+from orchestrator.results import table as c
+from orchestrator.results.state import State, cost_of, read_state
+from orchestrator.results.table import Row, measure_rows
+from orchestrator.results.tracking import read_run_pages
+from search_spaces.errors import SetupError
 from tasks.atomic import write_atomic
+from tasks.trials.records import TrialStatus
 
 #: More points than this make SVG too large to open at once; the figure is then a picture.
 MAX_SVG_POINTS = 2000
@@ -137,7 +154,7 @@ def _write_data(table: pd.DataFrame, full: pd.DataFrame, fits: ScalingFits, dire
 def _write_figures(points: pd.DataFrame, fits: ScalingFits, folder: Path) -> list[dict[str, Any]]:
     """Draw every figure that has data; return names, captions and embedded images."""
     shown = []
-    with palette.styled():
+    with figures.styled():
         for drawing in DRAWINGS:
             figure = drawing.draw(points, fits)
             if figure is None:
@@ -207,3 +224,122 @@ def _preset(summary: Mapping[str, Any]) -> str:
     return (
         preset if isinstance(preset, str) else json.dumps(preset, indent=2, ensure_ascii=False, default=str)
     )
+
+
+# From rows to table, fits and report: where tracking or the store meets analysis.
+
+ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
+
+
+def results_table(
+    workspace: Workspace, rows: list[Row] | None = None, state: State | None = None
+) -> pd.DataFrame:
+    """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures
+    joined.
+
+    Args:
+        workspace: The sweep.
+        rows: Rows read from MLflow, for where nothing but MLflow can be reached; None takes the result
+            store's, whose numbers are the ones that count.
+        state: What the store holds; None reads it.
+    """
+    if rows is None:
+        rows = (state or read_state(workspace)).rows()
+    planned = workspace.plan.trials_by_id
+    kept = sorted(
+        (row for row in rows if row["trial_id"] in planned), key=lambda row: [row[name] for name in ROW_ORDER]
+    )
+    return pd.DataFrame(kept)
+
+
+def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
+    """Return the datasets of the sweep's experiment for the analysis; none where it has no worlds."""
+    return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name) for arm in workspace.plan.sweep.experiment)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report that was written.
+
+    Attributes:
+        path: ``report.html``; everything else lies beside it.
+        found: See :func:`orchestrator.analysis.findings.headline`.
+    """
+
+    path: Path
+    found: dict[str, float]
+
+
+def report_sweep(workspace: Workspace, state: State | None = None) -> Written | None:
+    """Fit and write the report from the result store; None when there is no result yet.
+
+    Args:
+        workspace: The sweep.
+        state: What the store holds; None reads it.
+    """
+    from orchestrator.analysis import fit_scaling_laws
+    from orchestrator.analysis.findings import headline
+
+    state = state or read_state(workspace)
+    table = results_table(workspace, state=state)
+    if table.empty:
+        return None
+    fits = fit_scaling_laws(table, arms=arms_of(workspace))
+    summary = report_summary(workspace, state)
+    folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
+    path = Path(write_report(table, fits, folder, sweep=name, summary=summary))
+    return Written(path, headline(table, fits))
+
+
+@contextmanager
+def report_can_be_written() -> Iterator[None]:
+    """Say what to do where the root is another's or may only be read.
+
+    Raises:
+        SetupError: in place of what the file system says.
+    """
+    try:
+        yield
+    except OSError as error:
+        rule, found = "The report must be written below the root", f"{error.filename}: {error.strerror}"
+        hint = "copy the root, or ask for the results and the fits alone, which write nothing"
+        raise SetupError(rule, found, hint) from None
+
+
+def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
+    """Return what the report says about the sweep besides its numbers."""
+    sweep = workspace.plan.sweep
+    records = state.records
+    pages = read_run_pages(workspace.sweep_paths.run_pages)
+    return {
+        "description": sweep.description,
+        "planned": len(workspace.plan.trials),
+        "done": len(state.results),
+        "failed": len(state.failures),
+        "diverged": sum(record.result.status == TrialStatus.DIVERGED for record in records),
+        "failures": state.failure_rows(),
+        "measures": [row for record in state.measures.values() for row in measure_rows(record)],
+        "unreadable": [vars(item) for item in state.unreadable],
+        "code_versions": dict(Counter(record.provenance.code_version for record in records)),
+        "packages": records[0].provenance.packages if records else {},
+        "newest": _date(max((record.finished_at for record in records), default=0.0)),
+        "trial_devices": {record.trial_id: record.result.device for record in records},
+        "cost": cost_of(state, read_prices(workspace.paths.prices)).text() if records else "",
+        "devices": dict(Counter(record.result.device for record in records)),
+        "datasets": {
+            name: {
+                "title": spec.title,
+                "domain": spec.domain,
+                "modality": spec.modality,
+                "description": spec.description,
+            }
+            for name, spec in workspace.plan.datasets.items()
+        },
+        "preset": sweep_text(sweep),
+        "runs": pages.runs,
+        "run_pages": pages.prefix,
+    }
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%d %B %Y, %H:%M UTC") if seconds else ""

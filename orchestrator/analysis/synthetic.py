@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from orchestrator.results import columns as c
+from orchestrator.results import table as c
 
 
 def synthetic_table(

@@ -2,36 +2,205 @@
 
 from __future__ import annotations
 
+import difflib
 import gc
 import inspect
 import logging
+import logging.handlers
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, NoReturn
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, NoReturn, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import (
+    App,
+    Argument,
+    CoercionError,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnknownCommandError,
+    UnknownOptionError,
+)
 from rich.markup import escape
 
-from orchestrator.cli import comparing, data, environment, planning, predicting, results, sweeps, tuning
-from orchestrator.cli.log import command_log
+from orchestrator.cli import data, environment, predicting, results, sweeps, tuning
 from orchestrator.cli.options import Place
-from orchestrator.cli.printing import stderr
-from orchestrator.cli.usage import UsageError, explained
-from orchestrator.planning.redaction import without_secrets
-from orchestrator.running.signals import is_stop, stop_on_signals
-from search_spaces.errors import SetupError, SweepError
+from orchestrator.cli.printing import emit, stderr, written
+from orchestrator.planning.plan import RootPaths, without_secrets
+from orchestrator.running.cluster import is_stop, stop_on_signals
+from search_spaces.errors import ConfigError, SetupError, SweepError
+from tasks.atomic import without_waiting
+
+# A command line that is none, explained in one message that names the flags people type.
+
+
+class UsageError(ConfigError):
+    """Words that are no command of ``isweep``."""
+
+
+def explained(error: CycloptsError, words: Sequence[str], app: App) -> UsageError:
+    """Say what is wrong with a command line and where its help is."""
+    chain = " ".join(["isweep", *(error.command_chain or ())])
+    if isinstance(error, UnknownCommandError):
+        return _unknown_command(words, app)
+    return UsageError(_rule(error, words, app), way_out=f"see: {chain} --help")
+
+
+def _unknown_command(words: Sequence[str], app: App) -> UsageError:
+    known = [name for name in app if not name.startswith("-")]
+    if words[0].startswith("-"):
+        return UsageError(f"unrecognized arguments: {words[0]}", way_out="options stand after the command")
+    near = difflib.get_close_matches(words[0], known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UsageError(f"invalid choice: {words[0]!r}", way_out=f"{hint}commands: {', '.join(known)}")
+
+
+def _rule(error: CycloptsError, words: Sequence[str], app: App) -> str:
+    argument = error.argument
+    if isinstance(error, MissingArgumentError) and argument is not None:
+        given = any(word.partition("=")[0] in argument.names for word in words)
+        if not given:
+            return f"the following arguments are required: {', '.join(_missing(argument, error, words, app))}"
+        count = argument.token_count()[0]
+        wanted = "at least one argument" if argument.token_count()[1] else f"{count} arguments"
+        return f"argument {argument.name}: expected {'one argument' if wanted == '1 arguments' else wanted}"
+    if isinstance(error, UnknownOptionError):
+        # A word of its own has no keyword where a command takes a word in that place.
+        unknown = error.token.keyword or error.token.value
+        near = difflib.get_close_matches(unknown, _flags(error, app), n=1)
+        return f"unrecognized arguments: {unknown}" + (f" (did you mean {near[0]}?)" if near else "")
+    if isinstance(error, CoercionError) and argument is not None and error.token is not None:
+        if error.__cause__ is not None or error.msg is not None:
+            return f"argument {argument.name}: {error.__cause__ or error.msg}"
+        choices = ", ".join(map(str, get_args(error.target_type)))
+        return f"argument {argument.name}: invalid choice: {error.token.value!r} (choose from {choices})"
+    if error.__cause__ is not None:
+        return (f"argument {argument.name}: " if argument is not None else "") + str(error.__cause__)
+    if error.unused_tokens:
+        return f"unrecognized arguments: {' '.join(error.unused_tokens)}"
+    error.verbose = False
+    return " ".join(str(error).split())
+
+
+def _missing(first: Argument, error: CycloptsError, words: Sequence[str], app: App) -> list[str]:
+    """Name all options that a command needs and does not have, not the first alone."""
+    given = {word.partition("=")[0] for word in words}
+    return [first.name] + [
+        argument.name
+        for argument in _arguments(error, app)
+        if argument.required and argument.name.startswith("-") and argument.name != first.name
+        if given.isdisjoint(argument.names)
+    ]
+
+
+def _flags(error: CycloptsError, app: App) -> list[str]:
+    return [name for argument in _arguments(error, app) for name in argument.names if name.startswith("-")]
+
+
+def _arguments(error: CycloptsError, app: App) -> list[Argument]:
+    chain = error.command_chain or ()
+    # With the parser's own defaults, without which it would know flags such as --no-quiet.
+    default = app.default_parameter
+    return list(app[chain[0]].assemble_argument_collection(default_parameter=default)) if chain else []
+
+
+# The log of all commands, below the root: the terminal is for the user, the file for whoever digs.
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 5_000_000
+MAX_WAITING = 1000
+
+
+@dataclass
+class Ending:
+    """How a command ended; None for a bug, whose traceback is in the log."""
+
+    exit_code: int | None = None
+
+
+@contextmanager
+def command_log(root: str | None, words: Sequence[str]) -> Iterator[Ending]:
+    """Send all logs and warnings of a command to the root's log, with its start and how it ended.
+
+    A root that does not exist is not made; when the command makes it, what was logged before is kept.
+    """
+    handler = _handler(root)
+    handler.setFormatter(_Discreet("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+    top, fonts = logging.getLogger(), logging.getLogger("fontTools")
+    levels = (top.level, fonts.level)
+    top.addHandler(handler)
+    top.setLevel(logging.INFO)
+    fonts.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    ending = Ending()
+    try:
+        log.info("isweep %s starts: %s", metadata.version("isweep"), shlex.join(["isweep", *words]))
+        yield ending
+    except BaseException:
+        log.exception("ends with a bug")
+        raise
+    finally:
+        if ending.exit_code is not None:
+            log.info("ends with exit code %d", ending.exit_code)
+        logging.captureWarnings(False)
+        top.removeHandler(handler)
+        handler.close()
+        top.setLevel(levels[0])
+        fonts.setLevel(levels[1])
+
+
+def _handler(root: str | None) -> logging.Handler:
+    try:
+        return _RootLog(RootPaths.at(root).log)
+    except SweepError:
+        return logging.NullHandler()  # The command says what is wrong with the root.
+
+
+class _Discreet(logging.Formatter):
+    """Leaves secrets out of every line, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+class _RootLog(logging.handlers.RotatingFileHandler):
+    """Writes once its folder exists; a log that cannot be written stops no command."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=MAX_BYTES, backupCount=3, delay=True, encoding="utf-8")
+        self.folder = path.parent
+        self.waiting: deque[logging.LogRecord] = deque(maxlen=MAX_WAITING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.waiting.append(record)
+        while self.waiting and self.folder.is_dir():
+            super().emit(self.waiting.popleft())
+
+    def _open(self) -> TextIOWrapper:
+        """Open the file; a pipe in its place is an error, where opening it would wait for a reader."""
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=without_waiting)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Stay silent: the file is on a full disk or another's, and the terminal is for the user."""
+
 
 EXIT_INTERRUPTED = 130
 EXIT_BUG = 4
-log = logging.getLogger(__name__)
 
 COMMANDS: dict[str, tuple[Callable[..., int], ...]] = {
-    "Sweeps": (sweeps.run, planning.plan, sweeps.status, tuning.tune, sweeps.reconcile),
+    "Sweeps": (sweeps.run, sweeps.plan, sweeps.status, tuning.tune, sweeps.reconcile),
     "Results": (results.results, results.fit, results.report, predicting.predict),
-    "Designs": (comparing.power, comparing.compare),
+    "Designs": (results.power, results.compare),
     "Your data": (data.datasets, data.prepare, data.measure, data.locate),
     "Environment": (environment.doctor,),
 }
@@ -158,3 +327,28 @@ def _failed(error: SweepError) -> int:
     # Not folded: a command or path in it can be copied.
     stderr.print(f"[bold red]isweep:[/] {escape(without_secrets(str(error)))}", soft_wrap=True)
     return error.exit_code
+
+
+# What is kept of trained networks beside their results, written for people.
+
+
+def write_predictions(preset: str, path: Path, place: Place) -> int:
+    """Write every network's logits of the test images as one Parquet file.
+
+    Raises:
+        DataError: when no trial has any.
+        CorruptStoreError: when a trial's are gone or damaged.
+    """
+    from orchestrator.planning.plan import Workspace
+    from orchestrator.results.predictions import predictions_table
+    from orchestrator.results.state import read_state
+
+    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    results = read_state(workspace).records
+    table = predictions_table(results, workspace.results_url)
+    num_trials = table["trial_id"].nunique()
+    what = f"{len(table):,} predictions of {num_trials} of {len(results)} trials to "
+    written(path, lambda path: table.to_parquet(path, index=False), what)
+    if place.json:
+        emit(place, {"predictions": str(path), "rows": len(table), "trials": num_trials}, lambda: None)
+    return 0

@@ -28,7 +28,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tasks.measures.measure import MeasureResult, MeasureSettings
+    from tasks.measures.records import MeasureResult, MeasureSettings
     from tasks.remote import Executor
 
 METHOD = Group("Method", sort_key=1)
@@ -41,7 +41,7 @@ def datasets(name: str | None = None, /, *, place: Place = Place()) -> int:
         name: Only this dataset.
         place: Where everything lies.
     """
-    from orchestrator.running.catalogue import dataset_rows
+    from orchestrator.running.measuring import dataset_rows
 
     rows = dataset_rows(place.root, name)
 
@@ -84,7 +84,7 @@ def prepare(
         cluster: Where to compute.
         place: Where everything lies.
     """
-    from orchestrator.running.catalogue import prepare_one
+    from orchestrator.running.measuring import prepare_one
     from orchestrator.running.progress import Progress
 
     if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
@@ -130,7 +130,7 @@ class MethodOptions:
     def settings(self) -> MeasureSettings:
         """Return them as the measures take them."""
         from search_spaces.specs import DEFAULT_ESTIMATORS
-        from tasks.measures.measure import MeasureSettings
+        from tasks.measures.records import MeasureSettings
 
         if self.sharpness_sample == 1:
             raise ConfigError("--sharpness-sample must be at least 2, or 0 for all images", "1")
@@ -198,9 +198,9 @@ def measure(
         num_workers: Ray workers; 1 (default) runs without Ray.
         place: Where everything lies.
     """
-    from orchestrator.analysis.placement import describe, save_pair
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.running.own_data import MeasureRequest, measure_source
+    from orchestrator.analysis.published import describe, save_pair
+    from orchestrator.planning.plan import RootPaths
+    from orchestrator.running.measuring import MeasureRequest, measure_source
 
     request = MeasureRequest(
         source=source,
@@ -247,7 +247,7 @@ def locate(
         raw: Folder that was read.
         place: Where everything lies.
     """
-    from orchestrator.planning.paths import RootPaths
+    from orchestrator.planning.plan import RootPaths
     from tasks.sources.privacy import KEY_FILE, KEY_VARIABLE
     from tasks.sources.privacy import locate as find
 
@@ -277,8 +277,7 @@ def _executor(address: str | None, num_workers: int, stack: ExitStack) -> Execut
 
 def _show_taken(record: dict[str, Any]) -> None:
     """Print what was taken, left out and doubtful: a wrong label shows here first."""
-    from tasks.preparation.summary import preparation_lines
-    from tasks.prepared.record import PreparedRecord
+    from tasks.prepared.record import PreparedRecord, preparation_lines
 
     for text in preparation_lines(PreparedRecord.from_json(record)):
         stdout.print(escape(text), soft_wrap=True)

@@ -17,7 +17,7 @@ from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.analysis import Prediction, ScalingFits
-    from orchestrator.analysis.pilot import Pilot
+    from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.running.options import RunOptions
 
 Finite = Annotated[float, real()]
@@ -89,8 +89,8 @@ def predict(
         place: Where everything lies.
     """
     from orchestrator.analysis import predict as prediction
-    from orchestrator.analysis.measured_values import check_scale
     from orchestrator.analysis.prediction import usable_growth
+    from orchestrator.analysis.prediction_inputs import check_scale
 
     given = {"d_data": d_data, "label_sharpness": label_sharpness}
     record = {} if measured is None else _record(given, measured, preset, place)
@@ -138,7 +138,7 @@ def _pilot(
     quiet: bool,
 ) -> Pilot | None:
     """Read or train the pilot that was asked for."""
-    from orchestrator.analysis.pilot import is_pilot_table, read_pilot
+    from orchestrator.analysis.prediction_inputs import is_pilot_table, read_pilot
 
     if trained.pilot is None:
         if trained.pilot_sizes or trained.pilot_test_size:
@@ -148,8 +148,8 @@ def _pilot(
     path = Path(trained.pilot).expanduser()
     if is_pilot_table(path):
         return read_pilot(path, model)
-    from orchestrator.planning.workspace import Workspace
-    from orchestrator.running.pilot import PilotRequest, run_pilot
+    from orchestrator.planning.plan import Workspace
+    from orchestrator.running.measuring import PilotRequest, run_pilot
     from orchestrator.running.progress import Progress
 
     sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
@@ -158,8 +158,8 @@ def _pilot(
 
 
 def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: Pilot | None) -> None:
-    from orchestrator.analysis.curve import LEVEL
-    from orchestrator.analysis.formats import number
+    from orchestrator.analysis.fit_records import number
+    from orchestrator.analysis.prediction import LEVEL
 
     table = grid(found.quantity.replace("_", " "), f"{LEVEL:.0%} interval", "model", "domain")
     low, high = found.interval or (None, None)
@@ -184,7 +184,7 @@ def _complete(
     Raises:
         ConfigError: when a number is neither given nor measured.
     """
-    from orchestrator.analysis.measured_values import values_of
+    from orchestrator.analysis.prediction_inputs import values_of
 
     numbers = values_of(record or {}) | {name: value for name, value in given.items() if value is not None}
     missing = [name for name in given if name not in numbers]
@@ -206,7 +206,7 @@ def _record(given: Mapping[str, float | None], source: str, preset: str, place: 
     Raises:
         ConfigError: where both numbers are given already.
     """
-    from orchestrator.analysis.measured_values import read_record
+    from orchestrator.analysis.prediction_inputs import read_record
 
     if None not in given.values():
         raise ConfigError(
@@ -216,9 +216,8 @@ def _record(given: Mapping[str, float | None], source: str, preset: str, place: 
         )
     if source.endswith(".json"):
         return read_record(Path(source))
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.workspace import Workspace
-    from orchestrator.running.own_data import MeasureRequest, measure_source
+    from orchestrator.planning.plan import RootPaths, Workspace
+    from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
 
     sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.cli.options import Place
-from search_spaces.errors import ConfigError
+from search_spaces.errors import ConfigError, CorruptStoreError
 
 if TYPE_CHECKING:
-    from orchestrator.analysis import formats
+    from orchestrator.analysis import fit_records
+    from orchestrator.planning.plan import Workspace
 
 
 log = logging.getLogger(__name__)
@@ -98,7 +103,7 @@ def grid(*names: str, numeric_from: int | None = None, title: str | None = None)
     return table
 
 
-def text_table(table: formats.Table) -> Table:
+def text_table(table: fit_records.Table) -> Table:
     """Lay out a table of the report for a terminal."""
     shown = grid(*map(escape, table.header), numeric_from=table.numeric_from, title=escape(table.title))
     for row in table.rows:
@@ -117,3 +122,193 @@ def written(path: Path, write: Callable[[Path], object], what: str = "") -> None
     except OSError as error:
         raise ConfigError("The file must be one that can be written", f"{path}: {error}") from None
     stderr.print(f"wrote {what}{escape(str(path))}", soft_wrap=True)
+
+
+# The story of one cell, as `isweep status PRESET --cell ID` tells it.
+
+LOG_LINES = 20
+"""Of the last attempt's log, for people; the document has the path."""
+
+
+def show_cell(workspace: Workspace, asked: str, place: Place) -> None:
+    """Print what happened to one cell: its attempts, where they ran, how they ended, where their logs lie.
+
+    Raises:
+        ConfigError: when ``asked`` begins no id of the plan, or several.
+    """
+    from orchestrator.results.state import History, look_at_state
+    from orchestrator.running.run_state import running_trials
+
+    trial_id = _named(workspace, asked)
+    state = look_at_state(workspace, running_trials(workspace))
+    history, problem = History(workspace.results_url), ""
+    try:
+        story = history.story(trial_id)
+    except CorruptStoreError as error:
+        story, problem = [], str(error)
+    said = {number: history.log(trial_id, number) for number in sorted({event.attempt for event in story})}
+    logs = {number: history.log_path(trial_id, number) for number, text in said.items() if text is not None}
+    failure = state.failures.get(trial_id)
+    document: dict[str, Any] = {
+        "trial_id": trial_id,
+        "status": str(state.status(trial_id)),
+        "events": [event.plain() for event in story],
+        "logs": {str(number): path for number, path in logs.items()},
+        "failure": None if failure is None else failure.row() | {"traceback": failure.failure.traceback},
+        "unreadable": problem,
+    }
+
+    def show() -> None:
+        stdout.print(escape(f"{trial_id}: {document['status']}"), soft_wrap=True)
+        if problem:
+            stdout.print(escape(problem), soft_wrap=True)
+        elif not story:
+            stdout.print("no attempt at it is recorded")
+        for event in story:
+            where = f" on {event.node}" if event.node else ""
+            when = time.strftime("%F %T", time.localtime(event.at))
+            text = f"{when}  attempt {event.attempt} {event.what}{where}{': ' * bool(event.said)}{event.said}"
+            stdout.print(escape(text), soft_wrap=True)
+        for number, path in logs.items():
+            stdout.print(escape(f"log of attempt {number}: {path}"), soft_wrap=True)
+        if logs:
+            lines = (said[max(logs)] or "").splitlines()[-LOG_LINES:]
+            stdout.print(escape("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
+
+    emit(place, document, show)
+
+
+def _named(workspace: Workspace, asked: str) -> str:
+    """Return the id that is meant: in full, or as much of its beginning or end as only it has."""
+    planned = workspace.plan.trials_by_id
+    if asked in planned:
+        return asked
+    matching = [one for one in planned if one.startswith(asked) or one.endswith(asked)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        found = f"{asked}: {', '.join(matching[:3])}{' …' * (len(matching) > 3)}"
+        raise ConfigError(f"--cell must name one cell, not {len(matching)}", found, "write more of the id")
+    near = difflib.get_close_matches(asked, planned, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(
+        "--cell must name a cell of the sweep", repr(asked), f"{hint}isweep plan --all lists them"
+    )
+
+
+# What commands about sweeps list for people: grids, sweeps of a root, failures by reason.
+
+COUNTS = ("planned", "done", "failed", "running", "pending")
+MAX_NAMED = 3
+"""Trials of one failure that are named; the others are counted."""
+
+
+def emit_grid(rows: Sequence[Mapping[str, Any]], *, all_: bool) -> None:
+    """Print a plan: a line per model and dataset, or one per trial."""
+    from orchestrator.planning.plan import CellStatus
+
+    if all_:
+        names = ("model", "dataset", "class_pair", "train_size", "seed", "recipe", "status")
+        table = grid(*names)
+        for row in rows:
+            table.add_row(*(cell(row[name]) for name in names))
+    else:
+        table = grid("model", "dataset", "class pairs", "train sizes", "seeds", "trials", "done")
+        groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault((row["model"], row["dataset"]), []).append(row)
+        for (model, dataset), group in groups.items():
+            done = sum(row["status"] == CellStatus.DONE for row in group)
+            spans = (_span(row[name] for row in group) for name in ("class_pair", "train_size", "seed"))
+            table.add_row(cell(model), cell(dataset), *map(escape, spans), str(len(group)), str(done))
+    stdout.print(table)
+
+
+def _span(values: Iterable[Any]) -> str:
+    """Spell the distinct values: all where they are few, else how many from where to where."""
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) <= MAX_NAMED:
+        return ", ".join(map(str, distinct))
+    return f"{len(distinct)}: {distinct[0]} to {distinct[-1]}"
+
+
+def emit_sweeps(place: Place, documents: list[dict[str, Any]]) -> None:
+    """Print the sweeps of a root, a line each."""
+
+    def show() -> None:
+        if not documents:
+            start = f"no sweep ran below this root yet; start with: {place.hint('run', 'demo')}"
+            stdout.print(escape(start), soft_wrap=True)
+            return
+        table = grid("sweep", *COUNTS)
+        for document in documents:
+            table.add_row(cell(document["sweep"]), *(str(document[name]) for name in COUNTS))
+        stdout.print(table)
+        for document in documents:
+            if document["now"]:
+                stdout.print(escape(f"{document['sweep']}: {document['now']}"), soft_wrap=True)
+
+    emit(place, documents, show)
+
+
+def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
+    """Yield a line per kind and message of failure, with the trials it befell: the commonest first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for failure in failures:
+        groups.setdefault((failure["kind"], failure["message"]), []).append(failure["trial_id"])
+    for (kind, message), trials in sorted(groups.items(), key=lambda item: -len(item[1])):
+        named = ", ".join(trials[:MAX_NAMED])
+        more = f" and {len(trials) - MAX_NAMED} more" if len(trials) > MAX_NAMED else ""
+        yield f"failed ({kind}) {len(trials)} ×: {message}  [{named}{more}]"
+
+
+def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a run does now, and a line per trial that runs."""
+    from orchestrator.running.run_state import RunningTrial, spelled
+
+    if document["now"]:
+        yield f"now: {document['now']}"
+    for name, said in document["running_trials"].items():
+        trial = RunningTrial.model_validate(said)
+        yield f"running {name}  {trial.text(spelled(time.time() - trial.started_at))}"
+
+
+def watch(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
+    """Show counts and running trials anew every ``interval`` seconds, until no run works on the sweep.
+
+    Raises:
+        KeyboardInterrupt: when it is stopped, which stops no run.
+    """
+    try:
+        _watch_terminal(look, interval) if stdout.is_terminal else _watch_lines(look, interval)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Nothing but the watching: the run goes on.") from None
+
+
+def _watch_terminal(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
+    document = look()
+    with Live(_watched(document), console=stdout, transient=True, auto_refresh=False) as live:
+        while document["now"]:
+            live.update(_watched(document), refresh=True)
+            time.sleep(interval)
+            document = look()
+
+
+def _watch_lines(look: Callable[[], Mapping[str, Any]], interval: float) -> None:
+    """Say in a line where the sweep stands whenever that has changed; on stderr, since stdout is for data."""
+    said = ""
+    while (document := look())["now"] and not stderr.quiet:  # as it is once nobody reads it any more
+        line = f"{_counted(document)}  {document['now']}"
+        if line != said:
+            stderr.print(escape(line), soft_wrap=True)
+        said = line
+        time.sleep(interval)
+
+
+def _counted(document: Mapping[str, Any]) -> str:
+    return "  ".join(f"{name} {document[name]}" for name in COUNTS)
+
+
+def _watched(document: Mapping[str, Any]) -> Text:
+    # Folded, not cut: the time that is left stands at the end.
+    return Text("\n".join([_counted(document), *running_lines(document)]))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import Place
+from orchestrator.cli.options import Place, whole
 from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
 from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
@@ -18,9 +18,10 @@ from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.analysis.intervention_records import Arm
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.analysis.fit_records import Arm
+    from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import State
+
 
 SHOWN = {
     "model": "model",
@@ -65,7 +66,7 @@ def results(
     from orchestrator.analysis import write_csv
 
     if predictions:
-        from orchestrator.cli.kept import write_predictions
+        from orchestrator.cli.app import write_predictions
 
         return write_predictions(preset, predictions, place)
     if csv and parquet and csv.absolute() == parquet.absolute():
@@ -105,7 +106,7 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
         place: Where everything lies.
     """
     from orchestrator.analysis import fit_scaling_laws
-    from orchestrator.analysis.fit_tables import fit_tables
+    from orchestrator.analysis.tables import fit_tables
 
     table = read_table(preset, place, from_store=from_store)
     fits = fit_scaling_laws(table, arms=arms(preset, place))
@@ -145,8 +146,8 @@ def report(
         return _published(None if preset is None else read_table(preset, place, from_store=from_store), place)
     if preset is None:
         raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
-    from orchestrator.analysis.reporting import report_can_be_written, report_sweep
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.analysis.report import report_can_be_written, report_sweep
+    from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import read_state
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
@@ -165,8 +166,8 @@ def report(
 def _published(table: pd.DataFrame | None, place: Place) -> int:
     """Print the study's regressions on its published numbers, and the scorecard of a sweep's table."""
     from orchestrator.analysis import published_report, scorecard
-    from orchestrator.analysis.points import finished_trials
-    from orchestrator.analysis.scorecard import score_table
+    from orchestrator.analysis.published import score_table
+    from orchestrator.analysis.table import finished_trials
 
     redone = published_report()
     scores = () if table is None else scorecard(table)
@@ -198,8 +199,8 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
         ConfigError: when it has no row yet.
         SetupError: when neither can be reached.
     """
-    from orchestrator.analysis.reporting import results_table
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.analysis.report import results_table
+    from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import read_state
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
@@ -222,15 +223,15 @@ def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
 
 def arms(preset: str, place: Place) -> tuple[Arm, ...]:
     """Return the datasets of a sweep's experiment; none where it has no worlds."""
-    from orchestrator.analysis.reporting import arms_of
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.analysis.report import arms_of
+    from orchestrator.planning.plan import Workspace
 
     return arms_of(Workspace.open(preset, place.root, place.storage, as_run=True))
 
 
 def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.DataFrame:
-    from orchestrator.analysis.reporting import results_table
-    from orchestrator.results.tracking.choice import tracked_rows
+    from orchestrator.analysis.report import results_table
+    from orchestrator.results.tracking_choice import tracked_rows
 
     table = results_table(workspace, tracked_rows(workspace, place.mlflow_uri, None))
     if table.empty:
@@ -242,8 +243,8 @@ def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.Dat
 def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state: State) -> None:
     """Say where MLflow shows something else than the store; the store's numbers are used either way."""
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking.choice import tracked_rows
-    from orchestrator.results.tracking.comparison import compare
+    from orchestrator.results.tracking import compare
+    from orchestrator.results.tracking_choice import tracked_rows
 
     try:
         storage = ResultStore(workspace.results_url).identity()
@@ -269,3 +270,67 @@ def no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
         absent = "" if workspace.paths.exist else f"; there is no root {workspace.paths.root} yet"
         way_out = f"run it: {place.hint('run', preset)}{absent}"
     return ConfigError(f"Sweep {preset!r} has no results yet", way_out=way_out)
+
+
+# Commands that weigh sweeps: what a design could detect, and how two sweeps differ.
+
+
+def power(
+    preset: str,
+    /,
+    *,
+    effect: Literal["law", "sharpness", "exponent", "d_data"] = "law",
+    num_tables: Annotated[int, whole(20), Parameter(metavar="N")] = 200,
+    seed: Annotated[int, whole(0)] = 0,
+    place: Place = Place(),
+) -> int:
+    """Simulate how often a sweep's own analysis would settle its questions, before anything is trained.
+
+    Args:
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        effect: What is true in the simulated world: the whole law (default), or a part of it alone.
+        num_tables: Simulated sweeps (default 200); shares are good to 0.5 / √N.
+        seed: Seed of the simulation (default 0).
+        place: Where everything lies.
+    """
+    from orchestrator.analysis.power import planned_power
+    from orchestrator.planning.plan import Workspace
+
+    plan = Workspace.open(preset, place.root, place.storage).plan
+    found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed, additions=True)
+
+    def show() -> None:
+        for table in found.tables():
+            stdout.print(text_table(table))
+            line(table.note)
+        for text in found.lines():
+            line(text)
+
+    emit(place, found.to_json(), show)
+    return 0
+
+
+def compare(first: str, second: str, /, *, from_store: bool = False, place: Place = Place()) -> int:
+    """Compare two sweeps on the cells that both have, datasets being the replicates.
+
+    Args:
+        first: A preset's or sweep's name, or the path of a sweep file.
+        second: The other; ratios are of it over the first.
+        from_store: Do not compare with MLflow.
+        place: Where everything lies.
+    """
+    from orchestrator.analysis import compare as compare_tables
+
+    if first == second:
+        way_out = "name another one; isweep status lists those of the root"
+        raise ConfigError("compare needs two sweeps", f"{first} twice", way_out)
+    tables = [read_table(name, place, from_store=from_store) for name in (first, second)]
+    found = compare_tables(tables[0], tables[1], names=(first, second))
+
+    def show() -> None:
+        table = found.table()
+        stdout.print(text_table(table))
+        line(table.note)
+
+    emit(place, asdict(found), show)
+    return 0

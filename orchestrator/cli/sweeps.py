@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
 
-from orchestrator.cli.cells import show_cell
-from orchestrator.cli.listing import emit_sweeps, grouped_failures, running_lines, watch
 from orchestrator.cli.options import (
     Changes,
     ClusterOptions,
@@ -19,14 +18,27 @@ from orchestrator.cli.options import (
     ReadingOptions,
     raw_folders,
     run_options,
+    whole,
 )
-from orchestrator.cli.printing import emit, line, stderr, stdout
+from orchestrator.cli.printing import (
+    emit,
+    emit_grid,
+    emit_sweeps,
+    grouped_failures,
+    line,
+    running_lines,
+    show_cell,
+    stderr,
+    stdout,
+    watch,
+)
 from orchestrator.cli.results import no_results
 from search_spaces.errors import ConfigError, SweepError, collect
 
 if TYPE_CHECKING:
-    from orchestrator.planning.workspace import Workspace
-    from orchestrator.running.pipeline import RunSummary
+    from orchestrator.planning.plan import Workspace
+    from orchestrator.results.state import State
+    from orchestrator.running.run import RunSummary
 
 
 def run(
@@ -49,9 +61,9 @@ def run(
         cluster: Where to compute.
         place: Where everything lies.
     """
-    from orchestrator.planning.changes import read_changes
-    from orchestrator.running.pipeline import run_sweep
+    from orchestrator.planning.sweep_file import read_changes
     from orchestrator.running.progress import Progress
+    from orchestrator.running.run import run_sweep
 
     progress = Progress(console=None if cluster.quiet else stderr)
     options = run_options(place, cluster, reading, raw_folders(raw))
@@ -98,7 +110,7 @@ def status(
         cell: Tell the story of one cell: attempts, nodes, failures, logs.
         place: Where everything lies.
     """
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.planning.plan import Workspace
 
     if preset is None:
         if cell is not None:
@@ -140,8 +152,7 @@ def status(
 
 
 def _status_of_all(place: Place) -> int:
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.planning.plan import RootPaths, Workspace
 
     found, damaged = list[dict[str, Any]](), list[SweepError]()
     for name in RootPaths.at(place.root).sweep_names():
@@ -163,11 +174,11 @@ def reconcile(preset: str, /, *, place: Place = Place()) -> int:
         preset: Name of a preset, or path of a sweep file.
         place: Where everything lies.
     """
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking.choice import make_tracker
-    from orchestrator.results.tracking.run_pages import keep_run_pages
-    from orchestrator.running.lock import locked
+    from orchestrator.results.tracking import keep_run_pages
+    from orchestrator.results.tracking_choice import make_tracker
+    from orchestrator.running.locks import locked
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     if not workspace.paths.exist and not StoredResults.read(workspace.results_url).trials:
@@ -207,13 +218,12 @@ def _way_in(place: Place, preset: str) -> str:
 
 
 def _progress(workspace: Workspace) -> dict[str, Any]:
+    from orchestrator.planning.estimate import read_prices
     from orchestrator.planning.plan import CellStatus
-    from orchestrator.planning.prices import read_prices
-    from orchestrator.results.cost import cost_of
-    from orchestrator.results.state import look_at_state
+    from orchestrator.results.state import cost_of, look_at_state
     from orchestrator.running.run_state import read_run
-    from orchestrator.tuning.standing import search_standing
-    from tasks.trials.result import TrialStatus
+    from orchestrator.tuning.outcome import search_standing
+    from tasks.trials.records import TrialStatus
 
     # First what runs, then what is done: a trial that ends in between counts once, as done.
     run = read_run(workspace)
@@ -237,3 +247,121 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
         "cost": vars(cost) | {"text": cost.text()},
         "search": None if search is None else search.model_dump() | {"text": search.summary},
     }
+
+
+# The command that says what a sweep will do and cost, before it is started.
+
+MOST_CARDS = 100_000
+"""To plan for: more would only take memory, since no sweep has as many trials."""
+
+
+def plan(
+    preset: str,
+    /,
+    *,
+    all_: Annotated[bool, Parameter(name="--all")] = False,
+    card: str | None = None,
+    gpus: Annotated[int | None, whole(1, MOST_CARDS + 1, f"from 1 to {MOST_CARDS:,}")] = None,
+    changes: Changes = (),
+    place: Place = Place(),
+) -> int:
+    """Show the grid, what is done and what it will cost; refuse what cannot run.
+
+    Args:
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        all_: Print a line per trial; else one per model and dataset.
+        changes: Change one value, e.g. recipe.epochs=3; may be given for several.
+        card: Kind of graphics card to plan for (default: what the root's prices.yaml names, else h100).
+        gpus: How many of them (default: 1, or as many as a trial asks for).
+        place: Where everything lies.
+    """
+    from orchestrator.planning.checks import check_feasible
+    from orchestrator.planning.estimate import card_to_plan, estimate, extras
+    from orchestrator.planning.plan import Workspace, plan_rows
+    from orchestrator.planning.sweep_file import read_changes
+    from orchestrator.results.state import look_at_state
+    from orchestrator.running.run_state import running_trials
+    from orchestrator.tuning.outcome import most_trainings
+
+    workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
+    kind = card_to_plan(card, workspace.paths.prices)
+    check_feasible(workspace)
+    state = look_at_state(workspace, running_trials(workspace))
+    planned = workspace.plan.trials_by_id
+    rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
+    measures, missing = _measures(workspace, state), _not_prepared(workspace)
+    left = [trial for name, trial in planned.items() if name not in state.results]
+    share = workspace.plan.sweep.resources.num_gpus
+    cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus, share=share)
+    beside = extras(workspace.plan, state.incomplete)
+    cost |= vars(beside)
+    trainings, search = most_trainings(workspace)
+    settled, said = _settled(workspace)
+
+    def show() -> None:
+        emit_grid(rows, all_=all_)
+        stdout.print(f"{_counted('trials', rows)}; {_counted('measures', measures)}")
+        _say_what_is_missing(workspace, missing)
+        for text in filter(None, (cost["text"], beside.text, search, *said)):
+            stdout.print(escape(text))
+
+    document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
+    document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
+    emit(place, document | {"power": settled}, show)
+    return 0
+
+
+PLAN_TABLES = 40
+"""Drawn for the line of a plan: shares are good to 8 points; isweep power draws more."""
+
+
+def _settled(workspace: Workspace) -> tuple[dict[str, object] | None, list[str]]:
+    """What the planned sweep could settle if the law holds, as data and in a line; or why nothing."""
+    from orchestrator.analysis.power import planned_power
+
+    try:
+        found = planned_power(workspace.plan, num_tables=PLAN_TABLES)
+    except ConfigError as error:
+        return None, [f"settles no question of the study: {error}"]
+    return found.to_json(), found.lines()
+
+
+def _say_what_is_missing(workspace: Workspace, missing: list[dict[str, Any]]) -> None:
+    from orchestrator.running.cluster import this_machine, trial_resources
+
+    try:
+        trial_resources(workspace.plan.sweep.resources, this_machine(), "cpu")
+    except ConfigError as error:
+        stdout.print(escape(f"not on this machine: {error}"), soft_wrap=True)
+    for item in missing:
+        hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
+        stdout.print(f"not prepared: {item['dataset']} ({hint})")
+
+
+def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
+    from orchestrator.planning.plan import CellStatus
+
+    return [
+        {
+            "measure_id": measure.measure_id,
+            "dataset": measure.subset.prepared.dataset,
+            "train_sizes": list(measure.train_sizes),
+            "status": CellStatus.DONE if measure.measure_id in state.measures else CellStatus.PENDING,
+        }
+        for measure in workspace.plan.measures
+    ]
+
+
+def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
+    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+    return [
+        {"dataset": spec.dataset, "prepared_id": spec.prepared_id, "own": spec.dataset in own}
+        for spec in workspace.plan.prepared
+        if spec.prepared_id not in workspace.prepared
+    ]
+
+
+def _counted(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    from orchestrator.planning.plan import CellStatus
+
+    return f"{len(rows)} {what}: {sum(row['status'] == CellStatus.DONE for row in rows)} done"

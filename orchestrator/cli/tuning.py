@@ -54,10 +54,10 @@ def tune(
         cluster: Where to compute.
         place: Where everything lies.
     """
-    from orchestrator.planning.changes import read_changes
+    from orchestrator.planning.sweep_file import read_changes
     from orchestrator.running.progress import Progress
-    from orchestrator.tuning.pipeline import tune_sweep
-    from orchestrator.tuning.tables import brief_table, document
+    from orchestrator.tuning.report import brief_table, document
+    from orchestrator.tuning.run import tune_sweep
 
     progress = Progress(console=None if cluster.quiet else stderr)
     options = run_options(place, cluster, reading, raw_folders(raw))
@@ -91,8 +91,8 @@ def read_search(preset: str, place: Place) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from orchestrator.planning.workspace import Workspace
-    from orchestrator.tuning.standing import search_rows
+    from orchestrator.planning.plan import Workspace
+    from orchestrator.tuning.outcome import search_rows
 
     rows = search_rows(Workspace.open(preset, place.root, place.storage, as_run=True))
     if not rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from search_spaces.errors import ConfigError, DataError, SweepError, collect
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from tasks.prepared.subsets import make_subset

@@ -2,29 +2,248 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Collection
-from dataclasses import asdict
+import statistics
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.cards import CARDS, IDLE_DRAW, Card
-from orchestrator.planning.measured import MeasuredTrial, corrections_for, measured_rates
-from orchestrator.planning.packing import (
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.predict import (
+    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
+    IDLE_DRAW,
+    PGD_GRADIENTS,
+    Card,
     Corrections,
+    Job,
+    MeasuredTrial,
+    attack_flops,
+    card_named,
     core_seconds,
+    corrections_for,
+    cost_of,
     flops,
+    has_cost,
     jobs_on,
+    longest_first,
+    measured_rates,
     need_of,
+    replay,
+    training_flops,
+    uncounted,
 )
-from orchestrator.planning.prices import amount, roughly
-from orchestrator.planning.simulate import longest_first, replay
-from orchestrator.planning.threads import hours_by_threads, threads_text
+from orchestrator.planning.sweep_file import read_plain
 from search_spaces.errors import ConfigError
-from search_spaces.trials import TrialSpec
+from search_spaces.specs import NetworkSpec, TrialSpec
+from tasks.atomic import read_whole
+
+# What an hour of a card and of a CPU core costs, in money and power: a table that a root may replace.
 
 DEFAULT_CARD = "h100"
+LARGEST = 1e6
+"""Of dollars and of watts: more than any machine has, and little enough to be read as a mistake."""
+
+
+class Price(BaseModel):
+    """Of one unit, a card or a core.
+
+    Attributes:
+        dollars: an hour.
+        watts: at work, with its share of the machine if that is to count.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    dollars: float = Field(ge=0, le=LARGEST, allow_inf_nan=False)
+    watts: float = Field(ge=0, le=LARGEST, allow_inf_nan=False)
+
+
+class Prices(BaseModel):
+    """The table.
+
+    Attributes:
+        card: of a whole graphics card.
+        core: of a CPU core; by default about what clouds ask for one of a general machine, and the draw of a
+            server's core (assumed).
+        origin: where the table is from, for people.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    card: Price = Price(dollars=CARDS[DEFAULT_CARD].price, watts=CARDS[DEFAULT_CARD].watts)
+    core: Price = Price(dollars=0.05, watts=8)
+    origin: str = f"assumed prices of an {DEFAULT_CARD} and of cloud cores"
+
+
+def read_prices(path: Path) -> Prices:
+    """Read a price table, such as ``{card: a100, core: {dollars: 0, watts: 5}}``; the default without one.
+
+    ``card`` may be a name of :data:`orchestrator.planning.predict.CARDS` instead of numbers; what is left out
+    has its default.
+
+    Raises:
+        ConfigError: for a table that cannot be read.
+    """
+    if not os.path.lexists(path):
+        return Prices()
+    found = _table(path)
+    if isinstance(found.get("card"), str):
+        card = card_named(found["card"])
+        found["card"] = {"dollars": card.price, "watts": card.watts}
+    try:
+        return Prices.model_validate({"origin": str(path.name), **found})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise ConfigError(
+            f"A price table has card and core, each with dollars and watts an hour, from 0 to {LARGEST:,.0f}",
+            f"{path}: {place}: {problem['msg']}",
+            "card: {dollars: 2.5, watts: 700}",
+        ) from None
+
+
+def card_to_plan(name: str | None, path: Path) -> Card:
+    """Return the card of this name, else the one that a root's table names, else an H100.
+
+    Its price and draw are those that the table has in numbers, if any.
+
+    Raises:
+        ConfigError: as :func:`read_prices`, and for a name that is not in the table of cards.
+    """
+    price = read_prices(path).card
+    told = _table(path).get("card") if os.path.lexists(path) else None
+    if name is None:
+        name = told if isinstance(told, str) else DEFAULT_CARD
+    card = card_named(name)
+    return replace(card, price=price.dollars, watts=price.watts) if isinstance(told, dict) else card
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        if path.is_char_device():
+            raise OSError("a device, which may have no end")
+        text = read_whole(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        way_out = "mend it or delete it"
+        raise ConfigError("A price table must be readable text", f"{path}: {error}", way_out) from None
+    found = read_plain(text, str(path))
+    if not isinstance(found, dict):
+        raise ConfigError("A price table must be a mapping", str(path), "card: {dollars: 2.5, watts: 700}")
+    return found
+
+
+def amount(value: float) -> str:
+    """Spell an amount to two figures, without exponents: ``17,000``, ``0.45``, ``under 0.001``."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        return "under 0.001"
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
+
+
+def roughly(value: float) -> str:
+    """Spell an estimate in a sentence: ``about 17,000``, ``under 0.001``, ``0``."""
+    found = amount(value)
+    return found if found.startswith("under") or found == "0" else f"about {found}"
+
+
+# How many threads a trial should have on CPUs: what measured trials say of each number, and nothing else.
+#
+# Another number of threads adds in another order, so it is told and never chosen (docs/decisions/0013).
+
+Rates = Mapping[str, Mapping[int, float]]
+"""Operations per second of a trial, by model and its number of threads."""
+
+
+def hours_by_threads(
+    left: Collection[TrialSpec], measured_trials: Iterable[MeasuredTrial], num_cores: int
+) -> dict[int, float]:
+    """Return how long ``left`` takes on one machine by threads of a trial, for each number that was measured.
+
+    As many trials run at once as the machine has threads for, the longest first. Of a network that was not
+    measured with a number of threads it is taken that it gains what others gain, in the median.
+
+    Args:
+        left: Trials to do.
+        measured_trials: What done trials cost.
+        num_cores: Of the machine.
+
+    Returns:
+        Nothing where no network was measured with two numbers of threads: then there is nothing to compare.
+    """
+    rates = _rates(measured_trials)
+    gains = _gains(rates)
+    choices = [threads for threads in sorted(gains) if threads <= num_cores]
+    if not left or len(choices) < 2:
+        return {}
+    comparable = {model: found for model, found in rates.items() if found.keys() & gains.keys()}
+    hours = {}
+    for threads in choices:
+        known = {model: _rate(found, gains, threads) for model, found in comparable.items()}
+        usual = statistics.median(known.values())
+        jobs = [
+            Job(
+                trial.trial_id, flops(trial) / known.get(trial.network.model.name, usual), threads / num_cores
+            )
+            for trial in left
+        ]
+        hours[threads] = replay(longest_first(jobs), 1).makespan / 3600
+    return hours
+
+
+def threads_text(hours: Mapping[int, float], num_cores: int) -> str:
+    """Say it in a line; nothing where there is no choice."""
+    said = ", ".join(f"{amount(hours[threads])} h with {threads}" for threads in sorted(hours))
+    best = min(hours, key=lambda threads: hours[threads], default=0)
+    return (
+        f"on {num_cores} cores, by measured threads of a trial: {said}; "
+        f"resources.num_cpus: {best} ends first, with other last digits in results"
+        if hours
+        else ""
+    )
+
+
+def _rates(measured_trials: Iterable[MeasuredTrial]) -> dict[str, dict[int, float]]:
+    seen: dict[tuple[str, int], list[float]] = {}
+    for trial in measured_trials:
+        network = trial.spec.network
+        if not trial.on_gpu and trial.seconds > 0 and network.recipe.epochs and has_cost(network):
+            key = (network.model.name, int(trial.share))
+            seen.setdefault(key, []).append(flops(trial.spec) / trial.seconds)
+    rates: dict[str, dict[int, float]] = {}
+    for (model, threads), found in seen.items():
+        rates.setdefault(model, {})[threads] = statistics.median(found)
+    return rates
+
+
+def _gains(rates: Rates) -> dict[int, float]:
+    """Return by number of threads how much faster a trial is than with the fewest that were measured."""
+    numbers = {threads for found in rates.values() for threads in found}
+    fewest = min(numbers, default=0)
+    ratios = {
+        threads: [
+            found[threads] / found[fewest] for found in rates.values() if {threads, fewest} <= found.keys()
+        ]
+        for threads in numbers
+    }
+    return {threads: statistics.median(found) for threads, found in ratios.items() if found}
+
+
+def _rate(found: Mapping[int, float], gains: Mapping[int, float], threads: int) -> float:
+    """Return the rate of one network, measured or from what it was measured with."""
+    if threads in found:
+        return found[threads]
+    return statistics.median(
+        rate * gains[threads] / gains[other] for other, rate in found.items() if other in gains
+    )
 
 
 def estimate(
@@ -186,3 +405,133 @@ def _too_large_text(cluster: dict[str, Any]) -> str:
         "larger share if there is one, then with their batches in parts: choose a larger card, or a smaller "
         "recipe.batch_size"
     )
+
+
+# What a plan costs beside training: attacks, disk for weights, and how long a trial may take at most.
+
+ATTACK_BUDGET = 0.15
+"""Of training: what all attacks together are meant to cost at most. The paper's grid takes 2 % by default."""
+_CHEAPER = {
+    "fgsm": "fewer attacks.epsilons or a smaller test_size, or more epochs",
+    "pgd": f"{3 * PGD_GRADIENTS} passes per image and strength, so leave pgd out of attacks.methods, or "
+    "name few attacks.epsilons, or a smaller test_size",
+    "robustness": "a smaller robustness.num_images or robustness.num_steps",
+}
+COLUMN_BYTES = 650
+"""Of a Parquet file's column beside its values: measured, 520 to 670 at 20 to 750 images."""
+HANG_FACTOR = 20
+MIN_LIMIT_S = 600.0
+"""Without an epoch or a result: libraries, arrays and a card's start come first, and machines are shared."""
+
+
+def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
+    """Return the seconds without an epoch or a result after which a trial counts as hung.
+
+    They are many times what is expected of the whole trial.
+
+    Args:
+        trial: What is to be done.
+        measured: What done trials cost; without any of the model, the slowest device that is assumed.
+
+    Returns:
+        Infinity for a network whose operations cannot be counted.
+    """
+    if not has_cost(trial.network):
+        return math.inf
+    model = trial.network.model
+    rates = [
+        flops(done.spec) / done.seconds
+        for done in measured
+        if done.spec.network.model == model and done.seconds > 0 and done.spec.network.recipe.epochs
+    ]
+    expected = flops(trial) / min(rates) if rates else core_seconds(trial)
+    return max(MIN_LIMIT_S, HANG_FACTOR * expected)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a plan costs beside training.
+
+    Attributes:
+        num_retrained: done trials that are trained again because their weights were not kept.
+        num_measured: done trials on whose kept weights only something is measured.
+        weights_bytes: disk that kept weights will take in all.
+        predictions_bytes: disk that kept predictions will take in all.
+        attack_shares: operations of each kind of attack over those of training, over the whole grid; empty
+            where nothing is trained.
+        uncounted: networks whose costs are guessed from their weights, and what failed in counting them.
+    """
+
+    num_retrained: int
+    num_measured: int
+    weights_bytes: float
+    predictions_bytes: float
+    attack_shares: dict[str, float]
+    uncounted: dict[str, str]
+
+    @property
+    def attack_share(self) -> float:
+        """Operations of all attacks over those of training."""
+        return sum(self.attack_shares.values())
+
+    @property
+    def text(self) -> str:
+        """The costs in words."""
+        words = [f"kept weights: {_gib(self.weights_bytes)} in all"]
+        if self.predictions_bytes:
+            words.append(f"kept predictions: {_gib(self.predictions_bytes)} in all")
+        words.append(self._attacks())
+        if self.num_measured:
+            words.append(
+                f"{self.num_measured} trained networks are only measured, none of them trained again"
+            )
+        if self.num_retrained:
+            words.append(f"{self.num_retrained} networks are trained again: their weights were not kept")
+        words += [
+            f"costs of {name} are guessed from its weights: {why}" for name, why in self.uncounted.items()
+        ]
+        return "; ".join(words)
+
+    def _attacks(self) -> str:
+        """Say what attacks cost and, where that is more than was meant, what makes them cheaper."""
+        if not self.attack_shares:
+            return "nothing is trained"
+        shares = {kind: share for kind, share in self.attack_shares.items() if share}
+        words = f"attacks: {self.attack_share:.0%} of training"
+        if len(shares) > 1:
+            words += f" ({', '.join(f'{kind} {share:.0%}' for kind, share in shares.items())})"
+        if self.attack_share <= ATTACK_BUDGET:
+            return words
+        most = max(shares, key=lambda kind: shares[kind])
+        times = self.attack_share / ATTACK_BUDGET
+        return f"{words}, {times:.1f} times the {ATTACK_BUDGET:.0%} that are meant: {_CHEAPER[most]}"
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{amount(num_bytes / 2**30)} GiB"
+
+
+def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> Extras:
+    """Return what a plan costs beside training.
+
+    Args:
+        plan: The whole grid.
+        incomplete: By id of every done trial that lacks a measurement: whether its weights are kept.
+    """
+    attacks: Counter[str] = Counter()
+    for trial in plan.trials:
+        attacks.update(attack_flops(trial))
+    training = sum(training_flops(trial) for trial in plan.trials)
+    return Extras(
+        num_retrained=sum(not kept for kept in incomplete.values()),
+        num_measured=sum(incomplete.values()),
+        weights_bytes=sum(cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)),
+        predictions_bytes=sum(_predictions_bytes(plan, t.network) for t in plan.trials if t.predictions),
+        attack_shares={kind: spent / training for kind, spent in attacks.items() if training},
+        uncounted=uncounted(plan.trials),
+    )
+
+
+def _predictions_bytes(plan: SweepPlan, network: NetworkSpec) -> int:
+    num_columns = plan.num_outputs(network) + 2  # image and label
+    return num_columns * (COLUMN_BYTES + 4 * network.subset.test_size)

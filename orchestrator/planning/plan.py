@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
+from types import NoneType
 from typing import TypedDict
 
+from orchestrator.planning.sweep_file import (
+    SweepSource,
+    find_modules_in,
+    load_sweep,
+    preset_names,
+    sweep_text,
+)
 from search_spaces.datasets import dataset_spec, made_dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, unknown_name
-from search_spaces.models import model_spec
-from search_spaces.recipes import recipe_grid
-from search_spaces.released import released_pairs
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unknown_name
+from search_spaces.models import model_spec, source_texts
+from search_spaces.recipes import recipe_grid, released_pairs
 from search_spaces.specs import (
     ClassPair,
     DatasetSpec,
     MeasureSpec,
     ModelSpec,
+    NetworkSpec,
     PreparedSpec,
     RepresentationSpec,
     SubsetSpec,
+    TrialSpec,
     pair_name,
 )
 from search_spaces.sweeps import DatasetChoice, PairChoice, SweepSpec
-from search_spaces.trials import NetworkSpec, TrialSpec
+from tasks.atomic import write_atomic
+from tasks.prepared.store import PreparedDataset
 
 MAX_TRIALS = 100_000
 
@@ -270,3 +284,389 @@ def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> Non
         if pair[0] == pair[1] or named.count(pair) + named.count(pair[::-1]) > 1:
             rule = f"{where} must name different classes, and each pair once, in one order"
             raise ConfigError(rule, str(list(pair)))
+
+
+# Every path of the product; nothing else joins file names.
+
+DEFAULT_ROOT = "isweep-root"
+
+
+def _no_root(path: str | Path, error: Exception) -> SetupError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return SetupError(
+        "The root must be a folder that can be written",
+        f"{path}: {reason}",
+        "choose another with --root or ISWEEP_ROOT",
+    )
+
+
+def check_outlasts_ray(path: Path, what: str, option: str) -> None:
+    """Refuse a path, links followed, below a folder that Ray made for one start of itself.
+
+    Raises:
+        ConfigError: saying ``what`` it is for, and which ``option`` names another.
+    """
+    found = path.resolve()
+    for folder in (found, *found.parents):
+        if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
+            raise ConfigError(
+                f"The {what} must outlive the cluster, and a session folder of Ray does not",
+                str(path),
+                f"name another with {option}, absolute; `ray job submit --working-dir` starts commands there",
+            )
+
+
+@dataclass(frozen=True)
+class RootPaths:
+    """What lies below one root: prepared data, sweeps, the MLflow database."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, root: str | Path | None = None) -> RootPaths:
+        """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing is made.
+
+        Raises:
+            SetupError: when ``root`` can be no folder, or none that can be read.
+        """
+        named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
+        try:
+            path = Path(named).expanduser().absolute()
+            base = next(folder for folder in (path, *path.parents) if folder.exists())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _no_root(named, error) from None
+        if not base.is_dir():
+            raise _no_root(path, NotADirectoryError(errno.ENOTDIR, f"{base} is a file"))
+        if not os.access(base, os.R_OK | os.X_OK):
+            raise _no_root(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        return cls(path)
+
+    @classmethod
+    def create(cls, root: str | Path | None = None) -> RootPaths:
+        """Make the folder ``root``, see :meth:`at`, and return its paths.
+
+        Raises:
+            SetupError: when the folder cannot be made or written.
+        """
+        paths = cls.at(root)
+        paths.make()
+        return paths
+
+    def make(self) -> None:
+        """Make the folder, for this user alone, and see that it can be written and will stay.
+
+        Raises:
+            ConfigError: when it lies in a session folder of Ray, which goes with the cluster.
+            SetupError: when it cannot.
+        """
+        check_outlasts_ray(self.root, "root", "--root")
+        try:
+            # Prepared images are patients'; who shares a root makes it first, with the modes that suit.
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.root / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise _no_root(self.root, error) from None
+
+    @property
+    def prices(self) -> Path:
+        """A price table of one's own, if there is one."""
+        return self.root / "prices.yaml"
+
+    @property
+    def exist(self) -> bool:
+        """Whether the folder has been made."""
+        return self.root.is_dir()
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one driver that works on this root."""
+        return self.root / "driver.lock"
+
+    @property
+    def identity(self) -> Path:
+        """What tells this root from others on one object store (:mod:`orchestrator.running.locks`)."""
+        return self.root / "driver.id"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """SQLite file of the default MLflow store."""
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Artifacts of the default MLflow store."""
+        return self.root / "mlflow-artifacts"
+
+    @property
+    def tune(self) -> Path:
+        """Ray Tune's own state; scratch, nothing is ever read back from it."""
+        return self.root / "tune"
+
+    @property
+    def log(self) -> Path:
+        """Log of all commands."""
+        return self.root / "isweep.log"
+
+    def prepared(self, spec: PreparedSpec) -> Path:
+        """Folder of one prepared dataset."""
+        return self.root / "prepared" / spec.prepared_id
+
+    @property
+    def recipes(self) -> Path:
+        """Folder of the recipes that searches wrote; sweeps of this root may name them."""
+        return self.root / "recipes"
+
+    def pretrained(self, key: str) -> Path:
+        """Weights that a library trained, downloaded once: a safetensors file."""
+        return self.root / "pretrained" / f"{key}.safetensors"
+
+    def tuned_recipe(self, sweep: str) -> Path:
+        """The recipe that the search of a sweep writes."""
+        return self.recipes / f"tuned-{sweep}.yaml"
+
+    def sweep_names(self) -> list[str]:
+        """Names of the sweeps that ran below this root."""
+        folders = (self.root / "sweeps").glob("*")
+        # A link that leads nowhere is a damaged sweep, and none that never ran.
+        return sorted(folder.name for folder in folders if os.path.lexists(folder / "sweep.yaml"))
+
+    def sweep(self, name: str) -> SweepPaths:
+        """Paths of one sweep."""
+        return SweepPaths(self.root / "sweeps" / name)
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """What lies in one sweep's folder."""
+
+    folder: Path
+
+    @property
+    def progress(self) -> Path:
+        """What the driver is doing now; believed only while the root's lock is held."""
+        return self.folder / "progress.json"
+
+    @property
+    def sweep_file(self) -> Path:
+        """The sweep as it was last run, as a sweep file of its own."""
+        return self.folder / "sweep.yaml"
+
+    @property
+    def index(self) -> Path:
+        """Outlines of the sweep's results; may be thrown away."""
+        return self.folder / "index.jsonl"
+
+    @property
+    def run_pages(self) -> Path:
+        """Where the tracker showed the trials when the sweep last ran; may be thrown away."""
+        return self.folder / "run-pages.json"
+
+    @property
+    def code(self) -> Path:
+        """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
+        return self.folder / "code"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report, its figures and tables."""
+        return self.folder / "report"
+
+    @property
+    def search_journal(self) -> Path:
+        """Optuna's storage of the sweep's search, for ``optuna-dashboard``; made anew from the store."""
+        return self.folder / "search" / "optuna.log"
+
+    @property
+    def search_report(self) -> Path:
+        """Folder of the search's report, its figures and tables."""
+        return self.folder / "search" / "report"
+
+
+# One sweep below one root: its plan, its paths, its prepared data.
+
+
+@dataclass
+class Workspace:
+    """A plan and the places that belong to it.
+
+    Attributes:
+        plan: The whole grid.
+        paths: What lies below the root.
+        storage: fsspec URL below which results are kept; None keeps them below the root.
+    """
+
+    plan: SweepPlan
+    paths: RootPaths
+    storage: str | None = None
+    _prepared: dict[str, PreparedDataset] | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        source: SweepSource,
+        root: str | None = None,
+        storage: str | None = None,
+        *,
+        changes: Mapping[str, object] | None = None,
+        as_run: bool = False,
+    ) -> Workspace:
+        """Read a sweep and find its place below ``root``.
+
+        Args:
+            source: See :func:`load_sweep`; also the name of a sweep that ran below the root.
+            root: See :meth:`RootPaths.at`; it need not exist, and is not made.
+            storage: See :class:`Workspace`.
+            changes: See :func:`load_sweep`.
+            as_run: Of a name that is both, take the sweep that ran below the root rather than the preset.
+
+        Raises:
+            SweepError: for whatever is wrong with the sweep or the root.
+        """
+        _check_types(source, changes, storage)
+        paths = RootPaths.at(root)
+        if storage and re.fullmatch(r"\w*:(/*|/?[^/].*)", storage):
+            # A sweep's name put behind it would be taken for the bucket, or for a folder here.
+            raise ConfigError("--storage must name a bucket or host", storage, "e.g. s3://bucket/results")
+        if storage and os.path.isfile(os.path.expanduser(storage)):
+            raise ConfigError("--storage must be a folder", f"{storage} is a file", "name another")
+        return cls(plan_sweep(_find(source, paths, changes, as_run=as_run)), paths, storage)
+
+    def make(self) -> None:
+        """Make the root, see :meth:`RootPaths.make`.
+
+        Raises:
+            SweepError: when it cannot be, or results would lie where they go with a cluster.
+        """
+        folder = re.sub(r"^(file|local)://", "", self.storage or "")
+        if folder and "://" not in folder:
+            check_outlasts_ray(Path(folder).expanduser().absolute(), "result store", "--storage")
+        self.paths.make()
+
+    def record(self) -> None:
+        """Keep the sweep below the root, where its name is enough to find it again."""
+        self.sweep_paths.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.sweep_paths.sweep_file, sweep_text(self.plan.sweep).encode())
+        models = {trial.network.model for trial in self.plan.trials}
+        for reference in sorted(model.architecture for model in models if model.library == "own"):
+            for relative, text in source_texts(reference).items():
+                path = self.sweep_paths.code / relative
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, text.encode())
+
+    @property
+    def sweep_paths(self) -> SweepPaths:
+        """Paths of this sweep."""
+        return self.paths.sweep(self.plan.sweep.name)
+
+    @property
+    def results_url(self) -> str:
+        """Where the sweep's results are kept: a folder or an fsspec URL."""
+        if self.storage:
+            return f"{self.storage.rstrip('/')}/{self.plan.sweep.name}"
+        return str(self.sweep_paths.folder)
+
+    @property
+    def search_url(self) -> str:
+        """Where the trials of the sweep's search are kept, likewise."""
+        return f"{self.results_url}/search"
+
+    @property
+    def prepared(self) -> dict[str, PreparedDataset]:
+        """Prepared datasets that are whole, by prepared id; looked for once, see :meth:`look_again`."""
+        if self._prepared is None:
+            found = {spec.prepared_id: open_prepared(self.paths, spec) for spec in self.plan.prepared}
+            self._prepared = {name: data for name, data in found.items() if data is not None}
+        return self._prepared
+
+    def look_again(self) -> None:
+        """Forget which datasets are prepared: some were prepared since."""
+        self._prepared = None
+
+
+def open_prepared(paths: RootPaths, spec: PreparedSpec) -> PreparedDataset | None:
+    """Open a prepared dataset; None when it is missing or not whole."""
+    folder = paths.prepared(spec)
+    if not folder.exists():
+        return None
+    try:
+        return PreparedDataset.open(folder)
+    except CorruptStoreError:
+        return None
+
+
+def _check_types(source: object, changes: object, storage: object) -> None:
+    """Answer a caller in Python as a command line would be, which can give nothing else."""
+    if not isinstance(source, (str, Path, Mapping, SweepSpec)):
+        rule = "A sweep must be a name, a path, the content of a sweep file or a SweepSpec"
+        raise ConfigError(rule, type(source).__name__)
+    if changes is not None and not isinstance(changes, Mapping):
+        raise ConfigError(
+            "changes must be a mapping", type(changes).__name__, "e.g. changes={'recipe.epochs': 3}"
+        )
+    if not isinstance(storage, (str, NoneType)):
+        raise ConfigError("storage must be text: a folder or a URL", repr(storage))
+
+
+def _find(
+    source: SweepSource, paths: RootPaths, changes: Mapping[str, object] | None, *, as_run: bool
+) -> SweepSpec:
+    if isinstance(source, str) and "/" not in source:
+        if (as_run or source not in preset_names()) and os.path.lexists(paths.sweep(source).sweep_file):
+            return _recorded(source, paths, changes)
+        known = {*preset_names(), *paths.sweep_names()}
+        if source not in known and not source.endswith((".yaml", ".yml")):
+            if os.path.isfile(source):
+                return load_sweep(Path(source), changes, recipes=paths.recipes)
+            kind = "preset or sweep of this root" if paths.sweep_names() else "preset"
+            raise unknown_name(kind, source, known)
+    return load_sweep(source, changes, recipes=paths.recipes)
+
+
+def _recorded(name: str, paths: RootPaths, changes: Mapping[str, object] | None) -> SweepSpec:
+    """Read the sweep that ran below the root under this name.
+
+    Raises:
+        ConfigError: naming its file, which the user did not, where that is damaged.
+    """
+    path = paths.sweep(name).sweep_file
+    find_modules_in(paths.sweep(name).code)
+    try:
+        return load_sweep(path, changes, recipes=paths.recipes)
+    except ConfigError as error:
+        if changes:
+            raise
+        raise ConfigError(
+            f"The sweep {name!r} as it was last run must be whole in {path}",
+            str(error).rstrip("."),
+            "remove what is there and run the sweep file that it came from: all results stay",
+        ) from None
+
+
+# What must not be said: passwords in URLs, and the values of variables that hold secrets.
+
+SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE
+)
+PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
+SHORTEST_SECRET = 6
+"""Shorter values are words such as `true`, and leaving them out would spoil messages."""
+
+
+def holds_password(url: str) -> bool:
+    """Tell whether a URL holds a password, before its host or among its parameters."""
+    return PASSWORD.search(url) is not None
+
+
+def without_secrets(text: str) -> str:
+    """Leave out of URLs what stands before the host and after the question mark, and all that is secret here.
+
+    Secret is the value of every environment variable whose name says so; paths to files are none.
+    """
+    text = re.sub(r"://[^/\s]*@", "://…@", text)
+    text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "?…", text)
+    for name, value in os.environ.items():
+        if value in text and len(value) >= SHORTEST_SECRET and SECRET_NAME.search(name):
+            text = text if os.path.isabs(value) and os.path.exists(value) else text.replace(value, "…")
+    return text

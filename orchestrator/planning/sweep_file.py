@@ -1,32 +1,344 @@
 """A preset or sweep file, read into a :class:`SweepSpec` with every mistake reported at once.
 
 The file is YAML 1.2 (so ``1e-3`` is a number, ``no`` a word and ``12:30`` not a number of minutes), of plain
-values only: see :mod:`orchestrator.planning.plain_yaml`.
+values only: see :mod:`orchestrator.planning.sweep_file`.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
+import io
+import json
 import os
+import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+from ruamel.yaml.nodes import ScalarNode
 
-from orchestrator.planning.changes import with_changes
-from orchestrator.planning.plain_yaml import plain_json, read_plain, read_text, write_plain
-from orchestrator.planning.tuned import check_beside, split_tuned, tuned_path, with_tuned_cells
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, SweepError, collect, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.recipes import RECIPES
 from search_spaces.specs import DEFAULT_ESTIMATORS, NAME_PATTERN, PreparedSpec
-from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, SweepSpec
+from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, RecipeOverride, SweepSpec
 from tasks.sources import RawRequest, check_own_kind, check_own_options, source_for
+
+# YAML 1.2 of plain data (mappings, lists, text, numbers, true, false, null), read by ruamel.yaml.
+#
+# What a sweep file has no use for is refused, so that a hostile file costs nothing and no value is guessed:
+# anchors, tags and dates, keys that stand twice, more nesting or values than any sweep has.
+
+MAX_NESTING = 20
+MAX_VALUES = 20_000
+"""Reading goes at about 50,000 values a second, and a sweep of 100,000 trials needs a few hundred."""
+
+
+def read_text(path: Path, kind: str, max_bytes: int) -> str:
+    """Return the text of a file that somebody wrote; a pipe or device in its place is not waited for.
+
+    Args:
+        path: Which.
+        kind: What to call it in messages.
+        max_bytes: The longest that is read.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ConfigError: when it is no file, too long, or no UTF-8.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            found = "a folder" if path.is_dir() else "no regular file"
+            raise ConfigError(f"A {kind} must be a file", f"{path} is {found}")
+        if (size := status.st_size) > max_bytes:
+            raise ConfigError(
+                f"A {kind} may have at most {max_bytes:,} bytes", f"{path} has {size:,}", "split it"
+            )
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The {kind} must be readable UTF-8 text", f"{path}: {error}") from None
+
+
+def read_plain(text: str, origin: str) -> object:
+    """Read one YAML document.
+
+    Args:
+        text: The document.
+        origin: What to call it in messages.
+
+    Raises:
+        ConfigError: naming the place of what cannot be read or is refused.
+    """
+    loader = YAML(typ="safe", pure=True)
+    try:
+        _check_plain(text, origin)
+        return loader.load(text)
+    except DuplicateKeyError as error:
+        key = str(error.problem).partition(" with value")[0].removeprefix("found duplicate ")
+        raise ConfigError(f"{origin} must be valid YAML", f"{_place(error)}: {key} stands twice") from None
+    except MarkedYAMLError as error:
+        found = ", ".join(filter(None, (error.context, error.problem)))
+        raise ConfigError(f"{origin} must be valid YAML", f"{_place(error)}: {found}") from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{origin} must be valid YAML", " ".join(str(error).split())) from None
+
+
+def write_plain(document: object) -> str:
+    """Write plain values so that :func:`read_plain` reads them back; short lists stand on one line."""
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = None
+    writer.width = 100
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    buffer = io.StringIO()
+    writer.dump(document, buffer)
+    return buffer.getvalue()
+
+
+def _check_plain(text: str, origin: str) -> None:
+    """Refuse what a sweep file has no use for, before anything is made of it.
+
+    Raises:
+        ConfigError: for an anchor, a tag, a date, a ``%YAML`` line, too many values or levels.
+    """
+    reader, depth = YAML(typ="safe", pure=True), 0
+    for number, event in enumerate(reader.parse(text)):
+        found = _not_plain(event, reader.resolver)
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_NESTING:
+            found = f"more than {MAX_NESTING} levels of nesting", "write it flatter"
+        if number > 2 * MAX_VALUES:
+            found = f"more than {MAX_VALUES:,} values", "split it"
+        if found is not None:
+            what, way_out = found
+            place = f"line {event.start_mark.line + 1}, column {event.start_mark.column + 1}: {what}"
+            raise ConfigError(f"{origin} must hold plain values only", place, way_out)
+
+
+def _not_plain(event: Any, resolver: Any) -> tuple[str, str] | None:
+    """Return what is no plain value, and the way out; None for what is."""
+    if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
+        return "an anchor or alias", "write it out"
+    if getattr(event, "version", None) is not None:
+        return "a %YAML line", "take it out: the file is read as YAML 1.2"
+    if (tag := getattr(event, "tag", None)) is not None:
+        return f"the tag {str(tag)[:60]}", "take it out"
+    if isinstance(event, ScalarEvent) and event.implicit[0]:
+        resolved = str(resolver.resolve(ScalarNode, event.value, event.implicit))
+        if resolved.endswith((":timestamp", ":merge", ":value")):
+            return repr(event.value[:60]), "put text in quotes"
+    return None
+
+
+def _place(error: MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}"
+
+
+def plain_json(document: object, origin: str) -> bytes:
+    """Return a sweep's content as JSON; NumPy's numbers and arrays, which notebooks hold, as what is in them.
+
+    Raises:
+        ConfigError: for what is neither number, text, list nor mapping, and text that is no Unicode.
+    """
+    try:
+        return json.dumps(document, ensure_ascii=False, default=_plain).encode()
+    except TypeError as error:
+        hint = "use numbers, text, lists and mappings"
+        raise ConfigError(f"{origin} must hold plain values only", str(error), hint) from None
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{origin} must be Unicode text", ascii(error.object[error.start])) from None
+
+
+def _plain(value: Any) -> object:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(repr(value)[:200])
+
+
+# Single values of a sweep changed for one run: ``--set recipe.epochs=3``.
+
+WAY_OUT = "e.g. --set recipe.epochs=3 --set train_sizes='[100, 200]'"
+
+
+def read_changes(words: Iterable[str]) -> dict[str, object]:
+    """Read ``KEY=VALUE`` words, the value as in a sweep file.
+
+    Raises:
+        ConfigError: for a word that is none, or two values for one key.
+    """
+    changes: dict[str, object] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key or not value.strip():
+            raise ConfigError("--set must be KEY=VALUE", word, WAY_OUT)
+        read = read_plain(value, f"--set {key}")
+        if key in changes and changes[key] != read:
+            raise ConfigError(f"--set {key} must be given one value", f"{changes[key]!r} and {read!r}")
+        changes[key] = read
+    return changes
+
+
+def with_changes(document: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
+    """Return a sweep file's content with values put at dotted keys; numbers in a key are places in a list.
+
+    Raises:
+        ConfigError: for a key that leads through something that has no keys.
+    """
+    changed = copy.deepcopy(dict(document))
+    for key, value in changes.items():
+        if not isinstance(key, str):
+            raise ConfigError("changes must have dotted keys", repr(key), "e.g. {'recipe.epochs': 3}")
+        *parents, last = key.split(".")
+        holder: Any = changed
+        for part in parents:
+            holder = _inside(holder, part, key)
+        if isinstance(holder, list):
+            _ = _inside(holder, last, key)
+            holder[int(last)] = value
+        elif isinstance(holder, dict):
+            holder[last] = value
+        else:
+            raise ConfigError(f"--set {key}: nothing can be set there", repr(holder), WAY_OUT)
+    return changed
+
+
+def _inside(holder: Any, part: str, key: str) -> Any:
+    if isinstance(holder, list):
+        if not part.isdecimal() or int(part) >= len(holder):
+            raise ConfigError(f"--set {key}: the list has places 0 to {len(holder) - 1}", part, WAY_OUT)
+        if isinstance(holder[int(part)], str):
+            # A dataset or model that is written as its name alone.
+            holder[int(part)] = {"name": holder[int(part)]}
+        return holder[int(part)]
+    if not isinstance(holder, dict):
+        raise ConfigError(f"--set {key}: nothing can be set there", repr(holder), WAY_OUT)
+    if part == "recipe" and isinstance(holder.get(part), str):
+        holder[part] = {"from": holder[part]}
+    return holder.setdefault(part, {})
+
+
+# Recipes that a search wrote, named by a sweep: found below the root, and cut to the sweep's own cells.
+
+TUNED = "tuned"
+"""As a recipe's name, the recipe that was searched for the sweep itself; as a file's key, its evidence."""
+
+SEARCHED = ("learning_rate", "weight_decay", "batch_size")
+
+
+def tuned_path(recipe: object, sweep: object, recipes: Path | None) -> object:
+    """Return ``recipe`` as a sweep file has it, with the path of a searched recipe in place of its name.
+
+    Args:
+        recipe: A name, or a mapping with one under ``from``.
+        sweep: The sweep's name.
+        recipes: Folder of the recipes that searches wrote.
+
+    Raises:
+        ConfigError: for ``tuned`` where no search of this sweep wrote one.
+    """
+    name = recipe.get("from") if isinstance(recipe, dict) else recipe
+    if recipes is None or not isinstance(name, str) or name in RECIPES or not _plain_name(name):
+        return recipe
+    path = recipes / f"{f'{TUNED}-{sweep}' if name == TUNED else name}.yaml"
+    if not os.path.isfile(path):  # which is no error for a name that no file can have
+        if name != TUNED and not name.startswith(f"{TUNED}-"):
+            return recipe  # reported as any unknown name
+        there = ", ".join(sorted(file.stem for file in recipes.glob("*.yaml"))) or "none"
+        raise ConfigError(
+            "A searched recipe must have been searched below this root",
+            f"recipe: {name}, but no {path}",
+            f"run isweep tune {_searches(name, sweep)} first; searched recipes there: {there}",
+        )
+    return {**recipe, "from": str(path)} if isinstance(recipe, dict) else str(path)
+
+
+def _searches(name: str, sweep: object) -> str:
+    """Return what to tune for a recipe to be there; a sweep that names its own begins from another."""
+    if name != TUNED:
+        return name.removeprefix(f"{TUNED}-")
+    return f"{sweep} --set recipe=NAME, with the recipe to begin from and to compare with,"
+
+
+def split_tuned(recipe: object) -> tuple[object, dict[str, Any] | None]:
+    """Return a recipe without its evidence, and the evidence; None for a recipe that was not searched."""
+    if not isinstance(recipe, dict) or not isinstance(recipe.get(TUNED), dict):
+        return recipe, None
+    return {key: value for key, value in recipe.items() if key != TUNED}, recipe[TUNED]
+
+
+def searched_cells(tuned: dict[str, Any]) -> list[tuple[object, object]]:
+    """Return model and dataset of each cell that a recipe file has a choice for, by its evidence."""
+    cells = tuned.get("cells")
+    return [
+        (cell.get("model"), cell.get("dataset"))
+        for cell in (cells if isinstance(cells, list) else ())
+        if isinstance(cell, dict) and "not_tuned" not in cell
+    ]
+
+
+def check_beside(recipe: object) -> None:
+    """Refuse what a sweep says for all beside a searched recipe, whose own values would hold over it.
+
+    Args:
+        recipe: As a sweep file has it.
+
+    Raises:
+        ConfigError: naming the fields.
+    """
+    said = [name for name in SEARCHED if isinstance(recipe, dict) and name in recipe]
+    if said:
+        raise ConfigError(
+            "What was searched of a recipe cannot be changed for all models and datasets beside it",
+            ", ".join(f"recipe.{name}" for name in said),
+            "change it for some in recipe.overrides, or start from another recipe",
+        )
+
+
+def with_tuned_cells(sweep: SweepSpec, tuned: dict[str, Any]) -> SweepSpec:
+    """Return the sweep without searched rows of models and datasets that it does not have.
+
+    Raises:
+        ConfigError: naming every model and dataset of the sweep that the search has no recipe for.
+    """
+    from search_spaces.models import model_spec
+
+    models = {model_spec(choice).name for choice in sweep.models}
+    datasets = {choice.name for choice in sweep.datasets}
+    rows = [row for row in sweep.recipe.overrides if _concerns(row, models, datasets)]
+    searched = searched_cells(tuned)
+    missing = [f"{m} on {d}" for m in sorted(models) for d in sorted(datasets) if (m, d) not in searched]
+    if missing:
+        raise ConfigError(
+            "A searched recipe must have been searched for every model and dataset of the sweep",
+            f"none for {', '.join(missing[:20])}",
+            f"add them to sweep {tuned.get('sweep')} and tune it again, or leave them out here",
+        )
+    return sweep.model_copy(update={"recipe": sweep.recipe.model_copy(update={"overrides": tuple(rows)})})
+
+
+def _concerns(row: RecipeOverride, models: set[str], datasets: set[str]) -> bool:
+    """Tell whether a row that names one model and one dataset, as searched ones do, is of the sweep."""
+    if len(row.models) != 1 or len(row.datasets) != 1:
+        return True
+    return row.models[0] in models and row.datasets[0] in datasets
+
+
+def _plain_name(name: str) -> bool:
+    return "/" not in name and not name.endswith((".yaml", ".yml"))
+
 
 MAX_FILE_BYTES = 1_000_000
 MIN_SIDE = 4
@@ -328,7 +640,7 @@ def _check_recipe(name: str) -> None:
 
 def _check_estimator(name: str) -> None:
     if name not in DEFAULT_ESTIMATORS:
-        from tasks.measures.intrinsic_dimension import table_width
+        from tasks.measures.estimators import table_width
 
         table_width((name,), 0)
 

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from orchestrator.results import columns as c
-from orchestrator.results.outlines import TrialOutline
+from orchestrator.results import table as c
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.state import StoredResults
-from orchestrator.results.weights import WeightStore
+from orchestrator.results.state import StoredResults, TrialOutline
+from orchestrator.results.store import WeightStore
 from search_spaces.errors import DataError
 from search_spaces.specs import pair_name
-from tasks.trials.predictions import from_parquet
+from tasks.trials.scores import from_parquet
 
 
 def predictions_table(records: Iterable[TrialRecord], url: str) -> pd.DataFrame:

@@ -2,24 +2,216 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import os
+import posixpath
+import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from orchestrator.planning.measured import MeasuredTrial
-from orchestrator.planning.plan import CellStatus
-from orchestrator.planning.workspace import Workspace
-from orchestrator.results.outlines import OutlineIndex, TrialOutline
-from orchestrator.results.packed import PackedTrials
-from orchestrator.results.patience import Patience
-from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
-from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
-from orchestrator.results.store import Newer, ResultStore, Unreadable
-from orchestrator.results.tracking.tracker import Failure
-from search_spaces.errors import NewerRecordError
-from search_spaces.specs import MeasureSpec
-from search_spaces.trials import TrialSpec
-from tasks.trials.result import TrialStatus
+from pydantic import TypeAdapter, ValidationError
+
+from orchestrator.planning.estimate import Prices, amount
+from orchestrator.planning.plan import CellStatus, Workspace
+from orchestrator.planning.predict import MeasuredTrial
+from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord, missing
+from orchestrator.results.storage import Patience, open_storage
+from orchestrator.results.store import Newer, PackedTrials, ResultStore, Unreadable
+from orchestrator.results.table import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
+from orchestrator.results.tracking import Failure
+from search_spaces.errors import CorruptStoreError, NewerRecordError, SweepError
+from search_spaces.specs import Measurement, MeasureSpec, TrialSpec
+from tasks.atomic import read_whole, write_atomic
+from tasks.finding import Finding
+from tasks.trials.records import TrialStatus
+
+# What a look at a sweep needs of each result, kept beside the root so that not every record is read again.
+#
+# The index is a cache of one root: lines that are appended, each with a checksum, each about a record file
+# of a certain size and time. A line that is torn, or whose file has changed, counts for nothing, and the
+# whole file may always be thrown away: what it lacks is read from the store. No number of a table comes
+# from it.
+
+log = logging.getLogger(__name__)
+
+VERSION = f"outlines 1, records {TrialRecord.version}"
+"""Of the lines; an index of another one is made anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialOutline:
+    """What decides whether a result counts, and what its trial cost; attributes as of :class:`TrialRecord`.
+
+    Attributes:
+        has_weights: Whether the trained network is kept.
+        has_predictions: Whether its predictions are.
+        peak_bytes: What the whole batches of its process took on a card; 0 where that is not known.
+    """
+
+    trial_id: str
+    spec: TrialSpec
+    data_fingerprint: str
+    status: TrialStatus
+    device: str
+    num_threads: int
+    gpu_share: float
+    started_at: float
+    finished_at: float
+    measured_at: float | None
+    has_weights: bool
+    has_predictions: bool
+    gpu_name: str
+    peak_bytes: int
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it ran on a card."""
+        return self.device.startswith("cuda")
+
+    def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
+        """See :meth:`TrialRecord.lacks`."""
+        return missing(self.spec, asked, kept_without=self.has_weights and not self.has_predictions)
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> TrialOutline:
+        """Return the outline of a record."""
+        result = record.result
+        return cls(
+            trial_id=record.trial_id,
+            spec=record.spec,
+            data_fingerprint=record.data_fingerprint,
+            status=result.status,
+            device=result.device,
+            num_threads=result.num_threads,
+            gpu_share=record.gpu_share,
+            started_at=record.started_at,
+            finished_at=record.finished_at,
+            measured_at=record.measured_at,
+            has_weights=result.weights is not None,
+            has_predictions=result.predictions is not None,
+            gpu_name=record.gpu_name,
+            peak_bytes=result.peak_memory_bytes if result.micro_batch is None else 0,
+        )
+
+
+Stamped = tuple[str, TrialOutline]
+"""An outline with the stamp of the file that it was read from."""
+
+
+@dataclass
+class OutlineIndex:
+    """The index of one sweep at ``path``; it may be missing, and may be of a root that cannot be written.
+
+    Attributes:
+        known: Outlines with their stamps, by trial id.
+    """
+
+    path: Path
+    known: dict[str, Stamped] = field(default_factory=dict)
+    _families: dict[str, TrialSpec] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> OutlineIndex:
+        """Read what is whole of an index."""
+        index = cls(path)
+        try:
+            first, *lines = read_whole(path).split(b"\n")
+            if _payload(first) != VERSION:
+                return index
+        except (OSError, ValueError):
+            return index
+        for line in lines:
+            try:
+                index._take(_payload(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # torn, or its family is: the record is read instead
+        return index
+
+    def add(self, found: Iterable[Stamped]) -> None:
+        """Append outlines; that they cannot be kept costs time at the next look and nothing else."""
+        lines = [line for stamped in found if stamped[0] for line in self._learn(stamped)]
+        if not lines or not self.path.parent.is_dir():
+            return
+        try:
+            if not self.path.exists():
+                write_atomic(self.path, _line(VERSION), durable=False)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+            try:
+                os.write(descriptor, b"".join(lines))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.info("the index %s cannot be written: %s", self.path, error)
+
+    def renew(self, found: Iterable[Stamped]) -> None:
+        """Make the index anew; see :meth:`add` for when it cannot be."""
+        self.known, self._families = {}, {}
+        lines = [_line(VERSION), *(line for stamped in found for line in self._learn(stamped))]
+        try:
+            write_atomic(self.path, b"".join(lines), durable=False)
+        except OSError as error:
+            log.info("the index %s cannot be written: %s", self.path, error)
+
+    def _learn(self, stamped: Stamped) -> Iterator[bytes]:
+        """Know an outline, and yield the lines that say it, with its family's where that is new."""
+        stamp, outline = stamped
+        if self.known.get(outline.trial_id, ("",))[0] == stamp:
+            return
+        self.known[outline.trial_id] = stamped
+        network = outline.spec.network
+        family = _family(outline.spec)
+        text = family.model_dump_json()
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        if key not in self._families:
+            self._families[key] = family
+            yield _line({"family": key, "of": text})
+        values = [getattr(outline, name) for name in _VALUES]
+        yield _line([stamp, key, network.train_size, network.seed, *values])
+
+    def _take(self, payload: Any) -> None:
+        """Learn what a line says."""
+        if isinstance(payload, dict):
+            self._families[payload["family"]] = TrialSpec.model_validate_json(payload["of"])
+            return
+        stamp, key, train_size, seed, *values = payload
+        fields = dict(zip(_VALUES, values, strict=True))
+        fields["status"] = TrialStatus(fields["status"])
+        outline = TrialOutline(spec=_member(self._families[key], train_size, seed), **fields)
+        self.known[outline.trial_id] = (str(stamp), outline)
+
+
+_VALUES = tuple(name for name in TrialOutline.__slots__ if name != "spec")
+
+
+def _family(spec: TrialSpec) -> TrialSpec:
+    """Return what thousands of trials share: their spec but for the train size and the seed."""
+    return _member(spec, 2, 0)
+
+
+def _member(spec: TrialSpec, train_size: int, seed: int) -> TrialSpec:
+    network = spec.network.model_copy(update={"train_size": train_size, "seed": seed})
+    return spec.model_copy(update={"network": network})
+
+
+def _line(payload: Any) -> bytes:
+    text = json.dumps(payload, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _payload(line: bytes) -> Any:
+    """Return what a line says.
+
+    Raises:
+        ValueError: when it is torn.
+    """
+    checksum, _, text = line.partition(b" ")
+    if len(checksum) != 8 or int(checksum, 16) != zlib.crc32(text):
+        raise ValueError("torn")
+    return json.loads(text)
 
 
 @dataclass
@@ -281,3 +473,178 @@ class _ReadWhenAsked(dict[str, TrialRecord]):
         if record is None:
             raise KeyError(trial_id)
         return record
+
+
+# What the stored results of a sweep cost, and what using them again has saved.
+
+JOULES_PER_KILOWATT_HOUR = 3.6e6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of trials that have a result; failed attempts leave no times, so they are not in it.
+
+    Attributes:
+        gpu_hours: Hours of whole cards: time times share.
+        core_hours: Hours of CPU cores of the trials that ran without a card.
+        dollars: At the table's prices.
+        kilowatt_hours: At the table's draw.
+        saved_gpu_hours: Of training that was not repeated when more was measured on kept networks.
+        saved_core_hours: Likewise.
+        networks_used_again: How many those were.
+        measures: Stored measures, each made once.
+        trials_per_measure: Trials that read them, per measure.
+        prices: Where prices and draw are from.
+    """
+
+    gpu_hours: float
+    core_hours: float
+    dollars: float
+    kilowatt_hours: float
+    saved_gpu_hours: float
+    saved_core_hours: float
+    networks_used_again: int
+    measures: int
+    trials_per_measure: float
+    prices: str
+
+    def text(self) -> str:
+        """Say it in a line."""
+        parts = [
+            f"cost so far {_hours(self.gpu_hours, self.core_hours)}: {amount(self.dollars)} $, "
+            f"{amount(self.kilowatt_hours)} kWh ({self.prices})"
+        ]
+        if self.networks_used_again:
+            saved = _hours(self.saved_gpu_hours, self.saved_core_hours)
+            parts.append(
+                f"{self.networks_used_again} kept networks measured again, not trained: {saved} saved"
+            )
+        if self.measures:
+            parts.append(f"each measure made once for {self.trials_per_measure:.3g} trials")
+        return "; ".join(parts)
+
+
+def cost_of(state: State, prices: Prices) -> Cost:
+    """Add up the trials of a sweep that have a result."""
+    again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
+    gpu, core = _unit_hours(state.measured_trials())
+    saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
+    joules = 3600 * (gpu * prices.card.watts + core * prices.core.watts)
+    num_measures = len(state.measures)
+    return Cost(
+        gpu_hours=gpu,
+        core_hours=core,
+        dollars=gpu * prices.card.dollars + core * prices.core.dollars,
+        kilowatt_hours=joules / JOULES_PER_KILOWATT_HOUR,
+        saved_gpu_hours=saved_gpu,
+        saved_core_hours=saved_core,
+        networks_used_again=len(again),
+        measures=num_measures,
+        trials_per_measure=len(state.results) / num_measures if num_measures else 0.0,
+        prices=prices.origin,
+    )
+
+
+def _unit_hours(trials: Iterable[MeasuredTrial]) -> tuple[float, float]:
+    """Return hours of cards and of cores."""
+    hours = {True: 0.0, False: 0.0}
+    for trial in trials:
+        hours[trial.on_gpu] += trial.seconds * trial.share / 3600
+    return hours[True], hours[False]
+
+
+def _hours(gpu: float, core: float) -> str:
+    parts = [f"{amount(gpu)} GPU-hours"] * bool(gpu) + [f"{amount(core)} core-hours"] * bool(core or not gpu)
+    return " and ".join(parts)
+
+
+# The story of each cell: when its attempts started, where, how they ended, and what they logged.
+#
+# ``trials/<trial_id>/history.json`` and one ``attempt-<n>.log`` per attempt lie beside the result. They are
+# for people: nothing is decided by them, and a story that cannot be written is worth no result.
+
+MOST_EVENTS = 200
+"""Of one cell; lost nodes are tried again without limit. The oldest go."""
+
+
+What = Literal["started", "finished", "failed", "stopped"]
+
+
+class Event(Finding):
+    """Something that happened to a cell.
+
+    Attributes:
+        at: Seconds since 1970, by the driver's clock.
+        what: What happened.
+        attempt: To which attempt, from 1 over all runs.
+        node: Address of the node where it ran, where that is known.
+        said: Of a failure: its kind and reason, and whether there is another attempt; of an end: how.
+    """
+
+    at: float
+    what: What
+    attempt: int
+    node: str = ""
+    said: str = ""
+
+
+_EVENTS = TypeAdapter(list[Event])
+
+
+class History:
+    """Stories and logs of the cells of one sweep, beside its results below ``url``."""
+
+    def __init__(self, url: str) -> None:
+        self._files = open_storage(url)
+        self._open: dict[str, list[Event]] = {}
+
+    def tell(self, trial_id: str, event: Event, log_text: str = "") -> None:
+        """Add an event to a cell's story; ``log_text`` is what its attempt logged, which has ended then."""
+        try:
+            events = self._open.setdefault(trial_id, []) or self.story(trial_id)
+        except SweepError as error:
+            log.warning("the story of %s begins anew: %s", trial_id, error)
+            events = []
+        self._open[trial_id] = events = [*events, event][-MOST_EVENTS:]
+        self._write(trial_id, "history.json", _EVENTS.dump_json(events, indent=1))
+        if log_text:
+            self._write(trial_id, f"attempt-{event.attempt}.log", log_text.encode())
+        if event.what == "finished":
+            del self._open[trial_id]
+
+    def story(self, trial_id: str) -> list[Event]:
+        """Return what happened to a cell, oldest first.
+
+        Raises:
+            CorruptStoreError: when the file is damaged.
+            SetupError: when the store does not answer.
+        """
+        path = self._path(trial_id, "history.json")
+        try:
+            return _EVENTS.validate_json(self._files.read(path))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            way_out = "delete it: nothing is decided by it"
+            raise CorruptStoreError("A cell's story must be whole", f"{path}: {reason}", way_out) from None
+
+    def log_path(self, trial_id: str, attempt: int) -> str:
+        """Return where an attempt's log is, if it left one."""
+        return self._path(trial_id, f"attempt-{attempt}.log")
+
+    def log(self, trial_id: str, attempt: int) -> str | None:
+        """Return what an attempt logged; None where it left nothing."""
+        try:
+            return self._files.read(self.log_path(trial_id, attempt)).decode(errors="replace")
+        except OSError:
+            return None
+
+    def _path(self, trial_id: str, name: str) -> str:
+        return posixpath.join(self._files.base, TrialRecord.folder, trial_id, name)
+
+    def _write(self, trial_id: str, name: str, data: bytes) -> None:
+        try:
+            self._files.write(self._path(trial_id, name), data, durable=False)
+        except SweepError as error:
+            log.warning("the story of %s is not kept: %s", trial_id, error)

@@ -6,28 +6,272 @@ test), it is made to read them again.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import importlib
 import logging
 import math
 import os
 import secrets
+import signal
+import socket
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType, TracebackType
+from typing import Any, Literal, NoReturn
 
-from orchestrator.planning.simulate import LOOK_AHEAD
-from orchestrator.running.address import check_answers
-from orchestrator.running.devices import check_card
-from orchestrator.running.head import PRIVATE_PATIENCE_S, SHARED_PATIENCE_S, HeadWatch
-from orchestrator.running.leftovers import private_folder, remove_leftovers, temporary_files_in
-from orchestrator.running.signals import own_signals, stop_held
+from orchestrator.planning.predict import LOOK_AHEAD
+from orchestrator.running.gpus import check_card
+from orchestrator.running.orphans import private_folder, remove_leftovers, temporary_files_in
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
+# The address of a Ray head, looked at before Ray is asked: it would wait where nobody listens.
+
+ANSWER_TIMEOUT_S = 5.0
+LARGEST_PORT = 65_535
+
+
+def check_form(address: str) -> None:
+    """Refuse what cannot be an address, before anything starts.
+
+    Raises:
+        ConfigError: when it is neither ``host:port`` nor ``auto``.
+    """
+    host, _, port = address.rpartition(":")
+    if address != "auto" and (
+        "://" in address or not host or not port.isdecimal() or int(port) > LARGEST_PORT
+    ):
+        raise ConfigError(
+            "--address must be host:port of a Ray head, or auto",
+            address,
+            "on the head itself use auto; from elsewhere submit the command with `ray job submit`",
+        )
+
+
+def check_answers(address: str) -> str:
+    """Return the address with the host's name looked up: gRPC may not know a name that this machine knows.
+
+    Raises:
+        ConfigError: when it is neither ``host:port`` nor ``auto``.
+        SetupError: when nothing answers there.
+    """
+    check_form(address)
+    if address == "auto":
+        return address
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
+            peer = connection.getpeername()[0]
+    except (OSError, OverflowError) as error:
+        raise SetupError(
+            "The Ray address must answer",
+            f"{address}: {error}",
+            "start the cluster (`ray up cluster.yaml`) or leave --address out to run on this machine",
+        ) from None
+    return address if ":" in peer else f"{peer}:{port}"
+
+
+# Signals stay this process's own, whatever a library does to them, and a request to stop is never lost.
+
+END_WITHIN_S = 20.0
+"""How long the driver's main thread may take to end by itself; it may hang in a call of Ray's."""
+
+_asked = threading.Event()
+
+
+def stop_on_signals() -> None:
+    """Answer Ctrl-C, ``kill`` and a closed terminal with :class:`KeyboardInterrupt` from now on.
+
+    Python raises it wherever the main thread is. In a finaliser or a callback from C it is printed and
+    forgotten; :func:`raise_if_asked` then raises it again, until :func:`stop_heard`.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        _asked.set()
+        raise KeyboardInterrupt
+
+    _asked.clear()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # `nohup` has one ignored, a shell's background jobs another, and it stays so.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, stop)
+
+
+def raise_if_asked() -> None:
+    """Stop if that was asked for and got lost.
+
+    Raises:
+        KeyboardInterrupt: when somebody has asked and nobody has heard.
+    """
+    if _asked.is_set():
+        raise KeyboardInterrupt
+
+
+def stop_heard() -> None:
+    """Say that the stop has arrived where it is answered: what follows must run."""
+    _asked.clear()
+
+
+@contextlib.contextmanager
+def stop_held() -> Iterator[None]:
+    """Let a stop wait for the end of the block: an import that is cut off leaves half a module behind.
+
+    Raises:
+        KeyboardInterrupt: at the end, when a stop was asked for meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+    if asked:
+        signal.raise_signal(asked[0])
+
+
+def is_stop(error: BaseException | None) -> bool:
+    """Tell whether an error came up while a stop was on its way out, and so is a part of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def end_main_thread(error: SetupError, ended: threading.Event) -> None:
+    """Interrupt the main thread from another one, and end the process when that does not help.
+
+    Args:
+        error: Why; the last word when the main thread has none.
+        ended: Set when the main thread has heard.
+    """
+    _thread.interrupt_main()
+    if not ended.wait(END_WITHIN_S):
+        print(f"isweep: {error}", file=sys.stderr, flush=True)  # noqa: T201  # the last word
+        os._exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def own_signals(undo: Callable[[], object]) -> Iterator[None]:
+    """Keep this process's signals: Ray's subreaper setting ignores SIGCHLD, and its start takes SIGTERM.
+
+    With the first ignored, every ``subprocess`` of a driver would seem to end with 0; with the second taken,
+    a polite request to stop would abort the process.
+
+    Args:
+        undo: Ends what a stop left half started, which blocks the next start and can crash the process.
+
+    Raises:
+        KeyboardInterrupt: when a stop was asked for, also where Ray's own answer to SIGTERM came through.
+    """
+    numbers = (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        undo()
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+# The head of a Ray cluster, watched: without it Ray ends the driver, with nothing but a line of its own.
+
 log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 2.0
+HEAD_ANSWER_TIMEOUT_S = 2.0
+PRIVATE_PATIENCE_S = 10.0
+"""The head of a private cluster never comes back."""
+SHARED_PATIENCE_S = 120.0
+"""That of a shared one may: a network heals, an operator starts it again."""
+SAID_AFTER_S = 30.0
+
+
+class HeadWatch:
+    """Looks from a thread whether the head answers, and ends the block that it watches when it is lost.
+
+    Args:
+        address: ``host:port`` of the head.
+        patience_s: How long it may be silent.
+        say: Is told when it has been silent for a while, and when it is back.
+    """
+
+    def __init__(self, address: str, patience_s: float, say: Callable[[str], None] = log.warning) -> None:
+        self.lost: SetupError | None = None
+        self._address, self._patience_s, self._say = address, patience_s, say
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="head-watch", daemon=True)
+
+    def __enter__(self) -> HeadWatch:
+        """Begin to look."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End looking.
+
+        Raises:
+            SetupError: in place of whatever ended the block, when the head was lost.
+        """
+        self._ended.set()
+        if self.lost is not None and error is not None:
+            raise self.lost from error
+
+    def _watch(self) -> None:
+        silent_s, said = 0.0, False
+        # Looks are counted, not hours: a driver that was itself stopped has not looked meanwhile.
+        while not self._ended.wait(LOOK_EVERY_S):
+            if answers(self._address):
+                if said:
+                    self._say("The cluster's head answers again; going on")
+                silent_s, said = 0.0, False
+                continue
+            silent_s += LOOK_EVERY_S
+            if silent_s >= self._patience_s:
+                self._give_up(silent_s)
+                return
+            if silent_s >= SAID_AFTER_S and not said:
+                said = True
+                self._say(f"The cluster's head at {self._address} does not answer; waiting for it")
+
+    def _give_up(self, silent_s: float) -> None:
+        self.lost = SetupError(
+            "The head of the Ray cluster must be there",
+            f"{self._address}: no answer for {silent_s:.0f} s",
+            "run the same command again, on a shared cluster when its head is back: what is done is kept",
+        )
+        log.error("%s", self.lost)
+        end_main_thread(self.lost, self._ended)
+
+
+def answers(address: str) -> bool:
+    """Tell whether somebody listens at ``host:port``."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_ANSWER_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
 
 Device = Literal["auto", "cpu", "gpu"]
 MIN_RAY = (2, 56)
@@ -37,8 +281,8 @@ TOO_SLOW = "timed out during startup"
 
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_enable_open_telemetry": "0",  # "1" leaks: see orchestrator.running.task_names
-    # Ray ends a driver whose head is silent for so long; orchestrator.running.head does before, in words.
+    "RAY_enable_open_telemetry": "0",  # "1" leaks: see orchestrator.running.trials
+    # Ray ends a driver whose head is silent for so long; orchestrator.running.cluster does before, in words.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
     # A head that does not answer is asked once; 20 times would take minutes.
     "RAY_NUM_REDIS_GET_RETRIES": "1",

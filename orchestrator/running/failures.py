@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import errno
+import logging
+import socket
+import time
 import traceback
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import ray
+from ray import cloudpickle
 from ray.exceptions import (
     NodeDiedError,
     ObjectStoreFullError,
@@ -17,6 +26,7 @@ from ray.exceptions import (
 )
 
 from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.running.gpus import NO_CARD
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
 RETRIES: dict[FailureKind, int | None] = {
@@ -34,7 +44,7 @@ RETRIES: dict[FailureKind, int | None] = {
     FailureKind.CODE_ERROR: 0,
 }
 """Further attempts within one ``isweep run`` of a cell that fails alone (see
-:mod:`orchestrator.running.retries`); None is no limit. A new run tries every failed cell again."""
+:mod:`orchestrator.running.failures`); None is no limit. A new run tries every failed cell again."""
 
 MAX_TRACEBACK = 8000
 
@@ -155,3 +165,232 @@ def classify_broken_fit(error: BaseException) -> TrialFailure:
     if failure.kind != FailureKind.CODE_ERROR:
         return failure
     return failure.model_copy(update={"kind": FailureKind.CLUSTER_ERROR})
+
+
+# Whether a cell that failed gets another attempt in this run, when, and why: a decision that is explained.
+#
+# A death counts as the trial's own doing only when it dies again and again while others live. Where other
+# cells die too, something kills workers, and each of them gets more attempts; a lost node says nothing
+# about the trial at all. Every attempt waits twice as long as the one before, up to a minute.
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+MOST_DEATHS = 20
+"""Of one cell's process, whatever happens to others; those with a lost node do not count."""
+MOST_IN_VAIN = 200
+"""Failures in a row without a single result in between: then nothing works here, not even node by node."""
+
+MOST_ON_UNFIT = 4
+"""Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
+
+PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a cell that failed: another attempt after ``pause_s`` seconds, or None for none."""
+
+    pause_s: float | None
+    reason: str
+
+
+@dataclass
+class Retries:
+    """The failures of one run, by cell and kind.
+
+    Attributes:
+        failures: How often each cell failed of each kind.
+        deaths: How often each cell's process died, of whatever.
+        in_vain: Failures since the last result of any cell.
+        unfit: By address of a node, trials in a row that reached no card there, or found other code.
+    """
+
+    failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
+    deaths: Counter[str] = field(default_factory=Counter)
+    in_vain: int = 0
+    unfit: Counter[str] = field(default_factory=Counter)
+
+    def finished(self, trial_id: str, node: str = "") -> None:
+        """A cell has its result, on ``node``: the sweep makes progress."""
+        self.in_vain = 0
+        self.unfit[node] = 0
+
+    def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
+        """End the sweep when no node is left that can run its trials.
+
+        Args:
+            node: Address of the one where a trial has failed.
+            failure: Of the trial.
+            offered: Addresses of the live nodes that could be given it.
+
+        Raises:
+            SetupError: saying what the last trial found.
+        """
+        if not (failure.kind == FailureKind.OTHER_CODE or failure.message.startswith(NO_CARD)):
+            return
+        self.unfit[node] += 1
+        if not offered or any(self.unfit[other] < MOST_ON_UNFIT for other in offered):
+            return
+        last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
+        tried = f"on each of {len(offered)} nodes{{}} the last {MOST_ON_UNFIT} trials or more {{}}: {last}"
+        if failure.kind == FailureKind.OTHER_CODE:
+            raise SetupError(
+                "Some node must run the code of the driver",
+                tried.format("", "found other code; the last one"),
+                "install the same everywhere, leave it as it is while a sweep runs, and run the same command "
+                "again: what is done is kept",
+            )
+        raise SetupError(
+            "Some node must give trials a card that they can reach",
+            tried.format(" with GPUs", "reached none; the last one"),
+            "mend a node and run the same command again: what is done is kept. "
+            "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
+        )
+
+    def failed(self, trial_id: str, kind: FailureKind, *, died: bool = False) -> Decision:
+        """Count a failure, with which the trial's process ``died`` or lived on, and decide."""
+        mine = self.failures.setdefault(trial_id, Counter())
+        mine[kind] += 1
+        self.deaths[trial_id] += died
+        self.in_vain += 1
+        if self.in_vain > MOST_IN_VAIN:
+            return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
+        if sum(mine[death] for death in PROCESS_DEATHS) >= MOST_DEATHS:
+            return Decision(None, f"it died {MOST_DEATHS} times")
+        limit, why = self._limit(trial_id, kind)
+        if limit is not None and mine[kind] > limit:
+            return Decision(None, why)
+        pause = min(FIRST_PAUSE_S * 2 ** (mine.total() - 1), LONGEST_PAUSE_S)
+        most = "" if limit is None else f" of {limit + 1}"
+        return Decision(pause, f"attempt {mine[kind] + 1}{most} in {pause:g} s: {why}")
+
+    def _limit(self, trial_id: str, kind: FailureKind) -> tuple[int | None, str]:
+        """Return how many further attempts failures of a kind allow, None for any number, and why."""
+        limit = RETRIES[kind]
+        if limit is None:
+            return None, "a lost node says nothing about the trial"
+        if kind not in PROCESS_DEATHS:
+            return limit, f"{kind} is tried again {limit} times" if limit else f"{kind} would come again"
+        # A trial that runs out of memory without harm to its process tells nothing of others.
+        others = self.deaths.total() - self.deaths[trial_id]
+        if others < 2:
+            return limit, "other trials live"
+        return limit + others // 2, f"other trials died {others} times too"
+
+
+# Of what a worker died: the error where Tune wrote it, and whether the worker's node is there at all.
+
+log = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT_S = 2.0
+
+
+def read_failure(trial: Any) -> TrialFailure:
+    """Return the failure of a Tune trial whose process went away.
+
+    Tune writes the error into the trial's local folder and copies it to its storage later, where
+    ``Trial.get_error`` looks in vain when a callback asks. Of errors that are not an actor's or a task's,
+    such as the memory killer's, it writes the text alone.
+    """
+    error, text = _pickled(trial.pickled_error_file), _text(trial.error_file)
+    return classify_lost_worker(error, text, _dead_nodes(error))
+
+
+class Place(NamedTuple):
+    """Where an attempt runs: Ray's id of its actor, and the address of its node."""
+
+    trial_id: str
+    actor: str
+    node: str
+
+    @classmethod
+    def here(cls, trial_id: str) -> Place:
+        """Return the place of the process that asks."""
+        return cls(trial_id, ray.get_runtime_context().get_actor_id(), ray.util.get_node_ip_address())
+
+
+def fit_nodes(failure: TrialFailure) -> set[str]:
+    """Return the addresses of the live nodes to which a trial that failed for its node could be given."""
+    needed = "GPU" if failure.message.startswith(NO_CARD) else "CPU"
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return {node["NodeManagerAddress"] for node in alive if node["Resources"].get(needed, 0) > 0}
+
+
+def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
+    """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
+
+    The memory killer's error ends Tune's loop and names no process. What each actor died of is known at the
+    head, a moment later than the error.
+
+    Args:
+        places: Where the trials ran, by their ids.
+    """
+    patience = time.monotonic() + ANSWER_TIMEOUT_S
+    while places:
+        try:
+            found = {trial_id for trial_id, place in places.items() if _died_of_memory(place.actor)}
+        except Exception as problem:
+            log.warning("the cluster cannot be asked what a trial died of: %s", problem)
+            return set()
+        if found or time.monotonic() > patience:
+            return found
+        time.sleep(0.1)
+    return set()
+
+
+def _died_of_memory(actor: str) -> bool:
+    about = ray._private.state.actors(actor)
+    return bool(about) and about["State"] == "DEAD" and about["DeathCause"].HasField("oom_context")
+
+
+def _pickled(path: str | None) -> BaseException | None:
+    """Return the exception that our own driver wrote a moment ago, below its own scratch folder."""
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        error = cloudpickle.loads(Path(path).read_bytes())
+    except Exception as problem:
+        log.warning("Tune's error file %s cannot be read: %s", path, problem)
+        return None
+    return error if isinstance(error, BaseException) else None
+
+
+def _text(path: str | None) -> str:
+    """Return the last error in Tune's text file: attempts of one cell share a folder."""
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
+    except OSError:
+        return ""
+    last = text.rpartition("Failure # ")[2]
+    return last.partition("\n")[2] if "\n" in last else last
+
+
+def _dead_nodes(error: BaseException | None) -> list[str]:
+    """Return ids of nodes that are gone, and the actor's id when the node that it ran on is among them.
+
+    A raylet that was killed shows first as an actor that is "unavailable", and Ray lists the node as alive
+    until its health check has failed for a while; so the node itself is asked.
+    """
+    try:
+        nodes = ray.nodes()
+        dead = [node["NodeID"] for node in nodes if not _answers(node)]
+        actor = getattr(error, "actor_id", None)
+        if actor is not None and dead:
+            address = ray._private.state.actors(actor).get("Address", {})
+            if address.get("NodeID") in dead:
+                dead.append(actor)
+    except Exception as problem:
+        log.warning("the cluster cannot be asked which nodes are gone: %s", problem)
+        return []
+    return dead
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    if not node["Alive"]:
+        return False
+    try:
+        address = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        with socket.create_connection(address, timeout=ANSWER_TIMEOUT_S):
+            return True
+    except OSError:
+        return False

@@ -8,8 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from orchestrator.running.address import check_form
-from orchestrator.running.cluster import Device
+from orchestrator.running.cluster import Device, check_form
 
 
 @dataclass(frozen=True)

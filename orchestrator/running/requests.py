@@ -10,12 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import ray
 
-from orchestrator.planning.cards import Card, card_like
-from orchestrator.planning.measured import Expectation
-from orchestrator.planning.packing import need_of
+from orchestrator.planning.predict import Card, Expectation, card_like, need_of
 from orchestrator.running.cluster import Resources
 from search_spaces.errors import SweepError
-from search_spaces.trials import TrialSpec
+from search_spaces.specs import TrialSpec
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from orchestrator.planning.workspace import Workspace
-from orchestrator.running.lock import holder_pid
+from orchestrator.planning.plan import Workspace
+from orchestrator.running.locks import holder_pid
 from tasks.atomic import read_whole, write_atomic
 
 log = logging.getLogger(__name__)

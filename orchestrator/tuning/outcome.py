@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from orchestrator.tuning.cells import Point
-from orchestrator.tuning.search import CellSearch, Search
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from orchestrator.planning.plan import Workspace
+from orchestrator.results.records import FailureRecord
+from orchestrator.results.store import ResultStore, Unreadable
+from orchestrator.tuning.cells import AskedRecord, CellKey, Point, SearchRecord, TuningCell, tuning_cells
+from orchestrator.tuning.search import CellSearch, Search, Training, rungs_of
+from search_spaces.errors import SweepError
+from search_spaces.specs import pair_name
+from search_spaces.tuning import TuneSpec
 from tasks.finding import Finding
-from tasks.trials.search_result import SearchResult, SearchStatus
+from tasks.trials.records import SearchResult, SearchStatus, capped
 
 FLAT_WITHIN = 0.05
 """Nat of validation loss above the best within which an optimum counts as flat."""
@@ -20,7 +32,7 @@ class Candidate(Finding):
 
     Attributes:
         point: Where.
-        losses: One per run that it is judged by, capped (see :func:`tasks.trials.search_result.capped`); runs
+        losses: One per run that it is judged by, capped (see :func:`tasks.trials.records.capped`); runs
             have other seeds, splits and class pairs, the same ones for every finalist.
         mean: Of ``losses``.
         std_error: Of the mean, from the spread over runs; None for one run.
@@ -211,3 +223,252 @@ def _flat(search: CellSearch) -> tuple[float, float] | None:
     limit = complete[0][1].capped_loss + FLAT_WITHIN
     rates = [point.learning_rate for point, result in complete if result.capped_loss <= limit]
     return min(rates), max(rates)
+
+
+# Where the search of a sweep stands, read from what is stored; nothing is trained, told or made.
+
+Row = dict[str, str | int | float | None]
+
+
+class SearchStanding(Finding):
+    """What is stored of a search.
+
+    Attributes:
+        trials: Results, of finalists too.
+        by_status: How many of them ended in each way.
+        recipe: Path of the recipe; None before it is written.
+        report: Path of the page; likewise.
+        failed: Trials without a result whose last attempt failed.
+        unreadable: Files that are not believed.
+    """
+
+    trials: int
+    by_status: dict[str, int]
+    recipe: str | None
+    report: str | None
+    failed: int = 0
+    unreadable: int = 0
+
+    @property
+    def summary(self) -> str:
+        """Say it in a line."""
+        ways = ", ".join(f"{count} {status}" for status, count in sorted(self.by_status.items()))
+        failed = f", {self.failed} failed" if self.failed else ""
+        broken = f"; {self.unreadable} files not believed" if self.unreadable else ""
+        recipe = f"; recipe {self.recipe}" if self.recipe else "; no recipe yet"
+        return f"search: {self.trials} trials ({ways}){failed}{broken}{recipe}"
+
+
+def search_standing(workspace: Workspace) -> SearchStanding | None:
+    """Return where the search of a sweep stands; None where nothing was searched.
+
+    Raises:
+        SetupError: when the storage does not answer.
+    """
+    store = ResultStore(workspace.search_url)
+    scan, failures = store.scan(SearchRecord), store.scan(FailureRecord)
+    if not (scan.records or scan.unreadable or failures.records):
+        return None
+    recipe = workspace.paths.tuned_recipe(workspace.plan.sweep.name)
+    report = workspace.sweep_paths.search_report / "search.html"
+    return SearchStanding(
+        trials=len(scan.records),
+        by_status=dict(Counter(str(record.result.status) for record in scan.records.values())),
+        recipe=str(recipe) if recipe.is_file() else None,
+        report=str(report) if report.is_file() else None,
+        failed=len(failures.records.keys() - scan.records.keys()),
+        unreadable=len(scan.unreadable),
+    )
+
+
+def search_rows(workspace: Workspace) -> list[Row]:
+    """Return one row per stored trial of a search, the first to finish first.
+
+    Raises:
+        SetupError: when the storage does not answer.
+    """
+    records = ResultStore(workspace.search_url).scan(SearchRecord).records.values()
+    return [_row(record) for record in sorted(records, key=lambda record: record.finished_at)]
+
+
+def _row(record: SearchRecord) -> Row:
+    network, result = record.spec.network, record.result
+    return {
+        "trial_id": record.trial_id,
+        "model": network.model.name,
+        "dataset": network.subset.prepared.dataset,
+        "class_pair": pair_name(network.subset.class_pair),
+        "train_size": network.train_size,
+        **record.point.model_dump(),
+        "role": str(record.role),
+        "seed": network.seed,
+        "status": str(result.status),
+        "epochs": result.epochs,
+        "validation_loss": result.loss,
+        "validation_accuracy": result.curve[-1].accuracy if result.loss is not None else None,
+    }
+
+
+def most_trainings(workspace: Workspace) -> tuple[int | None, str]:
+    """Return how many whole trainings a search takes at most, and that in words.
+
+    None where the sweep cannot be searched; in words why, for a sweep that says how it is to be.
+    """
+    sweep = workspace.plan.sweep
+    try:
+        cells = tuning_cells(workspace.plan)
+    except SweepError as error:
+        return None, f"isweep tune would refuse: {error}" if "tune" in sweep.model_fields_set else ""
+    most = round(sum(_trainings(cells, sweep.tune)))
+    return most, f"beside it, isweep tune would train {most} networks to the end at most"
+
+
+def _trainings(cells: Iterable[TuningCell], tune: TuneSpec) -> Iterable[float]:
+    """Yield the budget of each cell, and the further trainings of finalists and of the sweep's own recipe."""
+    return (tune.num_trainings + (tune.finalists + 1) * (tune.seeds - 1) for _ in cells)
+
+
+# Which searched parameters matter: how much of the losses' ranks each explains, beside what chance gives.
+
+PARAMETERS = ("learning_rate", "weight_decay", "batch_size")
+FEWEST_FOR_IMPORTANCE = 12
+"""Points of a model, over its datasets. With twelve a rate that alone decides is told from chance in four
+searches of five, with 18 in nearly all."""
+NUM_GROUPS = 3
+NUM_SHUFFLES = 999
+ERROR = 0.05
+"""How often chance alone tells any parameter of a model apart."""
+
+
+def importance_table(cells: Sequence[CellSearch], seed: int = 0) -> pd.DataFrame:
+    """Return how much each parameter decides the loss at the first rung, one row per model and parameter.
+
+    The points of a model's datasets are taken together, by the rank of their loss within the dataset, at the
+    first rung, because all trials come to it. A parameter explains the share of the ranks' variance that lies
+    between its lowest, middle and highest third of points, or between batch sizes: the ε² of Kruskal and
+    Wallis's test, without its ties. Models of fewer than ``FEWEST_FOR_IMPORTANCE`` points are left out, and
+    those whose points are all alike.
+
+    Args:
+        cells: The search's.
+        seed: Of the shuffles.
+
+    Returns:
+        Columns ``model``, ``parameter``, ``num_points``, ``share``, and ``by_chance``: what the shares stay
+        below when losses are shuffled among the points of each dataset, for all parameters of a model in
+        all but ``ERROR`` of the shuffles (Bonferroni).
+    """
+    rows = []
+    for model in dict.fromkeys(search.cell.key[0] for search in cells):
+        found = [_points(search) for search in cells if search.cell.key[0] == model]
+        table = pd.concat([one for one in found if not one.empty] or [pd.DataFrame(columns=["rank"])])
+        if len(table) < FEWEST_FOR_IMPORTANCE or table["rank"].nunique() == 1:
+            continue
+        rng = np.random.default_rng(seed)
+        ranks = [one["rank"].to_numpy() for one in found]
+        shuffled = np.stack(
+            [np.concatenate([rng.permutation(some) for some in ranks]) for _ in range(NUM_SHUFFLES)]
+        )
+        for name in PARAMETERS:
+            groups = _groups(table[name].to_numpy(dtype=float), split=name != "batch_size")
+            limit = np.quantile(explained(shuffled, groups), 1 - ERROR / len(PARAMETERS), method="higher")
+            share = explained(np.concatenate(ranks)[None], groups)[0]
+            rows.append((model, name, len(table), float(share), float(limit)))
+    return pd.DataFrame(rows, columns=["model", "parameter", "num_points", "share", "by_chance"])
+
+
+def explained(ranks: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of the variance that lies between groups.
+
+    Args:
+        ranks: ``(num_shuffles, num_points)``, not all equal.
+        groups: ``(num_points,)``.
+    """
+    centred = ranks - ranks.mean(axis=1, keepdims=True)
+    between = np.zeros(len(ranks))
+    for group in np.unique(groups):
+        inside = centred[:, groups == group]
+        between += inside.sum(axis=1) ** 2 / inside.shape[1]
+    return np.asarray(between / (centred**2).sum(axis=1))
+
+
+def _groups(values: NDArray[np.float64], *, split: bool) -> NDArray[np.int64]:
+    """Return the third of each value by its place in their order, or its place among the distinct ones."""
+    if not split:
+        return np.unique(values, return_inverse=True)[1]
+    places = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    return places * NUM_GROUPS // len(values)
+
+
+def _points(search: CellSearch) -> pd.DataFrame:
+    """Return the points of a cell with the ranks of their losses at the first rung."""
+    rung = (rungs_of(search.cell) or (search.cell.num_epochs,))[0]
+    rows = []
+    for (point, run), result in search.results.items():
+        if run == 0 and search.cell.contains(point):
+            reached = [score.loss for score in result.curve if score.epoch == rung]
+            rows.append(
+                {**point.model_dump(), "loss": capped(reached[0] if reached else None, result.chance_loss)}
+            )
+    table = pd.DataFrame(rows, columns=[*PARAMETERS, "loss"])
+    return table.assign(rank=table["loss"].rank(pct=True))
+
+
+# What earlier starts left of a search: trainings that were asked for, in their order, and what they gave.
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What is stored of a search.
+
+    Attributes:
+        asked: What was asked for, by trial id.
+        records: What was found, likewise, the first to end first.
+        num_others: Results of another train size, recipe, split or prepared data; kept and not used.
+        unreadable: Files that are not believed.
+    """
+
+    asked: dict[str, AskedRecord]
+    records: dict[str, SearchRecord]
+    num_others: int
+    unreadable: list[Unreadable]
+
+    @classmethod
+    def read(
+        cls, store: ResultStore, cells: Iterable[TuningCell], fingerprints: Mapping[str, str]
+    ) -> Earlier:
+        """Read it.
+
+        Args:
+            store: Of the search.
+            cells: What is searched now.
+            fingerprints: Content hash of each prepared dataset, by prepared id.
+        """
+        by_key = {cell.key: cell for cell in cells}
+        asked, found = store.scan(AskedRecord), store.scan(SearchRecord)
+        records = [one for one in found.records.values() if _belongs(one, by_key, fingerprints)]
+        records.sort(key=lambda record: record.finished_at)
+        return cls(
+            {name: one for name, one in asked.records.items() if _belongs(one, by_key, fingerprints)},
+            {record.trial_id: record for record in records},
+            len(found.records) - len(records),
+            asked.unreadable + found.unreadable,
+        )
+
+    def trainings(self) -> list[Training]:
+        """Return everything in the order in which it was asked for; what is of no known place comes first."""
+        every: dict[str, AskedRecord | SearchRecord] = {**self.records, **self.asked}
+        ordered = sorted(every.values(), key=lambda one: one.number if isinstance(one, AskedRecord) else -1)
+        results = {name: record.result for name, record in self.records.items()}
+        return [Training(one.key, one.point, one.role, one.run, results.get(one.trial_id)) for one in ordered]
+
+
+def _belongs(
+    record: AskedRecord | SearchRecord, cells: Mapping[CellKey, TuningCell], fingerprints: Mapping[str, str]
+) -> bool:
+    """Tell whether a record is of one of these very cells, and made from the data prepared now."""
+    cell = cells.get(record.key)
+    if cell is None or cell.trial(record.point, record.run) != record.spec:
+        return False
+    prepared = record.spec.network.subset.prepared.prepared_id
+    return fingerprints.get(prepared) == record.data_fingerprint

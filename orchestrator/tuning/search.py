@@ -7,19 +7,301 @@ ones find begins the next ones; then finalists, which need nothing new and fill 
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from optuna.storages import BaseStorage
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
-from orchestrator.tuning.cells import CellKey, Point, TuningCell
-from orchestrator.tuning.neighbours import Likeness, nearest_first
-from orchestrator.tuning.records import Role
-from orchestrator.tuning.rungs import rung_epochs
-from orchestrator.tuning.study import CellStudy
-from search_spaces.tuning import SearchTrialSpec, TuneSpec
-from tasks.trials.search_result import SearchResult, SearchStatus
+from orchestrator.results.storage import Patience
+from orchestrator.running.trials import CellQueue
+from orchestrator.tuning.cells import CellKey, Point, Role, TuningCell
+from search_spaces.errors import SweepError
+from search_spaces.fingerprint import derive_seed
+from search_spaces.specs import Domain, TrialSpec
+from search_spaces.tuning import Sampler, SearchSpace, SearchTrialSpec, TuneSpec
+from tasks.trials.records import SearchResult, SearchStatus, capped
+
+# Which trials are stopped early: asynchronous successive halving over epochs.
+#
+# Li et al., "A System for Massively Parallel Hyperparameter Tuning" (ASHA), MLSys 2020, in the form that
+# stops: a trial that comes to a rung goes on when it is among the best third of those that came there
+# before, itself included, once enough came to tell a third of them. Nobody waits for anybody.
+
+REDUCTION = 3
+RUNGS = (1 / 3,)
+"""Shares of a whole training after which a trial is judged. An earlier rung, at a ninth, made searches on the
+table of trainings worse than no stopping at all: rates that are best at first are not best at the end."""
+
+BEFORE = 5
+"""So many come to a rung before anybody is stopped there: among fewer the best third is the luckiest. At the
+default budget of five trainings that stops nothing, which is what the table of trainings speaks for."""
+
+
+def rung_epochs(num_epochs: int) -> tuple[int, ...]:
+    """Return the epochs after which a trial is judged.
+
+    Example:
+        >>> rung_epochs(20), rung_epochs(100), rung_epochs(2)
+        ((7,), (34,), (1,))
+    """
+    epochs = {math.ceil(num_epochs * share) for share in RUNGS}
+    return tuple(sorted(epoch for epoch in epochs if epoch < num_epochs))
+
+
+class Rungs:
+    """The losses at every rung of every study.
+
+    Args:
+        reduction: one in so many goes on.
+        before: see :data:`BEFORE`.
+    """
+
+    def __init__(self, reduction: int = REDUCTION, before: int = BEFORE) -> None:
+        self._reduction, self._before = reduction, before
+        self._losses: dict[tuple[Hashable, int], dict[str, float]] = {}
+
+    def come(self, study: Hashable, trial_id: str, epoch: int, loss: float) -> bool:
+        """Note a trial's loss at a rung; tell whether it goes on."""
+        losses = self._losses.setdefault((study, epoch), {})
+        losses[trial_id] = loss
+        better = sum(other < loss for other in losses.values())
+        return len(losses) <= self._before or better < math.ceil(len(losses) / self._reduction)
+
+
+# Where the next point comes from: one Optuna study per cell, asked and told by us.
+#
+# Optuna's storage is a view, like MLflow: it is made anew from the store at every start, so it holds every
+# point once, in the order of asking, and none runs that nobody trains. See ``docs/decisions/0012-own-ask-
+# and-tell.md``.
+
+STARTUP_TRIALS = 4
+"""Points that are drawn at random before a model of the loss is believed, the given ones included."""
+NAME = "{} on {}"
+
+
+def open_storage(path: Path | None, patience: Patience | None = None) -> BaseStorage:
+    """Return a new, empty storage: a journal file that ``optuna-dashboard`` opens, or memory for None.
+
+    Args:
+        path: Of the journal.
+        patience: Waits for a disk that is full; None raises at once.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if path is None:
+        return InMemoryStorage()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not emptied in place: who has the old one open goes on reading the old one. A driver that was killed in
+    # a write left Optuna's lock, which is waited for, and for ever where the root has moved since; the root's
+    # own lock says that nobody else writes.
+    for left in (path, path.with_name(f"{path.name}.lock")):
+        left.unlink(missing_ok=True)
+    return JournalStorage(_PatientJournal(path, patience))
+
+
+class _PatientJournal(JournalFileBackend):
+    """A journal that a full disk leaves without half a line: nobody could read on behind one."""
+
+    def __init__(self, path: Path, patience: Patience | None) -> None:
+        super().__init__(str(path))
+        self._path, self._patience = path, patience
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append lines, all or none of them; as the store does, wait where there is no room."""
+        size = self._path.stat().st_size
+
+        def append() -> None:
+            try:
+                super(_PatientJournal, self).append_logs(logs)
+            except OSError:
+                os.truncate(self._path, size)
+                raise
+
+        if self._patience is None:
+            append()
+        else:
+            self._patience.until_done(append)
+
+
+class CellStudy:
+    """The study of one cell.
+
+    Args:
+        cell: What is searched.
+        sampler: Who proposes points.
+        storage: From :func:`open_storage`.
+        seed: Of the whole search.
+    """
+
+    def __init__(self, cell: TuningCell, sampler: Sampler, storage: BaseStorage, seed: int = 0) -> None:
+        self._cell, self._sampler, self._seed = cell, sampler, seed
+        self._space = distributions(cell.space)
+        self._rungs = rung_epochs(cell.num_epochs)
+        self._asked: dict[str, optuna.Trial] = {}
+        self.study = optuna.create_study(
+            storage=storage, study_name=NAME.format(*cell.key), direction="minimize"
+        )
+
+    def propose(self, again: int = 0) -> Point:
+        """Return the sampler's next point, which nobody has asked for yet.
+
+        It follows from the seed, the points of the study in their order and what is known of them: a search
+        that goes on after a kill proposes what it would have proposed without one.
+
+        Args:
+            again: Counts proposals that nothing was told between.
+        """
+        trials = self.study.get_trials(deepcopy=False)
+        seed = derive_seed("sampler", self._seed, list(self._cell.key), len(trials), again) % 2**32
+        # On a copy: the study has points as they are trained, rounded, and none that is not.
+        thought = optuna.create_study(sampler=make_sampler(self._sampler, seed))
+        thought.add_trials(trials)
+        params = thought.ask(self._space).params
+        return self._cell.nearest(Point.model_validate(params).rounded())
+
+    def ask(self, point: Point) -> str:
+        """Begin a point, which must lie in the space; returns its ticket."""
+        self.study.enqueue_trial(point.model_dump())
+        trial = self.study.ask(self._space)
+        self._asked[ticket := str(trial.number)] = trial
+        return ticket
+
+    def tell(self, ticket: str, result: SearchResult) -> None:
+        """Tell what a point that was asked for gave."""
+        trial = self._asked.pop(ticket)
+        for epoch, loss in reports(result, self._rungs).items():
+            trial.report(loss, epoch)
+        for name, value in attributes(result).items():
+            trial.set_user_attr(name, value)
+        if result.status == SearchStatus.PRUNED:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, result.capped_loss)
+
+    def fail(self, ticket: str) -> None:
+        """Tell that a point gave nothing."""
+        self.study.tell(self._asked.pop(ticket), state=TrialState.FAIL)
+
+    def add(self, point: Point, result: SearchResult) -> None:
+        """Tell of a point that an earlier start asked for, in its turn."""
+        pruned = result.status == SearchStatus.PRUNED
+        self.study.add_trial(
+            optuna.create_trial(
+                params=point.model_dump(),
+                distributions=self._space,
+                # Of a pruned trial Optuna takes the last intermediate value.
+                value=result.capped_loss,
+                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+                intermediate_values=reports(result, self._rungs),
+                user_attrs=attributes(result),
+            )
+        )
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """Return a space in Optuna's words."""
+    return {
+        "learning_rate": FloatDistribution(*space.learning_rate, log=True),
+        "weight_decay": FloatDistribution(*space.weight_decay, log=True),
+        "batch_size": CategoricalDistribution(space.batch_size),
+    }
+
+
+def make_sampler(name: Sampler, seed: int) -> BaseSampler:
+    """Return a sampler; see ``benchmarks/search_policy.py`` for how they compare."""
+    if name == "random":
+        return RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if name == "gp":
+            return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS)
+
+
+def reports(result: SearchResult, rungs: tuple[int, ...]) -> dict[int, float]:
+    """Return the losses that Optuna is told of on the way: at the rungs, and at the end."""
+    shown = {*rungs, result.curve[-1].epoch if result.curve else 0}
+    return {
+        score.epoch: capped(score.loss, result.chance_loss) for score in result.curve if score.epoch in shown
+    }
+
+
+def attributes(result: SearchResult) -> dict[str, object]:
+    """Return what ``optuna-dashboard`` shows beside a trial's value."""
+    return {"status": str(result.status), "epochs": result.epochs, "loss": result.loss}
+
+
+# Which cells are like each other, so that what was found for one can begin the search of another.
+
+OTHER_MODEL = 3.0
+"""A rate depends more on the network than on the data: another model is this far away, its kin a third."""
+OTHER_DOMAIN = 1.0
+SPREAD = {"log_train_size": 1.0, "d_data": 10.0, "log_label_sharpness": 2.0}
+"""One step of distance in each measured quantity: about the spread over the study's datasets."""
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What is known of a cell's data before anything is trained.
+
+    Attributes:
+        domain: Natural or medical.
+        measured: Names of ``SPREAD`` with their values; those not measured are left out.
+    """
+
+    domain: Domain | None
+    measured: Mapping[str, float]
+
+    @classmethod
+    def of(
+        cls, domain: Domain | None, train_size: int, d_data: float | None, label_sharpness: float | None
+    ) -> Likeness:
+        """Return it from what is measured; None was not."""
+        measured = {"log_train_size": math.log(train_size)}
+        if d_data is not None:
+            measured["d_data"] = d_data
+        if label_sharpness:
+            measured["log_label_sharpness"] = math.log(label_sharpness)
+        return cls(domain, measured)
+
+
+def distance(first: TuningCell, second: TuningCell, known: Mapping[str, Likeness]) -> float:
+    """Return how unlike two cells are.
+
+    Args:
+        first: A cell.
+        second: Another.
+        known: What is known of each dataset, by name. What is known of both is compared.
+    """
+    squares = 0.0
+    if first.model != second.model:
+        kin = first.model.architecture.rstrip("0123456789") == second.model.architecture.rstrip("0123456789")
+        squares += (OTHER_MODEL / 3 if kin else OTHER_MODEL) ** 2
+    one, other = known.get(first.dataset), known.get(second.dataset)
+    if one is not None and other is not None:
+        squares += OTHER_DOMAIN**2 * (one.domain != other.domain)
+        for name in SPREAD.keys() & one.measured.keys() & other.measured.keys():
+            squares += ((one.measured[name] - other.measured[name]) / SPREAD[name]) ** 2
+    return math.sqrt(squares)
+
+
+def nearest_first(
+    cell: TuningCell, others: Mapping[CellKey, TuningCell], known: Mapping[str, Likeness]
+) -> list[CellKey]:
+    """Return the keys of the other cells, the most alike first; ties keep their order."""
+    keys = [key for key in others if key != cell.key]
+    return sorted(keys, key=lambda key: distance(cell, others[key], known))
+
 
 NUM_NEIGHBOURS = 2
 """So many cells give a first point each."""
@@ -316,3 +598,69 @@ class Search:
 def rungs_of(cell: TuningCell) -> tuple[int, ...]:
     """Return the epochs at which a cell's trials are judged."""
     return rung_epochs(cell.num_epochs)
+
+
+# The queue from which Ray Tune takes a search's trials: each is made when it is taken.
+
+AHEAD = 2
+"""Trials that may wait for their worker: a point that is asked for early knows less."""
+
+
+class SearchQueue(CellQueue):
+    """Trials of a search that wait, run, or are tried again later.
+
+    Args:
+        search: Says what is next.
+        cells: Taken trials by id; added to here.
+        note: Told of a trial before it is given out; an error of it ends the search.
+    """
+
+    def __init__(
+        self, search: Search, cells: dict[str, TrialSpec], note: Callable[[Asked], None] = lambda asked: None
+    ) -> None:
+        super().__init__(deque())
+        self._search, self._cells, self._note = search, cells, note
+        self._waiting: set[str] = set()
+
+    @property
+    def empty(self) -> bool:
+        """Whether the search is over, or no trials are given out any more."""
+        return self.error is not None or (not (self.later or self.running) and self._search.done)
+
+    def take(self, now: float) -> str | None:
+        """Return the next trial, which runs from now on; None when none may be taken yet."""
+        taken = super().take(now)
+        if taken is None and self.error is None and len(self._waiting) < AHEAD:
+            taken = self._asked_for()
+        if taken is not None:
+            self._waiting.add(taken)
+        return taken
+
+    def _asked_for(self) -> str | None:
+        """Return a new trial of the search, if it has one."""
+        asked = self._search.next()
+        if asked is None:
+            return None
+        try:
+            self._note(asked)
+        except SweepError as error:
+            self.error = error
+            return None
+        trial_id = asked.spec.trial_id
+        self._cells[trial_id] = asked.spec
+        self.running.add(trial_id)
+        return trial_id
+
+    def started(self, trial_id: str) -> None:
+        """A trial has its worker."""
+        self._waiting.discard(trial_id)
+
+    def settle(self, trial_id: str) -> None:
+        """See :meth:`CellQueue.settle`."""
+        self._waiting.discard(trial_id)
+        super().settle(trial_id)
+
+    def again(self, trial_id: str, at: float) -> None:
+        """See :meth:`CellQueue.again`."""
+        self._waiting.discard(trial_id)
+        super().again(trial_id, at)

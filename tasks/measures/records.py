@@ -15,10 +15,9 @@ from search_spaces.errors import ConfigError
 from search_spaces.specs import DEFAULT_ESTIMATORS
 from tasks.finding import Finding
 from tasks.measures.calibration import CalibratedDimension
-from tasks.measures.dimension import IntrinsicDimension
-from tasks.measures.intrinsic_dimension import table_width
-from tasks.measures.label_sharpness import LabelSharpness
+from tasks.measures.estimators import IntrinsicDimension, table_width
 from tasks.measures.neighbors import BLOCK_ROWS
+from tasks.measures.sharpness import LabelSharpness
 
 #: Named in the settings of old records, which must be readable; measuring them is refused.
 RETIRED_ESTIMATORS = {"mle_k_minus_1", "mst", "geomle"}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from search_spaces.datasets import DATASETS
 from search_spaces.errors import DataError
-from search_spaces.released import RELEASED_SEED
+from search_spaces.recipes import RELEASED_SEED
 from search_spaces.specs import SubsetSpec
 
 FILE_LISTS = ("imagenet",)

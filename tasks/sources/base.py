@@ -2,7 +2,7 @@
 
 Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open (a
 file, a volume, a row of an array file), so that nothing is opened twice. Items and samples carry *raw*
-locators and group ids; :mod:`tasks.preparation.prepare` replaces them by keyed hashes before anything is
+locators and group ids; :mod:`tasks.prepared.prepare` replaces them by keyed hashes before anything is
 stored, logged or raised.
 """
 

@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.image_files import by_own_maximum
 from tasks.sources.nifti import Volume, decode_nifti
 from tasks.sources.official import not_there
-from tasks.sources.tree import RawTree
+from tasks.sources.pictures import by_own_maximum
+from tasks.sources.raw import RawTree, read_locator
 
 KINDS = ("flair", "t2", "seg")
 VOLUME = re.compile(r"(?:^|/)(?P<case>[^/]+)_(?P<kind>flair|t1|t1ce|t2|seg)\.nii(?:\.gz)?$", re.IGNORECASE)

@@ -9,9 +9,14 @@ here; what went wrong is told by the skip's reason.
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
+import struct
 import warnings
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +25,213 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
-from tasks.sources.base import SkipItem
-from tasks.sources.files import open_plain
-from tasks.sources.image_files import MIN_SIDE, by_own_maximum, negative_flags
-from tasks.sources.jpeg_headers import FrameHeader, read_frame_header
+from tasks.atomic import write_atomic
+from tasks.sources.base import RawRequest, SkipItem
 from tasks.sources.labels import PLACEHOLDERS
+from tasks.sources.pictures import MIN_SIDE, by_own_maximum, negative_flags
+from tasks.sources.privacy import keyed_hash
+from tasks.sources.raw import RawTree, open_plain, read_locator, split_locator
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
+
+
+# DICOM headers without pixels: who, which series, which slice; and files found by these instead of by name.
+#
+# Format: DICOM PS3.6 (tags) and PS3.10 (file format), as read by pydicom.
+#
+# The index of a tree is kept beside the prepared datasets, keyed hashes only, so that a large tree of
+# renamed files is opened once.
+
+logger = logging.getLogger(__name__)
+TAGS = (
+    *("SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "SeriesDescription"),
+    *("Rows", "Columns"),
+)
+PART_OF_FILE = 1 << 20
+"""Headers end long before; what lies behind is pixels."""
+LOG_EVERY = 10_000
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What a file says of itself; texts are raw, so never logged."""
+
+    instance: str
+    series: str
+    patient: str
+    modality: str
+    description: str
+    sides: tuple[int, int]
+
+
+def read_header(base: Path, locator: str) -> DicomHeader | None:
+    """Return the header of a file or archive member; None for what is no readable DICOM file."""
+    try:
+        body = _head(base, locator)
+    except SkipItem:
+        return None
+    if body[128:132] != b"DICM":
+        return None
+    import pydicom
+
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            data = pydicom.dcmread(io.BytesIO(body), stop_before_pixels=True, specific_tags=list(TAGS))
+            texts = [str(data.get(name) or "").strip() for name in TAGS[:5]]
+            sides = int(data.get("Rows") or 0), int(data.get("Columns") or 0)
+            instance, series, patient, modality, description = texts
+            return DicomHeader(instance, series, patient, modality, description, sides)
+        except Exception:  # pydicom raises almost anything on damaged files
+            return None
+
+
+def _head(base: Path, locator: str) -> bytes:
+    if len(split_locator(locator)) > 1:
+        return read_locator(base, locator)
+    try:
+        descriptor = os.open(base / locator, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(PART_OF_FILE)
+    except OSError:
+        raise SkipItem("file is gone or unreadable") from None
+
+
+class HeaderIndex:
+    """Files by SOP instance and series instance UID, read from their headers.
+
+    Args:
+        request: Whose key hashes, and where the index is kept.
+        tree: The raw tree.
+        names: Files of it to open.
+    """
+
+    def __init__(self, request: RawRequest, tree: RawTree, names: Iterable[str]) -> None:
+        self._request = request
+        self._by_instance: dict[int, str] = {}
+        self._by_series: defaultdict[int, list[str]] = defaultdict(list)
+        known, base = self._load(), request.base()
+        opened = 0
+        for name in names:
+            locator = tree.locator(name)
+            stamp = str(keyed_hash(request.key, f"{locator}\0{_stamp(base, locator)}"))
+            if stamp not in known:
+                header = read_header(base, locator)
+                known[stamp] = (
+                    [keyed_hash(request.key, uid) for uid in (header.instance, header.series)]
+                    if header
+                    else []
+                )
+                opened += 1
+                if opened % LOG_EVERY == 0:
+                    logger.info("%s: %d headers read", request.dataset.name, opened)
+            if known[stamp]:
+                instance, series = known[stamp]
+                self._by_instance.setdefault(instance, name)
+                self._by_series[series].append(name)
+        if opened:
+            self._save(known)
+
+    def instance(self, uid: str) -> str | None:
+        """Return the name of the file with that SOP instance UID."""
+        return self._by_instance.get(keyed_hash(self._request.key, uid))
+
+    def series(self, uid: str) -> list[str]:
+        """Return the names of all files of a series."""
+        return self._by_series.get(keyed_hash(self._request.key, uid), [])
+
+    def _path(self) -> Path | None:
+        folder = self._request.cache
+        tree = keyed_hash(self._request.key, str(self._request.root().resolve()))
+        return None if folder is None else folder / f".headers-{tree:016x}.json"
+
+    def _load(self) -> dict[str, list[int]]:
+        path = self._path()
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        except (OSError, ValueError):
+            return {}
+        whole = isinstance(found, dict) and all(isinstance(value, list) for value in found.values())
+        return found if whole else {}
+
+    def _save(self, known: dict[str, list[int]]) -> None:
+        path = self._path()
+        if path is None:
+            return
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            write_atomic(path, json.dumps(known).encode())
+
+
+def _stamp(base: Path, locator: str) -> str:
+    try:
+        status = (base / split_locator(locator)[0]).stat()
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+# What a compressed frame says of itself before anything is decoded.
+#
+# A decoder allocates what the codestream asks for, whatever the file around it declared. JPEG and JPEG-LS:
+# frame header (SOF marker), ITU-T T.81 B.2.2 and T.87 C.2.2; JPEG 2000: SIZ marker, ITU-T T.800 A.5.1.
+
+SOF_MARKERS = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
+START_OF_SCAN = 0xDA
+CODESTREAM = b"\xff\x4f\xff\x51"
+SEARCHED = 4096
+"""How far into a JP2 file the codestream must begin."""
+
+
+@dataclass(frozen=True)
+class FrameHeader:
+    """Size and components of one frame."""
+
+    rows: int
+    columns: int
+    components: int
+
+
+def read_frame_header(frame: bytes) -> FrameHeader | None:
+    """Return what a JPEG, JPEG-LS or JPEG 2000 frame declares; None for other data (RLE).
+
+    Raises:
+        ValueError: when it begins as one of them and has no whole header.
+    """
+    if frame[:3] == b"\xff\xd8\xff":
+        return _jpeg(frame)
+    place = frame.find(CODESTREAM, 0, SEARCHED)
+    return _jpeg2000(frame, place) if place >= 0 else None
+
+
+def _jpeg(frame: bytes) -> FrameHeader:
+    place = 2
+    while place + 10 <= len(frame) and frame[place] == 0xFF:
+        marker = frame[place + 1]
+        if marker == 0xFF:  # fill byte
+            place += 1
+        elif marker in STANDALONE:
+            place += 2
+        elif marker in SOF_MARKERS:
+            rows, columns, components = struct.unpack_from(">HHB", frame, place + 5)
+            return FrameHeader(rows, columns, components)
+        elif marker == START_OF_SCAN:
+            break
+        else:
+            place += 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+    raise ValueError("no frame header")
+
+
+def _jpeg2000(frame: bytes, place: int) -> FrameHeader:
+    try:
+        right, bottom, left, top = struct.unpack_from(">IIII", frame, place + 8)
+        (components,) = struct.unpack_from(">H", frame, place + 40)
+    except struct.error:
+        raise ValueError("no frame header") from None
+    return FrameHeader(bottom - top, right - left, components)
+
 
 MAX_PIXEL_BYTES = 256 << 20
 """A multi-frame ultrasound of 300 frames has about 100 MiB."""

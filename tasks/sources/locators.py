@@ -10,8 +10,8 @@ from search_spaces.datasets import own_dataset_spec
 from search_spaces.errors import SweepError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.sources.archives import MARK, MAX_DEPTH, RefusedArchive, is_archive_name, open_archive
 from tasks.sources.base import RawRequest
+from tasks.sources.raw import MARK, MAX_DEPTH, RefusedArchive, is_archive_name, open_archive
 
 ARRAY_FILES = {".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5"}
 
@@ -71,9 +71,7 @@ def _table_rows(path: Path, name: str) -> Iterator[str]:
 
 
 def _array_rows(path: Path, kind: str) -> Iterator[str]:
-    from tasks.sources.array_sets import row_locator
-    from tasks.sources.hdf5 import Hdf5File
-    from tasks.sources.npz import NpzFile
+    from tasks.sources.arrays import Hdf5File, NpzFile, row_locator
 
     own = own_dataset_spec("own", OwnSourceSpec(kind=kind, path=str(path), domain=None))
     request = RawRequest(own, PreparedSpec(dataset="own", image_size=8, channels=1), path)

@@ -11,35 +11,180 @@ it. What neither describes is left out.
 
 The study's detector is not available, so a knee comes, in this order of preference, from
 ``crops/<ID>_<R|L>.png`` (ready crops), from ``knee_centers.csv`` (id, side, row, column in pixels of the
-file), or from :func:`tasks.sources.knees.find_centers`, a rule by image content. The record counts how many
+file), or from :func:`tasks.sources.oai.find_centers`, a rule by image content. The record counts how many
 each way gave.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.dicom import Dicom, decode_dicom, frames_to_pixels
-from tasks.sources.dicom_headers import DicomHeader, read_header
-from tasks.sources.image_files import decode_image
-from tasks.sources.imagenet import own_maximum_sample
-from tasks.sources.knees import PIXEL_MM, crop_around, find_centers, resampled
-from tasks.sources.oai_tables import (
-    GRADE_COLUMNS,
-    GRADES,
-    Knee,
-    read_centers,
-    read_descriptions,
-    read_grades,
-)
-from tasks.sources.official import find_table, not_there
-from tasks.sources.tree import RawTree
+from tasks.sources.dicom import Dicom, DicomHeader, decode_dicom, frames_to_pixels, read_header
+from tasks.sources.labels import is_missing
+from tasks.sources.natural import own_maximum_sample
+from tasks.sources.official import find_named, find_table, not_there
+from tasks.sources.pictures import decode_image
+from tasks.sources.raw import RawTree, read_locator
+from tasks.sources.tables import column_key, header_of, read_table
+
+# The OAI's tables: grades of knees, descriptions of series, and centres that a user gives.
+#
+# Layout: the OAI's "kXR_SQ_BU" and "Imaging: contents.csv" tables as :mod:`tasks.sources.oai` names them.
+
+READING_PROJECT = "15"
+SIDES = {"1": "R", "2": "L"}
+SIDE_WORDS = {"r": "R", "right": "R", "1": "R", "l": "L", "left": "L", "2": "L"}
+GRADES, GRADE_COLUMNS = "kxr_sq_bu00", ("ID", "SIDE", "READPRJ", "V00XRKL")
+CENTERS, CONTENTS = "knee_centers.csv", ("ParticipantID", "SeriesDescription", "Barcode")
+MAX_TOLD_ROWS = 10
+
+Knee = tuple[str, str]
+"""Participant id and side."""
+
+
+def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Counter[str]]:
+    """Return (patient, side) -> label from Kellgren-Lawrence grades of reading project 15."""
+    grades: dict[Knee, int] = {}
+    excluded, odd = Counter[str](), 0
+    for row in read_table(table, request, GRADE_COLUMNS):
+        side, grade = SIDES.get(row["SIDE"][:1]), re.match(r"[0-4](?=\D|$)", row["V00XRKL"])
+        if row["READPRJ"].removesuffix(".0").split(":")[0] != READING_PROJECT:
+            excluded["another reading project"] += 1
+        elif side is None:
+            odd += 1
+        elif grade is None:
+            excluded["knee without a grade"] += 1
+        else:
+            label = int(int(grade[0]) >= 2)
+            odd += grades.setdefault((row["ID"].removesuffix(".0"), side), label) != label
+    if odd:
+        raise DataError("oai: each knee must have side 1 or 2 and one grade", f"{odd} other rows")
+    return grades, excluded
+
+
+def read_descriptions(tree: RawTree, request: RawRequest) -> dict[tuple[str, str], str]:
+    """Return (patient, barcode) -> series description of all ``contents*.csv`` in the tree."""
+    found: dict[tuple[str, str], str] = {}
+    needed = {column_key(name) for name in CONTENTS}
+    for name in tree:
+        file = name.rpartition("/")[2].casefold()
+        if file.startswith("contents") and file.endswith(".csv"):
+            locator = tree.locator(name)
+            if needed <= set(header_of(locator, request)):
+                for row in read_table(locator, request, CONTENTS):
+                    key = (
+                        row["ParticipantID"].removesuffix(".0"),
+                        row["Barcode"].removesuffix(".0").lstrip("0"),
+                    )
+                    found[key] = row["SeriesDescription"]
+    return found
+
+
+def read_centers(
+    tree: RawTree, sides_of: Mapping[str, tuple[int, int]], request: RawRequest
+) -> dict[Knee, tuple[float, float]]:
+    """Return (patient, side) -> (row, column) of ``knee_centers.csv``.
+
+    Raises:
+        DataError: naming the rows whose side is unknown, whose place is no number or not in the image, or
+            that give a knee twice.
+    """
+    names = find_named(tree, CENTERS)
+    if not names:
+        return {}
+    centers: dict[Knee, tuple[float, float]] = {}
+    wrong: list[int] = []
+    for number, row in enumerate(
+        read_table(tree.locator(names[0]), request, ("id", "side", "row", "column")), 2
+    ):
+        side, patient = SIDE_WORDS.get(row["side"].casefold()), row["id"].removesuffix(".0")
+        try:
+            place = (float(row["row"]), float(row["column"]))
+        except ValueError:
+            place = (math.nan, math.nan)
+        sides = sides_of.get(patient)
+        inside = all(
+            0 <= value < (limit if sides else math.inf)
+            for value, limit in zip(place, sides or (0, 0), strict=True)
+        )
+        if side is None or is_missing(patient) or not inside or (patient, side) in centers:
+            wrong.append(number)
+        else:
+            centers[patient, side] = place
+    if wrong:
+        more = ", ..." if len(wrong) > MAX_TOLD_ROWS else ""
+        raise DataError(
+            f"oai: {CENTERS} must give side R or L, and a row and column inside the image, once per knee",
+            f"{len(wrong)} other rows: {', '.join(map(str, wrong[:MAX_TOLD_ROWS]))}{more}",
+            "rows are counted with the header as row 1; pixels are those of the DICOM file",
+        )
+    return centers
+
+
+# Knees in a bilateral radiograph: resample to 0.2 mm, find the joints, crop 13.4 cm around them.
+
+PIXEL_MM, CROP_PIXELS = 0.2, 672
+MAX_SIDE = 8_000
+
+
+def resampled(pixels: NDArray[np.uint8], zoom: tuple[float, float]) -> NDArray[np.uint8]:
+    """Return an image with its sides ``zoom`` times as long, bicubic as in the study.
+
+    Raises:
+        SkipItem: when a side would be longer than any film (1.6 m).
+    """
+    from PIL import Image
+
+    height, width = (max(1, round(size * factor)) for size, factor in zip(pixels.shape, zoom, strict=True))
+    if max(height, width) > MAX_SIDE:
+        raise SkipItem("pixel spacing out of range")
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def find_centers(pixels: NDArray[np.uint8]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return (row, column) of the left and the right knee of a bilateral radiograph, by image content.
+
+    In each half: the column is the middle of the leg, the centre of mass of the columns' brightness above its
+    median; the row is where brightness changes most from row to row near that column, in the middle half of
+    the height: the joint's bony edges. A rule of thumb, made on drawn legs; check crops before relying on it.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    values = pixels.astype(np.float32)
+    height, width = values.shape
+    centers = []
+    for start, stop in ((0, width // 2), (width // 2, width)):
+        half = values[:, start:stop]
+        profile = half.mean(axis=0)
+        weight = np.clip(profile - np.median(profile), 0, None) + 1e-6
+        column = float((weight * np.arange(len(weight))).sum() / weight.sum())
+        reach = max(2, width // 12)
+        band = half[:, max(0, int(column) - reach) : int(column) + reach]
+        change = gaussian_filter1d(np.abs(np.diff(band, axis=0)).mean(axis=1), max(1.0, height / 60))
+        quarter = height // 4
+        row = quarter + int(np.argmax(change[quarter : height - quarter]))
+        centers.append((float(row), start + column))
+    return centers[0], centers[1]
+
+
+def crop_around(pixels: NDArray[np.uint8], center: tuple[float, float]) -> NDArray[np.uint8]:
+    """Cut ``CROP_PIXELS`` squared around the centre, moved inside the image where it would leave it."""
+    sizes = [min(CROP_PIXELS, size) for size in pixels.shape]
+    starts = [
+        int(np.clip(round(place) - size // 2, 0, full - size))
+        for place, size, full in zip(center, sizes, pixels.shape, strict=True)
+    ]
+    return pixels[starts[0] : starts[0] + sizes[0], starts[1] : starts[1] + sizes[1]]
+
 
 RADIOGRAPH = re.compile(
     r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from search_spaces.errors import DataError
 from tasks.sources.base import Listing, RawRequest, Sample
 from tasks.sources.dicom import Dicom, frames_to_pixels
-from tasks.sources.label_tables import column_key, first_hashed, header_of, read_lines
-from tasks.sources.tree import RawTree
+from tasks.sources.raw import RawTree
+from tasks.sources.tables import column_key, first_hashed, header_of, read_lines
 
 TABLE_ENDINGS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
 MAX_TABLE_DEPTH = 6

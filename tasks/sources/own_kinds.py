@@ -65,9 +65,9 @@ def own_kind_of(path: Path) -> str | None:
 
 
 def _folder_kind(path: Path) -> str:
-    from tasks.sources.manifest_tables import MANIFESTS
-    from tasks.sources.packed_streams import PACKED_TARS
-    from tasks.sources.splits import split_of
+    from tasks.sources.manifest import MANIFESTS
+    from tasks.sources.own import split_of
+    from tasks.sources.raw import PACKED_TARS
 
     try:
         names = [entry.name.lower() for entry in path.iterdir() if entry.is_file()]
@@ -92,7 +92,7 @@ def _folder_kind(path: Path) -> str:
 
 def _holds_configs(folders: list[Path]) -> bool:
     """Tell whether folders two deep are splits of Parquet files: ``<config>/train/0000.parquet``."""
-    from tasks.sources.splits import split_of
+    from tasks.sources.own import split_of
 
     splits = [folder for folder in folders if split_of(folder.name) != "" and folder.is_dir()]
     return any(next(folder.glob("*.parquet"), None) is not None for folder in splits)
@@ -100,8 +100,8 @@ def _holds_configs(folders: list[Path]) -> bool:
 
 def _has_columns(table: Path, *wanted: str) -> bool:
     """Tell whether a table in a folder is one of paths and labels, and no by-product beside class folders."""
-    from tasks.sources.label_tables import column_key
-    from tasks.sources.manifest_tables import ALIASES
+    from tasks.sources.manifest import ALIASES
+    from tasks.sources.tables import column_key
 
     header = {column_key(name) for name in _header(table)}
     known = ({column_key(name) for name in (ours, *ALIASES[ours])} for ours in wanted)
@@ -110,7 +110,7 @@ def _has_columns(table: Path, *wanted: str) -> bool:
 
 def _header(table: Path) -> list[str]:
     """Return the names of a table's columns, those of Parquet only where they can hold text or numbers."""
-    from tasks.sources.record_tables import jsonl_header, parquet_header
+    from tasks.sources.tables import jsonl_header, parquet_header
 
     try:
         if table.suffix.lower() == ".parquet":
@@ -126,7 +126,7 @@ def _header(table: Path) -> list[str]:
 
 def _table_kind(path: Path) -> str:
     """Tell by the names in a table's first lines what it lists."""
-    from tasks.sources.nifti_manifest import is_nifti_name
+    from tasks.sources.nifti import is_nifti_name
 
     if path.suffix.lower() == ".parquet":
         return "csv"
@@ -146,15 +146,15 @@ def _split_cells(line: str) -> list[str]:
 
 
 def _is_archive(name: str) -> bool:
-    from tasks.sources.archives import is_archive_name
+    from tasks.sources.raw import is_archive_name
 
     return is_archive_name(name)
 
 
 def _has_classes_beside_images(path: Path) -> bool:
     """Tell whether an archive holds ``.cls`` or ``.json`` files beside its images."""
-    from tasks.sources.archives import RefusedArchive, open_archive
-    from tasks.sources.one_image import is_single_image_name
+    from tasks.sources.manifest import is_single_image_name
+    from tasks.sources.raw import RefusedArchive, open_archive
 
     try:
         members = open_archive(path).members()

@@ -19,16 +19,19 @@ from typing import Any
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import MARK
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
-from tasks.sources.files import walk
-from tasks.sources.groups import check_group_sides, check_whole_groups
-from tasks.sources.image_files import decode_image
-from tasks.sources.label_tables import column_key
 from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
-from tasks.sources.manifest_tables import ALIASES
-from tasks.sources.one_image import INTENSITY
-from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of, split_of_file
+from tasks.sources.manifest import ALIASES, INTENSITY
+from tasks.sources.own import (
+    VALIDATION_LEFT_OUT,
+    check_group_sides,
+    check_whole_groups,
+    split_of,
+    split_of_file,
+)
+from tasks.sources.pictures import decode_image
+from tasks.sources.raw import MARK, walk
+from tasks.sources.tables import column_key
 
 IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes")
 LABEL_COLUMNS = ("label", "labels", "class", "target")

@@ -16,10 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import read_locator
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.dicom import NO_PATIENT, Dicom, decode_dicom
-from tasks.sources.label_tables import first_hashed, read_table
 from tasks.sources.official import (
     FILE_MISSING,
     dicom_samples,
@@ -28,8 +26,9 @@ from tasks.sources.official import (
     list_download,
     not_there,
 )
-from tasks.sources.pixels import to_prepared
-from tasks.sources.tree import RawTree
+from tasks.sources.pictures import to_prepared
+from tasks.sources.raw import RawTree, read_locator
+from tasks.sources.tables import first_hashed, read_table
 
 TABLE = "stage_2_train"
 SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}

@@ -14,15 +14,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from search_spaces.errors import DataError
-from tasks.sources.archives import MARK, RefusedArchive, open_archive
 from tasks.sources.base import Item, Listing, RawRequest, Reader, SkipItem, Split
-from tasks.sources.files import walk
-from tasks.sources.groups import check_group_sides, check_whole_groups
 from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
-from tasks.sources.manifest_tables import ALIASES
-from tasks.sources.one_image import INTENSITY, is_single_image_name, single_reader
-from tasks.sources.packed_streams import PACKED_TARS
-from tasks.sources.splits import VALIDATION_LEFT_OUT, split_of_file
+from tasks.sources.manifest import ALIASES, INTENSITY, is_single_image_name, single_reader
+from tasks.sources.own import VALIDATION_LEFT_OUT, check_group_sides, check_whole_groups, split_of_file
+from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, walk
 
 ENDINGS = (".tar", *PACKED_TARS)
 MAX_LABEL_BYTES = 1 << 16

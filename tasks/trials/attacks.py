@@ -20,17 +20,8 @@ from torch import Tensor, nn
 
 from search_spaces.errors import DataError
 from search_spaces.specs import AttackSpec, RecipeSpec
-from tasks.trials.measured import RadiusRecord, RadiusSummary
-from tasks.trials.result import AttackRecord
-from tasks.trials.training import (
-    Evaluation,
-    LossRule,
-    evaluation_mode,
-    in_parts,
-    iterate,
-    mean_loss,
-    score,
-)
+from tasks.trials.records import AttackRecord, RadiusRecord, RadiusSummary
+from tasks.trials.training import Evaluation, LossRule, evaluation_mode, in_parts, iterate, mean_loss, score
 
 PIXEL_MAX = 255.0
 PGD_STEPS = 20

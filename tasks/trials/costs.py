@@ -15,7 +15,7 @@ from typing import Any
 
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import ModelSpec, RecipeSpec
-from tasks.trials.measured import EVALUATION_PASS
+from tasks.trials.records import EVALUATION_PASS
 
 Sizes = tuple[int, int, int, int, int | None]
 """Channels and side of the images, outputs, images of an evaluation pass and of an attack pass."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ModelSpec
+from tasks.trials.isolation import contained, seeded
 from tasks.trials.own_models import build_own, fails_by_pixels, one_line
 from tasks.trials.pretrained import Normalisation, normalisation, start_from
-from tasks.trials.seeding import contained, seeded
 
 
 class PixelModel(nn.Module):

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from search_spaces.errors import ConfigError, SweepError
-from search_spaces.own_code import code_hash, source_files
+from search_spaces.models import code_hash, source_files
 from search_spaces.specs import ModelSpec
 
 _SIGNATURE = "(*, num_outputs, in_channels, image_size) and the arguments of the sweep file"
@@ -28,7 +28,7 @@ def install_code(texts: Mapping[str, str]) -> None:
     """Make source that was sent here importable, before anything of the same name.
 
     Args:
-        texts: From :func:`search_spaces.own_code.source_texts`, by relative path.
+        texts: From :func:`search_spaces.models.source_texts`, by relative path.
     """
     if not texts:
         return

@@ -4,16 +4,20 @@ The sets of this study are small (1,750 images of 224x224 are 88 MB as bytes), s
 once and batches are rows of that tensor: no loader, no workers, no decoding per epoch. Pixels stay in the
 type they are stored in (uint8 as a rule) and become float32, channels last, batch by batch.
 
-One optimisation step is :class:`tasks.trials.step.Step`, run by Python or replayed as a captured graph.
+One optimisation step is :class:`tasks.trials.training.Step`, run by Python or replayed as a captured graph.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,11 +28,290 @@ from torch import Tensor, nn
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
-from tasks.trials.checkpoints import Checkpoints
-from tasks.trials.measured import EVALUATION_PASS
-from tasks.trials.result import EpochRecord
-from tasks.trials.seeding import seeded
-from tasks.trials.step import CapturedSteps, Step, as_pixels, has_batch_norm, split_batches
+from tasks.trials.isolation import seeded, set_states_outside_torch, states_outside_torch
+from tasks.trials.records import EVALUATION_PASS, EpochRecord
+
+# One optimisation step, written once: Python runs it on any device, a captured graph replays it on CUDA.
+#
+# At the study's batches (6 to 40 images) a ResNet on a data-centre card spends its time starting its 274 to
+# 687 kernels per step, not computing them; a graph starts them all at once. A graph replays what it
+# captured, so the step below touches only tensors that stay where they are: the resident images, the rows
+# of the batch, and totals that are read once per epoch.
+
+SGD_MOMENTUM = 0.9
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+WARM_UP_STEPS = 3
+"""Steps before a capture, as PyTorch's CUDA graph notes advise; they are real steps of the training."""
+
+
+class Step:
+    """Forward, backward and update of ``model`` on one batch of resident images.
+
+    ``bfloat16`` runs the forward pass under autocast. ``float16_unscaled`` does so in float16 without scaling
+    the gradients, which is what the released code does on a GPU and which may flush small gradients to zero;
+    on a CPU float16 kernels round in other places and are slow, so there it shows the effect, not the
+    released numbers. Weights, gradients, the update and the loss are float32 in all of them.
+
+    Args:
+        model: maps float pixels in [0, 255] to logits; on the device of ``images``.
+        images: ``(num_images, channels, height, width)``, uint8 or float32; never written to.
+        labels: ``(num_images,)`` int64.
+        recipe: optimiser, rate, precision.
+        micro_batch: images that pass the network at once: the step is that of the whole batch, but batch norm
+            sees parts. None for the whole batch.
+        capturable: whether a graph can capture the step: the optimiser then counts its steps on the device.
+
+    Raises:
+        ConfigError: for a ``micro_batch`` below one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        recipe: RecipeSpec,
+        micro_batch: int | None = None,
+        *,
+        capturable: bool = False,
+    ) -> None:
+        if micro_batch is not None and micro_batch < 1:
+            raise ConfigError("micro_batch must be at least one image", str(micro_batch), "leave it out")
+        self.model, self.images, self.labels, self.micro_batch = model, images, labels, micro_batch
+        self.optimizer = make_optimizer(model, recipe, capturable=capturable)
+        self.recipe = recipe
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=images.device)
+        self._num_hits = torch.zeros((), dtype=torch.int64, device=images.device)
+        self._num_examples = 0
+
+    def __call__(self, rows: Tensor) -> None:
+        """Take one step on the images at ``rows`` ``(batch_size,)`` int64."""
+        self.take(rows)
+        self.count(len(rows))
+
+    def take(self, rows: Tensor) -> None:
+        """Do what a captured graph replays: nothing here waits for the device or asks it for a number."""
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = split_batches(rows, self.micro_batch or len(rows))
+        for part in parts:
+            pixels = as_pixels(self.images[part])
+            with autocast(self.recipe.precision, pixels.device):
+                logits = self.model(pixels)
+            labels = self.labels[part]
+            loss = F.cross_entropy(logits.float(), labels)
+            # The mean over the batch is the mean over its parts, weighted by their sizes.
+            torch.autograd.backward(loss if len(part) == len(rows) else loss * (len(part) / len(rows)))
+            self._loss_sum += loss.detach().double() * len(part)
+            self._num_hits += (logits.argmax(1) == labels).sum()
+        self.optimizer.step()
+
+    def count(self, num_images: int) -> None:
+        """Count a batch of ``num_images`` to the totals."""
+        self._num_examples += num_images
+
+    def read_totals(self) -> tuple[float, float]:
+        """Return mean loss and accuracy since the last call, and begin anew; only this waits for a GPU."""
+        loss, accuracy = float(self._loss_sum) / self._num_examples, int(self._num_hits) / self._num_examples
+        self._loss_sum.zero_()
+        self._num_hits.zero_()
+        self._num_examples = 0
+        return loss, accuracy
+
+
+def split_batches(rows: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut ``rows`` into batches; a last batch of one row joins the batch before it."""
+    batches = list(torch.split(rows, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+class CaptureError(RuntimeError):
+    """A step could not be captured; its memory is lost until the process ends (pytorch#190308)."""
+
+
+class CapturedSteps:
+    """Graphs of a step, one per batch size: full batches have one, the ragged last batch another.
+
+    They live as long as a training and end together: a graph that ends while another of its stream lives
+    takes cuBLAS's workspace from it (pytorch#193402).
+
+    The first :data:`WARM_UP_STEPS` batches of each size run eagerly on a side stream, as capture demands;
+    they are steps of the training like all others, so both ways of training take the same steps.
+    """
+
+    def __init__(
+        self, step: Step, record: Callable[[Callable[[], None]], Callable[[], None]] | None = None
+    ) -> None:
+        self._step = step
+        self._record = record or record_graph
+        self._rows: dict[int, Tensor] = {}
+        self._replay: dict[int, Callable[[], None]] = {}
+        self._seen: dict[int, int] = {}
+
+    def __call__(self, rows: Tensor) -> None:
+        """Take one step on the images at ``rows``."""
+        size = len(rows)
+        self._step.count(size)
+        self._seen[size] = self._seen.get(size, 0) + 1
+        if self._seen[size] <= WARM_UP_STEPS:
+            with side_stream(rows.device):
+                self._step.take(rows)
+            return
+        if size not in self._replay:
+            self._rows[size] = rows.clone()
+            self._replay[size] = self._record(lambda: self._step.take(self._rows[size]))
+        self._rows[size].copy_(rows)
+        self._replay[size]()
+
+
+def record_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Capture ``work`` on the current CUDA device, without running it, and return its replay.
+
+    Raises:
+        CaptureError: when it cannot be captured, whatever the reason; that is its cause.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except Exception as error:
+        raise CaptureError(f"a step could not be captured: {type(error).__name__}: {error}") from error
+    replay: Callable[[], None] = graph.replay
+    return replay
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Run a block on another stream, in order with the current one; a no-op on a CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = _side_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # One per process: memory cached for a stream serves no other, and cuBLAS keeps scratch for each.
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """Return fresh float32 pixels, channels last: the layout that convolutions are fastest with."""
+    # A copy even of float32 images: kernels may round differently on memory aligned differently.
+    return images.to(torch.float32, copy=True, memory_format=torch.channels_last)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Tell whether a layer of ``model`` normalises over the batch."""
+    return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
+
+
+def make_optimizer(
+    model: nn.Module, recipe: RecipeSpec, *, capturable: bool = False
+) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over ``model``; ``capturable`` lets a graph capture its steps."""
+    parameters = list(model.parameters())
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=SGD_MOMENTUM, weight_decay=decay)
+    # Adam's weight decay is the coupled L2 term of the released code; AdamW's is decoupled.
+    optimizer = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return optimizer(parameters, lr=rate, weight_decay=decay, fused=True, capturable=capturable)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context of a forward pass in ``precision``."""
+    if precision == "float32":
+        return nullcontext()
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+# Interval checkpoints: where a long training leaves off, so that a killed one goes on as if undisturbed.
+#
+# A checkpoint holds weights, the optimiser's state, the generators of batch order and dropout, and the
+# epochs so far. It is written between epochs; what comes after is the same to the last bit on a CPU.
+
+INTERVAL_S = 300.0
+"""Seconds between checkpoints: a trial shorter than that writes none."""
+
+
+class Checkpoints:
+    """Saves a training's state now and then, and gives it back.
+
+    Args:
+        read: returns the latest state; None where there is none that is whole.
+        save: keeps a state, whole or not at all.
+        interval_s: seconds between two.
+        clock: tells the time, in seconds.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], bytes | None],
+        save: Callable[[bytes], object],
+        *,
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read, self._save, self._interval, self._clock = read, save, interval_s, clock
+        self._last = clock()
+        self.notes: list[dict[str, Any]] = []
+        """What else belongs to the training so far; plain values, kept and given back with it."""
+
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, order: torch.Generator, device: torch.device
+    ) -> list[EpochRecord]:
+        """Put the latest state in place; return the epochs that it has behind it, none for a fresh start."""
+        data = self._read()
+        if data is None:
+            return []
+        try:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            return []
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        order.set_state(state["order"])
+        torch.set_rng_state(state["dropout"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["dropout_cuda"], device)
+        if "outside_torch" in state:
+            set_states_outside_torch(*state["outside_torch"])
+        self.notes[:] = state["notes"]
+        return [EpochRecord(**record) for record in state["history"]]
+
+    def offer(
+        self,
+        history: list[EpochRecord],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        order: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        """Save the state after the last epoch of ``history``, if the last save is long enough ago."""
+        if self._clock() - self._last < self._interval:
+            return
+        buffer = io.BytesIO()
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "order": order.get_state(),
+            "dropout": torch.get_rng_state(),
+            "dropout_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "outside_torch": states_outside_torch(),
+            "history": [asdict(record) for record in history],
+            "notes": self.notes,
+        }
+        torch.save(state, buffer)
+        self._save(buffer.getvalue())
+        self._last = self._clock()
+
 
 AVERAGED_BATCH = 64
 """Batch size of the released evaluation, which ``mean_of_batch_means`` averages over."""
@@ -81,7 +364,7 @@ def train(
         seed: seed of batch order and dropout.
         device: where to train.
         on_epoch: called with the record of every finished epoch that did not diverge.
-        micro_batch: images that pass at once; see :class:`~tasks.trials.step.Step`. None for whole batches.
+        micro_batch: images that pass at once; see :class:`~tasks.trials.training.Step`. None for whole batches.
         checkpoints: where an earlier attempt left off, and where this one does.
         graphs: on a GPU, replay captured graphs of the step.
 

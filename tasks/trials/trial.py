@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.specs import AttackSpec
-from search_spaces.trials import (
+from search_spaces.specs import (
     AttackMeasurement,
+    AttackSpec,
     Measurement,
     NetworkSpec,
     PredictionMeasurement,
@@ -30,31 +30,39 @@ from search_spaces.trials import (
     RobustnessMeasurement,
     TrialSpec,
 )
-from tasks.measures.dimension import IntrinsicDimension
+from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.prepared.subsets import TrialData
 from tasks.trials.attacks import CleanPass, attack_all, attack_pass, measure_radii, pass_clean
-from tasks.trials.checkpoints import Checkpoints
-from tasks.trials.classification import classification_scores
-from tasks.trials.energy import EnergyMeter
-from tasks.trials.measured import EVALUATION_PASS, EpochScore, KeptFile, RadiusRecord, epochs_to_look_at
-from tasks.trials.memory import peak_bytes, trial_memory
+from tasks.trials.isolation import EnergyMeter, contained, deterministic, peak_bytes, trial_memory
 from tasks.trials.models import PixelModel, build_model, num_parameters
-from tasks.trials.predictions import to_parquet
-from tasks.trials.representations import estimate_dimension, extract_features, features_read
-from tasks.trials.result import (
+from tasks.trials.records import (
+    EVALUATION_PASS,
     AttackRecord,
     EpochRecord,
+    EpochScore,
+    KeptFile,
     NetworkScores,
+    RadiusRecord,
+    SearchResult,
+    SearchStatus,
     StageRecord,
     Timings,
     TrialResult,
     TrialStatus,
+    ValidationScore,
+    capped,
+    epochs_to_look_at,
 )
-from tasks.trials.search_result import SearchResult, SearchStatus, ValidationScore, capped
-from tasks.trials.seeding import contained, deterministic
-from tasks.trials.stages import StageRows, stages
-from tasks.trials.training import evaluate, in_parts, resident, train
+from tasks.trials.representations import (
+    StageRows,
+    estimate_dimension,
+    extract_features,
+    features_read,
+    stages,
+)
+from tasks.trials.scores import classification_scores, to_parquet
+from tasks.trials.training import Checkpoints, evaluate, in_parts, resident, train
 from tasks.trials.weights import load_into, to_bytes
 
 RESTORED_TOLERANCE = 1e-3
@@ -163,7 +171,7 @@ def run_search_trial(
     """Train a network on one side of a validation split and return its validation loss after every epoch.
 
     It is built, seeded and trained as the sweep's own trial of it is, but on all of ``data``, which comes
-    from :func:`tasks.prepared.validation.load_validation`. ``go_on`` is asked after every epoch but the last,
+    from :func:`tasks.prepared.subsets.load_validation`. ``go_on`` is asked after every epoch but the last,
     None trains to the end; ``on_epoch`` is given the record of every epoch, once it is judged. The other
     arguments, and what is raised, are those of :func:`run_trial`.
     """
@@ -412,7 +420,7 @@ class _Trial:
             )
 
     def measure(self, missing: Sequence[Measurement], keep_predictions: Keep | None) -> dict[str, Any]:
-        """Return fields of a :class:`~tasks.trials.result.TrialResult`: what of ``missing`` was found."""
+        """Return fields of a :class:`~tasks.trials.records.TrialResult`: what of ``missing`` was found."""
         representations = [m for m in missing if isinstance(m, RepresentationMeasurement)]
         with self._timed("d_repr"):
             d_repr = self._d_repr([m for m in representations if not m.stages])

@@ -26,10 +26,10 @@ from torch.utils.flop_counter import flop_registry
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_pass
 from tasks.trials.costs import Kernel, NetworkCost, PassCost
+from tasks.trials.isolation import contained
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.own_models import depends_on_pixels, one_line
-from tasks.trials.seeding import contained
-from tasks.trials.step import Step
+from tasks.trials.training import Step
 
 ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every block up to a multiple of this."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from orchestrator.results.tracking.mlflow_page import Page
+from orchestrator.results.mlflow_pages import Page
 from tests.browser.chromium import chromium
 
 SECTIONS = {"report-best": "best-models", "report-trials": "trials"}

@@ -12,8 +12,8 @@ from search_spaces.errors import DataError
 from search_spaces.interventions import KINDS, MadeSpec
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources import OWN_KINDS, SOURCES, source_for
 from tasks.sources.base import RawRequest, SkipItem

@@ -29,19 +29,18 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.plan import RootPaths, plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.tracker import InMemoryTracker
+from orchestrator.results.tracking import InMemoryTracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
-from orchestrator.running.sweep import GridWork, Run, Trials
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.result import NetworkScores, TrialResult, TrialStatus
+from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
 
 STORE_BYTES = 100 * 2**20
 SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)

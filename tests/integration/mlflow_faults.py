@@ -22,9 +22,9 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from orchestrator.results.rows import FlatRun
-from orchestrator.results.tracking.mlflow import MLflowTracker, connector
-from orchestrator.results.tracking.mlflow_page import Page
+from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_tracker import MLflowTracker, connector
+from orchestrator.results.table import FlatRun
 from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, before
 
 

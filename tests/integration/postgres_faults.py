@@ -20,9 +20,9 @@ from pathlib import Path
 import mlflow
 from mlflow.tracking import MlflowClient
 
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking.choice import TRACKERS
+from orchestrator.results.tracking_choice import TRACKERS
 from tests.unit.orchestrator.results.test_trackers import SWEEP, flat
 
 NUM_RUNS, PORT, PASSWORD, QUOTED = 120, 54399, "p@ss/w:rd", "p%40ss%2Fw%3Ard"

@@ -25,21 +25,19 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.plan import RootPaths, plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking.tracker import NoopTracker
+from orchestrator.results.tracking import NoopTracker
 from orchestrator.running.cluster import Cluster, Resources, connect
-from orchestrator.running.devices import LOGICAL_GPUS
+from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
-from orchestrator.running.shelf import Shelf
-from orchestrator.running.sweep import GridWork, Run, Trials
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.worker import Shelf, TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.remote import RayExecutor, nodes_that_see
-from tasks.trials.result import NetworkScores, TrialResult, TrialStatus
+from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
 from tests.integration.sweeps import command, stored
 
 STORE_BYTES = 100 * 2**20

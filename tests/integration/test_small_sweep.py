@@ -12,9 +12,9 @@ import pytest
 
 from orchestrator import RunOptions, Workspace, load_sweep, plan_sweep, results_table
 from orchestrator.cli import main
-from orchestrator.results.tracking.mlflow import connect, read_rows
-from orchestrator.running import pipeline
-from orchestrator.running.pilot import PilotRequest, run_pilot
+from orchestrator.results.mlflow_tracker import connect, read_rows
+from orchestrator.running import run
+from orchestrator.running.measuring import PilotRequest, run_pilot
 from tests.integration.dashboard import Seen, watched_run
 from tests.integration.readme import readme_commands, readme_python, write_own_files
 from tests.integration.sweeps import (
@@ -162,7 +162,7 @@ def test_a_pilot_on_own_images_is_trained_once(root, sweep, tmp_path, on_ray_loc
     request = PilotRequest(str(tmp_path / "mine.npz"), "small_mlp", (20, 40), 16)
     options = RunOptions(root=str(root), num_cpus=1, dashboard=False, tracking=False)
     found = run_pilot(load_sweep(sweep), request, options)
-    monkeypatch.setattr(pipeline, "connect", None)  # asked again, it needs no cluster
+    monkeypatch.setattr(run, "connect", None)  # asked again, it needs no cluster
     assert run_pilot(load_sweep(sweep), request, options) == found
     assert [point.train_size for point in found.points] == [20, 40]
     assert all(point.test_loss > 0 for point in found.points)

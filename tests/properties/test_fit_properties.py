@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.analysis import fit_scaling_laws, predict, read_csv, write_csv
-from orchestrator.analysis.csvfile import escape_cell, unescape_cell
 from orchestrator.analysis.synthetic import synthetic_table
+from orchestrator.analysis.table import escape_cell, unescape_cell
 from tests.laws import fit_laws
 
 QUICK = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])

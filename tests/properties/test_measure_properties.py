@@ -8,14 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.measures import tiles
-from tasks.measures.byte_rows import as_bytes
-from tasks.measures.distances import ArraySource
-from tasks.measures.intrinsic_dimension import estimate
-from tasks.measures.label_sharpness import count_pairs
-from tasks.measures.measure import MeasureSettings, measure_nested
-from tasks.measures.neighbors import nested_neighbors
-from tasks.measures.partials import Partial
+from tasks.measures import neighbors
+from tasks.measures.distances import ArraySource, as_bytes
+from tasks.measures.estimators import estimate
+from tasks.measures.measure import measure_nested
+from tasks.measures.neighbors import Partial, nested_neighbors
 from tasks.measures.products import (
     MIN_FEATURES,
     blas_product,
@@ -23,6 +20,8 @@ from tasks.measures.products import (
     numkong_product,
     torch_product,
 )
+from tasks.measures.records import MeasureSettings
+from tasks.measures.sharpness import count_pairs
 from tests import reference
 
 seeds = st.integers(0, 2**32 - 1)
@@ -114,7 +113,7 @@ def test_bytes_give_the_tables_of_python_integers_to_the_last_bit(
     sizes = sorted({*sizes, NUM_BYTE_ROWS})
     rows, labels = byte_rows_of(seed, num_features, levels), np.arange(NUM_BYTE_ROWS) % 3
     members = np.random.default_rng(seed).random((3, NUM_BYTE_ROWS)) < [[0.2], [0.5], [0.9]]
-    with mock.patch.object(tiles, "choose_product", return_value=product):
+    with mock.patch.object(neighbors, "choose_product", return_value=product):
         search = nested_neighbors(
             as_type(rows, kind),
             labels,

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tasks.preparation.prepare as prepare_module
+import tasks.prepared.prepare as prepare_module
 from search_spaces.datasets import dataset_spec
 from search_spaces.specs import PreparedSpec
-from tasks.preparation import blocks
-from tasks.prepared import dataset as arrays
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared import prepare
+from tasks.prepared import store as arrays
+from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
-from tasks.sources.digits import Digits
+from tasks.sources.demo import Digits
 
 
 def prepared(chunk_rows: int, shard_rows: int, block_rows: int, folder: Path) -> PreparedDataset:
@@ -25,7 +25,7 @@ def prepared(chunk_rows: int, shard_rows: int, block_rows: int, folder: Path) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "CHUNK_BYTES", 16 * chunk_rows)
         patch.setattr(arrays, "SHARD_BYTES", 16 * shard_rows)
-        patch.setattr(blocks, "BLOCK_BYTES", 16 * block_rows)
+        patch.setattr(prepare, "BLOCK_BYTES", 16 * block_rows)
         prepare_module.prepare_dataset(
             spec, dataset_spec("digits"), raw=None, destination=folder, executor=InlineExecutor()
         )

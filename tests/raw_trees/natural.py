@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search_spaces.study_datasets import IMAGENET_CLASSES
+from search_spaces.datasets import IMAGENET_CLASSES
 from tests.raw_trees.pictures import colour, grey, jpeg_cmyk, save_image
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from search_spaces import specs, trials
+from search_spaces import specs
 from search_spaces.specs import Spec
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "defaults.json"
@@ -44,7 +44,7 @@ def committed() -> dict[str, object]:
     """Defaults of every spec that is hashed, beside the versions that answer for them."""
     found: dict[str, object] = {}
     for name, kinds in HASHED.items():
-        spec = getattr(specs, name, None) or getattr(trials, name)
+        spec = getattr(specs, name, None) or getattr(specs, name)
         versions = {kind: getattr(specs, f"{kind}_VERSION") for kind in kinds}
         found[name] = {"versions": versions, "defaults": defaults(spec)}
     return found
@@ -71,7 +71,7 @@ def test_the_committed_defaults_are_todays():
 
 def test_every_spec_that_an_id_is_made_of_is_covered():
     """The specs below those with a schema version, whatever fields they are in."""
-    made, todo = set(), [trials.NetworkSpec, specs.MeasureSpec, *trials.Measurement.__args__]
+    made, todo = set(), [specs.NetworkSpec, specs.MeasureSpec, *specs.Measurement.__args__]
     while todo:
         spec = todo.pop()
         made.add(spec.__name__)

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from search_spaces.fingerprint import canonical_json, derive_seed, fingerprint, readable_id
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
-from search_spaces.specs import AttackSpec, PreparedSpec, RepresentationSpec, Spec, SubsetSpec
-from search_spaces.trials import NetworkSpec, TrialSpec
+from search_spaces.specs import (
+    AttackSpec,
+    NetworkSpec,
+    PreparedSpec,
+    RepresentationSpec,
+    Spec,
+    SubsetSpec,
+    TrialSpec,
+)
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -9,7 +9,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from orchestrator.analysis.clusters import (
+from orchestrator.analysis.inference import (
     dataset_effects,
     max_correlation_test,
     mean_interval,

@@ -4,7 +4,7 @@ import pytest
 from mlflow.utils.validation import _validate_metric_name
 
 from orchestrator.analysis import fit_scaling_laws
-from orchestrator.analysis.headline import headline
+from orchestrator.analysis.findings import headline
 from orchestrator.analysis.synthetic import synthetic_table
 
 pytestmark = pytest.mark.usefixtures("without_priors")

@@ -1,7 +1,7 @@
 import pytest
 
-from orchestrator.analysis.formats import Table
-from orchestrator.analysis.latex import escape, to_latex, write_latex
+from orchestrator.analysis.fit_records import Table
+from orchestrator.analysis.tables import escape, to_latex, write_latex
 
 TABLE = Table(
     "levels", "Height of K_F", "R² in %", ("model", "on", "value"), (("a_b", "1/d & K", "−0.5"),), 2

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.analysis.fit_records import SharpnessScale
-from orchestrator.analysis.measured_values import check_scale, values_of
+from orchestrator.analysis.prediction_inputs import check_scale, values_of
 from search_spaces.errors import ConfigError
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.curve import PilotPoint
-from orchestrator.analysis.pilot import is_pilot_table, pilot_of, read_pilot
+from orchestrator.analysis.prediction import PilotPoint
+from orchestrator.analysis.prediction_inputs import is_pilot_table, pilot_of, read_pilot
 from search_spaces.errors import ConfigError, SweepError
 
 

@@ -3,15 +3,25 @@ import pytest
 from scipy import stats
 
 from orchestrator.analysis import design_of, power
-from orchestrator.analysis.clusters import dataset_effects, effect_operator, means_regression
-from orchestrator.analysis.experiment_power import drawn_slopes, experiment_power
-from orchestrator.analysis.intervention_records import Arm
-from orchestrator.analysis.planned_power import planned_power
-from orchestrator.analysis.power import addition_table, best_additions, card_hours
-from orchestrator.analysis.simulation import Design, Truth, draw, exponent_fit, exponent_sums, level_slopes
-from orchestrator.planning.cards import CARDS
+from orchestrator.analysis.fit_records import Arm
+from orchestrator.analysis.inference import dataset_effects, effect_operator, means_regression
+from orchestrator.analysis.power import (
+    Design,
+    Truth,
+    addition_table,
+    best_additions,
+    card_hours,
+    draw,
+    drawn_slopes,
+    experiment_power,
+    exponent_fit,
+    exponent_sums,
+    level_slopes,
+    planned_power,
+)
 from orchestrator.planning.estimate import DEFAULT_CARD, predicted_card_seconds
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import CARDS
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 

@@ -7,12 +7,10 @@ import statsmodels.api as sm
 from scipy import stats
 
 from orchestrator.analysis import fit_scaling_laws, predict
-from orchestrator.analysis.curve import Curve, PilotPoint
 from orchestrator.analysis.fit_records import SharpnessScale
-from orchestrator.analysis.growth import fit_growth
-from orchestrator.analysis.points import fitted_points, normalise, usable_trials
-from orchestrator.analysis.prediction import usable_growth
+from orchestrator.analysis.prediction import Curve, PilotPoint, fit_growth, usable_growth
 from orchestrator.analysis.synthetic import synthetic_table
+from orchestrator.analysis.table import fitted_points, normalise, usable_trials
 from search_spaces.errors import ConfigError, DataError
 
 SCALE = SharpnessScale(comparable=True, policy="refuse", note="")

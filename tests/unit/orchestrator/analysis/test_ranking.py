@@ -3,9 +3,8 @@
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.formats import number
-from orchestrator.analysis.ranking import best_models
-from orchestrator.analysis.trial_table import best_table, script_json, trial_data
+from orchestrator.analysis.fit_records import number
+from orchestrator.analysis.tables import best_models, best_table, script_json, trial_data
 
 
 def rows(*cells):

@@ -5,7 +5,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from orchestrator.analysis.regression import Problem, refit, solve
+from orchestrator.analysis.inference import Problem, refit, solve
 
 
 def grouped(num_groups, *, slope=1.5, group_std=0.5, noise_std=0.3, size=6, seed=0, models=1):

@@ -39,7 +39,7 @@ def test_unknown_names_are_refused_with_the_nearest():
         ("orchestrator", {"torch", "ray", "mlflow"}),
         ("orchestrator.cli.app", {"torch", "ray", "mlflow"}),
         ("orchestrator.analysis", {"torch", "ray", "mlflow"}),
-        ("orchestrator.planning.workspace", {"torch", "ray", "mlflow"}),
+        ("orchestrator.planning.plan", {"torch", "ray", "mlflow"}),
     ],
 )
 def test_importing_a_package_loads_nothing_heavy(package, forbidden):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from orchestrator.analysis import fit_scaling_laws
-from orchestrator.analysis import points as t
+from orchestrator.analysis import table as t
 from orchestrator.analysis.synthetic import synthetic_table
 from search_spaces.errors import DataError
 

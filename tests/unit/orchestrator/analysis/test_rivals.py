@@ -5,8 +5,8 @@ import pytest
 import statsmodels.api as sm
 
 from orchestrator.analysis import fit_scaling_laws
-from orchestrator.analysis.fit_tables import fit_tables
 from orchestrator.analysis.synthetic import synthetic_table
+from orchestrator.analysis.tables import fit_tables
 
 pytestmark = pytest.mark.usefixtures("without_priors")
 

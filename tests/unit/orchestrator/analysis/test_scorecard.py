@@ -3,10 +3,9 @@ import pandas as pd
 import pytest
 
 from orchestrator.analysis import compare, published_table, scorecard
-from orchestrator.analysis.published import published_loss_gains
-from orchestrator.analysis.scorecard import QUANTITIES, PublishedReport, score_table
+from orchestrator.analysis.fit_records import to_text
+from orchestrator.analysis.published import QUANTITIES, PublishedReport, published_loss_gains, score_table
 from orchestrator.analysis.synthetic import synthetic_table
-from orchestrator.analysis.text import to_text
 from search_spaces.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("without_priors")

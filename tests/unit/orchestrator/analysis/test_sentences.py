@@ -11,15 +11,13 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from orchestrator.analysis import fit_scaling_laws, published_table
-from orchestrator.analysis.claims import adjust
 from orchestrator.analysis.figures import DRAWINGS
 from orchestrator.analysis.findings import family, findings
 from orchestrator.analysis.fit_records import SharpnessScale
 from orchestrator.analysis.guessing import flattened
-from orchestrator.analysis.levels import fit_level
-from orchestrator.analysis.points import fitted_points, normalise, usable_trials
+from orchestrator.analysis.laws import adjust, fit_level, fit_train_size
 from orchestrator.analysis.synthetic import synthetic_table
-from orchestrator.analysis.train_size import fit_train_size
+from orchestrator.analysis.table import fitted_points, normalise, usable_trials
 
 pytestmark = pytest.mark.usefixtures("without_priors")
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli.app import COMMANDS, application
-from orchestrator.running.signals import stop_heard
+from orchestrator.running.cluster import stop_heard
 
 
 def test_help_and_version_load_nothing_heavy():
@@ -100,7 +100,7 @@ def test_what_breaks_on_the_way_out_of_a_stop_is_no_bug(capsys, tmp_path, monkey
         finally:
             raise ImportError("half a module")
 
-    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", broken)
+    monkeypatch.setattr("orchestrator.planning.plan.Workspace.open", broken)
     assert main(["status", "smoke", "--root", str(tmp_path)]) == 130
     said = capsys.readouterr().err
     assert said == "Stopped. What was finished is kept; the same command goes on.\n"
@@ -126,7 +126,7 @@ def test_whatever_is_left_is_a_message_and_a_line_in_the_log(
     def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", broken)
+    monkeypatch.setattr("orchestrator.planning.plan.Workspace.open", broken)
     assert main(["status", "smoke", "--root", str(tmp_path)]) == code
     said = capsys.readouterr()
     assert said.out == ""
@@ -144,7 +144,7 @@ def test_a_request_to_stop_and_a_closed_terminal_are_ctrl_c(tmp_path, monkeypatc
     def interrupted(*_, **__):
         signal.raise_signal(number)
 
-    monkeypatch.setattr("orchestrator.planning.workspace.Workspace.open", interrupted)
+    monkeypatch.setattr("orchestrator.planning.plan.Workspace.open", interrupted)
     try:
         assert main(["status", "smoke", "--root", str(tmp_path)]) == 130
     finally:

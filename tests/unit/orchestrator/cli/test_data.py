@@ -266,7 +266,7 @@ def test_prepare_reads_own_data_of_a_sweep_file(run, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     import tasks.remote
-    from orchestrator.running import catalogue
+    from orchestrator.running import measuring as catalogue
 
     monkeypatch.setattr(catalogue, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from orchestrator.cli.environment import _node_table
 from orchestrator.running import doctor
-from orchestrator.running.nodes import NodeReport
+from orchestrator.running.doctor import NodeReport
 
 OK = {"name": "python", "ok": True, "detail": "3.11", "fix": ""}
 NO_DISK = {"name": "root", "ok": False, "detail": "full", "fix": "free some"}

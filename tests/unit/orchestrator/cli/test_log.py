@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.log import command_log
-from orchestrator.planning.paths import RootPaths
+from orchestrator.cli.app import command_log
+from orchestrator.planning.plan import RootPaths
 
 
 class TestLog:
@@ -32,7 +32,7 @@ class TestLog:
     def test_warnings_go_there_and_not_to_the_terminal(self, run, root, monkeypatch):
         os.mkdir(root)
         monkeypatch.setattr(
-            "orchestrator.running.catalogue.dataset_rows", lambda *_: warnings.warn("odd", stacklevel=1) or []
+            "orchestrator.running.measuring.dataset_rows", lambda *_: warnings.warn("odd", stacklevel=1) or []
         )
         with warnings.catch_warnings():
             warnings.simplefilter("always")

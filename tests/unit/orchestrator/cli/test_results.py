@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.analysis import fit_scaling_laws
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
 from tests.unit.orchestrator.results.examples import trial_record
 
@@ -26,7 +26,7 @@ def test_a_root_that_may_only_be_read_gets_no_report(run, root, monkeypatch):
     def refused(*_, **__):
         raise OSError(30, "Read-only file system", "results.csv")
 
-    monkeypatch.setattr("orchestrator.analysis.reporting.report_sweep", refused)
+    monkeypatch.setattr("orchestrator.analysis.report.report_sweep", refused)
     code, _, err = run("report", "smoke", "--from-store")
     assert code == 3
     assert "below the root; found: results.csv: Read-only file system; copy the root, or ask for the" in err
@@ -74,7 +74,7 @@ def test_a_fit_says_what_it_left_out(run, monkeypatch):
 
 
 def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
-    from orchestrator.analysis.scorecard import PublishedReport
+    from orchestrator.analysis.published import PublishedReport
     from orchestrator.analysis.synthetic import synthetic_table
     from orchestrator.cli import results
 

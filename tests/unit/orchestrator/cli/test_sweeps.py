@@ -8,8 +8,8 @@ import shlex
 import pytest
 
 from orchestrator.cli import parse
-from orchestrator.planning.paths import RootPaths
-from orchestrator.running.lock import exclusive
+from orchestrator.planning.plan import RootPaths
+from orchestrator.running.locks import exclusive
 
 SWEEP = """
 name: mine
@@ -137,14 +137,14 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, root, monkeypatch):
         progress.trials_planned(8, 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.running.pipeline.run_sweep", stopped)
+    monkeypatch.setattr("orchestrator.running.run.run_sweep", stopped)
     code, out, err = run("run", "smoke")
     assert (code, out) == (130, "")
     assert err == f"Stopped. 3 of 8 trials are kept; continue with: isweep run smoke --root {root} "
 
 
 def test_status_without_a_name_lists_the_sweeps_of_the_root(run, root):
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.planning.plan import Workspace
 
     _, out, _ = run("status")
     assert out.endswith(f"no sweep ran below this root yet; start with: isweep run demo --root {root}\n")
@@ -176,7 +176,7 @@ def test_one_word_for_one_thing_given_twice_with_two_values_is_refused(run):
 
 
 def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path):
-    from orchestrator.planning.workspace import Workspace
+    from orchestrator.planning.plan import Workspace
 
     path = tmp_path / "any.yaml"
     path.write_text(SWEEP, encoding="utf-8")
@@ -220,7 +220,7 @@ def test_plan_refuses_own_data_that_are_not_there(run, tmp_path):
 
 
 def test_failures_are_grouped_by_reason():
-    from orchestrator.cli.listing import grouped_failures
+    from orchestrator.cli.printing import grouped_failures
 
     failures = [{"kind": "setup", "message": "no disk", "trial_id": f"t{k}"} for k in range(5)]
     failures.append({"kind": "bad_data", "message": "no images", "trial_id": "u"})

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.store import ResultStore
-from orchestrator.tuning import pipeline
+from orchestrator.tuning import run as pipeline
 from orchestrator.tuning.cells import tuning_cells
-from orchestrator.tuning.pipeline import TuneSummary
+from orchestrator.tuning.run import TuneSummary
 
 SWEEP = {
     "name": "mine",

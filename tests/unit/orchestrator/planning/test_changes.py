@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from orchestrator.planning.changes import read_changes, with_changes
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.planning.sweep_file import load_sweep, read_changes, with_changes
 from search_spaces.errors import ConfigError
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from search_spaces.errors import DataError, SweepError
 
 SWEEP = """

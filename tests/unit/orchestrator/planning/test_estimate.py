@@ -5,24 +5,22 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.planning.cards import (
-    CARDS,
-    EAGER_INTERVAL_S,
-    GRAPH_INTERVAL_S,
-    pass_time,
-)
 from orchestrator.planning.estimate import estimate, on_cards
-from orchestrator.planning.packing import (
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import (
+    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
+    EAGER_INTERVAL_S,
+    GRAPH_INTERVAL_S,
     core_seconds,
     cost_of,
     flops,
     need_of,
+    pass_time,
     seconds_on_share,
     training_flops,
 )
-from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError
 from tests.unit.orchestrator.results.examples import (

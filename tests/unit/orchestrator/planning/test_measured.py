@@ -5,13 +5,22 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.planning.cards import CARDS, CONTEXT_BYTES
-from orchestrator.planning.estimate import estimate
-from orchestrator.planning.extras import time_limit
-from orchestrator.planning.measured import Expectation, corrections_for
-from orchestrator.planning.order import expected_seconds, order_trials
-from orchestrator.planning.packing import Corrections, flops, has_cost, need_of, peak_bytes, seconds_on_share
+from orchestrator.planning.estimate import estimate, time_limit
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import (
+    CARDS,
+    CONTEXT_BYTES,
+    Corrections,
+    Expectation,
+    corrections_for,
+    expected_seconds,
+    flops,
+    has_cost,
+    need_of,
+    order_trials,
+    peak_bytes,
+    seconds_on_share,
+)
 from orchestrator.planning.sweep_file import parse_sweep
 from tests.unit.orchestrator.results.examples import state_of, trial_record, trial_result
 

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.recipes import split_by_recipe
-from orchestrator.planning.extras import extras
+from orchestrator.analysis.table import split_by_recipe
+from orchestrator.planning.estimate import extras
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
 from search_spaces.errors import ConfigError
-from tasks.trials.predictions import to_parquet
+from tasks.trials.scores import to_parquet
 
 BASE = """
 name: open

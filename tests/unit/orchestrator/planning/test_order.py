@@ -1,6 +1,6 @@
 """Order against what it promises: longest first, arrays in memory bounded."""
 
-from orchestrator.planning.order import longest_first_within
+from orchestrator.planning.predict import longest_first_within
 
 CELLS = [(array, seconds) for seconds in (1, 5, 3) for array in "abcd"]
 

@@ -4,13 +4,19 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from orchestrator.planning.cards import CONTEXT_BYTES, TENSOR_FACTOR, WORKSPACE_FACTOR
-from orchestrator.planning.packing import array_bytes, cost_of, peak_bytes
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import (
+    CONTEXT_BYTES,
+    TENSOR_FACTOR,
+    WORKSPACE_FACTOR,
+    array_bytes,
+    cost_of,
+    peak_bytes,
+)
 from orchestrator.planning.sweep_file import parse_sweep
-from tasks.trials.measured import EVALUATION_PASS
 from tasks.trials.models import build_model
-from tasks.trials.step import Step
+from tasks.trials.records import EVALUATION_PASS
+from tasks.trials.training import Step
 from tasks.trials.walk import _Walk
 
 
@@ -80,7 +86,7 @@ def test_somebodys_own_network_holds_no_graphs(monkeypatch):
     planned = network("resnet18", epochs=20)
     cost = cost_of(planned)
     own = planned.model_copy(update={"model": planned.model.model_copy(update={"library": "own"})})
-    monkeypatch.setattr("orchestrator.planning.packing.cost_of", lambda _: cost)
+    monkeypatch.setattr("orchestrator.planning.predict.cost_of", lambda _: cost)
     held = max(cost.evaluation.peak_bytes + 12 * cost.num_parameters, cost.step.peak_bytes)
     assert peak_bytes(own) < peak_bytes(planned)
     assert peak_bytes(own) - array_bytes(own) == pytest.approx(

@@ -4,8 +4,7 @@ import stat
 
 import pytest
 
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import RootPaths, Workspace
 from search_spaces.errors import ConfigError
 
 

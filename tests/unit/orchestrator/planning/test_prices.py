@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.planning.cards import CARDS
-from orchestrator.planning.prices import Prices, amount, card_to_plan, read_prices, roughly
+from orchestrator.planning.estimate import Prices, amount, card_to_plan, read_prices, roughly
+from orchestrator.planning.predict import CARDS
 from search_spaces.errors import ConfigError, SweepError
 
 

@@ -3,11 +3,10 @@
 import pytest
 
 from orchestrator.planning import estimate as estimating
-from orchestrator.planning.measured import MeasuredTrial
-from orchestrator.planning.packing import flops
+from orchestrator.planning.estimate import hours_by_threads, threads_text
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import MeasuredTrial, flops
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.planning.threads import hours_by_threads, threads_text
 
 SWEEP = """
 name: mine

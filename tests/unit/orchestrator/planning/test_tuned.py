@@ -3,9 +3,8 @@
 import pytest
 import yaml
 
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.planning.workspace import Workspace
 from search_spaces.errors import ConfigError
 
 MINE = {

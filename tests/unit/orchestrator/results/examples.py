@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.results.outlines import TrialOutline
 from orchestrator.results.records import (
     FailureKind,
     FailureRecord,
@@ -13,15 +12,14 @@ from orchestrator.results.records import (
     TrialFailure,
     TrialRecord,
 )
-from orchestrator.results.state import State
+from orchestrator.results.state import State, TrialOutline
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
-from search_spaces.specs import MeasureSpec, PreparedSpec, SubsetSpec
-from search_spaces.trials import NetworkSpec, TrialSpec
-from tasks.measures.dimension import IntrinsicDimension
-from tasks.measures.label_sharpness import LabelSharpness, SharpnessConvention
+from search_spaces.specs import MeasureSpec, NetworkSpec, PreparedSpec, SubsetSpec, TrialSpec
+from tasks.measures.estimators import IntrinsicDimension
 from tasks.measures.records import MeasureResult, MeasureSettings, SizeRecord
-from tasks.trials.result import AttackRecord, EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
+from tasks.measures.sharpness import LabelSharpness, SharpnessConvention
+from tasks.trials.records import AttackRecord, EpochRecord, NetworkScores, Timings, TrialResult, TrialStatus
 
 SUBSET = SubsetSpec(prepared=PreparedSpec(dataset="manifold_d4", image_size=16, channels=1), test_size=40)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.results import columns as c
-from orchestrator.results.rows import flat_trial, index_measures, measure_rows
-from tasks.trials.result import AttackRecord, EpochScore
+from orchestrator.results import table as c
+from orchestrator.results.table import flat_trial, index_measures, measure_rows
+from tasks.trials.records import AttackRecord, EpochScore
 from tests.unit.orchestrator.results.examples import measure_record, trial_record, trial_result
 
 DOCS = Path(__file__).parents[4] / "docs" / "results-columns.md"

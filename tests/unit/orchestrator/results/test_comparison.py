@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.results.tracking.comparison import Difference, compare
+from orchestrator.results.tracking import Difference, compare
 
 
 def row(trial_id: str, **values: object) -> dict[str, object]:

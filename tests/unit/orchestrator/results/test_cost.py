@@ -2,9 +2,9 @@
 
 import pytest
 
-from orchestrator.planning.measured import MeasuredTrial
-from orchestrator.planning.prices import Price, Prices
-from orchestrator.results.cost import cost_of
+from orchestrator.planning.estimate import Price, Prices
+from orchestrator.planning.predict import MeasuredTrial
+from orchestrator.results.state import cost_of
 from tests.unit.orchestrator.results.examples import (
     measure_record,
     state_of,

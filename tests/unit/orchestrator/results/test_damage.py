@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, TrialRecord
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import ResultStore, _seal
-from orchestrator.running.lock import exclusive
+from orchestrator.running.locks import exclusive
 from orchestrator.running.progress import Progress
 from orchestrator.running.run_state import running_trials
 from search_spaces.errors import CorruptStoreError, SetupError
@@ -139,7 +139,7 @@ def test_a_damaged_hash_key_is_refused(tmp_path, content):
 
 
 def test_two_roots_on_one_storage_are_one_at_a_time(tmp_path):
-    from orchestrator.running.lock import locked
+    from orchestrator.running.locks import locked
 
     storage = f"file://{tmp_path}/store"
     first, second = (Workspace.open("smoke", str(tmp_path / name), storage) for name in "ab")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.results.history import MOST_EVENTS, Event, History
+from orchestrator.results.state import MOST_EVENTS, Event, History
 from search_spaces.errors import CorruptStoreError
 
 

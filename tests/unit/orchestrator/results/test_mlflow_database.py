@@ -4,8 +4,8 @@ import sqlite3
 
 import pytest
 
-from orchestrator.results.tracking.mlflow import connect
-from orchestrator.results.tracking.mlflow_database import make_whole
+from orchestrator.results.mlflow_pages import make_whole
+from orchestrator.results.mlflow_tracker import connect
 
 
 def files(folder):

@@ -5,13 +5,10 @@ import os
 
 import pytest
 
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.plan import RootPaths, Workspace, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.planning.workspace import Workspace
-from orchestrator.results.outlines import OutlineIndex, TrialOutline
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.state import StoredResults, look_at_state, read_state
+from orchestrator.results.state import OutlineIndex, StoredResults, TrialOutline, look_at_state, read_state
 from orchestrator.results.store import ResultStore
 from tests.unit.orchestrator.results.examples import diverged, failure_record, trial_record, trial_result
 
@@ -124,7 +121,7 @@ def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(wor
 
 def test_an_index_of_another_version_is_not_read(workspace, reads, monkeypatch):
     look_at_state(workspace)
-    monkeypatch.setattr("orchestrator.results.outlines.VERSION", "outlines 2, records 2")
+    monkeypatch.setattr("orchestrator.results.state.VERSION", "outlines 2, records 2")
     assert OutlineIndex.read(workspace.sweep_paths.index).known == {}
 
 

@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from orchestrator.results import patience
-from orchestrator.results.patience import Patience, StorageAway
+from orchestrator.results import storage
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
+from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import SetupError
 from tests.unit.orchestrator.results.examples import trial_record
@@ -16,7 +16,7 @@ from tests.unit.orchestrator.results.examples import trial_record
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch):
-    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.001)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_any_write_may_be_repeated():
 
 def test_a_long_pause_is_said_again(monkeypatch):
     said, tries = [], []
-    monkeypatch.setattr(patience, "REMIND_AFTER_S", 0.0)
+    monkeypatch.setattr(storage, "REMIND_AFTER_S", 0.0)
 
     def write():
         tries.append(1)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from orchestrator.results import columns as c
-from orchestrator.results.rows import flat_trial, index_measures, row_of, rows_of, trial_metrics
+from orchestrator.results import table as c
+from orchestrator.results.table import flat_trial, index_measures, row_of, rows_of, trial_metrics
 from search_spaces.specs import AttackSpec, RepresentationSpec, RobustnessSpec
-from tasks.measures.measure import MeasureSettings, measure_nested
+from tasks.measures.measure import measure_nested
+from tasks.measures.records import MeasureSettings
 from tasks.prepared.subsets import TrialData
 from tasks.trials.trial import run_trial
 from tests.unit.orchestrator.results.examples import (
@@ -40,7 +41,7 @@ def real_row():
 
 def test_every_column_of_a_real_row_is_described(real_row):
     strangers = [column.name for column in c.describe(real_row) if column.origin is None]
-    assert not strangers, f"name these in orchestrator/results/columns.py: {strangers}"
+    assert not strangers, f"name these in orchestrator/results/table.py: {strangers}"
     assert {"fgsm_0.5_loss", "fgsm_3_robust_accuracy", "d_repr_gride"} <= set(real_row)
 
 

@@ -2,12 +2,10 @@
 
 import pytest
 
-from orchestrator.results.patience import Patience, StorageAway
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
-from orchestrator.results.storage import Bucket, open_storage
-from orchestrator.results.store import ResultStore
-from orchestrator.results.weights import WeightStore
+from orchestrator.results.storage import Bucket, Patience, StorageAway, open_storage
+from orchestrator.results.store import ResultStore, WeightStore
 from search_spaces.errors import ConfigError, SetupError
 from tests.object_store import KEYS, object_store
 from tests.unit.orchestrator.results.examples import trial_record
@@ -112,7 +110,7 @@ def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries, m
         stored = StoredResults.read(store.url)
         stored.patience = Patience(said.append)
         store.stop()
-        monkeypatch.setattr("orchestrator.results.patience.time.sleep", lambda _: store.start())
+        monkeypatch.setattr("orchestrator.results.storage.time.sleep", lambda _: store.start())
         stored.save(trial_record())
         assert ResultStore(store.url).read(TrialRecord, trial_record().trial_id) == trial_record()
     assert len(said) == 2

@@ -10,18 +10,22 @@ import mlflow
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from orchestrator.planning.redaction import without_secrets
-from orchestrator.planning.workspace import Workspace
-from orchestrator.results.rows import FlatRun
+from orchestrator.planning.plan import Workspace, without_secrets
+from orchestrator.results import mlflow_tracker as tracking
+from orchestrator.results import tracking, tracking_choice
+from orchestrator.results.mlflow_pages import Page, Refused
+from orchestrator.results.mlflow_tracker import MLflowTracker, connect, connector, read_rows
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import choice, outbox
-from orchestrator.results.tracking import mlflow as tracking
-from orchestrator.results.tracking.choice import TRACKERS, TrackerKind
-from orchestrator.results.tracking.mlflow import MLflowTracker, connect, connector, read_rows
-from orchestrator.results.tracking.mlflow_errors import Refused
-from orchestrator.results.tracking.mlflow_page import Page
-from orchestrator.results.tracking.run_pages import RunPages, keep_run_pages, read_run_pages
-from orchestrator.results.tracking.tracker import PARENT_KEY, Failure, InMemoryTracker
+from orchestrator.results.table import FlatRun
+from orchestrator.results.tracking import (
+    PARENT_KEY,
+    Failure,
+    InMemoryTracker,
+    RunPages,
+    keep_run_pages,
+    read_run_pages,
+)
+from orchestrator.results.tracking_choice import TRACKERS, TrackerKind
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 
@@ -121,20 +125,20 @@ def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_p
     workspace = Workspace.open(SWEEP, tmp_path / f"my{sign}41root")
     workspace.paths.make()
     with pytest.raises(SetupError, match=r"no '\?' and no '%'; found: .*; choose another with --root"):
-        choice.make_tracker(workspace, ResultStore(workspace.results_url), None)
-    assert choice.mlflow_uri(workspace.paths, "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+        tracking_choice.make_tracker(workspace, ResultStore(workspace.results_url), None)
+    assert tracking_choice.mlflow_uri(workspace.paths, "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
     assert [path.name for path in tmp_path.iterdir()] == [f"my{sign}41root"]
 
 
 def test_the_tracker_is_chosen_in_one_place(root, monkeypatch):
     told = TrackerKind(lambda *_: InMemoryTracker(), lambda *_: [{"trial_id": "a"}], lambda *_: "is well")
     monkeypatch.setitem(TRACKERS, "other", told)
-    monkeypatch.setattr(choice, "CHOSEN", "other")
+    monkeypatch.setattr(tracking_choice, "CHOSEN", "other")
     workspace = Workspace.open(SWEEP, root)
     store = ResultStore(workspace.results_url)
-    assert isinstance(choice.make_tracker(workspace, store, None), InMemoryTracker)
-    assert choice.tracked_rows(workspace, None, None) == [{"trial_id": "a"}]
-    assert choice.check_tracker(workspace.paths, None) == "is well"
+    assert isinstance(tracking_choice.make_tracker(workspace, store, None), InMemoryTracker)
+    assert tracking_choice.tracked_rows(workspace, None, None) == [{"trial_id": "a"}]
+    assert tracking_choice.check_tracker(workspace.paths, None) == "is well"
 
 
 class TestContract:
@@ -258,7 +262,7 @@ def test_a_dead_store_costs_no_result_and_is_counted(uri, sweep, monkeypatch):
     tracker = MLflowTracker(lambda: client, Page(sweep), say=said.append)
     for name in ("PATIENCE_S", "STOP_PATIENCE_S"):
         monkeypatch.setattr(tracking, name, 0.3)
-    monkeypatch.setattr(outbox, "SAID_AFTER_S", 0.0)
+    monkeypatch.setattr(tracking, "SAID_AFTER_S", 0.0)
 
     def dead(*_, **__):
         raise ConnectionError("no route")
@@ -422,8 +426,8 @@ class Lossy:
 
 @pytest.mark.parametrize("share", [0.2, 0.4])
 def test_one_run_per_key_although_replies_are_lost(uri, sweep, runs, monkeypatch, share):
-    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(outbox, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(tracking, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(tracking, "LONGEST_PAUSE_S", 0.01)
     client = Lossy(connect(uri), share)
     tracker = MLflowTracker(lambda: client, Page(sweep))
     keys = [f"t{number}" for number in range(8)]
@@ -439,8 +443,8 @@ def test_one_run_per_key_although_replies_are_lost(uri, sweep, runs, monkeypatch
 
 
 def test_a_server_that_is_down_at_the_start_is_told_later(uri, sweep, runs, monkeypatch):
-    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(outbox, "SAID_AFTER_S", 0.0)
+    monkeypatch.setattr(tracking, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(tracking, "SAID_AFTER_S", 0.0)
     up = threading.Event()
 
     def slow():
@@ -638,7 +642,7 @@ def test_a_root_that_was_moved_keeps_its_artifacts_below_itself(sweep, tmp_path,
             (report / "report.html").write_text("second")
         workspace = Workspace.open({**SWEEP, "name": f"s-{fingerprint(sweep)[:12]}"}, root)
         workspace.paths.make()
-        tracker = choice.make_tracker(workspace, ResultStore(workspace.results_url), None)
+        tracker = tracking_choice.make_tracker(workspace, ResultStore(workspace.results_url), None)
         tracker.add_report(report, {})
         tracker.close("FINISHED")
         assert tracker.num_behind == 0

@@ -15,15 +15,15 @@ from ray.autoscaler._private.node_provider_availability_tracker import (
 from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
 from ray.experimental.internal_kv import _internal_kv_get
 
-from orchestrator.running import autoscaler, scheduling
-from orchestrator.running.autoscaler import (
+from orchestrator.running import waiting
+from orchestrator.running.cluster import Resources
+from orchestrator.running.waiting import (
     LaunchReport,
     advice,
     launch_report,
     read_first_version,
     read_second_version,
 )
-from orchestrator.running.cluster import Resources
 
 NO_CAPACITY = "InsufficientInstanceCapacity: we have no g6.4xlarge in us-east-1a"
 
@@ -104,11 +104,11 @@ def test_where_nothing_failed_and_nothing_comes_it_says_what_may_be_in_the_way()
 def test_a_cluster_without_an_autoscaler_has_no_report(ray_local):
     """Also once Ray's monitor has written of its nodes, some seconds after the start."""
     for _ in range(60):
-        if b"autoscaler_report" in (_internal_kv_get(autoscaler._STATUS_KEY) or b""):
+        if b"autoscaler_report" in (_internal_kv_get(waiting._STATUS_KEY) or b""):
             break
         time.sleep(0.5)
     assert launch_report() is None
-    text = scheduling.why_nothing_starts(Resources(1, 0.5))
+    text = waiting.why_nothing_starts(Resources(1, 0.5))
     assert "0.5 gpu (the cluster has 0, 0 free)" in text
     assert "does not grow by itself" in text
 
@@ -117,9 +117,9 @@ def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float])
     """A cluster of these nodes, of which so much is free."""
     names = {name for node in nodes for name in node}
     total = {name: sum(node.get(name, 0) for node in nodes) for name in names}
-    monkeypatch.setattr(scheduling, "launch_report", lambda: None)
+    monkeypatch.setattr(waiting, "launch_report", lambda: None)
     monkeypatch.setattr(
-        scheduling,
+        waiting,
         "ray",
         SimpleNamespace(
             cluster_resources=lambda: total,
@@ -134,13 +134,13 @@ def of_nodes(monkeypatch, nodes: list[dict[str, float]], free: dict[str, float])
 
 def test_nodes_that_are_each_too_small_are_named(monkeypatch):
     of_nodes(monkeypatch, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], {"CPU": 4.0, "GPU": 1.0})
-    assert scheduling.why_nothing_starts(Resources(3, 0)) == (
+    assert waiting.why_nothing_starts(Resources(3, 0)) == (
         "each asks for 3 cpu (the cluster has 4, 4 free). No node has all that one asks for: they have "
         "1 cpu (2 nodes), 2 cpu (1 nodes). "
         "This cluster does not grow by itself: add nodes, or ask for less."
     )
     # Each alone would be there, together they are on no node.
-    with_card = scheduling.why_nothing_starts(Resources(3, 1))
+    with_card = waiting.why_nothing_starts(Resources(3, 1))
     assert "0 gpu (2 nodes)" in with_card
     assert with_card.endswith("add nodes, ask for less, or run with --device cpu.")
 
@@ -148,29 +148,29 @@ def test_nodes_that_are_each_too_small_are_named(monkeypatch):
 def test_free_cpus_in_pieces_are_said_to_be_held(monkeypatch):
     """Two of four are free, one on each node: who asks for two waits for the other work, not for nodes."""
     of_nodes(monkeypatch, [{"CPU": 2.0}, {"CPU": 2.0}], {"CPU": 2.0})
-    assert scheduling.why_nothing_starts(Resources(2, 0)).endswith("goes on as soon as it is free.")
+    assert waiting.why_nothing_starts(Resources(2, 0)).endswith("goes on as soon as it is free.")
 
 
 @pytest.mark.parametrize(("free", "said"), [({"CPU": 0.5}, True), ({"CPU": 2.0}, False)])
 def test_what_is_there_but_not_free_is_said_to_be_held(monkeypatch, free, said):
     of_nodes(monkeypatch, [{"CPU": 2.0}], free)
     held = "What is not free is held by other work, or by processes that still start."
-    assert (held in scheduling.what_is_missing(Resources(1, 0))) is said
-    assert held not in scheduling.what_is_missing(Resources(4, 0))  # more than there is: waiting helps nobody
+    assert (held in waiting.what_is_missing(Resources(1, 0))) is said
+    assert held not in waiting.what_is_missing(Resources(4, 0))  # more than there is: waiting helps nobody
 
 
 def test_what_is_only_held_needs_no_more_nodes(monkeypatch):
     of_nodes(monkeypatch, [{"CPU": 2.0}], {})
-    assert scheduling.why_nothing_starts(Resources(1, 0)).endswith("goes on as soon as it is free.")
+    assert waiting.why_nothing_starts(Resources(1, 0)).endswith("goes on as soon as it is free.")
     for more in (Resources(4, 0), Resources(1, 0.5)):
-        assert "add nodes, " in scheduling.why_nothing_starts(more)
+        assert "add nodes, " in waiting.why_nothing_starts(more)
 
 
 def test_the_reason_is_said_after_a_minute_and_again_only_when_it_changes(monkeypatch):
     clock, said, reasons = [0.0], [], ["no capacity"]
-    monkeypatch.setattr(scheduling.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(scheduling, "why_nothing_starts", lambda resources: reasons[0])
-    watch = scheduling.StartWatch(Resources(1, 1), said.append)
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(waiting, "why_nothing_starts", lambda resources: reasons[0])
+    watch = waiting.StartWatch(Resources(1, 1), said.append)
     pending, running = [SimpleNamespace(status="PENDING")], [SimpleNamespace(status="RUNNING")]
 
     def look(at: float, trials: list[SimpleNamespace]) -> None:

@@ -22,7 +22,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
 from orchestrator.running.cluster import Cluster, _start, _started, connect, trial_resources
-from orchestrator.running.devices import LOGICAL_GPUS
+from orchestrator.running.gpus import LOGICAL_GPUS
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 from tests.isolation import AVAILABLE, REASON, isolated

@@ -2,10 +2,9 @@
 
 import pytest
 
-from orchestrator.running import epochs as module
-from orchestrator.running.epochs import EpochBoard, EpochListener, EpochTeller, IsweepEpochs
-from tasks.trials.measured import EpochScore
-from tasks.trials.result import EpochRecord
+from orchestrator.running import worker as module
+from orchestrator.running.worker import EpochBoard, EpochListener, EpochTeller, IsweepEpochs
+from tasks.trials.records import EpochRecord, EpochScore
 
 
 def epoch(number: int) -> EpochRecord:

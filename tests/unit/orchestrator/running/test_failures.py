@@ -6,8 +6,13 @@ import pytest
 import ray.exceptions as rex
 
 from orchestrator.results.records import FailureKind
-from orchestrator.running.failures import RETRIES, classify, classify_broken_fit, classify_lost_worker
-from orchestrator.running.retries import Retries
+from orchestrator.running.failures import (
+    RETRIES,
+    Retries,
+    classify,
+    classify_broken_fit,
+    classify_lost_worker,
+)
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.results.tracking.provenance import provenance
+from orchestrator.results.records import provenance
 from orchestrator.running import launch
 from orchestrator.running.launch import check_launch_file
 from tests import damage

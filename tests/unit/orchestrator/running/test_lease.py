@@ -6,17 +6,17 @@ import time
 
 import pytest
 
-from orchestrator.running import lease
-from orchestrator.running.lease import Lease
+from orchestrator.running import locks
+from orchestrator.running.locks import Lease
 from search_spaces.errors import SetupError
 from tests.object_store import object_store
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(lease, "BEAT_S", 0.02)
-    monkeypatch.setattr(lease, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(lease, "EXPIRES_S", 0.5)
+    monkeypatch.setattr(locks, "BEAT_S", 0.02)
+    monkeypatch.setattr(locks, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(locks, "EXPIRES_S", 0.5)
 
 
 def leases(folder):
@@ -24,7 +24,7 @@ def leases(folder):
 
 
 def test_a_second_driver_is_refused_by_name_while_the_first_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
+    monkeypatch.setattr(locks, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
     said = []
     with Lease(str(tmp_path), "a", "isweep run first"):
         assert leases(tmp_path) == ["a"]
@@ -58,7 +58,7 @@ def test_a_killed_driver_s_lease_expires(tmp_path):
 
 
 def test_the_same_root_s_earlier_lease_is_replaced_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "EXPIRES_S", 1e9)
+    monkeypatch.setattr(locks, "EXPIRES_S", 1e9)
     left_behind(tmp_path, "a")
     with Lease(str(tmp_path), "a", "isweep run"):
         assert leases(tmp_path) == ["a"]
@@ -72,7 +72,7 @@ def test_a_lease_that_cannot_be_read_is_somebody_s_and_expires(tmp_path):
 
 
 def test_of_many_that_start_at_once_exactly_one_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
+    monkeypatch.setattr(locks, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
     names, held, refused, together = "abcdef", [], [], threading.Barrier(6)
     done = threading.Event()
 
@@ -99,7 +99,7 @@ def test_of_many_that_start_at_once_exactly_one_holds(tmp_path, monkeypatch):
 
 def test_a_driver_whose_lease_was_taken_over_ends(tmp_path, monkeypatch):
     ended = []
-    monkeypatch.setattr(lease, "end_main_thread", lambda error, event: ended.append(error))
+    monkeypatch.setattr(locks, "end_main_thread", lambda error, event: ended.append(error))
     held = Lease(str(tmp_path), "a", "isweep run")
 
     def drive():
@@ -127,7 +127,7 @@ def test_a_lease_that_was_deleted_by_hand_is_written_again(tmp_path):
 
 
 def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
-    monkeypatch.setattr(lease, "EXPIRES_S", 5.0)  # a slow machine makes nobody dead
+    monkeypatch.setattr(locks, "EXPIRES_S", 5.0)  # a slow machine makes nobody dead
     monkeypatch.setattr("orchestrator.results.storage.TRIES", 1)
     monkeypatch.setattr("orchestrator.results.storage.CONNECT_TIMEOUT_S", 0.5)
     said: list[str] = []

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import read_state
-from orchestrator.running import lock
-from orchestrator.running.lock import exclusive, holder_pid, is_held
+from orchestrator.running import locks
+from orchestrator.running.locks import exclusive, holder_pid, is_held
 from orchestrator.running.run_state import running_trials
 from search_spaces.errors import SetupError
 
@@ -42,7 +42,7 @@ def test_another_look_is_no_holder(tmp_path):
 
 
 def test_a_run_starts_although_someone_looks_at_the_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "PROBE_ATTEMPTS", 500)
+    monkeypatch.setattr(locks, "PROBE_ATTEMPTS", 500)
     path = tmp_path / "lock"
     path.touch()
     with open(path) as file:

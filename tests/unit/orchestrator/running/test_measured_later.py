@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from orchestrator.results.weights import WeightStore
-from orchestrator.running.trainable import perform_cell
+from orchestrator.results.store import WeightStore
+from orchestrator.running.worker import perform_cell
 from search_spaces.specs import AttackSpec
 from tasks.prepared.subsets import TrialData
 from tests.unit.orchestrator.results.examples import trial_record, trial_spec

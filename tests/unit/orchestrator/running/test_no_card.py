@@ -6,15 +6,13 @@ import pytest
 import ray
 from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
-from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import RootPaths
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.state import StoredResults
-from orchestrator.running import sweep
-from orchestrator.running.devices import NO_CARD
-from orchestrator.running.failures import classify
-from orchestrator.running.lost_workers import fit_nodes
-from orchestrator.running.retries import MOST_ON_UNFIT, Retries
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running import trials
+from orchestrator.running.failures import MOST_ON_UNFIT, Retries, classify, fit_nodes
+from orchestrator.running.gpus import NO_CARD
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import SetupError
 from tests.unit.orchestrator.running.test_sweep import make_plan, run  # noqa: F401
 
@@ -64,7 +62,7 @@ def test_a_sweep_of_real_trials_ends_with_what_was_missing(
 ) -> None:
     assert fit_nodes(classify(NONE)) == set()
     here = ray.util.get_node_ip_address()
-    monkeypatch.setattr(sweep, "fit_nodes", lambda failure: {here})
+    monkeypatch.setattr(trials, "fit_nodes", lambda failure: {here})
     plan = make_plan(*range(4, 40))
     stored = StoredResults.read(str(RootPaths.create(root).sweep(plan.sweep.name).folder))
     with pytest.raises(

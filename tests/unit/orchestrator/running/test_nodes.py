@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import ray
 
-from orchestrator.running import nodes
-from orchestrator.running.nodes import look_at_nodes
+from orchestrator.running import doctor
+from orchestrator.running.doctor import look_at_nodes
 
-HERE = nodes.versions_here()
+HERE = doctor.versions_here()
 RELEASE = metadata.version("isweep")
 GIB = 2**30
 SOUND: dict[str, Any] = {
@@ -30,7 +30,7 @@ STARTED = 100.0
 
 
 def problems(**changes: Any) -> list[str]:
-    report = nodes._report({**SOUND, **changes}, NODE, STARTED)
+    report = doctor._report({**SOUND, **changes}, NODE, STARTED)
     return [f"{what}; {way_out}" for what, way_out in report.problems]
 
 
@@ -62,14 +62,14 @@ def test_each_fault_is_said_with_its_way_out(changes, said):
 
 
 def test_a_disk_that_takes_nothing_has_no_room(tmp_path, monkeypatch):
-    assert nodes._room(tmp_path) > 0
-    monkeypatch.setattr(nodes.os, "access", lambda *_: False)  # as on a read-only disk, also for root
-    assert nodes._room(tmp_path) == 0
+    assert doctor._room(tmp_path) > 0
+    monkeypatch.setattr(doctor.os, "access", lambda *_: False)  # as on a read-only disk, also for root
+    assert doctor._room(tmp_path) == 0
 
 
 def test_a_clock_counts_as_wrong_only_beyond_what_the_wait_explains():
-    assert nodes._report({**SOUND, "time": 100.5}, NODE, STARTED).clock_skew_s == 0
-    assert nodes._report({**SOUND, "time": 98.0}, NODE, STARTED).clock_skew_s == 2.0
+    assert doctor._report({**SOUND, "time": 100.5}, NODE, STARTED).clock_skew_s == 0
+    assert doctor._report({**SOUND, "time": 98.0}, NODE, STARTED).clock_skew_s == 2.0
 
 
 def test_logical_cards_are_no_fault_where_they_are_asked_for():
@@ -99,7 +99,7 @@ def test_what_only_the_driver_needs_is_no_problem_of_a_node(ray_local, tmp_path)
 
 @pytest.mark.ray
 def test_a_node_that_does_not_answer_is_told(ray_local, tmp_path, monkeypatch):
-    monkeypatch.setattr(nodes, "ANSWER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(doctor, "ANSWER_TIMEOUT_S", 0.01)
     (report,) = look_at_nodes(tmp_path)
     ((what, way_out),) = report.problems
     assert what == "gives no answer within 0.01 s"
@@ -111,7 +111,7 @@ def test_a_node_without_isweep_is_told_by_what_it_lacks(ray_local, tmp_path, mon
     def look_there(mark: str | None, storage: str | None) -> None:
         raise ModuleNotFoundError("No module named 'orchestrator'")
 
-    monkeypatch.setattr(nodes, "look_here", look_there)
+    monkeypatch.setattr(doctor, "look_here", look_there)
     (report,) = look_at_nodes(tmp_path)
     ((what, way_out),) = report.problems
     assert what == "cannot look at itself: ModuleNotFoundError: No module named 'orchestrator'"

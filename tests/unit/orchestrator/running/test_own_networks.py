@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.planning.estimate import estimate
-from orchestrator.planning.extras import extras
-from orchestrator.planning.packing import cost_of
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.estimate import estimate, extras
+from orchestrator.planning.plan import Workspace, plan_sweep
+from orchestrator.planning.predict import cost_of
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.planning.workspace import Workspace
 from orchestrator.running.networks import check_models
 from search_spaces.errors import ConfigError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator import load_sweep, plan_sweep
-from orchestrator.running.pilot import PilotRequest, pilot_sweep
+from orchestrator.running.measuring import PilotRequest, pilot_sweep
 from search_spaces.errors import ConfigError
 
 OUTER = {

@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults, read_state
 from orchestrator.results.store import ResultStore
-from orchestrator.running.pipeline import RunOptions, prepare_missing, run_sweep
+from orchestrator.running.options import RunOptions
 from orchestrator.running.progress import Progress
+from orchestrator.running.run import prepare_missing, run_sweep
 from search_spaces.errors import NewerRecordError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor
@@ -45,7 +46,7 @@ def test_a_run_reads_each_kind_of_record_once(finished, root, monkeypatch):
         return scan(self, kind)
 
     monkeypatch.setattr(ResultStore, "scan", counting)
-    monkeypatch.setattr("orchestrator.running.pipeline.report_sweep", lambda *_: None)
+    monkeypatch.setattr("orchestrator.running.run.report_sweep", lambda *_: None)
     summary = run_sweep("smoke", RunOptions(root=root, tracking=False))
     assert (summary.done, summary.planned, summary.exit_code) == (8, 8, 0)
     assert sorted(kind.__name__ for kind in read) == ["FailureRecord", "MeasureRecord", "TrialRecord"]

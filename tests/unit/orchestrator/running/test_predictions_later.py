@@ -5,11 +5,12 @@ from scipy.special import softmax
 from sklearn.metrics import log_loss, roc_auc_score
 
 import isweep
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.state import StoredResults
-from orchestrator.running.pipeline import RunOptions, run_sweep
+from orchestrator.running.options import RunOptions
 from orchestrator.running.progress import Progress
+from orchestrator.running.run import run_sweep
 from search_spaces.errors import CorruptStoreError, DataError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local", "on_ray_local")]
@@ -28,7 +29,7 @@ MORE = {"predictions": True, "attacks.epsilons": [1.0, 2.0, 4.0, 8.0, 16.0]}
 
 
 def test_predictions_asked_for_later_train_nothing_and_are_made_again_when_damaged(root, monkeypatch):
-    monkeypatch.setattr("orchestrator.running.pipeline.report_sweep", lambda *_: None)
+    monkeypatch.setattr("orchestrator.running.run.report_sweep", lambda *_: None)
     options = RunOptions(root=root, tracking=False)
     assert run_sweep(SWEEP, options).exit_code == 0
     workspace = Workspace.open(SWEEP, root)

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from orchestrator.planning.workspace import Workspace
-from orchestrator.running.pipeline import RunOptions, run_sweep
-from orchestrator.running.pretrained import check_same_start, fetch_pretrained
-from orchestrator.tuning.pipeline import tune_sweep
+from orchestrator.planning.plan import Workspace
+from orchestrator.running.networks import check_same_start, fetch_pretrained
+from orchestrator.running.options import RunOptions
+from orchestrator.running.run import run_sweep
+from orchestrator.tuning.run import tune_sweep
 from search_spaces.errors import ConfigError, SetupError
 from tests.unit.orchestrator.results.examples import trial_record
 
@@ -35,8 +36,8 @@ def test_a_machine_without_a_connection_is_told_before_anything_is_prepared(
         raise OSError("<urlopen error [Errno -2] Name or service not known>")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    monkeypatch.setattr("orchestrator.running.pipeline.connect", refuse)
-    monkeypatch.setattr("orchestrator.running.pipeline.prepare_missing", refuse)
+    monkeypatch.setattr("orchestrator.running.run.connect", refuse)
+    monkeypatch.setattr("orchestrator.running.run.prepare_missing", refuse)
     with pytest.raises(
         SetupError, match=r"resnet18 must be downloaded once; found: <urlopen error"
     ) as raised:
@@ -69,7 +70,7 @@ def full(weights: dict[str, object]) -> dict[str, object]:
 def test_damaged_weights_are_refused_before_anything_is_prepared(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.running.pipeline.prepare_missing", refuse)
+    monkeypatch.setattr("orchestrator.running.run.prepare_missing", refuse)
     path = Workspace.open(SWEEP, root).paths.pretrained("torchvision-resnet18")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half a download")
@@ -97,7 +98,7 @@ def test_results_that_started_from_other_weights_of_the_same_name_are_not_mixed(
 def test_a_search_refuses_pretrained_networks_before_anything_starts(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.running.pipeline.connect", refuse)
+    monkeypatch.setattr("orchestrator.running.run.connect", refuse)
     with pytest.raises(ConfigError, match="searches from random weights"):
         tune_sweep({**SWEEP, "train_sizes": [100]}, RunOptions(root=root, tracking=False))
     assert not (Path(root) / "prepared").exists()

@@ -4,10 +4,8 @@ import logging
 
 import pytest
 
-from orchestrator.planning.cards import CARDS
-from orchestrator.planning.measured import Expectation
-from orchestrator.planning.packing import need_of
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import CARDS, Expectation, need_of
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.running.cluster import Resources
 from orchestrator.running.requests import Requests, card_of

@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import read_state
-from orchestrator.running.lock import exclusive
+from orchestrator.running.locks import exclusive
 from orchestrator.running.progress import Progress
 from orchestrator.running.run_state import read_run, running_trials, spelled
-from tasks.trials.result import EpochRecord
+from tasks.trials.records import EpochRecord
 
 
 @pytest.fixture

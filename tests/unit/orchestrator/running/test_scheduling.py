@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from orchestrator.running.cluster import Resources
-from orchestrator.running.scheduling import bound_by_cpus
+from orchestrator.running.waiting import bound_by_cpus
 
 
 def node(cpus, cards, *, alive=True):

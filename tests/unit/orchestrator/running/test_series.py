@@ -8,10 +8,9 @@ import time
 import pytest
 from ray.tune.execution.tune_controller import TuneController
 
-from orchestrator.running.progress import Progress
+from orchestrator.running.progress import BOARD, GAUGES, Progress
 from orchestrator.running.run_state import RunningTrial
-from orchestrator.running.series import BOARD, GAUGES
-from orchestrator.running.task_names import TaskNames, trial_tasks_named
+from orchestrator.running.trials import TaskNames, trial_tasks_named
 
 SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}
 
@@ -111,7 +110,7 @@ def test_the_task_of_a_trial_has_its_name_and_nothing_stays_changed(monkeypatch,
 
 def test_each_name_costs_memory_so_a_run_gives_out_so_many(monkeypatch):
     monkeypatch.setattr(TuneController, "_schedule_trial_task", schedule)
-    monkeypatch.setattr("orchestrator.running.task_names.trial_name", lambda trial: trial)
+    monkeypatch.setattr("orchestrator.running.trials.trial_name", lambda trial: trial)
     said = []
     with trial_tasks_named(TaskNames(most=2)):
         for trial_id in ("a", "b", "c", "a", "d"):

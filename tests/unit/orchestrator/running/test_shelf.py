@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import ray
 
-from orchestrator.running.shelf import Shelf
+from orchestrator.running.worker import Shelf
 from search_spaces.errors import DataError
 from tasks.prepared.subsets import TrialData
 

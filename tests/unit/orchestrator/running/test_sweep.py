@@ -19,24 +19,22 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_put
 from ray.tune.experiment import Trial
 
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.results.history import History
-from orchestrator.results.patience import Patience, StorageAway
+from orchestrator.planning.plan import RootPaths, SweepPlan, plan_sweep
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
-from orchestrator.results.rows import trial_metrics
-from orchestrator.results.state import StoredResults
+from orchestrator.results.state import History, StoredResults
+from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking.tracker import InMemoryTracker
+from orchestrator.results.table import trial_metrics
+from orchestrator.results.tracking import InMemoryTracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.progress import Progress
-from orchestrator.running.sweep import GridWork, Run, Trials
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import SetupError
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.result import TrialResult
+from tasks.trials.records import TrialResult
 from tests.unit.orchestrator.results.examples import diverged, trial_result
 
 pytestmark = pytest.mark.ray
@@ -338,7 +336,7 @@ def test_it_is_said_what_is_missing_when_nothing_can_start(run, monkeypatch):
         def note(self, message: str) -> None:
             raise KeyboardInterrupt(message)
 
-    monkeypatch.setattr("orchestrator.running.scheduling.PATIENCE_S", 1.0)
+    monkeypatch.setattr("orchestrator.running.waiting.PATIENCE_S", 1.0)
     with pytest.raises(KeyboardInterrupt, match=r"each asks for 64 cpu \(the cluster has 2, \S+ free\)"):
         run(make_plan(10), resources=Resources(64, 0), monitor=Impatient())
 

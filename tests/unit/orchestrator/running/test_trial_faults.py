@@ -9,7 +9,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialRecord
 from orchestrator.running.failures import DeviceError, classify, classify_lost_worker, spoils_process
-from orchestrator.running.trainable import TrialTrainable
+from orchestrator.running.worker import TrialTrainable
 from tests.unit.orchestrator.results.examples import trial_result
 from tests.unit.orchestrator.running.test_sweep import _report, by_size, make_plan, run  # noqa: F401
 
@@ -49,7 +49,7 @@ def test_a_process_that_met_a_device_error_is_not_used_again(run: Any) -> None: 
 @pytest.mark.usefixtures("ray_local")
 def test_a_trial_that_hangs_is_ended_and_run_again(run: Any, monkeypatch: Any) -> None:  # noqa: F811
     plan = make_plan(10, 12, 14)
-    monkeypatch.setattr("orchestrator.running.sweep.time_limit", lambda trial, measured: 8.0)
+    monkeypatch.setattr("orchestrator.running.trials.time_limit", lambda trial, measured: 8.0)
     sweep = run(plan, trainable=Hanging)
     records = by_size(sweep.stored.store.scan(TrialRecord).records)
     assert {size: record.attempt for size, record in records.items()} == {10: 1, 12: 2, 14: 1}

@@ -11,11 +11,9 @@ from typing import Any
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import Point, TuningCell, tuning_cells
-from orchestrator.tuning.queue import SearchQueue
-from orchestrator.tuning.rungs import Rungs
-from orchestrator.tuning.search import Asked, Search, Training, rungs_of
+from orchestrator.tuning.search import Asked, Rungs, Search, SearchQueue, Training, rungs_of
 from search_spaces.sweeps import SweepSpec
-from tasks.trials.search_result import SearchResult, SearchStatus, ValidationScore
+from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
 
 BEST_RATE = 3e-3
 

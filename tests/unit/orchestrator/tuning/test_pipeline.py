@@ -9,24 +9,22 @@ import pytest
 
 import isweep
 from orchestrator import RunOptions
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.planning.workspace import Workspace
+from orchestrator.results.mlflow_tracker import connect as connect_mlflow
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking.mlflow import connect as connect_mlflow
-from orchestrator.results.tracking.tracker import NoopTracker
-from orchestrator.running import pipeline as run_pipeline
-from orchestrator.running.lock import exclusive
+from orchestrator.results.tracking import NoopTracker
+from orchestrator.running import run as run_pipeline
+from orchestrator.running.locks import exclusive
 from orchestrator.running.progress import Progress
-from orchestrator.tuning import pipeline
-from orchestrator.tuning.pipeline import tune_sweep
-from orchestrator.tuning.records import Role, SearchRecord
+from orchestrator.tuning import run
+from orchestrator.tuning.cells import Role, SearchRecord
+from orchestrator.tuning.outcome import search_rows, search_standing
+from orchestrator.tuning.run import tune_sweep
 from orchestrator.tuning.search import Search
-from orchestrator.tuning.standing import search_rows, search_standing
 from search_spaces.errors import ConfigError, SetupError, SweepError
-from tasks.prepared.dataset import PreparedDataset
-from tasks.prepared.subsets import make_subset
-from tasks.prepared.validation import load_validation
+from tasks.prepared.store import PreparedDataset
+from tasks.prepared.subsets import load_validation, make_subset
 from tasks.trials.trial import run_search_trial
 
 pytestmark = pytest.mark.ray
@@ -89,7 +87,7 @@ def journal(root):
 def run_nothing(monkeypatch) -> list[Search]:
     """Let searches begin and train nothing; returns where they will be."""
     begun: list[Search] = []
-    monkeypatch.setattr(pipeline._Tuning, "_run", lambda self, search, *_: begun.append(search))
+    monkeypatch.setattr(run._Tuning, "_run", lambda self, search, *_: begun.append(search))
     return begun
 
 
@@ -140,7 +138,7 @@ def test_what_mlflow_misses_is_counted_once_it_was_told_all(found, monkeypatch):
             self.num_behind -= 1
 
     _, root = found
-    monkeypatch.setattr(pipeline, "make_tracker", lambda *_, **__: Slow())
+    monkeypatch.setattr(run, "make_tracker", lambda *_, **__: Slow())
     assert tune_sweep(TINY, RunOptions(root=root)).num_behind == 1
 
 
@@ -285,7 +283,7 @@ def test_two_searches_on_one_root_are_refused(found):
 )
 def test_mistakes_are_said_before_anything_is_trained(found, monkeypatch, changes, kind, message):
     _, root = found
-    monkeypatch.setattr(pipeline._Tuning, "_run", None)
+    monkeypatch.setattr(run._Tuning, "_run", None)
     with pytest.raises(kind, match=message):
         tune_sweep({**TINY, "name": "wrong"}, RunOptions(root=root), changes=changes)
 

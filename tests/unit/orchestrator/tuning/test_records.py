@@ -5,7 +5,7 @@ import json
 import pytest
 
 from orchestrator.results.store import ResultStore
-from orchestrator.tuning.records import Role, SearchRecord
+from orchestrator.tuning.cells import Role, SearchRecord
 from search_spaces.fingerprint import fingerprint
 from tests.unit.orchestrator.tuning.examples import cells, result
 

@@ -10,7 +10,7 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import tuning_cells
 from search_spaces.tuning import GRID_RATES, TuneSpec
-from tasks.trials.search_result import SearchStatus
+from tasks.trials.records import SearchStatus
 from tests.search_table import TabulatedCell, read_table, replay
 
 TABLE = Path(__file__).parents[3] / "data" / "search_table.csv"

@@ -9,15 +9,24 @@ import pandas as pd
 import pytest
 from scipy.stats import kruskal
 
-from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.workspace import Workspace
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.tuning.cells import Point, tuning_cells
-from orchestrator.tuning.figures import _between_0_and_1, _logarithm, draw_all, trial_table
-from orchestrator.tuning.importance import FEWEST_FOR_IMPORTANCE, PARAMETERS, explained, importance_table
-from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.report import gains, write_report
-from orchestrator.tuning.search import Search
-from orchestrator.tuning.study import open_storage
+from orchestrator.tuning.outcome import (
+    FEWEST_FOR_IMPORTANCE,
+    PARAMETERS,
+    explained,
+    importance_table,
+    outcomes,
+)
+from orchestrator.tuning.report import (
+    _between_0_and_1,
+    _logarithm,
+    draw_all,
+    gains,
+    trial_table,
+    write_report,
+)
+from orchestrator.tuning.search import Search, open_storage
 from tests.unit.orchestrator.tuning.examples import DIVERGED, result, run_through, sweep
 
 CHANGED = sweep(tune={"budget": 0.4})

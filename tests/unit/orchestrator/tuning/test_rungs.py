@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from orchestrator.tuning.rungs import Rungs, rung_epochs
+from orchestrator.tuning.search import Rungs, rung_epochs
 
 
 def test_the_rung_stands_at_a_third():

@@ -6,18 +6,22 @@ from itertools import pairwise
 
 import pytest
 
-from orchestrator.planning.order import array_key
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.tuning.cells import Point, held_to_splits, tuning_cells
-from orchestrator.tuning.neighbours import Likeness, distance, nearest_first
+from orchestrator.planning.predict import array_key
+from orchestrator.tuning.cells import Point, Role, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.queue import AHEAD
-from orchestrator.tuning.records import Role
-from orchestrator.tuning.search import Search, Training
-from orchestrator.tuning.study import open_storage
+from orchestrator.tuning.search import (
+    AHEAD,
+    Likeness,
+    Search,
+    Training,
+    distance,
+    nearest_first,
+    open_storage,
+)
 from search_spaces.errors import ConfigError
 from search_spaces.tuning import TuneSpec
-from tasks.trials.search_result import SearchStatus
+from tasks.trials.records import SearchStatus
 from tests.unit.orchestrator.tuning.examples import (
     BEST_RATE,
     DIVERGED,

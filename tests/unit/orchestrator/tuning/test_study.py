@@ -12,10 +12,10 @@ import pytest
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
-from orchestrator.results import patience
-from orchestrator.results.patience import Patience
+from orchestrator.results import storage as patience
+from orchestrator.results.storage import Patience
 from orchestrator.tuning.cells import Point
-from orchestrator.tuning.study import CellStudy, open_storage
+from orchestrator.tuning.search import CellStudy, open_storage
 from tests.unit.orchestrator.tuning.examples import DIVERGED, cells, loss_of, result
 
 GIVEN = Point(learning_rate=1e-3, weight_decay=1e-4, batch_size=16)

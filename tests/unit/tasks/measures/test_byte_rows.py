@@ -3,8 +3,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tasks.measures.byte_rows import (
+from tasks.measures.distances import (
     INT32_FEATURES,
+    ArraySource,
     ByteRows,
     as_bytes,
     byte_units,
@@ -12,8 +13,7 @@ from tasks.measures.byte_rows import (
     squared_norms,
     whole_squared_distances,
 )
-from tasks.measures.distances import ArraySource
-from tasks.measures.partials import far
+from tasks.measures.neighbors import far
 from tasks.measures.products import MAX_FEATURES
 from tests import reference
 from tests.unit.tasks.measures.test_products import PRODUCTS

@@ -3,8 +3,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tasks.measures.calibration import calibrate, dimension_grid, posterior, simulate, simulate_one
-from tasks.measures.manifolds import MANIFOLDS, gaussian, hypercube, hypersphere
+from tasks.measures.calibration import (
+    MANIFOLDS,
+    calibrate,
+    dimension_grid,
+    gaussian,
+    hypercube,
+    hypersphere,
+    posterior,
+    simulate,
+    simulate_one,
+)
 from tasks.remote import InlineExecutor
 
 FLAT = ("hypersphere", "hypercube", "gaussian", "ball", "curled")

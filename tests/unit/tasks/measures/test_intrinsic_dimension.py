@@ -4,9 +4,15 @@ import skdim
 from threadpoolctl import threadpool_limits
 
 from search_spaces.errors import ConfigError, DataError
-from tasks.measures.bootstrap import block_std_error, neighborhood_blocks
-from tasks.measures.intrinsic_dimension import estimate, intrinsic_dimension, mle, twonn
-from tasks.measures.manifolds import MANIFOLDS, ball, gaussian, hypercube, hypersphere, swiss_roll
+from tasks.measures.calibration import MANIFOLDS, ball, gaussian, hypercube, hypersphere, swiss_roll
+from tasks.measures.estimators import (
+    block_std_error,
+    estimate,
+    intrinsic_dimension,
+    mle,
+    neighborhood_blocks,
+    twonn,
+)
 from tasks.measures.neighbors import NeighborTable, nested_neighbors
 from tests import reference
 

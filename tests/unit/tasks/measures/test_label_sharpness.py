@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.measures.label_sharpness import (
-    SharpnessConvention,
-    compare,
-    convert,
-    count_pairs,
-    stratified_subsets,
-)
-from tasks.measures.measure import MeasureSettings, measure_array, measure_nested
+from tasks.measures.measure import measure_array, measure_nested
+from tasks.measures.records import MeasureSettings
+from tasks.measures.sharpness import SharpnessConvention, compare, convert, count_pairs, stratified_subsets
 from tests import reference
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.measures.intrinsic_dimension import intrinsic_dimension
-from tasks.measures.manifolds import MANIFOLDS, cosine_patterns, hypersphere, swiss_roll
+from tasks.measures.calibration import MANIFOLDS, cosine_patterns, hypersphere, swiss_roll
+from tasks.measures.estimators import intrinsic_dimension
 from tasks.measures.measure import measure_array
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError
-from tasks.measures.measure import MeasureSettings, measure_array, measure_nested
+from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.neighbors import nested_neighbors
+from tasks.measures.records import MeasureSettings
 from tests import reference
 
 

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import CorruptStoreError
-from tasks.measures import duplicates, neighbors, tiles
+from tasks.measures import measure, neighbors
 from tasks.measures.distances import ArraySource, Precision, estimate_centre, squared_distances
-from tasks.measures.duplicates import profile_rows
-from tasks.measures.neighbors import nested_neighbors, plan_tiles
-from tasks.measures.partials import Partial, far
+from tasks.measures.measure import profile_rows
+from tasks.measures.neighbors import Partial, far, nested_neighbors, plan_tiles
 from tasks.remote import InlineExecutor
 from tests import reference
 
@@ -156,8 +155,8 @@ def test_long_searches_are_spread_over_the_nodes(monkeypatch, seconds, spread):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_bytes_are_held_in_parts_where_they_are_many(monkeypatch, in_memory):
-    monkeypatch.setattr(tiles, "HELD_BYTES", 70 * 243)
-    monkeypatch.setattr(tiles, "HELD_BYTES_IN_MEMORY", 30 * 243)
+    monkeypatch.setattr(neighbors, "HELD_BYTES", 70 * 243)
+    monkeypatch.setattr(neighbors, "HELD_BYTES_IN_MEMORY", 30 * 243)
     rows = cases()["uint8 images"]
 
     @dataclasses.dataclass
@@ -168,14 +167,14 @@ def test_bytes_are_held_in_parts_where_they_are_many(monkeypatch, in_memory):
         def read(self, start, stop):
             return rows[start:stop]
 
-    monkeypatch.setattr(tiles, "PIECE_ROWS", 16)
+    monkeypatch.setattr(neighbors, "PIECE_ROWS", 16)
     table = nested_neighbors(rows if in_memory else Source(), None, [150], 5).tables[0]
     assert table.distances.tolist() == reference.neighbor_distances(rows, 5).tolist()
 
 
 def test_very_long_rows_pass_by_in_pieces_of_bounded_size(monkeypatch):
-    monkeypatch.setattr(tiles, "PIECE_BYTES", 3 * 500)
-    monkeypatch.setattr(tiles, "HELD_BYTES", 7 * 500)
+    monkeypatch.setattr(neighbors, "PIECE_BYTES", 3 * 500)
+    monkeypatch.setattr(neighbors, "HELD_BYTES", 7 * 500)
     rows = np.random.default_rng(0).integers(0, 256, (40, 500), np.uint8)
     reads = []
 
@@ -199,7 +198,7 @@ def test_equal_and_crowded_distances_are_kept_in_the_order_of_rows(transposed):
     squared = np.random.default_rng(0).integers(100, 130, (30, 500)).astype(np.int32)
     squared[0] = 7  # every column of one row is within its limit
     squared[1, :490] = far(squared.dtype)  # fewer pairs than are asked for
-    partial = Partial(0, 30, num_shells=1, num_neighbors=k, num_subsets=0, dtype=tiles.EXACT)
+    partial = Partial(0, 30, num_shells=1, num_neighbors=k, num_subsets=0, dtype=neighbors.EXACT)
     for part in (slice(300, 500), slice(0, 300)):  # the later ones first: nothing may hang on that
         block = np.asfortranarray(squared[:, part]) if transposed else squared[:, part]
         partial.offer(0, slice(0, 30), first + part.start, block)
@@ -211,8 +210,8 @@ def test_equal_and_crowded_distances_are_kept_in_the_order_of_rows(transposed):
 
 
 def test_an_error_while_reading_ahead_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(tiles, "HELD_BYTES", 1)
-    monkeypatch.setattr(tiles, "PIECE_ROWS", 16)
+    monkeypatch.setattr(neighbors, "HELD_BYTES", 1)
+    monkeypatch.setattr(neighbors, "PIECE_ROWS", 16)
 
     @dataclasses.dataclass
     class Source:
@@ -258,7 +257,7 @@ def test_duplicates_are_found_exactly(dtype, num_features):
 
 
 def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
-    monkeypatch.setattr(duplicates, "KEY_VALUES", 1)
+    monkeypatch.setattr(measure, "KEY_VALUES", 1)
     rows = np.zeros((400, 5000))  # the one value of the key is zero in all
     rows[:, 4000:4008] = np.random.default_rng(0).integers(0, 3, (400, 8)) - 1
     rows[7], rows[9] = 0.0, -0.0
@@ -271,7 +270,7 @@ def test_rows_that_share_a_key_are_told_apart_without_holding_them(monkeypatch):
         def read(self, start, stop):
             return rows[start:stop].copy()
 
-    monkeypatch.setattr(duplicates, "PROFILE_BYTES", rows.nbytes // 20)
+    monkeypatch.setattr(measure, "PROFILE_BYTES", rows.nbytes // 20)
     tracemalloc.start()
     found = profile_rows(Stream(), None)
     grown = tracemalloc.get_traced_memory()[1]

@@ -12,9 +12,9 @@ from PIL import Image
 from search_spaces.datasets import own_dataset_spec
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.preparation import blocks
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared import prepare as blocks
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 
 SPEC = PreparedSpec(dataset="mine", image_size=8, channels=1)

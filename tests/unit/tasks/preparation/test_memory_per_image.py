@@ -7,9 +7,8 @@ import tracemalloc
 import numpy as np
 
 from search_spaces.specs import PreparedSpec
-from tasks.preparation.image_table import content_fingerprint, gather, select
-from tasks.preparation.parts import DIGEST, Part
-from tasks.prepared.stratify import distinct
+from tasks.prepared.parts import DIGEST, Part
+from tasks.prepared.table import content_fingerprint, distinct, gather, select
 
 NUM_PARTS, ROWS = 24, 4096
 

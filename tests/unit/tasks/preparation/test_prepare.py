@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tasks.preparation.publish as publish_module
+import tasks.prepared.prepare as publish_module
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
-from tasks.preparation import blocks
-from tasks.preparation.image_table import _join
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset, stamp_file
+from tasks.prepared import prepare
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset, stamp_file
+from tasks.prepared.table import _join
 from tasks.remote import InlineExecutor
 from tasks.sources import SOURCES
 from tasks.sources.base import Item, Listing, Sample, SkipItem
@@ -219,7 +219,7 @@ def test_ray_tasks_make_the_same_store_as_one_process(ray_local, tmp_path):
     spec = PreparedSpec(dataset="mri_lesion", image_size=24, channels=1, max_images_per_class=100)
     row = dataset_spec("mri_lesion")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK_BYTES", 24 * 24 * 25)
+        patch.setattr(prepare, "BLOCK_BYTES", 24 * 24 * 25)
         records = [
             prepare_dataset(spec, row, raw=None, destination=tmp_path / name, executor=executor)
             for name, executor in (("inline", InlineExecutor()), ("ray", RayExecutor()))
@@ -248,7 +248,7 @@ import sys
 from pathlib import Path
 from search_spaces.datasets import dataset_spec
 from search_spaces.specs import PreparedSpec
-from tasks.preparation.prepare import prepare_dataset
+from tasks.prepared.prepare import prepare_dataset
 from tasks.remote import InlineExecutor
 spec = PreparedSpec(dataset="digits", image_size=8, channels=1)
 destination = Path(sys.argv[1])

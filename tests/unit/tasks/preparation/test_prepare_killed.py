@@ -15,8 +15,8 @@ import pytest
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 
 SPEC = PreparedSpec(dataset="mri_lesion", image_size=48, channels=1, max_images_per_class=150)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tasks.preparation.parts import FORM, Part
-from tasks.preparation.summary import preparation_lines, telling_traits
+from tasks.prepared.parts import FORM, Part
+from tasks.prepared.record import preparation_lines, telling_traits
 from tests.unit.tasks.sources.conftest import picture, png, prepare  # noqa: F401
 
 

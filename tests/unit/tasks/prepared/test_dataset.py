@@ -13,9 +13,10 @@ import pytest
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import CorruptStoreError, DataError
 from search_spaces.specs import PreparedSpec
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared import dataset as arrays
-from tasks.prepared.dataset import MARKER, PreparedDataset, PreparedRecord
+from tasks.prepared import store as arrays
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.record import PreparedRecord
+from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import InlineExecutor
 
 SPEC = PreparedSpec(dataset="digits", image_size=8, channels=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from search_spaces.released import RELEASED_MODELS, released_pairs
+from search_spaces.recipes import RELEASED_MODELS, released_pairs
 from search_spaces.specs import RELEASED_FAULTS, PreparedSpec, SubsetSpec
 from tasks.prepared.subsets import make_subset
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.prepared.stratify import number_groups, occurrence, quotas_of, stratified_order
+from tasks.prepared.table import number_groups, occurrence, quotas_of, stratified_order
 
 
 def in_order(labels, seed, **options):

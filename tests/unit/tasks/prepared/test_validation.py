@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.tuning import ValidationSpec
-from tasks.prepared import validation
-from tasks.prepared.subsets import make_subset
-from tasks.prepared.validation import load_validation, split_validation
+from tasks.prepared import subsets
+from tasks.prepared.subsets import load_validation, make_subset, split_validation
 
 SHARE = ValidationSpec(share=0.25)
 
@@ -112,7 +111,7 @@ def test_faults_that_let_test_groups_be_trained_on_are_refused():
 def test_a_group_on_two_sides_never_passes(monkeypatch):
     """The product's own check, met with a split that is wrong."""
     data = toy(per_group=4)
-    monkeypatch.setattr(validation, "number_groups", lambda groups: np.arange(len(groups)))
+    monkeypatch.setattr(subsets, "number_groups", lambda groups: np.arange(len(groups)))
     with pytest.raises(AssertionError, match="a group is on the training and the validation side"):
         split_validation(data, spec(), 100, SHARE)
 

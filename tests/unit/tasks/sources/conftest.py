@@ -12,8 +12,8 @@ from PIL import Image
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 
 

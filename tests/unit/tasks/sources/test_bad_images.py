@@ -12,7 +12,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import SkipItem
-from tasks.sources.image_files import decode_image, read_image
+from tasks.sources.pictures import decode_image, read_image
 from tests.unit.tasks.sources.conftest import picture, png
 
 

@@ -9,8 +9,8 @@ from search_spaces.datasets import dataset_spec
 from search_spaces.errors import ConfigError
 from search_spaces.specs import PreparedSpec
 from tasks.sources.base import RawRequest
-from tasks.sources.manifold import MARGIN, Manifold, embed, latent_points
-from tasks.sources.mri_lesion import MriLesion, brain_mask, render_slice, template
+from tasks.sources.demo import MriLesion, brain_mask, render_slice, template
+from tasks.sources.made import MARGIN, Manifold, embed, latent_points
 from tasks.sources.privacy import hash_key, keyed_hash, locate, spell
 
 

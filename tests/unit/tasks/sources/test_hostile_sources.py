@@ -187,13 +187,13 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 PROGRAM = """
 import io, json, sys, zipfile
 from tasks.sources.base import SkipItem
-from tasks.sources.binary_tables import TableError, read_xlsx
+from tasks.sources.tables import TableError, read_xlsx
 from tasks.sources.dicom import decode_dicom, frames_to_pixels
-from tasks.sources.image_files import decode_image
+from tasks.sources.pictures import decode_image
 from tasks.sources.nifti import decode_nifti
-from tasks.sources.npz import _npy_header
-from tasks.sources.pixels import to_prepared
-from tasks.sources.zip_members import ZipMembers
+from tasks.sources.arrays import _npy_header
+from tasks.sources.pictures import to_prepared
+from tasks.sources.raw import ZipMembers
 from tests.unit.tasks.sources.hostile import BODIES
 
 def memory(name):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.store import PreparedDataset
 from tasks.sources import own_kind_of
 from tasks.sources.privacy import locate
 from tests.raw_trees import write_raw_tree
@@ -432,8 +432,8 @@ class TestOwnArchives:
     def test_the_stored_order_does_not_matter_and_is_read_forward(
         self, prepare, class_folder, tmp_path, ending, monkeypatch
     ):
-        from tasks.preparation import blocks
-        from tasks.sources import tar_members
+        from tasks.prepared import prepare as blocks
+        from tasks.sources import raw as tar_members
 
         expected = prepare("folder", class_folder)
         path = tmp_path / f"own{ending}"
@@ -463,12 +463,12 @@ class TestOwnArchives:
             prepare("folder", path)
 
     def test_a_killed_preparation_repeats_no_block(self, class_folder, tmp_path, monkeypatch):
-        import tasks.preparation.parts as parts
+        import tasks.prepared.parts as parts
         from search_spaces.datasets import own_dataset_spec
         from search_spaces.specs import PreparedSpec
         from search_spaces.sweeps import OwnSourceSpec
-        from tasks.preparation import blocks
-        from tasks.preparation import prepare as module
+        from tasks.prepared import prepare as blocks
+        from tasks.prepared import prepare as module
         from tasks.remote import InlineExecutor
 
         path = tar_folder(class_folder, tmp_path / "own.tar.gz")

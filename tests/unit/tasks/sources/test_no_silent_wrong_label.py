@@ -11,7 +11,7 @@ from PIL import Image
 
 from search_spaces.errors import DataError
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.sources.dbc import slice_label
+from tasks.sources.tcia import slice_label
 from tests.raw_trees import write_raw_tree
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.raw_trees.medical import _legs, _save_radiograph

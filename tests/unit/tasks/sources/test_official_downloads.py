@@ -10,8 +10,8 @@ import pytest
 from search_spaces.datasets import DATASETS, STUDY_DATASETS, dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import RELEASED_FAULTS, PreparedSpec
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tests.raw_trees import WRITERS, write_raw_tree
 

@@ -23,9 +23,9 @@ def test_registered_sources_are_found(monkeypatch):
     from importlib.metadata import EntryPoint
 
     import tasks.sources as registry
-    from tasks.sources.digits import Digits
+    from tasks.sources.demo import Digits
 
-    point = EntryPoint("theirs", "tasks.sources.digits:Digits", "isweep.sources")
+    point = EntryPoint("theirs", "tasks.sources.demo:Digits", "isweep.sources")
     monkeypatch.setattr(registry, "entry_points", lambda group: [point])
     assert isinstance(source_for("theirs"), Digits)
 

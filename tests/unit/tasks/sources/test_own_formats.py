@@ -116,7 +116,7 @@ class TestArrays:
 
     def test_more_images_than_there_are_is_refused(self, prepare, tmp_path, kind, monkeypatch):
         """Five megabytes of zeros can be two hundred million images with labels of many gigabytes."""
-        from tasks.sources import array_sets
+        from tasks.sources import arrays as array_sets
 
         monkeypatch.setattr(array_sets, "MAX_IMAGES", 11)
         with pytest.raises(DataError, match="at most 11 images; found: 12"):
@@ -375,7 +375,7 @@ class TestNiftiTable:
         low, high = np.percentile(VOLUME.astype(np.float32), (0.1, 99.9))
         plane = np.clip(VOLUME[:, :, 3], low, high) - low
         expected = (plane * 255 / plane.max()).astype(np.uint8).T[::-1, ::-1]
-        from tasks.sources.pixels import to_prepared
+        from tasks.sources.pictures import to_prepared
 
         np.testing.assert_array_equal(data.read(0, 1)[0], to_prepared(expected, image_size=8, channels=1))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.sources.packed_streams import open_packed
+from tasks.sources.raw import open_packed
 from tests.unit.tasks.sources.test_layouts_of_today import tar_folder
 
 BODY = np.random.default_rng(0).integers(0, 40, 400_000).astype(np.uint8).tobytes()

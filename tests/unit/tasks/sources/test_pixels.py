@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.preparation.montage import save_montage
-from tasks.sources.image_files import by_own_maximum
-from tasks.sources.pixels import to_prepared
+from tasks.prepared.prepare import save_montage
+from tasks.sources.pictures import by_own_maximum, to_prepared
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (37, 53)).astype(np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (20, 20, 3)).astype(np.uint8)
@@ -46,8 +45,8 @@ def test_montage_is_made_on_request(tmp_path):
 
     from search_spaces.datasets import dataset_spec
     from search_spaces.specs import PreparedSpec
-    from tasks.preparation.prepare import prepare_dataset
-    from tasks.prepared.dataset import PreparedDataset
+    from tasks.prepared.prepare import prepare_dataset
+    from tasks.prepared.store import PreparedDataset
     from tasks.remote import InlineExecutor
 
     spec = PreparedSpec(dataset="digits", image_size=8, channels=1)

@@ -20,12 +20,12 @@ from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
 from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
-from tasks.preparation.prepare import prepare_dataset
-from tasks.prepared.dataset import PreparedDataset
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources.base import RawRequest
-from tasks.sources.label_tables import read_table
 from tasks.sources.privacy import keyed_hash, locate, spell
+from tasks.sources.tables import read_table
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.tasks.sources.conftest import picture, png
 

@@ -53,7 +53,7 @@ def test_arrays_that_were_replaced_are_not_served_from_the_stream_of_the_old(tmp
 
 def test_a_large_chunk_of_hdf5_stays_unpacked(tmp_path):
     h5py = pytest.importorskip("h5py")
-    from tasks.sources.hdf5 import MAX_CHUNK_BYTES, open_hdf5
+    from tasks.sources.arrays import MAX_CHUNK_BYTES, open_hdf5
 
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("images", data=IMAGES, chunks=IMAGES.shape, compression="gzip")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from tasks.trials.classification import area_under_curve, calibration_error, classification_scores
+from tasks.trials.scores import area_under_curve, calibration_error, classification_scores
 
 
 def example(num_classes, num_outputs=None, seed=0):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tasks.trials import energy
-from tasks.trials.energy import EnergyMeter
+from tasks.trials import isolation
+from tasks.trials.isolation import EnergyMeter
 
 
 class Nvml:
@@ -50,7 +50,7 @@ def test_a_machine_without_nvml_is_said_so(a_card, monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(energy.ctypes, "CDLL", missing)
+    monkeypatch.setattr(isolation.ctypes, "CDLL", missing)
     meter = EnergyMeter(torch.device("cuda"))
     assert meter.joules() is None
     assert "libnvidia-ml.so.1: cannot open" in meter.note

@@ -6,8 +6,8 @@ import torch
 
 from search_spaces.errors import CorruptStoreError
 from search_spaces.specs import AttackSpec, RobustnessSpec
-from tasks.trials.checkpoints import Checkpoints
-from tasks.trials.measured import epochs_to_look_at
+from tasks.trials.records import epochs_to_look_at
+from tasks.trials.training import Checkpoints
 from tasks.trials.trial import measure_trial, run_trial
 from tasks.trials.weights import load_into, to_bytes
 from tests.unit.tasks.trials.test_trial import data, trial_spec  # noqa: F401

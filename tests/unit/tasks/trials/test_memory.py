@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from tasks.trials.memory import peak_bytes, reset_peak, trial_memory
+from tasks.trials.isolation import peak_bytes, reset_peak, trial_memory
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -89,7 +89,7 @@ def test_a_share_of_a_card_is_a_limit_for_the_trial_and_gone_after_it(card, devi
 def test_a_worker_that_keeps_pages_asks_the_kernel_for_fewer_and_gives_them_back_at_the_end_of_a_trial():
     script = """
 import resource, sys, torch
-from tasks.trials.memory import keep_freed_memory, trial_memory, peak_bytes, reset_peak
+from tasks.trials.isolation import keep_freed_memory, trial_memory, peak_bytes, reset_peak
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 torch.ones(2**24)
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from search_spaces.errors import ConfigError
-from search_spaces.models import model_spec
-from search_spaces.own_code import code_hash, source_files, source_texts
+from search_spaces.models import code_hash, model_spec, source_files, source_texts
 from search_spaces.sweeps import ModelChoice
 from tasks.trials.models import build_model, check_buildable
 from tasks.trials.own_models import install_code

@@ -7,8 +7,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, r
 
 from search_spaces.errors import CorruptStoreError
 from tasks.prepared.subsets import TrialData
-from tasks.trials.measured import KeptFile
-from tasks.trials.predictions import from_parquet, to_parquet
+from tasks.trials.records import KeptFile
+from tasks.trials.scores import from_parquet, to_parquet
 from tasks.trials.trial import run_trial
 from tests.unit.tasks.trials.test_trial import trial_spec
 

@@ -7,11 +7,9 @@ import pytest
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from search_spaces.specs import ModelSpec, PreparedSpec, RecipeSpec, SubsetSpec
-from search_spaces.trials import NetworkSpec, TrialSpec
+from search_spaces.specs import ModelSpec, NetworkSpec, PreparedSpec, RecipeSpec, SubsetSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
-from tasks.trials.result import EpochRecord
-from tasks.trials.search_result import SearchResult, SearchStatus, capped
+from tasks.trials.records import EpochRecord, SearchResult, SearchStatus, capped
 from tasks.trials.trial import run_search_trial, run_trial
 
 
@@ -83,7 +81,7 @@ def test_every_epoch_is_told_once_it_is_judged_the_one_it_is_stopped_after_too(d
 
 def test_a_trial_that_diverges_is_a_result_with_a_finite_number(data, monkeypatch):
     loss = F.cross_entropy
-    monkeypatch.setattr("tasks.trials.step.F.cross_entropy", lambda *a, **k: loss(*a, **k) * float("nan"))
+    monkeypatch.setattr("tasks.trials.training.F.cross_entropy", lambda *a, **k: loss(*a, **k) * float("nan"))
     found = run_search_trial(network(), data)
     assert found.status == SearchStatus.DIVERGED
     assert "training loss was nan in epoch 1" in found.reason

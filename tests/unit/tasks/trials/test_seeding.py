@@ -10,7 +10,7 @@ import torch
 
 from search_spaces.errors import CorruptStoreError
 from search_spaces.specs import AttackSpec, ModelSpec
-from tasks.trials.checkpoints import Checkpoints
+from tasks.trials.training import Checkpoints
 from tasks.trials.trial import measure_trial, run_trial
 from tests.unit.tasks.trials.test_kept import Killed, Shelf, numbers
 from tests.unit.tasks.trials.test_trial import data, trial_spec  # noqa: F401

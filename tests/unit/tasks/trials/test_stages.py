@@ -6,9 +6,9 @@ import torch
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from search_spaces.models import model_spec
-from tasks.measures.intrinsic_dimension import intrinsic_dimension
+from tasks.measures.estimators import intrinsic_dimension
 from tasks.trials.models import build_model
-from tasks.trials.stages import StageRows, stages
+from tasks.trials.representations import StageRows, stages
 from tasks.trials.trial import measure_trial, run_trial
 from tests.unit.tasks.trials.test_trial import data, trial_spec  # noqa: F401
 
@@ -77,7 +77,7 @@ def test_blocks_change_no_dimension(monkeypatch):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (120, 1, size, size), dtype=np.uint8))
     rows = StageRows(model, "2", images)
     whole = intrinsic_dimension(rows.read(0, 120), num_neighbors=10)
-    monkeypatch.setattr("tasks.trials.stages.BLOCK_BYTES", 4 * 8 * size * size * 50)
+    monkeypatch.setattr("tasks.trials.representations.BLOCK_BYTES", 4 * 8 * size * size * 50)
     assert rows.block_rows == 50
     parts = intrinsic_dimension(rows, num_neighbors=10, block_rows=rows.block_rows)
     for name in whole:

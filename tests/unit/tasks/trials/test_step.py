@@ -7,7 +7,7 @@ from torch import nn
 
 from search_spaces.errors import ConfigError
 from search_spaces.specs import RecipeSpec
-from tasks.trials.step import (
+from tasks.trials.training import (
     WARM_UP_STEPS,
     CapturedSteps,
     CaptureError,
@@ -15,8 +15,8 @@ from tasks.trials.step import (
     as_pixels,
     record_graph,
     split_batches,
+    train,
 )
-from tasks.trials.training import train
 
 torch.set_num_threads(1)
 

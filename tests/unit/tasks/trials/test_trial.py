@@ -12,16 +12,17 @@ from search_spaces.errors import ConfigError, DataError
 from search_spaces.specs import (
     AttackSpec,
     ModelSpec,
+    NetworkSpec,
     PreparedSpec,
     RecipeSpec,
     RepresentationSpec,
     RobustnessSpec,
     SubsetSpec,
+    TrialSpec,
 )
-from search_spaces.trials import NetworkSpec, TrialSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.models import PixelModel, build_model
-from tasks.trials.result import TrialResult
+from tasks.trials.records import TrialResult
 from tasks.trials.trial import run_trial
 
 ATTACKS = ["fgsm_0.5", "fgsm_1", "fgsm_2", "fgsm_4", "fgsm_8"]

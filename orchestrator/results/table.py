@@ -1,0 +1,640 @@
+"""What is stored of a trial or measure, and how a stored trial becomes one flat row.
+
+The same flat form goes to MLflow (tags, params, metrics) and comes back from it, so that the table read
+from MLflow and the table read from the store are equal.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+from orchestrator.results.records import MeasureRecord, TrialRecord
+from search_spaces.specs import AttackSpec, pair_name
+from tasks.measures.records import SizeRecord
+from tasks.trials.records import EpochRecord, EpochScore, TrialResult, TrialStatus
+
+# Names, meanings, units and origins of the columns of the results table: the one place that has them.
+#
+# One row is one trial. Rows, trackers, CSV files and the report take names and kinds from here;
+# ``docs/results-columns.md`` is generated from :data:`COLUMNS`. Tests hold that page equal and run real
+# rows through :func:`describe`, so a column cannot appear in a report without an explanation.
+
+TRIAL_ID = "trial_id"
+SWEEP = "sweep"
+MODEL = "model"
+RECIPE = "recipe"
+DATASET = "dataset"
+DOMAIN = "domain"
+CLASS_PAIR = "class_pair"
+TRAIN_SIZE = "train_size"
+SEED = "seed"
+DATA_MODE = "data_mode"
+IMAGE_SIZE = "image_size"
+CHANNELS = "channels"
+STATUS = "status"
+TEST_LOSS = "test_loss"
+TEST_ACCURACY = "test_accuracy"
+AUC = "auc"
+BALANCED_ACCURACY = "balanced_accuracy"
+CALIBRATION_ERROR = "calibration_error"
+BEST_EPOCH = "best_epoch"
+IMAGES_PER_SECOND = "images_per_second"
+PEAK_MEMORY_BYTES = "peak_memory_bytes"
+R_HAT_PRED = "r_hat_pred"
+R_HAT_PRED_STD_ERROR = "r_hat_pred_std_error"
+R_HAT_PRED_MEDIAN = "r_hat_pred_median"
+R_HAT_PRED_GEOMETRIC_MEAN = "r_hat_pred_geometric_mean"
+R_HAT_PRED_PER_PIXEL = "r_hat_pred_per_pixel"
+R_HAT_TRUE = "r_hat_true"
+R_HAT_NOT_FOUND = "r_hat_not_found"
+TRAIN_LOSS = "train_loss"
+TRAIN_ACCURACY = "train_accuracy"
+D_REPR_MLE = "d_repr_mle"
+D_REPR_TWONN = "d_repr_twonn"
+D_DATA_MLE = "d_data_mle"
+D_DATA_MLE_STD_ERROR = "d_data_mle_std_error"
+D_DATA_TWONN = "d_data_twonn"
+D_DATA_TWONN_STD_ERROR = "d_data_twonn_std_error"
+LABEL_SHARPNESS = "label_sharpness"
+LABEL_SHARPNESS_P99 = "label_sharpness_p99"
+LABEL_SHARPNESS_MEAN = "label_sharpness_mean"
+LABEL_SHARPNESS_PERMUTED = "label_sharpness_permuted"
+D_DATA_CALIBRATED = "d_data_calibrated"
+SHARPNESS_PIXEL_RANGE = "sharpness_pixel_range"
+SHARPNESS_CHANNELS = "sharpness_channels"
+NUM_DUPLICATES = "num_duplicates"
+NUM_CONFLICTS = "num_conflicts"
+SHARED_GROUP_SHARE = "shared_group_share"
+ATTEMPT = "attempt"
+WALL_TIME_S = "wall_time_s"
+ENERGY_J = "energy_j"
+NUM_PARAMETERS = "num_parameters"
+DATA_FINGERPRINT = "data_fingerprint"
+CODE_VERSION = "code_version"
+
+NATURAL = "natural"
+MEDICAL = "medical"
+DOMAINS = (NATURAL, MEDICAL)
+DONE = str(TrialStatus.DONE)
+
+#: Epsilons of the attack where a sweep names no others, in 1/255 of the pixel range.
+FGSM_EPSILONS = tuple(int(epsilon) for epsilon in AttackSpec().epsilons)
+
+#: What an attack's columns are named after: fields of :class:`tasks.trials.records.AttackRecord`.
+ATTACK_QUANTITIES = ("loss", "loss_gain", "accuracy_drop", "robust_accuracy")
+
+Origin = Literal["spec", "run", "network", "d_repr", "attack", "robustness", "measure"]
+"""Where a column comes from: the choices, the run that made the result, the trained network's scores, its
+representation, attacks on it, or the measures of its training images."""
+
+#: Neighbours from which d_data is shown too, to see what it owes to their number.
+NEIGHBORS_TOO = (5, 10)
+DEFAULT_NEIGHBORS = 20
+
+
+def d_data_at(num_neighbors: int) -> str:
+    """Return the column of the maximum-likelihood d_data from that many neighbours."""
+    return f"{D_DATA_MLE}_k{num_neighbors}"
+
+
+_ATTACK = re.compile(r"^(?P<attack>[a-z][a-z0-9]*(?:_[a-z][a-z0-9]*)*)_(?P<eps>\d+(?:\.\d+)?)_loss_gain$")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, what it means, its unit, its type, and where it comes from.
+
+    Text and integers are tags in a tracker, numbers are metrics.
+    """
+
+    name: str
+    meaning: str
+    unit: str = "–"
+    kind: Literal["text", "integer", "number"] = "number"
+    origin: Origin | None = None
+    """None for a column that is not ours."""
+
+
+class AttackColumn(NamedTuple):
+    """A ``{attack}_{epsilon}_loss_gain`` column taken apart; ``epsilon`` is in 1/255 of the pixel range."""
+
+    name: str
+    attack: str
+    epsilon: float
+
+
+_attack = partial(Column, origin="attack")
+
+
+def _attack_columns(attack: str, epsilon: str, words: str) -> tuple[Column, ...]:
+    stem = f"{attack}_{epsilon}"
+    return (
+        _attack(f"{stem}_loss", f"mean test loss under {words}", "nat"),
+        _attack(f"{stem}_loss_gain", f"mean test loss under {words}, minus the clean test loss", "nat"),
+        _attack(f"{stem}_accuracy_drop", f"clean test accuracy minus accuracy under {words}", "fraction"),
+        _attack(
+            f"{stem}_robust_accuracy", f"share of test images right with and without {words}", "fraction"
+        ),
+    )
+
+
+_text = partial(Column, kind="text", origin="spec")
+_choice = partial(Column, kind="integer", origin="spec")
+_run = partial(Column, origin="run")
+_score = partial(Column, origin="network")
+_measure = partial(Column, origin="measure")
+_robust = partial(Column, origin="robustness")
+_L2 = "L2 pixel distance"
+
+COLUMNS: tuple[Column, ...] = (
+    _text(
+        TRIAL_ID,
+        "identity of the trial, which is its network's: readable part and hash of all that decides it",
+    ),
+    _text(SWEEP, "name of the sweep"),
+    _text(MODEL, "network architecture"),
+    _text(RECIPE, "how it was trained: the recipe's name and what was changed of it, as `paper+epochs=30`"),
+    _text(DATASET, "dataset key"),
+    _text(DOMAIN, "`natural` or `medical`; empty where none was given"),
+    _text(CLASS_PAIR, "the two classes used, as `3-8`; empty when the dataset is used whole"),
+    _choice(TRAIN_SIZE, "number of training images N", "images"),
+    _choice(SEED, "repeat number: decides initial weights and batch order"),
+    _text(DATA_MODE, "`corrected`, or `as_released` (with the faults of the study's released code)"),
+    _choice(IMAGE_SIZE, "side of the square images that were trained on and measured", "pixels"),
+    _choice(CHANNELS, "image channels that were trained on"),
+    _run(STATUS, "`done`, or `diverged` when the loss stopped being a finite number", kind="text"),
+    _score(TEST_LOSS, "cross-entropy, mean over the test images, after the last epoch", "nat"),
+    _score(TEST_ACCURACY, "share of test images classified correctly", "fraction"),
+    _score(
+        AUC, "area under the ROC curve on the test images; several classes: mean of each against the rest"
+    ),
+    _score(
+        BALANCED_ACCURACY,
+        "mean over the classes of the share of test images classified correctly",
+        "fraction",
+    ),
+    _score(
+        CALIBRATION_ERROR, "expected calibration error on the test images, 15 bins of confidence", "fraction"
+    ),
+    _score(
+        BEST_EPOCH,
+        "epoch with the smallest test loss of about ten looked at; tells how training went",
+        "epochs",
+    ),
+    _score(TRAIN_LOSS, "cross-entropy, mean over the training images, after the last epoch", "nat"),
+    _score(TRAIN_ACCURACY, "share of training images classified correctly", "fraction"),
+    Column(
+        D_REPR_MLE,
+        "intrinsic dimension of the last hidden layer's activations of the training images, "
+        "maximum-likelihood estimator",
+        origin="d_repr",
+    ),
+    Column(D_REPR_TWONN, "the same by the two-nearest-neighbours estimator", origin="d_repr"),
+    *(
+        column
+        for epsilon in FGSM_EPSILONS
+        for column in _attack_columns("fgsm", str(epsilon), f"FGSM at epsilon {epsilon}/255")
+    ),
+    _robust(
+        R_HAT_PRED, "mean distance of a test image to the nearest one found with another decision (R)", _L2
+    ),
+    _robust(R_HAT_PRED_STD_ERROR, "its standard error over the images", _L2),
+    _robust(R_HAT_PRED_MEDIAN, "the same, median", _L2),
+    _robust(R_HAT_PRED_GEOMETRIC_MEAN, "the same, geometric mean; absent where a distance is 0", _L2),
+    _robust(R_HAT_PRED_PER_PIXEL, "`r_hat_pred` over the square root of the number of pixel values", _L2),
+    _robust(R_HAT_TRUE, "as `r_hat_pred`, with distance 0 where the network is wrong", _L2),
+    _robust(R_HAT_NOT_FOUND, "test images without a distance, left out of the others", "images"),
+    _measure(
+        D_DATA_MLE, "intrinsic dimension of the training images in pixel space, maximum-likelihood estimator"
+    ),
+    _measure(
+        D_DATA_MLE_STD_ERROR, "standard error of `d_data_mle` over the points of the one training subset"
+    ),
+    *(
+        _measure(d_data_at(k), f"`d_data_mle` from the {k} nearest neighbours instead of {DEFAULT_NEIGHBORS}")
+        for k in NEIGHBORS_TOO
+    ),
+    _measure(D_DATA_TWONN, "the same by the two-nearest-neighbours estimator"),
+    _measure(D_DATA_TWONN_STD_ERROR, "standard error of `d_data_twonn`"),
+    _measure(
+        LABEL_SHARPNESS,
+        "largest label difference per pixel distance over pairs of training images (K_F)",
+        "1 / L2 pixel distance",
+    ),
+    _measure(
+        LABEL_SHARPNESS_MEAN,
+        "mean over training images of 1 / distance to the nearest with another label (average smoothness)",
+        "1 / L2 pixel distance",
+    ),
+    _measure(
+        LABEL_SHARPNESS_PERMUTED,
+        "what `label_sharpness` would be if the same labels had nothing to do with the images",
+        "1 / L2 pixel distance",
+    ),
+    _measure(
+        SHARPNESS_PIXEL_RANGE, "largest pixel value on the scale that K_F was measured on", "pixel value"
+    ),
+    _measure(SHARPNESS_CHANNELS, "image channels that K_F was measured on"),
+    _measure(NUM_DUPLICATES, "exact duplicates found in the training subset", "images"),
+    _measure(NUM_CONFLICTS, "identical training images with different labels", "images"),
+    _run(
+        SHARED_GROUP_SHARE,
+        "share of test images whose group (patient) is also trained on; 0 unless a released fault is on",
+        "fraction",
+    ),
+    _run(ATTEMPT, "which attempt at the trial succeeded, from 1", kind="integer"),
+    _run(WALL_TIME_S, "duration of the trial", "s"),
+    _run(IMAGES_PER_SECOND, "training images per second of training", "images / s"),
+    _run(PEAK_MEMORY_BYTES, "peak memory of the trial: on the card, or of the process on a CPU", "bytes"),
+    _run(
+        ENERGY_J,
+        "energy of the card while the trial ran, of all that ran on it; absent without a card that counts",
+        "J",
+    ),
+    _score(NUM_PARAMETERS, "trainable parameters of the network"),
+    _run(DATA_FINGERPRINT, "content hash of the prepared dataset", kind="text"),
+    _run(CODE_VERSION, "commit, or package version, that produced the row", kind="text"),
+)
+
+#: Other attacks follow the same four-column pattern; ``{eps}`` is in 1/255 of the pixel range.
+ATTACK_PATTERN: tuple[Column, ...] = _attack_columns("{attack}", "{eps}", "that attack at epsilon {eps}/255")
+
+#: What the report's table of measures has besides the columns above, one row per train size.
+MEASURE_TABLE: tuple[Column, ...] = (
+    _measure(
+        LABEL_SHARPNESS_P99,
+        "label sharpness that 99 % of the images stay below",
+        "1 / L2 pixel distance",
+    ),
+    _measure(D_DATA_CALIBRATED, "d_data corrected for its bias by simulation, with its 90 % interval"),
+)
+
+EPOCH_PREFIX = "epoch_"
+_IN_TRAINING = "examples of one epoch of training, while the weights moved; a tracker's series by epoch"
+_AFTER_EPOCH = "test images after one epoch of training; a tracker's series by epoch"
+
+#: What a tracker shows of a trial by epoch; no part of the table, whose rows are trained networks.
+EPOCH_SERIES: tuple[Column, ...] = (
+    _score(EPOCH_PREFIX + TRAIN_LOSS, f"mean cross-entropy on the {_IN_TRAINING}", "nat"),
+    _score(EPOCH_PREFIX + TRAIN_ACCURACY, f"share classified rightly of the {_IN_TRAINING}", "fraction"),
+    _score(EPOCH_PREFIX + TEST_LOSS, f"mean cross-entropy on the {_AFTER_EPOCH}", "nat"),
+    _score(EPOCH_PREFIX + TEST_ACCURACY, f"share classified rightly of the {_AFTER_EPOCH}", "fraction"),
+)
+
+TEXT_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "text")
+INTEGER_COLUMNS = frozenset(column.name for column in COLUMNS if column.kind == "integer")
+
+#: Metrics that a diverged trial has too: those of its data and of its run.
+LASTING = frozenset(
+    column.name for column in COLUMNS if column.kind == "number" and column.origin in ("run", "measure")
+)
+
+#: Estimators of d_data and d_repr whose values are columns.
+TABLE_ESTIMATORS = ("mle", "twonn")
+
+#: Without these a row is no trial at all; every other column may be absent, which reads as missing.
+REQUIRED = (TRIAL_ID, MODEL, DATASET, DOMAIN, TRAIN_SIZE, TEST_LOSS)
+
+
+def attack_columns(names: Iterable[str]) -> tuple[AttackColumn, ...]:
+    """Return the loss-gain columns among ``names``, ordered by attack and then by epsilon."""
+    matches = ((name, _ATTACK.match(name)) for name in names)
+    found = [AttackColumn(name, m["attack"], float(m["eps"])) for name, m in matches if m]
+    return tuple(sorted(found, key=lambda column: (column.attack, column.epsilon)))
+
+
+def describe(names: Iterable[str]) -> tuple[Column, ...]:
+    """Return the dictionary entry of each name, in the order given; strangers say so and have no origin."""
+    known = {column.name: column for column in (*COLUMNS, *MEASURE_TABLE, *EPOCH_SERIES)}
+    entries = []
+    for name in names:
+        entry = known.get(name) or _describe_attack(name) or _describe_dimension(name)
+        entries.append(entry or Column(name, "not part of the standard table"))
+    return tuple(entries)
+
+
+def _describe_attack(name: str) -> Column | None:
+    for suffix in (f"_{quantity}" for quantity in ATTACK_QUANTITIES):
+        match = _ATTACK.match(name.removesuffix(suffix) + "_loss_gain") if name.endswith(suffix) else None
+        if match:
+            words = f"{match['attack']} at epsilon {match['eps']}/255"
+            return next(c for c in _attack_columns(match["attack"], match["eps"], words) if c.name == name)
+    return None
+
+
+def _describe_dimension(name: str) -> Column | None:
+    match = re.fullmatch(r"(?P<dimension>d_repr|d_data)_(?P<estimator>[a-z][a-z0-9_]*)", name)
+    if match is None:
+        return None
+    stage = re.fullmatch(r"(?P<estimator>.*)_stage(?P<place>\d+)", match["estimator"])
+    if stage and match["dimension"] == "d_repr":
+        where = f"activations after stage {stage['place']} of the network, counted from the pixels"
+        words = f"intrinsic dimension of the {where}, by the estimator `{stage['estimator']}`"
+        return Column(name, words, origin="d_repr")
+    origin: Origin = "d_repr" if match["dimension"] == "d_repr" else "measure"
+    words = f"{match['dimension']} by the estimator `{match['estimator']}` (docs/measures.md)"
+    return Column(name, words, origin=origin)
+
+
+def markdown_table() -> str:
+    """Render the dictionary as the Markdown table of ``docs/results-columns.md``."""
+    lines = ["| column | meaning | unit | from |", "|---|---|---|---|"]
+    columns = (*COLUMNS, *ATTACK_PATTERN, *MEASURE_TABLE, *EPOCH_SERIES)
+    lines += [f"| `{c.name}` | {c.meaning} | {c.unit} | {c.origin} |" for c in columns]
+    return "\n".join(lines) + "\n"
+
+
+Row = dict[str, str | int | float]
+"""One line of the results table; every key is a name that :mod:`orchestrator.results.table` describes."""
+
+Point = tuple[str, int, float, int]
+"""A point of a curve: metric, step (epoch, train size, number of results), value, milliseconds since 1970."""
+
+
+MEASURED = {"attacks", "representation", "robustness"}
+"""Fields of a trial's spec of which more may be asked for later."""
+
+
+@dataclass(frozen=True)
+class FlatRun:
+    """A trial or measure as MLflow keeps it.
+
+    Attributes:
+        run_key: ``trial_id`` or ``measure_id``: the tag by which its run is found.
+        kind: ``"trial"`` or ``"measure"``.
+        tags: What it is; everything is text.
+        params: Everything that was chosen, one entry per field.
+        metrics: Final numbers; all finite.
+        series: Points per epoch or per train size.
+        started_ms: Start, milliseconds since 1970.
+        finished_ms: End, likewise.
+        metrics_ms: When the newest of ``metrics`` was made; of two values MLflow shows the later one.
+    """
+
+    run_key: str
+    kind: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    series: tuple[Point, ...] = ()
+    started_ms: int = 0
+    finished_ms: int = 0
+    metrics_ms: int = 0
+
+
+MeasureIndex = Mapping[tuple[str, int], MeasureRecord]
+"""Stored measure records by subset id and train size."""
+
+
+def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
+    """Return a stored trial as one flat run, with the measures of its subset at its train size joined.
+
+    Args:
+        record: A trial's stored record.
+        measures: From :func:`index_measures`.
+    """
+    network = record.spec.network
+    prepared = network.subset.prepared
+    tags = {
+        TRIAL_ID: record.trial_id,
+        SWEEP: record.sweep,
+        MODEL: network.model.name,
+        RECIPE: network.recipe.name,
+        DATASET: prepared.dataset,
+        DOMAIN: record.domain or "",
+        CLASS_PAIR: pair_name(network.subset.class_pair),
+        TRAIN_SIZE: str(network.train_size),
+        SEED: str(network.seed),
+        DATA_MODE: prepared.data_mode,
+        IMAGE_SIZE: str(prepared.image_size),
+        CHANNELS: str(prepared.channels),
+        STATUS: str(record.result.status),
+        ATTEMPT: str(record.attempt),
+        DATA_FINGERPRINT: record.data_fingerprint,
+        CODE_VERSION: record.provenance.code_version,
+        # Tags, not params: more may be measured on the same network later, and MLflow's params never change.
+        **spelled_params(record.spec.model_dump(mode="json", include=MEASURED)),
+    }
+    metrics = trial_metrics(record.result, network.train_size)
+    metrics[SHARED_GROUP_SHARE] = record.shared_group_share
+    metrics[WALL_TIME_S] = record.finished_at - record.started_at
+    newest = max(record.finished_at, record.measured_at or 0.0)
+    measure = measures.get((network.subset.subset_id, network.train_size))
+    if measure is not None and measure.data_fingerprint == record.data_fingerprint:
+        tags["measure_id"] = measure.measure_id
+        metrics.update(measure_metrics(measure, network.train_size))
+        newest = max(newest, measure.finished_at)
+    return FlatRun(
+        record.trial_id,
+        "trial",
+        tags,
+        spelled_params(network.model_dump(mode="json")),
+        metrics,
+        _epoch_series(record),
+        milliseconds(record.started_at),
+        milliseconds(record.finished_at),
+        milliseconds(newest),
+    )
+
+
+def _epoch_series(record: TrialRecord) -> tuple[Point, ...]:
+    started = milliseconds(record.started_at)
+    result = record.result
+    return tuple(point for epoch in result.history for point in epoch_points(epoch, None, started)) + tuple(
+        point for score in result.test_history for point in epoch_points(None, score, started)
+    )
+
+
+def epoch_points(epoch: EpochRecord | None, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+    """Return the points of one epoch: what training saw of it, and what the test images gave after it."""
+    points: list[Point] = []
+    if epoch is not None:
+        points.append((EPOCH_PREFIX + TRAIN_LOSS, epoch.epoch, epoch.train_loss, at_ms))
+        points.append((EPOCH_PREFIX + TRAIN_ACCURACY, epoch.epoch, epoch.train_accuracy, at_ms))
+    if score is not None:
+        points.append((EPOCH_PREFIX + TEST_LOSS, score.epoch, score.test_loss, at_ms))
+        points.append((EPOCH_PREFIX + TEST_ACCURACY, score.epoch, score.test_accuracy, at_ms))
+    return tuple(points)
+
+
+def flat_measure(record: MeasureRecord) -> FlatRun:
+    """Return a stored measure as one flat run; its numbers per train size are a series with step N."""
+    subset = record.spec.subset
+    tags = {
+        "measure_id": record.measure_id,
+        DATASET: subset.prepared.dataset,
+        DOMAIN: record.domain or "",
+        CLASS_PAIR: pair_name(subset.class_pair),
+        DATA_MODE: subset.prepared.data_mode,
+        DATA_FINGERPRINT: record.data_fingerprint,
+        CODE_VERSION: record.provenance.code_version,
+    }
+    series = tuple(
+        (name, size, value, milliseconds(record.finished_at))
+        for size in record.spec.train_sizes
+        for name, value in measure_metrics(record, size).items()
+    )
+    return FlatRun(
+        record.measure_id,
+        "measure",
+        tags,
+        spelled_params(record.spec.model_dump(mode="json")),
+        {},
+        series,
+        milliseconds(record.started_at),
+        milliseconds(record.finished_at),
+    )
+
+
+def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
+    """Return a trial's numbers under their column names; undefined ones are absent, the result says why."""
+    found: dict[str, float | None] = {}
+    scores = result.scores
+    if scores is not None:
+        found.update({name: float(value) for name, value in scores if name != "classification"})
+        if scores.classification is not None:
+            found[AUC] = scores.classification.auc
+            found[BALANCED_ACCURACY] = scores.classification.balanced_accuracy
+            found[CALIBRATION_ERROR] = scores.classification.calibration_error
+        found[BEST_EPOCH] = result.best_epoch
+    seconds = sum(epoch.seconds for epoch in result.history)
+    if seconds > 0 and train_size:
+        found[IMAGES_PER_SECOND] = train_size * len(result.history) / seconds
+    if result.peak_memory_bytes:
+        found[PEAK_MEMORY_BYTES] = result.peak_memory_bytes
+    found[ENERGY_J] = result.energy_j
+    found.update(_robustness(result))
+    found.update({f"d_repr_{name}": estimate.value for name, estimate in result.d_repr.items()})
+    for place, stage in enumerate(result.d_repr_stages, start=1):
+        found.update({f"d_repr_{name}_stage{place}": e.value for name, e in stage.d_repr.items()})
+    for attack in result.attacks:
+        found.update({f"{attack.name}_{name}": getattr(attack, name) for name in ATTACK_QUANTITIES})
+    return _finite(found)
+
+
+def _robustness(result: TrialResult) -> dict[str, float | None]:
+    record = result.robustness
+    if record is None:
+        return {}
+    found: dict[str, float | None] = {R_HAT_NOT_FOUND: record.num_not_found}
+    if record.true is not None:
+        found[R_HAT_TRUE] = record.true.mean
+    if record.pred is not None:
+        found[R_HAT_PRED] = record.pred.mean
+        found[R_HAT_PRED_STD_ERROR] = record.pred.std_error
+        found[R_HAT_PRED_MEDIAN] = record.pred.median
+        found[R_HAT_PRED_GEOMETRIC_MEAN] = record.pred.geometric_mean
+        found[R_HAT_PRED_PER_PIXEL] = record.pred.mean_per_pixel
+    return found
+
+
+def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
+    """Return a measure's numbers at one train size under their column names; undefined ones are absent."""
+    size = next((size for size in record.result.sizes if size.train_size == train_size), None)
+    if size is None:
+        return {}
+    found: dict[str, float | None] = {
+        NUM_DUPLICATES: size.num_duplicates,
+        NUM_CONFLICTS: size.num_conflicts,
+    }
+    sharpness = size.label_sharpness
+    if sharpness is not None:
+        pixel_range = sharpness.convention.pixel_range
+        found[LABEL_SHARPNESS] = sharpness.value
+        found[SHARPNESS_PIXEL_RANGE] = None if pixel_range is None else pixel_range[1] - pixel_range[0]
+        found[SHARPNESS_CHANNELS] = sharpness.convention.channels
+        found[LABEL_SHARPNESS_MEAN] = (sharpness.percentiles or {}).get("mean")
+        found[LABEL_SHARPNESS_PERMUTED] = sharpness.permuted
+    for name in TABLE_ESTIMATORS:
+        if name in size.d_data:
+            found[f"d_data_{name}"] = size.d_data[name].value
+            found[f"d_data_{name}_std_error"] = size.d_data[name].std_error
+    found.update(_other_neighbors(size))
+    return _finite(found)
+
+
+def _other_neighbors(size: SizeRecord) -> dict[str, float | None]:
+    estimate = size.d_data.get("mle")
+    curve = () if estimate is None else estimate.details.get("curve", ())
+    values = {point["num_neighbors"]: point["value"] for point in curve}
+    return {d_data_at(k): values[k] for k in NEIGHBORS_TOO if k in values}
+
+
+def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | None]]:
+    """Return a stored measure as the rows of a table for people: one per train size, every estimator."""
+    subset = record.spec.subset
+    rows: list[dict[str, str | int | float | None]] = []
+    for size in record.result.sizes:
+        sharpness = size.label_sharpness
+        rows.append(
+            {
+                DATASET: subset.prepared.dataset,
+                CLASS_PAIR: pair_name(subset.class_pair),
+                TRAIN_SIZE: size.train_size,
+                **{f"d_data_{name}": estimate.value for name, estimate in size.d_data.items()},
+                LABEL_SHARPNESS: sharpness.value if sharpness else None,
+                LABEL_SHARPNESS_P99: (sharpness.percentiles or {}).get("99") if sharpness else None,
+                NUM_DUPLICATES: size.num_duplicates,
+                NUM_CONFLICTS: size.num_conflicts,
+            }
+        )
+    calibration = record.result.calibration
+    if calibration is not None and calibration.value is not None and calibration.interval is not None:
+        low, high = calibration.interval
+        rows[-1][D_DATA_CALIBRATED] = f"{calibration.value:.3g} ({low:.3g} to {high:.3g})"
+    return rows
+
+
+def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
+    """Return one row of the results table from a trial's tags and metrics."""
+    row: Row = {}
+    for column in COLUMNS:
+        if column.kind == "text":
+            row[column.name] = tags.get(column.name, "")
+        elif column.kind == "integer" and column.name in tags:
+            row[column.name] = int(tags[column.name])
+    # MLflow cannot forget a metric: one of an earlier, stale attempt must not stand beside "diverged".
+    diverged = row[STATUS] == TrialStatus.DIVERGED
+    kept = {n: v for n, v in metrics.items() if n in LASTING} if diverged else metrics
+    row.update({name: value for name, value in kept.items() if not name.startswith(EPOCH_PREFIX)})
+    return row
+
+
+def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) -> list[Row]:
+    """Return the rows of stored trials, ordered by trial id."""
+    index = index_measures(measures)
+    flat = (flat_trial(record, index) for record in trials)
+    return sorted((row_of(run.tags, run.metrics) for run in flat), key=lambda row: str(row[TRIAL_ID]))
+
+
+def index_measures(measures: Iterable[MeasureRecord]) -> dict[tuple[str, int], MeasureRecord]:
+    """Index measure records by subset id and train size; of two for one cell, the newer."""
+    index: dict[tuple[str, int], MeasureRecord] = {}
+    for record in sorted(measures, key=lambda record: record.finished_at):
+        index.update({(record.spec.subset.subset_id, size): record for size in record.spec.train_sizes})
+    return index
+
+
+def spelled_params(spec: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Return one entry of text per field of a spec, by its dotted name."""
+    flat: dict[str, str] = {}
+    for name, value in spec.items():
+        if isinstance(value, dict):
+            flat.update(spelled_params(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = "" if value is None else str(value)
+    return flat
+
+
+def milliseconds(seconds: float) -> int:
+    """Return whole milliseconds."""
+    return round(seconds * 1000)
+
+
+def _finite(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}

@@ -1,0 +1,602 @@
+"""``isweep measure``: reading your own images from wherever they are, and measuring them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from orchestrator.analysis.fit_records import POOLED
+from orchestrator.analysis.prediction_inputs import Pilot, pilot_of
+from orchestrator.analysis.published import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
+from orchestrator.analysis.report import results_table
+from orchestrator.planning.plan import RootPaths, Workspace, plan_sweep
+from orchestrator.planning.sweep_file import load_sweep
+from orchestrator.running.cluster import connect
+from orchestrator.running.locks import exclusive
+from orchestrator.running.options import RunOptions
+from orchestrator.running.progress import Progress
+from orchestrator.running.run import check_raw, prepare_missing, run_sweep
+from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
+from search_spaces.errors import ConfigError, CorruptStoreError, DataError, invalid, unknown_name
+from search_spaces.models import model_spec
+from search_spaces.specs import DatasetSpec, Domain, PreparedSpec
+from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, RecipeChoice, SweepSpec
+from tasks.measures.measure import measure_array, measure_nested
+from tasks.measures.records import MeasureResult, MeasureSettings
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import MARKER, PreparedDataset
+from tasks.remote import Executor
+from tasks.sources import OWN_KINDS, own_kind_of
+from tasks.sources.base import RawRequest
+
+# Arrays of your own as ``isweep measure`` takes them: whole in memory, with labels checked as everywhere.
+
+NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
+Arrays = tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]]
+"""Images, labels (None without any), class names, and what was taken, as lines."""
+
+
+def load_arrays(path: Path, labels: Path | None, own: OwnSourceSpec) -> Arrays:
+    """Read images from ``.npz`` or ``.npy``, the second with its labels in another file.
+
+    Args:
+        path: Of the images.
+        labels: Of the labels of a ``.npy``; ``.npy``, or text with one per line.
+        own: What is said of them: ``label_map`` (label as written -> class) and ``pixel_range``.
+
+    Raises:
+        SweepError: for files that are no such arrays, or labels that are no classes.
+    """
+    if path.suffix.lower() == ".npz":
+        from tasks.sources import source_for
+        from tasks.sources.arrays import NpzFile, load_images
+
+        request = _request(own)
+        # The source checks declared sizes, labels and types before anything large is read.
+        listing = source_for("npz").list_items(request)
+        codes = np.array([item.label for item in listing.items], np.int64)
+        images = load_images(NpzFile(request), listing)
+        groups = [item.group or f"\0{item.locator}" for item in listing.items]
+        lines = _taken(images, codes, tuple(listing.label_names), groups)
+        lines += [f"  left out: {reason}, {n:,}" for reason, n in listing.excluded.items()]
+        lines += [f"  doubtful: {reason}, {n:,}" for reason, n in listing.flags.items()]
+        return images, codes, tuple(listing.label_names), tuple(lines)
+    images = _load_npy(path)
+    if labels is None:
+        return images, None, (), ()
+    names, codes = _classes(labels, own)
+    if len(codes) != len(images):
+        raise DataError(
+            "There must be one label per image",
+            f"{len(codes)} labels, {len(images)} images",
+            "check --labels",
+        )
+    return images, codes, names, tuple(_taken(images, codes, names, range(len(codes))))
+
+
+def _request(own: OwnSourceSpec) -> RawRequest:
+    spec = PreparedSpec(dataset="own", image_size=PUBLISHED_SIDE[0], channels=1)
+    return RawRequest(own_dataset_spec("own", own), spec, Path(own.path))
+
+
+def _classes(path: Path, own: OwnSourceSpec) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """Return the classes of a file of labels, in order, and each image's."""
+    values = _load_npy(path) if path.suffix.lower() == ".npy" else _load_text(path)
+    if values.ndim != 1 or values.dtype.kind not in "uibfUS":
+        raise DataError(
+            "There must be one label per image", f"{values.dtype} {values.shape}", "check --labels"
+        )
+    return name_labels(values.tolist(), own)
+
+
+def name_labels(
+    cells: Sequence[object], own: OwnSourceSpec = NOTHING_SAID
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """Return the classes of labels as given, in order, and each image's place in them.
+
+    Args:
+        cells: One per image: numbers, text or bytes.
+        own: For its labels' map; none by default.
+
+    Raises:
+        DataError: for missing labels, and classes spelt in two ways.
+    """
+    from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
+
+    request = _request(own)
+    written = (cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell) for cell in cells)
+    labels = [mapped_label(cell, request) for cell in written]
+    absent = sum(map(is_missing, labels))
+    if absent:
+        rule, found = "Every image needs a label", f"{absent} blank, NaN or None"
+        raise DataError(rule, found, "drop those images, or say what it means with --label-map")
+    check_spellings(labels, request)
+    names = sort_labels(labels)
+    places = {name: place for place, name in enumerate(names)}
+    return names, np.array([places[label] for label in labels], np.int64)
+
+
+def _taken(
+    images: npt.NDArray[Any], codes: npt.NDArray[np.int64], names: Sequence[str], groups: Sequence[object]
+) -> list[str]:
+    """Return what was taken of arrays, as lines; their values are measured as they are stored."""
+    members = [{groups[row] for row in np.flatnonzero(codes == code).tolist()} for code in range(len(names))]
+    counts = np.bincount(codes, minlength=len(members)).tolist()
+    lines = [f"{len(codes):,} images, {len(members)} classes, {len(set(groups)):,} groups"]
+    lines += [
+        f"  class {name}: {n:,} images, {len(own):,} groups"
+        for name, n, own in zip(names, counts, members, strict=True)
+    ]
+    shape = "x".join(map(str, images.shape[1:]))
+    return [*lines, f"  as they are, {shape}, {_values(images)}, not scaled"]
+
+
+def _values(images: npt.NDArray[Any]) -> str:
+    if images.dtype == np.uint8 or images.dtype.kind not in "uif" or not images.size:
+        return str(images.dtype)
+    return f"{images.dtype} in [{images.min():g}, {images.max():g}]"
+
+
+def _load_text(path: Path) -> npt.NDArray[Any]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("--labels must be a readable text or .npy file", f"{path}: {error}") from None
+    return np.array(lines[0].split() if len(lines) == 1 else lines, np.str_)
+
+
+def _load_npy(path: Path) -> npt.NDArray[Any]:
+    try:
+        # Mapped, so that a header that declares more than the file holds is refused before memory is taken.
+        loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            "A .npy file must hold one plain numeric array",
+            f"{path.name}: {str(error).splitlines()[0]}",
+            "save it with numpy.save(PATH, array, allow_pickle=False)",
+        ) from None
+    return loaded
+
+
+MAX_HELD_BYTES = 2 << 30
+SAID = ("label_map", "label_columns", "layout", "pixel_range")
+"""What may be said of own data that are measured."""
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """What to measure and how.
+
+    Attributes:
+        source: Folder with a subfolder per class, CSV of paths and labels, ``.npz`` or ``.npy``, a prepared
+            dataset's folder, or a dataset's name.
+        labels: File of labels for ``.npy`` (``.npy`` or one per line); None measures dimension only.
+        raw: Raw download, for a dataset's name.
+        said: Fields of own data: ``label_map`` (label as written -> class), ``label_columns``, ``layout``;
+            ``pixel_range`` is that of the settings.
+        class_pair: Only these two classes, by name; a number that is no name is the place in their order.
+        max_skipped_share: Largest share of image files that may be unusable.
+        train_sizes: Nested, stratified subsets to measure too.
+        image_size: Side to resize to; None keeps arrays as they are and takes 224 for image files.
+        channels: 1 or 3.
+        settings: How to measure.
+    """
+
+    source: str
+    labels: Path | None = None
+    raw: Path | None = None
+    said: dict[str, Any] = field(default_factory=dict)
+    class_pair: tuple[str, str] | None = None
+    max_skipped_share: float = 0.001
+    train_sizes: tuple[int, ...] = ()
+    image_size: int | None = None
+    channels: int = 1
+    settings: MeasureSettings = field(default_factory=MeasureSettings)
+
+
+def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
+    """Read a source and measure it.
+
+    Args:
+        request: What and how.
+        executor: Runs reading and block tasks.
+        paths: The root, made only for image files: a prepared dataset in it is used as it is; image files
+            are prepared in it and their arrays removed afterwards, only the key of hashed file names stays.
+
+    Raises:
+        SweepError: for a source that cannot be read or measured.
+    """
+    _check_device(request.settings.device)
+    if request.settings.pixel_range is not None:
+        request = replace(request, said=request.said | {"pixel_range": request.settings.pixel_range})
+    path = Path(request.source)
+    if request.said and ((request.source in DATASETS and not path.exists()) or (path / MARKER).exists()):
+        rule = f"{_options(request.said)} is for own data that are not prepared yet"
+        raise ConfigError(rule, path.name, "classes of prepared data and of the table's datasets are fixed")
+    if request.source in DATASETS and not path.exists():
+        return _measure_prepared(request, dataset_spec(request.source), request.raw, executor, paths)
+    if not path.exists():
+        raise ConfigError(
+            "The source must be a folder, a file or the name of a dataset",
+            request.source,
+            f"known datasets: {', '.join(sorted(DATASETS))}",
+        )
+    if (path / MARKER).exists():
+        return _measure_dataset(request, PreparedDataset.open(path), executor)
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy") and path.is_file() and request.image_size is None:
+        if suffix == ".npz" and path.stat().st_size > MAX_HELD_BYTES:
+            rule = "An .npz beyond 2 GiB is read in blocks, which needs a side to bring the images to"
+            raise ConfigError(
+                rule, f"{path.stat().st_size:,} bytes", "give --image-size, e.g. that of the arrays"
+            )
+        return _measure_arrays(request, path, executor)
+    if suffix == ".npy":
+        raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
+    kind = own_kind_of(path)
+    if kind is None:
+        if not path.is_file():
+            rule = "The source must be a folder or a plain file"
+            raise ConfigError(rule, "a FIFO, socket or device", "save it as a file first")
+        what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
+        raise ConfigError(
+            "The source must be a .npy file or of a known kind", path.suffix or "no ending", what
+        )
+    own = _own_source(kind, path, request)
+    return _measure_prepared(request, own_dataset_spec("own", own), path, executor, paths)
+
+
+def _own_source(kind: str, path: Path, request: MeasureRequest) -> OwnSourceSpec:
+    known = {"kind": kind, "path": str(path), "domain": None, "channels": request.channels}
+    unknown = sorted(set(request.said) - set(SAID))
+    if unknown:
+        raise unknown_name("field of own data", unknown[0], SAID)
+    try:
+        return OwnSourceSpec.model_validate(known | request.said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        rule = f"{first['loc'][0]} of own data must be as in a sweep file"
+        raise ConfigError(rule, first["msg"], "see docs/datasets.md, your own data") from None
+
+
+def _options(said: Iterable[str]) -> str:
+    return ", ".join(f"--{field.replace('_', '-')}" for field in said)
+
+
+def _check_device(name: str) -> None:
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        rule = "--device must be a torch device of this machine"
+        raise ConfigError(rule, f"{name}: {str(error).splitlines()[0]}", "e.g. cpu or cuda:0") from None
+
+
+def _measure_prepared(
+    request: MeasureRequest, dataset: DatasetSpec, raw: Path | None, executor: Executor, paths: RootPaths
+) -> Measured:
+    wanted = {
+        "dataset": dataset.name,
+        "task": dataset.task,
+        "image_size": request.image_size or PUBLISHED_SIDE[0],
+        "channels": request.channels,
+        "max_images_per_class": dataset.max_images_per_class,
+    }
+    try:
+        spec = PreparedSpec.model_validate(wanted)
+    except ValidationError as error:
+        raise invalid(error) from None
+    if raw is None and (paths.prepared(spec) / MARKER).exists():
+        return _measure_dataset(request, PreparedDataset.open(paths.prepared(spec)), executor)
+    paths.make()
+    # Beside the prepared datasets, where the key lies by which a hashed file name can be found again.
+    destination = paths.prepared(spec).parent / f".measure-{os.getpid()}"
+    try:
+        prepare_dataset(
+            spec,
+            dataset,
+            raw=raw,
+            destination=destination,
+            executor=executor,
+            max_skipped_share=request.max_skipped_share,
+            for_training=False,
+        )
+        return _measure_dataset(request, PreparedDataset.open(destination), executor)
+    finally:
+        for folder in destination.parent.glob(f".*measure-{os.getpid()}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
+    settings = replace(request.settings, pixel_range=PUBLISHED_RANGE)
+    names, preparation = data.label_names, data.record.to_json()
+    if request.class_pair is None and not request.train_sizes:
+        # Streams from the store, so the images need not fit into memory.
+        record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)
+        return _measured(record, data.read_rows, data.labels, names, preparation)
+    rows = _rows_of_pair(data.labels, names, request.class_pair)
+    images, labels = data.read_rows(rows), data.labels[rows]
+    record = _measure_rows(request, images, labels, executor, settings)
+    return _measured(record, images.__getitem__, labels, names, preparation)
+
+
+def _measured(
+    record: MeasureResult,
+    read_rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
+    labels: npt.NDArray[np.int64] | None,
+    label_names: tuple[str, ...],
+    preparation: dict[str, Any] | None,
+) -> Measured:
+    pair = record.label_sharpness.pair if record.label_sharpness else None
+    if pair is None or labels is None:
+        return Measured(record, None, None, label_names, preparation)
+    first, second = read_rows(np.array(pair, np.int64))
+    codes = (int(labels[pair[0]]), int(labels[pair[1]]))
+    named = [label_names[code] if code < len(label_names) else str(code) for code in codes]
+    return Measured(record, (first, second), (named[0], named[1]), label_names, preparation)
+
+
+def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
+    others = set(request.said) - {"label_map", "pixel_range"}
+    if others:
+        raise ConfigError(
+            f"{_options(sorted(others))} is for other kinds of own data", path.name, "leave it out"
+        )
+    images, labels, names, taken = load_arrays(path, request.labels, _own_source("npz", path, request))
+    if request.class_pair is not None:
+        if labels is None:
+            raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")
+        rows = _rows_of_pair(labels, names, request.class_pair)
+        images, labels = images[rows], labels[rows]
+    record = _measure_rows(request, images, labels, executor, request.settings)
+    return replace(_measured(record, images.__getitem__, labels, names, None), taken=taken)
+
+
+def _measure_rows(
+    request: MeasureRequest,
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[np.int64] | None,
+    executor: Executor,
+    settings: MeasureSettings,
+) -> MeasureResult:
+    return measure_array(
+        images,
+        labels,
+        train_sizes=request.train_sizes or None,
+        executor=executor,
+        settings=settings,
+    )
+
+
+def _rows_of_pair(
+    labels: npt.NDArray[np.int64], names: tuple[str, ...], pair: tuple[str, str] | None
+) -> npt.NDArray[np.int64]:
+    """Return the rows of two classes, by name first: labels 1, 2, 3 have the places 0, 1, 2."""
+    if pair is None:
+        return np.arange(len(labels))
+    places = {name: place for place, name in enumerate(names)}
+    by_place = {str(place): place for place in np.unique(labels).tolist()}
+    codes = [places.get(name, by_place.get(name, -1)) for name in pair]
+    if -1 in codes or codes[0] == codes[1]:
+        known = ", ".join(names[:20] or tuple(by_place))
+        rule = "--class-pair must name two different classes of the data"
+        raise ConfigError(rule, " ".join(pair), f"classes: {known}")
+    return np.flatnonzero(np.isin(labels, codes))
+
+
+# What datasets there are, which are prepared, and preparing one of them.
+
+
+def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
+    """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where it stands.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    paths = RootPaths.at(root)
+    folder = paths.root / "prepared"
+    prepared: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        try:
+            record = PreparedDataset.open(path).record
+        except CorruptStoreError:
+            continue
+        prepared.setdefault(record.dataset, []).append(path.name)
+    specs = [dataset_spec(name)] if name else list(DATASETS.values())
+    return [
+        {
+            **json.loads(spec.model_dump_json()),
+            "prepared": prepared.get(spec.name, []),
+            "status": "prepared" if spec.name in prepared else "not prepared",
+        }
+        for spec in specs
+    ]
+
+
+def prepare_one(
+    name: str,
+    *,
+    preset: str,
+    run_options: RunOptions,
+    progress: Progress,
+    montage: Path | None = None,
+    said: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
+
+    Args:
+        name: A dataset of the table, or own data of the sweep file.
+        preset: Preset or sweep file that names image size, channels and data mode.
+        run_options: Where and how; ``raw`` names the download.
+        progress: Shows what happens.
+        montage: Where to draw examples of each label; None draws nothing, for patients' sake.
+        said: Fields of own data, such as ``label_map``, over what the sweep file says of them.
+
+    Raises:
+        SweepError: for an unknown name, an unusable download, or a root in use.
+    """
+    sweep = load_sweep(preset)
+    # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
+    recipe = sweep.recipe.model_copy(update={"overrides": ()})
+    only = {"datasets": (_choice(name, sweep, said or {}),), "recipe": recipe}
+    plan = plan_sweep(sweep.model_copy(update=only))
+    check_raw(Workspace(plan, RootPaths.at(run_options.root)), run_options.raw)
+    paths = RootPaths.create(run_options.root)
+    workspace = Workspace(plan, paths)
+    with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
+        if plan.prepared[0].prepared_id not in workspace.prepared:
+            with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:
+                from tasks.remote import RayExecutor
+
+                executor = RayExecutor(driver_node_only=not cluster.local, note=progress.note)
+                prepare_missing(workspace, list(plan.prepared), run_options, executor, progress)
+    dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
+    if montage is not None:
+        from tasks.prepared.prepare import save_montage
+
+        save_montage(dataset, montage)
+    return dataset.record.to_json()
+
+
+def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoice:
+    """Return the sweep's own data of that name, or else the dataset of the table."""
+    for choice in sweep.datasets:
+        if choice.name == name and choice.own is not None:
+            labels = {**choice.own.label_map, **said.get("label_map", {})}
+            own = choice.own.model_copy(update={**said, "label_map": labels})
+            return choice.model_copy(update={"own": own})
+    dataset_spec(name)
+    if said:
+        options = ", ".join(f"--{field.replace('_', '-')}" for field in said)
+        raise ConfigError(
+            f"{options} is for own data", f"{name}, whose classes are the table's", "leave it out"
+        )
+    return DatasetChoice(name=name)
+
+
+# A pilot: a few small trainings on one's own data, as a sweep trains, from which predictions can start.
+#
+# It is a sweep of its own, named after the one whose recipe, side, channels and split it takes, so that it
+# resumes as sweeps do: asked again, it trains nothing.
+
+DATASET = "pilot"
+NUM_SIZES = 3
+
+
+@dataclass(frozen=True)
+class PilotRequest:
+    """What to train.
+
+    Attributes:
+        source: your own data (a folder or a file), or the name of a dataset.
+        model: one of the sweep's.
+        train_sizes: empty takes the sweep's smallest three.
+        test_size: None takes the sweep's.
+        domain: of your own data; decides nothing in a training.
+    """
+
+    source: str
+    model: str
+    train_sizes: tuple[int, ...] = ()
+    test_size: int | None = None
+    domain: Domain | None = None
+
+
+def run_pilot(
+    sweep: SweepSpec, request: PilotRequest, options: RunOptions, progress: Progress | None = None
+) -> Pilot:
+    """Train what is missing of a pilot and return its losses and measures.
+
+    Raises:
+        SweepError: for a mistake in the request, data that cannot be read, or a pilot without one loss.
+    """
+    spec = pilot_sweep(sweep, request)
+    summary = run_sweep(spec, options, progress=progress)
+    table = results_table(Workspace.open(spec, options.root, options.storage))
+    if table.empty:
+        why = summary.failures[0]["message"] if summary.failures else "nothing was trained"
+        raise DataError("A pilot needs one finished training", why, "see the failure, then ask again")
+    found = pilot_of(table, request.model, where=f"of sweep {spec.name}")
+    if not summary.failures:
+        return found
+    note = f"{len(summary.failures)} of {summary.planned} trainings of the pilot failed"
+    return Pilot(found.points, found.d_data, found.label_sharpness, (*found.notes, note))
+
+
+def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
+    """Return the sweep that a pilot is: one model and dataset, a few sizes, no attacks.
+
+    Raises:
+        ConfigError: for a model that the sweep does not have, a recipe with an axis, or a source of no kind.
+    """
+    models = {model_spec(choice).name: choice for choice in sweep.models}
+    if request.model == POOLED:
+        way_out = f"name one: --model {' or '.join(models)}; a CSV of results has train_size and test_loss"
+        raise ConfigError("A pilot is trained with one model", f"all of them ({POOLED})", way_out)
+    if request.model not in models:
+        raise unknown_name("model of the sweep to train a pilot with", request.model, models)
+    if sweep.recipe.axes:
+        rule = "A pilot needs a sweep with one recipe"
+        raise ConfigError(
+            rule, f"{sweep.name} varies {', '.join(sweep.recipe.axes)}", "give its losses as CSV"
+        )
+    whose = f"{Path(request.source).absolute()}|{request.model}"
+    document = sweep.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    for field in ("worlds", "arms", "robustness", "tune"):
+        document.pop(field, None)
+    document |= {
+        "name": f"{sweep.name}-pilot-{sha256(whose.encode()).hexdigest()[:8]}",
+        "description": f"Pilot of sweep {sweep.name}: {request.model} on {request.source}.",
+        "models": [models[request.model].model_dump(mode="json", exclude_unset=True, by_alias=True)],
+        "datasets": [_dataset(sweep, request)],
+        "train_sizes": list(request.train_sizes or sorted(sweep.train_sizes)[:NUM_SIZES]),
+        "test_size": request.test_size or sweep.test_size,
+        "recipe": _recipe(sweep.recipe, request.model),
+        "attacks": {"methods": [], "epsilons": []},
+        "keep_weights": "none",
+    }
+    return load_sweep(document)
+
+
+def _recipe(recipe: RecipeChoice, model: str) -> dict[str, Any]:
+    """The recipe without rows for the sweep's own datasets or for other models."""
+    rows = [
+        row.model_copy(update={"models": (model,)} if row.models else {})
+        for row in recipe.overrides
+        if not row.datasets and (not row.models or model in row.models)
+    ]
+    kept = recipe.model_copy(update={"overrides": tuple(rows)})
+    return kept.model_dump(mode="json", exclude_unset=True, by_alias=True)
+
+
+def _dataset(sweep: SweepSpec, request: PilotRequest) -> dict[str, Any]:
+    path = Path(request.source).expanduser()
+    if request.source in DATASETS and not path.exists():
+        return {"name": request.source}
+    if not path.exists():
+        rule = "A pilot needs a folder or file of images, the name of a dataset, or a CSV file of results"
+        raise ConfigError(rule, request.source, "give a path that exists")
+    kind = own_kind_of(path)
+    if kind is None:
+        what = "; ".join(f"{kind}: {what}" for kind, what in OWN_KINDS.items())
+        raise ConfigError("A pilot's data must be of a known kind", str(path), what)
+    own = {
+        "kind": kind, "path": str(path.absolute()), "domain": request.domain or "natural",
+        "channels": sweep.channels or 1,
+    }  # fmt: skip
+    return {"name": DATASET, "own": own}

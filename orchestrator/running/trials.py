@@ -1,0 +1,855 @@
+"""Running cells as Ray Tune trials: one loop for the cells of a grid and for the trials of a search.
+
+The store decides what is left; Tune only executes. Every start makes a fresh experiment, so none of Tune's
+own state is ever read back. What a grid and a search do differently is a :class:`Work`; all else is here: its
+cells are run by workers (:mod:`orchestrator.running.worker`), and what comes back is stored, told to the
+tracker and shown, by this driver alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import shutil
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import ray
+from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.search import Searcher
+
+from orchestrator.planning.estimate import time_limit
+from orchestrator.planning.plan import CellStatus, RootPaths, SweepPlan, without_secrets
+from orchestrator.planning.predict import Expectation, array_key, expected_seconds, order_trials
+from orchestrator.results import table
+from orchestrator.results.records import (
+    CellReport,
+    FailureKind,
+    FailureRecord,
+    TrialFailure,
+    TrialRecord,
+    provenance,
+)
+from orchestrator.results.state import Event, History, State, StoredResults, What
+from orchestrator.results.store import WeightStore
+from orchestrator.results.table import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
+from orchestrator.results.tracking import PARENT_KEY, Failure, Tracker
+from orchestrator.running.cluster import Cluster, Resources, raise_if_asked
+from orchestrator.running.failures import (
+    Place,
+    Retries,
+    classify_broken_fit,
+    fit_nodes,
+    killed_for_memory,
+    read_failure,
+)
+from orchestrator.running.networks import own_code
+from orchestrator.running.progress import Progress, Series, offer_board
+from orchestrator.running.requests import Requests, node_memory_bytes
+from orchestrator.running.waiting import StartWatch
+from orchestrator.running.worker import (
+    REPORT,
+    EpochBoard,
+    EpochListener,
+    Keeper,
+    Perform,
+    Shelf,
+    TrialTrainable,
+    equipped,
+    keep_out_of_runtime_environments,
+    perform_cell,
+)
+from search_spaces.errors import SetupError, SweepError
+from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec, pair_name
+from tasks.prepared.subsets import TrialData
+from tasks.trials.records import EpochRecord, EpochScore, SearchResult, TrialResult
+
+# The queue from which Tune takes cells one by one, and into which a cell that failed goes back.
+
+
+@dataclass
+class CellQueue:
+    """Ids of cells that wait, run, or are tried again later.
+
+    Attributes:
+        ready: Waiting, in the order in which they are taken.
+        later: When each cell that failed may be taken again, by a monotonic clock; ready cells go first.
+        running: Taken and not settled.
+        error: Why no more are given out, where something ended the sweep.
+    """
+
+    ready: deque[str]
+    later: dict[str, float] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
+    error: SweepError | None = None
+
+    @classmethod
+    def of(cls, trial_ids: Iterable[str]) -> CellQueue:
+        """Return a queue in which these wait."""
+        return cls(deque(trial_ids))
+
+    @property
+    def empty(self) -> bool:
+        """Whether every cell is settled, or none is given out any more."""
+        return self.error is not None or not (self.ready or self.later or self.running)
+
+    def take(self, now: float) -> str | None:
+        """Return the next cell, which runs from now on; None when none may be taken yet."""
+        if self.error is not None:
+            return None
+        due = min(self.later, key=self.later.__getitem__, default=None)
+        if self.ready:
+            taken = self.ready.popleft()
+        elif due is not None and self.later[due] <= now:
+            taken = due
+            del self.later[due]
+        else:
+            return None
+        self.running.add(taken)
+        return taken
+
+    def settle(self, trial_id: str) -> None:
+        """A cell has its result, or has failed for good."""
+        self.running.discard(trial_id)
+
+    def again(self, trial_id: str, at: float) -> None:
+        """A cell that ran may be taken again from the time ``at`` on."""
+        self.running.discard(trial_id)
+        self.later[trial_id] = at
+
+
+class Feed(Searcher):  # type: ignore[misc]  # Ray ships without types
+    """Gives Tune one cell at a time; ``config`` makes what its worker needs of it."""
+
+    def __init__(self, queue: CellQueue, config: Callable[[str], dict[str, Any]]) -> None:
+        super().__init__()
+        self._queue, self._config = queue, config
+
+    # Tune saves its searcher in its own state, of which nothing is ever read back.
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next cell, ``FINISHED``, or None for "not yet"."""
+        if self._queue.empty:
+            return str(Searcher.FINISHED)
+        cell = self._queue.take(time.monotonic())
+        return None if cell is None else self._config(cell)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Learn nothing: the sweep's bookkeeping settles cells."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing."""
+
+
+# Trials that hang, and workers that do not answer: found by a limit, and ended.
+
+HELD_UP_S = 30.0
+"""A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
+ANSWERS_WITHIN_S = 60.0
+"""How long a worker may take to say that it has the cell that it was given."""
+
+
+@dataclass
+class _Watched:
+    """A trial that was given to a worker: since when it is silent, and how long it may be."""
+
+    since: float
+    limit_s: float
+    answered: bool = False
+
+    def overdue(self, now: float) -> float:
+        """Return the limit that it is past, or 0."""
+        limit = self.limit_s if self.answered else min(self.limit_s, ANSWERS_WITHIN_S)
+        return limit if now - self.since > limit else 0.0
+
+
+class HangWatch:
+    """Watches the trials of one sweep.
+
+    Args:
+        say: Is told of a worker that does not answer.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._watched: dict[str, _Watched] = {}
+        self._failures: dict[str, TrialFailure] = {}
+        self._looked_at = time.monotonic()
+
+    def started(self, trial_id: str, limit_s: float) -> None:
+        """A trial begins, for the first time or again.
+
+        Args:
+            trial_id: Which.
+            limit_s: Seconds without an epoch or a result after which it counts as hung.
+        """
+        self._failures.pop(trial_id, None)
+        self._watched[trial_id] = _Watched(time.monotonic(), limit_s)
+
+    def heard(self, trial_id: str) -> None:
+        """A trial said where it runs, or told of an epoch: it lives, and its limit begins anew."""
+        if trial_id in self._watched:
+            watched = self._watched[trial_id]
+            watched.since, watched.answered = time.monotonic(), True
+
+    def ended(self, trial_id: str) -> None:
+        """A trial has its result, or its process is gone."""
+        self._watched.pop(trial_id, None)
+
+    def end_hung(self, trials: Iterable[Any]) -> None:
+        """End the process of each of Tune's ``trials`` that is past its limit."""
+        now, before = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if now - before > HELD_UP_S:
+            for watched in self._watched.values():
+                watched.since += now - before
+        for trial in trials:
+            trial_id, actor = str(trial.config["cell"]["trial_id"]), _actor_of(trial)
+            if actor is None or trial_id in self._failures:
+                continue
+            # A worker that was used before is asked to take the cell; only then does the trial start.
+            watched = self._watched.setdefault(trial_id, _Watched(now, ANSWERS_WITHIN_S))
+            if limit := watched.overdue(now):
+                self._failures[trial_id] = self._failure(trial_id, limit, answered=watched.answered)
+                ray.kill(actor)
+
+    def failure(self, trial_id: str) -> TrialFailure | None:
+        """Return the failure of a trial that was ended here; None for any other."""
+        return self._failures.get(trial_id)
+
+    def _failure(self, trial_id: str, limit: float, *, answered: bool) -> TrialFailure:
+        if answered:
+            told = f"neither a result nor an epoch in {limit:.0f} s, far beyond what was expected"
+            return TrialFailure(kind=FailureKind.HUNG, message=told)
+        told = f"its worker did not answer for {limit:.0f} s and was ended"
+        self._say(f"{trial_id}: {told}")
+        return TrialFailure(kind=FailureKind.WORKER_CRASH, message=told)
+
+
+def _actor_of(trial: Any) -> Any:
+    """Return the actor that has a Tune trial, or None."""
+    # Private: with a Ray that has it no more, hung trials are waited for (tests/contracts/test_internals.py).
+    return getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
+
+
+# Trials by their ids on Ray's dashboard, where Tune would show ``IsweepTrial.train`` for each of them.
+
+log = logging.getLogger(__name__)
+
+TRAIN = "train"
+"""The method of a trial's actor that Tune calls for its work."""
+MOST_NAMED = 1_000
+"""For each name of a task Ray keeps series of metrics, about 18 kB of the driver (Ray 2.60).
+
+That is with the older of its two exporters, which :mod:`orchestrator.running.cluster` and the launch files
+ask for. The newer one keeps memory of every series at every export: with 400 names the driver grew by 0.15 MB
+a second at rest, against 0.009 (``benchmarks/named_tasks.py``).
+"""
+
+
+def trial_name(trial: Any) -> str:
+    """Return the id of the cell that a Tune trial runs."""
+    return str(trial.config["cell"]["trial_id"])
+
+
+@dataclass
+class TaskNames:
+    """The trials whose tasks have their name, in one run.
+
+    Attributes:
+        most: How many may have one.
+        given: Ids of those that have.
+    """
+
+    most: int = MOST_NAMED
+    given: set[str] = field(default_factory=set)
+
+    def give(self, trial_id: str) -> bool:
+        """Tell whether a trial's task is to be named."""
+        if len(self.given) < self.most:
+            self.given.add(trial_id)
+        return trial_id in self.given
+
+
+class _Named:
+    """An actor whose next call has a name."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor, self._name = actor, name
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._actor, method).options(name=self._name)
+
+
+@contextlib.contextmanager
+def trial_tasks_named(names: TaskNames) -> Iterator[None]:
+    """Name the tasks of trials after them inside the block, as far as ``names`` has some.
+
+    Tune has no public way to. Where the private ones are missing that this takes, tasks keep Tune's name.
+    """
+    schedule = getattr(TuneController, "_schedule_trial_task", None)
+    if schedule is None:
+        log.info("this Ray has no place where tasks could be named: they keep Tune's name")
+        yield
+        return
+
+    def schedule_named(controller: Any, trial: Any, method_name: str, *rest: Any, **options: Any) -> Any:
+        live: dict[Any, Any] = {}
+        actor = None
+        if method_name == TRAIN and names.give(trial_name(trial)):
+            with contextlib.suppress(AttributeError, KeyError, ValueError):
+                live = controller._actor_manager._live_actors_to_ray_actors_resources
+                actor = controller._trial_to_actor[trial]
+                handle, resources = held = live[actor]
+                live[actor] = (_Named(handle, trial_name(trial)), resources)
+        try:
+            return schedule(controller, trial, method_name, *rest, **options)
+        finally:
+            if actor in live:
+                live[actor] = held
+
+    TuneController._schedule_trial_task = schedule_named
+    try:
+        yield
+    finally:
+        TuneController._schedule_trial_task = schedule
+
+
+OBJECT_STORE_SHARE = 0.6
+"""How much of the smallest object store arrays may fill; the rest is for measures and Ray."""
+MOST_BROKEN_FITS = 5
+WITHOUT_A_WORD = TrialFailure(
+    kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
+)
+
+
+@dataclass
+class Run:
+    """What everything in one run shares.
+
+    Attributes:
+        plan: The whole grid.
+        paths: What lies below the root.
+        cluster: Where it runs.
+        resources: What each trial asks for.
+        stored: Where results go.
+        tracker: Who is told.
+        monitor: Who shows it.
+        expectation: How long trials will take, and what share of the cluster's kind of card they need;
+            without a card all get the same share.
+    """
+
+    plan: SweepPlan
+    paths: RootPaths
+    cluster: Cluster
+    resources: Resources
+    stored: StoredResults
+    tracker: Tracker
+    monitor: Progress
+    expectation: Expectation = field(default_factory=Expectation)
+
+
+class Work:
+    """What differs between the cells of a grid and the trials of a search.
+
+    Attributes:
+        run: What it is a part of.
+        cells: Everything that was taken from the queue, or may be, by id.
+        queue: Says what is next.
+        perform: Does a cell, in a worker.
+        keep_url: Where workers keep weights, predictions and checkpoints; None keeps none.
+        num_uses: How many cells need each array; None where nobody knows.
+        earlier: Attempts at cells in earlier runs.
+    """
+
+    perform: Perform
+    keep_url: str | None = None
+    num_uses: Counter[str] | None = None
+    pretrained: Mapping[str, bytes] = {}
+
+    def __init__(self, run: Run, queue: CellQueue, cells: dict[str, TrialSpec]) -> None:
+        self.run, self.queue, self.cells = run, queue, cells
+        self.earlier: dict[str, int] = {}
+
+    def load(self, key: str) -> TrialData:
+        """Read an array.
+
+        Raises:
+            SweepError: when it cannot be read.
+        """
+        raise NotImplementedError
+
+    def job(self, cell: TrialSpec) -> dict[str, Any]:
+        """Return what a worker is told of a cell beside what it may use."""
+        raise NotImplementedError
+
+    def started(self, trial_id: str) -> None:
+        """A cell has its worker."""
+
+    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
+        """Seal the result of a cell; returns what a tracker shows of it.
+
+        Raises:
+            SweepError: when it cannot be stored.
+        """
+        raise NotImplementedError
+
+    def given_up(self, trial_id: str) -> None:
+        """A cell failed and is not tried again in this run."""
+
+    def trained_on(self, cell: TrialSpec) -> NetworkSpec:
+        """Return the network of a cell, with the number of images that it is trained on."""
+        return cell.network
+
+    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+        """Return what the tracker is told of an epoch while its trial runs."""
+        return epoch_points(epoch, score, at_ms)
+
+    def seconds_allowed(self, cell: TrialSpec) -> float:
+        """Return the seconds without a word after which a cell counts as hung."""
+        return time_limit(cell, ())
+
+
+class GridWork(Work):
+    """The cells of a plan that are left.
+
+    Args:
+        run: What it is a part of.
+        cells: What is left.
+        state: What is done.
+        load: Reads the arrays of a subset, given how many training images.
+        measures: Stored measure records by subset id and train size.
+        keep_url: Where weights, predictions and checkpoints are kept, beside the results; None keeps none.
+        pretrained: Weights that pretrained networks start from, by library and architecture.
+    """
+
+    perform = staticmethod(perform_cell)
+
+    def __init__(
+        self,
+        run: Run,
+        cells: Iterable[TrialSpec],
+        load: Callable[[SubsetSpec, int], TrialData],
+        *,
+        state: State | None = None,
+        measures: MeasureIndex | None = None,
+        keep_url: str | None = None,
+        pretrained: Mapping[str, bytes] | None = None,
+    ) -> None:
+        cells, plan = list(cells), run.plan
+        seconds = expected_seconds(cells, run.expectation)
+        run.monitor.trials_expected(seconds)
+        budget = run.cluster.object_store_bytes * OBJECT_STORE_SHARE
+        ordered = {cell.trial_id: cell for cell in order_trials(plan, cells, budget, seconds)}
+        super().__init__(run, CellQueue.of(ordered), ordered)
+        self._load, self._measures, self.keep_url = load, measures or {}, keep_url
+        self.pretrained = pretrained or {}
+        self._networks = {array_key(plan, cell): cell.network for cell in cells}
+        self.num_uses = Counter(array_key(plan, cell) for cell in cells)
+        self._incomplete = frozenset(state.incomplete) if state else frozenset()
+        self._measured = state.measured_trials() if state else []
+        if state is not None:
+            self.earlier = {trial_id: record.attempt for trial_id, record in state.failures.items()}
+
+    def load(self, key: str) -> TrialData:
+        """See :class:`Work`."""
+        network = self._networks[key]
+        return self._load(network.subset, self.run.plan.load_size(network.subset, network.train_size))
+
+    def job(self, cell: TrialSpec) -> dict[str, Any]:
+        """See :class:`Work`; an earlier result of this very network and these images is only added to."""
+        known = self.run.stored.trials.get(cell.trial_id) if cell.trial_id in self._incomplete else None
+        return {
+            "spec": cell.model_dump_json(),
+            "known": "" if known is None else known.text(),
+            "keep_weights": self.run.plan.keeps_weights(cell),
+        }
+
+    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
+        """See :class:`Work`."""
+        plan = self.run.plan
+        known = None if report.trained else self.run.stored.trials.get(cell.trial_id)
+        made_by = report if known is None else known  # where nothing was trained, its training's times stay
+        record = TrialRecord(
+            trial_id=cell.trial_id,
+            sweep=plan.sweep.name,
+            spec=cell,
+            domain=plan.datasets[cell.network.subset.prepared.dataset].domain,
+            data_fingerprint=report.data_fingerprint,
+            shared_group_share=report.shared_group_share,
+            gpu_share=made_by.gpu_share,
+            gpu_name=made_by.gpu_name,
+            attempt=attempt,
+            started_at=made_by.started_at,
+            finished_at=made_by.finished_at,
+            measured_at=None if known is None else report.finished_at,
+            provenance=report.provenance,
+            result=cast("TrialResult", report.outcome),
+        )
+        self.run.stored.save(record)
+        if self.keep_url is not None:
+            WeightStore(self.keep_url).forget_checkpoint(cell.trial_id)
+        return flat_trial(record, self._measures)
+
+    def seconds_allowed(self, cell: TrialSpec) -> float:
+        """See :class:`Work`."""
+        return time_limit(cell, self._measured)
+
+
+class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
+    """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer.
+
+    Args:
+        run: What everything shares.
+        work: The cells.
+        trainable: What runs a cell; another one is for tests and benchmarks.
+    """
+
+    def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
+        self.retries, self.attempts = Retries(), Counter[str]()
+        self._run, self._work, self._queue, self._trainable = run, work, work.queue, trainable
+        self._num_broken = 0
+        self._requests = Requests(run.resources, run.expectation, node_memory_bytes)
+        self._starts = StartWatch(run.resources, run.monitor.note, ends=run.cluster.local)
+        self._hangs = HangWatch(run.monitor.note)
+        self._places: dict[str, Place] = {}
+        self._history = History(run.stored.store.url)
+        self._series = Series(run.plan.sweep.name, run.cluster.num_gpus)
+        # A private cluster without a dashboard shows names to nobody.
+        shown = bool(run.cluster.dashboard) or not run.cluster.local
+        self._task_names = TaskNames() if shown else TaskNames(most=0)
+        self._board = EpochBoard()
+        self._listener = EpochListener(self._board)
+        self._keeper = None if work.keep_url is None else Keeper(work.keep_url)
+
+    # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def run(self) -> None:
+        """Run until nothing more may be tried.
+
+        Raises:
+            SweepError: when results cannot be stored, or nothing can run here; whatever finished is kept.
+        """
+        budget = self._run.cluster.object_store_bytes * OBJECT_STORE_SHARE
+        self._arrays = Shelf(self._work.load, budget, self._work.num_uses)
+        offer_board()
+        try:
+            while not self._queue.empty:
+                try:
+                    self._fit()
+                except Exception as error:
+                    # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
+                    self._fit_failed(error)
+                # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
+                gc.collect()
+                if self._queue.error is not None:
+                    raise self._queue.error
+                for trial_id in sorted(self._queue.running):  # that Tune ended without a word
+                    self._lost(trial_id, lambda: WITHOUT_A_WORD)
+        finally:
+            self._arrays.close()
+
+    def _fit(self) -> None:
+        """Give cells to Tune until it has no more."""
+        name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
+        trainable = equipped(
+            self._trainable,
+            perform=self._work.perform,
+            arrays=self._arrays.references,
+            keeper=self._keeper,
+            epochs=self._board,
+            code=own_code(self._work.cells.values()),
+            pretrained=dict(self._work.pretrained),
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=Feed(self._queue, self._taken),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=trial_name,
+                trial_dirname_creator=trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(self._run.paths.tune),
+                # Tune saves class trainables at their end unless told otherwise, into a folder that the nodes
+                # would have to share.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[self],
+                verbose=0,
+            ),
+        )
+        keep_out_of_runtime_environments()
+        try:
+            with trial_tasks_named(self._task_names):
+                tuner.fit()
+        finally:
+            shutil.rmtree(self._run.paths.tune / name, ignore_errors=True)
+
+    def _taken(self, trial_id: str) -> dict[str, Any]:
+        """A cell is given to Tune: count the attempt, and return what its worker is told."""
+        self.attempts[trial_id] += 1
+        cell = self._work.cells[trial_id]
+        request = self._requests.of(cell)
+        return {
+            "cell": {
+                "trial_id": trial_id,
+                "data": array_key(self._run.plan, cell),
+                "request": request.resources.as_ray(),
+                "num_threads": request.resources.num_threads,
+                "num_gpus": request.resources.num_gpus,
+                "micro_batch": request.micro_batch,
+                "code": provenance().code,
+                **self._work.job(cell),
+            }
+        }
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Put the trial's array where it can find it, and open its run."""
+        trial_id = trial_name(trial)
+        cell = self._work.cells[trial_id]
+        self._work.started(trial_id)
+        try:
+            self._arrays.trial_started(trial_id, trial.config["cell"]["data"])
+        except SweepError as error:
+            self._end(error)
+            return
+        self._run.tracker.start_trial(trial_id, self._tags(cell))
+        self._run.monitor.trial_started(trial_id)
+        self._hangs.started(trial_id, self._work.seconds_allowed(cell))
+        self._tell(trial_id, "started")
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """End the process of every trial that has been silent past its limit; say where the sweep stands.
+
+        Raises:
+            SweepError: that ends the sweep. Tune would first run the trials that it was given, for hours.
+        """
+        raise_if_asked()
+        if self._queue.error is not None:
+            raise self._queue.error
+        try:
+            self._starts.look(trials, waiting=bool(self._queue.running))
+        except SweepError as error:
+            self._end(error)
+            raise
+        self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
+        self._hear()
+        running = (trial.config["cell"]["request"] for trial in trials if trial.status == "RUNNING")
+        self._series.tell(self._run.monitor, running)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Store the outcome first, then tell the tracker."""
+        trial_id = trial_name(trial)
+        if trial_id not in self._queue.running or self._queue.error is not None:
+            return
+        self._hear(wait=True)
+        try:
+            report = CellReport.model_validate_json(result[REPORT])
+            if isinstance(report.outcome, TrialFailure):
+                ending = self._fail(trial_id, report.outcome)
+                self._tell(trial_id, "failed", ending, report.log + _trace(report.outcome))
+                self.retries.check_nodes(self._node(trial_id), report.outcome, fit_nodes(report.outcome))
+            else:
+                self._finish(trial_id, report, report.outcome)
+                self._tell(trial_id, "finished", str(report.outcome.status), report.log)
+        except SweepError as error:
+            self._end(error)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The process died: a lost node, a crash, or the memory killer."""
+        trial_id = trial_name(trial)
+        self._hear(wait=True)
+        self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial))
+        empty(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial that ended without a result is a failure too, never silently gone."""
+        self._lost(trial_name(trial), lambda: WITHOUT_A_WORD)
+        empty(trial)
+
+    def _hear(self, *, wait: bool = False) -> None:
+        """Take what running trials said: where they run, and of their epochs."""
+        at = round(time.time() * 1000)
+        for said in self._listener.heard(wait=wait):
+            self._hangs.heard(said.trial_id)
+            if isinstance(said, Place):
+                self._places[said.trial_id] = said
+            elif said.trial_id in self._queue.running:
+                cell = self._work.cells[said.trial_id]
+                self._run.monitor.trial_epoch(said.trial_id, said.epoch, self._work.trained_on(cell))
+                if points := self._work.points(said.epoch, said.score, at):
+                    self._run.tracker.extend(said.trial_id, points)
+
+    def _finish(self, trial_id: str, report: CellReport, result: TrialResult | SearchResult) -> None:
+        shown = self._work.found(self._work.cells[trial_id], report, self._attempt(trial_id))
+        self.retries.finished(trial_id, self._node(trial_id))
+        self._num_broken = 0
+        self._settled(trial_id)
+        self._run.tracker.finish(shown)
+        self._run.monitor.trial_finished(trial_id, result.status)
+        self._show_counts()
+
+    def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
+        """Store a failure and do what follows from it; returns both in words.
+
+        Args:
+            trial_id: Whose.
+            failure: What happened.
+            died: Whether the trial's process went with it.
+        """
+        said = {name: without_secrets(getattr(failure, name)) for name in ("message", "traceback")}
+        failure, cell = failure.model_copy(update=said), self._work.cells[trial_id]
+        attempt = self._attempt(trial_id)
+        self._run.stored.save(FailureRecord(trial_id=trial_id, spec=cell, attempt=attempt, failure=failure))
+        self._series.failed(failure.kind)
+        decision = self.retries.failed(trial_id, failure.kind, died=died)
+        self._requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
+        if decision.pause_s is None:
+            self._settled(trial_id)
+            self._work.given_up(trial_id)
+            ending = f"given up: {decision.reason}"
+        else:
+            self._waits_again(trial_id, decision.pause_s)
+            ending = decision.reason
+        self._run.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
+        self._run.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
+        self._show_counts()
+        log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
+        return f"{failure.kind}: {failure.message} ({ending})"
+
+    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
+        """The process of a trial is gone; ``failure`` says of what, where nobody knows yet how it ended."""
+        if trial_id not in self._queue.running or self._queue.error is not None:
+            return
+        try:
+            found = failure()
+            self._tell(trial_id, "failed", self._fail(trial_id, found, died=True), _trace(found))
+        except SweepError as error:
+            self._end(error)
+
+    def _spare(self, trial_id: str, reason: str) -> None:
+        """A trial has ended through no fault of its own: it waits again, no attempt is counted."""
+        self._tell(trial_id, "stopped", reason)
+        self.attempts[trial_id] -= 1
+        self._waits_again(trial_id, 0.0)
+        self._run.monitor.trial_stopped(trial_id)
+        log.warning("trial %s waits again: %s", trial_id, reason)
+
+    def _fit_failed(self, error: Exception) -> None:
+        """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
+        if self._queue.error is not None:
+            return
+        self._num_broken += 1
+        log.warning("Tune ended early (%d times in a row)", self._num_broken, exc_info=error)
+        running, failure = sorted(self._queue.running), classify_broken_fit(error)
+        killed: set[str] = set()
+        if failure.kind == FailureKind.OUT_OF_MEMORY:
+            self._hear(wait=True)
+            killed = killed_for_memory({i: self._places[i] for i in running if i in self._places})
+        for trial_id in running:
+            if not killed or trial_id in killed:
+                self._lost(trial_id, lambda: failure)
+            else:
+                self._spare(trial_id, f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}")
+        if not ray.is_initialized() or self._num_broken > MOST_BROKEN_FITS:
+            self._end(
+                SetupError(
+                    "Ray Tune must be able to run trials",
+                    failure.message,
+                    "run the same command again: what is done is kept; the log below the root says more",
+                )
+            )
+
+    def _settled(self, trial_id: str) -> None:
+        """A cell has its result, or has failed for good."""
+        self._queue.settle(trial_id)
+        self._hangs.ended(trial_id)
+        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
+
+    def _waits_again(self, trial_id: str, pause_s: float) -> None:
+        """A cell that ran may be taken again."""
+        self._queue.again(trial_id, time.monotonic() + pause_s)
+        self._hangs.ended(trial_id)
+        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
+
+    def _end(self, error: SweepError) -> None:
+        """Give out no more cells, because of an error that ends the sweep."""
+        self._queue.error = error
+
+    def _show_counts(self) -> None:
+        """Tell how far the sweep is."""
+        counts = self._run.monitor.counts()
+        step, at = counts["trials_done"] + counts["trials_failed"], round(time.time() * 1000)
+        self._run.tracker.extend(PARENT_KEY, [(name, step, n, at) for name, n in counts.items()])
+
+    def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
+        """Add to the story of a cell."""
+        node = "" if what == "started" else self._node(trial_id)
+        event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
+        self._history.tell(trial_id, event, without_secrets(log_text))
+
+    def _attempt(self, trial_id: str) -> int:
+        return self._work.earlier.get(trial_id, 0) + self.attempts[trial_id]
+
+    def _array(self, trial_id: str) -> str:
+        return array_key(self._run.plan, self._work.cells[trial_id])
+
+    def _node(self, trial_id: str) -> str:
+        """Return the address of the node of the latest attempt; empty where it never came so far."""
+        place = self._places.get(trial_id)
+        return "" if place is None else place.node
+
+    def _tags(self, cell: TrialSpec) -> dict[str, str]:
+        """Return what a tracker is told of a trial that starts."""
+        network, dataset = cell.network, cell.network.subset.prepared.dataset
+        return {
+            table.TRIAL_ID: cell.trial_id,
+            table.MODEL: network.model.name,
+            table.DATASET: dataset,
+            table.DOMAIN: self._run.plan.datasets[dataset].domain or "",
+            table.CLASS_PAIR: pair_name(network.subset.class_pair),
+            table.RECIPE: network.recipe.name,
+            table.TRAIN_SIZE: str(network.train_size),
+            table.SEED: str(network.seed),
+            table.ATTEMPT: str(self._attempt(cell.trial_id)),
+            table.STATUS: str(CellStatus.RUNNING),
+        }
+
+
+def empty(trial: Any) -> None:
+    """Leave nothing in a Tune trial that has ended but the id of its cell.
+
+    Tune holds every trial until the last has ended, each with copies of what it was told, its whole report,
+    statistics of every number in it, and an object of Ray's. Nothing of that is read again: results are in
+    the store.
+    """
+    trial.config["cell"] = {"trial_id": trial_name(trial)}
+    trial.evaluated_params, trial.experiment_tag = {}, ""
+    about = trial.run_metadata
+    about.last_result, about.metric_analysis, about.metric_n_steps = {}, {}, {}
+    # Private: the answer to a question that Tune asks each trial's actor, which Ray keeps with the question.
+    trial._default_result_or_future = None
+
+
+def _trace(failure: TrialFailure) -> str:
+    """Return the traceback of a failure as the end of its attempt's log."""
+    return f"\n{failure.traceback}" if failure.traceback else ""

@@ -1,0 +1,384 @@
+"""The stages of ``isweep tune``, in order: prepare, split, search, write the recipe and its report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.plan import SweepPlan, Workspace
+from orchestrator.planning.predict import Expectation
+from orchestrator.planning.sweep_file import SweepSource, read_plain, searched_cells, split_tuned, write_plain
+from orchestrator.results import table as c
+from orchestrator.results.records import provenance
+from orchestrator.results.state import StoredResults, judge
+from orchestrator.results.storage import Patience
+from orchestrator.results.table import index_measures, measure_metrics
+from orchestrator.results.tracking import Tracker
+from orchestrator.results.tracking_choice import make_tracker
+from orchestrator.running.cluster import Cluster, trial_resources
+from orchestrator.running.locks import locked
+from orchestrator.running.networks import check_models
+from orchestrator.running.options import RunOptions
+from orchestrator.running.progress import Progress
+from orchestrator.running.run import announced, check_raw, prepare_missing, slots
+from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
+from orchestrator.tuning.outcome import CellOutcome, Earlier, outcomes
+from orchestrator.tuning.report import write_report
+from orchestrator.tuning.search import Likeness, Search, open_storage
+from search_spaces.errors import ConfigError, DataError, SetupError, SweepError, collect
+from search_spaces.specs import SubsetSpec
+from search_spaces.sweeps import SweepSpec
+from search_spaces.tuning import ValidationSpec
+from tasks.atomic import write_atomic
+from tasks.prepared.subsets import TrialData, load_validation, split_validation
+
+# The recipe that a search writes: a recipe file that any sweep can start from, with its evidence inside.
+
+HEAD = """# Written by `isweep tune {name}`: the searched recipe of each model and dataset, with its evidence.
+# A sweep uses it by `recipe: tuned-{name}` below the same root, or by this file's path.
+"""
+
+
+def write_recipe(
+    path: Path, sweep: SweepSpec, found: Sequence[CellOutcome], fingerprints: dict[str, str]
+) -> None:
+    """Write the recipe of a finished search, whole or not at all.
+
+    Args:
+        path: Where.
+        sweep: The sweep that was tuned; its recipe holds beside what was searched.
+        found: What was found; cells of which nothing was are left out, and named.
+        fingerprints: Content hash of each dataset.
+
+    Raises:
+        SetupError: when it cannot be written.
+    """
+    base = sweep.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    rows = [
+        {"models": [cell.model], "datasets": [cell.dataset], **cell.chosen.point.model_dump()}
+        for cell in found
+        if cell.chosen is not None
+    ]
+    document = {
+        **base,
+        "overrides": [*base.get("overrides", []), *rows],
+        "tuned": {
+            "sweep": sweep.name,
+            "train_size": sweep.tune.train_size or max(sweep.train_sizes),
+            "settings": sweep.tune.model_dump(mode="json", exclude_none=True),
+            "loss": "validation cross-entropy in nat, mean over runs; a run has its own seed and class pair",
+            "cells": [_evidence(cell) for cell in found],
+            "made_by": _made_by(fingerprints),
+        },
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (HEAD.format(name=sweep.name) + write_plain(document)).encode())
+    except OSError as error:
+        raise SetupError(
+            "The recipe of a search must be writable",
+            f"{path}: {error.strerror}",
+            "make room for it and run the same command again: every trial is kept, none is repeated",
+        ) from None
+
+
+def lost_cells(path: Path, found: Sequence[CellOutcome]) -> list[str]:
+    """Name the cells that a recipe file has a choice for and a search written in its place does not know."""
+    try:
+        document = read_plain(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError, ConfigError):
+        return []  # none there, or not one of ours any more
+    _, tuned = split_tuned(document)
+    here = [(cell.model, cell.dataset) for cell in found]
+    return [
+        f"{model} on {dataset}"
+        for model, dataset in searched_cells(tuned or {})
+        if (model, dataset) not in here
+    ]
+
+
+def _evidence(cell: CellOutcome) -> dict[str, Any]:
+    found: dict[str, Any] = {"model": cell.model, "dataset": cell.dataset}
+    if cell.chosen is None:
+        found["not_tuned"] = "diverged or failed"
+    else:
+        found |= {
+            "validation_loss": _digits(cell.chosen.mean),
+            "std_error": _digits(cell.chosen.std_error),
+            "runs": len(cell.chosen.losses),
+            "own_recipe_loss": None if cell.own is None else _digits(cell.own.mean),
+            "gain": _digits(cell.gain),
+            "gain_std_error": _digits(cell.gain_std_error),
+        }
+    return found | {
+        "flat_learning_rates": None if cell.flat is None else list(cell.flat),
+        "trials": cell.num_trials,
+        "pruned": cell.num_pruned,
+        "divergence_rate": _digits(cell.divergence_rate),
+        "trainings": _digits(cell.spent),
+        "finalist_trainings": _digits(cell.finalist_trainings),
+        "budget": cell.budget,
+    }
+
+
+def _made_by(fingerprints: dict[str, str]) -> dict[str, Any]:
+    origin = provenance()
+    return {
+        "code_version": origin.code_version,
+        "packages": {name: origin.packages[name] for name in ("torch", "ray") if name in origin.packages},
+        "data": fingerprints,
+    }
+
+
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+@dataclass(frozen=True)
+class TuneSummary:
+    """How a search ended.
+
+    Attributes:
+        cells: What was found, by model and dataset.
+        recipe: The recipe file.
+        report: The report page; None where there is nothing to show.
+        num_new: Trials of this start.
+        num_behind: Updates that MLflow has not taken.
+    """
+
+    cells: tuple[CellOutcome, ...]
+    recipe: Path
+    report: Path | None
+    num_new: int
+    num_behind: int = 0
+
+    @property
+    def not_tuned(self) -> tuple[CellOutcome, ...]:
+        """Cells for which nothing was found."""
+        return tuple(cell for cell in self.cells if cell.chosen is None)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What a person should know of cells; see :attr:`CellOutcome.problem`."""
+        return tuple(cell.problem for cell in self.cells if cell.problem)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every cell has a recipe, 1 otherwise."""
+        return 1 if self.not_tuned else 0
+
+
+def tune_sweep(
+    source: SweepSource,
+    options: RunOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> TuneSummary:
+    """Do what is left of a sweep's search and write its recipe; again resumes, extends or repairs it.
+
+    Args:
+        source: See :func:`orchestrator.running.run.run_sweep`, likewise the rest.
+        options: Where and how.
+        progress: Shows what happens; None shows nothing.
+        changes: Values by dotted key that hold over what the sweep says.
+
+    Raises:
+        SweepError: for a user's mistake or an unusable environment; whatever finished is kept.
+        KeyboardInterrupt: on Ctrl-C; whatever finished is kept.
+    """
+    options = options or RunOptions()
+    workspace = Workspace.open(source, options.root, options.storage, changes=changes)
+    cells = tuning_cells(workspace.plan)
+    workspace.make()
+    progress = progress or Progress()
+    progress.path = workspace.sweep_paths.progress
+    with ExitStack() as stack:
+        stack.enter_context(locked(workspace, f"isweep tune {workspace.plan.sweep.name}", progress.note))
+        if not workspace.sweep_paths.sweep_file.is_file():
+            workspace.record()  # a sweep that ran is kept as it ran
+        stack.enter_context(progress.shown())
+        return _Tuning(workspace, options, cells, progress, stack).all_stages()
+
+
+@dataclass
+class _Tuning:
+    workspace: Workspace
+    options: RunOptions
+    cells: tuple[TuningCell, ...]
+    monitor: Progress
+    stack: ExitStack
+
+    def all_stages(self) -> TuneSummary:
+        check_models(self.workspace.plan, ())
+        self._prepare()
+        self._check_splits()
+        stored = StoredResults.read(self.workspace.search_url)
+        stored.patience = Patience(self.monitor.note)
+        earlier = self._read(stored)
+        search, records = self._search(stored, earlier), earlier.records
+        num_known = len(records)
+        with ExitStack() as closing:
+            tracker = self._open_tracker(stored, records, closing)
+            if not search.done:
+                self._run(search, stored, earlier, tracker)
+            summary = self._write(search, records, tracker, len(records) - num_known)
+        return replace(summary, num_behind=tracker.num_behind)  # what it misses after it was told all
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """Connected when there is work for it: a finished search starts no Ray."""
+        name, root = self.workspace.plan.sweep.name, self.workspace.paths.root
+        job = {"job_name": f"isweep tune {name}", "isweep root": str(root)}
+        return self.stack.enter_context(announced(self.workspace, self.options, self.monitor, job))
+
+    def _prepare(self) -> None:
+        from tasks.remote import RayExecutor
+
+        check_raw(self.workspace, self.options.raw)
+        # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
+        shutil.rmtree(self.workspace.paths.tune, ignore_errors=True)
+        missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
+        if missing:
+            files = RayExecutor(driver_node_only=not self.cluster.local, note=self.monitor.note)
+            prepare_missing(self.workspace, missing, self.options, files, self.monitor)
+            self.workspace.look_again()
+
+    def _check_splits(self) -> None:
+        """Find every subset without a validation split, and batches too large, before anything is trained.
+
+        Raises:
+            DataError: naming all subsets without one.
+            ConfigError: for batches larger than what is trained on.
+        """
+        problems: list[SweepError] = []
+        num_train: dict[str, int] = {}
+        runs = range(self.workspace.plan.sweep.tune.seeds)
+        trials = [cell.trial(cell.own, run) for cell in self.cells for run in runs]
+        asked = {(trial.network.subset.subset_id, trial.validation): trial for trial in trials}
+        refused: set[str] = set()
+        for (subset_id, validation), trial in asked.items():
+            subset = trial.network.subset
+            data = self.workspace.prepared[subset.prepared.prepared_id]
+            try:
+                split = split_validation(data, subset, trial.network.train_size, validation)
+                num_train[subset_id] = min(
+                    len(split.train_rows), num_train.get(subset_id, len(split.train_rows))
+                )
+            except SweepError as error:
+                if subset_id not in refused:
+                    problems.append(error)
+                refused.add(subset_id)
+        collect(problems, DataError)
+        self.cells = held_to_splits(self.cells, self.workspace.plan.sweep.tune, num_train)
+
+    def _read(self, stored: StoredResults) -> Earlier:
+        """Return what is stored of these very cells; says how much is of others.
+
+        Raises:
+            NewerRecordError: when a newer version wrote there.
+        """
+        fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
+        earlier = Earlier.read(stored.store, self.cells, fingerprints)
+        stored.unreadable += earlier.unreadable
+        stored.check_writable()
+        if earlier.num_others:
+            self.monitor.note(
+                f"{earlier.num_others} stored trials belong to another search of this sweep; kept, not used"
+            )
+        return earlier
+
+    def _search(self, stored: StoredResults, earlier: Earlier) -> Search:
+        """Return the search with everything that is stored told to it, each trial once."""
+        storage = open_storage(self.workspace.sweep_paths.search_journal, stored.patience)
+        search = Search(self.cells, self.workspace.plan.sweep.tune, storage, self._known())
+        search.go_on(earlier.trainings())
+        return search
+
+    def _known(self) -> dict[str, Likeness]:
+        """Return what is known of each dataset, its stored measures included."""
+        stored = StoredResults.read(self.workspace.results_url)
+        measures = index_measures(judge(self.workspace, stored).measures.values())
+        known = {}
+        for cell in self.cells:
+            record = measures.get((cell.subsets[0].subset_id, cell.train_size))
+            found = {} if record is None else measure_metrics(record, cell.train_size)
+            domain = self.workspace.plan.datasets[cell.dataset].domain
+            known[cell.dataset] = Likeness.of(
+                domain, cell.train_size, found.get(c.D_DATA_MLE), found.get(c.LABEL_SHARPNESS)
+            )
+        return known
+
+    def _search_workspace(self) -> Workspace:
+        """Return the search as a sweep of its own: its name, its train size, and cells made as it goes."""
+        plan = self.workspace.plan
+        sweep = plan.sweep.model_copy(
+            update={"name": f"{plan.sweep.name}-search", "train_sizes": (self.cells[0].train_size,)}
+        )
+        return Workspace(
+            SweepPlan(sweep, (), (), plan.datasets), self.workspace.paths, self.workspace.storage
+        )
+
+    def _open_tracker(
+        self, stored: StoredResults, records: Mapping[str, SearchRecord], closing: ExitStack
+    ) -> Tracker:
+        options = self.options
+        tracker = make_tracker(
+            self._search_workspace(),
+            stored.store,
+            options.mlflow_uri,
+            used=options.tracking,
+            say=self.monitor.note,
+        )
+
+        def close(kind: type[BaseException] | None, *_: object) -> None:
+            stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+            tracker.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
+
+        closing.push(close)
+        tracker.reconcile(map(flat_search, records.values()), wait=False)
+        return tracker
+
+    def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
+        from orchestrator.running.requests import card_names, card_of
+        from orchestrator.running.trials import Run, Trials
+        from orchestrator.tuning.trials import SearchWork
+
+        plan, cluster, monitor = self._search_workspace().plan, self.cluster, self.monitor
+        asked = plan.sweep.resources
+        resources = trial_resources(asked, cluster, self.options.device)
+        monitor.slots = slots(resources, cluster)
+        monitor.stage("search")
+        expectation = Expectation(card_of(card_names()) if asked.num_gpus is None else None)
+        run = Run(plan, self.workspace.paths, cluster, resources, stored, tracker, monitor, expectation)
+        fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
+        with SearchWork(run, search, earlier, self._load, fingerprints) as work:
+            Trials(run, work).run()
+
+    def _write(
+        self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int
+    ) -> TuneSummary:
+        self.monitor.stage("report")
+        sweep = self.workspace.plan.sweep
+        found = outcomes(search)
+        recipe = self.workspace.paths.tuned_recipe(sweep.name)
+        if lost := lost_cells(recipe, found):
+            self.monitor.note(
+                f"{recipe.name} had {', '.join(lost)} too, which this search has not; their trials are kept: "
+                "tune all models and datasets together to have them in it again"
+            )
+        prepared = self.workspace.prepared.values()
+        write_recipe(recipe, sweep, found, {data.record.dataset: data.fingerprint for data in prepared})
+        report = write_report(self.workspace, search, found)
+        if report is not None:
+            tracker.add_report(report.parent, {"done": len(records), "failed": 0})
+        return TuneSummary(found, recipe, report, num_new)
+
+    def _load(self, subset: SubsetSpec, train_size: int, validation: ValidationSpec) -> TrialData:
+        data = self.workspace.prepared[subset.prepared.prepared_id]
+        return load_validation(data, subset, train_size, validation)

@@ -1,0 +1,309 @@
+"""Label sharpness K_F: how fast the label changes with the image.
+
+``K_F = max over pairs with different labels of 1 / |x_i - x_j|₂`` (Konz & Mazurowski 2024; for two classes
+|y_i - y_j| is 1 exactly there, for more classes the indicator of different labels takes its place). It has
+the unit 1/pixel value, and grows as pixel range, side and channels shrink, so a number without its
+conventions means nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from search_spaces.errors import DataError
+from tasks.measures.distances import FloatArray
+from tasks.prepared.table import quotas_of
+
+PERCENTILES = (99.9, 99.0, 95.0)
+#: Rearrangements of the labels whose mean is the label sharpness of labels without meaning, and how many of
+#: the closest pairs are looked through for the first with unlike labels.
+NUM_PERMUTATIONS = 100
+CLOSEST_PAIRS = 4096
+# Nearly always there is one among these.
+FIRST_PAIRS = 64
+
+
+@dataclass(frozen=True)
+class SharpnessConvention:
+    """What a label sharpness is measured in.
+
+    Attributes:
+        pixel_range: Black and white of the images that were measured, for example ``(0, 255)``.
+        side: Height and width in pixels, or None for features that are no images.
+        channels: Channels per image, or features per point where there are no sides.
+        sample: Images per sample, None for all.
+    """
+
+    pixel_range: tuple[float, float] | None
+    side: tuple[int, int] | None
+    channels: int
+    sample: int | None
+
+
+@dataclass(frozen=True)
+class LabelSharpness:
+    """Label sharpness with its uncertainty and its conventions.
+
+    Attributes:
+        value: Mean over the samples of each sample's maximum, or None when undefined.
+        convention: What it is measured in.
+        num_pairs: Pairs of images with different labels in one sample.
+        num_images: Images per sample.
+        pair: Rows of the two differently labelled images that are closest, among all images of this size.
+        pair_value: ``1/distance`` of that pair: the maximum over all images.
+        sample_values: The maximum in each sample; one number when all images are used.
+        percentiles: Of the images' ``1/distance to the nearest image with another label``, since a
+            maximum hangs on one pair; ``"mean"`` is their mean.
+        permuted: What ``value`` would be, on average, if the same labels had nothing to do with the images:
+            what of it is the distance between neighbours alone.
+        reason: Why ``value`` is None.
+    """
+
+    value: float | None
+    convention: SharpnessConvention
+    num_pairs: int
+    num_images: int
+    pair: tuple[int, int] | None = None
+    pair_value: float | None = None
+    sample_values: tuple[float, ...] = ()
+    percentiles: dict[str, float] | None = None
+    permuted: float | None = None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; the convention's fields stand beside the value."""
+        apart = {"convention", "reason"} | ({"permuted"} if self.permuted is None else set())
+        record = {key: value for key, value in vars(self).items() if key not in apart}
+        record |= asdict(self.convention) | {"interval": self.interval}
+        for key in ("pair", "pixel_range", "side", "sample_values"):
+            record[key] = None if record[key] is None else list(record[key])
+        return record | ({"reason": self.reason} if self.reason else {})
+
+    @property
+    def interval(self) -> list[float] | None:
+        """Lowest and highest sample value, or None when there is one sample only."""
+        values = self.sample_values
+        return [min(values), max(values)] if len(values) > 1 else None
+
+
+def stratified_subsets(
+    labels: npt.NDArray[Any], train_sizes: Sequence[int], sample: int | None, seeds: Sequence[int]
+) -> tuple[npt.NDArray[np.bool_], list[slice]]:
+    """Draw the samples in which the maximum is taken.
+
+    Every sample of a size holds each class in the proportion it has among the images of that size, so all
+    samples of a size have the same number of pairs.
+
+    Args:
+        labels: ``(num_images,)`` integers, in nested order.
+        train_sizes: Prefix lengths.
+        sample: Images per sample (M = 1000 in Konz & Mazurowski); None for all.
+        seeds: One sample per seed.
+
+    Returns:
+        ``(num_subsets, num_images)`` masks, and for each size its slice of them; empty for sizes that are
+        no larger than ``sample``, where all images are used.
+    """
+    masks: list[npt.NDArray[np.bool_]] = []
+    slices = []
+    for size in train_sizes:
+        first = len(masks)
+        if sample is not None and size > sample:
+            masks += [
+                _stratified(labels, size, sample, np.random.default_rng([seed, size])) for seed in seeds
+            ]
+        slices.append(slice(first, len(masks)))
+    return np.array(masks).reshape(len(masks), len(labels)), slices
+
+
+def _stratified(
+    labels: npt.NDArray[Any], size: int, sample: int, rng: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """One mask of ``sample`` among the first ``size`` images, classes by largest remainder."""
+    classes, members = np.unique(labels[:size], return_inverse=True)
+    counts = quotas_of(np.bincount(members), sample, balanced=False)
+    mask = np.zeros(len(labels), bool)
+    for number in range(len(classes)):
+        mask[rng.choice(np.flatnonzero(members == number), counts[number], replace=False)] = True
+    return mask
+
+
+def count_pairs(labels: npt.NDArray[Any]) -> int:
+    """Unordered pairs with different labels."""
+    counts = np.unique(labels, return_counts=True)[1].astype(object)  # Python integers: no overflow
+    return int((sum(counts) ** 2 - sum(counts**2)) // 2)
+
+
+def summarise(
+    labels: npt.NDArray[Any],
+    nearest: FloatArray,
+    pair: tuple[int, int] | None,
+    pair_distance: float,
+    convention: SharpnessConvention,
+    samples: FloatArray,
+    sample_members: npt.NDArray[np.bool_],
+) -> LabelSharpness:
+    """Turn nearest-opposite distances into a record.
+
+    Args:
+        labels: ``(num_images,)`` of one size.
+        nearest: ``(num_images,)`` distance to the nearest image with another label, among all of them.
+        pair: The rows at ``pair_distance``, the smallest of ``nearest``.
+        pair_distance: Recomputed directly, so that it holds to 1e-6.
+        convention: What the distances are measured in.
+        samples: ``(num_samples, num_images)`` the same distances inside each sample; no rows for all images.
+        sample_members: ``(num_samples, num_images)`` members of each sample.
+
+    Returns:
+        The record; undefined, with a reason, when there is one class only.
+    """
+    members = sample_members[0] if len(samples) else np.ones(len(labels), bool)
+    num_pairs, num_images = count_pairs(labels[members]), int(members.sum())
+    reason = _why_undefined(labels, num_pairs, pair_distance)
+    if reason:
+        return LabelSharpness(None, convention, num_pairs, num_images, pair=pair, reason=reason)
+    if len(samples):
+        values = [1 / float(line.min()) for line in samples]
+        lines = [1 / line[chosen] for line, chosen in zip(samples, sample_members, strict=True)]
+    else:
+        values, lines = [1 / pair_distance], [1 / nearest]
+    percentiles = {
+        f"{p:g}": float(np.mean([np.percentile(line, p) for line in lines])) for p in PERCENTILES
+    } | {"mean": float(np.mean([line.mean() for line in lines]))}
+    return LabelSharpness(
+        value=float(np.mean(values)),
+        convention=convention,
+        num_pairs=num_pairs,
+        num_images=num_images,
+        pair=pair,
+        pair_value=1 / pair_distance,
+        sample_values=tuple(values),
+        percentiles=percentiles,
+    )
+
+
+def permuted_sharpness(
+    distances: FloatArray,
+    indices: npt.NDArray[np.integer[Any]],
+    labels: npt.NDArray[Any],
+    members: npt.NDArray[np.bool_],
+    *,
+    seed: int = 0,
+) -> float | None:
+    """Label sharpness of the same images with their labels exchanged at random: mean over permutations.
+
+    The closest pair with unlike labels is looked for among nearest neighbours, which misses it only where
+    all neighbours of both its images have their own label.
+
+    Args:
+        distances: ``(num_images, num_neighbors)``, ascending; inf where there are fewer.
+        indices: ``(num_images, num_neighbors)`` rows they belong to, -1 where there are fewer.
+        labels: ``(num_images,)``.
+        members: ``(num_samples, num_images)`` of each sample; no rows for all images.
+        seed: Of the permutations.
+
+    Returns:
+        None where a permutation leaves no close pair with unlike labels.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.repeat(np.arange(len(labels)), distances.shape[1])
+    second, apart = indices.ravel(), distances.ravel()
+    order = np.argsort(apart, kind="stable")
+    order = order[np.isfinite(apart[order]) & (apart[order] > 0) & (second[order] >= 0)]
+    found = []
+    for mask in members if len(members) else [np.ones(len(labels), bool)]:
+        close = order[mask[first[order]] & mask[second[order]]][:CLOSEST_PAIRS]
+        shuffled = np.array(labels)
+        for _ in range(NUM_PERMUTATIONS):
+            shuffled[mask] = rng.permutation(labels[mask])
+            for few in (close[:FIRST_PAIRS], close):
+                unlike = np.flatnonzero(shuffled[first[few]] != shuffled[second[few]])
+                if len(unlike):
+                    found.append(1 / float(apart[few[unlike[0]]]))
+                    break
+            else:
+                return None
+    return float(np.mean(found))
+
+
+def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: float) -> str | None:
+    """Why no finite label sharpness exists, or None."""
+    num_classes = len(np.unique(labels))
+    if num_classes < 2:
+        return f"needs two classes, these {len(labels)} distinct images have {num_classes}"
+    if num_pairs == 0:
+        return (
+            "the samples hold one class only, the other is too rare; use all images (sharpness_sample None)"
+        )
+    if pair_distance <= 0:
+        return "two images with different labels differ by less than can be represented"
+    if not np.isfinite(pair_distance):
+        return "images with different labels differ by more than can be squared"
+    return None
+
+
+def convert(sharpness: LabelSharpness, to: SharpnessConvention) -> LabelSharpness:
+    """Express a label sharpness in another pixel range, side or channel count.
+
+    ``K ∝ 1/(range · √(height · width · channels))``: exact for the range and for repeated channels;
+    for the side it assumes that resizing keeps every pixel's neighbourhood, and interpolation blurs (a
+    bilinear 28 → 224 shortens distances by about 8 %).
+
+    Raises:
+        DataError: If a side or range is missing, or the sample differs, which no factor makes up for.
+    """
+    have = sharpness.convention
+    if have.sample != to.sample:
+        raise DataError(
+            "Label sharpness can only be converted between samples of equal size",
+            f"{have.sample} and {to.sample} images",
+            "measure again with the same sharpness_sample",
+        )
+    factor = _unit(have) / _unit(to)
+    scaled = replace(
+        sharpness,
+        convention=to,
+        value=None if sharpness.value is None else sharpness.value * factor,
+        pair_value=None if sharpness.pair_value is None else sharpness.pair_value * factor,
+        sample_values=tuple(value * factor for value in sharpness.sample_values),
+        permuted=None if sharpness.permuted is None else sharpness.permuted * factor,
+    )
+    if sharpness.percentiles is None:
+        return scaled
+    return replace(scaled, percentiles={key: value * factor for key, value in sharpness.percentiles.items()})
+
+
+def _unit(convention: SharpnessConvention) -> float:
+    """Largest possible distance between two images of this convention."""
+    if convention.pixel_range is None or convention.side is None:
+        raise DataError("Converting label sharpness needs pixel range and side", str(convention))
+    low, high = convention.pixel_range
+    height, width = convention.side
+    return float((high - low) * np.sqrt(height * width * convention.channels))
+
+
+def compare(first: LabelSharpness, second: LabelSharpness) -> float:
+    """Ratio ``first / second``, refused when they are not measured alike.
+
+    Raises:
+        DataError: If the conventions differ, or a value is undefined.
+    """
+    if first.convention != second.convention:
+        differing = [
+            f"{key} {value} and {asdict(second.convention)[key]}"
+            for key, value in asdict(first.convention).items()
+            if value != asdict(second.convention)[key]
+        ]
+        raise DataError(
+            "Label sharpness may only be compared under one convention",
+            ", ".join(differing),
+            "measure alike, or convert one explicitly with tasks.measures.sharpness.convert",
+        )
+    if first.value is None or second.value is None:
+        raise DataError("Both label sharpnesses must be defined", first.reason or second.reason or "")
+    return first.value / second.value

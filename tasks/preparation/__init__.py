@@ -1,1 +1,0 @@
-"""Raw files to a prepared dataset: list, read, check, write, publish."""

@@ -1,0 +1,554 @@
+"""From a raw download to a prepared dataset: list, read in parallel tasks, write shards, publish at once.
+
+Nothing under the destination's name exists until it is whole: the store is built in a sibling folder and
+renamed. Reading tasks leave part files (:mod:`tasks.prepared.parts`) in another sibling, so an
+interrupted preparation goes on, and two preparations of the same data meet without harm: the first to
+rename wins, the other finds its result there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from stat import S_ISREG
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.datasets import DATASETS
+from search_spaces.errors import CorruptStoreError, DataError
+from search_spaces.fingerprint import canonical_json
+from search_spaces.specs import DatasetSpec, PreparedSpec
+from tasks.atomic import sync_folder
+from tasks.prepared.parts import Part, digest, load_part, open_images, read_block, read_part, save_part
+from tasks.prepared.record import PreparedRecord, make_record, stored_dtype
+from tasks.prepared.store import (
+    MARKER,
+    PreparedDataset,
+    create_store,
+    seal,
+    stamp_file,
+    stored_files,
+    write_rows,
+)
+from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
+from tasks.sources import check_own_options, source_for
+from tasks.sources.base import Item, Listing, RawRequest
+from tasks.sources.privacy import hash_key
+from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, outer_file, split_locator
+
+if TYPE_CHECKING:
+    from tasks.remote import Executor
+
+
+# Blocks of items: what one task reads, here or on another node that sees the same files.
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
+"""Called with (items read, items in all)."""
+
+BLOCK_BYTES = 64 << 20
+"""Prepared images that one reading task holds at most, whatever the source would like."""
+NAME_LENGTH = 32
+
+
+def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> str:
+    """Hash items and all that decides what becomes of them, file sizes and times included.
+
+    A file mended or replaced since gives another hash, so its part is read again. An item may need several
+    files; those besides its own are named in its details.
+    """
+    base = "" if request.raw is None else str(request.base())
+
+    @lru_cache(maxsize=1024)  # thousands of members share an archive
+    def stamp(file: str) -> tuple[int, int] | None:
+        return _stamp(os.path.join(base, file)) if base else None  # pathlib keeps every name
+
+    total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
+    total.update(repr(_stamp(request.raw)).encode())
+    for item in items:
+        known = (item.locator, item.label, item.group, item.split, item.details)
+        files = [outer_file(name) for name in (item.locator, *item.details) if isinstance(name, str)]
+        total.update(repr((known, [stamp(file) for file in files])).encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def _stamp(path: Path | str | None) -> tuple[int, int] | None:
+    """Return size and time of a plain file, None of anything else (a locator need not be a file)."""
+    try:
+        status = os.stat(path) if path is not None else None
+    except (OSError, ValueError):
+        return None
+    return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Items that one task reads, and where its part goes: a name made of all that the part depends on."""
+
+    items: Sequence[Item]
+    stem: Path
+
+
+def cut_blocks(
+    request: RawRequest,
+    listing: Listing,
+    items: Sequence[Item],
+    order: NDArray[np.intp] | None,
+    destination: Path,
+) -> list[Block]:
+    """Cut items, in their reading order, into blocks whose size depends on the data alone."""
+    spec, work = request.spec, destination.with_name(f".{destination.name}.parts")
+    image_bytes = spec.channels * spec.image_size**2 * np.dtype(stored_dtype(request, listing)).itemsize
+    size = max(1, min(listing.block_size, BLOCK_BYTES // image_bytes))
+    items = items if order is None else [items[row] for row in order]
+    cut = [items[start : start + size] for start in range(0, len(items), size)]
+    return [Block(block, work / listing_id(request, listing, block)[:NAME_LENGTH]) for block in cut]
+
+
+def read_blocks(
+    request: RawRequest,
+    listing: Listing,
+    blocks: Sequence[Block],
+    executor: Executor,
+    readers: Executor | None,
+    on_progress: Progress | None,
+) -> list[Part]:
+    """Read every block that has no part yet, and return the parts in order.
+
+    Args:
+        request: What is being prepared.
+        listing: Of the whole raw download.
+        blocks: All of them.
+        executor: Runs tasks that see the raw download and write parts.
+        readers: Runs tasks on nodes that may see the raw download: there a block is read only when its files
+            are the listed ones, by name, size and time, and comes back to be written here. Blocks that such a
+            node refuses are read by ``executor``. None leaves all to ``executor``.
+        on_progress: Called after every block.
+    """
+    total = sum(len(block.items) for block in blocks)
+    found = {index: load_part(block.stem) for index, block in enumerate(blocks)}
+    parts = {index: part for index, part in found.items() if part is not None}
+    read = sum(len(blocks[index].items) for index in parts)
+    if on_progress:
+        on_progress(read, total)
+
+    def note(done: Iterator[tuple[int, Part]]) -> None:
+        nonlocal read
+        for index, part in done:
+            parts[index] = part
+            read += len(blocks[index].items)
+            if on_progress:
+                on_progress(read, total)
+
+    def left() -> list[int]:
+        return [index for index in range(len(blocks)) if index not in parts]
+
+    if readers is not None:
+        note(_read_elsewhere(request, listing, blocks, left(), readers))
+        if refused := left():
+            logger.warning("%d blocks are read on the driver's node: elsewhere files differ", len(refused))
+    dtype = stored_dtype(request, listing)
+    todo = left()
+    arguments = ((request, blocks[index].items, blocks[index].stem, dtype) for index in todo)
+    note((todo[place], part) for place, part in executor.map_unordered(read_part, arguments))
+    return [parts[index] for index in range(len(blocks))]
+
+
+def _read_elsewhere(
+    request: RawRequest, listing: Listing, blocks: Sequence[Block], todo: Sequence[int], readers: Executor
+) -> Iterator[tuple[int, Part]]:
+    """Yield blocks that were read on other nodes, once their parts are written here."""
+    if request.raw is not None:
+        request = replace(request, raw=request.raw.absolute(), cache=None)
+    bare, dtype = replace(listing, items=(), skipped=()), stored_dtype(request, listing)
+    arguments = ((request, bare, blocks[index].items, blocks[index].stem.name, dtype) for index in todo)
+    for place, found in readers.map_unordered(read_if_same, arguments, spread=True):
+        if found is not None:
+            part, images = found
+            save_part(blocks[todo[place]].stem, images, part)
+            yield todo[place], part
+
+
+def read_if_same(
+    request: RawRequest, listing: Listing, items: Sequence[Item], name: str, dtype: str
+) -> tuple[Part, list[NDArray[np.generic]]] | None:
+    """Read a block on a node whose files are those that were listed; None where they are not."""
+    try:
+        if listing_id(request, listing, items)[:NAME_LENGTH] != name:
+            return None
+    except (DataError, OSError):
+        return None
+    return read_block(request, items, dtype)
+
+
+# Write a prepared store beside its destination, seal it, and rename it into place.
+
+
+def build_and_publish(
+    record: PreparedRecord,
+    images: ImageTable,
+    stems: Sequence[Path],
+    destination: Path,
+    executor: Executor,
+    started: float,
+) -> PreparedRecord:
+    """Write the store in a sibling folder of our own, seal it, rename it, clear the part files."""
+    folder = destination.parent / f".{destination.name}.{secrets.token_hex(4)}"
+    try:
+        shard = create_store(
+            folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
+        )
+        starts = range(0, record.num_images, shard)
+        shards = (
+            (
+                folder,
+                stems,
+                start,
+                images.places[start : start + shard],
+                images.digests[start : start + shard],
+            )
+            for start in starts
+        )
+        _results(executor, write_shard, shards, len(starts))
+        for name in ("labels", "groups", "splits"):
+            write_rows(folder, name, 0, getattr(images, name))
+        files = stored_files(folder)
+        found = _results(executor, stamp_file, ((path,) for path in files), len(files))
+        names = (path.relative_to(folder).as_posix() for path in files)
+        stamps = dict(zip(names, found, strict=True))
+        record = replace(record, seconds=round(time.monotonic() - started, 3))
+        seal(folder, record, stamps)
+        record = _move_into_place(folder, destination, record)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    _clear(stems[0].parent)
+    return record
+
+
+def _results(
+    executor: Executor,
+    function: Callable[..., Any],
+    argument_tuples: Iterable[Sequence[Any]],
+    num_calls: int,
+) -> list[Any]:
+    """Make all calls and return their results in order; a store may only be sealed when none is missing."""
+    found = dict(executor.map_unordered(function, argument_tuples))
+    if found.keys() != set(range(num_calls)):
+        raise RuntimeError(f"{function.__name__}: {len(found)} results came back of {num_calls} calls")
+    return [found[index] for index in range(num_calls)]
+
+
+def write_shard(
+    folder: Path, stems: Sequence[Path], start: int, places: np.ndarray, digests: np.ndarray
+) -> None:
+    """Copy one shard's images from their parts, checking that they are those that were read.
+
+    Raises:
+        CorruptStoreError: when a part file has changed since.
+    """
+    opened: dict[int, np.ndarray] = {}
+    rows = []
+    for (part, row), expected in zip(places.tolist(), digests, strict=True):
+        if part not in opened:
+            opened = {part: open_images(stems[part])}  # one mapped part at a time
+        rows.append(np.array(opened[part][row]))
+        if digest(rows[-1]) != expected.tobytes():
+            way_out = f"delete folder {stems[part].parent.name} and prepare again"
+            raise CorruptStoreError(f"Part {part} must be as it was written", "another checksum", way_out)
+    write_rows(folder, "images", start, np.stack(rows))
+
+
+def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) -> PreparedRecord:
+    """Rename; when a whole store is already there it wins, since equal specs and files give equal content."""
+    for _ in range(3):
+        try:
+            folder.rename(destination)
+        except OSError:
+            if not destination.exists():
+                raise
+        else:
+            sync_folder(destination.parent)
+            return record
+        try:
+            return PreparedDataset.open(destination).record
+        except CorruptStoreError:
+            debris = destination.with_name(f".{destination.name}.damaged-{secrets.token_hex(4)}")
+            destination.rename(debris)
+            shutil.rmtree(debris, ignore_errors=True)
+    raise CorruptStoreError(
+        f"{destination.name} must stay whole while it is published", "damaged three times"
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Remove part files that are no longer needed; what cannot be removed is only wasted disk."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass  # another process that prepared the same data was faster
+    except OSError as error:
+        logger.warning("part files in %s could not be removed: %s", folder.name, error.strerror)
+
+
+# A sheet of example images of a prepared dataset, made only when asked for: pictures of patients are
+# private.
+
+MAX_SIDE = 128
+
+
+def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8, seed: int = 0) -> Path:
+    """Write a PNG with one row per label of up to ``per_label`` seeded examples, and return its path.
+
+    Args:
+        prepared: The dataset.
+        path: Where the PNG goes.
+        per_label: Images per row.
+        seed: Of the choice.
+    """
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    side = prepared.image_shape[1]
+    step = max(1, side // MAX_SIDE)
+    rows = []
+    for label in range(len(prepared.label_names)):
+        members = np.flatnonzero(prepared.labels == label)
+        chosen = rng.permutation(members)[:per_label]
+        shown = prepared.read_rows(chosen)[:, :, ::step, ::step].astype(np.uint8)
+        strip = np.zeros((per_label, *shown.shape[1:]), np.uint8)
+        strip[: len(shown)] = shown
+        rows.append(np.concatenate(list(strip), axis=2))
+    sheet = np.concatenate(rows, axis=1).transpose(1, 2, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet).save(path, format="PNG")
+    return path
+
+
+# In which order items are read: a packed tar can only be read forward, and items are listed by name.
+
+
+def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp] | None:
+    """Return the places of items in the order in which packed archives store them.
+
+    None when every order costs the same: no such archive, or none with several items in it.
+    """
+    chains = [_packed_chain(item.locator) for item in items if MARK in item.locator]
+    several = {chain for chain, count in Counter(chains).items() if chain and count > 1}
+    if not several:
+        return None
+    stored = {chain: _positions(request, chain) for chain in sorted(several)}
+    keys = []
+    for place, item in enumerate(items):
+        chain = _packed_chain(item.locator) if MARK in item.locator else ()
+        position = stored[chain].get(split_locator(item.locator)[-1], 0) if chain in stored else place
+        keys.append((chain if chain in stored else (), position, place))
+    return np.array([place for _, _, place in sorted(keys)], dtype=np.intp)
+
+
+def listed_order(images: ImageTable, parts: Sequence[Part], order: NDArray[np.intp] | None) -> ImageTable:
+    """Return images in the order of their listed items, however they were read."""
+    if order is None:
+        return images
+    starts = np.cumsum([0, *(part.num_items for part in parts)])
+    read = np.concatenate([start + part.items for start, part in zip(starts, parts, strict=False)])
+    return images.take(np.argsort(order[read], kind="stable"))
+
+
+def _packed_chain(locator: str) -> tuple[str, ...]:
+    """Return the archives that lead to a member of a packed tar, or nothing."""
+    chain = tuple(split_locator(locator)[:-1])
+    return chain if chain and chain[-1].lower().endswith(PACKED_TARS) else ()
+
+
+def _positions(request: RawRequest, chain: tuple[str, ...]) -> dict[str, int]:
+    try:
+        members = open_archive(request.base() / chain[0], chain[1:]).members()
+    except RefusedArchive:
+        return {}
+    return {name: position for position, name in enumerate(members)}
+
+
+MAX_TOLD_SKIPS = 10
+MAX_GROUP_SHARE = 0.5
+
+
+def prepare_dataset(
+    spec: PreparedSpec,
+    dataset: DatasetSpec,
+    *,
+    raw: Path | None,
+    destination: Path,
+    executor: Executor,
+    max_skipped_share: float = 0.001,
+    for_training: bool = True,
+    on_progress: Progress | None = None,
+    readers: Executor | None = None,
+) -> PreparedRecord:
+    """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
+
+    A whole destination is returned at once; a damaged one is made again.
+
+    Args:
+        spec: Task, side, channels and faults.
+        dataset: The table's row, or one from ``own_dataset_spec``.
+        raw: Folder or file of the raw download; None for sources that bring their own.
+        destination: Where the store goes; its parent also holds the part files and the hash key meanwhile.
+        executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all its nodes.
+        max_skipped_share: Largest share of listed items that may be unusable.
+        for_training: Refuse data that no fair split exists for (one group holds most of them, or too many
+            images equal one with another label). Measuring does not split; there both are only counted.
+        on_progress: Called after every block of items.
+        readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
+
+    Raises:
+        DataError: when the raw download is not as expected, or too many items cannot be used.
+    """
+    done = _published(destination, spec)
+    if done is not None and (raw is None or dataset.name in DATASETS):
+        return done
+    started = time.monotonic()
+    request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
+    listing = _listed(request)
+    raw_id = listing_id(request, listing, listing.items)
+    if done is not None:
+        return _unchanged(done, raw_id)
+    items = _choose_items(listing.items, spec)
+    order = reading_order(request, items)
+    blocks = cut_blocks(request, listing, items, order, destination)
+    try:
+        parts = read_blocks(request, listing, blocks, executor, readers, on_progress)
+        images, stems = listed_order(gather(parts), parts, order), [block.stem for block in blocks]
+        early = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
+        skipped = early + [pair for part in parts for pair in part.skipped]
+        _check_skips(dataset.name, skipped, len(items) + len(early), max_skipped_share)
+        images = _selected(images, request)
+        if for_training:
+            _check_split(request, images, max_skipped_share)
+        record = make_record(request, listing, images, parts, skipped, raw_id)
+        return build_and_publish(record, images, stems, destination, executor, started)
+    except FileNotFoundError:
+        # Another process published the same dataset and cleared the parts under us.
+        finished = _published(destination, spec)
+        if finished is None:
+            raise
+        return finished
+
+
+def _listed(request: RawRequest) -> Listing:
+    """List the raw download; one without items is an error, with the reasons why each was left out."""
+    dataset = request.dataset
+    check_own_options(dataset)
+    listing = source_for(dataset.source).list_items(request)
+    if listing.items:
+        return listing
+    reasons = Counter(reason for _, reason in listing.skipped) + Counter(listing.excluded)
+    found = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items()) or "none"
+    expected = f"expected: {dataset.raw_layout}"
+    raise DataError(f"{dataset.name}: the raw download must hold images", found, expected)
+
+
+def _selected(images: ImageTable, request: RawRequest) -> ImageTable:
+    """Keep the images that the spec asks for; there must be some, and copies under two labels are told."""
+    name = request.dataset.name
+    images = select(images, request.spec)
+    if not len(images.labels):
+        raise DataError(f"{name}: preparation must keep at least one image", "none was usable")
+    if images.num_conflicts:
+        logger.warning("%s: %d images have a twin with another label", name, images.num_conflicts)
+    return images
+
+
+def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:
+    """Return the record of your own data when the files are those it was prepared from.
+
+    Raises:
+        DataError: when files came, went or changed: results under the old name would be taken for new ones.
+    """
+    if done.raw_id != raw_id:
+        rule = f"{done.dataset}: the files must be those it was prepared from"
+        raise DataError(
+            rule,
+            "files changed since, or label_map did",
+            "give the new data another name, or use another --root",
+        )
+    return done
+
+
+def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> None:
+    name, num_images = request.dataset.name, len(images.labels)
+    largest = int(np.unique(images.groups, return_counts=True)[1].max())
+    if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
+        raise DataError(
+            f"{name}: groups (patients) must be small enough to split the images between training and test",
+            f"one group holds {largest} of {num_images} images",
+            "give ids that tell patients apart",
+        )
+    groups_of = [np.unique(images.groups[images.labels == label]) for label in np.unique(images.labels)]
+    if num_images > len(groups_of) > 1 and all(len(groups) == 1 for groups in groups_of):
+        raise DataError(
+            f"{name}: a class must have images of several groups (patients)",
+            f"one group for each of the {len(groups_of)} classes",
+            "the group column or the subfolders must tell patients, not classes",
+        )
+    # The released extraction gives one frame several labels (F33); that is part of what it shows.
+    if images.num_conflicts > allowed * num_images and request.spec.data_mode == "corrected":
+        raise DataError(
+            f"{name}: at most {allowed:.2%} of the images may equal an image with another label",
+            f"{images.num_conflicts} of {num_images}",
+            "correct the labels, raise image_size, or raise the allowed share (max_skipped_share)",
+        )
+
+
+def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
+    """Return the record of a whole destination; None when there is nothing or only debris of ours."""
+    if not destination.exists():
+        return None
+    try:
+        record = PreparedDataset.open(destination).record
+    except CorruptStoreError as error:
+        ours = destination.is_dir() and any((destination / name).exists() for name in (MARKER, "zarr.json"))
+        if not ours and any(destination.iterdir()):
+            rule = f"{destination.name} must be a prepared dataset or not exist"
+            raise DataError(rule, "other files", "choose another --root") from error
+        logger.warning("prepared dataset %s is damaged and is made again: %s", destination.name, error)
+        return None
+    if record.prepared_id != spec.prepared_id:
+        rule = f"{destination.name} must hold prepared dataset {spec.prepared_id}"
+        raise DataError(rule, record.prepared_id, "choose another destination")
+    return record
+
+
+def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
+    """Keep ``max_images_per_class`` before reading, where labels are known from the listing."""
+    limit = spec.max_images_per_class
+    if limit is None or any(item.label is None for item in items):
+        return items
+    labels = np.array([item.label for item in items])
+    # An image without a group is its own; the mark keeps its name apart from every group's.
+    names = np.array([item.group or f"\0{item.locator}" for item in items])
+    return [items[row] for row in keep_per_class(labels, number_groups(names), spec, limit)]
+
+
+def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allowed: float) -> None:
+    if not skipped:
+        return
+    reasons = Counter(reason for _, reason in skipped)
+    logger.warning("%s: %d of %d items skipped: %s", name, len(skipped), total, dict(reasons))
+    if len(skipped) > allowed * total:
+        listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_TOLD_SKIPS])
+        raise DataError(
+            f"{name}: at most {allowed:.2%} of the items may be unusable",
+            f"{len(skipped)} of {total}, by reason {dict(reasons)}, first (hashed names): {listed}",
+            "isweep locate HASH --raw DIR finds one; mend them, or raise max_skipped_share",
+        )

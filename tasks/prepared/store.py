@@ -1,0 +1,406 @@
+"""Prepared datasets on disk: a zarr 3 group, sharded, every inner chunk under a crc32c checksum.
+
+Layout of the folder::
+
+    zarr.json  images/  labels/  groups/  splits/     the arrays
+    complete.json                                     written last: record, every file's size and SHA-256
+
+A folder without a whole ``complete.json`` is not a prepared dataset, whatever else lies in it. Opening
+checks the marker's own hash and all file sizes; reading checks the crc32c of what is read;
+:meth:`PreparedDataset.verify` checks every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.errors import CorruptStoreError, DataError
+from search_spaces.fingerprint import fingerprint
+from tasks.atomic import sync_folder, write_atomic
+from tasks.prepared.record import PreparedRecord
+
+# Read rows of a sharded, uncompressed zarr array straight into place, checking every chunk's crc32c.
+#
+# zarr itself reads the same files; going through it costs two extra copies of every byte, which halves the
+# rate. The layout is the zarr 3 sharding codec's: raw chunks, each followed by its crc32c, then an index of
+# (offset, length) pairs with a crc32c of its own.
+
+ABSENT = 2**64 - 1
+"""How the index spells a chunk of zeros, which is not stored."""
+CRC_BYTES = 4
+
+
+@dataclass(frozen=True)
+class ShardedRows:
+    """Where the rows of one array are.
+
+    Attributes:
+        folder: The array's ``c`` folder.
+        num_rows: Rows of the array.
+        row_shape: Shape of one row.
+        dtype: Little-endian dtype of the stored rows.
+        chunk_rows: Rows of one inner chunk, stored whole also where the array ends before it does.
+        shard_rows: Rows of one shard, a multiple of ``chunk_rows``.
+    """
+
+    folder: Path
+    num_rows: int
+    row_shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    chunk_rows: int
+    shard_rows: int
+
+    def shard_file(self, shard: int) -> Path:
+        """Return the file of a shard."""
+        return self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
+
+    def read_into(self, rows: NDArray[np.generic], start: int) -> None:
+        """Fill ``rows`` with the array's rows from ``start`` on.
+
+        Raises:
+            ValueError: when a checksum is wrong.
+            OSError: when a shard is missing or ends early.
+        """
+        buffer = self._buffer()
+        for first, chunk, file, index in self._chunks(start, start + len(rows)):
+            place, stop = first - start, min(first + self.chunk_rows, start + len(rows)) - start
+            if place >= 0 and stop - place == self.chunk_rows:
+                self._read_chunk(file, index[chunk], rows[place:stop])
+            else:
+                self._read_chunk(file, index[chunk], buffer)
+                low = max(place, 0)
+                rows[low:stop] = buffer[low - place : stop - place]
+
+    def read_scattered(self, rows: NDArray[np.generic], wanted: NDArray[np.int64]) -> None:
+        """Fill ``rows[i]`` with row ``wanted[i]`` of the array, opening every chunk once.
+
+        Raises:
+            ValueError: when a checksum is wrong.
+            OSError: when a shard is missing or ends early.
+        """
+        order = np.argsort(wanted, kind="stable")
+        ordered, buffer, done = wanted[order], self._buffer(), 0
+        while done < len(ordered):
+            shard = ordered[done] // self.shard_rows
+            with self._open(shard) as (file, index):
+                while done < len(ordered) and ordered[done] // self.shard_rows == shard:
+                    first = ordered[done] // self.chunk_rows * self.chunk_rows
+                    self._read_chunk(file, index[first % self.shard_rows // self.chunk_rows], buffer)
+                    stop = int(np.searchsorted(ordered, first + self.chunk_rows))
+                    rows[order[done:stop]] = buffer[ordered[done:stop] - first]
+                    done = stop
+
+    def _buffer(self) -> NDArray[np.generic]:
+        return np.empty((self.chunk_rows, *self.row_shape), dtype=self.dtype)
+
+    def _chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, IO[bytes], NDArray[np.uint64]]]:
+        """Yield (first row, number in its shard, open file, index) of every chunk with rows in the range."""
+        first = start // self.chunk_rows * self.chunk_rows
+        while first < stop:
+            shard = first // self.shard_rows
+            with self._open(shard) as (file, index):
+                end = min((shard + 1) * self.shard_rows, stop)
+                while first < end:
+                    yield first, first % self.shard_rows // self.chunk_rows, file, index
+                    first += self.chunk_rows
+
+    @contextmanager
+    def _open(self, shard: int) -> Iterator[tuple[IO[bytes], NDArray[np.uint64]]]:
+        with self.shard_file(shard).open("rb", buffering=0) as file:
+            size = 16 * (self.shard_rows // self.chunk_rows)
+            file.seek(-size - CRC_BYTES, 2)
+            index = np.empty(size // 8, dtype="<u8")
+            self._fill_and_check(file, index)
+            yield file, index.reshape(-1, 2)
+
+    def _read_chunk(self, file: IO[bytes], entry: NDArray[np.uint64], into: NDArray[np.generic]) -> None:
+        offset, length = map(int, entry)
+        if offset == ABSENT:
+            into[...] = 0
+        elif length != into.nbytes + CRC_BYTES:
+            raise ValueError("a chunk has another length")
+        else:
+            file.seek(offset)
+            self._fill_and_check(file, into)
+
+    @staticmethod
+    def _fill_and_check(file: IO[bytes], into: NDArray[np.generic]) -> None:
+        import google_crc32c
+
+        view = into.view(np.uint8).reshape(-1).data
+        done = 0
+        while done < len(view):
+            count = file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise OSError("file ends early")
+            done += count
+        checked = into.view(np.uint8).reshape(-1)
+        checked.flags.writeable = False
+        if google_crc32c.value(checked).to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):
+            raise ValueError("stored and computed checksum do not match")
+
+
+STORE_SCHEMA = 1
+MARKER = "complete.json"
+CHUNK_BYTES = 8 << 20
+"""Inner chunk: the unit of checksum and of reading. Measured best of 1 to 40 MB; smaller ones cost Python
+time."""
+SHARD_BYTES = 64 << 20
+"""One file. A few files per dataset keep network file systems and object stores happy."""
+REMAKE = "delete the folder and prepare the dataset again"
+
+
+def rows_per_shard(image_bytes: int, num_images: int) -> tuple[int, int]:
+    """Return (rows per inner chunk, rows per shard), the second a multiple of the first."""
+    chunk = max(1, min(CHUNK_BYTES // image_bytes, num_images))
+    return chunk, chunk * max(1, min(SHARD_BYTES // (chunk * image_bytes), -(-num_images // chunk)))
+
+
+def create_store(folder: Path, *, num_images: int, image_shape: tuple[int, ...], dtype: str) -> int:
+    """Create the empty arrays in ``folder`` and return how many rows of ``images`` make one shard.
+
+    Tasks may then fill different shards at the same time with :func:`write_rows`.
+    """
+    import zarr
+    from zarr.codecs import Crc32cCodec
+
+    group = zarr.create_group(str(folder), zarr_format=3)
+    chunk, shard = rows_per_shard(int(np.prod(image_shape)) * np.dtype(dtype).itemsize, num_images)
+    checked: dict[str, Any] = {"compressors": [Crc32cCodec()], "filters": None, "fill_value": 0}
+    group.create_array(
+        "images",
+        shape=(num_images, *image_shape),
+        dtype=dtype,
+        chunks=(chunk, *image_shape),
+        shards=(shard, *image_shape),
+        **checked,
+    )
+    for name, kind in (("labels", "int64"), ("groups", "int64"), ("splits", "int8")):
+        group.create_array(name, shape=(num_images,), dtype=kind, chunks=(max(1, num_images),), **checked)
+    return shard
+
+
+def write_rows(folder: Path, name: str, start: int, values: NDArray[np.generic]) -> None:
+    """Write rows ``start, start + 1, ...`` of array ``name``."""
+    import zarr
+
+    zarr.open_group(str(folder), mode="r+")[name][start : start + len(values)] = values
+
+
+def stored_files(folder: Path) -> list[Path]:
+    """Return every file of a store that is not sealed yet."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def stamp_file(path: Path) -> tuple[int, str]:
+    """Bring a file to the disk and return its size and SHA-256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        return path.stat().st_size, digest
+
+
+def seal(folder: Path, record: PreparedRecord, stamps: dict[str, tuple[int, str]]) -> None:
+    """Write the completion marker, after everything else has reached the disk.
+
+    Args:
+        folder: The store.
+        record: What it holds.
+        stamps: Relative name of every file to its :func:`stamp_file`.
+    """
+    files = {name: list(stamp) for name, stamp in sorted(stamps.items())}
+    body = {"schema": STORE_SCHEMA, "record": record.to_json(), "files": files}
+    for inner in (path for path in folder.rglob("*") if path.is_dir()):
+        sync_folder(inner)
+    sealed = {**body, "sha256": fingerprint(body)}
+    write_atomic(folder / MARKER, json.dumps(sealed, indent=1, allow_nan=False).encode())
+
+
+class PreparedDataset:
+    """A whole prepared dataset, read lazily. Pickles as its path, so tasks reopen it where they run."""
+
+    def __init__(self, path: Path, record: PreparedRecord, files: dict[str, tuple[int, str]]) -> None:
+        self.path = path
+        self.record = record
+        self._files = files
+
+    @classmethod
+    def open(cls, path: Path | str) -> PreparedDataset:
+        """Open the prepared dataset in folder ``path``.
+
+        Raises:
+            CorruptStoreError: naming the file, when the store is half written, damaged or of another schema.
+        """
+        folder = Path(path)
+        record, files = _read_marker(folder)
+        for name, (size, _) in files.items():
+            file = folder / name
+            found = file.stat().st_size if file.is_file() else None
+            if found != size:
+                what = "missing" if found is None else f"{found} bytes instead of {size}"
+                raise CorruptStoreError(
+                    f"{name} of prepared dataset {folder.name} must be whole", what, REMAKE
+                )
+        return cls(folder, record, files)
+
+    def __reduce__(self) -> tuple[Callable[[Path], PreparedDataset], tuple[Path]]:
+        """Pickle as the path."""
+        return PreparedDataset.open, (self.path,)
+
+    @property
+    def fingerprint(self) -> str:
+        """Content hash, see :class:`PreparedRecord`."""
+        return self.record.fingerprint
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """One name per class index."""
+        return self.record.label_names
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return self.record.num_images
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """``(channels, height, width)``."""
+        return self.record.shape[1:]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of images (block-source protocol)."""
+        return self.num_images
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row (block-source protocol)."""
+        return self.image_shape
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """``(num_images,)`` int64 class indices."""
+        return self._array("labels").astype(np.int64)
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """``(num_images,)`` int64 keyed hashes; equal for images that must stay on one side of a split."""
+        return self._array("groups").astype(np.int64)
+
+    @cached_property
+    def splits(self) -> NDArray[np.int8]:
+        """``(num_images,)`` 0 = ours to split, 1 = given as train, 2 = given as test."""
+        return self._array("splits").astype(np.int8)
+
+    def read(self, start: int, stop: int) -> NDArray[np.generic]:
+        """Return images ``start`` to ``stop`` (exclusive), ``(stop - start, channels, height, width)``.
+
+        Raises:
+            CorruptStoreError: when a checksum is wrong, naming the shard.
+        """
+        rows = np.empty((max(0, stop - start), *self.image_shape), dtype=self.record.dtype)
+        with self._naming_files("images", range(start, stop)):
+            self._sharded.read_into(rows, start)
+        return rows
+
+    def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.generic]:
+        """Return the images of ``indices``, in that order; memory beyond the result is one chunk.
+
+        Raises:
+            CorruptStoreError: when a checksum is wrong, naming the shard.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_images):
+            raise IndexError(f"rows must be in 0..{self.num_images - 1}")
+        rows = np.empty((len(wanted), *self.image_shape), dtype=self.record.dtype)
+        with self._naming_files("images", wanted.tolist()):
+            self._sharded.read_scattered(rows, wanted)
+        return rows
+
+    def verify(self) -> None:
+        """Check every byte of every file against the marker.
+
+        Raises:
+            CorruptStoreError: naming the first file that differs.
+        """
+        for name, (_, digest) in self._files.items():
+            with (self.path / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    rule = f"{name} of prepared dataset {self.path.name} must have its checksum"
+                    raise CorruptStoreError(rule, "another", REMAKE)
+
+    @cached_property
+    def _group(self) -> Any:
+        import zarr
+
+        return zarr.open_group(str(self.path), mode="r")
+
+    @cached_property
+    def _sharded(self) -> ShardedRows:
+        array = self._group["images"]
+        dtype = np.dtype(self.record.dtype).newbyteorder("<")
+        folder = self.path / "images" / "c"
+        return ShardedRows(folder, self.num_images, self.image_shape, dtype, array.chunks[0], array.shards[0])
+
+    def _array(self, name: str) -> NDArray[np.generic]:
+        with self._naming_files(name, range(self.num_images)):
+            # zarr reads a missing file as zeros, so absence is checked here.
+            for file in self._stored_files(name, range(self.num_images)):
+                if not (self.path / file).is_file():
+                    raise FileNotFoundError(file)
+            values: NDArray[np.generic] = self._group[name][:]
+        return values
+
+    @contextmanager
+    def _naming_files(self, name: str, rows: Sequence[int]) -> Iterator[None]:
+        """Turn what reading may raise into the error that names the files read."""
+        try:
+            yield
+        except (ValueError, OSError, RuntimeError) as error:
+            raise CorruptStoreError(
+                f"Array {name} of prepared dataset {self.path.name} must be whole",
+                f"{type(error).__name__} in {', '.join(self._stored_files(name, rows))}",
+                REMAKE,
+            ) from error
+
+    def _stored_files(self, name: str, rows: Sequence[int]) -> list[str]:
+        array = self._group[name]
+        size = (array.shards or array.chunks)[0]
+        tail = "/0" * (array.ndim - 1)
+        names = [f"{name}/c/{shard}{tail}" for shard in sorted({row // size for row in rows})]
+        # A chunk of zeros only is not stored at all; the marker knows which files there are.
+        return [file for file in names if file in self._files]
+
+
+def _read_marker(folder: Path) -> tuple[PreparedRecord, dict[str, tuple[int, str]]]:
+    marker = folder / MARKER
+    if not folder.exists():
+        raise DataError("A prepared dataset must exist", f"no folder {folder.name}", "prepare it first")
+    if not marker.is_file():
+        raise CorruptStoreError(
+            f"Prepared dataset {folder.name} must have its {MARKER}", "half written", REMAKE
+        )
+    try:
+        body = json.loads(marker.read_text(encoding="utf-8"))
+        digest = body.pop("sha256")
+        schema = body["schema"]
+        if schema == STORE_SCHEMA and digest == fingerprint(body):
+            files = {name: (int(size), str(sha)) for name, (size, sha) in body["files"].items()}
+            return PreparedRecord.from_json(body["record"]), files
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        rule = f"{MARKER} of prepared dataset {folder.name} must be whole"
+        raise CorruptStoreError(rule, type(error).__name__, REMAKE) from error
+    what = f"schema {schema!r}" if schema != STORE_SCHEMA else "another checksum"
+    rule = f"{MARKER} of prepared dataset {folder.name} must be of schema {STORE_SCHEMA} and unchanged"
+    raise CorruptStoreError(rule, what, REMAKE)
