@@ -100,7 +100,7 @@ def nodes_case(num_nodes: int, num_trials: int) -> dict[str, Any]:
     from ray.cluster_utils import Cluster
 
     from benchmarks.trial_overhead import load, make_plan
-    from orchestrator.planning.plan import RootPaths
+    from orchestrator.planning.paths import RootPaths
     from orchestrator.results.state import StoredResults
     from orchestrator.results.tracking import NoopTracker
     from orchestrator.running.cluster import Resources, connect

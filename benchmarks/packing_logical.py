@@ -28,7 +28,8 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.planning.plan import RootPaths, SweepPlan, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.predict import (
     CARDS,
     LOOK_AHEAD,

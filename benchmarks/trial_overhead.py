@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from orchestrator.planning.plan import RootPaths, SweepPlan, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_tracker import MLflowTracker, connector
 from orchestrator.results.state import StoredResults

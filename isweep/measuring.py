@@ -341,7 +341,7 @@ def _settings(given: dict[str, Any]) -> MeasureSettings:
 
 
 def _measure_source(source: str, labels: Any, how: dict[str, Any], root: str | Path | None) -> Measurement:
-    from orchestrator.planning.plan import RootPaths
+    from orchestrator.planning.paths import RootPaths
     from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
 

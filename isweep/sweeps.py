@@ -15,6 +15,8 @@ from isweep.measuring import root_text, run_options, shown_progress
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.planning.sweep_file import SweepSource
 from search_spaces.errors import DataError, unknown_name
+from search_spaces.errors import SweepError as SweepError
+from search_spaces.sweeps import SweepSpec as SweepSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

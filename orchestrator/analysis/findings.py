@@ -310,14 +310,14 @@ def headline(table: pd.DataFrame, fits: ScalingFits) -> dict[str, float]:
     if "test_loss" in table:
         best = table.dropna(subset=["test_loss"]).groupby("dataset")["test_loss"].min()
         found.update({f"best_test_loss/{name}": float(loss) for name, loss in best.items()})
-    for name, value, interval in _fitted(fits):
+    for name, value, bounds in _fitted(fits):
         if value is None:
             continue
         # What MLflow takes in a metric's name.
         path = _UNUSUAL.sub(" ", name)
         found[path] = value
-        if interval is not None:
-            found[f"{path}/low"], found[f"{path}/high"] = interval
+        if bounds is not None:
+            found[f"{path}/low"], found[f"{path}/high"] = bounds
     return found
 
 

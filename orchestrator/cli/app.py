@@ -35,8 +35,8 @@ from rich.markup import escape
 from orchestrator.cli import data, environment, predicting, results, sweeps, tuning
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import emit, stderr, written
-from orchestrator.planning.plan import RootPaths, without_secrets
-from orchestrator.running.cluster import is_stop, stop_on_signals
+from orchestrator.planning.paths import RootPaths, without_secrets
+from orchestrator.running.signals import is_stop, stop_on_signals
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import without_waiting
 

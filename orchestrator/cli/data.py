@@ -199,7 +199,7 @@ def measure(
         place: Where everything lies.
     """
     from orchestrator.analysis.published import describe, save_pair
-    from orchestrator.planning.plan import RootPaths
+    from orchestrator.planning.paths import RootPaths
     from orchestrator.running.measuring import MeasureRequest, measure_source
 
     request = MeasureRequest(
@@ -247,7 +247,7 @@ def locate(
         raw: Folder that was read.
         place: Where everything lies.
     """
-    from orchestrator.planning.plan import RootPaths
+    from orchestrator.planning.paths import RootPaths
     from tasks.sources.privacy import KEY_FILE, KEY_VARIABLE
     from tasks.sources.privacy import locate as find
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Group, Parameter, Token
 
-from orchestrator.planning.plan import holds_password, without_secrets
+from orchestrator.planning.paths import holds_password, without_secrets
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -216,7 +216,8 @@ def _record(given: Mapping[str, float | None], source: str, preset: str, place: 
         )
     if source.endswith(".json"):
         return read_record(Path(source))
-    from orchestrator.planning.plan import RootPaths, Workspace
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.planning.plan import Workspace
     from orchestrator.running.measuring import MeasureRequest, measure_source
     from tasks.remote import InlineExecutor
 

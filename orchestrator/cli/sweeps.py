@@ -152,7 +152,8 @@ def status(
 
 
 def _status_of_all(place: Place) -> int:
-    from orchestrator.planning.plan import RootPaths, Workspace
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.planning.plan import Workspace
 
     found, damaged = list[dict[str, Any]](), list[SweepError]()
     for name in RootPaths.at(place.root).sweep_names():
@@ -222,7 +223,7 @@ def _progress(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.planning.plan import CellStatus
     from orchestrator.results.state import cost_of, look_at_state
     from orchestrator.running.run_state import read_run
-    from orchestrator.tuning.outcome import search_standing
+    from orchestrator.tuning.standing import search_standing
     from tasks.trials.records import TrialStatus
 
     # First what runs, then what is done: a trial that ends in between counts once, as done.
@@ -281,7 +282,7 @@ def plan(
     from orchestrator.planning.sweep_file import read_changes
     from orchestrator.results.state import look_at_state
     from orchestrator.running.run_state import running_trials
-    from orchestrator.tuning.outcome import most_trainings
+    from orchestrator.tuning.standing import most_trainings
 
     workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
     kind = card_to_plan(card, workspace.paths.prices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TypedDict
 
+from orchestrator.planning.paths import RootPaths, SweepPaths, check_outlasts_ray
 from orchestrator.planning.sweep_file import (
     SweepSource,
     find_modules_in,
@@ -23,7 +23,7 @@ from orchestrator.planning.sweep_file import (
     sweep_text,
 )
 from search_spaces.datasets import dataset_spec, made_dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unknown_name
+from search_spaces.errors import ConfigError, CorruptStoreError, unknown_name
 from search_spaces.models import model_spec, source_texts
 from search_spaces.recipes import recipe_grid, released_pairs
 from search_spaces.specs import (
@@ -286,204 +286,6 @@ def _check_pairs(pairs: Iterable[ClassPair | None], dataset: DatasetSpec) -> Non
             raise ConfigError(rule, str(list(pair)))
 
 
-# Every path of the product; nothing else joins file names.
-
-DEFAULT_ROOT = "isweep-root"
-
-
-def _no_root(path: str | Path, error: Exception) -> SetupError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or error
-    return SetupError(
-        "The root must be a folder that can be written",
-        f"{path}: {reason}",
-        "choose another with --root or ISWEEP_ROOT",
-    )
-
-
-def check_outlasts_ray(path: Path, what: str, option: str) -> None:
-    """Refuse a path, links followed, below a folder that Ray made for one start of itself.
-
-    Raises:
-        ConfigError: saying ``what`` it is for, and which ``option`` names another.
-    """
-    found = path.resolve()
-    for folder in (found, *found.parents):
-        if folder.name.startswith("session_") and (folder.parent / "session_latest").is_symlink():
-            raise ConfigError(
-                f"The {what} must outlive the cluster, and a session folder of Ray does not",
-                str(path),
-                f"name another with {option}, absolute; `ray job submit --working-dir` starts commands there",
-            )
-
-
-@dataclass(frozen=True)
-class RootPaths:
-    """What lies below one root: prepared data, sweeps, the MLflow database."""
-
-    root: Path
-
-    @classmethod
-    def at(cls, root: str | Path | None = None) -> RootPaths:
-        """Return the paths of ``root`` (default ``$ISWEEP_ROOT``, then ``./isweep-root``); nothing is made.
-
-        Raises:
-            SetupError: when ``root`` can be no folder, or none that can be read.
-        """
-        named = root or os.environ.get("ISWEEP_ROOT") or DEFAULT_ROOT
-        try:
-            path = Path(named).expanduser().absolute()
-            base = next(folder for folder in (path, *path.parents) if folder.exists())
-        except (OSError, RuntimeError, ValueError) as error:
-            raise _no_root(named, error) from None
-        if not base.is_dir():
-            raise _no_root(path, NotADirectoryError(errno.ENOTDIR, f"{base} is a file"))
-        if not os.access(base, os.R_OK | os.X_OK):
-            raise _no_root(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
-        return cls(path)
-
-    @classmethod
-    def create(cls, root: str | Path | None = None) -> RootPaths:
-        """Make the folder ``root``, see :meth:`at`, and return its paths.
-
-        Raises:
-            SetupError: when the folder cannot be made or written.
-        """
-        paths = cls.at(root)
-        paths.make()
-        return paths
-
-    def make(self) -> None:
-        """Make the folder, for this user alone, and see that it can be written and will stay.
-
-        Raises:
-            ConfigError: when it lies in a session folder of Ray, which goes with the cluster.
-            SetupError: when it cannot.
-        """
-        check_outlasts_ray(self.root, "root", "--root")
-        try:
-            # Prepared images are patients'; who shares a root makes it first, with the modes that suit.
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = self.root / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise _no_root(self.root, error) from None
-
-    @property
-    def prices(self) -> Path:
-        """A price table of one's own, if there is one."""
-        return self.root / "prices.yaml"
-
-    @property
-    def exist(self) -> bool:
-        """Whether the folder has been made."""
-        return self.root.is_dir()
-
-    @property
-    def lock(self) -> Path:
-        """Held by the one driver that works on this root."""
-        return self.root / "driver.lock"
-
-    @property
-    def identity(self) -> Path:
-        """What tells this root from others on one object store (:mod:`orchestrator.running.locks`)."""
-        return self.root / "driver.id"
-
-    @property
-    def mlflow_database(self) -> Path:
-        """SQLite file of the default MLflow store."""
-        return self.root / "mlflow.db"
-
-    @property
-    def mlflow_artifacts(self) -> Path:
-        """Artifacts of the default MLflow store."""
-        return self.root / "mlflow-artifacts"
-
-    @property
-    def tune(self) -> Path:
-        """Ray Tune's own state; scratch, nothing is ever read back from it."""
-        return self.root / "tune"
-
-    @property
-    def log(self) -> Path:
-        """Log of all commands."""
-        return self.root / "isweep.log"
-
-    def prepared(self, spec: PreparedSpec) -> Path:
-        """Folder of one prepared dataset."""
-        return self.root / "prepared" / spec.prepared_id
-
-    @property
-    def recipes(self) -> Path:
-        """Folder of the recipes that searches wrote; sweeps of this root may name them."""
-        return self.root / "recipes"
-
-    def pretrained(self, key: str) -> Path:
-        """Weights that a library trained, downloaded once: a safetensors file."""
-        return self.root / "pretrained" / f"{key}.safetensors"
-
-    def tuned_recipe(self, sweep: str) -> Path:
-        """The recipe that the search of a sweep writes."""
-        return self.recipes / f"tuned-{sweep}.yaml"
-
-    def sweep_names(self) -> list[str]:
-        """Names of the sweeps that ran below this root."""
-        folders = (self.root / "sweeps").glob("*")
-        # A link that leads nowhere is a damaged sweep, and none that never ran.
-        return sorted(folder.name for folder in folders if os.path.lexists(folder / "sweep.yaml"))
-
-    def sweep(self, name: str) -> SweepPaths:
-        """Paths of one sweep."""
-        return SweepPaths(self.root / "sweeps" / name)
-
-
-@dataclass(frozen=True)
-class SweepPaths:
-    """What lies in one sweep's folder."""
-
-    folder: Path
-
-    @property
-    def progress(self) -> Path:
-        """What the driver is doing now; believed only while the root's lock is held."""
-        return self.folder / "progress.json"
-
-    @property
-    def sweep_file(self) -> Path:
-        """The sweep as it was last run, as a sweep file of its own."""
-        return self.folder / "sweep.yaml"
-
-    @property
-    def index(self) -> Path:
-        """Outlines of the sweep's results; may be thrown away."""
-        return self.folder / "index.jsonl"
-
-    @property
-    def run_pages(self) -> Path:
-        """Where the tracker showed the trials when the sweep last ran; may be thrown away."""
-        return self.folder / "run-pages.json"
-
-    @property
-    def code(self) -> Path:
-        """Source of one's own networks as it was last run: the sweep's name finds it from anywhere."""
-        return self.folder / "code"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report, its figures and tables."""
-        return self.folder / "report"
-
-    @property
-    def search_journal(self) -> Path:
-        """Optuna's storage of the sweep's search, for ``optuna-dashboard``; made anew from the store."""
-        return self.folder / "search" / "optuna.log"
-
-    @property
-    def search_report(self) -> Path:
-        """Folder of the search's report, its figures and tables."""
-        return self.folder / "search" / "report"
-
-
 # One sweep below one root: its plan, its paths, its prepared data.
 
 
@@ -642,31 +444,3 @@ def _recorded(name: str, paths: RootPaths, changes: Mapping[str, object] | None)
             str(error).rstrip("."),
             "remove what is there and run the sweep file that it came from: all results stay",
         ) from None
-
-
-# What must not be said: passwords in URLs, and the values of variables that hold secrets.
-
-SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE_KEY", re.IGNORECASE
-)
-PASSWORD = re.compile(r"://[^/\s@]*:[^/\s]*@|[?&]password=")
-SHORTEST_SECRET = 6
-"""Shorter values are words such as `true`, and leaving them out would spoil messages."""
-
-
-def holds_password(url: str) -> bool:
-    """Tell whether a URL holds a password, before its host or among its parameters."""
-    return PASSWORD.search(url) is not None
-
-
-def without_secrets(text: str) -> str:
-    """Leave out of URLs what stands before the host and after the question mark, and all that is secret here.
-
-    Secret is the value of every environment variable whose name says so; paths to files are none.
-    """
-    text = re.sub(r"://[^/\s]*@", "://…@", text)
-    text = re.sub(r"\?[^\s'\"]*=[^\s'\"]*", "?…", text)
-    for name, value in os.environ.items():
-        if value in text and len(value) >= SHORTEST_SECRET and SECRET_NAME.search(name):
-            text = text if os.path.isabs(value) and os.path.exists(value) else text.replace(value, "…")
-    return text

@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestrator.planning.plan import without_secrets
+from orchestrator.planning.paths import without_secrets
 from orchestrator.results import table as c
 from orchestrator.results.records import provenance
 from orchestrator.results.table import Row, row_of

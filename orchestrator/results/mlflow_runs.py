@@ -17,7 +17,7 @@ from pathlib import Path
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from orchestrator.planning.plan import without_secrets
+from orchestrator.planning.paths import without_secrets
 from orchestrator.results import table
 from orchestrator.results.mlflow_pages import (
     DUPLICATE_TAG,

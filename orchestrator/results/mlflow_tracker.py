@@ -19,7 +19,8 @@ from typing import Any
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from orchestrator.planning.plan import CellStatus, without_secrets
+from orchestrator.planning.paths import without_secrets
+from orchestrator.planning.plan import CellStatus
 from orchestrator.results import table
 from orchestrator.results.mlflow_pages import (
     Page,

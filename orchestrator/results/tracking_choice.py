@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.planning.plan import RootPaths, Workspace
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
 from orchestrator.results.table import Row

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from orchestrator.planning.plan import RootPaths, check_outlasts_ray
+from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.results.records import provenance
 from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.tracking_choice import check_tracker

@@ -17,10 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from orchestrator.planning.plan import RootPaths, Workspace
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import Workspace
 from orchestrator.results.storage import open_storage
 from orchestrator.results.store import ResultStore
-from orchestrator.running.cluster import end_main_thread
+from orchestrator.running.signals import end_main_thread
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
 

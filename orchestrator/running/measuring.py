@@ -19,7 +19,8 @@ from orchestrator.analysis.fit_records import POOLED
 from orchestrator.analysis.prediction_inputs import Pilot, pilot_of
 from orchestrator.analysis.published import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
 from orchestrator.analysis.report import results_table
-from orchestrator.planning.plan import RootPaths, Workspace, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.cluster import connect
 from orchestrator.running.locks import exclusive
@@ -557,8 +558,8 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
         )
     whose = f"{Path(request.source).absolute()}|{request.model}"
     document = sweep.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    for field in ("worlds", "arms", "robustness", "tune"):
-        document.pop(field, None)
+    for key in ("worlds", "arms", "robustness", "tune"):
+        document.pop(key, None)
     document |= {
         "name": f"{sweep.name}-pilot-{sha256(whose.encode()).hexdigest()[:8]}",
         "description": f"Pilot of sweep {sweep.name}: {request.model} on {request.source}.",

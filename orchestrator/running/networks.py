@@ -6,7 +6,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from orchestrator.planning.plan import RootPaths, SweepPlan
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import cost_of
 from orchestrator.results.records import TrialRecord
 from search_spaces.errors import ConfigError, SweepError, collect

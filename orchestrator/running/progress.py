@@ -18,8 +18,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.running.cluster import raise_if_asked
 from orchestrator.running.run_state import RunningTrial, RunState, spelled
+from orchestrator.running.signals import raise_if_asked
 from search_spaces.specs import NetworkSpec
 from tasks.trials.records import EpochRecord, TrialStatus
 

@@ -26,18 +26,12 @@ from orchestrator.results.storage import Patience
 from orchestrator.results.table import flat_measure, index_measures
 from orchestrator.results.tracking import Tracker, keep_run_pages
 from orchestrator.results.tracking_choice import open_tracker
-from orchestrator.running.cluster import (
-    Cluster,
-    Resources,
-    connect,
-    stop_heard,
-    this_machine,
-    trial_resources,
-)
+from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models, check_pretrained, check_same_start, fetch_pretrained
 from orchestrator.running.options import RunOptions
 from orchestrator.running.progress import Monitor, Progress
+from orchestrator.running.signals import stop_heard
 from search_spaces.errors import DataError, SweepError, collect, unknown_name
 from search_spaces.specs import DatasetSpec, MeasureSpec, PreparedSpec, SubsetSpec, pair_name
 from tasks.prepared.subsets import TrialData, load_subset

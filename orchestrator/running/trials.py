@@ -25,7 +25,8 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.search import Searcher
 
 from orchestrator.planning.estimate import time_limit
-from orchestrator.planning.plan import CellStatus, RootPaths, SweepPlan, without_secrets
+from orchestrator.planning.paths import RootPaths, without_secrets
+from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.planning.predict import Expectation, array_key, expected_seconds, order_trials
 from orchestrator.results import table
 from orchestrator.results.records import (
@@ -40,7 +41,7 @@ from orchestrator.results.state import Event, History, State, StoredResults, Wha
 from orchestrator.results.store import WeightStore
 from orchestrator.results.table import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
 from orchestrator.results.tracking import PARENT_KEY, Failure, Tracker
-from orchestrator.running.cluster import Cluster, Resources, raise_if_asked
+from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import (
     Place,
     Retries,
@@ -52,6 +53,7 @@ from orchestrator.running.failures import (
 from orchestrator.running.networks import own_code
 from orchestrator.running.progress import Progress, Series, offer_board
 from orchestrator.running.requests import Requests, node_memory_bytes
+from orchestrator.running.signals import raise_if_asked
 from orchestrator.running.waiting import StartWatch
 from orchestrator.running.worker import (
     REPORT,

@@ -20,7 +20,7 @@ from ray import tune
 from ray.tune.result import DONE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.planning.plan import without_secrets
+from orchestrator.planning.paths import without_secrets
 from orchestrator.results.records import CellReport, TrialFailure, TrialRecord, code_fingerprint, provenance
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import WeightStore

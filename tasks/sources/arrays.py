@@ -1,4 +1,4 @@
-"""A file with named arrays, and which of its arrays are images and labels."""
+"""Layout: a file with named arrays (.npz, HDF5), and which of its arrays are images and labels."""
 
 from __future__ import annotations
 

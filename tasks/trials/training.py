@@ -364,7 +364,7 @@ def train(
         seed: seed of batch order and dropout.
         device: where to train.
         on_epoch: called with the record of every finished epoch that did not diverge.
-        micro_batch: images that pass at once; see :class:`~tasks.trials.training.Step`. None for whole batches.
+        micro_batch: images that pass at once; see :class:`Step`. None for whole batches.
         checkpoints: where an earlier attempt left off, and where this one does.
         graphs: on a GPU, replay captured graphs of the step.
 

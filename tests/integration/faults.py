@@ -29,7 +29,8 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
 )
 
-from orchestrator.planning.plan import RootPaths, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking import InMemoryTracker

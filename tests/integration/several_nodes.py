@@ -25,7 +25,8 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
-from orchestrator.planning.plan import RootPaths, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking import NoopTracker

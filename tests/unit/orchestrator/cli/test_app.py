@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli.app import COMMANDS, application
-from orchestrator.running.cluster import stop_heard
+from orchestrator.running.signals import stop_heard
 
 
 def test_help_and_version_load_nothing_heavy():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.app import command_log
-from orchestrator.planning.plan import RootPaths
+from orchestrator.planning.paths import RootPaths
 
 
 class TestLog:

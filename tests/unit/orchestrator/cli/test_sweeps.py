@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from orchestrator.cli import parse
-from orchestrator.planning.plan import RootPaths
+from orchestrator.planning.paths import RootPaths
 from orchestrator.running.locks import exclusive
 
 SWEEP = """

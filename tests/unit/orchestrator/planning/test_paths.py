@@ -4,7 +4,8 @@ import stat
 
 import pytest
 
-from orchestrator.planning.plan import RootPaths, Workspace
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import Workspace
 from search_spaces.errors import ConfigError
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.planning.plan import without_secrets
+from orchestrator.planning.paths import without_secrets
 
 
 @pytest.mark.parametrize(

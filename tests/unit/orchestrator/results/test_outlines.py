@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from orchestrator.planning.plan import RootPaths, Workspace, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import OutlineIndex, StoredResults, TrialOutline, look_at_state, read_state

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from orchestrator.planning.plan import RootPaths, SweepPlan, Workspace, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.state import StoredResults, judge, read_state

@@ -10,9 +10,9 @@ import mlflow
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from orchestrator.planning.plan import Workspace, without_secrets
-from orchestrator.results import mlflow_tracker as tracking
-from orchestrator.results import tracking, tracking_choice
+from orchestrator.planning.paths import without_secrets
+from orchestrator.planning.plan import Workspace
+from orchestrator.results import mlflow_pages, mlflow_tracker, tracking, tracking_choice
 from orchestrator.results.mlflow_pages import Page, Refused
 from orchestrator.results.mlflow_tracker import MLflowTracker, connect, connector, read_rows
 from orchestrator.results.store import ResultStore
@@ -261,7 +261,7 @@ def test_a_dead_store_costs_no_result_and_is_counted(uri, sweep, monkeypatch):
     said: list[str] = []
     tracker = MLflowTracker(lambda: client, Page(sweep), say=said.append)
     for name in ("PATIENCE_S", "STOP_PATIENCE_S"):
-        monkeypatch.setattr(tracking, name, 0.3)
+        monkeypatch.setattr(mlflow_tracker, name, 0.3)
     monkeypatch.setattr(tracking, "SAID_AFTER_S", 0.0)
 
     def dead(*_, **__):
@@ -466,7 +466,7 @@ def test_a_server_that_is_down_at_the_start_is_told_later(uri, sweep, runs, monk
 
 def test_a_server_that_refuses_us_is_a_message_at_once(uri, sweep):
     def refused():
-        raise tracking.Refused("The MLflow store must answer", "401 Unauthorized", "log in")
+        raise mlflow_pages.Refused("The MLflow store must answer", "401 Unauthorized", "log in")
 
     with pytest.raises(SetupError, match="must answer; found: 401 Unauthorized; log in"):
         MLflowTracker(refused, Page(sweep))
@@ -476,7 +476,7 @@ def test_a_database_whose_driver_is_not_installed_is_refused_at_once(monkeypatch
     def without_driver(_: str) -> None:
         raise ModuleNotFoundError("No module named 'psycopg'")
 
-    monkeypatch.setattr(tracking, "make_whole", without_driver)
+    monkeypatch.setattr(mlflow_tracker, "make_whole", without_driver)
     way_out = r"No module named 'psycopg'; pip install 'isweep\[postgres\]'"
     with pytest.raises(SetupError, match=rf"must answer; found: postgresql://h/x: {way_out}"):
         MLflowTracker(connector("postgresql://h/x"), Page(sweep))
@@ -496,7 +496,7 @@ def test_a_database_that_will_say_the_same_again_is_refused_at_once(monkeypatch,
         said = f'connection to server at "127.0.0.1", port 5432 failed: FATAL:  {words}'
         raise OperationalError("select 1", {}, Exception(said))
 
-    monkeypatch.setattr(tracking, "make_whole", refuse)
+    monkeypatch.setattr(mlflow_tracker, "make_whole", refuse)
     with pytest.raises(SetupError, match="MLflow store must answer") as caught:
         connect("postgresql://h/x")
     assert isinstance(caught.value, Refused) == final
@@ -523,14 +523,14 @@ def test_a_password_that_a_driver_takes_for_a_host_stays_secret(password):
     """As psycopg says it; an unescaped sign ends a password for some readers and not for others."""
     uri = f"postgresql://lab:{password}@db:5432/isweep"
     host = password.partition("@")[2] or password
-    said = tracking.first_line(OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri)
+    said = mlflow_pages.first_line(OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri)
     assert "canary" not in said
     assert said.startswith("failed to resolve host")
 
 
 def test_a_server_that_hangs_holds_up_neither_start_nor_end(monkeypatch):
     for name in ("FIRST_TRY_S", "STOP_PATIENCE_S"):
-        monkeypatch.setattr(tracking, name, 0.2)
+        monkeypatch.setattr(mlflow_tracker, name, 0.2)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         tracker = MLflowTracker(connector(f"http://127.0.0.1:{silent.getsockname()[1]}"), Page("hangs"))
         tracker.start_trial("a", {"trial_id": "a"})

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from orchestrator.running.cluster import is_stop
+from orchestrator.running.signals import is_stop
 
 LOST = """
 import os, signal, sys
@@ -30,7 +30,7 @@ except KeyboardInterrupt:
 """
 TAKEN = """
 import os, signal, sys
-from orchestrator.running.cluster import own_signals, stop_on_signals
+from orchestrator.running.signals import own_signals, stop_on_signals
 
 stop_on_signals()
 try:
@@ -42,7 +42,7 @@ except KeyboardInterrupt:
 """
 HELD = """
 import os, signal, sys
-from orchestrator.running.cluster import stop_held, stop_on_signals
+from orchestrator.running.signals import stop_held, stop_on_signals
 
 stop_on_signals()
 try:
@@ -73,7 +73,7 @@ def test_a_stop_while_ray_starts_is_ours():
 
 
 def test_what_a_shell_has_ignored_stays_ignored():
-    script = "import signal; from orchestrator.running.cluster import stop_on_signals; stop_on_signals()"
+    script = "import signal; from orchestrator.running.signals import stop_on_signals; stop_on_signals()"
     asked = "; print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
     done = subprocess.run(
         [sys.executable, "-c", script + asked],

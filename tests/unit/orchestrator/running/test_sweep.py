@@ -19,7 +19,8 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_put
 from ray.tune.experiment import Trial
 
-from orchestrator.planning.plan import RootPaths, SweepPlan, plan_sweep
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
 from orchestrator.results.state import History, StoredResults
 from orchestrator.results.storage import Patience, StorageAway

@@ -19,9 +19,9 @@ from orchestrator.running.locks import exclusive
 from orchestrator.running.progress import Progress
 from orchestrator.tuning import run
 from orchestrator.tuning.cells import Role, SearchRecord
-from orchestrator.tuning.outcome import search_rows, search_standing
 from orchestrator.tuning.run import tune_sweep
 from orchestrator.tuning.search import Search
+from orchestrator.tuning.standing import search_rows, search_standing
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import load_validation, make_subset
