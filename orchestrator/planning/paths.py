@@ -113,6 +113,11 @@ class RootPaths:
         return self.root / "driver.id"
 
     @property
+    def token(self) -> Path:
+        """Access token of the private cluster that runs now, for its dashboard."""
+        return self.root / "ray-token"
+
+    @property
     def mlflow_database(self) -> Path:
         """SQLite file of the default MLflow store."""
         return self.root / "mlflow.db"

@@ -211,6 +211,7 @@ class CellReport(Finding):
         gpu_name: See :class:`TrialRecord`.
         trained: Whether a network was trained; otherwise a kept one was measured.
         provenance: What made it: code and packages of the worker.
+        node: Address of the node where it ran.
         log: What it logged, warned of and printed.
     """
 
@@ -223,6 +224,7 @@ class CellReport(Finding):
     gpu_name: str = ""
     trained: bool = True
     provenance: Provenance = Provenance()
+    node: str = ""
     log: str = ""
 
 

@@ -278,6 +278,21 @@ class StoredResults:
         self.unreadable = unreadable + failures.unreadable + measures.unreadable
         return self
 
+    def forget_lost(self) -> int:
+        """Forget results and measures whose file was removed since it was read or sealed; returns how many.
+
+        Raises:
+            SetupError: when the storage does not answer.
+        """
+        lost = self.outlines.keys() - self.store.listing(TrialRecord).keys()
+        for trial_id in lost:
+            self.outlines.pop(trial_id)
+            self.trials.pop(trial_id, None)
+        gone = self.measures.keys() - self.store.listing(MeasureRecord).keys()
+        for measure_id in gone:
+            self.measures.pop(measure_id)
+        return len(lost) + len(gone)
+
     def check_writable(self) -> None:
         """Refuse a store in which a newer version wrote: a run of this one would replace what that one found.
 

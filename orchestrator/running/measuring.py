@@ -25,8 +25,9 @@ from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.running.cluster import connect
 from orchestrator.running.locks import exclusive
 from orchestrator.running.options import RunOptions
+from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import check_raw, prepare_missing, run_sweep
+from orchestrator.running.run import run_sweep
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, invalid, unknown_name
 from search_spaces.models import model_spec

@@ -1,4 +1,4 @@
-"""The folder of a private cluster, which nobody else can enter, and the removal of those left by killed runs.
+"""What a killed run leaves, and its removal: above all a private cluster, in a folder of this user alone.
 
 A run holds a lock on a file in its folder for as long as it lives; the operating system drops it with the
 process. Process ids would not do: another container that shares the folder for temporary files has others.
@@ -16,6 +16,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from orchestrator.planning.paths import RootPaths
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,20 @@ def temporary_files_in(folder: str) -> Iterator[None]:
             del os.environ["TMPDIR"]
         else:
             os.environ["TMPDIR"] = before
+
+
+def remove_orphans(paths: RootPaths) -> None:
+    """Remove what killed runs left on this machine and below a root, whose lock is ours.
+
+    Processes and folders of private clusters, the token, Tune's scratch, drafts of prepared data and files.
+    """
+    remove_leftovers()
+    paths.token.unlink(missing_ok=True)
+    shutil.rmtree(paths.tune, ignore_errors=True)
+    for draft in (paths.root / "prepared").glob(".*.*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    for draft in (*paths.root.glob(".*.tmp"), *paths.root.glob("sweeps/*/.*.tmp")):
+        draft.unlink(missing_ok=True)
 
 
 def remove_leftovers(base: Path | None = None) -> int:

@@ -8,21 +8,18 @@ tracker and shown, by this driver alone.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import shutil
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
 from ray import tune
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.search import Searcher
 
 from orchestrator.planning.estimate import time_limit
 from orchestrator.planning.paths import RootPaths, without_secrets
@@ -38,9 +35,17 @@ from orchestrator.results.records import (
     provenance,
 )
 from orchestrator.results.state import Event, History, State, StoredResults, What
-from orchestrator.results.store import WeightStore
+from orchestrator.results.store import KeptFiles
 from orchestrator.results.table import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
 from orchestrator.results.tracking import PARENT_KEY, Failure, Tracker
+from orchestrator.running.actors import (
+    ArrayCache,
+    EpochBoard,
+    EpochListener,
+    Keeper,
+    Note,
+    keep_out_of_runtime_environments,
+)
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import (
     Place,
@@ -52,283 +57,17 @@ from orchestrator.running.failures import (
 )
 from orchestrator.running.networks import own_code
 from orchestrator.running.progress import Progress, Series, offer_board
+from orchestrator.running.queue import CellQueue, Feed, TaskNames, trial_name, trial_tasks_named
 from orchestrator.running.requests import Requests, node_memory_bytes
 from orchestrator.running.signals import raise_if_asked
-from orchestrator.running.waiting import StartWatch
-from orchestrator.running.worker import (
-    REPORT,
-    EpochBoard,
-    EpochListener,
-    Keeper,
-    Perform,
-    Shelf,
-    TrialTrainable,
-    equipped,
-    keep_out_of_runtime_environments,
-    perform_cell,
-)
+from orchestrator.running.waiting import HangWatch, StartWatch
+from orchestrator.running.worker import REPORT, Perform, TrialTrainable, equipped, perform_cell
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec, pair_name
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult, TrialResult
 
-# The queue from which Tune takes cells one by one, and into which a cell that failed goes back.
-
-
-@dataclass
-class CellQueue:
-    """Ids of cells that wait, run, or are tried again later.
-
-    Attributes:
-        ready: Waiting, in the order in which they are taken.
-        later: When each cell that failed may be taken again, by a monotonic clock; ready cells go first.
-        running: Taken and not settled.
-        error: Why no more are given out, where something ended the sweep.
-    """
-
-    ready: deque[str]
-    later: dict[str, float] = field(default_factory=dict)
-    running: set[str] = field(default_factory=set)
-    error: SweepError | None = None
-
-    @classmethod
-    def of(cls, trial_ids: Iterable[str]) -> CellQueue:
-        """Return a queue in which these wait."""
-        return cls(deque(trial_ids))
-
-    @property
-    def empty(self) -> bool:
-        """Whether every cell is settled, or none is given out any more."""
-        return self.error is not None or not (self.ready or self.later or self.running)
-
-    def take(self, now: float) -> str | None:
-        """Return the next cell, which runs from now on; None when none may be taken yet."""
-        if self.error is not None:
-            return None
-        due = min(self.later, key=self.later.__getitem__, default=None)
-        if self.ready:
-            taken = self.ready.popleft()
-        elif due is not None and self.later[due] <= now:
-            taken = due
-            del self.later[due]
-        else:
-            return None
-        self.running.add(taken)
-        return taken
-
-    def settle(self, trial_id: str) -> None:
-        """A cell has its result, or has failed for good."""
-        self.running.discard(trial_id)
-
-    def again(self, trial_id: str, at: float) -> None:
-        """A cell that ran may be taken again from the time ``at`` on."""
-        self.running.discard(trial_id)
-        self.later[trial_id] = at
-
-
-class Feed(Searcher):  # type: ignore[misc]  # Ray ships without types
-    """Gives Tune one cell at a time; ``config`` makes what its worker needs of it."""
-
-    def __init__(self, queue: CellQueue, config: Callable[[str], dict[str, Any]]) -> None:
-        super().__init__()
-        self._queue, self._config = queue, config
-
-    # Tune saves its searcher in its own state, of which nothing is ever read back.
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next cell, ``FINISHED``, or None for "not yet"."""
-        if self._queue.empty:
-            return str(Searcher.FINISHED)
-        cell = self._queue.take(time.monotonic())
-        return None if cell is None else self._config(cell)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Learn nothing: the sweep's bookkeeping settles cells."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing."""
-
-
-# Trials that hang, and workers that do not answer: found by a limit, and ended.
-
-HELD_UP_S = 30.0
-"""A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
-ANSWERS_WITHIN_S = 60.0
-"""How long a worker may take to say that it has the cell that it was given."""
-
-
-@dataclass
-class _Watched:
-    """A trial that was given to a worker: since when it is silent, and how long it may be."""
-
-    since: float
-    limit_s: float
-    answered: bool = False
-
-    def overdue(self, now: float) -> float:
-        """Return the limit that it is past, or 0."""
-        limit = self.limit_s if self.answered else min(self.limit_s, ANSWERS_WITHIN_S)
-        return limit if now - self.since > limit else 0.0
-
-
-class HangWatch:
-    """Watches the trials of one sweep.
-
-    Args:
-        say: Is told of a worker that does not answer.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._watched: dict[str, _Watched] = {}
-        self._failures: dict[str, TrialFailure] = {}
-        self._looked_at = time.monotonic()
-
-    def started(self, trial_id: str, limit_s: float) -> None:
-        """A trial begins, for the first time or again.
-
-        Args:
-            trial_id: Which.
-            limit_s: Seconds without an epoch or a result after which it counts as hung.
-        """
-        self._failures.pop(trial_id, None)
-        self._watched[trial_id] = _Watched(time.monotonic(), limit_s)
-
-    def heard(self, trial_id: str) -> None:
-        """A trial said where it runs, or told of an epoch: it lives, and its limit begins anew."""
-        if trial_id in self._watched:
-            watched = self._watched[trial_id]
-            watched.since, watched.answered = time.monotonic(), True
-
-    def ended(self, trial_id: str) -> None:
-        """A trial has its result, or its process is gone."""
-        self._watched.pop(trial_id, None)
-
-    def end_hung(self, trials: Iterable[Any]) -> None:
-        """End the process of each of Tune's ``trials`` that is past its limit."""
-        now, before = time.monotonic(), self._looked_at
-        self._looked_at = now
-        if now - before > HELD_UP_S:
-            for watched in self._watched.values():
-                watched.since += now - before
-        for trial in trials:
-            trial_id, actor = str(trial.config["cell"]["trial_id"]), _actor_of(trial)
-            if actor is None or trial_id in self._failures:
-                continue
-            # A worker that was used before is asked to take the cell; only then does the trial start.
-            watched = self._watched.setdefault(trial_id, _Watched(now, ANSWERS_WITHIN_S))
-            if limit := watched.overdue(now):
-                self._failures[trial_id] = self._failure(trial_id, limit, answered=watched.answered)
-                ray.kill(actor)
-
-    def failure(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial that was ended here; None for any other."""
-        return self._failures.get(trial_id)
-
-    def _failure(self, trial_id: str, limit: float, *, answered: bool) -> TrialFailure:
-        if answered:
-            told = f"neither a result nor an epoch in {limit:.0f} s, far beyond what was expected"
-            return TrialFailure(kind=FailureKind.HUNG, message=told)
-        told = f"its worker did not answer for {limit:.0f} s and was ended"
-        self._say(f"{trial_id}: {told}")
-        return TrialFailure(kind=FailureKind.WORKER_CRASH, message=told)
-
-
-def _actor_of(trial: Any) -> Any:
-    """Return the actor that has a Tune trial, or None."""
-    # Private: with a Ray that has it no more, hung trials are waited for (tests/contracts/test_internals.py).
-    return getattr(getattr(trial, "temporary_state", None), "ray_actor", None)
-
-
-# Trials by their ids on Ray's dashboard, where Tune would show ``IsweepTrial.train`` for each of them.
-
 log = logging.getLogger(__name__)
-
-TRAIN = "train"
-"""The method of a trial's actor that Tune calls for its work."""
-MOST_NAMED = 1_000
-"""For each name of a task Ray keeps series of metrics, about 18 kB of the driver (Ray 2.60).
-
-That is with the older of its two exporters, which :mod:`orchestrator.running.cluster` and the launch files
-ask for. The newer one keeps memory of every series at every export: with 400 names the driver grew by 0.15 MB
-a second at rest, against 0.009 (``benchmarks/named_tasks.py``).
-"""
-
-
-def trial_name(trial: Any) -> str:
-    """Return the id of the cell that a Tune trial runs."""
-    return str(trial.config["cell"]["trial_id"])
-
-
-@dataclass
-class TaskNames:
-    """The trials whose tasks have their name, in one run.
-
-    Attributes:
-        most: How many may have one.
-        given: Ids of those that have.
-    """
-
-    most: int = MOST_NAMED
-    given: set[str] = field(default_factory=set)
-
-    def give(self, trial_id: str) -> bool:
-        """Tell whether a trial's task is to be named."""
-        if len(self.given) < self.most:
-            self.given.add(trial_id)
-        return trial_id in self.given
-
-
-class _Named:
-    """An actor whose next call has a name."""
-
-    def __init__(self, actor: Any, name: str) -> None:
-        self._actor, self._name = actor, name
-
-    def __getattr__(self, method: str) -> Any:
-        return getattr(self._actor, method).options(name=self._name)
-
-
-@contextlib.contextmanager
-def trial_tasks_named(names: TaskNames) -> Iterator[None]:
-    """Name the tasks of trials after them inside the block, as far as ``names`` has some.
-
-    Tune has no public way to. Where the private ones are missing that this takes, tasks keep Tune's name.
-    """
-    schedule = getattr(TuneController, "_schedule_trial_task", None)
-    if schedule is None:
-        log.info("this Ray has no place where tasks could be named: they keep Tune's name")
-        yield
-        return
-
-    def schedule_named(controller: Any, trial: Any, method_name: str, *rest: Any, **options: Any) -> Any:
-        live: dict[Any, Any] = {}
-        actor = None
-        if method_name == TRAIN and names.give(trial_name(trial)):
-            with contextlib.suppress(AttributeError, KeyError, ValueError):
-                live = controller._actor_manager._live_actors_to_ray_actors_resources
-                actor = controller._trial_to_actor[trial]
-                handle, resources = held = live[actor]
-                live[actor] = (_Named(handle, trial_name(trial)), resources)
-        try:
-            return schedule(controller, trial, method_name, *rest, **options)
-        finally:
-            if actor in live:
-                live[actor] = held
-
-    TuneController._schedule_trial_task = schedule_named
-    try:
-        yield
-    finally:
-        TuneController._schedule_trial_task = schedule
-
 
 OBJECT_STORE_SHARE = 0.6
 """How much of the smallest object store arrays may fill; the rest is for measures and Ray."""
@@ -502,8 +241,14 @@ class GridWork(Work):
             result=cast("TrialResult", report.outcome),
         )
         self.run.stored.save(record)
+        for kind, note in (
+            ("weights", record.result.weights_note),
+            ("predictions", record.result.predictions_note),
+        ):
+            if note:
+                self.run.monitor.note(f"{cell.trial_id}: its {kind} are not kept: {note}")
         if self.keep_url is not None:
-            WeightStore(self.keep_url).forget_checkpoint(cell.trial_id)
+            KeptFiles(self.keep_url).forget_checkpoint(cell.trial_id)
         return flat_trial(record, self._measures)
 
     def seconds_allowed(self, cell: TrialSpec) -> float:
@@ -528,6 +273,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._starts = StartWatch(run.resources, run.monitor.note, ends=run.cluster.local)
         self._hangs = HangWatch(run.monitor.note)
         self._places: dict[str, Place] = {}
+        self._nodes: dict[str, str] = {}
         self._history = History(run.stored.store.url)
         self._series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         # A private cluster without a dashboard shows names to nobody.
@@ -535,7 +281,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._task_names = TaskNames() if shown else TaskNames(most=0)
         self._board = EpochBoard()
         self._listener = EpochListener(self._board)
-        self._keeper = None if work.keep_url is None else Keeper(work.keep_url)
+        self._keeper = None if work.keep_url is None else Keeper(work.keep_url, self._board)
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
     def __getstate__(self) -> dict[str, Any]:
@@ -548,7 +294,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             SweepError: when results cannot be stored, or nothing can run here; whatever finished is kept.
         """
         budget = self._run.cluster.object_store_bytes * OBJECT_STORE_SHARE
-        self._arrays = Shelf(self._work.load, budget, self._work.num_uses)
+        self._arrays = ArrayCache(self._work.load, budget, self._work.num_uses)
         offer_board()
         try:
             while not self._queue.empty:
@@ -663,9 +409,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         trial_id = trial_name(trial)
         if trial_id not in self._queue.running or self._queue.error is not None:
             return
-        self._hear(wait=True)
         try:
             report = CellReport.model_validate_json(result[REPORT])
+            self._nodes[trial_id] = report.node
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
                 self._tell(trial_id, "failed", ending, report.log + _trace(report.outcome))
@@ -694,7 +440,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         for said in self._listener.heard(wait=wait):
             self._hangs.heard(said.trial_id)
             if isinstance(said, Place):
-                self._places[said.trial_id] = said
+                self._places[said.trial_id], self._nodes[said.trial_id] = said, said.node
+            elif isinstance(said, Note):
+                self._run.monitor.note(f"{said.trial_id}: {said.text}")
             elif said.trial_id in self._queue.running:
                 cell = self._work.cells[said.trial_id]
                 self._run.monitor.trial_epoch(said.trial_id, said.epoch, self._work.trained_on(cell))
@@ -817,8 +565,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _node(self, trial_id: str) -> str:
         """Return the address of the node of the latest attempt; empty where it never came so far."""
-        place = self._places.get(trial_id)
-        return "" if place is None else place.node
+        return self._nodes.get(trial_id, "")
 
     def _tags(self, cell: TrialSpec) -> dict[str, str]:
         """Return what a tracker is told of a trial that starts."""

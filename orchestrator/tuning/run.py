@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,8 +23,10 @@ from orchestrator.running.cluster import Cluster, trial_resources
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
+from orchestrator.running.orphans import remove_orphans
+from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import announced, check_raw, prepare_missing, slots
+from orchestrator.running.run import announced, slots
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome, Earlier, outcomes
 from orchestrator.tuning.report import write_report
@@ -241,8 +242,7 @@ class _Tuning:
         from tasks.remote import RayExecutor
 
         check_raw(self.workspace, self.options.raw)
-        # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
-        shutil.rmtree(self.workspace.paths.tune, ignore_errors=True)
+        remove_orphans(self.workspace.paths)
         missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
         if missing:
             files = RayExecutor(driver_node_only=not self.cluster.local, note=self.monitor.note)

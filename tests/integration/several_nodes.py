@@ -30,11 +30,12 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking import NoopTracker
+from orchestrator.running.actors import ArrayCache
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import GridWork, Run, Trials
-from orchestrator.running.worker import Shelf, TrialTrainable
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.remote import RayExecutor, nodes_that_see
@@ -151,7 +152,7 @@ def nodes_of_tasks(executor: RayExecutor) -> list[str]:
 
 def nodes_of_actors() -> list[str]:
     """Return the nodes of actors that every trial asks; left to Ray, some would lie on other nodes."""
-    shelves = [Shelf(lambda key: None, 0) for _ in range(ACTORS)]
+    shelves = [ArrayCache(lambda key: None, 0) for _ in range(ACTORS)]
     for shelf in shelves:
         ray.get(shelf.references.put.remote("", []))
     ids = [shelf.references._actor_id.hex() for shelf in shelves]

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Bucket, Patience, StorageAway, open_storage
-from orchestrator.results.store import ResultStore, WeightStore
+from orchestrator.results.store import FileKind, KeptFiles, ResultStore
 from search_spaces.errors import ConfigError, SetupError
 from tests.object_store import KEYS, object_store
 from tests.unit.orchestrator.results.examples import trial_record
@@ -65,15 +65,15 @@ def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
     url = f"{bucket.url}/weights"
     assert ResultStore(url).identity() is None
     assert ResultStore(url).own_identity() == ResultStore(url).identity()
-    weights = WeightStore(url)
-    kept = weights.save("a", b"numbers")
-    assert weights.read("a", kept) == b"numbers"
-    assert weights.read_checkpoint("a") is None
-    weights.save_checkpoint("a", b"so far")
-    assert weights.read_checkpoint("a") == b"so far"
-    weights.forget_checkpoint("a")
-    weights.forget_checkpoint("a")
-    assert weights.read_checkpoint("a") is None
+    files = KeptFiles(url)
+    kept = files.put(FileKind.WEIGHTS, "a", b"numbers")
+    assert files.get(FileKind.WEIGHTS, "a", kept) == b"numbers"
+    assert files.checkpoint("a") is None
+    files.put(FileKind.CHECKPOINT, "a", b"so far")
+    assert files.checkpoint("a") == b"so far"
+    files.forget_checkpoint("a")
+    files.forget_checkpoint("a")
+    assert files.checkpoint("a") is None
 
 
 def test_only_files_at_their_place_are_records(bucket):

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.results.records import FailureKind
 from orchestrator.running.failures import LONGEST_PAUSE_S, MOST_DEATHS, MOST_IN_VAIN, Retries
-from orchestrator.running.trials import CellQueue
+from orchestrator.running.queue import CellQueue
 from search_spaces.errors import SweepError
 
 CRASH, LOST = FailureKind.WORKER_CRASH, FailureKind.LOST_NODE

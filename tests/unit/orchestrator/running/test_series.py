@@ -9,8 +9,8 @@ import pytest
 from ray.tune.execution.tune_controller import TuneController
 
 from orchestrator.running.progress import BOARD, GAUGES, Progress
+from orchestrator.running.queue import TaskNames, trial_tasks_named
 from orchestrator.running.run_state import RunningTrial
-from orchestrator.running.trials import TaskNames, trial_tasks_named
 
 SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import ray
 
-from orchestrator.running.worker import Shelf
+from orchestrator.running.actors import ArrayCache
 from search_spaces.errors import DataError
 from tasks.prepared.subsets import TrialData
 
@@ -21,7 +21,7 @@ def data(key):
 
 @pytest.fixture
 def shelf(ray_local):
-    shelf = Shelf(data, 2500, Counter("aabbc"))
+    shelf = ArrayCache(data, 2500, Counter("aabbc"))
     yield shelf
     shelf.close()
 
@@ -85,7 +85,7 @@ def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local):
     def broken(key):
         raise DataError("Arrays must be whole", "half of one", "prepare it again")
 
-    shelf = Shelf(broken, 1)
+    shelf = ArrayCache(broken, 1)
     with pytest.raises(DataError, match="half of one"):
         start(shelf, "a")
     assert ray.get(shelf.references.take.remote("a"), timeout=30) == []
