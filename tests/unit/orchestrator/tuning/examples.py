@@ -11,7 +11,8 @@ from typing import Any
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import Point, TuningCell, tuning_cells
-from orchestrator.tuning.search import Asked, Rungs, Search, SearchQueue, Training, rungs_of
+from orchestrator.tuning.search import Asked, Rungs, Search, Training, rungs_of
+from orchestrator.tuning.trials import SearchQueue
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
 
