@@ -20,8 +20,8 @@ from typing import Any
 from measure_common import environment
 
 from orchestrator.planning.plan import Workspace
+from orchestrator.results.index import Index
 from orchestrator.results.records import Provenance, TrialRecord
-from orchestrator.results.state import OutlineIndex
 from orchestrator.results.store import ResultStore
 from tasks.measures.estimators import IntrinsicDimension
 from tasks.trials.records import AttackRecord, EpochRecord, NetworkScores, TrialResult, TrialStatus
@@ -137,7 +137,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     try:
         root, sweep = folder / "root", sweep_file(folder, arguments.cells)
-        index = root / "sweeps" / "many" / "index.jsonl"
+        index = root / "sweeps" / "many" / "index.sqlite"
         if not root.exists():
             fill(sweep, root)
         index.unlink(missing_ok=True)
@@ -145,7 +145,7 @@ def main() -> None:
         first = command("status", *places)
         looks = {name: command(name, *places) for name in ("status", "plan")}
         began = time.perf_counter()
-        known = len(OutlineIndex.read(index).known)
+        known = len(Index(index).read())
         document = {
             "name": "look_at_store",
             "cells": arguments.cells,

@@ -184,7 +184,7 @@ class SweepPaths:
     @property
     def index(self) -> Path:
         """Outlines of the sweep's results; may be thrown away."""
-        return self.folder / "index.jsonl"
+        return self.folder / "index.sqlite"
 
     @property
     def run_pages(self) -> Path:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 from orchestrator.results import table as c
+from orchestrator.results.index import TrialOutline
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.state import StoredResults, TrialOutline
+from orchestrator.results.state import StoredResults
 from orchestrator.results.store import FileKind, KeptFiles
 from search_spaces.errors import DataError
 from search_spaces.specs import pair_name

@@ -258,37 +258,41 @@ class _Packed:
         return TrialRecord.model_validate({**fields, "spec": self.spec}, strict=False)
 
 
-class PackedTrials(MutableMapping[str, TrialRecord]):
-    """Records by trial id: each that is added is packed, and made anew whenever it is asked for.
+class Records(MutableMapping[str, TrialRecord]):
+    """Records of trials by id: held packed, and read from the store when one is asked for that is not held.
 
     As objects they take 15 to 100 kB each, packed 1 to 5. Equal comes out to what went in, as it does from
-    the store.
+    the store. Those that are only in the store are found when they are named, and not counted.
 
     Args:
-        records: There already; they stay as they are, since reading them took their memory.
+        store: Where they are sealed.
+        records: Read already; they stay as they are, since reading them took their memory.
     """
 
-    def __init__(self, records: Mapping[str, TrialRecord] | None = None) -> None:
-        self._records: dict[str, TrialRecord | _Packed] = dict(records or {})
+    def __init__(self, store: ResultStore, records: Mapping[str, TrialRecord] | None = None) -> None:
+        self._store = store
+        self._held: dict[str, TrialRecord | _Packed] = dict(records or {})
 
     def __getitem__(self, trial_id: str) -> TrialRecord:
-        found = self._records[trial_id]
+        found = self._held.get(trial_id) or self._store.read(TrialRecord, trial_id)
+        if found is None:
+            raise KeyError(trial_id)
         return found.record() if isinstance(found, _Packed) else found
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
-        self._records[trial_id] = _Packed.of(record)
+        self._held[trial_id] = _Packed.of(record)
 
     def __delitem__(self, trial_id: str) -> None:
-        del self._records[trial_id]
+        del self._held[trial_id]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._records)
+        return iter(self._held)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._held)
 
     def __contains__(self, trial_id: object) -> bool:
-        return trial_id in self._records
+        return trial_id in self._held
 
 
 class FileKind(StrEnum):

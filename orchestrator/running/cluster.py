@@ -23,7 +23,7 @@ from typing import Any, Literal
 from orchestrator.planning.predict import LOOK_AHEAD
 from orchestrator.running.gpus import check_card
 from orchestrator.running.orphans import private_folder, remove_leftovers, temporary_files_in
-from orchestrator.running.signals import end_main_thread, own_signals, stop_held
+from orchestrator.running.signals import at_forced_end, end_main_thread, own_signals, stop_held
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
@@ -79,25 +79,27 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 HEAD_ANSWER_TIMEOUT_S = 2.0
-PRIVATE_PATIENCE_S = 10.0
-"""The head of a private cluster never comes back."""
+PRIVATE_PATIENCE_S = 4.0
+"""A process of a private cluster never comes back; one that is merely busy has its connections accepted."""
 SHARED_PATIENCE_S = 120.0
 """That of a shared one may: a network heals, an operator starts it again."""
 SAID_AFTER_S = 30.0
 
 
 class HeadWatch:
-    """Looks from a thread whether the head answers, and ends the block that it watches when it is lost.
+    """Looks from a thread whether the head and this node answer, and ends its block when one is lost.
 
     Args:
-        address: ``host:port`` of the head.
+        addresses: ``host:port`` of the head and of this node's raylet, by what they are called.
         patience_s: How long it may be silent.
         say: Is told when it has been silent for a while, and when it is back.
     """
 
-    def __init__(self, address: str, patience_s: float, say: Callable[[str], None] = log.warning) -> None:
+    def __init__(
+        self, addresses: Mapping[str, str], patience_s: float, say: Callable[[str], None] = log.warning
+    ) -> None:
         self.lost: SetupError | None = None
-        self._address, self._patience_s, self._say = address, patience_s, say
+        self._addresses, self._patience_s, self._say = addresses, patience_s, say
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="head-watch", daemon=True)
 
@@ -122,24 +124,25 @@ class HeadWatch:
         silent_s, said = 0.0, False
         # Looks are counted, not hours: a driver that was itself stopped has not looked meanwhile.
         while not self._ended.wait(LOOK_EVERY_S):
-            if answers(self._address):
+            silent = [name for name, address in self._addresses.items() if not answers(address)]
+            if not silent:
                 if said:
-                    self._say("The cluster's head answers again; going on")
+                    self._say("The Ray cluster answers again; going on")
                 silent_s, said = 0.0, False
                 continue
             silent_s += LOOK_EVERY_S
             if silent_s >= self._patience_s:
-                self._give_up(silent_s)
+                self._give_up(silent[0], silent_s)
                 return
             if silent_s >= SAID_AFTER_S and not said:
                 said = True
-                self._say(f"The cluster's head at {self._address} does not answer; waiting for it")
+                self._say(f"{silent[0]} at {self._addresses[silent[0]]} does not answer; waiting for it")
 
-    def _give_up(self, silent_s: float) -> None:
+    def _give_up(self, name: str, silent_s: float) -> None:
         self.lost = SetupError(
-            "The head of the Ray cluster must be there",
-            f"{self._address}: no answer for {silent_s:.0f} s",
-            "run the same command again, on a shared cluster when its head is back: what is done is kept",
+            f"{name} must be there",
+            f"{self._addresses[name]}: no answer for {silent_s:.0f} s",
+            "run the same command again, on a shared cluster when it is back: what is done is kept",
         )
         log.error("%s", self.lost)
         end_main_thread(self.lost, self._ended)
@@ -332,8 +335,14 @@ def connect(
 
 @contextlib.contextmanager
 def _watched(ray: Any, patience_s: float) -> Iterator[None]:
-    """Watch the head during a ``with`` block, then disconnect; without a head Ray would wait for it."""
-    watch = HeadWatch(ray.get_runtime_context().gcs_address, patience_s)
+    """Watch the head and this node during a ``with`` block, then disconnect; Ray would wait for them."""
+    context = ray.get_runtime_context()
+    addresses = {"The head of the Ray cluster": context.gcs_address}
+    for node in ray.nodes():
+        if node["NodeID"] == context.get_node_id():
+            here = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+            addresses["The raylet of this node"] = here
+    watch = HeadWatch(addresses, patience_s)
     try:
         with watch:
             yield
@@ -444,7 +453,8 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
         with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(token)
     try:
-        yield
+        with at_forced_end(lambda: token_file and token_file.unlink(missing_ok=True)):
+            yield
     finally:
         for name, value in before.items():
             if value is None:

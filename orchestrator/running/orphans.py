@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.planning.paths import RootPaths
+from orchestrator.running.signals import at_forced_end
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def private_folder() -> Iterator[str]:
         with open(Path(folder) / OWNER_FILE, "w", encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
             try:
-                yield str(inner)
+                with at_forced_end(lambda: _remove(Path(folder))):
+                    yield str(inner)
             finally:
                 # One that was just starting would make the folder again, open to everybody.
                 _end_processes(Path(folder))
@@ -88,8 +90,7 @@ def remove_leftovers(base: Path | None = None) -> int:
     removed = 0
     for folder in sorted((base or Path(tempfile.gettempdir())).glob(f"{PREFIX}*")):
         if _abandoned(folder) or _nobodys(folder):
-            _end_processes(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             removed += 1
             log.info("removed what a killed run left: %s", folder)
     return removed
@@ -119,6 +120,11 @@ def _nobodys(folder: Path) -> bool:
         return old and remnant and not any(_processes(folder))
     except OSError:
         return False
+
+
+def _remove(folder: Path) -> None:
+    _end_processes(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_processes(folder: Path) -> None:

@@ -33,7 +33,7 @@ from orchestrator.running.options import RunOptions
 from orchestrator.running.orphans import remove_orphans
 from orchestrator.running.preparation import check_raw, load_arrays, measure_subset, prepare_missing
 from orchestrator.running.progress import Progress
-from orchestrator.running.signals import stop_heard
+from orchestrator.running.signals import at_forced_end, stop_heard
 from search_spaces.specs import TrialSpec, pair_name
 from tasks.remote import Executor
 
@@ -82,6 +82,7 @@ def run_sweep(
         with open_tracker(
             workspace, stored, options.mlflow_uri, used=options.tracking, say=monitor.note
         ) as tracker:
+            stack.enter_context(at_forced_end(lambda: tracker.close("KILLED")))
             sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
             try:
                 _fetch_weights(sweep)
