@@ -444,7 +444,7 @@ def time_limit(trial: TrialSpec, measured: Collection[MeasuredTrial]) -> float:
         for done in measured
         if done.spec.network.model == model and done.seconds > 0 and done.spec.network.recipe.epochs
     ]
-    expected = flops(trial) / min(rates) if rates else core_seconds(trial)
+    expected = flops(trial) / statistics.median(rates) if rates else core_seconds(trial)
     return max(MIN_LIMIT_S, HANG_FACTOR * expected)
 
 

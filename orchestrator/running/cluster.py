@@ -453,7 +453,7 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
         with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(token)
     try:
-        with at_forced_end(lambda: token_file and token_file.unlink(missing_ok=True)):
+        with at_forced_end(lambda: None if token_file is None else token_file.unlink(missing_ok=True)):
             yield
     finally:
         for name, value in before.items():

@@ -31,7 +31,7 @@ from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
-from search_spaces.errors import SetupError
+from search_spaces.errors import DataError, SetupError
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
@@ -356,3 +356,70 @@ def test_what_tune_raises_ends_no_sweep(run):
     sweep = run(plan, monitor=Broken())
     assert set(sweep.stored.store.scan(TrialRecord).records) == set(plan.trials_by_id)
     assert {str(failure.kind) for failure in sweep.tracker.failures} == {"cluster_error"}
+
+
+def test_what_runs_when_tune_breaks_for_good_is_stored_as_failed(run, root, monkeypatch):
+    class Broken(Progress):
+        def trial_started(self, trial_id: str) -> None:
+            raise RuntimeError("inside Tune's loop")
+
+    monkeypatch.setattr("orchestrator.running.trials.MOST_BROKEN_FITS", 0)
+    plan = make_plan(10, 22, 26)
+    with pytest.raises(SetupError, match=r"Ray Tune must be able to run trials; found: .*inside Tune's loop"):
+        run(plan, monitor=Broken(), stored=StoredResults.read(f"{root}/results"))
+    failures = ResultStore(f"{root}/results").scan(FailureRecord).records
+    assert failures
+    assert {record.failure.kind for record in failures.values()} == {"cluster_error"}
+
+
+def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
+    plan = plan_sweep(
+        SweepSpec.model_validate(
+            {
+                "name": f"vanished-{time.time_ns()}",
+                "models": ("small_mlp",),
+                "datasets": ({"name": "mnist5k", "class_pairs": ((0, 1), (2, 3))},),
+                "train_sizes": (10, 22),
+                "test_size": 4,
+                "image_size": 8,
+                "recipe": "smoke",
+            }
+        )
+    )
+    gone = plan.trials[0].network.subset.subset_id
+
+    def vanished(subset: SubsetSpec, train_size: int) -> TrialData:
+        if subset.subset_id == gone:
+            raise DataError("A prepared dataset must stay", "it went", "run again")
+        return load(subset, train_size)
+
+    class Loads(TrialTrainable):
+        def _run(self, started_at: float) -> CellReport:
+            self._taken()
+            return _report(started_at, trial_result(0.5))
+
+    sweep = run(plan, trainable=Loads, load=vanished)
+    failures = sweep.stored.failures
+    of_it = {trial.trial_id for trial in plan.trials if trial.network.subset.subset_id == gone}
+    assert set(failures) == of_it
+    assert {record.failure.kind for record in failures.values()} == {"bad_data"}
+    assert all("must stay; found: it went; run again" in one.failure.message for one in failures.values())
+    assert set(sweep.stored.trials) == plan.trials_by_id.keys() - of_it
+
+
+class ClockBack(TrialTrainable):
+    """The wall clock steps back an hour while it runs."""
+
+    def _run(self, started_at: float) -> CellReport:
+        real = time.time
+        time.time = lambda: real() - 3600
+        try:
+            return _report(started_at, trial_result(0.5))
+        finally:
+            time.time = real
+
+
+def test_a_wall_clock_that_steps_changes_no_duration(run):
+    sweep = run(make_plan(10), trainable=ClockBack)
+    (record,) = sweep.stored.trials.values()
+    assert 0 <= record.finished_at - record.started_at < 600
