@@ -89,9 +89,16 @@ def test_a_new_sweep_is_known_by_its_name_at_once_and_one_that_is_refused_is_not
     }
     workspace = Workspace.open(content, root)
     workspace.make()
-    with pytest.raises(ConfigError, match="refused"), workspace.recorded_while_checked():
-        assert Workspace.open("fresh", root).plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
-        raise ConfigError("refused")
+    known: list[Workspace] = []
+
+    def refuse() -> None:
+        with workspace.recorded_while_checked():
+            known.append(Workspace.open("fresh", root))
+            raise ConfigError("refused")
+
+    with pytest.raises(ConfigError, match="refused"):
+        refuse()
+    assert known[0].plan.trials_by_id.keys() == workspace.plan.trials_by_id.keys()
     with pytest.raises(ConfigError, match=rf"Unknown preset or sweep of {root}; found: 'fresh'"):
         Workspace.open("fresh", root)
     with workspace.recorded_while_checked():
