@@ -40,7 +40,8 @@ def keep_out_of_runtime_environments() -> None:
     """Take credentials off the list of variables that Tune copies to its trials."""
     from ray.tune.execution import class_cache
 
-    copied: Any = class_cache.ENV_VARS_TO_PROPAGATE
+    # Private: with a Ray that has it no more, nothing is copied, or `docs/security.md` has to say so.
+    copied: Any = getattr(class_cache, "ENV_VARS_TO_PROPAGATE", set())
     copied.difference_update({name for name in copied if name.startswith(STORAGE_PREFIXES)})
 
 

@@ -207,6 +207,7 @@ class Cluster:
         dashboard: Address of the Ray dashboard, or empty.
         local: Whether we started it.
         memory_bytes: Memory that Ray may hand out, over all nodes.
+        session: Ray's folder on this node; empty where there is none.
     """
 
     num_cpus: float
@@ -216,6 +217,7 @@ class Cluster:
     dashboard: str
     local: bool
     memory_bytes: float = math.inf
+    session: str = ""
 
 
 @dataclass(frozen=True)
@@ -315,9 +317,9 @@ def connect(
         head = check_answers(address)
         ray = _imported()
         with _quiet(), own_signals(ray.shutdown):
-            _attach(ray, address, head, job)
+            context = _attach(ray, address, head, job)
         with _watched(ray, SHARED_PATIENCE_S):
-            yield _describe(ray, local=False)
+            yield _describe(ray, context, local=False)
         return
     remove_leftovers()
     with _local_environment(token_file):
@@ -329,8 +331,8 @@ def connect(
             num_gpus=num_gpus,
             include_dashboard=dashboard,
         )
-        with started, _watched(ray, PRIVATE_PATIENCE_S):
-            yield _describe(ray, local=True)
+        with started as context, _watched(ray, PRIVATE_PATIENCE_S):
+            yield _describe(ray, context, local=True)
 
 
 @contextlib.contextmanager
@@ -365,37 +367,40 @@ def _imported() -> Any:
 
 
 @contextlib.contextmanager
-def _started(ray: Any, **settings: Any) -> Iterator[None]:
-    """Start a private cluster in a folder that goes with the block, again where the machine was too busy."""
+def _started(ray: Any, **settings: Any) -> Iterator[Any]:
+    """Start a private cluster in a folder that goes with the block, again where the machine was too busy.
+
+    Yields:
+        What ``ray.init`` returns.
+    """
     for again in (True, True, False):
         with private_folder() as folder:
             with _quiet(), own_signals(ray.shutdown), temporary_files_in(folder):
-                started = _start(ray, again=again, _temp_dir=folder, **settings)
-            if started:
-                yield
+                context = _start(ray, again=again, _temp_dir=folder, **settings)
+            if context is not None:
+                yield context
                 return
 
 
-def _start(ray: Any, *, again: bool = False, **settings: Any) -> bool:
-    """Start Ray; False when it was too slow and is to be asked ``again``."""
+def _start(ray: Any, *, again: bool = False, **settings: Any) -> Any:
+    """Start Ray and return what it says of itself; None when it was too slow and is to be asked ``again``."""
     try:
-        ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
+        return ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if again and TOO_SLOW in reason:
             log.warning("Ray is started again: %s", reason)
-            return False
+            return None
         raise SetupError(
             "Ray must start on this machine",
             reason,
             "run the same command again when the machine has less to do; isweep doctor knows other causes",
         ) from error
-    return True
 
 
-def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) -> None:
+def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) -> Any:
     try:
-        ray.init(
+        return ray.init(
             address=head, job_config=_job_config(ray, job), log_to_driver=False, logging_level=logging.ERROR
         )
     except ray.exceptions.AuthenticationError as error:
@@ -426,11 +431,11 @@ def _check_version(version: str) -> None:
         )
 
 
-def _describe(ray: Any, *, local: bool) -> Cluster:
+def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:
     total = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     stores = [int(node["Resources"].get("object_store_memory", 0)) for node in nodes]
-    url = ray.get_runtime_context().worker.node.address_info.get("webui_url") if local else None
+    url = context.dashboard_url if local else None
     return Cluster(
         num_cpus=float(total.get("CPU", 0)),
         num_gpus=float(total.get("GPU", 0)),
@@ -439,6 +444,7 @@ def _describe(ray: Any, *, local: bool) -> Cluster:
         dashboard=f"http://{url}" if url else "",
         local=local,
         memory_bytes=float(total.get("memory", math.inf)),
+        session=str(context.address_info.get("session_dir") or ""),
     )
 
 
@@ -468,14 +474,16 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
 
 def _read_settings_again() -> None:
     """Make Ray take its settings from the environment as it is now; it caches them when first imported."""
-    from ray._private import ray_constants
-
-    raylet: Any = importlib.import_module("ray._raylet")
-    # This order is Ray's own (its authentication tests): mode first, then the cached token.
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
-    ray_constants.NUM_REDIS_GET_RETRIES = 1
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1") == "1"
+    # Private: with a Ray that has them no more, a notebook must import isweep before Ray.
+    with contextlib.suppress(ImportError, AttributeError):
+        raylet: Any = importlib.import_module("ray._raylet")
+        # This order is Ray's own (its authentication tests): mode first, then the cached token.
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+    with contextlib.suppress(ImportError, AttributeError):
+        constants: Any = importlib.import_module("ray._private.ray_constants")
+        constants.NUM_REDIS_GET_RETRIES = 1
+        constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1") == "1"
 
 
 @contextlib.contextmanager

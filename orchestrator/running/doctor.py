@@ -138,7 +138,9 @@ def look_here(mark: str | None, storage: str | None) -> dict[str, Any]:
     """Return what this node has; runs as a task there."""
     import ray
 
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    # Private: with a Ray that has it no more, it is the folder of a cluster that `ray up` starts.
+    node: Any = getattr(ray._private.worker, "_global_node", None)
+    session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
     spill = _spill_folder(session)
     lines = output_of(sys.executable, "-c", _ASK_TORCH).splitlines() or [""]
     return {

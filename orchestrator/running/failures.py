@@ -285,28 +285,33 @@ log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 2.0
 
 
-def read_failure(trial: Any) -> TrialFailure:
-    """Return the failure of a Tune trial whose process went away.
+def read_failure(trial: Any, place: Place | None) -> TrialFailure:
+    """Return the failure of a Tune trial whose process went away; ``place`` is where it ran, if it said so.
 
     Tune writes the error into the trial's local folder and copies it to its storage later, where
     ``Trial.get_error`` looks in vain when a callback asks. Of errors that are not an actor's or a task's,
     such as the memory killer's, it writes the text alone.
     """
-    error, text = _pickled(trial.pickled_error_file), _text(trial.error_file)
-    return classify_lost_worker(error, text, _dead_nodes(error))
+    # Private: with a Ray that has them no more, each death is a crash of its worker.
+    error = _pickled(getattr(trial, "pickled_error_file", None))
+    text = _text(getattr(trial, "error_file", None))
+    return classify_lost_worker(error, text, _dead_nodes(error, place))
 
 
 class Place(NamedTuple):
-    """Where an attempt runs: Ray's id of its actor, and the address of its node."""
+    """Where an attempt runs: Ray's ids of its actor and its node, and the node's address."""
 
     trial_id: str
     actor: str
     node: str
+    node_id: str = ""
 
     @classmethod
     def here(cls, trial_id: str) -> Place:
         """Return the place of the process that asks."""
-        return cls(trial_id, ray.get_runtime_context().get_actor_id(), ray.util.get_node_ip_address())
+        context = ray.get_runtime_context()
+        address = ray.util.get_node_ip_address()
+        return cls(trial_id, context.get_actor_id(), address, context.get_node_id())
 
 
 def fit_nodes(failure: TrialFailure) -> set[str]:
@@ -365,20 +370,17 @@ def _text(path: str | None) -> str:
     return last.partition("\n")[2] if "\n" in last else last
 
 
-def _dead_nodes(error: BaseException | None) -> list[str]:
+def _dead_nodes(error: BaseException | None, place: Place | None) -> list[str]:
     """Return ids of nodes that are gone, and the actor's id when the node that it ran on is among them.
 
     A raylet that was killed shows first as an actor that is "unavailable", and Ray lists the node as alive
     until its health check has failed for a while; so the node itself is asked.
     """
     try:
-        nodes = ray.nodes()
-        dead = [node["NodeID"] for node in nodes if not _answers(node)]
+        dead = [node["NodeID"] for node in ray.nodes() if not _answers(node)]
         actor = getattr(error, "actor_id", None)
-        if actor is not None and dead:
-            address = ray._private.state.actors(actor).get("Address", {})
-            if address.get("NodeID") in dead:
-                dead.append(actor)
+        if actor is not None and place is not None and place.node_id in dead:
+            dead.append(actor)
     except Exception as problem:
         log.warning("the cluster cannot be asked which nodes are gone: %s", problem)
         return []

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import ray
 from ray.util.metrics import Counter, Gauge
 from rich.console import Console
 from rich.live import Live
@@ -359,12 +358,14 @@ class Series:
             self._gauges[name].set(value, self._sweep)
 
 
-def offer_board() -> None:
-    """Lay our board beside Ray's own, where a Grafana that Ray provisions finds it."""
-    # Private: with a Ray that has it no more, people import the file as docs/monitoring.md says.
-    node: Any = getattr(ray._private.worker, "_global_node", None)
-    folder = Path(node.get_session_dir_path()) / "metrics" / "grafana" / "dashboards" if node else None
-    if folder is None or not folder.is_dir():
+def offer_board(session: str) -> None:
+    """Lay our board beside Ray's own, where a Grafana that Ray provisions finds it.
+
+    Args:
+        session: Ray's folder on this node; empty where there is none.
+    """
+    folder = Path(session) / "metrics" / "grafana" / "dashboards"
+    if not session or not folder.is_dir():
         return
     try:
         (folder / "isweep.json").write_bytes(BOARD.read_bytes())
