@@ -163,7 +163,9 @@ class RayExecutor:
         arguments = enumerate(argument_tuples)
         count = f"/{len(argument_tuples)}" if isinstance(argument_tuples, Sized) else ""
         called = f"{self._label} {function.__name__.strip('_').replace('_', ' ')}".strip()
-        patience: float | None = PATIENCE_S
+        # Later its own tasks hold CPUs too. What one node has free Ray does not tell.
+        held = self._nodes is not None or ray.available_resources().get("CPU", 0.0) < num_cpus
+        patience = PATIENCE_S if held else None
         try:
             while True:
                 while len(in_flight) < self.num_workers and (item := next(arguments, None)) is not None:
