@@ -51,6 +51,7 @@ def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(t
         deadline = time.monotonic() + 300
         while not running_trials(root) and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)
+        assert driver.poll() is None, driver.communicate()[0]
         family = psutil.Process(driver.pid).children(recursive=True)
         (lost,) = [one for one in family if one.name() == victim]
         os.kill(lost.pid, signal.SIGKILL)

@@ -92,16 +92,16 @@ def drive(
         ends: Chooses whose result comes next, among those that run; the first to start by default.
     """
     stored = {search.cells[one.key].cell.trial(one.point, one.run).trial_id: one for one in store}
-    rungs, queue = Rungs(before=0), SearchQueue(search, {})
+
+    def asked(one: Asked) -> None:
+        stored.setdefault(one.spec.trial_id, Training(one.cell.key, one.point, one.role, one.run, None))
+
+    rungs, queue = Rungs(before=0), SearchQueue(search, {}, asked)
     for trial_id, one in stored.items():
         for epoch in rungs_of(search.cells[one.key].cell) if one.result and one.run == 0 else ():
             losses = {score.epoch: score.loss for score in one.result.curve}
             rungs.come(one.key, trial_id, epoch, losses[epoch])
 
-    def asked(one: Asked) -> None:
-        stored.setdefault(one.spec.trial_id, Training(one.cell.key, one.point, one.role, one.run, None))
-
-    queue.on_asked = asked
     search.go_on(store)
     waiting: list[str] = []
     running: list[str] = []
