@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def running_trials(root: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize(("victim", "told"), [("raylet", "The raylet"), ("gcs_server", "The head")])
 def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(tmp_path, victim, told):
-    root, scratch, sweep = tmp_path / "root", tmp_path / "tmp", tmp_path / "lost.yaml"
-    scratch.mkdir()
+    root, sweep = tmp_path / "root", tmp_path / "lost.yaml"
+    scratch = Path(tempfile.mkdtemp(prefix="lost-"))  # short: sockets lie below it
     sweep.write_text(SWEEP)
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(sweep), "--root", str(root)]
     driver = subprocess.Popen(
@@ -66,4 +67,5 @@ def test_a_lost_process_of_ray_ends_the_run_with_the_way_on_and_leaves_nothing(t
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
     assert list(scratch.iterdir()) == []
+    scratch.rmdir()
     assert not (root / "ray-token").exists()
