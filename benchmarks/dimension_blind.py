@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from measure_common import parser, report
+from harness import Found, run
 from scipy import ndimage, stats
 
 from tasks.measures import calibration
-from tasks.measures.estimators import intrinsic_dimension
+from tasks.measures.measure import intrinsic_dimension
 
 OURS = ("mle", "twonn", "gride")
 LATENTS, SIDES = (4, 8, 16, 32), (32, 64)
@@ -223,51 +223,33 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--draws", type=int, default=2)
-    arguments.add_argument("--num-points", type=int, nargs="+", default=[500, 1750])
-    arguments.add_argument("--fresh", action="store_true", help="other seeds, and two families more")
-    options = arguments.parse_args()
+def blind(*, draws: int = 2, num_points: tuple[int, ...] = (500, 1750), fresh: bool = False) -> Found:
+    """Mean relative error of each estimator on these sets; ``fresh``: other seeds, and two families more."""
     # Simulations hang on their arguments alone, and are the same for all sets of one size.
     keep = functools.cache(calibration.simulate_one)
     calibration.simulate_one = lambda f, d, n, k, seed: keep(f, d, n, k, tuple(seed))
     rows: list[dict[str, Any]] = []
-    for num in options.num_points:
-        for name, true, points in sets(num, options.draws if num <= 500 else 1, fresh=options.fresh):
-            row = {"set": name, "num_points": num, "true": true, **estimates(points)}
-            rows.append(row)
-            print(
-                {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()},
-                file=sys.stderr,
-                flush=True,
-            )
-    groups = {"all": rows} | {
-        name: [row for row in rows if row["set"].startswith(name)]
-        for name in ("decoder", "decoder 32", "decoder 64", "deformed", "curved", "tangled", *NEW)
-        if any(row["set"].startswith(name) for row in rows)
-    }
-    groups |= {"new families": [row for row in rows if row["set"] in NEW]} if options.fresh else {}
-    groups |= {
-        f"decoder, latent {d}": [row for row in groups["decoder"] if row["true"] == d] for d in LATENTS
-    }
-    groups |= {f"N = {num}": [row for row in rows if row["num_points"] == num] for num in options.num_points}
-    found = {name: judged(part) for name, part in groups.items()}
-    if not options.json:
-        for name, part in found.items():
-            print(name, part)
+    for num in num_points:
+        for name, true, points in sets(num, draws if num <= 500 else 1, fresh=fresh):
+            rows.append({"set": name, "num_points": num, "true": true, **estimates(points)})
+            print(rows[-1], file=sys.stderr, flush=True)
+    families = ("decoder", "decoder 32", "decoder 64", "deformed", "curved", "tangled", *NEW)
+    groups = {"all": rows} | {name: [r for r in rows if r["set"].startswith(name)] for name in families}
+    groups["new families"] = [row for row in rows if row["set"] in NEW]
+    groups |= {f"decoder, latent {d}": [r for r in groups["decoder"] if r["true"] == d] for d in LATENTS}
+    groups |= {f"N = {num}": [row for row in rows if row["num_points"] == num] for num in num_points}
+    found = {name: judged(part) for name, part in groups.items() if part}
     errors = found["all"]["mean relative error"]
-    report(
-        options.json,
-        f"mean relative error on {len(rows)} sets never used in making the calibration",
-        errors["calibrated"],
-        {name: value for name, value in errors.items() if name != "calibrated"},
-        {name: errors["calibrated"] / value for name, value in errors.items() if name != "calibrated"},
-        goal={"mean relative error": 0.10, "coverage": [0.85, 0.95]},
-        groups=found if options.json else len(found),
-        rows=rows if options.json else len(rows),
-    )
+    ours = errors.pop("calibrated")
+    return {
+        "ours": ours,
+        "theirs": errors,
+        "ratio": {name: ours / value for name, value in errors.items()},
+        "goal": {"mean relative error": 0.10, "coverage": [0.85, 0.95]},
+        "groups": found,
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    run(blind)

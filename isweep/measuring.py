@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from types import NoneType
@@ -19,9 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.analysis import figures as p
 from orchestrator.analysis.laws import PREDICTED_FORM
+from orchestrator.commands import draw_pair
+from orchestrator.running.measuring import Measured
 from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
-from tasks.measures.distances import as_sizes
-from tasks.measures.records import MeasureResult, MeasureSettings
+from tasks.measures.records import MeasureResult, MeasureSettings, as_sizes
 
 if TYPE_CHECKING:
     from orchestrator import RunOptions
@@ -70,21 +71,11 @@ def measured_sizes(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def closest_pair(images: tuple[npt.NDArray[Any], npt.NDArray[Any]], labels: tuple[str, str]) -> Figure:
-    """Draw two images side by side, each stretched to its own range."""
+def closest_pair(measured: Measured) -> Figure:
+    """Draw the two differently labelled images that are closest."""
     with p.styled():
         figure = CellFigure(figsize=(5, 2.8), layout="constrained")
-        for axes, image, label in zip(figure.subplots(1, 2), images, labels, strict=True):
-            pixels = np.asarray(image)
-            if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
-                pixels = pixels.transpose(1, 2, 0)
-            pixels = pixels.squeeze()
-            if pixels.ndim < 2:
-                raise DataError("Only images can be drawn", f"rows of {pixels.size} numbers")
-            low, high = float(pixels.min()), float(pixels.max())
-            axes.imshow((pixels - low) / ((high - low) or 1.0), cmap="gray")
-            axes.set_title(label)
-            axes.set_axis_off()
+        draw_pair(figure, measured)
     return figure
 
 
@@ -167,16 +158,25 @@ class Measurement:
     """What was measured of a set of images.
 
     Attributes:
-        result: Every number with its uncertainty and conventions.
-        label_names: The classes that were measured, in their order; empty without labels.
-        pair_images: The two differently labelled images that are closest, or None.
-        pair_labels: Their labels, in words.
+        measured: Every number with its uncertainty and conventions, and the pair that attains K_F.
     """
 
-    result: MeasureResult
-    label_names: tuple[str, ...] = ()
-    pair_images: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = field(default=None, repr=False)
-    pair_labels: tuple[str, str] | None = None
+    measured: Measured = field(repr=False)
+
+    @property
+    def result(self) -> MeasureResult:
+        """Every number with its uncertainty and conventions."""
+        return self.measured.record
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The classes that were measured, in their order; empty without labels."""
+        return self.measured.label_names
+
+    @property
+    def pair_images(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
+        """The two differently labelled images that are closest."""
+        return self.measured.pair_images
 
     @property
     def num_images(self) -> int:
@@ -206,7 +206,7 @@ class Measurement:
                         "train_size": size.train_size,
                         "estimator": name,
                         "d_data": estimate.value,
-                        "std_error": estimate.std_error,
+                        "std_error": estimate.error,
                         "label_sharpness": None if sharpness is None else sharpness.value,
                         "num_duplicates": size.num_duplicates,
                     }
@@ -227,9 +227,7 @@ class Measurement:
         Raises:
             DataError: when there are none.
         """
-        if self.pair_images is None or self.pair_labels is None:
-            raise DataError("A closest pair needs two images with different labels", "there are none")
-        return closest_pair(self.pair_images, self.pair_labels)
+        return closest_pair(self.measured)
 
     def __repr__(self) -> str:
         parts = [f"{self.num_images:,} images", *self._classes(), *self._numbers()]
@@ -250,7 +248,7 @@ class Measurement:
         estimate, sharpness = self.result.d_data.get("mle"), self.result.label_sharpness
         numbers = []
         if estimate is not None and estimate.value is not None:
-            error = "" if estimate.std_error is None else f" ± {estimate.std_error:.2g}"
+            error = "" if estimate.error is None else f" ± {estimate.error:.2g}"
             numbers.append(f"d_data {estimate.value:.3g}{error}")
         elif estimate is not None:
             numbers.append(f"d_data undefined ({estimate.reason})")
@@ -283,7 +281,7 @@ def measure(
             folder of class folders, a ``.csv``, ``.npz``, ``.npy``, a prepared folder or a dataset's name.
         labels: ``(num_images,)`` numbers or text, for arrays; None measures d_data only. For a ``.npy`` the
             path of a file of labels.
-        train_sizes: Nested, stratified subsets to measure, in place of the whole.
+        train_sizes: Nested, stratified subsets to measure beside all images.
         class_pair: Only these two classes, by name.
         image_size: Resize image files to this side (224 when None); not for arrays.
         channels: 1 or 3, of image files.
@@ -294,23 +292,37 @@ def measure(
     Raises:
         SweepError: for images, labels or settings that cannot be used.
     """
-    method = _settings(settings)
-    sizes, pair = as_sizes(train_sizes), _two_names(class_pair)
-    if isinstance(images, (str, Path)):
-        how: dict[str, Any] = {
-            "train_sizes": sizes,
-            "class_pair": pair,
-            "image_size": image_size,
-        }
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.running.measuring import MeasureRequest, measure_arrays, measure_source
+    from tasks.remote import InlineExecutor
+
+    given, of_files = _settings(settings), isinstance(images, (str, Path))
+    asked = MeasureRequest(str(images) if of_files else "", settings=given)
+    asked = replace(asked, train_sizes=as_sizes(train_sizes), class_pair=_two_names(class_pair))
+    if of_files:
         if not isinstance(own, (Mapping, NoneType)):
             raise ConfigError("own must be a mapping", repr(own), "e.g. {'label_map': {'CAT': 'cat'}}")
-        how |= {"channels": channels, "said": dict(own or {}), "settings": method}
-        return _measure_source(str(images), labels, how, root)
+        if labels is not None and not isinstance(labels, (str, Path)):
+            rule = "Labels of a file of images must be a file too"
+            raise ConfigError(rule, type(labels).__name__, "give its path")
+        asked = replace(asked, labels=None if labels is None else Path(labels), said=dict(own or {}))
+        asked = replace(asked, image_size=image_size, channels=channels)
+        return Measurement(measure_source(asked, InlineExecutor(), RootPaths.at(root_text(root))))
     if own:
         raise ConfigError("own is for files", repr(own), "map the labels of an array before")
     if image_size is not None:
         raise ConfigError("image_size is for image files", str(image_size), "resize the array before")
-    return _measure_arrays(_array("Images", images), labels, method, sizes, pair)
+    array = _array("Images", images)
+    names, codes = ((), None) if labels is None else _classes(_array("Labels", labels), len(array))
+    return Measurement(measure_arrays(array, codes, names, asked, InlineExecutor()))
+
+
+def _classes(labels: npt.NDArray[Any], num_images: int) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    from orchestrator.running.measuring import name_labels
+
+    if labels.shape != (num_images,):
+        raise DataError("There must be one label per image", f"{labels.shape} labels, {num_images} images")
+    return name_labels(labels.tolist())
 
 
 def _two_names(class_pair: object) -> tuple[str, str] | None:
@@ -338,58 +350,3 @@ def _settings(given: dict[str, Any]) -> MeasureSettings:
         if name not in known:
             raise unknown_name("setting", name, known)
     return MeasureSettings(**given)
-
-
-def _measure_source(source: str, labels: Any, how: dict[str, Any], root: str | Path | None) -> Measurement:
-    from orchestrator.planning.paths import RootPaths
-    from orchestrator.running.measuring import MeasureRequest, measure_source
-    from tasks.remote import InlineExecutor
-
-    if labels is not None and not isinstance(labels, (str, Path)):
-        raise ConfigError(
-            "Labels of a file of images must be a file too", type(labels).__name__, "give its path"
-        )
-    request = MeasureRequest(source=source, labels=None if labels is None else Path(labels), **how)
-    measured = measure_source(request, InlineExecutor(), RootPaths.at(root_text(root)))
-    names = measured.label_names
-    if how["class_pair"] and measured.pair_labels:
-        names = tuple(name for name in names if name in measured.pair_labels)
-    return Measurement(measured.record, names, measured.pair_images, measured.pair_labels)
-
-
-def _measure_arrays(
-    images: npt.NDArray[Any],
-    labels: npt.ArrayLike | None,
-    settings: MeasureSettings,
-    train_sizes: Sequence[int],
-    class_pair: tuple[str, str] | None,
-) -> Measurement:
-    from orchestrator.running.measuring import name_labels
-    from tasks import measure_array
-
-    names: tuple[str, ...] = ()
-    codes = None
-    if labels is not None:
-        written = _array("Labels", labels)
-        if written.shape != (len(images),):
-            raise DataError(
-                "There must be one label per image", f"{written.shape} labels, {len(images)} images"
-            )
-        names, codes = name_labels(written.tolist())
-    if class_pair is not None:
-        if codes is None or not set(class_pair) <= set(names) or class_pair[0] == class_pair[1]:
-            raise ConfigError(
-                "class_pair must name two different classes of the labels",
-                " ".join(map(str, class_pair)),
-                f"classes: {', '.join(names[:20]) or 'none, give labels'}",
-            )
-        rows = np.flatnonzero(np.isin(codes, [names.index(name) for name in class_pair]))
-        images, codes = images[rows], codes[rows]
-    measured = names if class_pair is None else tuple(name for name in names if name in class_pair)
-    record = measure_array(images, codes, train_sizes=train_sizes or None, settings=settings)
-    pair = record.label_sharpness.pair if record.label_sharpness else None
-    if pair is None or codes is None:
-        return Measurement(record, measured)
-    first, second = pair
-    labelled = (names[int(codes[first])], names[int(codes[second])])
-    return Measurement(record, measured, (images[first], images[second]), labelled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -91,58 +91,34 @@ def predict(
     Raises:
         SweepError: when the numbers, or the fits, do not allow a prediction.
     """
-    from orchestrator import predict as predict_from
-    from orchestrator.analysis.prediction_inputs import check_scale, values_of
+    from orchestrator.commands import Question, predicted
 
-    trained, record = _pilot(pilot, model), _record(measured)
-    found = {**_measures_of(trained), **values_of(record)}
     numbers = {
-        "d_data": found.get("d_data") if d_data is None else d_data,
-        "label_sharpness": found.get("label_sharpness") if label_sharpness is None else label_sharpness,
+        "d_data": d_data,
+        "label_sharpness": label_sharpness,
+        "train_size": train_size,
+        "target_loss": target_loss,
     }
-    missing = [name for name, value in numbers.items() if value is None]
-    if missing:
-        raise ConfigError(
-            "A prediction needs d_data and label_sharpness",
-            f"no {' and no '.join(missing)}",
-            "give a measurement with labels, or the numbers",
-        )
-    for name, value in {**numbers, "train_size": train_size, "target_loss": target_loss}.items():
+    for name, value in numbers.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
             raise ConfigError(f"{name} must be a number", repr(value), "give a plain one")
-    fits = _fits(sweep, root).records
-    if label_sharpness is None:
-        check_scale(record, fits.sharpness_scale)
-    return Forecast(
-        predict_from(
-            fits,
-            model=model,
-            domain=domain,
-            d_data=float(numbers["d_data"] or 0),
-            label_sharpness=float(numbers["label_sharpness"] or 0),
-            train_size=train_size,
-            target_loss=target_loss,
-            pilot=trained.points,
-        )
-    )
+    trained, record = _pilot(pilot, model), _record(measured)
+    question = Question(model, domain, **numbers)
+    return Forecast(predicted(question, record, lambda: _fits(sweep, root).records, trained)[0])
 
 
-def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Pilot:
+def _pilot(pilot: Sequence[tuple[float, float]] | str | Path, model: str) -> Callable[[], Pilot] | None:
     from orchestrator.analysis import PilotPoint
     from orchestrator.analysis.prediction_inputs import Pilot, read_pilot
 
     if isinstance(pilot, (str, Path)):
-        return read_pilot(Path(pilot), model)
+        return lambda: read_pilot(Path(pilot), model)
     try:
-        return Pilot(tuple(PilotPoint(float(size), float(loss)) for size, loss in pilot))
+        points = tuple(PilotPoint(float(size), float(loss)) for size, loss in pilot)
     except (TypeError, ValueError):
         rule = "pilot must be pairs of train size and test loss, or a file of them"
         raise ConfigError(rule, repr(pilot)[:200], "e.g. [(50, 0.6), (100, 0.5)]") from None
-
-
-def _measures_of(pilot: Pilot) -> dict[str, float]:
-    found = {"d_data": pilot.d_data, "label_sharpness": pilot.label_sharpness}
-    return {name: value for name, value in found.items() if value is not None}
+    return (lambda: Pilot(points)) if points else None
 
 
 def _record(measured: Measurement | dict[str, Any] | str | Path | None) -> dict[str, Any]:

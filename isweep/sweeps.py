@@ -306,20 +306,10 @@ def plan(
     Raises:
         SweepError: for a sweep that does not make sense, or data that cannot give it.
     """
-    from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import card_to_plan, estimate
-    from orchestrator.planning.plan import plan_rows
-    from orchestrator.results.state import look_at_state
+    from orchestrator.commands import planned
 
-    workspace = Workspace.open(source, root_text(root), storage, changes=changes)
-    check_feasible(workspace)
-    state, planned = look_at_state(workspace), workspace.plan.trials_by_id
-    rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
-    left = [trial for name, trial in planned.items() if name not in state.results]
-    card = card_to_plan(None, workspace.paths.prices)
-    share = workspace.plan.sweep.resources.num_gpus
-    cost = estimate(left, state.measured_trials(), card=card, share=share)
-    return Plan(pd.DataFrame(rows), cost)
+    found = planned(Workspace.open(source, root_text(root), storage, changes=changes))
+    return Plan(pd.DataFrame(found.rows), found.cost)
 
 
 # A search for learning rates, weight decays and batch sizes, from a notebook.

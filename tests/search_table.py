@@ -87,7 +87,7 @@ class TabulatedCell:
 
 
 def read_table(path: Path) -> dict[CellKey, TabulatedCell]:
-    """Read a table as ``benchmarks/search_table.py`` writes it: cells by model and subset."""
+    """Read a table as ``benchmarks/search.py`` writes it: cells by model and subset."""
     curves: dict[CellKey, dict[tuple[float, int], tuple[float, ...]]] = {}
     chance: dict[CellKey, float] = {}
     lengths: dict[CellKey, int] = {}

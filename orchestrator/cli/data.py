@@ -28,6 +28,7 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from orchestrator.running.measuring import Measured
     from tasks.measures.records import MeasureResult, MeasureSettings
     from tasks.remote import Executor
 
@@ -41,7 +42,7 @@ def datasets(name: str | None = None, /, *, place: Place = Place()) -> int:
         name: Only this dataset.
         place: Where everything lies.
     """
-    from orchestrator.running.measuring import dataset_rows
+    from orchestrator.commands import dataset_rows
 
     rows = dataset_rows(place.root, name)
 
@@ -66,7 +67,7 @@ def prepare(
     *,
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     montage: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    preset: str = "paper",
+    preset: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
     own: OwnOptions = OwnOptions(),
     reading: ReadingOptions = ReadingOptions(),
     cluster: ClusterOptions = ClusterOptions(),
@@ -75,16 +76,16 @@ def prepare(
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset of the table, see isweep datasets, or own data of the sweep file that --preset names.
+        name: A dataset of the table, see isweep datasets, or own data of the sweep that --sweep names.
         raw: Folder of the raw download.
         montage: Draw examples of each label into this file (shows images).
-        preset: Take image size, channels and data mode from this preset or sweep file (default paper).
+        preset: Take image size, channels and data mode from this sweep (default paper).
         own: What own data leave open, over what the sweep file says.
         reading: How to read raw files.
         cluster: Where to compute.
         place: Where everything lies.
     """
-    from orchestrator.running.measuring import prepare_one
+    from orchestrator.commands import prepare_one
     from orchestrator.running.progress import Progress
 
     if montage is not None and (montage.is_dir() or not montage.absolute().parent.is_dir()):
@@ -155,7 +156,7 @@ class ImageOptions:
         labels: Labels for a .npy: a .npy, or text with one per image.
         raw: Raw download, for a dataset's name.
         class_pair: Only these two classes, by name.
-        train_sizes: Nested sizes to measure too.
+        train_sizes: Nested sizes to measure beside all images.
         image_size: Resize to this side (image files: 224).
         channels: 1 (default) or 3.
     """
@@ -182,7 +183,7 @@ def measure(
     show_pair: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     reading: ReadingOptions = ReadingOptions(),
     address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None,
-    num_workers: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
+    num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
     place: Place = Place(),
 ) -> int:
     """Measure d_data and label sharpness of your own images.
@@ -195,10 +196,10 @@ def measure(
         show_pair: Draw the pair that attains K_F into this file (shows your images).
         reading: How to read raw files.
         address: Running Ray cluster.
-        num_workers: Ray workers; 1 (default) runs without Ray.
+        num_cpus: CPUs to use; 1 (default) runs without Ray.
         place: Where everything lies.
     """
-    from orchestrator.analysis.published import describe, save_pair
+    from orchestrator.commands import describe, measured_document
     from orchestrator.planning.paths import RootPaths
     from orchestrator.running.measuring import MeasureRequest, measure_source
 
@@ -215,10 +216,10 @@ def measure(
         settings=method.settings(),
     )
     with ExitStack() as stack:
-        executor = _executor(address, num_workers, stack)
+        executor = _executor(address, num_cpus, stack)
         measured = measure_source(request, executor, RootPaths.at(place.root))
     if show_pair:
-        written(show_pair, lambda path: save_pair(measured, path))
+        written(show_pair, lambda path: _save_pair(measured, path))
 
     def show() -> None:
         if measured.preparation is not None:
@@ -229,8 +230,18 @@ def measure(
         for text in describe(measured):
             stdout.print(escape(text), soft_wrap=True)
 
-    emit(place, measured.to_json(), show)
+    emit(place, measured_document(measured), show)
     return 0
+
+
+def _save_pair(measured: Measured, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from orchestrator.commands import draw_pair
+
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    draw_pair(figure, measured)
+    figure.savefig(path, format="png")
 
 
 def locate(
@@ -264,13 +275,13 @@ def locate(
     return 0
 
 
-def _executor(address: str | None, num_workers: int, stack: ExitStack) -> Executor:
+def _executor(address: str | None, num_cpus: int, stack: ExitStack) -> Executor:
     from orchestrator.running.cluster import connect
     from tasks.remote import InlineExecutor, RayExecutor
 
-    if address is None and num_workers == 1:
+    if address is None and num_cpus == 1:
         return InlineExecutor()
-    cluster = stack.enter_context(connect(address, num_cpus=num_workers, dashboard=False))
+    cluster = stack.enter_context(connect(address, num_cpus=num_cpus, dashboard=False))
     # The source and the prepared images lie on this node.
     return RayExecutor(driver_node_only=not cluster.local)
 
@@ -291,7 +302,7 @@ def _measure_table(record: MeasureResult) -> Table:
         for index, (name, estimate) in enumerate(size.d_data.items()):
             value = cell(estimate.value) or f"undefined: {estimate.reason}"
             head = (str(size.train_size), shown, str(size.num_duplicates)) if index == 0 else ("", "", "")
-            table.add_row(head[0], name, value, cell(estimate.std_error), head[1], head[2])
+            table.add_row(head[0], name, value, cell(estimate.error), head[1], head[2])
     if record.calibration is not None:
         document = record.calibration.to_json()
         interval = document.get("interval")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cyclopts import ArgumentCollection, Group, Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import ClusterOptions, Place, Positive, ReadingOptions, real, run_options, whole
+from orchestrator.cli.options import (
+    ClusterOptions,
+    Place,
+    Positive,
+    ReadingOptions,
+    Sweep,
+    real,
+    run_options,
+    whole,
+)
 from orchestrator.cli.printing import emit, grid, line, stderr, stdout
 from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
@@ -18,7 +27,9 @@ from search_spaces.errors import ConfigError
 if TYPE_CHECKING:
     from orchestrator.analysis import Prediction, ScalingFits
     from orchestrator.analysis.prediction_inputs import Pilot
+    from orchestrator.commands import Question
     from orchestrator.running.options import RunOptions
+    from search_spaces.specs import Domain
 
 Finite = Annotated[float, real()]
 PILOT = Group("Pilot", sort_key=2)
@@ -55,7 +66,7 @@ class PilotOptions:
 
 
 def predict(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     model: str = "pooled",
@@ -88,30 +99,19 @@ def predict(
         cluster: Where to train a pilot.
         place: Where everything lies.
     """
-    from orchestrator.analysis import predict as prediction
-    from orchestrator.analysis.prediction import usable_growth
-    from orchestrator.analysis.prediction_inputs import check_scale
+    from orchestrator.commands import Question, predicted
 
-    given = {"d_data": d_data, "label_sharpness": label_sharpness}
-    record = {} if measured is None else _record(given, measured, preset, place)
-    if trained.pilot is None or measured is not None:
-        given = {**_complete(given, record, measured)}
-    fits = _fits(preset, place, from_store)
-    usable_growth(fits, model, domain)  # before anything is trained: no pilot makes up for a sweep
-    if label_sharpness is None:
-        check_scale(record, fits.sharpness_scale)
+    record = {} if measured is None else _record(measured, (d_data, label_sharpness), preset, place)
+    question = Question(model, domain, d_data, label_sharpness, train_size, target_loss)
     options = run_options(place, cluster, reading, {})
-    pilot = _pilot(preset, trained, model, domain, place, options, cluster.quiet)
-    if pilot is not None:
-        given = {name: getattr(pilot, name) if value is None else value for name, value in given.items()}
-    found = prediction(
-        fits, model=model, domain=domain,
-        **_complete(given),
-        train_size=train_size,
-        target_loss=target_loss,
-        pilot=() if pilot is None else pilot.points,
-    )  # fmt: skip
-    _emit(place, found, pilot, model, domain)
+    found, pilot = predicted(
+        question,
+        record,
+        lambda: _fits(preset, place, from_store),
+        _pilot(preset, trained, question, place, options, cluster.quiet),
+    )
+    points = [] if pilot is None else [asdict(point) for point in pilot.points]
+    emit(place, {**found.to_json(), "pilot": points}, lambda: _show_prediction(found, model, domain, pilot))
     return 0
 
 
@@ -121,23 +121,15 @@ def _fits(preset: str, place: Place, from_store: bool) -> ScalingFits:
     return fit_scaling_laws(read_table(preset, place, from_store=from_store), arms=arms(preset, place))
 
 
-def _emit(place: Place, found: Prediction, pilot: Pilot | None, model: str, domain: str | None) -> None:
-    if pilot is not None:
-        found = replace(found, warning="; ".join(filter(None, (*pilot.notes, found.warning))))
-    points = [] if pilot is None else [asdict(point) for point in pilot.points]
-    emit(place, {**found.to_json(), "pilot": points}, lambda: _show_prediction(found, model, domain, pilot))
-
-
 def _pilot(
     preset: str,
     trained: PilotOptions,
-    model: str,
-    domain: Literal["natural", "medical"] | None,
+    question: Question,
     place: Place,
     options: RunOptions,
     quiet: bool,
-) -> Pilot | None:
-    """Read or train the pilot that was asked for."""
+) -> Callable[[], Pilot] | None:
+    """Return what reads or trains the pilot that was asked for."""
     from orchestrator.analysis.prediction_inputs import is_pilot_table, read_pilot
 
     if trained.pilot is None:
@@ -145,16 +137,21 @@ def _pilot(
             flag = "--pilot-sizes" if trained.pilot_sizes else "--pilot-test-size"
             raise ConfigError(f"{flag} is for a pilot", "no --pilot", "say on which images: --pilot SOURCE")
         return None
-    path = Path(trained.pilot).expanduser()
+    source, path = trained.pilot, Path(trained.pilot).expanduser()
     if is_pilot_table(path):
-        return read_pilot(path, model)
-    from orchestrator.planning.plan import Workspace
-    from orchestrator.running.measuring import PilotRequest, run_pilot
-    from orchestrator.running.progress import Progress
+        return lambda: read_pilot(path, question.model)
 
-    sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
-    request = PilotRequest(trained.pilot, model, trained.pilot_sizes, trained.pilot_test_size, domain)
-    return run_pilot(sweep, request, options, Progress(console=None if quiet else stderr))
+    def train() -> Pilot:
+        from orchestrator.planning.plan import Workspace
+        from orchestrator.running.measuring import PilotRequest, run_pilot
+        from orchestrator.running.progress import Progress
+
+        sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
+        sizes, domain = trained.pilot_sizes, cast("Domain | None", question.domain)
+        request = PilotRequest(source, question.model, sizes, trained.pilot_test_size, domain)
+        return run_pilot(sweep, request, options, Progress(console=None if quiet else stderr))
+
+    return train
 
 
 def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: Pilot | None) -> None:
@@ -176,31 +173,9 @@ def _show_prediction(found: Prediction, model: str, domain: str | None, pilot: P
         stdout.print(escape(f"Beware: {found.warning}."), soft_wrap=True)
 
 
-def _complete(
-    given: Mapping[str, float | None], record: Mapping[str, Any] | None = None, source: str | None = None
-) -> dict[str, float]:
-    """Fill in what was not given from the record of what was measured.
-
-    Raises:
-        ConfigError: when a number is neither given nor measured.
-    """
-    from orchestrator.analysis.prediction_inputs import values_of
-
-    numbers = values_of(record or {}) | {name: value for name, value in given.items() if value is not None}
-    missing = [name for name in given if name not in numbers]
-    if missing and source is not None:
-        found = f"no {' and no '.join(missing)} in {source}"
-        raise ConfigError("--measured must give both numbers", found, "measure with labels")
-    if missing:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise ConfigError(
-            f"the following arguments are required: {flags}",
-            way_out="give them, or --measured with images or a record of isweep measure --json, or --pilot",
-        )
-    return numbers
-
-
-def _record(given: Mapping[str, float | None], source: str, preset: str, place: Place) -> Mapping[str, Any]:
+def _record(
+    source: str, given: tuple[float | None, float | None], preset: str, place: Place
+) -> Mapping[str, Any]:
     """Return the record that was named, or that of images measured now at the sweep's side and channels.
 
     Raises:
@@ -208,7 +183,7 @@ def _record(given: Mapping[str, float | None], source: str, preset: str, place: 
     """
     from orchestrator.analysis.prediction_inputs import read_record
 
-    if None not in given.values():
+    if None not in given:
         raise ConfigError(
             "--measured is for numbers that are not given",
             f"--d-data and --label-sharpness beside --measured {source}",
@@ -223,4 +198,4 @@ def _record(given: Mapping[str, float | None], source: str, preset: str, place: 
 
     sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
     request = MeasureRequest(source=source, image_size=sweep.image_size, channels=sweep.channels or 1)
-    return measure_source(request, InlineExecutor(), RootPaths.at(place.root)).to_json()
+    return measure_source(request, InlineExecutor(), RootPaths.at(place.root)).record.to_json()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import Place, whole
+from orchestrator.cli.options import Place, Sweep, whole
 from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
 from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
 from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
@@ -41,7 +41,7 @@ WHERE_MEASURED = ("r_hat_pred",)
 
 
 def results(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
@@ -97,7 +97,7 @@ def results(
     return 0
 
 
-def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> int:
+def fit(preset: Sweep, /, *, from_store: bool = False, place: Place = Place()) -> int:
     """Fit the scaling laws.
 
     Args:
@@ -125,7 +125,7 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
 
 
 def report(
-    preset: str | None = None,
+    preset: Sweep | None = None,
     /,
     *,
     from_store: bool = False,
@@ -276,7 +276,7 @@ def no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
 
 
 def power(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     effect: Literal["law", "sharpness", "exponent", "d_data"] = "law",

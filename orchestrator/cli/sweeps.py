@@ -16,6 +16,7 @@ from orchestrator.cli.options import (
     Positive,
     RawFolders,
     ReadingOptions,
+    Sweep,
     raw_folders,
     run_options,
     whole,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     raw: RawFolders = (),
@@ -93,7 +94,7 @@ def run(
 
 
 def status(
-    preset: str | None = None,
+    preset: Sweep | None = None,
     /,
     *,
     watch_: Annotated[bool, Parameter(name="--watch")] = False,
@@ -168,11 +169,11 @@ def _status_of_all(place: Place) -> int:
     return 0
 
 
-def reconcile(preset: str, /, *, place: Place = Place()) -> int:
+def reconcile(preset: Sweep, /, *, place: Place = Place()) -> int:
     """Replay the result store to MLflow, close ghosts.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         place: Where everything lies.
     """
     from orchestrator.planning.plan import Workspace
@@ -257,7 +258,7 @@ MOST_CARDS = 100_000
 
 
 def plan(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,
@@ -276,26 +277,15 @@ def plan(
         gpus: How many of them (default: 1, or as many as a trial asks for).
         place: Where everything lies.
     """
-    from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import card_to_plan, estimate, extras
-    from orchestrator.planning.plan import Workspace, plan_rows
+    from orchestrator.commands import planned
+    from orchestrator.planning.plan import Workspace
     from orchestrator.planning.sweep_file import read_changes
-    from orchestrator.results.state import look_at_state
-    from orchestrator.running.run_state import running_trials
     from orchestrator.tuning.standing import most_trainings
 
     workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
-    kind = card_to_plan(card, workspace.paths.prices)
-    check_feasible(workspace)
-    state = look_at_state(workspace, running_trials(workspace))
-    planned = workspace.plan.trials_by_id
-    rows = plan_rows(workspace.plan, {name: state.status(name) for name in planned})
-    measures, missing = _measures(workspace, state), _not_prepared(workspace)
-    left = [trial for name, trial in planned.items() if name not in state.results]
-    share = workspace.plan.sweep.resources.num_gpus
-    cost = estimate(left, state.measured_trials(), card=kind, num_cards=gpus, share=share)
-    beside = extras(workspace.plan, state.incomplete)
-    cost |= vars(beside)
+    found = planned(workspace, card=card, num_cards=gpus)
+    rows, cost = found.rows, found.cost
+    measures, missing = _measures(workspace, found.state), _not_prepared(workspace)
     trainings, search = most_trainings(workspace)
     settled, said = _settled(workspace)
 
@@ -303,7 +293,7 @@ def plan(
         emit_grid(rows, all_=all_)
         stdout.print(f"{_counted('trials', rows)}; {_counted('measures', measures)}")
         _say_what_is_missing(workspace, missing)
-        for text in filter(None, (cost["text"], beside.text, search, *said)):
+        for text in filter(None, (cost["text"], found.beside, search, *said)):
             stdout.print(escape(text))
 
     document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}

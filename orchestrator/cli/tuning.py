@@ -12,6 +12,7 @@ from orchestrator.cli.options import (
     Place,
     RawFolders,
     ReadingOptions,
+    Sweep,
     raw_folders,
     run_options,
 )
@@ -35,7 +36,7 @@ SEARCH_SHOWN = {
 
 
 def tune(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     raw: RawFolders = (),

@@ -1,48 +1,43 @@
-"""``isweep measure``: reading your own images from wherever they are, and measuring them."""
+"""Your own images, read from wherever they are: measured, or trained on a little, to predict from.
+
+Light to import: what only a pilot needs is imported there.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from orchestrator.analysis.fit_records import POOLED
-from orchestrator.analysis.prediction_inputs import Pilot, pilot_of
-from orchestrator.analysis.published import PUBLISHED_RANGE, PUBLISHED_SIDE, Measured
-from orchestrator.analysis.report import results_table
 from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running.cluster import connect
-from orchestrator.running.locks import exclusive
-from orchestrator.running.options import RunOptions
-from orchestrator.running.preparation import check_raw, prepare_missing
-from orchestrator.running.progress import Progress
-from orchestrator.running.run import run_sweep
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, CorruptStoreError, DataError, invalid, unknown_name
+from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.specs import DatasetSpec, Domain, PreparedSpec
-from search_spaces.sweeps import DatasetChoice, OwnSourceSpec, RecipeChoice, SweepSpec
+from search_spaces.sweeps import OwnSourceSpec, RecipeChoice, SweepSpec
 from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureResult, MeasureSettings
-from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import MARKER, PreparedDataset
 from tasks.remote import Executor
 from tasks.sources import OWN_KINDS, own_kind_of
 from tasks.sources.base import RawRequest
 
-# Arrays of your own as ``isweep measure`` takes them: whole in memory, with labels checked as everywhere.
+if TYPE_CHECKING:
+    from orchestrator.analysis.prediction_inputs import Pilot
+    from orchestrator.running.options import RunOptions
+    from orchestrator.running.progress import Progress
 
+DEFAULT_SIDE = 224
+"""Of image files, where none is asked for: the study's."""
 NOTHING_SAID = OwnSourceSpec(kind="npz", path="own", domain=None)
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]]
 """Images, labels (None without any), class names, and what was taken, as lines."""
@@ -87,7 +82,7 @@ def load_arrays(path: Path, labels: Path | None, own: OwnSourceSpec) -> Arrays:
 
 
 def _request(own: OwnSourceSpec) -> RawRequest:
-    spec = PreparedSpec(dataset="own", image_size=PUBLISHED_SIDE[0], channels=1)
+    spec = PreparedSpec(dataset="own", image_size=DEFAULT_SIDE, channels=1)
     return RawRequest(own_dataset_spec("own", own), spec, Path(own.path))
 
 
@@ -171,6 +166,7 @@ def _load_npy(path: Path) -> npt.NDArray[Any]:
 
 
 MAX_HELD_BYTES = 2 << 30
+PREPARED_RANGE = (0.0, 255.0)
 SAID = ("label_map", "label_columns", "layout", "pixel_range")
 """What may be said of own data that are measured."""
 
@@ -188,7 +184,7 @@ class MeasureRequest:
             ``pixel_range`` is that of the settings.
         class_pair: Only these two classes, by name; a number that is no name is the place in their order.
         max_skipped_share: Largest share of image files that may be unusable.
-        train_sizes: Nested, stratified subsets to measure too.
+        train_sizes: Nested, stratified subsets to measure beside all images.
         image_size: Side to resize to; None keeps arrays as they are and takes 224 for image files.
         channels: 1 or 3.
         settings: How to measure.
@@ -204,6 +200,27 @@ class MeasureRequest:
     image_size: int | None = None
     channels: int = 1
     settings: MeasureSettings = field(default_factory=MeasureSettings)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured source.
+
+    Attributes:
+        record: The numbers.
+        pair_images: The two differently labelled images that are closest, or None.
+        pair_labels: What their labels mean, in words.
+        label_names: The classes that were measured, in their order; empty without labels.
+        preparation: Record of what was read and skipped, or None for arrays.
+        taken: What people should see of arrays: classes, what was left out, what is doubtful.
+    """
+
+    record: MeasureResult
+    pair_images: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None
+    pair_labels: tuple[str, str] | None
+    label_names: tuple[str, ...]
+    preparation: dict[str, Any] | None = None
+    taken: tuple[str, ...] = ()
 
 
 def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths) -> Measured:
@@ -242,7 +259,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
             raise ConfigError(
                 rule, f"{path.stat().st_size:,} bytes", "give --image-size, e.g. that of the arrays"
             )
-        return _measure_arrays(request, path, executor)
+        return _measure_file(request, path, executor)
     if suffix == ".npy":
         raise ConfigError("--image-size resizes images with labels", path.name, "save them as .npz")
     kind = own_kind_of(path)
@@ -290,10 +307,12 @@ def _check_device(name: str) -> None:
 def _measure_prepared(
     request: MeasureRequest, dataset: DatasetSpec, raw: Path | None, executor: Executor, paths: RootPaths
 ) -> Measured:
+    from tasks.prepared.prepare import prepare_dataset  # imports scipy, which arrays do without
+
     wanted = {
         "dataset": dataset.name,
         "task": dataset.task,
-        "image_size": request.image_size or PUBLISHED_SIDE[0],
+        "image_size": request.image_size or DEFAULT_SIDE,
         "channels": request.channels,
         "max_images_per_class": dataset.max_images_per_class,
     }
@@ -323,16 +342,16 @@ def _measure_prepared(
 
 
 def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
-    settings = replace(request.settings, pixel_range=PUBLISHED_RANGE)
+    settings = replace(request.settings, pixel_range=PREPARED_RANGE)
     names, preparation = data.label_names, data.record.to_json()
     if request.class_pair is None and not request.train_sizes:
         # Streams from the store, so the images need not fit into memory.
         record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)
         return _measured(record, data.read_rows, data.labels, names, preparation)
     rows = _rows_of_pair(data.labels, names, request.class_pair)
-    images, labels = data.read_rows(rows), data.labels[rows]
-    record = _measure_rows(request, images, labels, executor, settings)
-    return _measured(record, images.__getitem__, labels, names, preparation)
+    asked = replace(request, class_pair=None, settings=settings)
+    found = measure_arrays(data.read_rows(rows), data.labels[rows], names, asked, executor)
+    return replace(found, preparation=preparation)
 
 
 def _measured(
@@ -340,47 +359,53 @@ def _measured(
     read_rows: Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]],
     labels: npt.NDArray[np.int64] | None,
     label_names: tuple[str, ...],
-    preparation: dict[str, Any] | None,
+    preparation: dict[str, Any] | None = None,
 ) -> Measured:
+    if labels is None:
+        return Measured(record, None, None, (), preparation)
+    classes = {code: _name(label_names, code) for code in np.unique(labels).tolist()}
     pair = record.label_sharpness.pair if record.label_sharpness else None
-    if pair is None or labels is None:
-        return Measured(record, None, None, label_names, preparation)
+    if pair is None:
+        return Measured(record, None, None, tuple(classes.values()), preparation)
     first, second = read_rows(np.array(pair, np.int64))
-    codes = (int(labels[pair[0]]), int(labels[pair[1]]))
-    named = [label_names[code] if code < len(label_names) else str(code) for code in codes]
-    return Measured(record, (first, second), (named[0], named[1]), label_names, preparation)
+    named = classes[int(labels[pair[0]])], classes[int(labels[pair[1]])]
+    return Measured(record, (first, second), named, tuple(classes.values()), preparation)
 
 
-def _measure_arrays(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
+def _name(label_names: tuple[str, ...], code: int) -> str:
+    return label_names[code] if code < len(label_names) else str(code)
+
+
+def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
     others = set(request.said) - {"label_map", "pixel_range"}
     if others:
         raise ConfigError(
             f"{_options(sorted(others))} is for other kinds of own data", path.name, "leave it out"
         )
     images, labels, names, taken = load_arrays(path, request.labels, _own_source("npz", path, request))
-    if request.class_pair is not None:
-        if labels is None:
-            raise ConfigError("--class-pair needs labels", "none", "give --labels FILE")
-        rows = _rows_of_pair(labels, names, request.class_pair)
-        images, labels = images[rows], labels[rows]
-    record = _measure_rows(request, images, labels, executor, request.settings)
-    return replace(_measured(record, images.__getitem__, labels, names, None), taken=taken)
+    return replace(measure_arrays(images, labels, names, request, executor), taken=taken)
 
 
-def _measure_rows(
-    request: MeasureRequest,
+def measure_arrays(
     images: npt.NDArray[Any],
     labels: npt.NDArray[np.int64] | None,
+    label_names: tuple[str, ...],
+    request: MeasureRequest,
     executor: Executor,
-    settings: MeasureSettings,
-) -> MeasureResult:
-    return measure_array(
-        images,
-        labels,
-        train_sizes=request.train_sizes or None,
-        executor=executor,
-        settings=settings,
-    )
+) -> Measured:
+    """Measure images in memory as ``request`` says, whose source is not looked at.
+
+    Raises:
+        SweepError: for images, labels or a class pair that cannot be measured.
+    """
+    if request.class_pair is not None:
+        if labels is None:
+            raise ConfigError("A class pair needs labels", "none", "give labels (--labels FILE)")
+        rows = _rows_of_pair(labels, label_names, request.class_pair)
+        images, labels = images[rows], labels[rows]
+    sizes = request.train_sizes or None
+    record = measure_array(images, labels, train_sizes=sizes, executor=executor, settings=request.settings)
+    return _measured(record, images.__getitem__, labels, label_names)
 
 
 def _rows_of_pair(
@@ -394,101 +419,9 @@ def _rows_of_pair(
     codes = [places.get(name, by_place.get(name, -1)) for name in pair]
     if -1 in codes or codes[0] == codes[1]:
         known = ", ".join(names[:20] or tuple(by_place))
-        rule = "--class-pair must name two different classes of the data"
+        rule = "The class pair must name two different classes of the data"
         raise ConfigError(rule, " ".join(pair), f"classes: {known}")
     return np.flatnonzero(np.isin(labels, codes))
-
-
-# What datasets there are, which are prepared, and preparing one of them.
-
-
-def dataset_rows(root: str | None, name: str | None = None) -> list[dict[str, Any]]:
-    """Return one row per dataset of the table, or of ``name`` alone: what it is, needs, and where it stands.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    paths = RootPaths.at(root)
-    folder = paths.root / "prepared"
-    prepared: dict[str, list[str]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith("."):
-            continue
-        try:
-            record = PreparedDataset.open(path).record
-        except CorruptStoreError:
-            continue
-        prepared.setdefault(record.dataset, []).append(path.name)
-    specs = [dataset_spec(name)] if name else list(DATASETS.values())
-    return [
-        {
-            **json.loads(spec.model_dump_json()),
-            "prepared": prepared.get(spec.name, []),
-            "status": "prepared" if spec.name in prepared else "not prepared",
-        }
-        for spec in specs
-    ]
-
-
-def prepare_one(
-    name: str,
-    *,
-    preset: str,
-    run_options: RunOptions,
-    progress: Progress,
-    montage: Path | None = None,
-    said: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Prepare one dataset with the image size, channels and data mode of ``preset``; return its record.
-
-    Args:
-        name: A dataset of the table, or own data of the sweep file.
-        preset: Preset or sweep file that names image size, channels and data mode.
-        run_options: Where and how; ``raw`` names the download.
-        progress: Shows what happens.
-        montage: Where to draw examples of each label; None draws nothing, for patients' sake.
-        said: Fields of own data, such as ``label_map``, over what the sweep file says of them.
-
-    Raises:
-        SweepError: for an unknown name, an unusable download, or a root in use.
-    """
-    sweep = load_sweep(preset)
-    # Overrides of the recipe may name the sweep's other datasets; preparing needs no recipe.
-    recipe = sweep.recipe.model_copy(update={"overrides": ()})
-    only = {"datasets": (_choice(name, sweep, said or {}),), "recipe": recipe}
-    plan = plan_sweep(sweep.model_copy(update=only))
-    check_raw(Workspace(plan, RootPaths.at(run_options.root)), run_options.raw)
-    paths = RootPaths.create(run_options.root)
-    workspace = Workspace(plan, paths)
-    with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
-        if plan.prepared[0].prepared_id not in workspace.prepared:
-            with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:
-                from tasks.remote import RayExecutor
-
-                executor = RayExecutor(driver_node_only=not cluster.local, note=progress.note)
-                prepare_missing(workspace, list(plan.prepared), run_options, executor, progress)
-    dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
-    if montage is not None:
-        from tasks.prepared.prepare import save_montage
-
-        save_montage(dataset, montage)
-    return dataset.record.to_json()
-
-
-def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoice:
-    """Return the sweep's own data of that name, or else the dataset of the table."""
-    for choice in sweep.datasets:
-        if choice.name == name and choice.own is not None:
-            labels = {**choice.own.label_map, **said.get("label_map", {})}
-            own = choice.own.model_copy(update={**said, "label_map": labels})
-            return choice.model_copy(update={"own": own})
-    dataset_spec(name)
-    if said:
-        options = ", ".join(f"--{field.replace('_', '-')}" for field in said)
-        raise ConfigError(
-            f"{options} is for own data", f"{name}, whose classes are the table's", "leave it out"
-        )
-    return DatasetChoice(name=name)
 
 
 # A pilot: a few small trainings on one's own data, as a sweep trains, from which predictions can start.
@@ -527,6 +460,11 @@ def run_pilot(
     Raises:
         SweepError: for a mistake in the request, data that cannot be read, or a pilot without one loss.
     """
+    from orchestrator.analysis.prediction_inputs import Pilot, pilot_of
+    from orchestrator.analysis.report import results_table
+    from orchestrator.planning.plan import Workspace
+    from orchestrator.running.run import run_sweep
+
     spec = pilot_sweep(sweep, request)
     summary = run_sweep(spec, options, progress=progress)
     table = results_table(Workspace.open(spec, options.root, options.storage))
@@ -546,6 +484,8 @@ def pilot_sweep(sweep: SweepSpec, request: PilotRequest) -> SweepSpec:
     Raises:
         ConfigError: for a model that the sweep does not have, a recipe with an axis, or a source of no kind.
     """
+    from orchestrator.analysis.fit_records import POOLED
+
     models = {model_spec(choice).name: choice for choice in sweep.models}
     if request.model == POOLED:
         way_out = f"name one: --model {' or '.join(models)}; a CSV of results has train_size and test_loss"

@@ -216,7 +216,7 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 def make_sampler(name: Sampler, seed: int) -> BaseSampler:
-    """Return a sampler; see ``benchmarks/search_policy.py`` for how they compare."""
+    """Return a sampler; see ``benchmarks/search.py`` for how they compare."""
     if name == "random":
         return RandomSampler(seed=seed)
     with warnings.catch_warnings():

@@ -10,16 +10,14 @@ thin, curved or low-dimensional set), the whole block is redone in float64 inste
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from search_spaces.errors import DataError
 from tasks.measures.products import MAX_FEATURES, Product, SignedBytes
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -264,9 +262,7 @@ UNITS = (1.0, 1 / 255)
 INT32_FEATURES = (2**31 - 1) // 255**2
 
 _NORM_ROWS = 64  # rows per product whose diagonal are the norms: wasteful, and still faster than summing
-_PIECE_VALUES = (
-    1 << 15
-)  # values at a time, so that all steps of a check or a conversion find them in the cache
+_PIECE_VALUES = 1 << 15  # so that all steps of a conversion find them in the cache
 
 
 def is_byte_dtype(dtype: np.dtype[Any]) -> bool:
@@ -276,12 +272,7 @@ def is_byte_dtype(dtype: np.dtype[Any]) -> bool:
 
 @dataclass(frozen=True)
 class ByteRows:
-    """Rows whose every value is a byte times ``unit``, read as those bytes.
-
-    Attributes:
-        source: Where rows are read, as those bytes or as the values.
-        unit: One grey level in the values, one of ``UNITS``.
-    """
+    """Rows whose every value is a byte times ``unit``, one of ``UNITS``, read as those bytes."""
 
     source: BlockSource
     unit: float
@@ -312,9 +303,7 @@ def as_bytes(source: BlockSource) -> BlockSource:
     A quarter of the memory of float32 is spent once, so that the wide rows are looked at once only, and so
     that it is bytes that are sent to other processes.
     """
-    if not isinstance(source, ArraySource) or is_byte_dtype(source.array.dtype):
-        return source
-    if source.array.size == 0:
+    if not isinstance(source, ArraySource) or is_byte_dtype(source.array.dtype) or not source.array.size:
         return source
     levels = np.empty(source.array.shape, np.uint8)  # no memory is taken before it is written
     for unit in _possible_units(source.array.dtype):
@@ -323,29 +312,16 @@ def as_bytes(source: BlockSource) -> BlockSource:
     return source
 
 
-def with_unit(source: BlockSource, unit: float | None) -> BlockSource:
-    """A source that reads bytes, if ``unit`` says that all its rows are bytes; else the source itself."""
-    if unit is None or is_byte_dtype(source.read(0, 1).dtype):
-        return source
-    return ByteRows(source, unit)
-
-
-def byte_units(rows: npt.NDArray[Any]) -> tuple[float, ...]:
+def byte_units(rows: npt.NDArray[Any]) -> set[float]:
     """Those of ``UNITS`` of which every value is a whole multiple from 0 to 255, to the last bit.
 
     Bytes divided by 255 have been rounded to their dtype; a value counts as such a quotient if it is the
-    very float that the division gives. Half-precision floats are too coarse for that, their quotients count
-    as floats.
-
-    Args:
-        rows: ``(num_rows, num_features)``, any real dtype; NaN and infinity are multiples of nothing.
-
-    Returns:
-        The units; for dtypes that hold bytes only, 1 without a look.
+    very float that the division gives. Half-precision floats are too coarse for that.
     """
     if is_byte_dtype(rows.dtype):
-        return (1.0,)
-    return tuple(unit for unit in _possible_units(rows.dtype) if _fill_levels(None, rows, unit))
+        return {1.0}
+    levels = np.empty(rows.shape, np.uint8)
+    return {unit for unit in _possible_units(rows.dtype) if _fill_levels(levels, rows, unit)}
 
 
 def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
@@ -354,7 +330,7 @@ def _possible_units(dtype: np.dtype[Any]) -> tuple[float, ...]:
     return UNITS if dtype.kind == "f" and dtype.itemsize >= 4 else UNITS[:1]
 
 
-def _fill_levels(out: npt.NDArray[np.uint8] | None, rows: npt.NDArray[Any], unit: float) -> bool:
+def _fill_levels(out: npt.NDArray[np.uint8], rows: npt.NDArray[Any], unit: float) -> bool:
     """Write the grey levels of ``rows`` to ``out``; stops and returns False at a value without one."""
     divisor = rows.dtype.type(255)
     with np.errstate(invalid="ignore", over="ignore"):  # casts of NaN and large values are found unequal
@@ -367,8 +343,7 @@ def _fill_levels(out: npt.NDArray[np.uint8] | None, rows: npt.NDArray[Any], unit
                 equal = levels.astype(rows.dtype) / divisor == values
             if not equal.all():
                 return False
-            if out is not None:
-                flatten(out[top : top + len(values)])[:, part] = levels
+            flatten(out[top : top + len(values)])[:, part] = levels
     return True
 
 
@@ -387,15 +362,7 @@ def _pieces(rows: npt.NDArray[Any]) -> Iterator[tuple[int, slice, npt.NDArray[An
 
 
 def signed(rows: npt.NDArray[Any], buffer: SignedBytes | None = None) -> SignedBytes:
-    """Rows of bytes shifted into int8; differences between rows stay the same.
-
-    Args:
-        rows: ``(num_rows, num_features)`` of a byte dtype; left as they are.
-        buffer: ``(at least num_rows, num_features)`` to write to: filling fresh memory takes twice as long.
-
-    Returns:
-        ``(num_rows, num_features)``, a part of ``buffer`` if there is one.
-    """
+    """Rows of bytes shifted into int8, in ``buffer`` if there is one; their differences stay the same."""
     out = np.empty(rows.shape, np.int8) if buffer is None else buffer[: len(rows)]
     if rows.dtype == np.uint8:
         np.bitwise_xor(rows, 128, out=out.view(np.uint8))  # x - 128 in two's complement
@@ -415,10 +382,10 @@ def squared_norms(rows: SignedBytes, product: Product) -> npt.NDArray[np.int64]:
 
 
 def gram(a: SignedBytes, b: SignedBytes, product: Product) -> IntArray:
-    """Products of the rows of two blocks, ``(num_a, num_b)``; that of a block with itself holds its norms.
+    """Products of the rows of two blocks; that of a block with itself holds its norms.
 
     Returns:
-        int32 up to ``INT32_FEATURES`` features, else int64.
+        ``(num_a, num_b)``, int32 up to ``INT32_FEATURES`` features, else int64.
     """
     dtype = np.int32 if a.shape[1] <= INT32_FEATURES else np.int64
     total: IntArray | None = None
@@ -432,34 +399,14 @@ def gram(a: SignedBytes, b: SignedBytes, product: Product) -> IntArray:
 
 
 def expand(products: IntArray, norms_a: npt.NDArray[np.int64], norms_b: npt.NDArray[np.int64]) -> IntArray:
-    """Turn products of rows into squared distances, in place: ``|a|² + |b|² - 2ab``."""
+    """Turn products of rows into squared distances, in place: ``|a|² + |b|² - 2ab``.
+
+    No step can leave the dtype that `gram` chose; results are below `tasks.measures.neighbors.far` of it.
+    """
     products *= -2
     products += norms_a[:, None].astype(products.dtype)
     products += norms_b.astype(products.dtype)
     return products
-
-
-def whole_squared_distances(
-    a: SignedBytes,
-    b: SignedBytes,
-    norms_a: npt.NDArray[np.int64],
-    norms_b: npt.NDArray[np.int64],
-    product: Product,
-) -> IntArray:
-    """Squared distances between the rows of two blocks, without any rounding.
-
-    Args:
-        a: ``(num_a, num_features)``.
-        b: ``(num_b, num_features)``; may be ``a``.
-        norms_a: ``(num_a,)`` from `squared_norms`.
-        norms_b: ``(num_b,)``.
-        product: From `tasks.measures.products.choose_product`.
-
-    Returns:
-        ``(num_a, num_b)``, int32 up to ``INT32_FEATURES`` features, where no step can leave it, else int64;
-        always below `tasks.measures.neighbors.far` of that dtype.
-    """
-    return expand(gram(a, b, product), norms_a, norms_b)
 
 
 def _feature_parts(num_features: int) -> list[slice]:
@@ -467,118 +414,3 @@ def _feature_parts(num_features: int) -> list[slice]:
     num_parts = max(1, -(-num_features // MAX_FEATURES))
     edges = [num_features * part // num_parts for part in range(num_parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(edges)]
-
-
-# Checks of what a user hands in, once, at the door.
-
-
-def check_labels(labels: npt.ArrayLike, num_images: int) -> npt.NDArray[np.int64]:
-    """Labels as int64.
-
-    Raises:
-        DataError: If they are no whole numbers, or not one per image.
-    """
-    array = np.asarray(labels)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1 or len(array) != num_images:
-        raise DataError(
-            "There must be one label per image", f"labels of shape {array.shape} for {num_images} images"
-        )
-    if array.dtype.kind not in "biuf":
-        raise DataError(
-            "Labels must be whole numbers", f"dtype {array.dtype}", "number the classes 0, 1, ..."
-        )
-    if array.dtype.kind == "f" and len(bad := np.flatnonzero(~_is_int64(array))):
-        raise DataError(
-            "Labels must be whole numbers", f"{array[bad[0]]} at row {bad[0]}", "number the classes"
-        )
-    return array.astype(np.int64)
-
-
-def _is_int64(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
-    """Floats that are whole numbers which int64 holds; NaN and infinity are not."""
-    whole: npt.NDArray[np.bool_] = (values == np.rint(values)) & (np.abs(values) < 2.0**63)
-    return whole
-
-
-def as_sizes(train_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Sizes as given, of plain whole numbers.
-
-    Raises:
-        DataError: If they are one number or text, or one is not whole.
-    """
-    if isinstance(train_sizes, str) or not isinstance(train_sizes, Iterable):
-        raise DataError("train_sizes must be several sizes", repr(train_sizes), "e.g. [500, 1000]")
-    if any(not isinstance(size, Real) or size % 1 for size in train_sizes):
-        raise DataError("train_sizes must be whole numbers", str(list(train_sizes)), "round them")
-    return tuple(int(size) for size in train_sizes)
-
-
-def check_train_sizes(train_sizes: Sequence[int], num_images: int) -> list[int]:
-    """Sizes ascending and once each.
-
-    Raises:
-        DataError: If there are none, or one is not whole or does not fit the number of images.
-    """
-    sizes = sorted(set(as_sizes(train_sizes)))
-    if not sizes or sizes[0] < 1 or sizes[-1] > num_images:
-        raise DataError(
-            f"train_sizes must be between 1 and the number of images, {num_images}",
-            str(list(train_sizes)),
-            "choose smaller sizes or add images",
-        )
-    return sizes
-
-
-def as_array(images: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Images as one array.
-
-    Raises:
-        DataError: If they have several shapes, are no numbers, are a single number, or some are masked.
-    """
-    if isinstance(images, np.ma.MaskedArray) and np.ma.is_masked(images):
-        rule = "No value of an image may be masked"
-        raise DataError(rule, f"{np.ma.getmaskarray(images).sum()} masked values", "fill or remove them")
-    try:
-        array = np.asarray(images)
-    except ValueError as error:  # numpy's word for ragged nested sequences
-        raise DataError("All images must have one size and channel count", str(error)) from None
-    if array.dtype == object:
-        shapes = sorted({np.shape(image) for image in array.ravel()[:1000]})
-        if shapes == [()]:
-            raise DataError("Images must be real numbers", "dtype object", "convert them")
-        raise DataError(
-            "All images must have one size and channel count", f"shapes {shapes[:5]}", "resize them"
-        )
-    if array.ndim == 0:
-        raise DataError("Images must have an axis for their number", f"one value, {array}")
-    return array
-
-
-def checked_source(images: BlockSource | npt.ArrayLike) -> BlockSource:
-    """Images as a source of rows that have at least one axis.
-
-    Raises:
-        DataError: If they have none, no rows, no pixels, or several shapes.
-    """
-    source = images if isinstance(images, BlockSource) else as_source(as_array(images))
-    if len(source.row_shape) == 0:
-        raise DataError(
-            "Images must have at least one axis besides their number", f"shape ({source.num_rows},)"
-        )
-    if source.num_rows == 0 or 0 in source.row_shape:
-        raise DataError(
-            "There must be at least one image, with at least one pixel",
-            f"{source.num_rows} rows of shape {source.row_shape}",
-        )
-    return source
-
-
-def as_channels_first(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """View ``(n, h, w)`` and ``(n, h, w, c)`` as ``(n, c, h, w)``; distances do not depend on it."""
-    if array.ndim == 3:
-        return array[:, None]
-    if array.ndim == 4 and array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
-        return np.ascontiguousarray(np.moveaxis(array, 3, 1))
-    return array

@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from search_spaces.errors import DataError, unknown_name
-from tasks.measures.distances import (
-    BlockSource,
-    FloatArray,
-    Precision,
-    as_array,
-    as_bytes,
-    as_source,
-    with_unit,
-)
-from tasks.measures.neighbors import BLOCK_ROWS, NeighborTable, nested_neighbors
-from tasks.remote import Executor
+from tasks.measures.distances import FloatArray
+from tasks.measures.neighbors import NeighborTable
 
 # The record that every estimator of intrinsic dimension returns, and what the estimators share.
 
@@ -59,6 +50,12 @@ class IntrinsicDimension:
     num_dropped: int = 0
     reason: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float | None:
+        """The standard error to show: by resampling neighbourhoods, which overlap, where that was done."""
+        bootstrap: float | None = self.details.get("std_error_bootstrap")
+        return self.std_error if bootstrap is None else bootstrap
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; ``details`` stand beside the other keys, ``reason`` only where there is one."""
@@ -407,65 +404,3 @@ def estimate(
     known = estimator_table()
     known["twonn"] = (lambda t, k, s: twonn(t, discard_fraction=discard_fraction, seed=s), 2)
     return {name: known[name][0](table, num_neighbors, seed) for name in estimators}
-
-
-def intrinsic_dimension(
-    features: npt.ArrayLike | BlockSource,
-    *,
-    num_neighbors: int = 20,
-    estimators: Sequence[str] = ("mle", "twonn"),
-    discard_fraction: float = 0.1,
-    executor: Executor | None = None,
-    precision: Precision | None = None,
-    seed: int = 0,
-    block_rows: int = BLOCK_ROWS,
-) -> dict[str, IntrinsicDimension]:
-    """Intrinsic dimension of any array of points, for example of a network's last hidden layer (d_repr).
-
-    Args:
-        features: ``(num_points, ...)`` real numbers, in any order.
-        num_neighbors: k of the MLE.
-        estimators: Names from `estimator_table`.
-        discard_fraction: Of TwoNN; 0 as in the code of Konz & Mazurowski.
-        executor: Where block tasks run; in this process when None.
-        precision: How products are formed.
-        seed: Of bootstraps; no value depends on it.
-        block_rows: Rows per block.
-
-    Returns:
-        One record per estimator. Exact duplicates count once; ``num_duplicates`` says how many.
-
-    Raises:
-        DataError: If the features are no numbers, or not finite.
-        ConfigError: If an estimator is not known.
-
-    Example:
-        >>> points = np.random.default_rng(0).normal(size=(500, 3)) @ np.ones((3, 40))
-        >>> 0.9 < intrinsic_dimension(points)["mle"].value < 1.1
-        True
-    """
-    from tasks.measures.measure import profile_rows
-
-    source = as_bytes(features if isinstance(features, BlockSource) else as_source(as_array(features)))
-    profile = profile_rows(source, None, executor=executor)
-    source = with_unit(source, profile.byte_unit)
-    size = len(profile.keep)
-    table = nested_neighbors(
-        source,
-        None,
-        [size],
-        max(1, min(table_width(estimators, num_neighbors), size - 1)),
-        executor=executor,
-        precision=profile.precision(precision or Precision()),
-        keep=profile.keep,
-        block_rows=block_rows,
-    ).tables[0]
-    records = estimate(
-        table,
-        num_neighbors=num_neighbors,
-        estimators=estimators,
-        discard_fraction=discard_fraction,
-        seed=seed,
-    )
-    extra = {"num_duplicates": profile.num_duplicates}
-    return {name: replace(record, details=record.details | extra) for name, record in records.items()}

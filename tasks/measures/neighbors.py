@@ -4,8 +4,12 @@ Train subsets are prefixes of one order of rows: size n means rows ``0 .. n-1``.
 to every size above ``max(i, j)``, so it is enough to file it once, under the smallest train size that
 holds both (its *shell*); the table of a size is the merge of the shells up to it. Distances are symmetric,
 so each block of pairs is computed once and serves both sides. What a block finds is merged by "keep the k
-smallest" and "keep the minimum", which are associative and commutative: any division of the blocks over
-workers gives the same tables.
+smallest" and "keep the minimum", of equal distances the one to the earlier row: that is associative and
+commutative, so any division of the blocks over workers gives the same tables.
+
+Rows of bytes go the exact way: one large block of rows is held in int8, and columns stream past it in pieces,
+the next piece being read and shifted while one is multiplied. All else goes the float way, in square blocks.
+Blocks are floats, or whole numbers below `far` of their dtype; tables are float64, which holds both.
 """
 
 from __future__ import annotations
@@ -37,18 +41,33 @@ from tasks.measures.distances import (
     signed,
     squared_distances,
     squared_norms,
-    whole_squared_distances,
 )
 from tasks.measures.products import Product, SignedBytes, check_device, choose_product, num_threads
 from tasks.remote import Executor, InlineExecutor
 
-# What a block of distances contributes to the tables of neighbours, and how contributions merge.
-#
-# All merging is "keep the k smallest" and "keep the minimum"; both are associative and commutative, so the
-# order in which blocks are computed and workers report does not matter. Of equal distances the one to the
-# earlier row counts as smaller, so that this holds for the rows found, too.
-#
-# Blocks are floats, or whole numbers below ``far`` of their dtype; tables are float64, which holds both.
+# 2,048 rows: the product of two blocks of image rows takes long enough to hide all else, and the working
+# set (products in float64 and float32, two chunks of centred features) stays near 200 MB per worker.
+BLOCK_ROWS = 2048
+# Rows of one side of a tile, so that what a task sends back stays small however many rows there are.
+TILE_ROWS = 16384
+# The same for one worker, whose one result is the whole.
+TILE_ROWS_OF_ONE = 1 << 18
+# Tiles per worker at least, so that the last ones to finish keep nobody waiting for long.
+TILES_PER_WORKER = 5
+# Seconds of work per worker from which it is worth sending rows to other nodes.
+SPREAD_SECONDS = 1.0
+# What ``precision`` says of distances that were formed in whole numbers.
+EXACT = "exact integer"
+# Rows of bytes that pass by a block at a time: fine enough that the diagonal costs little more than half, and
+# that a block of distances stays in the cache while it is filed.
+PIECE_ROWS = 256
+# And not more bytes than this, of which two pieces are in memory: images may have any number of pixels.
+PIECE_BYTES = 64 << 20
+# Bytes held while others pass by. Reading rows again is free where they are in memory.
+HELD_BYTES = 256 << 20
+HELD_BYTES_IN_MEMORY = 128 << 20
+# Share of a block's columns that are in a sample from which on the others are masked.
+DENSE_SHARE = 0.25
 
 IntArray = npt.NDArray[np.integer[Any]]
 Block = npt.NDArray[Any]  # squared distances, float32, float64, int32 or int64
@@ -118,13 +137,6 @@ class Partial:
             np.concatenate([kept[active], values], axis=1), np.concatenate([kept_ids[active], ids], axis=1), k
         )
 
-    def offer_opposite(self, shell: int, rows: slice, column_start: int, squared: Block) -> None:
-        """The same for the nearest row with another label; ``squared`` is ``far`` where labels agree."""
-        columns = np.arange(column_start, column_start + squared.shape[1])
-        improve(
-            self.opposite[shell], self.opposite_ids[shell], np.arange(rows.start, rows.stop), columns, squared
-        )
-
 
 def smallest(squared: FloatArray, ids: IntArray, k: int) -> tuple[FloatArray, IntArray]:
     """The ``k`` smallest along the last axis, ascending, ties by id so that the order of merging is moot."""
@@ -167,25 +179,6 @@ def _by_row(chosen: npt.NDArray[np.bool_], squared: Block) -> tuple[IntArray, In
     padded[line, place] = squared[rows, columns]
     return active, padded_columns, padded
 
-
-# One task of a neighbour search: all pairs of a tile of rows and columns, block by block.
-#
-# Rows of bytes go the exact way: one large block of rows is held in int8, and columns stream past it in
-# pieces, the next piece being read and shifted while one is multiplied. All else goes the float way, in
-# square blocks. Filing what a block holds under the train sizes it belongs to is the same for both.
-
-# What ``precision`` says of distances that were formed in whole numbers.
-EXACT = "exact integer"
-# Rows of bytes that pass by a block at a time: fine enough that the diagonal costs little more than half, and
-# that a block of distances stays in the cache while it is filed.
-PIECE_ROWS = 256
-# And not more bytes than this, of which two pieces are in memory: images may have any number of pixels.
-PIECE_BYTES = 64 << 20
-# Bytes held while others pass by. Reading rows again is free where they are in memory.
-HELD_BYTES = 256 << 20
-HELD_BYTES_IN_MEMORY = 128 << 20
-# Share of a block's columns that are in a sample from which on the others are masked.
-DENSE_SHARE = 0.25
 
 Span = tuple[int, int]
 
@@ -351,7 +344,7 @@ def _blocks_of_bytes(job: Job, rows: Span, columns: Span) -> Iterator[tuple[Span
             for j, b in job.stream(beside, (buffers[0], buffers[1]), pool):
                 if j not in norms:
                     norms[j] = squared_norms(b, product)
-                yield i, j, whole_squared_distances(a, b, norms_a, norms[j], product), EXACT
+                yield i, j, expand(gram(a, b, product), norms_a, norms[j]), EXACT
 
 
 def _blocks_within(
@@ -364,51 +357,47 @@ def _blocks_within(
         own = gram(b, b, product)
         norms[inside] = own.diagonal()
         if j[0] > i[0]:
-            squared = whole_squared_distances(a[above], b, norms[above], norms[inside], product)
+            squared = expand(gram(a[above], b, product), norms[above], norms[inside])
             yield (i[0], j[0]), j, squared, EXACT
         yield j, j, expand(own, norms[inside], norms[inside]), EXACT
 
 
 def _file_block(job: Job, mine: Partial, theirs: Partial, i: Span, j: Span, squared: Block) -> None:
     """File one block of squared distances under the shells of its pairs, for both sides."""
-    opposite = None
-    if job.labels is not None:
-        differ = job.labels[slice(*i), None] != job.labels[None, slice(*j)]
-        opposite = np.where(differ, squared, squared.dtype.type(far(squared.dtype)))
-        _file_subsets(job, mine, theirs, i, j, opposite)
-    for a, a_stop in _segments(job.shells, *i):
-        for b, b_stop in _segments(job.shells, *j):
-            shell = int(max(job.shells[a], job.shells[b]))
-            part = slice(a - i[0], a_stop - i[0]), slice(b - j[0], b_stop - j[0])
-            rows = slice(a - mine.start, a_stop - mine.start)
-            columns = slice(b - theirs.start, b_stop - theirs.start)
-            mine.offer(shell, rows, b, squared[part])
-            if opposite is not None:
-                mine.offer_opposite(shell, rows, b, opposite[part])
-            if i != j:  # a block on the diagonal holds each pair twice already
-                theirs.offer(shell, columns, a, squared[part].T)
+    sides = [(mine, i, j, squared)]
+    if i != j:  # a block on the diagonal holds each pair twice already
+        sides.append((theirs, j, i, squared.T))
+    for side, own, other, block in sides:
+        opposite = None
+        if job.labels is not None:
+            differ = job.labels[slice(*own), None] != job.labels[None, slice(*other)]
+            opposite = np.where(differ, block, block.dtype.type(far(block.dtype)))
+            _file_subsets(job, side, own, other, opposite)
+        for a, a_stop in _segments(job.shells, *own):
+            for b, b_stop in _segments(job.shells, *other):
+                shell = int(max(job.shells[a], job.shells[b]))
+                part = slice(a - own[0], a_stop - own[0]), slice(b - other[0], b_stop - other[0])
+                rows = slice(a - side.start, a_stop - side.start)
+                side.offer(shell, rows, b, block[part])
                 if opposite is not None:
-                    theirs.offer_opposite(shell, columns, a, opposite[part].T)
+                    best, ids = side.opposite[shell], side.opposite_ids[shell]
+                    improve(best, ids, np.arange(rows.start, rows.stop), np.arange(b, b_stop), opposite[part])
 
 
-def _file_subsets(job: Job, mine: Partial, theirs: Partial, i: Span, j: Span, opposite: Block) -> None:
+def _file_subsets(job: Job, side: Partial, own: Span, other: Span, opposite: Block) -> None:
     """Nearest opposites inside each sample."""
     for number, members in enumerate(job.subsets):
-        rows, columns = np.flatnonzero(members[slice(*i)]), np.flatnonzero(members[slice(*j)])
+        rows, columns = np.flatnonzero(members[slice(*own)]), np.flatnonzero(members[slice(*other)])
         if not len(rows) or not len(columns):
             continue
         if len(columns) > DENSE_SHARE * opposite.shape[1]:  # masking many columns is faster than picking them
             nothing = opposite.dtype.type(far(opposite.dtype))
-            inside = np.where(members[slice(*j)], opposite[rows], nothing)
+            inside = np.where(members[slice(*other)], opposite[rows], nothing)
             columns = np.arange(opposite.shape[1])
         else:
             inside = opposite[rows][:, columns]
-        rows, columns = rows + i[0], columns + j[0]
-        best, ids = mine.subset_opposite[number], mine.subset_ids[number]
-        improve(best, ids, rows - mine.start, columns, inside)
-        if i != j:
-            best, ids = theirs.subset_opposite[number], theirs.subset_ids[number]
-            improve(best, ids, columns - theirs.start, rows, inside.T)
+        best, ids = side.subset_opposite[number], side.subset_ids[number]
+        improve(best, ids, rows + own[0] - side.start, columns + other[0], inside)
 
 
 def _spans(start: int, stop: int, step: int) -> Iterator[Span]:
@@ -422,19 +411,6 @@ def _segments(shells: IntArray, start: int, stop: int) -> Iterator[tuple[int, in
     cuts = np.flatnonzero(np.diff(shells[start:stop])) + start + 1
     edges = [start, *cuts.tolist(), stop]
     return pairwise(edges)
-
-
-# 2,048 rows: the product of two blocks of image rows takes long enough to hide all else, and the working
-# set (products in float64 and float32, two chunks of centred features) stays near 200 MB per worker.
-BLOCK_ROWS = 2048
-# Rows of one side of a tile, so that what a task sends back stays small however many rows there are.
-TILE_ROWS = 16384
-# The same for one worker, whose one result is the whole.
-TILE_ROWS_OF_ONE = 1 << 18
-# Tiles per worker at least, so that the last ones to finish keep nobody waiting for long.
-TILES_PER_WORKER = 5
-# Seconds of work per worker from which it is worth sending rows to other nodes.
-SPREAD_SECONDS = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Exact products of 8-bit rows, ``a @ b.T`` in whole numbers, by the library that is fastest here.
 
 All ways give the same bits. Billions of multiply-adds a second on one core of an Intel Xeon with AVX-512 VNNI
-(``benchmarks/measures.py products`` measures them anew; older instructions by switching newer ones off):
+(``benchmarks/measures.py products``; older instructions by switching newer ones off in each library):
 
 =================  ============  =========================  ==================
 way                AVX-512 VNNI  AVX-512 and AVX2, without  what it costs
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SignedBytes = npt.NDArray[np.int8]
 Product = Callable[[SignedBytes, SignedBytes], npt.NDArray[np.int32]]
+"""``a @ b.T`` of ``(num_a, num_features)`` and ``(num_b, num_features)``, ``MAX_FEATURES`` at most."""
 
 # Products of signed bytes reach 128². Sums of that many stay below 2³¹, whatever the signs.
 MAX_FEATURES = 131_071
@@ -64,15 +65,7 @@ def num_threads() -> int:
 
 
 def blas_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
-    """``a @ b.T`` by float32 products over at most ``FLOAT32_FEATURES`` features, each of them exact.
-
-    Args:
-        a: ``(num_a, num_features)``, at most ``MAX_FEATURES`` features.
-        b: ``(num_b, num_features)``; numpy saves half of the work when it is ``a`` itself.
-
-    Returns:
-        ``(num_a, num_b)``.
-    """
+    """``a @ b.T`` by float32 products over at most ``FLOAT32_FEATURES`` features, each of them exact."""
     total: npt.NDArray[np.int32] | None = None
     for start in range(0, a.shape[1], FLOAT32_FEATURES):
         left = a[:, start : start + FLOAT32_FEATURES].astype(np.float32)
@@ -83,29 +76,13 @@ def blas_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
 
 
 def wide_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
-    """``a @ b.T`` in integers throughout: slow, and needs no library. For a machine where all else is wrong.
-
-    Args:
-        a: ``(num_a, num_features)``, at most ``MAX_FEATURES`` features.
-        b: ``(num_b, num_features)``.
-
-    Returns:
-        ``(num_a, num_b)``.
-    """
+    """``a @ b.T`` in integers throughout: slow, for a machine where all else is wrong."""
     product: npt.NDArray[np.int32] = np.matmul(a, b.T, dtype=np.int32)
     return product
 
 
 def numkong_product(a: SignedBytes, b: SignedBytes) -> npt.NDArray[np.int32]:
-    """``a @ b.T`` by the 8-bit instructions of a processor, the features shared out over all threads.
-
-    Args:
-        a: ``(num_a, num_features)``, at most ``MAX_FEATURES`` features.
-        b: ``(num_b, num_features)``.
-
-    Returns:
-        ``(num_a, num_b)``.
-    """
+    """``a @ b.T`` by the 8-bit instructions of a processor, the features shared out over all threads."""
     import numkong
 
     def some(strip: slice, first: int) -> npt.NDArray[np.int32]:
@@ -136,14 +113,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 def torch_product(a: SignedBytes, b: SignedBytes, device: str = "cpu") -> npt.NDArray[np.int32]:
     """``a @ b.T`` by the 8-bit instructions of a processor, in all of torch's threads, or of a GPU.
 
-    Args:
-        a: ``(num_a, num_features)``, ``MIN_FEATURES`` to ``MAX_FEATURES`` features, writable.
-        b: ``(num_b, num_features)``, writable.
-        device: ``"cpu"``, or a torch device such as ``"cuda"``, which takes 17 rows at least and multiples of
-            8: zeros are added and cut off again.
-
-    Returns:
-        ``(num_a, num_b)``, in this process's memory.
+    ``"cuda"`` takes 17 rows at least and multiples of 8: zeros are added and cut off again.
     """
     import torch
 

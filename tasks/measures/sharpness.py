@@ -9,7 +9,7 @@ conventions means nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -247,8 +247,8 @@ def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: floa
     return None
 
 
-def convert(sharpness: LabelSharpness, to: SharpnessConvention) -> LabelSharpness:
-    """Express a label sharpness in another pixel range, side or channel count.
+def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
+    """Factor that takes a label sharpness from one pixel range, side and channel count to another.
 
     ``K ∝ 1/(range · √(height · width · channels))``: exact for the range and for repeated channels;
     for the side it assumes that resizing keeps every pixel's neighbourhood, and interpolation blurs (a
@@ -257,53 +257,23 @@ def convert(sharpness: LabelSharpness, to: SharpnessConvention) -> LabelSharpnes
     Raises:
         DataError: If a side or range is missing, or the sample differs, which no factor makes up for.
     """
-    have = sharpness.convention
     if have.sample != to.sample:
         raise DataError(
             "Label sharpness can only be converted between samples of equal size",
             f"{have.sample} and {to.sample} images",
             "measure again with the same sharpness_sample",
         )
-    factor = _unit(have) / _unit(to)
-    scaled = replace(
-        sharpness,
-        convention=to,
-        value=None if sharpness.value is None else sharpness.value * factor,
-        pair_value=None if sharpness.pair_value is None else sharpness.pair_value * factor,
-        sample_values=tuple(value * factor for value in sharpness.sample_values),
-        permuted=None if sharpness.permuted is None else sharpness.permuted * factor,
-    )
-    if sharpness.percentiles is None:
-        return scaled
-    return replace(scaled, percentiles={key: value * factor for key, value in sharpness.percentiles.items()})
+    units = []
+    for one in (have, to):
+        if one.pixel_range is None or one.side is None:
+            raise DataError("Converting label sharpness needs pixel range and side", str(one))
+        units.append(largest_distance(one.pixel_range[1] - one.pixel_range[0], *one.side, one.channels))
+    return float(units[0] / units[1])
 
 
-def _unit(convention: SharpnessConvention) -> float:
-    """Largest possible distance between two images of this convention."""
-    if convention.pixel_range is None or convention.side is None:
-        raise DataError("Converting label sharpness needs pixel range and side", str(convention))
-    low, high = convention.pixel_range
-    height, width = convention.side
-    return float((high - low) * np.sqrt(height * width * convention.channels))
+def largest_distance(pixel_range: Any, height: Any, width: Any, channels: Any) -> Any:
+    """Largest possible distance between two images, to which their label sharpness is in inverse proportion.
 
-
-def compare(first: LabelSharpness, second: LabelSharpness) -> float:
-    """Ratio ``first / second``, refused when they are not measured alike.
-
-    Raises:
-        DataError: If the conventions differ, or a value is undefined.
+    Takes numbers or arrays of them.
     """
-    if first.convention != second.convention:
-        differing = [
-            f"{key} {value} and {asdict(second.convention)[key]}"
-            for key, value in asdict(first.convention).items()
-            if value != asdict(second.convention)[key]
-        ]
-        raise DataError(
-            "Label sharpness may only be compared under one convention",
-            ", ".join(differing),
-            "measure alike, or convert one explicitly with tasks.measures.sharpness.convert",
-        )
-    if first.value is None or second.value is None:
-        raise DataError("Both label sharpnesses must be defined", first.reason or second.reason or "")
-    return first.value / second.value
+    return pixel_range * np.sqrt(height * width * channels)

@@ -11,7 +11,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc
 
 from tasks.prepared.parts import Part
 from tasks.prepared.table import ImageTable, content_fingerprint
@@ -229,6 +228,8 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
 
 
 def _telling(name: str, counts: Counter[tuple[int, str]]) -> dict[str, int]:
+    from scipy.special import chdtrc
+
     labels: Counter[int] = Counter()
     values: Counter[str] = Counter()
     best: defaultdict[str, int] = defaultdict(int)

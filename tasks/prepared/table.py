@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from search_spaces.errors import DataError
 from search_spaces.fingerprint import canonical_json, derive_seed
@@ -227,6 +225,9 @@ def _join(groups: NDArray[np.int64], same: NDArray[np.intp]) -> NDArray[np.int64
     image = np.unique(same[twins], return_inverse=True)[1]
     # A graph of groups and of images that occur again, with an edge where a group has that image.
     size = len(ids) + int(image.max()) + 1
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     edges = coo_array((np.ones(len(group), np.int8), (group, len(ids) + image)), shape=(size, size))
     part = connected_components(edges, directed=False)[1][: len(ids)]
     _, first, number = np.unique(part, return_index=True, return_inverse=True)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from search_spaces.errors import DataError, SweepError
 from tasks.measures.distances import BlockSource, as_source
-from tasks.measures.estimators import IntrinsicDimension, intrinsic_dimension
+from tasks.measures.estimators import IntrinsicDimension
+from tasks.measures.measure import intrinsic_dimension
 from tasks.measures.neighbors import BLOCK_ROWS
 from tasks.trials.records import EVALUATION_PASS
 from tasks.trials.training import as_pixels, evaluation_mode

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tasks.measures.calibration import hypersphere
-from tasks.measures.estimators import estimator_table, intrinsic_dimension
+from tasks.measures.estimators import estimator_table
+from tasks.measures.measure import intrinsic_dimension
 
 
 def points_on_sphere(dimension: int, num_points: int = 800, seed: int = 0) -> np.ndarray:

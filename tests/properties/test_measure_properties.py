@@ -12,7 +12,7 @@ from tasks.measures import neighbors
 from tasks.measures.distances import ArraySource, as_bytes
 from tasks.measures.estimators import estimate
 from tasks.measures.measure import measure_nested
-from tasks.measures.neighbors import Partial, nested_neighbors
+from tasks.measures.neighbors import Partial, improve, nested_neighbors
 from tasks.measures.products import (
     MIN_FEATURES,
     blas_product,
@@ -238,7 +238,9 @@ def partial_of(seed):
         columns = int(rng.integers(1, 6))
         squared = rng.integers(0, 4, (5, columns)).astype(float)  # few values: many ties
         partial.offer(0, slice(0, 5), int(rng.integers(0, 100)) * 10, squared)
-        partial.offer_opposite(0, slice(0, 5), 0, squared)
+        improve(
+            partial.opposite[0], partial.opposite_ids[0], np.arange(5), np.arange(squared.shape[1]), squared
+        )
     return partial
 
 

@@ -24,12 +24,8 @@ KNOWN_FILES = {
     "orchestrator/analysis/tables.py": 882,
     "orchestrator/planning/predict.py": 736,
     "orchestrator/planning/sweep_file.py": 651,
-    "orchestrator/results/state.py": 650,
     "orchestrator/results/table.py": 634,
-    "orchestrator/running/measuring.py": 603,
     "orchestrator/running/trials.py": 778,
-    "orchestrator/tuning/search.py": 655,
-    "tasks/measures/neighbors.py": 618,
     "tasks/sources/arrays.py": 763,
     "tasks/sources/raw.py": 633,
 }

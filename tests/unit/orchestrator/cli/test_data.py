@@ -266,9 +266,9 @@ def test_prepare_reads_own_data_of_a_sweep_file(run, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     import tasks.remote
-    from orchestrator.running import measuring as catalogue
+    from orchestrator.running import cluster
 
-    monkeypatch.setattr(catalogue, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
+    monkeypatch.setattr(cluster, "connect", lambda *_, **__: nullcontext(SimpleNamespace(local=True)))
 
     class Inline(tasks.remote.InlineExecutor):
         driver_node_only = False
@@ -291,7 +291,7 @@ datasets:
     own: {{kind: npz, path: {tmp_path / "own.npz"}, domain: medical}}
 """
     (tmp_path / "skin.yaml").write_text(sweep)
-    words = ("prepare", "skin", "--preset", str(tmp_path / "skin.yaml"))
+    words = ("prepare", "skin", "--sweep", str(tmp_path / "skin.yaml"))
     code, _, err = run(*words)
     assert code == 2
     assert "every class must be spelt one way; found: 'CAT' / 'cat'" in err

@@ -32,7 +32,7 @@ class TestLog:
     def test_warnings_go_there_and_not_to_the_terminal(self, run, root, monkeypatch):
         os.mkdir(root)
         monkeypatch.setattr(
-            "orchestrator.running.measuring.dataset_rows", lambda *_: warnings.warn("odd", stacklevel=1) or []
+            "orchestrator.commands.dataset_rows", lambda *_: warnings.warn("odd", stacklevel=1) or []
         )
         with warnings.catch_warnings():
             warnings.simplefilter("always")

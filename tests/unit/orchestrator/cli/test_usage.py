@@ -12,7 +12,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
     [
         (["run", "dmo"], 2, "Unknown preset; found: 'dmo'; did you mean 'demo'?"),
         (["plan", "./absent.yaml"], 2, "The sweep file must exist; found: absent.yaml"),
-        (["plan"], 2, "the following arguments are required: PRESET"),
+        (["plan"], 2, "the following arguments are required: SWEEP"),
         (["plan", "smoke", "--set", "seeds"], 2, "--set must be KEY=VALUE; found: seeds"),
         (["plan", "smoke", "--set", "seed=[1]"], 2, "seed: unknown key; did you mean 'seeds'?"),
         (["plan", "smoke", "--set", "seeds=[1"], 2, "--set seeds must be valid YAML"),
@@ -78,11 +78,15 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
             "The source must be a folder, a file or the name of a dataset; found: absent",
         ),
         (["measure", "digits", "--class-pair", "3"], 2, "argument --class-pair: expected 2 arguments"),
-        (["measure", "digits", "--class-pair", "3", "3"], 2, "--class-pair must name two different classes"),
+        (
+            ["measure", "digits", "--class-pair", "3", "3"],
+            2,
+            "class pair must name two different classes",
+        ),
         (["measure", "digits", "--class-pair", "3", "x"], 2, "found: 3 x; classes: 0, 1, 2, 3"),
         (["measure", "digits", "--image-size", "2"], 2, "must be from 4 to 1024 pixels, got 2"),
         (["measure", "digits", "--seed", "-1"], 2, "must be at least 0"),
-        (["measure", "digits", "--num-workers", "abc"], 2, "must be a whole number, got 'abc'"),
+        (["measure", "digits", "--num-cpus", "abc"], 2, "must be a whole number, got 'abc'"),
         (["measure", "digits", "--device", "foo"], 2, "--device must be a torch device of this machine"),
         (["measure", "digits", "--device", "cuda"], 2, "--device must be a torch device of this machine"),
         (["run", "smoke", "--no-tracking", "--raw", "nosuch=/tmp"], 2, "Unknown dataset of this sweep"),
@@ -94,7 +98,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (
             ["predict", "smoke", "--d-data", "9", "--train-size", "100"],
             2,
-            "required: --label-sharpness; give them, or --measured",
+            "A prediction needs d_data and label_sharpness; found: no label_sharpness; give the numbers",
         ),
         (
             ["predict", "smoke", "--measured", "absent.json", "--train-size", "100"],
@@ -104,9 +108,9 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (
             ["frobnicate", "--help"],
             2,
-            "did you mean 'locate'? commands: run, plan, status",
+            "did you mean 'locate'? commands: init, presets",
         ),
-        (["pln", "smoke"], 2, "did you mean 'plan'? commands: run"),
+        (["pln", "smoke"], 2, "did you mean 'plan'? commands: init"),
         (["plan", "a", "b"], 2, "isweep: unrecognized arguments: b; see: isweep plan --help."),
         (["plan", "smoke", "--rot", "x"], 2, "unrecognized arguments: --rot (did you mean --root?)"),
         (["run", "smoke", "--nope"], 2, "unrecognized arguments: --nope; see: isweep run --help"),
@@ -121,7 +125,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["plan", ""], 2, "Unknown preset; found: ''; known presets: demo"),
         (["plan", "mine.yml"], 2, "The sweep file must exist; found: mine.yml; presets are: demo"),
         (["plan", "/"], 2, "A sweep file must be a file; found: / is a folder"),
-        (["run"], 2, "the following arguments are required: PRESET; see: isweep run --help"),
+        (["run"], 2, "the following arguments are required: SWEEP; see: isweep run --help"),
         (
             ["run", "smoke", "--device", "tpu"],
             2,
@@ -137,7 +141,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (
             ["predict", "smoke", "--train-size", "100"],
             2,
-            "required: --d-data, --label-sharpness; give them, or --measured",
+            "found: no d_data and no label_sharpness; give the numbers, a measurement",
         ),
         ([*PREDICT], 2, "one of the arguments --train-size --target-loss is required"),
         (
@@ -181,7 +185,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["locate", "abc"], 2, "the following arguments are required: --raw"),
         (["locate", "abc", "--raw", "absent"], 2, "--raw must be the folder that was read; found: absent"),
         (["locate", "abc", "--raw", "."], 2, "The root must hold the key by which the hash was made"),
-        (["prepare", "mnist", "--preset", "papr"], 2, "Unknown preset; found: 'papr'; did you mean 'paper'"),
+        (["prepare", "mnist", "--sweep", "papr"], 2, "Unknown preset; found: 'papr'; did you mean 'paper'"),
         (["datasets", "mnist", "brats"], 2, "unrecognized arguments: brats"),
         (["doctor", "x"], 2, "unrecognized arguments: x"),
         (["results", "smoke", "--csv"], 2, "argument --csv: expected one argument"),

@@ -6,7 +6,7 @@ import pytest
 import ray
 from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 
-from orchestrator.planning.plan import RootPaths
+from orchestrator.planning.paths import RootPaths
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.state import StoredResults
 from orchestrator.running import trials

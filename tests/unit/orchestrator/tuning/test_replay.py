@@ -57,7 +57,7 @@ def test_the_table_is_whole(table):
 
 
 def test_a_search_is_near_the_grid_for_a_fifth_of_its_cost(table):
-    """The aim: median regret of at most 0.01 nat. benchmarks/search_policy.py has more seeds and rivals."""
+    """The aim: median regret of at most 0.01 nat. benchmarks/search.py has more seeds and rivals."""
     tune = TuneSpec(batch_size=(32,), seeds=3)
     models = sorted({model for model, _ in table})
     plan = plan_sweep(load_sweep("demo", {"models": models, "tune": tune.model_dump(mode="json")}))

@@ -5,14 +5,8 @@ from threadpoolctl import threadpool_limits
 
 from search_spaces.errors import ConfigError, DataError
 from tasks.measures.calibration import MANIFOLDS, ball, gaussian, hypercube, hypersphere, swiss_roll
-from tasks.measures.estimators import (
-    block_std_error,
-    estimate,
-    intrinsic_dimension,
-    mle,
-    neighborhood_blocks,
-    twonn,
-)
+from tasks.measures.estimators import block_std_error, estimate, mle, neighborhood_blocks, twonn
+from tasks.measures.measure import intrinsic_dimension
 from tasks.measures.neighbors import NeighborTable, nested_neighbors
 from tests import reference
 

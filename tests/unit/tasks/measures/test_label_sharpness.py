@@ -1,12 +1,10 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
 from tasks.measures.measure import measure_array, measure_nested
 from tasks.measures.records import MeasureSettings
-from tasks.measures.sharpness import SharpnessConvention, compare, convert, count_pairs, stratified_subsets
+from tasks.measures.sharpness import SharpnessConvention, conversion, count_pairs, stratified_subsets
 from tests import reference
 
 
@@ -115,46 +113,33 @@ def test_conventions_are_recorded(images):
     assert "pixel range of floating-point images is not known" in unknown.notes[0]
 
 
-def test_comparison_across_conventions_is_refused_unless_converted(images):
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda images: (images / 255, {"pixel_range": (0.0, 1.0)}),
+        lambda images: (np.repeat(images, 3, axis=1), {}),
+        lambda images: (images.repeat(2, axis=2).repeat(2, axis=3), {}),
+    ],
+    ids=["range", "repeated channels", "repeated pixels"],
+)
+def test_conversion_is_exact_for_what_changes_no_image(images, changed):
     labels = np.arange(80) % 2
-    bytes_, floats = sharpness(images, labels), sharpness(images / 255, labels, pixel_range=(0.0, 1.0))
-    with pytest.raises(
-        DataError, match=r"under one convention; found: pixel_range \(0.0, 255.0\) and \(0.0, 1.0\)"
-    ):
-        compare(bytes_, floats)
-    assert compare(bytes_, convert(floats, bytes_.convention)) == pytest.approx(1, rel=1e-6)
-
-
-def test_conversion_of_channels_is_exact_for_repeated_ones(images):
-    labels = np.arange(80) % 2
-    grey, colour = sharpness(images, labels), sharpness(np.repeat(images, 3, axis=1), labels)
-    converted = convert(grey, colour.convention)
-    assert converted.value == pytest.approx(colour.value, rel=1e-6)
-    assert converted.pair_value == pytest.approx(colour.pair_value, rel=1e-6)
-    assert converted.percentiles == pytest.approx(colour.percentiles, rel=1e-5)
-
-
-def test_conversion_of_side_is_exact_for_repeated_pixels(images):
-    labels = np.arange(80) % 2
-    small = sharpness(images, labels)
-    large = sharpness(images.repeat(2, axis=2).repeat(2, axis=3), labels)
-    assert convert(small, large.convention).value == pytest.approx(large.value, rel=1e-6)
+    others, options = changed(images)
+    one, other = sharpness(images, labels), sharpness(others, labels, **options)
+    factor = conversion(one.convention, other.convention)
+    assert one.value * factor == pytest.approx(other.value, rel=1e-6)
+    assert one.percentiles["mean"] * factor == pytest.approx(other.percentiles["mean"], rel=1e-5)
+    assert one.permuted * factor == pytest.approx(other.permuted, rel=1e-5)
 
 
 def test_conversion_refuses_what_no_factor_makes_up_for(images):
     labels = np.arange(80) % 2
     one, other = sharpness(images, labels), sharpness(images, labels, sharpness_sample=None)
     with pytest.raises(DataError, match="samples of equal size; found: 1000 and None images"):
-        convert(one, other.convention)
+        conversion(one.convention, other.convention)
     points = sharpness(images.reshape(80, -1), labels)
     with pytest.raises(DataError, match="needs pixel range and side"):
-        convert(points, one.convention)
-
-
-def test_comparison_needs_values(images):
-    one = sharpness(images, np.zeros(80, int))
-    with pytest.raises(DataError, match="must be defined; found: needs two classes"):
-        compare(one, one)
+        conversion(points.convention, one.convention)
 
 
 @pytest.mark.parametrize("sample", [None, 40])
@@ -186,5 +171,3 @@ def test_labels_that_follow_clusters_are_smoother_than_exchanged_ones():
     assert record.percentiles["mean"] == pytest.approx(
         (1 / reference.nearest_opposite(images, labels)).mean()
     )
-    there = convert(record, replace(record.convention, pixel_range=(0.0, 1.0)))
-    assert there.permuted == pytest.approx(record.permuted * 255)

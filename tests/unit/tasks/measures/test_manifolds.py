@@ -3,8 +3,7 @@ import pytest
 
 from search_spaces.errors import DataError
 from tasks.measures.calibration import MANIFOLDS, cosine_patterns, hypersphere, swiss_roll
-from tasks.measures.estimators import intrinsic_dimension
-from tasks.measures.measure import measure_array
+from tasks.measures.measure import intrinsic_dimension, measure_array
 
 
 @pytest.mark.parametrize("name", MANIFOLDS)

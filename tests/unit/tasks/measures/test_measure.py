@@ -61,6 +61,20 @@ def test_array_layouts_give_the_same_numbers(images, labels):
     assert (grey.side, grey.channels) == ((5, 5), 1)
 
 
+def test_sizes_are_measured_beside_all_images(images, labels):
+    record = measure_array(images, labels, train_sizes=[40, 80])
+    assert [size.train_size for size in record.sizes] == [40, 80, 120]
+    assert record.d_data["mle"].value == pytest.approx(measure_array(images, labels).d_data["mle"].value)
+    assert record.label_sharpness.value == measure_array(images, labels).label_sharpness.value
+
+
+def test_the_error_that_is_shown_is_by_resampling_neighbourhoods(images):
+    dimensions = measure_array(images, None).d_data
+    for name in ("mle", "twonn"):
+        assert dimensions[name].error == dimensions[name].details["std_error_bootstrap"]
+    assert dimensions["gride"].error == dimensions["gride"].std_error
+
+
 def test_pairs_are_rows_as_given(images, labels):
     record = measure_array(images, labels, train_sizes=[60, 120], seed=3)
     i, j = record.label_sharpness.pair
@@ -84,7 +98,7 @@ def test_the_seed_of_the_settings_draws_the_subsets(images, labels):
     by_argument = measure_array(images, labels, train_sizes=[50], seed=7)
     assert by_settings.to_json() == by_argument.to_json()
     other = measure_array(images, labels, train_sizes=[50], seed=8)
-    assert by_settings.d_data["mle"].value != other.d_data["mle"].value
+    assert by_settings.sizes[0].d_data["mle"].value != other.sizes[0].d_data["mle"].value
 
 
 def test_labels_may_have_any_whole_numbers(images, labels):

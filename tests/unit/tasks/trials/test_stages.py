@@ -6,7 +6,7 @@ import torch
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from search_spaces.models import model_spec
-from tasks.measures.estimators import intrinsic_dimension
+from tasks.measures.measure import intrinsic_dimension
 from tasks.trials.models import build_model
 from tasks.trials.representations import StageRows, stages
 from tasks.trials.trial import measure_trial, run_trial

@@ -1,30 +1,23 @@
-"""Whether trials run beside each other as the plan says: predicted shares on logical GPUs of several nodes.
-
-A cluster of a head without cards and nodes with one and two logical GPUs gets trials of several networks,
-each with the share that it is predicted to need of a small card. Trials compute nothing: each lasts as long
-as predicted by a clock that stands still while anything that is offered could still begin, so that starting
-processes takes no time, on however slow a machine. What should fit and does not begin within two minutes is
-a lost slot. Seen is where and when each ran; the plan is the replay of the same trials on as many cards.
-
-    python benchmarks/packing_logical.py [--json]
-"""
+"""Trials beside each other on GPUs: what an order costs, and whether they run as planned."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import ray
+from harness import Found, run
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
@@ -32,15 +25,19 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.predict import (
     CARDS,
+    EAGER_INTERVAL_S,
     LOOK_AHEAD,
     Expectation,
     Job,
     Replay,
+    card_named,
     expected_seconds,
     jobs_on,
+    longest_first,
     order_trials,
     replay,
 )
+from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking import NoopTracker
@@ -49,9 +46,83 @@ from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
+from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
+
+NUM_CARDS = (1, 8, 64, 512)
+NUM_WAVES = 6
+KINDS = ("a100", "h100", "h200")
+STUDY_BATCH = 32
+
+
+def order(*, preset: str = "paper", card: str = "h100") -> Found:
+    """How long a grid takes, in replayed minutes: longest first against the order of the plan and waves.
+
+    All orders are replayed on the same predicted costs and shares, so what differs is the order alone; the
+    lower bound is what no order can beat. Waves: groups of whole datasets, each waiting for the last trial of
+    the one before. Then the hours of the whole grid on one GPU of each kind, at the preset's batches and at
+    32: as trained now, with Python starting every kernel, and without the test images between epochs. No GPU
+    was measured.
+    """
+    rows = replayed(preset, card)
+    study = next(row for row in rows if row["num_cards"] == 64)
+    sides = {name: study[name] for name in ("ours", "theirs", "ratio")}
+    return {**sides, "preset": preset, "card": card, "rows": rows, "hours": hours(preset)}
+
+
+def replayed(preset: str, kind: str) -> list[dict[str, Any]]:
+    card, trials = card_named(kind), plan_sweep(load_sweep(preset)).trials
+    jobs = jobs_on(trials, card)
+    size = -(-len(jobs) // NUM_WAVES)
+    waves = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    rows = []
+    for number in NUM_CARDS:
+        ours, planned = replay(longest_first(jobs), number), replay(jobs, number)
+        in_waves = sum(replay(wave, number).makespan for wave in waves)
+        hours = number * ours.makespan / 3600
+        rows.append(
+            {
+                "num_cards": number,
+                "ours": ours.makespan / 60,
+                "theirs": {"order of the plan": planned.makespan / 60, "six waves": in_waves / 60},
+                "lower_bound": ours.lower_bound / 60,
+                "ratio": planned.makespan / ours.makespan,
+                "over_lower_bound": ours.makespan / ours.lower_bound,
+                "utilisation": ours.utilisation,
+                "dollars": hours * card.price,
+                "kilowatt_hours": hours * card.watts / 1000,
+            }
+        )
+    return rows
+
+
+def hours(preset: str) -> list[dict[str, Any]]:
+    """Predict the grid's hours on one card, and what they would be without two of its parts."""
+    sweep = load_sweep(preset)
+    rows = []
+    for kind, batch in product(KINDS, (None, STUDY_BATCH)):
+        trials = [_at_batch(trial, batch) for trial in plan_sweep(sweep).trials]
+        row: dict[str, Any] = {"card": kind, "batch": batch or "of the preset", "hours": _hours(trials, kind)}
+        with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
+            row["Python starts every kernel"] = _hours(trials, kind)
+        with mock.patch("orchestrator.planning.predict.epochs_to_look_at", return_value=()):
+            row["no test images between epochs"] = _hours(trials, kind)
+        rows.append(row)
+    return rows
+
+
+def _hours(trials: Iterable[TrialSpec], kind: str) -> float:
+    return replay(longest_first(jobs_on(trials, card_named(kind))), 1).makespan / 3600
+
+
+def _at_batch(trial: TrialSpec, batch: int | None) -> TrialSpec:
+    if batch is None:
+        return trial
+    recipe = trial.network.recipe.model_copy(update={"batch_size": batch})
+    return trial.model_copy(update={"network": trial.network.model_copy(update={"recipe": recipe})})
+
 
 CARD = replace(CARDS["h100"], memory_gib=12)
 """So small that memory, not work, decides the share of a VGG."""
@@ -167,7 +238,7 @@ def make_plan() -> SweepPlan:
     return plan_sweep(SweepSpec.model_validate(fields))
 
 
-def run(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
+def run_beside(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
     images, labels = np.zeros((2000, 1, 2, 2), np.uint8), np.arange(2000, dtype=np.int64) % 2
     with connect(address) as cluster:
         clock.start()
@@ -204,12 +275,15 @@ def judge(clock: Clock, planned: Replay, jobs: list[Job]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def logical() -> Found:
+    """Whether trials run beside each other as planned: predicted shares on logical GPUs of several nodes.
+
+    A cluster of a head without GPUs and nodes with one and two logical ones gets trials of several networks,
+    each with the share that it is predicted to need of a small GPU. Trials compute nothing: each lasts as
+    long as predicted by a clock that stands still while anything that is offered could still begin, so that
+    starting processes takes no time. What should fit and does not begin within two minutes is a lost slot.
+    Seen is where and when each ran; theirs is the replay of the same trials on as many GPUs.
+    """
     plan = make_plan()
     jobs = jobs_on(
         order_trials(plan, plan.trials, 1e12, expected_seconds(plan.trials, Expectation(CARD))), CARD
@@ -226,31 +300,14 @@ def main() -> None:
             nodes.add_node(num_cpus=8 * cards, num_gpus=cards, **small)
         with tempfile.TemporaryDirectory() as root:
             started = time.monotonic()
-            run(plan, nodes.address, Path(root), clock)
+            run_beside(plan, nodes.address, Path(root), clock)
             found = judge(clock, planned, jobs) | {"wall_s": time.monotonic() - started}
     finally:
         nodes.shutdown()
     seconds = found["makespan_s"]
-    result = {
-        "name": "packing_logical",
-        "ours": seconds["seen"],
-        "theirs": {"replayed plan": seconds["planned"]},
-        "ratio": seconds["seen"] / seconds["planned"],
-        "cards_of_nodes": CARDS_OF_NODES,
-        **found,
-        "environment": {
-            "cores": os.cpu_count(),
-            "load_average": os.getloadavg()[0],
-            "python": platform.python_version(),
-            "ray": ray.__version__,
-        },
-    }
-    if options.json:
-        print(json.dumps(result, indent=1))
-        return
-    for key, value in result.items():
-        print(f"{key:<18} {value}")
+    sides = {"ours": seconds["seen"], "theirs": {"replayed plan": seconds["planned"]}}
+    return {**sides, "ratio": seconds["seen"] / seconds["planned"], "cards_of_nodes": CARDS_OF_NODES, **found}
 
 
 if __name__ == "__main__":
-    main()
+    run(order, logical)

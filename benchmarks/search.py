@@ -1,40 +1,34 @@
-"""How good the rates are that a search finds, and what it costs, against the grid and other searches.
+"""The search of learning rates, replayed on stored trainings: how good its rates are, and what it costs.
 
-All of them are replayed on the committed table of trainings (``benchmarks/search_table.py``): validation loss
-of the chosen rate, mean over its seeds, less that of the best of 25 rates (regret, in nat). Costs are shares:
-of the search, of one training at each rate; of everything, finalists included, of all trainings of the table.
-``median_regret`` is the median over seeds of the median over cells. The best of 25 rates is itself the
-luckiest of 25 means of three trainings, so the means are too high where trainings of one rate differ much.
-
-    python benchmarks/search_policy.py [--json] [--seeds 20]
+``table`` makes the trainings (``tests/data/search_table.csv``), ``policy`` replays searches on them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import csv
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+from harness import Found, run
 from numpy.typing import NDArray
 from optuna.samplers import BaseSampler, TPESampler
 
-from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning import search as study
 from orchestrator.tuning.cells import CellKey, TuningCell, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome
 from orchestrator.tuning.search import Likeness, Rungs
-from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec
+from search_spaces.specs import NetworkSpec, SubsetSpec, pair_name
+from search_spaces.tuning import GRID_RATES, Sampler, TuneSpec, ValidationSpec, space_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the table's reader lies beside the tests
 from tests.search_table import TabulatedCell, read_table, replay
@@ -231,35 +225,95 @@ def answer(searches: Searches, question: str) -> list[dict[str, float]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--budget", type=float, default=0.2)
-    options = parser.parse_args()
-    searches = Searches(read_table(options.table), options.seeds, options.processes)
-    rows = measure(searches, POLICIES, options.budget)
-    samplers = measure(searches, SAMPLERS, TWICE)
-    if options.json:
-        ours, *theirs = rows
-        document = {"name": "search_policy", "seeds": options.seeds, "ours": ours, "theirs": theirs}
-        document |= {
-            "ratio": {row["policy"]: ours["mean_regret"] / row["mean_regret"] for row in theirs},
-            "samplers": {"budget": TWICE, "seeds": options.seeds // 2, "rows": samplers},
-            **{question: answer(searches, question) for question in QUESTIONS},
-            "environment": {name: metadata.version(name) for name in ("optuna", "torch")},
-        }
-        print(json.dumps(document, indent=1))
-        return
-    shown = [key for key in rows[0] if key != "by_cell"]
-    print(" | ".join(shown))
-    for row in rows + samplers:
-        print(" | ".join(f"{v:.4f}" if isinstance(v := row[key], float) else str(v) for key in shown))
+def policy(*, seeds: int = 20, processes: int = 2, table: Path = TABLE, budget: float = 0.2) -> Found:
+    """Regret and cost of the search, against the grid and other searches.
+
+    Regret is the validation loss of the chosen rate, mean over its seeds, less that of the best of 25 rates,
+    in nat. Costs are shares: of the search, of one training at each rate; of everything, finalists included,
+    of all trainings of the table. ``median_regret`` is the median over seeds of the median over cells. The
+    best of 25 rates is itself the luckiest of 25 means of three trainings, so the means are too high where
+    trainings of one rate differ much.
+    """
+    searches = Searches(read_table(table), seeds, processes)
+    ours, *theirs = measure(searches, POLICIES, budget)
+    return {
+        "seeds": seeds,
+        "ours": ours,
+        "theirs": theirs,
+        "ratio": {row["policy"]: ours["mean_regret"] / row["mean_regret"] for row in theirs},
+        "samplers": {"budget": TWICE, "seeds": seeds // 2, "rows": measure(searches, SAMPLERS, TWICE)},
+        **{question: answer(searches, question) for question in QUESTIONS},
+    }
+
+
+MODELS = ["small_mlp", "small_cnn", "resnet_tiny"]
+SEEDS = (0, 1, 2)
+HEADER = ["model", "subset", "learning_rate", "seed", "chance_loss", "losses"]
+
+
+def networks() -> Iterator[NetworkSpec]:
+    """Every training of the table: seed by seed, so that a table cut short is a whole one of fewer seeds."""
+    plan = plan_sweep(load_sweep("demo", {"models": MODELS}))
+    cells = [trial.network for trial in plan.trials if trial.network.train_size == plan.largest_size]
+    # One class pair of each dataset.
+    pairs = {network.subset.prepared.dataset: network.subset for network in reversed(cells)}
+    cells = [network for network in cells if network.subset in pairs.values()]
+    for seed in SEEDS:
+        for network in cells:
+            space = space_of(network.model, network.recipe.optimizer, TuneSpec(), 180)
+            for rate in np.geomspace(*space.learning_rate, GRID_RATES):
+                rate = float(f"{rate:.4g}")
+                name = f"{network.recipe.name}+learning_rate={rate!r}"
+                recipe = network.recipe.model_copy(update={"learning_rate": rate, "name": name})
+                yield network.model_copy(update={"recipe": recipe, "seed": seed})
+
+
+def subset_name(subset: SubsetSpec) -> str:
+    return " ".join(filter(None, (subset.prepared.dataset, pair_name(subset.class_pair))))
+
+
+def table(*, path: Path = TABLE, root: str = "isweep-root") -> Found:
+    """Make the trainings: small networks x demo datasets x 25 learning rates x 3 seeds; 15 minutes of a core.
+
+    Every row is one training of ``isweep tune``'s own kind (validation split of the training images, no test
+    image): validation loss after each epoch, ``-`` from a divergence on. Goes on where it was stopped.
+    ``root`` is where datasets are prepared.
+    """
+    from tasks.prepared.prepare import prepare_dataset
+    from tasks.prepared.subsets import load_validation
+    from tasks.remote import InlineExecutor
+    from tasks.trials.trial import run_search_trial
+
+    workspace = Workspace.open("demo", root)
+    for spec in workspace.plan.prepared:
+        if spec.prepared_id not in workspace.prepared:
+            dataset, folder = workspace.plan.datasets[spec.dataset], workspace.paths.prepared(spec)
+            prepare_dataset(spec, dataset, raw=None, destination=folder, executor=InlineExecutor())
+    workspace.look_again()
+    validation = ValidationSpec(share=TuneSpec().validation_share)
+    done = set()
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            done = {(r["model"], r["subset"], r["learning_rate"], r["seed"]) for r in csv.DictReader(file)}
+    else:
+        path.write_text(",".join(HEADER) + "\n", encoding="utf-8")
+    data = {}
+    for network in networks():
+        subset, recipe = network.subset, network.recipe
+        key = (network.model.name, subset_name(subset), f"{recipe.learning_rate:g}", str(network.seed))
+        if key in done:
+            continue
+        if subset.subset_id not in data:
+            prepared = workspace.prepared[subset.prepared.prepared_id]
+            data[subset.subset_id] = load_validation(prepared, subset, network.train_size, validation)
+        found = run_search_trial(network, data[subset.subset_id])
+        losses = [f"{score.loss:.4f}" for score in found.curve]
+        losses += [""] * (recipe.epochs - len(losses))
+        with path.open("a", encoding="utf-8", newline="") as file:
+            row = [*key, f"{found.chance_loss:.4f}", " ".join(loss or "-" for loss in losses)]
+            csv.writer(file, lineterminator="\n").writerow(row)
+    return {"table": str(path)}
 
 
 if __name__ == "__main__":
-    main()
+    run(policy, parts=[table])

