@@ -26,8 +26,9 @@ from unittest.mock import patch
 import torch
 
 from orchestrator.planning.estimate import on_cards
+from orchestrator.planning.gpus import Card, card_like, card_named
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import Card, card_like, card_named, cost_of
+from orchestrator.planning.predict import cost_of
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.recipes import recipe_spec

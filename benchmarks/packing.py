@@ -21,22 +21,19 @@ from harness import Found, run
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.predict import (
+from orchestrator.planning.gpus import (
     CARDS,
     EAGER_INTERVAL_S,
     LOOK_AHEAD,
-    Expectation,
     Job,
     Replay,
     card_named,
-    expected_seconds,
-    jobs_on,
     longest_first,
-    order_trials,
     replay,
 )
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.planning.predict import Expectation, expected_seconds, jobs_on, order_trials
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
@@ -105,7 +102,7 @@ def hours(preset: str) -> list[dict[str, Any]]:
     for kind, batch in product(KINDS, (None, STUDY_BATCH)):
         trials = [_at_batch(trial, batch) for trial in plan_sweep(sweep).trials]
         row: dict[str, Any] = {"card": kind, "batch": batch or "of the preset", "hours": _hours(trials, kind)}
-        with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
+        with mock.patch("orchestrator.planning.gpus.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
             row["Python starts every kernel"] = _hours(trials, kind)
         with mock.patch("orchestrator.planning.predict.epochs_to_look_at", return_value=()):
             row["no test images between epochs"] = _hours(trials, kind)

@@ -41,8 +41,8 @@ from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
+from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, cost_of, read_state
-from orchestrator.results.table import Row, measure_rows
 from orchestrator.results.tracking import read_run_pages
 from search_spaces.errors import SetupError
 from tasks.atomic import write_atomic

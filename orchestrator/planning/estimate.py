@@ -13,33 +13,27 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.planning.gpus import CARDS, IDLE_DRAW, Card, Job, card_named, longest_first, replay
+from orchestrator.planning.plain_yaml import read_plain
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import (
-    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
-    IDLE_DRAW,
     PGD_GRADIENTS,
-    Card,
     Corrections,
-    Job,
     MeasuredTrial,
     attack_flops,
-    card_named,
     core_seconds,
     corrections_for,
     cost_of,
     flops,
     has_cost,
     jobs_on,
-    longest_first,
     measured_rates,
     need_of,
-    replay,
     training_flops,
     uncounted,
 )
-from orchestrator.planning.sweep_file import read_plain
 from search_spaces.errors import ConfigError
 from search_spaces.specs import NetworkSpec, TrialSpec
 from tasks.atomic import read_whole
@@ -85,7 +79,7 @@ class Prices(BaseModel):
 def read_prices(path: Path) -> Prices:
     """Read a price table, such as ``{card: a100, core: {dollars: 0, watts: 5}}``; the default without one.
 
-    ``card`` may be a name of :data:`orchestrator.planning.predict.CARDS` instead of numbers; what is left out
+    ``card`` may be a name of :data:`orchestrator.planning.gpus.CARDS` instead of numbers; what is left out
     has its default.
 
     Raises:

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from orchestrator.planning.paths import without_secrets
 from orchestrator.results import table as c
 from orchestrator.results.records import provenance
-from orchestrator.results.table import Row, row_of
+from orchestrator.results.rows import Row, row_of
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
 

@@ -29,7 +29,7 @@ from orchestrator.results.mlflow_pages import (
     run_name,
     search,
 )
-from orchestrator.results.table import FlatRun, Point
+from orchestrator.results.rows import FlatRun, Point
 from orchestrator.results.tracking import PARENT_KEY
 from tasks.trials.records import TrialStatus
 

@@ -33,8 +33,8 @@ from orchestrator.results.mlflow_pages import (
     rows_of_experiment,
 )
 from orchestrator.results.mlflow_runs import SweepRuns, now
+from orchestrator.results.rows import FlatRun, Point, Row
 from orchestrator.results.store import pack_run, unpack_run
-from orchestrator.results.table import FlatRun, Point, Row
 from orchestrator.results.tracking import Curves, Ending, Failure, Outbox, RunPages
 from search_spaces.errors import ConfigError, SetupError
 

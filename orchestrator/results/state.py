@@ -16,9 +16,9 @@ from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.planning.predict import MeasuredTrial
 from orchestrator.results.index import Index, TrialOutline
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
+from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
 from orchestrator.results.storage import Patience, open_storage
 from orchestrator.results.store import Newer, Records, ResultStore, Unreadable
-from orchestrator.results.table import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
 from orchestrator.results.tracking import Failure
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SweepError
 from search_spaces.specs import MeasureSpec, TrialSpec

@@ -22,8 +22,8 @@ from typing import Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
+from orchestrator.results.rows import FlatRun
 from orchestrator.results.storage import Content, Folder, Found, open_storage
-from orchestrator.results.table import FlatRun
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec

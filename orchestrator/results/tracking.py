@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, Field
 
 from orchestrator.results import table as c
-from orchestrator.results.table import FlatRun, Point, Row, row_of
+from orchestrator.results.rows import FlatRun, Point, Row, row_of
 from tasks.atomic import read_whole, write_atomic
 
 # Updates for a server that may be slow, away or cutting connections: sent in order, each until it is taken.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
+from orchestrator.results.rows import Row
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
-from orchestrator.results.table import Row
 from orchestrator.results.tracking import Ending, NoopTracker, Tracker
 from search_spaces.errors import SetupError
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import ray
 
-from orchestrator.planning.predict import Card, Expectation, card_like, need_of
+from orchestrator.planning.gpus import Card, card_like
+from orchestrator.planning.predict import Expectation, need_of
 from orchestrator.running.cluster import Resources
 from search_spaces.errors import SweepError
 from search_spaces.specs import TrialSpec

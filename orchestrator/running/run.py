@@ -21,9 +21,9 @@ from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.records import provenance
+from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
-from orchestrator.results.table import flat_measure, index_measures
 from orchestrator.results.tracking import Tracker, keep_run_pages
 from orchestrator.results.tracking_choice import open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources

@@ -8,7 +8,6 @@ tracker and shown, by this driver alone.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import shutil
@@ -35,9 +34,9 @@ from orchestrator.results.records import (
     TrialRecord,
     provenance,
 )
+from orchestrator.results.rows import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
 from orchestrator.results.state import Event, History, State, StoredResults, What
 from orchestrator.results.store import KeptFiles
-from orchestrator.results.table import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
 from orchestrator.results.tracking import PARENT_KEY, Failure, Tracker
 from orchestrator.running.actors import (
     ArrayCache,
@@ -58,7 +57,7 @@ from orchestrator.running.failures import (
 )
 from orchestrator.running.networks import own_code
 from orchestrator.running.progress import Progress, Series, offer_board
-from orchestrator.running.queue import CellQueue, Feed, TaskNames, trial_name, trial_tasks_named
+from orchestrator.running.queue import CellQueue, Feed, TaskNames, empty, trial_name, trial_tasks_named
 from orchestrator.running.requests import Requests, node_memory_bytes
 from orchestrator.running.signals import raise_if_asked
 from orchestrator.running.waiting import HangWatch, StartWatch
@@ -587,23 +586,6 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             table.ATTEMPT: str(self._attempt(cell.trial_id)),
             table.STATUS: str(CellStatus.RUNNING),
         }
-
-
-def empty(trial: Any) -> None:
-    """Leave nothing in a Tune trial that has ended but the id of its cell.
-
-    Tune holds every trial until the last has ended, each with copies of what it was told, its whole report,
-    statistics of every number in it, and an object of Ray's. Nothing of that is read again: results are in
-    the store.
-    """
-    trial.config["cell"] = {"trial_id": trial_name(trial)}
-    # Private: with a Ray that has them no more, the driver grows by 20 kB for each trial.
-    with contextlib.suppress(AttributeError):
-        trial.evaluated_params, trial.experiment_tag = {}, ""
-        about = trial.run_metadata
-        about.last_result, about.metric_analysis, about.metric_n_steps = {}, {}, {}
-        # The answer to a question that Tune asks each trial's actor, which Ray keeps with the question.
-        trial._default_result_or_future = None
 
 
 def _trace(failure: TrialFailure) -> str:

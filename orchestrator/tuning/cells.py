@@ -14,7 +14,7 @@ from pydantic import Field
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.results import table as c
 from orchestrator.results.records import Provenance, SealedRecord
-from orchestrator.results.table import FlatRun, milliseconds, spelled_params
+from orchestrator.results.rows import FlatRun, milliseconds, spelled_params
 from search_spaces.errors import ConfigError, SweepError, collect
 from search_spaces.recipes import recipe_grid
 from search_spaces.specs import (

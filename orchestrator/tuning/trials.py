@@ -12,7 +12,7 @@ import ray
 
 from orchestrator.planning.predict import array_key
 from orchestrator.results.records import CellReport
-from orchestrator.results.table import FlatRun, Point
+from orchestrator.results.rows import FlatRun, Point
 from orchestrator.running.actors import start_beside_driver
 from orchestrator.running.queue import CellQueue
 from orchestrator.running.trials import Run, Work

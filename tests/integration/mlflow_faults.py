@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_tracker import MLflowTracker, connector
-from orchestrator.results.table import FlatRun
+from orchestrator.results.rows import FlatRun
 from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, before
 
 

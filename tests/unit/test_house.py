@@ -22,10 +22,6 @@ KNOWN_FILES = {
     "orchestrator/analysis/power.py": 718,
     "orchestrator/analysis/prediction.py": 683,
     "orchestrator/analysis/tables.py": 882,
-    "orchestrator/planning/predict.py": 736,
-    "orchestrator/planning/sweep_file.py": 651,
-    "orchestrator/results/table.py": 634,
-    "orchestrator/running/trials.py": 778,
     "tasks/sources/arrays.py": 763,
     "tasks/sources/raw.py": 633,
 }

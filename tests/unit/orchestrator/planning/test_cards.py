@@ -7,7 +7,7 @@ NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-b
 
 import pytest
 
-from orchestrator.planning.predict import CARDS, card_like, card_named, memory_bytes, pass_time
+from orchestrator.planning.gpus import CARDS, card_like, card_named, memory_bytes, pass_time
 from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec

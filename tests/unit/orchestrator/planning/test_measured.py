@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.planning.estimate import estimate, time_limit
+from orchestrator.planning.gpus import CARDS, CONTEXT_BYTES
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
-    CARDS,
-    CONTEXT_BYTES,
     Corrections,
     Expectation,
     corrections_for,

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.planning.estimate import Prices, amount, card_to_plan, read_prices, roughly
-from orchestrator.planning.predict import CARDS
+from orchestrator.planning.gpus import CARDS
 from search_spaces.errors import ConfigError, SweepError
 
 

@@ -7,9 +7,9 @@ import tracemalloc
 import pytest
 
 from orchestrator.results.records import TrialRecord
+from orchestrator.results.rows import flat_trial
 from orchestrator.results.state import StoredResults
 from orchestrator.results.store import Records, ResultStore, pack_run, unpack_run
-from orchestrator.results.table import flat_trial
 from search_spaces.specs import Domain
 from tasks.trials.records import EpochRecord
 from tests.unit.orchestrator.results.examples import diverged, trial_record, trial_result, trial_spec

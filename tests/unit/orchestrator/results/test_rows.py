@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.results import table as c
-from orchestrator.results.table import flat_trial, index_measures, row_of, rows_of, trial_metrics
+from orchestrator.results.rows import flat_trial, index_measures, row_of, rows_of, trial_metrics
 from search_spaces.specs import AttackSpec, RepresentationSpec, RobustnessSpec
 from tasks.measures.measure import measure_nested
 from tasks.measures.records import MeasureSettings

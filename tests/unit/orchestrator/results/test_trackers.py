@@ -15,8 +15,8 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.results import mlflow_pages, mlflow_tracker, tracking, tracking_choice
 from orchestrator.results.mlflow_pages import Page, Refused
 from orchestrator.results.mlflow_tracker import MLflowTracker, connect, connector, read_rows
+from orchestrator.results.rows import FlatRun
 from orchestrator.results.store import ResultStore
-from orchestrator.results.table import FlatRun
 from orchestrator.results.tracking import (
     PARENT_KEY,
     Failure,

@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
+from orchestrator.planning.gpus import CARDS
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import CARDS, Expectation, need_of
+from orchestrator.planning.predict import Expectation, need_of
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.running.cluster import Resources
 from orchestrator.running.requests import Requests, card_of

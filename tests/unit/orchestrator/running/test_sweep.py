@@ -22,10 +22,10 @@ from ray.tune.experiment import Trial
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
+from orchestrator.results.rows import trial_metrics
 from orchestrator.results.state import History, StoredResults
 from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
-from orchestrator.results.table import trial_metrics
 from orchestrator.results.tracking import InMemoryTracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.progress import Progress
