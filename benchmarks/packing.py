@@ -102,7 +102,7 @@ def hours(preset: str) -> list[dict[str, Any]]:
     for kind, batch in product(KINDS, (None, STUDY_BATCH)):
         trials = [_at_batch(trial, batch) for trial in plan_sweep(sweep).trials]
         row: dict[str, Any] = {"card": kind, "batch": batch or "of the preset", "hours": _hours(trials, kind)}
-        with mock.patch("orchestrator.planning.gpus.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
+        with mock.patch("orchestrator.planning.predict.GRAPH_INTERVAL_S", EAGER_INTERVAL_S):
             row["Python starts every kernel"] = _hours(trials, kind)
         with mock.patch("orchestrator.planning.predict.epochs_to_look_at", return_value=()):
             row["no test images between epochs"] = _hours(trials, kind)

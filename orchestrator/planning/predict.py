@@ -1,9 +1,7 @@
-"""Graphics cards: what they can do, how much of it training gets, and what an hour costs.
+"""What trials need of a GPU or a core, how long a plan takes there, and in which order its trials go.
 
-A kernel takes as long as its arithmetic or its traffic, whichever is longer, at the share of the data sheet's
-rate that training is seen to reach, and never less than the time between two kernels. The shares are fitted
-to published training throughput at 224 pixels; a unit test, which names the sources, holds the table against
-them.
+Shares, hours and the order follow from each network's own costs (:mod:`tasks.trials.costs`) and the table
+of GPUs (:mod:`orchestrator.planning.gpus`), corrected by what finished trials were measured to take.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.planning.gpus import (
-    CONTEXT_BYTES,
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
     Card,
@@ -30,11 +27,10 @@ from orchestrator.planning.plan import SweepPlan
 from search_spaces.errors import ConfigError, SweepError
 from search_spaces.specs import NetworkSpec, RecipeSpec, Spec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec
-from tasks.trials.records import epochs_to_look_at
+from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
 if TYPE_CHECKING:
     from tasks.trials.costs import NetworkCost, PassCost
-
 
 # What each trial needs of a card: how long it takes there, how much of it, and in which order trials go.
 
@@ -114,6 +110,14 @@ def has_cost(network: NetworkSpec) -> bool:
         return not cost_of(network).uncounted
     except SweepError:
         return False
+
+
+def has_batch_norm(network: NetworkSpec) -> bool:
+    """Tell whether a network may normalise over the batch: instance norm has the same kernel, and what cannot
+    be counted may have any.
+    """
+    cost = cost_of(network)
+    return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
 
 
 def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
@@ -297,6 +301,7 @@ def _shared(alone: float, busy: float, memory: float, card: Card) -> tuple[float
     """Return the share, with the seconds on it before, of a trial that takes ``alone`` on a whole card."""
     together = max(1, math.ceil(BUSY_ENOUGH / busy))
     work = math.floor(SHARE_STEP / together) / SHARE_STEP  # down: a third is 0.33, three of which fit
+    work = work if card.timed else max(work, 0.25)
     room = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / (card.memory_gib * 2**30)) / SHARE_STEP
     share = min(1.0, max(work, room, 1 / SHARE_STEP))
     return alone * max(1.0, busy / share), share
@@ -383,17 +388,21 @@ class Expectation:
         card: They run on; None on CPUs.
         corrections: What was measured on such cards.
         core_rates: Measured operations per second of a core by model.
+        share: Of a card that every trial gets; None for what each is predicted to need.
     """
 
     card: Card | None = None
     corrections: Corrections = field(default_factory=Corrections)
     core_rates: Mapping[str, float] = field(default_factory=dict)
+    share: float | None = None
 
     @classmethod
-    def of(cls, card: Card | None, trials: Collection[MeasuredTrial]) -> Expectation:
+    def of(
+        cls, card: Card | None, trials: Collection[MeasuredTrial], share: float | None = None
+    ) -> Expectation:
         """Learn from done trials."""
         rates = {model: rate for (model, on_gpu), rate in measured_rates(trials).items() if not on_gpu}
-        return cls(card, corrections_for(card, trials) if card else Corrections(), rates)
+        return cls(card, corrections_for(card, trials) if card else Corrections(), rates, share)
 
     def seconds(self, trial: TrialSpec) -> float:
         """Return the seconds of one trial, on its share of the card or on one core.
@@ -402,7 +411,7 @@ class Expectation:
             ConfigError: for a network that cannot be walked.
         """
         if self.card is not None:
-            return need_of(trial, self.card, self.corrections).seconds
+            return need_of(trial, self.card, self.corrections, self.share).seconds
         if not self.core_rates:
             return core_seconds(trial)
         # A model that was never measured is taken for a middling one of those that were.

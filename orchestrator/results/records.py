@@ -209,6 +209,7 @@ class CellReport(Finding):
         shared_group_share: See :class:`TrialRecord`.
         gpu_share: See :class:`TrialRecord`.
         gpu_name: See :class:`TrialRecord`.
+        gpu_note: What the user is to know of the GPU, once.
         trained: Whether a network was trained; otherwise a kept one was measured.
         provenance: What made it: code and packages of the worker.
         node: Address of the node where it ran.
@@ -222,6 +223,7 @@ class CellReport(Finding):
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
     gpu_name: str = ""
+    gpu_note: str = ""
     trained: bool = True
     provenance: Provenance = Provenance()
     node: str = ""

@@ -27,6 +27,7 @@ from orchestrator.results.storage import Patience
 from orchestrator.results.tracking import Tracker, keep_run_pages
 from orchestrator.results.tracking_choice import open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
+from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models, check_pretrained, check_same_start, fetch_pretrained
 from orchestrator.running.options import RunOptions
@@ -115,6 +116,13 @@ class _Sweep:
         return judge(self.workspace, self.stored)
 
     @cached_property
+    def nodes(self) -> list[NodeGpus]:
+        """The cluster's nodes with GPUs; none where trials run on CPUs."""
+        if self.options.device == "cpu" or not self.cluster.num_gpus:
+            return []
+        return survey(self.cluster.num_gpus, local=self.cluster.local)
+
+    @cached_property
     def cluster(self) -> Cluster:
         """Connected when the first stage has work for it: a finished sweep starts no Ray."""
         plan = self.workspace.plan
@@ -155,8 +163,19 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
         done = judge(workspace, stored).results
         if options.address is None and len(done) < len(workspace.plan.trials):
             trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), "cpu")
+            if options.device != "cpu" and (there := len(gpus_here())):
+                check_gpus(workspace, options, survey(there, local=True))
     stored.patience = Patience(monitor.note)
     return stored
+
+
+def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus]) -> None:
+    """Refuse GPUs on which no trial of the sweep could run; see :func:`~orchestrator.running.gpus.refuse`."""
+    asked, plan = workspace.plan.sweep.resources.num_gpus, workspace.plan
+    shared = any(node.mps for node in nodes)
+    share = (0.5 if shared else 1.0) if asked is None else asked
+    if share:
+        refuse(nodes, plan.trials, share=share, alone=options.address is None)
 
 
 def _say_damaged(workspace: Workspace, stored: StoredResults, monitor: Progress) -> None:
@@ -174,6 +193,8 @@ def _fetch_weights(sweep: _Sweep) -> None:
     plan, trained = sweep.workspace.plan, sweep.state.results
     sweep.pretrained = fetch_pretrained(plan, trained, sweep.workspace.paths, sweep.monitor.note)
     check_same_start(sweep.stored.trials, plan, sweep.pretrained)
+    if sweep.options.address and len(trained) < len(plan.trials):
+        check_gpus(sweep.workspace, sweep.options, sweep.nodes)
     check_pretrained(plan, sweep.pretrained)
 
 
@@ -245,13 +266,13 @@ def _train(sweep: _Sweep) -> None:
 
 def _requests(sweep: _Sweep, pending: list[TrialSpec], state: State) -> tuple[Resources, Expectation]:
     """Return what each trial asks for, and how long it is expected to take on this cluster."""
-    from orchestrator.running.requests import Requests, card_names, card_of
+    from orchestrator.running.requests import Requests, expected
     from orchestrator.running.waiting import bound_by_cpus
 
     asked = sweep.workspace.plan.sweep.resources
     resources = trial_resources(asked, sweep.cluster, sweep.options.device)
-    card = card_of(card_names()) if asked.num_gpus is None else None
-    expectation = Expectation.of(card, state.measured_trials())
+    folders = gpu_check_folders(sweep.workspace.paths.root)
+    expectation = expected(sweep.nodes, asked, state.measured_trials(), folders)
     usual = Requests(resources, expectation).usual(pending)
     sweep.monitor.slots = slots(usual, sweep.cluster)
     if bound := bound_by_cpus(usual):

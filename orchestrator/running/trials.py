@@ -52,6 +52,7 @@ from orchestrator.running.failures import (
     Retries,
     classify_broken_fit,
     fit_nodes,
+    gpu_named,
     killed_for_memory,
     read_failure,
 )
@@ -274,6 +275,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._hangs = HangWatch(run.monitor.note)
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
+        self._noted = {""}
         self._history = History(run.stored.store.url)
         self._series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         # A private cluster without a dashboard shows names to nobody.
@@ -359,10 +361,8 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             "cell": {
                 "trial_id": trial_id,
                 "data": array_key(self._run.plan, cell),
-                "request": request.resources.as_ray(),
-                "num_threads": request.resources.num_threads,
-                "num_gpus": request.resources.num_gpus,
-                "micro_batch": request.micro_batch,
+                "own_network": cell.network.model.library == "own",
+                **request.for_worker(),
                 "code": provenance().code,
                 **self._work.job(cell),
             }
@@ -419,6 +419,9 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             else:
                 self._finish(trial_id, report, report.outcome)
                 self._tell(trial_id, "finished", str(report.outcome.status), report.log)
+                if report.gpu_note not in self._noted:  # once of each GPU
+                    self._noted.add(report.gpu_note)
+                    self._run.monitor.note(report.gpu_note)
         except SweepError as error:
             self._end(error)
 
@@ -472,11 +475,14 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """
         said = {name: without_secrets(getattr(failure, name)) for name in ("message", "traceback")}
         failure, cell = failure.model_copy(update=said), self._work.cells[trial_id]
+        if way_out := self._requests.failed(cell, failure):
+            failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
         attempt = self._attempt(trial_id)
         self._run.stored.save(FailureRecord(trial_id=trial_id, spec=cell, attempt=attempt, failure=failure))
         self._series.failed(failure.kind)
-        decision = self.retries.failed(trial_id, failure.kind, died=died)
-        self._requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
+        decision = self.retries.failed(
+            trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
+        )
         if decision.pause_s is None:
             self._settled(trial_id)
             self._work.given_up(trial_id)

@@ -17,11 +17,18 @@ from ray import tune
 from ray.tune.result import DONE
 
 from orchestrator.planning.paths import without_secrets
-from orchestrator.results.records import CellReport, TrialFailure, TrialRecord, code_fingerprint, provenance
+from orchestrator.results.records import (
+    CellReport,
+    FailureKind,
+    TrialFailure,
+    TrialRecord,
+    code_fingerprint,
+    provenance,
+)
 from orchestrator.results.store import FileKind
 from orchestrator.running.actors import EpochBoard, Keeper
-from orchestrator.running.failures import DeviceError, OtherCodeError, classify, spoils_process
-from orchestrator.running.gpus import PAUSE_S, card_in_use, computes_on_gpu
+from orchestrator.running.failures import DeviceError, OtherCodeError, classify, ends_process
+from orchestrator.running.gpus import NO_CARD, gpu_in_use, graphs_off, named, rest, trial_options
 from search_spaces.errors import CorruptStoreError, SweepError
 from search_spaces.specs import TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -140,7 +147,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         self._perform, self._arrays, self._code = perform or perform_cell, arrays, code or {}
         self.keeper, self.epochs, self.pretrained = keeper, epochs, pretrained or {}
         self.cell = config["cell"]
-        self._has_run = False
+        self._has_run, self._gpu = False, ("", "")
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another cell in the same process: starting one costs seconds."""
@@ -160,11 +167,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 self._check_code()
                 self._has_run = True
             except (Exception, SystemExit) as error:  # the latter of somebody's own network
-                if spoils_process(error):
-                    raise DeviceError(str(error).splitlines()[0]) from error
-                if isinstance(error, OtherCodeError):
-                    time.sleep(PAUSE_S)  # or this node would be given, and fail, every cell of the sweep
-                report = CellReport(started_at=started_at, finished_at=started_at, outcome=classify(error))
+                report = CellReport(
+                    started_at=started_at, finished_at=started_at, outcome=self._failure(error)
+                )
             # By a clock that nobody sets: durations are stored.
             seconds = time.monotonic() - began
             # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
@@ -175,13 +180,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     def _run(self, started_at: float) -> CellReport:
         data = self._taken()
-        num_gpus = float(self.cell["num_gpus"])
-        on_gpu = computes_on_gpu(num_gpus)
-        options = {
-            "device": "cuda" if on_gpu else "cpu",
-            "num_threads": self.cell["num_threads"],
-            "gpu_fraction": num_gpus if on_gpu else None,
-        }
+        options = trial_options(self.cell, own_network=self.cell["own_network"])
+        on_gpu = options["device"] == "cuda"
+        if on_gpu:
+            self._gpu = gpu_in_use()  # one that failed cannot be asked any more
         found, trained = self._perform(self, data, options)
         return CellReport(
             started_at=started_at,
@@ -190,9 +192,25 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             trained=trained,
             data_fingerprint=data.data_fingerprint,
             shared_group_share=data.shared_group_share,
-            gpu_share=num_gpus,
-            gpu_name=card_in_use() if on_gpu else "",
+            gpu_share=float(self.cell["num_gpus"]),
+            gpu_name=self._gpu[0],
+            gpu_note=graphs_off() if on_gpu and self.cell["fast"] == "auto" else "",
         )
+
+    def _failure(self, error: BaseException) -> TrialFailure:
+        """Return the failure that an error in a cell stands for.
+
+        Raises:
+            DeviceError: that ends this process, where it must not be used again.
+        """
+        failure = classify(error)
+        of_node = failure.kind in (FailureKind.DEVICE_ERROR, FailureKind.OTHER_CODE)
+        if of_node or failure.message.startswith(NO_CARD):
+            rest(self._has_run)  # or this node would be given, and fail, every cell of the sweep
+        if ends_process(error):
+            gpu = f" ({named(self._gpu[1])})" if self.cell["num_gpus"] else ""
+            raise DeviceError(f"{failure.kind}: {failure.message}{gpu}") from error
+        return failure
 
     def _taken(self) -> TrialData:
         """Return the cell's arrays, in a process made ready to compute: torch, so not in ``setup``."""
@@ -250,7 +268,7 @@ def perform_cell(
                 known.result,
                 known.lacks(spec),
                 keep_predictions=keep_predictions,
-                **options,
+                **{name: value for name, value in options.items() if name != "graphs"},
             )
             return found, False
         except CorruptStoreError as error:

@@ -11,7 +11,6 @@ from typing import Any
 
 from orchestrator.planning.plain_yaml import read_plain, write_plain
 from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource, searched_cells, split_tuned
 from orchestrator.results import table as c
 from orchestrator.results.records import provenance
@@ -21,13 +20,14 @@ from orchestrator.results.storage import Patience
 from orchestrator.results.tracking import Tracker
 from orchestrator.results.tracking_choice import make_tracker
 from orchestrator.running.cluster import Cluster, trial_resources
+from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
 from orchestrator.running.orphans import remove_orphans
 from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import announced, slots
+from orchestrator.running.run import announced, check_gpus, slots
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome, Earlier, outcomes
 from orchestrator.tuning.report import write_report
@@ -346,16 +346,18 @@ class _Tuning:
         return tracker
 
     def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
-        from orchestrator.running.requests import card_names, card_of
+        from orchestrator.running.requests import expected
         from orchestrator.running.trials import Run, Trials
         from orchestrator.tuning.trials import SearchWork
 
         plan, cluster, monitor = self._search_workspace().plan, self.cluster, self.monitor
         asked = plan.sweep.resources
         resources = trial_resources(asked, cluster, self.options.device)
+        nodes = survey(cluster.num_gpus, local=cluster.local) if resources.num_gpus else []
+        check_gpus(self._search_workspace(), self.options, nodes)
         monitor.slots = slots(resources, cluster)
         monitor.stage("search")
-        expectation = Expectation(card_of(card_names()) if asked.num_gpus is None else None)
+        expectation = expected(nodes, asked, (), gpu_check_folders(self.workspace.paths.root))
         run = Run(plan, self.workspace.paths, cluster, resources, stored, tracker, monitor, expectation)
         fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
         with SearchWork(run, search, earlier, self._load, fingerprints) as work:
