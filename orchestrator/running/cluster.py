@@ -383,20 +383,20 @@ def _started(ray: Any, **settings: Any) -> Iterator[Any]:
         with private_folder() as folder:
             with _quiet(), own_signals(ray.shutdown), temporary_files_in(folder):
                 context = _start(ray, again=again, _temp_dir=folder, **settings)
-            if context is not None:
+            if context is not TOO_SLOW:
                 yield context
                 return
 
 
 def _start(ray: Any, *, again: bool = False, **settings: Any) -> Any:
-    """Start Ray and return what it says of itself; None when it was too slow and is to be asked ``again``."""
+    """Start Ray and return what it says of itself; ``TOO_SLOW`` when it is to be asked ``again``."""
     try:
         return ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if again and TOO_SLOW in reason:
             log.warning("Ray is started again: %s", reason)
-            return None
+            return TOO_SLOW
         raise SetupError(
             "Ray must start on this machine",
             reason,
