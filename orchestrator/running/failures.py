@@ -26,7 +26,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.results.records import CellReport, FailureKind, TrialFailure
 from orchestrator.running.gpus import NO_CARD
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
@@ -52,6 +52,22 @@ MAX_TRACEBACK = 8000
 
 class OtherCodeError(SetupError):
     """A worker whose code is not the driver's: what it would find must not be sealed as the driver's."""
+
+
+class CellFailed(Exception):
+    """How a worker says that its cell failed, so that Ray shows the task as failed, with this message.
+
+    Attributes:
+        report: The whole of what it has to say, a :class:`CellReport` as JSON text.
+    """
+
+    def __init__(self, message: str, report: str) -> None:
+        super().__init__(message, report)
+        self.report = report
+
+    def __str__(self) -> str:
+        """The message alone."""
+        return str(self.args[0])
 
 
 class DeviceError(Exception):
@@ -352,6 +368,13 @@ class Retries:
 log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 2.0
+
+
+def told_failure(trial: Any) -> CellReport | None:
+    """Return what the worker of a Tune trial said of its failure; None when it went without a word."""
+    error = _pickled(getattr(trial, "pickled_error_file", None))
+    cause = getattr(error, "cause", None) or error
+    return CellReport.model_validate_json(cause.report) if isinstance(cause, CellFailed) else None
 
 
 def read_failure(trial: Any, place: Place | None) -> TrialFailure:

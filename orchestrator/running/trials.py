@@ -55,6 +55,7 @@ from orchestrator.running.failures import (
     gpu_named,
     killed_for_memory,
     read_failure,
+    told_failure,
 )
 from orchestrator.running.networks import own_code
 from orchestrator.running.progress import Progress, Series, offer_board
@@ -406,16 +407,18 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Store the outcome first, then tell the tracker."""
-        trial_id = trial_name(trial)
+        self._reported(trial_name(trial), CellReport.model_validate_json(result[REPORT]))
+
+    def _reported(self, trial_id: str, report: CellReport) -> None:
+        """A worker has said how its cell ended."""
         if trial_id not in self._queue.running or self._queue.error is not None:
             return
+        self._nodes[trial_id] = report.node
         try:
-            report = CellReport.model_validate_json(result[REPORT])
-            self._nodes[trial_id] = report.node
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
                 self._tell(trial_id, "failed", ending, report.log + _trace(report.outcome))
-                self.retries.check_nodes(self._node(trial_id), report.outcome, fit_nodes(report.outcome))
+                self.retries.check_nodes(report.node, report.outcome, fit_nodes(report.outcome))
             else:
                 self._finish(trial_id, report, report.outcome)
                 self._tell(trial_id, "finished", str(report.outcome.status), report.log)
@@ -426,15 +429,15 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             self._end(error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The process died: a lost node, a crash, or the memory killer."""
+        """The cell failed, or its process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
         self._hear(wait=True)
-        self._lost(trial_id, lambda: self._failure(trial_id, trial))
+        ended, told = self._hangs.failure(trial_id), told_failure(trial)
+        if ended is None and told is not None:
+            self._reported(trial_id, told)
+        else:
+            self._lost(trial_id, lambda: ended or read_failure(trial, self._places.get(trial_id)))
         empty(trial)
-
-    def _failure(self, trial_id: str, trial: Any) -> TrialFailure:
-        """Return of what the process of a trial died."""
-        return self._hangs.failure(trial_id) or read_failure(trial, self._places.get(trial_id))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that ended without a result is a failure too, never silently gone."""
@@ -458,7 +461,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _finish(self, trial_id: str, report: CellReport, result: TrialResult | SearchResult) -> None:
         shown = self._work.found(self._work.cells[trial_id], report, self._attempt(trial_id))
-        self.retries.finished(trial_id, self._node(trial_id))
+        self.retries.finished(trial_id, self._nodes.get(trial_id, ""))
         self._num_broken = 0
         self._settled(trial_id)
         self._run.tracker.finish(shown)
@@ -563,7 +566,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
         """Add to the story of a cell."""
-        node = "" if what == "started" else self._node(trial_id)
+        node = "" if what == "started" else self._nodes.get(trial_id, "")
         event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
         self._history.tell(trial_id, event, without_secrets(log_text))
 
@@ -572,10 +575,6 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
 
     def _array(self, trial_id: str) -> str:
         return array_key(self._run.plan, self._work.cells[trial_id])
-
-    def _node(self, trial_id: str) -> str:
-        """Return the address of the node of the latest attempt; empty where it never came so far."""
-        return self._nodes.get(trial_id, "")
 
     def _tags(self, cell: TrialSpec) -> dict[str, str]:
         """Return what a tracker is told of a trial that starts."""

@@ -27,7 +27,7 @@ from orchestrator.results.records import (
 )
 from orchestrator.results.store import FileKind
 from orchestrator.running.actors import EpochBoard, Keeper
-from orchestrator.running.failures import DeviceError, OtherCodeError, classify, ends_process
+from orchestrator.running.failures import CellFailed, DeviceError, OtherCodeError, classify, ends_process
 from orchestrator.running.gpus import NO_CARD, gpu_in_use, graphs_off, named, rest, trial_options
 from search_spaces.errors import CorruptStoreError, SweepError
 from search_spaces.specs import TrialSpec
@@ -112,9 +112,9 @@ found, and whether a network was trained for it."""
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without types
     """Runs one cell per ``step`` and reports what came of it, once, as a :class:`CellReport`.
 
-    An exception inside a cell is an outcome like any other, so that one bad cell neither ends the sweep nor
-    costs a worker. Only the death of the process reaches Tune as an error, and a failure of its device, which
-    Tune answers by ending the process: nothing that such a process computes can be believed.
+    An exception inside a cell is an outcome like any other, of which the driver is told in full. It reaches
+    Tune as an error, which Tune answers by ending the process: Ray shows the task as failed, and nothing that
+    a failure left in the process meets the next cell.
 
     Attributes:
         cell: What it was told of its cell: see :meth:`orchestrator.running.trials.Trials._taken`.
@@ -155,7 +155,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the cell; the report is its result or its failure, with start and end times."""
+        """Run the cell; the report is its result, with start and end times.
+
+        Raises:
+            CellFailed: with a report of its failure.
+            DeviceError: when nothing can be asked of this process any more.
+        """
         trial_id, started_at, began = self.cell["trial_id"], time.time(), time.monotonic()
         if self.epochs is not None:
             self.epochs.arrived(trial_id)
@@ -174,9 +179,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             seconds = time.monotonic() - began
             # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
             print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
-        told = {"finished_at": started_at + seconds, "provenance": provenance(), "log": said.text()}
-        told["node"] = ray.util.get_node_ip_address()
-        return {DONE: True, REPORT: report.model_copy(update=told).text()}
+        told: dict[str, Any] = {"finished_at": started_at + seconds, "provenance": provenance()}
+        told |= {"node": ray.util.get_node_ip_address(), "log": said.text()}
+        text = report.model_copy(update=told).text()
+        if isinstance(report.outcome, TrialFailure):
+            # Costs the process, and shows the task as failed in Ray's dashboard.
+            raise CellFailed(f"{report.outcome.kind}: {report.outcome.message}", text)
+        return {DONE: True, REPORT: text}
 
     def _run(self, started_at: float) -> CellReport:
         data = self._taken()

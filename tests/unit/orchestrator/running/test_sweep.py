@@ -28,6 +28,7 @@ from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import InMemoryTracker
 from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.failures import CellFailed, classify
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
@@ -423,3 +424,11 @@ def test_a_wall_clock_that_steps_changes_no_duration(run):
     sweep = run(make_plan(10), trainable=ClockBack)
     (record,) = sweep.stored.trials.values()
     assert 0 <= record.finished_at - record.started_at < 600
+
+
+def test_the_error_that_ray_shows_is_the_message_and_has_the_whole_report():
+    report = CellReport(started_at=1.0, finished_at=2.0, outcome=classify(ZeroDivisionError("a bug")))
+    error = CellFailed("code_error: ZeroDivisionError: a bug", report.text())
+    again = ray.cloudpickle.loads(ray.cloudpickle.dumps(error))
+    assert str(again) == "code_error: ZeroDivisionError: a bug"
+    assert CellReport.model_validate_json(again.report) == report
