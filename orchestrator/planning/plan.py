@@ -297,7 +297,7 @@ class Workspace:
     Attributes:
         plan: The whole grid.
         paths: What lies below the root.
-        storage: fsspec URL below which results are kept; None keeps them below the root.
+        storage: folder or URL below which results are kept; None keeps them below the root.
     """
 
     plan: SweepPlan
@@ -382,7 +382,7 @@ class Workspace:
 
     @property
     def results_url(self) -> str:
-        """Where the sweep's results are kept: a folder or an fsspec URL."""
+        """Where the sweep's results are kept: a folder or the URL of an object store."""
         if self.storage:
             return f"{self.storage.rstrip('/')}/{self.plan.sweep.name}"
         return str(self.sweep_paths.folder)

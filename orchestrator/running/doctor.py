@@ -92,7 +92,7 @@ def look_at_nodes(root: Path, storage: str | None = None) -> list[NodeReport]:
 
     Args:
         root: The driver's root; a file is put there for a moment, if it exists.
-        storage: fsspec URL of the result store; None asks for none.
+        storage: folder or URL of the result store; None asks for none.
 
     Returns:
         One report per node, the head first; a node that does not answer is reported as such.
@@ -280,7 +280,7 @@ def run_checks(
         root: Folder of everything.
         mlflow_uri: MLflow store.
         address: Of a Ray cluster to look at; None tries a private one.
-        storage: fsspec URL of the result store.
+        storage: folder or URL of the result store.
         launch: A file for ``ray up`` to look at.
 
     Returns:
