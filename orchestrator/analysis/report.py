@@ -318,6 +318,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "failed": len(state.failures),
         "diverged": sum(record.result.status == TrialStatus.DIVERGED for record in records),
         "failures": state.failure_rows(),
+        "tracebacks": {i: text for i, one in state.failures.items() if (text := one.failure.traceback)},
         "measures": [row for record in state.measures.values() for row in measure_rows(record)],
         "unreadable": [vars(item) for item in state.unreadable],
         "code_versions": dict(Counter(record.provenance.code_version for record in records)),
