@@ -37,7 +37,7 @@ from orchestrator.planning.predict import Expectation, expected_seconds, jobs_on
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking import NoopTracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
@@ -245,7 +245,7 @@ def run_beside(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
             resources=Resources(1, 0.25),
             paths=RootPaths.create(root),
             stored=StoredResults.read(str(root / "store")),
-            tracker=NoopTracker(),
+            tracker=Tracker(),
             monitor=Progress(),
             expectation=Expectation(CARD),
         )

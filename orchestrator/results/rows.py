@@ -81,6 +81,7 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         c.CHANNELS: str(prepared.channels),
         c.STATUS: str(record.result.status),
         c.ATTEMPT: str(record.attempt),
+        **_steps(record.result),
         c.DATA_FINGERPRINT: record.data_fingerprint,
         c.CODE_VERSION: record.provenance.code_version,
         # Tags, not params: more may be measured on the same network later, and MLflow's params never change.
@@ -106,6 +107,12 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         milliseconds(record.finished_at),
         milliseconds(newest),
     )
+
+
+def _steps(result: TrialResult) -> dict[str, str]:
+    """Return how training took its steps, where it is known; and that batches were cut, where they were."""
+    found = {c.STEP_PATH: result.step_path} if result.step_path else {}
+    return found | ({} if result.micro_batch is None else {c.MICRO_BATCH: str(result.micro_batch)})
 
 
 def _epoch_series(record: TrialRecord) -> tuple[Point, ...]:

@@ -19,7 +19,6 @@ from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRec
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
 from orchestrator.results.storage import Patience, open_storage
 from orchestrator.results.store import Newer, Records, ResultStore, Unreadable
-from orchestrator.results.tracking import Failure
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SweepError
 from search_spaces.specs import MeasureSpec, TrialSpec
 from tasks.finding import Finding
@@ -200,13 +199,6 @@ class State:
     def rows(self) -> list[Row]:
         """Return the rows of all results of planned trials, ordered by trial id."""
         return rows_of(self.records, self.measures.values())
-
-    def told_failures(self) -> list[Failure]:
-        """Return what a tracker should know of cells that have no result."""
-        return [
-            Failure(record.trial_id, record.failure.kind, record.failure.message, record.attempt)
-            for record in self.failures.values()
-        ]
 
     def failure_rows(self) -> list[dict[str, str]]:
         """Return the failures as the command line and the report print them, ordered by trial id."""

@@ -63,6 +63,8 @@ NUM_DUPLICATES = "num_duplicates"
 NUM_CONFLICTS = "num_conflicts"
 SHARED_GROUP_SHARE = "shared_group_share"
 ATTEMPT = "attempt"
+STEP_PATH = "step_path"
+MICRO_BATCH = "micro_batch"
 WALL_TIME_S = "wall_time_s"
 ENERGY_J = "energy_j"
 NUM_PARAMETERS = "num_parameters"
@@ -240,6 +242,18 @@ COLUMNS: tuple[Column, ...] = (
         "fraction",
     ),
     _run(ATTEMPT, "which attempt at the trial succeeded, from 1", kind="integer"),
+    _run(
+        STEP_PATH,
+        "how training steps were taken: eager (started by Python) or graph (captured, replayed by a GPU)",
+        kind="text",
+    ),
+    _run(
+        MICRO_BATCH,
+        "images of a batch that passed at once where memory was short, which changes what batch norm sees; "
+        "absent where whole batches passed",
+        "images",
+        kind="integer",
+    ),
     _run(WALL_TIME_S, "duration of the trial", "s"),
     _run(IMAGES_PER_SECOND, "training images per second of training", "images / s"),
     _run(PEAK_MEMORY_BYTES, "peak memory of the trial: on the card, or of the process on a CPU", "bytes"),

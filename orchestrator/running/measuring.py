@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
+from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.specs import DatasetSpec, Domain, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec, RecipeChoice, SweepSpec
@@ -108,16 +108,13 @@ def name_labels(
     Raises:
         DataError: for missing labels, and classes spelt in two ways.
     """
-    from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
+    from tasks.sources.labels import sort_labels
+    from tasks.sources.own import Rows, class_labels
+    from tasks.sources.tables import label_text
 
-    request = _request(own)
-    written = (cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell) for cell in cells)
-    labels = [mapped_label(cell, request) for cell in written]
-    absent = sum(map(is_missing, labels))
-    if absent:
-        rule, found = "Every image needs a label", f"{absent} blank, NaN or None"
-        raise DataError(rule, found, "drop those images, or say what it means with --label-map")
-    check_spellings(labels, request)
+    written = [label_text(cell) for cell in cells]
+    rows = Rows(labels=written, locator=str)
+    labels = class_labels(written, _request(own), rows.named)
     names = sort_labels(labels)
     places = {name: place for place, name in enumerate(names)}
     return names, np.array([places[label] for label in labels], np.int64)
@@ -248,7 +245,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError(
             "The source must be a folder, a file or the name of a dataset",
             request.source,
-            f"known datasets: {', '.join(sorted(DATASETS))}",
+            f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; "),
         )
     if (path / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(path), executor)

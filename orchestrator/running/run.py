@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from orchestrator.analysis.report import report_sweep
+from orchestrator.analysis.report import log_report, report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
@@ -24,8 +24,7 @@ from orchestrator.results.records import provenance
 from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
-from orchestrator.results.tracking import Tracker, keep_run_pages
-from orchestrator.results.tracking_choice import open_tracker
+from orchestrator.results.tracking import Tracker, keep_run_pages, open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
 from orchestrator.running.locks import locked
@@ -87,6 +86,7 @@ def run_sweep(
             sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
             try:
                 _fetch_weights(sweep)
+                tracker.check()
                 _prepare(sweep)
                 _measure(sweep)
                 _train(sweep)
@@ -291,20 +291,18 @@ def _report(sweep: _Sweep) -> RunSummary:
         )
     state = sweep.state
     # Trials done earlier take the numbers of measures done now.
-    tracker.reconcile(state.flat_runs(), state.told_failures(), wait=False)
+    tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
     keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
     written = Patience(monitor.note).until_done(lambda: report_sweep(workspace, state))
+    log_report(tracker, workspace, state)
     failures, num_planned = state.failure_rows(), len(workspace.plan.trials)
-    if written is not None:
-        counts = {"trials_done": len(state.results), "trials_failed": len(failures)}
-        tracker.add_report(written.path.parent, {**written.found, **monitor.counts(), **counts})
     return RunSummary(
         planned=num_planned,
         done=len(state.results),
         failed=len(failures),
         pending=num_planned - len(state.results) - len(failures),
         failures=failures,
-        report=written.path if written else None,
+        report=written,
     )
 
 

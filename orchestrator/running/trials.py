@@ -37,7 +37,7 @@ from orchestrator.results.records import (
 from orchestrator.results.rows import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
 from orchestrator.results.state import Event, History, State, StoredResults, What
 from orchestrator.results.store import KeptFiles
-from orchestrator.results.tracking import PARENT_KEY, Failure, Tracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import (
     ArrayCache,
     EpochBoard,
@@ -457,7 +457,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
                 cell = self._work.cells[said.trial_id]
                 self._run.monitor.trial_epoch(said.trial_id, said.epoch, self._work.trained_on(cell))
                 if points := self._work.points(said.epoch, said.score, at):
-                    self._run.tracker.extend(said.trial_id, points)
+                    self._run.tracker.log_points(said.trial_id, points)
 
     def _finish(self, trial_id: str, report: CellReport, result: TrialResult | SearchResult) -> None:
         shown = self._work.found(self._work.cells[trial_id], report, self._attempt(trial_id))
@@ -481,7 +481,8 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         if way_out := self._requests.failed(cell, failure):
             failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
         attempt = self._attempt(trial_id)
-        self._run.stored.save(FailureRecord(trial_id=trial_id, spec=cell, attempt=attempt, failure=failure))
+        record = FailureRecord(trial_id=trial_id, spec=cell, attempt=attempt, failure=failure)
+        self._run.stored.save(record)
         self._series.failed(failure.kind)
         decision = self.retries.failed(
             trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
@@ -493,7 +494,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         else:
             self._waits_again(trial_id, decision.pause_s)
             ending = decision.reason
-        self._run.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
+        self._run.tracker.fail_trial(record)
         self._run.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
         self._show_counts()
         log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
@@ -561,8 +562,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _show_counts(self) -> None:
         """Tell how far the sweep is."""
         counts = self._run.monitor.counts()
-        step, at = counts["trials_done"] + counts["trials_failed"], round(time.time() * 1000)
-        self._run.tracker.extend(PARENT_KEY, [(name, step, n, at) for name, n in counts.items()])
+        self._run.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
 
     def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
         """Add to the story of a cell."""

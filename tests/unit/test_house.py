@@ -22,8 +22,6 @@ KNOWN_FILES = {
     "orchestrator/analysis/power.py": 718,
     "orchestrator/analysis/prediction.py": 683,
     "orchestrator/analysis/tables.py": 882,
-    "tasks/sources/arrays.py": 763,
-    "tasks/sources/raw.py": 633,
 }
 KNOWN_FUNCTIONS = {
     "orchestrator/analysis/synthetic.py:synthetic_table": 62,
