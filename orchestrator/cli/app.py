@@ -203,7 +203,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], ...]] = {
     "Results": (results.results, results.fit, results.report, predicting.predict),
     "Designs": (results.power, results.compare),
     "Your data": (data.datasets, data.prepare, data.measure, data.locate),
-    "Environment": (start.ls, start.rm, start.ui, environment.doctor),
+    "Environment": (start.ls, start.rm, start.ui, environment.doctor, environment.gpu_check),
 }
 
 
@@ -238,6 +238,11 @@ EXAMPLES = {
     "rm": ("isweep rm demo",),
     "ui": ("isweep ui demo",),
     "doctor": ("isweep doctor", "isweep doctor --launch cluster.yaml"),
+    "gpu_check": (
+        "isweep gpu-check",
+        "isweep gpu-check --device 0 --into .",
+        "isweep gpu-check --device cpu",
+    ),
 }
 """What ends the help of each command."""
 
