@@ -167,7 +167,7 @@ def test_every_help_ends_with_examples_that_are_commands(capsys):
 
 def test_what_takes_long_says_so_on_a_terminal_and_to_no_file(root):
     """Every command that has no display of its own; what is shown is gone before the answer stands there."""
-    shown = {"run", "tune", "status", "prepare", "rm", "datasets", "models", "recipes"}
+    shown = {"run", "tune", "status", "prepare", "rm", "datasets", "models", "recipes", "gpu_check"}
     names = {function.__name__ for group in COMMANDS.values() for function in group}
     assert set(WAITS) == names - shown
     command = f"{sys.executable} -m orchestrator.cli plan smoke --root {root}"
