@@ -25,11 +25,9 @@ KNOWN_FILES = {
     "orchestrator/planning/predict.py": 632,
     "orchestrator/planning/sweep_file.py": 651,
     "orchestrator/results/state.py": 650,
-    "orchestrator/results/table.py": 634,
+    "orchestrator/results/table.py": 655,
     "orchestrator/running/trials.py": 784,
     "orchestrator/tuning/search.py": 655,
-    "tasks/sources/arrays.py": 763,
-    "tasks/sources/raw.py": 633,
 }
 KNOWN_FUNCTIONS = {
     "orchestrator/analysis/synthetic.py:synthetic_table": 62,
