@@ -252,10 +252,9 @@ def report(
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     state = read_state(workspace)
     with report_can_be_written():
-        written = report_sweep(workspace, state)
-    if written is None:
+        path = report_sweep(workspace, state)
+    if path is None:
         raise no_results(preset, workspace, place)
-    path = written.path
     if not from_store:
         _compare_with_mlflow(preset, workspace, place, state)
     emit(place, {"report": str(path)}, lambda: line(str(path)))
@@ -330,7 +329,7 @@ def arms(preset: str, place: Place) -> tuple[Arm, ...]:
 
 def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.DataFrame:
     from orchestrator.analysis.report import results_table
-    from orchestrator.results.tracking_choice import tracked_rows
+    from orchestrator.results.tracking import tracked_rows
 
     table = results_table(workspace, tracked_rows(workspace, place.mlflow_uri, None))
     if table.empty:
@@ -342,8 +341,7 @@ def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.Dat
 def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state: State) -> None:
     """Say where MLflow shows something else than the store; the store's numbers are used either way."""
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking import compare
-    from orchestrator.results.tracking_choice import tracked_rows
+    from orchestrator.results.tracking import differences, tracked_rows
 
     try:
         storage = ResultStore(workspace.results_url).identity()
@@ -351,7 +349,7 @@ def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state:
     except (SetupError, CorruptStoreError) as error:
         _say(f"Not compared with MLflow: {error} The numbers are the result store's.")
         return
-    for sentence in compare(state.rows(), tracked).sentences(place.hint("reconcile", preset)):
+    for sentence in differences(state.rows(), tracked, place.hint("reconcile", preset)):
         _say(sentence)
 
 
