@@ -14,7 +14,8 @@ from harness import Found, run
 
 from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
-from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS, FlatRun
+from orchestrator.results.rows import FlatRun
+from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tables and browser lie beside the tests
 from tests.synthetic import synthetic_table

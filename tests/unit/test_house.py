@@ -16,15 +16,8 @@ PACKAGES = ("search_spaces", "tasks", "orchestrator")
 MOST_FUNCTION_LINES, MOST_FILE_LINES = 60, 600
 # Longer than allowed since before there was this rule, with the length they may not pass. Only ever shorten
 # this table.
-KNOWN_FILES = {
-    "orchestrator/planning/predict.py": 632,
-    "orchestrator/planning/sweep_file.py": 651,
-    "orchestrator/results/state.py": 650,
-    "orchestrator/results/table.py": 655,
-    "orchestrator/running/trials.py": 784,
-    "orchestrator/tuning/search.py": 655,
-}
-KNOWN_FUNCTIONS = {}
+KNOWN_FILES: dict[str, int] = {}
+KNOWN_FUNCTIONS: dict[str, int] = {}
 
 
 def modules() -> dict[str, str]:
