@@ -25,6 +25,7 @@ from orchestrator.analysis.fit_records import (
     PAST_GUESSING,
     Estimate,
     Fit,
+    Kind,
     ScalingFits,
     headline_claims,
     limits_of,
@@ -230,7 +231,7 @@ def fit_height(
     model: str = t.POOLED,
     subset: str = t.ALL,
     response: str = c.TEST_LOSS,
-    kind: str = "height",
+    kind: Kind = "height",
 ) -> Fit:
     """Regress dataset effects, at equal model and train size, on properties of datasets.
 
@@ -248,8 +249,7 @@ def fit_height(
         kind: ``height``, or ``headline`` for the terms that the questions are about.
     """
     column = t.RESPONSES[response]
-    blank = Fit(kind="headline" if kind == "headline" else "height", model=model, subset=subset,
-                response=response, terms=terms)  # fmt: skip
+    blank = Fit(kind=kind, model=model, subset=subset, response=response, terms=terms)
     if _ON_SCALE & set(terms) and not scale.comparable:
         return replace(blank, status="refused", reason=t.UNEQUAL_SCALES)
     known = scale.comparable and bool(points[t.LOG_SHARPNESS].notna().any())
@@ -267,16 +267,14 @@ def fit_height(
         reason = "the datasets share no model, train size and data mode: none can be compared at equal N"
         return replace(blank, reason=reason)
     datasets, effects = reduced
-    y, x = effects[column], _columns(effects, terms)
-    if not y.any():
+    if not (y := effects[column]).any():
         return replace(blank, reason="the losses are the same for all datasets")
     domains = rows.groupby(c.DATASET)[c.DOMAIN].first()
     blocks = [str(domains[name]) for name in datasets]
     # What is claimed is tested by permutation too, and the label alone, since it is exact and quick.
     claimed = kind == "headline" and (model, response) == (t.POOLED, c.TEST_LOSS)
-    tested = (
-        set(terms) - {t.IS_MEDICAL} if claimed else set(terms) & {t.IS_MEDICAL} if len(terms) == 1 else ()
-    )
+    tested = set(terms) - {t.IS_MEDICAL} if claimed else {t.IS_MEDICAL} if len(terms) == 1 else set()
+    x = _columns(effects, terms)
     estimates = slope_estimates(y, x, terms, blocks, tested=tested, seed=seed)
     if estimates is None:
         return replace(blank, reason=_unidentified(rows, terms))

@@ -21,7 +21,7 @@ import pandas as pd
 
 from orchestrator.analysis.findings import family, findings, seen
 from orchestrator.analysis.fit_records import ScalingFits
-from orchestrator.analysis.fits import fit_scaling_laws, prepare
+from orchestrator.analysis.fits import Prepared, fit_scaling_laws, prepare
 from orchestrator.analysis.interventions import Arm
 from orchestrator.analysis.published import side_by_side
 from orchestrator.analysis.table import csv_text, interval, number
@@ -217,55 +217,63 @@ def write_report(
         DataError: if the table contradicts itself.
         OSError: if the directory cannot be written.
     """
-    from markupsafe import Markup
-
     from orchestrator.analysis.figures import write_figures
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     policy, left_out = fits.sharpness_scale.policy, fits.at_guessing.left_out
     ready = prepare(table, sharpness_policy=policy, leave_out_chance=left_out)
-    full, points = ready.full, ready.points
-    _write_data(table, full, fits, directory)
-    figures = write_figures(points, fits, directory / "figures")
-    devices, runs = summary.get("trial_devices", {}), summary.get("runs", {})
-    trials = trial_data(full, devices, runs, str(summary.get("run_pages", "")))
-    diverged = int((full[c.STATUS] != c.DONE).sum())
-    counts = {"planned": len(full), "done": len(full), "failed": len(summary.get("failures", ()))}
-    versions = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts()
-    codes = {str(name): int(num) for name, num in versions.items()} or dict(summary.get("code_versions", {}))
-    preset = summary.get("preset", "")
-    as_text = (
-        preset if isinstance(preset, str) else json.dumps(preset, indent=2, ensure_ascii=False, default=str)
-    )
+    _write_data(table, ready.full, fits, directory)
+    figures = write_figures(ready.points, fits, directory / "figures")
     page = _template().render(
         sweep=sweep,
         summary=summary,
-        counts=[
-            (name, int(summary.get(name, known))) for name, known in {**counts, "diverged": diverged}.items()
-        ],
+        fits=fits,
         findings=findings(fits),
         family=family(fits),
-        fits=fits,
         seen=seen_table(fits),
         seen_words=seen(fits),
         descriptions=_synthetic(fits, summary),
         key_figures=figures[:2],
         figures=figures[2:],
-        tables=_tables(full, fits, summary),
+        tables=_tables(ready.full, fits, summary),
         not_fitted=not_fitted(fits),
-        best=best_table(full),
-        trials=Markup(script_json(trials)),
-        pages=summary.get("run_pages", "") if summary.get("runs") else "",
-        points=Markup(script_json(point_data(points))),
-        code_versions=dict(sorted(codes.items())),
-        preset=as_text,
         columns=[*c.describe(table.columns)],
+        **_of_trials(ready, summary),
     )
     write_latex([seen_table(fits), *fit_tables(fits)], directory / "tables")
     path = directory / "report.html"
     write_atomic(path, page.encode(), durable=False)
     return path
+
+
+def _of_trials(ready: Prepared, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of single trials, and what only the caller knows."""
+    from markupsafe import Markup
+
+    full = ready.full
+    devices, runs = summary.get("trial_devices", {}), summary.get("runs", {})
+    trials = trial_data(full, devices, runs, str(summary.get("run_pages", "")))
+    versions = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts()
+    codes = {str(name): int(num) for name, num in versions.items()} or dict(summary.get("code_versions", {}))
+    preset = summary.get("preset", "")
+    known = {
+        "planned": len(full),
+        "done": len(full),
+        "failed": len(summary.get("failures", ())),
+        "diverged": int((full[c.STATUS] != c.DONE).sum()),
+    }
+    return {
+        "counts": [(name, int(summary.get(name, count))) for name, count in known.items()],
+        "best": best_table(full),
+        "trials": Markup(script_json(trials)),
+        "pages": summary.get("run_pages", "") if runs else "",
+        "points": Markup(script_json(point_data(ready.points))),
+        "code_versions": dict(sorted(codes.items())),
+        "preset": preset
+        if isinstance(preset, str)
+        else json.dumps(preset, indent=2, ensure_ascii=False, default=str),
+    }
 
 
 def _template() -> Any:
