@@ -160,8 +160,6 @@ def results(
         place: Where everything lies.
     """
     from orchestrator.analysis import write_csv
-    from orchestrator.analysis.guessing import is_guessing
-    from orchestrator.results.table import TEST_LOSS
 
     if search and (chosen.mean or chosen.best):
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
@@ -193,12 +191,19 @@ def results(
         for row in rows:
             lines.add_row(*(cell(row.get(name)) for name in shown))
         stdout.print(lines)
-        guessed = sum(is_guessing(row[TEST_LOSS]) for row in rows if row.get(TEST_LOSS) is not None)
-        if guessed:
-            line(f"{guessed} of {len(rows)} losses lie at guessing between two classes, or beyond.")
+        _say_guessing(rows)
 
     emit(place, rows, show)
     return 0
+
+
+def _say_guessing(rows: list[dict[str, Any]]) -> None:
+    """Say how many losses say nothing of any law, where there are such."""
+    from orchestrator.analysis.guessing import is_guessing
+
+    losses = [row["test_loss"] for row in rows if row.get("test_loss") is not None]
+    if guessed := sum(map(is_guessing, losses)):
+        line(f"{guessed} of {len(losses)} losses lie at guessing between two classes, or beyond.")
 
 
 def fit(
