@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tasks.trials import self_test
-from tasks.trials.self_test import Case, CaseResult, run, run_case
+from orchestrator.running import self_test
+from orchestrator.running.self_test import Case, CaseResult, run, run_case
 from tasks.trials.training import CaptureError, train
 
 CPU = torch.device("cpu")
