@@ -176,10 +176,10 @@ def reconcile(preset: Sweep, /, *, place: Place = Place()) -> int:
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         place: Where everything lies.
     """
+    from orchestrator.analysis.report import log_report
     from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import keep_run_pages
-    from orchestrator.results.tracking_choice import make_tracker
+    from orchestrator.results.tracking import keep_run_pages, make_tracker
     from orchestrator.running.locks import locked
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
@@ -191,7 +191,8 @@ def reconcile(preset: Sweep, /, *, place: Place = Place()) -> int:
         state = judge(workspace, stored)
         tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)
         try:
-            counts = tracker.reconcile(state.flat_runs(), state.told_failures())
+            log_report(tracker, workspace, state)
+            counts = tracker.reconcile(state.flat_runs(), state.failures.values())
             keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
         finally:
             tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
