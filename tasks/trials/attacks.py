@@ -234,8 +234,8 @@ def measure_radii(
     than ``x``. What is found is an upper bound: an image of another class at that distance.
 
     Starts are looked for among ``pool`` too, more images, as a rule the training set's. The sample has
-    ``num_images`` images, or all where there are no more, and depends on ``seed``; gradients of ``pass_size`` are
-    taken at once. The other numbers are those of :func:`minimal_perturbations`.
+    ``num_images`` images, or all where there are no more, and depends on ``seed``; gradients of ``pass_size``
+    are taken at once. The other numbers are those of :func:`minimal_perturbations`.
 
     Raises:
         DataError: when there are no images.

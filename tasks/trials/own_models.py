@@ -51,8 +51,8 @@ def _written(texts: tuple[tuple[str, str], ...]) -> Path:
 def build_own(spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size: int) -> nn.Module:
     """Call one's own function and return its network.
 
-    ``spec.architecture`` is ``package.module:function``, ``spec.code`` the hash of its source when the sweep was
-    planned, empty to take it as it is.
+    ``spec.architecture`` is ``package.module:function``, ``spec.code`` the hash of its source when the sweep
+    was planned, empty to take it as it is.
 
     Raises:
         ConfigError: when the source is another one now, cannot be imported, has no such function, raises, or
