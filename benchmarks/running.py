@@ -93,7 +93,8 @@ def drive(plan: SweepPlan, cluster: Cluster, folder: Path, tracker: Tracker, mon
     start = time.perf_counter()
     sweep = TrialSweep(plan, cluster, resources, paths, stored, tracker, monitor, measures, load)
     sweep.run(plan.trials, {})
-    tracker.flush()
+    if isinstance(tracker, MLflowTracker):
+        tracker.flush()
     return time.perf_counter() - start
 
 
