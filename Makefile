@@ -58,7 +58,7 @@ slurm-test: wheel
 	$(BIN)/python -m tests.lab.slurm --result tests/lab/slurm.json
 
 bench: $(STAMP)
-	@for script in $$(ls benchmarks/*.py | grep -v gpu_check); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $$(ls benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # What clusters get: the package with its commit, no checkout (docs/cluster.md).
 wheel: $(STAMP)
@@ -71,10 +71,9 @@ lock: lock-cuda lock-cpu
 lock-cuda lock-cpu: lock-%:
 	$(PYTHON) clusters/lock.py $*
 
-# On a machine with a card: its tests, six probes of 40 seconds, and what they say of the grid's hours.
+# What the GPUs of this machine really do, one file each in the current folder (docs/gpu.md).
 gpu-check: $(STAMP)
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/gpu_check.py
+	$(BIN)/isweep gpu-check --into .
 
 # What the environment consists of, as CycloneDX; its writer has an environment of its own, so as not to be in it.
 sbom: $(STAMP)

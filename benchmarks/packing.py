@@ -21,16 +21,14 @@ from harness import Found, run
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
+from orchestrator.planning.gpus import CARDS, EAGER_INTERVAL_S, card_named
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.planning.predict import (
-    CARDS,
-    EAGER_INTERVAL_S,
     LOOK_AHEAD,
     Expectation,
     Job,
     Replay,
-    card_named,
     expected_seconds,
     jobs_on,
     longest_first,

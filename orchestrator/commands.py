@@ -53,8 +53,9 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
 
     Args:
         workspace: The sweep.
-        card: Kind of GPU to plan for; None for what the root's ``prices.yaml`` names, else an H100.
-        num_cards: How many of them; None for one, or as many as a trial asks for.
+        card: Model of GPU to plan for; None for what the root's ``prices.yaml`` names, else for those that
+            are here, if any.
+        num_cards: How many of them; None for those that are here, or as many as a trial asks for.
 
     Raises:
         SweepError: For a sweep that cannot run.
@@ -63,9 +64,13 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
     from orchestrator.planning.estimate import card_to_plan, estimate, extras
     from orchestrator.planning.plan import CellStatus, plan_rows
     from orchestrator.results.state import look_at_state
+    from orchestrator.running.gpus import gpu_check_folders, gpu_to_plan_for
     from orchestrator.running.run_state import running_trials
 
-    kind = card_to_plan(card, workspace.paths.prices)
+    here, num_here = gpu_to_plan_for(gpu_check_folders(workspace.paths.root))
+    kind = card_to_plan(card, workspace.paths.prices, here)
+    if num_cards is None and card is None and num_here:
+        num_cards = num_here
     check_feasible(workspace)
     state = look_at_state(workspace, running_trials(workspace))
     trials = workspace.plan.trials_by_id

@@ -149,6 +149,24 @@ MODELS: dict[str, ModelSpec] = {
 
 
 LIBRARIES = ("torchvision", "timm")
+ABOUT = {
+    "small_cnn": "three convolutions, 7 thousand parameters: seconds on a CPU",
+    "small_mlp": "two hidden layers, no convolution: seconds on a CPU",
+    "test_resnet": "timm's smallest ResNet, 0.4 million parameters: a real ResNet for CPUs",
+    "resnet10t": "timm's ResNet-10, 5 million parameters",
+    "resnet18": "11 million parameters",
+    "resnet34": "21 million parameters",
+    "resnet50": "24 million parameters",
+    "vgg13": "129 million parameters, no batch norm",
+    "vgg16": "134 million parameters, no batch norm",
+    "vgg19": "140 million parameters, no batch norm",
+}
+
+
+def about(spec: ModelSpec) -> str:
+    """Say in a line what a network of the table is."""
+    whose = {"torchvision": "of the study; ", "timm": "timm's own version; "}
+    return whose.get(spec.library, "") * (spec.architecture in PAPER_MODELS) + ABOUT[spec.architecture]
 
 
 def model_spec(choice: ModelChoice | str) -> ModelSpec:

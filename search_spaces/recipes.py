@@ -66,6 +66,19 @@ RECIPES: dict[str, tuple[dict[str, object], tuple[RecipeException, ...]]] = {
 }
 
 
+_ABOUT = {
+    "paper": "the study's training, corrected; other rates and batches for some networks; for a GPU",
+    "released": "exactly as the study's code trained, faults included",
+    "demo": "short trainings of small images on CPU cores",
+    "smoke": "two epochs, to see that everything works",
+}
+
+
+def about(name: str) -> str:
+    """Say in a line what a recipe is for."""
+    return _ABOUT[name]
+
+
 def recipe_spec(name: str, model: str, dataset: str) -> RecipeSpec:
     """Return the recipe ``name`` as it holds for one model on one dataset.
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -171,17 +172,32 @@ class RecipeChoice(RecipeChanges):
         return tuple(name for name, values in self.changes.items() if len(values) > 1)
 
 
+def _switch(value: object) -> object:
+    # YAML 1.1 and --set read these words as true and false.
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+
+
 class ResourceSpec(Spec):
     """What one trial asks of the cluster. Bookkeeping only: never part of an identity.
 
     ``num_gpus`` is used where the cluster has GPUs and may be a fraction; None asks for what each trial is
     predicted to need of the cluster's cards. Elsewhere trials run on ``num_cpus`` cores with as many torch
     threads.
+
+    ``fast`` says how a GPU trains: ``auto`` takes captured graphs where a self-test found that they give the
+    numbers of the libraries' own path and are faster, ``on`` without asking it, ``off`` never.
+    ``micro_batches`` says whose batches may pass in parts where a whole GPU's memory is short: ``auto``
+    leaves networks with batch norm alone, whose numbers it would change.
     """
 
     num_cpus: Annotated[float, Field(ge=LEAST_SHARE)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] | None = None
     memory_bytes: Annotated[int, Field(ge=0)] = 0
+    fast: Switch = "auto"
+    micro_batches: Switch = "auto"
 
     @field_validator("num_gpus")
     @classmethod

@@ -26,8 +26,8 @@ from orchestrator.analysis.inference import (
 from orchestrator.analysis.interventions import MOVED
 from orchestrator.analysis.laws import Sums, summarise
 from orchestrator.planning.estimate import DEFAULT_CARD, amount, predicted_card_seconds
+from orchestrator.planning.gpus import CARDS, Card
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.planning.predict import CARDS, Card
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ClassPair

@@ -32,7 +32,7 @@ from cyclopts import (
 )
 from rich.markup import escape
 
-from orchestrator.cli import data, environment, predicting, results, sweeps
+from orchestrator.cli import data, environment, predicting, results, start, sweeps
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr
 from orchestrator.planning.paths import RootPaths, without_secrets
@@ -198,12 +198,49 @@ EXIT_INTERRUPTED = 130
 EXIT_BUG = 4
 
 COMMANDS: dict[str, tuple[Callable[..., int], ...]] = {
+    "Start": (start.init, start.presets, start.models, start.recipes),
     "Sweeps": (sweeps.run, sweeps.plan, sweeps.status, sweeps.tune, sweeps.reconcile),
     "Results": (results.results, results.fit, results.report, predicting.predict),
     "Designs": (results.power, results.compare),
     "Your data": (data.datasets, data.prepare, data.measure, data.locate),
-    "Environment": (environment.doctor,),
+    "Environment": (start.ls, start.rm, start.ui, environment.doctor, environment.gpu_check),
 }
+
+
+EXAMPLES = {
+    "init": ("isweep init ./my-images", "isweep init labels.csv --domain medical --out mine.yaml"),
+    "presets": ("isweep presets",),
+    "models": ("isweep models",),
+    "recipes": ("isweep recipes",),
+    "run": ("isweep run demo", "isweep run ./mine.yaml --set recipe.epochs=3"),
+    "plan": ("isweep plan ./mine.yaml",),
+    "status": ("isweep status", "isweep status demo --watch"),
+    "tune": ("isweep tune demo",),
+    "reconcile": ("isweep reconcile demo",),
+    "results": ("isweep results demo", "isweep results demo --csv table.csv"),
+    "fit": ("isweep fit demo",),
+    "report": ("isweep report demo",),
+    "predict": ("isweep predict demo --model small_cnn --measured ./my-images --train-size 1000",),
+    "power": ("isweep power paper",),
+    "compare": ("isweep compare demo demo-tuned",),
+    "datasets": ("isweep datasets mnist",),
+    "prepare": ("isweep prepare mnist --raw /data/mnist",),
+    "measure": (
+        "isweep measure ./my-images --image-size 32",
+        "isweep measure images.npz --train-sizes 500 1000 --json",
+    ),
+    "locate": ("isweep locate 0123456789abcdef --raw ./my-images",),
+    "ls": ("isweep ls",),
+    "rm": ("isweep rm demo",),
+    "ui": ("isweep ui demo",),
+    "doctor": ("isweep doctor", "isweep doctor --launch cluster.yaml"),
+    "gpu_check": (
+        "isweep gpu-check",
+        "isweep gpu-check --device 0 --into .",
+        "isweep gpu-check --device cpu",
+    ),
+}
+"""What ends the help of each command."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +312,8 @@ def application() -> App:
     for order, (name, functions) in enumerate(COMMANDS.items()):
         group = Group(name, sort_key=order)
         for place, function in enumerate(functions):
-            app.command(function, group=group, sort_key=place)
+            example = "\n  ".join(EXAMPLES[function.__name__])
+            app.command(function, group=group, sort_key=place, help_epilogue=f"For example:\n  {example}")
     app.register_install_completion_command(group=Group("Shell", sort_key=len(COMMANDS)))
     return app
 

@@ -67,7 +67,7 @@ def prepare(
     *,
     raw: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     montage: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    preset: str = "paper",
+    preset: Annotated[str, Parameter(name="--sweep", metavar="SWEEP")] = "paper",
     own: OwnOptions = OwnOptions(),
     reading: ReadingOptions = ReadingOptions(),
     cluster: ClusterOptions = ClusterOptions(),
@@ -76,10 +76,10 @@ def prepare(
     """Prepare one dataset from its raw download, and print its record.
 
     Args:
-        name: A dataset of the table, see isweep datasets, or own data of the sweep file that --preset names.
+        name: A dataset of the table, see isweep datasets, or own data of the sweep that --sweep names.
         raw: Folder of the raw download.
         montage: Draw examples of each label into this file (shows images).
-        preset: Take image size, channels and data mode from this preset or sweep file (default paper).
+        preset: Take image size, channels and data mode from this sweep (default paper).
         own: What own data leave open, over what the sweep file says.
         reading: How to read raw files.
         cluster: Where to compute.
@@ -183,7 +183,7 @@ def measure(
     show_pair: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     reading: ReadingOptions = ReadingOptions(),
     address: Annotated[str | None, Parameter(group=CLUSTER, metavar="HOST:PORT")] = None,
-    num_workers: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
+    num_cpus: Annotated[Positive, Parameter(group=CLUSTER, metavar="N")] = 1,
     place: Place = Place(),
 ) -> int:
     """Measure d_data and label sharpness of your own images.
@@ -196,7 +196,7 @@ def measure(
         show_pair: Draw the pair that attains K_F into this file (shows your images).
         reading: How to read raw files.
         address: Running Ray cluster.
-        num_workers: Ray workers; 1 (default) runs without Ray.
+        num_cpus: CPUs to use; 1 (default) runs without Ray.
         place: Where everything lies.
     """
     from orchestrator.commands import describe, measured_document
@@ -216,7 +216,7 @@ def measure(
         settings=method.settings(),
     )
     with ExitStack() as stack:
-        executor = _executor(address, num_workers, stack)
+        executor = _executor(address, num_cpus, stack)
         measured = measure_source(request, executor, RootPaths.at(place.root))
     if show_pair:
         written(show_pair, lambda path: _save_pair(measured, path))
@@ -275,13 +275,13 @@ def locate(
     return 0
 
 
-def _executor(address: str | None, num_workers: int, stack: ExitStack) -> Executor:
+def _executor(address: str | None, num_cpus: int, stack: ExitStack) -> Executor:
     from orchestrator.running.cluster import connect
     from tasks.remote import InlineExecutor, RayExecutor
 
-    if address is None and num_workers == 1:
+    if address is None and num_cpus == 1:
         return InlineExecutor()
-    cluster = stack.enter_context(connect(address, num_cpus=num_workers, dashboard=False))
+    cluster = stack.enter_context(connect(address, num_cpus=num_cpus, dashboard=False))
     # The source and the prepared images lie on this node.
     return RayExecutor(driver_node_only=not cluster.local)
 

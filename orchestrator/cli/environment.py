@@ -1,4 +1,4 @@
-"""The command about the machine and what runs on it."""
+"""The commands about the machine and what runs on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.options import CLUSTER, Place
-from orchestrator.cli.printing import emit, stdout
+from orchestrator.cli.printing import emit, stderr, stdout
 
 TABLE_WIDTH = 200
 """A table of nodes is for reading across: a narrow terminal wraps it rather than cut columns away."""
@@ -50,6 +50,37 @@ def doctor(
     emit(place, checks, show)
     failed = {check["name"].startswith(LAUNCH_FILE) for check in checks if not check["ok"]}
     return 0 if not failed else 3 if False in failed else 2
+
+
+def gpu_check(
+    *,
+    device: Annotated[str | None, Parameter(metavar="NUMBER|cpu")] = None,
+    into: Annotated[Path | None, Parameter(metavar="DIR")] = None,
+    place: Place = Place(),
+) -> int:
+    """Measure what the GPUs of this machine do: correctness, time, memory, faults; about ten minutes each.
+
+    Writes one file per GPU, which names neither the machine nor you. Plans of this root read it from then on,
+    and it is what to send back. Exit code 1 when a part fails.
+
+    Args:
+        device: One GPU by its number; cpu tries the check itself. Without it all GPUs are checked.
+        into: Where the files go, instead of the root's gpu folder.
+        place: Where everything lies.
+    """
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.running.gpu_check import check, devices
+
+    folder = into or RootPaths.at(place.root).root / "gpu"
+    found = [check(its, folder, lambda line: stderr.print(escape(line))) for its in devices(device)]
+    files = [str(path) for path, _ in found]
+
+    def show() -> None:
+        for path in files:
+            stdout.print(f"{escape(path)}: send this file back, or keep it for plans", soft_wrap=True)
+
+    emit(place, {"files": files, "ok": all(ok for _, ok in found)}, show)
+    return 0 if all(ok for _, ok in found) else 1
 
 
 def _node_table(nodes: list[dict[str, Any]]) -> Table:

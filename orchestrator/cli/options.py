@@ -63,6 +63,8 @@ def _each(check: Callable[[str], object]) -> Callable[[object, Sequence[Token]],
 
 
 Positive = Annotated[int, whole(1)]
+Sweep = Annotated[str, Parameter(name="SWEEP")]
+"""Name of a preset or of a sweep of the root, or path of a sweep file."""
 
 
 def _named(text: str) -> str:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from cyclopts import ArgumentCollection, Group, Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import ClusterOptions, Place, Positive, ReadingOptions, real, run_options, whole
+from orchestrator.cli.options import (
+    ClusterOptions,
+    Place,
+    Positive,
+    ReadingOptions,
+    Sweep,
+    real,
+    run_options,
+    whole,
+)
 from orchestrator.cli.printing import emit, grid, line, stderr, stdout
 from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
@@ -57,7 +66,7 @@ class PilotOptions:
 
 
 def predict(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     model: str = "pooled",

@@ -9,12 +9,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -76,6 +78,18 @@ def emit(place: Place, document: object, show: Callable[[], None]) -> None:
         line(json.dumps(document, indent=1, allow_nan=False))
     else:
         show()
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say on a terminal what is waited for, with a clock that moves; a pipe or file gets no such line."""
+    if not stderr.is_terminal:
+        yield
+        return
+    columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, transient=True) as shown:
+        shown.add_task(f"{text} …", total=None)
+        yield
 
 
 def line(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
-from orchestrator.cli.options import Place, whole
+from orchestrator.cli.options import Place, Sweep, whole
 from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
 from orchestrator.commands import Mirror
 from search_spaces.errors import ConfigError
@@ -51,7 +51,7 @@ SEARCH_SHOWN = {
 
 
 def results(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
@@ -127,7 +127,7 @@ def write_predictions(preset: str, path: Path, place: Place) -> int:
     return 0
 
 
-def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> int:
+def fit(preset: Sweep, /, *, from_store: bool = False, place: Place = Place()) -> int:
     """Fit the scaling laws.
 
     Args:
@@ -155,7 +155,7 @@ def fit(preset: str, /, *, from_store: bool = False, place: Place = Place()) -> 
 
 
 def report(
-    preset: str | None = None,
+    preset: Sweep | None = None,
     /,
     *,
     from_store: bool = False,
@@ -286,7 +286,7 @@ def no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
 
 
 def power(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     effect: Literal["law", "sharpness", "exponent", "d_data"] = "law",

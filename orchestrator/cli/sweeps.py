@@ -15,6 +15,7 @@ from orchestrator.cli.options import (
     Positive,
     RawFolders,
     ReadingOptions,
+    Sweep,
     raw_folders,
     run_options,
     whole,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     raw: RawFolders = (),
@@ -92,7 +93,7 @@ def run(
 
 
 def status(
-    preset: str | None = None,
+    preset: Sweep | None = None,
     /,
     *,
     watch_: Annotated[bool, Parameter(name="--watch")] = False,
@@ -169,11 +170,11 @@ def _status_of_all(place: Place) -> int:
     return 0
 
 
-def reconcile(preset: str, /, *, place: Place = Place()) -> int:
+def reconcile(preset: Sweep, /, *, place: Place = Place()) -> int:
     """Replay the result store to MLflow, close ghosts.
 
     Args:
-        preset: Name of a preset, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         place: Where everything lies.
     """
     from orchestrator.commands import reconciled
@@ -209,7 +210,7 @@ def _way_in(place: Place, preset: str) -> str:
 
 
 def tune(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     raw: RawFolders = (),
@@ -262,7 +263,7 @@ MOST_CARDS = 100_000
 
 
 def plan(
-    preset: str,
+    preset: Sweep,
     /,
     *,
     all_: Annotated[bool, Parameter(name="--all")] = False,

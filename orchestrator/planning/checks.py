@@ -22,7 +22,7 @@ SPLITS = {"": 0, "train": 1, "test": 2}
 
 
 @dataclass(frozen=True)
-class _Images:
+class Counted:
     """Labels, groups and splits of images, each ``(num_images,)``, and the names of the classes."""
 
     labels: NDArray[np.int64]
@@ -54,7 +54,7 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
         elif choice.own is not None and choice.own.kind in COUNTED:
             own[choice.name] = given or Path(choice.own.path)
     collect(problems, ConfigError)
-    images: dict[str, _Images] = {}
+    images: dict[str, Counted] = {}
     for spec in workspace.plan.prepared:
         try:
             found = _images(workspace, spec, own.get(spec.dataset))
@@ -105,17 +105,17 @@ def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...], known: tupl
         )
 
 
-def _images(workspace: Workspace, spec: PreparedSpec, raw: Path | None) -> _Images | None:
+def _images(workspace: Workspace, spec: PreparedSpec, raw: Path | None) -> Counted | None:
     """Return what is known of a dataset's images; None where that takes their preparation."""
     data = workspace.prepared.get(spec.prepared_id)
     if data is not None:
-        return _Images(data.labels, data.groups, data.splits, data.label_names)
+        return Counted(data.labels, data.groups, data.splits, data.label_names)
     if raw is None:
         return None
-    return _count(RawRequest(workspace.plan.datasets[spec.dataset], spec, raw))
+    return counted(RawRequest(workspace.plan.datasets[spec.dataset], spec, raw))
 
 
-def _count(request: RawRequest) -> _Images | None:
+def counted(request: RawRequest) -> Counted | None:
     """Return what own files say by their places and names; None where only reading them tells."""
     listing = source_for(request.dataset.source).list_items(request)
     if any(item.label is None for item in listing.items):
@@ -124,7 +124,7 @@ def _count(request: RawRequest) -> _Images | None:
     groups = [
         ids.setdefault(item.group or f"\0{place}", len(ids)) for place, item in enumerate(listing.items)
     ]
-    return _Images(
+    return Counted(
         np.array([item.label for item in listing.items], np.int64),
         np.array(groups, np.int64),
         np.array([SPLITS[item.split] for item in listing.items], np.int8),

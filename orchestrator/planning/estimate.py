@@ -13,19 +13,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.planning.gpus import CARDS, IDLE_DRAW, Card, card_named
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import (
-    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
-    IDLE_DRAW,
     PGD_GRADIENTS,
-    Card,
     Corrections,
     Job,
     MeasuredTrial,
     attack_flops,
-    card_named,
     core_seconds,
     corrections_for,
     cost_of,
@@ -35,6 +32,7 @@ from orchestrator.planning.predict import (
     longest_first,
     measured_rates,
     need_of,
+    peak_bytes,
     replay,
     training_flops,
     uncounted,
@@ -85,7 +83,7 @@ class Prices(BaseModel):
 def read_prices(path: Path) -> Prices:
     """Read a price table, such as ``{card: a100, core: {dollars: 0, watts: 5}}``; the default without one.
 
-    ``card`` may be a name of :data:`orchestrator.planning.predict.CARDS` instead of numbers; what is left out
+    ``card`` may be a name of :data:`orchestrator.planning.gpus.CARDS` instead of numbers; what is left out
     has its default.
 
     Raises:
@@ -109,20 +107,22 @@ def read_prices(path: Path) -> Prices:
         ) from None
 
 
-def card_to_plan(name: str | None, path: Path) -> Card:
-    """Return the card of this name, else the one that a root's table names, else an H100.
+def card_to_plan(name: str | None, path: Path, here: Card | None = None) -> Card | None:
+    """Return the GPU of this name, else the one that a root's table names, else the one that is here.
 
-    Its price and draw are those that the table has in numbers, if any.
+    Its price and draw are those that the table has in numbers, if any; None where there is none to plan for.
 
     Raises:
-        ConfigError: as :func:`read_prices`, and for a name that is not in the table of cards.
+        ConfigError: as :func:`read_prices`, and for a name that is not in the table of GPUs.
     """
     price = read_prices(path).card
     told = _table(path).get("card") if os.path.lexists(path) else None
-    if name is None:
-        name = told if isinstance(told, str) else DEFAULT_CARD
-    card = card_named(name)
-    return replace(card, price=price.dollars, watts=price.watts) if isinstance(told, dict) else card
+    if name is None and isinstance(told, str):
+        name = told
+    card = here if name is None else card_named(name)
+    if card is None or not isinstance(told, dict):
+        return card
+    return replace(card, price=price.dollars, watts=price.watts)
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def estimate(
     left: Collection[TrialSpec],
     measured_trials: Collection[MeasuredTrial],
     *,
-    card: Card | None = None,
+    card: Card | None = CARDS[DEFAULT_CARD],
     num_cards: int | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def estimate(
     Args:
         left: Trials to do.
         measured_trials: What done trials cost.
-        card: The kind of card to plan for; None plans for one H100.
+        card: The model of GPU to plan for; None plans for none.
         num_cards: How many there are; None for as many as one trial takes.
         share: Of a card that the sweep asks for each trial; None (or 0) for what each is predicted to need.
 
@@ -273,9 +273,10 @@ def estimate(
     Raises:
         ConfigError: if a trial asks for more cards than there are.
     """
-    card = card or CARDS[DEFAULT_CARD]
-    rates = measured_rates(trial for trial in measured_trials if not trial.card or trial.ran_on(card))
-    corrections = corrections_for(card, measured_trials)
+    rates = measured_rates(
+        trial for trial in measured_trials if not trial.card or (card is not None and trial.ran_on(card))
+    )
+    corrections = Corrections() if card is None else corrections_for(card, measured_trials)
     cpu_seconds = gpu_seconds = 0.0
     measured = 0
     for trial in left:
@@ -283,28 +284,44 @@ def estimate(
         cpu_rate, gpu_rate = rates.get((model, False)), rates.get((model, True))
         measured += bool(cpu_rate or gpu_rate)
         cpu_seconds += flops(trial) / cpu_rate if cpu_rate else core_seconds(trial)
-        gpu_seconds += (
-            flops(trial) / gpu_rate if gpu_rate else predicted_card_seconds(trial, card, corrections, share)
-        )
-    num_cores = os.cpu_count() or 1
+        if card is not None:
+            predicted = 0.0 if gpu_rate else predicted_card_seconds(trial, card, corrections, share)
+            gpu_seconds += flops(trial) / gpu_rate if gpu_rate else predicted
+    num_cores, there = os.cpu_count() or 1, num_cards or _whole_cards(share)
+    memory = (peak_bytes(t.network) * corrections.memory.get(t.network.model.name, 1.0) for t in left)
     result: dict[str, Any] = {
         "trials_left": len(left),
-        "gpu_hours": gpu_seconds / 3600,
+        "gpu_hours": None if card is None else gpu_seconds / 3600,
         "cpu_core_hours": cpu_seconds / 3600,
         "measured_share": measured / len(left) if left else 1.0,
-        "memory_bytes": max((need_of(trial, card, corrections).memory_bytes for trial in left), default=0),
-        "cluster": on_cards(left, card, num_cards or _whole_cards(share), corrections, share),
+        "memory_bytes": max(memory, default=0),
+        "cluster": None if card is None else on_cards(left, card, there, corrections, share),
+        "hours_one_at_a_time": None
+        if card is None
+        else _one_at_a_time(left, card, there, corrections, share),
         "corrections": asdict(corrections),
         "hours_by_threads": hours_by_threads(left, measured_trials, num_cores),
-        "assumptions": (
-            f"cards as in the table of data sheets and published training rates ({card.name}), "
-            f"{CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs an operation, "
-            "where this sweep has no finished trial of the model yet"
-        ),
+        "assumptions": _assumptions(card),
     }
     threads = threads_text(result["hours_by_threads"], num_cores)
     result["text"] = "\n".join(filter(None, (_text(result), threads)))
     return result
+
+
+def _one_at_a_time(
+    left: Collection[TrialSpec], card: Card, num_cards: int, corrections: Corrections, share: float | None
+) -> float:
+    """Return the hours with a GPU for each trial, as where nothing shows that sharing one pays."""
+    hours: float = on_cards(left, card, num_cards, corrections, max(1.0, share or 1.0))["hours"]
+    return hours
+
+
+def _assumptions(card: Card | None) -> str:
+    cores = (
+        f"{CORE_FLOPS / 1e9:g} GFLOP/s per core and {CORE_INTERVAL_S * 1e6:g} µs an operation, "
+        "where this sweep has no finished trial of the model yet"
+    )
+    return cores if card is None else f"predicted for {card.name} ({card.origin}), {cores}"
 
 
 def predicted_card_seconds(
@@ -377,17 +394,27 @@ def _whole_cards(share: float | None) -> int:
 
 
 def _text(result: dict[str, Any]) -> str:
-    cluster = result["cluster"]
+    left, largest = result["trials_left"], f"largest trial {amount(result['memory_bytes'] / 2**30)} GiB"
+    cores, cluster = f"{amount(result['cpu_core_hours'])} core-hours", result["cluster"]
+    if cluster is None:
+        return (
+            f"left: {left} trials, {cores}; {largest} ({result['assumptions']}). No GPU is here, and none "
+            "was named: --card h100 plans for one"
+        )
     cards = f"{cluster['num_cards']} {cluster['card']}" + ("s" if cluster["num_cards"] > 1 else "")
     shares = ", ".join(f"{name} {share:g}" for name, share in cluster["shares"].items())
+    if not cluster["card_data"]["timed"]:
+        return (
+            f"left: {left} trials, {cores}; {largest}. On {cards} the time cannot be known: isweep gpu-check "
+            f"measures it ({result['assumptions']}){_too_large_text(cluster)}"
+        )
     return (
-        f"left: {result['trials_left']} trials, {roughly(result['gpu_hours'])} GPU-hours or "
-        f"{amount(result['cpu_core_hours'])} core-hours; "
-        f"largest trial {amount(result['memory_bytes'] / 2**30)} GiB. On {cards}: "
-        f"{amount(cluster['hours'])} h (no order can beat {amount(cluster['lower_bound_hours'])} h), "
-        f"{100 * cluster['utilisation']:.0f} % used, {roughly(cluster['dollars'])} $ and "
-        f"{amount(cluster['kilowatt_hours'])} kWh; "
-        f"share of a card: {shares or 'none'} ({result['assumptions']}){_too_large_text(cluster)}"
+        f"left: {left} trials, {roughly(result['gpu_hours'])} GPU-hours or {cores}; {largest}. On {cards}: "
+        f"{amount(result['hours_one_at_a_time'])} h one trial at a time, {amount(cluster['hours'])} h where "
+        f"trials share GPUs and fill each other's gaps, under MPS (no order can beat "
+        f"{amount(cluster['lower_bound_hours'])} h), {100 * cluster['utilisation']:.0f} % used, "
+        f"{roughly(cluster['dollars'])} $ and {amount(cluster['kilowatt_hours'])} kWh; "
+        f"share of a GPU: {shares or 'none'} ({result['assumptions']}){_too_large_text(cluster)}"
     )
 
 
@@ -401,9 +428,9 @@ def _too_large_text(cluster: dict[str, Any]) -> str:
         for name, size in cluster["too_large"].items()
     )
     return (
-        f"\nmore memory than the share has: {named}; such trials end out of memory and start again, on a "
-        "larger share if there is one, then with their batches in parts: choose a larger card, or a smaller "
-        "recipe.batch_size"
+        f"\nmore memory than the share has: {named}; such trials end out of memory and start again with "
+        "twice the share, up to a whole GPU; then they fail, or pass batches in parts where no batch norm "
+        "forbids it: choose a larger GPU, or a smaller recipe.batch_size"
     )
 
 

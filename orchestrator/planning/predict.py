@@ -1,9 +1,7 @@
-"""Graphics cards: what they can do, how much of it training gets, and what an hour costs.
+"""What trials need of a GPU or a core, how long a plan takes there, and in which order its trials go.
 
-A kernel takes as long as its arithmetic or its traffic, whichever is longer, at the share of the data sheet's
-rate that training is seen to reach, and never less than the time between two kernels. The shares are fitted
-to published training throughput at 224 pixels; a unit test, which names the sources, holds the table against
-them.
+Shares, hours and the order follow from each network's own costs (:mod:`tasks.trials.costs`) and the table
+of GPUs (:mod:`orchestrator.planning.gpus`), corrected by what finished trials were measured to take.
 """
 
 from __future__ import annotations
@@ -11,145 +9,30 @@ from __future__ import annotations
 import heapq
 import logging
 import math
-import re
 import statistics
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
+from orchestrator.planning.gpus import (
+    EAGER_INTERVAL_S,
+    GRAPH_INTERVAL_S,
+    Card,
+    card_like,
+    memory_bytes,
+    pass_time,
+)
 from orchestrator.planning.plan import SweepPlan
-from search_spaces.errors import ConfigError, SweepError, unknown_name
+from search_spaces.errors import ConfigError, SweepError
 from search_spaces.specs import NetworkSpec, RecipeSpec, Spec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec
-from tasks.trials.records import epochs_to_look_at
+from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
 if TYPE_CHECKING:
     from tasks.trials.costs import NetworkCost, PassCost
-
-
-STREAM_EFFICIENCY = 0.85
-"""Share of the bandwidth that long reads and writes in order reach: optimiser, casts of weights."""
-EAGER_INTERVAL_S = 10e-6
-GRAPH_INTERVAL_S = 3e-6
-"""Time between two kernels that Python starts, and within a captured graph: assumed, not measured yet."""
-IDLE_DRAW = 0.1
-"""Share of its power that a card draws without work: assumed (about 70 W of an H100)."""
-CONTEXT_BYTES = 0.6 * 2**30
-TENSOR_FACTOR = 1.1
-WORKSPACE_FACTOR = 2.0
-"""Memory of a process: context, tensors with the allocator's rounding, scratch of the convolutions. Fitted to
-published A100 measurements of ResNet-50 and VGG-16 at batches 32 to 128 (0.89 to 1.10 of the measured)."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """One kind of graphics card.
-
-    Attributes:
-        name: as on the command line.
-        half_tflops: dense bfloat16 rate of the data sheet, 1e12 operations per second.
-        single_tflops: float32 rate without TensorFloat-32.
-        bandwidth: GB/s of its memory.
-        memory_gib: its memory.
-        compute_efficiency: share of the arithmetic rate that training's convolutions reach.
-        bandwidth_efficiency: share of the bandwidth that its elementwise kernels reach.
-        watts: of the card at work.
-        price: assumed list price of an hour in US dollars, November 2026; change it to yours.
-    """
-
-    name: str
-    half_tflops: float
-    single_tflops: float
-    bandwidth: float
-    memory_gib: float
-    compute_efficiency: float
-    bandwidth_efficiency: float
-    watts: float
-    price: float
-
-
-CARDS = {
-    card.name: card
-    for card in (
-        Card("rtx3090", 71, 35.6, 936, 24, 0.90, 0.65, 350, 0.4),
-        Card("a100-40", 312, 19.5, 1555, 40, 0.34, 0.65, 400, 1.5),
-        Card("a100", 312, 19.5, 2039, 80, 0.34, 0.65, 400, 1.8),
-        Card("h100-pcie", 756, 51, 2000, 80, 0.50, 0.38, 350, 2.5),
-        Card("h100", 989, 67, 3350, 80, 0.50, 0.38, 700, 3.0),
-        Card("h200", 989, 67, 4800, 141, 0.50, 0.38, 700, 3.8),
-    )
-}
-
-
-def card_named(name: str) -> Card:
-    """Return the card of the table.
-
-    Raises:
-        ConfigError: for a name that is not in the table.
-    """
-    if name not in CARDS:
-        raise unknown_name("card", name, CARDS)
-    return CARDS[name]
-
-
-def card_like(name: str) -> Card | None:
-    """Return the card of the table that a driver or Ray names, the one with least memory where several fit.
-
-    None where the table has no such card.
-    """
-    words = re.split("[-_ ]+", name.lower())
-    words += [first + second for first, second in pairwise(words)]  # RTX 3090
-    fit = [card for key, card in CARDS.items() if key.partition("-")[0] in words]
-    size = re.search(r"\b(\d+)\s?g", name.lower())  # NVIDIA A100-SXM4-80GB; Ray calls both A100
-    fit = [card for card in fit if size and card.memory_gib == int(size[1])] or fit
-    fit = [card for card in fit if ("pcie" in card.name) == ("pcie" in words)] or fit
-    return min(fit, key=lambda card: card.memory_gib, default=None)
-
-
-@dataclass(frozen=True)
-class PassTime:
-    """How long a pass takes on a card.
-
-    Attributes:
-        seconds: alone on the card.
-        busy: of those, how long the card computes or moves data; the rest it waits for the next kernel, and
-            another trial could have it.
-    """
-
-    seconds: float
-    busy: float
-
-
-@lru_cache(maxsize=1024)
-def pass_time(cost: PassCost, card: Card, *, interval: float, half: bool = True) -> PassTime:
-    """Predict one pass.
-
-    Args:
-        cost: its kernels.
-        card: where.
-        interval: least time between two kernels, in seconds.
-        half: whether products run in 16 bits; else in float32 without TensorFloat-32.
-    """
-    rate = 1e12 * (card.half_tflops if half else card.single_tflops)
-    # Data sheets of float32 units are reached more easily than those of tensor cores.
-    arithmetic = rate * (card.compute_efficiency if half else max(0.7, card.compute_efficiency))
-    traffic = 1e9 * card.bandwidth
-    seconds = busy = 0.0
-    for kernel in cost.kernels:
-        reached = STREAM_EFFICIENCY if kernel.streams else card.bandwidth_efficiency
-        work = max(kernel.flops / arithmetic, kernel.num_bytes / (traffic * reached))
-        busy += work
-        seconds += max(work, kernel.num_launches * interval)
-    return PassTime(seconds, busy)
-
-
-def memory_bytes(cost: PassCost) -> float:
-    """Predict what a process holds on a card while it makes this pass, its CUDA context included."""
-    return CONTEXT_BYTES + TENSOR_FACTOR * cost.peak_bytes + WORKSPACE_FACTOR * cost.workspace_bytes
-
 
 # Replaying a plan on cards that need not be there: how long it takes, what it costs, how far from the best.
 #
@@ -349,6 +232,14 @@ def has_cost(network: NetworkSpec) -> bool:
         return False
 
 
+def has_batch_norm(network: NetworkSpec) -> bool:
+    """Tell whether a network may normalise over the batch: instance norm has the same kernel, and what cannot
+    be counted may have any.
+    """
+    cost = cost_of(network)
+    return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
+
+
 def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
     """Return the recipe of a network without what changes no cost."""
     # Adam's kernel decays weights by the way; SGD adds them to copies of all gradients.
@@ -530,6 +421,7 @@ def _shared(alone: float, busy: float, memory: float, card: Card) -> tuple[float
     """Return the share, with the seconds on it before, of a trial that takes ``alone`` on a whole card."""
     together = max(1, math.ceil(BUSY_ENOUGH / busy))
     work = math.floor(SHARE_STEP / together) / SHARE_STEP  # down: a third is 0.33, three of which fit
+    work = work if card.timed else max(work, 0.25)
     room = math.ceil(SHARE_STEP * MEMORY_MARGIN * memory / (card.memory_gib * 2**30)) / SHARE_STEP
     share = min(1.0, max(work, room, 1 / SHARE_STEP))
     return alone * max(1.0, busy / share), share
@@ -616,17 +508,21 @@ class Expectation:
         card: They run on; None on CPUs.
         corrections: What was measured on such cards.
         core_rates: Measured operations per second of a core by model.
+        share: Of a card that every trial gets; None for what each is predicted to need.
     """
 
     card: Card | None = None
     corrections: Corrections = field(default_factory=Corrections)
     core_rates: Mapping[str, float] = field(default_factory=dict)
+    share: float | None = None
 
     @classmethod
-    def of(cls, card: Card | None, trials: Collection[MeasuredTrial]) -> Expectation:
+    def of(
+        cls, card: Card | None, trials: Collection[MeasuredTrial], share: float | None = None
+    ) -> Expectation:
         """Learn from done trials."""
         rates = {model: rate for (model, on_gpu), rate in measured_rates(trials).items() if not on_gpu}
-        return cls(card, corrections_for(card, trials) if card else Corrections(), rates)
+        return cls(card, corrections_for(card, trials) if card else Corrections(), rates, share)
 
     def seconds(self, trial: TrialSpec) -> float:
         """Return the seconds of one trial, on its share of the card or on one core.
@@ -635,7 +531,7 @@ class Expectation:
             ConfigError: for a network that cannot be walked.
         """
         if self.card is not None:
-            return need_of(trial, self.card, self.corrections).seconds
+            return need_of(trial, self.card, self.corrections, self.share).seconds
         if not self.core_rates:
             return core_seconds(trial)
         # A model that was never measured is taken for a middling one of those that were.

@@ -204,6 +204,7 @@ class CellReport(Finding):
         shared_group_share: See :class:`TrialRecord`.
         gpu_share: See :class:`TrialRecord`.
         gpu_name: See :class:`TrialRecord`.
+        gpu_note: What the user is to know of the GPU, once.
         log: What it logged, warned of and printed.
     """
 
@@ -214,6 +215,7 @@ class CellReport(Finding):
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
     gpu_name: str = ""
+    gpu_note: str = ""
     log: str = ""
 
 

@@ -223,11 +223,15 @@ class Resources:
         num_cpus: CPUs of one trial.
         num_gpus: GPU share of one trial; 0 on a cluster without GPUs.
         memory_bytes: Memory of one trial; 0 asks for none.
+        fast: Whether a GPU's steps may be captured graphs, see :class:`~search_spaces.sweeps.ResourceSpec`.
+        micro_batches: Whose batches may pass in parts, likewise.
     """
 
     num_cpus: float
     num_gpus: float
     memory_bytes: int = 0
+    fast: str = "auto"
+    micro_batches: str = "auto"
 
     @property
     def num_threads(self) -> int:
@@ -257,9 +261,11 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
         ConfigError: when a trial asks for more than a private cluster has.
         SetupError: when a trial there is to have a card that torch cannot reach.
     """
-    share = 0.25 if spec.num_gpus is None else spec.num_gpus
+    share = 1.0 if spec.num_gpus is None else spec.num_gpus
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
-    wanted = Resources(spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes)
+    wanted = Resources(
+        spec.num_cpus, share if use_gpus else 0.0, spec.memory_bytes, spec.fast, spec.micro_batches
+    )
     if cluster.local:
         # A private cluster never grows: such a trial would wait for ever, without a word.
         for name in ("num_cpus", "num_gpus", "memory_bytes"):

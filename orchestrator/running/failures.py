@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import socket
 import time
 import traceback
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from search_spaces.errors import ConfigError, SetupError, SweepError
 RETRIES: dict[FailureKind, int | None] = {
     FailureKind.LOST_NODE: None,  # says nothing about the trial: retried without limit
     FailureKind.WORKER_CRASH: 2,  # the third crash in a row is the trial's own doing
-    FailureKind.OUT_OF_MEMORY: 4,  # with a larger share, then with ever smaller parts of a batch
+    FailureKind.OUT_OF_MEMORY: 7,  # with twice the share up to a whole GPU, then with a batch in parts
     FailureKind.CLUSTER_ERROR: 5,  # follows lost nodes, but may also be a cluster that never works
     FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
     FailureKind.HUNG: 1,
@@ -50,31 +51,78 @@ MAX_TRACEBACK = 8000
 
 
 class DeviceError(Exception):
-    """A process whose device failed: it must not be used again, so this ends it."""
+    """What a process dies of that must not be used again: ``kind: message``."""
 
 
-# What torch and Triton call them; every later call of the process fails likewise.
-_DEVICE_FAULTS = (
-    *("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error"),
-    *("Triton Error [CUDA]", "Triton Error [HIP]"),
+@dataclass(frozen=True)
+class GpuError:
+    """What an error of a GPU is taken for.
+
+    Attributes:
+        type: Name of the exception's class, so that the driver need not import torch; ``RuntimeError`` takes
+            every subclass.
+        words: What its message has; empty takes any.
+        kind: What the attempt died of.
+        ends_process: Whether nothing that the process computes afterwards can be believed, or its memory is
+            lost to it.
+        source: Where the reading of it comes from.
+    """
+
+    type: str
+    words: str
+    kind: FailureKind
+    ends_process: bool
+    source: str
+
+
+MEMORY, DEVICE = FailureKind.OUT_OF_MEMORY, FailureKind.DEVICE_ERROR
+GPU_ERRORS = (
+    GpuError("OutOfMemoryError", "", MEMORY, False, "PyTorch's allocator"),
+    GpuError("MemoryError", "", MEMORY, False, "the machine's memory"),
+    GpuError("RuntimeError", "unable to find an engine", MEMORY, False, "no workspace: pytorch#108645"),
+    GpuError("RuntimeError", "STATUS_ALLOC_FAILED", MEMORY, False, "cuBLAS and cuDNN allocate by themselves"),
+    GpuError("RuntimeError", "DEVICE_ALLOCATION_FAILED", MEMORY, False, "cuDNN 9"),
+    GpuError("RuntimeError", "CUBLAS_STATUS_NOT_INITIALIZED", MEMORY, True, "cublasCreate finds no room"),
+    # Of modules that load, graphs that are made, pinned memory: not of the allocator, which tries again.
+    GpuError("RuntimeError", "CUDA error: out of memory", MEMORY, True, "cudaErrorMemoryAllocation"),
+    GpuError("RuntimeError", "HIP error: out of memory", MEMORY, True, "hipErrorOutOfMemory"),
+    GpuError("RuntimeError", "CUDA unknown error", DEVICE, True, "torch.cuda._lazy_init"),
+    GpuError("CaptureError", "", DEVICE, True, "its memory is lost to the process: pytorch#190308"),
+    GpuError("AcceleratorError", "", DEVICE, True, "a CUDA error stays with its process"),
+    *(
+        GpuError("RuntimeError", words, DEVICE, True, "a CUDA error stays with its process")
+        for words in ("CUDA error", "HIP error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL error")
+    ),
 )
+"""The first that fits counts."""
 
 
-def spoils_process(error: BaseException) -> bool:
+GPU_NAMED = re.compile(r"(GPU|MIG)[- ]\S+ of node [^\s)]+")
+
+
+def gpu_error(error: BaseException) -> GpuError | None:
+    """Return what an exception is by the table; None for one that is not of a GPU or of memory.
+
+    A step that could not be captured for want of memory is a matter of memory.
+    """
+    types = {kind.__name__ for kind in type(error).__mro__}
+    found = next((row for row in GPU_ERRORS if row.type in types and row.words in str(error)), None)
+    if found is not None and found.type == "CaptureError" and error.__cause__ is not None:
+        cause = gpu_error(error.__cause__)
+        return replace(found, kind=cause.kind) if cause is not None else found
+    return found
+
+
+def gpu_named(message: str) -> str:
+    """Return the GPU that a failure names, by its UUID and node; empty where it names none."""
+    found = GPU_NAMED.search(message)
+    return found[0] if found else ""
+
+
+def ends_process(error: BaseException) -> bool:
     """Tell whether a process that met ``error`` must not be used again."""
-    if isinstance(error, DeviceError) or type(error).__name__ == "AcceleratorError":
-        return True
-    known = isinstance(error, RuntimeError) and any(fault in str(error) for fault in _DEVICE_FAULTS)
-    return known and not _out_of_memory(error)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # torch.OutOfMemoryError goes by its name: importing torch costs the driver seconds. cuBLAS, cuDNN and
-    # Triton allocate for themselves and have no type for it.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    known = ("STATUS_ALLOC_FAILED", "Triton Error [CUDA]: out of memory", "Triton Error [HIP]: out of memory")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in known)
+    found = gpu_error(error)
+    return isinstance(error, DeviceError) or (found is not None and found.ends_process)
 
 
 def classify(error: BaseException) -> TrialFailure:
@@ -91,10 +139,9 @@ def classify(error: BaseException) -> TrialFailure:
 
 
 def _kind(error: BaseException) -> FailureKind:
-    if spoils_process(error):
-        return FailureKind.DEVICE_ERROR
-    if _out_of_memory(error):
-        return FailureKind.OUT_OF_MEMORY
+    found = gpu_error(error)
+    if found is not None:
+        return found.kind
     if isinstance(error, ConfigError):
         return FailureKind.BAD_CONFIG
     if isinstance(error, SetupError):
@@ -132,9 +179,13 @@ def classify_lost_worker(
     """
     text = text or str(error or "the worker is gone")
     if "DeviceError" in text:
-        fault = text.strip().splitlines()[-1].partition("DeviceError:")[2].strip() or "the device failed"
+        said = text.strip().splitlines()[-1].partition("DeviceError:")[2].strip()
+        name, _, fault = said.partition(": ")
+        known = name in set(FailureKind)
         return TrialFailure(
-            kind=FailureKind.DEVICE_ERROR, message=fault[:500], traceback=text[-MAX_TRACEBACK:]
+            kind=FailureKind(name) if known else FailureKind.DEVICE_ERROR,
+            message=((fault if known else said) or "the device failed")[:500],
+            traceback=text[-MAX_TRACEBACK:],
         )
     line = next((line.strip() for line in text.splitlines() if line.strip()), "the worker is gone")
     kind = FailureKind.WORKER_CRASH if error is None else _ray_kind(error)
@@ -196,12 +247,14 @@ class Retries:
         failures: How often each cell failed of each kind.
         deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
+        of_gpus: The cells that each GPU failed, by its UUID and node.
         without_card: By address of a node, trials in a row that were given a card there and reached none.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     in_vain: int = 0
+    of_gpus: dict[str, set[str]] = field(default_factory=dict)
     without_card: Counter[str] = field(default_factory=Counter)
 
     def finished(self, trial_id: str, node: str = "") -> None:
@@ -233,15 +286,31 @@ class Retries:
                 "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
             )
 
-    def failed(self, trial_id: str, kind: FailureKind, *, died: bool = False) -> Decision:
-        """Count a failure, with which the trial's process ``died`` or lived on, and decide."""
+    def failed(
+        self, trial_id: str, kind: FailureKind, *, died: bool = False, gpu: str = "", hopeless: bool = False
+    ) -> Decision:
+        """Count a failure and decide.
+
+        Args:
+            trial_id: Whose.
+            kind: Of what.
+            died: Whether the trial's process went with it.
+            gpu: The GPU that failed, by its node and UUID.
+            hopeless: Whether another attempt would get no more than this one.
+        """
+        if gpu and kind in (FailureKind.DEVICE_ERROR, FailureKind.SETUP):
+            self.of_gpus.setdefault(gpu, set()).add(trial_id)
         mine = self.failures.setdefault(trial_id, Counter())
         mine[kind] += 1
         self.deaths[trial_id] += died
         self.in_vain += 1
         if self.in_vain > MOST_IN_VAIN:
             return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
+        if hopeless:
+            return Decision(None, "no attempt can get more")
         limit, why = self._limit(trial_id, kind)
+        if len(self.of_gpus.get(gpu, ())) > 1:
+            limit, why = MOST_DEATHS - 1, f"{gpu} failed other trials too"
         if limit is not None and mine[kind] > limit:
             return Decision(None, why)
         pause = min(FIRST_PAUSE_S * 2 ** (mine.total() - 1), LONGEST_PAUSE_S)

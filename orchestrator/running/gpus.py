@@ -1,65 +1,454 @@
-"""The card that a trial was given, and what stands in its way: no trial falls back to CPUs in silence."""
+"""The GPUs that a cluster's nodes have, what stands in the way of trials there, and the one of a trial.
+
+No trial falls back to CPUs in silence, and what no trial could do there is refused before anything starts.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import logging
 import os
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from search_spaces.errors import SetupError
+from orchestrator.planning.gpus import Card, card_there, read_checks
+from search_spaces.errors import ConfigError, SetupError
+from search_spaces.fingerprint import fingerprint
+from search_spaces.specs import TrialSpec
+
+log = logging.getLogger(__name__)
 
 LOGICAL_GPUS = "ISWEEP_LOGICAL_GPUS"
 """Set to 1 on every node, GPU shares are for scheduling only and trials run on CPUs: for tests of packing."""
 
-NO_CARD = "A trial that is given a card must reach it, and never computes on CPUs instead"
-"""How the failure of a trial begins that has no card."""
+NO_CARD = "A trial that is given a GPU must reach it, and never computes on CPUs instead"
+"""How the failure of a trial begins that has no GPU."""
 
-PAUSE_S = 20.0
-"""Before a trial fails for want of a card: a node that failed at once would be given, and fail, every cell of
-a sweep before a sound node has finished its first."""
+REST_S = 120.0
+"""Before a trial fails for its GPU in a process that has not finished one: a GPU that fails at once would be
+free first, be given, and fail, every cell of a sweep while the sound ones compute."""
+
+NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
+"""The oldest branch of NVIDIA's driver by major version of CUDA, within which minor versions are compatible
+(NVIDIA, "CUDA Compatibility", table 1)."""
+MOST_HELD = 0.1
+"""Of a GPU's memory, by others, before a sweep starts."""
+SELF_TEST_TIMEOUT_S = 600.0
+UNFINISHED_S = 86_400.0
+"""How long a self-test that did not come to its end is not tried again."""
 
 
-def computes_on_gpu(num_gpus: float) -> bool:
-    """Tell whether a trial with this share of a card computes on it.
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its node describes it.
+
+    Attributes:
+        name: in its driver's words.
+        uuid: GPU-..., or MIG-... for a slice.
+        memory_bytes: all of it.
+        held_bytes: what processes held when it was asked.
+        capability: CUDA compute capability.
+        num_processors: streaming multiprocessors.
+        compute_mode: ``Default``, or in whose way it stands.
+        mig: whether it is cut into slices, or is one.
+        has_kernels: whether the installed torch has kernels for it.
+    """
+
+    name: str
+    uuid: str
+    memory_bytes: int
+    held_bytes: int = 0
+    capability: tuple[int, int] = (8, 0)
+    num_processors: int = 0
+    compute_mode: str = "Default"
+    mig: bool = False
+    has_kernels: bool = True
+
+    @property
+    def memory_gib(self) -> float:
+        """All of its memory."""
+        return self.memory_bytes / 2**30
+
+
+@dataclass(frozen=True)
+class NodeGpus:
+    """What a node says of its GPUs.
+
+    Attributes:
+        node: its name.
+        gpus: that torch reaches there.
+        driver: version of NVIDIA's driver; empty without.
+        torch: version of torch.
+        cuda: that torch was built for; empty for a build without.
+        mps: whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
+        visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
+        offered: GPUs that Ray hands out there.
+    """
+
+    node: str
+    gpus: tuple[Gpu, ...] = ()
+    driver: str = ""
+    torch: str = ""
+    cuda: str = ""
+    mps: bool = False
+    visible: str = ""
+    offered: float = 0.0
+
+
+def describe(visible: str | None = None) -> NodeGpus:
+    """Return this node's GPUs, as a process of its own sees them.
+
+    Args:
+        visible: what ``CUDA_VISIBLE_DEVICES`` says; None asks the raylet whose task this is, since Ray hides
+            GPUs from tasks without a share.
+    """
+    visible = _raylets_visible() if visible is None else visible
+    command = (sys.executable, "-c", "from orchestrator.running.gpus import print_gpus; print_gpus()")
+    lines = output_of(*command, visible=visible).splitlines()
+    found = json.loads(lines[-1]) if lines else {}
+    gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.pop("gpus", ()))
+    return NodeGpus(node=socket.gethostname(), gpus=gpus, visible=visible, mps=mps_runs(), **found)
+
+
+def _raylets_visible() -> str:
+    """Return what the raylet, our parent, was started with."""
+    name = b"CUDA_VISIBLE_DEVICES="
+    with suppress(OSError):
+        words = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+        return next((word.removeprefix(name).decode() for word in words if word.startswith(name)), "")
+    return ""
+
+
+def gpus_here() -> list[Gpu]:
+    """Return this machine's GPUs as ``nvidia-smi`` lists them, without torch; empty where there are none."""
+    if is_logical() or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return []
+    text = output_of("nvidia-smi", "--query-gpu=name,uuid,memory.total", "--format=csv,noheader,nounits")
+    rows = [[word.strip() for word in line.split(",")] for line in text.splitlines()]
+    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    gpus = [Gpu(name, uuid, int(size) * 2**20) for name, uuid, size in rows if size.isdigit()]
+    return gpus[: len(visible)] if visible else gpus
+
+
+def gpu_to_plan_for(folders: Iterable[Path]) -> tuple[Card | None, int]:
+    """Return this machine's GPU, of several that with least memory, and how many there are."""
+    checks = read_checks(folders)
+    cards = [card_there(gpu.name, gpu.memory_gib, checks) for gpu in gpus_here()]
+    return min(cards, key=lambda card: card.memory_gib, default=None), len(cards)
+
+
+def gpu_check_folders(root: Path) -> tuple[Path, ...]:
+    """Return where records of ``isweep gpu-check`` lie: in a root, and in a checkout among its results."""
+    return root / "gpu", Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
+
+
+def print_gpus() -> None:
+    """Print, as JSON, what torch and ``nvidia-smi`` say of this node's GPUs."""
+    said = {row["uuid"]: row for row in _nvidia_smi()}
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count()) if torch.cuda.is_available() else ():
+        about = torch.cuda.get_device_properties(index)
+        uuid = _uuid(about)
+        row = said.get(uuid, {})
+        mig = "MIG" in about.name or row.get("mig") == "Enabled"
+        gpus.append(
+            Gpu(
+                name=about.name,
+                uuid=uuid,
+                memory_bytes=about.total_memory,
+                held_bytes=0 if mig else row.get("held_bytes", 0),
+                capability=(about.major, about.minor),
+                num_processors=about.multi_processor_count,
+                compute_mode=row.get("compute_mode", "Default"),
+                mig=mig,
+                has_kernels=_has_kernels((about.major, about.minor), torch.cuda.get_arch_list()),
+            )
+        )
+    found = {"gpus": [asdict(gpu) for gpu in gpus], "driver": driver_version()}
+    print(json.dumps(found | {"torch": torch.__version__, "cuda": torch.version.cuda or ""}))  # noqa: T201
+
+
+def _nvidia_smi() -> list[dict[str, Any]]:
+    fields = "uuid,compute_mode,mig.mode.current,memory.used"
+    text = output_of("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    rows = []
+    for line in text.splitlines():
+        uuid, mode, mig, used = (word.strip() for word in line.split(","))
+        held = int(used) * 2**20 if used.isdigit() else 0
+        rows.append({"uuid": uuid, "compute_mode": mode, "mig": mig, "held_bytes": held})
+    return rows
+
+
+def _has_kernels(capability: tuple[int, int], built_for: Collection[str]) -> bool:
+    """Tell whether torch has kernels for a GPU: of its major version and no newer, or to be compiled."""
+    major, minor = capability
+    for name in built_for:
+        kind, _, number = name.partition("_")
+        digits = "".join(filter(str.isdigit, number))
+        its = int(digits[:-1] or 0), int(digits[-1:] or 0)
+        if (kind == "sm" and its[0] == major and its[1] <= minor) or (
+            kind == "compute" and its <= capability
+        ):
+            return True
+    return not built_for
+
+
+def mps_runs() -> bool:
+    """Tell whether NVIDIA's multi-process service answers on this node."""
+    return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")) / "control").exists()
+
+
+def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
+    """Ask every node that offers GPUs what they are; empty where they are logical ones, or none is offered.
+
+    Args:
+        num_gpus: that Ray hands out on this machine, where the cluster is a private one.
+        local: whether it is.
+    """
+    if is_logical():
+        return []
+    if local:
+        here = describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")) if num_gpus else None
+        return [replace(here, offered=num_gpus)] if here else []
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look, asked = ray.remote(describe), {}
+    for node in ray.nodes():
+        offered = node["Resources"].get("GPU", 0.0)
+        if node["Alive"] and offered:
+            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[look.options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote()] = offered
+    found = []
+    for reference, offered in asked.items():
+        with suppress(ray.exceptions.RayError):  # one that does not answer is for isweep doctor
+            found.append(replace(ray.get(reference, timeout=120), offered=offered))
+    return found
+
+
+def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool) -> None:
+    """Refuse what no trial could do on these GPUs.
+
+    Args:
+        nodes: from :func:`survey`.
+        trials: that are to be trained.
+        share: of a GPU that each gets, at most.
+        alone: whether nobody's trials run there yet: what is held of a GPU is then somebody else's.
 
     Raises:
-        SetupError: naming node, driver and torch's CUDA when torch cannot reach the card.
+        ConfigError: for recipes in bfloat16 where a GPU has none.
+        SetupError: for all else, every problem with its way out.
     """
-    if not num_gpus or os.environ.get(LOGICAL_GPUS) == "1":
-        return False
-    try:
+    problems: list[tuple[str, str]] = []
+    for node in nodes:
+        problems += _problems(node, share=share, alone=alone)
+    if problems:
+        what, way_out = ("; ".join(dict.fromkeys(texts)) for texts in zip(*problems, strict=True))
+        raise SetupError(
+            "Every GPU that is offered must be free to run trials",
+            what,
+            f"{way_out}, or run with --device cpu",
+        )
+    without = [(node, gpu) for node in nodes for gpu in node.gpus if gpu.capability < (8, 0)]
+    recipes = {trial.network.recipe.name for trial in trials if trial.network.recipe.precision == "bfloat16"}
+    if without and recipes:
+        node, gpu = without[0]
+        name = sorted(recipes)[0]
+        raise ConfigError(
+            "A recipe in bfloat16 needs a GPU that has it, of compute capability 8.0 or later",
+            f"{name} on {gpu.name} of node {node.node}, whose is {gpu.capability[0]}.{gpu.capability[1]}: it "
+            "would be emulated, slower than float32",
+            f"recipe: {{from: {name}, precision: float32}}, or another GPU",
+        )
+
+
+def _problems(node: NodeGpus, *, share: float, alone: bool) -> Iterable[tuple[str, str]]:
+    where = f"node {node.node}"
+    visible = [word for word in node.visible.split(",") if word]
+    if any(gpu.mig for gpu in node.gpus) and not all(word.startswith("MIG-") for word in visible or ["0"]):
+        yield (
+            f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell apart",
+            "list the slices with nvidia-smi -L, start Ray there with CUDA_VISIBLE_DEVICES=MIG-...,MIG-... "
+            "and --num-gpus as many, and set resources.num_gpus: 1",
+        )
+        return
+    if len(node.gpus) < node.offered:
+        yield (
+            f"{where}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA {node.cuda or 'none'} "
+            f"reaches {len(node.gpus)} with NVIDIA driver {node.driver or 'absent'}",
+            driver_way_out(node.driver, node.cuda),
+        )
+    for gpu in node.gpus:
+        its = f"{where}: {gpu.name} {gpu.uuid}"
+        if not gpu.has_kernels:
+            yield (
+                f"{its}: torch {node.torch} has no kernels for compute capability "
+                f"{gpu.capability[0]}.{gpu.capability[1]}",
+                "install a torch of PyTorch's cu126 wheels (up to 2.14), the last for GPUs before Turing",
+            )
+        shared = share < 1 and not node.mps
+        if gpu.compute_mode == "Prohibited" or (gpu.compute_mode != "Default" and shared):
+            yield (
+                f"{its}: its compute mode is {gpu.compute_mode}, for shares of {share:g}",
+                "nvidia-smi --compute-mode=0, or start MPS there, or set resources.num_gpus: 1",
+            )
+        if alone and gpu.held_bytes > MOST_HELD * gpu.memory_bytes:
+            yield (
+                f"{its}: others hold {gpu.held_bytes / 2**30:.1f} of {gpu.memory_gib:.1f} GiB",
+                "end what runs there (nvidia-smi lists it), or hide the GPU with CUDA_VISIBLE_DEVICES",
+            )
+
+
+def trial_options(cell: Mapping[str, Any], *, own_network: bool) -> dict[str, Any]:
+    """Return what a trial computes on, as :func:`tasks.trials.trial.run_trial` takes it.
+
+    Args:
+        cell: what the trial's process was told, see :class:`~orchestrator.running.requests.Request`.
+        own_network: whether the network is somebody's own, whose code need not replay as a graph: it is
+            captured only where ``resources.fast`` is ``on``.
+
+    Raises:
+        SetupError: naming node, driver and torch's CUDA when torch cannot reach the GPU.
+    """
+    share, fast = float(cell["num_gpus"]), cell["fast"]
+    on_gpu = bool(share) and not is_logical()
+    options = {"device": "cpu", "num_threads": cell["num_threads"], "gpu_fraction": None, "graphs": False}
+    if on_gpu:
         check_card()
-    except SetupError:
-        time.sleep(PAUSE_S)
-        raise
-    return True
+        graphs = fast == "on" or (fast == "auto" and not own_network and not graphs_off())
+        # A whole GPU needs no limit: nobody else is there.
+        options |= {"device": "cuda", "gpu_fraction": share if share < 1 else None, "graphs": graphs}
+    return options
+
+
+@cache
+def graphs_off() -> str:
+    """Return why this process's GPU takes plain steps, by its self-test; empty where it captures graphs.
+
+    The test runs at first contact, once per GPU, driver, torch and version of the code; processes of one node
+    wait for each other, and its verdict is kept on the node.
+    """
+    name, uuid = gpu_in_use()
+    verdict = self_test(uuid)
+    if verdict["graphs"]:
+        return ""
+    said = f"{uuid} ({name}) of node {socket.gethostname()}: captured graphs off, plain steps are taken: "
+    log.warning("%s%s", said, verdict["reason"])
+    return said + str(verdict["reason"])
+
+
+def self_test(uuid: str, device: str = "cuda") -> dict[str, Any]:
+    """Return the verdict of the self-test for a GPU: the kept one, or that of a new test."""
+    from orchestrator.results.records import provenance
+
+    about = provenance()
+    versions = [uuid, driver_version(), about.packages.get("torch", ""), about.code_version]
+    folder = cache_folder()
+    file = folder / f"self-test-{uuid}-{fingerprint(versions)[:12]}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"self-test-{uuid}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError, ValueError):
+            known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if known["finished"] or time.time() - known["at"] < UNFINISHED_S:
+                return known
+        verdict = _tested(device) | {"at": time.time(), "versions": versions}
+        with suppress(OSError):  # a full disk costs the next process the test
+            file.write_text(json.dumps(verdict), encoding="utf-8")
+        return verdict
+
+
+def _tested(device: str) -> dict[str, Any]:
+    command = (sys.executable, "-m", "tasks.trials.self_test", device)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SELF_TEST_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"graphs": False, "finished": False, "reason": "the self-test did not end in ten minutes"}
+    with suppress(ValueError, IndexError):
+        return dict(json.loads(done.stdout.splitlines()[-1]), finished=True)
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return {"graphs": False, "finished": False, "reason": f"the self-test died: {last[:300]}"}
+
+
+def cache_folder() -> Path:
+    """Return where this node keeps verdicts of self-tests."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isweep" / "gpus"
+
+
+def is_logical() -> bool:
+    """Tell whether GPUs are logical ones."""
+    return os.environ.get(LOGICAL_GPUS) == "1"
+
+
+def rest(num_finished: int) -> None:
+    """Wait before a GPU's failure is told, in a process that has not finished a trial on it."""
+    if not num_finished:
+        time.sleep(REST_S)
 
 
 def check_card() -> None:
-    """See that torch reaches a card of this machine, unless cards are logical ones.
+    """See that torch reaches a GPU of this machine, unless they are logical ones.
 
     Raises:
         SetupError: naming node, driver and torch's CUDA when it does not.
     """
-    if os.environ.get(LOGICAL_GPUS) == "1":
+    if is_logical():
         return
     import torch
 
     if not torch.cuda.is_available():
+        driver = driver_version()
         raise SetupError(
             NO_CARD,
-            f"node {socket.gethostname()}: NVIDIA driver {driver_version() or 'absent'}, "
+            f"{named()}: NVIDIA driver {driver or 'absent'}, "
             f"torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}",
-            "install a driver for that CUDA or the torch of constraints-cuda.txt, or run with --device cpu",
+            f"{driver_way_out(driver, torch.version.cuda)}, or run with --device cpu",
         )
 
 
-def card_in_use() -> str:
-    """Return the driver's name of the card that this process computes on."""
+def driver_way_out(driver: str, cuda: str | None) -> str:
+    """Return how a driver and a torch that was built for ``cuda`` are brought together."""
+    if not driver:
+        return "install NVIDIA's driver"
+    if not cuda:
+        return "install a torch with CUDA (pip install torch)"
+    branch, needed = int(driver.partition(".")[0]), NEEDS_DRIVER.get(int(cuda.partition(".")[0]), 0)
+    if branch >= needed:
+        return "see what nvidia-smi says: the driver is new enough"
+    older = ", or a torch of PyTorch's cu126 wheels (up to 2.14), which takes it" if branch >= 525 else ""
+    return f"CUDA {cuda} needs a driver of branch {needed} or later, this is {driver}: install one{older}"
+
+
+def gpu_in_use() -> tuple[str, str]:
+    """Return the driver's name of the GPU that this process computes on, and its UUID."""
     import torch
 
-    return str(torch.cuda.get_device_name())
+    about = torch.cuda.get_device_properties()
+    return str(about.name), _uuid(about)
+
+
+def _uuid(about: Any) -> str:
+    uuid = str(about.uuid)
+    return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+
+
+def named(uuid: str = "") -> str:
+    """Return this process's GPU as failures name it: by its UUID, or its number where it has told none."""
+    known = uuid or f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or 'of no number'}"
+    return f"{known} of node {socket.gethostname()}"
 
 
 def driver_version() -> str:
@@ -68,11 +457,12 @@ def driver_version() -> str:
     return output_of(*command).partition("\n")[0]
 
 
-def output_of(*command: str) -> str:
-    """Return what a command prints, all cards visible to it; nothing when it is absent or fails."""
-    visible = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+def output_of(*command: str, visible: str = "") -> str:
+    """Return what a command prints, with all GPUs or those named visible; nothing where it fails."""
+    env = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=visible, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -17,7 +17,6 @@ from orchestrator.analysis.report import report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import read_prices, time_limit
 from orchestrator.planning.plan import Workspace
-from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.records import MeasureRecord, provenance
@@ -27,6 +26,7 @@ from orchestrator.results.table import flat_measure, index_measures
 from orchestrator.results.tracking import Tracker, keep_run_pages
 from orchestrator.results.tracking_choice import open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
+from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models, check_pretrained, check_same_start, fetch_pretrained
 from orchestrator.running.options import RunOptions
@@ -270,6 +270,17 @@ def _check(workspace: Workspace, options: RunOptions, stored: StoredResults) -> 
     done = judge(workspace, stored).results
     if options.address is None and len(done) < len(workspace.plan.trials):
         trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), "cpu")
+        if options.device != "cpu" and (there := len(gpus_here())):
+            check_gpus(workspace, options, survey(there, local=True))
+
+
+def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus]) -> None:
+    """Refuse GPUs on which no trial of the sweep could run; see :func:`~orchestrator.running.gpus.refuse`."""
+    asked, plan = workspace.plan.sweep.resources.num_gpus, workspace.plan
+    shared = any(node.mps for node in nodes)
+    share = (0.5 if shared else 1.0) if asked is None else asked
+    if share:
+        refuse(nodes, plan.trials, share=share, alone=options.address is None)
 
 
 @dataclass
@@ -288,12 +299,21 @@ class _Run:
         trained = judge(self.workspace, self.stored).results
         self.pretrained = fetch_pretrained(plan, trained, self.workspace.paths, self.monitor.note)
         check_same_start(self.stored.trials, plan, self.pretrained)
+        if self.options.address and len(trained) < len(plan.trials):
+            check_gpus(self.workspace, self.options, self.nodes)
         check_pretrained(plan, self.pretrained)
         self._prepare()
         check_feasible(self.workspace, self.options.raw)
         self._measure()
         self._train()
         return self._report()
+
+    @cached_property
+    def nodes(self) -> list[NodeGpus]:
+        """The cluster's nodes with GPUs; none where trials run on CPUs."""
+        if self.options.device == "cpu" or not self.cluster.num_gpus:
+            return []
+        return survey(self.cluster.num_gpus, local=self.cluster.local)
 
     @cached_property
     def cluster(self) -> Cluster:
@@ -353,7 +373,7 @@ class _Run:
             self.monitor.advance(spec.measure_id)
 
     def _train(self) -> None:
-        from orchestrator.running.requests import Requests, card_names, card_of
+        from orchestrator.running.requests import Requests, expected
         from orchestrator.running.trials import TrialSweep
         from orchestrator.running.waiting import bound_by_cpus
 
@@ -364,8 +384,8 @@ class _Run:
         if not pending:
             return
         resources = trial_resources(plan.sweep.resources, self.cluster, self.options.device)
-        card = card_of(card_names()) if plan.sweep.resources.num_gpus is None else None
-        expectation = Expectation.of(card, state.measured_trials())
+        folders = gpu_check_folders(self.workspace.paths.root)
+        expectation = expected(self.nodes, plan.sweep.resources, state.measured_trials(), folders)
         usual = Requests(resources, expectation).usual(pending)
         self.monitor.slots = slots(usual, self.cluster)
         if bound := bound_by_cpus(usual):

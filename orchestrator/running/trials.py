@@ -44,6 +44,7 @@ from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import (
     Retries,
     classify_broken_fit,
+    gpu_named,
     killed_for_memory,
     nodes_with_cards,
     place_of,
@@ -301,6 +302,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._broken = 0
         self._starts = StartWatch(sweep.resources, sweep.monitor.note)
         self._hangs = HangWatch(sweep.time_limit)
+        self._noted = {""}
         self._listener = EpochListener(sweep.epochs)
         self._series = Series(sweep.plan.sweep.name, sweep.cluster.num_gpus)
         self._history = History(sweep.stored.store.url)
@@ -355,6 +357,9 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                 self._finish(trial_id, report, report.outcome)
                 ending = str(report.outcome.status)
                 self._tell(trial_id, "finished", ending, report.log)
+                if report.gpu_note not in self._noted:  # once of each GPU
+                    self._noted.add(report.gpu_note)
+                    self._sweep.monitor.note(report.gpu_note)
         except SweepError as error:
             self._end(error)
 
@@ -492,13 +497,17 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                 "traceback": without_secrets(failure.traceback),
             }
         )
+        way_out = self._sweep.requests.failed(self._cells[trial_id], failure)
+        if way_out:
+            failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
         attempt = self._attempt(trial_id)
         self._sweep.stored.save(
             FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
         )
         self._series.failed(failure.kind)
-        decision = self._sweep.retries.failed(trial_id, failure.kind, died=died)
-        self._sweep.requests.out_of_memory[trial_id] += failure.kind == FailureKind.OUT_OF_MEMORY
+        decision = self._sweep.retries.failed(
+            trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
+        )
         key = array_key(self._sweep.plan, self._cells[trial_id])
         self._shelf.trial_ended(trial_id, key, for_good=decision.pause_s is None)
         if decision.pause_s is None:
@@ -771,8 +780,5 @@ class TrialSweep:
             "trial_id": cell.trial_id,
             "spec": cell.model_dump_json(),
             "data": array_key(self.plan, cell),
-            "num_threads": request.resources.num_threads,
-            "num_gpus": request.resources.num_gpus,
-            "micro_batch": request.micro_batch,
-            "request": request.resources.as_ray(),
+            **request.for_worker(),
         }

@@ -21,11 +21,11 @@ from ray.tune.result import DONE
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.planning.paths import without_secrets
-from orchestrator.results.records import CellReport, TrialFailure, TrialRecord
+from orchestrator.results.records import CellReport, FailureKind, TrialFailure, TrialRecord
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import WeightStore
-from orchestrator.running.failures import DeviceError, classify, spoils_process, tell_place
-from orchestrator.running.gpus import card_in_use, computes_on_gpu
+from orchestrator.running.failures import DeviceError, classify, ends_process, tell_place
+from orchestrator.running.gpus import NO_CARD, gpu_in_use, graphs_off, named, rest, trial_options
 from search_spaces.errors import CorruptStoreError, SetupError, SweepError
 from search_spaces.specs import TrialSpec
 from tasks.prepared.subsets import TrialData
@@ -345,6 +345,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     """
 
     _epochs: EpochBoard | None = None
+    _gpu = "", ""
+    _num_finished = 0
 
     def setup(
         self,
@@ -383,9 +385,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
             try:
                 report = self._run(started_at)
             except (Exception, SystemExit) as error:  # the latter of somebody's own network
-                if spoils_process(error):
-                    raise DeviceError(str(error).splitlines()[0]) from error
-                report = CellReport(started_at=started_at, finished_at=time.time(), outcome=classify(error))
+                failure = classify(error)
+                if failure.kind == FailureKind.DEVICE_ERROR or failure.message.startswith(NO_CARD):
+                    rest(self._num_finished)
+                if ends_process(error):
+                    gpu = f" ({named(self._gpu[1])})" if self._cell["num_gpus"] else ""
+                    raise DeviceError(f"{failure.kind}: {failure.message}{gpu}") from error
+                report = CellReport(started_at=started_at, finished_at=time.time(), outcome=failure)
+            else:
+                self._num_finished += 1
             # Into the worker's log, which the dashboard shows beside the task, and into the trial's.
             seconds = report.finished_at - started_at
             print(f"{trial_id}: {_spelled(report.outcome)} after {seconds:.1f} s", flush=True)  # noqa: T201
@@ -394,22 +402,24 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
     def _run(self, started_at: float) -> CellReport:
         cell, data = self._cell, self._taken()
         spec = TrialSpec.model_validate_json(cell["spec"])
-        num_gpus = float(cell["num_gpus"])
-        on_gpu = computes_on_gpu(num_gpus)
-        options = {
-            "device": "cuda" if on_gpu else "cpu",
-            "num_threads": cell["num_threads"],
-            "gpu_fraction": num_gpus if on_gpu else None,
-        }
+        options = self._options(own_network=spec.network.model.library == "own")
         return CellReport(
             started_at=started_at,
             outcome=self._outcome(spec, data, options),
             finished_at=time.time(),
             data_fingerprint=data.data_fingerprint,
             shared_group_share=data.shared_group_share,
-            gpu_share=num_gpus,
-            gpu_name=card_in_use() if on_gpu else "",
+            gpu_share=float(cell["num_gpus"]),
+            gpu_name=self._gpu[0],
+            gpu_note=graphs_off() if options["device"] == "cuda" and self._cell["fast"] == "auto" else "",
         )
+
+    def _options(self, *, own_network: bool) -> dict[str, Any]:
+        """Return what the cell computes on, and note its GPU: one that failed cannot be asked any more."""
+        options = trial_options(self._cell, own_network=own_network)
+        if options["device"] == "cuda":
+            self._gpu = gpu_in_use()
+        return options
 
     def _taken(self) -> Any:
         """Return the cell's arrays, in a process made ready to compute: torch, so not in ``setup``."""
@@ -433,8 +443,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
                 weights = keeper.read(trial_id, known.result.weights)
                 keep = partial(keeper.save_predictions, trial_id)
                 missing = known.lacks(spec)
+                kept = {name: value for name, value in options.items() if name != "graphs"}
                 return measure_trial(
-                    spec, data, weights, known.result, missing, keep_predictions=keep, **options
+                    spec, data, weights, known.result, missing, keep_predictions=keep, **kept
                 )
             except CorruptStoreError as error:
                 log.warning("%s is trained again: %s", trial_id, error)

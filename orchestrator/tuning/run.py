@@ -12,7 +12,6 @@ from typing import Any
 
 from orchestrator.planning.estimate import time_limit
 from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource, read_plain, searched_cells, split_tuned, write_plain
 from orchestrator.results import table as c
 from orchestrator.results.records import provenance
@@ -22,11 +21,12 @@ from orchestrator.results.table import index_measures, measure_metrics
 from orchestrator.results.tracking import Tracker
 from orchestrator.results.tracking_choice import make_tracker
 from orchestrator.running.cluster import Cluster, trial_resources
+from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import announced, check_raw, prepare_missing, slots
+from orchestrator.running.run import announced, check_gpus, check_raw, prepare_missing, slots
 from orchestrator.tuning.cells import SearchRecord, TuningCell, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome, Earlier, outcomes
 from orchestrator.tuning.report import write_report
@@ -347,12 +347,14 @@ class _Tuning:
         return tracker
 
     def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
-        from orchestrator.running.requests import card_names, card_of
+        from orchestrator.running.requests import expected
         from orchestrator.tuning.trials import SearchSweep
 
         options, plan = self.options, self._search_workspace().plan
         cluster, asked = self.cluster, plan.sweep.resources
         resources = trial_resources(asked, cluster, options.device)
+        nodes = survey(cluster.num_gpus, local=cluster.local) if resources.num_gpus else []
+        check_gpus(self._search_workspace(), options, nodes)
         self.monitor.slots = slots(resources, cluster)
         self.monitor.stage("search")
         SearchSweep(
@@ -365,7 +367,7 @@ class _Tuning:
             monitor=self.monitor,
             measures={},
             load=self._load,
-            expectation=Expectation(card_of(card_names()) if asked.num_gpus is None else None),
+            expectation=expected(nodes, asked, (), gpu_check_folders(self.workspace.paths.root)),
             time_limit=partial(time_limit, measured=()),
             records=earlier.records,
             asked=earlier.asked,

@@ -16,7 +16,6 @@ from orchestrator.results import table as c
 from orchestrator.results.records import TrialFailure, provenance
 from orchestrator.results.table import FlatRun, Point, _milliseconds, _params
 from orchestrator.running.failures import nodes_with_cards
-from orchestrator.running.gpus import computes_on_gpu
 from orchestrator.running.trials import Bookkeeping, TrialSweep
 from orchestrator.running.worker import REPORT, Shelf, TrialTrainable, start_beside_driver
 from orchestrator.tuning.cells import AskedRecord, CellKey, SearchRecord, SearchReport
@@ -56,14 +55,10 @@ class SearchTrainable(TrialTrainable):
 
         cell, data = self._cell, self._taken()
         network = NetworkSpec.model_validate_json(cell["network"])
-        num_gpus = float(cell["num_gpus"])
-        on_gpu = computes_on_gpu(num_gpus)
         result = run_search_trial(
             network,
             data,
-            device="cuda" if on_gpu else "cpu",
-            num_threads=cell["num_threads"],
-            gpu_fraction=num_gpus if on_gpu else None,
+            **self._options(own_network=network.model.library == "own"),
             micro_batch=cell["micro_batch"],
             go_on=self._goes_on,
             on_epoch=None if self._epochs is None else self._epochs.teller(cell["trial_id"]).ended,
@@ -73,7 +68,7 @@ class SearchTrainable(TrialTrainable):
             finished_at=time.time(),
             outcome=result,
             data_fingerprint=data.data_fingerprint,
-            gpu_share=num_gpus,
+            gpu_share=float(cell["num_gpus"]),
         )
 
     def _goes_on(self, epoch: int, loss: float) -> bool:
@@ -247,10 +242,7 @@ class SearchSweep(TrialSweep):
             "trial_id": cell.trial_id,
             "network": cell.network.model_dump_json(),
             "data": array_key(self.plan, cell),
-            "num_threads": request.resources.num_threads,
-            "num_gpus": request.resources.num_gpus,
-            "micro_batch": request.micro_batch,
-            "request": request.resources.as_ray(),
+            **request.for_worker(),
             "study": study_name(asked.cell.key),
             "judge": self.judge,
             "rungs": rungs_of(asked.cell) if asked.run == 0 else (),

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from tasks.trials.records import CONTEXT_BYTES
+
 
 def _flushes_denormals() -> bool:
     # Asked of the processor: torch sets it and cannot tell.
@@ -166,7 +168,9 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
 
     Args:
         device: where the trial runs.
-        gpu_fraction: share of the card that this process may allocate within the block; None sets no limit.
+        gpu_fraction: share of the GPU's memory that this process may take within the block, its context
+            included; None sets no limit. PyTorch checks it after it has allocated (pytorch#69688), so a
+            process may be above it for a moment.
 
     Raises:
         MemoryError: when the machine's memory is used up. ``torch.OutOfMemoryError`` passes as it is. Before
@@ -174,7 +178,8 @@ def trial_memory(device: torch.device, gpu_fraction: float | None = None) -> Ite
     """
     reset_peak(device)
     if device.type == "cuda" and gpu_fraction is not None:
-        _limit(min(float(gpu_fraction), 1.0), device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        _limit(min(1.0, max(0.0, float(gpu_fraction) - CONTEXT_BYTES / total)), device)
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -222,6 +227,8 @@ def _give_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
         # Pinned memory too, which features pass through: a gigabyte of a ResNet-50's. Older torch keeps it.
         getattr(torch.accelerator, "empty_host_cache", lambda: None)()
+        # cuBLAS keeps scratch for every handle and stream. Private: a torch that lacks it keeps the scratch.
+        getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         _limit(1.0, device)
     libc = _glibc()
     if libc is not None:

@@ -172,6 +172,11 @@ class EpochScore(Finding):
 
 EVALUATION_PASS = 16
 """Images per float32 forward pass: few enough that no network needs more memory than its training does."""
+CONTEXT_BYTES = int(0.7 * 2**30)
+"""What a process holds of a GPU beside its tensors, its CUDA context and kernels: 0.3 to 0.9 GiB in
+others' reports (pytorch#58466, #107667), not measured here."""
+CAPTURE_FAILED = "a step could not be captured"
+"""How the error of a step begins that no graph can replay."""
 NUM_EPOCHS_LOOKED_AT = 10
 
 

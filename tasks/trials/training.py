@@ -29,7 +29,7 @@ from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import seeded, set_states_outside_torch, states_outside_torch
-from tasks.trials.records import EVALUATION_PASS, EpochRecord
+from tasks.trials.records import CAPTURE_FAILED, EVALUATION_PASS, EpochRecord
 
 # One optimisation step, written once: Python runs it on any device, a captured graph replays it on CUDA.
 #
@@ -176,7 +176,7 @@ def record_graph(work: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.graph(graph):
             work()
     except Exception as error:
-        raise CaptureError(f"a step could not be captured: {type(error).__name__}: {error}") from error
+        raise CaptureError(f"{CAPTURE_FAILED}: {type(error).__name__}: {error}") from error
     replay: Callable[[], None] = graph.replay
     return replay
 

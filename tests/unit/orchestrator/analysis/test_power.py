@@ -20,8 +20,8 @@ from orchestrator.analysis.power import (
     planned_power,
 )
 from orchestrator.planning.estimate import DEFAULT_CARD, predicted_card_seconds
+from orchestrator.planning.gpus import CARDS
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import CARDS
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 

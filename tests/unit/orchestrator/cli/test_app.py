@@ -1,5 +1,6 @@
 """Help, version, completion, pipes."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -7,8 +8,8 @@ from importlib import metadata
 
 import pytest
 
-from orchestrator.cli import main
-from orchestrator.cli.app import COMMANDS, application
+from orchestrator.cli import main, parse
+from orchestrator.cli.app import COMMANDS, EXAMPLES, application
 from orchestrator.running.signals import stop_heard
 
 
@@ -34,7 +35,7 @@ def test_completion_names_every_command(shell):
     script = application().generate_completion(shell=shell)
     for functions in COMMANDS.values():
         for function in functions:
-            assert function.__name__ in script
+            assert function.__name__.replace("_", "-") in script
 
 
 def test_bash_completes_names_of_files_too(tmp_path):
@@ -152,3 +153,13 @@ def test_a_request_to_stop_and_a_closed_terminal_are_ctrl_c(tmp_path, monkeypatc
             signal.signal(n, handler)
         stop_heard()  # or the next run in this process would stop
     assert "Stopped." in capsys.readouterr().err
+
+
+def test_every_help_ends_with_examples_that_are_commands(capsys):
+    functions = [function for group in COMMANDS.values() for function in group]
+    assert set(EXAMPLES) == {function.__name__ for function in functions}
+    for name, examples in EXAMPLES.items():
+        assert main([name, "--help"]) == 0
+        assert capsys.readouterr().out.rstrip().endswith("For example:\n  " + "\n  ".join(examples))
+        for example in examples:
+            assert parse(shlex.split(example)[1:]).function.__name__ == name

@@ -291,7 +291,7 @@ datasets:
     own: {{kind: npz, path: {tmp_path / "own.npz"}, domain: medical}}
 """
     (tmp_path / "skin.yaml").write_text(sweep)
-    words = ("prepare", "skin", "--preset", str(tmp_path / "skin.yaml"))
+    words = ("prepare", "skin", "--sweep", str(tmp_path / "skin.yaml"))
     code, _, err = run(*words)
     assert code == 2
     assert "every class must be spelt one way; found: 'CAT' / 'cat'" in err

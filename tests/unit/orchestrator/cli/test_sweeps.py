@@ -92,7 +92,12 @@ def test_plan_and_status_of_a_sweep_that_never_ran(run):
     assert {row["status"] for row in plan["trials"]} == {"pending"}
     assert [item["dataset"] for item in plan["not_prepared"]] == ["manifold_d4", "manifold_d12"]
     assert plan["estimate"]["trials_left"] == 8
-    assert plan["estimate"]["gpu_hours"] > 0
+    # No GPU is here and none was named, so no hours of one are told.
+    assert plan["estimate"]["gpu_hours"] is None
+    assert plan["estimate"]["cluster"] is None
+    assert "No GPU is here, and none was named: --card h100 plans for one" in plan["estimate"]["text"]
+    named = json.loads(run("plan", "smoke", "--card", "l4", "--json")[1])["estimate"]
+    assert 0 < named["cluster"]["hours"] <= named["hours_one_at_a_time"] < named["gpu_hours"] * 8
     code, out, _ = run("status", "smoke", "--json")
     assert json.loads(out)["pending"] == 8
 

@@ -7,7 +7,7 @@ NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-b
 
 import pytest
 
-from orchestrator.planning.predict import CARDS, card_like, card_named, memory_bytes, pass_time
+from orchestrator.planning.gpus import CARDS, card_like, card_named, memory_bytes, pass_time
 from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
@@ -99,7 +99,18 @@ def test_an_unknown_card_is_answered_with_the_known_ones():
         ("GeForce-RTX-3090", "rtx3090"),
         ("NVIDIA RTX A1000", None),
         ("NVIDIA GH200 480GB", None),
-        ("NVIDIA L4", None),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L40", None),
+        ("Tesla T4", "t4"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA A10", None),
+        ("NVIDIA RTX A6000", "a6000"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("Tesla V100-SXM2-32GB", "v100-32"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
         ("", None),
     ],
 )

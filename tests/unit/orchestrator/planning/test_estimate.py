@@ -6,18 +6,15 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.planning.estimate import estimate, on_cards
+from orchestrator.planning.gpus import CARDS, EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
-    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
-    EAGER_INTERVAL_S,
-    GRAPH_INTERVAL_S,
     core_seconds,
     cost_of,
     flops,
     need_of,
-    pass_time,
     seconds_on_share,
     training_flops,
 )

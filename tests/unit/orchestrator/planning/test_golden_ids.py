@@ -43,7 +43,7 @@ def ids(preset: str) -> dict[str, object]:
 
 
 # The template of your own data names a folder that is not there.
-PRESETS = [name for name in preset_names() if name != "own-data"]
+PRESETS = preset_names()
 
 
 @pytest.mark.parametrize("kind", ["prepared", "measure", "trial", "measurement"])

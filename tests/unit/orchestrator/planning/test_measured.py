@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.planning.estimate import estimate, time_limit
+from orchestrator.planning.gpus import CARDS
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
-    CARDS,
-    CONTEXT_BYTES,
     Corrections,
     Expectation,
     corrections_for,
@@ -22,6 +21,7 @@ from orchestrator.planning.predict import (
     seconds_on_share,
 )
 from orchestrator.planning.sweep_file import parse_sweep
+from tasks.trials.records import CONTEXT_BYTES
 from tests.unit.orchestrator.results.examples import state_of, trial_record, trial_result
 
 SWEEP = """

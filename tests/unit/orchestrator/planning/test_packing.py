@@ -4,18 +4,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from orchestrator.planning.gpus import TENSOR_FACTOR, WORKSPACE_FACTOR
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import (
-    CONTEXT_BYTES,
-    TENSOR_FACTOR,
-    WORKSPACE_FACTOR,
-    array_bytes,
-    cost_of,
-    peak_bytes,
-)
+from orchestrator.planning.predict import array_bytes, cost_of, peak_bytes
 from orchestrator.planning.sweep_file import parse_sweep
 from tasks.trials.models import build_model
-from tasks.trials.records import EVALUATION_PASS
+from tasks.trials.records import CONTEXT_BYTES, EVALUATION_PASS
 from tasks.trials.training import Step
 from tasks.trials.walk import _Walk
 

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.planning.estimate import Prices, amount, card_to_plan, read_prices, roughly
-from orchestrator.planning.predict import CARDS
+from orchestrator.planning.gpus import CARDS
 from search_spaces.errors import ConfigError, SweepError
 
 
@@ -28,7 +28,8 @@ def test_a_file_replaces_what_it_names(tmp_path):
 
 
 def test_a_plan_is_for_the_card_asked_for_else_that_of_the_table_at_the_price_given_in_numbers(tmp_path):
-    assert card_to_plan(None, tmp_path / "prices.yaml") == CARDS["h100"]
+    assert card_to_plan(None, tmp_path / "prices.yaml") is None
+    assert card_to_plan(None, tmp_path / "prices.yaml", CARDS["l4"]) == CARDS["l4"]
     assert card_to_plan("h200", tmp_path / "prices.yaml") == CARDS["h200"]
     named = table(tmp_path, "card: a100\n")
     assert card_to_plan(None, named) == CARDS["a100"]

@@ -1,24 +1,28 @@
 """What each kind of error becomes, by its type; and what that means for another attempt."""
 
 import errno
+import traceback
 
 import pytest
 import ray.exceptions as rex
+import torch
 
 from orchestrator.results.records import FailureKind
 from orchestrator.running.failures import (
+    GPU_ERRORS,
     RETRIES,
+    DeviceError,
     Retries,
     classify,
     classify_broken_fit,
     classify_lost_worker,
+    ends_process,
+    gpu_error,
+    gpu_named,
 )
 from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
-
-
-class OutOfMemoryError(RuntimeError):
-    """As torch names it."""
-
+from tasks.trials.records import CAPTURE_FAILED
+from tasks.trials.training import CaptureError
 
 LOST_OBJECT = rex.ObjectLostError("a" * 56, "owner", "site")
 
@@ -28,12 +32,7 @@ LOST_OBJECT = rex.ObjectLostError("a" * 56, "owner", "site")
     [
         (ZeroDivisionError("a bug"), "code_error"),
         (MemoryError("too much"), "out_of_memory"),
-        (OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "out_of_memory"),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out_of_memory"),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "device_error"),
-        (RuntimeError("Triton Error [CUDA]: out of memory"), "out_of_memory"),
-        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), "device_error"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "code_error"),
         (rex.OutOfMemoryError("low"), "out_of_memory"),
         (rex.ObjectStoreFullError("full"), "out_of_memory"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
@@ -53,6 +52,85 @@ LOST_OBJECT = rex.ObjectLostError("a" * 56, "owner", "site")
 )
 def test_an_error_inside_a_trial_is_known_by_its_type(error, kind):
     assert classify(error).kind == kind
+
+
+# As libraries raise them, by torch's own classes: the error, its kind, whether its process ends.
+OF_GPUS = [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "out_of_memory", False),
+    (RuntimeError("GET was unable to find an engine to execute this computation"), "out_of_memory", False),
+    (RuntimeError("FIND was unable to find an engine to execute this computation"), "out_of_memory", False),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out_of_memory", False),
+    (
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        "out_of_memory",
+        False,
+    ),
+    (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        "out_of_memory",
+        False,
+    ),
+    (
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        "out_of_memory",
+        True,
+    ),
+    (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"), "out_of_memory", True),
+    (torch.AcceleratorError("HIP error: out of memory"), "out_of_memory", True),
+    (
+        RuntimeError(
+            "CUDA unknown error - this may be due to an incorrectly set up environment. Setting the "
+            "available devices to be zero."
+        ),
+        "device_error",
+        True,
+    ),
+    (CaptureError(f"{CAPTURE_FAILED}: RuntimeError: unsupported"), "device_error", True),
+    (torch.AcceleratorError("CUDA error: operation failed due to a previous error"), "device_error", True),
+    (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "device_error", True),
+    (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "device_error", True),
+    (torch.AcceleratorError("CUDA error: no kernel image is available for execution"), "device_error", True),
+    (torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy"), "device_error", True),
+    (RuntimeError("CUDA error: device-side assert triggered"), "device_error", True),
+    (RuntimeError("HIP error: invalid device function"), "device_error", True),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "device_error", True),
+    (
+        RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb)`"),
+        "device_error",
+        True,
+    ),
+    (RuntimeError("CUDNN_STATUS_MAPPING_ERROR"), "device_error", True),
+    (RuntimeError("NCCL error in: ProcessGroupNCCL.cpp"), "device_error", True),
+    (MemoryError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", False),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "ends"), OF_GPUS, ids=lambda value: str(value)[:60])
+def test_errors_of_gpus_have_the_kind_of_the_table_and_end_a_process_or_not(error, kind, ends):
+    assert (classify(error).kind, ends_process(error)) == (kind, ends)
+
+
+def test_every_row_of_the_table_is_met_by_an_error():
+    assert {gpu_error(error) for error, *_ in OF_GPUS} == set(GPU_ERRORS)
+
+
+def test_a_capture_without_memory_is_a_matter_of_memory_and_ends_its_process():
+    error = CaptureError(f"{CAPTURE_FAILED}: OutOfMemoryError: CUDA out of memory")
+    error.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
+    assert (classify(error).kind, ends_process(error)) == ("out_of_memory", True)
+
+
+def test_a_process_that_ended_for_its_gpu_has_the_kind_and_words_it_died_with():
+    dead = DeviceError("out_of_memory: CUDA error: out of memory (GPU-3f of node a)")
+    text = "".join(traceback.format_exception(dead))
+    failure = classify_lost_worker(None, text)
+    assert (failure.kind, failure.message) == (
+        "out_of_memory",
+        "CUDA error: out of memory (GPU-3f of node a)",
+    )
+    assert gpu_named(failure.message) == "GPU-3f of node a"
+    assert ends_process(dead)
+    assert classify_lost_worker(None, "x.DeviceError: bad").message == "bad"
 
 
 def test_a_users_mistake_is_told_without_a_traceback():

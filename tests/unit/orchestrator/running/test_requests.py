@@ -4,11 +4,15 @@ import logging
 
 import pytest
 
+from orchestrator.planning.gpus import CARDS
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import CARDS, Expectation, need_of
+from orchestrator.planning.predict import Expectation, need_of
 from orchestrator.planning.sweep_file import parse_sweep
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
+from orchestrator.running.failures import RETRIES
 from orchestrator.running.requests import Requests, card_of
+from tasks.trials.records import CAPTURE_FAILED
 
 SWEEP = """
 name: mine
@@ -32,6 +36,8 @@ def test_shares_are_predicted_per_trial_where_the_card_is_known(cells):
         assert requests.of(cell).resources.num_gpus == need_of(cell, CARDS["a100"]).share
     assert Requests(Resources(1, 0.25)).of(cells[0]).resources.num_gpus == 0.25
     assert Requests(Resources(1, 0), Expectation(CARDS["a100"])).of(cells[0]).resources.num_gpus == 0
+    whole = Requests(Resources(1, 1.0), Expectation(CARDS["a100"], share=1.0))
+    assert whole.of(cells[0]).resources.num_gpus == 1.0
 
 
 def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
@@ -41,22 +47,68 @@ def test_the_usual_share_is_the_mean_of_those_asked_for(cells):
     assert Requests(Resources(2, 0)).usual(cells) == Resources(2, 0)
 
 
-def test_out_of_memory_doubles_the_share_then_halves_the_parts(cells):
-    requests, cell = Requests(Resources(1, 0.3, 100)), cells[0]
-    found = []
-    for _ in range(6):
+OUT_OF_MEMORY = TrialFailure(kind="out_of_memory", message="CUDA out of memory")
+
+
+def attempts(requests, cell, number):
+    """Return what each attempt gets at a trial that is out of memory every time, and what is said at last."""
+    found, said = [], ""
+    for _ in range(number):
         request = requests.of(cell)
         found.append((request.resources.num_gpus, request.resources.memory_bytes, request.micro_batch))
-        requests.out_of_memory[cell.trial_id] += 1
+        said = requests.failed(cell, OUT_OF_MEMORY)
+    return found, said
+
+
+def test_out_of_memory_doubles_the_share_up_to_a_whole_gpu_then_halves_the_parts(cells):
+    cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
+    found, said = attempts(Requests(Resources(1, 0.3, 100)), cell, 6)
     assert cell.network.recipe.batch_size == 16
     assert found == [
         (0.3, 100, None),
         (0.6, 200, None),
-        (0.6, 200, 8),
-        (0.6, 200, 4),
-        (0.6, 200, 2),
-        (0.6, 200, 2),
+        (1.0, 200, None),
+        (1.0, 200, 8),
+        (1.0, 200, 4),
+        (1.0, 200, 2),
     ]
+    assert "small_mlp at batch 16 needs more memory than a whole GPU has: choose a larger GPU" in said
+    assert len(found) <= RETRIES[FailureKind.OUT_OF_MEMORY] + 1
+
+
+def test_batches_of_a_network_with_batch_norm_are_not_cut_unless_asked_for(cells):
+    cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
+    found, said = attempts(Requests(Resources(1, 0.5)), cell, 2)
+    assert found == [(0.5, 0, None), (1.0, 0, None)]
+    assert "or a smaller recipe.batch_size; resources.micro_batches: on cuts batches" in said
+    found, said = attempts(Requests(Resources(1, 0.5, micro_batches="on")), cell, 3)
+    assert (found[-1], said) == ((1.0, 0, 8), "")
+
+
+def test_no_batch_is_cut_where_that_is_refused(cells):
+    cell = next(cell for cell in cells if cell.network.model.name == "small_mlp")
+    found, said = attempts(Requests(Resources(1, 1.0, micro_batches="off")), cell, 1)
+    assert found == [(1.0, 0, None)]
+    assert "small_mlp at batch 16 needs more memory" in said
+
+
+def test_a_machine_that_was_out_of_memory_may_have_more_the_next_time(cells):
+    requests = Requests(Resources(1, 0))
+    cell = next(cell for cell in cells if cell.network.model.name == "small_cnn")
+    said = [requests.failed(cell, OUT_OF_MEMORY) for _ in range(5)]
+    assert said[:4] == [""] * 4
+    assert "small_cnn at batch 16 needs more memory than its machine gave: choose a larger one or" in said[4]
+
+
+def test_a_step_that_cannot_be_captured_is_taken_by_python_the_next_time(cells):
+    requests, cell = Requests(Resources(1, 1.0)), cells[0]
+    assert requests.of(cell).for_worker()["fast"] == "auto"
+    failed = TrialFailure(
+        kind="device_error", message=f"{CAPTURE_FAILED}: RuntimeError: unsupported (GPU-1 of node a)"
+    )
+    assert requests.failed(cell, failed) == ""
+    assert requests.of(cell).for_worker()["fast"] == "off"
+    assert requests.of(cells[1]).for_worker()["fast"] == "auto"
 
 
 @pytest.mark.parametrize(("there", "asked"), [(150, 150), (1000, 200), (90, 100)])
@@ -70,13 +122,6 @@ def test_whole_cards_are_not_doubled(cells):
     requests = Requests(Resources(1, 2))
     requests.out_of_memory[cells[0].trial_id] = 1
     assert requests.of(cells[0]).resources.num_gpus == 2
-
-
-def test_on_a_whole_card_the_parts_are_halved_at_once(cells):
-    requests = Requests(Resources(1, 1.0))
-    requests.out_of_memory[cells[0].trial_id] = 1
-    found = requests.of(cells[0])
-    assert (found.resources.num_gpus, found.micro_batch) == (1.0, 8)
 
 
 @pytest.mark.parametrize(

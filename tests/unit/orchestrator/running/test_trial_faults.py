@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialRecord
-from orchestrator.running.failures import DeviceError, classify, classify_lost_worker, spoils_process
+from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
 from orchestrator.running.worker import TrialTrainable
 from tests.unit.orchestrator.results.examples import trial_result
 from tests.unit.orchestrator.running.test_sweep import _report, by_size, make_plan, run  # noqa: F401
@@ -52,24 +51,3 @@ def test_a_trial_that_hangs_is_ended_and_run_again(run: Any) -> None:  # noqa: F
     sweep = run(plan, trainable=Hanging, time_limit=lambda trial: 8.0)
     records = by_size(sweep.stored.store.scan(TrialRecord).records)
     assert {size: record.attempt for size, record in records.items()} == {10: 1, 12: 2, 14: 1}
-
-
-@pytest.mark.parametrize(
-    ("error", "spoils"),
-    [
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), False),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (DeviceError("no GPU"), True),
-    ],
-)
-def test_which_errors_spoil_a_process(error: Exception, spoils: bool) -> None:
-    assert spoils_process(error) is spoils
-
-
-def test_a_device_error_has_a_kind_of_its_own_and_keeps_its_message() -> None:
-    assert classify(RuntimeError("CUDA error: unspecified launch failure")).kind is FailureKind.DEVICE_ERROR
-    text = "Traceback\n  ...\norchestrator.running.failures.DeviceError: CUDA error: bad"
-    failure = classify_lost_worker(None, text)
-    assert (failure.kind, failure.message) == (FailureKind.DEVICE_ERROR, "CUDA error: bad")

@@ -3,11 +3,13 @@
 import mmap
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tasks.trials.isolation import peak_bytes, reset_peak, trial_memory
+from tasks.trials.records import CONTEXT_BYTES
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -58,6 +60,7 @@ def card(monkeypatch):
     limits = []
     below = {
         "_cuda_setMemoryFraction": lambda fraction, index: limits.append((fraction, index)),
+        "_cuda_clearCublasWorkspaces": lambda: limits.append("cuBLAS"),
         "_cuda_resetPeakMemoryStats": lambda index: None,
         "_cuda_memoryStats": lambda index: {"reserved_bytes": {"all": {"peak": 7 * (index + 1)}}},
     }
@@ -70,19 +73,27 @@ def card(monkeypatch):
     monkeypatch.setattr(
         torch.accelerator, "empty_host_cache", lambda: limits.append("unpinned"), raising=False
     )
+    about = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
     monkeypatch.setattr(torch._utils, "_get_current_device_index", lambda: 0)
     return limits
 
 
 @pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
 def test_a_share_of_a_card_is_a_limit_for_the_trial_and_gone_after_it(card, device, index):
+    limit = 0.25 - CONTEXT_BYTES / (24 * 2**30)
     with trial_memory(torch.device(device), 0.25):
-        assert card == [(0.25, index)]
+        assert card == [(limit, index)]
         assert peak_bytes(torch.device(device)) == 7 * (index + 1)
     with pytest.raises(ZeroDivisionError, match="division"), trial_memory(torch.device(device), 2):
         _ = 1 / 0
-    given_back = ["emptied", "unpinned", (1.0, index)]
-    assert card == [(0.25, index), *given_back, (1.0, index), *given_back]
+    given_back = ["emptied", "unpinned", "cuBLAS", (1.0, index)]
+    assert card == [(limit, index), *given_back, (1.0, index), *given_back]
+
+
+def test_a_share_smaller_than_the_context_leaves_nothing(card):
+    with trial_memory(torch.device("cuda"), 0.01):
+        assert card == [(0.0, 0)]
 
 
 @LINUX

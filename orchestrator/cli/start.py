@@ -1,0 +1,289 @@
+"""Commands to begin with and to tidy up with: what can be named, a first sweep file, what lies in a root."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+from rich.markup import escape
+
+from orchestrator.cli.options import OwnOptions, Place, Sweep, whole
+from orchestrator.cli.printing import emit, grid, line, stderr, stdout, waiting
+from search_spaces.errors import ConfigError
+
+DRAFT = Group("Sweep file", sort_key=1)
+
+
+def init(
+    source: Path | None = None,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(group=DRAFT, metavar="FILE")] = None,
+    domain: Annotated[Literal["natural", "medical"] | None, Parameter(group=DRAFT)] = None,
+    device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=DRAFT)] = "auto",
+    own: OwnOptions = OwnOptions(),
+    place: Place = Place(),
+) -> int:
+    """Write a sweep file for your images that runs as it is; prints its path last.
+
+    Args:
+        source: Your images: a folder, a table or a file of arrays. Without it, an example on digits.
+        out: File to write (default: the source's name with .yaml, here).
+        domain: What the images are of (default: guessed).
+        device: Sizes for trainings on a CPU or a GPU (default: what this machine has).
+        own: What own data leave open.
+        place: Where everything lies.
+    """
+    from orchestrator.planning.draft import draft_sweep
+
+    to = out or Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
+    if to.exists():
+        raise ConfigError("No file is written over", f"{to} exists", "name another with --out, or remove it")
+    if to.suffix not in (".yaml", ".yml") or not to.absolute().parent.is_dir():
+        raise ConfigError("--out must be a .yaml file in a folder that exists", str(to), "e.g. mine.yaml")
+    gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+    with waiting("looking at the images"):
+        text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said())
+    to.write_text(text, encoding="utf-8")
+    named = str(to) if "/" in str(to) else f"./{to}"
+    hints = [place.hint("plan", named), place.hint("run", named)]
+
+    def show() -> None:
+        stderr.print(escape(text), soft_wrap=True)
+        stderr.print(escape(f"What it will do: {hints[0]}\nDo it:           {hints[1]}"), soft_wrap=True)
+        line(str(to))
+
+    emit(place, {"sweep_file": str(to), "text": text, "next": hints}, show)
+    return 0
+
+
+def models(*, place: Place = Place()) -> int:
+    """List the networks that a sweep file can name.
+
+    Args:
+        place: Where everything lies.
+    """
+    from search_spaces.models import MODELS, about
+
+    rows = [
+        {"model": row.name, "library": row.library, "architecture": row.architecture, "about": about(row)}
+        for row in MODELS.values()
+    ]
+    more = "Also: torchvision:NAME, timm:NAME, or a function of your own; see docs/trials.md."
+    emit(place, rows, lambda: _show(rows, ("model", "about"), more))
+    return 0
+
+
+def recipes(*, place: Place = Place()) -> int:
+    """List the training recipes that a sweep file can name, those that isweep tune wrote among them.
+
+    Args:
+        place: Where everything lies.
+    """
+    from orchestrator.planning.paths import RootPaths
+    from search_spaces.recipes import RECIPES, about, recipe_spec
+
+    rows: list[dict[str, Any]] = []
+    for name in RECIPES:
+        usual = recipe_spec(name, "", "")
+        pixels = "0 to 255" if usual.input_scale == 1 else f"0 to {255 * usual.input_scale:.4g}"
+        numbers = {"epochs": usual.epochs, "rate": f"{usual.learning_rate:g}", "batch": usual.batch_size}
+        rows.append({"recipe": name, **numbers, "pixels": pixels, "about": about(name)})
+    for path in sorted(RootPaths.at(place.root).recipes.glob("tuned-*.yaml")):
+        blank = dict.fromkeys(("epochs", "rate", "batch", "pixels"), "")
+        rows.append({"recipe": path.stem, **blank, "about": f"found by isweep tune: {path}"})
+    more = "Change a recipe in the sweep file: recipe: {from: demo, epochs: 40}; see docs/trials.md."
+    emit(place, rows, lambda: _show(rows, ("recipe", "epochs", "rate", "batch", "pixels", "about"), more))
+    return 0
+
+
+def presets(*, place: Place = Place()) -> int:
+    """List the sweeps that ship with the package.
+
+    Args:
+        place: Where everything lies.
+    """
+    from orchestrator.planning.plan import plan_sweep
+    from orchestrator.planning.sweep_file import load_sweep, preset_names
+
+    rows = []
+    with waiting("reading presets"):
+        for name in preset_names():
+            sweep = load_sweep(name)
+            trials = len(plan_sweep(sweep).trials)
+            rows.append({"preset": name, "trials": trials, "about": " ".join(sweep.description.split())})
+    emit(place, rows, lambda: _show(rows, ("preset", "trials", "about"), "Run one with: isweep run NAME"))
+    return 0
+
+
+def _show(rows: list[dict[str, Any]], names: tuple[str, ...], more: str) -> None:
+    table = grid(*names)
+    for column in table.columns:
+        column.overflow, column.no_wrap = "fold", column.header != "about"
+    for row in rows:
+        table.add_row(*(escape(str(row[name])) for name in names))
+    stdout.print(table)
+    line(more)
+
+
+def ls(*, place: Place = Place()) -> int:
+    """List what lies in a root: sweeps, prepared data, recipes, with their size on disk.
+
+    Args:
+        place: Where everything lies.
+    """
+    from orchestrator.planning.paths import RootPaths
+
+    paths = RootPaths.at(place.root)
+    rows: list[dict[str, Any]] = []
+    with waiting("looking at the root"):
+        for name in paths.sweep_names():
+            num = sum(1 for _ in (paths.sweep(name).folder / "trials").glob("*/result.json"))
+            rows.append(_row("sweep", name, paths.sweep(name).folder, f"{num} trials with a result"))
+        for folder in sorted((paths.root / "prepared").glob("[!.]*/")):
+            rows.append(_row("prepared data", folder.name, folder, ""))
+        for path in sorted(paths.recipes.glob("*.yaml")):
+            rows.append(_row("recipe", path.stem, path, ""))
+        for path, what in ((paths.mlflow_database, "MLflow's store"), (paths.log, "log of all commands")):
+            if path.exists():
+                rows.append(_row(what, path.name, path, ""))
+
+    def show() -> None:
+        if not rows:
+            line(f"Nothing lies in {paths.root} yet; begin with: {place.hint('run', 'demo')}")
+            return
+        table = grid("what", "name", "size", "")
+        for row in rows:
+            table.add_row(row["what"], escape(row["name"]), _spelled(row["bytes"]), row["about"])
+        stdout.print(table)
+        line(f"In {paths.root}; remove a sweep or prepared data with: {place.hint('rm', 'NAME')}")
+
+    emit(place, rows, show)
+    return 0
+
+
+def _row(what: str, name: str, path: Path, about: str) -> dict[str, Any]:
+    return {"what": what, "name": name, "path": str(path), "bytes": _size(path), "about": about}
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file() or file.is_symlink())
+
+
+def _spelled(num_bytes: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} B"
+
+
+def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> int:
+    """Remove a sweep with its results, or prepared data, from the root; asks first.
+
+    Args:
+        name: Of a sweep, or of prepared data, as isweep ls prints it.
+        yes: Do not ask.
+        place: Where everything lies.
+    """
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.running.locks import exclusive
+
+    if place.storage:
+        rule = "isweep rm removes what lies in the root"
+        raise ConfigError(rule, f"--storage {place.storage}", "remove the sweep's folder there yourself")
+    paths = RootPaths.at(place.root)
+    folder, what = _found(name, paths.root, paths.sweep_names(), place)
+    if not yes:
+        _ask(f"Remove {what}, {_spelled(_size(folder))}? This cannot be undone. [y/N] ")
+    with exclusive(paths.lock, f"isweep rm {name}"):
+        gone = folder.with_name(f".removed-{time.time_ns()}")
+        folder.rename(gone)  # at once: half a sweep would be a damaged one
+        shutil.rmtree(gone)
+    said = f"removed {what}" + ("; MLflow keeps its runs" if what.startswith("sweep") else "")
+    emit(place, {"removed": str(folder)}, lambda: line(said))
+    return 0
+
+
+def _found(name: str, root: Path, sweeps: list[str], place: Place) -> tuple[Path, str]:
+    data = {folder.name: folder for folder in (root / "prepared").glob("[!.]*/")}
+    if name in sweeps:
+        folder = root / "sweeps" / name
+        num = sum(1 for _ in (folder / "trials").glob("*/result.json"))
+        return folder, f"sweep {name} with the results of {num} trials"
+    if name in data:
+        return data[name], f"prepared data {name}"
+    known = ", ".join([*sweeps, *sorted(data)]) or "nothing"
+    raise ConfigError(f"{root} must hold what is removed", name, f"it holds: {known}; see {place.hint('ls')}")
+
+
+def _ask(question: str) -> None:
+    """Ask on the terminal, and go on when the answer is yes.
+
+    Raises:
+        ConfigError: when nobody is there to answer.
+        KeyboardInterrupt: when the answer is no.
+    """
+    if not (stdout.is_terminal and stderr.is_terminal):
+        raise ConfigError("isweep rm asks before it removes", "no terminal to ask on", "give --yes")
+    if stderr.input(escape(question)).strip().lower() not in ("y", "yes"):
+        raise KeyboardInterrupt("Nothing was removed.")
+
+
+def ui(
+    sweep: Sweep | None = None,
+    /,
+    *,
+    port: Annotated[int | None, whole(1, 65536, "from 1 to 65535"), Parameter(metavar="PORT")] = None,
+    place: Place = Place(),
+) -> int:
+    """Serve MLflow's page on this machine alone, with addresses that answer a question; Ctrl-C ends it.
+
+    Args:
+        sweep: Name of a sweep of the root (default: all).
+        port: Of 127.0.0.1 (default: 5000, or any free one).
+        place: Where everything lies.
+    """
+    from orchestrator.planning.paths import RootPaths
+    from orchestrator.results.mlflow_ui import free_port, served, sweep_pages
+    from orchestrator.results.tracking_choice import mlflow_uri
+
+    paths = RootPaths.at(place.root)
+    uri = mlflow_uri(paths, place.mlflow_uri)
+    names = paths.sweep_names()
+    if uri == f"sqlite:///{paths.mlflow_database}" and not paths.mlflow_database.exists():
+        raise ConfigError(
+            "MLflow has nothing to show yet", f"no {paths.mlflow_database}", "run a sweep first"
+        )
+    if sweep is not None and sweep not in names:
+        known = ", ".join(names) or "none"
+        raise ConfigError(f"No sweep of that name ran in {paths.root}", sweep, f"sweeps there: {known}")
+    try:
+        with waiting("MLflow's page starts; this takes half a minute"):
+            page = served(uri, free_port(port), paths.root / "mlflow-ui.log")
+            address = page.__enter__()
+            found = [one for name in ([sweep] if sweep else names) for one in sweep_pages(address, name)]
+        try:
+            emit(place, {"address": address, "pages": {one.experiment: one.addresses for one in found}},
+                 lambda: _show_pages(address, found))  # fmt: skip
+            while not uri.startswith("http"):
+                time.sleep(1)
+        finally:
+            page.__exit__(None, None, None)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("MLflow's page has ended; what it showed is kept.") from None
+    return 0
+
+
+def _show_pages(address: str, pages: list[Any]) -> None:
+    line(f"MLflow: {address}")
+    for page in pages:
+        line(page.experiment)
+        for question, link in page.addresses.items():
+            line(f"  {question}: {link}")
+    if not pages:
+        line("No sweep has runs there; isweep reconcile SWEEP sends what is missing.")
+    stderr.print("Ctrl-C ends it.")

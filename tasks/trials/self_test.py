@@ -1,0 +1,208 @@
+"""Whether captured graphs give the numbers of the libraries' own path on this GPU, and are faster.
+
+A network is trained three times from the same start, inside the determinism that trials use: plainly (A),
+plainly again (A'), and by captured graphs (F). What two plain trainings differ by is the GPU's own noise; F
+may differ from A by four times as much. The loss of the first batch is compared with float32 on the CPU too,
+so that a GPU that is wrong in all three is found. ``python -m tasks.trials.self_test`` runs it in a process
+of its own, which a broken capture cannot outlive, and prints the verdict as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from search_spaces.specs import ModelSpec, RecipeSpec
+from tasks.trials.isolation import contained, deterministic, trial_memory
+from tasks.trials.models import PixelModel, build_model
+from tasks.trials.training import as_pixels, autocast, train
+
+NUM_EPOCHS = 6
+"""A ragged batch comes once an epoch: it is captured in the fourth, and replayed in two more."""
+NOISE_FACTOR = 4.0
+FIRST_LOSS_TOLERANCE = 2e-2
+"""Of the first batch's loss in bfloat16 to float32's: bfloat16 keeps 8 bits."""
+BFLOAT16_FROM = (8, 0)
+"""Compute capability: PyTorch tells older GPUs to compute in bfloat16 and emulates it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network that is trained, with a batch that leaves a ragged rest."""
+
+    architecture: str
+    batch_size: int
+    num_images: int = 110
+    image_size: int = 224
+    library: str = "torchvision"
+
+
+CASES = (Case("resnet18", 40), Case("vgg13", 6))
+SMALL_CASES = (Case("resnet18", 8, 18, 32), Case("small_cnn", 8, 18, 32, "isweep"))
+"""For a CPU, which has no graphs: they try the test itself."""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What a case found.
+
+    Attributes:
+        loss_noise: largest difference of an epoch's loss between A and A'.
+        loss_difference: between F and A.
+        weight_noise: largest difference of a weight between A and A'.
+        weight_difference: between F and A.
+        first_loss: of the first batch, and ``first_loss_cpu`` in float32 on the CPU.
+        plain_s: seconds of a plain epoch; ``graph_s`` of one by graphs, captures not counted.
+        problem: why graphs are not to be taken; empty where they may.
+    """
+
+    architecture: str
+    loss_noise: float
+    loss_difference: float
+    weight_noise: float
+    weight_difference: float
+    first_loss: float
+    first_loss_cpu: float
+    plain_s: float
+    graph_s: float
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the self-test says of a GPU: whether graphs are taken, and in one line why not."""
+
+    graphs: bool
+    reason: str
+    seconds: float
+    cases: tuple[CaseResult, ...] = field(default=())
+
+
+def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
+    """Run the self-test on a device; nothing that it meets is raised."""
+    start, results = time.perf_counter(), []
+    try:
+        for case in cases:
+            results.append(run_case(case, device))
+    except Exception as error:  # whatever a driver, a library or a capture does
+        first = (str(error).splitlines() or [""])[0][:300]
+        reason = f"{case.architecture}: {type(error).__name__}: {first}"
+        return Verdict(False, reason, time.perf_counter() - start, tuple(results))
+    reason = "; ".join(result.problem for result in results if result.problem)
+    if not reason:
+        plain, graph = (sum(getattr(r, name) for r in results) for name in ("plain_s", "graph_s"))
+        if graph > plain:
+            reason = f"they are {100 * (graph / plain - 1):.0f} % slower than plain steps"
+    return Verdict(not reason, reason, time.perf_counter() - start, tuple(results))
+
+
+def run_case(case: Case, device: torch.device) -> CaseResult:
+    """Train one network three times and compare."""
+    draw = torch.Generator().manual_seed(0)
+    size = case.image_size
+    images = torch.randint(0, 256, (case.num_images, 1, size, size), generator=draw, dtype=torch.uint8)
+    labels = torch.arange(case.num_images) % 2
+    half = device.type != "cuda" or torch.cuda.get_device_capability(device) >= BFLOAT16_FROM
+    recipe = RecipeSpec(
+        name="self-test",
+        epochs=NUM_EPOCHS,
+        batch_size=case.batch_size,
+        learning_rate=1e-4,
+        input_scale=1 / 255,
+        precision="bfloat16" if half else "float32",
+    )
+    with trial_memory(device), contained(0, device), deterministic(device):
+        start = _built(case)
+        rows = slice(0, case.batch_size)
+        expected = _first_loss(start, images[rows], labels[rows], "float32")
+        on_device = images[rows].to(device), labels[rows].to(device)
+        found = _first_loss(start.to(device), *on_device, recipe.precision)
+        plain, again, graph = (
+            _trained(_built(case), images, labels, recipe, device, graphs=graphs)
+            for graphs in (False, False, True)
+        )
+    result = CaseResult(
+        architecture=case.architecture,
+        loss_noise=_largest(plain[0], again[0]),
+        loss_difference=_largest(plain[0], graph[0]),
+        weight_noise=_largest(plain[1], again[1]),
+        weight_difference=_largest(plain[1], graph[1]),
+        first_loss=found,
+        first_loss_cpu=expected,
+        plain_s=plain[2],
+        graph_s=graph[2],
+    )
+    return CaseResult(**{**asdict(result), "problem": problem(result)})
+
+
+def problem(found: CaseResult) -> str:
+    """Return what is wrong with a case, in one line; empty where nothing is."""
+    name = found.architecture
+    if not abs(found.first_loss - found.first_loss_cpu) <= FIRST_LOSS_TOLERANCE:
+        return f"{name}: the first loss is {found.first_loss:.4f}, on the CPU {found.first_loss_cpu:.4f}"
+    for what in ("loss", "weight"):
+        noise, difference = getattr(found, f"{what}_noise"), getattr(found, f"{what}_difference")
+        if not difference <= NOISE_FACTOR * noise:  # false for NaN
+            return f"{name}: a {what} differs by {difference:.1e}, between two plain trainings by {noise:.1e}"
+    return ""
+
+
+def _built(case: Case) -> PixelModel:
+    return build_model(
+        ModelSpec.model_validate(
+            {"name": case.architecture, "library": case.library, "architecture": case.architecture}
+        ),
+        num_outputs=2,
+        in_channels=1,
+        input_scale=1 / 255,
+        # Graphs draw other numbers than Python does, which is no fault; without dropout nothing is drawn.
+        dropout=None if case.architecture.startswith("resnet") else 0.0,
+        seed=0,
+        image_size=case.image_size,
+    )
+
+
+def _first_loss(model: PixelModel, images: Tensor, labels: Tensor, precision: str) -> float:
+    with torch.no_grad(), autocast(precision, images.device):
+        return float(F.cross_entropy(model.train()(as_pixels(images)).float(), labels))
+
+
+def _trained(
+    model: PixelModel,
+    images: Tensor,
+    labels: Tensor,
+    recipe: RecipeSpec,
+    device: torch.device,
+    *,
+    graphs: bool,
+) -> tuple[Tensor, Tensor, float]:
+    """Return the losses of all epochs, all weights, and the seconds of an epoch once all is captured."""
+    history = train(model, images, labels, recipe, seed=0, device=device, graphs=graphs)
+    weights = torch.cat([value.detach().double().flatten().cpu() for value in model.state_dict().values()])
+    losses = torch.tensor([record.train_loss for record in history], dtype=torch.float64)
+    return losses, weights, min(record.seconds for record in history[-2:])
+
+
+def _largest(first: Tensor, second: Tensor) -> float:
+    if first.shape != second.shape:
+        return math.inf
+    return float((first - second).abs().max())
+
+
+def main() -> None:
+    """Run on the device that is named, ``cuda`` unless told otherwise."""
+    device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
+    verdict = run(device, CASES if device.type == "cuda" else SMALL_CASES)
+    print(json.dumps(asdict(verdict)))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What begins with: lists of what can be named, a first sweep file, what lies in a root."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.planning.checks import check_feasible
+from orchestrator.planning.plan import Workspace
+from orchestrator.planning.sweep_file import load_sweep, preset_names
+from search_spaces.models import MODELS
+from search_spaces.recipes import RECIPES
+from tasks.sources import own_kind_of
+from tests.raw_trees.own import OWN_WRITERS
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write_arrays(path: Path, labels, **more) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 12, 12), np.uint8)
+    np.savez(path, images=images, labels=labels, **more)
+    return path
+
+
+class TestInit:
+    @pytest.mark.parametrize("kind", OWN_WRITERS)
+    def test_the_draft_of_every_kind_can_run(self, run, here, tmp_path, kind):
+        source = OWN_WRITERS[kind](tmp_path / "raw" / "skin", 0)
+        code, out, said = run("init", str(source), "--out", "mine.yaml", "--json")
+        assert code == 0, said
+        sweep = load_sweep(here / "mine.yaml")
+        assert sweep.datasets[0].own.kind == own_kind_of(source)
+        assert Path(sweep.datasets[0].own.path).resolve() == source.resolve()
+        check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
+        assert json.loads(out)["sweep_file"] == "mine.yaml"
+
+    def test_without_a_source_it_is_an_example_that_can_be_planned(self, run, here):
+        assert run("init")[0] == 0
+        assert run("plan", "./first.yaml")[0] == 0
+
+    def test_sizes_are_what_groups_leave(self, run, here):
+        """Twenty patients of both classes: a test set of whole patients, and no image is promised twice."""
+        write_arrays(here / "scans.npz", np.arange(400) % 2, groups=np.arange(400) // 20)
+        assert run("init", "scans.npz")[0] == 0
+        sweep = load_sweep(here / "scans.yaml")
+        check_feasible(Workspace.open("./scans.yaml"))
+        assert sweep.test_size == 100
+        assert 200 <= max(sweep.train_sizes) <= 300
+        assert "400 images, 20 groups (patients): 0 200, 1 200" in (here / "scans.yaml").read_text()
+
+    def test_a_gpu_gets_the_studys_networks_and_side(self, run, here):
+        write_arrays(here / "scans.npz", np.arange(400) % 2)
+        assert run("init", "scans.npz", "--device", "gpu", "--domain", "medical")[0] == 0
+        sweep = load_sweep(here / "scans.yaml")
+        assert (sweep.image_size, sweep.recipe.from_) == (224, "paper")
+        assert sweep.datasets[0].own.domain == "medical"
+
+    def test_labels_as_said_are_kept(self, run, here):
+        write_arrays(here / "scans.npz", np.array(["CAT", "cat", "dog"] * 60))
+        assert "--label-map" in run("init", "scans.npz")[2]
+        assert run("init", "scans.npz", "--label-map", "CAT=cat")[0] == 0
+        assert load_sweep(here / "scans.yaml").datasets[0].own.label_map == {"CAT": "cat"}
+
+    def test_a_file_is_never_written_over(self, run, here):
+        (here / "first.yaml").write_text("mine", encoding="utf-8")
+        code, _, said = run("init")
+        assert (code, (here / "first.yaml").read_text()) == (2, "mine")
+        assert "No file is written over; found: first.yaml exists" in said
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("absent",), "The images must exist; found: absent"),
+            (("few.npz",), "few: a sweep needs more images; found: 8"),
+            (
+                ("few.npz", "--out", "few.txt"),
+                "--out must be a .yaml file in a folder that exists; found: few",
+            ),
+        ],
+    )
+    def test_mistakes(self, run, here, words, message):
+        write_arrays(here / "few.npz", np.arange(8) % 2)
+        code, _, said = run("init", *words)
+        assert code == 2
+        assert message in said
+        assert not list(here.glob("*.yaml"))
+
+
+def test_lists_name_all_that_can_be_named(run):
+    for command, key, names in (
+        ("models", "model", MODELS),
+        ("recipes", "recipe", RECIPES),
+        ("presets", "preset", preset_names()),
+    ):
+        code, out, _ = run(command, "--json")
+        rows = json.loads(out)
+        assert code == 0
+        assert [row[key] for row in rows] == list(names)
+        assert all(row["about"] for row in rows)
+        assert all(name in run(command)[1] for name in names)
+
+
+class TestRoot:
+    @pytest.fixture
+    def two(self, root):
+        """A sweep and prepared data, as far as names go."""
+        for path in ("sweeps/mine/sweep.yaml", "sweeps/mine/trials/a/result.json", "prepared/digits-1/x"):
+            (Path(root) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(root) / path).write_text("12345", encoding="utf-8")
+        return Path(root)
+
+    def test_ls_lists_what_is_there(self, run, two):
+        code, out, _ = run("ls", "--json")
+        assert code == 0
+        found = [(row["what"], row["name"], row["bytes"]) for row in json.loads(out)]
+        assert found[:2] == [("sweep", "mine", 10), ("prepared data", "digits-1", 5)]
+        assert "1 trials with a result" in run("ls")[1]
+
+    def test_ls_of_no_root_makes_none(self, run, tmp_path):
+        code, out, _ = run("ls", at=str(tmp_path / "none"))
+        assert (code, (tmp_path / "none").exists()) == (0, False)
+        assert "begin with: isweep run demo" in out
+
+    def test_rm_asks_a_person(self, run, two):
+        code, _, said = run("rm", "mine")
+        assert code == 2
+        assert "isweep rm asks before it removes; found: no terminal to ask on; give --yes" in said
+        assert (two / "sweeps" / "mine").exists()
+
+    @pytest.mark.parametrize(("name", "gone"), [("mine", "sweeps/mine"), ("digits-1", "prepared/digits-1")])
+    def test_rm_removes_that_and_nothing_else(self, run, two, name, gone):
+        assert run("rm", name, "--yes")[0] == 0
+        assert not (two / gone).exists()
+        assert len([*two.glob("sweeps/*"), *two.glob("prepared/*")]) == 1
+
+    @pytest.mark.parametrize("name", ["min", "../prepared/digits-1", "", "."])
+    def test_rm_takes_names_alone(self, run, two, name):
+        code, _, said = run("rm", name, "--yes")
+        assert code == 2
+        assert "it holds: mine, digits-1" in said
+
+    def test_rm_leaves_a_root_that_is_in_use(self, run, two):
+        from orchestrator.running.locks import exclusive
+
+        with exclusive(two / "driver.lock", "isweep run mine"):
+            code, _, said = run("rm", "mine", "--yes")
+        assert code == 3
+        assert "Only one isweep command may work on a root at a time" in said
+        assert (two / "sweeps" / "mine").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ((), "MLflow has nothing to show yet; found: no"),
+            (("--port", "0"), "must be from 1 to 65535, got 0"),
+        ],
+    )
+    def test_ui_needs_something_to_show(self, run, two, words, message):
+        code, _, said = run("ui", *words)
+        assert code == 2
+        assert message in said
+
+    def test_ui_of_an_unknown_sweep_names_the_roots(self, run, two):
+        (two / "mlflow.db").touch()
+        code, _, said = run("ui", "mien")
+        assert code == 2
+        assert "found: mien; sweeps there: mine" in said

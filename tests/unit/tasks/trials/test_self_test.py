@@ -1,0 +1,93 @@
+"""The self-test of a GPU, on a CPU: what it says of graphs that differ, fail or are slow."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tasks.trials import self_test
+from tasks.trials.self_test import Case, CaseResult, run, run_case
+from tasks.trials.training import CaptureError, train
+
+CPU = torch.device("cpu")
+TINY = Case("small_cnn", 8, 18, 16, "isweep")
+SOUND = CaseResult("vgg13", 0.0, 0.0, 1e-5, 4e-5, 0.69, 0.70, plain_s=1.0, graph_s=0.9)
+
+
+def test_on_a_cpu_all_three_trainings_are_equal():
+    found = run_case(TINY, CPU)
+    assert (found.loss_noise, found.loss_difference, found.weight_noise, found.weight_difference) == (0,) * 4
+    assert found.first_loss == pytest.approx(found.first_loss_cpu, abs=self_test.FIRST_LOSS_TOLERANCE)
+    assert found.problem == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        (
+            {"weight_difference": 4.1e-5},
+            "a weight differs by 4.1e-05, between two plain trainings by 1.0e-05",
+        ),
+        ({"loss_difference": 1e-9}, "vgg13: a loss differs by 1.0e-09"),
+        ({"loss_difference": float("nan")}, "vgg13: a loss differs by nan"),
+        ({"first_loss": 0.73}, "vgg13: the first loss is 0.7300, on the CPU 0.7000"),
+        ({"first_loss": float("nan")}, "the first loss is nan"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(changes, words):
+    said = self_test.problem(replace(SOUND, **changes))
+    assert words in said
+    assert bool(said) == bool(words)
+
+
+def trained_otherwise(change):
+    """Return a training that changes weights where it is by graphs."""
+
+    def other(model, *arguments, graphs=False, **options):
+        history = train(model, *arguments, **options)
+        if graphs:
+            change(model)
+        return history
+
+    return other
+
+
+def test_graphs_that_change_a_weight_are_not_taken(monkeypatch):
+    def change(model):
+        next(model.parameters()).data.flatten()[0] += 1e-3
+
+    monkeypatch.setattr(self_test, "train", trained_otherwise(change))
+    verdict = run(CPU, [TINY])
+    assert not verdict.graphs
+    assert "small_cnn: a weight differs by 1.0e-03, between two plain trainings by 0.0e+00" in verdict.reason
+
+
+def test_graphs_that_cannot_be_captured_are_not_taken(monkeypatch):
+    def fail(model):
+        raise CaptureError("a step could not be captured: RuntimeError: unsupported")
+
+    monkeypatch.setattr(self_test, "train", trained_otherwise(fail))
+    verdict = run(CPU, [TINY])
+    assert not verdict.graphs
+    assert verdict.reason.startswith("small_cnn: CaptureError: a step could not be captured")
+
+
+@pytest.mark.parametrize(("graph_s", "graphs", "reason"), [(0.9, True, ""), (1.25, False, "25 % slower")])
+def test_graphs_that_are_slower_are_not_taken(monkeypatch, graph_s, graphs, reason):
+    monkeypatch.setattr(self_test, "run_case", lambda case, device: replace(SOUND, graph_s=graph_s))
+    verdict = run(CPU, [TINY])
+    assert verdict.graphs is graphs
+    assert reason in verdict.reason
+
+
+def test_a_process_of_its_own_prints_the_verdict():
+    case = "s.Case('small_cnn', 8, 18, 16, 'isweep')"
+    code = f"import sys; from tasks.trials import self_test as s; s.SMALL_CASES = ({case},); s.main()"
+    done = subprocess.run([sys.executable, "-c", code, "cpu"], capture_output=True, text=True, check=True)
+    verdict = json.loads(done.stdout.splitlines()[-1])
+    assert set(verdict) == {"graphs", "reason", "seconds", "cases"}
+    assert verdict["cases"][0]["weight_difference"] == 0
