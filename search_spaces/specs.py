@@ -119,6 +119,10 @@ Layout = Literal["class/group", "group/class"]
 """Class folders with a folder for each patient in them, or the other way round."""
 
 
+Origin = Literal["real", "derived", "semi-synthetic", "generated"]
+"""``derived``: real pictures cut into patches, or labelled by a rule; ``semi-synthetic``: changed."""
+
+
 class DatasetSpec(Spec):
     """One row of the table of datasets: what it is, never where it lies on a disk."""
 
@@ -136,6 +140,9 @@ class DatasetSpec(Spec):
     raw_layout: str
     """Which files are expected where below ``--raw``."""
     groups: str = "none: every image is its own group"
+    origin: Origin = "real"
+    label_rule: str = ""
+    """How labels were made where nobody gave them."""
     task: str = "default"
     class_pairs: tuple[ClassPair, ...] = ()
     """Binary tasks used by the presets; empty when the labels are already binary."""

@@ -245,32 +245,34 @@ def _save_pair(measured: Measured, path: Path) -> None:
 
 
 def locate(
-    hashed: Annotated[str, Parameter(name="HASH")],
+    said: Annotated[str, Parameter(name="WHAT")],
     /,
     *,
     raw: Annotated[Path, Parameter(metavar="DIR")],
     place: Place = Place(),
 ) -> int:
-    """Find the file behind a hash of a message, for who holds the root's key.
+    """Find the file that a message tells of, for who holds the root's key.
 
     Args:
-        hashed: 16 hex digits.
-        raw: Folder that was read.
+        said: What the message prints: 16 hex digits, 'row 12', or the line with these in it.
+        raw: Folder or file that was read.
         place: Where everything lies.
     """
     from orchestrator.planning.paths import RootPaths
+    from tasks.sources.locate import HASH
+    from tasks.sources.locate import locate as find
     from tasks.sources.privacy import KEY_FILE, KEY_VARIABLE
-    from tasks.sources.privacy import locate as find
 
     if not raw.exists():
-        raise ConfigError("--raw must be the folder that was read", str(raw))
+        raise ConfigError("--raw must be the folder or file that was read", str(raw))
     key_folder = RootPaths.at(place.root).root / "prepared"
-    if not (key_folder / KEY_FILE).exists() and not os.environ.get(KEY_VARIABLE):
+    if HASH.search(said) and not (key_folder / KEY_FILE).exists() and not os.environ.get(KEY_VARIABLE):
         rule = "The root must hold the key by which the hash was made"
         raise ConfigError(rule, f"no {key_folder / KEY_FILE}", "name that root with --root or ISWEEP_ROOT")
-    name = find(raw, key_folder, hashed)
+    name = find(raw, key_folder, said)
     if name is None:
-        raise ConfigError("The hash must be of a file below --raw, made with this root's key", hashed)
+        rule = "WHAT must be a row of the table, or the hash of a file below --raw, made with this root's key"
+        raise ConfigError(rule, said)
     emit(place, {"file": name}, lambda: line(name))
     return 0
 

@@ -13,10 +13,10 @@ from orchestrator.planning.plan import Workspace
 from search_spaces.errors import ConfigError, DataError, SweepError, collect
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from tasks.prepared.subsets import make_subset
-from tasks.sources import source_for
+from tasks.sources import OLD_KINDS, source_for
 from tasks.sources.base import RawRequest
 
-COUNTED = ("folder", "csv")
+COUNTED = ("folder", "table", *OLD_KINDS)
 """Kinds of own data whose images are counted before they are prepared: no image need be opened for it."""
 SPLITS = {"": 0, "train": 1, "test": 2}
 
@@ -118,7 +118,7 @@ def _images(workspace: Workspace, spec: PreparedSpec, raw: Path | None) -> Count
 def counted(request: RawRequest) -> Counted | None:
     """Return what own files say by their places and names; None where only reading them tells."""
     listing = source_for(request.dataset.source).list_items(request)
-    if any(item.label is None for item in listing.items):
+    if not listing.one_each or any(item.label is None for item in listing.items):
         return None
     ids: dict[str, int] = {}
     groups = [

@@ -108,16 +108,13 @@ def name_labels(
     Raises:
         DataError: for missing labels, and classes spelt in two ways.
     """
-    from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
+    from tasks.sources.labels import sort_labels
+    from tasks.sources.own import Rows, class_labels
+    from tasks.sources.tables import label_text
 
-    request = _request(own)
-    written = (cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell) for cell in cells)
-    labels = [mapped_label(cell, request) for cell in written]
-    absent = sum(map(is_missing, labels))
-    if absent:
-        rule, found = "Every image needs a label", f"{absent} blank, NaN or None"
-        raise DataError(rule, found, "drop those images, or say what it means with --label-map")
-    check_spellings(labels, request)
+    written = [label_text(cell) for cell in cells]
+    rows = Rows(labels=written, locator=str)
+    labels = class_labels(written, _request(own), rows.named)
     names = sort_labels(labels)
     places = {name: place for place, name in enumerate(names)}
     return names, np.array([places[label] for label in labels], np.int64)

@@ -45,7 +45,7 @@ from tasks.prepared.table import ImageTable, gather, keep_per_class, number_grou
 from tasks.sources import check_own_options, source_for
 from tasks.sources.base import Item, Listing, RawRequest
 from tasks.sources.privacy import hash_key
-from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, outer_file, split_locator
+from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, split_locator
 
 if TYPE_CHECKING:
     from tasks.remote import Executor
@@ -78,7 +78,7 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
     total.update(repr(_stamp(request.raw)).encode())
     for item in items:
         known = (item.locator, item.label, item.group, item.split, item.details)
-        files = [outer_file(name) for name in (item.locator, *item.details) if isinstance(name, str)]
+        files = [split_locator(name)[0] for name in (item.locator, *item.details) if isinstance(name, str)]
         total.update(repr((known, [stamp(file) for file in files])).encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -26,6 +26,8 @@ class PreparedRecord:
             It does not depend on sharding, worker count, hash key or when and where it was made.
         prepared_id: Identity of the spec it was made from.
         raw_id: Hash of the raw listing with file sizes and times, to notice that your own data changed.
+        origin: ``real``, ``derived``, ``semi-synthetic`` or ``generated``.
+        label_rule: How labels were made where nobody gave them.
         num_images_per_label: Label name to number of images.
         num_groups_per_label: Label name to number of groups with such an image.
         num_listed: Items found in the raw download.
@@ -70,6 +72,8 @@ class PreparedRecord:
     dtype: str
     shape: tuple[int, ...]
     seconds: float
+    origin: str = "real"
+    label_rule: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values."""
@@ -81,11 +85,12 @@ class PreparedRecord:
         """Rebuild a record.
 
         Raises:
-            KeyError: when a field is missing or unknown.
+            KeyError: when a field without a default is missing, or one is unknown.
         """
         names = {field.name for field in fields(cls)}
-        if names != set(values):
-            raise KeyError(f"fields {sorted(names ^ set(values))}")
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not needed <= set(values) <= names:
+            raise KeyError(f"fields {sorted((needed - set(values)) | (set(values) - names))}")
         return cls(**{name: _frozen(value) for name, value in values.items()})
 
 
@@ -132,6 +137,8 @@ def make_record(
         title=dataset.title,
         modality=dataset.modality,
         domain=dataset.domain,
+        origin=dataset.origin,
+        label_rule=dataset.label_rule,
         task=spec.task,
         data_mode=spec.data_mode,
         faults=tuple(spec.faults),
@@ -263,6 +270,8 @@ def preparation_lines(record: PreparedRecord) -> list[str]:
         f"{record.title}: {record.num_images:,} images, {len(record.label_names)} classes, "
         f"{record.num_groups:,} groups"
     ]
+    if record.origin != "real":
+        lines.append(f"  {record.origin}; label: {record.label_rule or 'as made'}")
     for name, count in record.num_images_per_label.items():
         lines.append(f"  class {name}: {count:,} images, {record.num_groups_per_label[name]:,} groups")
     channels, height, width = record.shape[1:]

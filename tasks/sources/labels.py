@@ -179,3 +179,10 @@ def _key(name: str) -> str:
 def mapped_label(cell: str, request: RawRequest) -> str:
     """Return the class that a label stands for: that of ``label_map`` where it has one, else itself."""
     return dict(request.dataset.label_map).get(cell.strip(), cell)
+
+
+def plain_id(group: str) -> str:
+    """Spell an id without case, blanks, Unicode forms, leading zeros and a ``.0``."""
+    plain = " ".join(unicodedata.normalize("NFKC", group).casefold().split())
+    number = re.fullmatch(r"0*(\d+)(?:\.0*)?", plain)
+    return number[1] if number else plain

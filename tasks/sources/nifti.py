@@ -8,28 +8,32 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import struct
 import warnings
 import zlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import DataError, SetupError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.manifest import Manifest, Row
+from search_spaces.errors import SetupError
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.pictures import by_own_maximum
 from tasks.sources.raw import read_locator
-from tasks.sources.tables import first_hashed
 
 MAX_VOXELS = 1 << 26
 """64 million voxels, 256 slices of 512x512: 256 MiB as float32. The header is believed only up to here."""
 MAX_RAW_BYTES = 256 << 20
-MAX_EXTENSION = 4 << 20
+MAX_UNPACKED = MAX_RAW_BYTES + (8 << 20)
+"""A volume with its header and extensions."""
+KINDS = {
+    **dict.fromkeys((b"\x5c\x01\0\0", b"\0\0\x01\x5c"), "Nifti1Image"),
+    **dict.fromkeys((b"\x1c\x02\0\0", b"\0\0\x02\x1c"), "Nifti2Image"),
+}
+"""Size of a header, in either byte order -> nibabel's class."""
+VOLUME_INTENSITY = "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
+SLICES_PER_VOLUME = 10
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
             "NIfTI files need nibabel", "not installed", "pip install 'isweep[medical]'"
         ) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
-    stream: Any = gzip.GzipFile(fileobj=io.BytesIO(body)) if packed else io.BytesIO(body)
-    kind = _checked_kind(stream)
+    stream = io.BytesIO(_unpacked(body) if packed else body)
+    kind = KINDS.get(stream.read(4))
+    if kind is None:
+        raise SkipItem("no NIfTI volume")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -83,7 +89,6 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
             raise SkipItem("too many voxels")
         notes, flags = _notes(image)
         try:
-            # A gzip stream is read only as far as the declared size, so a bomb behind it never unpacks.
             canonical = nibabel.as_closest_canonical(image)
             values = np.asarray(canonical.dataobj, dtype=np.float32)
         except Exception:
@@ -95,30 +100,15 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
     return Volume(values, np.asarray(canonical.affine, dtype=np.float64), notes, flags)
 
 
-def _checked_kind(stream: IO[bytes]) -> str:
-    """Return nibabel's class for a header, after its extensions were found to be no larger than they may.
-
-    nibabel reads an extension as long as it says it is; one may say two GiB.
-    """
+def _unpacked(body: bytes) -> bytes:
+    """Unpack gzip, no further than the largest volume needs: a bomb behind one is cut off."""
     try:
-        head = stream.read(544)
-        order = "<" if head[:4] in (b"\x5c\x01\0\0", b"\x1c\x02\0\0") else ">"
-        (size,) = struct.unpack_from(order + "i", head)
-        kind, place, code = {348: ("Nifti1Image", 108, "f"), 540: ("Nifti2Image", 168, "q")}[size]
-        (start,) = struct.unpack_from(order + code, head, place)
-        if not 0 <= start <= size + MAX_EXTENSION:
-            raise SkipItem("NIfTI extensions too large")
-        stream.seek(size)
-        place, flag = size + 4, stream.read(4)
-        while flag[:1] not in (b"\0", b"") and place + 16 <= start:
-            (length,) = struct.unpack(order + "i", stream.read(4))
-            if not 16 <= length <= start - place:
-                raise SkipItem("damaged NIfTI extensions")
-            place += length
-            stream.seek(place)
-    except (KeyError, struct.error, OSError, EOFError, zlib.error, ValueError):
+        with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
+            return file.read(MAX_UNPACKED)
+    except gzip.BadGzipFile:
         raise SkipItem("no NIfTI volume") from None
-    return kind
+    except (OSError, EOFError, zlib.error):
+        raise SkipItem("damaged volume") from None
 
 
 def _notes(image: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -142,102 +132,34 @@ def _notes(image: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(notes), tuple(flags)
 
 
-# Your own NIfTI volumes with a table, laid out like the one for images (:mod:`tasks.sources.manifest`).
-#
-# A column ``slice`` names one axial slice, counted from 0 at the feet; a volume may then have several rows.
-# Without it, ten axial slices evenly spaced over the middle half of the volume are taken. Each slice is
-# scaled by its own maximum after the volume was clipped to its 0.1 and 99.9 percentiles, the study's rule
-# for BraTS. Without a ``group`` column a volume is a group. Format: NIfTI-1 and -2 as read by nibabel.
-
-ENDINGS = (".nii", ".nii.gz")
-SLICES_PER_VOLUME = 10
-
-
 def is_nifti_name(name: str) -> bool:
     """Tell whether a name looks like a NIfTI volume's."""
-    return name.lower().endswith(ENDINGS)
+    return name.lower().endswith((".nii", ".nii.gz"))
 
 
-class NiftiManifest(Manifest):
-    """NIfTI volumes named in a table; their axial slices become the images."""
+def volume_reader(request: RawRequest) -> Reader:
+    """Return a reader of volumes: the axial slice that an item names first, or ten of the middle half.
 
-    optional = ("slice",)
-    intensity = "clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum"
-    block_size = 4
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row, see :meth:`Manifest.list_items`.
-
-        Raises:
-            DataError: for slices of one volume in several groups, or named beside the rule's, too.
-        """
-        listing = super().list_items(request)
-        _check_volumes(listing.items, request)
-        return listing
-
-    def reads(self, name: str) -> bool:
-        """Tell whether a name looks like a NIfTI volume's."""
-        return is_nifti_name(name)
-
-    def identity(self, row: Row) -> str:
-        """Return what no two rows may share: volume and slice."""
-        cell = row.get("slice", "")
-        return f"{row['path']}\0{int(cell) if _is_whole(cell) else cell}"
-
-    def item(self, row: Row, label: int, request: RawRequest) -> Item:
-        """Return the item of one row.
-
-        Raises:
-            DataError: for a slice that is no whole number.
-        """
-        made, cell = super().item(row, label, request), row.get("slice", "")
-        if cell and not _is_whole(cell):
-            raise DataError(f"{request.dataset.name}: slice must be a whole number from 0", "another cell")
-        details = (int(cell) if cell else None,)
-        return Item(made.locator, label, made.group or made.locator, made.split, details)
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of volumes."""
-        base = request.base()
-
-        def read(item: Item) -> Iterator[Sample]:
-            packed = item.locator.lower().endswith(".gz")
-            volume = decode_nifti(read_locator(base, item.locator), packed=packed)
-            low, high = np.percentile(volume.values, (0.1, 99.9))
-            if high <= low:
-                raise SkipItem("constant volume")
-            for level in _levels(volume.values.shape[2], item.details[0]):
-                plane = np.clip(volume.values[:, :, level], low, high) - low
-                pixels, note = by_own_maximum(_upright(plane))
-                notes = (*volume.conversions, note)
-                yield Sample(pixels, conversions=notes, flags=volume.flags)
-
-        return read
-
-
-def _is_whole(cell: str) -> bool:
-    return cell.isascii() and cell.isdigit() and len(cell) < 10
-
-
-def _check_volumes(items: Sequence[Item], request: RawRequest) -> None:
-    """Check that a volume has one group, and either named slices or those of the rule.
-
-    Raises:
-        DataError: when slices of one volume are in several groups, or would be taken twice.
+    Each slice is scaled by its own maximum after the volume was clipped to its 0.1 and 99.9 percentiles, the
+    study's rule for BraTS.
     """
-    groups: defaultdict[str, set[str]] = defaultdict(set)
-    forms: defaultdict[str, set[bool]] = defaultdict(set)
-    for item in items:
-        groups[item.locator].add(item.group)
-        forms[item.locator].add(item.details[0] is None)
-    several = [name for name, found in groups.items() if len(found) > 1]
-    if several:
-        rule = f"{request.dataset.name}: all slices of a volume must be in one group"
-        raise DataError(rule, first_hashed(request, several), "a volume is of one patient")
-    mixed = [name for name, found in forms.items() if len(found) > 1]
-    if mixed:
-        rule = f"{request.dataset.name}: a volume's rows must all name a slice, or none"
-        raise DataError(rule, first_hashed(request, mixed), "else slices may be taken twice")
+    base = request.base()
+
+    def read(item: Item) -> Iterator[Sample]:
+        packed = item.locator.lower().endswith(".gz")
+        volume = decode_nifti(read_locator(base, item.locator), packed=packed)
+        low, high = np.percentile(volume.values, (0.1, 99.9))
+        if high <= low:
+            raise SkipItem("constant volume")
+        wanted, *traits = item.details
+        for level in _levels(volume.values.shape[2], wanted):
+            plane = np.clip(volume.values[:, :, level], low, high) - low
+            # (right, anterior) turned so that the front is up, as radiologists look at it.
+            pixels, note = by_own_maximum(plane.T[::-1, ::-1])
+            sample = Sample(pixels, conversions=(*volume.conversions, note), flags=volume.flags)
+            yield sample.with_traits(traits)
+
+    return read
 
 
 def _levels(depth: int, wanted: object) -> list[int]:
@@ -247,8 +169,3 @@ def _levels(depth: int, wanted: object) -> list[int]:
         return [wanted]
     places = np.linspace(depth / 4, 3 * depth / 4, SLICES_PER_VOLUME, endpoint=False)
     return sorted({int(place) for place in places})
-
-
-def _upright(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn a (right, anterior) plane so that the front is up, as radiologists look at it."""
-    return plane.T[::-1, ::-1]

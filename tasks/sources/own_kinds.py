@@ -6,23 +6,27 @@ from pathlib import Path
 
 from search_spaces.errors import ConfigError
 from search_spaces.specs import DatasetSpec
+from tasks.sources.dicom import is_single_image_name
+from tasks.sources.own import COLUMNS, split_of
+from tasks.sources.raw import PACKED_TARS, RefusedArchive, is_archive_name, open_archive
+from tasks.sources.tables import MANIFESTS, column_key, jsonl_header
 
-TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".jsonl")
+TABLE_ENDINGS = (".csv", ".tsv", ".xlsx", ".jsonl", ".parquet")
 SNIFFED_BYTES = 1 << 16
 
 OWN_KINDS = {
-    "csv": "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures or DICOM files",
-    "dicom_csv": "the same; only files named .dcm, .dicom or .ima are looked for",
     "folder": "a folder (or a .zip or .tar of one) with one subfolder of images per class",
     "hdf5": "an .h5 or .hdf5 file with arrays images and labels",
-    "nifti_csv": "a table with path and label of .nii or .nii.gz volumes",
     "npz": "an .npz with arrays images and labels, x and y, or MedMNIST's",
-    "parquet": "a .parquet file, or a folder of them, with image bytes and labels (Hugging Face datasets)",
+    "table": "a table (.csv, .tsv, .xlsx, .jsonl, .parquet) with path and label of pictures, DICOM files or "
+    "NIfTI volumes; or .parquet files with the images in them (Hugging Face datasets)",
     "webdataset": "a .tar, or a folder of them, with <key>.jpg and <key>.cls",
 }
 """Kind -> what its path is. The module of that name in ``SOURCES`` reads it."""
+OLD_KINDS = dict.fromkeys(("csv", "dicom_csv", "nifti_csv", "parquet"), "table")
+"""What kinds were called before -> the kind that reads them."""
 OPTIONS = {
-    "label_columns": ("csv", "dicom_csv", "nifti_csv", "parquet"),
+    "label_columns": ("table",),
     "layout": ("folder",),
     "pixel_range": ("npz", "hdf5"),
 }
@@ -35,14 +39,15 @@ def check_own_options(dataset: DatasetSpec) -> None:
     Raises:
         ConfigError: for another kind of ours.
     """
+    kind = OLD_KINDS.get(dataset.source, dataset.source)
     for option, kinds in OPTIONS.items():
-        if getattr(dataset, option) and dataset.source in OWN_KINDS and dataset.source not in kinds:
+        if getattr(dataset, option) and kind in OWN_KINDS and kind not in kinds:
             rule = f"{dataset.name}: {option} is for kind {' or '.join(kinds)}"
-            raise ConfigError(rule, f"kind {dataset.source}", "leave it out")
+            raise ConfigError(rule, f"kind {kind}", "leave it out")
 
 
 def own_kind_of(path: Path) -> str | None:
-    """Return the kind of your own data at a path, by endings and the first lines of a table; None if unclear.
+    """Return the kind of your own data at a path, by endings and the first line of a table; None if unclear.
 
     Nothing is decoded, and what is no plain file or folder is not opened.
     """
@@ -52,23 +57,17 @@ def own_kind_of(path: Path) -> str | None:
         return None
     name = path.name.lower()
     if name.endswith(TABLE_ENDINGS):
-        return _table_kind(path)
+        return "table"
     if name.endswith((".h5", ".hdf5")):
         return "hdf5"
     if name.endswith(".npz"):
         return "npz"
-    if name.endswith(".parquet"):
-        return "csv" if _has_columns(path, "path") else "parquet"
-    if _is_archive(name):
+    if is_archive_name(name):
         return "webdataset" if _has_classes_beside_images(path) else "folder"
     return None
 
 
 def _folder_kind(path: Path) -> str:
-    from tasks.sources.manifest import MANIFESTS
-    from tasks.sources.own import split_of
-    from tasks.sources.raw import PACKED_TARS
-
     try:
         names = [entry.name.lower() for entry in path.iterdir() if entry.is_file()]
         folders = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
@@ -76,14 +75,14 @@ def _folder_kind(path: Path) -> str:
     except OSError:
         return "folder"
     tables = [path / name for name in MANIFESTS if name in names]
-    if tables and (not folders or _has_columns(tables[0], "path", "label")):
-        return _table_kind(tables[0])
+    if tables and (not folders or _lists_images(tables[0])):
+        return "table"
     of_splits = [entry for entry in inner if entry.name in MANIFESTS and split_of(entry.parent.name) != ""]
-    if of_splits and _has_columns(of_splits[0], "path", "label"):
-        return _table_kind(of_splits[0])
+    if of_splits and _lists_images(of_splits[0]):
+        return "table"
     below = [entry.name.lower() for entry in inner]
     if any(name.endswith(".parquet") for name in names + below) or _holds_configs(inner):
-        return "parquet"
+        return "table"
     shards = below if any(split_of(folder.name) != "" for folder in folders) else []
     if any(name.endswith((".tar", *PACKED_TARS)) for name in (shards if folders else names)):
         return "webdataset"
@@ -92,70 +91,37 @@ def _folder_kind(path: Path) -> str:
 
 def _holds_configs(folders: list[Path]) -> bool:
     """Tell whether folders two deep are splits of Parquet files: ``<config>/train/0000.parquet``."""
-    from tasks.sources.own import split_of
-
     splits = [folder for folder in folders if split_of(folder.name) != "" and folder.is_dir()]
     return any(next(folder.glob("*.parquet"), None) is not None for folder in splits)
 
 
-def _has_columns(table: Path, *wanted: str) -> bool:
+def _lists_images(table: Path) -> bool:
     """Tell whether a table in a folder is one of paths and labels, and no by-product beside class folders."""
-    from tasks.sources.manifest import ALIASES
-    from tasks.sources.tables import column_key
-
     header = {column_key(name) for name in _header(table)}
-    known = ({column_key(name) for name in (ours, *ALIASES[ours])} for ours in wanted)
+    known = ({column_key(name) for name in (ours, *COLUMNS[ours])} for ours in ("path", "label"))
     return all(header & names for names in known)
 
 
 def _header(table: Path) -> list[str]:
-    """Return the names of a table's columns, those of Parquet only where they can hold text or numbers."""
-    from tasks.sources.tables import jsonl_header, parquet_header
+    """Return the names of a table's columns, of its first line alone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         if table.suffix.lower() == ".parquet":
-            return parquet_header(table)
+            return [str(name) for name in pq.read_schema(table).names]
         with table.open("rb") as file:
             line = file.readline(SNIFFED_BYTES)
-    except OSError:
+    except (OSError, pa.ArrowException, ValueError):
         return []
     if table.suffix.lower() == ".jsonl":
         return jsonl_header(line)
-    return [cell.strip().strip('"') for cell in _split_cells(line.decode("utf-8-sig", "replace"))]
-
-
-def _table_kind(path: Path) -> str:
-    """Tell by the names in a table's first lines what it lists."""
-    from tasks.sources.nifti import is_nifti_name
-
-    if path.suffix.lower() == ".parquet":
-        return "csv"
-    try:
-        with path.open("rb") as file:
-            text = file.read(SNIFFED_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return "csv"
-    cells = [cell.strip().strip('"') for line in text.splitlines()[1:50] for cell in _split_cells(line)]
-    return "nifti_csv" if any(map(is_nifti_name, cells)) else "csv"
-
-
-def _split_cells(line: str) -> list[str]:
-    for delimiter in ";\t|":
-        line = line.replace(delimiter, ",")
-    return line.split(",")
-
-
-def _is_archive(name: str) -> bool:
-    from tasks.sources.raw import is_archive_name
-
-    return is_archive_name(name)
+    text = line.decode("utf-8-sig", "replace").translate(str.maketrans(";\t|", ",,,"))
+    return [cell.strip().strip('"') for cell in text.split(",")]
 
 
 def _has_classes_beside_images(path: Path) -> bool:
     """Tell whether an archive holds ``.cls`` or ``.json`` files beside its images."""
-    from tasks.sources.manifest import is_single_image_name
-    from tasks.sources.raw import RefusedArchive, open_archive
-
     try:
         members = open_archive(path).members()
     except RefusedArchive:

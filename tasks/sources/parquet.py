@@ -5,102 +5,50 @@ binary, path: string>`` (or plain ``binary``) and a column ``label``; class name
 metadata under ``huggingface``, the same in all files. ``<raw>`` is one file or a folder of them; the split
 is that of a column ``split``, or else a word of a file's name (``train-00000-of-00002.parquet``) or its
 folder's (``<config>/train/0000.parquet``, as the Hub converts a set; of several configs one must be named,
-since they often hold the same images). A group column may be called ``group``, ``patient_id`` and the like;
-two columns that could be the label, the image or the group are refused, others are named as not used.
+since they often hold the same images).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
-from tasks.sources.labels import check_spellings, is_missing, mapped_label, sort_labels
-from tasks.sources.manifest import ALIASES, INTENSITY
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
+from tasks.sources.dicom import INTENSITY
 from tasks.sources.own import (
-    VALIDATION_LEFT_OUT,
-    check_group_sides,
-    check_whole_groups,
+    TRAITS,
+    Columns,
+    Rows,
+    find_columns,
+    one_hot,
+    own_listing,
     split_of,
     split_of_file,
 )
 from tasks.sources.pictures import decode_image
 from tasks.sources.raw import MARK, walk
-from tasks.sources.tables import column_key
+from tasks.sources.tables import cell_text, holds_images
 
-IMAGE_COLUMNS = ("image", "img", "image_bytes", "bytes")
-LABEL_COLUMNS = ("label", "labels", "class", "target")
-GROUP_COLUMNS = ("group", *ALIASES["group"])
-SPLIT_COLUMNS = ("split",)
-MAX_NAMED = 10
 ROWS_AT_ONCE = 32
-MAX_LABEL = 1_000
+LABELS_AT_ONCE = 1024
+WANTED = ("image", "label", "group", "split")
 
 
-class Parquet:
-    """Rows of Parquet files, in the order of file names and rows."""
+def parquet_files(request: RawRequest) -> list[str]:
+    """Return the Parquet files that hold images: the raw file itself, or all below the raw folder.
 
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row.
-
-        Raises:
-            DataError: for damaged files, absent columns, missing labels, or a class spelt in two ways.
-        """
-        items: list[tuple[str, str, str, Split]] = []
-        left_out = 0
-        named: set[tuple[str, ...]] = set()
-        files = _files(request)
-        for name in files:
-            whole = split_of_file(name, request)
-            for row, (label, group, cell) in enumerate(_labels(request.base() / name, request, named)):
-                split = _row_split(cell, request) if cell is not None else whole
-                if split is None:
-                    left_out += 1
-                else:
-                    items.append((f"{name}{MARK}{row}", label, group, split))
-        check_whole_groups((group for _, _, group, _ in items), request)
-        check_group_sides(((group, split) for _, _, group, split in items), request)
-        names = sort_labels(label for _, label, _, _ in items)
-        check_spellings(names, request)
-        if len(names) < 2:
-            raise DataError(f"{request.dataset.name}: labels need two classes", f"{len(names)}")
-        index = {name: label for label, name in enumerate(names)}
-        return Listing(
-            [Item(place, index[label], group, split) for place, label, group, split in items],
-            names,
-            excluded={VALIDATION_LEFT_OUT: left_out} if left_out else {},
-            intensity=INTENSITY,
-            flags=dict.fromkeys(_told_columns(request.base() / files[0], request), len(items)),
-        )
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows, cheap in rising order: a file is read forward, a few rows at a time."""
-        base = request.base()
-        opened: dict[str, _Stream] = {}
-
-        def read(item: Item) -> tuple[Sample]:
-            file, _, row = item.locator.rpartition(MARK)
-            stream = opened.get(file)
-            if stream is None or int(row) < stream.next_row:
-                opened.clear()
-                stream = opened[file] = _Stream(base / file, request, int(row))
-            return (decode_image(stream.image(int(row))),)
-
-        return read
-
-
-def _files(request: RawRequest) -> list[str]:
+    Raises:
+        DataError: when they are several configs of one set.
+    """
     root = request.root()
     if root.is_file():
-        return [root.name]
+        return [root.name] if root.suffix.lower() == ".parquet" and holds_images(root) else []
     names = [name for name in walk(root, request) if name.lower().endswith(".parquet")]
-    if not names:
-        raise DataError(f"{request.dataset.name}: the folder must hold .parquet files", "none")
     _check_one_config(names, request)
     return names
 
@@ -118,13 +66,76 @@ def _check_one_config(names: list[str], request: RawRequest) -> None:
         raise DataError(rule, ", ".join(sorted(configs)[:5]), way_out)
 
 
-def _row_split(cell: str, request: RawRequest) -> Split | None:
-    """Return the split that a row's own cell gives."""
-    split = split_of(cell)
-    if split == "" and not is_missing(cell):
-        rule = f"{request.dataset.name}: split must be train, test, val or blank"
-        raise DataError(rule, "another cell", "rename what the column split holds")
-    return split
+def list_parquet(files: Sequence[str], request: RawRequest) -> Listing:
+    """Return one item per row, in the order of file names and rows.
+
+    Raises:
+        DataError: for damaged files, absent columns, and what :func:`tasks.sources.own.own_listing` refuses.
+    """
+    name = request.dataset.name
+    cells: dict[str, list[str]] = {}
+    ends: list[int] = []
+    known: list[tuple[Columns, tuple[str, ...]]] = []
+    for file in files:
+        found = _read(file, request)
+        known.append(found[:2])
+        for ours, column in found[2].items():
+            cells.setdefault(ours, [""] * (ends[-1] if ends else 0)).extend(column)
+        ends.append(len(cells["label"]))
+        cells |= {ours: column + [""] * (ends[-1] - len(column)) for ours, column in cells.items()}
+    columns, names = known[0]
+    for file, (others, other_names) in zip(files, known, strict=True):
+        if other_names != names:
+            rule = f"{name}: all files must give the labels the same names, in their schema's metadata"
+            found_there = f"{request.hashed(file)} has others or none"
+            raise DataError(rule, found_there, "write all with datasets' to_parquet")
+        if others.of != columns.of:
+            rule = f"{name}: all files must call their columns alike"
+            raise DataError(rule, f"{request.hashed(file)} has others", "rename them")
+    sides = [split_of_file(file, request) for file in files]
+
+    def place(row: int) -> tuple[int, int]:
+        file = int(np.searchsorted(ends, row, side="right"))
+        return file, row - (ends[file - 1] if file else 0)
+
+    rows = Rows(
+        labels=cells["label"],
+        locator=lambda row: f"{files[place(row)[0]]}{MARK}{place(row)[1]}",
+        name=lambda row: f"row {place(row)[1]} of {request.hashed(files[place(row)[0]])}",
+        groups=cells.get("group"),
+        splits=cells.get("split"),
+        side=lambda row: sides[place(row)[0]],
+        traits={trait: cells[trait] for trait in TRAITS if trait in cells},
+    )
+    return own_listing(rows, request, names=names, flags=columns.flags, intensity=INTENSITY)
+
+
+def _read(name: str, request: RawRequest) -> tuple[Columns, tuple[str, ...], dict[str, list[str]]]:
+    """Return a file's columns, its class names, and the cells of all columns that are read but the images."""
+    import pyarrow as pa
+
+    where = f"{request.dataset.name}: {request.hashed(name)}"
+    try:
+        file = _open(request.base() / name)
+        header = file.schema_arrow.names
+        columns = find_columns(header, WANTED, request)
+        if not {*columns.labels, columns.of.get("image", "")} <= set(header) or not columns.labels:
+            shown = ", ".join(header[:10])
+            way_out = "or name the column of labels: label_columns: [NAME], or --label-columns NAME"
+            raise DataError(f"{where} must have columns image and label", f"it has {shown}", way_out)
+        read = {ours: column for ours, column in columns.of.items() if ours not in ("image", "label")}
+        found: dict[str, list[str]] = {column: [] for column in (*columns.labels, *read.values())}
+        for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=list(found)):
+            for column, cells in batch.to_pydict().items():
+                found[column] += map(cell_text, cells)
+    except SkipItem as skip:
+        raise DataError(f"{where} must be whole", skip.reason) from None
+    except (OSError, pa.ArrowException, MemoryError):
+        raise DataError(f"{where} must be whole", "damaged Parquet file") from None
+    labels = {column: found[column] for column in columns.labels}
+    written = one_hot(labels, request) if len(labels) > 1 else next(iter(labels.values()))
+    cells = {ours: found[column] for ours, column in read.items()}
+    return columns, _class_names(file, columns.labels[0]), cells | {"label": written}
 
 
 def _open(path: Path) -> Any:
@@ -137,97 +148,6 @@ def _open(path: Path) -> Any:
         raise SkipItem("damaged Parquet file") from None
 
 
-def _column(file: Any, names: tuple[str, ...], request: RawRequest) -> str | None:
-    """Return the one column that has one of the names.
-
-    Raises:
-        DataError: when several have; which one is meant is not for us to guess.
-    """
-    known = {column_key(name) for name in names}
-    found = [name for name in file.schema_arrow.names if column_key(name) in known]
-    if len(found) > 1:
-        rule = f"{request.dataset.name}: one column alone may be the {names[0]}"
-        raise DataError(
-            rule, " and ".join(found[:5]), f"drop the others, or keep the right one as {names[0]}"
-        )
-    return found[0] if found else None
-
-
-def _label_columns(request: RawRequest) -> tuple[str, ...]:
-    """Return what the column of labels may be called."""
-    given = request.dataset.label_columns
-    if len(given) > 1:
-        rule = f"{request.dataset.name}: label_columns must name one column of Parquet files with images"
-        raise DataError(rule, f"{len(given)}", "write one column label")
-    return given or LABEL_COLUMNS
-
-
-def _told_columns(path: Path, request: RawRequest) -> list[str]:
-    """Return what to tell of a file's columns: which is the group, and which nobody reads."""
-    file = _open(path)
-    group = _column(file, GROUP_COLUMNS, request)
-    known = (IMAGE_COLUMNS, _label_columns(request), GROUP_COLUMNS, SPLIT_COLUMNS)
-    used = {_column(file, names, request) for names in known}
-    unused = sorted(set(file.schema_arrow.names) - used)[:MAX_NAMED]
-    told = [f"column {group} read as group"] if group and column_key(group) != "group" else []
-    return told + [f"column not used: {name}" for name in unused]
-
-
-def _labels(
-    path: Path, request: RawRequest, named: set[tuple[str, ...]]
-) -> Iterator[tuple[str, str, str | None]]:
-    """Yield label, group and split cell of every row; ``named`` gathers the class names of all files.
-
-    Raises:
-        DataError: see :meth:`Parquet.list_items`.
-    """
-    import pyarrow as pa
-
-    name, where = request.dataset.name, request.hashed(path.name)
-    try:
-        file = _open(path)
-        label, group = (_column(file, names, request) for names in (_label_columns(request), GROUP_COLUMNS))
-        if label is None or _column(file, IMAGE_COLUMNS, request) is None:
-            shown = ", ".join(file.schema_arrow.names[:10])
-            way_out = "or name the column of labels: label_columns: [NAME], or --label-columns NAME"
-            raise DataError(f"{name}: {where} must have columns image and label", f"it has {shown}", way_out)
-        names, split = _class_names(file, label), _column(file, SPLIT_COLUMNS, request)
-        named.add(names)
-        if len(named) > 1:
-            rule = f"{name}: all files must give the labels the same names, in their schema's metadata"
-            raise DataError(rule, f"{where} has others or none", "write all with datasets' to_parquet")
-        for batch in file.iter_batches(batch_size=1024, columns=[c for c in (label, group, split) if c]):
-            cells = batch.to_pydict()
-            for row, value in enumerate(cells[label]):
-                patient = cells[group][row] if group else None
-                yield (
-                    _label(value, names, request),
-                    "" if patient is None else str(patient),
-                    str(cells[split][row] or "") if split else None,
-                )
-    except SkipItem as skip:
-        raise DataError(f"{name}: {where} must be whole", skip.reason) from None
-    except (OSError, pa.ArrowException, MemoryError):
-        raise DataError(f"{name}: {where} must be whole", "damaged Parquet file") from None
-
-
-def _label(value: object, names: tuple[str, ...], request: RawRequest) -> str:
-    if isinstance(value, (list, dict, float)) or len(str(value)) > MAX_LABEL:
-        rule = f"{request.dataset.name}: labels must be whole numbers or texts, one per image"
-        raise DataError(rule, type(value).__name__)
-    if isinstance(value, int) and names:
-        if not 0 <= value < len(names):
-            found = f"{value} of {len(names)} names"
-            raise DataError(f"{request.dataset.name}: labels must be numbers of the class names", found)
-        return mapped_label(names[value], request)
-    text = mapped_label("" if value is None else str(value), request)
-    if is_missing(text) or value == -1:
-        raise DataError(
-            f"{request.dataset.name}: every row needs a label", "blank, None or -1", "drop those rows"
-        )
-    return text
-
-
 def _class_names(file: Any, label: str) -> tuple[str, ...]:
     """Return the names that ``datasets`` wrote for a ``ClassLabel``, if it did."""
     try:
@@ -238,12 +158,42 @@ def _class_names(file: Any, label: str) -> tuple[str, ...]:
     return tuple(str(name) for name in names) if isinstance(names, list) else ()
 
 
+def num_rows(path: Path) -> int:
+    """Return how many rows a file has; none when it is damaged."""
+    try:
+        return int(_open(path).metadata.num_rows)
+    except SkipItem:
+        return 0
+
+
+def is_row(locator: str) -> bool:
+    """Tell whether a locator is one of a Parquet file's row."""
+    file, mark, row = locator.rpartition(MARK)
+    return bool(mark) and row.isdigit() and file.lower().endswith(".parquet")
+
+
+def parquet_reader(request: RawRequest) -> Reader:
+    """Return a reader of rows, cheap in rising order: a file is read forward, a few rows at a time."""
+    base = request.base()
+    opened: dict[str, _Stream] = {}
+
+    def read(item: Item) -> list[Sample]:
+        file, _, row = item.locator.rpartition(MARK)
+        stream = opened.get(file)
+        if stream is None or int(row) < stream.next_row:
+            opened.clear()
+            stream = opened[file] = _Stream(base / file, request, int(row))
+        return [decode_image(stream.image(int(row))).with_traits(item.details)]
+
+    return read
+
+
 class _Stream:
     """Images of one file, forward from the row group that holds a row."""
 
     def __init__(self, path: Path, request: RawRequest, row: int) -> None:
         file = _open(path)
-        name = _column(file, IMAGE_COLUMNS, request)
+        name = find_columns(file.schema_arrow.names, WANTED, request).of["image"]
         groups = range(file.metadata.num_row_groups)
         ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
         first = int(np.searchsorted(ends, row, side="right"))

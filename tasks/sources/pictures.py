@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import Sample, SkipItem
-from tasks.sources.raw import open_plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,8 +49,8 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(ENDINGS)
 
 
-def read_image(path: Path) -> Sample:
-    """Read an image file as uint8 grey or RGB.
+def decode_image(body: bytes) -> Sample:
+    """Decode the bytes of an image file to uint8 grey or RGB.
 
     Transparency is blended on black, palettes, CMYK and 1-bit images become RGB or grey, EXIF orientation is
     applied, more than 8 bits are scaled by the image's own maximum (the study's rule); each is recorded.
@@ -61,11 +59,6 @@ def read_image(path: Path) -> Sample:
         SkipItem: for what is no image, damaged, too large, too small, animated or not finite.
         SetupError: when ``LOAD_TRUNCATED_IMAGES`` is on.
     """
-    return decode_image(open_plain(path))
-
-
-def decode_image(body: bytes) -> Sample:
-    """Decode the bytes of an image file, see :func:`read_image`."""
     from PIL import Image, ImageFile, UnidentifiedImageError
 
     if ImageFile.LOAD_TRUNCATED_IMAGES:

@@ -61,18 +61,3 @@ def keyed_hash(key: str, value: str) -> int:
 def spell(hashed: int) -> str:
     """Spell a keyed hash as in messages and records: 16 hex digits."""
     return f"{hashed:016x}"
-
-
-def locate(raw: Path, key_folder: Path, hashed: str) -> str | None:
-    """Return the file, archive member or row below ``raw`` behind a hash from a message or record, for those
-    who hold the key.
-
-    Args:
-        raw: Raw folder, or the manifest in it.
-        key_folder: Folder with the prepared datasets, where the key lies.
-        hashed: 16 hex digits.
-    """
-    key = hash_key(key_folder)
-    from tasks.sources.locators import all_locators
-
-    return next((name for name in all_locators(raw) if spell(keyed_hash(key, name)) == hashed), None)

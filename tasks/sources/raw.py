@@ -1,4 +1,15 @@
-"""Finding files below a raw root without ever leaving it or opening what is not a plain file."""
+"""From a name below the raw folder to bytes, never more than a bound: folders, zip, tar, one in another.
+
+Formats: APPNOTE.TXT 6.3, POSIX.1-2001 and GNU tar, as read by :mod:`zipfile` and :mod:`tarfile`; RFC 1952,
+bzip2 and XZ 1.1, as read by :mod:`gzip`, :mod:`bz2` and :mod:`lzma`.
+
+A *locator* is a name relative to the raw folder; a member of an archive is ``archive!/member``, and archives
+in archives (ILSVRC's tar of tars) repeat the mark. Nothing is unpacked to disk. Opened archives are kept per
+process, so a directory is read once, and a packed tar goes forward only as long as its members are asked for
+in stored order. What an archive declares is checked here, before it is believed, and nowhere else: names that
+lead elsewhere, links, repeated names, encryption, and members that would unpack to more than their packed
+size can hold are refused.
+"""
 
 from __future__ import annotations
 
@@ -13,155 +24,34 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, cast
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest, SkipItem
 
-MAX_FILE_BYTES = 384 << 20
-"""Largest single file or archive member that is held whole. A multi-frame ultrasound has about 100 MiB, a
-computed radiograph 30; with what decoding needs besides, a reading task stays below a GiB."""
-
+MARK = "!/"
+GZIP, BZIP2, XZ = (".tar.gz", ".tgz"), (".tar.bz2", ".tbz2", ".tbz"), (".tar.xz", ".txz")
+PACKED_TARS = GZIP + BZIP2 + XZ
+"""Endings of tars that can only be read forward."""
+ARCHIVES = (".zip", ".tar", *PACKED_TARS)
 NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-
-
-def walk(root: Path, request: RawRequest, folders: list[str] | None = None) -> Iterator[str]:
-    """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
-
-    Hidden files and folders, and what file managers leave behind, are left out. The order is that of the
-    names' parts, so a folder's files lie together whatever characters its name has.
-
-    Args:
-        root: Where to start; may itself be a link.
-        request: For messages.
-        folders: Gets the names of all folders met, empty ones too, when given.
-
-    Raises:
-        DataError: for a link that leaves the root, a linked folder, a FIFO, socket or device, or a folder
-            that cannot be listed.
-    """
-    base = root.resolve()
-    stack = [iter(_entries(base, "", request))]
-    prefixes = [""]
-    while stack:
-        entry = next(stack[-1], None)
-        if entry is None:
-            stack.pop()
-            prefixes.pop()
-            continue
-        name = prefixes[-1] + entry.name
-        if entry.is_symlink() or not (
-            entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
-        ):
-            check_inside(base, Path(entry.path), name, request)
-        if entry.is_dir(follow_symlinks=False):
-            if folders is not None:
-                folders.append(name)
-            stack.append(iter(_entries(Path(entry.path), name, request)))
-            prefixes.append(name + "/")
-        else:
-            yield name
-
-
-def _entries(folder: Path, name: str, request: RawRequest) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        rule = f"{request.dataset.name}: every folder of the raw download must be readable"
-        where = request.hashed(name) if name else "the raw folder itself"
-        raise DataError(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
-    return [entry for entry in found if not is_noise(entry.name)]
-
-
-def is_noise(name: str) -> bool:
-    """Tell whether one part of a name is hidden or a file manager's."""
-    return name.startswith(".") or name in NOISE
-
-
-def check_inside(base: Path, path: Path, name: str, request: RawRequest) -> None:
-    """Refuse what could lead a reader elsewhere or make it wait for ever.
-
-    Raises:
-        DataError: see :func:`walk`.
-    """
-    mode = path.lstat().st_mode
-    where = f"{request.dataset.name}: {request.hashed(name)}"
-    if stat.S_ISLNK(mode):
-        try:
-            target = path.resolve(strict=True)
-        except (OSError, RuntimeError):  # a dangling link, or a loop
-            raise DataError(f"{where} must be a file", "a link to nothing", "remove it") from None
-        if not target.is_relative_to(base) or not target.is_file():
-            what = "a link to a folder or out of the raw folder"
-            raise DataError(f"{where} must stay inside the raw folder", what, "replace it by the file itself")
-    elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise DataError(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
-
-
-def checked_name(name: str, request: RawRequest) -> str:
-    """Return a table's file name in ``/``-separated normal form.
-
-    Raises:
-        DataError: for an absolute name, or one with ``..``.
-    """
-    parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
-        rule = f"{request.dataset.name}: names in a table must stay inside the raw folder"
-        raise DataError(rule, request.hashed(name), "use names relative to the table's folder")
-    return "/".join(part for part in parts if part not in ("", "."))
-
-
-def resolve_name(root: Path, name: str, request: RawRequest) -> Path:
-    """Return the file that a table names, which must lie below ``root``.
-
-    Raises:
-        DataError: for an absolute name, one with ``..``, or a link out.
-    """
-    path = root / checked_name(name, request)
-    if path.is_symlink():
-        check_inside(root.resolve(), path, name, request)
-    return path
-
-
-def open_plain(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Return the bytes of a plain file.
-
-    Raises:
-        SkipItem: when it is gone, unreadable, empty, too large, or no plain file (never opened then).
-    """
-    try:
-        # O_NONBLOCK: a file swapped for a FIFO after listing must not make us wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        raise SkipItem("file is gone or unreadable") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise SkipItem("no plain file")
-        if status.st_size == 0:
-            raise SkipItem("empty file")
-        if status.st_size > max_bytes:
-            raise SkipItem("file too large")
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            return file.read()
-    except OSError:
-        raise SkipItem("file is gone or unreadable") from None
-    finally:
-        os.close(descriptor)
-
-
-# What no archive may be or hold, whatever its format.
-
+MAX_FILE_BYTES = 384 << 20
+"""Largest single file or archive member, held whole. A multi-frame ultrasound has about 100 MiB, a computed
+radiograph 30; with what decoding needs besides, a reading task stays below a GiB."""
+MAX_DEPTH = 3
 MAX_RATIO = 1040
 """Deflate cannot do better than 1032 to 1; more is a lie."""
+MAX_MEMBERS = 5_000_000
+MAX_TAR_HEADER = 1 << 20
+MAX_XZ_MEMORY = 256 << 20
+"""The strongest preset of ``xz`` (-9) asks for 65 MiB, a header may ask for 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """How members of a zip may be packed. zipfile reads others without any bound: bzip2 unpacks a chunk of a
 member at once, 45,000 to 1, and LZMA takes as much memory as a member asks for."""
-MAX_MEMBERS = 5_000_000
 DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
     *(EOFError, OSError, RuntimeError, ValueError, KeyError, NotImplementedError),
@@ -177,144 +67,269 @@ class RefusedArchive(Exception):
         self.reason = reason
 
 
-def checked_member(name: str) -> str | None:
-    """Return a member's name in ``/``-separated normal form; None for what file managers leave behind.
+def is_archive_name(name: str) -> bool:
+    """Tell by a file's ending whether it is an archive that we read."""
+    return name.lower().endswith(ARCHIVES)
+
+
+def is_noise(name: str) -> bool:
+    """Tell whether one part of a name is hidden or a file manager's."""
+    return name.startswith(".") or name in NOISE
+
+
+def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the bytes of a plain file or archive member below ``base``.
 
     Raises:
-        RefusedArchive: for an absolute name, a drive, ``..`` or a zero byte.
+        SkipItem: when it is gone, unreadable, damaged, empty, too large or no plain file.
     """
+    file, *inner = split_locator(locator)
+    if not inner:
+        return read_plain(base / file, max_bytes)
+    try:
+        body = open_archive(base / file, tuple(inner[:-1])).read(inner[-1], max_bytes)
+    except RefusedArchive as refused:
+        raise SkipItem(refused.reason) from None
+    if not body:
+        raise SkipItem("empty file")
+    return body
+
+
+def split_locator(locator: str) -> list[str]:
+    """Return the file, and then the member (or row) in it, the member in that one ..."""
+    first, *parts = locator.split(MARK)
+    found = [first]
+    for part in parts:
+        if found[-1].lower().endswith((*ARCHIVES, ".parquet")):
+            found.append(part)
+        else:  # a folder whose name ends in "!"
+            found[-1] += MARK + part
+    return found
+
+
+def read_head(base: Path, locator: str, size: int) -> bytes:
+    """Return the first bytes of a plain file; of an archive's member all, which cost the same.
+
+    Raises:
+        SkipItem: see :func:`read_locator`.
+    """
+    if len(split_locator(locator)) > 1:
+        return read_locator(base, locator)
+    return read_plain(base / locator, size, cut=True)
+
+
+def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
+    """Return the bytes of a plain file, or the first ``max_bytes`` of them.
+
+    Raises:
+        SkipItem: when it is gone, unreadable, empty, too large, or no plain file (never opened then).
+    """
+    try:
+        # O_NONBLOCK: a file swapped for a FIFO after listing must not make us wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        raise SkipItem("file is gone or unreadable") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise SkipItem("no plain file")
+        if status.st_size == 0:
+            raise SkipItem("empty file")
+        if status.st_size > max_bytes and not cut:
+            raise SkipItem("file too large")
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            return file.read(max_bytes)
+    except OSError:
+        raise SkipItem("file is gone or unreadable") from None
+    finally:
+        os.close(descriptor)
+
+
+def walk(
+    root: Path, request: RawRequest, folders: list[str] | None = None, *, strict: bool = True
+) -> Iterator[str]:
+    """Yield all plain files below ``root`` as ``/``-separated relative names, in sorted order.
+
+    Hidden files and folders, and what file managers leave behind, are left out. The order is that of the
+    names' parts, so a folder's files lie together whatever characters its name has.
+
+    Args:
+        root: Where to start; may itself be a link.
+        request: For messages.
+        folders: Gets the names of all folders met, empty ones too, when given.
+        strict: Refuse what cannot be read; else it is named, too.
+
+    Raises:
+        DataError: for a link that leaves the root, a linked folder, a FIFO, socket or device, or a folder
+            that cannot be listed.
+    """
+    base = root.resolve()
+    todo = _entries(base, "", request, strict)
+    while todo:
+        name, entry = todo.pop()
+        is_folder = entry.is_dir(follow_symlinks=False)
+        if strict and not is_folder and not entry.is_file(follow_symlinks=False):
+            _check_inside(base, Path(entry.path), name, request)
+        if not is_folder:
+            yield name
+            continue
+        if folders is not None:
+            folders.append(name)
+        todo += _entries(Path(entry.path), f"{name}/", request, strict)
+
+
+def _entries(
+    folder: Path, prefix: str, request: RawRequest, strict: bool
+) -> list[tuple[str, os.DirEntry[str]]]:
+    """Return what lies in a folder, the first name last."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name, reverse=True)
+    except OSError as error:
+        if not strict:
+            return []
+        rule = f"{request.dataset.name}: every folder of the raw download must be readable"
+        where = request.hashed(prefix.rstrip("/")) if prefix else "the raw folder itself"
+        raise DataError(rule, f"{where}: {error.strerror}", "mend its permissions or move it") from None
+    return [(prefix + entry.name, entry) for entry in found if not is_noise(entry.name)]
+
+
+def _check_inside(base: Path, path: Path, name: str, request: RawRequest) -> None:
+    """Refuse what could lead a reader elsewhere or make it wait for ever."""
+    mode = path.lstat().st_mode
+    where = f"{request.dataset.name}: {request.hashed(name)}"
+    if stat.S_ISLNK(mode):
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):  # a dangling link, or a loop
+            raise DataError(f"{where} must be a file", "a link to nothing", "remove it") from None
+        if not target.is_relative_to(base) or not target.is_file():
+            what = "a link to a folder or out of the raw folder"
+            raise DataError(f"{where} must stay inside the raw folder", what, "replace it by the file itself")
+    elif not stat.S_ISREG(mode):
+        raise DataError(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
+
+
+def plain_name(name: str) -> str | None:
+    """Return a name of a table or an archive in ``/``-separated normal form; None if it leads elsewhere."""
     parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or parts[0][1:2] == ":":
+    drive = ":" in parts[0][:2] or parts[0].endswith(":")  # or the scheme of a URL
+    if name.startswith(("/", "\\")) or ".." in parts or "\0" in name or drive:
+        return None
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def checked_name(name: str, request: RawRequest, where: str = "") -> str:
+    """Return a table's file name in normal form; ``where`` is its row, for messages.
+
+    Raises:
+        DataError: for an absolute name, or one with ``..``.
+    """
+    found = plain_name(name)
+    if found is None:
+        rule = f"{request.dataset.name}: names in a table must stay inside the raw folder"
+        raise DataError(rule, where or request.hashed(name), "use names relative to the table's folder")
+    return found
+
+
+def resolve_name(root: Path, name: str, request: RawRequest) -> Path:
+    """Return the file that a table names, which must lie below ``root``.
+
+    Raises:
+        DataError: for an absolute name, one with ``..``, or a link out.
+    """
+    path = root / checked_name(name, request)
+    if path.is_symlink():
+        _check_inside(root.resolve(), path, name, request)
+    return path
+
+
+class Archive(ABC):
+    """One opened archive."""
+
+    @abstractmethod
+    def members(self) -> list[str]:
+        """Return the names of all plain files in it, in stored order.
+
+        Raises:
+            RefusedArchive: for damage, or anything that must not be followed.
+        """
+
+    @abstractmethod
+    def read(self, member: str, max_bytes: int) -> bytes:
+        """Return a member's bytes.
+
+        Raises:
+            SkipItem: when it is gone, damaged, or larger than ``max_bytes``.
+        """
+
+    def open(self, member: str) -> IO[bytes]:
+        """Return a seekable stream of a member, for an archive in this one."""
+        return io.BytesIO(self.read(member, MAX_FILE_BYTES))
+
+
+def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
+    """Return an opened archive, or the one inside it; kept until its file changes.
+
+    Raises:
+        RefusedArchive: when it is damaged, unreadable or no plain file.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        raise RefusedArchive("archive is gone or unreadable") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedArchive("no plain file")
+    return _opened(str(path), inner, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
+    name = inner[-1] if inner else path
+    try:
+        outer = _opened(path, inner[:-1], size, time_ns) if inner else None
+        stream = outer.open(inner[-1]) if outer is not None else Path(path).open("rb")  # noqa: SIM115
+        return ZipArchive(stream) if name.lower().endswith(".zip") else TarArchive(stream, name)
+    except SkipItem as skip:
+        raise RefusedArchive(skip.reason) from None
+    except DAMAGE:
+        raise RefusedArchive("damaged archive") from None
+
+
+def _checked_member(name: str) -> str | None:
+    """Return a member's name in normal form; None for what file managers leave behind, and for folders."""
+    found = plain_name(name)
+    if found is None:
         raise RefusedArchive("an archive with names that lead elsewhere")
-    kept = [part for part in parts if part not in ("", ".")]
-    return None if not kept or any(map(is_noise, kept)) else "/".join(kept)
+    return None if not found or any(map(is_noise, found.split("/"))) else found
 
 
-# Streams of ``.gz``, ``.bz2`` and ``.xz`` files, read forward; going back starts again.
-#
-# Formats: RFC 1952, bzip2 and the XZ file format 1.1, as read by the standard library. Its own ``LZMAFile``
-# cannot be told how much memory a header may ask for, which is up to 4 GiB; hence the class here.
-
-READ_BYTES = 1 << 16
-MAX_XZ_MEMORY = 256 << 20
-"""The strongest preset of ``xz`` (-9) asks for 65 MiB."""
-GZIP, BZIP2, XZ = (".tar.gz", ".tgz"), (".tar.bz2", ".tbz2", ".tbz"), (".tar.xz", ".txz")
-PACKED_TARS = GZIP + BZIP2 + XZ
-"""Endings of tars that can only be read forward."""
-
-
-def open_packed(file: IO[bytes], name: str) -> IO[bytes]:
-    """Return the unpacked stream of a packed tar, by its name's ending."""
-    lower = name.lower()
-    if lower.endswith(GZIP):
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
-    make: Callable[[], Any] = bz2.BZ2Decompressor if lower.endswith(BZIP2) else _xz
-    return io.BufferedReader(_Unpacked(file, make), READ_BYTES)
-
-
-def _xz() -> lzma.LZMADecompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
-
-
-class _Unpacked(io.RawIOBase):
-    """What one or several packed streams one after another unpack to."""
-
-    def __init__(self, file: IO[bytes], make: Callable[[], Any]) -> None:
-        self._file, self._make = file, make
-        self._rewind()
-
-    def _rewind(self) -> None:
-        self._file.seek(0)
-        self._unpacker, self._place, self._ended = self._make(), 0, False
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place counted from the start, or from here."""
-        if whence == io.SEEK_END:
-            raise io.UnsupportedOperation("the end is known only once it was read")
-        offset += self._place if whence == io.SEEK_CUR else 0
-        if offset < self._place:
-            self._rewind()
-        while self._place < offset and self._next(min(READ_BYTES, offset - self._place)):
-            pass
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        found = self._next(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
-
-    def _next(self, size: int) -> bytes:
-        while not self._ended:
-            packed = b""
-            if self._unpacker.eof:
-                packed = self._unpacker.unused_data.lstrip(b"\0") or self._file.read(READ_BYTES).lstrip(b"\0")
-                if not packed:
-                    self._ended = True
-                    break
-                self._unpacker = self._make()
-            elif self._unpacker.needs_input:
-                packed = self._file.read(READ_BYTES)
-                if not packed:
-                    raise EOFError("a packed stream ends early")
-            found: bytes = self._unpacker.decompress(packed, size)
-            if found:
-                self._place += len(found)
-                return found
-        return b""
-
-
-# Members of a ``.zip`` (APPNOTE.TXT 6.3, as read by :mod:`zipfile`).
-
-
-class ZipMembers:
+class ZipArchive(Archive):
     """Members of a zip, by name, in any order."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._archive = zipfile.ZipFile(file)
-        size = file.seek(0, io.SEEK_END)
-        if sum(info.compress_size for info in self._archive.infolist()) > size:
+        if sum(info.compress_size for info in self._archive.infolist()) > file.seek(0, io.SEEK_END):
             raise RefusedArchive("an archive whose members overlap")
         self._members: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
-            name = checked_member(info.filename)
+            name = _checked_member(info.filename)
             if info.is_dir():
                 continue
-            self._check(info)
-            if name is None:
-                continue
+            check_zip_member(info)
             if name in self._members:  # a//b and a\\b are one place, too
                 raise RefusedArchive("an archive with repeated names")
-            self._members[name] = info
-            if len(self._members) > MAX_MEMBERS:
-                raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
-
-    @staticmethod
-    def _check(info: zipfile.ZipInfo) -> None:
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG):
-            raise RefusedArchive("an archive with links or devices")
-        if info.flag_bits & 1:
-            raise RefusedArchive("an encrypted archive; unpack it with its password first")
-        if info.file_size > MAX_RATIO * info.compress_size + MAX_RATIO:
-            raise RefusedArchive("an archive that declares more than its packed size can hold")
-        if info.compress_type not in PLAIN_METHODS:
-            raise RefusedArchive("an archive packed by another method than deflate")
+            if name is not None:
+                self._members[name] = info
+        if len(self._members) > MAX_MEMBERS:
+            raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
 
     def members(self) -> list[str]:
-        """Return the names of all plain files, in stored order."""
+        """Return their names, in stored order."""
         return list(self._members)
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes, of at most ``max_bytes``."""
+        """Return a member's bytes."""
         info = self._members.get(member)
         if info is None:
             raise SkipItem("file is gone or unreadable")
@@ -327,54 +342,73 @@ class ZipMembers:
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged archive member") from None
 
-    def open(self, member: str) -> IO[bytes]:
-        """Return a seekable stream of a member, for an archive in this one."""
-        return io.BytesIO(self.read(member, MAX_FILE_BYTES))
+
+def check_zip_member(info: zipfile.ZipInfo) -> None:
+    """Check what a member of any zip (an archive, an ``.npz``, an ``.xlsx``) says of itself.
+
+    Raises:
+        RefusedArchive: for links, encryption, packing without a bound, and a size that it cannot have.
+    """
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        raise RefusedArchive("an archive with links or devices")
+    if info.flag_bits & 1:
+        raise RefusedArchive("an encrypted archive; unpack it with its password first")
+    if info.file_size > MAX_RATIO * (info.compress_size + 1):
+        raise RefusedArchive("an archive that declares more than its packed size can hold")
+    if info.compress_type not in PLAIN_METHODS:
+        raise RefusedArchive("an archive packed by another method than deflate")
 
 
-# Members of a ``.tar``, plain or packed (POSIX.1-2001 and GNU tar, as read by :mod:`tarfile`).
+class _Headers:
+    """A stream of which, while headers are read, nobody takes gigabytes for one that says it is so long."""
 
-MAX_TAR_HEADER = 1 << 20
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.in_headers = file, True
 
-
-class _BoundedInfo(tarfile.TarInfo):
-    """A tar header that refuses to announce a name of gigabytes."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        info = super().frombuf(buf, encoding, errors)
-        plain = (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
-        if info.type not in plain and info.size > MAX_TAR_HEADER:
+    def read(self, size: int = -1) -> bytes:
+        if self.in_headers and not 0 <= size <= MAX_TAR_HEADER:
             raise RefusedArchive("an archive with a huge header")
-        if info.size < 0:  # tarfile would read to the end, or go round in circles
-            raise RefusedArchive("an archive with a negative size")
-        return info
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seekable(self) -> bool:
+        return True
 
 
-class TarMembers:
+class TarArchive(Archive):
     """A tar, plain or packed, whose members become known as it is read forward."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._packed = name.lower().endswith(PACKED_TARS)
         self._left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
-        self._file = open_packed(file, name) if self._packed else file
-        self._archive = tarfile.open(fileobj=self._file, mode="r:", tarinfo=_BoundedInfo)  # noqa: SIM115
+        self._file = unpacked(file, name.lower()) if self._packed else file
+        self._headers = _Headers(self._file)
+        self._archive = tarfile.open(fileobj=cast(Any, self._headers), mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self._whole = False
-        self._refused: RefusedArchive | None = None
+        self._refused = ""
         self._lock = threading.RLock()
 
     def _next(self) -> bool:
         """Read one more header; False at the end. What was refused once stays refused: an opened archive is
         kept, and who asks again must not get the members after the one that was refused.
         """
-        if self._refused is None:
-            try:
-                return self._read_header()
-            except RefusedArchive as refused:
-                self._refused = refused
-        raise RefusedArchive(self._refused.reason)
+        if self._refused:
+            raise RefusedArchive(self._refused)
+        self._headers.in_headers = True
+        try:
+            return self._read_header()
+        except RefusedArchive as refused:
+            self._refused = refused.reason
+            raise
+        finally:
+            self._headers.in_headers = False
 
     def _read_header(self) -> bool:
         info = self._archive.next()
@@ -385,8 +419,8 @@ class TarMembers:
                 raise RefusedArchive("damaged archive")
             self._whole = True
             return False
-        name = checked_member(info.name)
-        if info.size < 0:  # by an extended header
+        name = _checked_member(info.name)
+        if info.size < 0:  # tarfile would read to the end, or go round in circles
             raise RefusedArchive("an archive with a negative size")
         if info.isdir():
             return True
@@ -395,16 +429,16 @@ class TarMembers:
             raise RefusedArchive("an archive that declares more than its packed size can hold")
         if not info.isreg() or info.issparse():
             raise RefusedArchive("an archive with links, devices or sparse files")
+        if name in self._members:
+            raise RefusedArchive("an archive with repeated names")
         if name is not None:
-            if name in self._members:
-                raise RefusedArchive("an archive with repeated names")
             self._members[name] = info
-            if len(self._members) > MAX_MEMBERS:
-                raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
+        if len(self._members) > MAX_MEMBERS:
+            raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
         return True
 
     def members(self) -> list[str]:
-        """Return the names of all plain files, in stored order."""
+        """Return their names, in stored order."""
         with self._lock:
             try:
                 while not self._whole and self._next():
@@ -421,7 +455,7 @@ class TarMembers:
         return self._members[member]
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes, of at most ``max_bytes``."""
+        """Return a member's bytes."""
         with self._lock:
             try:
                 info = self._find(member)
@@ -436,9 +470,9 @@ class TarMembers:
             return body
 
     def open(self, member: str) -> IO[bytes]:
-        """Return a seekable stream of a member, for an archive in this one."""
+        """Return a seekable stream of a member."""
         if self._packed:
-            return io.BytesIO(self.read(member, MAX_FILE_BYTES))
+            return super().open(member)
         with self._lock:
             stream = self._archive.extractfile(self._find(member))
         if stream is None:
@@ -446,117 +480,24 @@ class TarMembers:
         return stream
 
 
-# Archives read where they lie: members of a ``.zip`` or a tar, plain or packed, nothing unpacked to disk.
-#
-# A member's locator is ``archive!/member``; archives in archives (ILSVRC's tar of tars) repeat the mark.
-# Opened archives are kept per process, so a directory is read once, and a packed tar goes forward only as
-# long as its members are asked for in stored order.
-#
-# What an archive declares is checked before it is believed: names that lead elsewhere, links, devices,
-# repeated names, encryption and members that would unpack to more than their packed size can hold are
-# refused (:mod:`tasks.sources.raw`).
-
-MARK = "!/"
-ENDINGS = (".zip", ".tar", *PACKED_TARS)
-MAX_DEPTH = 3
-
-
-class Archive(Protocol):
-    """One opened archive."""
-
-    def members(self) -> list[str]:
-        """Return the names of all plain files in it, in stored order.
-
-        Raises:
-            RefusedArchive: for damage, or anything that must not be followed.
-        """
-        ...
-
-    def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes.
-
-        Raises:
-            SkipItem: when it is gone, damaged, or larger than ``max_bytes``.
-        """
-        ...
-
-    def open(self, member: str) -> IO[bytes]:
-        """Return a seekable stream of a member, for an archive in this one."""
-        ...
-
-
-def is_archive_name(name: str) -> bool:
-    """Tell by a file's ending whether it is an archive that we read."""
-    return name.lower().endswith(ENDINGS)
-
-
-def split_locator(locator: str) -> list[str]:
-    """Return the file, and then the member in it, the member in that one ..."""
-    parts = locator.split(MARK)
-    found = [parts[0]]
-    for part in parts[1:]:
-        if is_archive_name(found[-1]):
-            found.append(part)
-        else:  # a folder whose name ends in "!"
-            found[-1] += MARK + part
-    return found
-
-
-def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Return the bytes of a plain file or archive member below ``base``.
-
-    Raises:
-        SkipItem: when it is gone, unreadable, damaged, empty, too large or no plain file.
-    """
-    parts = split_locator(locator)
-    # A folder may be called "x.zip!".
-    if len(parts) == 1 or os.path.isfile(base / locator):  # no error for a long name
-        return open_plain(base / locator, max_bytes)
-    try:
-        body = open_archive(base / parts[0], tuple(parts[1:-1])).read(parts[-1], max_bytes)
-    except RefusedArchive as refused:
-        raise SkipItem(refused.reason) from None
-    if not body:
-        raise SkipItem("empty file")
-    return body
-
-
-def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
-    """Return an opened archive, or the one inside it; kept until its file changes.
-
-    Raises:
-        RefusedArchive: when it is damaged, unreadable or no plain file.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        raise RefusedArchive("archive is gone or unreadable") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise RefusedArchive("no plain file")
-    return _opened(str(path), inner, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=16)
-def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
-    name = inner[-1] if inner else path
-    try:
-        outer = _opened(path, inner[:-1], size, time_ns) if inner else None
-        stream = outer.open(inner[-1]) if outer is not None else Path(path).open("rb")  # noqa: SIM115
-        return ZipMembers(stream) if name.lower().endswith(".zip") else TarMembers(stream, name)
-    except SkipItem as skip:
-        raise RefusedArchive(skip.reason) from None
-    except DAMAGE:
-        raise RefusedArchive("damaged archive") from None
-
-
-# All files of a raw download by name, those in its archives included, as if these were unpacked in place.
-#
-# A file that lies there unpacked goes before the same name in an archive. Archives are opened only when
-# asked for, so a download that is unpacked pays nothing for the archives that were left beside it.
+def unpacked(file: IO[bytes], name: str) -> Any:
+    """Return what a packed tar unpacks to, read forward; going back starts again."""
+    if name.endswith(GZIP):
+        return gzip.GzipFile(fileobj=file)
+    if name.endswith(BZIP2):
+        return bz2.BZ2File(file)
+    # LZMAFile cannot be told how much memory a header may ask for: ask for one byte with a limit first.
+    lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY).decompress(file.read(1 << 16), 1)
+    file.seek(0)
+    return lzma.LZMAFile(file)
 
 
 class RawTree:
-    """Names below a raw folder or in a raw archive, found without regard to case; walked once.
+    """Names below a raw folder or in a raw archive, those in its archives as if these were unpacked in place.
+
+    Found without regard to case; walked once. A file that lies there unpacked goes before the same name in an
+    archive. Archives are opened only when asked for, so a download that is unpacked pays nothing for the
+    archives that were left beside it.
 
     Args:
         request: What is read; its raw path may be a folder, or an archive.
@@ -573,17 +514,12 @@ class RawTree:
         root = request.root()
         self.folders: list[str] = []
         self._locators: dict[str, str] = {}
-        self.archives: list[str] = []
         if root.is_dir():
-            for name in walk(root, request, self.folders):
-                self._locators[name] = name
-                if is_archive_name(name):
-                    self.archives.append(name)
-            todo = self.archives if archives else []
+            self._locators = {name: name for name in walk(root, request, self.folders)}
+            self.archives = [name for name in self._locators if is_archive_name(name)]
         else:
-            todo = [root.name]
             self.archives = [root.name]
-        for name in todo:
+        for name in self.archives if archives or not root.is_dir() else ():
             place = name.rpartition("/")[0] if root.is_dir() else ""
             for virtual, locator in _members(request, name, (), place, wanted) if wanted(name) else ():
                 before = self._locators.get(virtual)
@@ -626,8 +562,3 @@ def _members(
                 yield from _members(request, file, (*inner, name), virtual.rpartition("/")[0], wanted)
         else:
             yield virtual, MARK.join((file, *inner, name))
-
-
-def outer_file(locator: str) -> str:
-    """Return the plain file that a locator leads into."""
-    return split_locator(locator)[0]

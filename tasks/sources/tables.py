@@ -1,7 +1,8 @@
 """Label tables read as text only, whatever file holds them: ids keep their zeros, "NA" stays "NA".
 
-A table is text with any separator, JSON lines, xlsx, Parquet or SAS. It is given by its path, or by its
-locator below the raw folder, which may lead into an archive.
+A table is text with any separator, JSON lines (https://jsonlines.org), xlsx (ECMA-376, as read by openpyxl),
+Parquet, or SAS (as read by :func:`pandas.read_sas`). It is given by its path, or by its locator below the raw
+folder, which may lead into an archive.
 """
 
 from __future__ import annotations
@@ -10,26 +11,19 @@ import csv
 import io
 import json
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest, SkipItem
-from tasks.sources.raw import PLAIN_METHODS, open_plain, read_locator
-
-# Spreadsheets and SAS tables as lines of text cells, whatever they claim about their own size.
-#
-# xlsx: ECMA-376 (SpreadsheetML) as read by openpyxl; ``sas7bdat``: as read by :func:`pandas.read_sas`.
+from tasks.sources.raw import DAMAGE, RefusedArchive, check_zip_member, read_locator, read_plain
 
 MAX_COLUMNS = 1_000
 MAX_UNPACKED = 1 << 30
 MAX_PART = 512 << 20
 MAX_PARTS = 1_000
-CHUNK = 1 << 22
 
 
 class TableError(Exception):
@@ -80,27 +74,15 @@ def _check_parts(body: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             members = archive.infolist()
-        sizes = [member.file_size for member in members]
-        honest = len(sizes) <= MAX_PARTS and all(_is_honest(body, member) for member in members)
-    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, NotImplementedError):
+        for member in members:
+            check_zip_member(member)
+    except RefusedArchive as refused:
+        raise TableError("must be an xlsx workbook", refused.reason) from None
+    except DAMAGE:
         raise TableError("must be an xlsx workbook", "damaged") from None
-    if not honest or sum(sizes) > MAX_UNPACKED or max(sizes, default=0) > MAX_PART:
+    sizes = [member.file_size for member in members]
+    if len(sizes) > MAX_PARTS or sum(sizes) > MAX_UNPACKED or max(sizes, default=0) > MAX_PART:
         raise TableError(f"must unpack to less than {MAX_UNPACKED:,} bytes", "more, by its own account")
-
-
-def _is_honest(body: bytes, member: zipfile.ZipInfo) -> bool:
-    """Tell whether a member unpacks to no more than it declares: openpyxl asks for all of it at once."""
-    if member.compress_type not in PLAIN_METHODS:
-        return False
-    if member.compress_type == zipfile.ZIP_STORED:
-        return True
-    name, extra = struct.unpack_from("<HH", body, member.header_offset + 26)
-    start = member.header_offset + 30 + name + extra
-    unpacker, packed, size = zlib.decompressobj(-15), body[start : start + member.compress_size], 0
-    while packed and size <= member.file_size:
-        size += len(unpacker.decompress(packed, CHUNK))
-        packed = unpacker.unconsumed_tail
-    return size <= member.file_size
 
 
 def read_sas(body: bytes) -> list[list[str]]:
@@ -151,7 +133,7 @@ def read_jsonl(body: bytes) -> list[list[str]]:
         raise TableError("must have one JSON object a line", "another value")
     header = list(dict.fromkeys(key for record in records for key in record))
     _check_width(header)
-    return [header, *([_record_tables_cell(record.get(key)) for key in header] for record in records)]
+    return [header, *([cell_text(record.get(key)) for key in header] for record in records)]
 
 
 def jsonl_header(line: bytes) -> list[str]:
@@ -181,9 +163,7 @@ def read_parquet(body: bytes) -> list[list[str]]:
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=told, use_threads=False):
             cells = batch.to_pydict()
             for row in range(batch.num_rows):
-                rows.append(
-                    [_record_tables_cell(cells[name][row]) if name in cells else SEVERAL for name in header]
-                )
+                rows.append([cell_text(cells[name][row]) if name in cells else SEVERAL for name in header])
                 size += sum(map(len, rows[-1]))
             if size > MAX_UNPACKED:
                 raise TableError(f"must unpack to less than {MAX_UNPACKED:,} bytes", "more")
@@ -192,17 +172,16 @@ def read_parquet(body: bytes) -> list[list[str]]:
     return rows
 
 
-def parquet_header(path: Path) -> list[str]:
-    """Return the names of a Parquet file's columns; none when it is none, or holds the images themselves."""
+def holds_images(path: Path) -> bool:
+    """Tell whether a Parquet file holds the images themselves."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException, ValueError):
-        return []
-    holds_images = any(pa.types.is_struct(field.type) or _is_bytes(field.type) for field in schema)
-    return [] if holds_images else [str(name) for name in schema.names]
+        return False
+    return any(pa.types.is_struct(field.type) or _is_bytes(field.type) for field in schema)
 
 
 def _is_bytes(kind: Any) -> bool:
@@ -222,7 +201,13 @@ def _check_width(header: Iterable[str]) -> None:
         raise TableError(f"must have at most {MAX_COLUMNS:,} columns", "more")
 
 
-def _record_tables_cell(value: object) -> str:
+def label_text(value: object) -> str:
+    """Spell a value of an array; bytes that are no UTF-8 stay apart from one another."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else cell_text(value)
+
+
+def cell_text(value: object) -> str:
+    """Spell a value as in a table of text: nothing and NaN are empty, several values are none."""
     if value is None or value != value:  # NaN is unequal to itself
         return ""
     return SEVERAL if isinstance(value, (list, dict, bytes)) else str(value)
@@ -233,6 +218,11 @@ MAX_CELL = 1 << 20
 HEADER_NAME = re.compile(r"[^\W\d](?:[^\W\d]|[ -])*")
 READERS = {".xlsx": read_xlsx, ".sas7bdat": read_sas, ".jsonl": read_jsonl, ".parquet": read_parquet}
 """Ending -> how a table is read that is not text with separators."""
+MANIFESTS = (
+    *("manifest.csv", "manifest.tsv"),
+    *("metadata.csv", "metadata.jsonl", "metadata.parquet"),
+)
+"""What a table in a folder of images is called."""
 MAX_SHOWN = 10
 MAX_SHOWN_LENGTH = 30
 
@@ -244,10 +234,11 @@ def read_table(
     optional: Sequence[str] = (),
     *,
     raw: Sequence[str] = (),
+    lines: list[list[str]] | None = None,
 ) -> list[dict[str, str]]:
     """Return the rows of a table as dicts of text, with the needed and optional columns only.
 
-    Cells are stripped but for the columns ``raw``.
+    Cells are stripped but for the columns ``raw``; ``lines`` are those of the table, where they were read.
 
     A byte-order mark, CRLF, quotes and newlines in quotes, and any of ``, ; tab |`` are accepted. Column
     names are matched without regard to case, blanks, ``_`` and ``-``.
@@ -256,7 +247,7 @@ def read_table(
         DataError: for a missing file, missing or repeated columns, ragged rows, or text that is not UTF-8;
             no cell below the header is ever quoted.
     """
-    rows = read_lines(path, request)
+    rows = read_lines(path, request) if lines is None else lines
     if not rows:
         raise _error(request, path, "must have a header line", "no line at all")
     columns, body = _columns(rows[0], needed, optional, path, request), rows[1:]
@@ -277,7 +268,7 @@ def read_lines(path: Path | str, request: RawRequest) -> list[list[str]]:
         DataError: see :func:`read_table`.
     """
     try:
-        body = open_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
+        body = read_plain(path) if isinstance(path, Path) else read_locator(request.base(), path)
     except SkipItem as skip:
         raise _error(request, path, "must be readable", skip.reason) from None
     read = READERS.get(PurePath(path).suffix.lower(), _read_text)

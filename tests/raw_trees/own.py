@@ -1,136 +1,249 @@
-"""Raw trees of the kinds of your own data: ten pictures of two classes, each in its kind's format."""
+"""Own data of every kind, with any columns: one writer per form of file, each by the format's own library."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
+import math
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tests.raw_trees.dicoms import make_dicom, save_dicom
-from tests.raw_trees.pictures import grey, save_image
+from tests.raw_trees.pictures import grey, png, save_image, save_xlsx
 
+Columns = Mapping[str, Sequence[object]]
+"""Name -> one value per image: text, numbers, truth values, None or NaN."""
 NAMES = ("benign", "malignant")
+COUNT = 12
 
 
-def _pictures(seed: int, count: int = 10) -> Iterator[tuple[int, int, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        label = number % 2
-        yield number, label, grey(rng, (20, 18), bool(label))
+@functools.cache
+def pictures(count: int = COUNT, seed: int = 0) -> np.ndarray:
+    """Noise of 8x8 pixels, no two alike, ``(count, 8, 8)`` uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8)).astype(np.uint8)
 
 
-def _write_table(path: Path, rows: list[dict[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+def count_of(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
+
+
+def _records(columns: Columns) -> list[dict[str, object]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _with_files(folder: Path, columns: Columns) -> list[dict[str, object]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for number, (pixels, record) in enumerate(
+        zip(pictures(count_of(columns)), _records(columns), strict=True)
+    ):
+        (folder / f"{number}.png").write_bytes(png(pixels))
+        records.append({"path": f"{number}.png", **record})
+    return records
+
+
+def write_text(folder: Path, columns: Columns, *, ending: str = "csv", mark: str = ",") -> Path:
+    """A table of text; nothing and NaN are blank, as pandas writes them."""
+    records = _with_files(folder, columns)
+    with (folder / f"table.{ending}").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, records[0], delimiter=mark)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(
+            [{key: "" if is_nan(cell) else cell for key, cell in row.items()} for row in records]
+        )
+    return folder / f"table.{ending}"
 
 
-def write_folder(folder: Path, seed: int) -> Path:
-    for number, label, pixels in _pictures(seed):
-        save_image(folder / NAMES[label] / f"{number}.png", pixels)
-    return folder
+def write_xlsx(folder: Path, columns: Columns) -> Path:
+    records = _with_files(folder, columns)
+    rows = [list(records[0]), *([None if is_nan(v) else v for v in row.values()] for row in records)]
+    save_xlsx(folder / "table.xlsx", rows)
+    return folder / "table.xlsx"
 
 
-def write_csv(folder: Path, seed: int) -> Path:
-    rows = []
-    for number, label, pixels in _pictures(seed):
-        save_image(folder / f"{number}.png", pixels)
-        rows.append({"path": f"{number}.png", "label": NAMES[label], "group": f"P{number // 2}"})
-    _write_table(folder / "manifest.csv", rows)
-    return folder / "manifest.csv"
+def write_jsonl(folder: Path, columns: Columns) -> Path:
+    lines = [json.dumps(record) for record in _with_files(folder, columns)]
+    (folder / "table.jsonl").write_text("\n".join(lines))
+    return folder / "table.jsonl"
 
 
-def write_dicom_csv(folder: Path, seed: int) -> Path:
-    rows = []
-    for number, label, pixels in _pictures(seed):
-        save_dicom(folder / f"{number}.dcm", make_dicom(pixels.astype(np.uint16), patient=f"P{number // 2}"))
-        rows.append({"path": f"{number}.dcm", "label": NAMES[label]})
-    _write_table(folder / "manifest.csv", rows)
-    return folder / "manifest.csv"
+def write_parquet_of_paths(folder: Path, columns: Columns) -> Path:
+    return save_parquet(
+        folder / "table.parquet", {"path": _column(_with_files(folder, columns), "path")} | dict(columns)
+    )
 
 
-def write_nifti_csv(folder: Path, seed: int) -> Path:
-    import nibabel
-
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, label, pixels in _pictures(seed):
-        volume = np.stack([pixels, pixels[::-1], pixels.T.copy().reshape(pixels.shape)], axis=2)
-        nibabel.save(nibabel.Nifti1Image(volume.astype(np.int16), np.eye(4)), folder / f"{number}.nii.gz")
-        rows.append({"path": f"{number}.nii.gz", "label": NAMES[label], "group": f"P{number // 2}"})
-    _write_table(folder / "manifest.csv", rows)
-    return folder / "manifest.csv"
+def _column(records: list[dict[str, object]], name: str) -> list[object]:
+    return [record[name] for record in records]
 
 
-def _arrays(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    pictures = list(_pictures(seed))
-    return np.stack([pixels for *_, pixels in pictures]), np.array([label for _, label, _ in pictures])
+def image_cells(count: int = COUNT) -> list[object]:
+    """The images as ``datasets`` stores them in a row."""
+    return [{"bytes": png(pixels), "path": f"{row}.png"} for row, pixels in enumerate(pictures(count))]
 
 
-def write_npz(folder: Path, seed: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    images, labels = _arrays(seed)
-    np.savez(folder / "own.npz", images=images, labels=labels)
-    return folder / "own.npz"
+def write_parquet(folder: Path, columns: Columns) -> Path:
+    return save_parquet(folder / "own.parquet", {"image": image_cells(count_of(columns))} | dict(columns))
 
 
-def write_hdf5(folder: Path, seed: int) -> Path:
-    import h5py
-
-    folder.mkdir(parents=True, exist_ok=True)
-    images, labels = _arrays(seed)
-    with h5py.File(folder / "own.h5", "w") as file:
-        file["images"], file["labels"] = images, labels
-    return folder / "own.h5"
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def write_parquet(folder: Path, seed: int) -> Path:
+def save_parquet(path: Path, columns: Columns, names: Sequence[str] | None = None) -> Path:
+    """A Parquet file in groups of five rows; ``names`` are those of a ``ClassLabel``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"image": {"bytes": _png(pixels), "path": f"{number}.png"}, "label": label}
-        for number, label, pixels in _pictures(seed)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "own.parquet")
-    return folder / "own.parquet"
+    table = pa.table({name: list(values) for name, values in columns.items()})
+    if names:
+        features = {"label": {"names": list(names), "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=5)
+    return path
 
 
-def write_webdataset(folder: Path, seed: int) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(folder / "own.tar", "w") as archive:
-        for number, label, pixels in _pictures(seed):
-            for ending, body in (("png", _png(pixels)), ("cls", json.dumps(label).encode())):
-                member = tarfile.TarInfo(f"{number:04d}.{ending}")
-                member.size = len(body)
-                archive.addfile(member, io.BytesIO(body))
-    return folder / "own.tar"
+def save_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, body in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    return path
+
+
+def write_webdataset(folder: Path, columns: Columns, *, name: str = "own.tar", first: int = 0) -> Path:
+    """A shard; a lone label is a ``.cls``, anything else a ``.json``."""
+    members = []
+    images = pictures(first + count_of(columns))[first:]
+    for number, (pixels, record) in enumerate(zip(images, _records(columns), strict=True), first):
+        alone = list(record) == ["label"] and isinstance(record["label"], str)
+        body = str(record["label"]) if alone else json.dumps(record)
+        members += [(f"{number:06d}.{'cls' if alone else 'json'}", body.encode())]
+        members += [(f"{number:06d}.png", png(pixels))]
+    return save_tar(folder / name, members)
+
+
+def _array(values: Sequence[object]) -> np.ndarray:
+    """An array as numpy makes it of cells; blank ones are NaN beside numbers and empty beside text."""
+    absent = [value is None or is_nan(value) for value in values]
+    if any(absent):
+        blank: object = "" if any(isinstance(value, str) for value in values) or all(absent) else math.nan
+        values = [blank if missing else value for value, missing in zip(values, absent, strict=True)]
+    return np.array(values)
+
+
+def as_arrays(columns: Columns) -> dict[str, np.ndarray]:
+    found = {name: _array(values) for name, values in columns.items()}
+    return {"images": pictures(count_of(columns)), "labels": found.pop("label")} | found
+
+
+def write_npz(folder: Path, columns: Columns) -> Path:
+    return save_arrays(folder / "own", "npz", **as_arrays(columns))
+
+
+def write_hdf5(folder: Path, columns: Columns) -> Path:
+    return save_arrays(folder / "own", "hdf5", **as_arrays(columns))
+
+
+def save_arrays(stem: Path, kind: str, **arrays: np.ndarray) -> Path:
+    path = stem.with_suffix(".npz" if kind == "npz" else ".h5")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "npz":
+        np.savez(path, **arrays)
+        return path
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            text = values.dtype.kind == "U"
+            file[name] = [str(value).encode() for value in values] if text else values
+    return path
+
+
+def write_folder(folder: Path, columns: Columns) -> Path:
+    """``<split>/<label>/<group>/<n>.png``, of those that there are."""
+    for number, (pixels, record) in enumerate(
+        zip(pictures(count_of(columns)), _records(columns), strict=True)
+    ):
+        place = folder.joinpath(
+            *(str(record[name]) for name in ("split", "label", "group") if name in record)
+        )
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(png(pixels))
+    return folder
+
+
+def is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+FORMS: dict[str, tuple[str, Callable[[Path, Columns], Path]]] = {
+    "csv": ("table", write_text),
+    "tsv": ("table", functools.partial(write_text, ending="tsv", mark="\t")),
+    "semicolons": ("table", functools.partial(write_text, mark=";")),
+    "xlsx": ("table", write_xlsx),
+    "jsonl": ("table", write_jsonl),
+    "parquet of paths": ("table", write_parquet_of_paths),
+    "parquet": ("table", write_parquet),
+    "webdataset": ("webdataset", write_webdataset),
+    "npz": ("npz", write_npz),
+    "hdf5": ("hdf5", write_hdf5),
+    "folder": ("folder", write_folder),
+}
+"""Form of file -> its kind, and what writes columns into a folder and returns the path that a user names."""
+
+
+def write_drawn(form: str, folder: Path, seed: int) -> Path:
+    """Ten drawn pictures of two classes; tables have patients."""
+    rng = np.random.default_rng(seed)
+    drawn = [grey(rng, (20, 18), bool(number % 2)) for number in range(10)]
+    labels = [NAMES[number % 2] for number in range(10)]
+    if form in ("npz", "hdf5"):
+        return save_arrays(folder / "own", form, images=np.stack(drawn), labels=np.arange(10) % 2)
+    if form == "parquet":
+        cells = [{"bytes": png(pixels), "path": f"{number}.png"} for number, pixels in enumerate(drawn)]
+        return save_parquet(folder / "own.parquet", {"image": cells, "label": [n % 2 for n in range(10)]})
+    if form == "webdataset":
+        pairs = [(f"{n:04d}", png(pixels), str(n % 2).encode()) for n, pixels in enumerate(drawn)]
+        members = [
+            (f"{key}.{end}", body) for key, *of in pairs for end, body in zip(("png", "cls"), of, strict=True)
+        ]
+        return save_tar(folder / "own.tar", members)
+    lines = [f"path,label{'' if form == 'dicom' else ',group'}"]
+    for number, pixels in enumerate(drawn):
+        ending = {"dicom": "dcm", "nifti": "nii.gz"}.get(form, "png")
+        path = folder / (labels[number] if form == "folder" else "") / f"{number}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if form == "dicom":
+            save_dicom(path, make_dicom(pixels.astype(np.uint16), patient=f"P{number // 2}"))
+        elif form == "nifti":
+            save_nifti(path, np.stack([pixels, pixels[::-1], pixels.T.copy().reshape(pixels.shape)], axis=2))
+        else:
+            save_image(path, pixels)
+        lines.append(f"{path.name},{labels[number]}{'' if form == 'dicom' else f',P{number // 2}'}")
+    if form == "folder":
+        return folder
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "manifest.csv"
+
+
+def save_nifti(path: Path, values: np.ndarray) -> Path:
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), np.eye(4)), path)
+    return path
 
 
 OWN_WRITERS: dict[str, Callable[[Path, int], Path]] = {
-    "csv": write_csv,
-    "dicom_csv": write_dicom_csv,
-    "folder": write_folder,
-    "hdf5": write_hdf5,
-    "nifti_csv": write_nifti_csv,
-    "npz": write_npz,
-    "parquet": write_parquet,
-    "webdataset": write_webdataset,
+    kind: functools.partial(write_drawn, form)
+    for kind, form in (
+        *(("folder", "folder"), ("hdf5", "hdf5"), ("npz", "npz"), ("webdataset", "webdataset")),
+        *(("table", "csv"), ("csv", "csv"), ("dicom_csv", "dicom"), ("nifti_csv", "nifti")),
+        ("parquet", "parquet"),
+    )
 }
-"""Kind -> writes a folder's worth of it and returns the path a user would name."""
+"""Kind, or an old name of one -> writes a folder's worth of it and returns the path a user would name."""

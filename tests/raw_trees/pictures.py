@@ -31,6 +31,12 @@ def save_image(path: Path, pixels: np.ndarray, image_format: str | None = None, 
     Image.fromarray(pixels).save(path, format=image_format, **options)
 
 
+def png(pixels: np.ndarray, **options) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG", **options)
+    return stream.getvalue()
+
+
 def jpeg_cmyk(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).convert("CMYK").save(stream, format="JPEG")

@@ -28,8 +28,6 @@ KNOWN_FILES = {
     "orchestrator/results/table.py": 634,
     "orchestrator/running/trials.py": 784,
     "orchestrator/tuning/search.py": 655,
-    "tasks/sources/arrays.py": 763,
-    "tasks/sources/raw.py": 633,
 }
 KNOWN_FUNCTIONS = {
     "orchestrator/analysis/synthetic.py:synthetic_table": 62,

@@ -68,7 +68,7 @@ def test_a_folder_gives_what_its_arrays_give(images, tmp_path):
     [
         (("absent",), {}, "The source must be a folder, a file or the name of a dataset"),
         ((np.zeros((4, 2, 2)), [1]), {}, "There must be one label per image"),
-        ((np.zeros((4, 2, 2)), [None] * 4), {}, "Every image needs a label; found: 4 blank, NaN or None"),
+        ((np.zeros((4, 2, 2)), [None] * 4), {}, "every row needs a label; found: blank in 4: row "),
         (([[1, 2], [3]],), {}, "Images must make one array"),
         ((np.zeros((4, 2, 2)),), {"train_sizes": 2}, "train_sizes must be several sizes; found: 2"),
         ((np.zeros((4, 2, 2)),), {"num_neighbors": "a"}, "num_neighbors must be a whole number"),
@@ -203,8 +203,8 @@ def test_fits_are_a_table_and_a_figure(fits):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([float("nan"), 1.0] * 30, "Every image needs a label; found: 30 blank, NaN or None"),
-        ([None, "cat"] * 30, "Every image needs a label; found: 30 blank, NaN or None"),
+        ([float("nan"), 1.0] * 30, "every row needs a label; found: blank in 30: row "),
+        ([None, "cat"] * 30, "every row needs a label; found: blank in 30: row "),
         (["Cat", "cat", "dog"] * 20, "every class must be spelt one way; found: 'Cat' / 'cat'"),
         (["cat"] * 59, "one label per image"),
     ],

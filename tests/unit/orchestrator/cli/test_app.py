@@ -159,7 +159,7 @@ def test_every_help_ends_with_examples_that_are_commands(capsys):
     functions = [function for group in COMMANDS.values() for function in group]
     assert set(EXAMPLES) == {function.__name__ for function in functions}
     for name, examples in EXAMPLES.items():
-        assert main([name, "--help"]) == 0
+        assert main([name.replace("_", "-"), "--help"]) == 0
         assert capsys.readouterr().out.rstrip().endswith("For example:\n  " + "\n  ".join(examples))
         for example in examples:
             assert parse(shlex.split(example)[1:]).function.__name__ == name

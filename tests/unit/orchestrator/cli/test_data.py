@@ -42,14 +42,14 @@ class TestMeasure:
         assert "40 images, 2 classes" in out
         assert "class 1: 20 images" in out
         assert "left out: validation split, 40" in out
-        assert "doubtful: array not used: patient_id" in out
+        assert "doubtful: columns not used: patient_id" in out
 
     @pytest.mark.parametrize("kind", OWN_WRITERS)
     def test_every_kind_shows_classes_groups_size_and_conversion(self, run, tmp_path, kind):
         source = OWN_WRITERS[kind](tmp_path / "raw", 0)
         code, out, _ = run("measure", str(source), "--num-neighbors", "3", "--image-size", "16")
         slices = 3 if kind == "nifti_csv" else 1
-        groups = 5 if kind.endswith("csv") else 10
+        groups = 5 if kind.endswith("csv") or kind == "table" else 10
         assert code == 0
         assert f"{10 * slices} images, 2 classes, {groups} groups" in out
         assert out.count(f": {5 * slices} images, 5 groups") == 2
@@ -102,7 +102,7 @@ class TestMeasure:
         (tmp_path / "labels.txt").write_text("\n".join(lines))
         code, _, err = run(*arguments)
         assert code == 2
-        assert "Every image needs a label; found: 1 blank, NaN or None" in err
+        assert "every row needs a label; found: blank in 1: row " in err
 
     def test_what_own_data_leave_open_can_be_said(self, run, tmp_path):
         from PIL import Image
@@ -120,7 +120,7 @@ class TestMeasure:
         assert "class a: 20 images, 2 groups" in out
         code, _, err = run("measure", str(tmp_path / "raw"), "--label-columns", "x")
         assert code == 2
-        assert "label_columns is for kind csv" in err
+        assert "label_columns is for kind table" in err
 
     def test_label_sharpness_is_that_of_all_pairs(self, run, arrays):
         with np.load(arrays) as archive:
@@ -229,7 +229,7 @@ class TestMeasure:
         ("labels", "message"),
         [
             (["cat", "CAT", "dog"], "every class must be spelt one way; found: 'CAT' / 'cat'"),
-            ([0.0, float("nan"), 1.0], "Every image needs a label; found: 20 blank, NaN or None"),
+            ([0.0, float("nan"), 1.0], "every row needs a label; found: blank in 20: row "),
             ([-1, 0, 1], "labels must not be negative beside others"),
             ([[0], [1], [1]], "There must be one label per image; found: int64 (60, 1)"),
         ],

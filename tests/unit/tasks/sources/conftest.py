@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from search_spaces.datasets import dataset_spec, own_dataset_spec
 from search_spaces.specs import PreparedSpec
@@ -15,16 +13,13 @@ from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
+from tests.raw_trees.pictures import png
+
+__all__ = ["picture", "png"]
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, size).astype(np.uint8)
-
-
-def png(values: np.ndarray, **options) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(values).save(stream, format="PNG", **options)
-    return stream.getvalue()
 
 
 @pytest.fixture

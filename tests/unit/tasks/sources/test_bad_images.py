@@ -12,7 +12,8 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 from search_spaces.errors import SetupError
 from tasks.sources.base import SkipItem
-from tasks.sources.pictures import decode_image, read_image
+from tasks.sources.pictures import decode_image
+from tasks.sources.raw import read_plain
 from tests.unit.tasks.sources.conftest import picture, png
 
 
@@ -95,11 +96,11 @@ def test_skipped(case):
 def test_empty_and_vanished_files_are_skipped(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(SkipItem, match="empty file"):
-        read_image(tmp_path / "empty.png")
+        read_plain(tmp_path / "empty.png")
     with pytest.raises(SkipItem, match="gone or unreadable"):
-        read_image(tmp_path / "gone.png")
+        read_plain(tmp_path / "gone.png")
     with pytest.raises(SkipItem, match="no plain file"):
-        read_image(tmp_path)
+        read_plain(tmp_path)
 
 
 def test_a_fifo_put_there_after_listing_does_not_hang(tmp_path):
@@ -107,7 +108,7 @@ def test_a_fifo_put_there_after_listing_does_not_hang(tmp_path):
 
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(SkipItem, match="no plain file"):
-        read_image(tmp_path / "x.png")
+        read_plain(tmp_path / "x.png")
 
 
 def test_truncated_images_switch_is_refused(monkeypatch):

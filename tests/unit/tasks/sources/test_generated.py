@@ -9,9 +9,10 @@ from search_spaces.datasets import dataset_spec
 from search_spaces.errors import ConfigError
 from search_spaces.specs import PreparedSpec
 from tasks.sources.base import RawRequest
-from tasks.sources.demo import MriLesion, brain_mask, render_slice, template
+from tasks.sources.demo import Lesions, brain_mask, render_slice, template
+from tasks.sources.locate import locate
 from tasks.sources.made import MARGIN, Manifold, embed, latent_points
-from tasks.sources.privacy import hash_key, keyed_hash, locate, spell
+from tasks.sources.privacy import hash_key, keyed_hash, spell
 
 
 @pytest.mark.parametrize("dimension", [4, 12])
@@ -60,7 +61,7 @@ def test_lesions_are_half_of_every_variation():
     request = RawRequest(
         dataset_spec("mri_lesion"), PreparedSpec(dataset="mri_lesion", image_size=8, channels=1)
     )
-    items = MriLesion().list_items(request).items
+    items = Lesions().list_items(request).items
     labels = np.array([item.label for item in items]).reshape(-1, 4)
     assert (labels.sum(axis=1) == 2).all()
     assert len({item.group for item in items}) == len(labels)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from search_spaces.errors import DataError
-from tasks.sources.raw import open_packed
+from tasks.sources.raw import unpacked
 from tests.unit.tasks.sources.test_layouts_of_today import tar_folder
 
 BODY = np.random.default_rng(0).integers(0, 40, 400_000).astype(np.uint8).tobytes()
@@ -25,7 +25,7 @@ class TestStreams:
         """Several streams one after another are one, as ``pbzip2`` and ``xz -T`` write them."""
         step = len(BODY) // parts + 1
         body = b"".join(PACK[ending](BODY[start : start + step]) for start in range(0, len(BODY), step))
-        stream, oracle = open_packed(io.BytesIO(body), f"x{ending}"), io.BytesIO(BODY)
+        stream, oracle = unpacked(io.BytesIO(body), f"x{ending}"), io.BytesIO(BODY)
         rng = np.random.default_rng(1)
         for place, size in zip(rng.integers(0, len(BODY) + 99, 40), rng.integers(0, 99_999, 40), strict=True):
             assert stream.seek(int(place)) == min(int(place), len(BODY))
@@ -35,7 +35,7 @@ class TestStreams:
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
     def test_a_cut_stream_never_ends_well(self, ending, share):
         body = PACK[ending](BODY)
-        stream = open_packed(io.BytesIO(body[: int(share * len(body))]), f"x{ending}")
+        stream = unpacked(io.BytesIO(body[: int(share * len(body))]), f"x{ending}")
         if share == 0 and ending == ".tar.gz":
             assert stream.read() == b""  # as of an empty file; no tar is
             return

@@ -24,7 +24,8 @@ from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
 from tasks.sources.base import RawRequest
-from tasks.sources.privacy import keyed_hash, locate, spell
+from tasks.sources.locate import locate
+from tasks.sources.privacy import keyed_hash, spell
 from tasks.sources.tables import read_table
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.tasks.sources.conftest import picture, png
@@ -141,13 +142,13 @@ def test_header_names_are_told_but_no_line_of_data(header, message, tmp_path):
 
 @pytest.mark.parametrize("kind", ["npz", "npz_splits", "hdf5", "parquet"])
 def test_a_row_is_located_by_its_hash(kind, tmp_path, monkeypatch):
-    from tests.unit.tasks.sources.test_own_formats import save_arrays, write_parquet
+    from tests.raw_trees.own import save_arrays, save_parquet
 
     monkeypatch.setenv("ISWEEP_HASH_KEY", "k" * 32)
     images = np.stack([picture(row) for row in range(4)])
     if kind == "parquet":
         rows = {"image": [png(image) for image in images], "label": [0, 1, 0, 1]}
-        path, wanted = write_parquet(tmp_path / "a.parquet", rows), "a.parquet!/2"
+        path, wanted = save_parquet(tmp_path / "a.parquet", rows), "a.parquet!/2"
     elif kind == "npz_splits":
         arrays = {"train_images": images, "train_labels": np.arange(4) % 2}
         path, wanted = save_arrays(tmp_path / "a", "npz", **arrays), "train_images/2"

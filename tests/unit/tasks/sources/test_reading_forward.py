@@ -13,7 +13,6 @@ from search_spaces.specs import PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec
 from tasks.sources import source_for
 from tasks.sources.base import RawRequest
-from tasks.sources.manifest import Manifest
 from tests.unit.tasks.sources.conftest import picture, png
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6000, 8, 8)).astype(np.uint8)
@@ -80,16 +79,3 @@ def test_a_block_of_parquet_starts_at_its_row_group(tmp_path, monkeypatch):
     for row in (7, 11, 2, 10):
         np.testing.assert_array_equal(read(items[row])[0].pixels, images[row])
     assert [list(groups) for groups in asked] == [[1, 2], [0, 1, 2]]
-
-
-def test_names_of_a_table_are_gathered_once_not_for_every_file(class_folder):
-    passes = []
-
-    class Names(list):
-        def __iter__(self):
-            passes.append(1)
-            return super().__iter__()
-
-    found = Manifest()._check_files(class_folder, Names(["cat/0.png"]), request_for("csv", class_folder))
-    assert found == {"image without a row in the manifest": 9}
-    assert len(passes) == 1

@@ -1,0 +1,115 @@
+"""Sets that installed packages ship: what they are, and that labels and groups are as their rows say."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+from skimage.color import rgb2hed
+
+from search_spaces.datasets import DATASETS, PACKAGED
+from search_spaces.errors import SetupError
+from search_spaces.specs import PreparedSpec
+from tasks.prepared.prepare import prepare_dataset
+from tasks.prepared.record import preparation_lines
+from tasks.prepared.store import PreparedDataset
+from tasks.remote import InlineExecutor
+from tasks.sources import demo
+
+PATCHED = {"textures": 32, "photographs": 32, "histology": 20, "retina": 32}
+SMALL = [row.name for row in PACKAGED if row.name != "mri_lesion"]
+
+
+def prepared(name: str, tmp_path) -> PreparedDataset:
+    spec = PreparedSpec(dataset=name, image_size=16, channels=1)
+    folder = tmp_path / name
+    prepare_dataset(spec, DATASETS[name], raw=None, destination=folder, executor=InlineExecutor())
+    return PreparedDataset.open(folder)
+
+
+def test_there_are_four_natural_and_four_medical_sets():
+    domains = [row.domain for row in PACKAGED]
+    assert (domains.count("natural"), domains.count("medical")) == (5, 4)
+    for row in PACKAGED:
+        assert (row.origin == "real") == (not row.label_rule)
+        assert row.origin == "real" or row.origin in row.title
+        assert row.raw_layout.startswith("nothing to download")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_they_are_prepared_without_a_network(name, tmp_path, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was asked for"))
+    data = prepared(name, tmp_path)
+    record, row = data.record, DATASETS[name]
+    assert record.num_images == len(demo.SETS[name]().labels)
+    assert record.label_names == row.label_names
+    assert min(record.num_images_per_label.values()) >= 97
+    assert (record.origin, record.label_rule) == (row.origin, row.label_rule)
+    assert record.skipped == {}
+    assert record.num_conflicts == 0
+    if row.origin != "real":
+        assert f"  {row.origin}; label: {row.label_rule}" in preparation_lines(record)
+
+
+@pytest.mark.parametrize(("name", "side"), PATCHED.items())
+def test_patches_are_pieces_of_the_picture_and_blocks_its_neighbours(name, side):
+    """Found again where their group says they lie, once each."""
+    files = {
+        "textures": ("skimage", [f"data/{name}.png" for name in ("grass", "gravel", "brick")]),
+        "photographs": ("sklearn", [f"datasets/images/{name}.jpg" for name in ("china", "flower")]),
+        "histology": ("skimage", ["data/ihc.png"]),
+        "retina": ("skimage", ["data/retina.jpg"]),
+    }
+    package, names = files[name]
+    pictures = [demo._picture(package, file) for file in names]
+    images, seen = demo.SETS[name](), set()
+    for pixels, group in zip(images.pixels, images.groups, strict=True):
+        *number, row, column = map(int, group.split())
+        picture = pictures[number[0] if number else 0]
+        places = [
+            (group, y, x)
+            for y in (2 * row * side, (2 * row + 1) * side)
+            for x in (2 * column * side, (2 * column + 1) * side)
+            if np.array_equal(picture[y : y + side, x : x + side], pixels)
+        ]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert len(seen) == len(images.pixels)
+
+
+def test_stained_patches_are_those_that_scikit_image_calls_stained():
+    """Oracle: ``rgb2hed``, its own colour deconvolution."""
+    images = demo.histology()
+    amount = np.array([rgb2hed(pixels)[..., 2].mean() for pixels in images.pixels])
+    middle = np.median(amount)
+    assert ((amount > middle) == (images.labels == 1)).mean() > 0.95
+
+
+def test_tissue_is_labelled_by_the_templates_own_maps():
+    """T1 shows white matter brighter than grey, whatever the maps say."""
+    images = demo.tissue()
+    bright = images.pixels.mean((1, 2))
+    assert bright[images.labels == 1].mean() > bright[images.labels == 0].mean() + 10
+    assert len(set(images.groups)) > 100
+
+
+def test_vessels_are_darker_than_what_is_around_them():
+    images = demo.retina()
+    green = images.pixels[..., 1].astype(float)
+    spread = np.quantile(green, 0.5, axis=(1, 2)) - green.min(axis=(1, 2))
+    assert spread[images.labels == 1].mean() > 1.5 * spread[images.labels == 0].mean()
+
+
+@pytest.mark.parametrize("name", ["textures", "tissue"])
+def test_without_its_package_the_way_out_is_named(name, monkeypatch):
+    demo.SETS[name].cache_clear()
+    demo.template.cache_clear()
+    monkeypatch.setattr(demo, "find_spec", lambda _: None)
+    with pytest.raises(
+        SetupError, match=r"comes with (skimage|nilearn); found: not installed; pip install 'isweep\[demo\]'"
+    ):
+        demo.SETS[name]()
+    assert importlib.util.find_spec("skimage") is not None

@@ -1,0 +1,229 @@
+"""What a label, a group and a split may be: every content × every form of file, one verdict a row.
+
+A verdict is what a user sees: the classes, groups and splits of the prepared set and what is flagged, or the
+words of the refusal. Where a form cannot hold a content, or holds it otherwise, the row says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from orchestrator.running.measuring import name_labels
+from search_spaces.errors import DataError
+from search_spaces.sweeps import OwnSourceSpec
+from tasks.sources import own_kind_of
+from tests.raw_trees.own import COUNT, FORMS, Columns
+
+BLANK = ("cannot be a folder's name", ("folder",))
+NO_COLUMNS = ("class folders have no columns", ("folder",))
+NONE = ("None is a word there", ("folder",))
+PAIRED = ("the array of labels is the one that goes with the images", ("npz", "hdf5", "folder"))
+
+CATS = ["cat", "dog"]
+NUMBERS = [0, 1]
+
+
+def fill(*values: object) -> list[object]:
+    """Repeat values for all images."""
+    return [values[row % len(values)] for row in range(COUNT)]
+
+
+def each(width: int, stem: str = "p") -> list[object]:
+    return [f"{stem}{row // width}" for row in range(COUNT)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Columns, and what must come of them.
+
+    Attributes:
+        refused: Words of the refusal, a regular expression; None when it is taken.
+        classes: The names of the classes.
+        groups: How many.
+        splits: Codes of the images kept: 0 ours, 1 train, 2 test.
+        flags: Each must be there.
+        unlike: Form -> other classes, where the form itself cannot say the same.
+        lacking: Why forms are left out, and which.
+        only: The forms that can hold it.
+    """
+
+    columns: Columns
+    refused: str | None = None
+    classes: Sequence[str] = ("cat", "dog")
+    groups: int = COUNT
+    splits: Sequence[int] = (0,) * COUNT
+    flags: tuple[str, ...] = ()
+    label_map: dict[str, str] = field(default_factory=dict)
+    unlike: dict[str, Sequence[str]] = field(default_factory=dict)
+    lacking: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    only: Sequence[str] = tuple(FORMS)
+
+
+def labels(*values: object, refused: str | None = None, **more) -> Case:
+    return Case({"label": fill(*values)}, refused, **more)
+
+
+def groups(values: list[object], refused: str | None = None, **more) -> Case:
+    return Case({"label": fill(*CATS), "group": values}, refused, **more)
+
+
+def splits(values: list[object], refused: str | None = None, **more) -> Case:
+    return Case({"label": fill(*CATS), "split": values}, refused, **more)
+
+
+NO_LABEL = "every row needs a label; found: blank in 4: "
+UNKNOWN_CODE = "which often means unknown"
+SPELT = "every class must be spelt one way"
+APART = "group ids must tell patients apart"
+EVERY_GROUP = "every row needs a group when there is such a column"
+ONE_WAY = "every group id must be spelt one way.*found: 2: "
+MAPPED = {"-1": "unsure"}
+
+CASES: dict[str, Case] = {
+    # labels
+    "text": labels(*CATS),
+    "whole numbers": labels(*NUMBERS, classes=("0", "1")),
+    "numbers sort as numbers": labels(*range(12), classes=[str(n) for n in range(12)],
+        unlike={"folder": sorted(map(str, range(12)))}),  # as torchvision's ImageFolder
+    "0.0 and 1.0": labels(0.0, 1.0, classes=("0.0", "1.0"), unlike={"xlsx": ("0", "1")}),
+    "true and false": labels(False, True, classes=("False", "True")),
+    "-1 and 1": labels(-1, 1, classes=("-1", "1")),
+    "-1 beside others": labels(-1, 0, 1, refused=f"-1, {UNKNOWN_CODE}"),
+    "-1 mapped": labels(-1, 0, 1, classes=("0", "1", "unsure"), label_map=MAPPED),
+    "99 beside others": labels(0, 1, 99, refused=f"99, {UNKNOWN_CODE}"),
+    "-1 in a byte": labels(0, 1, 255, refused=f"255, {UNKNOWN_CODE}"),
+    "measurements": labels(0.5, 1.5, refused="labels must be classes, not measurements"),
+    "no label": labels("cat", "dog", None, refused=NO_LABEL, lacking=(NONE,)),
+    "a label of NaN": labels(0, 1, math.nan, refused=NO_LABEL, lacking=(BLANK,)),
+    "a blank label": labels("cat", "dog", " ", refused=NO_LABEL),
+    "NaN as text": labels("cat", "dog", "NaN", refused=NO_LABEL),
+    "NA": labels("cat", "dog", "NA", refused=NO_LABEL),
+    "none on purpose": labels("cat", "none", classes=("cat", "none"), label_map={"none": "none"}),
+    "nothing on purpose": labels("cat", "dog", "NA", classes=("cat", "dog", "no animal"),
+        label_map={"NA": "no animal"}),
+    "unknown": labels("cat", "dog", "unknown", refused="a word for unknown must be a class on purpose"),
+    "unknown on purpose": labels("cat", "unknown", classes=("cat", "unknown"),
+        label_map={"unknown": "unknown"}),
+    "two spellings": labels("Cat", "CAT", "dog", refused=SPELT),
+    "a blank behind it": labels("cat", "cat ", "dog", refused=SPELT),
+    "two spellings mapped": labels("Cat", "CAT", "dog", label_map={"Cat": "cat", "CAT": "cat"}),
+    "1 and True": labels("1", "True", "0", refused=SPELT),
+    "one class": labels("cat", refused="labels need two classes|the folder must hold one subfolder"),
+    "a list beside its parts": labels("cat", "dog", "cat|dog", refused="one class, not a list of them"),
+    "several in one": labels("cat", "dog", ["cat", "dog"], refused="must have one label, as text or number",
+        only=("jsonl", "webdataset")),
+    # columns
+    "label beside class": Case({"label": fill(*CATS), "class": fill("a", "b")},
+        flags=("column class not used, since there is label",), lacking=(NO_COLUMNS,),
+        unlike={}),
+    "class alone": Case({"class": fill(*CATS)}, flags=("column class read as label",), lacking=(PAIRED,)),
+    "class and target": Case({"class": fill(*CATS), "target": fill(*CATS)},
+        "one column must be the label; found: class, target", lacking=(PAIRED,)),
+    "a column nobody reads": Case({"label": fill(*CATS), "lesion_id2": each(3)},
+        flags=("columns not used: lesion_id2",), lacking=(NO_COLUMNS,)),
+    "a site that tells the label": Case({"label": fill(*CATS), "site": fill("east", "west")},
+        flags=("site tells the label (100% by it alone, 1.00 of 1.00 bits)",), lacking=(NO_COLUMNS,)),
+    # groups
+    "group": groups(each(3), groups=4, lacking=(("layout says what is on top", ("folder",)),)),
+    "patient_id": Case({"label": fill(*CATS), "patient_id": each(3)}, groups=4,
+        flags=("column patient_id read as group",), lacking=(NO_COLUMNS,)),
+    "participant_id of BIDS": Case({"label": fill(*CATS), "participant_id": each(2, "sub-")}, groups=6,
+        flags=("column participant_id read as group",), lacking=(NO_COLUMNS,)),
+    "group beside patient_id": Case({"label": fill(*CATS), "group": each(4), "patient_id": each(2)}, groups=3,
+        flags=("column patient_id not used, since there is group",), lacking=(NO_COLUMNS,)),
+    "two patient columns": Case({"label": fill(*CATS), "subject_id": each(2), "case_id": each(3)},
+        "one column must be the group; found: case_id, subject_id", lacking=(NO_COLUMNS,)),
+    "numbers of 17 digits": groups([12345678901234567 + row for row in range(COUNT)],
+        unlike={}, lacking=(("Excel keeps 15 digits", ("xlsx",)),)),
+    "one id for all": groups(fill("p1"), f"{APART}.*one id for 12 of 12 rows",
+        lacking=(("a subfolder need not be a patient; training refuses it", ("folder",)),)),
+    "anon for most": groups(["p1", *["anon"] * 11], f"{APART}.*one id for 11 of 12 rows",
+        lacking=(("a subfolder need not be a patient; training refuses it", ("folder",)),)),
+    "unknown for a few": groups(["unknown"] * 3 + each(1)[3:], groups=10),
+    "blank for a few": groups([*each(1)[:9], "", "", ""], f"{EVERY_GROUP}.* in 3: ",
+        lacking=(("an image without a subfolder is its own group", ("folder",)),)),
+    "None for a few": groups([*each(1)[:9], None, None, None], EVERY_GROUP,
+        lacking=(NONE,)),
+    "NaN beside numbers": groups([*range(9), math.nan, math.nan, math.nan], EVERY_GROUP, lacking=(BLANK,)),
+    "blank for all": groups(fill(None), EVERY_GROUP, lacking=(BLANK,)),
+    "p0 and P0": groups(["P0", *each(1)[:11]], ONE_WAY),
+    "7 and 007": groups(["007", *map(str, range(1, 12))], ONE_WAY),
+    # splits
+    **{f"split called {name}": Case({"label": fill(*CATS), name: fill("train", "train", "test", "val")},
+        splits=(1, 1, 2) * 3, groups=9, lacking=(NO_COLUMNS,)) for name in ("set", "subset", "partition")},
+    "split": splits(fill("train", "Training", "TEST", "val"), splits=(1, 1, 2) * 3, groups=9,
+        lacking=(("the files are then in another order", ("folder",)),)),
+    "blank splits are ours": splits(fill("train", "", "test"), splits=(1, 0, 2) * 4,
+        lacking=(("a folder without a split beside splits is asked about", ("folder",)),)),
+    "None is ours": splits(fill("train", None, "test"), splits=(1, 0, 2) * 4, lacking=(BLANK,)),
+    "holdout": splits(fill("train", "holdout"), "split must be one of train, .*found: other cells in 6: ",
+        lacking=(("its folders are then the classes'", ("folder",)),)),
+    "nan as a split": splits(fill("train", "nan"), "split must be one of", lacking=(BLANK,)),
+    "a patient on both sides": Case({"label": fill(*CATS), "group": each(2), "split": fill("train", "test")},
+        "no group may be in train and test; found: 6, first in ",
+        lacking=(("cats are then all in training", ("folder",)),)),
+    "a patient of validation is no leak": Case({"label": fill(*CATS), "group": each(4),
+        "split": fill("train", "train", "val", "val")}, splits=(1,) * 6, groups=3,
+        lacking=(("another order", ("folder",)),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CASES)
+def test_verdict(prepare, tmp_path, name, form):
+    case, (kind, write) = CASES[name], FORMS[form]
+    without = {form: reason for reason, forms in case.lacking for form in forms}
+    if form in without or form not in case.only:
+        pytest.skip(without.get(form, "the form holds no such value"))
+    raw = write(tmp_path / "raw", case.columns)
+    assert own_kind_of(raw) == kind
+
+    def run():
+        return prepare(kind, raw, label_map=case.label_map, for_training=False)
+
+    if case.refused is not None:
+        with pytest.raises(DataError, match=case.refused):
+            run()
+        return
+    data = run()
+    classes = case.unlike.get(form, case.classes)
+    assert data.label_names == tuple(classes)
+    written = [case.label_map.get(str(cell).strip(), str(cell)) for cell in next(iter(case.columns.values()))]
+    if form != "folder" and form not in case.unlike and data.num_images == COUNT:
+        assert [data.label_names[label] for label in data.labels] == written
+    assert data.record.num_groups == case.groups
+    assert data.splits.tolist() == list(case.splits)
+    left_out = COUNT - len(case.splits)
+    assert data.record.excluded == ({"validation split": left_out} if left_out else {})
+    assert set(case.flags) <= set(data.record.flags)
+    told = [flag for flag in data.record.flags if flag.startswith("column")]
+    assert len(told) >= len(case.flags) - 1
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if list(case.columns) == ["label"]])
+def test_labels_from_python_are_told_alike(name):
+    case = CASES[name]
+    own = OwnSourceSpec(kind="npz", path="own", domain=None, label_map=case.label_map)
+    cells = case.columns["label"]
+    if case.refused is None:
+        names, codes = name_labels(cells, own)
+        assert (names, len(codes)) == (tuple(case.classes), COUNT)
+    elif name != "one class":  # arrays of one class have an intrinsic dimension, if no sharpness
+        with pytest.raises(DataError, match=case.refused):
+            name_labels(cells, own)
+    text = [str(cell).encode() for cell in cells]
+    assert case.refused or len(set(name_labels(text, own)[1].tolist())) == len(case.classes)
+
+
+def test_the_oldest_names_of_kinds_are_read(prepare, tmp_path):
+    for form, old in (("csv", "csv"), ("parquet", "parquet"), ("jsonl", "dicom_csv")):
+        raw = FORMS[form][1](tmp_path / form, {"label": fill(*NUMBERS)})
+        new = prepare("table", raw, name=f"new-{form}")
+        data = prepare(old, raw, name=f"old-{form}")
+        np.testing.assert_array_equal(data.read(0, COUNT), new.read(0, COUNT))
+        assert data.labels.tolist() == new.labels.tolist()
