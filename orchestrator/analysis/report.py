@@ -326,6 +326,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "trial_devices": {record.trial_id: record.result.device for record in records},
         "cost": cost_of(state, read_prices(workspace.paths.prices)).text() if records else "",
         "devices": dict(Counter(record.result.device for record in records)),
+        "cut": sum(record.result.micro_batch is not None for record in records),
         "datasets": {
             name: {
                 "title": spec.title,

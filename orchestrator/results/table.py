@@ -71,6 +71,8 @@ NUM_DUPLICATES = "num_duplicates"
 NUM_CONFLICTS = "num_conflicts"
 SHARED_GROUP_SHARE = "shared_group_share"
 ATTEMPT = "attempt"
+STEP_PATH = "step_path"
+MICRO_BATCH = "micro_batch"
 WALL_TIME_S = "wall_time_s"
 ENERGY_J = "energy_j"
 NUM_PARAMETERS = "num_parameters"
@@ -248,6 +250,18 @@ COLUMNS: tuple[Column, ...] = (
         "fraction",
     ),
     _run(ATTEMPT, "which attempt at the trial succeeded, from 1", kind="integer"),
+    _run(
+        STEP_PATH,
+        "how training steps were taken: eager (started by Python) or graph (captured, replayed by a GPU)",
+        kind="text",
+    ),
+    _run(
+        MICRO_BATCH,
+        "images of a batch that passed at once where memory was short, which changes what batch norm sees; "
+        "absent where whole batches passed",
+        "images",
+        kind="integer",
+    ),
     _run(WALL_TIME_S, "duration of the trial", "s"),
     _run(IMAGES_PER_SECOND, "training images per second of training", "images / s"),
     _run(PEAK_MEMORY_BYTES, "peak memory of the trial: on the card, or of the process on a CPU", "bytes"),
@@ -411,6 +425,7 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         CHANNELS: str(prepared.channels),
         STATUS: str(record.result.status),
         ATTEMPT: str(record.attempt),
+        **_steps(record.result),
         DATA_FINGERPRINT: record.data_fingerprint,
         CODE_VERSION: record.provenance.code_version,
         # Tags, not params: more may be measured on the same network later, and MLflow's params never change.
@@ -436,6 +451,12 @@ def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
         _milliseconds(record.finished_at),
         _milliseconds(newest),
     )
+
+
+def _steps(result: TrialResult) -> dict[str, str]:
+    """Return how training took its steps, where it is known; and that batches were cut, where they were."""
+    found = {STEP_PATH: result.step_path} if result.step_path else {}
+    return found | ({} if result.micro_batch is None else {MICRO_BATCH: str(result.micro_batch)})
 
 
 def _epoch_series(record: TrialRecord) -> tuple[Point, ...]:

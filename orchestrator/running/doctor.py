@@ -20,7 +20,7 @@ from orchestrator.results.records import provenance
 from orchestrator.results.storage import Folder, open_storage
 from orchestrator.results.tracking_choice import check_tracker
 from orchestrator.running.cluster import MIN_RAY, connect
-from orchestrator.running.gpus import LOGICAL_GPUS, driver_version, output_of
+from orchestrator.running.gpus import LOGICAL_GPUS, driver_version, driver_way_out, output_of
 from orchestrator.running.launch import check_launch_file
 from search_spaces.errors import SweepError
 
@@ -177,7 +177,7 @@ def _problems(report: NodeReport, logical: bool) -> Iterator[tuple[str, str]]:
         yield (
             f"offers {report.num_gpus:g} GPUs and torch reaches {len(report.cards)}: "
             f"driver {report.driver or 'absent'}, torch built for CUDA {report.cuda or 'none'}",
-            "install a driver for that CUDA, or the torch of constraints-cuda.txt",
+            driver_way_out(report.driver, report.cuda),
         )
     here = dict(versions_here())
     for name, version in report.versions:
@@ -373,10 +373,16 @@ def _torch() -> tuple[bool, str, str]:
 
 def _gpus(address: str | None) -> tuple[bool, str, str]:
     torch = importlib.import_module("torch")
-    if not torch.cuda.is_available():
-        return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return True, ", ".join(names), ""
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return True, ", ".join(names), ""
+    driver, hidden = driver_version(), os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    if driver and not hidden:
+        found = (
+            f"NVIDIA driver {driver}, torch {torch.__version__} built for CUDA {torch.version.cuda or 'none'}"
+        )
+        return False, f"{found} reaches no GPU", driver_way_out(driver, torch.version.cuda)
+    return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
 
 
 def _root(root: str | None) -> tuple[bool, str, str]:

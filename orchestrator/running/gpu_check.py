@@ -490,7 +490,7 @@ def run_part(part: str, device: str, earlier: Mapping[str, Any]) -> dict[str, An
         try:
             values = _run_here(part, device, earlier)
         except Exception as problem:
-            error = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
+            error = without_names(f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}")
     else:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(earlier, file, default=str)

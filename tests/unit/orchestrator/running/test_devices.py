@@ -97,3 +97,86 @@ def test_a_command_that_is_absent_or_fails_says_nothing():
     assert gpus.output_of("no-such-command-anywhere") == ""
     assert gpus.output_of("false") == ""
     assert gpus.output_of("echo", "570.1") == "570.1"
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "has"),
+    [
+        ((8, 6), ["sm_75", "sm_80", "sm_90"], True),
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], False),
+        ((9, 0), ["sm_75", "sm_80"], False),
+        ((12, 1), ["sm_75", "compute_120"], True),
+        ((9, 0), ["sm_75", "sm_90a"], True),
+    ],
+)
+def test_whether_torch_has_kernels_for_a_gpu(capability, built_for, has):
+    assert gpus._has_kernels(capability, built_for) is has
+
+
+def test_the_verdict_of_a_self_test_is_kept_per_gpu_and_version(tmp_path, monkeypatch):
+    runs = []
+
+    def tested(device):
+        runs.append(device)
+        return {"graphs": True, "finished": True, "reason": ""}
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(gpus, "_tested", tested)
+    monkeypatch.setattr(gpus, "driver_version", lambda: "580.65")
+    assert gpus.self_test("GPU-1")["graphs"]
+    assert gpus.self_test("GPU-1")["graphs"]
+    assert len(runs) == 1
+    gpus.self_test("GPU-2")
+    monkeypatch.setattr(gpus, "driver_version", lambda: "590.1")
+    gpus.self_test("GPU-1")
+    assert len(runs) == 3
+
+
+def test_a_self_test_that_did_not_end_is_tried_again_after_a_day(tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(gpus, "_tested", lambda device: runs.append(1) or {"finished": False})
+    now = time.time()
+    for later, number in ((0, 1), (3600, 1), (90_000, 2)):
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        gpus.self_test("GPU-1")
+        assert len(runs) == number
+
+
+def test_a_self_test_that_dies_takes_nobody_along(monkeypatch):
+    monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
+    found = gpus._tested("cuda")
+    assert found == {"graphs": False, "finished": False, "reason": "the self-test died: exit code 1"}
+
+
+def test_plain_steps_are_said_in_one_line(monkeypatch, caplog):
+    gpus.graphs_off.cache_clear()
+    monkeypatch.setattr(gpus, "gpu_in_use", lambda: ("RTX 4090", "GPU-3f"))
+    verdict = {"graphs": False, "reason": "vgg13: a weight differs by 1.0e-03"}
+    monkeypatch.setattr(gpus, "self_test", lambda uuid: verdict)
+    said = gpus.graphs_off()
+    gpus.graphs_off.cache_clear()
+    assert said == (
+        f"GPU-3f (RTX 4090) of node {socket.gethostname()}: captured graphs off, plain steps are taken: "
+        "vgg13: a weight differs by 1.0e-03"
+    )
+    assert said in caplog.text
+
+
+def test_nvidia_smi_tells_of_gpus_without_torch(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA L4, GPU-1, 23034'\necho 'NVIDIA L4, GPU-2, 23034'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    card, number = gpus.gpu_to_plan_for(())
+    assert (card.name, card.memory_gib, number) == ("l4", pytest.approx(22.5, abs=0.1), 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert len(gpus.gpus_here()) == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus.gpu_to_plan_for(()) == (None, 0)
+
+
+def test_a_node_describes_itself_in_a_process_of_its_own():
+    found = gpus.describe("")
+    assert (found.gpus, found.torch) == ((), torch.__version__)

@@ -66,6 +66,19 @@ def test_cards_of_this_machine_are_not_taken_for_those_of_a_cluster(monkeypatch)
     assert doctor._gpus("10.0.0.1:6379")[1] == "none on this machine"
 
 
+def test_a_driver_whose_gpus_torch_does_not_reach_is_not_taken_for_a_machine_without(monkeypatch):
+    import torch
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(doctor, "driver_version", lambda: "550.54")
+    ok, found, way_out = doctor._gpus(None)
+    assert not ok
+    assert "NVIDIA driver 550.54" in found
+    assert "needs a driver of branch 580 or later" in way_out
+
+
 def test_a_root_that_a_run_would_refuse_is_told(tmp_path):
     (tmp_path / "session_1").mkdir()
     (tmp_path / "session_latest").symlink_to(tmp_path / "session_1")
