@@ -38,7 +38,7 @@ from orchestrator.planning.predict import (
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking import NoopTracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
@@ -246,7 +246,7 @@ def run_beside(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
             resources=Resources(1, 0.25),
             paths=RootPaths.create(root),
             stored=StoredResults.read(str(root / "store")),
-            tracker=NoopTracker(),
+            tracker=Tracker(),
             monitor=Progress(),
             measures={},
             load=lambda subset, size: TrialData(images, labels, images, labels, 2, "f"),

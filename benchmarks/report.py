@@ -59,11 +59,12 @@ def steps(num_runs: int, folder: Path) -> dict[str, float]:
     import mlflow
 
     from orchestrator.results.mlflow_pages import Page
-    from orchestrator.results.mlflow_tracker import MLflowTracker, connect, read_rows
+    from orchestrator.results.mlflow_runs import SweepRuns, connect, read_rows
+    from orchestrator.results.tracking import Tracker
 
     sweep, uri, table = f"scale{num_runs}", f"sqlite:///{folder / 'mlflow.db'}", study_table(num_runs)
     client, times = connect(uri), [time.perf_counter()]
-    tracker = MLflowTracker(lambda: client, Page(sweep))
+    tracker = Tracker(lambda: SweepRuns(client, Page(sweep), None, None))
     for one in flat_runs(table):
         tracker.finish(one)
     tracker.flush()

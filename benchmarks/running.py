@@ -19,11 +19,12 @@ from harness import Found, alone, run
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
 from orchestrator.results.mlflow_pages import Page
-from orchestrator.results.mlflow_tracker import MLflowTracker, connector
+from orchestrator.results.mlflow_runs import SweepRuns
+from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.records import Provenance, TrialRecord
 from orchestrator.results.state import OutlineIndex, StoredResults
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import NoopTracker, Tracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.doctor import look_at_nodes
 from orchestrator.running.progress import Progress
@@ -93,8 +94,7 @@ def drive(plan: SweepPlan, cluster: Cluster, folder: Path, tracker: Tracker, mon
     start = time.perf_counter()
     sweep = TrialSweep(plan, cluster, resources, paths, stored, tracker, monitor, measures, load)
     sweep.run(plan.trials, {})
-    if isinstance(tracker, MLflowTracker):
-        tracker.flush()
+    tracker.flush()
     return time.perf_counter() - start
 
 
@@ -110,7 +110,8 @@ def overhead(*, trials: int = 100, plain_trials: int = 10, dashboard: bool = Fal
     """
     with tempfile.TemporaryDirectory() as name, connect(num_cpus=2, dashboard=dashboard) as cluster:
         folder, few, memory = Path(name), max(8, trials // 8), MemoryLog()
-        tracker = MLflowTracker(connector(f"sqlite:///{folder / 'mlflow.db'}"), Page("overhead"))
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+        tracker = Tracker(lambda: SweepRuns(connect_mlflow(uri), Page("overhead"), None, None))
         drive(make_plan(few, 0), cluster, folder, tracker, Progress())  # imports and first workers
         # The start of a Tune experiment and its workers is paid once per sweep, not per trial: the slope.
         short = drive(make_plan(few, 1_000), cluster, folder, tracker, Progress())
@@ -219,7 +220,7 @@ def nodes(*, num_nodes: int = 1, num_trials: int = 20) -> Found:
         found["doctor_s"] = round(time.perf_counter() - started, 1)
         for what, seed, count in (("first_s", 10_000, num_nodes), ("trials_s", 20_000, num_trials)):
             # First, workers start and import torch.
-            seconds = drive(make_plan(count, seed), cluster, folder, NoopTracker(), Progress())
+            seconds = drive(make_plan(count, seed), cluster, folder, Tracker(), Progress())
             found[what] = round(seconds, 1)
         found |= {"driver_mib": rss_mib(), **array_traffic()}
     ray.shutdown()

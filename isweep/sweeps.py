@@ -115,10 +115,10 @@ class Sweep:
 
         self._with_results()
         with report_can_be_written():
-            written = report_sweep(self.workspace, state=self.state)
-        if written is None:
+            page = report_sweep(self.workspace, state=self.state)
+        if page is None:
             raise DataError(f"Sweep {self.name!r} has no results yet", way_out="run it")
-        return Report(written.path)
+        return Report(page)
 
     def refresh(self) -> Sweep:
         """Forget what was read: another process works on the sweep."""

@@ -147,9 +147,9 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
 
 def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]) -> dict[str, int]:
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
+    from orchestrator.analysis.report import log_report
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import keep_run_pages
-    from orchestrator.results.tracking_choice import make_tracker
+    from orchestrator.results.tracking import keep_run_pages, make_tracker
     from orchestrator.running.locks import locked
 
     workspace.paths.make()
@@ -158,7 +158,8 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
         state = judge(workspace, stored)
         tracker = make_tracker(workspace, stored.store, mlflow_uri, say=say)
         try:
-            counts = tracker.reconcile(state.flat_runs(), state.told_failures())
+            log_report(tracker, workspace, state)
+            counts = tracker.reconcile(state.flat_runs(), state.failures.values())
             keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
         finally:
             tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
@@ -193,7 +194,7 @@ def results_of(workspace: Workspace, mirror: Mirror | None, say: Callable[[str],
     """
     from orchestrator.analysis.report import results_table
     from orchestrator.results.state import read_state
-    from orchestrator.results.tracking_choice import tracked_rows
+    from orchestrator.results.tracking import tracked_rows
 
     try:
         state = read_state(workspace)
@@ -220,8 +221,7 @@ def compare_with_mlflow(
 ) -> None:
     """Say where MLflow shows something else than the store; the store's numbers are used either way."""
     from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking import compare
-    from orchestrator.results.tracking_choice import tracked_rows
+    from orchestrator.results.tracking import differences, tracked_rows
 
     try:
         storage = ResultStore(workspace.results_url).identity()
@@ -229,7 +229,7 @@ def compare_with_mlflow(
     except (SetupError, CorruptStoreError) as error:
         say(f"Not compared with MLflow: {error} The numbers are the result store's.")
         return
-    for sentence in compare(state.rows(), tracked).sentences(mirror.reconcile):
+    for sentence in differences(state.rows(), tracked, mirror.reconcile):
         say(sentence)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,12 @@ from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
 from orchestrator.results.state import State, cost_of, read_state
 from orchestrator.results.table import Row, measure_rows
-from orchestrator.results.tracking import read_run_pages
+from orchestrator.results.tracking import Tracker, read_run_pages
 from search_spaces.errors import SetupError
-from tasks.atomic import write_atomic
+from tasks.atomic import read_whole, write_atomic
 from tasks.trials.records import TrialStatus
+
+log = logging.getLogger(__name__)
 
 #: More points than this make SVG too large to open at once; the figure is then a picture.
 MAX_SVG_POINTS = 2000
@@ -228,6 +231,8 @@ def _preset(summary: Mapping[str, Any]) -> str:
 
 # From rows to table, fits and report: where tracking or the store meets analysis.
 
+HEADLINE = "headline.json"
+"""Of a report: best losses and every fitted coefficient by name, as MLflow shows them."""
 ROW_ORDER = ("dataset", "class_pair", "model", "train_size", "seed")
 
 
@@ -257,21 +262,10 @@ def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
     return tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name) for arm in workspace.plan.sweep.experiment)
 
 
-@dataclass(frozen=True)
-class Written:
-    """A report that was written.
+def report_sweep(workspace: Workspace, state: State | None = None) -> Path | None:
+    """Fit and write the report from the result store; returns the page, None when there is no result yet.
 
-    Attributes:
-        path: ``report.html``; everything else lies beside it.
-        found: See :func:`orchestrator.analysis.findings.headline`.
-    """
-
-    path: Path
-    found: dict[str, float]
-
-
-def report_sweep(workspace: Workspace, state: State | None = None) -> Written | None:
-    """Fit and write the report from the result store; None when there is no result yet.
+    Everything else lies beside it.
 
     Args:
         workspace: The sweep.
@@ -288,7 +282,32 @@ def report_sweep(workspace: Workspace, state: State | None = None) -> Written | 
     summary = report_summary(workspace, state)
     folder, name = workspace.sweep_paths.report, workspace.plan.sweep.name
     path = Path(write_report(table, fits, folder, sweep=name, summary=summary))
-    return Written(path, headline(table, fits))
+    numbers = {name: value for name, value in headline(table, fits).items() if math.isfinite(value)}
+    write_atomic(folder / HEADLINE, json.dumps(numbers, indent=1).encode(), durable=False)
+    return path
+
+
+def log_report(tracker: Tracker, workspace: Workspace, state: State) -> None:
+    """Show in the sweep's own run in MLflow what the store has, and the latest report with its numbers.
+
+    Args:
+        tracker: Of the sweep.
+        workspace: The sweep.
+        state: What the store holds.
+    """
+    folder, numbers = workspace.sweep_paths.report, dict[str, float]()
+    try:
+        numbers = json.loads(read_whole(folder / HEADLINE))
+    except (OSError, ValueError) as error:
+        log.info("the numbers of the latest report cannot be read: %s", error)
+    diverged = [one for one in state.results.values() if one.status == TrialStatus.DIVERGED]
+    counts = {
+        "trials_planned": len(workspace.plan.trials),
+        "trials_done": len(state.results),
+        "trials_failed": len(state.failures),
+        "trials_diverged": len(diverged),
+    }
+    tracker.log_report({**numbers, **counts}, folder if folder.is_dir() else None)
 
 
 @contextmanager

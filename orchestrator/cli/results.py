@@ -184,10 +184,9 @@ def report(
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     state = read_state(workspace)
     with report_can_be_written():
-        written = report_sweep(workspace, state)
-    if written is None:
+        path = report_sweep(workspace, state)
+    if path is None:
         raise no_results(preset, workspace, place)
-    path = written.path
     if not from_store:
         compare_with_mlflow(workspace, state, Mirror(place.mlflow_uri, place.hint("reconcile", preset)), _say)
     emit(place, {"report": str(path)}, lambda: line(str(path)))

@@ -249,7 +249,7 @@ def ui(
     """
     from orchestrator.planning.paths import RootPaths
     from orchestrator.results.mlflow_ui import free_port, served, sweep_pages
-    from orchestrator.results.tracking_choice import mlflow_uri
+    from orchestrator.results.tracking import mlflow_uri
 
     paths = RootPaths.at(place.root)
     uri = mlflow_uri(paths, place.mlflow_uri)

@@ -7,29 +7,31 @@ names it opens the page with all of that in place.
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
-from uuid import uuid4
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestrator.planning.paths import without_secrets
+from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
 from orchestrator.results.records import provenance
 from orchestrator.results.table import Row, row_of
-from search_spaces.errors import ConfigError, SetupError, SweepError
-from tasks.atomic import place_once
+from tasks.trials.records import attack_name
 
 VIEW_TAG = "mlflow.sharedViewState."
 NOTE_TAG = "mlflow.note.content"
+DUPLICATE_TAG, STORAGE_TAG = "isweep.duplicate", "isweep.storage"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow's page open on runs; it opens on language-model traces otherwise."""
+PAGE_SIZE = 5000
+INF_AS_STORED = 1.7e308
+SQLITE = "sqlite:///"
 LONGEST_DIGEST = 36
 """Characters of a data set's digest that MLflow takes."""
 SHOWN_TAGS = (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED)
@@ -52,7 +54,15 @@ class Page:
     planned: int = 0
     loss_gain: str = ""
 
-    def parent_tags(self) -> dict[str, str]:
+    @classmethod
+    def of(cls, workspace: Workspace) -> Page:
+        """Return the pages of a sweep."""
+        sweep = workspace.plan.sweep
+        attacks = [attack_name(method, e) for method in sweep.attacks.methods for e in sweep.attacks.epsilons]
+        loss_gain = f"{attacks[0]}_loss_gain" if attacks else ""
+        return cls(sweep.name, sweep.description, len(workspace.plan.trials), loss_gain)
+
+    def sweep_tags(self) -> dict[str, str]:
         """Return the tags of the sweep's own run."""
         return {"planned": str(self.planned), "description": self.description}
 
@@ -176,77 +186,13 @@ def _scatter(x: tuple[str, str], y: tuple[str, str]) -> dict[str, Any]:
     return {**chart, **axes, "displayName": f"{y[1]} against {x[1]}"}
 
 
-# A new SQLite file of MLflow's is made whole or not at all.
-
-SQLITE = "sqlite:///"
-
-
-def make_whole(uri: str) -> None:
-    """Make the SQLite file of ``uri`` where there is none; anything else is left alone.
-
-    MLflow makes its tables in dozens of steps, and cannot go on from between two of them: a driver that was
-    killed there would leave a file that no later one can use. So they are made beside it, and it appears when
-    they are done.
-    """
-    path = Path(uri.removeprefix(SQLITE))
-    if not uri.startswith(SQLITE) or path.name in ("", ":memory:") or "?" in uri or path.exists():
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    # A name of its own at every try: MLflow keeps connections by the name of the file.
-    draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-    try:
-        artifacts = path.absolute().with_name("mlflow-artifacts").as_uri()
-        SqlAlchemyStore(f"{SQLITE}{draft}", artifacts).engine.dispose()
-        place_once(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def follow_root(uri: str, experiment: str, old: str, new: str) -> None:
-    """Let an experiment in the SQLite file of ``uri`` keep its artifacts where the root is now.
-
-    MLflow notes whole paths and has no call that changes them: after a move it would make the old folder
-    again, open to everybody, and from a copy of a root it would write over the artifacts of the first.
-
-    Raises:
-        MlflowException: when the file does not take it.
-    """
-    runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
-    where = " AND substr(artifact_uri, 1, ?) = ?"
-    try:
-        with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=20)) as database, database:
-            database.execute(runs + where, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
-            database.execute(
-                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, experiment)
-            )
-    except sqlite3.Error as error:
-        raise MlflowException(str(error)) from error
-
-
-# Experiments of sweeps in MLflow: one per sweep and result store, and the rows that it shows.
-
-PAGE_SIZE = 5000
-INF_AS_STORED = 1.7e308
-DUPLICATE_TAG = "isweep.duplicate"
-STORAGE_TAG = "isweep.storage"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes MLflow's page open on runs; it opens on language-model traces otherwise."""
+# Experiments: one per sweep and result store.
 
 
 def experiment_names(sweep: str, storage: str | None) -> list[str]:
     """Return the experiments that may hold a sweep's runs, the first choice first."""
     plain = f"isweep/{sweep}"
     return [plain] if storage is None else [plain, f"{plain}@{storage[:8]}"]
-
-
-def find_experiment(client: MlflowClient, sweep: str, storage: str | None) -> str | None:
-    """Return the id of the experiment that mirrors this sweep of this store; None when there is none."""
-    for name in experiment_names(sweep, storage):
-        found = client.get_experiment_by_name(name)
-        if found is not None and (storage is None or found.tags.get(STORAGE_TAG) in (None, storage)):
-            return str(found.experiment_id)
-    return None
 
 
 def claim_experiment(
@@ -278,92 +224,56 @@ def claim_experiment(
             client.set_experiment_tag(found.experiment_id, STORAGE_TAG, storage)
         before = str(found.artifact_location)
         if artifacts and before != location and before.endswith(f"/{artifacts.name}"):
-            follow_root(str(client.tracking_uri), str(found.experiment_id), before, location)
+            _follow_root(str(client.tracking_uri), str(found.experiment_id), before, location)
         return str(found.experiment_id), name
     raise AssertionError("the last name is always taken")
 
 
-def rows_of_experiment(client: MlflowClient, experiment: str) -> list[Row]:
-    """Return the rows of an experiment's finished trials, ordered by trial id."""
+def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
+    """Let an experiment in the SQLite file of ``uri`` keep its artifacts where the root is now.
+
+    MLflow notes whole paths and has no call that changes them: after a move it would make the old folder
+    again, open to everybody, and from a copy of a root it would write over the artifacts of the first.
+
+    Raises:
+        MlflowException: when the file does not take it.
+    """
+    runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
+    where = " AND substr(artifact_uri, 1, ?) = ?"
+    experiments = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
+    try:  # private: MLflow's tables; without them a root that was moved has no mirror, and says so
+        with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=20)) as database, database:
+            database.execute(runs + where, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
+            database.execute(experiments, (new, experiment))
+    except sqlite3.Error as error:
+        raise MlflowException(f"The root was moved, and MLflow's file does not follow: {error}") from error
+
+
+def rows_of_sweep(client: MlflowClient, sweep: str, storage: str | None) -> list[Row]:
+    """Return the rows of a sweep's finished trials, ordered by trial id; [] when unknown."""
     rows = []
-    for run in search(client, experiment, "attribute.status = 'FINISHED' and tags.kind = 'trial'"):
-        if run.data.tags.get(DUPLICATE_TAG) != "true":
-            finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED and v == v}
-            rows.append(row_of(run.data.tags, finite))
+    for name in experiment_names(sweep, storage):
+        found = client.get_experiment_by_name(name)
+        if found is not None and (storage is None or found.tags.get(STORAGE_TAG) in (None, storage)):
+            query = "attribute.status = 'FINISHED' and tags.kind = 'trial'"
+            for run in search(client, str(found.experiment_id), query):
+                if run.data.tags.get(DUPLICATE_TAG) != "true":
+                    finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED}
+                    rows.append(row_of(run.data.tags, finite))
+            break
     return sorted(rows, key=lambda row: str(row["trial_id"]))
 
 
-def search(client: MlflowClient, experiment: str, query: str) -> Iterable[Run]:
+def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
     """Yield all runs of an experiment that fit ``query``, oldest first."""
-    token: str | None = None
-    while True:
+    token: str | None = ""
+    while token is not None:
         page = client.search_runs(
             [experiment],
             query,
             max_results=PAGE_SIZE,
             order_by=["attribute.start_time ASC"],
-            page_token=token,
+            page_token=token or None,
         )
         yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def describe_experiment(client: MlflowClient, experiment: str, page: Page) -> None:
-    """Give an experiment its description and its views, where they are not there yet."""
-    shown = client.get_experiment(experiment).tags
-    for name, text in page.experiment_tags(experiment).items():
-        if shown.get(name) != text:
-            client.set_experiment_tag(experiment, name, text)
-
-
-# What MLflow, its server or its database say when they do not do as asked, in one line without secrets.
-
-FINAL_CODES = (
-    "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "CUSTOMER_UNAUTHORIZED",
-)
-FINAL_WORDS = re.compile(
-    r"error code 40[0134]|password authentication failed|Access denied|(database|role) \S+ does not exist"
-)
-
-
-class Refused(SetupError):
-    """The server answered, and will answer the same again."""
-
-
-def is_final(error: Exception) -> bool:
-    """Tell whether an error will be the same however often one tries."""
-    if isinstance(error, SweepError):
-        return isinstance(error, (Refused, ConfigError))
-    if isinstance(error, ModuleNotFoundError):  # of the database's driver
-        return True
-    if isinstance(error, MlflowException) and error.error_code in FINAL_CODES:
-        return True
-    # A database's own errors too: MLflow passes some on, and its tables are looked at before it is asked.
-    return bool(FINAL_WORDS.search(str(error)[:600]))
-
-
-def first_line(error: Exception, uri: str = "") -> str:
-    """Return what an error says in one line, without secrets, those of ``uri`` in any spelling among them."""
-    if isinstance(error, SweepError):
-        return error.value
-    # SQLAlchemy says first under which circumstances it met the database's error.
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as")]
-    text = (lines or [type(error).__name__])[0]
-    for secret in _spellings(uri):
-        text = text.replace(secret, "…")
-    return without_secrets(text)[:300]
-
-
-def _spellings(uri: str) -> list[str]:
-    """Return a URI's password as a driver may quote it: whole, decoded, or taken for a part of the host."""
-    found = re.search(r"://[^:\s]*:(\S*)@", uri)
-    password = found[1] if found else ""
-    wholes = [password, unquote(password)]
-    ends = [f"{one[place + 1 :]}@" for one in wholes for place, sign in enumerate(one) if sign in "@:/"]
-    return [spelling for spelling in (*wholes, *ends) if len(spelling) > 1]
+        token = page.token or None

@@ -22,7 +22,6 @@ from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRec
 from orchestrator.results.storage import Patience, open_storage
 from orchestrator.results.store import Newer, PackedTrials, ResultStore, Unreadable
 from orchestrator.results.table import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
-from orchestrator.results.tracking import Failure
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SweepError
 from search_spaces.specs import Measurement, MeasureSpec, TrialSpec
 from tasks.atomic import read_whole, write_atomic
@@ -372,13 +371,6 @@ class State:
     def rows(self) -> list[Row]:
         """Return the rows of all results of planned trials, ordered by trial id."""
         return rows_of(self.records, self.measures.values())
-
-    def told_failures(self) -> list[Failure]:
-        """Return what a tracker should know of cells that have no result."""
-        return [
-            Failure(record.trial_id, record.failure.kind, record.failure.message, record.attempt)
-            for record in self.failures.values()
-        ]
 
     def failure_rows(self) -> list[dict[str, str]]:
         """Return the failures as the command line and the report print them, ordered by trial id."""

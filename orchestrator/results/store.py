@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
 from orchestrator.results.storage import Content, Folder, Found, open_storage
-from orchestrator.results.table import FlatRun
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
@@ -226,18 +225,6 @@ def _seal(parsed: object) -> str:
 
 FAST = 1
 """Level of compression: a higher one takes twice as long and saves a tenth."""
-
-_FLAT = TypeAdapter(FlatRun)
-
-
-def pack_run(run: FlatRun) -> bytes:
-    """Return a run that waits for MLflow, which may be away for a night, in 2 kB instead of 20."""
-    return zlib.compress(_FLAT.dump_json(run), FAST)
-
-
-def unpack_run(packed: bytes) -> FlatRun:
-    """Return what :func:`pack_run` was given."""
-    return _FLAT.validate_json(zlib.decompress(packed))
 
 
 @dataclass(frozen=True, slots=True)

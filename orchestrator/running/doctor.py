@@ -18,7 +18,7 @@ from typing import Any, NotRequired, TypedDict
 from orchestrator.planning.paths import RootPaths, check_outlasts_ray
 from orchestrator.results.records import provenance
 from orchestrator.results.storage import Folder, open_storage
-from orchestrator.results.tracking_choice import check_tracker
+from orchestrator.results.tracking import check_tracker
 from orchestrator.running.cluster import MIN_RAY, connect
 from orchestrator.running.gpus import LOGICAL_GPUS, driver_version, driver_way_out, output_of
 from orchestrator.running.launch import check_launch_file

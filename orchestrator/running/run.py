@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.analysis.report import report_sweep
+from orchestrator.analysis.report import log_report, report_sweep
 from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.estimate import read_prices, time_limit
 from orchestrator.planning.plan import Workspace
@@ -23,8 +23,7 @@ from orchestrator.results.records import MeasureRecord, provenance
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.table import flat_measure, index_measures
-from orchestrator.results.tracking import Tracker, keep_run_pages
-from orchestrator.results.tracking_choice import open_tracker
+from orchestrator.results.tracking import Tracker, keep_run_pages, open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
 from orchestrator.running.locks import locked
@@ -302,6 +301,7 @@ class _Run:
         if self.options.address and len(trained) < len(plan.trials):
             check_gpus(self.workspace, self.options, self.nodes)
         check_pretrained(plan, self.pretrained)
+        self.tracker.check()
         self._prepare()
         check_feasible(self.workspace, self.options.raw)
         self._measure()
@@ -412,13 +412,11 @@ class _Run:
         self.monitor.stage("report")
         state = self._state()
         # Trials done earlier take the numbers of measures done now.
-        self.tracker.reconcile(state.flat_runs(), state.told_failures(), wait=False)
+        self.tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
         keep_run_pages(self.workspace.sweep_paths.run_pages, self.tracker.pages())
         written = self.patience.until_done(lambda: report_sweep(self.workspace, state))
         failures = state.failure_rows()
-        if written is not None:
-            counts = {"trials_done": len(state.results), "trials_failed": len(failures)}
-            self.tracker.add_report(written.path.parent, {**written.found, **self.monitor.counts(), **counts})
+        log_report(self.tracker, self.workspace, state)
         num_planned = len(self.workspace.plan.trials)
         return RunSummary(
             planned=num_planned,
@@ -426,7 +424,7 @@ class _Run:
             failed=len(failures),
             pending=num_planned - len(state.results) - len(failures),
             failures=failures,
-            report=written.path if written else None,
+            report=written,
         )
 
     def _load(self, subset: SubsetSpec, train_size: int) -> TrialData:

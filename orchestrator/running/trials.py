@@ -39,7 +39,7 @@ from orchestrator.results.records import (
 from orchestrator.results.state import Event, History, StoredResults, What
 from orchestrator.results.store import WeightStore
 from orchestrator.results.table import MeasureIndex, Point, epoch_points, flat_trial
-from orchestrator.results.tracking import PARENT_KEY, Failure, Tracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.failures import (
     Retries,
@@ -382,7 +382,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
                 self._hangs.heard(trial_id)
                 self._sweep.monitor.trial_epoch(trial_id, epoch, self._trained(trial_id))
                 if points := self._points(epoch, score, at):
-                    self._sweep.tracker.extend(trial_id, points)
+                    self._sweep.tracker.log_points(trial_id, points)
 
     def _trained(self, trial_id: str) -> NetworkSpec:
         """Return the network of a trial, with the number of images that it is trained on."""
@@ -395,8 +395,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
     def _show_counts(self) -> None:
         """Tell how far the sweep is."""
         counts = self._sweep.monitor.counts()
-        step, at = counts["trials_done"] + counts["trials_failed"], round(time.time() * 1000)
-        self._sweep.tracker.extend(PARENT_KEY, [(name, step, n, at) for name, n in counts.items()])
+        self._sweep.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
 
     def fit_failed(self, error: Exception) -> None:
         """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
@@ -501,9 +500,9 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         if way_out:
             failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
         attempt = self._attempt(trial_id)
-        self._sweep.stored.save(
-            FailureRecord(trial_id=trial_id, spec=self._cells[trial_id], attempt=attempt, failure=failure)
-        )
+        spec = self._cells[trial_id]
+        record = FailureRecord(trial_id=trial_id, spec=spec, attempt=attempt, failure=failure)
+        self._sweep.stored.save(record)
         self._series.failed(failure.kind)
         decision = self._sweep.retries.failed(
             trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
@@ -516,7 +515,7 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         else:
             self._queue.again(trial_id, time.monotonic() + decision.pause_s)
             ending = decision.reason
-        self._sweep.tracker.fail_trial(Failure(trial_id, failure.kind, failure.message, attempt))
+        self._sweep.tracker.fail_trial(record)
         self._sweep.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
         self._show_counts()
         log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)

@@ -18,8 +18,7 @@ from orchestrator.results.records import provenance
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.table import index_measures, measure_metrics
-from orchestrator.results.tracking import Tracker
-from orchestrator.results.tracking_choice import make_tracker
+from orchestrator.results.tracking import Tracker, make_tracker
 from orchestrator.running.cluster import Cluster, trial_resources
 from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
@@ -343,6 +342,7 @@ class _Tuning:
             tracker.close("FINISHED" if kind is None else "KILLED" if stopped else "FAILED")
 
         closing.push(close)
+        tracker.check()
         tracker.reconcile(map(flat_search, records.values()), wait=False)
         return tracker
 
@@ -390,7 +390,7 @@ class _Tuning:
         write_recipe(recipe, sweep, found, {data.record.dataset: data.fingerprint for data in prepared})
         report = write_report(self.workspace, search, found)
         if report is not None:
-            tracker.add_report(report.parent, {"done": len(records), "failed": 0})
+            tracker.log_report({"trials_done": len(records)}, report.parent)
         return TuneSummary(found, recipe, report, num_new)
 
     def _load(self, subset: SubsetSpec, train_size: int, validation: ValidationSpec) -> TrialData:

@@ -33,7 +33,6 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking import InMemoryTracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import TrialSweep
@@ -41,6 +40,7 @@ from orchestrator.running.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
+from tests.recorded_tracker import RecordedTracker
 
 STORE_BYTES = 100 * 2**20
 SCORES = NetworkScores(num_parameters=1, train_loss=0.5, train_accuracy=1.0, test_loss=0.5, test_accuracy=1.0)
@@ -114,7 +114,7 @@ def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Tr
         resources=Resources(1, 0),
         paths=paths,
         stored=StoredResults.read(str(paths.sweep(name).folder)),
-        tracker=InMemoryTracker(),
+        tracker=RecordedTracker(),
         monitor=Progress(),
         measures={},
         load=lambda subset, size: TrialData(images, labels, images[:4], labels[:4], 2, "f"),
@@ -126,12 +126,14 @@ def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Tr
 def outcome(trials: TrialSweep, history: list[Any], started: float) -> dict[str, Any]:
     """Heal and read: what a new look at the store finds."""
     again = StoredResults.read(trials.stored.store.url)
-    assert isinstance(trials.tracker, InMemoryTracker)
+    assert isinstance(trials.tracker, RecordedTracker)
     return {
         "planned": sorted(trials.plan.trials_by_id),
         "results": {key: record.result.reason for key, record in sorted(again.trials.items())},
         "failures_left": sorted(again.failures),
-        "told": [[f.run_key, str(f.kind), f.attempt, f.message] for f in trials.tracker.failures],
+        "told": [
+            [f.trial_id, str(f.failure.kind), f.attempt, f.failure.message] for f in trials.tracker.failures
+        ],
         "statuses": sorted(set(trials.tracker.statuses.values())),
         "history": history,
         "seconds": time.monotonic() - started,

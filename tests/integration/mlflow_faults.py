@@ -1,6 +1,6 @@
 """MLflow servers that drop replies, are slow, away, resetting or restarted; SQLite files locked or deleted.
 
-Each case tells a tracker of ``num`` trials while something is broken, heals it, and reads back what MLflow
+Each case logs ``num`` trials while something is broken, heals it, and reads back what MLflow
 shows, through a client of its own.
 """
 
@@ -23,8 +23,9 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from orchestrator.results.mlflow_pages import Page
-from orchestrator.results.mlflow_tracker import MLflowTracker, connector
+from orchestrator.results.mlflow_runs import SweepRuns, connect
 from orchestrator.results.table import FlatRun
+from orchestrator.results.tracking import Tracker
 from tests.integration.proxy import DROP, PASS, REFUSE, RESET, Proxy, before
 
 
@@ -87,8 +88,14 @@ def flat(name: str, number: int) -> FlatRun:
     )
 
 
-def tell(tracker: MLflowTracker, name: str, numbers: range) -> None:
-    """Tell of trials that start and end."""
+def opened(uri: str, name: str, said: list[str] | None = None) -> Tracker:
+    """Return the tracker of a sweep."""
+    say = (said if said is not None else []).append
+    return Tracker(lambda: SweepRuns(connect(uri), Page(name), None, None), say)
+
+
+def log_trials(tracker: Tracker, name: str, numbers: range) -> None:
+    """Log trials that start and end."""
     for number in numbers:
         tracker.start_trial(f"{name}-{number}", {"trial_id": f"{name}-{number}"})
         tracker.finish(flat(name, number))
@@ -136,8 +143,8 @@ def dropped_replies(server: Server, num: int = 12, drops: int = 12) -> dict[str,
 
     with proxied(server) as proxy:
         proxy.decide = decide
-        tracker = MLflowTracker(connector(proxy.url), Page("dropped"), say=said.append)
-        tell(tracker, "dropped", range(num))
+        tracker = opened(proxy.url, "dropped", said)
+        log_trials(tracker, "dropped", range(num))
         tracker.close("FINISHED")
         return outcome(server, "dropped", num, proxy, said, tracker.num_behind)
 
@@ -147,13 +154,13 @@ def away(server: Server, num: int = 6, seconds: float = 2.0) -> dict[str, Any]:
     said: list[str] = []
     with proxied(server) as proxy:
         proxy.decide = lambda method, path: REFUSE
-        tracker = MLflowTracker(connector(proxy.url), Page("away"), say=said.append)
-        tell(tracker, "away", range(num // 2))
+        tracker = opened(proxy.url, "away", said)
+        log_trials(tracker, "away", range(num // 2))
         time.sleep(seconds)
         proxy.decide = lambda method, path: PASS
         tracker.flush()
         proxy.decide = lambda method, path: REFUSE
-        tell(tracker, "away", range(num // 2, num))
+        log_trials(tracker, "away", range(num // 2, num))
         time.sleep(seconds)
         proxy.decide = lambda method, path: PASS
         tracker.flush()
@@ -166,8 +173,8 @@ def resetting(server: Server, num: int = 6, share: float = 0.3) -> dict[str, Any
     chance, said = random.Random(7), []
     with proxied(server) as proxy:
         proxy.decide = lambda method, path: RESET if chance.random() < share else PASS
-        tracker = MLflowTracker(connector(proxy.url), Page("resetting"), say=said.append)
-        tell(tracker, "resetting", range(num))
+        tracker = opened(proxy.url, "resetting", said)
+        log_trials(tracker, "resetting", range(num))
         tracker.flush()
         proxy.decide = lambda method, path: PASS
         tracker.close("FINISHED")
@@ -175,12 +182,12 @@ def resetting(server: Server, num: int = 6, share: float = 0.3) -> dict[str, Any
 
 
 def slow(server: Server, num: int = 4, delay_s: float = 0.2) -> dict[str, Any]:
-    """Every reply is late; nobody who tells something waits for it."""
+    """Every reply is late; nobody who logs something waits for it."""
     said: list[str] = []
     with proxied(server) as proxy:
         proxy.delay_s = delay_s
-        tracker = MLflowTracker(connector(proxy.url), Page("slow"), say=said.append)
-        tell(tracker, "slow", range(num))
+        tracker = opened(proxy.url, "slow", said)
+        log_trials(tracker, "slow", range(num))
         waiting = tracker.num_behind
         tracker.close("FINISHED")
         return {**outcome(server, "slow", num, proxy, said, tracker.num_behind), "waiting": waiting}
@@ -190,10 +197,10 @@ def restarted(server: Server, num: int = 6, seconds: float = 1.0) -> dict[str, A
     """The server ends in the middle and starts again."""
     said: list[str] = []
     with proxied(server) as proxy:
-        tracker = MLflowTracker(connector(proxy.url), Page("restarted"), say=said.append)
-        tell(tracker, "restarted", range(num // 2))
+        tracker = opened(proxy.url, "restarted", said)
+        log_trials(tracker, "restarted", range(num // 2))
         server.stop()
-        tell(tracker, "restarted", range(num // 2, num))
+        log_trials(tracker, "restarted", range(num // 2, num))
         time.sleep(seconds)
         server.start()
         tracker.flush()
@@ -216,11 +223,11 @@ def locked_database(database: Path, num: int = 4, seconds: float = 2.0) -> dict[
     """Another program holds the SQLite file."""
     said: list[str] = []
     uri = f"sqlite:///{database}"
-    tracker = MLflowTracker(connector(uri), Page("locked"), say=said.append)
+    tracker = opened(uri, "locked", said)
     tracker.flush()
     with closing(sqlite3.connect(database, isolation_level=None, timeout=30)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        tell(tracker, "locked", range(num))
+        log_trials(tracker, "locked", range(num))
         time.sleep(seconds)
         other.execute("ROLLBACK")
     tracker.flush()
@@ -232,11 +239,11 @@ def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
     """The SQLite file is deleted in the middle; another process's reconcile shows everything again."""
     said: list[str] = []
     uri = f"sqlite:///{database}"
-    tracker = MLflowTracker(connector(uri), Page("deleted"), say=said.append)
-    tell(tracker, "deleted", range(num // 2))
+    tracker = opened(uri, "deleted", said)
+    log_trials(tracker, "deleted", range(num // 2))
     tracker.flush()
     database.unlink()
-    tell(tracker, "deleted", range(num // 2, num))
+    log_trials(tracker, "deleted", range(num // 2, num))
     tracker.close("KILLED")
     # This process keeps its connections to the file that is gone.
     other = subprocess.run(
@@ -250,9 +257,9 @@ def deleted_database(database: Path, num: int = 4) -> dict[str, Any]:
 
 RECONCILE = """
 import json, sys
-from tests.integration.mlflow_faults import MLflowTracker, Page, connector, flat, shown
+from tests.integration.mlflow_faults import flat, opened, shown
 uri, name, num = sys.argv[1:]
-tracker = MLflowTracker(connector(uri), Page(name))
+tracker = opened(uri, name)
 tracker.reconcile([flat(name, number) for number in range(int(num))])
 tracker.close("FINISHED")
 print(json.dumps(shown(uri, name)))

@@ -22,8 +22,8 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking_choice import TRACKERS
-from tests.unit.orchestrator.results.test_trackers import SWEEP, flat
+from orchestrator.results.tracking import make_tracker
+from tests.unit.orchestrator.results.test_tracking import SWEEP, flat
 
 NUM_RUNS, PORT, PASSWORD, QUOTED = 120, 54399, "p@ss/w:rd", "p%40ss%2Fw%3Ard"
 
@@ -84,9 +84,7 @@ def main() -> int:
     try:
         workspace = Workspace.open({**SWEEP, "name": "faults"}, tempfile.mkdtemp(prefix="isweep-root-"))
         workspace.paths.make()
-        tracker = TRACKERS["mlflow"].open(
-            workspace, ResultStore(workspace.results_url), server.uri, said.append
-        )
+        tracker = make_tracker(workspace, ResultStore(workspace.results_url), server.uri, say=said.append)
         breaker = threading.Thread(target=break_things, args=(server,))
         breaker.start()
         for number in range(NUM_RUNS):

@@ -29,7 +29,7 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
-from orchestrator.results.tracking import NoopTracker
+from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
@@ -128,7 +128,7 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
         resources=Resources(0.5, share),
         paths=paths,
         stored=StoredResults.read(str(paths.sweep(sweep.name).folder)),
-        tracker=NoopTracker(),
+        tracker=Tracker(),
         monitor=Progress(),
         measures={},
         load=lambda subset, size: TrialData(images, labels, images[:4], labels[:4], 2, "f"),

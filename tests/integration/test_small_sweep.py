@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator import RunOptions, Workspace, load_sweep, plan_sweep, results_table
 from orchestrator.cli import main
-from orchestrator.results.mlflow_tracker import connect, read_rows
+from orchestrator.results.mlflow_runs import connect, read_rows
 from orchestrator.running import run
 from orchestrator.running.measuring import PilotRequest, run_pilot
 from tests.integration.dashboard import Seen, watched_run

@@ -8,8 +8,9 @@ import pytest
 
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
-from orchestrator.results.store import PackedTrials, pack_run, unpack_run
+from orchestrator.results.store import PackedTrials
 from orchestrator.results.table import flat_trial
+from orchestrator.results.tracking import Tracker
 from search_spaces.specs import Domain
 from tasks.trials.records import EpochRecord
 from tests.unit.orchestrator.results.examples import diverged, trial_record, trial_result, trial_spec
@@ -53,12 +54,16 @@ def test_a_run_keeps_less_than_a_fifth_of_what_its_records_would_take(tmp_path):
     assert {name: stored.trials[name].text() for name in texts} == texts
 
 
-def test_a_run_that_waits_for_mlflow_comes_out_equal_and_takes_a_fifth():
+def test_a_run_that_waits_for_mlflow_takes_a_fifth():
+    def away():
+        raise ConnectionError("no route")
+
+    tracker = Tracker(away)
+    tracker.check()
     runs = [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)]
     as_objects, _ = taken(lambda: [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)])
-    packed_bytes, packed = taken(lambda: [pack_run(run) for run in runs])
-    assert packed_bytes < as_objects / 5
-    assert [unpack_run(one) for one in packed] == runs
+    waiting, _ = taken(lambda: [tracker.finish(run) for run in runs])
+    assert waiting < as_objects / 5
 
 
 def taken(make):

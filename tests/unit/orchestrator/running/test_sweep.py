@@ -25,7 +25,6 @@ from orchestrator.results.state import History, StoredResults
 from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
 from orchestrator.results.table import trial_metrics
-from orchestrator.results.tracking import InMemoryTracker
 from orchestrator.running.cluster import Cluster, Resources
 from orchestrator.running.progress import Progress
 from orchestrator.running.trials import TrialSweep
@@ -35,6 +34,7 @@ from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import TrialResult
+from tests.recorded_tracker import RecordedTracker
 from tests.unit.orchestrator.results.examples import diverged, trial_result
 
 pytestmark = pytest.mark.ray
@@ -95,7 +95,7 @@ def run(ray_local: Cluster, root: str) -> Callable[..., TrialSweep]:
             "resources": Resources(1, 0),
             "paths": paths,
             "stored": StoredResults.read(str(paths.sweep(plan.sweep.name).folder)),
-            "tracker": InMemoryTracker(),
+            "tracker": RecordedTracker(),
             "monitor": Progress(),
             "measures": {},
             "load": load,
@@ -347,4 +347,4 @@ def test_what_tune_raises_ends_no_sweep(run):
     plan = make_plan(10, 22, 26)
     sweep = run(plan, monitor=Broken())
     assert set(sweep.stored.store.scan(TrialRecord).records) == set(plan.trials_by_id)
-    assert {str(failure.kind) for failure in sweep.tracker.failures} == {"cluster_error"}
+    assert {str(record.failure.kind) for record in sweep.tracker.failures} == {"cluster_error"}

@@ -1,0 +1,140 @@
+"""What a tracker asks of ``mlflow.tracking.MlflowClient``, answered from memory.
+
+``tests/unit/orchestrator/results/test_tracking.py`` runs one contract on it and on MLflow itself.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mlflow.entities import FileInfo, Metric
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
+from mlflow.store.entities import PagedList
+
+LATER = 10**13
+CONDITION = re.compile(r"(tags|attribute)\.`?([\w.]+)`? = '(.*)'")
+
+
+class SimulatedClient:
+    """Experiments, runs and artifacts as MLflow keeps them: params never change, no point is forgotten."""
+
+    tracking_uri = "memory:"
+
+    def __init__(self) -> None:
+        self.experiments: dict[str, SimpleNamespace] = {}
+        self.kept: dict[str, dict[str, Any]] = {}
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        return next((one for one in self.experiments.values() if one.name == name), None)
+
+    def create_experiment(self, name: str, place: str | None = None, tags: Any = None) -> str:
+        if self.get_experiment_by_name(name) is not None:
+            raise MlflowException("RESOURCE_ALREADY_EXISTS")
+        key = str(len(self.experiments) + 1)
+        self.experiments[key] = SimpleNamespace(
+            experiment_id=key,
+            name=name,
+            tags=dict(tags or {}),
+            lifecycle_stage="active",
+            artifact_location=place,
+        )
+        return key
+
+    def get_experiment(self, experiment_id: str) -> Any:
+        return self.experiments[experiment_id]
+
+    def set_experiment_tag(self, experiment_id: str, name: str, value: str) -> None:
+        self.experiments[experiment_id].tags[name] = value
+
+    def create_run(
+        self, experiment_id: str, start_time: int | None = None, tags: Any = None, run_name: str | None = None
+    ) -> Any:
+        key = f"run{len(self.kept):04d}"
+        named = {"mlflow.runName": run_name} if run_name else {}
+        self.kept[key] = {
+            "experiment": experiment_id,
+            "info": {
+                "run_id": key,
+                "status": "RUNNING",
+                "start_time": start_time or 10**13,
+                "end_time": None,
+            },
+            "tags": {**(tags or {}), **named},
+            "params": {},
+            "points": [],
+            "artifacts": {},
+            "inputs": [],
+        }
+        return self.get_run(key)
+
+    def get_run(self, run_id: str) -> Any:
+        kept = self._kept(run_id)
+        last = sorted(kept["points"], key=lambda point: (point.step, point.timestamp, point.value))
+        data = SimpleNamespace(
+            tags=dict(kept["tags"]),
+            params=dict(kept["params"]),
+            metrics={point.key: point.value for point in last},
+        )
+        inputs = SimpleNamespace(dataset_inputs=list(kept["inputs"]))
+        return SimpleNamespace(info=SimpleNamespace(**kept["info"]), data=data, inputs=inputs)
+
+    def search_runs(self, experiments: list[str], query: str = "", **_: Any) -> Any:
+        asked = [CONDITION.fullmatch(part) for part in query.split(" and ") if part]
+        found = [self.get_run(key) for key, kept in self.kept.items() if kept["experiment"] in experiments]
+        for match in asked:
+            assert match is not None, query
+            kind, name, value = match.groups()
+            found = [run for run in found if self._value(run, kind, name) == value]
+        return PagedList(sorted(found, key=lambda run: run.info.start_time), None)
+
+    @staticmethod
+    def _value(run: Any, kind: str, name: str) -> str | None:
+        return run.data.tags.get(name) if kind == "tags" else getattr(run.info, name)
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self._kept(run_id)["info"]["status"] = status
+
+    def set_terminated(self, run_id: str, status: str = "FINISHED", end_time: int | None = None) -> None:
+        self._kept(run_id)["info"] |= {"status": status, "end_time": end_time}
+
+    def set_tag(self, run_id: str, name: str, value: str) -> None:
+        self._kept(run_id)["tags"][name] = value
+
+    def log_metric(self, run_id: str, key: str, value: float, timestamp: int = 2_000, step: int = 0) -> None:
+        self.log_batch(run_id, [Metric(key, value, timestamp, step)])
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        kept = self._kept(run_id)
+        for param in params:
+            if kept["params"].setdefault(param.key, param.value) != param.value:
+                raise MlflowException("Changing param values is not allowed", INVALID_PARAMETER_VALUE)
+        there = {(p.key, p.value, p.timestamp, p.step) for p in kept["points"]}
+        kept["points"] += [p for p in metrics if (p.key, p.value, p.timestamp, p.step) not in there]
+        kept["tags"].update({tag.key: tag.value for tag in tags})
+
+    def get_metric_history(self, run_id: str, key: str) -> list[Metric]:
+        return [point for point in self._kept(run_id)["points"] if point.key == key]
+
+    def log_inputs(self, run_id: str, datasets: Any) -> None:
+        known = self._kept(run_id)["inputs"]
+        known += [one for one in datasets if one.dataset.digest not in {k.dataset.digest for k in known}]
+
+    def log_artifact(self, run_id: str, path: str, artifact_path: str) -> None:
+        self._kept(run_id)["artifacts"][f"{artifact_path}/{Path(path).name}"] = Path(path).read_bytes()
+
+    def list_artifacts(self, run_id: str, path: str) -> list[FileInfo]:
+        names = [name for name in self._kept(run_id)["artifacts"] if name.startswith(f"{path}/")]
+        files = [FileInfo(name, False, 1) for name in names if "/" not in name[len(path) + 1 :]]
+        folders = {f"{path}/{name[len(path) + 1 :].split('/')[0]}" for name in names} - {
+            f.path for f in files
+        }
+        return files + [FileInfo(name, True, 0) for name in sorted(folders)]
+
+    def _kept(self, run_id: str) -> dict[str, Any]:
+        if run_id not in self.kept:
+            raise MlflowException(f"Run '{run_id}' not found", RESOURCE_DOES_NOT_EXIST)
+        return self.kept[run_id]

@@ -1,0 +1,807 @@
+"""MLflow shows what the store has, whatever becomes of calls, servers and files on the way."""
+
+import os
+import random
+import shutil
+import socket
+import sqlite3
+import threading
+from contextlib import closing
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from orchestrator.planning.paths import without_secrets
+from orchestrator.planning.plan import Workspace
+from orchestrator.results import mlflow_runs, tracking
+from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_runs import Refused, SweepRuns, connect, read_rows
+from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
+from orchestrator.results.store import ResultStore
+from orchestrator.results.table import FlatRun
+from orchestrator.results.tracking import (
+    RunPages,
+    Tracker,
+    check_tracker,
+    differences,
+    keep_run_pages,
+    make_tracker,
+    mlflow_uri,
+    read_run_pages,
+    tracked_rows,
+)
+from search_spaces.errors import ConfigError, SetupError
+from tests.mlflow_client import SimulatedClient
+from tests.unit.orchestrator.results.examples import trial_spec
+
+SWEEP = {
+    "name": "s",
+    "models": ["small_mlp"],
+    "datasets": ["manifold_d4"],
+    "train_sizes": [40],
+    "test_size": 40,
+    "image_size": 16,
+    "recipe": "smoke",
+}
+UP_TO_DATE = {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": 1}
+
+
+def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made: int = 2000) -> FlatRun:
+    tags = {
+        f"{kind}_id": key,
+        "sweep": "s",
+        "train_size": str(train_size),
+        "class_pair": "",
+        "status": "done",
+    }
+    return FlatRun(
+        key,
+        kind,
+        tags,
+        {"recipe.learning_rate": "0.001", "subset.class_pair": ""},
+        {"test_loss": loss, "d_data_mle": 9.5},
+        (("epoch_train_loss", 1, 0.7, 1500), ("epoch_train_loss", 2, 0.3, 1500)),
+        1000,
+        2000,
+        made,
+    )
+
+
+def failed(key: str, kind: str, message: str, attempt: int) -> FailureRecord:
+    failure = TrialFailure(kind=FailureKind(kind), message=message)
+    return FailureRecord(trial_id=key, spec=trial_spec(), attempt=attempt, failure=failure)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    """One database for the module: making MLflow's tables costs seconds.
+
+    ``TEST_DATABASE`` names another one, such as a PostgreSQL server's.
+    """
+    made = os.environ.get("TEST_DATABASE") or f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    connect(made)
+    return made
+
+
+@pytest.fixture
+def sweep(request):
+    return request.node.name.replace("[", "-").replace("]", "")
+
+
+@pytest.fixture(params=["simulated", "mlflow"])
+def client(request):
+    return SimulatedClient() if request.param == "simulated" else connect(request.getfixturevalue("uri"))
+
+
+@pytest.fixture
+def tracker(client, sweep):
+    return opened(client, sweep)
+
+
+def opened(client, sweep, description="", storage=None, say=lambda _: None) -> Tracker:
+    return Tracker(lambda: SweepRuns(client, Page(sweep, description), storage, None), say)
+
+
+def shown(client, sweep):
+    """Return the runs that count by key, asked without our own reader."""
+    experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
+    runs = [
+        run for run in client.search_runs([experiment]) if run.data.tags.get("isweep.duplicate") != "true"
+    ]
+    assert len({run.data.tags["isweep.run_key"] for run in runs}) == len(runs)
+    return {run.data.tags["isweep.run_key"]: run for run in runs}
+
+
+def statuses(client, sweep):
+    return {key: run.info.status for key, run in shown(client, sweep).items()}
+
+
+def losses(client, sweep, storage=None):
+    return {row["trial_id"]: row["test_loss"] for row in read_rows(client, sweep, storage)}
+
+
+def history(client, sweep, key, name):
+    points = client.get_metric_history(shown(client, sweep)[key].info.run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+class TestWhatIsShown:
+    def test_rows_are_the_trials_with_a_result(self, tracker, client, sweep):
+        tracker.start_trial("b", {"trial_id": "b"})
+        tracker.finish(flat("b", 0.5))
+        tracker.finish(flat("a", 0.25, train_size=20))
+        tracker.finish(flat("m", 1.0, kind="measure"))
+        tracker.fail_trial(failed("c", "code_error", "boom", 1))
+        tracker.close("FINISHED")
+        assert tracker.num_behind == 0
+        rows = read_rows(client, sweep)
+        assert [(row["trial_id"], row["test_loss"], row["train_size"]) for row in rows] == [
+            ("a", 0.25, 20),
+            ("b", 0.5, 10),
+        ]
+        runs = shown(client, sweep)
+        assert runs["c"].data.tags["failure_message"] == "boom"
+        assert {run.data.tags["mlflow.parentRunId"] for key, run in runs.items() if key != "sweep"} == {
+            runs["sweep"].info.run_id
+        }
+        assert history(client, sweep, "a", "epoch_train_loss") == [(1, 0.7), (2, 0.3)]
+        assert tracker.pages().runs["a"] == runs["a"].info.run_id
+
+    def test_one_run_per_trial_for_ever(self, client, sweep):
+        for attempt in range(3):
+            tracker = opened(client, sweep)
+            tracker.start_trial("a", {"attempt": str(attempt)})
+            if attempt:
+                tracker.fail_trial(failed("a", "worker_crash", "gone", attempt))
+            tracker.close("KILLED")
+            assert statuses(client, sweep) == {"a": "FAILED" if attempt else "KILLED", "sweep": "KILLED"}
+        tracker = opened(client, sweep)
+        tracker.finish(flat("a", 0.5))
+        tracker.close("FINISHED")
+        assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
+
+    def test_no_run_is_left_running(self, tracker, client, sweep):
+        tracker.start_trial("a", {"status": "running"})
+        tracker.close("KILLED")
+        assert statuses(client, sweep) == {"a": "KILLED", "sweep": "KILLED"}
+        assert shown(client, sweep)["a"].data.tags["status"] == "killed"
+
+    @pytest.mark.parametrize("made", [3000, 9_000])
+    def test_a_later_result_replaces_an_earlier_one_whatever_the_clock_says(
+        self, tracker, client, sweep, made
+    ):
+        tracker.finish(flat("a", 0.5, made=5000))
+        tracker.flush()
+        tracker.finish(flat("a", 0.25, made=made))
+        tracker.close("FINISHED")
+        assert losses(client, sweep) == {"a": 0.25}
+
+    def test_curves_are_shown_while_a_trial_runs_and_no_point_comes_twice(self, tracker, client, sweep):
+        tracker.start_trial("a", {"trial_id": "a"})
+        tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1200)])
+        tracker.flush()
+        run = shown(client, sweep)["a"]
+        assert (run.info.status, run.data.metrics) == ("RUNNING", {"epoch_train_loss": 0.7})
+        # A worker that died and was started again reports its first epoch again; then the result has both.
+        tracker.fail_trial(failed("a", "worker_crash", "gone", 1))
+        tracker.start_trial("a", {"trial_id": "a", "attempt": "2"})
+        tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1300)])
+        tracker.finish(flat("a", 0.5))
+        tracker.log_points("a", [("epoch_train_loss", 2, 9.0, 1400)])  # too late
+        tracker.close("FINISHED")
+        assert history(client, sweep, "a", "epoch_train_loss") == [(1, 0.7), (2, 0.3)]
+
+    def test_the_result_overrules_what_was_shown_live(self, tracker, client, sweep):
+        tracker.start_trial("a", {"trial_id": "a"})
+        tracker.log_points("a", [("epoch_train_loss", step, 0.9, 1200) for step in (1, 2, 3)])
+        tracker.flush()
+        tracker.finish(flat("a", 0.5))
+        tracker.close("FINISHED")
+        assert shown(client, sweep)["a"].data.metrics["epoch_train_loss"] == 0.3
+        again = opened(client, sweep)
+        assert again.reconcile([flat("a", 0.5)]) == UP_TO_DATE
+        again.close("FINISHED")
+
+    def test_infinity_as_mlflow_stores_it_is_never_a_value(self, tracker, client, sweep):
+        tracker.finish(flat("a", 0.5))
+        tracker.close("FINISHED")
+        client.log_metric(shown(client, sweep)["a"].info.run_id, "test_loss", 1.7976931348623157e308)
+        assert "test_loss" not in read_rows(client, sweep)[0]
+
+
+EDITS = {
+    "a value logged later": lambda client, run: client.log_metric(
+        run, "test_loss", 0.001, 99_000_000_000_000
+    ),
+    "a value at a later step": lambda client, run: client.log_metric(run, "test_loss", 0.001, step=7),
+    "a tag": lambda client, run: client.set_tag(run, "class_pair", "3-8"),
+    "a status": lambda client, run: client.set_terminated(run, "FAILED"),
+    "a metric too many": lambda client, run: client.log_metric(run, "d_repr_mle", 3.0),
+    "one of an attack too many": lambda client, run: client.log_metric(run, "fgsm_2_loss_gain", 3.0),
+}
+
+
+class TestReconcile:
+    def test_replays_closes_ghosts_and_marks_duplicates(self, tracker, client, sweep):
+        tracker.start_trial("ghost", {})
+        tracker.finish(flat("shown", 0.5))
+        tracker.flush()  # and then a SIGKILL: nothing is closed
+        experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
+        second = client.create_run(experiment, tags={"isweep.run_key": "shown", "kind": "trial"})
+        later, results = opened(client, sweep), [flat("shown", 0.5), flat("missed", 0.75)]
+        counts = later.reconcile(results)
+        assert counts == {"replayed": 1, "closed": 1, "duplicates": 1, "up_to_date": 1}
+        assert later.reconcile(results) == {**UP_TO_DATE, "up_to_date": 2}
+        later.close("FINISHED")
+        assert losses(client, sweep) == {"missed": 0.75, "shown": 0.5}
+        assert client.get_run(second.info.run_id).info.status == "KILLED"
+        assert statuses(client, sweep)["ghost"] == "KILLED"
+
+    @pytest.mark.parametrize("name", EDITS)
+    def test_compares_values_and_mends_them(self, tracker, client, sweep, name):
+        tracker.finish(flat("a", 0.5))
+        tracker.close("FINISHED")
+        old = shown(client, sweep)["a"].info.run_id
+        EDITS[name](client, old)
+        again = opened(client, sweep)
+        assert again.reconcile([flat("a", 0.5)])["replayed"] == 1
+        assert again.reconcile([flat("a", 0.5)]) == UP_TO_DATE
+        again.close("FINISHED")
+        (row,) = read_rows(client, sweep)
+        assert (row["test_loss"], row["class_pair"]) == (0.5, "")
+        assert not {"d_repr_mle", "fgsm_2_loss_gain"} & set(row)
+        assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
+        # What MLflow cannot forget is set aside for a new run.
+        assert (shown(client, sweep)["a"].info.run_id != old) == ("too many" in name)
+        assert client.get_run(old).info.status == ("KILLED" if "too many" in name else "FINISHED")
+
+    def test_a_note_of_ones_own_is_no_difference(self, tracker, client, sweep):
+        tracker.finish(flat("a", 0.5))
+        tracker.close("FINISHED")
+        run = shown(client, sweep)["a"].info.run_id
+        client.set_tag(run, "reviewed", "yes")
+        client.log_metric(run, "my_score", 1.0)
+        again = opened(client, sweep)
+        assert again.reconcile([flat("a", 0.5)]) == UP_TO_DATE
+        again.close("FINISHED")
+
+    def test_replays_failures_once(self, client, sweep):
+        ended = []
+        for message in ("boom", "boom", "another"):
+            tracker = opened(client, sweep)
+            tracker.reconcile([], [failed("a", "code_error", message, 2)])
+            tracker.close("KILLED")
+            run = shown(client, sweep)["a"]
+            assert (run.info.status, run.data.tags["failure_message"]) == ("FAILED", message)
+            ended.append(run.info.end_time)
+        assert ended[0] == ended[1]
+
+    @pytest.mark.parametrize("refused", ["FAILED", "KILLED"])
+    def test_a_refused_start_leaves_a_finished_sweep_alone(self, client, sweep, refused):
+        first = opened(client, sweep, "as it ran")
+        first.finish(flat("a", 0.5))
+        first.close("FINISHED")
+        before = shown(client, sweep)["sweep"]
+        later = opened(client, sweep, "as it is refused")
+        later.reconcile([flat("a", 0.5)], wait=False)
+        later.close(refused)
+        after = shown(client, sweep)["sweep"]
+        assert (after.info.status, after.info.end_time) == ("FINISHED", before.info.end_time)
+        assert after.data.tags["description"] == "as it ran"
+        worked = opened(client, sweep, "as it ran again")
+        worked.start_trial("b", {})
+        worked.close(refused)
+        after = shown(client, sweep)["sweep"]
+        assert (after.info.status, after.data.tags["description"]) == (refused, "as it ran again")
+
+    def test_an_mlflow_restored_from_an_older_copy_is_brought_up_to_date(self, sweep, uri, tmp_path):
+        """Its file is put back in place, as a backup does, while a tracker goes on."""
+        if not uri.startswith("sqlite"):
+            pytest.skip("copies a file")
+        now, backup = tmp_path / "mlflow.db", tmp_path / "backup.db"
+        shutil.copyfile(uri.removeprefix("sqlite:///"), now)
+        client = connect(f"sqlite:///{now}")
+        tracker = opened(client, sweep)
+        tracker.finish(flat("a", 0.5))
+        tracker.flush()
+        shutil.copyfile(now, backup)
+        tracker.start_trial("b", {"trial_id": "b"})
+        tracker.flush()
+        shutil.copyfile(backup, now)
+        tracker.finish(flat("b", 0.25))
+        tracker.close("FINISHED")
+        assert losses(client, sweep) == {"a": 0.5, "b": 0.25}
+        shutil.copyfile(backup, now)
+        again = opened(client, sweep)
+        assert again.reconcile([flat("a", 0.5), flat("b", 0.25)])["replayed"] == 1
+        again.close("FINISHED")
+        assert statuses(client, sweep) == {"a": "FINISHED", "b": "FINISHED", "sweep": "FINISHED"}
+
+
+class TestTheSweepsOwnRun:
+    @pytest.fixture
+    def report(self, tmp_path):
+        (tmp_path / "report" / "figures").mkdir(parents=True)
+        for name in ("report.html", "results.csv", "figures/one.png"):
+            (tmp_path / "report" / name).write_text(name)
+        return tmp_path / "report"
+
+    @staticmethod
+    def files(client, sweep):
+        run = shown(client, sweep)["sweep"].info.run_id
+        found = client.list_artifacts(run, "report")
+        inner = [item for one in found if one.is_dir for item in client.list_artifacts(run, one.path)]
+        return sorted(item.path for item in [*found, *inner] if not item.is_dir)
+
+    def test_shows_final_numbers_over_live_ones_and_every_file(self, tracker, client, sweep, report):
+        tracker.log_counts(7, {"trials_done": 5, "trials_failed": 2})
+        tracker.flush()
+        tracker.log_counts(8, {"trials_done": 6, "trials_failed": 2})
+        tracker.log_report({"trials_done": 8, "trials_failed": 0, "best": 0.5, "none": float("inf")}, report)
+        tracker.close("FINISHED")
+        metrics = shown(client, sweep)["sweep"].data.metrics
+        assert metrics == {"trials_done": 8, "trials_failed": 0, "best": 0.5}
+        assert history(client, sweep, "sweep", "trials_done") == [(7, 5), (8, 6), (8, 8)]
+        assert self.files(client, sweep) == [
+            "report/figures/one.png",
+            "report/report.html",
+            "report/results.csv",
+        ]
+
+    def test_is_mended_like_every_other(self, client, sweep, report):
+        """What a killed driver did not send, somebody changed or a new report has is sent by the next one."""
+        killed = opened(client, sweep)
+        killed.log_counts(1, {"trials_done": 1})
+        killed.close("KILLED")
+        for number, (done, page) in enumerate([(2, "first"), (3, "second"), (3, "second")]):
+            (report / "report.html").write_text(page)
+            again = opened(client, sweep, "as it is now")
+            again.log_report({"trials_done": done}, report)
+            again.reconcile([])
+            again.close("FINISHED")
+            run = shown(client, sweep)["sweep"]
+            assert (run.info.status, run.data.metrics["trials_done"]) == ("FINISHED", done)
+            assert run.data.tags["description"] == "as it is now"
+            points = client.get_metric_history(run.info.run_id, "trials_done")
+            assert len(points) == min(number, 1) + 2  # none is sent twice
+            if isinstance(client, SimulatedClient):
+                assert client.kept[run.info.run_id]["artifacts"]["report/report.html"] == page.encode()
+        assert len(self.files(client, sweep)) == 3
+
+    def test_files_are_sent_one_by_one(self, sweep, report, quick):
+        """Most calls fail, and none is made again that was answered."""
+        for number in range(20):
+            (report / f"file{number}").write_text("x")
+        client, calls = SimulatedClient(), []
+        real = client.log_artifact
+
+        def log_artifact(run, path, place):
+            calls.append(path)
+            if random.Random(len(calls)).random() < 0.7:
+                raise ConnectionResetError("the reply was lost")
+            real(run, path, place)
+
+        client.log_artifact = log_artifact
+        tracker = opened(client, sweep)
+        tracker.log_report({}, report)
+        tracker.close("FINISHED")
+        assert tracker.num_behind == 0
+        assert len(self.files(client, sweep)) == 23
+        answered = [path for number, path in enumerate(calls, 1) if random.Random(number).random() >= 0.7]
+        assert len(answered) == len(set(answered)) == 23
+
+    def test_a_set_up_that_fails_is_failed(self, tracker, client, sweep):
+        tracker.close("FAILED")
+        assert statuses(client, sweep) == {"sweep": "FAILED"}
+
+
+class Lossy:
+    """A client some of whose answers are lost after the server did what was asked."""
+
+    def __init__(self, client, share: float) -> None:
+        self._client, self._share, self._random, self.lost = client, share, random.Random(13), 0
+
+    def __getattr__(self, name):
+        call = getattr(self._client, name)
+
+        def lossy(*arguments, **keywords):
+            answer = call(*arguments, **keywords)
+            if self._random.random() < self._share:
+                self.lost += 1
+                raise ConnectionResetError("the reply was lost")
+            return answer
+
+        return lossy
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(tracking, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(tracking, "LONGEST_PAUSE_S", 0.01)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_one_run_per_key_although_replies_are_lost(client, sweep, quick, share):
+    lossy = Lossy(client, share)
+    tracker = opened(lossy, sweep)
+    keys = [f"t{number}" for number in range(8)]
+    for key in keys:
+        tracker.start_trial(key, {"trial_id": key})
+        tracker.finish(flat(key, 0.5))
+    tracker.close("FINISHED")
+    assert tracker.num_behind == 0
+    assert lossy.lost >= 5
+    assert statuses(client, sweep) == dict.fromkeys([*keys, "sweep"], "FINISHED")
+    assert losses(client, sweep) == dict.fromkeys(keys, 0.5)
+
+
+def test_a_dead_server_costs_no_result_and_is_counted(sweep, monkeypatch, quick):
+    client, said = SimulatedClient(), []
+    for name in ("PATIENCE_S", "STOP_PATIENCE_S"):
+        monkeypatch.setattr(tracking, name, 0.3)
+    monkeypatch.setattr(tracking, "SAID_AFTER_S", 0.0)
+    tracker = opened(client, sweep, say=said.append)
+    tracker.flush()
+
+    def dead(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(client, "create_run", dead)
+    monkeypatch.setattr(client, "search_runs", dead)
+    tracker.finish(flat("a", 0.5))
+    with pytest.raises(SetupError, match="MLflow must answer; found: no route; the result store has"):
+        tracker.reconcile([flat("a", 0.5), flat("b", 0.5)])
+    tracker.close("FINISHED")
+    assert tracker.num_behind == 3  # both results and the end of the sweep's run
+    assert said == ["MLflow does not answer (no route); the sweep goes on, and MLflow is updated later"]
+
+
+def test_a_server_that_is_down_at_the_start_is_told_later(sweep, monkeypatch, quick):
+    monkeypatch.setattr(tracking, "SAID_AFTER_S", 0.0)
+    client, up, said = SimulatedClient(), threading.Event(), []
+
+    def connect_later():
+        if not up.is_set():
+            raise SetupError("The MLflow store must answer", "Connection refused")
+        return SweepRuns(client, Page(sweep), None, None)
+
+    tracker = Tracker(connect_later, said.append)
+    tracker.check()  # such a server ends no sweep
+    tracker.start_trial("a", {"trial_id": "a"})
+    tracker.finish(flat("a", 0.5))
+    assert tracker.num_behind == 2  # the trial's run and the sweep's
+    up.set()
+    tracker.close("FINISHED")
+    assert tracker.num_behind == 0
+    assert statuses(client, sweep) == {"a": "FINISHED", "sweep": "FINISHED"}
+    assert [text.split(" (")[0] for text in said] == ["MLflow does not answer", "MLflow answers again"]
+
+
+def test_an_outage_loses_no_point_and_a_newer_state_replaces_an_older(sweep, quick):
+    client, away = SimulatedClient(), threading.Event()
+    real = client.log_batch
+
+    def log_batch(*arguments, **keywords):
+        if away.is_set():
+            raise ConnectionError("no route")
+        real(*arguments, **keywords)
+
+    client.log_batch = log_batch
+    tracker = opened(client, sweep)
+    tracker.start_trial("a", {"trial_id": "a"})
+    tracker.flush()
+    away.set()
+    tracker.log_points("a", [("epoch_train_loss", 1, 0.7, 1200)])
+    for attempt in range(2, 50):
+        tracker.fail_trial(failed("a", "worker_crash", "gone", attempt))
+        tracker.start_trial("a", {"trial_id": "a", "attempt": str(attempt)})
+    tracker.log_points("a", [("epoch_train_loss", 2, 0.6, 1300)])
+    assert tracker.num_behind == 1
+    away.clear()
+    tracker.close("KILLED")
+    assert history(client, sweep, "a", "epoch_train_loss") == [(1, 0.7), (2, 0.6)]
+    assert shown(client, sweep)["a"].data.tags["attempt"] == "49"
+
+
+def test_a_server_that_refuses_us_is_a_message_at_once(sweep):
+    calls = []
+
+    def refused():
+        calls.append(1)
+        raise Refused("The MLflow store must answer", "401 Unauthorized", "log in")
+
+    tracker = Tracker(refused)
+    with pytest.raises(SetupError, match="must answer; found: 401 Unauthorized; log in"):
+        tracker.check()
+    with pytest.raises(SetupError, match="must answer; found: 401 Unauthorized; log in"):
+        tracker.reconcile([flat(f"t{number}", 0.5) for number in range(100)])
+    tracker.close("FAILED")
+    assert len(calls) < 10  # it is not asked for every run
+
+
+def test_what_mlflow_refuses_is_counted_until_it_is_shown(sweep):
+    client = SimulatedClient()
+    real = client.log_batch
+
+    def refuse(*_, **__):
+        raise Refused("A tag must be short", "a long one")
+
+    tracker = opened(client, sweep)
+    tracker.flush()
+    client.log_batch = refuse
+    tracker.finish(flat("a", 0.5))
+    with pytest.raises(SetupError, match="A tag must be short; found: a long one"):
+        tracker.reconcile([flat("a", 0.5)])
+    assert tracker.num_behind == 1
+    client.log_batch = real
+    assert tracker.reconcile([flat("a", 0.5)])["replayed"] == 1
+    tracker.close("FINISHED")
+    assert tracker.num_behind == 0
+
+
+def test_two_stores_on_one_server_never_mix(client, sweep):
+    first, second = "a" * 16, "b" * 16
+    for storage, loss in ((first, 0.5), (second, 0.25)):
+        tracker = opened(client, sweep, storage=storage)
+        tracker.finish(flat("x", loss))
+        tracker.close("FINISHED")
+    assert losses(client, sweep, first) == {"x": 0.5}
+    assert losses(client, sweep, second) == {"x": 0.25}
+    assert losses(client, sweep, "c" * 16) == {}
+
+
+def test_without_tracking_nothing_is_tracked_and_nothing_behind(root):
+    workspace = Workspace.open(SWEEP, root)
+    workspace.paths.make()
+    tracker = make_tracker(workspace, ResultStore(workspace.results_url), None, used=False)
+    tracker.start_trial("a", {"trial_id": "a"})
+    tracker.finish(flat("a", 0.5))
+    assert tracker.reconcile([flat("a", 0.5)])["replayed"] == 0
+    tracker.close("FINISHED")
+    assert (tracker.num_behind, tracker.pages()) == (0, RunPages())
+
+
+# Which MLflow: its URI, its answers, its files.
+
+
+def test_asking_makes_nothing(root):
+    workspace = Workspace.open(SWEEP, root)
+    assert tracked_rows(workspace, None, None) == []
+    assert check_tracker(workspace.paths, None) == f"{workspace.paths.mlflow_database}, not made yet"
+    assert not workspace.paths.exist
+
+
+@pytest.mark.parametrize("sign", ["?", "%"])
+def test_a_root_whose_path_is_another_one_in_a_url_holds_no_database(sign, tmp_path):
+    workspace = Workspace.open(SWEEP, tmp_path / f"my{sign}41root")
+    workspace.paths.make()
+    with pytest.raises(SetupError, match=r"no '\?' and no '%'; found: .*; choose another with --root"):
+        make_tracker(workspace, ResultStore(workspace.results_url), None)
+    assert mlflow_uri(workspace.paths, "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    assert [path.name for path in tmp_path.iterdir()] == [f"my{sign}41root"]
+
+
+@pytest.mark.parametrize("bad", ["./mlruns", "file:///tmp/mlruns", "mlruns", "foo://h/x"])
+def test_the_file_store_is_refused(root, bad):
+    workspace = Workspace.open(SWEEP, root)
+    with pytest.raises(ConfigError, match="must be a database or server"):
+        make_tracker(workspace, ResultStore(workspace.results_url), bad)
+
+
+def test_a_server_that_hangs_holds_up_neither_start_nor_end(sweep, monkeypatch):
+    for name in ("FIRST_TRY_S", "STOP_PATIENCE_S"):
+        monkeypatch.setattr(tracking, name, 0.2)
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        tracker = Tracker(lambda: SweepRuns(connect(uri), Page(sweep), None, None))
+        tracker.check()
+        tracker.start_trial("a", {"trial_id": "a"})
+        tracker.close("KILLED")
+        assert tracker.num_behind == 3
+
+
+def test_a_server_that_does_not_answer_is_a_clear_message():
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(
+        SetupError, match=rf"must answer; found: http://…@127\.0\.0\.1:{port}: .*--no-tracking"
+    ) as caught:
+        connect(f"http://user:secret@127.0.0.1:{port}")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(SetupError, match=r"must answer; found: sqlite:.*unable to open database file"):
+        connect(f"sqlite:///{tmp_path}/mlflow.db")
+    assert sum(slept) < 5
+
+
+def test_a_database_whose_driver_is_not_installed_is_refused_at_once(monkeypatch):
+    def without_driver(*_, **__):
+        raise ModuleNotFoundError("No module named 'psycopg'")
+
+    monkeypatch.setattr("sqlalchemy.create_engine", without_driver)
+    way_out = r"No module named 'psycopg'; pip install 'isweep\[postgres\]'"
+    with pytest.raises(Refused, match=rf"must answer; found: postgresql://h/x: {way_out}"):
+        connect("postgresql://h/x")
+
+
+@pytest.mark.parametrize(
+    ("words", "final"),
+    [
+        ('password authentication failed for user "lab"', True),
+        ('database "isweep" does not exist', True),
+        ("the database system is starting up", False),
+        ("Connection refused", False),
+    ],
+)
+def test_a_database_that_will_say_the_same_again_is_refused_at_once(monkeypatch, words, final):
+    def refuse(*_, **__):
+        said = f'connection to server at "127.0.0.1", port 5432 failed: FATAL:  {words}'
+        raise OperationalError("select 1", {}, Exception(said))
+
+    monkeypatch.setattr("sqlalchemy.create_engine", refuse)
+    with pytest.raises(SetupError, match="MLflow store must answer") as caught:
+        connect("postgresql://h/x")
+    assert isinstance(caught.value, Refused) == final
+
+
+@pytest.mark.parametrize("uri", ["http://u:p@ss@host:5000", "postgresql://u:p@ss@host/db"])
+def test_a_password_with_an_at_sign_stays_secret(uri):
+    assert "ss@" not in without_secrets(f"cannot reach {uri}")
+
+
+@pytest.mark.parametrize("password", ["p@canary-word", "p%40canary-word", "p:canary-word", "p/canary-word"])
+def test_a_password_that_a_driver_takes_for_a_host_stays_secret(password):
+    """As psycopg says it; an unescaped sign ends a password for some readers and not for others."""
+    uri = f"postgresql://lab:{password}@db:5432/isweep"
+    host = password.partition("@")[2] or password
+    said = mlflow_runs.first_line(OSError(f"failed to resolve host '{host}@db' or 'canary-word@db'"), uri)
+    assert "canary" not in said
+    assert said.startswith("failed to resolve host")
+
+
+def files(folder):
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_driver_stopped_while_tables_are_made_leaves_nothing_that_a_later_one_stumbles_over(
+    tmp_path, monkeypatch
+):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("alembic.command.upgrade", stopped)
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+            connect(uri)
+    assert files(tmp_path) == set()
+    assert [one.name for one in connect(uri).search_experiments()] == ["Default"]
+    assert files(tmp_path) == {"mlflow.db"}
+
+
+def test_who_comes_second_leaves_the_file_of_the_first_alone(tmp_path, monkeypatch):
+    path = tmp_path / "mlflow.db"
+
+    class Slow:
+        def __init__(self, uri):
+            pass
+
+        def search_experiments(self, **_):
+            with closing(sqlite3.connect(path)) as other:
+                other.execute("CREATE TABLE IF NOT EXISTS others (id INT)")
+
+    monkeypatch.setattr(mlflow_runs, "MlflowClient", Slow)
+    connect(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as found:
+        assert found.execute("SELECT name FROM sqlite_master").fetchall() == [("others",)]
+    assert files(tmp_path) == {"mlflow.db"}
+
+
+def test_a_root_that_was_moved_keeps_its_artifacts_below_itself(uri, tmp_path, monkeypatch):
+    if not uri.startswith("sqlite"):
+        pytest.skip("a root's own file")
+    report, first, moved = tmp_path / "report", tmp_path / "first", tmp_path / "moved"
+    report.mkdir()
+    for root, page in ((first, "first"), (moved, "second")):
+        (report / "report.html").write_text(page)
+        if root == moved:
+            first.rename(moved)
+            # As in another process: MLflow keeps in mind where it put a run's artifacts.
+            monkeypatch.setattr("mlflow.tracking._tracking_service.utils._artifact_repos_cache", {})
+        workspace = Workspace.open(SWEEP, root)
+        workspace.paths.make()
+        if root == first:
+            shutil.copyfile(uri.removeprefix("sqlite:///"), workspace.paths.mlflow_database)
+        tracker = make_tracker(workspace, ResultStore(workspace.results_url), None)
+        tracker.log_report({}, report)
+        tracker.close("FINISHED")
+        assert tracker.num_behind == 0
+    assert not first.exists()
+    assert [path.read_text() for path in moved.rglob("report/report.html")] == ["second"]
+
+
+def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, tmp_path, caplog):
+    client = connect(uri)
+    tracker = opened(client, sweep)
+    tracker.finish(flat("a", 0.5))
+    tracker.close("FINISHED")
+    keep_run_pages(tmp_path / "pages.json", tracker.pages())
+    keep_run_pages(tmp_path / "pages.json", RunPages())  # a run without tracking forgets nothing
+    pages = read_run_pages(tmp_path / "pages.json")
+    assert pages.runs["a"] == shown(client, sweep)["a"].info.run_id
+    experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
+    assert pages.prefix == f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/"
+    (tmp_path / "pages.json").write_text("{")
+    assert read_run_pages(tmp_path / "pages.json") == read_run_pages(tmp_path / "absent") == RunPages()
+    assert "reports link to no runs" in caplog.text
+
+
+def test_pages_say_what_a_run_is(client, sweep):
+    page = Page(sweep, "Digits against slices.", 3, "fgsm_1_loss_gain")
+    tracker = Tracker(lambda: SweepRuns(client, page, None, None))
+    run = flat("a", 0.5)
+    named = {"dataset": "digits", "class_pair": "3-8", "model": "small_cnn", "seed": "1", "recipe": "demo"}
+    run.tags.update(named, data_fingerprint="f" * 64)
+    tracker.finish(run)
+    tracker.close("FINISHED")
+    runs = shown(client, sweep)
+    assert runs["a"].data.tags["mlflow.runName"] == "small_cnn digits 3-8 N=10 seed 1"
+    assert runs["a"].data.tags["mlflow.source.name"] == f"isweep run {sweep}"
+    (used,) = client.get_run(runs["a"].info.run_id).inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("digits 3-8", "f" * 36)
+    experiment = client.get_experiment_by_name(f"isweep/{sweep}")
+    note = experiment.tags["mlflow.note.content"]
+    assert note == runs["sweep"].data.tags["mlflow.note.content"]
+    links, description, _ = note.split("\n\n")  # MLflow shows one line of it until it is opened
+    assert links.count("](#/") == 3
+    assert description == "Digits against slices."
+    pages = f"#/experiments/{experiment.experiment_id}/runs?viewStateShareKey="
+    charts = "&compareRunsMode=CHART"
+    for view, mode in (("best", ""), ("curve", charts), ("sharpness", charts)):
+        assert f"({pages}{view}{mode}&workflowType=machine_learning)" in links
+        assert experiment.tags[f"mlflow.sharedViewState.{view}"].startswith("{")
+
+
+# What MLflow shows otherwise than the store: the store's numbers are used, and the difference is reported.
+
+
+def row(trial_id: str, **values: object) -> dict[str, object]:
+    return {"trial_id": trial_id, "model": "m", "test_loss": 0.5, **values}
+
+
+def test_equal_rows_say_nothing_and_ones_own_column_is_no_difference():
+    assert differences([row("a"), row("b")], [row("b"), row("a", my_note=1.0)], "mend") == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "column", "tracked", "stored"),
+    [
+        ({"test_loss": 0.4}, "test_loss", "0.4", "0.5"),
+        ({"model": "other"}, "model", "'other'", "'m'"),
+        ({"data_fingerprint": "x"}, "data_fingerprint", "'x'", "nothing"),
+    ],
+)
+def test_every_cell_that_differs_is_named(shown, column, tracked, stored):
+    assert differences([row("a"), row("b")], [row("a"), row("b", **shown)], "isweep reconcile mine") == [
+        "MLflow differs from the result store in 1 values of 1 trials "
+        f"(b {column}: {tracked}, stored {stored}); the store's are used. "
+        "Mend MLflow with `isweep reconcile mine`"
+    ]
+
+
+def test_values_and_trials_that_one_side_lacks_are_counted():
+    lacking = [{"trial_id": name, "model": "other"} for name in ("a", "b", "x")]
+    assert differences([row("a"), row("b"), row("c")], lacking, "mend") == [
+        "MLflow differs from the result store in 4 values of 2 trials (a model: 'other', stored 'm'; "
+        "a test_loss: nothing, stored 0.5; b model: 'other', stored 'm'; and 1 more); the store's are used. "
+        "Mend MLflow with `mend`",
+        "MLflow lacks 1 results that the store has: send them with `mend`",
+        "MLflow shows 1 trials of which the sweep, as it is planned now, has no result; left out",
+    ]
