@@ -7,7 +7,9 @@ The family is rooted here, in the lowest layer, because reading data (``tasks``)
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -89,6 +91,17 @@ def invalid(error: ValidationError) -> SweepError:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return ConfigError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}", repr(first["input"])[:200])
+
+
+def nearest_path(path: Path) -> str:
+    """Return the hint for a path that does not exist: what of it does, and the nearest name there."""
+    try:
+        there = next(parent for parent in path.absolute().parents if parent.is_dir())
+        wanted = path.absolute().relative_to(there).parts[0]
+        near = difflib.get_close_matches(wanted, sorted(os.listdir(there)), n=1)
+    except (OSError, ValueError, StopIteration, IndexError):
+        return ""
+    return f"did you mean {there / near[0]}?" if near else f"{there} is there, and no {wanted} in it"
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str] | Iterable[int]) -> ConfigError:

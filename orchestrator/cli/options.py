@@ -36,12 +36,13 @@ def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
     return Parameter(converter=_each(check))
 
 
-def real(least: float = -math.inf, most: float = math.inf) -> Parameter:
-    """Return how to read finite numbers from ``least`` to ``most``."""
+def real(least: float = -math.inf, most: float = math.inf, *, share: bool = False) -> Parameter:
+    """Return how to read finite numbers from ``least`` to ``most``; a share may be written as ``1%``."""
 
     def check(text: str) -> float:
         try:
-            value = float(text)
+            percent = share and text.endswith("%")
+            value = float(text.removesuffix("%")) / 100 if percent else float(text)
         except ValueError:
             raise ValueError(f"must be a number, got {text!r}") from None
         if not math.isfinite(value):
@@ -220,10 +221,11 @@ class ReadingOptions:
     """How to read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that may be unusable (default 0.001).
+        max_skipped_share: Largest share of a dataset's files that may be unusable, as 0.01 or 1%; one file
+            may always be, unless it is 0 (default 0.1%).
     """
 
-    max_skipped_share: Annotated[float, real(0, 1), Parameter(metavar="SHARE")] = 0.001
+    max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001
 
 
 def run_options(

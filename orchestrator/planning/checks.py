@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.planning.plan import Workspace
-from search_spaces.errors import ConfigError, DataError, SweepError, collect
+from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from tasks.prepared.subsets import make_subset
 from tasks.sources import OLD_KINDS, source_for
@@ -50,7 +50,9 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
         given = (raw or {}).get(choice.name)
         if choice.own is not None and given is None and not Path(choice.own.path).exists():
             rule = f"datasets.{choice.name}.own.path must exist"
-            problems.append(ConfigError(rule, choice.own.path, "a relative path starts at the sweep file"))
+            near = nearest_path(Path(choice.own.path))
+            way_out = f"a relative path starts at the sweep file; {near}" if near else ""
+            problems.append(ConfigError(rule, choice.own.path, way_out))
         elif choice.own is not None and choice.own.kind in COUNTED:
             own[choice.name] = given or Path(choice.own.path)
     collect(problems, ConfigError)

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.datasets import DATASETS, dataset_spec, own_dataset_spec
-from search_spaces.errors import ConfigError, DataError, invalid, unknown_name
+from search_spaces.errors import ConfigError, DataError, invalid, nearest_path, unknown_name
 from search_spaces.models import model_spec
 from search_spaces.specs import DatasetSpec, Domain, PreparedSpec
 from search_spaces.sweeps import OwnSourceSpec, RecipeChoice, SweepSpec
@@ -245,7 +245,7 @@ def measure_source(request: MeasureRequest, executor: Executor, paths: RootPaths
         raise ConfigError(
             "The source must be a folder, a file or the name of a dataset",
             request.source,
-            f"known datasets: {', '.join(sorted(DATASETS))}",
+            f"{nearest_path(path)}; known datasets: {', '.join(sorted(DATASETS))}".lstrip("; "),
         )
     if (path / MARKER).exists():
         return _measure_dataset(request, PreparedDataset.open(path), executor)

@@ -405,7 +405,7 @@ def prepare_dataset(
         raw: Folder or file of the raw download; None for sources that bring their own.
         destination: Where the store goes; its parent also holds the part files and the hash key meanwhile.
         executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all its nodes.
-        max_skipped_share: Largest share of listed items that may be unusable.
+        max_skipped_share: Largest share of listed items that may be unusable; one always may, unless it is 0.
         for_training: Refuse data that no fair split exists for (one group holds most of them, or too many
             images equal one with another label). Measuring does not split; there both are only counted.
         on_progress: Called after every block of items.
@@ -506,7 +506,7 @@ def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> Non
         raise DataError(
             f"{name}: at most {allowed:.2%} of the images may equal an image with another label",
             f"{images.num_conflicts} of {num_images}",
-            "correct the labels, raise image_size, or raise the allowed share (max_skipped_share)",
+            "correct the labels, raise image_size, or allow more: --max-skipped-share 1%",
         )
 
 
@@ -544,11 +544,13 @@ def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allo
     if not skipped:
         return
     reasons = Counter(reason for _, reason in skipped)
-    logger.warning("%s: %d of %d items skipped: %s", name, len(skipped), total, dict(reasons))
-    if len(skipped) > allowed * total:
+    counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    logger.warning("%s: %d of %d items skipped: %s", name, len(skipped), total, counts)
+    most = max(allowed * total, 1) if allowed else 0
+    if len(skipped) > most:
         listed = "; ".join(f"{locator} {reason}" for locator, reason in skipped[:MAX_TOLD_SKIPS])
         raise DataError(
-            f"{name}: at most {allowed:.2%} of the items may be unusable",
-            f"{len(skipped)} of {total}, by reason {dict(reasons)}, first (hashed names): {listed}",
-            "isweep locate HASH --raw DIR finds one; mend them, or raise max_skipped_share",
+            f"{name}: at most {most:,.0f} of {total:,} items ({allowed:.2%}) may be unusable",
+            f"{len(skipped)} ({counts}), first (hashed names): {listed}",
+            "isweep locate HASH --raw DIR finds one; mend them, or allow more: --max-skipped-share 1%",
         )

@@ -17,7 +17,7 @@ from typing import Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import DataError
+from search_spaces.errors import DataError, nearest_path
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.sources.privacy import keyed_hash, spell
 
@@ -59,9 +59,9 @@ class RawRequest:
         try:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
-            raise DataError(
-                f"The raw download of {name} must exist", f"no {self.raw}", f"expected: {layout}"
-            ) from None
+            near = nearest_path(self.raw)
+            way_out = f"{near}; expected: {layout}" if near else f"expected: {layout}"
+            raise DataError(f"The raw download of {name} must exist", f"no {self.raw}", way_out) from None
         except (OSError, ValueError) as error:
             found = getattr(error, "strerror", None) or "a name that no file can have"
             raise DataError(f"The raw download of {name} must be readable", found) from None

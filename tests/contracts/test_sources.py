@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +145,15 @@ class TestSource:
                 executor=InlineExecutor(),
             )
         assert not (tmp_path / "out").exists()
+
+
+def test_every_kind_has_a_row_in_the_documents():
+    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    assert [kind for kind in OWN_KINDS if f"| `{kind}` |" not in text] == []
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name not in KINDS and name != "manifold"])
+def test_every_reader_says_what_its_layout_was_taken_from(name):
+    """A document, a public reader or a format's standard."""
+    module = import_module(SOURCES[name].partition(":")[0])
+    assert re.search(r"Layout|Format", module.__doc__)

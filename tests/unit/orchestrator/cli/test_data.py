@@ -163,14 +163,15 @@ class TestMeasure:
             folder = tmp_path / "own" / ("a" if index % 2 else "b")
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{index}.png")
-        (tmp_path / "own" / "a" / "broken.png").write_bytes(b"no image")
+        for name in ("broken.png", "torn.png"):
+            (tmp_path / "own" / "a" / name).write_bytes(b"no image")
         code, _, err = run("measure", str(tmp_path / "own"), "--image-size", "8")
         assert code == 2
         digest = re.search(r"\b[0-9a-f]{16}\b", err)
         code, out, _ = run("locate", digest[0], "--raw", str(tmp_path / "own"))
         assert (code, out) == (0, "a/broken.png\n")
         code, out, _ = run(
-            "measure", str(tmp_path / "own"), "--image-size", "8", "--max-skipped-share", "0.1", "--json"
+            "measure", str(tmp_path / "own"), "--image-size", "8", "--max-skipped-share", "10%", "--json"
         )
         assert json.loads(out)["num_images"] == 60
 

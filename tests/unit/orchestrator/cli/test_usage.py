@@ -134,6 +134,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["run", "smoke", "--num-cpus", "1.5"], 2, "argument --num-cpus: must be a whole number, got '1.5'"),
         (["run", "smoke", "--num-cpus", "-1"], 2, "argument --num-cpus: must be at least 1, got -1"),
         (["run", "smoke", "--max-skipped-share", "2"], 2, "must be between 0 and 1, got 2"),
+        (["run", "smoke", "--max-skipped-share", "200%"], 2, "must be between 0 and 1, got 2"),
         (["run", "smoke", "--max-skipped-share", "nan"], 2, "must be a finite number, got nan"),
         (["run", "smoke", "--max-skipped-share", "x"], 2, "must be a number, got 'x'"),
         (["run", "smoke", "--raw"], 2, "argument --raw: expected"),

@@ -172,9 +172,21 @@ def test_skips_are_counted_and_hashed(toy, tmp_path, monkeypatch, caplog):
     assert "patient" not in text
 
 
+@pytest.mark.parametrize(("allowed", "taken"), [(0.001, True), (0.0, False)])
+def test_one_damaged_file_does_not_refuse_a_set(toy, tmp_path, monkeypatch, allowed, taken):
+    monkeypatch.setattr(Toy, "broken", frozenset({3}))
+    if taken:
+        assert run(toy, tmp_path / "out", max_skipped_share=allowed).num_skipped == 1
+        return
+    with pytest.raises(DataError, match=r"at most 0 of 40 items .*found: 1 \(not an image: 1\)"):
+        run(toy, tmp_path / "out", max_skipped_share=allowed)
+
+
 def test_too_many_skips_stop_with_the_list(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Toy, "broken", frozenset({3, 4}))
-    with pytest.raises(DataError, match=r"2 of 40, by reason \{'not an image': 2\}, first") as caught:
+    with pytest.raises(
+        DataError, match=r"at most 1 of 40 items \(0\.10%\).*found: 2 \(not an image: 2\), first"
+    ) as caught:
         run(toy, tmp_path / "out")
     assert "secret" not in str(caught.value)
 

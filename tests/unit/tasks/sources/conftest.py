@@ -32,7 +32,7 @@ def prepare(tmp_path):
         *,
         image_size=8,
         channels=1,
-        max_skipped_share=0.001,
+        max_skipped_share=0.0,
         name="mine",
         for_training=True,
         **options,
@@ -61,7 +61,8 @@ def official(tmp_path):
         row = dataset_spec(name)
         spec = PreparedSpec(dataset=name, task=row.task, image_size=16, channels=1)
         destination = (out or tmp_path / "prepared") / name
-        prepare_dataset(spec, row, raw=raw, destination=destination, executor=InlineExecutor(), **options)
+        strict = {"max_skipped_share": 0.0} | options
+        prepare_dataset(spec, row, raw=raw, destination=destination, executor=InlineExecutor(), **strict)
         return PreparedDataset.open(destination)
 
     return run

@@ -77,7 +77,7 @@ class TestFolders:
             return original(path, *rest, **options)
 
         monkeypatch.setattr(os, "open", deny)
-        with pytest.raises(DataError, match=r"file is gone or unreadable': 1") as caught:
+        with pytest.raises(DataError, match=r"file is gone or unreadable: 1") as caught:
             prepare("folder", class_folder)
         assert "3.png" not in str(caught.value)
 

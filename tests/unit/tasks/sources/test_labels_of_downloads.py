@@ -94,7 +94,7 @@ class TestDuke:
 
     def test_a_box_that_ends_before_it_starts_is_refused_and_counted(self, tree, official):
         self.boxes(tree, ["Breast_MRI_001", 20, 10])
-        with pytest.raises(DataError, match="a box of the patient starts after its end': 30"):
+        with pytest.raises(DataError, match="a box of the patient starts after its end: 30"):
             official("dbc", tree)
 
     def test_two_boxes_count_both(self, tree, official):
@@ -117,7 +117,7 @@ class TestDuke:
         values = np.random.default_rng(0).integers(0, 4000, (48, 48)).astype(np.uint16)
         data = make_dicom(values, patient="Breast_MRI_777", bits=12, SOPInstanceUID="1.3.6.1.4.1.1")
         save_dicom(path, data)
-        with pytest.raises(DataError, match="another patient in the header than the table says': 1"):
+        with pytest.raises(DataError, match="another patient in the header than the table says: 1"):
             official("dbc", tree)
 
     def test_without_uids_the_record_says_so(self, tree, official):
@@ -182,7 +182,7 @@ class TestOtherDownloads:
         affine = image.affine.copy()
         affine[2, 3] += 12
         nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
-        with pytest.raises(DataError, match="volumes that lie elsewhere in space': 1"):
+        with pytest.raises(DataError, match="volumes that lie elsewhere in space: 1"):
             official("brats", tree)
 
     def test_prostate_takes_ultrasound_only(self, tmp_path, official):
@@ -193,7 +193,7 @@ class TestOtherDownloads:
         data = pydicom.dcmread(path)
         data.Modality = "MR"
         data.save_as(path)
-        with pytest.raises(DataError, match="not ultrasound': 1"):
+        with pytest.raises(DataError, match="not ultrasound: 1"):
             official("prostate", tree)
 
 

@@ -229,5 +229,5 @@ def test_a_labelled_case_without_its_volume_is_skipped(trees, tmp_path):
 
     raw = Path(shutil.copytree(trees / "brats", tmp_path / "brats"))
     next(raw.rglob("*_t2.nii*")).unlink()
-    with pytest.raises(DataError, match="'a volume of the case is missing': 1"):
+    with pytest.raises(DataError, match="'a volume of the case is missing: 1"):
         run("brats", raw, tmp_path)

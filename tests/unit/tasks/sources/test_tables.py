@@ -509,7 +509,7 @@ class TestNiftiTable:
         [
             (("0.nii.gz,a,3", "1.nii.gz,b,x"), "slice must be a whole number"),
             (("0.nii.gz,a,3", "0.nii.gz,b,3"), "repeated in 1: row 3; with different labels: 1"),
-            (("0.nii.gz,a,3", "1.nii.gz,b,40"), "slice beyond the volume': 1"),
+            (("0.nii.gz,a,3", "1.nii.gz,b,40"), "slice beyond the volume: 1"),
         ],
     )
     def test_bad_slices(self, prepare, tmp_path, rows, message):
