@@ -203,6 +203,8 @@ def show_cell(workspace: Workspace, asked: str, place: Place) -> None:
         if logs:
             lines = (said[max(logs)] or "").splitlines()[-LOG_LINES:]
             stdout.print(escape("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
+        if failure is not None and failure.failure.traceback and not logs:
+            stdout.print(escape(failure.failure.traceback), soft_wrap=True)
 
     emit(place, document, show)
 
