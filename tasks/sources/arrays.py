@@ -181,11 +181,7 @@ def row_locator(array: str, row: int) -> str:
 
 
 def _find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
-    """Return the arrays to read, and how many validation images are left out.
-
-    Raises:
-        DataError: when no known pair of names is there, or several.
-    """
+    """Return the arrays to read, and how many validation images are left out."""
     names = set(file.names())
     found: list[list[Part]] = []
     for images, labels in KEYS:
