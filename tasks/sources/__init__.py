@@ -1,8 +1,8 @@
 """Sources: one module per raw layout, found by name; which of them reads a path, and what a message tells of.
 
 Another package registers its own with an entry point in the group ``isweep.sources`` that names a class
-following :class:`tasks.sources.base.Source`. Messages and records name a file by its keyed hash, and a row of a
-table, which is no secret, by its number.
+following :class:`tasks.sources.base.Source`. Messages and records name a file by its keyed hash, and a row of
+a table, which is no secret, by its number.
 """
 
 from __future__ import annotations

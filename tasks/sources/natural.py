@@ -4,10 +4,10 @@ Layouts. MNIST's: Yann LeCun's page ("THE IDX FILE FORMAT"), names as there and 
 common mirrors have them, and Kaggle's copy with each file in a folder of its own name; folders and the first
 labels of the official files tell Fashion-MNIST apart. CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html,
 "Dataset layout"; its pickles are read by an unpickler that knows numpy arrays and nothing else. SVHN, format
-2: http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3 (HDF5 with all sides in reverse order), which spells
-digit 0 as class 10. ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's
-``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar of one tar per class; only the ten classes of the
-table's row are read.
+2: http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3 (HDF5 with all sides in reverse order), which
+spells digit 0 as class 10. ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's
+``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar of one tar per class; only the ten classes of
+the table's row are read.
 
 Train files only, as in the study; its test images are drawn from them, too.
 """
