@@ -21,20 +21,19 @@ from harness import Found, run
 from ray.cluster_utils import Cluster as RayCluster
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.planning.gpus import CARDS, EAGER_INTERVAL_S, card_named
-from orchestrator.planning.paths import RootPaths
-from orchestrator.planning.plan import SweepPlan, plan_sweep
-from orchestrator.planning.predict import (
+from orchestrator.planning.gpus import (
+    CARDS,
+    EAGER_INTERVAL_S,
     LOOK_AHEAD,
-    Expectation,
     Job,
     Replay,
-    expected_seconds,
-    jobs_on,
+    card_named,
     longest_first,
-    order_trials,
     replay,
 )
+from orchestrator.planning.paths import RootPaths
+from orchestrator.planning.plan import SweepPlan, plan_sweep
+from orchestrator.planning.predict import Expectation, expected_seconds, jobs_on, order_trials
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
@@ -42,7 +41,7 @@ from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
-from orchestrator.running.trials import TrialSweep
+from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import SweepSpec
@@ -136,7 +135,7 @@ class Idle(TrialTrainable):
     """Tells node and cards, and lasts until the clock says that it ends."""
 
     def _run(self, started_at: float) -> CellReport:
-        name, context = self._cell["trial_id"], ray.get_runtime_context()
+        name, context = self.cell["trial_id"], ray.get_runtime_context()
         where = [context.get_node_id(), context.get_accelerator_ids()["GPU"]]
         _internal_kv_put(f"begun {name}", json.dumps(where).encode())
         while not _internal_kv_get(f"ends {name}"):
@@ -146,7 +145,7 @@ class Idle(TrialTrainable):
             started_at=started_at,
             finished_at=time.time(),
             outcome=result,
-            gpu_share=self._cell["num_gpus"],
+            gpu_share=self.cell["num_gpus"],
         )
 
 
@@ -240,7 +239,7 @@ def run_beside(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
     images, labels = np.zeros((2000, 1, 2, 2), np.uint8), np.arange(2000, dtype=np.int64) % 2
     with connect(address) as cluster:
         clock.start()
-        TrialSweep(
+        run = Run(
             plan=plan,
             cluster=cluster,
             resources=Resources(1, 0.25),
@@ -248,11 +247,10 @@ def run_beside(plan: SweepPlan, address: str, root: Path, clock: Clock) -> None:
             stored=StoredResults.read(str(root / "store")),
             tracker=Tracker(),
             monitor=Progress(),
-            measures={},
-            load=lambda subset, size: TrialData(images, labels, images, labels, 2, "f"),
             expectation=Expectation(CARD),
-            trainable=Idle,
-        ).run(plan.trials, {})
+        )
+        data = TrialData(images, labels, images, labels, 2, "f")
+        Trials(run, GridWork(run, plan.trials, lambda subset, size: data), Idle).run()
         clock.join(PATIENCE_S)
 
 

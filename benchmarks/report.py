@@ -15,7 +15,8 @@ from harness import Found, run
 from orchestrator.analysis import fit_scaling_laws
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.synthetic import synthetic_table
-from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS, FlatRun
+from orchestrator.results.rows import FlatRun
+from orchestrator.results.table import INTEGER_COLUMNS, TEXT_COLUMNS
 
 SIZES = (500, 750, 1000, 1250, 1500, 1750)
 PAIRS = ("0-1", "2-3", "4-5", "6-7", "8-9")

@@ -18,17 +18,18 @@ from harness import Found, alone, run
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
+from orchestrator.results.index import Index
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
 from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.records import Provenance, TrialRecord
-from orchestrator.results.state import OutlineIndex, StoredResults
+from orchestrator.results.state import StoredResults
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.doctor import look_at_nodes
 from orchestrator.running.progress import Progress
-from orchestrator.running.trials import TrialSweep
+from orchestrator.running.trials import GridWork, Run, Trials
 from search_spaces.specs import NetworkSpec, SubsetSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.measures.estimators import IntrinsicDimension
@@ -90,10 +91,9 @@ class MemoryLog(Progress):
 def drive(plan: SweepPlan, cluster: Cluster, folder: Path, tracker: Tracker, monitor: Progress) -> float:
     """Seconds of a sweep of no-op trials."""
     paths, stored = RootPaths.create(folder), StoredResults.read(str(folder / "store"))
-    resources, measures = Resources(1, 0), dict[str, Any]()
     start = time.perf_counter()
-    sweep = TrialSweep(plan, cluster, resources, paths, stored, tracker, monitor, measures, load)
-    sweep.run(plan.trials, {})
+    run = Run(plan, paths, cluster, Resources(1, 0), stored, tracker, monitor)
+    Trials(run, GridWork(run, plan.trials, load)).run()
     tracker.flush()
     return time.perf_counter() - start
 
@@ -396,7 +396,7 @@ def looks(*, cells: int = 50_000, filled: Path | None = None) -> Found:
     folder.mkdir(exist_ok=True)
     try:
         root, sweep = folder / "root", sweep_file(folder, cells)
-        index = root / "sweeps" / "many" / "index.jsonl"
+        index = root / "sweeps" / "many" / "index.sqlite"
         if not root.exists():
             fill(sweep, root)
         index.unlink(missing_ok=True)
@@ -404,7 +404,7 @@ def looks(*, cells: int = 50_000, filled: Path | None = None) -> Found:
         first = command("status", *places)
         later = {name: command(name, *places) for name in ("status", "plan")}
         began = time.perf_counter()
-        known = len(OutlineIndex.read(index).known)
+        known = len(Index(index).read())
         return {
             "ours": later,
             "theirs": {"every record read": first},

@@ -286,7 +286,7 @@ def open(source: SweepSource, *, root: str | Path | None = None, storage: str | 
     Args:
         source: See :func:`run`. Of a preset that ran with changes, it is as it ran.
         root: See :func:`run`.
-        storage: fsspec URL of the result store; None for below the root.
+        storage: folder or URL of the result store; None for below the root.
 
     Raises:
         SweepError: for a name or file that does not make sense.

@@ -321,7 +321,7 @@ def prepare_one(
     from orchestrator.planning.sweep_file import load_sweep
     from orchestrator.running.cluster import connect
     from orchestrator.running.locks import exclusive
-    from orchestrator.running.run import check_raw, prepare_missing
+    from orchestrator.running.preparation import check_raw, prepare_missing
     from tasks.prepared.prepare import save_montage
     from tasks.prepared.store import PreparedDataset
     from tasks.remote import RayExecutor

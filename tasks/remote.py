@@ -163,8 +163,9 @@ class RayExecutor:
         arguments = enumerate(argument_tuples)
         count = f"/{len(argument_tuples)}" if isinstance(argument_tuples, Sized) else ""
         called = f"{self._label} {function.__name__.strip('_').replace('_', ' ')}".strip()
-        # Later its own tasks hold CPUs too, and nobody could say who does.
-        patience = PATIENCE_S if self._all_held(options.get("num_cpus", num_cpus)) else None
+        # Later its own tasks hold CPUs too. What one node has free Ray does not tell.
+        held = self._nodes is not None or ray.available_resources().get("CPU", 0.0) < num_cpus
+        patience = PATIENCE_S if held else None
         try:
             while True:
                 while len(in_flight) < self.num_workers and (item := next(arguments, None)) is not None:
@@ -175,9 +176,9 @@ class RayExecutor:
                 done, _ = ray.wait(list(in_flight), num_returns=1, timeout=patience)
                 if not done:
                     self._note(
-                        f"{called}: nothing came back for {patience:.0f} s. Each task asks for "
-                        f"{num_cpus:g} CPUs; other work held those of {self._where()}. "
-                        "They go on as soon as some are free."
+                        f"{called}: nothing came back for {PATIENCE_S:.0f} s. Each task asks for "
+                        f"{num_cpus:g} CPUs of {self._where()}; where other work holds them, the tasks go on "
+                        "as soon as some are free."
                     )
                 patience = None
                 for reference in done:
@@ -185,14 +186,6 @@ class RayExecutor:
         finally:
             # An error, or a caller who stops early, must not leave tasks eating the cluster.
             _end(list(in_flight))
-
-    def _all_held(self, num_cpus: float) -> bool:
-        """Tell whether no node for these tasks has ``num_cpus`` free; known some tenths of a second late."""
-        import ray
-
-        free = ray._private.state.available_resources_per_node()
-        nodes = free if self._nodes is None else self._nodes
-        return all(free.get(node, {}).get("CPU", 0.0) < num_cpus for node in nodes)
 
     def _where(self) -> str:
         if self._nodes is None:

@@ -42,8 +42,8 @@ from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.sweep_file import sweep_text
 from orchestrator.results import table as c
+from orchestrator.results.rows import Row, measure_rows
 from orchestrator.results.state import State, cost_of, read_state
-from orchestrator.results.table import Row, measure_rows
 from orchestrator.results.tracking import Tracker, read_run_pages
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
@@ -337,6 +337,7 @@ def report_summary(workspace: Workspace, state: State) -> dict[str, Any]:
         "failed": len(state.failures),
         "diverged": sum(record.result.status == TrialStatus.DIVERGED for record in records),
         "failures": state.failure_rows(),
+        "tracebacks": {i: text for i, one in state.failures.items() if (text := one.failure.traceback)},
         "measures": [row for record in state.measures.values() for row in measure_rows(record)],
         "unreadable": [vars(item) for item in state.unreadable],
         "code_versions": dict(Counter(record.provenance.code_version for record in records)),

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from io import TextIOWrapper
@@ -34,7 +34,7 @@ from rich.markup import escape
 
 from orchestrator.cli import data, environment, predicting, results, start, sweeps, tuning
 from orchestrator.cli.options import Place
-from orchestrator.cli.printing import emit, stderr, written
+from orchestrator.cli.printing import emit, stderr, waiting, written
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.running.signals import is_stop, stop_on_signals
 from search_spaces.errors import ConfigError, SetupError, SweepError
@@ -217,7 +217,11 @@ EXAMPLES = {
     "status": ("isweep status", "isweep status demo --watch"),
     "tune": ("isweep tune demo",),
     "reconcile": ("isweep reconcile demo",),
-    "results": ("isweep results demo", "isweep results demo --csv table.csv"),
+    "results": (
+        "isweep results demo --best",
+        "isweep results demo --where dataset=digits --mean --sort loss",
+        "isweep results demo --csv table.csv",
+    ),
     "fit": ("isweep fit demo",),
     "report": ("isweep report demo",),
     "predict": ("isweep predict demo --model small_cnn --measured ./my-images --train-size 1000",),
@@ -243,6 +247,26 @@ EXAMPLES = {
 """What ends the help of each command."""
 
 
+WAITS = {
+    "init": "looking at the images",
+    "presets": "reading presets",
+    "plan": "planning",
+    "reconcile": "sending to MLflow",
+    "results": "reading results",
+    "fit": "fitting",
+    "report": "fitting and drawing",
+    "predict": "measuring and fitting",
+    "power": "simulating sweeps",
+    "compare": "comparing",
+    "measure": "reading and measuring images",
+    "locate": "looking for the file",
+    "ls": "looking at the root",
+    "ui": "MLflow's page starts; half a minute",
+    "doctor": "checking",
+}
+"""What commands do that show no progress of their own while one waits for their answer."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A command with its options, ready to be run."""
@@ -258,7 +282,9 @@ class Command:
 
     def run(self) -> int:
         """Run it and return its exit code."""
-        code = self.function(*self.bound.args, **self.bound.kwargs) or 0
+        wait = WAITS.get(self.function.__name__)
+        with waiting(wait) if wait else nullcontext():
+            code = self.function(*self.bound.args, **self.bound.kwargs) or 0
         sys.stdout.flush()
         return code
 

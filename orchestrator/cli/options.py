@@ -104,7 +104,7 @@ class Place:
 
     Attributes:
         root: Folder of everything (default: $ISWEEP_ROOT or ./isweep-root).
-        storage: fsspec URL of the result store (default: below the root).
+        storage: folder or URL of the result store (default: below the root).
         mlflow_uri: MLflow store (default: $MLFLOW_TRACKING_URI, then SQLite below the root).
         json: Print data as JSON on stdout.
     """

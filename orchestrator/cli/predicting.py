@@ -20,7 +20,7 @@ from orchestrator.cli.options import (
     run_options,
     whole,
 )
-from orchestrator.cli.printing import emit, grid, line, stderr, stdout
+from orchestrator.cli.printing import emit, grid, line, stderr, stdout, waited
 from orchestrator.cli.results import arms, read_table
 from search_spaces.errors import ConfigError
 
@@ -146,6 +146,7 @@ def _pilot(
         from orchestrator.running.measuring import PilotRequest, run_pilot
         from orchestrator.running.progress import Progress
 
+        waited()  # trainings have a display of their own
         sweep = Workspace.open(preset, place.root, place.storage, as_run=True).plan.sweep
         sizes, domain = trained.pilot_sizes, cast("Domain | None", question.domain)
         request = PilotRequest(source, question.model, sizes, trained.pilot_test_size, domain)

@@ -74,22 +74,37 @@ stdout = _Data(highlight=False, width=_width(sys.stdout))
 
 def emit(place: Place, document: object, show: Callable[[], None]) -> None:
     """Print a document as JSON with ``--json``, else as ``show`` does, for people."""
+    waited()
     if place.json:
         line(json.dumps(document, indent=1, allow_nan=False))
     else:
         show()
 
 
+_waits: list[Progress] = []
+
+
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Say on a terminal what is waited for, with a clock that moves; a pipe or file gets no such line."""
-    if not stderr.is_terminal:
-        yield
-        return
+    """Say on a terminal what is waited for, with a clock that moves, until the block ends or :func:`emit`.
+
+    Nothing of it goes to a pipe or file.
+    """
     columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True) as shown:
-        shown.add_task(f"{text} …", total=None)
+    shown = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+    shown.add_task(f"{text} …", total=None)
+    _waits.append(shown)
+    shown.start()
+    try:
         yield
+    finally:
+        waited()
+
+
+def waited() -> None:
+    """End what :func:`waiting` shows: there is something to read."""
+    while _waits:
+        _waits.pop().stop()
 
 
 def line(text: str) -> None:
@@ -188,6 +203,8 @@ def show_cell(workspace: Workspace, asked: str, place: Place) -> None:
         if logs:
             lines = (said[max(logs)] or "").splitlines()[-LOG_LINES:]
             stdout.print(escape("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
+        if failure is not None and failure.failure.traceback and not logs:
+            stdout.print(escape(failure.failure.traceback), soft_wrap=True)
 
     emit(place, document, show)
 

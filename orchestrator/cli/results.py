@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.markup import escape
 
 from orchestrator.cli.options import Place, Sweep, whole
 from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
 from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
-from search_spaces.errors import ConfigError, CorruptStoreError, SetupError
+from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +41,104 @@ WHERE_MEASURED = ("r_hat_pred",)
 """Of these, those that stand there only where some row has them."""
 
 
+BEST_SHOWN = {
+    "dataset": "dataset",
+    "model": "model",
+    "train_size": "N",
+    "test_loss": "loss",
+    "test_accuracy": "accuracy",
+    "runner_up": "next",
+    "runner_up_loss": "its loss",
+}
+ROWS = Group("Rows", sort_key=1)
+SHORT = {words: name for name, words in {**SEARCH_SHOWN, **SHOWN}.items()}
+
+
+@Parameter(name="*", group=ROWS)
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """Which rows, in which order.
+
+    Attributes:
+        where: Only rows with this value, e.g. dataset=digits; may be given for several columns.
+        sort: In the order of this column, e.g. loss; smallest first.
+        descending: Largest first.
+        mean: One row per cell: means over its seeds.
+        best: One row per dataset and N: the model of lowest mean test loss, and the next.
+    """
+
+    where: Annotated[tuple[str, ...], Parameter(metavar="COLUMN=VALUE")] = ()
+    sort: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    descending: bool = False
+    mean: bool = False
+    best: bool = False
+
+    def of(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows that are asked for.
+
+        Raises:
+            ConfigError: for a column or value that the table does not have.
+        """
+        if self.best and self.mean:
+            raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
+        for word in self.where:
+            name, sign, value = word.partition("=")
+            if not sign:
+                raise ConfigError("--where must be COLUMN=VALUE", word, "e.g. --where dataset=digits")
+            values = table[_column(name, table)].map(_text)
+            if value not in set(values):
+                raise unknown_name(f"{name} of these results", value, sorted(set(values)))
+            table = table[values == value]
+        if self.best:
+            from orchestrator.analysis.tables import best_models
+
+            table = best_models(table)
+        elif self.mean:
+            table = mean_over_seeds(table)
+        if self.sort:
+            by = _column(self.sort, table)
+            table = table.sort_values(by, ascending=not self.descending, kind="stable")
+        return table
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The columns that people see, with their short names."""
+        if self.best:
+            return BEST_SHOWN
+        if not self.mean:
+            return SHOWN
+        return {**{name: text for name, text in SHOWN.items() if name != "seed"}, "num_seeds": "seeds"}
+
+
+def mean_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per cell of a sweep: means over its seeds, and how many there are (``num_seeds``)."""
+    from pandas.api.types import is_float_dtype
+
+    known = ("model", "recipe", "dataset", "domain", "class_pair", "train_size")
+    cells = [name for name in known if name in table]
+    numbers = [name for name in table if is_float_dtype(table[name]) and name not in cells]
+    groups = table.groupby(cells, sort=False, dropna=False)
+    return groups[numbers].mean().assign(num_seeds=groups.size()).reset_index()
+
+
+def _column(name: str, table: pd.DataFrame) -> str:
+    found = name if name in table else SHORT.get(name, name)
+    if found not in table:
+        near = difflib.get_close_matches(name, [*SHORT, *map(str, table.columns)], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError("Unknown column", repr(name), f"{hint}docs/results-columns.md has all of them")
+    return found
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def results(
     preset: Sweep,
     /,
     *,
+    chosen: RowOptions = RowOptions(),
     csv: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     parquet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     predictions: Annotated[Path | None, Parameter(metavar="FILE")] = None,
@@ -55,6 +150,7 @@ def results(
 
     Args:
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        chosen: Which rows.
         csv: Write it as CSV.
         parquet: Write it as Parquet.
         predictions: Write every network's logits of the test images as Parquet instead, one row per trial and
@@ -65,6 +161,8 @@ def results(
     """
     from orchestrator.analysis import write_csv
 
+    if search and (chosen.mean or chosen.best):
+        raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
         from orchestrator.cli.app import write_predictions
 
@@ -72,7 +170,8 @@ def results(
     if csv and parquet and csv.absolute() == parquet.absolute():
         raise ConfigError("--csv and --parquet must name two files", f"{csv} for both")
     table = read_search(preset, place) if search else read_table(preset, place, from_store=from_store)
-    names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (SHOWN, "train_size")
+    table = chosen.of(table)
+    names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (chosen.shown, "train_size")
     what = f"{len(table)} rows to "
     if csv:
         written(csv, lambda path: write_csv(table, path), what)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ from cyclopts import Group, Parameter
 from rich.markup import escape
 
 from orchestrator.cli.options import OwnOptions, Place, Sweep, whole
-from orchestrator.cli.printing import emit, grid, line, stderr, stdout, waiting
+from orchestrator.cli.printing import emit, grid, line, stderr, stdout
 from search_spaces.errors import ConfigError
 
 DRAFT = Group("Sweep file", sort_key=1)
@@ -45,8 +46,7 @@ def init(
     if to.suffix not in (".yaml", ".yml") or not to.absolute().parent.is_dir():
         raise ConfigError("--out must be a .yaml file in a folder that exists", str(to), "e.g. mine.yaml")
     gpu = device == "gpu" or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
-    with waiting("looking at the images"):
-        text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said())
+    text = draft_sweep(source, to, domain=domain, gpu=gpu, said=own.said())
     to.write_text(text, encoding="utf-8")
     named = str(to) if "/" in str(to) else f"./{to}"
     hints = [place.hint("plan", named), place.hint("run", named)]
@@ -110,11 +110,10 @@ def presets(*, place: Place = Place()) -> int:
     from orchestrator.planning.sweep_file import load_sweep, preset_names
 
     rows = []
-    with waiting("reading presets"):
-        for name in preset_names():
-            sweep = load_sweep(name)
-            trials = len(plan_sweep(sweep).trials)
-            rows.append({"preset": name, "trials": trials, "about": " ".join(sweep.description.split())})
+    for name in preset_names():
+        sweep = load_sweep(name)
+        trials = len(plan_sweep(sweep).trials)
+        rows.append({"preset": name, "trials": trials, "about": " ".join(sweep.description.split())})
     emit(place, rows, lambda: _show(rows, ("preset", "trials", "about"), "Run one with: isweep run NAME"))
     return 0
 
@@ -139,17 +138,16 @@ def ls(*, place: Place = Place()) -> int:
 
     paths = RootPaths.at(place.root)
     rows: list[dict[str, Any]] = []
-    with waiting("looking at the root"):
-        for name in paths.sweep_names():
-            num = sum(1 for _ in (paths.sweep(name).folder / "trials").glob("*/result.json"))
-            rows.append(_row("sweep", name, paths.sweep(name).folder, f"{num} trials with a result"))
-        for folder in sorted((paths.root / "prepared").glob("[!.]*/")):
-            rows.append(_row("prepared data", folder.name, folder, ""))
-        for path in sorted(paths.recipes.glob("*.yaml")):
-            rows.append(_row("recipe", path.stem, path, ""))
-        for path, what in ((paths.mlflow_database, "MLflow's store"), (paths.log, "log of all commands")):
-            if path.exists():
-                rows.append(_row(what, path.name, path, ""))
+    for name in paths.sweep_names():
+        num = sum(1 for _ in (paths.sweep(name).folder / "trials").glob("*/result.json"))
+        rows.append(_row("sweep", name, paths.sweep(name).folder, f"{num} trials with a result"))
+    for folder in sorted((paths.root / "prepared").glob("[!.]*/")):
+        rows.append(_row("prepared data", folder.name, folder, ""))
+    for path in sorted(paths.recipes.glob("*.yaml")):
+        rows.append(_row("recipe", path.stem, path, ""))
+    for path, what in ((paths.mlflow_database, "MLflow's store"), (paths.log, "log of all commands")):
+        if path.exists():
+            rows.append(_row(what, path.name, path, ""))
 
     def show() -> None:
         if not rows:
@@ -262,17 +260,13 @@ def ui(
         known = ", ".join(names) or "none"
         raise ConfigError(f"No sweep of that name ran in {paths.root}", sweep, f"sweeps there: {known}")
     try:
-        with waiting("MLflow's page starts; this takes half a minute"):
-            page = served(uri, free_port(port), paths.root / "mlflow-ui.log")
-            address = page.__enter__()
+        with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
             found = [one for name in ([sweep] if sweep else names) for one in sweep_pages(address, name)]
-        try:
-            emit(place, {"address": address, "pages": {one.experiment: one.addresses for one in found}},
-                 lambda: _show_pages(address, found))  # fmt: skip
+            pages = {one.experiment: one.addresses for one in found}
+            emit(place, {"address": address, "pages": pages}, lambda: _show_pages(address, found))
+            sys.stdout.flush()
             while not uri.startswith("http"):
                 time.sleep(1)
-        finally:
-            page.__exit__(None, None, None)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("MLflow's page has ended; what it showed is kept.") from None
     return 0

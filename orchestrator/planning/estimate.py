@@ -13,14 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.planning.gpus import CARDS, IDLE_DRAW, Card, card_named
+from orchestrator.planning.gpus import CARDS, IDLE_DRAW, Card, Job, card_named, longest_first, replay
+from orchestrator.planning.plain_yaml import read_plain
 from orchestrator.planning.plan import SweepPlan
 from orchestrator.planning.predict import (
     CORE_FLOPS,
     CORE_INTERVAL_S,
     PGD_GRADIENTS,
     Corrections,
-    Job,
     MeasuredTrial,
     attack_flops,
     core_seconds,
@@ -29,15 +29,12 @@ from orchestrator.planning.predict import (
     flops,
     has_cost,
     jobs_on,
-    longest_first,
     measured_rates,
     need_of,
     peak_bytes,
-    replay,
     training_flops,
     uncounted,
 )
-from orchestrator.planning.sweep_file import read_plain
 from search_spaces.errors import ConfigError
 from search_spaces.specs import NetworkSpec, TrialSpec
 from tasks.atomic import read_whole

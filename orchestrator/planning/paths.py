@@ -113,6 +113,11 @@ class RootPaths:
         return self.root / "driver.id"
 
     @property
+    def token(self) -> Path:
+        """Access token of the private cluster that runs now, for its dashboard."""
+        return self.root / "ray-token"
+
+    @property
     def mlflow_database(self) -> Path:
         """SQLite file of the default MLflow store."""
         return self.root / "mlflow.db"
@@ -179,7 +184,7 @@ class SweepPaths:
     @property
     def index(self) -> Path:
         """Outlines of the sweep's results; may be thrown away."""
-        return self.folder / "index.jsonl"
+        return self.folder / "index.sqlite"
 
     @property
     def run_pages(self) -> Path:

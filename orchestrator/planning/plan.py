@@ -6,7 +6,8 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -296,7 +297,7 @@ class Workspace:
     Attributes:
         plan: The whole grid.
         paths: What lies below the root.
-        storage: fsspec URL below which results are kept; None keeps them below the root.
+        storage: folder or URL below which results are kept; None keeps them below the root.
     """
 
     plan: SweepPlan
@@ -357,6 +358,23 @@ class Workspace:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, text.encode())
 
+    @contextmanager
+    def recorded_while_checked(self) -> Iterator[None]:
+        """Keep the sweep, see :meth:`record`, when the block ends; a new one is found by its name at once.
+
+        A sweep that is refused in the block leaves what was kept before as it was.
+        """
+        is_new = not os.path.lexists(self.sweep_paths.sweep_file)
+        if is_new:
+            self.record()
+        try:
+            yield
+        except BaseException:
+            if is_new:
+                self.sweep_paths.sweep_file.unlink(missing_ok=True)
+            raise
+        self.record()
+
     @property
     def sweep_paths(self) -> SweepPaths:
         """Paths of this sweep."""
@@ -364,7 +382,7 @@ class Workspace:
 
     @property
     def results_url(self) -> str:
-        """Where the sweep's results are kept: a folder or an fsspec URL."""
+        """Where the sweep's results are kept: a folder or the URL of an object store."""
         if self.storage:
             return f"{self.storage.rstrip('/')}/{self.plan.sweep.name}"
         return str(self.sweep_paths.folder)
@@ -421,8 +439,7 @@ def _find(
         if source not in known and not source.endswith((".yaml", ".yml")):
             if os.path.isfile(source):
                 return load_sweep(Path(source), changes, recipes=paths.recipes)
-            kind = "preset or sweep of this root" if paths.sweep_names() else "preset"
-            raise unknown_name(kind, source, known)
+            raise unknown_name(f"preset or sweep of {paths.root}", source, known)
     return load_sweep(source, changes, recipes=paths.recipes)
 
 

@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
 from orchestrator.results.records import provenance
-from orchestrator.results.table import Row, row_of
+from orchestrator.results.rows import Row, row_of
 from tasks.trials.records import attack_name
 
 VIEW_TAG = "mlflow.sharedViewState."

@@ -40,7 +40,7 @@ from orchestrator.results.mlflow_pages import (
     search,
 )
 from orchestrator.results.records import FailureRecord
-from orchestrator.results.table import FlatRun, Point, Row
+from orchestrator.results.rows import FlatRun, Point, Row
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
 from tasks.trials.records import TrialStatus

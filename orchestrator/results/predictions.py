@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import pandas as pd
 
 from orchestrator.results import table as c
+from orchestrator.results.index import TrialOutline
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.state import StoredResults, TrialOutline
-from orchestrator.results.store import WeightStore
+from orchestrator.results.state import StoredResults
+from orchestrator.results.store import FileKind, KeptFiles
 from search_spaces.errors import DataError
 from search_spaces.specs import pair_name
 from tasks.trials.scores import from_parquet
@@ -26,10 +27,11 @@ def predictions_table(records: Iterable[TrialRecord], url: str) -> pd.DataFrame:
         DataError: when no trial has predictions.
         CorruptStoreError: when a trial's are gone or damaged.
     """
-    files, tables = WeightStore(url), []
+    files, tables = KeptFiles(url), []
     for record in sorted(records, key=lambda record: record.trial_id):
         if record.result.predictions is not None:
-            table = from_parquet(files.read_predictions(record.trial_id, record.result.predictions))
+            kept = files.get(FileKind.PREDICTIONS, record.trial_id, record.result.predictions)
+            table = from_parquet(kept)
             tables.append(pd.concat([_trial_columns(record, len(table)), table], axis=1))
     if not tables:
         raise DataError(
@@ -54,7 +56,8 @@ def forget_damaged(stored: StoredResults, planned: Iterable[str]) -> tuple[int, 
     trials = stored.trials
     known = {trial_id: trials[trial_id].result for trial_id in planned if trial_id in trials}
     kept = {trial_id: result.predictions for trial_id, result in known.items() if result.predictions}
-    damaged = WeightStore(stored.store.url).damaged_predictions(kept) if kept else set()
+    files = KeptFiles(stored.store.url)
+    damaged = files.damaged(FileKind.PREDICTIONS, kept) if kept else set()
     lost = {trial_id for trial_id in damaged if known[trial_id].weights is None}
     for trial_id in damaged - lost:
         without = known[trial_id].model_copy(update={"predictions": None})

@@ -6,6 +6,7 @@ written over.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -17,10 +18,11 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
+import orchestrator
 from search_spaces.specs import Domain, Measurement, MeasureSpec, PredictionMeasurement, TrialSpec
 from tasks.finding import Finding
 from tasks.measures.records import MeasureResult
-from tasks.trials.records import TrialResult
+from tasks.trials.records import SearchResult, TrialResult
 
 
 class FailureKind(StrEnum):
@@ -35,6 +37,8 @@ class FailureKind(StrEnum):
     """The device of a process failed, or was not there; the process is never used again."""
     HUNG = "hung"
     """No result long after the time that was expected of it."""
+    OTHER_CODE = "other_code"
+    """Its worker runs other code than the driver."""
     BAD_CONFIG = "bad_config"
     SETUP = "setup"
     BAD_DATA = "bad_data"
@@ -43,11 +47,12 @@ class FailureKind(StrEnum):
 
 
 class Provenance(Finding):
-    """Which code and packages made a result; never a host name or a path."""
+    """Which code, with a hash of its source, and packages made a result; never a host name or a path."""
 
     code_version: str = "unknown"
     commit: str = ""
     dirty: bool = False
+    code: str = ""
     python: str = ""
     machine: str = ""
     packages: dict[str, str] = Field(default_factory=dict)
@@ -205,23 +210,52 @@ class CellReport(Finding):
         gpu_share: See :class:`TrialRecord`.
         gpu_name: See :class:`TrialRecord`.
         gpu_note: What the user is to know of the GPU, once.
+        trained: Whether a network was trained; otherwise a kept one was measured.
+        provenance: What made it: code and packages of the worker.
+        node: Address of the node where it ran.
         log: What it logged, warned of and printed.
     """
 
     started_at: float
     finished_at: float
-    outcome: TrialResult | TrialFailure
+    outcome: TrialResult | SearchResult | TrialFailure
     data_fingerprint: str = ""
     shared_group_share: float = 0.0
     gpu_share: float = 0.0
     gpu_name: str = ""
     gpu_note: str = ""
+    trained: bool = True
+    provenance: Provenance = Provenance()
+    node: str = ""
     log: str = ""
 
 
 # Where a result came from: code, versions, never a host name or a path.
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "ray", "mlflow", "zarr")
+
+
+SOURCES = ("search_spaces", "tasks", "orchestrator")
+_PACKAGE = Path(orchestrator.__file__).resolve().parent
+_hashed: dict[tuple[tuple[str, int, int], ...], str] = {}
+
+
+def code_fingerprint() -> str:
+    """Return a hash of our source as it lies on this machine now; a checkout and a wheel of it give the same.
+
+    Files are read again only when one has changed.
+    """
+    root = _PACKAGE.parent
+    files = [path for name in SOURCES for path in sorted((root / name).rglob("*.py"))]
+    about = [path.stat() for path in files]
+    stamps = tuple((str(p), a.st_size, a.st_mtime_ns) for p, a in zip(files, about, strict=True))
+    if stamps not in _hashed:
+        found = hashlib.sha256()
+        for path in files:
+            found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+        _hashed.clear()
+        _hashed[stamps] = found.hexdigest()[:16]
+    return _hashed[stamps]
 
 
 @lru_cache(maxsize=1)
@@ -233,6 +267,7 @@ def provenance() -> Provenance:
         code_version=f"{release}+{commit[:12]}{'.dirty' if dirty else ''}" if commit else release,
         commit=commit,
         dirty=dirty,
+        code=code_fingerprint(),
         python=platform.python_version(),
         machine=platform.machine(),
         packages={name: _version(name) for name in PACKAGES},
@@ -248,12 +283,11 @@ def _version(package: str) -> str:
 
 def _commit() -> tuple[str, bool]:
     """Return the commit of the checkout, or the one baked into the installed wheel."""
-    package = Path(__file__).resolve().parents[1]
-    baked = package / "commit.json"
+    baked = _PACKAGE / "commit.json"
     if baked.exists():
         made = json.loads(baked.read_text(encoding="utf-8"))
         return str(made["commit"]), bool(made["dirty"])
-    folder = package.parent
+    folder = _PACKAGE.parent
     if not (folder / ".git").exists():
         return "", False
     try:

@@ -1,12 +1,12 @@
 """Where results and weights are kept: a local folder, or an object store by its URL.
 
 Both are asked in the same words. A write is whole or not there: locally a flushed sibling is renamed, and an
-object store's put is atomic by itself. Object stores are reached through ``pyarrow.fs``, never through
-fsspec's own listing, which answers "nothing" when the store does not answer at all.
+object store's put is atomic by itself, and may be made to depend on what is there (:mod:`.locks` needs it).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -17,7 +17,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -99,7 +102,7 @@ def _reason(error: Exception) -> str | None:
     return None
 
 
-LASTING = ("s3", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "sftp", "smb")
+LASTING = ("s3", "gs", "az", "abfs", "abfss")
 """Schemes of stores that keep what is written and let it be replaced."""
 
 CONNECT_TIMEOUT_S = 5.0
@@ -108,10 +111,6 @@ TRIES = 3
 """Of one request, by the client itself; what lasts longer pauses a sweep (:mod:`.patience`)."""
 
 READ_TOGETHER = 32
-_PASSING = re.compile(
-    r"NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT"
-    r"|HTTP status (429|5\d\d)"
-)
 
 Content = bytes | OSError
 RULE = "The result store must be writable"
@@ -201,37 +200,38 @@ def open_storage(url: str) -> Storage:
     if not host or parts.query or parts.fragment:
         what = f"{scheme}://{host or ''}"
         raise ConfigError("--storage must name a bucket or host, and no more than a path in it", what)
-    return Bucket(*_opened(scheme, url))
+    return _opened(scheme, url)
 
 
-def _opened(scheme: str, url: str) -> tuple[Any, str, str]:
-    """Return a ``pyarrow.fs`` file system, the place in it, and what stands before it in messages."""
-    from pyarrow import fs
+def _opened(scheme: str, url: str) -> Bucket:
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
 
-    path = url.partition("://")[2].rstrip("/")
-    if scheme == "s3":
-        # Arrow reads keys, roles and regions as every program of AWS does, but not the address of a stand-in.
-        address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        system = fs.S3FileSystem(
-            endpoint_override=address,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            request_timeout=ANSWER_TIMEOUT_S,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
-            allow_delayed_open=True,  # small files in one request instead of three
-        )
-        return system, path, "s3://"
-    import fsspec
+    # As every program of AWS does, by environment, file or role; boto3 reads what obstore does not.
+    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    settings: dict[str, Any] = {
+        "client_options": {
+            "connect_timeout": f"{CONNECT_TIMEOUT_S:g} seconds",
+            "timeout": f"{ANSWER_TIMEOUT_S:g} seconds",
+            "allow_http": address.startswith("http://"),
+        },
+        "retry_config": {
+            "max_retries": TRIES - 1,
+            "retry_timeout": timedelta(seconds=TRIES * ANSWER_TIMEOUT_S),
+        },
+    }
+    if scheme == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3"):
+        from obstore.auth.boto3 import Boto3CredentialProvider
 
+        with contextlib.suppress(ValueError):  # nobody's: the store may be open, or says who it wants
+            settings["credential_provider"] = Boto3CredentialProvider()
+    base = url.partition("://")[2].rstrip("/")
     try:
-        other, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(
-            "--storage must be a URL that fsspec can open",
-            f"{scheme}://…: {str(error).splitlines()[0]}",
-            "install the package it names, or use a path",
-        ) from None
-    other.use_listings_cache = False
-    return fs.PyFileSystem(fs.FSSpecHandler(other)), path, f"{scheme}://"
+        store = from_url(f"{scheme}://{base.partition('/')[0]}", **settings)
+    except (BaseError, ValueError) as error:
+        told = f"{scheme}://…: {str(error).splitlines()[0]}"
+        raise ConfigError("--storage must be a URL that can be opened", told, "see docs/cluster.md") from None
+    return Bucket(store, base, f"{scheme}://")
 
 
 class Folder:
@@ -295,26 +295,34 @@ class Folder:
 
 
 class Bucket:
-    """A store behind a URL; requests that it lets alone are tried again, and files are read in parallel.
+    """An object store behind a URL; requests that it lets alone are tried again, files are read in parallel.
 
     Args:
-        system: A ``pyarrow.fs`` file system.
-        base: Path in it.
+        store: Of obstore, at the bucket's root.
+        base: The bucket, and the path in it.
         prefix: What a URL has before such a path.
     """
 
-    def __init__(self, system: Any, base: str, prefix: str) -> None:
-        self._system, self.base, self._prefix = system, base, prefix
+    def __init__(self, store: Any, base: str, prefix: str) -> None:
+        self._store, self.base, self._prefix = store, base, prefix
 
     def read(self, path: str) -> bytes:
         """See :class:`Storage`."""
-        try:
-            with self._system.open_input_stream(path) as file:
-                return bytes(file.read())
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise self._away(path, error) from error
+        return self.read_tagged(path)[0]
+
+    def read_tagged(self, path: str) -> tuple[bytes, str]:
+        """Return a file's content, and the tag by which :meth:`replace` knows it.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            StorageAway: likewise.
+            SetupError: as all methods.
+        """
+        import obstore
+
+        with self._told(path):
+            found = obstore.get(self._store, self._key(path))
+            return bytes(found.bytes()), str(found.meta["e_tag"])
 
     def read_many(self, files: Iterable[Found]) -> Iterator[tuple[Found, Content]]:
         """See :class:`Storage`."""
@@ -334,71 +342,119 @@ class Bucket:
         self, path: str, data: bytes, rule: str = RULE, way_out: str = WAY_OUT, *, durable: bool = True
     ) -> None:
         """See :class:`Storage`."""
+        import obstore
+
         try:
-            with self._system.open_output_stream(path) as file:
-                file.write(data)
-        except OSError as error:
-            raise self._away(path, error, rule, way_out) from error
+            with self._told(path, rule, way_out):
+                obstore.put(self._store, self._key(path), data)
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+
+    def create(self, path: str, data: bytes) -> str | None:
+        """Write a file unless there is one; returns its tag, None when there was."""
+        return self._put(path, data, "create")
+
+    def replace(self, path: str, data: bytes, tag: str) -> str | None:
+        """Replace a file that still has this tag; returns its new one, None when it is another file."""
+        return self._put(path, data, {"e_tag": tag})
+
+    def _put(self, path: str, data: bytes, mode: Any) -> str | None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
+
+        try:
+            with self._told(path):
+                return str(obstore.put(self._store, self._key(path), data, mode=mode)["e_tag"])
+        except (AlreadyExistsError, PreconditionError):
+            return None
+        except NotSupportedError:
+            raise unconditional(f"{self._prefix}{self.base}") from None
+        except FileNotFoundError:
+            if mode == "create":
+                raise self._no_bucket() from None
+            return None
 
     def remove(self, path: str) -> None:
         """See :class:`Storage`."""
-        try:
-            self._system.delete_file(path)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise self._away(path, error) from error
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError), self._told(path):
+            obstore.delete(self._store, self._key(path))
 
     def stamp(self, path: str) -> str:
         """See :class:`Storage`."""
+        import obstore
+
         try:
-            return self._stamp(self._system.get_file_info(path))
-        except OSError:
+            with self._told(path):
+                return self._stamp(obstore.head(self._store, self._key(path)))
+        except (SetupError, FileNotFoundError):
             return ""
 
     def find(self, folder: str, name: str) -> Iterator[Found]:
         """See :class:`Storage`."""
-        from pyarrow.fs import FileSelector, FileType
+        import obstore
 
+        bucket = folder.partition("/")[0]
         try:
-            listed = self._system.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
-        except OSError as error:
-            raise self._away(folder, error) from error
-        if not listed:
-            self._check_bucket(folder.partition("/")[0])
+            with self._told(folder):
+                listed = [one for part in obstore.list(self._store, self._key(folder)) for one in part]
+        except FileNotFoundError:
+            raise self._no_bucket() from None
         depth = folder.count("/") + 2
-        for info in sorted(listed, key=lambda info: str(info.path)):
-            at_its_place = info.base_name == name and info.path.count("/") == depth
-            if at_its_place and info.type == FileType.File:
-                yield Found(str(info.path), self._stamp(info))
+        for one in sorted(listed, key=lambda one: str(one["path"])):
+            path = f"{bucket}/{one['path']}"
+            if path.rpartition("/")[2] == name and path.count("/") == depth:
+                yield Found(path, self._stamp(one))
 
-    def _check_bucket(self, name: str) -> None:
-        """Tell a bucket that is not there from an empty one, which lists as little."""
-        from pyarrow.fs import FileType
-
-        try:
-            there = self._prefix != "s3://" or self._system.get_file_info(name).type != FileType.NotFound
-        except OSError:
-            return  # rights may end at a path within it
-        if not there:
-            rule, way_out = "The bucket of the result store must exist", "make it, or correct --storage"
-            raise SetupError(rule, f"s3://{name}", way_out)
+    def _key(self, path: str) -> str:
+        return path.partition("/")[2]
 
     @staticmethod
-    def _stamp(info: Any) -> str:
-        return "" if info.size is None else f"{info.size}-{info.mtime_ns}"
+    def _stamp(about: Any) -> str:
+        return f"{about['size']}-{about['last_modified'].timestamp():.0f}-{about['e_tag']}"
 
-    def _away(self, path: str, error: OSError, rule: str = "", way_out: str = "") -> SetupError:
-        """Return what to raise: whether the store may answer again decides if a sweep waits for it."""
-        text = " ".join(str(error).split())
-        # Arrow says what it did, to what, and only then why.
-        reason = (re.search(r"AWS Error .*", text) or re.search(r".*", text))[0][:300]  # type: ignore[index]
-        kind = StorageAway if error.errno in PASSING or _PASSING.search(text) else SetupError
-        return kind(
-            rule or "The result store must be readable",
-            f"{self._prefix}{path}: {reason}",
-            way_out or "mend the permissions or the connection, then run the same command again",
+    def _no_bucket(self) -> SetupError:
+        name = self.base.partition("/")[0]
+        return SetupError(
+            "The bucket of the result store must exist",
+            f"{self._prefix}{name}",
+            "make it, or correct --storage",
         )
+
+    @contextmanager
+    def _told(self, path: str, rule: str = "", way_out: str = "") -> Iterator[None]:
+        """Say in our words what the store says; whether it may answer again decides if a sweep waits."""
+        from obstore.exceptions import BaseError, GenericError, PermissionDeniedError, UnauthenticatedError
+
+        try:
+            yield
+        except (GenericError, PermissionDeniedError, UnauthenticatedError) as error:
+            text = " ".join(str(error).partition("Debug source")[0].split())
+            status = re.search(r"status code: (\d+)", text)
+            code = int(status[1]) if status else 0
+            if code == 404:
+                raise FileNotFoundError(path) from error
+            passing = isinstance(error, GenericError) and (not code or code in (408, 429) or code >= 500)
+            raise (StorageAway if passing else SetupError)(
+                rule or "The result store must be readable",
+                f"{self._prefix}{path}: {text[:300]}",
+                way_out or "mend the permissions or the connection, then run the same command again",
+            ) from error
+        except BaseError as error:
+            if type(error).__name__ in ("AlreadyExistsError", "PreconditionError", "NotSupportedError"):
+                raise
+            rule = "The result store must do as asked"
+            raise SetupError(rule, f"{self._prefix}{path}: {error}") from error
+
+
+def unconditional(url: str) -> SetupError:
+    """Return the error for an object store whose writes cannot be made to depend on what is there."""
+    return SetupError(
+        "An object store must take conditional writes, by which one driver at a time holds it",
+        f"{url}: it writes over what is there",
+        "update the server (MinIO since 2024-10, Ceph since Tentacle), or use another --storage",
+    )
 
 
 def _stamp(path: str) -> str:

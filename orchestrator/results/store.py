@@ -15,6 +15,7 @@ import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -244,149 +245,127 @@ class _Packed:
         return TrialRecord.model_validate({**fields, "spec": self.spec}, strict=False)
 
 
-class PackedTrials(MutableMapping[str, TrialRecord]):
-    """Records by trial id: each that is added is packed, and made anew whenever it is asked for.
+class Records(MutableMapping[str, TrialRecord]):
+    """Records of trials by id: held packed, and read from the store when one is asked for that is not held.
 
     As objects they take 15 to 100 kB each, packed 1 to 5. Equal comes out to what went in, as it does from
-    the store.
+    the store. Those that are only in the store are found when they are named, and not counted.
 
     Args:
-        records: There already; they stay as they are, since reading them took their memory.
+        store: Where they are sealed.
+        records: Read already; they stay as they are, since reading them took their memory.
     """
 
-    def __init__(self, records: Mapping[str, TrialRecord] | None = None) -> None:
-        self._records: dict[str, TrialRecord | _Packed] = dict(records or {})
+    def __init__(self, store: ResultStore, records: Mapping[str, TrialRecord] | None = None) -> None:
+        self._store = store
+        self._held: dict[str, TrialRecord | _Packed] = dict(records or {})
 
     def __getitem__(self, trial_id: str) -> TrialRecord:
-        found = self._records[trial_id]
+        found = self._held.get(trial_id) or self._store.read(TrialRecord, trial_id)
+        if found is None:
+            raise KeyError(trial_id)
         return found.record() if isinstance(found, _Packed) else found
 
     def __setitem__(self, trial_id: str, record: TrialRecord) -> None:
-        self._records[trial_id] = _Packed.of(record)
+        self._held[trial_id] = _Packed.of(record)
 
     def __delitem__(self, trial_id: str) -> None:
-        del self._records[trial_id]
+        del self._held[trial_id]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._records)
+        return iter(self._held)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._held)
 
     def __contains__(self, trial_id: object) -> bool:
-        return trial_id in self._records
+        return trial_id in self._held
 
 
-# Kept weights, predictions and interval checkpoints of a sweep: files beside the results, checked when
-# read.
-#
-# ``weights/<trial_id>.safetensors`` and ``predictions/<trial_id>.parquet`` are written before the result
-# that names their checksums, so what a result names is there; ``checkpoints/<trial_id>.pt`` lives while its
-# trial does. None goes to MLflow.
+class FileKind(StrEnum):
+    """A kind of file that is kept of a trial beside its result; the folder that it lies in."""
+
+    WEIGHTS = "weights"
+    PREDICTIONS = "predictions"
+    CHECKPOINT = "checkpoints"
+    """The state of a training so far, which lives while its trial does."""
 
 
-class WeightStore:
-    """Files of one sweep below ``url``, a local path or the URL of an object store."""
+_ENDINGS = {
+    FileKind.WEIGHTS: ("safetensors", "the network is trained again"),
+    FileKind.PREDICTIONS: (
+        "parquet",
+        "run the sweep again: they are made anew, from kept weights where there are some",
+    ),
+    FileKind.CHECKPOINT: ("pt", "the training begins anew"),
+}
+"""How the name of each kind's files ends, and what follows from one that is not whole."""
+
+
+class KeptFiles:
+    """Weights, predictions and checkpoints of one sweep below ``url``, beside its results, checked when read.
+
+    They are written before the result that names their checksums, so what a result names is there. A
+    checkpoint has its checksum inside. None goes to MLflow.
+    """
 
     def __init__(self, url: str) -> None:
         self._files = open_storage(url)
 
-    def save(self, trial_id: str, data: bytes) -> KeptFile:
-        """Keep a network's weights, whole or not at all.
+    def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile:
+        """Keep a file, whole or not at all.
 
         Raises:
             SetupError: when there is no room or no permission.
         """
-        return self._keep(self._weights(trial_id), data)
+        seal = hashlib.sha256(data)
+        rule = "Weights, predictions and checkpoints must have room where results are kept"
+        way_out = "free space, or set keep_weights to last or none"
+        sealed = seal.digest() + data if kind == FileKind.CHECKPOINT else data
+        self._files.write(self._path(kind, trial_id), sealed, rule, way_out)
+        return KeptFile(sha256=seal.hexdigest(), num_bytes=len(data))
 
-    def read(self, trial_id: str, kept: KeptFile) -> bytes:
-        """Return kept weights.
-
-        Raises:
-            CorruptStoreError: when they are gone or not those that were kept.
-        """
-        way_out = "the network is trained again"
-        return self._whole(self._weights(trial_id), kept, "Kept weights must be whole", way_out)
-
-    def save_predictions(self, trial_id: str, data: bytes) -> KeptFile:
-        """Keep a network's predictions, whole or not at all.
+    def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes:
+        """Return a file that was kept.
 
         Raises:
-            SetupError: when there is no room or no permission.
+            CorruptStoreError: when it is gone or not what was kept.
         """
-        return self._keep(self._predictions(trial_id), data)
+        path = self._path(kind, trial_id)
+        try:
+            data = self._files.read(path)
+        except FileNotFoundError:
+            found = "gone"
+        else:
+            if hashlib.sha256(data).hexdigest() == kept.sha256:
+                return data
+            found = "checksum does not match"
+        raise CorruptStoreError(f"Kept {kind} must be whole", f"{path}: {found}", _ENDINGS[kind][1])
 
-    def read_predictions(self, trial_id: str, kept: KeptFile) -> bytes:
-        """Return kept predictions.
+    def checkpoint(self, trial_id: str) -> bytes | None:
+        """Return a trial's checkpoint; None where there is none that is whole."""
+        try:
+            sealed = self._files.read(self._path(FileKind.CHECKPOINT, trial_id))
+        except FileNotFoundError:
+            return None
+        return sealed[32:] if hashlib.sha256(sealed[32:]).digest() == sealed[:32] else None
 
-        Raises:
-            CorruptStoreError: when they are gone or not those that were kept.
-        """
-        way_out = "run the sweep again: they are made anew, from kept weights where there are some"
-        return self._whole(self._predictions(trial_id), kept, "Kept predictions must be whole", way_out)
+    def forget_checkpoint(self, trial_id: str) -> None:
+        """Remove a trial's checkpoint: it has a result. One that stays costs room alone."""
+        try:
+            self._files.remove(self._path(FileKind.CHECKPOINT, trial_id))
+        except (SetupError, OSError) as error:
+            log.warning("the checkpoint of %s stays: %s", trial_id, error)
 
-    def damaged_predictions(self, kept: Mapping[str, KeptFile]) -> set[str]:
-        """Return of which trials kept predictions are gone, or not those that were kept.
-
-        Args:
-            kept: what was kept, by trial id.
-        """
+    def damaged(self, kind: FileKind, kept: Mapping[str, KeptFile]) -> set[str]:
+        """Return of which trials a file is gone or not what was kept; ``kept`` is what was, by trial id."""
         whole = set()
-        ids = {self._predictions(trial_id): trial_id for trial_id in kept}
+        ids = {self._path(kind, trial_id): trial_id for trial_id in kept}
         for found, content in self._files.read_many(Found(path, "") for path in ids):
             trial_id = ids[found.path]
             if isinstance(content, bytes) and hashlib.sha256(content).hexdigest() == kept[trial_id].sha256:
                 whole.add(trial_id)
         return kept.keys() - whole
 
-    def save_checkpoint(self, trial_id: str, data: bytes) -> None:
-        """Replace a running trial's checkpoint.
-
-        Raises:
-            SetupError: when there is no room or no permission.
-        """
-        self._write(self._checkpoint(trial_id), hashlib.sha256(data).digest() + data)
-
-    def read_checkpoint(self, trial_id: str) -> bytes | None:
-        """Return a trial's checkpoint; None where there is none that is whole."""
-        sealed = self._read(self._checkpoint(trial_id))
-        if sealed is None or hashlib.sha256(sealed[32:]).digest() != sealed[:32]:
-            return None
-        return sealed[32:]
-
-    def forget_checkpoint(self, trial_id: str) -> None:
-        """Remove a trial's checkpoint: it has a result. One that stays costs room alone."""
-        try:
-            self._files.remove(self._checkpoint(trial_id))
-        except (SetupError, OSError) as error:
-            log.warning("the checkpoint of %s stays: %s", trial_id, error)
-
-    def _weights(self, trial_id: str) -> str:
-        return posixpath.join(self._files.base, "weights", f"{trial_id}.safetensors")
-
-    def _predictions(self, trial_id: str) -> str:
-        return posixpath.join(self._files.base, "predictions", f"{trial_id}.parquet")
-
-    def _checkpoint(self, trial_id: str) -> str:
-        return posixpath.join(self._files.base, "checkpoints", f"{trial_id}.pt")
-
-    def _read(self, path: str) -> bytes | None:
-        try:
-            return self._files.read(path)
-        except FileNotFoundError:
-            return None
-
-    def _keep(self, path: str, data: bytes) -> KeptFile:
-        self._write(path, data)
-        return KeptFile(sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
-
-    def _whole(self, path: str, kept: KeptFile, rule: str, way_out: str) -> bytes:
-        data = self._read(path)
-        if data is None or hashlib.sha256(data).hexdigest() != kept.sha256:
-            found = f"{path}: {'gone' if data is None else 'checksum does not match'}"
-            raise CorruptStoreError(rule, found, way_out)
-        return data
-
-    def _write(self, path: str, data: bytes) -> None:
-        rule = "Weights, predictions and checkpoints must have room where results are kept"
-        self._files.write(path, data, rule, "free space, or set keep_weights to last or none")
+    def _path(self, kind: FileKind, trial_id: str) -> str:
+        return posixpath.join(self._files.base, kind, f"{trial_id}.{_ENDINGS[kind][0]}")

@@ -32,9 +32,9 @@ from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
 from orchestrator.results.records import FailureRecord
+from orchestrator.results.rows import FlatRun, Point, Row
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
-from orchestrator.results.table import FlatRun, Point, Row
 from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import read_whole, write_atomic
 

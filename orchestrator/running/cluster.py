@@ -20,10 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from orchestrator.planning.predict import LOOK_AHEAD
+from orchestrator.planning.gpus import LOOK_AHEAD
 from orchestrator.running.gpus import check_card
 from orchestrator.running.orphans import private_folder, remove_leftovers, temporary_files_in
-from orchestrator.running.signals import end_main_thread, own_signals, stop_held
+from orchestrator.running.signals import at_forced_end, end_main_thread, own_signals, stop_held
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.sweeps import ResourceSpec
 
@@ -79,25 +79,27 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 HEAD_ANSWER_TIMEOUT_S = 2.0
-PRIVATE_PATIENCE_S = 10.0
-"""The head of a private cluster never comes back."""
+PRIVATE_PATIENCE_S = 4.0
+"""A process of a private cluster never comes back; one that is merely busy has its connections accepted."""
 SHARED_PATIENCE_S = 120.0
 """That of a shared one may: a network heals, an operator starts it again."""
 SAID_AFTER_S = 30.0
 
 
 class HeadWatch:
-    """Looks from a thread whether the head answers, and ends the block that it watches when it is lost.
+    """Looks from a thread whether the head and this node answer, and ends its block when one is lost.
 
     Args:
-        address: ``host:port`` of the head.
+        addresses: ``host:port`` of the head and of this node's raylet, by what they are called.
         patience_s: How long it may be silent.
         say: Is told when it has been silent for a while, and when it is back.
     """
 
-    def __init__(self, address: str, patience_s: float, say: Callable[[str], None] = log.warning) -> None:
+    def __init__(
+        self, addresses: Mapping[str, str], patience_s: float, say: Callable[[str], None] = log.warning
+    ) -> None:
         self.lost: SetupError | None = None
-        self._address, self._patience_s, self._say = address, patience_s, say
+        self._addresses, self._patience_s, self._say = addresses, patience_s, say
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="head-watch", daemon=True)
 
@@ -122,24 +124,25 @@ class HeadWatch:
         silent_s, said = 0.0, False
         # Looks are counted, not hours: a driver that was itself stopped has not looked meanwhile.
         while not self._ended.wait(LOOK_EVERY_S):
-            if answers(self._address):
+            silent = [name for name, address in self._addresses.items() if not answers(address)]
+            if not silent:
                 if said:
-                    self._say("The cluster's head answers again; going on")
+                    self._say("The Ray cluster answers again; going on")
                 silent_s, said = 0.0, False
                 continue
             silent_s += LOOK_EVERY_S
             if silent_s >= self._patience_s:
-                self._give_up(silent_s)
+                self._give_up(silent[0], silent_s)
                 return
             if silent_s >= SAID_AFTER_S and not said:
                 said = True
-                self._say(f"The cluster's head at {self._address} does not answer; waiting for it")
+                self._say(f"{silent[0]} at {self._addresses[silent[0]]} does not answer; waiting for it")
 
-    def _give_up(self, silent_s: float) -> None:
+    def _give_up(self, name: str, silent_s: float) -> None:
         self.lost = SetupError(
-            "The head of the Ray cluster must be there",
-            f"{self._address}: no answer for {silent_s:.0f} s",
-            "run the same command again, on a shared cluster when its head is back: what is done is kept",
+            f"{name} must be there",
+            f"{self._addresses[name]}: no answer for {silent_s:.0f} s",
+            "run the same command again, on a shared cluster when it is back: what is done is kept",
         )
         log.error("%s", self.lost)
         end_main_thread(self.lost, self._ended)
@@ -204,6 +207,7 @@ class Cluster:
         dashboard: Address of the Ray dashboard, or empty.
         local: Whether we started it.
         memory_bytes: Memory that Ray may hand out, over all nodes.
+        session: Ray's folder on this node; empty where there is none.
     """
 
     num_cpus: float
@@ -213,6 +217,7 @@ class Cluster:
     dashboard: str
     local: bool
     memory_bytes: float = math.inf
+    session: str = ""
 
 
 @dataclass(frozen=True)
@@ -318,9 +323,9 @@ def connect(
         head = check_answers(address)
         ray = _imported()
         with _quiet(), own_signals(ray.shutdown):
-            _attach(ray, address, head, job)
+            context = _attach(ray, address, head, job)
         with _watched(ray, SHARED_PATIENCE_S):
-            yield _describe(ray, local=False)
+            yield _describe(ray, context, local=False)
         return
     remove_leftovers()
     with _local_environment(token_file):
@@ -332,14 +337,20 @@ def connect(
             num_gpus=num_gpus,
             include_dashboard=dashboard,
         )
-        with started, _watched(ray, PRIVATE_PATIENCE_S):
-            yield _describe(ray, local=True)
+        with started as context, _watched(ray, PRIVATE_PATIENCE_S):
+            yield _describe(ray, context, local=True)
 
 
 @contextlib.contextmanager
 def _watched(ray: Any, patience_s: float) -> Iterator[None]:
-    """Watch the head during a ``with`` block, then disconnect; without a head Ray would wait for it."""
-    watch = HeadWatch(ray.get_runtime_context().gcs_address, patience_s)
+    """Watch the head and this node during a ``with`` block, then disconnect; Ray would wait for them."""
+    context = ray.get_runtime_context()
+    addresses = {"The head of the Ray cluster": context.gcs_address}
+    for node in ray.nodes():
+        if node["NodeID"] == context.get_node_id():
+            here = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+            addresses["The raylet of this node"] = here
+    watch = HeadWatch(addresses, patience_s)
     try:
         with watch:
             yield
@@ -362,37 +373,40 @@ def _imported() -> Any:
 
 
 @contextlib.contextmanager
-def _started(ray: Any, **settings: Any) -> Iterator[None]:
-    """Start a private cluster in a folder that goes with the block, again where the machine was too busy."""
+def _started(ray: Any, **settings: Any) -> Iterator[Any]:
+    """Start a private cluster in a folder that goes with the block, again where the machine was too busy.
+
+    Yields:
+        What ``ray.init`` returns.
+    """
     for again in (True, True, False):
         with private_folder() as folder:
             with _quiet(), own_signals(ray.shutdown), temporary_files_in(folder):
-                started = _start(ray, again=again, _temp_dir=folder, **settings)
-            if started:
-                yield
+                context = _start(ray, again=again, _temp_dir=folder, **settings)
+            if context is not TOO_SLOW:
+                yield context
                 return
 
 
-def _start(ray: Any, *, again: bool = False, **settings: Any) -> bool:
-    """Start Ray; False when it was too slow and is to be asked ``again``."""
+def _start(ray: Any, *, again: bool = False, **settings: Any) -> Any:
+    """Start Ray and return what it says of itself; ``TOO_SLOW`` when it is to be asked ``again``."""
     try:
-        ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
+        return ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if again and TOO_SLOW in reason:
             log.warning("Ray is started again: %s", reason)
-            return False
+            return TOO_SLOW
         raise SetupError(
             "Ray must start on this machine",
             reason,
             "run the same command again when the machine has less to do; isweep doctor knows other causes",
         ) from error
-    return True
 
 
-def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) -> None:
+def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) -> Any:
     try:
-        ray.init(
+        return ray.init(
             address=head, job_config=_job_config(ray, job), log_to_driver=False, logging_level=logging.ERROR
         )
     except ray.exceptions.AuthenticationError as error:
@@ -423,11 +437,11 @@ def _check_version(version: str) -> None:
         )
 
 
-def _describe(ray: Any, *, local: bool) -> Cluster:
+def _describe(ray: Any, context: Any, *, local: bool) -> Cluster:
     total = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     stores = [int(node["Resources"].get("object_store_memory", 0)) for node in nodes]
-    url = ray.get_runtime_context().worker.node.address_info.get("webui_url") if local else None
+    url = context.dashboard_url if local else None
     return Cluster(
         num_cpus=float(total.get("CPU", 0)),
         num_gpus=float(total.get("GPU", 0)),
@@ -436,6 +450,7 @@ def _describe(ray: Any, *, local: bool) -> Cluster:
         dashboard=f"http://{url}" if url else "",
         local=local,
         memory_bytes=float(total.get("memory", math.inf)),
+        session=str(context.address_info.get("session_dir") or ""),
     )
 
 
@@ -450,7 +465,8 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
         with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(token)
     try:
-        yield
+        with at_forced_end(lambda: None if token_file is None else token_file.unlink(missing_ok=True)):
+            yield
     finally:
         for name, value in before.items():
             if value is None:
@@ -464,14 +480,16 @@ def _local_environment(token_file: Path | None) -> Iterator[None]:
 
 def _read_settings_again() -> None:
     """Make Ray take its settings from the environment as it is now; it caches them when first imported."""
-    from ray._private import ray_constants
-
-    raylet: Any = importlib.import_module("ray._raylet")
-    # This order is Ray's own (its authentication tests): mode first, then the cached token.
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
-    ray_constants.NUM_REDIS_GET_RETRIES = 1
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1") == "1"
+    # Private: with a Ray that has them no more, a notebook must import isweep before Ray.
+    with contextlib.suppress(ImportError, AttributeError):
+        raylet: Any = importlib.import_module("ray._raylet")
+        # This order is Ray's own (its authentication tests): mode first, then the cached token.
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+    with contextlib.suppress(ImportError, AttributeError):
+        constants: Any = importlib.import_module("ray._private.ray_constants")
+        constants.NUM_REDIS_GET_RETRIES = 1
+        constants.ENABLE_RAY_CLUSTER = os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1") == "1"
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def look_at_nodes(root: Path, storage: str | None = None) -> list[NodeReport]:
 
     Args:
         root: The driver's root; a file is put there for a moment, if it exists.
-        storage: fsspec URL of the result store; None asks for none.
+        storage: folder or URL of the result store; None asks for none.
 
     Returns:
         One report per node, the head first; a node that does not answer is reported as such.
@@ -138,7 +138,9 @@ def look_here(mark: str | None, storage: str | None) -> dict[str, Any]:
     """Return what this node has; runs as a task there."""
     import ray
 
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    # Private: with a Ray that has it no more, it is the folder of a cluster that `ray up` starts.
+    node: Any = getattr(ray._private.worker, "_global_node", None)
+    session = Path(node.get_session_dir_path() if node else "/tmp/ray/session_latest")
     spill = _spill_folder(session)
     lines = output_of(sys.executable, "-c", _ASK_TORCH).splitlines() or [""]
     return {
@@ -278,7 +280,7 @@ def run_checks(
         root: Folder of everything.
         mlflow_uri: MLflow store.
         address: Of a Ray cluster to look at; None tries a private one.
-        storage: fsspec URL of the result store.
+        storage: folder or URL of the result store.
         launch: A file for ``ray up`` to look at.
 
     Returns:

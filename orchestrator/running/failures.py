@@ -9,10 +9,10 @@ import socket
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import cloudpickle
@@ -25,9 +25,8 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from orchestrator.results.records import FailureKind, TrialFailure
+from orchestrator.results.records import CellReport, FailureKind, TrialFailure
 from orchestrator.running.gpus import NO_CARD
 from search_spaces.errors import ConfigError, SetupError, SweepError
 
@@ -39,6 +38,7 @@ RETRIES: dict[FailureKind, int | None] = {
     FailureKind.DEVICE_ERROR: 3,  # in another process, as a rule on another device
     FailureKind.HUNG: 1,
     FailureKind.SETUP: 3,  # another node may be set up well
+    FailureKind.OTHER_CODE: 3,  # another node may run the driver's
     FailureKind.DISK_FULL: 0,
     FailureKind.BAD_CONFIG: 0,
     FailureKind.BAD_DATA: 0,
@@ -48,6 +48,26 @@ RETRIES: dict[FailureKind, int | None] = {
 :mod:`orchestrator.running.failures`); None is no limit. A new run tries every failed cell again."""
 
 MAX_TRACEBACK = 8000
+
+
+class OtherCodeError(SetupError):
+    """A worker whose code is not the driver's: what it would find must not be sealed as the driver's."""
+
+
+class CellFailed(Exception):
+    """How a worker says that its cell failed, so that Ray shows the task as failed, with this message.
+
+    Attributes:
+        report: The whole of what it has to say, a :class:`CellReport` as JSON text.
+    """
+
+    def __init__(self, message: str, report: str) -> None:
+        super().__init__(message, report)
+        self.report = report
+
+    def __str__(self) -> str:
+        """The message alone."""
+        return str(self.args[0])
 
 
 class DeviceError(Exception):
@@ -142,6 +162,8 @@ def _kind(error: BaseException) -> FailureKind:
     found = gpu_error(error)
     if found is not None:
         return found.kind
+    if isinstance(error, OtherCodeError):
+        return FailureKind.OTHER_CODE
     if isinstance(error, ConfigError):
         return FailureKind.BAD_CONFIG
     if isinstance(error, SetupError):
@@ -216,17 +238,17 @@ def classify_broken_fit(error: BaseException) -> TrialFailure:
 #
 # A death counts as the trial's own doing only when it dies again and again while others live. Where other
 # cells die too, something kills workers, and each of them gets more attempts; a lost node says nothing
-# about the trial at all. Every attempt waits longer than the one before.
+# about the trial at all. Every attempt waits twice as long as the one before, up to a minute.
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 MOST_DEATHS = 20
-"""Of one cell, whatever happens to others."""
+"""Of one cell's process, whatever happens to others; those with a lost node do not count."""
 MOST_IN_VAIN = 200
 """Failures in a row without a single result in between: then nothing works here, not even node by node."""
 
-MOST_WITHOUT_CARD = 4
-"""Trials of a node in a row that reached no card, with no result in between: then it counts as without."""
+MOST_ON_UNFIT = 4
+"""Trials of a node in a row that could not run there, with no result in between: then it counts as unfit."""
 
 PROCESS_DEATHS = frozenset((FailureKind.WORKER_CRASH, FailureKind.OUT_OF_MEMORY))
 
@@ -248,43 +270,51 @@ class Retries:
         deaths: How often each cell's process died, of whatever.
         in_vain: Failures since the last result of any cell.
         of_gpus: The cells that each GPU failed, by its UUID and node.
-        without_card: By address of a node, trials in a row that were given a card there and reached none.
+        unfit: By address of a node, trials in a row that reached no card there, or found other code.
     """
 
     failures: dict[str, Counter[FailureKind]] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     in_vain: int = 0
     of_gpus: dict[str, set[str]] = field(default_factory=dict)
-    without_card: Counter[str] = field(default_factory=Counter)
+    unfit: Counter[str] = field(default_factory=Counter)
 
     def finished(self, trial_id: str, node: str = "") -> None:
         """A cell has its result, on ``node``: the sweep makes progress."""
         self.in_vain = 0
-        self.without_card[node] = 0
+        self.unfit[node] = 0
 
-    def check_cards(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
-        """End the sweep when none of the nodes that offer cards gives trials any.
+    def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
+        """End the sweep when no node is left that can run its trials.
 
         Args:
             node: Address of the one where a trial has failed.
             failure: Of the trial.
-            offered: Addresses of the live nodes that offer GPUs.
+            offered: Addresses of the live nodes that could be given it.
 
         Raises:
             SetupError: saying what the last trial found.
         """
-        if not failure.message.startswith(NO_CARD):
+        if not (failure.kind == FailureKind.OTHER_CODE or failure.message.startswith(NO_CARD)):
             return
-        self.without_card[node] += 1
-        if offered and all(self.without_card[other] >= MOST_WITHOUT_CARD for other in offered):
-            last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
+        self.unfit[node] += 1
+        if not offered or any(self.unfit[other] < MOST_ON_UNFIT for other in offered):
+            return
+        last = (failure.message.partition("; found: ")[2] or failure.message).rstrip(".")
+        tried = f"on each of {len(offered)} nodes{{}} the last {MOST_ON_UNFIT} trials or more {{}}: {last}"
+        if failure.kind == FailureKind.OTHER_CODE:
             raise SetupError(
-                "Some node must give trials a card that they can reach",
-                f"on each of {len(offered)} nodes with GPUs the last {MOST_WITHOUT_CARD} trials or more "
-                f"reached none; the last one: {last}",
-                "mend a node and run the same command again: what is done is kept. "
-                "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
+                "Some node must run the code of the driver",
+                tried.format("", "found other code; the last one"),
+                "install the same everywhere, leave it as it is while a sweep runs, and run the same command "
+                "again: what is done is kept",
             )
+        raise SetupError(
+            "Some node must give trials a card that they can reach",
+            tried.format(" with GPUs", "reached none; the last one"),
+            "mend a node and run the same command again: what is done is kept. "
+            "isweep doctor --address ADDRESS looks at every node; --device cpu needs no card",
+        )
 
     def failed(
         self, trial_id: str, kind: FailureKind, *, died: bool = False, gpu: str = "", hopeless: bool = False
@@ -308,6 +338,8 @@ class Retries:
             return Decision(None, f"{MOST_IN_VAIN} attempts in a row failed, of all trials")
         if hopeless:
             return Decision(None, "no attempt can get more")
+        if sum(mine[death] for death in PROCESS_DEATHS) >= MOST_DEATHS:
+            return Decision(None, f"it died {MOST_DEATHS} times")
         limit, why = self._limit(trial_id, kind)
         if len(self.of_gpus.get(gpu, ())) > 1:
             limit, why = MOST_DEATHS - 1, f"{gpu} failed other trials too"
@@ -328,7 +360,7 @@ class Retries:
         others = self.deaths.total() - self.deaths[trial_id]
         if others < 2:
             return limit, "other trials live"
-        return min(MOST_DEATHS - 1, limit + others // 2), f"other trials died {others} times too"
+        return limit + others // 2, f"other trials died {others} times too"
 
 
 # Of what a worker died: the error where Tune wrote it, and whether the worker's node is there at all.
@@ -338,61 +370,62 @@ log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 2.0
 
 
-def read_failure(trial: Any) -> TrialFailure:
-    """Return the failure of a Tune trial whose process went away.
+def told_failure(trial: Any) -> CellReport | None:
+    """Return what the worker of a Tune trial said of its failure; None when it went without a word."""
+    error = _pickled(getattr(trial, "pickled_error_file", None))
+    cause = getattr(error, "cause", None) or error
+    return CellReport.model_validate_json(cause.report) if isinstance(cause, CellFailed) else None
+
+
+def read_failure(trial: Any, place: Place | None) -> TrialFailure:
+    """Return the failure of a Tune trial whose process went away; ``place`` is where it ran, if it said so.
 
     Tune writes the error into the trial's local folder and copies it to its storage later, where
     ``Trial.get_error`` looks in vain when a callback asks. Of errors that are not an actor's or a task's,
     such as the memory killer's, it writes the text alone.
     """
-    error, text = _pickled(trial.pickled_error_file), _text(trial.error_file)
-    return classify_lost_worker(error, text, _dead_nodes(error))
+    # Private: with a Ray that has them no more, each death is a crash of its worker.
+    error = _pickled(getattr(trial, "pickled_error_file", None))
+    text = _text(getattr(trial, "error_file", None))
+    return classify_lost_worker(error, text, _dead_nodes(error, place))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an attempt runs: Ray's id of its actor, and the address of its node."""
+class Place(NamedTuple):
+    """Where an attempt runs: Ray's ids of its actor and its node, and the node's address."""
 
+    trial_id: str
     actor: str
     node: str
+    node_id: str = ""
+
+    @classmethod
+    def here(cls, trial_id: str) -> Place:
+        """Return the place of the process that asks."""
+        context = ray.get_runtime_context()
+        address = ray.util.get_node_ip_address()
+        return cls(trial_id, context.get_actor_id(), address, context.get_node_id())
 
 
-def tell_place(trial_id: str) -> None:
-    """Note, in the process of a trial, that it runs here: a process that is killed cannot say so any more."""
-    try:
-        place = f"{ray.get_runtime_context().get_actor_id()} {ray.util.get_node_ip_address()}"
-        _internal_kv_put(f"isweep place of {trial_id}", place.encode())
-    except Exception as problem:
-        log.warning("where a trial runs cannot be told: %s", problem)
-
-
-def place_of(trial_id: str) -> Place | None:
-    """Return where the latest attempt at a trial ran; None where it never came so far."""
-    try:
-        found = (_internal_kv_get(f"isweep place of {trial_id}") or b"").decode().split()
-    except Exception as problem:
-        log.warning("the cluster cannot be asked where a trial ran: %s", problem)
-        return None
-    return Place(*found) if len(found) == 2 else None
-
-
-def nodes_with_cards() -> set[str]:
-    """Return the addresses of the live nodes that offer GPUs."""
+def fit_nodes(failure: TrialFailure) -> set[str]:
+    """Return the addresses of the live nodes to which a trial that failed for its node could be given."""
+    needed = "GPU" if failure.message.startswith(NO_CARD) else "CPU"
     alive = (node for node in ray.nodes() if node["Alive"])
-    return {node["NodeManagerAddress"] for node in alive if node["Resources"].get("GPU", 0) > 0}
+    return {node["NodeManagerAddress"] for node in alive if node["Resources"].get(needed, 0) > 0}
 
 
-def killed_for_memory(trial_ids: Iterable[str]) -> set[str]:
+def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
     """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
 
     The memory killer's error ends Tune's loop and names no process. What each actor died of is known at the
     head, a moment later than the error.
+
+    Args:
+        places: Where the trials ran, by their ids.
     """
-    actors = {trial_id: place.actor for trial_id in trial_ids if (place := place_of(trial_id)) is not None}
     patience = time.monotonic() + ANSWER_TIMEOUT_S
-    while actors:
+    while places:
         try:
-            found = {trial_id for trial_id, actor in actors.items() if _died_of_memory(actor)}
+            found = {trial_id for trial_id, place in places.items() if _died_of_memory(place.actor)}
         except Exception as problem:
             log.warning("the cluster cannot be asked what a trial died of: %s", problem)
             return set()
@@ -429,20 +462,17 @@ def _text(path: str | None) -> str:
     return last.partition("\n")[2] if "\n" in last else last
 
 
-def _dead_nodes(error: BaseException | None) -> list[str]:
+def _dead_nodes(error: BaseException | None, place: Place | None) -> list[str]:
     """Return ids of nodes that are gone, and the actor's id when the node that it ran on is among them.
 
     A raylet that was killed shows first as an actor that is "unavailable", and Ray lists the node as alive
     until its health check has failed for a while; so the node itself is asked.
     """
     try:
-        nodes = ray.nodes()
-        dead = [node["NodeID"] for node in nodes if not _answers(node)]
+        dead = [node["NodeID"] for node in ray.nodes() if not _answers(node)]
         actor = getattr(error, "actor_id", None)
-        if actor is not None and dead:
-            address = ray._private.state.actors(actor).get("Address", {})
-            if address.get("NodeID") in dead:
-                dead.append(actor)
+        if actor is not None and place is not None and place.node_id in dead:
+            dead.append(actor)
     except Exception as problem:
         log.warning("the cluster cannot be asked which nodes are gone: %s", problem)
         return []

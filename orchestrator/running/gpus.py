@@ -370,7 +370,7 @@ def self_test(uuid: str, device: str = "cuda") -> dict[str, Any]:
 
 
 def _tested(device: str) -> dict[str, Any]:
-    command = (sys.executable, "-m", "tasks.trials.self_test", device)
+    command = (sys.executable, "-m", "orchestrator.running.self_test", device)
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=SELF_TEST_TIMEOUT_S, check=False

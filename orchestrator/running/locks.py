@@ -12,29 +12,26 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, cast
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace
-from orchestrator.results.storage import open_storage
+from orchestrator.results.storage import Bucket, open_storage, unconditional
 from orchestrator.results.store import ResultStore
 from orchestrator.running.signals import end_main_thread
 from search_spaces.errors import SetupError
 from tasks.atomic import read_whole, write_atomic
 
-# One driver per object store, which has no locks: a lease that its holder renews and a starter looks for.
-#
-# Whoever starts writes a lease of its own first and looks for others then, so of two at least one sees the
-# other. Whether another one lives is told by its lease changing, never by a clock: one that stays as it is
-# for :data:`EXPIRES_S` belongs to a driver that is gone. Needs of a store only that what was written is
-# seen, as S3, Google's and Azure's promise.
+# One driver per object store, which has no locks: a lease in one file, written only over what is known to be
+# there, so that of many that start at once exactly one has it. Whether its holder lives is told by the lease
+# changing, never by a clock: one that stays as it is for :data:`EXPIRES_S` belongs to a driver that is gone.
 
 log = logging.getLogger(__name__)
 
-FOLDER, FILE = "drivers", "lease.json"
+FILE = "driver-lease.json"
 BEAT_S = 10.0
 EXPIRES_S = 60.0
 LOOK_EVERY_S = 2.0
@@ -45,7 +42,7 @@ class Lease:
     """Held during a ``with`` block.
 
     Args:
-        url: Of the store.
+        url: Of the object store.
         name: Of the holder's root, whose own lock is held: an earlier lease of that name is dead.
         purpose: What the holder does, for messages.
         say: Is told when another lease is there and it is not known yet whether its driver lives, and when
@@ -54,11 +51,11 @@ class Lease:
 
     def __init__(self, url: str, name: str, purpose: str, say: Callable[[str], None] = log.warning) -> None:
         self.lost: SetupError | None = None
-        self._url, self._name, self._say = url, name, say
-        self._files = open_storage(url)
-        self._path = posixpath.join(self._files.base, FOLDER, name, FILE)
-        self._token, self._beats, self._holds = secrets.token_hex(8), 0, False
-        self._who = {"host": socket.gethostname(), "pid": os.getpid(), "purpose": purpose}
+        self._url, self._say = url, say
+        self._files = cast("Bucket", open_storage(url))
+        self._path = posixpath.join(self._files.base, FILE)
+        self._token, self._beats, self._tag = secrets.token_hex(8), 0, ""
+        self._who = {"name": name, "host": socket.gethostname(), "pid": os.getpid(), "purpose": purpose}
         self._since = time.strftime("%F %T")
         self._writing, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -68,17 +65,16 @@ class Lease:
 
         Raises:
             SetupError: when another driver lives, naming its host, process and purpose; or where the store
-                cannot be read or written.
+                cannot be read or written, or does not take conditional writes.
         """
-        self._write()
+        while not (tag := self._files.create(self._path, self._content())):
+            if tag := self._taken_over():
+                break
+        self._tag = tag
+        if self._files.create(self._path, self._content()) is not None:
+            self._files.remove(self._path)
+            raise unconditional(self._url)
         self._thread.start()
-        try:
-            self._wait_for_others()
-            self._holds = True
-            self._write()
-        except BaseException:
-            self._release()
-            raise
         return self
 
     def __exit__(
@@ -89,63 +85,45 @@ class Lease:
         Raises:
             SetupError: in place of whatever ended the block, when the lease was lost.
         """
-        self._release()
+        with self._writing:
+            self._ended.set()
+        try:
+            if self._read()[0].get("token") == self._token:
+                self._files.remove(self._path)
+        except (SetupError, OSError) as problem:
+            log.warning("the lease of %s stays, and expires in %g s: %s", self._url, EXPIRES_S, problem)
         if self.lost is not None and error is not None:
             raise self.lost from error
 
-    def _wait_for_others(self) -> None:
-        """Return when no other lease is left: those of dead drivers are removed."""
-        seen: dict[str, tuple[bytes, float]] = {}
-        while True:
-            others, now = self._others(), time.monotonic()
-            if not others:
-                return
-            if not seen:
+    def _taken_over(self) -> str | None:
+        """Take the lease of a driver that is gone; None when it is another one, or none, by now.
+
+        Raises:
+            SetupError: when its driver lives.
+        """
+        try:
+            found, tag = self._read()
+            if found.get("name") != self._who["name"]:
                 self._say(
-                    f"{self._url} was or is in use by {_holder(next(iter(others.values())))}; looking for "
-                    f"up to {EXPIRES_S:g} s whether that driver lives"
+                    f"{self._url} was or is in use by {_holder(found)}; looking for up to {EXPIRES_S:g} s "
+                    "whether that driver lives"
                 )
-            for path, content in others.items():
-                before, since = seen.get(path, (content, now))
-                seen[path] = (content, since if content == before else now)
-                if content != before and self._yields_to(path, content):
-                    way_out = "wait for it, stop it there, or use another --storage"
-                    raise SetupError(RULE, f"{self._url} is in use by {_holder(content)}", way_out)
-                if now - since > EXPIRES_S and content == before:
-                    self._files.remove(path)
-            time.sleep(LOOK_EVERY_S)
-
-    def _others(self) -> dict[str, bytes]:
-        """Return the content of every other lease by its path."""
-        folder = posixpath.join(self._files.base, FOLDER)
-        found = [file for file in self._files.find(folder, FILE) if file.path != self._path]
-        return {
-            file.path: content for file, content in self._files.read_many(found) if isinstance(content, bytes)
-        }
-
-    def _yields_to(self, path: str, content: bytes) -> bool:
-        """Whether a living driver goes first: it holds, or of two that start at once its name does."""
-        return bool(_parsed(content).get("holds")) or path < self._path
-
-    def _write(self) -> None:
-        with self._writing:
-            if self._ended.is_set():
-                return
-            self._beats += 1
-            content = {"token": self._token, "beat": self._beats, "holds": self._holds, "since": self._since}
-            self._files.write(self._path, json.dumps({**content, **self._who}).encode())
+                until = time.monotonic() + EXPIRES_S
+                while time.monotonic() < until:
+                    time.sleep(LOOK_EVERY_S)
+                    later, other = self._read()
+                    if other != tag:
+                        way_out = "wait for it, stop it there, or use another --storage"
+                        raise SetupError(RULE, f"{self._url} is in use by {_holder(later)}", way_out)
+        except FileNotFoundError:
+            return None
+        return self._files.replace(self._path, self._content(), tag)
 
     def _beat(self) -> None:
         away_since = None
         while not self._ended.wait(BEAT_S):
             try:
-                # Whoever takes over writes a lease first: where there is none at all, files were lost.
-                if self._is_ours() or not self._others():
-                    self._write()
-                    if away_since is not None:
-                        self._say(f"The storage answers again after {time.monotonic() - away_since:.0f} s")
-                        away_since = None
-                    continue
+                renewed = self._renewed()
             except (SetupError, OSError) as error:
                 # Who starts elsewhere cannot look now either.
                 if away_since is None:
@@ -153,15 +131,28 @@ class Lease:
                     reason = error.value if isinstance(error, SetupError) else error
                     self._say(f"The storage does not answer: {reason}. Trials that end wait for it")
                 continue
-            if not self._ended.is_set():
+            if away_since is not None:
+                self._say(f"The storage answers again after {time.monotonic() - away_since:.0f} s")
+                away_since = None
+            if not renewed and not self._ended.is_set():
                 self._give_up()
-            return
+                return
 
-    def _is_ours(self) -> bool:
-        try:
-            return _parsed(self._files.read(self._path)).get("token") == self._token
-        except FileNotFoundError:
-            return False
+    def _renewed(self) -> bool:
+        """Renew the lease; False when it is another driver's."""
+        with self._writing:
+            if self._ended.is_set():
+                return True
+            tag = self._files.replace(self._path, self._content(), self._tag)
+            if tag is None:
+                try:
+                    found, there = self._read()
+                except FileNotFoundError:  # whoever takes over leaves one: files were lost
+                    tag = self._files.create(self._path, self._content())
+                else:
+                    tag = there if found.get("token") == self._token else None  # only the reply was lost
+            self._tag = tag or self._tag
+            return tag is not None
 
     def _give_up(self) -> None:
         self.lost = SetupError(
@@ -172,26 +163,22 @@ class Lease:
         log.error("%s", self.lost)
         end_main_thread(self.lost, self._ended)
 
-    def _release(self) -> None:
-        with self._writing:
-            self._ended.set()
+    def _content(self) -> bytes:
+        self._beats += 1
+        content = {"token": self._token, "beat": self._beats, "since": self._since}
+        return json.dumps({**content, **self._who}).encode()
+
+    def _read(self) -> tuple[dict[str, object], str]:
+        """Return what the lease says, nothing where that cannot be read, and its tag."""
+        content, tag = self._files.read_tagged(self._path)
         try:
-            if self._is_ours():
-                self._files.remove(self._path)
-        except (SetupError, OSError) as error:
-            log.warning("the lease of %s stays, and expires in %g s: %s", self._url, EXPIRES_S, error)
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            found = None
+        return (found if isinstance(found, dict) else {}), tag
 
 
-def _parsed(content: bytes) -> dict[str, object]:
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _holder(content: bytes) -> str:
-    about = _parsed(content)
+def _holder(about: Mapping[str, object]) -> str:
     if not {"host", "pid", "purpose", "since"} <= about.keys():
         return "another driver"
     return f"process {about['pid']} of {about['host']} ({about['purpose']}, since {about['since']})"

@@ -17,7 +17,7 @@ class RunOptions:
 
     Attributes:
         root: Folder of everything; None takes ``$ISWEEP_ROOT`` or ``./isweep-root``.
-        storage: fsspec URL of the result store; None keeps it below the root.
+        storage: folder or URL of the result store; None keeps it below the root.
         address: Running Ray cluster; None starts a private one.
         num_cpus: CPUs of the private cluster.
         device: See :func:`orchestrator.running.cluster.trial_resources`.

@@ -1,4 +1,4 @@
-"""The folder of a private cluster, which nobody else can enter, and the removal of those left by killed runs.
+"""What a killed run leaves, and its removal: above all a private cluster, in a folder of this user alone.
 
 A run holds a lock on a file in its folder for as long as it lives; the operating system drops it with the
 process. Process ids would not do: another container that shares the folder for temporary files has others.
@@ -16,6 +16,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from orchestrator.planning.paths import RootPaths
+from orchestrator.running.signals import at_forced_end
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +42,8 @@ def private_folder() -> Iterator[str]:
         with open(Path(folder) / OWNER_FILE, "w", encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
             try:
-                yield str(inner)
+                with at_forced_end(lambda: _remove(Path(folder))):
+                    yield str(inner)
             finally:
                 # One that was just starting would make the folder again, open to everybody.
                 _end_processes(Path(folder))
@@ -63,6 +67,20 @@ def temporary_files_in(folder: str) -> Iterator[None]:
             os.environ["TMPDIR"] = before
 
 
+def remove_orphans(paths: RootPaths) -> None:
+    """Remove what killed runs left on this machine and below a root, whose lock is ours.
+
+    Processes and folders of private clusters, the token, Tune's scratch, drafts of prepared data and files.
+    """
+    remove_leftovers()
+    paths.token.unlink(missing_ok=True)
+    shutil.rmtree(paths.tune, ignore_errors=True)
+    for draft in (paths.root / "prepared").glob(".*.*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    for draft in (*paths.root.glob(".*.tmp"), *paths.root.glob("sweeps/*/.*.tmp")):
+        draft.unlink(missing_ok=True)
+
+
 def remove_leftovers(base: Path | None = None) -> int:
     """End the processes and remove the folders of private clusters whose run was killed; returns how many.
 
@@ -72,8 +90,7 @@ def remove_leftovers(base: Path | None = None) -> int:
     removed = 0
     for folder in sorted((base or Path(tempfile.gettempdir())).glob(f"{PREFIX}*")):
         if _abandoned(folder) or _nobodys(folder):
-            _end_processes(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             removed += 1
             log.info("removed what a killed run left: %s", folder)
     return removed
@@ -103,6 +120,11 @@ def _nobodys(folder: Path) -> bool:
         return old and remnant and not any(_processes(folder))
     except OSError:
         return False
+
+
+def _remove(folder: Path) -> None:
+    _end_processes(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_processes(folder: Path) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import ray
 from ray.util.metrics import Counter, Gauge
 from rich.console import Console
 from rich.live import Live
@@ -101,6 +100,7 @@ class Progress:
     total: int = 0
     _expected: Mapping[str, float] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
+    _began: dict[str, float] = field(default_factory=dict)
     _live: Live | None = None
     _started: float = field(default_factory=time.monotonic)
     _printed: float = 0.0
@@ -156,7 +156,7 @@ class Progress:
     def trial_started(self, trial_id: str) -> None:
         """A trial runs."""
         log.info("trial %s starts", trial_id)
-        self.running[trial_id] = RunningTrial()
+        self.running[trial_id], self._began[trial_id] = RunningTrial(), time.monotonic()
         self.failed.pop(trial_id, None)
         self.save()
         self._say()
@@ -179,7 +179,8 @@ class Progress:
 
     def trial_finished(self, trial_id: str, status: str) -> None:
         """A trial has its result."""
-        seconds = time.time() - self.running.pop(trial_id, RunningTrial()).started_at
+        seconds = self._ran(trial_id)
+        self._forget(trial_id)
         log.info("trial %s ends: %s after %.1f s", trial_id, status, seconds)
         self._seconds[trial_id] = seconds
         self.done += 1
@@ -189,7 +190,7 @@ class Progress:
 
     def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
         """An attempt failed."""
-        self.running.pop(trial_id, None)
+        self._forget(trial_id)
         self.failed[trial_id] = kind
         self.note(f"  failed ({kind}) {trial_id}: {message}")
         self.save()
@@ -197,7 +198,7 @@ class Progress:
 
     def trial_stopped(self, trial_id: str) -> None:
         """An attempt ended through no fault of the trial, which waits again."""
-        self.running.pop(trial_id, None)
+        self._forget(trial_id)
         self.save()
         self._say()
 
@@ -242,9 +243,13 @@ class Progress:
             left = took / len(self._seconds) * (self.planned - self.done - len(self.failed))
         return left / max(1, self.slots)
 
+    def _forget(self, trial_id: str) -> None:
+        self.running.pop(trial_id, None)
+        self._began.pop(trial_id, None)
+
     def _ran(self, trial_id: str) -> float:
-        trial = self.running.get(trial_id)
-        return 0.0 if trial is None else time.time() - trial.started_at
+        began = self._began.get(trial_id)
+        return 0.0 if began is None else time.monotonic() - began
 
     def _line(self) -> str:
         parts = [self.name]
@@ -269,7 +274,7 @@ class Progress:
         table = Table.grid(padding=(0, 1))
         table.add_row(Text(spelled(time.monotonic() - self._started), style="dim"), Text(self._line()))
         for trial_id, trial in list(self.running.items())[:MOST_SHOWN]:
-            said = trial.text(spelled(time.time() - trial.started_at))
+            said = trial.text(spelled(self._ran(trial_id)))
             table.add_row("", Text(f"{trial_id}  {said}", style="dim"))
         if len(self.running) > MOST_SHOWN:
             more = f"and {len(self.running) - MOST_SHOWN} more: isweep status --watch shows them"
@@ -353,12 +358,14 @@ class Series:
             self._gauges[name].set(value, self._sweep)
 
 
-def offer_board() -> None:
-    """Lay our board beside Ray's own, where a Grafana that Ray provisions finds it."""
-    # Private: with a Ray that has it no more, people import the file as docs/monitoring.md says.
-    node: Any = getattr(ray._private.worker, "_global_node", None)
-    folder = Path(node.get_session_dir_path()) / "metrics" / "grafana" / "dashboards" if node else None
-    if folder is None or not folder.is_dir():
+def offer_board(session: str) -> None:
+    """Lay our board beside Ray's own, where a Grafana that Ray provisions finds it.
+
+    Args:
+        session: Ray's folder on this node; empty where there is none.
+    """
+    folder = Path(session) / "metrics" / "grafana" / "dashboards"
+    if not session or not folder.is_dir():
         return
     try:
         (folder / "isweep.json").write_bytes(BOARD.read_bytes())

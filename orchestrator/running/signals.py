@@ -14,10 +14,11 @@ from typing import NoReturn
 
 from search_spaces.errors import SetupError
 
-END_WITHIN_S = 20.0
+END_WITHIN_S = 5.0
 """How long the driver's main thread may take to end by itself; it may hang in a call of Ray's."""
 
 _asked = threading.Event()
+_at_forced_end: list[Callable[[], object]] = []
 
 
 def stop_on_signals() -> None:
@@ -98,8 +99,21 @@ def end_main_thread(error: SetupError, ended: threading.Event) -> None:
     """
     _thread.interrupt_main()
     if not ended.wait(END_WITHIN_S):
+        for tidy in reversed(_at_forced_end):
+            with contextlib.suppress(Exception):
+                tidy()
         print(f"isweep: {error}", file=sys.stderr, flush=True)  # noqa: T201  # the last word
         os._exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def at_forced_end(tidy: Callable[[], object]) -> Iterator[None]:
+    """Have ``tidy`` called if the process has to be ended while the block lasts, which then never ends."""
+    _at_forced_end.append(tidy)
+    try:
+        yield
+    finally:
+        _at_forced_end.remove(tidy)
 
 
 @contextlib.contextmanager

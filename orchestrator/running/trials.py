@@ -1,29 +1,27 @@
-"""Running the cells that are left as Ray Tune trials.
+"""Running cells as Ray Tune trials: one loop for the cells of a grid and for the trials of a search.
 
-The store decides what is left; Tune only executes. Every start makes a fresh experiment from an explicit
-list of cells, so none of Tune's own state is ever read back.
+The store decides what is left; Tune only executes. Every start makes a fresh experiment, so none of Tune's
+own state is ever read back. What a grid and a search do differently is a :class:`Work`; all else is here: its
+cells are run by workers (:mod:`orchestrator.running.worker`), and what comes back is stored, told to the
+tracker and shown, by this driver alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import shutil
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import tune
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial
-from ray.tune.search.searcher import Searcher
 
+from orchestrator.planning.estimate import time_limit
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, SweepPlan
 from orchestrator.planning.predict import Expectation, array_key, expected_seconds, order_trials
@@ -36,294 +34,355 @@ from orchestrator.results.records import (
     TrialRecord,
     provenance,
 )
-from orchestrator.results.state import Event, History, StoredResults, What
-from orchestrator.results.store import WeightStore
-from orchestrator.results.table import MeasureIndex, Point, epoch_points, flat_trial
+from orchestrator.results.rows import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
+from orchestrator.results.state import Event, History, State, StoredResults, What
+from orchestrator.results.store import KeptFiles
 from orchestrator.results.tracking import Tracker
-from orchestrator.running.cluster import Cluster, Resources
-from orchestrator.running.failures import (
-    Retries,
-    classify_broken_fit,
-    gpu_named,
-    killed_for_memory,
-    nodes_with_cards,
-    place_of,
-    read_failure,
-)
-from orchestrator.running.networks import own_code
-from orchestrator.running.progress import Monitor, Series, offer_board
-from orchestrator.running.requests import Requests, node_memory_bytes
-from orchestrator.running.signals import raise_if_asked
-from orchestrator.running.waiting import StartWatch
-from orchestrator.running.worker import (
-    REPORT,
+from orchestrator.running.actors import (
+    ArrayCache,
     EpochBoard,
     EpochListener,
     Keeper,
-    Shelf,
-    TrialTrainable,
-    equipped,
+    Note,
     keep_out_of_runtime_environments,
 )
+from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.failures import (
+    Place,
+    Retries,
+    classify_broken_fit,
+    fit_nodes,
+    gpu_named,
+    killed_for_memory,
+    read_failure,
+    told_failure,
+)
+from orchestrator.running.networks import own_code
+from orchestrator.running.progress import Progress, Series, offer_board
+from orchestrator.running.queue import CellQueue, Feed, TaskNames, empty, trial_name, trial_tasks_named
+from orchestrator.running.requests import Requests, node_memory_bytes
+from orchestrator.running.signals import raise_if_asked
+from orchestrator.running.waiting import HangWatch, StartWatch
+from orchestrator.running.worker import REPORT, Perform, TrialTrainable, equipped, perform_cell
 from search_spaces.errors import SetupError, SweepError
-from search_spaces.specs import Domain, NetworkSpec, SubsetSpec, TrialSpec, pair_name
+from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec, pair_name
 from tasks.prepared.subsets import TrialData
-from tasks.trials.records import EpochRecord, EpochScore, TrialResult
-
-# The queue from which Tune takes cells one by one, and into which a cell that failed goes back.
-
-
-@dataclass
-class CellQueue:
-    """Ids of cells that wait, run, or are tried again later.
-
-    Attributes:
-        ready: Waiting, in the order in which they are taken.
-        later: When each cell that failed may be taken again, by a monotonic clock; ready cells go first.
-        running: Taken and not settled.
-        closed: Whether no more are given out.
-    """
-
-    ready: deque[str]
-    later: dict[str, float] = field(default_factory=dict)
-    running: set[str] = field(default_factory=set)
-    closed: bool = False
-
-    @classmethod
-    def of(cls, trial_ids: Iterable[str]) -> CellQueue:
-        """Return a queue in which these wait."""
-        return cls(deque(trial_ids))
-
-    @property
-    def empty(self) -> bool:
-        """Whether every cell is settled, or none is given out any more."""
-        return self.closed or not (self.ready or self.later or self.running)
-
-    def take(self, now: float) -> str | None:
-        """Return the next cell, which runs from now on; None when none may be taken yet."""
-        if self.closed:
-            return None
-        due = min(self.later, key=self.later.__getitem__, default=None)
-        if self.ready:
-            taken = self.ready.popleft()
-        elif due is not None and self.later[due] <= now:
-            taken = due
-            del self.later[due]
-        else:
-            return None
-        self.running.add(taken)
-        return taken
-
-    def settle(self, trial_id: str) -> None:
-        """A cell has its result, or has failed for good."""
-        self.running.discard(trial_id)
-
-    def again(self, trial_id: str, at: float) -> None:
-        """A cell that ran may be taken again from the time ``at`` on."""
-        self.running.discard(trial_id)
-        self.later[trial_id] = at
-
-
-class Feed(Searcher):  # type: ignore[misc]  # Ray ships without types
-    """Gives Tune one cell at a time; ``config`` makes what its worker needs of it."""
-
-    def __init__(self, queue: CellQueue, config: Callable[[str], dict[str, Any]]) -> None:
-        super().__init__()
-        self._queue, self._config = queue, config
-
-    # Tune saves its searcher in its own state, of which nothing is ever read back.
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next cell, ``FINISHED``, or None for "not yet"."""
-        if self._queue.empty:
-            return str(Searcher.FINISHED)
-        cell = self._queue.take(time.monotonic())
-        return None if cell is None else self._config(cell)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Learn nothing: the sweep's bookkeeping settles cells."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing."""
-
-
-# Trials that hang: found by a limit from the time that was expected of them, and ended.
-
-HELD_UP_S = 30.0
-"""A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
-
-
-class HangWatch:
-    """Watches the trials of one sweep.
-
-    Args:
-        limit: Seconds without a word after which a trial counts as hung; None sets no limit.
-    """
-
-    def __init__(self, limit: Callable[[TrialSpec], float] | None) -> None:
-        self._limit = limit
-        self._running: dict[str, tuple[float, float]] = {}
-        self._hung: dict[str, float] = {}
-        self._looked_at = time.monotonic()
-
-    def started(self, cell: TrialSpec) -> None:
-        """A trial begins, for the first time or again."""
-        self._hung.pop(cell.trial_id, None)
-        if self._limit is not None:
-            self._running[cell.trial_id] = (time.monotonic(), self._limit(cell))
-
-    def ended(self, trial_id: str) -> None:
-        """A trial has its result."""
-        self._running.pop(trial_id, None)
-
-    def heard(self, trial_id: str) -> None:
-        """A trial told of an epoch: it lives, however slow it is, and its limit begins anew."""
-        if trial_id in self._running:
-            self._running[trial_id] = (time.monotonic(), self._running[trial_id][1])
-
-    def end_hung(self, trials: Iterable[Any]) -> None:
-        """End the process of each of Tune's running ``trials`` that is past its limit."""
-        now, before = time.monotonic(), self._looked_at
-        self._looked_at = now
-        if now - before > HELD_UP_S:
-            self._running = {key: (start + now - before, m) for key, (start, m) in self._running.items()}
-        for trial in trials:
-            trial_id = str(trial.config["cell"]["trial_id"])
-            start, limit = self._running.get(trial_id, (0.0, float("inf")))
-            actor = trial.temporary_state.ray_actor
-            if actor is not None and trial_id not in self._hung and now - start > limit:
-                self._hung[trial_id] = limit
-                ray.kill(actor)
-
-    def failure(self, trial_id: str) -> TrialFailure | None:
-        """Return the failure of a trial that was ended here; None for any other."""
-        if trial_id not in self._hung:
-            return None
-        message = (
-            f"neither a result nor an epoch in {self._hung[trial_id]:.0f} s, far beyond what was expected"
-        )
-        return TrialFailure(kind=FailureKind.HUNG, message=message)
-
-
-# From what a worker reports to the record that is stored.
-
-
-def trial_record(
-    cell: TrialSpec,
-    report: CellReport,
-    result: TrialResult,
-    known: TrialRecord | None,
-    sweep: str,
-    domain: Domain | None,
-    attempt: int,
-) -> TrialRecord:
-    """Return the record of a finished trial.
-
-    Args:
-        cell: What was asked for.
-        report: What the worker says of its run.
-        result: What it found.
-        known: An earlier record of the same trial: where nothing was trained since, its times stay.
-        sweep: Name of the sweep.
-        domain: Of the dataset.
-        attempt: Which one this was.
-    """
-    # Seconds of epochs are never the same twice: with equal histories nothing was trained.
-    trained = known is None or known.result.history != result.history
-    return TrialRecord(
-        trial_id=cell.trial_id,
-        sweep=sweep,
-        spec=cell,
-        domain=domain,
-        data_fingerprint=report.data_fingerprint,
-        shared_group_share=report.shared_group_share,
-        gpu_share=report.gpu_share if trained or known is None else known.gpu_share,
-        gpu_name=report.gpu_name if trained or known is None else known.gpu_name,
-        attempt=attempt,
-        started_at=report.started_at if trained or known is None else known.started_at,
-        finished_at=report.finished_at if trained or known is None else known.finished_at,
-        measured_at=None if trained else report.finished_at,
-        provenance=provenance(),
-        result=result,
-    )
-
-
-def start_tags(plan: SweepPlan, cell: TrialSpec, attempt: int) -> dict[str, str]:
-    """Return what a tracker is told of a trial that starts."""
-    network, dataset = cell.network, cell.network.subset.prepared.dataset
-    return {
-        table.TRIAL_ID: cell.trial_id,
-        table.MODEL: network.model.name,
-        table.DATASET: dataset,
-        table.DOMAIN: plan.datasets[dataset].domain or "",
-        table.CLASS_PAIR: pair_name(network.subset.class_pair),
-        table.RECIPE: network.recipe.name,
-        table.TRAIN_SIZE: str(network.train_size),
-        table.SEED: str(network.seed),
-        table.ATTEMPT: str(attempt),
-        table.STATUS: str(CellStatus.RUNNING),
-    }
-
-
-# The single writer of a sweep: turns Tune's events into stored results, tracked runs and progress.
+from tasks.trials.records import EpochRecord, EpochScore, SearchResult, TrialResult
 
 log = logging.getLogger(__name__)
 
+OBJECT_STORE_SHARE = 0.6
+"""How much of the smallest object store arrays may fill; the rest is for measures and Ray."""
 MOST_BROKEN_FITS = 5
 WITHOUT_A_WORD = TrialFailure(
     kind=FailureKind.WORKER_CRASH, message="Tune ended without a result for this trial"
 )
 
 
-class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without types
-    """The single writer: turns Tune's events into stored results, tracked runs and progress."""
+@dataclass
+class Run:
+    """What everything in one run shares.
+
+    Attributes:
+        plan: The whole grid.
+        paths: What lies below the root.
+        cluster: Where it runs.
+        resources: What each trial asks for.
+        stored: Where results go.
+        tracker: Who is told.
+        monitor: Who shows it.
+        expectation: How long trials will take, and what share of the cluster's kind of card they need;
+            without a card all get the same share.
+    """
+
+    plan: SweepPlan
+    paths: RootPaths
+    cluster: Cluster
+    resources: Resources
+    stored: StoredResults
+    tracker: Tracker
+    monitor: Progress
+    expectation: Expectation = field(default_factory=Expectation)
+
+
+class Work:
+    """What differs between the cells of a grid and the trials of a search.
+
+    Attributes:
+        run: What it is a part of.
+        cells: Everything that was taken from the queue, or may be, by id.
+        queue: Says what is next.
+        perform: Does a cell, in a worker.
+        keep_url: Where workers keep weights, predictions and checkpoints; None keeps none.
+        num_uses: How many cells need each array; None where nobody knows.
+        earlier: Attempts at cells in earlier runs.
+    """
+
+    perform: Perform
+    keep_url: str | None = None
+    num_uses: Counter[str] | None = None
+    pretrained: Mapping[str, bytes] = {}
+
+    def __init__(self, run: Run, queue: CellQueue, cells: dict[str, TrialSpec]) -> None:
+        self.run, self.queue, self.cells = run, queue, cells
+        self.earlier: dict[str, int] = {}
+
+    def load(self, key: str) -> TrialData:
+        """Read an array.
+
+        Raises:
+            SweepError: when it cannot be read.
+        """
+        raise NotImplementedError
+
+    def job(self, cell: TrialSpec) -> dict[str, Any]:
+        """Return what a worker is told of a cell beside what it may use."""
+        raise NotImplementedError
+
+    def started(self, trial_id: str) -> None:
+        """A cell has its worker."""
+
+    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
+        """Seal the result of a cell; returns what a tracker shows of it.
+
+        Raises:
+            SweepError: when it cannot be stored.
+        """
+        raise NotImplementedError
+
+    def given_up(self, trial_id: str) -> None:
+        """A cell failed and is not tried again in this run."""
+
+    def trained_on(self, cell: TrialSpec) -> NetworkSpec:
+        """Return the network of a cell, with the number of images that it is trained on."""
+        return cell.network
+
+    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+        """Return what the tracker is told of an epoch while its trial runs."""
+        return epoch_points(epoch, score, at_ms)
+
+    def seconds_allowed(self, cell: TrialSpec) -> float:
+        """Return the seconds without a word after which a cell counts as hung."""
+        return time_limit(cell, ())
+
+
+class GridWork(Work):
+    """The cells of a plan that are left.
+
+    Args:
+        run: What it is a part of.
+        cells: What is left.
+        state: What is done.
+        load: Reads the arrays of a subset, given how many training images.
+        measures: Stored measure records by subset id and train size.
+        keep_url: Where weights, predictions and checkpoints are kept, beside the results; None keeps none.
+        pretrained: Weights that pretrained networks start from, by library and architecture.
+    """
+
+    perform = staticmethod(perform_cell)
 
     def __init__(
         self,
-        sweep: TrialSweep,
-        cells: dict[str, TrialSpec],
-        queue: CellQueue,
-        shelf: Shelf,
-        earlier: dict[str, int],
+        run: Run,
+        cells: Iterable[TrialSpec],
+        load: Callable[[SubsetSpec, int], TrialData],
+        *,
+        state: State | None = None,
+        measures: MeasureIndex | None = None,
+        keep_url: str | None = None,
+        pretrained: Mapping[str, bytes] | None = None,
     ) -> None:
-        self.fatal: SweepError | None = None
-        self._sweep = sweep
-        self._cells = cells
-        self._queue = queue
-        self._shelf = shelf
-        self._earlier = earlier
-        self._broken = 0
-        self._starts = StartWatch(sweep.resources, sweep.monitor.note)
-        self._hangs = HangWatch(sweep.time_limit)
+        cells, plan = list(cells), run.plan
+        seconds = expected_seconds(cells, run.expectation)
+        run.monitor.trials_expected(seconds)
+        budget = run.cluster.object_store_bytes * OBJECT_STORE_SHARE
+        ordered = {cell.trial_id: cell for cell in order_trials(plan, cells, budget, seconds)}
+        super().__init__(run, CellQueue.of(ordered), ordered)
+        self._load, self._measures, self.keep_url = load, measures or {}, keep_url
+        self.pretrained = pretrained or {}
+        self._networks = {array_key(plan, cell): cell.network for cell in cells}
+        self.num_uses = Counter(array_key(plan, cell) for cell in cells)
+        self._incomplete = frozenset(state.incomplete) if state else frozenset()
+        self._measured = state.measured_trials() if state else []
+        if state is not None:
+            self.earlier = {trial_id: record.attempt for trial_id, record in state.failures.items()}
+
+    def load(self, key: str) -> TrialData:
+        """See :class:`Work`."""
+        network = self._networks[key]
+        return self._load(network.subset, self.run.plan.load_size(network.subset, network.train_size))
+
+    def job(self, cell: TrialSpec) -> dict[str, Any]:
+        """See :class:`Work`; an earlier result of this very network and these images is only added to."""
+        known = self.run.stored.trials.get(cell.trial_id) if cell.trial_id in self._incomplete else None
+        return {
+            "spec": cell.model_dump_json(),
+            "known": "" if known is None else known.text(),
+            "keep_weights": self.run.plan.keeps_weights(cell),
+        }
+
+    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
+        """See :class:`Work`."""
+        plan = self.run.plan
+        known = None if report.trained else self.run.stored.trials.get(cell.trial_id)
+        made_by = report if known is None else known  # where nothing was trained, its training's times stay
+        record = TrialRecord(
+            trial_id=cell.trial_id,
+            sweep=plan.sweep.name,
+            spec=cell,
+            domain=plan.datasets[cell.network.subset.prepared.dataset].domain,
+            data_fingerprint=report.data_fingerprint,
+            shared_group_share=report.shared_group_share,
+            gpu_share=made_by.gpu_share,
+            gpu_name=made_by.gpu_name,
+            attempt=attempt,
+            started_at=made_by.started_at,
+            finished_at=made_by.finished_at,
+            measured_at=None if known is None else report.finished_at,
+            provenance=report.provenance,
+            result=cast("TrialResult", report.outcome),
+        )
+        self.run.stored.save(record)
+        for kind, note in (
+            ("weights", record.result.weights_note),
+            ("predictions", record.result.predictions_note),
+        ):
+            if note:
+                self.run.monitor.note(f"{cell.trial_id}: its {kind} are not kept: {note}")
+        if self.keep_url is not None:
+            KeptFiles(self.keep_url).forget_checkpoint(cell.trial_id)
+        return flat_trial(record, self._measures)
+
+    def seconds_allowed(self, cell: TrialSpec) -> float:
+        """See :class:`Work`."""
+        return time_limit(cell, self._measured)
+
+
+class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
+    """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer.
+
+    Args:
+        run: What everything shares.
+        work: The cells.
+        trainable: What runs a cell; another one is for tests and benchmarks.
+    """
+
+    def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
+        self.retries, self.attempts = Retries(), Counter[str]()
+        self._run, self._work, self._queue, self._trainable = run, work, work.queue, trainable
+        self._num_broken = 0
+        self._requests = Requests(run.resources, run.expectation, node_memory_bytes)
+        self._starts = StartWatch(run.resources, run.monitor.note, ends=run.cluster.local)
+        self._hangs = HangWatch(run.monitor.note)
+        self._places: dict[str, Place] = {}
+        self._nodes: dict[str, str] = {}
         self._noted = {""}
-        self._listener = EpochListener(sweep.epochs)
-        self._series = Series(sweep.plan.sweep.name, sweep.cluster.num_gpus)
-        self._history = History(sweep.stored.store.url)
+        self._history = History(run.stored.store.url)
+        self._series = Series(run.plan.sweep.name, run.cluster.num_gpus)
+        # A private cluster without a dashboard shows names to nobody.
+        shown = bool(run.cluster.dashboard) or not run.cluster.local
+        self._task_names = TaskNames() if shown else TaskNames(most=0)
+        self._board = EpochBoard()
+        self._listener = EpochListener(self._board)
+        self._keeper = None if work.keep_url is None else Keeper(work.keep_url, self._board)
 
     # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
+    def run(self) -> None:
+        """Run until nothing more may be tried.
+
+        Raises:
+            SweepError: when results cannot be stored, or nothing can run here; whatever finished is kept.
+        """
+        budget = self._run.cluster.object_store_bytes * OBJECT_STORE_SHARE
+        self._arrays = ArrayCache(self._work.load, budget, self._work.num_uses)
+        offer_board(self._run.cluster.session)
+        try:
+            while not self._queue.empty:
+                try:
+                    self._fit()
+                except Exception as error:
+                    # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
+                    self._fit_failed(error)
+                # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
+                gc.collect()
+                if self._queue.error is not None:
+                    raise self._queue.error
+                for trial_id in sorted(self._queue.running):  # that Tune ended without a word
+                    self._lost(trial_id, lambda: WITHOUT_A_WORD)
+        finally:
+            self._arrays.close()
+
+    def _fit(self) -> None:
+        """Give cells to Tune until it has no more."""
+        name = f"{self._run.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
+        trainable = equipped(
+            self._trainable,
+            perform=self._work.perform,
+            arrays=self._arrays.references,
+            keeper=self._keeper,
+            epochs=self._board,
+            code=own_code(self._work.cells.values()),
+            pretrained=dict(self._work.pretrained),
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=Feed(self._queue, self._taken),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=trial_name,
+                trial_dirname_creator=trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(self._run.paths.tune),
+                # Tune saves class trainables at their end unless told otherwise, into a folder that the nodes
+                # would have to share.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[self],
+                verbose=0,
+            ),
+        )
+        keep_out_of_runtime_environments()
+        try:
+            with trial_tasks_named(self._task_names):
+                tuner.fit()
+        finally:
+            shutil.rmtree(self._run.paths.tune / name, ignore_errors=True)
+
+    def _taken(self, trial_id: str) -> dict[str, Any]:
+        """A cell is given to Tune: count the attempt, and return what its worker is told."""
+        self.attempts[trial_id] += 1
+        cell = self._work.cells[trial_id]
+        request = self._requests.of(cell)
+        return {
+            "cell": {
+                "trial_id": trial_id,
+                "data": array_key(self._run.plan, cell),
+                "own_network": cell.network.model.library == "own",
+                **request.for_worker(),
+                "code": provenance().code,
+                **self._work.job(cell),
+            }
+        }
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Put the trial's array where it can find it, and open its run."""
-        cell = self._cells[trial.config["cell"]["trial_id"]]
+        trial_id = trial_name(trial)
+        cell = self._work.cells[trial_id]
+        self._work.started(trial_id)
         try:
-            self._shelf.trial_started(cell.trial_id, trial.config["cell"]["data"])
+            self._arrays.trial_started(trial_id, trial.config["cell"]["data"])
         except SweepError as error:
             self._end(error)
             return
-        tags = start_tags(self._sweep.plan, cell, self._attempt(cell.trial_id))
-        self._sweep.tracker.start_trial(cell.trial_id, tags)
-        self._sweep.monitor.trial_started(cell.trial_id)
-        self._hangs.started(cell)
-        self._tell(cell.trial_id, "started")
+        self._run.tracker.start_trial(trial_id, self._tags(cell))
+        self._run.monitor.trial_started(trial_id)
+        self._hangs.started(trial_id, self._work.seconds_allowed(cell))
+        self._tell(trial_id, "started")
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """End the process of every trial that has been silent past its limit; say where the sweep stands.
@@ -332,41 +391,52 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
             SweepError: that ends the sweep. Tune would first run the trials that it was given, for hours.
         """
         raise_if_asked()
-        if self.fatal is not None:
-            raise self.fatal
-        self._starts.look(trials, waiting=bool(self._queue.running))
+        if self._queue.error is not None:
+            raise self._queue.error
+        try:
+            self._starts.look(trials, waiting=bool(self._queue.running))
+        except SweepError as error:
+            self._end(error)
+            raise
         self._hangs.end_hung(trial for trial in trials if trial_name(trial) in self._queue.running)
-        self._show_epochs()
-        running = (trial.config["cell"]["request"] for trial in trials if trial.status == Trial.RUNNING)
-        self._series.tell(self._sweep.monitor, running)
+        self._hear()
+        running = (trial.config["cell"]["request"] for trial in trials if trial.status == "RUNNING")
+        self._series.tell(self._run.monitor, running)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Store the outcome first, then tell the tracker."""
-        trial_id = trial.config["cell"]["trial_id"]
-        if trial_id not in self._queue.running or self.fatal is not None:
+        self._reported(trial_name(trial), CellReport.model_validate_json(result[REPORT]))
+
+    def _reported(self, trial_id: str, report: CellReport) -> None:
+        """A worker has said how its cell ended."""
+        if trial_id not in self._queue.running or self._queue.error is not None:
             return
+        self._nodes[trial_id] = report.node
         try:
-            report = CellReport.model_validate_json(result[REPORT])
             if isinstance(report.outcome, TrialFailure):
                 ending = self._fail(trial_id, report.outcome)
-                self._tell(trial_id, "failed", ending, report.log)
-                self._sweep.retries.check_cards(self._node(trial_id), report.outcome, nodes_with_cards())
+                self._tell(trial_id, "failed", ending, report.log + _trace(report.outcome))
+                self.retries.check_nodes(report.node, report.outcome, fit_nodes(report.outcome))
             else:
                 self._finish(trial_id, report, report.outcome)
-                ending = str(report.outcome.status)
-                self._tell(trial_id, "finished", ending, report.log)
+                self._tell(trial_id, "finished", str(report.outcome.status), report.log)
                 if report.gpu_note not in self._noted:  # once of each GPU
                     self._noted.add(report.gpu_note)
-                    self._sweep.monitor.note(report.gpu_note)
+                    self._run.monitor.note(report.gpu_note)
         except SweepError as error:
             self._end(error)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The process died: a lost node, a crash, or the memory killer."""
+        """The cell failed, or its process died: a lost node, a crash, or the memory killer."""
         trial_id = trial_name(trial)
-        self._lost(trial_id, lambda: self._hangs.failure(trial_id) or read_failure(trial))
+        self._hear(wait=True)
+        ended, told = self._hangs.failure(trial_id), told_failure(trial)
+        if ended is None and told is not None:
+            self._reported(trial_id, told)
+        else:
+            self._lost(trial_id, lambda: ended or read_failure(trial, self._places.get(trial_id)))
         empty(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -374,113 +444,29 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
         self._lost(trial_name(trial), lambda: WITHOUT_A_WORD)
         empty(trial)
 
-    def _show_epochs(self) -> None:
-        """Tell what running trials said of their epochs."""
+    def _hear(self, *, wait: bool = False) -> None:
+        """Take what running trials said: where they run, and of their epochs."""
         at = round(time.time() * 1000)
-        for trial_id, epoch, score in self._listener.heard():
-            if trial_id in self._queue.running:
-                self._hangs.heard(trial_id)
-                self._sweep.monitor.trial_epoch(trial_id, epoch, self._trained(trial_id))
-                if points := self._points(epoch, score, at):
-                    self._sweep.tracker.log_points(trial_id, points)
+        for said in self._listener.heard(wait=wait):
+            self._hangs.heard(said.trial_id)
+            if isinstance(said, Place):
+                self._places[said.trial_id], self._nodes[said.trial_id] = said, said.node
+            elif isinstance(said, Note):
+                self._run.monitor.note(f"{said.trial_id}: {said.text}")
+            elif said.trial_id in self._queue.running:
+                cell = self._work.cells[said.trial_id]
+                self._run.monitor.trial_epoch(said.trial_id, said.epoch, self._work.trained_on(cell))
+                if points := self._work.points(said.epoch, said.score, at):
+                    self._run.tracker.log_points(said.trial_id, points)
 
-    def _trained(self, trial_id: str) -> NetworkSpec:
-        """Return the network of a trial, with the number of images that it is trained on."""
-        return self._cells[trial_id].network
-
-    def _points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
-        """Return what the tracker is told of an epoch while its trial runs."""
-        return epoch_points(epoch, score, at_ms)
-
-    def _show_counts(self) -> None:
-        """Tell how far the sweep is."""
-        counts = self._sweep.monitor.counts()
-        self._sweep.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
-
-    def fit_failed(self, error: Exception) -> None:
-        """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
-        if self.fatal is not None:
-            return
-        self._broken += 1
-        log.warning("Tune ended early (%d times in a row)", self._broken, exc_info=error)
-        running = sorted(self._queue.running)
-        if not ray.is_initialized() or self._broken > MOST_BROKEN_FITS:
-            self._end(
-                SetupError(
-                    "Ray Tune must be able to run trials",
-                    classify_broken_fit(error).message,
-                    "run the same command again: what is done is kept; the log below the root says more",
-                )
-            )
-        failure = classify_broken_fit(error)
-        killed = killed_for_memory(running) if failure.kind == FailureKind.OUT_OF_MEMORY else set()
-        for trial_id in running:
-            if not killed or trial_id in killed:
-                self._lost(trial_id, lambda: failure)
-            else:
-                self._spare(trial_id, f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}")
-
-    def _spare(self, trial_id: str, reason: str) -> None:
-        """A trial has ended through no fault of its own: it waits again, no attempt is counted."""
-        self._tell(trial_id, "stopped", reason)
-        self._sweep.attempts[trial_id] -= 1
-        self._shelf.trial_ended(trial_id, array_key(self._sweep.plan, self._cells[trial_id]), for_good=False)
-        self._queue.again(trial_id, time.monotonic())
-        self._sweep.monitor.trial_stopped(trial_id)
-        log.warning("trial %s waits again: %s", trial_id, reason)
-
-    def account_for_the_rest(self) -> None:
-        """Cells that Tune ended without a word are failures too, never silently gone."""
-        for trial_id in sorted(self._queue.running):
-            self._lost(trial_id, lambda: WITHOUT_A_WORD)
-
-    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
-        if trial_id not in self._queue.running or self.fatal is not None:
-            return
-        try:
-            found = failure()
-            self._tell(trial_id, "failed", self._fail(trial_id, found, died=True), log_text=found.traceback)
-        except SweepError as error:
-            self._end(error)
-
-    def _end(self, error: SweepError) -> None:
-        """Give out no more cells, because of an error that ends the sweep."""
-        self.fatal = error
-        self._queue.closed = True
-
-    def _attempt(self, trial_id: str) -> int:
-        return self._earlier.get(trial_id, 0) + self._sweep.attempts[trial_id]
-
-    def _finish(self, trial_id: str, report: CellReport, result: TrialResult) -> None:
-        cell, plan = self._cells[trial_id], self._sweep.plan
-        dataset = plan.datasets[cell.network.subset.prepared.dataset]
-        known = self._sweep.stored.trials.get(trial_id)
-        record = trial_record(
-            cell, report, result, known, plan.sweep.name, dataset.domain, self._attempt(trial_id)
-        )
-        self._sweep.stored.save(record)
-        if self._sweep.weights_url is not None:
-            WeightStore(self._sweep.weights_url).forget_checkpoint(trial_id)
-        self._queue.settle(trial_id)
-        self._hangs.ended(trial_id)
-        self._shelf.trial_ended(trial_id, array_key(self._sweep.plan, cell), for_good=True)
-        self._sweep.retries.finished(trial_id, self._node(trial_id))
-        self._broken = 0
-        self._sweep.tracker.finish(flat_trial(record, self._sweep.measures))
-        self._sweep.monitor.trial_finished(trial_id, result.status)
+    def _finish(self, trial_id: str, report: CellReport, result: TrialResult | SearchResult) -> None:
+        shown = self._work.found(self._work.cells[trial_id], report, self._attempt(trial_id))
+        self.retries.finished(trial_id, self._nodes.get(trial_id, ""))
+        self._num_broken = 0
+        self._settled(trial_id)
+        self._run.tracker.finish(shown)
+        self._run.monitor.trial_finished(trial_id, result.status)
         self._show_counts()
-
-    def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
-        """Add to the story of a cell."""
-        node = "" if what == "started" else self._node(trial_id)
-        event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
-        self._history.tell(trial_id, event, without_secrets(log_text))
-
-    @staticmethod
-    def _node(trial_id: str) -> str:
-        """Return the address of the node of the latest attempt; empty where it never came so far."""
-        place = place_of(trial_id)
-        return "" if place is None else place.node
 
     def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
         """Store a failure and do what follows from it; returns both in words.
@@ -490,294 +476,123 @@ class Bookkeeping(tune.Callback):  # type: ignore[misc]  # Ray ships without typ
             failure: What happened.
             died: Whether the trial's process went with it.
         """
-        failure = failure.model_copy(
-            update={
-                "message": without_secrets(failure.message),
-                "traceback": without_secrets(failure.traceback),
-            }
-        )
-        way_out = self._sweep.requests.failed(self._cells[trial_id], failure)
-        if way_out:
+        said = {name: without_secrets(getattr(failure, name)) for name in ("message", "traceback")}
+        failure, cell = failure.model_copy(update=said), self._work.cells[trial_id]
+        if way_out := self._requests.failed(cell, failure):
             failure = failure.model_copy(update={"message": f"{way_out} ({failure.message})"})
         attempt = self._attempt(trial_id)
-        spec = self._cells[trial_id]
-        record = FailureRecord(trial_id=trial_id, spec=spec, attempt=attempt, failure=failure)
-        self._sweep.stored.save(record)
+        record = FailureRecord(trial_id=trial_id, spec=cell, attempt=attempt, failure=failure)
+        self._run.stored.save(record)
         self._series.failed(failure.kind)
-        decision = self._sweep.retries.failed(
+        decision = self.retries.failed(
             trial_id, failure.kind, died=died, gpu=gpu_named(failure.message), hopeless=bool(way_out)
         )
-        key = array_key(self._sweep.plan, self._cells[trial_id])
-        self._shelf.trial_ended(trial_id, key, for_good=decision.pause_s is None)
         if decision.pause_s is None:
-            self._queue.settle(trial_id)
+            self._settled(trial_id)
+            self._work.given_up(trial_id)
             ending = f"given up: {decision.reason}"
         else:
-            self._queue.again(trial_id, time.monotonic() + decision.pause_s)
+            self._waits_again(trial_id, decision.pause_s)
             ending = decision.reason
-        self._sweep.tracker.fail_trial(record)
-        self._sweep.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
+        self._run.tracker.fail_trial(record)
+        self._run.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
         self._show_counts()
         log.warning("trial %s failed (%s): %s (%s)", trial_id, failure.kind, failure.message, ending)
         return f"{failure.kind}: {failure.message} ({ending})"
 
-
-def trial_name(trial: Any) -> str:
-    """Return the id of the cell that a Tune trial runs."""
-    return str(trial.config["cell"]["trial_id"])
-
-
-def empty(trial: Any) -> None:
-    """Leave nothing in a Tune trial that has ended but the id of its cell.
-
-    Tune holds every trial until the last has ended, each with copies of what it was told, its whole report,
-    statistics of every number in it, and an object of Ray's. Nothing of that is read again: results are in
-    the store.
-    """
-    trial.config["cell"] = {"trial_id": trial_name(trial)}
-    trial.evaluated_params, trial.experiment_tag = {}, ""
-    about = trial.run_metadata
-    about.last_result, about.metric_analysis, about.metric_n_steps = {}, {}, {}
-    # Private: the answer to a question that Tune asks each trial's actor, which Ray keeps with the question.
-    trial._default_result_or_future = None
-
-
-# Trials by their ids on Ray's dashboard, where Tune would show ``IsweepTrial.train`` for each of them.
-
-TRAIN = "train"
-"""The method of a trial's actor that Tune calls for its work."""
-MOST_NAMED = 1_000
-"""For each name of a task Ray keeps series of metrics, about 18 kB of the driver (Ray 2.60).
-
-That is with the older of its two exporters, which :mod:`orchestrator.running.cluster` and the launch files
-ask for. The newer one keeps memory of every series at every export: with 400 names the driver grew by 0.15 MB
-a second at rest, against 0.009 (``benchmarks/results/named_tasks.json``).
-"""
-
-
-@dataclass
-class TaskNames:
-    """The trials whose tasks have their name, in one run.
-
-    Attributes:
-        most: How many may have one.
-        given: Ids of those that have.
-    """
-
-    most: int = MOST_NAMED
-    given: set[str] = field(default_factory=set)
-
-    def give(self, trial_id: str) -> bool:
-        """Tell whether a trial's task is to be named."""
-        if len(self.given) < self.most:
-            self.given.add(trial_id)
-        return trial_id in self.given
-
-
-class _Named:
-    """An actor whose next call has a name."""
-
-    def __init__(self, actor: Any, name: str) -> None:
-        self._actor, self._name = actor, name
-
-    def __getattr__(self, method: str) -> Any:
-        return getattr(self._actor, method).options(name=self._name)
-
-
-@contextlib.contextmanager
-def trial_tasks_named(names: TaskNames) -> Iterator[None]:
-    """Name the tasks of trials after them inside the block, as far as ``names`` has some.
-
-    Tune has no public way to. Where the private ones are missing that this takes, tasks keep Tune's name.
-    """
-    schedule = getattr(TuneController, "_schedule_trial_task", None)
-    if schedule is None:
-        log.info("this Ray has no place where tasks could be named: they keep Tune's name")
-        yield
-        return
-
-    def schedule_named(controller: Any, trial: Any, method_name: str, *rest: Any, **options: Any) -> Any:
-        live: dict[Any, Any] = {}
-        actor = None
-        if method_name == TRAIN and names.give(trial_name(trial)):
-            with contextlib.suppress(AttributeError, KeyError, ValueError):
-                live = controller._actor_manager._live_actors_to_ray_actors_resources
-                actor = controller._trial_to_actor[trial]
-                handle, resources = held = live[actor]
-                live[actor] = (_Named(handle, trial_name(trial)), resources)
+    def _lost(self, trial_id: str, failure: Callable[[], TrialFailure]) -> None:
+        """The process of a trial is gone; ``failure`` says of what, where nobody knows yet how it ended."""
+        if trial_id not in self._queue.running or self._queue.error is not None:
+            return
         try:
-            return schedule(controller, trial, method_name, *rest, **options)
-        finally:
-            if actor in live:
-                live[actor] = held
+            found = failure()
+            self._tell(trial_id, "failed", self._fail(trial_id, found, died=True), _trace(found))
+        except SweepError as error:
+            self._end(error)
 
-    TuneController._schedule_trial_task = schedule_named
-    try:
-        yield
-    finally:
-        TuneController._schedule_trial_task = schedule
+    def _spare(self, trial_id: str, reason: str) -> None:
+        """A trial has ended through no fault of its own: it waits again, no attempt is counted."""
+        self._tell(trial_id, "stopped", reason)
+        self.attempts[trial_id] -= 1
+        self._waits_again(trial_id, 0.0)
+        self._run.monitor.trial_stopped(trial_id)
+        log.warning("trial %s waits again: %s", trial_id, reason)
 
+    def _fit_failed(self, error: Exception) -> None:
+        """Tune itself gave up: what ran then has failed, and what waits is still to be run."""
+        if self._queue.error is not None:
+            return
+        self._num_broken += 1
+        log.warning("Tune ended early (%d times in a row)", self._num_broken, exc_info=error)
+        running, failure = sorted(self._queue.running), classify_broken_fit(error)
+        killed: set[str] = set()
+        if failure.kind == FailureKind.OUT_OF_MEMORY:
+            self._hear(wait=True)
+            killed = killed_for_memory({i: self._places[i] for i in running if i in self._places})
+        for trial_id in running:
+            if not killed or trial_id in killed:
+                self._lost(trial_id, lambda: failure)
+            else:
+                self._spare(trial_id, f"the memory killer, which ended Tune, hit {', '.join(sorted(killed))}")
+        if not ray.is_initialized() or self._num_broken > MOST_BROKEN_FITS:
+            self._end(
+                SetupError(
+                    "Ray Tune must be able to run trials",
+                    failure.message,
+                    "run the same command again: what is done is kept; the log below the root says more",
+                )
+            )
 
-OBJECT_STORE_SHARE = 0.6
-"""How much of the smallest object store arrays may fill; the rest is for measures and Ray."""
+    def _settled(self, trial_id: str) -> None:
+        """A cell has its result, or has failed for good."""
+        self._queue.settle(trial_id)
+        self._hangs.ended(trial_id)
+        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=True)
 
+    def _waits_again(self, trial_id: str, pause_s: float) -> None:
+        """A cell that ran may be taken again."""
+        self._queue.again(trial_id, time.monotonic() + pause_s)
+        self._hangs.ended(trial_id)
+        self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 
-@dataclass
-class TrialSweep:
-    """All that the trials of one ``isweep run`` share.
+    def _end(self, error: SweepError) -> None:
+        """Give out no more cells, because of an error that ends the sweep."""
+        self._queue.error = error
 
-    Attributes:
-        plan: The whole grid.
-        cluster: Where it runs.
-        resources: What each trial asks for.
-        paths: Where Tune's scratch goes.
-        stored: Where results go.
-        tracker: Who is told.
-        monitor: Who shows it.
-        measures: Stored measure records by subset id and train size.
-        load: Reads the arrays of a subset, given how many training images.
-        weights_url: Where weights and checkpoints are kept, beside the results; None keeps none.
-        expectation: How long trials will take, and what share of the cluster's kind of card they need;
-            without a card all get the same share.
-        trainable: What runs a cell; another one is for tests and benchmarks.
-        measured_only: Ids of cells whose network is trained: only measurements are missing.
-        pretrained: Weights that pretrained networks start from, by library and architecture.
-        time_limit: Seconds after which a cell counts as hung; None sets no limit.
-        attempts: Attempts at each cell in this run.
-        retries: Failures in this run, and what follows from them.
-    """
+    def _show_counts(self) -> None:
+        """Tell how far the sweep is."""
+        counts = self._run.monitor.counts()
+        self._run.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
 
-    plan: SweepPlan
-    cluster: Cluster
-    resources: Resources
-    paths: RootPaths
-    stored: StoredResults
-    tracker: Tracker
-    monitor: Monitor
-    measures: MeasureIndex
-    load: Callable[[SubsetSpec, int], TrialData]
-    weights_url: str | None = None
-    expectation: Expectation = field(default_factory=Expectation)
-    trainable: type[TrialTrainable] = TrialTrainable
-    measured_only: frozenset[str] = frozenset()
-    time_limit: Callable[[TrialSpec], float] | None = None
-    pretrained: dict[str, bytes] = field(default_factory=dict)
-    attempts: Counter[str] = field(default_factory=Counter)
-    retries: Retries = field(default_factory=Retries)
+    def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
+        """Add to the story of a cell."""
+        node = "" if what == "started" else self._nodes.get(trial_id, "")
+        event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
+        self._history.tell(trial_id, event, without_secrets(log_text))
 
-    def run(self, cells: Iterable[TrialSpec], earlier_attempts: dict[str, int]) -> None:
-        """Run ``cells``, and again those whose failure allows it, until nothing more may be tried.
+    def _attempt(self, trial_id: str) -> int:
+        return self._work.earlier.get(trial_id, 0) + self.attempts[trial_id]
 
-        Raises:
-            SweepError: when results cannot be stored; whatever finished before is kept.
-        """
-        cells = list(cells)
-        seconds = expected_seconds(cells, self.expectation)
-        self.monitor.trials_expected(seconds)
-        cells = order_trials(self.plan, cells, self._array_budget, seconds)
-        networks = {array_key(self.plan, cell): cell.network for cell in cells}
+    def _array(self, trial_id: str) -> str:
+        return array_key(self._run.plan, self._work.cells[trial_id])
 
-        def load(key: str) -> TrialData:
-            network = networks[key]
-            return self.load(network.subset, self.plan.load_size(network.subset, network.train_size))
-
-        shelf = Shelf((array_key(self.plan, cell) for cell in cells), load, self._array_budget)
-        try:
-            self._run_cells(cells, shelf, earlier_attempts)
-        finally:
-            shelf.close()
-
-    @cached_property
-    def requests(self) -> Requests:
-        """What each attempt gets."""
-        return Requests(self.resources, self.expectation, node_memory_bytes)
-
-    @property
-    def _array_budget(self) -> float:
-        return self.cluster.object_store_bytes * OBJECT_STORE_SHARE
-
-    def _run_cells(self, cells: list[TrialSpec], shelf: Shelf, earlier: dict[str, int]) -> None:
-        by_id = {cell.trial_id: cell for cell in cells}
-        queue = CellQueue.of(by_id)
-        callback = Bookkeeping(self, by_id, queue, shelf, earlier)
-        offer_board()
-        while not queue.empty:
-            try:
-                self._fit(by_id, shelf, queue, callback)
-            except Exception as error:
-                # Whatever Tune raises costs the cells that ran an attempt, and no other cell anything.
-                callback.fit_failed(error)
-            # Actors of a Tune loop that broke keep their CPUs until nothing refers to them.
-            gc.collect()
-            if callback.fatal is not None:
-                raise callback.fatal
-            callback.account_for_the_rest()
-
-    def _fit(
-        self,
-        cells: dict[str, TrialSpec],
-        shelf: Shelf,
-        queue: CellQueue,
-        callback: Bookkeeping,
-    ) -> None:
-        name = f"{self.plan.sweep.name}-{uuid.uuid4().hex[:8]}"
-        keep, code = self._keeper, own_code(cells.values())
-        shared = {"arrays": shelf.references, "keeper": keep, "code": code, "epochs": self.epochs}
-        trainable = equipped(self.trainable, pretrained=self.pretrained, **shared)
-
-        def taken(trial_id: str) -> dict[str, Any]:
-            self.attempts[trial_id] += 1
-            return {"cell": self._cell(cells[trial_id])}
-
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=Feed(queue, taken),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_name_creator=trial_name,
-                trial_dirname_creator=trial_name,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(self.paths.tune),
-                # Tune saves class trainables at their end unless told otherwise, into a folder that the
-                # nodes would have to share.
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[callback],
-                verbose=0,
-            ),
-        )
-        keep_out_of_runtime_environments()
-        try:
-            with trial_tasks_named(self._task_names):
-                tuner.fit()
-        finally:
-            shutil.rmtree(self.paths.tune / name, ignore_errors=True)
-
-    @cached_property
-    def epochs(self) -> EpochBoard:
-        """Where trials tell of their epochs."""
-        return EpochBoard()
-
-    @cached_property
-    def _task_names(self) -> TaskNames:
-        """A private cluster without a dashboard shows names to nobody."""
-        return TaskNames() if self.cluster.dashboard or not self.cluster.local else TaskNames(most=0)
-
-    @cached_property
-    def _keeper(self) -> Keeper | None:
-        return None if self.weights_url is None else Keeper(self.weights_url)
-
-    def _cell(self, cell: TrialSpec) -> dict[str, Any]:
-        known = self.stored.trials.get(cell.trial_id)
-        request = self.requests.of(cell)
+    def _tags(self, cell: TrialSpec) -> dict[str, str]:
+        """Return what a tracker is told of a trial that starts."""
+        network, dataset = cell.network, cell.network.subset.prepared.dataset
         return {
-            # An earlier result of this very network, made from these very images, is only added to.
-            "known": known.text() if known is not None and cell.trial_id in self.measured_only else "",
-            "keep_weights": self.plan.keeps_weights(cell),
-            "trial_id": cell.trial_id,
-            "spec": cell.model_dump_json(),
-            "data": array_key(self.plan, cell),
-            **request.for_worker(),
+            table.TRIAL_ID: cell.trial_id,
+            table.MODEL: network.model.name,
+            table.DATASET: dataset,
+            table.DOMAIN: self._run.plan.datasets[dataset].domain or "",
+            table.CLASS_PAIR: pair_name(network.subset.class_pair),
+            table.RECIPE: network.recipe.name,
+            table.TRAIN_SIZE: str(network.train_size),
+            table.SEED: str(network.seed),
+            table.ATTEMPT: str(self._attempt(cell.trial_id)),
+            table.STATUS: str(CellStatus.RUNNING),
         }
+
+
+def _trace(failure: TrialFailure) -> str:
+    """Return the traceback of a failure as the end of its attempt's log."""
+    return f"\n{failure.traceback}" if failure.traceback else ""

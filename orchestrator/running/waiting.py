@@ -13,7 +13,9 @@ from typing import Any
 import ray
 from ray.experimental.internal_kv import _internal_kv_get
 
+from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
+from search_spaces.errors import SetupError
 
 # What a cluster's autoscaler is doing about the trials that wait: nodes on their way, launches that failed.
 #
@@ -154,21 +156,36 @@ def _counted(nodes: Iterable[tuple[str, str, int]]) -> Iterable[str]:
 
 PATIENCE_S = 60.0
 """How long no trial may start before it is said what is missing, and then until it is looked at again."""
+ENDS_AFTER_S = 180.0
+"""How long no trial may start on a private cluster: it never grows, and nobody else holds anything of it."""
 MOST_KINDS = 4
 """Of nodes that are named."""
 
 
 class StartWatch:
-    """Says what is missing when cells wait for a place and none starts, and again when the reason changes."""
+    """Says what is missing when cells wait for a place and none starts, and again when the reason changes.
 
-    def __init__(self, resources: Resources, say: Callable[[str], None]) -> None:
-        self._resources, self._say = resources, say
-        self._moved_at = self._looked_at = time.monotonic()
+    Args:
+        resources: What a trial asks for.
+        say: Is told.
+        ends: Whether waiting has an end, as on a private cluster.
+    """
+
+    def __init__(self, resources: Resources, say: Callable[[str], None], *, ends: bool = False) -> None:
+        self._resources, self._say, self._ends = resources, say, ends
+        self._moved_at = self._looked_at = self._seen_at = time.monotonic()
         self._said = ""
 
     def look(self, trials: Iterable[Any], *, waiting: bool) -> None:
-        """Look at Tune's trials; ``waiting`` tells whether any should run."""
+        """Look at Tune's trials; ``waiting`` tells whether any should run.
+
+        Raises:
+            SetupError: when nothing will ever start.
+        """
         now = time.monotonic()
+        if now - self._seen_at > PATIENCE_S / 2:  # it was this driver that stood still
+            self._moved_at = self._looked_at = now
+        self._seen_at = now
         if not waiting or any(trial.status == "RUNNING" for trial in trials):
             if self._said and waiting:
                 self._say(f"The first trial started after {now - self._moved_at:.0f} s.")
@@ -179,6 +196,13 @@ class StartWatch:
             if reason != self._said:
                 self._said = reason
                 self._say(f"No trial could start for {now - self._moved_at:.0f} s: {reason}")
+            if self._ends and now - self._moved_at > ENDS_AFTER_S:
+                raise SetupError(
+                    "Ray must be able to start a worker on this machine",
+                    f"no trial could start for {now - self._moved_at:.0f} s: {reason}",
+                    "run the same command again when the machine has less to do, with bash on PATH; "
+                    "what is done is kept, and isweep doctor knows other causes",
+                )
 
 
 def why_nothing_starts(resources: Resources) -> str:
@@ -253,3 +277,94 @@ def _nodes() -> list[dict[str, float]]:
 
 def _ray_name(name: str) -> str:
     return name if name == "memory" else name.upper()
+
+
+# Trials that hang, and workers that do not answer: found by a limit, and ended.
+
+HELD_UP_S = 30.0
+"""A gap between two looks from which on it was the driver that stood still, and no trial is to blame."""
+ANSWERS_WITHIN_S = 60.0
+"""How long a worker may take to say that it has the cell that it was given."""
+
+
+@dataclass
+class _Watched:
+    """A trial that was given to a worker: since when it is silent, and how long it may be."""
+
+    since: float
+    limit_s: float
+    answered: bool = False
+
+    def overdue(self, now: float) -> float:
+        """Return the limit that it is past, or 0."""
+        limit = self.limit_s if self.answered else min(self.limit_s, ANSWERS_WITHIN_S)
+        return limit if now - self.since > limit else 0.0
+
+
+class HangWatch:
+    """Watches the trials of one sweep.
+
+    Args:
+        say: Is told of a worker that does not answer.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._watched: dict[str, _Watched] = {}
+        self._failures: dict[str, TrialFailure] = {}
+        self._looked_at = time.monotonic()
+
+    def started(self, trial_id: str, limit_s: float) -> None:
+        """A trial begins, for the first time or again.
+
+        Args:
+            trial_id: Which.
+            limit_s: Seconds without an epoch or a result after which it counts as hung.
+        """
+        self._failures.pop(trial_id, None)
+        self._watched[trial_id] = _Watched(time.monotonic(), limit_s)
+
+    def heard(self, trial_id: str) -> None:
+        """A trial said where it runs, or told of an epoch: it lives, and its limit begins anew."""
+        if trial_id in self._watched:
+            watched = self._watched[trial_id]
+            watched.since, watched.answered = time.monotonic(), True
+
+    def ended(self, trial_id: str) -> None:
+        """A trial has its result, or its process is gone."""
+        self._watched.pop(trial_id, None)
+
+    def end_hung(self, trials: Iterable[Any]) -> None:
+        """End the process of each of Tune's ``trials`` that is past its limit."""
+        now, before = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if now - before > HELD_UP_S:
+            for watched in self._watched.values():
+                watched.since += now - before
+        for trial in trials:
+            trial_id, actor = str(trial.config["cell"]["trial_id"]), _actor_of(trial)
+            if actor is None or trial_id in self._failures:
+                continue
+            # A worker that was used before is asked to take the cell; only then does the trial start.
+            watched = self._watched.setdefault(trial_id, _Watched(now, ANSWERS_WITHIN_S))
+            if limit := watched.overdue(now):
+                self._failures[trial_id] = self._failure(trial_id, limit, answered=watched.answered)
+                ray.kill(actor)
+
+    def failure(self, trial_id: str) -> TrialFailure | None:
+        """Return the failure of a trial that was ended here; None for any other."""
+        return self._failures.get(trial_id)
+
+    def _failure(self, trial_id: str, limit: float, *, answered: bool) -> TrialFailure:
+        if answered:
+            told = f"neither a result nor an epoch in {limit:.0f} s, far beyond what was expected"
+            return TrialFailure(kind=FailureKind.HUNG, message=told)
+        told = f"its worker did not answer for {limit:.0f} s and was ended"
+        self._say(f"{trial_id}: {told}")
+        return TrialFailure(kind=FailureKind.WORKER_CRASH, message=told)
+
+
+def _actor_of(trial: Any) -> Any:
+    """Return the actor that has a Tune trial, or None."""
+    # Private: with a Ray that has it no more, hung trials are waited for (tests/contracts/test_internals.py).
+    return getattr(getattr(trial, "temporary_state", None), "ray_actor", None)

@@ -12,7 +12,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from orchestrator.planning.plan import SweepPlan
-from orchestrator.results.records import Provenance, SealedRecord, TrialFailure
+from orchestrator.results import table as c
+from orchestrator.results.records import Provenance, SealedRecord
+from orchestrator.results.rows import FlatRun, milliseconds, spelled_params
 from search_spaces.errors import ConfigError, SweepError, collect
 from search_spaces.recipes import recipe_grid
 from search_spaces.specs import (
@@ -25,10 +27,10 @@ from search_spaces.specs import (
     Spec,
     SubsetSpec,
     WeightDecay,
+    pair_name,
 )
 from search_spaces.sweeps import RecipeChoice, RecipeOverride
 from search_spaces.tuning import SearchSpace, SearchTrialSpec, TuneSpec, ValidationSpec, space_of
-from tasks.finding import Finding
 from tasks.trials.records import SearchResult
 
 CellKey = tuple[str, str]
@@ -227,6 +229,10 @@ def _point(recipe: RecipeSpec) -> Point:
 
 # What the store seals of a search: a record per training that is asked for, and one per result.
 
+VALIDATION_LOSS = "validation_loss"
+VALIDATION_ACCURACY = "validation_accuracy"
+EPOCHS = "epochs"
+
 
 class Role(StrEnum):
     """Why a trial was run."""
@@ -321,12 +327,41 @@ class SearchRecord(_OfATrial):
     result: SearchResult
 
 
-class SearchReport(Finding):
-    """What a worker tells of one attempt; see :class:`orchestrator.results.records.CellReport`."""
-
-    started_at: float
-    finished_at: float
-    outcome: SearchResult | TrialFailure
-    data_fingerprint: str = ""
-    gpu_share: float = 0.0
-    log: str = ""
+def flat_search(record: SearchRecord) -> FlatRun:
+    """Return a stored trial of a search as one flat run: its validation losses are a series over epochs."""
+    network, result = record.spec.network, record.result
+    started = milliseconds(record.started_at)
+    metrics: dict[str, float] = {EPOCHS: result.epochs, c.WALL_TIME_S: record.finished_at - record.started_at}
+    if result.loss is not None:
+        metrics |= {VALIDATION_LOSS: result.loss, VALIDATION_ACCURACY: result.curve[-1].accuracy}
+    tags = {
+        c.TRIAL_ID: record.trial_id,
+        c.SWEEP: record.sweep,
+        c.MODEL: network.model.name,
+        c.RECIPE: network.recipe.name,
+        c.DATASET: network.subset.prepared.dataset,
+        c.DOMAIN: record.domain or "",
+        c.CLASS_PAIR: pair_name(network.subset.class_pair),
+        c.TRAIN_SIZE: str(network.train_size),
+        c.SEED: str(network.seed),
+        c.STATUS: str(result.status),
+        c.ATTEMPT: str(record.attempt),
+        c.DATA_FINGERPRINT: record.data_fingerprint,
+        c.CODE_VERSION: record.provenance.code_version,
+        "role": str(record.role),
+    }
+    return FlatRun(
+        record.trial_id,
+        "trial",
+        tags,
+        spelled_params(network.model_dump(mode="json")),
+        metrics,
+        tuple(
+            (c.EPOCH_PREFIX + name, score.epoch, value, started)
+            for score in result.curve
+            for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
+        ),
+        started,
+        milliseconds(record.finished_at),
+        milliseconds(record.finished_at),
+    )

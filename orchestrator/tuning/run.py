@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.estimate import time_limit
+from orchestrator.planning.plain_yaml import read_plain, write_plain
 from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.sweep_file import SweepSource, read_plain, searched_cells, split_tuned, write_plain
+from orchestrator.planning.sweep_file import SweepSource, searched_cells, split_tuned
 from orchestrator.results import table as c
 from orchestrator.results.records import provenance
+from orchestrator.results.rows import index_measures, measure_metrics
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.storage import Patience
-from orchestrator.results.table import index_measures, measure_metrics
 from orchestrator.results.tracking import Tracker, make_tracker
 from orchestrator.running.cluster import Cluster, trial_resources
 from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
+from orchestrator.running.orphans import remove_orphans
+from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import announced, check_gpus, check_raw, prepare_missing, slots
-from orchestrator.tuning.cells import SearchRecord, TuningCell, held_to_splits, tuning_cells
+from orchestrator.running.run import announced, check_gpus, slots
+from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import CellOutcome, Earlier, outcomes
 from orchestrator.tuning.report import write_report
 from orchestrator.tuning.search import Likeness, Search, open_storage
-from orchestrator.tuning.trials import flat_search
 from search_spaces.errors import ConfigError, DataError, SetupError, SweepError, collect
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
@@ -242,8 +242,7 @@ class _Tuning:
         from tasks.remote import RayExecutor
 
         check_raw(self.workspace, self.options.raw)
-        # Left by a driver that was killed; nothing is ever read back from it, and the root's lock is ours.
-        shutil.rmtree(self.workspace.paths.tune, ignore_errors=True)
+        remove_orphans(self.workspace.paths)
         missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
         if missing:
             files = RayExecutor(driver_node_only=not self.cluster.local, note=self.monitor.note)
@@ -348,31 +347,21 @@ class _Tuning:
 
     def _run(self, search: Search, stored: StoredResults, earlier: Earlier, tracker: Tracker) -> None:
         from orchestrator.running.requests import expected
-        from orchestrator.tuning.trials import SearchSweep
+        from orchestrator.running.trials import Run, Trials
+        from orchestrator.tuning.trials import SearchWork
 
-        options, plan = self.options, self._search_workspace().plan
-        cluster, asked = self.cluster, plan.sweep.resources
-        resources = trial_resources(asked, cluster, options.device)
+        plan, cluster, monitor = self._search_workspace().plan, self.cluster, self.monitor
+        asked = plan.sweep.resources
+        resources = trial_resources(asked, cluster, self.options.device)
         nodes = survey(cluster.num_gpus, local=cluster.local) if resources.num_gpus else []
-        check_gpus(self._search_workspace(), options, nodes)
-        self.monitor.slots = slots(resources, cluster)
-        self.monitor.stage("search")
-        SearchSweep(
-            plan=plan,
-            cluster=cluster,
-            resources=resources,
-            paths=self.workspace.paths,
-            stored=stored,
-            tracker=tracker,
-            monitor=self.monitor,
-            measures={},
-            load=self._load,
-            expectation=expected(nodes, asked, (), gpu_check_folders(self.workspace.paths.root)),
-            time_limit=partial(time_limit, measured=()),
-            records=earlier.records,
-            asked=earlier.asked,
-            fingerprints={name: data.fingerprint for name, data in self.workspace.prepared.items()},
-        ).search(search)
+        check_gpus(self._search_workspace(), self.options, nodes)
+        monitor.slots = slots(resources, cluster)
+        monitor.stage("search")
+        expectation = expected(nodes, asked, (), gpu_check_folders(self.workspace.paths.root))
+        run = Run(plan, self.workspace.paths, cluster, resources, stored, tracker, monitor, expectation)
+        fingerprints = {name: data.fingerprint for name, data in self.workspace.prepared.items()}
+        with SearchWork(run, search, earlier, self._load, fingerprints) as work:
+            Trials(run, work).run()
 
     def _write(
         self, search: Search, records: Mapping[str, SearchRecord], tracker: Tracker, num_new: int

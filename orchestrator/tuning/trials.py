@@ -1,32 +1,30 @@
-"""Running a search's trials as Ray Tune trials: the sweep's own machinery, fed and told by a search."""
+"""The trials of a search as :class:`orchestrator.running.trials.Work`, and the actor that stops some."""
 
 from __future__ import annotations
 
-import gc
-import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, cast
 
 import ray
 
 from orchestrator.planning.predict import array_key
-from orchestrator.results import table as c
-from orchestrator.results.records import TrialFailure, provenance
-from orchestrator.results.table import FlatRun, Point, _milliseconds, _params
-from orchestrator.running.failures import nodes_with_cards
-from orchestrator.running.trials import Bookkeeping, TrialSweep
-from orchestrator.running.worker import REPORT, Shelf, TrialTrainable, start_beside_driver
-from orchestrator.tuning.cells import AskedRecord, CellKey, SearchRecord, SearchReport
-from orchestrator.tuning.search import Asked, Rungs, Search, SearchQueue, rungs_of
+from orchestrator.results.records import CellReport
+from orchestrator.results.rows import FlatRun, Point
+from orchestrator.running.actors import start_beside_driver
+from orchestrator.running.queue import CellQueue
+from orchestrator.running.trials import Run, Work
+from orchestrator.running.worker import TrialTrainable
+from orchestrator.tuning.cells import AskedRecord, CellKey, SearchRecord, flat_search
+from orchestrator.tuning.outcome import Earlier
+from orchestrator.tuning.search import Asked, Rungs, Search, rungs_of
 from search_spaces.errors import SweepError
-from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec, pair_name
+from search_spaces.specs import NetworkSpec, SubsetSpec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec, ValidationSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import EpochRecord, EpochScore, SearchResult, capped
-
-# A trial of a search as Ray Tune runs it, and the actor that stops those that fall behind.
 
 
 class IsweepJudge:
@@ -42,296 +40,235 @@ class IsweepJudge:
         return self._rungs.come(study, trial_id, epoch, loss)
 
 
-def start_judge(name: str, earlier: Iterable[tuple[str, str, int, float]]) -> Any:
-    """Start the actor under a name of this driver's, knowing of trials that are done; returns its handle."""
-    return start_beside_driver(IsweepJudge, list(earlier), name=name, max_restarts=-1)
+def perform_search(
+    worker: TrialTrainable, data: TrialData, options: dict[str, Any]
+) -> tuple[SearchResult, bool]:
+    """Train a point of a search, in a worker, until it is done or others are better at a rung."""
+    from tasks.trials.trial import run_search_trial
 
+    cell = worker.cell
 
-class SearchTrainable(TrialTrainable):
-    """Runs one trial of a search per ``step``; all else is as with the sweep's own trials."""
-
-    def _run(self, started_at: float) -> Any:
-        from tasks.trials.trial import run_search_trial
-
-        cell, data = self._cell, self._taken()
-        network = NetworkSpec.model_validate_json(cell["network"])
-        result = run_search_trial(
-            network,
-            data,
-            **self._options(own_network=network.model.library == "own"),
-            micro_batch=cell["micro_batch"],
-            go_on=self._goes_on,
-            on_epoch=None if self._epochs is None else self._epochs.teller(cell["trial_id"]).ended,
-        )
-        return SearchReport(
-            started_at=started_at,
-            finished_at=time.time(),
-            outcome=result,
-            data_fingerprint=data.data_fingerprint,
-            gpu_share=float(cell["num_gpus"]),
-        )
-
-    def _goes_on(self, epoch: int, loss: float) -> bool:
-        """Ask the judge at a rung; a trial that runs to the end is noted there all the same."""
-        cell = self._cell
+    def goes_on(epoch: int, loss: float) -> bool:
+        # A trial that runs to the end is noted all the same.
         if epoch not in cell["rungs"]:
             return True
         judge = ray.get_actor(cell["judge"])
         among_the_best = ray.get(judge.come.remote(cell["study"], cell["trial_id"], epoch, loss))
         return bool(among_the_best) or not cell["may_be_pruned"]
 
-
-# A trial of a search as a tracker shows it.
-
-VALIDATION_LOSS = "validation_loss"
-VALIDATION_ACCURACY = "validation_accuracy"
-EPOCHS = "epochs"
-
-
-def flat_search(record: SearchRecord) -> FlatRun:
-    """Return a stored trial of a search as one flat run: its validation losses are a series over epochs."""
-    network, result = record.spec.network, record.result
-    started = _milliseconds(record.started_at)
-    metrics: dict[str, float] = {EPOCHS: result.epochs, c.WALL_TIME_S: record.finished_at - record.started_at}
-    if result.loss is not None:
-        metrics |= {VALIDATION_LOSS: result.loss, VALIDATION_ACCURACY: result.curve[-1].accuracy}
-    tags = {
-        c.TRIAL_ID: record.trial_id,
-        c.SWEEP: record.sweep,
-        c.MODEL: network.model.name,
-        c.RECIPE: network.recipe.name,
-        c.DATASET: network.subset.prepared.dataset,
-        c.DOMAIN: record.domain or "",
-        c.CLASS_PAIR: pair_name(network.subset.class_pair),
-        c.TRAIN_SIZE: str(network.train_size),
-        c.SEED: str(network.seed),
-        c.STATUS: str(result.status),
-        c.ATTEMPT: str(record.attempt),
-        c.DATA_FINGERPRINT: record.data_fingerprint,
-        c.CODE_VERSION: record.provenance.code_version,
-        "role": str(record.role),
-    }
-    return FlatRun(
-        record.trial_id,
-        "trial",
-        tags,
-        _params(network.model_dump(mode="json")),
-        metrics,
-        tuple(
-            (c.EPOCH_PREFIX + name, score.epoch, value, started)
-            for score in result.curve
-            for name, value in ((VALIDATION_LOSS, score.loss), (VALIDATION_ACCURACY, score.accuracy))
-        ),
-        started,
-        _milliseconds(record.finished_at),
-        _milliseconds(record.finished_at),
+    found = run_search_trial(
+        NetworkSpec.model_validate_json(cell["network"]),
+        data,
+        micro_batch=cell["micro_batch"],
+        go_on=goes_on,
+        on_epoch=None if worker.epochs is None else worker.epochs.teller(cell["trial_id"]).ended,
+        **options,
     )
+    return found, True
 
 
-MOST_TRIALS = 100_000
-"""More than use one array: it leaves the object store for want of room, never because all are done."""
+AHEAD = 2
+"""Trials that may wait for their worker: a point that is asked for early knows less."""
 
 
-@dataclass
-class SearchSweep(TrialSweep):
-    """All that the trials of one ``isweep tune`` share; attributes as those of :class:`TrialSweep`.
+class SearchQueue(CellQueue):
+    """Trials of a search that wait, run, or are tried again later.
 
-    Attributes:
+    Args:
+        search: Says what is next.
+        cells: Taken trials by id; added to here.
+        note: Told of a trial before it is given out; an error of it ends the search.
+    """
+
+    def __init__(
+        self, search: Search, cells: dict[str, TrialSpec], note: Callable[[Asked], None] = lambda asked: None
+    ) -> None:
+        super().__init__(deque())
+        self._search, self._cells, self._note = search, cells, note
+        self._waiting: set[str] = set()
+
+    @property
+    def empty(self) -> bool:
+        """Whether the search is over, or no trials are given out any more."""
+        return self.error is not None or (not (self.later or self.running) and self._search.done)
+
+    def take(self, now: float) -> str | None:
+        """Return the next trial, which runs from now on; None when none may be taken yet."""
+        taken = super().take(now)
+        if taken is None and self.error is None and len(self._waiting) < AHEAD:
+            taken = self._asked_for()
+        if taken is not None:
+            self._waiting.add(taken)
+        return taken
+
+    def _asked_for(self) -> str | None:
+        """Return a new trial of the search, if it has one."""
+        asked = self._search.next()
+        if asked is None:
+            return None
+        try:
+            self._note(asked)
+        except SweepError as error:
+            self.error = error
+            return None
+        trial_id = asked.spec.trial_id
+        self._cells[trial_id] = asked.spec
+        self.running.add(trial_id)
+        return trial_id
+
+    def started(self, trial_id: str) -> None:
+        """A trial has its worker."""
+        self._waiting.discard(trial_id)
+
+    def settle(self, trial_id: str) -> None:
+        """See :meth:`CellQueue.settle`."""
+        self._waiting.discard(trial_id)
+        super().settle(trial_id)
+
+    def again(self, trial_id: str, at: float) -> None:
+        """See :meth:`CellQueue.again`."""
+        self._waiting.discard(trial_id)
+        super().again(trial_id, at)
+
+
+class SearchWork(Work):
+    """The trials of a search, each made when it is taken; a context that holds the search's judge.
+
+    Args:
+        run: What it is a part of.
+        search: Says what is next, and is told what came of it.
+        earlier: What is stored of it; added to.
         load: Reads the arrays of a subset, given how many images and how they are split.
-        records: Results of this search, by trial id; added to.
-        asked: What the search has asked for, likewise.
         fingerprints: Content hash of each prepared dataset, by prepared id.
     """
 
-    load: Callable[[SubsetSpec, int, ValidationSpec], TrialData]  # type: ignore[assignment]
-    trainable: type[TrialTrainable] = SearchTrainable
-    records: dict[str, SearchRecord] = field(default_factory=dict)
-    asked: dict[str, AskedRecord] = field(default_factory=dict)
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    perform = staticmethod(perform_search)
 
-    def search(self, search: Search) -> None:
-        """Run ``search`` to its end.
-
-        Raises:
-            SweepError: when results cannot be stored; whatever finished before is kept.
-        """
-        self.searched = search
-        trials: dict[str, SearchTrialSpec] = {}
-        for one in search.cells.values():
-            for run in range(search.tune.seeds):
-                trial = one.cell.trial(one.cell.own, run)
-                trials[array_key(self.plan, trial)] = trial
-
-        def load(key: str) -> TrialData:
-            trial = trials[key]
-            return self.load(trial.network.subset, trial.network.train_size, trial.validation)
-
-        shelf = Shelf(dict.fromkeys(trials, MOST_TRIALS), load, self._array_budget)
-        self.judge = f"isweep-judge-{uuid.uuid4().hex[:8]}"
-        judge = start_judge(self.judge, self._earlier(search))
-        try:
-            self._run_search(search, shelf)
-        finally:
-            ray.kill(judge)
-            shelf.close()
-
-    def _run_search(self, search: Search, shelf: Shelf) -> None:
-        cells: dict[str, TrialSpec] = {}
-        queue = SearchQueue(search, cells)
-        self.count()
-        callback = SearchBookkeeping(self, cells, queue, shelf, {})
-        queue.on_asked = callback.on_asked
+    def __init__(
+        self,
+        run: Run,
+        search: Search,
+        earlier: Earlier,
+        load: Callable[[SubsetSpec, int, ValidationSpec], TrialData],
+        fingerprints: Mapping[str, str],
+    ) -> None:
         # The source of one's own networks is sent along at the start, and is that of every cell.
         firsts = [one.cell.trial(one.cell.own) for one in search.cells.values()]
-        cells.update({trial.trial_id: trial for trial in firsts})
-        while not queue.empty:
-            try:
-                self._fit(cells, shelf, queue, callback)
-            except Exception as error:
-                callback.fit_failed(error)
-            gc.collect()
-            if callback.fatal is not None:
-                raise callback.fatal
-            callback.account_for_the_rest()
+        cells: dict[str, TrialSpec] = {trial.trial_id: trial for trial in firsts}
+        super().__init__(run, SearchQueue(search, cells, self._note), cells)
+        self._search, self._stored, self._load, self._fingerprints = search, earlier, load, fingerprints
+        runs = range(search.tune.seeds)
+        trials = [one.cell.trial(one.cell.own, run) for one in search.cells.values() for run in runs]
+        self._by_array = {array_key(self.run.plan, trial): trial for trial in trials}
+        self._count()
 
-    def note(self, asked: Asked) -> None:
-        """Store that a training was asked for, unless an earlier start did.
-
-        Raises:
-            SweepError: when it cannot be stored.
-        """
-        trial_id, prepared = asked.spec.trial_id, asked.spec.network.subset.prepared.prepared_id
-        if trial_id in self.asked:
-            return
-        record = AskedRecord(
-            trial_id=trial_id,
-            role=asked.role,
-            run=asked.run,
-            spec=asked.spec,
-            data_fingerprint=self.fingerprints[prepared],
-            number=1 + max((known.number for known in self.asked.values()), default=-1),
-        )
-        self.stored.save(record)
-        self.asked[trial_id] = record
-
-    def count(self) -> None:
-        """Tell the monitor what is done and how much is left at most."""
-        done = len(self.records)
-        self.monitor.trials_planned(done + self.searched.num_left, done)
-
-    def _earlier(self, search: Search) -> list[tuple[str, str, int, float]]:
-        """Return what the judge would know had it been there: losses at the rungs of stored trials."""
-        rungs = {key: rungs_of(one.cell) for key, one in search.cells.items()}
-        return [
+    def __enter__(self) -> SearchWork:
+        """Start the judge, which knows the losses at the rungs of stored trials."""
+        rungs = {key: rungs_of(one.cell) for key, one in self._search.cells.items()}
+        known = [
             (
                 study_name(record.key),
                 record.trial_id,
                 score.epoch,
                 capped(score.loss, record.result.chance_loss),
             )
-            for record in self.records.values()
+            for record in self._stored.records.values()
             if record.run == 0
             for score in record.result.curve
             if score.epoch in rungs.get(record.key, ())
         ]
+        self._name = f"isweep-judge-{uuid.uuid4().hex[:8]}"
+        self._judge = start_beside_driver(IsweepJudge, known, name=self._name, max_restarts=-1)
+        return self
 
-    def _cell(self, cell: TrialSpec) -> dict[str, Any]:
-        request = self.requests.of(cell)
-        asked = self.searched.asked(cell.trial_id)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the judge."""
+        ray.kill(self._judge)
+
+    def load(self, key: str) -> TrialData:
+        """See :class:`Work`."""
+        trial = self._by_array[key]
+        return self._load(trial.network.subset, trial.network.train_size, trial.validation)
+
+    def job(self, cell: TrialSpec) -> dict[str, Any]:
+        """See :class:`Work`."""
+        asked = self._search.asked(cell.trial_id)
         return {
-            "trial_id": cell.trial_id,
             "network": cell.network.model_dump_json(),
-            "data": array_key(self.plan, cell),
-            **request.for_worker(),
             "study": study_name(asked.cell.key),
-            "judge": self.judge,
+            "judge": self._name,
             "rungs": rungs_of(asked.cell) if asked.run == 0 else (),
             "may_be_pruned": asked.may_be_pruned,
         }
 
+    def started(self, trial_id: str) -> None:
+        """See :class:`Work`; the next trial may be asked for."""
+        cast("SearchQueue", self.queue).started(trial_id)
 
-class SearchBookkeeping(Bookkeeping):
-    """The single writer of a search: results are stored first, then the study and the tracker are told."""
-
-    _sweep: SearchSweep
-    _queue: SearchQueue
-
-    def on_asked(self, asked: Asked) -> None:
-        """Store what is asked for before it is given out."""
-        try:
-            self._sweep.note(asked)
-        except SweepError as error:
-            self._end(error)
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See :class:`Bookkeeping`; the next trial may be asked for."""
-        super().on_trial_start(iteration, trials, trial, **info)
-        self._queue.started(trial.config["cell"]["trial_id"])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Store the outcome first, then tell the study and the tracker."""
-        trial_id = trial.config["cell"]["trial_id"]
-        if trial_id not in self._queue.running or self.fatal is not None:
-            return
-        try:
-            report = SearchReport.model_validate_json(result[REPORT])
-            if isinstance(report.outcome, TrialFailure):
-                ending = self._fail(trial_id, report.outcome)
-                self._tell(trial_id, "failed", ending, report.log)
-                self._sweep.retries.check_cards(self._node(trial_id), report.outcome, nodes_with_cards())
-            else:
-                self._found(trial_id, report, report.outcome)
-                ending = str(report.outcome.status)
-                self._tell(trial_id, "finished", ending, report.log)
-        except SweepError as error:
-            self._end(error)
-
-    def _found(self, trial_id: str, report: SearchReport, result: SearchResult) -> None:
-        sweep = self._sweep
-        asked = sweep.searched.asked(trial_id)
+    def found(self, cell: TrialSpec, report: CellReport, attempt: int) -> FlatRun:
+        """See :class:`Work`."""
+        asked, result = self._search.asked(cell.trial_id), cast("SearchResult", report.outcome)
         record = SearchRecord(
-            trial_id=trial_id,
-            sweep=sweep.plan.sweep.name,
+            trial_id=cell.trial_id,
+            sweep=self.run.plan.sweep.name,
             role=asked.role,
             run=asked.run,
             spec=asked.spec,
-            domain=sweep.plan.datasets[asked.cell.dataset].domain,
+            domain=self.run.plan.datasets[asked.cell.dataset].domain,
             data_fingerprint=report.data_fingerprint,
             gpu_share=report.gpu_share,
-            attempt=self._attempt(trial_id),
+            attempt=attempt,
             started_at=report.started_at,
             finished_at=report.finished_at,
-            provenance=provenance(),
+            provenance=report.provenance,
             result=result,
         )
-        sweep.stored.save(record)
-        sweep.records[trial_id] = record
-        sweep.searched.finished(trial_id, result)
-        self._queue.settle(trial_id)
-        self._hangs.ended(trial_id)
-        self._shelf.trial_ended(trial_id, array_key(sweep.plan, asked.spec), for_good=True)
-        sweep.retries.finished(trial_id, self._node(trial_id))
-        self._broken = 0
-        sweep.tracker.finish(flat_search(record))
-        sweep.monitor.trial_finished(trial_id, result.status)
-        sweep.count()
-        self._show_counts()
+        self.run.stored.save(record)
+        self._stored.records[cell.trial_id] = record
+        self._search.finished(cell.trial_id, result)
+        self._count()
+        return flat_search(record)
 
-    def _trained(self, trial_id: str) -> NetworkSpec:
-        spec = self._sweep.searched.asked(trial_id).spec
-        num_train = round(spec.network.train_size * (1 - spec.validation.share))
-        return spec.network.model_copy(update={"train_size": num_train})
+    def given_up(self, trial_id: str) -> None:
+        """See :class:`Work`."""
+        self._search.failed(trial_id)
 
-    def _points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
-        return ()  # a search's run has validation losses alone, which come with its result
+    def trained_on(self, cell: TrialSpec) -> NetworkSpec:
+        """See :class:`Work`."""
+        share = cast("SearchTrialSpec", cell).validation.share
+        return cell.network.model_copy(update={"train_size": round(cell.network.train_size * (1 - share))})
 
-    def _fail(self, trial_id: str, failure: TrialFailure, *, died: bool = False) -> str:
-        ending = super()._fail(trial_id, failure, died=died)
-        if trial_id not in self._queue.running and trial_id not in self._queue.later:
-            self._sweep.searched.failed(trial_id)
-        return ending
+    def points(self, epoch: EpochRecord, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+        """Return none: a search's run has validation losses alone, which come with its result."""
+        return ()
+
+    def _note(self, asked: Asked) -> None:
+        """Store that a training was asked for, before it is given out, unless an earlier start did.
+
+        Raises:
+            SweepError: when it cannot be stored.
+        """
+        trial_id, prepared = asked.spec.trial_id, asked.spec.network.subset.prepared.prepared_id
+        known = self._stored.asked
+        if trial_id in known:
+            return
+        record = AskedRecord(
+            trial_id=trial_id,
+            role=asked.role,
+            run=asked.run,
+            spec=asked.spec,
+            data_fingerprint=self._fingerprints[prepared],
+            number=1 + max((one.number for one in known.values()), default=-1),
+        )
+        self.run.stored.save(record)
+        known[trial_id] = record
+
+    def _count(self) -> None:
+        """Tell the monitor what is done and how much is left at most."""
+        done = len(self._stored.records)
+        self.run.monitor.trials_planned(done + self._search.num_left, done)
 
 
 def study_name(key: CellKey) -> str:

@@ -35,8 +35,9 @@ from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.progress import Progress
-from orchestrator.running.trials import TrialSweep
+from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
+from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.trials.records import NetworkScores, TrialResult, TrialStatus
@@ -56,7 +57,7 @@ class Sleeper(TrialTrainable):
     seconds = 1.0
 
     def _run(self, started_at: float) -> CellReport:
-        cell = self._cell["trial_id"]
+        cell = self.cell["trial_id"]
         first = not _internal_kv_put(f"seen {cell}", b"1", overwrite=False)
         node = ray.get_runtime_context().get_node_id()
         _internal_kv_put(f"pid {cell}", f"{os.getpid()} {node}".encode())
@@ -91,7 +92,7 @@ def hold_all(seconds: float) -> None:
         _internal_kv_put(f"hold {node['NodeID']}", str(seconds).encode())
 
 
-def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[TrialSweep, Callable[[], None]]:
+def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Run, Callable[[], None]]:
     """Return a sweep of a cell for each train size, and what runs it."""
     for key in (*_internal_kv_list("seen "), *_internal_kv_list("pid ")):
         _internal_kv_del(key)
@@ -108,7 +109,7 @@ def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Tr
     )
     plan, paths = plan_sweep(sweep), RootPaths.create(root)
     images, labels = np.zeros((200, 1, 8, 8), np.uint8), np.arange(200, dtype=np.int64) % 2
-    trials = TrialSweep(
+    run = Run(
         plan=plan,
         cluster=cluster,
         resources=Resources(1, 0),
@@ -116,14 +117,15 @@ def run_cells(cluster: Cluster, root: Path, sizes: range, name: str) -> tuple[Tr
         stored=StoredResults.read(str(paths.sweep(name).folder)),
         tracker=RecordedTracker(),
         monitor=Progress(),
-        measures={},
-        load=lambda subset, size: TrialData(images, labels, images[:4], labels[:4], 2, "f"),
-        trainable=Sleeper,
     )
-    return trials, lambda: trials.run(plan.trials, {})
+
+    def load(subset: SubsetSpec, size: int) -> TrialData:
+        return TrialData(images, labels, images[:4], labels[:4], 2, "f")
+
+    return run, lambda: Trials(run, GridWork(run, plan.trials, load), Sleeper).run()
 
 
-def outcome(trials: TrialSweep, history: list[Any], started: float) -> dict[str, Any]:
+def outcome(trials: Run, history: list[Any], started: float) -> dict[str, Any]:
     """Heal and read: what a new look at the store finds."""
     again = StoredResults.read(trials.stored.store.url)
     assert isinstance(trials.tracker, RecordedTracker)

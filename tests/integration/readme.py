@@ -12,7 +12,7 @@ from tests.unit.test_docs import ROOT, blocks, commands
 
 README = ROOT / "README.md"
 NOT_RUN = {
-    "isweep ui demo": "serves until it is stopped; tests/integration/test_mlflow_page.py",
+    "isweep ui demo": "serves until it is stopped, as a test of its own sees",
     "isweep tune ./mine.yaml": "trains for minutes",
     "isweep run paper --address auto --device gpu": "needs a cluster",
 }

@@ -30,11 +30,12 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.results.records import CellReport
 from orchestrator.results.state import StoredResults
 from orchestrator.results.tracking import Tracker
+from orchestrator.running.actors import ArrayCache
 from orchestrator.running.cluster import Cluster, Resources, connect
 from orchestrator.running.gpus import LOGICAL_GPUS
 from orchestrator.running.progress import Progress
-from orchestrator.running.trials import TrialSweep
-from orchestrator.running.worker import Shelf, TrialTrainable
+from orchestrator.running.trials import GridWork, Run, Trials
+from orchestrator.running.worker import TrialTrainable
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
 from tasks.remote import RayExecutor, nodes_that_see
@@ -59,8 +60,8 @@ class Probe(TrialTrainable):
     """Reports its node and cards; returns only when as many trials as planned have run beside it."""
 
     def _run(self, started_at: float) -> CellReport:
-        share = self._cell["num_gpus"]
-        _internal_kv_put(f"probe-{share}-{self._cell['trial_id']}", b"1")
+        share = self.cell["num_gpus"]
+        _internal_kv_put(f"probe-{share}-{self.cell['trial_id']}", b"1")
         patience = time.monotonic() + BARRIER_S
         while len(_internal_kv_list(f"probe-{share}-")) < SHARES[share] and time.monotonic() < patience:
             time.sleep(0.05)
@@ -122,7 +123,7 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
     )
     plan, paths, images = plan_sweep(sweep), RootPaths.create(root), np.zeros((14, 1, 8, 8), np.uint8)
     labels = np.arange(14, dtype=np.int64) % 2
-    trials = TrialSweep(
+    run = Run(
         plan=plan,
         cluster=cluster,
         resources=Resources(0.5, share),
@@ -130,11 +131,9 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
         stored=StoredResults.read(str(paths.sweep(sweep.name).folder)),
         tracker=Tracker(),
         monitor=Progress(),
-        measures={},
-        load=lambda subset, size: TrialData(images, labels, images[:4], labels[:4], 2, "f"),
-        trainable=Probe,
     )
-    trials.run(plan.trials, {})
+    data = TrialData(images, labels, images[:4], labels[:4], 2, "f")
+    Trials(run, GridWork(run, plan.trials, lambda subset, size: data), Probe).run()
     return [
         {
             "node": json.loads(record.result.reason)[0],
@@ -142,7 +141,7 @@ def probe(cluster: Cluster, root: Path, share: float) -> list[dict[str, Any]]:
             "start": record.started_at,
             "end": record.finished_at,
         }
-        for record in trials.stored.trials.values()
+        for record in run.stored.trials.values()
     ]
 
 
@@ -153,7 +152,7 @@ def nodes_of_tasks(executor: RayExecutor) -> list[str]:
 
 def nodes_of_actors() -> list[str]:
     """Return the nodes of actors that every trial asks; left to Ray, some would lie on other nodes."""
-    shelves = [Shelf((), lambda key: None, 0) for _ in range(ACTORS)]
+    shelves = [ArrayCache(lambda key: None, 0) for _ in range(ACTORS)]
     for shelf in shelves:
         ray.get(shelf.references.put.remote("", []))
     ids = [shelf.references._actor_id.hex() for shelf in shelves]

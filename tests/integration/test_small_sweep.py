@@ -1,8 +1,10 @@
 """Everything real: Ray, Tune, torch, MLflow on SQLite, the report; run, run again, interrupted, continued."""
 
 import json
+import signal
 import subprocess
 import sys
+import urllib.request
 from itertools import pairwise
 from pathlib import Path
 
@@ -225,6 +227,26 @@ def test_every_command_of_the_readme_runs(root, sweep, tmp_path, monkeypatch, ca
             assert (code, "A prediction needs a fit of how losses grow" in err) == (2, True), err
             continue
         assert (code, bool(out)) == (0, True), (words, err)
+
+
+def test_mlflows_page_is_served_with_addresses_of_its_answers_until_it_is_stopped(root):
+    words = command("ui", "small", "--json", "--root", str(root))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        text = ""
+        while not text.endswith("\n}\n"):  # the document's end; the page is served beyond it
+            text += process.stdout.readline() or pytest.fail(process.stderr.read())
+        shown = json.loads(text)
+        address = shown["address"]
+        assert address.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert b"MLflow" in page.read()
+        links = shown["pages"]["isweep/small"]
+        assert all(link.startswith(f"{address}/#/experiments/") for link in links.values())
+        assert all("workflowType=machine_learning" in link for link in links.values())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(address, timeout=5)
 
 
 def test_the_readmes_python_runs(root, tmp_path, monkeypatch, on_ray_local):

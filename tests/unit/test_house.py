@@ -22,12 +22,6 @@ KNOWN_FILES = {
     "orchestrator/analysis/power.py": 718,
     "orchestrator/analysis/prediction.py": 683,
     "orchestrator/analysis/tables.py": 882,
-    "orchestrator/planning/predict.py": 632,
-    "orchestrator/planning/sweep_file.py": 651,
-    "orchestrator/results/state.py": 650,
-    "orchestrator/results/table.py": 655,
-    "orchestrator/running/trials.py": 784,
-    "orchestrator/tuning/search.py": 655,
 }
 KNOWN_FUNCTIONS = {
     "orchestrator/analysis/synthetic.py:synthetic_table": 62,

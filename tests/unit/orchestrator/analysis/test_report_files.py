@@ -17,6 +17,7 @@ from tests.laws import fit_laws
 SUMMARY = {
     "planned": 40, "done": 36, "failed": 3, "diverged": 1,
     "failures": [{"trial_id": "t-1", "kind": "out_of_memory", "message": "<script>alert(1)</script>"}],
+    "tracebacks": {"t-1": "Traceback: <module>"},
     "measures": [
         {"dataset": "natural0", "class_pair": "", "train_size": 500, "d_data": 9.123456, "K_F": 0.000637},
         {"dataset": "natural0", "class_pair": "", "train_size": 250, "d_data": 9.2, "K_F": 0.00156},
@@ -89,6 +90,7 @@ def test_what_users_name_is_escaped(page):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;demo&gt;" in page
     assert "A &lt;small&gt; sweep." in page
+    assert "Traceback: &lt;module&gt;" in page
 
 
 def test_counts_findings_caveats_and_provenance_are_shown(page):

@@ -9,7 +9,7 @@ from importlib import metadata
 import pytest
 
 from orchestrator.cli import main, parse
-from orchestrator.cli.app import COMMANDS, EXAMPLES, application
+from orchestrator.cli.app import COMMANDS, EXAMPLES, WAITS, application
 from orchestrator.running.signals import stop_heard
 
 
@@ -163,3 +163,18 @@ def test_every_help_ends_with_examples_that_are_commands(capsys):
         assert capsys.readouterr().out.rstrip().endswith("For example:\n  " + "\n  ".join(examples))
         for example in examples:
             assert parse(shlex.split(example)[1:]).function.__name__ == name
+
+
+def test_what_takes_long_says_so_on_a_terminal_and_to_no_file(root):
+    """Every command that has no display of its own; what is shown is gone before the answer stands there."""
+    shown = {"run", "tune", "status", "prepare", "rm", "datasets", "models", "recipes", "gpu_check"}
+    names = {function.__name__ for group in COMMANDS.values() for function in group}
+    assert set(WAITS) == names - shown
+    command = f"{sys.executable} -m orchestrator.cli plan smoke --root {root}"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.index(WAITS["plan"]) < done.stdout.index("8 trials")
+    assert WAITS["plan"] not in done.stdout.partition("small_cnn")[2]
+    quiet = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True)
+    assert quiet.stderr == ""

@@ -1,5 +1,7 @@
 """Commands that read what a sweep found."""
 
+import json
+
 import pytest
 
 from orchestrator.analysis import fit_scaling_laws
@@ -87,3 +89,64 @@ def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     code, out, _ = run("report", "smoke", "--published")
     assert code == 0
     assert "Left out: diverged (loss stopped being a finite number): 1" in out
+
+
+class TestRows:
+    @pytest.fixture
+    def go(self, run, monkeypatch):
+        """Ask for rows of a table of two models, two datasets and three seeds; returns them."""
+        import pandas as pd
+
+        from orchestrator.cli import results
+
+        rows = [
+            {
+                "trial_id": f"{model}-{dataset}-{seed}", "model": model, "recipe": "demo", "dataset": dataset,
+                "domain": "natural", "class_pair": "0-1", "train_size": 100, "seed": seed, "status": "done",
+                "test_loss": loss + seed / 10, "test_accuracy": 0.5,
+            }
+            for model, dataset, loss in (("a", "x", 0.5), ("a", "y", 0.1), ("b", "x", 0.3), ("b", "y", 0.2))
+            for seed in range(3)
+        ]  # fmt: skip
+        monkeypatch.setattr(results, "read_table", lambda *_, **__: pd.DataFrame(rows))
+
+        def ask(*words: str):
+            code, out, err = run("results", "smoke", *words, "--json")
+            return json.loads(out) if code == 0 else err
+
+        return ask
+
+    def test_where_keeps_rows_of_all_values_that_are_named(self, go):
+        found = go("--where", "dataset=x", "--where", "N=100", "--where", "seed=2")
+        assert [row["trial_id"] for row in found] == ["a-x-2", "b-x-2"]
+
+    def test_sort_takes_short_names(self, go):
+        losses = [row["test_loss"] for row in go("--sort", "loss")]
+        assert losses == sorted(losses)
+        assert [row["test_loss"] for row in go("--sort", "test_loss", "--descending")] == losses[::-1]
+
+    def test_means_are_over_the_seeds_of_a_cell(self, go):
+        found = {(row["model"], row["dataset"]): row for row in go("--mean")}
+        assert len(found) == 4
+        assert found["b", "x"]["test_loss"] == pytest.approx(0.4)
+        assert {row["num_seeds"] for row in found.values()} == {3}
+
+    def test_best_names_a_model_per_dataset_and_size(self, go):
+        assert [(row["dataset"], row["model"], row["runner_up"]) for row in go("--best")] == [
+            ("x", "b", "a"),
+            ("y", "a", "b"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("--where", "dataset"), "--where must be COLUMN=VALUE; found: dataset"),
+            (("--where", "datset=x"), "Unknown column; found: 'datset'; did you mean 'dataset'?"),
+            (("--where", "dataset=z"), "Unknown dataset of these results; found: 'z'"),
+            (("--sort", "los"), "Unknown column; found: 'los'; did you mean 'loss'?"),
+            (("--best", "--mean"), "--best compares means over seeds already; found: --mean"),
+            (("--search", "--best"), "--mean and --best are for trials of a sweep; found: --search"),
+        ],
+    )
+    def test_mistakes(self, go, words, message):
+        assert message in go(*words)

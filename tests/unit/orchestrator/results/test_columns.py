@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.results import table as c
-from orchestrator.results.table import flat_trial, index_measures, measure_rows
+from orchestrator.results.rows import flat_trial, index_measures, measure_rows
 from tasks.trials.records import AttackRecord, EpochScore
 from tests.unit.orchestrator.results.examples import measure_record, trial_record, trial_result
 

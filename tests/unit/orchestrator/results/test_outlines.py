@@ -8,8 +8,9 @@ import pytest
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
+from orchestrator.results.index import Index, TrialOutline
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.state import OutlineIndex, StoredResults, TrialOutline, look_at_state, read_state
+from orchestrator.results.state import StoredResults, look_at_state, read_state
 from orchestrator.results.store import ResultStore
 from tests.unit.orchestrator.results.examples import diverged, failure_record, trial_record, trial_result
 
@@ -69,7 +70,7 @@ def test_a_second_look_reads_no_result_and_finds_the_same(workspace, reads):
 
 def test_an_outline_has_every_field_as_its_record_has_it(workspace):
     records = StoredResults.read(workspace.results_url, workspace.sweep_paths.index).trials
-    known = OutlineIndex.read(workspace.sweep_paths.index).known
+    known = Index(workspace.sweep_paths.index).read()
     assert {name: outline for name, (_, outline) in known.items()} == {
         name: TrialOutline.of(record) for name, record in records.items()
     }
@@ -109,28 +110,28 @@ def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(wor
     files = {
         name: file.stamp for name, file in ResultStore(workspace.results_url).listing(TrialRecord).items()
     }
-    for position in range(0, len(whole), 7):
+    for position in range(0, len(whole), 199):
         flipped = whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
         for damaged in (whole[:position], flipped):
             index.write_bytes(damaged)
-            for name, (stamp, outline) in OutlineIndex.read(index).known.items():
+            for name, (stamp, outline) in Index(index).read().items():
                 assert stamp == files[name]
                 assert outline == expected[name]
-    index.write_bytes(whole[:200])
+    index.write_bytes(whole[:2000])
     assert look_at_state(workspace).results == expected
 
 
 def test_an_index_of_another_version_is_not_read(workspace, reads, monkeypatch):
     look_at_state(workspace)
-    monkeypatch.setattr("orchestrator.results.state.VERSION", "outlines 2, records 2")
-    assert OutlineIndex.read(workspace.sweep_paths.index).known == {}
+    monkeypatch.setattr("orchestrator.results.index.VERSION", 99)
+    assert Index(workspace.sweep_paths.index).read() == {}
 
 
 def test_no_index_can_be_kept_where_nothing_can_be_written(workspace, reads, tmp_path):
     index = workspace.sweep_paths.index
     index.mkdir()
     assert len(look_at_state(workspace).results) == len(workspace.plan.trials)
-    elsewhere = StoredResults.look(workspace.results_url, tmp_path / "none" / "index.jsonl")
+    elsewhere = StoredResults.look(workspace.results_url, tmp_path / "none" / "index.sqlite")
     assert len(elsewhere.outlines) == len(workspace.plan.trials)
     assert not (tmp_path / "none").exists()
 

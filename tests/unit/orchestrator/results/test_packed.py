@@ -7,9 +7,9 @@ import tracemalloc
 import pytest
 
 from orchestrator.results.records import TrialRecord
+from orchestrator.results.rows import flat_trial
 from orchestrator.results.state import StoredResults
-from orchestrator.results.store import PackedTrials
-from orchestrator.results.table import flat_trial
+from orchestrator.results.store import Records, ResultStore
 from orchestrator.results.tracking import Tracker
 from search_spaces.specs import Domain
 from tasks.trials.records import EpochRecord
@@ -21,8 +21,8 @@ def long_record(trial_id="long", num_epochs=100):
     return trial_record(trial_result().model_copy(update={"history": epochs}), trial_id=trial_id)
 
 
-def test_what_comes_out_equals_what_went_in_to_the_last_bit_and_shares_its_spec():
-    packed = PackedTrials()
+def test_what_comes_out_equals_what_went_in_to_the_last_bit_and_shares_its_spec(tmp_path):
+    packed = Records(ResultStore(str(tmp_path)))
     for record in (long_record("a"), trial_record(diverged(), trial_id="b", domain=None)):
         packed[record.trial_id] = record
         assert packed[record.trial_id] == record
@@ -35,9 +35,9 @@ def test_what_comes_out_equals_what_went_in_to_the_last_bit_and_shares_its_spec(
         packed["a"]
 
 
-def test_what_was_read_stays_as_it_is():
+def test_what_was_read_stays_as_it_is(tmp_path):
     record = trial_record()
-    assert PackedTrials({record.trial_id: record})[record.trial_id] is record
+    assert Records(ResultStore(str(tmp_path)), {record.trial_id: record})[record.trial_id] is record
 
 
 def test_a_run_keeps_less_than_a_fifth_of_what_its_records_would_take(tmp_path):

@@ -41,7 +41,8 @@ def failing(monkeypatch):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_record_waits_for_room_and_it_is_said_once(tmp_path, failing, number):
     said = []
-    stored = StoredResults(ResultStore(str(tmp_path)), patience=Patience(said.append))
+    stored = StoredResults.read(str(tmp_path))
+    stored.patience = Patience(said.append)
     failing(number, 5)
     record = trial_record()
     stored.save(record)
@@ -59,12 +60,13 @@ def test_without_patience_the_error_says_what_is_missing(tmp_path, failing):
     with pytest.raises(
         StorageAway, match=r"bytes needed\): No space left on device; [\d,]+ bytes free; free"
     ):
-        StoredResults(ResultStore(str(tmp_path))).save(trial_record())
+        StoredResults.read(str(tmp_path)).save(trial_record())
 
 
 def test_what_waiting_does_not_mend_is_raised(tmp_path, failing):
     said = []
-    stored = StoredResults(ResultStore(str(tmp_path)), patience=Patience(said.append))
+    stored = StoredResults.read(str(tmp_path))
+    stored.patience = Patience(said.append)
     failing(errno.EACCES, 1)
     with pytest.raises(SetupError, match="Permission denied") as caught:
         stored.save(trial_record())

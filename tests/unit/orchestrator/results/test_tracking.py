@@ -17,8 +17,8 @@ from orchestrator.results import mlflow_runs, tracking
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import Refused, SweepRuns, connect, read_rows
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
+from orchestrator.results.rows import FlatRun
 from orchestrator.results.store import ResultStore
-from orchestrator.results.table import FlatRun
 from orchestrator.results.tracking import (
     RunPages,
     Tracker,

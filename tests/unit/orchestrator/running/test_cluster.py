@@ -305,6 +305,18 @@ class TestTrialResources:
         assert trial_resources(self.spec, make_cluster(num_cpus=1, local=False)).num_cpus == 2
 
 
+CONNECT = """
+import sys
+from orchestrator.running.cluster import connect
+from search_spaces.errors import SetupError
+try:
+    connect(sys.argv[1]).__enter__()
+except SetupError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
 class TestAddress:
     @pytest.mark.parametrize(
         "address",
@@ -333,17 +345,21 @@ class TestAddress:
             ({"RAY_AUTH_TOKEN_PATH": "/"}, "cannot be opened or is empty: /"),
         ],
     )
-    def test_without_the_token_that_the_mode_asks_for(self, monkeypatch, tmp_path, settings, found):
-        monkeypatch.setenv("HOME", str(tmp_path))
-        for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in {"RAY_AUTH_MODE": "Token", **settings}.items():
-            monkeypatch.setenv(name, value)
+    def test_without_the_token_that_the_mode_asks_for(self, tmp_path, settings, found):
+        """In a process of its own, which is connected to nothing yet."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         with socket.create_server(("127.0.0.1", 0)) as somebody:
             address = f"127.0.0.1:{somebody.getsockname()[1]}"
-            with pytest.raises(SetupError, match=f"this driver's token; found: .*{found}") as caught:
-                connect(address).__enter__()
-        assert caught.value.exit_code == 3
+            done = subprocess.run(
+                [sys.executable, "-c", CONNECT, address],
+                env={**kept, "HOME": str(tmp_path), "RAY_AUTH_MODE": "Token", **settings},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+        assert done.returncode == 3, done.stderr
+        assert re.search(f"this driver's token; found: .*{found}", done.stdout)
 
 
 PRIVATE = """

@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.running import worker as module
-from orchestrator.running.worker import EpochBoard, EpochListener, EpochTeller, IsweepEpochs
+from orchestrator.running import actors as module
+from orchestrator.running.actors import EpochBoard, EpochListener, EpochTeller, IsweepEpochs
 from tasks.trials.records import EpochRecord, EpochScore
 
 

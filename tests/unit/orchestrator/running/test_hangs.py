@@ -4,22 +4,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.running import trials
-from orchestrator.running.trials import HangWatch
+from orchestrator.running import waiting
+from orchestrator.running.waiting import HangWatch
 from tests.unit.orchestrator.results.examples import trial_spec
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(trials.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: now[0])
     return now
 
 
 @pytest.fixture
 def killed(monkeypatch):
     found = []
-    monkeypatch.setattr(trials.ray, "kill", found.append)
+    monkeypatch.setattr(waiting.ray, "kill", found.append)
     return found
 
 
@@ -36,8 +36,10 @@ def look(watch, cell, clock, seconds):
 
 
 def test_a_trial_past_its_limit_is_ended_once(clock, killed):
-    cell, watch = trial_spec(), HangWatch(lambda _: 100.0)
-    watch.started(cell)
+    cell, said = trial_spec(), []
+    watch = HangWatch(said.append)
+    watch.started(cell.trial_id, 100.0)
+    watch.heard(cell.trial_id)
     look(watch, cell, clock, 100)
     assert killed == []
     look(watch, cell, clock, 40)
@@ -46,9 +48,11 @@ def test_a_trial_past_its_limit_is_ended_once(clock, killed):
 
 
 def test_a_trial_that_tells_of_epochs_lives_however_slow_it_is(clock, killed):
-    cell, watch = trial_spec(), HangWatch(lambda _: 100.0)
+    cell, said = trial_spec(), []
+    watch = HangWatch(said.append)
     watch.heard("a trial of an earlier attempt")
-    watch.started(cell)
+    watch.started(cell.trial_id, 100.0)
+    watch.heard(cell.trial_id)
     for _ in range(5):
         look(watch, cell, clock, 90)
         watch.heard(cell.trial_id)
@@ -58,11 +62,32 @@ def test_a_trial_that_tells_of_epochs_lives_however_slow_it_is(clock, killed):
 
 
 def test_time_in_which_the_driver_stood_still_is_no_trials(clock, killed):
-    cell, watch = trial_spec(), HangWatch(lambda _: 100.0)
-    watch.started(cell)
+    cell, said = trial_spec(), []
+    watch = HangWatch(said.append)
+    watch.started(cell.trial_id, 100.0)
+    watch.heard(cell.trial_id)
     look(watch, cell, clock, 50)
     clock[0] += 3600  # a full disk, a closed laptop
     look(watch, cell, clock, 50)
     assert killed == []
     look(watch, cell, clock, 20)
+    assert killed == ["actor"]
+
+
+def test_a_worker_that_does_not_answer_is_said_and_ended_within_a_minute(clock, killed):
+    cell, said = trial_spec(), []
+    watch = HangWatch(said.append)
+    watch.started(cell.trial_id, 600.0)
+    look(watch, cell, clock, 60)
+    assert killed == []
+    look(watch, cell, clock, 10)
+    assert killed == ["actor"]
+    assert said == [f"{cell.trial_id}: its worker did not answer for 60 s and was ended"]
+    assert watch.failure(cell.trial_id).kind == "worker_crash"
+
+
+def test_a_worker_that_freezes_between_two_cells_is_ended_too(clock, killed):
+    """Tune asks it to take the next cell, and does not say that this trial has started."""
+    watch = HangWatch([].append)
+    look(watch, trial_spec(), clock, 80)
     assert killed == ["actor"]

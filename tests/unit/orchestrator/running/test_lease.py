@@ -4,12 +4,25 @@ import json
 import threading
 import time
 
+import boto3
 import pytest
 
+from orchestrator.results.storage import Bucket
 from orchestrator.running import locks
-from orchestrator.running.locks import Lease
+from orchestrator.running.locks import FILE, Lease
 from search_spaces.errors import SetupError
-from tests.object_store import object_store
+from tests.object_store import BUCKET, object_store
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with object_store() as running:
+        yield running
+
+
+@pytest.fixture
+def url(bucket, request):
+    return f"s3://{BUCKET}/{abs(hash(request.node.name))}"
 
 
 @pytest.fixture(autouse=True)
@@ -19,67 +32,77 @@ def quick(monkeypatch):
     monkeypatch.setattr(locks, "EXPIRES_S", 0.5)
 
 
-def leases(folder):
-    return sorted(path.parent.name for path in folder.glob("drivers/*/lease.json"))
+def client(bucket):
+    return boto3.client("s3", endpoint_url=bucket.environment["AWS_ENDPOINT_URL"])
 
 
-def test_a_second_driver_is_refused_by_name_while_the_first_lives(tmp_path, monkeypatch):
+def key(url):
+    return f"{url.removeprefix(f's3://{BUCKET}/')}/{FILE}"
+
+
+def leases(bucket, url):
+    found = client(bucket).list_objects_v2(Bucket=BUCKET, Prefix=url.removeprefix(f"s3://{BUCKET}/"))
+    return [
+        json.loads(client(bucket).get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read())["name"]
+        for one in found.get("Contents", ())
+    ]
+
+
+def left_behind(bucket, url, name, content=None):
+    text = content or json.dumps({"token": "t", "beat": 7, "name": name})
+    client(bucket).put_object(Bucket=BUCKET, Key=key(url), Body=text.encode())
+
+
+def test_a_second_driver_is_refused_by_name_while_the_first_lives(bucket, url, monkeypatch):
     monkeypatch.setattr(locks, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
     said = []
-    with Lease(str(tmp_path), "a", "isweep run first"):
-        assert leases(tmp_path) == ["a"]
+    with Lease(url, "a", "isweep run first"):
+        assert leases(bucket, url) == ["a"]
         with (
             pytest.raises(
                 SetupError,
                 match=r"Only one .* storage.*in use by process \d+ of .* \(isweep run first, since",
             ),
-            Lease(str(tmp_path), "b", "isweep run second", said.append),
+            Lease(url, "b", "isweep run second", said.append),
         ):
             pytest.fail("two hold it")
-        assert leases(tmp_path) == ["a"]
-    assert leases(tmp_path) == []
+        assert leases(bucket, url) == ["a"]
+    assert leases(bucket, url) == []
     (text,) = said
     assert "isweep run first" in text
     assert "looking for up to 1e+09 s whether that driver lives" in text
 
 
-def left_behind(folder, name):
-    path = folder / "drivers" / name / "lease.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"token": "t", "beat": 7, "holds": True}))
-
-
-def test_a_killed_driver_s_lease_expires(tmp_path):
-    left_behind(tmp_path, "dead")
+@pytest.mark.parametrize("content", [None, "[" * 100_000])
+def test_a_killed_driver_s_lease_expires(bucket, url, content):
+    left_behind(bucket, url, "dead", content)
     said = []
-    with Lease(str(tmp_path), "b", "isweep run", said.append):
-        assert leases(tmp_path) == ["b"]
+    with Lease(url, "b", "isweep run", said.append):
+        assert leases(bucket, url) == ["b"]
     assert "in use by another driver; looking" in said[0]
 
 
-def test_the_same_root_s_earlier_lease_is_replaced_at_once(tmp_path, monkeypatch):
+def test_the_same_root_s_earlier_lease_is_replaced_at_once(bucket, url, monkeypatch):
     monkeypatch.setattr(locks, "EXPIRES_S", 1e9)
-    left_behind(tmp_path, "a")
-    with Lease(str(tmp_path), "a", "isweep run"):
-        assert leases(tmp_path) == ["a"]
+    left_behind(bucket, url, "a")
+    with Lease(url, "a", "isweep run"):
+        assert leases(bucket, url) == ["a"]
 
 
-def test_a_lease_that_cannot_be_read_is_somebody_s_and_expires(tmp_path):
-    left_behind(tmp_path, "dead")
-    (tmp_path / "drivers/dead/lease.json").write_text("[" * 100_000)
-    with Lease(str(tmp_path), "b", "isweep run"):
-        assert leases(tmp_path) == ["b"]
-
-
-def test_of_many_that_start_at_once_exactly_one_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
+@pytest.mark.parametrize("dead", [False, True])
+def test_of_many_that_start_at_once_exactly_one_holds(bucket, url, monkeypatch, dead):
+    if dead:
+        left_behind(bucket, url, "dead")
+        monkeypatch.setattr(locks, "EXPIRES_S", 2.0)
+    else:
+        monkeypatch.setattr(locks, "EXPIRES_S", 1e9)  # a slow machine makes nobody dead
     names, held, refused, together = "abcdef", [], [], threading.Barrier(6)
     done = threading.Event()
 
     def start(name):
         together.wait()
         try:
-            with Lease(str(tmp_path), name, f"run {name}"):
+            with Lease(url, name, f"run {name}"):
                 held.append(name)
                 done.wait()
         except SetupError:
@@ -94,36 +117,45 @@ def test_of_many_that_start_at_once_exactly_one_holds(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(held) == 1
-    assert leases(tmp_path) == []
+    assert leases(bucket, url) == []
 
 
-def test_a_driver_whose_lease_was_taken_over_ends(tmp_path, monkeypatch):
+def test_a_driver_whose_lease_was_taken_over_ends(bucket, url, monkeypatch):
     ended = []
     monkeypatch.setattr(locks, "end_main_thread", lambda error, event: ended.append(error))
-    held = Lease(str(tmp_path), "a", "isweep run")
+    held = Lease(url, "a", "isweep run")
 
     def drive():
         with held:
-            left_behind(tmp_path, "b")
             while held.lost is None or not ended:
-                # Again, since it may be in the middle of renewing.
-                (tmp_path / "drivers/a/lease.json").unlink(missing_ok=True)
+                left_behind(bucket, url, "b")  # again, since it may be in the middle of renewing
                 time.sleep(0.01)
             raise KeyboardInterrupt
 
     with pytest.raises(SetupError, match=r"another driver took it over; this one had not renewed"):
         drive()
     assert ended == [held.lost]
-    assert leases(tmp_path) == ["b"]
+    assert leases(bucket, url) == ["b"]
 
 
-def test_a_lease_that_was_deleted_by_hand_is_written_again(tmp_path):
-    path = tmp_path / "drivers/a/lease.json"
-    with Lease(str(tmp_path), "a", "isweep run") as held:
-        path.unlink()
-        while not path.exists():
+def test_a_lease_that_was_deleted_by_hand_is_written_again(bucket, url):
+    with Lease(url, "a", "isweep run") as held:
+        client(bucket).delete_object(Bucket=BUCKET, Key=key(url))
+        while leases(bucket, url) != ["a"]:
             time.sleep(0.01)
         assert held.lost is None
+
+
+def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypatch):
+    """As servers did before they knew conditional writes: the header means nothing to them."""
+    real = Bucket._put
+    monkeypatch.setattr(Bucket, "_put", lambda self, path, data, mode: real(self, path, data, "overwrite"))
+    with (
+        pytest.raises(SetupError, match=r"must take conditional writes.*s3://results/.*; update the server"),
+        Lease(url, "a", "isweep run"),
+    ):
+        pytest.fail("nobody may hold it")
+    assert leases(bucket, url) == []
 
 
 def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
@@ -139,7 +171,7 @@ def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
             store.start()
             while len(said) < 2:
                 time.sleep(0.01)
-            assert said[0].startswith("The storage does not answer: s3://results/lab/drivers")
+            assert said[0].startswith("The storage does not answer: s3://results/lab/driver-lease.json")
             assert said[0].endswith("Trials that end wait for it")
             assert said[1].startswith("The storage answers again after ")
             with (
@@ -150,4 +182,4 @@ def test_a_bucket_is_held_through_an_outage_and_left_clean(monkeypatch):
         assert held.lost is None
         with Lease(store.url, "b", "isweep run second"):
             pass
-        assert Lease(store.url, "c", "x")._others() == {}
+        assert leases(store, store.url) == []

@@ -10,7 +10,7 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.state import StoredResults
 from orchestrator.running import trials
-from orchestrator.running.failures import MOST_WITHOUT_CARD, Retries, classify, nodes_with_cards
+from orchestrator.running.failures import MOST_ON_UNFIT, Retries, classify, fit_nodes
 from orchestrator.running.gpus import NO_CARD
 from orchestrator.running.worker import TrialTrainable
 from search_spaces.errors import SetupError
@@ -21,35 +21,35 @@ NONE = SetupError(NO_CARD, "node a: NVIDIA driver absent", "install a driver")
 
 def test_every_node_has_its_chances_before_the_sweep_ends():
     retries, failure = Retries(), classify(NONE)
-    for node in ["a"] * 10 + ["b"] * (MOST_WITHOUT_CARD - 1):
-        retries.check_cards(node, failure, {"a", "b"})
+    for node in ["a"] * 10 + ["b"] * (MOST_ON_UNFIT - 1):
+        retries.check_nodes(node, failure, {"a", "b"})
     last = "the last one: node a: NVIDIA driver absent; install a driver; mend a node"
     with pytest.raises(SetupError, match=f"on each of 2 nodes .* {last}"):
-        retries.check_cards("b", failure, {"a", "b"})
+        retries.check_nodes("b", failure, {"a", "b"})
 
 
 def test_a_node_that_gave_a_result_is_sound_and_one_not_heard_of_may_be():
     retries, failure = Retries(), classify(NONE)
     for _ in range(5):
-        for _ in range(MOST_WITHOUT_CARD - 1):
-            retries.check_cards("a", failure, {"a"})
+        for _ in range(MOST_ON_UNFIT - 1):
+            retries.check_nodes("a", failure, {"a"})
         retries.finished("cell", "a")
     for _ in range(20):
-        Retries().check_cards("a", failure, {"a", "b"})
+        Retries().check_nodes("a", failure, {"a", "b"})
 
 
 def test_other_failures_say_nothing_of_cards():
     retries = Retries()
-    for kind in FailureKind:
-        for _ in range(MOST_WITHOUT_CARD):
-            retries.check_cards("a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"})
+    for kind in set(FailureKind) - {FailureKind.OTHER_CODE}:
+        for _ in range(MOST_ON_UNFIT):
+            retries.check_nodes("a", TrialFailure(kind=kind, message="CUDA error: launch failure"), {"a"})
 
 
 class WithoutCard(TrialTrainable):
     """As a trial on a node whose torch reaches no card."""
 
     def _run(self, started_at: float) -> CellReport:
-        _internal_kv_put(f"ran in vain {self._cell['trial_id']} {started_at}", b"1")
+        _internal_kv_put(f"ran in vain {self.cell['trial_id']} {started_at}", b"1")
         raise NONE
 
 
@@ -60,9 +60,9 @@ def test_a_sweep_of_real_trials_ends_with_what_was_missing(
     root: str,
     monkeypatch: Any,
 ) -> None:
-    assert nodes_with_cards() == set()
+    assert fit_nodes(classify(NONE)) == set()
     here = ray.util.get_node_ip_address()
-    monkeypatch.setattr(trials, "nodes_with_cards", lambda: {here})
+    monkeypatch.setattr(trials, "fit_nodes", lambda failure: {here})
     plan = make_plan(*range(4, 40))
     stored = StoredResults.read(str(RootPaths.create(root).sweep(plan.sweep.name).folder))
     with pytest.raises(

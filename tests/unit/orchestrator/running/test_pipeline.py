@@ -9,8 +9,9 @@ from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults, read_state
 from orchestrator.results.store import ResultStore
 from orchestrator.running.options import RunOptions
+from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress
-from orchestrator.running.run import prepare_missing, run_sweep
+from orchestrator.running.run import run_sweep
 from search_spaces.errors import NewerRecordError
 from search_spaces.fingerprint import fingerprint
 from tasks.remote import InlineExecutor

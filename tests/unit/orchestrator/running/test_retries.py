@@ -8,7 +8,8 @@ import pytest
 from orchestrator.results.records import FailureKind
 from orchestrator.running.failures import LONGEST_PAUSE_S, MOST_DEATHS, MOST_IN_VAIN, Retries
 from orchestrator.running.gpus import REST_S
-from orchestrator.running.trials import CellQueue
+from orchestrator.running.queue import CellQueue
+from search_spaces.errors import SweepError
 
 CRASH, LOST, DEVICE = FailureKind.WORKER_CRASH, FailureKind.LOST_NODE, FailureKind.DEVICE_ERROR
 
@@ -129,7 +130,7 @@ class TestCellQueue:
 
     def test_a_closed_queue_gives_nothing_out(self):
         queue = CellQueue.of(["a"])
-        queue.closed = True
+        queue.error = SweepError("The disk must have room")
         assert queue.take(0.0) is None
         assert queue.empty
 

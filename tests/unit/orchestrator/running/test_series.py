@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import time
 
 import pytest
 from ray.tune.execution.tune_controller import TuneController
 
 from orchestrator.running.progress import BOARD, GAUGES, Progress
-from orchestrator.running.run_state import RunningTrial
-from orchestrator.running.trials import TaskNames, trial_tasks_named
+from orchestrator.running.queue import TaskNames, trial_tasks_named
 
 SERIES = {"isweep_trials", "isweep_failed_attempts_total", *GAUGES}
 
@@ -40,18 +38,22 @@ def test_states_add_up_and_pace_has_no_time_left_before_the_first_end():
     assert progress.pace()["isweep_seconds_left"] >= 0
 
 
-def test_the_time_left_weighs_trials_by_how_long_they_are_expected_to_take():
+def test_the_time_left_weighs_trials_by_how_long_they_are_expected_to_take(monkeypatch):
     """Two of ten units took 10 s each; eight of one unit are left for two slots."""
+    now = [1000.0]
+    monkeypatch.setattr("orchestrator.running.progress.time.monotonic", lambda: now[0])
     progress = Progress(planned=10, slots=2)
     short = [f"short-{n}" for n in range(8)]
     progress.trials_expected({"long-0": 10.0, "long-1": 10.0, **dict.fromkeys(short, 1.0)})
     for name in ("long-0", "long-1"):
-        progress.running[name] = RunningTrial(started_at=time.time() - 10)
+        progress.trial_started(name)
+        now[0] += 10
         progress.trial_finished(name, "done")
-    assert progress.time_left() == pytest.approx(4.0, rel=0.05)
-    progress.running[short[0]] = RunningTrial(started_at=time.time() - 100)  # has to end at any moment
+    assert progress.time_left() == pytest.approx(4.0)
+    progress.trial_started(short[0])
+    now[0] += 100  # has to end at any moment
     progress.failed[short[1]] = "setup"
-    assert progress.time_left() == pytest.approx(3.0, rel=0.05)
+    assert progress.time_left() == pytest.approx(3.0)
 
 
 class Call:
@@ -110,7 +112,7 @@ def test_the_task_of_a_trial_has_its_name_and_nothing_stays_changed(monkeypatch,
 
 def test_each_name_costs_memory_so_a_run_gives_out_so_many(monkeypatch):
     monkeypatch.setattr(TuneController, "_schedule_trial_task", schedule)
-    monkeypatch.setattr("orchestrator.running.trials.trial_name", lambda trial: trial)
+    monkeypatch.setattr("orchestrator.running.queue.trial_name", lambda trial: trial)
     said = []
     with trial_tasks_named(TaskNames(most=2)):
         for trial_id in ("a", "b", "c", "a", "d"):

@@ -1,11 +1,13 @@
 """Arrays in the object store: there when a trial needs them, gone when none does."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import ray
 
-from orchestrator.running.worker import Shelf
-from search_spaces.errors import DataError
+from orchestrator.running.actors import ArrayCache
+from search_spaces.errors import DataError, SetupError
 from tasks.prepared.subsets import TrialData
 
 pytestmark = pytest.mark.ray
@@ -19,7 +21,7 @@ def data(key):
 
 @pytest.fixture
 def shelf(ray_local):
-    shelf = Shelf("aabbc", data, budget=2500)
+    shelf = ArrayCache(data, 2500, Counter("aabbc"))
     yield shelf
     shelf.close()
 
@@ -79,12 +81,19 @@ def test_a_trial_that_is_tried_again_still_needs_its_array(shelf):
     assert shelf.num_bytes == 1000
 
 
-def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local):
-    def broken(key):
-        raise DataError("Arrays must be whole", "half of one", "prepare it again")
+@pytest.mark.parametrize("kind", [DataError, SetupError])
+def test_an_array_that_cannot_be_read_lets_no_trial_wait(ray_local, kind):
+    """Of bad data its own cells die, with its message; anything else ends the sweep."""
 
-    shelf = Shelf("a", broken, budget=1)
-    with pytest.raises(DataError, match="half of one"):
+    def broken(key):
+        raise kind("Arrays must be whole", "half of one", "prepare it again")
+
+    shelf = ArrayCache(broken, 1)
+    if kind is DataError:
         start(shelf, "a")
-    assert ray.get(shelf.references.take.remote("a"), timeout=30) == []
+    else:
+        with pytest.raises(SetupError, match="half of one"):
+            start(shelf, "a")
+    (reason,) = ray.get(shelf.references.take.remote("a"), timeout=30)
+    assert str(reason) == "Arrays must be whole; found: half of one; prepare it again."
     shelf.close()

@@ -1,5 +1,6 @@
 """Running cells under Tune: results stored, failures typed and retried by kind, nothing lost."""
 
+import dataclasses
 import errno
 import gc
 import logging
@@ -21,15 +22,16 @@ from ray.tune.experiment import Trial
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
+from orchestrator.results.rows import trial_metrics
 from orchestrator.results.state import History, StoredResults
 from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
-from orchestrator.results.table import trial_metrics
 from orchestrator.running.cluster import Cluster, Resources
+from orchestrator.running.failures import CellFailed, classify
 from orchestrator.running.progress import Progress
-from orchestrator.running.trials import TrialSweep
+from orchestrator.running.trials import GridWork, Run, Trials
 from orchestrator.running.worker import TrialTrainable
-from search_spaces.errors import SetupError
+from search_spaces.errors import DataError, SetupError
 from search_spaces.specs import SubsetSpec
 from search_spaces.sweeps import SweepSpec
 from tasks.prepared.subsets import TrialData
@@ -44,8 +46,8 @@ class Scripted(TrialTrainable):
     """Does what the test asks for by model and train size, once or always."""
 
     def _run(self, started_at: float) -> CellReport:
-        size = int(self._cell["trial_id"].split("-n")[1].split("-")[0])
-        first = not _internal_kv_put(f"seen {self._cell['trial_id']}", b"1", overwrite=False)
+        size = int(self.cell["trial_id"].split("-n")[1].split("-")[0])
+        first = not _internal_kv_put(f"seen {self.cell['trial_id']}", b"1", overwrite=False)
         if size == 12:
             raise ZeroDivisionError("a bug")
         if size == 14 and first:
@@ -85,9 +87,19 @@ def load(subset: SubsetSpec, train_size: int) -> TrialData:
     return TrialData(images, labels, images[:4], labels[:4], 2, "f")
 
 
+@dataclasses.dataclass
+class Ended:
+    """What a test looks at of a run that has ended."""
+
+    run: Run
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.run, name)
+
+
 @pytest.fixture
-def run(ray_local: Cluster, root: str) -> Callable[..., TrialSweep]:
-    def go(plan: SweepPlan, **changes: Any) -> TrialSweep:
+def run(ray_local: Cluster, root: str) -> Callable[..., Any]:
+    def go(plan: SweepPlan, trainable: type = Scripted, load: Any = load, **changes: Any) -> Ended:
         paths = RootPaths.create(root)
         fields: dict[str, Any] = {
             "plan": plan,
@@ -97,13 +109,10 @@ def run(ray_local: Cluster, root: str) -> Callable[..., TrialSweep]:
             "stored": StoredResults.read(str(paths.sweep(plan.sweep.name).folder)),
             "tracker": RecordedTracker(),
             "monitor": Progress(),
-            "measures": {},
-            "load": load,
-            "trainable": Scripted,
         }
-        sweep = TrialSweep(**{**fields, **changes})
-        sweep.run(plan.trials, {})
-        return sweep
+        made = Run(**{**fields, **changes})
+        Trials(made, GridWork(made, plan.trials, load), trainable).run()
+        return Ended(made)
 
     return go
 
@@ -232,7 +241,7 @@ class Hungry(TrialTrainable):
     """Runs out of memory until its batches pass in parts of four; notes what it was given."""
 
     def _run(self, started_at: float) -> CellReport:
-        parts = self._cell["micro_batch"]
+        parts = self.cell["micro_batch"]
         if parts is None or parts > 4:
             raise MemoryError("too much")
         result = trial_result().model_copy(update={"micro_batch": parts})
@@ -348,3 +357,78 @@ def test_what_tune_raises_ends_no_sweep(run):
     sweep = run(plan, monitor=Broken())
     assert set(sweep.stored.store.scan(TrialRecord).records) == set(plan.trials_by_id)
     assert {str(record.failure.kind) for record in sweep.tracker.failures} == {"cluster_error"}
+
+
+def test_what_runs_when_tune_breaks_for_good_is_stored_as_failed(run, root, monkeypatch):
+    class Broken(Progress):
+        def trial_started(self, trial_id: str) -> None:
+            raise RuntimeError("inside Tune's loop")
+
+    monkeypatch.setattr("orchestrator.running.trials.MOST_BROKEN_FITS", 0)
+    plan = make_plan(10, 22, 26)
+    with pytest.raises(SetupError, match=r"Ray Tune must be able to run trials; found: .*inside Tune's loop"):
+        run(plan, monitor=Broken(), stored=StoredResults.read(f"{root}/results"))
+    failures = ResultStore(f"{root}/results").scan(FailureRecord).records
+    assert failures
+    assert {record.failure.kind for record in failures.values()} == {"cluster_error"}
+
+
+def test_a_dataset_that_cannot_be_read_costs_its_own_cells_and_no_other(run):
+    plan = plan_sweep(
+        SweepSpec.model_validate(
+            {
+                "name": f"vanished-{time.time_ns()}",
+                "models": ("small_mlp",),
+                "datasets": ({"name": "mnist5k", "class_pairs": ((0, 1), (2, 3))},),
+                "train_sizes": (10, 22),
+                "test_size": 4,
+                "image_size": 8,
+                "recipe": "smoke",
+            }
+        )
+    )
+    gone = plan.trials[0].network.subset.subset_id
+
+    def vanished(subset: SubsetSpec, train_size: int) -> TrialData:
+        if subset.subset_id == gone:
+            raise DataError("A prepared dataset must stay", "it went", "run again")
+        return load(subset, train_size)
+
+    class Loads(TrialTrainable):
+        def _run(self, started_at: float) -> CellReport:
+            self._taken()
+            return _report(started_at, trial_result(0.5))
+
+    sweep = run(plan, trainable=Loads, load=vanished)
+    failures = sweep.stored.failures
+    of_it = {trial.trial_id for trial in plan.trials if trial.network.subset.subset_id == gone}
+    assert set(failures) == of_it
+    assert {record.failure.kind for record in failures.values()} == {"bad_data"}
+    assert all("must stay; found: it went; run again" in one.failure.message for one in failures.values())
+    assert set(sweep.stored.trials) == plan.trials_by_id.keys() - of_it
+
+
+class ClockBack(TrialTrainable):
+    """The wall clock steps back an hour while it runs."""
+
+    def _run(self, started_at: float) -> CellReport:
+        real = time.time
+        time.time = lambda: real() - 3600
+        try:
+            return _report(started_at, trial_result(0.5))
+        finally:
+            time.time = real
+
+
+def test_a_wall_clock_that_steps_changes_no_duration(run):
+    sweep = run(make_plan(10), trainable=ClockBack)
+    (record,) = sweep.stored.trials.values()
+    assert 0 <= record.finished_at - record.started_at < 600
+
+
+def test_the_error_that_ray_shows_is_the_message_and_has_the_whole_report():
+    report = CellReport(started_at=1.0, finished_at=2.0, outcome=classify(ZeroDivisionError("a bug")))
+    error = CellFailed("code_error: ZeroDivisionError: a bug", report.text())
+    again = ray.cloudpickle.loads(ray.cloudpickle.dumps(error))
+    assert str(again) == "code_error: ZeroDivisionError: a bug"
+    assert CellReport.model_validate_json(again.report) == report

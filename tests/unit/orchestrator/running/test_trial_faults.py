@@ -17,9 +17,9 @@ class Poisoned(TrialTrainable):
     """The first process to run a cell breaks at it, and fails at everything it is given from then on."""
 
     def _run(self, started_at: float) -> CellReport:
-        plan = self._cell["trial_id"].split("-n")[0] + os.environ.get("RAY_JOB_ID", "")
-        _internal_kv_put(f"poisoned {plan} {self._cell['data']}", str(os.getpid()).encode(), overwrite=False)
-        if _internal_kv_get(f"poisoned {plan} {self._cell['data']}") == str(os.getpid()).encode():
+        plan = self.cell["trial_id"].split("-n")[0] + os.environ.get("RAY_JOB_ID", "")
+        _internal_kv_put(f"poisoned {plan} {self.cell['data']}", str(os.getpid()).encode(), overwrite=False)
+        if _internal_kv_get(f"poisoned {plan} {self.cell['data']}") == str(os.getpid()).encode():
             raise RuntimeError("CUDA error: device-side assert triggered")
         return _report(started_at, trial_result(0.5))
 
@@ -28,7 +28,7 @@ class Hanging(TrialTrainable):
     """One cell hangs the first time."""
 
     def _run(self, started_at: float) -> CellReport:
-        if "-n12-" in self._cell["trial_id"] and not _internal_kv_put("hung once", b"1", overwrite=False):
+        if "-n12-" in self.cell["trial_id"] and not _internal_kv_put("hung once", b"1", overwrite=False):
             time.sleep(600)
         return _report(started_at, trial_result(0.5))
 
@@ -46,8 +46,9 @@ def test_a_process_that_met_a_device_error_is_not_used_again(run: Any) -> None: 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_local")
-def test_a_trial_that_hangs_is_ended_and_run_again(run: Any) -> None:  # noqa: F811
+def test_a_trial_that_hangs_is_ended_and_run_again(run: Any, monkeypatch: Any) -> None:  # noqa: F811
     plan = make_plan(10, 12, 14)
-    sweep = run(plan, trainable=Hanging, time_limit=lambda trial: 8.0)
+    monkeypatch.setattr("orchestrator.running.trials.time_limit", lambda trial, measured: 8.0)
+    sweep = run(plan, trainable=Hanging)
     records = by_size(sweep.stored.store.scan(TrialRecord).records)
     assert {size: record.attempt for size, record in records.items()} == {10: 1, 12: 2, 14: 1}

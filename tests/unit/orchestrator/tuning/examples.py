@@ -11,7 +11,8 @@ from typing import Any
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import Point, TuningCell, tuning_cells
-from orchestrator.tuning.search import Asked, Rungs, Search, SearchQueue, Training, rungs_of
+from orchestrator.tuning.search import Asked, Rungs, Search, Training, rungs_of
+from orchestrator.tuning.trials import SearchQueue
 from search_spaces.sweeps import SweepSpec
 from tasks.trials.records import SearchResult, SearchStatus, ValidationScore
 
@@ -91,16 +92,16 @@ def drive(
         ends: Chooses whose result comes next, among those that run; the first to start by default.
     """
     stored = {search.cells[one.key].cell.trial(one.point, one.run).trial_id: one for one in store}
-    rungs, queue = Rungs(before=0), SearchQueue(search, {})
+
+    def asked(one: Asked) -> None:
+        stored.setdefault(one.spec.trial_id, Training(one.cell.key, one.point, one.role, one.run, None))
+
+    rungs, queue = Rungs(before=0), SearchQueue(search, {}, asked)
     for trial_id, one in stored.items():
         for epoch in rungs_of(search.cells[one.key].cell) if one.result and one.run == 0 else ():
             losses = {score.epoch: score.loss for score in one.result.curve}
             rungs.come(one.key, trial_id, epoch, losses[epoch])
 
-    def asked(one: Asked) -> None:
-        stored.setdefault(one.spec.trial_id, Training(one.cell.key, one.point, one.role, one.run, None))
-
-    queue.on_asked = asked
     search.go_on(store)
     waiting: list[str] = []
     running: list[str] = []

@@ -10,15 +10,8 @@ from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import array_key
 from orchestrator.tuning.cells import Point, Role, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import outcomes
-from orchestrator.tuning.search import (
-    AHEAD,
-    Likeness,
-    Search,
-    Training,
-    distance,
-    nearest_first,
-    open_storage,
-)
+from orchestrator.tuning.search import Likeness, Search, Training, distance, nearest_first, open_storage
+from orchestrator.tuning.trials import AHEAD
 from search_spaces.errors import ConfigError
 from search_spaces.tuning import TuneSpec
 from tasks.trials.records import SearchStatus

@@ -1,0 +1,313 @@
+"""How a stored trial or measure becomes one flat row.
+
+The same flat form goes to MLflow (tags, params, metrics) and comes back from it, so that the table read from
+MLflow and the table read from the store are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.results import table as c
+from orchestrator.results.records import MeasureRecord, TrialRecord
+from search_spaces.specs import pair_name
+from tasks.measures.records import SizeRecord
+from tasks.trials.records import EpochRecord, EpochScore, TrialResult, TrialStatus
+
+Row = dict[str, str | int | float]
+"""One line of the results table; every key is a name that :mod:`orchestrator.results.table` describes."""
+
+Point = tuple[str, int, float, int]
+"""A point of a curve: metric, step (epoch, train size, number of results), value, milliseconds since 1970."""
+
+MEASURED = {"attacks", "representation", "robustness"}
+"""Fields of a trial's spec of which more may be asked for later."""
+
+
+@dataclass(frozen=True)
+class FlatRun:
+    """A trial or measure as MLflow keeps it.
+
+    Attributes:
+        run_key: ``trial_id`` or ``measure_id``: the tag by which its run is found.
+        kind: ``"trial"`` or ``"measure"``.
+        tags: What it is; everything is text.
+        params: Everything that was chosen, one entry per field.
+        metrics: Final numbers; all finite.
+        series: Points per epoch or per train size.
+        started_ms: Start, milliseconds since 1970.
+        finished_ms: End, likewise.
+        metrics_ms: When the newest of ``metrics`` was made; of two values MLflow shows the later one.
+    """
+
+    run_key: str
+    kind: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    series: tuple[Point, ...] = ()
+    started_ms: int = 0
+    finished_ms: int = 0
+    metrics_ms: int = 0
+
+
+MeasureIndex = Mapping[tuple[str, int], MeasureRecord]
+"""Stored measure records by subset id and train size."""
+
+
+def flat_trial(record: TrialRecord, measures: MeasureIndex) -> FlatRun:
+    """Return a stored trial as one flat run, with the measures of its subset at its train size joined.
+
+    Args:
+        record: A trial's stored record.
+        measures: From :func:`index_measures`.
+    """
+    network = record.spec.network
+    prepared = network.subset.prepared
+    tags = {
+        c.TRIAL_ID: record.trial_id,
+        c.SWEEP: record.sweep,
+        c.MODEL: network.model.name,
+        c.RECIPE: network.recipe.name,
+        c.DATASET: prepared.dataset,
+        c.DOMAIN: record.domain or "",
+        c.CLASS_PAIR: pair_name(network.subset.class_pair),
+        c.TRAIN_SIZE: str(network.train_size),
+        c.SEED: str(network.seed),
+        c.DATA_MODE: prepared.data_mode,
+        c.IMAGE_SIZE: str(prepared.image_size),
+        c.CHANNELS: str(prepared.channels),
+        c.STATUS: str(record.result.status),
+        c.ATTEMPT: str(record.attempt),
+        **_steps(record.result),
+        c.DATA_FINGERPRINT: record.data_fingerprint,
+        c.CODE_VERSION: record.provenance.code_version,
+        # Tags, not params: more may be measured on the same network later, and MLflow's params never change.
+        **spelled_params(record.spec.model_dump(mode="json", include=MEASURED)),
+    }
+    metrics = trial_metrics(record.result, network.train_size)
+    metrics[c.SHARED_GROUP_SHARE] = record.shared_group_share
+    metrics[c.WALL_TIME_S] = record.finished_at - record.started_at
+    newest = max(record.finished_at, record.measured_at or 0.0)
+    measure = measures.get((network.subset.subset_id, network.train_size))
+    if measure is not None and measure.data_fingerprint == record.data_fingerprint:
+        tags["measure_id"] = measure.measure_id
+        metrics.update(measure_metrics(measure, network.train_size))
+        newest = max(newest, measure.finished_at)
+    return FlatRun(
+        record.trial_id,
+        "trial",
+        tags,
+        spelled_params(network.model_dump(mode="json")),
+        metrics,
+        _epoch_series(record),
+        milliseconds(record.started_at),
+        milliseconds(record.finished_at),
+        milliseconds(newest),
+    )
+
+
+def _steps(result: TrialResult) -> dict[str, str]:
+    """Return how training took its steps, where it is known; and that batches were cut, where they were."""
+    found = {c.STEP_PATH: result.step_path} if result.step_path else {}
+    return found | ({} if result.micro_batch is None else {c.MICRO_BATCH: str(result.micro_batch)})
+
+
+def _epoch_series(record: TrialRecord) -> tuple[Point, ...]:
+    started = milliseconds(record.started_at)
+    result = record.result
+    return tuple(point for epoch in result.history for point in epoch_points(epoch, None, started)) + tuple(
+        point for score in result.test_history for point in epoch_points(None, score, started)
+    )
+
+
+def epoch_points(epoch: EpochRecord | None, score: EpochScore | None, at_ms: int) -> tuple[Point, ...]:
+    """Return the points of one epoch: what training saw of it, and what the test images gave after it."""
+    points: list[Point] = []
+    if epoch is not None:
+        points.append((c.EPOCH_PREFIX + c.TRAIN_LOSS, epoch.epoch, epoch.train_loss, at_ms))
+        points.append((c.EPOCH_PREFIX + c.TRAIN_ACCURACY, epoch.epoch, epoch.train_accuracy, at_ms))
+    if score is not None:
+        points.append((c.EPOCH_PREFIX + c.TEST_LOSS, score.epoch, score.test_loss, at_ms))
+        points.append((c.EPOCH_PREFIX + c.TEST_ACCURACY, score.epoch, score.test_accuracy, at_ms))
+    return tuple(points)
+
+
+def flat_measure(record: MeasureRecord) -> FlatRun:
+    """Return a stored measure as one flat run; its numbers per train size are a series with step N."""
+    subset = record.spec.subset
+    tags = {
+        "measure_id": record.measure_id,
+        c.DATASET: subset.prepared.dataset,
+        c.DOMAIN: record.domain or "",
+        c.CLASS_PAIR: pair_name(subset.class_pair),
+        c.DATA_MODE: subset.prepared.data_mode,
+        c.DATA_FINGERPRINT: record.data_fingerprint,
+        c.CODE_VERSION: record.provenance.code_version,
+    }
+    series = tuple(
+        (name, size, value, milliseconds(record.finished_at))
+        for size in record.spec.train_sizes
+        for name, value in measure_metrics(record, size).items()
+    )
+    return FlatRun(
+        record.measure_id,
+        "measure",
+        tags,
+        spelled_params(record.spec.model_dump(mode="json")),
+        {},
+        series,
+        milliseconds(record.started_at),
+        milliseconds(record.finished_at),
+    )
+
+
+def trial_metrics(result: TrialResult, train_size: int = 0) -> dict[str, float]:
+    """Return a trial's numbers under their column names; undefined ones are absent, the result says why."""
+    found: dict[str, float | None] = {}
+    scores = result.scores
+    if scores is not None:
+        found.update({name: float(value) for name, value in scores if name != "classification"})
+        if scores.classification is not None:
+            found[c.AUC] = scores.classification.auc
+            found[c.BALANCED_ACCURACY] = scores.classification.balanced_accuracy
+            found[c.CALIBRATION_ERROR] = scores.classification.calibration_error
+        found[c.BEST_EPOCH] = result.best_epoch
+    seconds = sum(epoch.seconds for epoch in result.history)
+    if seconds > 0 and train_size:
+        found[c.IMAGES_PER_SECOND] = train_size * len(result.history) / seconds
+    if result.peak_memory_bytes:
+        found[c.PEAK_MEMORY_BYTES] = result.peak_memory_bytes
+    found[c.ENERGY_J] = result.energy_j
+    found.update(_robustness(result))
+    found.update({f"d_repr_{name}": estimate.value for name, estimate in result.d_repr.items()})
+    for place, stage in enumerate(result.d_repr_stages, start=1):
+        found.update({f"d_repr_{name}_stage{place}": e.value for name, e in stage.d_repr.items()})
+    for attack in result.attacks:
+        found.update({f"{attack.name}_{name}": getattr(attack, name) for name in c.ATTACK_QUANTITIES})
+    return _finite(found)
+
+
+def _robustness(result: TrialResult) -> dict[str, float | None]:
+    record = result.robustness
+    if record is None:
+        return {}
+    found: dict[str, float | None] = {c.R_HAT_NOT_FOUND: record.num_not_found}
+    if record.true is not None:
+        found[c.R_HAT_TRUE] = record.true.mean
+    if record.pred is not None:
+        found[c.R_HAT_PRED] = record.pred.mean
+        found[c.R_HAT_PRED_STD_ERROR] = record.pred.std_error
+        found[c.R_HAT_PRED_MEDIAN] = record.pred.median
+        found[c.R_HAT_PRED_GEOMETRIC_MEAN] = record.pred.geometric_mean
+        found[c.R_HAT_PRED_PER_PIXEL] = record.pred.mean_per_pixel
+    return found
+
+
+def measure_metrics(record: MeasureRecord, train_size: int) -> dict[str, float]:
+    """Return a measure's numbers at one train size under their column names; undefined ones are absent."""
+    size = next((size for size in record.result.sizes if size.train_size == train_size), None)
+    if size is None:
+        return {}
+    found: dict[str, float | None] = {
+        c.NUM_DUPLICATES: size.num_duplicates,
+        c.NUM_CONFLICTS: size.num_conflicts,
+    }
+    sharpness = size.label_sharpness
+    if sharpness is not None:
+        pixel_range = sharpness.convention.pixel_range
+        found[c.LABEL_SHARPNESS] = sharpness.value
+        found[c.SHARPNESS_PIXEL_RANGE] = None if pixel_range is None else pixel_range[1] - pixel_range[0]
+        found[c.SHARPNESS_CHANNELS] = sharpness.convention.channels
+        found[c.LABEL_SHARPNESS_MEAN] = (sharpness.percentiles or {}).get("mean")
+        found[c.LABEL_SHARPNESS_PERMUTED] = sharpness.permuted
+    for name in c.TABLE_ESTIMATORS:
+        if name in size.d_data:
+            found[f"d_data_{name}"] = size.d_data[name].value
+            found[f"d_data_{name}_std_error"] = size.d_data[name].std_error
+    found.update(_other_neighbors(size))
+    return _finite(found)
+
+
+def _other_neighbors(size: SizeRecord) -> dict[str, float | None]:
+    estimate = size.d_data.get("mle")
+    curve = () if estimate is None else estimate.details.get("curve", ())
+    values = {point["num_neighbors"]: point["value"] for point in curve}
+    return {c.d_data_at(k): values[k] for k in c.NEIGHBORS_TOO if k in values}
+
+
+def measure_rows(record: MeasureRecord) -> list[dict[str, str | int | float | None]]:
+    """Return a stored measure as the rows of a table for people: one per train size, every estimator."""
+    subset = record.spec.subset
+    rows: list[dict[str, str | int | float | None]] = []
+    for size in record.result.sizes:
+        sharpness = size.label_sharpness
+        rows.append(
+            {
+                c.DATASET: subset.prepared.dataset,
+                c.CLASS_PAIR: pair_name(subset.class_pair),
+                c.TRAIN_SIZE: size.train_size,
+                **{f"d_data_{name}": estimate.value for name, estimate in size.d_data.items()},
+                c.LABEL_SHARPNESS: sharpness.value if sharpness else None,
+                c.LABEL_SHARPNESS_P99: (sharpness.percentiles or {}).get("99") if sharpness else None,
+                c.NUM_DUPLICATES: size.num_duplicates,
+                c.NUM_CONFLICTS: size.num_conflicts,
+            }
+        )
+    calibration = record.result.calibration
+    if calibration is not None and calibration.value is not None and calibration.interval is not None:
+        low, high = calibration.interval
+        rows[-1][c.D_DATA_CALIBRATED] = f"{calibration.value:.3g} ({low:.3g} to {high:.3g})"
+    return rows
+
+
+def row_of(tags: Mapping[str, str], metrics: Mapping[str, float]) -> Row:
+    """Return one row of the results table from a trial's tags and metrics."""
+    row: Row = {}
+    for column in c.COLUMNS:
+        if column.kind == "text":
+            row[column.name] = tags.get(column.name, "")
+        elif column.kind == "integer" and column.name in tags:
+            row[column.name] = int(tags[column.name])
+    # MLflow cannot forget a metric: one of an earlier, stale attempt must not stand beside "diverged".
+    diverged = row[c.STATUS] == TrialStatus.DIVERGED
+    kept = {n: v for n, v in metrics.items() if n in c.LASTING} if diverged else metrics
+    row.update({name: value for name, value in kept.items() if not name.startswith(c.EPOCH_PREFIX)})
+    return row
+
+
+def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) -> list[Row]:
+    """Return the rows of stored trials, ordered by trial id."""
+    index = index_measures(measures)
+    flat = (flat_trial(record, index) for record in trials)
+    return sorted((row_of(run.tags, run.metrics) for run in flat), key=lambda row: str(row[c.TRIAL_ID]))
+
+
+def index_measures(measures: Iterable[MeasureRecord]) -> dict[tuple[str, int], MeasureRecord]:
+    """Index measure records by subset id and train size; of two for one cell, the newer."""
+    index: dict[tuple[str, int], MeasureRecord] = {}
+    for record in sorted(measures, key=lambda record: record.finished_at):
+        index.update({(record.spec.subset.subset_id, size): record for size in record.spec.train_sizes})
+    return index
+
+
+def spelled_params(spec: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Return one entry of text per field of a spec, by its dotted name."""
+    flat: dict[str, str] = {}
+    for name, value in spec.items():
+        if isinstance(value, dict):
+            flat.update(spelled_params(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = "" if value is None else str(value)
+    return flat
+
+
+def milliseconds(seconds: float) -> int:
+    """Return whole milliseconds."""
+    return round(seconds * 1000)
+
+
+def _finite(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}

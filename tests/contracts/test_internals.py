@@ -1,0 +1,89 @@
+"""Every private interface of Ray that the product reaches for, and what stops working where it is missing.
+
+Each is guarded where it is used, so that a Ray without it costs that and no more. This test runs against the
+oldest and the newest Ray that ``pyproject.toml`` allows: what fails here tells what to mend or to give up.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import ray
+
+from orchestrator.running import cluster
+
+RAY = Path(ray.__file__).parent
+ROOT = Path(__file__).parents[2]
+
+INTERNALS = {
+    ("ray.tune.execution.tune_controller", "TuneController._schedule_trial_task"): "names of trials' tasks",
+    ("ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE"): "AWS keys stay out of Ray's logs",
+    ("ray._raylet", "setproctitle"): "ids of trials in `top` and on the node page",
+    ("ray._raylet", "Config.initialize"): "private clusters where Ray was imported before isweep",
+    ("ray._raylet", "AuthenticationTokenLoader.instance"): "the same: the token of the second cluster",
+    ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"): "the same: every port on loopback",
+    (
+        "ray._private.ray_constants",
+        "NUM_REDIS_GET_RETRIES",
+    ): "the same: a head that does not answer",
+    ("ray._private.state", "actors"): "which trial the memory killer hit: all that ran would count as failed",
+    ("ray._private.worker", "_global_node"): "free disk of each node in `isweep doctor --address`",
+    ("ray.experimental.internal_kv", "_internal_kv_get"): "what an autoscaler of version 1 is doing",
+    ("ray.autoscaler.v2.sdk", "get_cluster_status"): "what an autoscaler of version 2 is doing",
+    ("ray.autoscaler.v2.utils", "is_autoscaler_v2"): "the same",
+}
+"""By module and name: what is lost."""
+
+ATTRIBUTES = {
+    "ray_actor": ("ray.tune.experiment.trial", "hung trials are ended"),
+    "_default_result_or_future": ("ray.tune.experiment.trial", "a driver of thousands of trials stays small"),
+    "run_metadata": ("ray.tune.experiment.trial", "the same"),
+    "pickled_error_file": ("ray.tune.experiment.trial", "of what a worker died"),
+    "_live_actors_to_ray_actors_resources": ("ray.air.execution._internal.actor_manager", "names of tasks"),
+    "_trial_to_actor": ("ray.tune.execution.tune_controller", "names of tasks"),
+}
+"""Attributes of Ray's objects, with the module that makes them."""
+
+FILES = {"autoscaler/ray-schema.json": "mistakes in a launch file"}
+
+
+@pytest.mark.parametrize(("module", "name"), INTERNALS)
+def test_a_private_interface_is_where_it_was(module: str, name: str) -> None:
+    found = importlib.import_module(module)
+    for part in name.split("."):
+        assert hasattr(found, part), f"gone: {INTERNALS[module, name]}"
+        found = getattr(found, part)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_an_attribute_is_still_set(name: str) -> None:
+    module, lost = ATTRIBUTES[name]
+    assert re.search(rf"\b{name}\b", inspect.getsource(importlib.import_module(module))), f"gone: {lost}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_ray_is_there(name: str) -> None:
+    assert (RAY / name).is_file(), f"gone: {FILES[name]}"
+
+
+@pytest.mark.parametrize("variable", sorted({**cluster._ALWAYS, **cluster._LOCAL_ONLY}))
+def test_a_setting_is_still_read(variable: str) -> None:
+    """In Python by its name, in C++ without the prefix."""
+    names = {variable.encode(), variable.removeprefix("RAY_").encode()}
+    files = [*RAY.rglob("*.py"), *RAY.glob("_raylet*.so")]
+    assert any(name in path.read_bytes() for path in files for name in names)
+
+
+def test_no_other_private_interface_is_used() -> None:
+    """Whoever adds one lists it here."""
+    known = {name.rpartition(".")[2] for _, name in INTERNALS} | {module for module, _ in INTERNALS}
+    for package in ("tasks", "orchestrator"):
+        for path in (ROOT / package).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            for found in re.findall(r"ray\.[\w.]*?_(?:private|raylet)[\w.]*|_internal_kv_\w+", text):
+                last = found.rpartition(".")[2]
+                assert last in known or found in known, f"{path.name} uses {found}"
