@@ -86,7 +86,7 @@ def run_sweep(
             sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
             try:
                 _fetch_weights(sweep)
-                tracker.check()
+                _start(sweep)
                 _prepare(sweep)
                 _measure(sweep)
                 _train(sweep)
@@ -196,6 +196,13 @@ def _fetch_weights(sweep: _Sweep) -> None:
     if sweep.options.address and len(trained) < len(plan.trials):
         check_gpus(sweep.workspace, sweep.options, sweep.nodes)
     check_pretrained(plan, sweep.pretrained)
+
+
+def _start(sweep: _Sweep) -> None:
+    """Start Ray, where trials wait, while MLflow gives its first answer; where that is no, the sweep ends."""
+    if len(sweep.state.results) < len(sweep.workspace.plan.trials):
+        _ = sweep.cluster
+    sweep.tracker.check()
 
 
 def _prepare(sweep: _Sweep) -> None:
