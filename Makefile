@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel lock lock-cuda lock-cpu clean
+.PHONY: install demo test lint chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel wheel-test lock lock-cuda lock-cpu clean
 
 install: $(STAMP)
 
@@ -19,12 +19,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/isweep run demo
 	@printf '%s\n' '' 'Open that page in a browser. Then, from this folder:' \
-	  '  source $(BIN)/activate       # once per terminal: from now on the command is isweep' \
-	  '  isweep results demo          # loss, accuracy, d_data and K_F of every trial' \
-	  '  isweep fit demo              # the fits with their intervals' \
-	  '  isweep measure ./my-images   # your own images: a folder with one subfolder per class' \
-	  '  isweep plan mine.yaml        # your own sweep; a sweep file is in README.md' \
-	  'MLflow: MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///isweep-root/mlflow.db'
+	  '  source $(BIN)/activate        # once per terminal: from now on the command is isweep' \
+	  '  isweep results demo --best    # the best model of every dataset and size' \
+	  '  isweep fit demo               # the fits with their intervals' \
+	  '  isweep ui demo                # MLflow, with links to the best models' \
+	  '  isweep init ./my-images       # a sweep file for your own images'
 
 # Three workers, since much of a test is waiting; a file stays whole, since its tests share fixtures, in its order:
 # the long ones come first; files that share a Ray cluster go to one worker (tests/shared_ray.py). Hundreds of
@@ -65,6 +64,10 @@ wheel: $(STAMP)
 	rm -rf dist build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	cp constraints.txt constraints-cuda.txt clusters/keep.py clusters/isweep@.service clusters/mlflow.service dist/
+
+# README's commands from that wheel alone, in an empty environment and folder; downloads the dependencies.
+wheel-test: wheel
+	$(BIN)/python -m tests.wheel dist
 
 # Every wheel by hash, of a CUDA node and of a machine without a card; needs uv, and for the second PyTorch's CPU builds.
 lock: lock-cuda lock-cpu

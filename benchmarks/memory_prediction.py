@@ -17,10 +17,10 @@ import platform
 
 import torch
 
+from orchestrator.planning.costs import network_cost
 from search_spaces.models import PAPER_MODELS, model_spec
 from search_spaces.recipes import recipe_spec
 from search_spaces.specs import RecipeSpec
-from tasks.trials.costs import network_cost
 from tasks.trials.isolation import deterministic, keep_freed_memory, peak_bytes, reset_peak
 from tasks.trials.models import build_model
 from tasks.trials.training import train

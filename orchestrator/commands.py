@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from search_spaces.datasets import DATASETS, dataset_spec
-from search_spaces.errors import ConfigError, CorruptStoreError, DataError
+from search_spaces.errors import ConfigError, CorruptStoreError, DataError, SetupError
 from search_spaces.published import read_published
 from search_spaces.sweeps import DatasetChoice
-from tasks.measures.sharpness import SharpnessConvention, conversion
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from orchestrator.analysis import Prediction, ScalingFits
@@ -36,14 +35,16 @@ class Planned:
 
     Attributes:
         rows: One per trial, with its status.
-        state: What is done.
         cost: Of what is left; ``cost["text"]`` says it in words.
+        measures: One per measured subset, with its status.
+        not_prepared: Datasets that a run prepares, or that must be brought.
         beside: What the sweep does beside training, in words.
     """
 
     rows: list[PlanRow]
-    state: State
     cost: dict[str, Any]
+    measures: list[dict[str, Any]]
+    not_prepared: list[dict[str, Any]]
     beside: str
 
 
@@ -61,7 +62,7 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
     """
     from orchestrator.planning.checks import check_feasible
     from orchestrator.planning.estimate import card_to_plan, estimate, extras
-    from orchestrator.planning.plan import plan_rows
+    from orchestrator.planning.plan import CellStatus, plan_rows
     from orchestrator.results.state import look_at_state
     from orchestrator.running.gpus import gpu_check_folders, gpu_to_plan_for
     from orchestrator.running.run_state import running_trials
@@ -78,7 +79,158 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
     cost = estimate(left, state.measured_trials(), card=kind, num_cards=num_cards, share=share)
     beside = extras(workspace.plan, state.incomplete)
     rows = plan_rows(workspace.plan, {name: state.status(name) for name in trials})
-    return Planned(rows, state, cost | vars(beside), beside.text)
+    measures = [
+        {
+            "measure_id": measure.measure_id,
+            "dataset": measure.subset.prepared.dataset,
+            "train_sizes": list(measure.train_sizes),
+            "status": CellStatus.DONE if measure.measure_id in state.measures else CellStatus.PENDING,
+        }
+        for measure in workspace.plan.measures
+    ]
+    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+    missing = [
+        {"dataset": spec.dataset, "prepared_id": spec.prepared_id, "own": spec.dataset in own}
+        for spec in workspace.plan.prepared
+        if spec.prepared_id not in workspace.prepared
+    ]
+    return Planned(rows, cost | vars(beside), measures, missing, beside.text)
+
+
+PLAN_TABLES = 40
+"""Drawn for the line of a plan: shares are good to 8 points; isweep power draws more."""
+
+
+def settled_by(workspace: Workspace) -> tuple[dict[str, object] | None, list[str]]:
+    """Return what the planned sweep could settle if the law holds, as data and in lines; or why nothing."""
+    from orchestrator.analysis.power import planned_power
+
+    try:
+        found = planned_power(workspace.plan, num_tables=PLAN_TABLES)
+    except ConfigError as error:
+        return None, [f"settles no question of the study: {error}"]
+    return found.to_json(), found.lines()
+
+
+def progress_of(workspace: Workspace) -> dict[str, Any]:
+    """Return where a sweep stands: counts, what runs, failures, costs."""
+    from orchestrator.planning.estimate import read_prices
+    from orchestrator.planning.plan import CellStatus
+    from orchestrator.results.state import cost_of, look_at_state
+    from orchestrator.running.run_state import read_run
+    from orchestrator.tuning.standing import search_standing
+    from tasks.trials.records import TrialStatus
+
+    # First what runs, then what is done: a trial that ends in between counts once, as done.
+    run = read_run(workspace)
+    trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
+    state = look_at_state(workspace, trials)
+    cost = cost_of(state, read_prices(workspace.paths.prices))
+    search = search_standing(workspace)
+    counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
+    return {
+        "planned": counts.total(),
+        **{str(one): counts[one] for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)},
+        "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
+        "stale": counts[CellStatus.STALE],
+        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
+        "now": "" if run is None else run.now,
+        "seconds_left": None if run is None else run.seconds_left,
+        "running_trials": {name: trial for name, trial in trials.items() if name not in state.results},
+        "failures": state.failure_rows(),
+        "unreadable": [vars(item) for item in state.unreadable],
+        "foreign": sorted(state.foreign),
+        "cost": vars(cost) | {"text": cost.text()},
+        "search": None if search is None else search.model_dump() | {"text": search.summary},
+    }
+
+
+def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str], None]) -> dict[str, int]:
+    """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
+    from orchestrator.analysis.report import log_report
+    from orchestrator.results.state import StoredResults, judge
+    from orchestrator.results.tracking import keep_run_pages, make_tracker
+    from orchestrator.running.locks import locked
+
+    workspace.paths.make()
+    with locked(workspace, "isweep reconcile"):
+        stored = StoredResults.read(workspace.results_url)
+        state = judge(workspace, stored)
+        tracker = make_tracker(workspace, stored.store, mlflow_uri, say=say)
+        try:
+            log_report(tracker, workspace, state)
+            counts = tracker.reconcile(state.flat_runs(), state.failures.values())
+            keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
+        finally:
+            tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
+    return counts
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """MLflow beside the result store.
+
+    Attributes:
+        uri: Its store; None for the default one.
+        reconcile: What to type where it shows something else.
+    """
+
+    uri: str | None
+    reconcile: str
+
+
+def results_of(workspace: Workspace, mirror: Mirror | None, say: Callable[[str], None]) -> pd.DataFrame:
+    """Return the tidy table of a sweep from its result store, compared with MLflow.
+
+    Where the store cannot be reached and MLflow can, the table is MLflow's, and that is said.
+
+    Args:
+        workspace: The sweep.
+        mirror: MLflow; None leaves it alone.
+        say: Told what a reader of the table must know.
+
+    Raises:
+        SetupError: when neither can be reached.
+    """
+    from orchestrator.analysis.report import results_table
+    from orchestrator.results.state import read_state
+    from orchestrator.results.tracking import tracked_rows
+
+    try:
+        state = read_state(workspace)
+    except SetupError as error:
+        if mirror is None:
+            raise
+        table = results_table(workspace, tracked_rows(workspace, mirror.uri, None))
+        if table.empty:
+            raise
+        why = f"nothing vouches for them: the result store cannot be read ({error})"
+        say(f"These numbers are MLflow's, and {why}")
+        return table
+    # A row that is not there is not seen: what is left out must be said.
+    for item in state.unreadable:
+        say(f"not believed: {item.path}: {item.reason}")
+    table = results_table(workspace, state=state)
+    if mirror is not None and not table.empty:
+        compare_with_mlflow(workspace, state, mirror, say)
+    return table
+
+
+def compare_with_mlflow(
+    workspace: Workspace, state: State, mirror: Mirror, say: Callable[[str], None]
+) -> None:
+    """Say where MLflow shows something else than the store; the store's numbers are used either way."""
+    from orchestrator.results.store import ResultStore
+    from orchestrator.results.tracking import differences, tracked_rows
+
+    try:
+        storage = ResultStore(workspace.results_url).identity()
+        tracked = tracked_rows(workspace, mirror.uri, storage)
+    except (SetupError, CorruptStoreError) as error:
+        say(f"Not compared with MLflow: {error} The numbers are the result store's.")
+        return
+    for sentence in differences(state.rows(), tracked, mirror.reconcile):
+        say(sentence)
 
 
 @dataclass(frozen=True)
@@ -180,6 +332,8 @@ def draw_pair(figure: Figure, measured: Measured) -> None:
     Raises:
         DataError: When there are none, or they are no images.
     """
+    import numpy as np
+
     sharpness = measured.record.label_sharpness
     if not sharpness or not sharpness.pair or not measured.pair_images or not measured.pair_labels:
         raise DataError("A closest pair needs two images with different labels", "there are none")
@@ -224,6 +378,8 @@ def published_rows(record: MeasureResult) -> list[dict[str, Any]]:
 
 
 def _rescaled(value: float, name: str, record: MeasureResult) -> float | None:
+    from tasks.measures.sharpness import SharpnessConvention, conversion
+
     own = record.label_sharpness
     if own is None or own.convention.pixel_range is None or own.convention.side is None:
         return None

@@ -32,9 +32,9 @@ from cyclopts import (
 )
 from rich.markup import escape
 
-from orchestrator.cli import data, environment, predicting, results, start, sweeps, tuning
+from orchestrator.cli import data, environment, predicting, results, start, sweeps
 from orchestrator.cli.options import Place
-from orchestrator.cli.printing import emit, stderr, waiting, written
+from orchestrator.cli.printing import stderr, waiting
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.running.signals import is_stop, stop_on_signals
 from search_spaces.errors import ConfigError, SetupError, SweepError
@@ -199,7 +199,7 @@ EXIT_BUG = 4
 
 COMMANDS: dict[str, tuple[Callable[..., int], ...]] = {
     "Start": (start.init, start.presets, start.models, start.recipes),
-    "Sweeps": (sweeps.run, sweeps.plan, sweeps.status, tuning.tune, sweeps.reconcile),
+    "Sweeps": (sweeps.run, sweeps.plan, sweeps.status, sweeps.tune, sweeps.reconcile),
     "Results": (results.results, results.fit, results.report, predicting.predict),
     "Designs": (results.power, results.compare),
     "Your data": (data.datasets, data.prepare, data.measure, data.locate),
@@ -394,25 +394,3 @@ def _failed(error: SweepError) -> int:
 
 
 # What is kept of trained networks beside their results, written for people.
-
-
-def write_predictions(preset: str, path: Path, place: Place) -> int:
-    """Write every network's logits of the test images as one Parquet file.
-
-    Raises:
-        DataError: when no trial has any.
-        CorruptStoreError: when a trial's are gone or damaged.
-    """
-    from orchestrator.planning.plan import Workspace
-    from orchestrator.results.predictions import predictions_table
-    from orchestrator.results.state import read_state
-
-    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
-    results = read_state(workspace).records
-    table = predictions_table(results, workspace.results_url)
-    num_trials = table["trial_id"].nunique()
-    what = f"{len(table):,} predictions of {num_trials} of {len(results)} trials to "
-    written(path, lambda path: table.to_parquet(path, index=False), what)
-    if place.json:
-        emit(place, {"predictions": str(path), "rows": len(table), "trials": num_trials}, lambda: None)
-    return 0

@@ -13,15 +13,14 @@ from rich.markup import escape
 
 from orchestrator.cli.options import Place, Sweep, whole
 from orchestrator.cli.printing import cell, emit, grid, line, stderr, stdout, text_table, written
-from orchestrator.cli.tuning import SEARCH_SHOWN, read_search
-from search_spaces.errors import ConfigError, CorruptStoreError, SetupError, unknown_name
+from orchestrator.commands import Mirror
+from search_spaces.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from orchestrator.analysis.fit_records import Arm
     from orchestrator.planning.plan import Workspace
-    from orchestrator.results.state import State
 
 
 SHOWN = {
@@ -39,6 +38,17 @@ SHOWN = {
 """Columns that ``isweep results`` prints for people, with their short names."""
 WHERE_MEASURED = ("r_hat_pred",)
 """Of these, those that stand there only where some row has them."""
+SEARCH_SHOWN = {
+    "model": "model",
+    "dataset": "dataset",
+    "learning_rate": "rate",
+    "weight_decay": "decay",
+    "batch_size": "batch",
+    "status": "status",
+    "epochs": "epochs",
+    "validation_loss": "loss",
+}
+"""Columns that ``isweep results --search`` prints for people, with their short names."""
 
 
 BEST_SHOWN = {
@@ -164,8 +174,6 @@ def results(
     if search and (chosen.mean or chosen.best):
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
-        from orchestrator.cli.app import write_predictions
-
         return write_predictions(preset, predictions, place)
     if csv and parquet and csv.absolute() == parquet.absolute():
         raise ConfigError("--csv and --parquet must name two files", f"{csv} for both")
@@ -193,6 +201,28 @@ def results(
         stdout.print(lines)
 
     emit(place, rows, show)
+    return 0
+
+
+def write_predictions(preset: str, path: Path, place: Place) -> int:
+    """Write every network's logits of the test images as one Parquet file.
+
+    Raises:
+        DataError: when no trial has any.
+        CorruptStoreError: when a trial's are gone or damaged.
+    """
+    from orchestrator.planning.plan import Workspace
+    from orchestrator.results.predictions import predictions_table
+    from orchestrator.results.state import read_state
+
+    workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
+    results = read_state(workspace).records
+    table = predictions_table(results, workspace.results_url)
+    num_trials = table["trial_id"].nunique()
+    what = f"{len(table):,} predictions of {num_trials} of {len(results)} trials to "
+    written(path, lambda path: table.to_parquet(path, index=False), what)
+    if place.json:
+        emit(place, {"predictions": str(path), "rows": len(table), "trials": num_trials}, lambda: None)
     return 0
 
 
@@ -246,6 +276,7 @@ def report(
     if preset is None:
         raise ConfigError("A report needs a sweep", way_out="name one, or ask for --published")
     from orchestrator.analysis.report import report_can_be_written, report_sweep
+    from orchestrator.commands import compare_with_mlflow
     from orchestrator.planning.plan import Workspace
     from orchestrator.results.state import read_state
 
@@ -256,7 +287,7 @@ def report(
     if path is None:
         raise no_results(preset, workspace, place)
     if not from_store:
-        _compare_with_mlflow(preset, workspace, place, state)
+        compare_with_mlflow(workspace, state, Mirror(place.mlflow_uri, place.hint("reconcile", preset)), _say)
     emit(place, {"report": str(path)}, lambda: line(str(path)))
     return 0
 
@@ -289,34 +320,40 @@ def _published(table: pd.DataFrame | None, place: Place) -> int:
 
 
 def read_table(preset: str, place: Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep from its result store, compared with MLflow unless ``from_store``.
-
-    Where the store cannot be reached and MLflow can, the table is MLflow's, and that is said.
+    """Return the tidy table of a sweep; see `orchestrator.commands.results_of`.
 
     Raises:
         ConfigError: when it has no row yet.
-        SetupError: when neither can be reached.
+        SetupError: when neither store nor MLflow can be reached.
     """
-    from orchestrator.analysis.report import results_table
+    from orchestrator.commands import results_of
     from orchestrator.planning.plan import Workspace
-    from orchestrator.results.state import read_state
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
-    try:
-        state = read_state(workspace)
-    except SetupError as error:
-        if from_store:
-            raise
-        return _mlflow_table(workspace, place, error)
-    table = results_table(workspace, state=state)
-    # A row that is not there is not seen: what is left out must be said.
-    for item in state.unreadable:
-        _say(f"not believed: {item.path}: {item.reason}")
+    mirror = None if from_store else Mirror(place.mlflow_uri, place.hint("reconcile", preset))
+    table = results_of(workspace, mirror, _say)
     if table.empty:
         raise no_results(preset, workspace, place)
-    if not from_store:
-        _compare_with_mlflow(preset, workspace, place, state)
     return table
+
+
+def read_search(preset: str, place: Place) -> pd.DataFrame:
+    """Return the stored trials of a sweep's search.
+
+    Raises:
+        ConfigError: when there are none.
+    """
+    import pandas as pd
+
+    from orchestrator.planning.plan import Workspace
+    from orchestrator.tuning.standing import search_rows
+
+    rows = search_rows(Workspace.open(preset, place.root, place.storage, as_run=True))
+    if not rows:
+        raise ConfigError(
+            "Results of a search need one", f"{preset}: none stored", f"run: {place.hint('tune', preset)}"
+        )
+    return pd.DataFrame(rows)
 
 
 def arms(preset: str, place: Place) -> tuple[Arm, ...]:
@@ -325,32 +362,6 @@ def arms(preset: str, place: Place) -> tuple[Arm, ...]:
     from orchestrator.planning.plan import Workspace
 
     return arms_of(Workspace.open(preset, place.root, place.storage, as_run=True))
-
-
-def _mlflow_table(workspace: Workspace, place: Place, why: SetupError) -> pd.DataFrame:
-    from orchestrator.analysis.report import results_table
-    from orchestrator.results.tracking import tracked_rows
-
-    table = results_table(workspace, tracked_rows(workspace, place.mlflow_uri, None))
-    if table.empty:
-        raise why
-    _say(f"These numbers are MLflow's, and nothing vouches for them: the result store cannot be read ({why})")
-    return table
-
-
-def _compare_with_mlflow(preset: str, workspace: Workspace, place: Place, state: State) -> None:
-    """Say where MLflow shows something else than the store; the store's numbers are used either way."""
-    from orchestrator.results.store import ResultStore
-    from orchestrator.results.tracking import differences, tracked_rows
-
-    try:
-        storage = ResultStore(workspace.results_url).identity()
-        tracked = tracked_rows(workspace, place.mlflow_uri, storage)
-    except (SetupError, CorruptStoreError) as error:
-        _say(f"Not compared with MLflow: {error} The numbers are the result store's.")
-        return
-    for sentence in differences(state.rows(), tracked, place.hint("reconcile", preset)):
-        _say(sentence)
 
 
 def _say(text: str) -> None:

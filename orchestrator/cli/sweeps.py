@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +30,7 @@ from orchestrator.cli.printing import (
     show_cell,
     stderr,
     stdout,
+    text_table,
     watch,
 )
 from orchestrator.cli.results import no_results
@@ -38,7 +38,6 @@ from search_spaces.errors import ConfigError, SweepError, collect
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Workspace
-    from orchestrator.results.state import State
     from orchestrator.running.run import RunSummary
 
 
@@ -111,6 +110,7 @@ def status(
         cell: Tell the story of one cell: attempts, nodes, failures, logs.
         place: Where everything lies.
     """
+    from orchestrator.commands import progress_of
     from orchestrator.planning.plan import Workspace
 
     if preset is None:
@@ -124,11 +124,11 @@ def status(
         show_cell(workspace, cell, place)
         return 0
     if watch_:
-        watch(lambda: _progress(workspace), interval)
+        watch(lambda: progress_of(workspace), interval)
     if not workspace.paths.exist:
         hint = f"There is no root {workspace.paths.root} yet; {_way_in(place, preset)}"
         stderr.print(escape(hint), soft_wrap=True)
-    document = _progress(workspace)
+    document = progress_of(workspace)
 
     def show() -> None:
         names = ("planned", "done", "failed", "running", "pending", "diverged")
@@ -153,6 +153,7 @@ def status(
 
 
 def _status_of_all(place: Place) -> int:
+    from orchestrator.commands import progress_of
     from orchestrator.planning.paths import RootPaths
     from orchestrator.planning.plan import Workspace
 
@@ -160,7 +161,7 @@ def _status_of_all(place: Place) -> int:
     for name in RootPaths.at(place.root).sweep_names():
         try:
             one = Workspace.open(name, place.root, place.storage, as_run=True)
-            found.append({"sweep": one.plan.sweep.name, **_progress(one)})
+            found.append({"sweep": one.plan.sweep.name, **progress_of(one)})
         except SweepError as error:
             # One sweep's damage hides no other sweep.
             damaged.append(error)
@@ -176,26 +177,14 @@ def reconcile(preset: Sweep, /, *, place: Place = Place()) -> int:
         preset: Name of a preset or of a sweep of the root, or path of a sweep file.
         place: Where everything lies.
     """
-    from orchestrator.analysis.report import log_report
+    from orchestrator.commands import reconciled
     from orchestrator.planning.plan import Workspace
-    from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import keep_run_pages, make_tracker
-    from orchestrator.running.locks import locked
+    from orchestrator.results.state import StoredResults
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     if not workspace.paths.exist and not StoredResults.read(workspace.results_url).trials:
         raise no_results(preset, workspace, place)
-    workspace.paths.make()
-    with locked(workspace, "isweep reconcile"):
-        stored = StoredResults.read(workspace.results_url)
-        state = judge(workspace, stored)
-        tracker = make_tracker(workspace, stored.store, place.mlflow_uri, say=_say)
-        try:
-            log_report(tracker, workspace, state)
-            counts = tracker.reconcile(state.flat_runs(), state.failures.values())
-            keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
-        finally:
-            tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
+    counts = reconciled(workspace, place.mlflow_uri, _say)
     emit(place, counts, lambda: stdout.print("  ".join(f"{name} {count}" for name, count in counts.items())))
     return 0
 
@@ -220,39 +209,54 @@ def _way_in(place: Place, preset: str) -> str:
     return f"start with: {place.hint('run', preset)}, or name the right one with --root or ISWEEP_ROOT"
 
 
-def _progress(workspace: Workspace) -> dict[str, Any]:
-    from orchestrator.planning.estimate import read_prices
-    from orchestrator.planning.plan import CellStatus
-    from orchestrator.results.state import cost_of, look_at_state
-    from orchestrator.running.run_state import read_run
-    from orchestrator.tuning.standing import search_standing
-    from tasks.trials.records import TrialStatus
+def tune(
+    preset: Sweep,
+    /,
+    *,
+    raw: RawFolders = (),
+    changes: Changes = (),
+    reading: ReadingOptions = ReadingOptions(),
+    cluster: ClusterOptions = ClusterOptions(),
+    place: Place = Place(),
+) -> int:
+    """Search learning rates, weight decays and batch sizes; prints the path of the recipe last.
 
-    # First what runs, then what is done: a trial that ends in between counts once, as done.
-    run = read_run(workspace)
-    trials = {} if run is None else {name: trial.model_dump() for name, trial in run.running.items()}
-    state = look_at_state(workspace, trials)
-    cost = cost_of(state, read_prices(workspace.paths.prices))
-    search = search_standing(workspace)
-    counts = Counter(state.status(trial_id) for trial_id in workspace.plan.trials_by_id)
-    return {
-        "planned": counts.total(),
-        **{str(one): counts[one] for one in (CellStatus.DONE, CellStatus.FAILED, CellStatus.RUNNING)},
-        "pending": counts[CellStatus.PENDING] + counts[CellStatus.STALE],
-        "stale": counts[CellStatus.STALE],
-        "diverged": sum(one.status == TrialStatus.DIVERGED for one in state.results.values()),
-        "now": "" if run is None else run.now,
-        "seconds_left": None if run is None else run.seconds_left,
-        "running_trials": {name: trial for name, trial in trials.items() if name not in state.results},
-        "failures": state.failure_rows(),
-        "unreadable": [vars(item) for item in state.unreadable],
-        "foreign": sorted(state.foreign),
-        "cost": vars(cost) | {"text": cost.text()},
-        "search": None if search is None else search.model_dump() | {"text": search.summary},
-    }
+    Args:
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        raw: Raw download of a dataset; may be given for several.
+        changes: Change one value for this run, e.g. tune.budget=0.4; may be given for several.
+        reading: How to read raw files.
+        cluster: Where to compute.
+        place: Where everything lies.
+    """
+    from orchestrator.planning.sweep_file import read_changes
+    from orchestrator.running.progress import Progress
+    from orchestrator.tuning.report import brief_table, document
+    from orchestrator.tuning.run import tune_sweep
 
+    progress = Progress(console=None if cluster.quiet else stderr)
+    options = run_options(place, cluster, reading, raw_folders(raw))
+    again = place.hint("tune", preset, *(word for change in changes for word in ("--set", change)))
+    try:
+        summary = tune_sweep(preset, options, progress=progress, changes=read_changes(changes))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Finished trials are kept; continue with: {again}") from None
+    for problem in summary.problems:
+        stderr.print(escape(problem), soft_wrap=True)
+    if summary.num_behind:
+        behind = f"MLflow misses {summary.num_behind} updates; send them with: {again}"
+        stderr.print(escape(behind), soft_wrap=True)
+    found: dict[str, Any] = document(summary)
 
-# The command that says what a sweep will do and cost, before it is started.
+    def show() -> None:
+        stdout.print(text_table(brief_table(summary.cells)))
+        if summary.report is not None:
+            line(str(summary.report))
+        line(str(summary.recipe))
+
+    emit(place, found, show)
+    return summary.exit_code
+
 
 MOST_CARDS = 100_000
 """To plan for: more would only take memory, since no sweep has as many trials."""
@@ -278,44 +282,27 @@ def plan(
         gpus: How many of them (default: 1, or as many as a trial asks for).
         place: Where everything lies.
     """
-    from orchestrator.commands import planned
+    from orchestrator.commands import planned, settled_by
     from orchestrator.planning.plan import Workspace
     from orchestrator.planning.sweep_file import read_changes
     from orchestrator.tuning.standing import most_trainings
 
     workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
     found = planned(workspace, card=card, num_cards=gpus)
-    rows, cost = found.rows, found.cost
-    measures, missing = _measures(workspace, found.state), _not_prepared(workspace)
     trainings, search = most_trainings(workspace)
-    settled, said = _settled(workspace)
+    settled, settled_lines = settled_by(workspace)
 
     def show() -> None:
-        emit_grid(rows, all_=all_)
-        stdout.print(f"{_counted('trials', rows)}; {_counted('measures', measures)}")
-        _say_what_is_missing(workspace, missing)
-        for text in filter(None, (cost["text"], found.beside, search, *said)):
+        emit_grid(found.rows, all_=all_)
+        stdout.print(f"{_counted('trials', found.rows)}; {_counted('measures', found.measures)}")
+        _say_what_is_missing(workspace, found.not_prepared)
+        for text in filter(None, (found.cost["text"], found.beside, search, *settled_lines)):
             stdout.print(escape(text))
 
-    document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": rows, "measures": measures}
-    document |= {"not_prepared": missing, "estimate": cost, "search": {"most_trainings": trainings}}
-    emit(place, document | {"power": settled}, show)
+    document: dict[str, object] = {"sweep": workspace.plan.sweep.name, "trials": found.rows}
+    document |= {"measures": found.measures, "not_prepared": found.not_prepared, "estimate": found.cost}
+    emit(place, document | {"search": {"most_trainings": trainings}, "power": settled}, show)
     return 0
-
-
-PLAN_TABLES = 40
-"""Drawn for the line of a plan: shares are good to 8 points; isweep power draws more."""
-
-
-def _settled(workspace: Workspace) -> tuple[dict[str, object] | None, list[str]]:
-    """What the planned sweep could settle if the law holds, as data and in a line; or why nothing."""
-    from orchestrator.analysis.power import planned_power
-
-    try:
-        found = planned_power(workspace.plan, num_tables=PLAN_TABLES)
-    except ConfigError as error:
-        return None, [f"settles no question of the study: {error}"]
-    return found.to_json(), found.lines()
 
 
 def _say_what_is_missing(workspace: Workspace, missing: list[dict[str, Any]]) -> None:
@@ -328,29 +315,6 @@ def _say_what_is_missing(workspace: Workspace, missing: list[dict[str, Any]]) ->
     for item in missing:
         hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
         stdout.print(f"not prepared: {item['dataset']} ({hint})")
-
-
-def _measures(workspace: Workspace, state: State) -> list[dict[str, Any]]:
-    from orchestrator.planning.plan import CellStatus
-
-    return [
-        {
-            "measure_id": measure.measure_id,
-            "dataset": measure.subset.prepared.dataset,
-            "train_sizes": list(measure.train_sizes),
-            "status": CellStatus.DONE if measure.measure_id in state.measures else CellStatus.PENDING,
-        }
-        for measure in workspace.plan.measures
-    ]
-
-
-def _not_prepared(workspace: Workspace) -> list[dict[str, Any]]:
-    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
-    return [
-        {"dataset": spec.dataset, "prepared_id": spec.prepared_id, "own": spec.dataset in own}
-        for spec in workspace.plan.prepared
-        if spec.prepared_id not in workspace.prepared
-    ]
 
 
 def _counted(what: str, rows: Sequence[Mapping[str, Any]]) -> str:

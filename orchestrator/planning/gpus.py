@@ -23,7 +23,7 @@ from search_spaces.errors import unknown_name
 from tasks.trials.records import CONTEXT_BYTES
 
 if TYPE_CHECKING:
-    from tasks.trials.costs import PassCost
+    from orchestrator.planning.costs import PassCost
 
 
 STREAM_EFFICIENCY = 0.85

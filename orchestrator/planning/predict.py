@@ -1,7 +1,7 @@
 """What trials need of a GPU or a core, how long a plan takes there, and in which order its trials go.
 
-Shares, hours and the order follow from each network's own costs (:mod:`tasks.trials.costs`) and the table
-of GPUs (:mod:`orchestrator.planning.gpus`), corrected by what finished trials were measured to take.
+Shares, hours and the order follow from each network's own costs (:mod:`orchestrator.planning.costs`) and the
+table of GPUs (:mod:`orchestrator.planning.gpus`), corrected by what finished trials were measured to take.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from search_spaces.tuning import SearchTrialSpec
 from tasks.trials.records import CONTEXT_BYTES, epochs_to_look_at
 
 if TYPE_CHECKING:
-    from tasks.trials.costs import NetworkCost, PassCost
+    from orchestrator.planning.costs import NetworkCost, PassCost
 
 # What each trial needs of a card: how long it takes there, how much of it, and in which order trials go.
 
@@ -130,7 +130,7 @@ def recipe_of_costs(network: NetworkSpec) -> RecipeSpec:
 
 
 def _counted_cost(network: NetworkSpec) -> NetworkCost:
-    from tasks.trials.costs import network_cost
+    from orchestrator.planning.costs import network_cost
 
     where = f"{network.model.library} {network.model.architecture}"
     prepared, recipe = network.subset.prepared, recipe_of_costs(network)

@@ -201,7 +201,7 @@ def correctness(bench: Bench) -> dict[str, Any]:
     """The self-test, float32 that is float32, FGSM and features as the CPU's."""
     import torch
 
-    from tasks.trials import self_test
+    from orchestrator.running import self_test
     from tasks.trials.attacks import pass_clean
     from tasks.trials.representations import extract_features
 

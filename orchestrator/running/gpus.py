@@ -42,7 +42,8 @@ NEEDS_DRIVER = {13: 580, 12: 525, 11: 450}
 (NVIDIA, "CUDA Compatibility", table 1)."""
 MOST_HELD = 0.1
 """Of a GPU's memory, by others, before a sweep starts."""
-SELF_TEST_TIMEOUT_S = 600.0
+SELF_TEST_TIMEOUT_S = 300.0
+"""Below what a trial may take without a word before it counts as hung."""
 UNFINISHED_S = 86_400.0
 """How long a self-test that did not come to its end is not tried again."""
 
@@ -275,15 +276,15 @@ def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: flo
 
 def _problems(node: NodeGpus, *, share: float, alone: bool) -> Iterable[tuple[str, str]]:
     where = f"node {node.node}"
-    visible = [word for word in node.visible.split(",") if word]
-    if any(gpu.mig for gpu in node.gpus) and not all(word.startswith("MIG-") for word in visible or ["0"]):
+    slices = node.visible.startswith("MIG-")
+    if any(gpu.mig for gpu in node.gpus) and not slices:
         yield (
             f"{where}: its GPU is cut into slices (MIG), which Ray counts as one and cannot tell apart",
             "list the slices with nvidia-smi -L, start Ray there with CUDA_VISIBLE_DEVICES=MIG-...,MIG-... "
             "and --num-gpus as many, and set resources.num_gpus: 1",
         )
         return
-    if len(node.gpus) < node.offered:
+    if len(node.gpus) < node.offered and not (slices and node.gpus):  # CUDA shows a process one slice at most
         yield (
             f"{where}: offers {node.offered:g} GPUs, torch {node.torch} built for CUDA {node.cuda or 'none'} "
             f"reaches {len(node.gpus)} with NVIDIA driver {node.driver or 'absent'}",
@@ -370,13 +371,13 @@ def self_test(uuid: str, device: str = "cuda") -> dict[str, Any]:
 
 
 def _tested(device: str) -> dict[str, Any]:
-    command = (sys.executable, "-m", "tasks.trials.self_test", device)
+    command = (sys.executable, "-m", "orchestrator.running.self_test", device)
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=SELF_TEST_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"graphs": False, "finished": False, "reason": "the self-test did not end in ten minutes"}
+        return {"graphs": False, "finished": False, "reason": "the self-test did not end in five minutes"}
     with suppress(ValueError, IndexError):
         return dict(json.loads(done.stdout.splitlines()[-1]), finished=True)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

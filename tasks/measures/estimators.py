@@ -1,7 +1,11 @@
-"""Intrinsic dimension from neighbour distances: MLE and TwoNN, and one call for any feature array.
+"""Intrinsic dimension from neighbour distances: MLE, TwoNN and Gride, with their standard errors.
 
 T_j(x) is the distance from x to its j-th nearest other point. Every estimator works on a table of T and
 returns a record; none returns a bare number, NaN or infinity.
+
+Neighbourhoods overlap, so the contributions of nearby points to an estimate are not independent, and a
+bootstrap over single points would promise too much. Blocks are disjoint neighbourhoods; whole blocks are
+drawn with replacement.
 """
 
 from __future__ import annotations
@@ -17,8 +21,6 @@ import numpy.typing as npt
 from search_spaces.errors import DataError, unknown_name
 from tasks.measures.distances import FloatArray
 from tasks.measures.neighbors import NeighborTable
-
-# The record that every estimator of intrinsic dimension returns, and what the estimators share.
 
 # Distances are good to 1e-5, so smaller mean log ratios of distances are rounding.
 EQUAL_LOG_RATIO = 1e-5
@@ -89,25 +91,19 @@ def inverse_dimensions(logs: FloatArray, num_neighbors: int, subtract: int) -> F
     return total / (k - subtract)
 
 
-# Standard errors by resampling blocks of neighbouring points.
-#
-# Neighbourhoods overlap, so the contributions of nearby points to an estimate are not independent, and a
-# bootstrap over single points would promise too much. Blocks are disjoint neighbourhoods; whole blocks are
-# drawn with replacement.
-
+# Resamples as Efron & Tibshirani (1993) advise for standard errors, and most points per block.
 NUM_RESAMPLES = 200
 BLOCK_POINTS = 10
 
 
 def neighborhood_blocks(
-    indices: npt.NDArray[Any], good: npt.NDArray[np.bool_] | None = None, block_points: int = BLOCK_POINTS
+    indices: npt.NDArray[Any], good: npt.NDArray[np.bool_] | None = None
 ) -> npt.NDArray[np.int64]:
     """Divide points into disjoint blocks of neighbours, greedily in the order of the points.
 
     Args:
         indices: ``(num_points, num_neighbors)`` neighbours of each point, -1 where there is none.
         good: ``(num_points,)`` points that take part; all when None.
-        block_points: Most points per block.
 
     Returns:
         ``(num_good,)`` block number of each point that takes part.
@@ -120,7 +116,7 @@ def neighborhood_blocks(
             continue
         neighbors = indices[point]
         free = neighbors[(neighbors >= 0) & (block[neighbors] < 0)]
-        block[free[: block_points - 1]] = number
+        block[free[: BLOCK_POINTS - 1]] = number
         block[point] = number
         number += 1
     chosen = block if good is None else block[good]
@@ -140,7 +136,7 @@ def block_std_error(
         statistic: Function of ``(num_points,)`` multiplicities; None when undefined for them.
         blocks: ``(num_points,)`` block of each point.
         seed: Of the draws.
-        num_resamples: Draws, 200 as Efron & Tibshirani (1993) advise for standard errors.
+        num_resamples: Draws.
 
     Returns:
         The standard error, or None when fewer than two resamples define the statistic.
@@ -367,15 +363,18 @@ def _twonn_slope(log_ratios: FloatArray, weights: FloatArray, discard_fraction: 
     return float((w * x * -np.log1p(-share[:num_kept])).sum() / norm) if norm > 0 else None
 
 
-def estimator_table() -> dict[str, tuple[Callable[..., IntrinsicDimension], int]]:
-    """Estimators by name: a function of ``(table, num_neighbors, seed)`` and the neighbours it needs.
+Estimator = Callable[..., IntrinsicDimension]
+
+
+def estimator_table() -> dict[str, tuple[Estimator, int]]:
+    """Estimators by name: a function of a table and the settings, by keyword, and the neighbours it needs.
 
     Zero neighbours means as many as the caller's ``num_neighbors``.
     """
     return {
-        "mle": (lambda table, k, seed: mle(table, num_neighbors=k, seed=seed), 0),
-        "twonn": (lambda table, k, seed: twonn(table, seed=seed), 2),
-        "gride": (lambda table, k, seed: gride(table, num_neighbors=k), 0),
+        "mle": (lambda t, num_neighbors, seed, **_: mle(t, num_neighbors=num_neighbors, seed=seed), 0),
+        "twonn": (lambda t, num_neighbors, **how: twonn(t, **how), 2),
+        "gride": (lambda t, num_neighbors, **_: gride(t, num_neighbors=num_neighbors), 0),
     }
 
 
@@ -401,6 +400,5 @@ def estimate(
     seed: int = 0,
 ) -> dict[str, IntrinsicDimension]:
     """Run several estimators on one table of neighbours."""
-    known = estimator_table()
-    known["twonn"] = (lambda t, k, s: twonn(t, discard_fraction=discard_fraction, seed=s), 2)
-    return {name: known[name][0](table, num_neighbors, seed) for name in estimators}
+    how = {"num_neighbors": num_neighbors, "discard_fraction": discard_fraction, "seed": seed}
+    return {name: estimator_table()[name][0](table, **how) for name in estimators}

@@ -58,7 +58,8 @@ class MeasureSettings:
     def __post_init__(self) -> None:
         """Refuse settings that measure nothing."""
         self._check_types()
-        rules = [
+        seeds, sample, limits = (self.seed, *self.sharpness_seeds), self.sharpness_sample, self.pixel_range
+        rules: list[tuple[bool, str, Any]] = [
             (self.num_neighbors >= 3, "num_neighbors must be at least 3", self.num_neighbors),
             (self.dtype in ("float32", "float64"), "dtype must be float32 or float64", self.dtype),
             (self.block_rows >= 1, "block_rows must be at least 1", self.block_rows),
@@ -69,21 +70,17 @@ class MeasureSettings:
                 "estimators must name each once",
                 ", ".join(self.estimators),
             ),
-            (bool(self.sharpness_seeds), "sharpness_seeds must hold at least one seed", ""),
+            (len(seeds) > 1, "sharpness_seeds must hold at least one seed", ""),
+            (min(seeds) >= 0, "seeds must not be negative", seeds),
             (
-                all(seed >= 0 for seed in (self.seed, *self.sharpness_seeds)),
-                "seeds must not be negative",
-                (self.seed, *self.sharpness_seeds),
-            ),
-            (
-                self.sharpness_sample is None or self.sharpness_sample >= 2,
+                sample is None or sample >= 2,
                 "sharpness_sample must be at least 2, or None for all images",
-                self.sharpness_sample,
+                sample,
             ),
             (
-                self.pixel_range is None or self.pixel_range[0] < self.pixel_range[1],
+                limits is None or limits[0] < limits[1],
                 "pixel_range must be (black, white) with black below white",
-                self.pixel_range,
+                limits,
             ),
         ]
         for holds, rule, value in rules:

@@ -238,7 +238,7 @@ def _why_undefined(labels: npt.NDArray[Any], num_pairs: int, pair_distance: floa
         return f"needs two classes, these {len(labels)} distinct images have {num_classes}"
     if num_pairs == 0:
         return (
-            "the samples hold one class only, the other is too rare; use all images (sharpness_sample None)"
+            "the samples hold one class only, the other is too rare; use all images (sharpness_sample=None)"
         )
     if pair_distance <= 0:
         return "two images with different labels differ by less than can be represented"
@@ -258,11 +258,9 @@ def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
         DataError: If a side or range is missing, or the sample differs, which no factor makes up for.
     """
     if have.sample != to.sample:
-        raise DataError(
-            "Label sharpness can only be converted between samples of equal size",
-            f"{have.sample} and {to.sample} images",
-            "measure again with the same sharpness_sample",
-        )
+        rule = "Label sharpness can only be converted between samples of equal size"
+        found = f"{have.sample} and {to.sample} images"
+        raise DataError(rule, found, "measure again with the same sharpness_sample")
     units = []
     for one in (have, to):
         if one.pixel_range is None or one.side is None:
@@ -272,8 +270,5 @@ def conversion(have: SharpnessConvention, to: SharpnessConvention) -> float:
 
 
 def largest_distance(pixel_range: Any, height: Any, width: Any, channels: Any) -> Any:
-    """Largest possible distance between two images, to which their label sharpness is in inverse proportion.
-
-    Takes numbers or arrays of them.
-    """
+    """Largest possible distance between two images, as numbers or arrays; K is inverse to it."""
     return pixel_range * np.sqrt(height * width * channels)

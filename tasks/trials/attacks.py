@@ -8,8 +8,7 @@ passes are float32 and in evaluation mode; images are ``(num_images, channels, h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -234,16 +233,9 @@ def measure_radii(
     R is the mean of ``r(x) = min ||d||_2`` over all ``d`` with ``x + d`` in [0, 255]^n put in another class
     than ``x``. What is found is an upper bound: an image of another class at that distance.
 
-    Args:
-        model: on the device of ``images``; its mode is restored.
-        images: left unchanged.
-        labels: the true labels.
-        pool: more images, among which starts are looked for: as a rule the training set's.
-        num_images: size of the sample; all images where there are no more.
-        seed: of the sample.
-        pass_size: images whose gradients are taken at once.
-        num_steps: see :func:`minimal_perturbations`.
-        num_bisections: likewise.
+    Starts are looked for among ``pool`` too, more images, as a rule the training set's. The sample has
+    ``num_images`` images, or all where there are no more, and depends on ``seed``; gradients of ``pass_size``
+    are taken at once. The other numbers are those of :func:`minimal_perturbations`.
 
     Raises:
         DataError: when there are no images.
@@ -292,17 +284,11 @@ def minimal_perturbations(
     From ``starts`` on it follows DDN (Rony et al., CVPR 2019): a step down the gradient of the margin between
     the logits, then onto a sphere whose radius shrinks while the class is another one and grows while not.
 
-    Args:
-        model: two outputs or more.
-        images: float32.
-        starts: for every image one that is put in another class, same shape; NaN where there is none.
-        num_steps: gradient steps; two passes each.
-        num_bisections: forward passes to find where the class changes on a line, before and after.
-
-    Returns:
-        Changes of the shape of ``images``, within the pixel range; NaN where none was found.
+    ``starts`` has for every image one that is put in another class, NaN where there is none. Each of
+    ``num_steps`` takes two passes; ``num_bisections`` passes find where the class changes on a line, before
+    and after. Changes have the shape of ``images`` and lie within the pixel range; NaN where none was found.
     """
-    with evaluation_mode(model), _frozen(model):
+    with evaluation_mode(model):
         with torch.no_grad():
             predicted = model(images).argmax(1)
         best = _bisected(model, images, predicted, starts - images, num_bisections)
@@ -415,7 +401,7 @@ def _bisected(
 def _range_binds(model: nn.Module, pixels: Tensor, change: Tensor, classes: Tensor) -> Tensor:
     """Tell for every image whether the pixel range keeps it from a step that would lower the margin."""
     moved = pixels + change.nan_to_num(0.0)
-    with evaluation_mode(model), _frozen(model):
+    with evaluation_mode(model):
         gradient = margin_gradient(model, moved, classes)[1]
     rounding = 1e-3  # the sum of a pixel and its change may miss the limit by a float32 rounding
     stopped = ((moved <= rounding) & (gradient > 0)) | ((moved >= PIXEL_MAX - rounding) & (gradient < 0))
@@ -438,16 +424,3 @@ def _unit(changes: Tensor) -> Tensor:
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Ask for no gradient of the weights within a block: a third of a backward pass less."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

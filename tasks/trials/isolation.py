@@ -1,4 +1,4 @@
-"""The only place that touches global random state, determinism switches and thread counts.
+"""What keeps a trial apart from its process: random state, determinism, threads, memory, and a GPU's energy.
 
 Everything here is scoped: what was set before a trial is restored after it, so a trial neither depends on
 what ran before it in the process nor leaves anything behind.
@@ -133,12 +133,6 @@ def _unset_memory_left_alone() -> Iterator[None]:
         settings.fill_uninitialized_memory = before
 
 
-# A trial's memory: what the C library does with freed pages, what the peak was, what a GPU share allows.
-#
-# By default glibc maps every large tensor anew and unmaps it when it is freed, so that each training step
-# asks the kernel for zeroed pages again: a third to a half of a VGG step at 64 pixels. A worker that trains
-# network after network keeps such pages, and gives them back when a trial ends.
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MAP_FROM = (2**30, 32 * 2**20)
 """Sizes from which a tensor is mapped on its own; older glibc accepts no more than the second."""
@@ -150,10 +144,10 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def keep_freed_memory() -> bool:
-    """Tell the allocator to keep freed pages for the next step; changes no number.
+    """Tell glibc to keep freed pages for the next step, and return whether it does; changes no number.
 
-    Returns:
-        Whether it is now so: False where the C library is not glibc, which is only slower.
+    By default it unmaps every large tensor that is freed, so that each training step asks the kernel for
+    zeroed pages again: a third to a half of a VGG step at 64 pixels.
     """
     libc = _glibc()
     if libc is None:
@@ -248,11 +242,8 @@ def _glibc() -> ctypes.CDLL | None:
     return libc if all(hasattr(libc, name) for name in wanted) else None
 
 
-# How many joules a card used, by its own counter (NVML, which comes with NVIDIA's driver).
-
-
 class EnergyMeter:
-    """Counts from when it is made.
+    """Counts a GPU's joules from when it is made, by its own counter (NVML, of NVIDIA's driver).
 
     Attributes:
         note: why nothing is counted; empty where it is.

@@ -77,16 +77,9 @@ def build_model(
     replaced for one-channel images, the new one keeps PyTorch's default initialisation, as in the released
     code of Konz & Mazurowski (ICLR 2024).
 
-    Args:
-        spec: which library and which architecture.
-        num_outputs: number of logits (the released code left torchvision's 1000).
-        in_channels: channels of the images.
-        input_scale: factor on the pixels inside the model (1 in the released code).
-        dropout: probability in all dropout layers; None keeps the library's default.
-        seed: seed of the initial weights.
-        image_size: height and width of the images.
-        pretrained: weights to start from where ``spec`` says so, see :mod:`tasks.trials.pretrained`; without
-            them such a network has random ones, for kept weights to be put in.
+    Scaling by ``input_scale`` is part of the model. ``dropout`` is the probability in all dropout layers,
+    None keeps the library's. A network whose ``spec`` is pretrained starts from the weights in
+    ``pretrained``; without them it has random ones, for kept weights to be put in.
 
     Raises:
         ConfigError: for an architecture its library does not know, an image too small for the

@@ -27,8 +27,7 @@ _SIGNATURE = "(*, num_outputs, in_channels, image_size) and the arguments of the
 def install_code(texts: Mapping[str, str]) -> None:
     """Make source that was sent here importable, before anything of the same name.
 
-    Args:
-        texts: From :func:`search_spaces.models.source_texts`, by relative path.
+    ``texts`` come from :func:`search_spaces.models.source_texts`, by relative path.
     """
     if not texts:
         return
@@ -52,12 +51,8 @@ def _written(texts: tuple[tuple[str, str], ...]) -> Path:
 def build_own(spec: ModelSpec, *, num_outputs: int, in_channels: int, image_size: int) -> nn.Module:
     """Call one's own function and return its network.
 
-    Args:
-        spec: ``architecture`` is ``package.module:function``; ``code`` the hash of its source when the sweep
-            was planned, empty to take it as it is.
-        num_outputs: number of logits.
-        in_channels: channels of the images.
-        image_size: their side.
+    ``spec.architecture`` is ``package.module:function``, ``spec.code`` the hash of its source when the sweep
+    was planned, empty to take it as it is.
 
     Raises:
         ConfigError: when the source is another one now, cannot be imported, has no such function, raises, or
@@ -107,13 +102,7 @@ def _fresh(module: str, reference: str) -> object:
 
 
 def fails_by_pixels(error: BaseException, model: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Tell whether a pass that failed on black images may work on others: then only its cells may fail.
-
-    Args:
-        error: What the pass raised.
-        model: The network.
-        shape: ``(num_images, channels, height, width)``.
-    """
+    """Tell whether a pass that failed on black images may work on others: then only its cells may fail."""
     if depends_on_pixels(error):
         return True
     try:

@@ -115,11 +115,6 @@ def start_from(network: nn.Module, data: bytes, spec: ModelSpec) -> None:
     convolution takes the sum over the three colours, as timm does: a grey image gives what it would give in
     colour.
 
-    Args:
-        network: built from ``spec``.
-        data: from :func:`download`.
-        spec: for messages.
-
     Raises:
         ConfigError: when they do not fit, as those of a transformer for another image size.
     """

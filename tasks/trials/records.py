@@ -1,4 +1,7 @@
-"""What a trial found, typed: the one form from the worker to the report. Needs no torch to be read."""
+"""What a trial, or one of a learning-rate search, found: typed, the one form from the worker to the report.
+
+Needs no torch to be read.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from pydantic import Field, model_validator
 
 from tasks.finding import Finding
 from tasks.measures.estimators import IntrinsicDimension
-
-# What a trial of a learning-rate search found, typed. Needs no torch to be read.
 
 CAP_OF_CHANCE = 2.0
 """Losses count for at most so many times that of guessing: how badly a network diverged says nothing."""
@@ -90,9 +91,6 @@ def capped(loss: float | None, chance_loss: float) -> float:
     cap = CAP_OF_CHANCE * chance_loss
     # False for NaN.
     return loss if loss is not None and loss < cap else cap
-
-
-# What is measured on a trained network, typed. Needs no torch to be read.
 
 
 class RadiusSummary(Finding):

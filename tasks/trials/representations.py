@@ -142,13 +142,8 @@ def estimate_dimension(
 ) -> dict[str, IntrinsicDimension]:
     """Estimate d_repr; it is undefined for too few points, or where all images map to one point.
 
-    Args:
-        features: ``(num_images, num_features)``, or what makes them block by block.
-        estimators: by name.
-        num_neighbors: of each estimator that takes so many.
-        discard_fraction: of TwoNN.
-        seed: of the bootstrap.
-        block_rows: images whose features are in memory at once, twice.
+    ``features`` are ``(num_images, num_features)``, or what makes them block by block, of which
+    ``block_rows`` images are in memory at once, twice. ``seed`` is of the bootstrap.
     """
     source = as_source(features)
     try:
@@ -174,8 +169,6 @@ def _finite(estimate: IntrinsicDimension) -> IntrinsicDimension:
         return estimate
     return replace(estimate, value=None, std_error=None, reason=f"the value is {estimate.value}")
 
-
-# The activations after every stage of a network, made block by block: they need not fit into memory.
 
 BATCH_SIZE = 32
 BLOCK_BYTES = 256 << 20

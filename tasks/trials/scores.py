@@ -81,17 +81,13 @@ def _auc(logits: NDArray[np.float64], labels: NDArray[np.int64], num_classes: in
     return math.fsum(found) / len(found) if found else None
 
 
-# What a network says of every test image, as a Parquet file, and back.
-#
-# One row per test image: ``image`` (its row in the prepared dataset; its place in the test set where that
-# is not known), ``label`` and one float32 column ``logit_0``, ``logit_1``, … per output, bit by bit as the
-# network gave them.
-
-
 def to_parquet(
     logits: NDArray[np.float32], labels: NDArray[np.int64], rows: NDArray[np.int64] | None
 ) -> bytes:
-    """Return predictions as a Parquet file.
+    """Return predictions as a Parquet file, one row per test image.
+
+    Its columns are ``image`` (its row in the prepared dataset, or its place in the test set where that is not
+    known), ``label``, and one float32 ``logit_0``, … per output, bit by bit as the network gave them.
 
     Args:
         logits: ``(num_images, num_outputs)``.

@@ -4,7 +4,10 @@ The sets of this study are small (1,750 images of 224x224 are 88 MB as bytes), s
 once and batches are rows of that tensor: no loader, no workers, no decoding per epoch. Pixels stay in the
 type they are stored in (uint8 as a rule) and become float32, channels last, batch by batch.
 
-One optimisation step is :class:`tasks.trials.training.Step`, run by Python or replayed as a captured graph.
+One optimisation step, :class:`Step`, is run by Python on any device, or captured as a graph and replayed on a
+GPU: at the study's batches (6 to 40 images) a ResNet spends its time starting its 274 to 687 kernels a step,
+and a graph starts them all at once. It replays what it captured, so a step touches only tensors that stay
+where they are. :class:`Checkpoints` lets a training that was killed go on as if undisturbed.
 """
 
 from __future__ import annotations
@@ -30,13 +33,6 @@ from search_spaces.fingerprint import derive_seed
 from search_spaces.specs import RecipeSpec
 from tasks.trials.isolation import seeded, set_states_outside_torch, states_outside_torch
 from tasks.trials.records import CAPTURE_FAILED, EVALUATION_PASS, EpochRecord
-
-# One optimisation step, written once: Python runs it on any device, a captured graph replays it on CUDA.
-#
-# At the study's batches (6 to 40 images) a ResNet on a data-centre card spends its time starting its 274 to
-# 687 kernels per step, not computing them; a graph starts them all at once. A graph replays what it
-# captured, so the step below touches only tensors that stay where they are: the resident images, the rows
-# of the batch, and totals that are read once per epoch.
 
 SGD_MOMENTUM = 0.9
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -232,17 +228,15 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=dtype)
 
 
-# Interval checkpoints: where a long training leaves off, so that a killed one goes on as if undisturbed.
-#
-# A checkpoint holds weights, the optimiser's state, the generators of batch order and dropout, and the
-# epochs so far. It is written between epochs; what comes after is the same to the last bit on a CPU.
-
 INTERVAL_S = 300.0
 """Seconds between checkpoints: a trial shorter than that writes none."""
 
 
 class Checkpoints:
-    """Saves a training's state now and then, and gives it back.
+    """Saves a training's state now and then, between epochs, and gives it back.
+
+    It holds weights, the optimiser's state, the generators of batch order and dropout, and the epochs so far.
+    What comes after is the same to the last bit on a CPU.
 
     Args:
         read: returns the latest state; None where there is none that is whole.

@@ -62,7 +62,15 @@ from tasks.trials.representations import (
     stages,
 )
 from tasks.trials.scores import classification_scores, to_parquet
-from tasks.trials.training import Checkpoints, evaluate, in_parts, resident, train
+from tasks.trials.training import (
+    Checkpoints,
+    Evaluation,
+    LossRule,
+    evaluate,
+    in_parts,
+    resident,
+    train,
+)
 from tasks.trials.weights import load_into, to_bytes
 
 RESTORED_TOLERANCE = 1e-3
@@ -306,13 +314,7 @@ class _Trial:
 
         def after(record: EpochRecord) -> None:
             if record.epoch in epochs_to_look_at(self.recipe.epochs):
-                found = evaluate(
-                    self.model,
-                    self.test_images,
-                    self.test_labels,
-                    rule=self.recipe.test_loss,
-                    pass_size=self.pass_size,
-                )
+                found = self.score(self.recipe.test_loss)
                 if math.isfinite(found.loss):
                     note = {"epoch": record.epoch, "test_loss": found.loss, "test_accuracy": found.accuracy}
                     notes.append(note)
@@ -391,9 +393,13 @@ class _Trial:
         )
         return ""
 
+    def score(self, rule: LossRule) -> Evaluation:
+        """Pass the test images, or those held out of a search, forward."""
+        return evaluate(self.model, self.test_images, self.test_labels, rule=rule, pass_size=self.pass_size)
+
     def validate(self, epoch: int, curve: list[ValidationScore]) -> str:
         """Add the score on the held-out images to ``curve``, or return why there is none."""
-        found = evaluate(self.model, self.test_images, self.test_labels, pass_size=self.pass_size)
+        found = self.score("mean_over_examples")
         if not math.isfinite(found.loss):
             return f"the validation loss was {found.loss} after epoch {epoch}"
         curve.append(ValidationScore(epoch=epoch, loss=found.loss, accuracy=found.accuracy))
@@ -427,8 +433,8 @@ class _Trial:
             d_repr_stages = self._d_repr_stages([m for m in representations if m.stages])
         kept: KeptFile | str | None = None
         if keep_predictions and any(isinstance(m, PredictionMeasurement) for m in missing):
-            logits, labels = self.pass_clean().logits.cpu().numpy(), self.test_labels.cpu().numpy()
-            kept = keep_predictions(to_parquet(logits, labels, self.data.test_rows))
+            arrays = self.pass_clean().logits.cpu().numpy(), self.test_labels.cpu().numpy()
+            kept = keep_predictions(to_parquet(*arrays, self.data.test_rows))
         with self._timed("attack"):
             attacks = self._attacks([m for m in missing if isinstance(m, AttackMeasurement)])
         return {

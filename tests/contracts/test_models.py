@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from orchestrator.planning.costs import network_cost
 from search_spaces.models import MODELS
 from search_spaces.specs import RecipeSpec
-from tasks.trials.costs import network_cost
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.representations import extract_features, feature_layer
 

@@ -213,6 +213,18 @@ def test_a_lost_tracking_store_is_rebuilt_from_the_results(root, sweep, tmp_path
     assert counts["replayed"] == NUM_TRIALS + 2
     rows = isweep_json("results", sweep, "--mlflow-uri", uri, root=root)
     assert rows == isweep_json("results", sweep, root=root)
+    own = [run_of_sweep(connect(place)) for place in (uri, f"sqlite:///{root / 'mlflow.db'}")]
+    assert own[0].data.metrics == own[1].data.metrics
+    assert own[0].data.metrics["trials_done"] == NUM_TRIALS
+    assert any(name.startswith("best_test_loss/") for name in own[0].data.metrics)
+    sent = connect(uri).list_artifacts(own[0].info.run_id, "report")
+    assert {"report/report.html", "report/results.csv", "report/figures"} <= {one.path for one in sent}
+
+
+def run_of_sweep(client):
+    (experiment,) = [one for one in client.search_experiments() if one.name == "isweep/small"]
+    (run,) = client.search_runs([experiment.experiment_id], "tags.kind = 'sweep'")
+    return run
 
 
 def test_every_command_of_the_readme_runs(root, sweep, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.cli import parse
 from search_spaces.errors import SweepError
+from tests.demo_page import RESULT, sentence, with_block
 from tests.integration.chaos import table
 
 ROOT = Path(__file__).parents[2]
@@ -121,3 +122,13 @@ def test_the_picture_of_the_house_names_every_wing():
 def test_the_table_of_long_fault_runs_is_that_of_its_results():
     known = json.loads((ROOT / "benchmarks" / "results" / "chaos.json").read_text(encoding="utf-8"))
     assert table(known) in (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
+
+
+def test_readme_tells_of_the_demo_what_its_committed_run_found():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_block(text, "demo-found", sentence(json.loads(RESULT.read_text(encoding="utf-8")))) == text
+
+
+def test_readme_is_read_in_two_minutes_and_the_changelog_in_one():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+    assert len((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()) <= 60

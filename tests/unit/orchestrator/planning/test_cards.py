@@ -7,12 +7,12 @@ NVIDIA's DeepLearningExamples and timm issue 1491; H100 ``lambdal/deeplearning-b
 
 import pytest
 
+from orchestrator.planning.costs import Kernel, PassCost
 from orchestrator.planning.gpus import CARDS, card_like, card_named, memory_bytes, pass_time
+from orchestrator.planning.walk import walk_network
 from search_spaces.errors import ConfigError
 from search_spaces.models import model_spec
 from search_spaces.specs import RecipeSpec
-from tasks.trials.costs import Kernel, PassCost
-from tasks.trials.walk import walk_network
 
 # (card, model, batch) -> images per second on one card at 224 px, 16-bit.
 THROUGHPUT = {

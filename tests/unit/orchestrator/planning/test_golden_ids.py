@@ -42,7 +42,6 @@ def ids(preset: str) -> dict[str, object]:
     }
 
 
-# The template of your own data names a folder that is not there.
 PRESETS = preset_names()
 
 

@@ -8,10 +8,10 @@ from orchestrator.planning.gpus import TENSOR_FACTOR, WORKSPACE_FACTOR
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import array_bytes, cost_of, peak_bytes
 from orchestrator.planning.sweep_file import parse_sweep
+from orchestrator.planning.walk import _Walk
 from tasks.trials.models import build_model
 from tasks.trials.records import CONTEXT_BYTES, EVALUATION_PASS
 from tasks.trials.training import Step
-from tasks.trials.walk import _Walk
 
 
 def network(model, *, train_size=40, **recipe):

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
+from orchestrator.planning.costs import WALKED, cost_key, from_plain, network_cost, to_plain
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import recipe_of_costs
 from orchestrator.planning.sweep_file import load_sweep
-from tasks.trials.costs import WALKED, cost_key, from_plain, network_cost, to_plain
+from orchestrator.planning.walk import walk_network
 from tasks.trials.records import EVALUATION_PASS
-from tasks.trials.walk import walk_network
 
 PRESETS = ("demo", "interventions", "paper", "smoke")
 

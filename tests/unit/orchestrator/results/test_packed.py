@@ -54,7 +54,9 @@ def test_a_run_keeps_less_than_a_fifth_of_what_its_records_would_take(tmp_path):
     assert {name: stored.trials[name].text() for name in texts} == texts
 
 
-def test_a_run_that_waits_for_mlflow_takes_a_fifth():
+def test_a_run_that_waits_for_mlflow_takes_a_fifth(monkeypatch):
+    monkeypatch.setattr("orchestrator.results.tracking.STOP_PATIENCE_S", 0.0)
+
     def away():
         raise ConnectionError("no route")
 
@@ -63,6 +65,8 @@ def test_a_run_that_waits_for_mlflow_takes_a_fifth():
     runs = [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)]
     as_objects, _ = taken(lambda: [flat_trial(long_record(f"trial-{place}"), {}) for place in range(20)])
     waiting, _ = taken(lambda: [tracker.finish(run) for run in runs])
+    tracker.close("KILLED")
+    assert tracker.num_behind == 22  # with the sweep's own run and its end
     assert waiting < as_objects / 5
 
 

@@ -109,6 +109,7 @@ def test_what_is_allowed():
         (node(replace(A100, compute_mode="Exclusive_Process"), mps=True), 0.5, True),
         (node(replace(A100, held_bytes=9 * GIB)), 1.0, False),  # other trials of ours, on a shared cluster
         (node(replace(A100, held_bytes=7 * GIB)), 1.0, True),
+        (node(MIG, visible="MIG-1,MIG-2", offered=7.0), 1.0, True),  # CUDA shows a process one slice at most
     ):
         refuse([there], (), share=share, alone=alone)
 

@@ -24,21 +24,6 @@ def test_two_images_have_the_sharpness_of_their_distance():
     assert record.num_pairs == 1
 
 
-@pytest.mark.parametrize("num_classes", [2, 5])
-def test_matches_brute_force_over_all_pairs(images, num_classes):
-    labels = np.arange(80) % num_classes
-    record = sharpness(images, labels)
-    nearest = reference.nearest_opposite(images, labels)
-    assert record.value == pytest.approx(1 / nearest.min(), rel=1e-6)
-    i, j = record.pair
-    assert labels[i] != labels[j]
-    assert 1 / reference.pairwise_distances(images)[i, j] == pytest.approx(record.value, rel=1e-9)
-    assert record.percentiles["99"] == pytest.approx(np.percentile(1 / nearest, 99), rel=1e-5)
-    assert record.percentiles["mean"] == pytest.approx((1 / nearest).mean(), rel=1e-5)
-    counts = np.bincount(labels)
-    assert record.num_pairs == (80**2 - (counts**2).sum()) // 2
-
-
 def test_samples_match_brute_force_and_give_an_interval(images):
     labels = np.arange(80) % 2
     record = sharpness(images, labels, sharpness_sample=30, sharpness_seeds=(3, 4, 5))

@@ -1,7 +1,7 @@
 """What a network costs: kernels, operations, bytes and memory of its passes, as found by a walk over it.
 
 Those of the presets' networks lie beside this module, so that a plan of them needs neither torch nor the
-seconds of a walk (:mod:`tasks.trials.walk`); a test holds them to the walk.
+seconds of a walk (:mod:`orchestrator.planning.walk`); a test holds them to the walk.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def network_cost(
     known = _walked().get(cost_key(model, recipe, sizes))
     if known is not None:
         return from_plain(known)
-    from tasks.trials.walk import walk_network
+    from orchestrator.planning.walk import walk_network
 
     return walk_network(model, recipe, *sizes)
 

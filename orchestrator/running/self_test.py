@@ -3,8 +3,8 @@
 A network is trained three times from the same start, inside the determinism that trials use: plainly (A),
 plainly again (A'), and by captured graphs (F). What two plain trainings differ by is the GPU's own noise; F
 may differ from A by four times as much. The loss of the first batch is compared with float32 on the CPU too,
-so that a GPU that is wrong in all three is found. ``python -m tasks.trials.self_test`` runs it in a process
-of its own, which a broken capture cannot outlive, and prints the verdict as JSON.
+so that a GPU that is wrong in all three is found. ``python -m orchestrator.running.self_test`` runs it in a
+process of its own, which a broken capture cannot outlive, and prints the verdict as JSON.
 """
 
 from __future__ import annotations

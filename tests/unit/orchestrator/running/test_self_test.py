@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tasks.trials import self_test
-from tasks.trials.self_test import Case, CaseResult, run, run_case
+from orchestrator.running import self_test
+from orchestrator.running.self_test import Case, CaseResult, run, run_case
 from tasks.trials.training import CaptureError, train
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_graphs_that_are_slower_are_not_taken(monkeypatch, graph_s, graphs, reas
 
 def test_a_process_of_its_own_prints_the_verdict():
     case = "s.Case('small_cnn', 8, 18, 16, 'isweep')"
-    code = f"import sys; from tasks.trials import self_test as s; s.SMALL_CASES = ({case},); s.main()"
+    code = f"import sys; from orchestrator.running import self_test as s; s.SMALL_CASES = ({case},); s.main()"
     done = subprocess.run([sys.executable, "-c", code, "cpu"], capture_output=True, text=True, check=True)
     verdict = json.loads(done.stdout.splitlines()[-1])
     assert set(verdict) == {"graphs", "reason", "seconds", "cases"}

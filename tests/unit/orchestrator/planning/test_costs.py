@@ -2,10 +2,10 @@
 
 import pytest
 
+from orchestrator.planning.costs import network_cost
 from search_spaces.models import model_spec
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_pass
-from tasks.trials.costs import network_cost
 
 # Multiply-adds of one 3 x 224 x 224 image in 1e9, as torchvision publishes them with its weights.
 GIGA_MACS = {

@@ -23,9 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from orchestrator.planning.costs import Kernel, NetworkCost, PassCost
 from search_spaces.specs import ModelSpec, RecipeSpec
 from tasks.trials.attacks import attack_pass
-from tasks.trials.costs import Kernel, NetworkCost, PassCost
 from tasks.trials.isolation import contained
 from tasks.trials.models import build_model, num_parameters
 from tasks.trials.own_models import depends_on_pixels, one_line
@@ -56,7 +56,7 @@ def walk_network(
     evaluation_batch: int,
     attack_batch: int | None,
 ) -> NetworkCost:
-    """See :func:`tasks.trials.costs.network_cost`."""
+    """See :func:`orchestrator.planning.costs.network_cost`."""
     # It logs a traceback of what fails in it; what fails is told as an error.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     shape = (channels, image_size, image_size)

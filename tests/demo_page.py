@@ -1,0 +1,97 @@
+"""What README shows of the demo, from one run of it: output, figures, a sentence with its numbers.
+
+    isweep run demo 2>&1 | tee demo.txt
+    python -m tests.demo_page ROOT demo.txt
+
+The numbers go to ``benchmarks/results/demo.json``, to which ``tests/unit/test_docs.py`` holds README.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+RESULT = REPOSITORY / "benchmarks" / "results" / "demo.json"
+FIGURES = {"dataset_properties": "demo-properties", "loss_gain_on_sharpness": "demo-robustness"}
+EPSILON = 8.0
+
+
+def main(root: Path, output: Path) -> None:
+    """Write what README shows of the demo below ``root``, which said ``output``."""
+    report = root / "sweeps" / "demo" / "report"
+    for figure, name in FIGURES.items():
+        picture = Image.open(report / "figures" / f"{figure}.png").convert("RGB")
+        path = REPOSITORY / "docs" / "images" / f"{name}.png"
+        picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    numbers = found(json.loads((report / "fits.json").read_text(encoding="utf-8")))
+    RESULT.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    said = output.read_text(encoding="utf-8").replace(str(root.absolute().parent), "…").strip()
+    readme = REPOSITORY / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    text = with_block(text, "demo-output", f"```\n{brief(said)}\n```")
+    readme.write_text(with_block(text, "demo-found", sentence(numbers)), encoding="utf-8")
+
+
+def found(fits: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers that README tells."""
+    (attack,) = [
+        row["on_sharpness"]
+        for row in fits["attacks"]
+        if (row["attack"], row["epsilon"], row["model"]) == ("fgsm", EPSILON, "pooled")
+    ]
+    without = attack["pearson_left_out"]
+    most = max(without, key=lambda name: abs(without[name] - attack["pearson"]))
+    return {
+        "name": "demo",
+        "num_datasets": len(fits["datasets"]),
+        "num_trials": fits["num_trials"],
+        "r_at_equal_size": attack["pearson_at_equal_size"],
+        "interval": attack["interval_at_equal_size"],
+        "r": attack["pearson"],
+        "left_out": most,
+        "r_without": without[most],
+        "claims": {claim["key"]: claim["adjusted_p"] for claim in fits["claims"]},
+        "established": [claim["key"] for claim in fits["claims"] if claim["established"]],
+    }
+
+
+def sentence(numbers: dict[str, Any]) -> str:
+    """Say what the demo found."""
+    low, high = numbers["interval"]
+    claims, settled = numbers["claims"], len(numbers["established"])
+    verdict = f"{settled or 'none'} of its {len(claims)} questions is settled"
+    r, without, least = numbers["r_at_equal_size"], numbers["left_out"], min(claims.values())
+    lines = (
+        f"*The demo's {numbers['num_datasets']} datasets, and what attacks cost its networks. This rises",
+        f"with K_F: r = {r:.2f} ({low:.2f} to {high:.2f}) at equal N. Without {without} r over all trials",
+        f"falls from {numbers['r']:.2f} to {numbers['r_without']:.2f}, and {verdict}",
+        f"(smallest adjusted p: {least:.2f}).",
+        "The report says so.*",
+    )
+    return "\n".join(lines)
+
+
+def brief(said: str) -> str:
+    """Leave out the clock, which is that of one machine, and lines that only count on."""
+    lines = [re.sub(r"^\[[^\]]*\] +", "", line) for line in said.splitlines()]
+    kept = [line for line in lines if not re.search(r"^train .*running|^prepare .*/", line)]
+    prepared = [line for line in kept if line.startswith("prepare")]
+    first, between = prepared[1], prepared[2:-1]
+    return "\n".join("…" if line == first else line for line in kept if line not in between)
+
+
+def with_block(text: str, name: str, content: str) -> str:
+    """Return a document with what stands between the marks of a name replaced."""
+    start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    before, _, rest = text.partition(start)
+    return before + start + content + end + rest.partition(end)[2]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,66 @@
+"""README's commands from the wheel alone: an empty environment, an empty folder, no checkout, git or make.
+
+``make wheel-test`` installs the wheel with ``[demo]`` and its dependencies. To save that time,
+``python -m tests.wheel dist --borrow SITE_PACKAGES`` takes dependencies from an environment that has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+from tests.integration.readme import write_own_files
+from tests.unit.test_docs import ROOT, blocks, commands
+
+NOT_RUN = ("isweep ui", "isweep tune", "isweep run paper", "isweep predict")
+"""The first serves until it is stopped, two take long or need a cluster; noise as images predicts nothing."""
+
+
+def main() -> None:
+    """Run the commands one after another and stop at the first that fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dist", type=Path)
+    parser.add_argument("--borrow", type=Path, help="site-packages with the dependencies")
+    arguments = parser.parse_args()
+    (wheel,) = arguments.dist.glob("isweep-*.whl")
+    with tempfile.TemporaryDirectory(prefix="isweep-wheel-") as name:
+        folder = Path(name) / "empty"
+        folder.mkdir()
+        isweep = install(wheel.absolute(), Path(name) / "env", arguments.borrow)
+        write_own_files(folder)
+        (text,) = [block for language, block in blocks(ROOT / "README.md") if language == "yaml"]
+        (folder / "mine.yaml").write_text(text, encoding="utf-8")
+        environment = {"PATH": f"{isweep.parent}:/nowhere", "HOME": name, "LANG": "C.UTF-8"}
+        for line in ["isweep run demo", *commands(ROOT / "README.md")]:
+            if line.startswith(NOT_RUN):
+                continue
+            print(f"$ {line}", flush=True)
+            subprocess.run([isweep, *shlex.split(line)[1:]], cwd=folder, env=environment, check=True)
+
+
+def install(wheel: Path, folder: Path, borrow: Path | None) -> Path:
+    """Make an environment of its own with the wheel; returns its ``isweep``."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    pip = [python, "-m", "pip", "install", "--quiet"]
+    # What this process imports from, the checkout first, is no business of the environment.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if borrow is None:
+        wanted = [f"{wheel}[demo]", "--constraint", str(ROOT / "constraints.txt")]
+        subprocess.run([*pip, *wanted], env=environment, check=True)
+    else:
+        subprocess.run([*pip, "--no-deps", str(wheel)], env=environment, check=True)
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+        (site / "borrowed.pth").write_text(f"{borrow.absolute()}\n", encoding="utf-8")
+    return folder / "bin" / "isweep"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
