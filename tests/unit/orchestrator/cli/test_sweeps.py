@@ -189,7 +189,7 @@ def test_a_sweep_of_the_root_is_found_by_its_name_as_it_ran(run, root, tmp_path)
     path.unlink()
     assert json.loads(run("status", "mine", "--json")[1])["planned"] == 10  # two sizes of five pairs
     _, _, err = run("status", "mne")
-    assert "Unknown preset or sweep of this root; found: 'mne'; did you mean 'mine'?" in err
+    assert f"Unknown preset or sweep of {root}; found: 'mne'; did you mean 'mine'?" in err
 
 
 def test_a_sweep_file_may_have_any_name(run, tmp_path, monkeypatch):
