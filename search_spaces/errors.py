@@ -110,5 +110,5 @@ def unknown_name(kind: str, name: object, known: Iterable[str] | Iterable[int]) 
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {names[near[0]]!r}? " if near else ""
     what, of, whole = kind.partition(" of ")
-    kinds = f"{what}{'es' if what.endswith('s') else 's'}{of}{whole}"
+    kinds = f"{what.replace(' or ', 's or ')}{'es' if what.endswith('s') else 's'}{of}{whole}"
     return ConfigError(f"Unknown {kind}", repr(name), f"{hint}known {kinds}: {', '.join(names) or 'none'}")

@@ -259,9 +259,9 @@ def locate(
         place: Where everything lies.
     """
     from orchestrator.planning.paths import RootPaths
-    from tasks.sources.locate import HASH
-    from tasks.sources.locate import locate as find
-    from tasks.sources.privacy import KEY_FILE, KEY_VARIABLE
+    from tasks.sources import HASH
+    from tasks.sources import locate as find
+    from tasks.sources.base import KEY_FILE, KEY_VARIABLE
 
     if not raw.exists():
         raise ConfigError("--raw must be the folder or file that was read", str(raw))

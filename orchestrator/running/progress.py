@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ray.util.metrics import Counter, Gauge
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -324,6 +323,8 @@ class Series:
     """
 
     def __init__(self, sweep: str, num_gpus: float) -> None:
+        from ray.util.metrics import Counter, Gauge  # late: a finished sweep needs no Ray
+
         self._sweep, self._num_gpus, self._told = {"sweep": sweep}, num_gpus, 0.0
         self._trials = Gauge("isweep_trials", "Trials by state.", tag_keys=("sweep", "state"))
         self._failed = Counter(

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -20,10 +20,11 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.results.predictions import forget_damaged
-from orchestrator.results.records import provenance
+from orchestrator.results.records import TrialRecord, provenance
 from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
+from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker, keep_run_pages, open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
@@ -86,7 +87,7 @@ def run_sweep(
             sweep = _Sweep(workspace, options, stored, tracker, monitor, stack)
             try:
                 _fetch_weights(sweep)
-                tracker.check()
+                _start(sweep)
                 _prepare(sweep)
                 _measure(sweep)
                 _train(sweep)
@@ -165,6 +166,7 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
             trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), "cpu")
             if options.device != "cpu" and (there := len(gpus_here())):
                 check_gpus(workspace, options, survey(there, local=True))
+    _say_found_elsewhere(workspace, workspace.plan.trials_by_id.keys() - done.keys(), monitor)
     stored.patience = Patience(monitor.note)
     return stored
 
@@ -176,6 +178,14 @@ def check_gpus(workspace: Workspace, options: RunOptions, nodes: list[NodeGpus])
     share = (0.5 if shared else 1.0) if asked is None else asked
     if share:
         refuse(nodes, plan.trials, share=share, alone=options.address is None)
+
+
+def _say_found_elsewhere(workspace: Workspace, waiting: Set[str], monitor: Progress) -> None:
+    """Say which cells another sweep of the root has: each sweep has results of its own."""
+    for name in workspace.paths.sweep_names() if waiting else ():
+        there = ResultStore(str(workspace.paths.sweep(name).folder)).listing(TrialRecord)
+        if both := len(there.keys() & waiting):
+            monitor.note(f"{name}, another sweep of this root, has {both} of these cells: trained again here")
 
 
 def _say_damaged(workspace: Workspace, stored: StoredResults, monitor: Progress) -> None:
@@ -196,6 +206,13 @@ def _fetch_weights(sweep: _Sweep) -> None:
     if sweep.options.address and len(trained) < len(plan.trials):
         check_gpus(sweep.workspace, sweep.options, sweep.nodes)
     check_pretrained(plan, sweep.pretrained)
+
+
+def _start(sweep: _Sweep) -> None:
+    """Start Ray, where trials wait, while MLflow gives its first answer; where that is no, the sweep ends."""
+    if len(sweep.state.results) < len(sweep.workspace.plan.trials):
+        _ = sweep.cluster
+    sweep.tracker.check()
 
 
 def _prepare(sweep: _Sweep) -> None:

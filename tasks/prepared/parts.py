@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError
 from tasks.atomic import replacing, write_atomic
 from tasks.sources import source_for
-from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, keyed_hash, spell
 from tasks.sources.pictures import to_prepared
-from tasks.sources.privacy import keyed_hash, spell
 
 SPLIT_CODES = {"": 0, "train": 1, "test": 2}
 DIGEST = np.dtype("V32")

@@ -43,8 +43,7 @@ from tasks.prepared.store import (
 )
 from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
 from tasks.sources import check_own_options, source_for
-from tasks.sources.base import Item, Listing, RawRequest
-from tasks.sources.privacy import hash_key
+from tasks.sources.base import Item, Listing, RawRequest, hash_key
 from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, split_locator
 
 if TYPE_CHECKING:
@@ -470,11 +469,7 @@ def _selected(images: ImageTable, request: RawRequest) -> ImageTable:
 
 
 def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:
-    """Return the record of your own data when the files are those it was prepared from.
-
-    Raises:
-        DataError: when files came, went or changed: results under the old name would be taken for new ones.
-    """
+    """Return the record of your own data when the files are those it was prepared from."""
     if done.raw_id != raw_id:
         rule = f"{done.dataset}: the files must be those it was prepared from"
         raise DataError(

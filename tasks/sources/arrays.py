@@ -181,11 +181,7 @@ def row_locator(array: str, row: int) -> str:
 
 
 def _find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
-    """Return the arrays to read, and how many validation images are left out.
-
-    Raises:
-        DataError: when no known pair of names is there, or several.
-    """
+    """Return the arrays to read, and how many validation images are left out."""
     names = set(file.names())
     found: list[list[Part]] = []
     for images, labels in KEYS:
@@ -570,7 +566,7 @@ class Hdf5File:
         """Return a whole dataset."""
         data, _ = self._checked(name)
         try:
-            values = data.asstr()[...] if data.dtype.kind == "O" else data[...]
+            values = data[...]  # text of any length comes as bytes
         except (OSError, RuntimeError, ValueError, TypeError, MemoryError):
             raise SkipItem("damaged array") from None
         return np.asarray(values)

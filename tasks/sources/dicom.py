@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from tasks.atomic import write_atomic
-from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
+from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem, keyed_hash
 from tasks.sources.labels import PLACEHOLDERS, plain_id
 from tasks.sources.pictures import MIN_SIDE, by_own_maximum, decode_image, is_image_name, negative_flags
-from tasks.sources.privacy import keyed_hash
 from tasks.sources.raw import RawTree, read_head, read_locator, split_locator
 
 if TYPE_CHECKING:

@@ -58,12 +58,7 @@ class Placed:
 
 
 def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest) -> tuple[Layout, list[str]]:
-    """Return what is on top, and flags of how that was found.
-
-    Raises:
-        DataError: when folders on top are splits by another name or folds, when names are in an archive
-            twice, and when folders on top may be patients as well as classes.
-    """
+    """Return what is on top, and flags of how that was found."""
     _check_tops(placed, request)
     if request.dataset.layout is not None:
         return request.dataset.layout, []
@@ -290,11 +285,7 @@ def _masks(images: list[str]) -> set[str]:
 
 
 def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
-    """Tell whether the top folders are splits; files beside them do not matter.
-
-    Raises:
-        DataError: when some top folders are called like splits and others are not.
-    """
+    """Tell whether the top folders are splits; files beside them do not matter."""
     below = [name.removeprefix(wrapper).split("/") for name in images]
     tops = {parts[0] for parts in below if len(parts) > 1}
     splits = {top for top in tops if split_of(top) != ""}

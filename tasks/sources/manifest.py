@@ -141,9 +141,6 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
 def _tables(request: RawRequest) -> list[Listed]:
     """Return the raw file itself, the one table in the raw folder, or those in its splits; none for Parquet
     files that hold the images.
-
-    Raises:
-        DataError: when there are several in one folder.
     """
     root = request.root()
     if root.is_file():
@@ -203,11 +200,7 @@ def _no_label(lines: Sequence[Sequence[str]], request: RawRequest) -> DataError:
 
 
 def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str]:
-    """Return paths as seen from the raw folder.
-
-    Raises:
-        DataError: for names that lead back up, or elsewhere beside relative ones.
-    """
+    """Return paths as seen from the raw folder."""
     name, base = request.dataset.name, request.base().resolve()
     absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
     found = []
@@ -224,11 +217,7 @@ def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str
 
 
 def _are_volumes(paths: Sequence[str], request: RawRequest) -> bool:
-    """Tell whether the table lists NIfTI volumes.
-
-    Raises:
-        DataError: when it lists pictures as well, which become pixels by another rule.
-    """
+    """Tell whether the table lists NIfTI volumes."""
     volumes = sum(map(is_nifti_name, paths))
     if 0 < volumes < len(paths):
         rule = f"{request.dataset.name}: a table must list NIfTI volumes or pictures, not both"
@@ -237,11 +226,7 @@ def _are_volumes(paths: Sequence[str], request: RawRequest) -> bool:
 
 
 def _slices(cells: dict[str, list[str]], request: RawRequest) -> list[int | None]:
-    """Return the slice of every row, None where the rule's are taken.
-
-    Raises:
-        DataError: for what is no slice, volumes in several groups, and those with and without slices.
-    """
+    """Return the slice of every row, None where the rule's are taken."""
     name, found = request.dataset.name, []
     for number, cell in enumerate(cells.get("slice", [""] * len(cells["path"]))):
         if cell and not (cell.isascii() and cell.isdigit() and len(cell) < 10):

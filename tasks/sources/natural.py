@@ -1,11 +1,15 @@
-"""MNIST-format files (``train-images-idx3-ubyte``, gzipped or not): MNIST and Fashion-MNIST.
+"""Natural images: MNIST and Fashion-MNIST, CIFAR-10, SVHN, ImageNet, in whatever folder, in an archive too.
 
-Layout: Yann LeCun's page ("THE IDX FILE FORMAT"); the names as they are there and in torchvision
-(``train-images-idx3-ubyte``), with a dot as common mirrors have them (``train-images.idx3-ubyte``), and
-Kaggle's copy with each file in a folder of its own name; in whatever folder, in an archive too. Both sets
-have the same names: their folders, and the first labels of the official files, tell them apart.
+Layouts. MNIST's: Yann LeCun's page ("THE IDX FILE FORMAT"), names as there and in torchvision, with a dot as
+common mirrors have them, and Kaggle's copy with each file in a folder of its own name; folders and the first
+labels of the official files tell Fashion-MNIST apart. CIFAR-10: https://www.cs.toronto.edu/~kriz/cifar.html,
+"Dataset layout"; its pickles are read by an unpickler that knows numpy arrays and nothing else. SVHN, format
+2: http://ufldl.stanford.edu/housenumbers/, MATLAB 5 or 7.3 (HDF5 with all sides in reverse order), which
+spells digit 0 as class 10. ImageNet: Kaggle's ``ILSVRC/Data/CLS-LOC/train/<class id>/``, torchvision's
+``train/<class id>/``, or ``ILSVRC2012_img_train.tar``, a tar of one tar per class; only the ten classes of
+the table's row are read.
 
-Only the train files are read, as in the study; its test images are drawn from them too.
+Train files only, as in the study; its test images are drawn from them, too.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ import pickle
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -36,16 +41,7 @@ from tasks.sources.official import list_download, not_there
 from tasks.sources.pictures import by_own_maximum, decode_image, is_image_name
 from tasks.sources.raw import RawTree, read_locator
 
-# ImageNet (ILSVRC): images of the train split by class, as Kaggle or the ILSVRC archives lay them out.
-#
-# Layouts: ``ILSVRC/Data/CLS-LOC/train/<class id>/`` (Kaggle's object localization challenge, also inside
-# its ``.zip`` or ``.tar.gz``), ``train/<class id>/`` or the bare class folders (torchvision's
-# ``ImageNet``), and ``ILSVRC2012_img_train.tar`` as it comes, a tar of one tar per class, whose members are
-# read in place.
-#
-# Only the classes of the table's row are read, ten of the thousand, so that neither the index of a class
-# nor the prepared data depend on which other classes lie there. A file of the train split says its class
-# twice, in its folder and in its own name; both must agree.
+LabelledImages = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 OTHER_SPLITS = frozenset({"val", "test", "validation"})
 OTHER_FILE = re.compile(r"ILSVRC\d*_(?:val|test)_", re.IGNORECASE)
@@ -140,11 +136,6 @@ def _by_class(tree: RawTree) -> tuple[dict[str, dict[str, str]], Counter[str]]:
     return dict(found), other
 
 
-# Files of a known name as browsers, unzip tools and disks leave them: other case, other folders, `` (1)``.
-#
-# Looked for first where the download has them, then anywhere below the raw folder, then in archives: those
-# named after the dataset before all others.
-
 COPY = re.compile(r"(?:[ _-]?\(\d+\)| copy(?: \d+)?| \d+)(?=(?:\.\w+)*$)")
 """What a browser or a file manager adds to a second copy's name, before its endings."""
 
@@ -214,8 +205,6 @@ def _check_alike(found: Sequence[Sequence[str]], request: RawRequest) -> None:
         raise DataError(rule, f"{len(found)} that differ", "give the folder of the right one")
 
 
-# Downloads that torchvision offers, as the last resort when no raw folder is given.
-
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "svhn": "SVHN"}
 CACHE_VARIABLE = "ISWEEP_DOWNLOADS"
 
@@ -255,9 +244,6 @@ def with_raw(request: RawRequest) -> RawRequest:
     """Return the request with the download as its raw folder when none was given."""
     return request if request.raw is not None else replace(request, raw=download(request))
 
-
-SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
-"""Where a distribution's package puts the files (Debian: ``dataset-fashion-mnist``)."""
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 SPELLINGS = [
@@ -312,11 +298,8 @@ def _check_which(labels: NDArray[np.uint8], wanted: str) -> None:
 
 def _files(request: RawRequest) -> tuple[Path, str, str]:
     """Return the folder that the names of images and labels start from, and these."""
-    name, system = request.dataset.name, SYSTEM_FOLDERS.get(request.dataset.name)
+    name, request = request.dataset.name, with_raw(request)
     hint, others = HINTS.get(name, ("mnist", ()))
-    if request.raw is None and system is not None and system.is_dir():
-        request = replace(request, raw=system)
-    request = with_raw(request)
     found = find_together(request, SPELLINGS, hint=hint, others=others)
     if found is None:
         way_out = (
@@ -393,14 +376,6 @@ def _read(file: IO[bytes], size: int, name: str, *, exact: bool = True) -> bytes
     return body
 
 
-# CIFAR-10, python version: ``cifar-10-batches-py/`` or the ``cifar-10-python.tar.gz`` it comes in.
-#
-# Layout: the dataset's page, https://www.cs.toronto.edu/~kriz/cifar.html, "Dataset layout", and
-# torchvision's ``CIFAR10``; the folder may have another name and lie deeper, in an archive too.
-#
-# The official files are pickles. They are read by an unpickler that knows numpy arrays and nothing else, so
-# a doctored file can neither run code nor make objects.
-
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 MAX_BATCH_BYTES = 256 << 20
@@ -419,25 +394,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class Cifar10:
-    """The 50,000 training images, in the order of the five batches."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per image."""
-        labels = _arrays(request)[1]
-        return Listing(
-            row_items(labels),
-            request.dataset.label_names,
-            block_size=ROWS_PER_TASK,
-            intensity="each image by its own maximum",
-        )
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows."""
-        return row_reader(_arrays(request)[0], own_maximum=True)
-
-
-def _arrays(request: RawRequest) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _cifar10(request: RawRequest) -> LabelledImages:
     request = with_raw(request)
     batches = find_together(request, [(name,) for name in BATCHES], hint="cifar")
     if batches is None:
@@ -447,7 +404,7 @@ def _arrays(request: RawRequest) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 @cached_by_files
-def _load(base: Path, batches: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _load(base: Path, batches: tuple[str, ...]) -> LabelledImages:
     images, labels = [], []
     for name in batches:
         try:
@@ -466,33 +423,10 @@ def _load(base: Path, batches: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDAr
     return np.concatenate(images), np.concatenate(labels)
 
 
-# SVHN, format 2 (cropped digits): ``train_32x32.mat``. The file spells digit 0 as class 10.
-#
-# Layout: the dataset's page, http://ufldl.stanford.edu/housenumbers/ (MATLAB 5), and the same variables
-# saved anew as MATLAB 7.3, which is HDF5 with all sides in reverse order.
-
 FILE = "train_32x32.mat"
 
 
-class Svhn:
-    """The 73,257 training images, in file order."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per image."""
-        labels = _svhn_arrays(request)[1]
-        return Listing(
-            row_items(labels),
-            request.dataset.label_names,
-            block_size=ROWS_PER_TASK,
-            intensity="each image by its own maximum",
-        )
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows."""
-        return row_reader(_svhn_arrays(request)[0], own_maximum=True)
-
-
-def _svhn_arrays(request: RawRequest) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _svhn(request: RawRequest) -> LabelledImages:
     request = with_raw(request)
     found = find_together(request, [(FILE,)], hint="svhn")
     if found is None:
@@ -501,7 +435,7 @@ def _svhn_arrays(request: RawRequest) -> tuple[NDArray[np.uint8], NDArray[np.int
 
 
 @cached_by_files
-def _svhn_load(base: Path, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _svhn_load(base: Path, names: tuple[str, ...]) -> LabelledImages:
     from scipy.io import loadmat, whosmat
 
     try:
@@ -530,7 +464,7 @@ def _svhn_load(base: Path, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], N
     return images.transpose(3, 0, 1, 2), labels % 10
 
 
-def _load_hdf5(body: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _load_hdf5(body: bytes) -> LabelledImages:
     with open_hdf5(io.BytesIO(body), "svhn") as file:
         missing = [name for name in ("X", "y") if name not in file]
         if missing:
@@ -544,3 +478,27 @@ def _load_hdf5(body: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             raise DataError(f"svhn: {FILE} must be below 1 GiB", f"{file['X'].size:,} bytes")
         images = np.asarray(file["X"]).transpose()
         return images, np.asarray(file["y"]).reshape(-1).astype(np.int64)
+
+
+class ArrayDownload:
+    """Images and labels that a download's files hold as arrays, in file order."""
+
+    def __init__(self, load: Callable[[RawRequest], LabelledImages]) -> None:
+        self._load = load
+
+    def list_items(self, request: RawRequest) -> Listing:
+        """Return one item per image."""
+        return Listing(
+            row_items(self._load(request)[1]),
+            request.dataset.label_names,
+            block_size=ROWS_PER_TASK,
+            intensity="each image by its own maximum",
+        )
+
+    def reader(self, request: RawRequest) -> Reader:
+        """Return a reader of rows."""
+        return row_reader(self._load(request)[0], own_maximum=True)
+
+
+cifar10, svhn = partial(ArrayDownload, _cifar10), partial(ArrayDownload, _svhn)
+"""The 50,000 training images of CIFAR-10, in the order of the five batches; the 73,257 of SVHN."""

@@ -34,7 +34,7 @@ def dataset_of(name: str) -> DatasetSpec:
         return made_dataset_spec("made", MadeSpec(from_=name))
     rows = [row for row in DATASETS.values() if row.source == name]
     if not rows:
-        pytest.fail(f"source {name} needs a row in search_spaces/datasets.py, or one in OWN_KINDS or KINDS")
+        pytest.fail(f"source {name} needs a row in search_spaces/datasets.toml, or one in OWN_KINDS or KINDS")
     return next((row for row in rows if row.name in WRITERS), rows[0])
 
 

@@ -69,7 +69,7 @@ def test_a_sweep_that_never_ran(root):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("dmo", {}, "Unknown preset; found: 'dmo'; did you mean 'demo'"),
+        ("dmo", {}, "; found: 'dmo'; did you mean 'demo'"),
         ("./absent.yaml", {}, "The sweep file must exist"),
         ({**SMALL, "model": []}, {}, "model: unknown key; did you mean 'models'"),
         ({**SMALL, "models": [3j]}, {}, "must hold plain values only"),

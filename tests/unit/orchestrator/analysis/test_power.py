@@ -88,7 +88,10 @@ def test_the_study_cannot_part_sharpness_from_the_label_with_eleven_datasets():
 
 
 def test_what_a_design_cannot_test_is_said():
-    plan = plan_sweep(load_sweep("demo"))
+    three = [
+        {"name": name, "class_pairs": pairs} for name, pairs in (("mnist5k", [[3, 8]]), ("digits", [[3, 8]]))
+    ]
+    plan = plan_sweep(load_sweep("demo", {"datasets": [*three, {"name": "mri_lesion"}]}))
     found = planned_power(plan, num_tables=20)
     text = "loss on K_F, given 1/d and the domain label"
     assert f"{text}: cannot be tested; exponent of N within datasets (against none): " in found.lines()[0]

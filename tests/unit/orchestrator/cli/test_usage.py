@@ -10,7 +10,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["run", "dmo"], 2, "Unknown preset; found: 'dmo'; did you mean 'demo'?"),
+        (["run", "dmo"], 2, "; found: 'dmo'; did you mean 'demo'?"),
         (["plan", "./absent.yaml"], 2, "The sweep file must exist; found: absent.yaml"),
         (["plan"], 2, "the following arguments are required: SWEEP"),
         (["plan", "smoke", "--set", "seeds"], 2, "--set must be KEY=VALUE; found: seeds"),
@@ -122,7 +122,7 @@ PREDICT = ("predict", "smoke", "--model", "x", "--d-data", "9", "--label-sharpne
         (["run", "smoke", "--mlflow-uri", " "], 2, "argument --mlflow-uri: must not be empty; leave the"),
         (["run", "smoke", "--address", ""], 2, "argument --address: must not be empty; leave the option"),
         (["plan", "smoke", "--preset", "x"], 2, "unrecognized arguments: --preset"),
-        (["plan", ""], 2, "Unknown preset; found: ''; known presets: demo"),
+        (["plan", ""], 2, "; found: ''; known presets or sweeps of "),
         (["plan", "mine.yml"], 2, "The sweep file must exist; found: mine.yml; presets are: demo"),
         (["plan", "/"], 2, "A sweep file must be a file; found: / is a folder"),
         (["run"], 2, "the following arguments are required: SWEEP; see: isweep run --help"),

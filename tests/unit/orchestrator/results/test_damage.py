@@ -15,7 +15,7 @@ from orchestrator.running.progress import Progress
 from orchestrator.running.run_state import running_trials
 from search_spaces.errors import CorruptStoreError, SetupError
 from search_spaces.fingerprint import fingerprint
-from tasks.sources.privacy import hash_key
+from tasks.sources.base import hash_key
 from tests.damage import directory, fifo, loop
 from tests.unit.orchestrator.results.examples import diverged, failure_record, measure_record, trial_record
 

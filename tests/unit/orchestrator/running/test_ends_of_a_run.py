@@ -48,6 +48,28 @@ def test_results_that_are_removed_while_a_run_goes_on_are_not_counted(
     assert any(note.startswith("1 finished results were removed from the store") for note in notes)
 
 
+def test_cells_that_another_sweep_of_the_root_has_are_told(
+    finished: Workspace,  # noqa: F811
+    root: str,
+    monkeypatch: Any,
+) -> None:
+    with finished.recorded_while_checked():
+        pass
+
+    def stop(_: Any) -> None:
+        raise ConfigError("enough was seen")
+
+    monkeypatch.setattr(module, "_fetch_weights", stop)
+    progress, notes = Progress(), list[str]()
+    progress.note = notes.append  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="enough was seen"):
+        run_sweep(
+            "smoke", RunOptions(root=root, tracking=False), progress=progress, changes={"name": "again"}
+        )
+    num = len(finished.plan.trials)
+    assert f"smoke, another sweep of this root, has {num} of these cells: trained again here" in notes
+
+
 def test_a_prepared_dataset_that_goes_is_one_clear_message(finished: Workspace) -> None:  # noqa: F811
     cell = finished.plan.trials[0]
     subset = cell.network.subset

@@ -8,11 +8,10 @@ import pytest
 from search_spaces.datasets import dataset_spec
 from search_spaces.errors import ConfigError
 from search_spaces.specs import PreparedSpec
-from tasks.sources.base import RawRequest
+from tasks.sources import locate
+from tasks.sources.base import RawRequest, hash_key, keyed_hash, spell
 from tasks.sources.demo import Lesions, brain_mask, render_slice, template
-from tasks.sources.locate import locate
 from tasks.sources.made import MARGIN, Manifold, embed, latent_points
-from tasks.sources.privacy import hash_key, keyed_hash, spell
 
 
 @pytest.mark.parametrize("dimension", [4, 12])

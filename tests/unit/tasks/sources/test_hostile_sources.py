@@ -135,13 +135,6 @@ class TestTables:
         with pytest.raises(DataError, match=r"needs a label|xlsx workbook"):
             prepare("csv", class_folder / "t.xlsx")
 
-    @pytest.mark.parametrize("column", ["group", "split"])
-    def test_nan_in_other_columns(self, prepare, class_folder, column):
-        lines = [f"path,label,{column}"] + [f"cat/{index}.png,{index % 2},nan" for index in range(5)]
-        (class_folder / "manifest.csv").write_text("\n".join(lines))
-        with pytest.raises(DataError, match=r"blank.* in 5: row 2|other cells in 5: row 2"):
-            prepare("csv", class_folder)
-
     def test_a_name_longer_than_any_file(self, prepare, class_folder):
         (class_folder / "manifest.csv").write_text(f"path,label\ncat/0.png,1\n{'x' * 5000}.png,2\n")
         with pytest.raises(DataError, match="missing: 1: row 3"):

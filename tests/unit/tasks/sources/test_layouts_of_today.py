@@ -15,8 +15,7 @@ import pytest
 
 from search_spaces.errors import DataError
 from tasks.prepared.store import PreparedDataset
-from tasks.sources import own_kind_of
-from tasks.sources.locate import locate
+from tasks.sources import locate, own_kind_of
 from tests.raw_trees import write_raw_tree
 from tests.unit.tasks.sources.conftest import picture, png
 

@@ -112,7 +112,6 @@ CASES: dict[str, Case] = {
     "two spellings": labels("Cat", "CAT", "dog", refused=SPELT),
     "a blank behind it": labels("cat", "cat ", "dog", refused=SPELT),
     "two spellings mapped": labels("Cat", "CAT", "dog", label_map={"Cat": "cat", "CAT": "cat"}),
-    "1 and True": labels("1", "True", "0", refused=SPELT),
     "one class": labels("cat", refused="labels need two classes|the folder must hold one subfolder"),
     "a list beside its parts": labels("cat", "dog", "cat|dog", refused="one class, not a list of them"),
     "several in one": labels("cat", "dog", ["cat", "dog"], refused="must have one label, as text or number",
@@ -171,6 +170,50 @@ CASES: dict[str, Case] = {
         "split": fill("train", "train", "val", "val")}, splits=(1,) * 6, groups=3,
         lacking=(("another order", ("folder",)),)),
 }  # fmt: skip
+
+
+NOT_A_FOLDER = (("no folder can be called so", ("folder",)),)
+TWICE = (
+    *("Cat CAT dog", "0 0.0 1", "1 01 2", "1e0 1 2", "-0 0 1", "Y yes no", "+ positive negative", "True 0 1"),
+    *("no yes 0", "cat 'cat' dog", "pos positive negative", "caf\u00e9 cafe\u0301 dog", "c\u03b1t cat dog"),
+    *("\u0130stanbul istanbul dog", "no_tumour no-tumour tumour", "c\uff41t cat dog"),
+)
+"""Words of which two are one class."""
+MISSING = ("nan", "None", "n/a", "<NA>", "null", "", "inf", "?", "#REF!", ".")
+CODES = {"-9 0 1": "-9", "0 1 99": "99", "0 1 9999.0": "9999.0"}
+TAKEN = (
+    *("98 99 0", "0 255", "1099511627776 1099511627777", "no yes", "0 1 n t y f p", "TNF\u03b1 TNF\u03b2"),
+    "\u03b1-synuclein \u5317\u4eac \u043a\u043e\u0442",
+)
+CASES |= {f"one class twice: {words}": labels(*words.split(), refused=SPELT) for words in TWICE}
+CASES |= {
+    f"no label: {word!r}": labels(
+        "cat", "dog", word, refused=NO_LABEL, lacking=NOT_A_FOLDER if word in ("", ".", "n/a") else ()
+    )
+    for word in MISSING
+}
+CASES |= {
+    f"a code: {words}": labels(*words.split(), refused=f"{code}, {UNKNOWN_CODE}")
+    for words, code in CODES.items()
+}
+CASES |= {
+    f"a word for unknown: {word}": labels("cat", "dog", word, refused="must be a class on purpose")
+    for word in ("Unknown", "-", "uncertain")
+}
+CASES |= {
+    f"classes: {words}": labels(
+        *words.split(),
+        classes=(
+            sorted(words.split(), key=int) if words.replace(" ", "").isdigit() else sorted(words.split())
+        ),
+        unlike={"folder": sorted(words.split())},
+    )
+    for words in TAKEN
+}
+CASES["two alphabets"] = labels(
+    "cat", "c\u0430t", "dog", refused="each word in one alphabet; found: 1 others"
+)
+CASES["a comma for a point"] = labels("0,5", "1,5", refused="classes, not measurements")
 
 
 @pytest.mark.parametrize("form", FORMS)

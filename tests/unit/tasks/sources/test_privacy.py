@@ -23,9 +23,8 @@ from search_spaces.sweeps import OwnSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
-from tasks.sources.base import RawRequest
-from tasks.sources.locate import locate
-from tasks.sources.privacy import keyed_hash, spell
+from tasks.sources import locate
+from tasks.sources.base import RawRequest, keyed_hash, spell
 from tasks.sources.tables import read_table
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 from tests.unit.tasks.sources.conftest import picture, png
