@@ -409,13 +409,14 @@ def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) ->
         return ray.init(
             address=head, job_config=_job_config(ray, job), log_to_driver=False, logging_level=logging.ERROR
         )
-    except ray.exceptions.AuthenticationError as error:
-        raise SetupError(
-            "The Ray cluster must accept this driver's token",
-            f"{address}: {str(error).partition('. ')[0]}",
-            "set RAY_AUTH_MODE=token and put its token into ~/.ray/auth_token: docs/cluster.md, Tokens",
-        ) from None
     except Exception as error:
+        # Ray hides the refusal of a token in the text of what caused its ConnectionError.
+        if "InvalidAuthToken" in f"{error!r} {error.__cause__!r}":
+            raise SetupError(
+                "The Ray cluster must accept this driver's token",
+                f"{address}: the token is missing or another one",
+                "set RAY_AUTH_MODE=token and put its token into ~/.ray/auth_token: docs/cluster.md, Tokens",
+            ) from None
         raise SetupError(
             "The Ray cluster must accept this driver",
             f"{address}: {(str(error) or type(error).__name__).splitlines()[0]}",
