@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -365,3 +366,37 @@ def _belongs(
         return False
     prepared = record.spec.network.subset.prepared.prepared_id
     return fingerprints.get(prepared) == record.data_fingerprint
+
+
+@dataclass(frozen=True)
+class TuneSummary:
+    """How a search ended.
+
+    Attributes:
+        cells: What was found, by model and dataset.
+        recipe: The recipe file.
+        report: The report page; None where there is nothing to show.
+        num_new: Trials of this start.
+        num_behind: Updates that MLflow has not taken.
+    """
+
+    cells: tuple[CellOutcome, ...]
+    recipe: Path
+    report: Path | None
+    num_new: int
+    num_behind: int = 0
+
+    @property
+    def not_tuned(self) -> tuple[CellOutcome, ...]:
+        """Cells for which nothing was found."""
+        return tuple(cell for cell in self.cells if cell.chosen is None)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What a person should know of cells; see :attr:`CellOutcome.problem`."""
+        return tuple(cell.problem for cell in self.cells if cell.problem)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every cell has a recipe, 1 otherwise."""
+        return 1 if self.not_tuned else 0

@@ -37,7 +37,7 @@ from tasks.atomic import write_atomic
 from tasks.trials.records import SearchStatus, capped
 
 if TYPE_CHECKING:
-    from orchestrator.tuning.run import TuneSummary
+    from orchestrator.tuning.outcome import TuneSummary
 
 
 # The outcome of a search as tables, for people, notebooks and JSON.

@@ -28,7 +28,7 @@ from orchestrator.running.preparation import check_raw, prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import announced, check_gpus, slots
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
-from orchestrator.tuning.outcome import CellOutcome, Earlier, outcomes
+from orchestrator.tuning.outcome import CellOutcome, Earlier, TuneSummary, outcomes
 from orchestrator.tuning.report import write_report
 from orchestrator.tuning.search import Likeness, Search, open_storage
 from search_spaces.errors import ConfigError, DataError, SetupError, SweepError, collect
@@ -138,40 +138,6 @@ def _made_by(fingerprints: dict[str, str]) -> dict[str, Any]:
 
 def _digits(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
-
-
-@dataclass(frozen=True)
-class TuneSummary:
-    """How a search ended.
-
-    Attributes:
-        cells: What was found, by model and dataset.
-        recipe: The recipe file.
-        report: The report page; None where there is nothing to show.
-        num_new: Trials of this start.
-        num_behind: Updates that MLflow has not taken.
-    """
-
-    cells: tuple[CellOutcome, ...]
-    recipe: Path
-    report: Path | None
-    num_new: int
-    num_behind: int = 0
-
-    @property
-    def not_tuned(self) -> tuple[CellOutcome, ...]:
-        """Cells for which nothing was found."""
-        return tuple(cell for cell in self.cells if cell.chosen is None)
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """What a person should know of cells; see :attr:`CellOutcome.problem`."""
-        return tuple(cell.problem for cell in self.cells if cell.problem)
-
-    @property
-    def exit_code(self) -> int:
-        """0 when every cell has a recipe, 1 otherwise."""
-        return 1 if self.not_tuned else 0
 
 
 def tune_sweep(

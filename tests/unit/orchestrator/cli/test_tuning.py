@@ -9,7 +9,7 @@ from orchestrator.results.records import FailureKind, FailureRecord, TrialFailur
 from orchestrator.results.store import ResultStore
 from orchestrator.tuning import run as pipeline
 from orchestrator.tuning.cells import tuning_cells
-from orchestrator.tuning.run import TuneSummary
+from orchestrator.tuning.outcome import TuneSummary
 
 SWEEP = {
     "name": "mine",
