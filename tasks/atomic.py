@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,3 +124,10 @@ def _sibling(path: Path, mode: int) -> Iterator[tuple[IO[bytes], Path]]:
 def _flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder under another name, so that a stop on the way leaves no half of it under its own."""
+    gone = folder.with_name(f".removed-{secrets.token_hex(4)}")
+    folder.rename(gone)
+    shutil.rmtree(gone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -189,6 +188,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> int:
     """
     from orchestrator.planning.paths import RootPaths
     from orchestrator.running.locks import exclusive
+    from tasks.atomic import remove_folder
 
     if place.storage:
         rule = "isweep rm removes what lies in the root"
@@ -198,9 +198,7 @@ def rm(name: str, /, *, yes: bool = False, place: Place = Place()) -> int:
     if not yes:
         _ask(f"Remove {what}, {_spelled(_size(folder))}? This cannot be undone. [y/N] ")
     with exclusive(paths.lock, f"isweep rm {name}"):
-        gone = folder.with_name(f".removed-{time.time_ns()}")
-        folder.rename(gone)  # at once: half a sweep would be a damaged one
-        shutil.rmtree(gone)
+        remove_folder(folder)
     said = f"removed {what}" + ("; MLflow keeps its runs" if what.startswith("sweep") else "")
     emit(place, {"removed": str(folder)}, lambda: line(said))
     return 0

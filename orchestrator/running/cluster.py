@@ -410,11 +410,14 @@ def _attach(ray: Any, address: str, head: str, job: Mapping[str, str] | None) ->
             address=head, job_config=_job_config(ray, job), log_to_driver=False, logging_level=logging.ERROR
         )
     except Exception as error:
-        # Ray hides the refusal of a token in the text of what caused its ConnectionError.
+        # Ray says itself when there is no token; that one was refused stands only in what caused its error.
+        told = str(error).partition(". ")[0] if isinstance(error, ray.exceptions.AuthenticationError) else ""
         if "InvalidAuthToken" in f"{error!r} {error.__cause__!r}":
+            told = "the token is missing or another one"
+        if told:
             raise SetupError(
                 "The Ray cluster must accept this driver's token",
-                f"{address}: the token is missing or another one",
+                f"{address}: {told}",
                 "set RAY_AUTH_MODE=token and put its token into ~/.ray/auth_token: docs/cluster.md, Tokens",
             ) from None
         raise SetupError(

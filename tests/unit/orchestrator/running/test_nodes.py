@@ -42,7 +42,7 @@ def test_a_sound_node_has_no_problem():
     ("changes", "said"),
     [
         ({"cards": (), "driver": ""}, "offers 1 GPUs and torch reaches 0: driver absent"),
-        ({"cards": (), "cuda": ""}, "torch built for CUDA none; install a driver"),
+        ({"cards": (), "cuda": ""}, "torch built for CUDA none; install a torch with CUDA"),
         ({"versions": (*HERE[:1], ("ray", "2.56.0"), *HERE[2:])}, "has ray 2.56.0, the driver"),
         ({"versions": (("isweep", "absent"), *HERE[1:])}, "has isweep absent, the driver"),
         (

@@ -70,7 +70,9 @@ class TestClasses:
         assert prepare("folder", class_folder).num_images == 10
 
     def test_missing_folder(self, prepare, tmp_path):
-        with pytest.raises(DataError, match=r"must exist; found: no .*/none; expected"):
+        with pytest.raises(
+            DataError, match=r"must exist; found: no .*/none; .* is there, and no none in it; expected"
+        ):
             prepare("folder", tmp_path / "none")
 
     SPLITS = ("train/cat/a.png", "train/dog/b.png", "test/cat/c.png", "test/dog/d.png")
