@@ -198,7 +198,7 @@ def test_the_report_answers_first(page, fits):
         page.index(text)
         for text in (
             'class="strip"', "<h2>What was seen", "<svg ", "<h2>Answers", "<h2>Failures", "<h2>Datasets",
-            "<h2>Best models", "<h2>Trials", "<h2>The rest", "<details",
+            "<h2>Best models", "<h2>Trials", "<h2>The rest", '<details id="figures"',
         )
     ]  # fmt: skip
     assert places == sorted(places)
