@@ -35,7 +35,7 @@ NATURAL_DATASETS = ("mnist", "cifar10", "svhn", "imagenet")
 RGB_DATASETS = ("cifar10", "svhn", "imagenet")
 
 #: Of the published loss gains under attack; the epsilon is taken to be 2/255.
-NOT_STATED, GAIN = "not stated", "fgsm_2_loss_gain"
+NOT_STATED, GAIN = "a model not stated", "fgsm_2_loss_gain"
 _KEY = [c.DATASET, c.TRAIN_SIZE]
 _RUN = [c.MODEL, *_KEY]
 

@@ -188,7 +188,7 @@ def test_the_published_table_says_what_its_answers_hang_on(published):
 def test_the_published_table_answers_from_the_published_loss_gains(published):
     found = findings(published)[3]
     assert found.verdict == "not established"
-    assert "r = 0.636 (95 % interval 0.0104 to 0.904) for FGSM at 2/255 on not stated" in found.answer
+    assert "r = 0.636 (95 % interval 0.0104 to 0.904) for FGSM at 2/255 on a model not stated" in found.answer
 
 
 def test_claims_are_counted_and_the_rest_is_called_exploratory(published):

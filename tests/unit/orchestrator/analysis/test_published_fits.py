@@ -127,7 +127,7 @@ def test_the_published_loss_gain_follows_label_sharpness():
 
 
 def test_the_answer_about_attacks_is_given_the_label(fits):
-    found = fits.find("attack", response="fgsm_2_loss_gain", model="not stated")
+    found = fits.find("attack", response="fgsm_2_loss_gain", model="a model not stated")
     r = found.estimates[0]
     assert (found.num_datasets, r.value) == (11, pytest.approx(0.636, abs=5e-4))
     assert r.num_resamples == 24 * 5040
