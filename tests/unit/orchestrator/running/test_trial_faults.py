@@ -8,6 +8,7 @@ import pytest
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
+from orchestrator.running import gpus
 from orchestrator.running.worker import TrialTrainable
 from tests.unit.orchestrator.results.examples import trial_result
 from tests.unit.orchestrator.running.test_sweep import _report, by_size, make_plan, run  # noqa: F401
@@ -20,6 +21,7 @@ class Poisoned(TrialTrainable):
         plan = self.cell["trial_id"].split("-n")[0] + os.environ.get("RAY_JOB_ID", "")
         _internal_kv_put(f"poisoned {plan} {self.cell['data']}", str(os.getpid()).encode(), overwrite=False)
         if _internal_kv_get(f"poisoned {plan} {self.cell['data']}") == str(os.getpid()).encode():
+            gpus.REST_S = 0.1  # of this process, which ends
             raise RuntimeError("CUDA error: device-side assert triggered")
         return _report(started_at, trial_result(0.5))
 
