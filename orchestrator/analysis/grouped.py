@@ -228,7 +228,7 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
             "A column has one part in a design", f"{twice} twice", "name another column for one"
         )
     doubled = table.duplicated()
-    own = table[list(design.columns)].apply(lambda column: column.str.strip())
+    own: pd.DataFrame = table[list(design.columns)].apply(lambda column: column.str.strip())
     blank = own.apply(lambda column: column.str.lower().isin(_MISSING))
     numbers = own[[design.response, *design.on]].apply(pd.to_numeric, errors="coerce").astype(float)
     odd = ~np.isfinite(numbers) & ~blank[numbers.columns]
@@ -252,7 +252,7 @@ def _text_of(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() in (".parquet", ".xlsx"):
             read = pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_excel
-            table: pd.DataFrame = read(path)
+            table = read(path)
             return table.astype(object).where(table.notna(), "").astype(str).rename(columns=str)
         header = path.open(encoding="utf-8-sig", newline="").readline()
         separator = max("\t;|,", key=header.count)
