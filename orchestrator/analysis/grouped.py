@@ -235,7 +235,7 @@ def read_own_table(path: Path, design: Design) -> pd.DataFrame:
     kept = ~(blank.any(axis=1) | doubled)
     own[numbers.columns] = numbers
     collect(chain(_not_numbers(odd), _too_many(blank, doubled), _too_few(own[kept], design)))
-    kept_rows = own[kept].reset_index(drop=True)
+    kept_rows: pd.DataFrame = own[kept].reset_index(drop=True)
     kept_rows.attrs["left_out"] = [*_without_value(blank), *_repeated(doubled)]
     return kept_rows
 
