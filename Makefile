@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel wheel-test lock lock-cuda lock-cpu clean
+.PHONY: install demo test test-oldest test-newest lint chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel wheel-test lock lock-cuda lock-cpu clean
 
 install: $(STAMP)
 
@@ -31,6 +31,13 @@ demo: $(STAMP)
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not chaos"
+
+# The same with the oldest and with the newest releases that pyproject.toml allows, in environments of their own.
+test-oldest test-newest: export PYTHONDONTWRITEBYTECODE :=
+test-oldest test-newest: test-%:
+	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --editable '.[dev]' $(if $(filter oldest,$*),--constraint constraints-oldest.txt)
+	$(VENV)-$*/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not chaos"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -87,4 +94,4 @@ sbom: $(STAMP)
 	  --output-file dist/sbom.cdx.json $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-sbom
+	rm -rf $(VENV) $(VENV)-sbom $(VENV)-oldest $(VENV)-newest
