@@ -418,7 +418,7 @@ def prepare_dataset(
         return done
     started = time.monotonic()
     request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
-    listing = _listed(request)
+    listing = list_raw(request)
     raw_id = listing_id(request, listing, listing.items)
     if done is not None:
         return _unchanged(done, raw_id)
@@ -444,7 +444,7 @@ def prepare_dataset(
         return finished
 
 
-def _listed(request: RawRequest) -> Listing:
+def list_raw(request: RawRequest) -> Listing:
     """List the raw download; one without items is an error, with the reasons why each was left out."""
     dataset = request.dataset
     check_own_options(dataset)
