@@ -503,7 +503,8 @@ def prepare_one(
     dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
     if montage is not None:
         save_montage(dataset, montage)
-    return dataset.record.to_json()
+    found: dict[str, Any] = dataset.record.model_dump(mode="json")
+    return found
 
 
 def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoice:

@@ -237,7 +237,7 @@ class _Tuning:
             try:
                 split = split_validation(data, subset, trial.network.train_size, validation)
                 num_train[subset_id] = min(
-                    len(split.train_rows), num_train.get(subset_id, len(split.train_rows))
+                    split.max_train_size, num_train.get(subset_id, split.max_train_size)
                 )
             except SweepError as error:
                 if subset_id not in refused:
