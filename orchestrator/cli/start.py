@@ -259,7 +259,7 @@ def ui(
         raise ConfigError(f"No sweep of that name ran in {paths.root}", sweep, f"sweeps there: {known}")
     try:
         with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
-            pages = {}
+            pages: dict[str, dict[str, str]] = {}
             for name in [sweep] if sweep else names:
                 pages |= sweep_pages(address, name)
             emit(place, {"address": address, "pages": pages}, lambda: _show_pages(address, pages))

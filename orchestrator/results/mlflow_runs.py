@@ -87,6 +87,8 @@ class SweepRuns:
         for tag, text in page.experiment_tags(self._experiment).items():
             if experiment.tags.get(tag) != text:
                 client.set_experiment_tag(self._experiment, tag, text)
+        self._runs: dict[str, _Known] = {}
+        self._extra: list[str] = []
         self._uncertain: set[str] = set()
         self._sent: set[tuple[str, str]] = set()
         self._load()
@@ -225,8 +227,7 @@ class SweepRuns:
         return self._page.sweep_tags(self._experiment)
 
     def _load(self) -> None:
-        self._runs: dict[str, _Known] = {}
-        self._extra: list[str] = []
+        self._runs, self._extra = {}, []
         self._take(search(self.client, self._experiment, ""))
 
     def _take(self, runs: Iterable[Run]) -> None:

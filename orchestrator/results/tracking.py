@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -203,7 +204,7 @@ class Tracker:
             self._changed.notify_all()
             moves = True
             while moves and self._is_dirty() and self._thread.is_alive():
-                moves = self._changed.wait_for(lambda seen=self._progress: self._progress != seen, patience)
+                moves = self._changed.wait_for(partial(self._is_past, self._progress), patience)
             return not self._is_dirty()
 
     def pages(self) -> RunPages:
@@ -249,6 +250,9 @@ class Tracker:
 
     def _is_dirty(self) -> bool:
         return len(self._behind) > len(self._refused)
+
+    def _is_past(self, progress: int) -> bool:
+        return self._progress > progress
 
     def _work(self, open_runs: Callable[[], SweepRuns]) -> None:
         while rows := self._due():
