@@ -17,7 +17,7 @@ from orchestrator.planning.predict import MeasuredTrial
 from orchestrator.results.index import Index, TrialOutline
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
-from orchestrator.results.storage import Patience, open_storage
+from orchestrator.results.storage import Patience, Storage, open_storage
 from orchestrator.results.store import Newer, Records, ResultStore, Unreadable
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SweepError
 from search_spaces.specs import MeasureSpec, TrialSpec
@@ -52,7 +52,7 @@ class StoredResults:
     index: Index | None = None
 
     @classmethod
-    def read(cls, url: str, index: Path | None = None) -> StoredResults:
+    def read(cls, url: str | Storage, index: Path | None = None) -> StoredResults:
         """Read every record below ``url``.
 
         Args:
@@ -400,7 +400,7 @@ _EVENTS = TypeAdapter(list[Event])
 class History:
     """Stories and logs of the cells of one sweep, beside its results below ``url``."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | Storage) -> None:
         self._files = open_storage(url)
         self._open: dict[str, list[Event]] = {}
 

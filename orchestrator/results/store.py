@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 from pydantic import ValidationError
 
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
-from orchestrator.results.storage import Content, Folder, Found, open_storage
+from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec
@@ -69,7 +69,7 @@ class ResultStore:
     latest failed attempt) and ``measures/<measure_id>/result.json``.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | Storage) -> None:
         """Open it; nothing is asked or made.
 
         Raises:
@@ -309,7 +309,7 @@ class KeptFiles:
     checkpoint has its checksum inside. None goes to MLflow.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | Storage) -> None:
         self._files = open_storage(url)
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile:
