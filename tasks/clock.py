@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -14,7 +15,9 @@ class Condition(Protocol):
     """What :class:`threading.Condition` does."""
 
     def __enter__(self) -> object: ...
-    def __exit__(self, *ended: object) -> object: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> object: ...
     def notify_all(self) -> None: ...  # noqa: D102
     def wait_for(self, predicate: Callable[[], T], timeout: float | None = None) -> T: ...  # noqa: D102
 
