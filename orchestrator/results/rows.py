@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.results import table as c
 from orchestrator.results.records import MeasureRecord, TrialRecord
+from orchestrator.results.store import FileKind, ResultStore
+from search_spaces.errors import DataError
 from search_spaces.specs import pair_name
 from tasks.measures.records import SizeRecord
 from tasks.trials.records import EpochRecord, EpochScore, TrialResult, TrialStatus
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = dict[str, str | int | float]
 """One line of the results table; every key is a name that :mod:`orchestrator.results.table` describes."""
@@ -24,6 +30,10 @@ Point = tuple[str, int, float, int]
 
 MEASURED = {"attacks", "representation", "robustness"}
 """Fields of a trial's spec of which more may be asked for later."""
+
+
+PREDICTED = (c.TRIAL_ID, c.MODEL, c.RECIPE, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED)
+"""Columns that say of which trial a prediction is."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +310,36 @@ def rows_of(trials: Iterable[TrialRecord], measures: Iterable[MeasureRecord]) ->
     index = index_measures(measures)
     flat = (flat_trial(record, index) for record in trials)
     return sorted((row_of(run.tags, run.metrics) for run in flat), key=lambda row: str(row[c.TRIAL_ID]))
+
+
+def predictions_table(records: Iterable[TrialRecord], store: ResultStore) -> pd.DataFrame:
+    """Return one row per trial and test image: what the trial is, ``image``, ``label`` and the logits.
+
+    Args:
+        records: Of trials; those without predictions have no rows.
+        store: Where they are kept.
+
+    Raises:
+        DataError: when no trial has predictions.
+        CorruptStoreError: when a trial's are gone or damaged.
+    """
+    import pandas as pd
+
+    from tasks.trials.scores import from_parquet
+
+    tables = []
+    for record in sorted(records, key=lambda record: record.trial_id):
+        if record.result.predictions is not None:
+            kept = store.get(FileKind.PREDICTIONS, record.trial_id, record.result.predictions)
+            (row,), table = rows_of([record], ()), from_parquet(kept)
+            about = {name: [row[name]] * len(table) for name in PREDICTED}
+            tables.append(pd.concat([pd.DataFrame(about), table], axis=1))
+    if not tables:
+        raise DataError(
+            "No trial of this sweep has predictions",
+            way_out="set predictions: true and run it again: where weights are kept, nothing is trained",
+        )
+    return pd.concat(tables, ignore_index=True)
 
 
 def index_measures(measures: Iterable[MeasureRecord]) -> dict[tuple[str, int], MeasureRecord]:

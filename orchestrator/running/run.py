@@ -19,7 +19,6 @@ from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource
-from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.records import TrialRecord, provenance
 from orchestrator.results.rows import flat_measure, index_measures
 from orchestrator.results.state import State, StoredResults, judge
@@ -199,7 +198,7 @@ def _say_found_elsewhere(workspace: Workspace, waiting: Set[str], monitor: Progr
 def _say_damaged(workspace: Workspace, stored: StoredResults, monitor: Progress) -> None:
     """Have predictions that are gone or damaged made again, and say so."""
     if workspace.plan.sweep.predictions:
-        remade, retrained = forget_damaged(stored, workspace.plan.trials_by_id)
+        remade, retrained = stored.forget_damaged(workspace.plan.trials_by_id)
         if remade:
             monitor.note(f"Predictions gone or damaged: {remade}; made again from kept weights")
         if retrained:

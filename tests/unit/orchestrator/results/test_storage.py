@@ -6,7 +6,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Bucket, Patience, StorageAway, open_storage
-from orchestrator.results.store import FileKind, KeptFiles, ResultStore
+from orchestrator.results.store import FileKind, ResultStore
 from search_spaces.errors import ConfigError, SetupError
 from tests.object_store import KEYS, object_store
 from tests.unit.orchestrator.results.examples import trial_record
@@ -61,7 +61,7 @@ def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
     url = f"{bucket.url}/weights"
     assert ResultStore(url).identity() is None
     assert ResultStore(url).own_identity() == ResultStore(url).identity()
-    files = KeptFiles(url)
+    files = ResultStore(url)
     kept = files.put(FileKind.WEIGHTS, "a", b"numbers")
     assert files.get(FileKind.WEIGHTS, "a", kept) == b"numbers"
     assert files.checkpoint("a") is None
