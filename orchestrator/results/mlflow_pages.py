@@ -23,7 +23,6 @@ from typing import Any
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
-from orchestrator.results.records import provenance
 from search_spaces.errors import SetupError
 from tasks.trials.records import attack_name
 
@@ -115,12 +114,6 @@ class Page:
         tags = {"planned": str(self.planned), "description": self.description}
         return {**tags, NOTE_TAG: self.note(experiment)}
 
-    def source_tags(self) -> dict[str, str]:
-        """Return the tags that fill MLflow's fields for what made a run."""
-        made_by = {"mlflow.source.name": f"isweep run {self.sweep}", "mlflow.source.type": "LOCAL"}
-        commit = provenance().commit
-        return {**made_by, **({"mlflow.source.git.commit": commit} if commit else {})}
-
     def note(self, experiment: str) -> str:
         """Return the description of the experiment and of the sweep's run, in Markdown, with its views."""
         pages = f"#/experiments/{experiment}/runs"
@@ -147,21 +140,14 @@ class Page:
         views = {VIEW_TAG + name: view.text() for name, view in self.views().items()}
         return {NOTE_TAG: self.note(experiment), **views}
 
-    def run_name(self, key: str, kind: str, tags: Mapping[str, str]) -> str:
+    def run_name(self, key: str, tags: Mapping[str, str]) -> str:
         """Return the name of a run: of a trial its model, dataset and N first, since columns are narrow."""
         if c.DATASET not in tags:
             return self.sweep if key == SWEEP_KEY else key
-        data = " ".join(filter(None, (tags[c.DATASET], tags.get(c.CLASS_PAIR, ""))))
-        if kind != "trial":
-            return f"{kind} {data}"
+        size, seed = f"N={tags.get(c.TRAIN_SIZE, '')}", f"seed {tags.get(c.SEED, '0')}"
+        words = [tags.get(c.MODEL, ""), tags[c.DATASET], tags.get(c.CLASS_PAIR, ""), size, seed]
         recipe = tags.get(c.RECIPE, "")
-        words = [
-            tags.get(c.MODEL, ""),
-            data,
-            f"N={tags.get(c.TRAIN_SIZE, '')}",
-            f"seed {tags.get(c.SEED, '0')}",
-        ]
-        return " ".join([*words, recipe] if "+" in recipe else words)
+        return " ".join(filter(None, [*words, recipe if "+" in recipe else ""]))
 
 
 # MLflow's own page, started on loopback for one person, and the addresses on it that answer a question.

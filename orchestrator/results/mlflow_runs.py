@@ -121,7 +121,7 @@ class SweepRuns:
             tags = self._sweep_tags()
         new = [point for point in live.points if known is None or point[:3] not in known.live]
         points = [Metric(name, value, at, step) for name, step, value, at in new]
-        known = self._open(key, SWEEP_KEY if key == SWEEP_KEY else "trial", tags, live.at_ms, points)
+        known = self._open(key, tags, live.at_ms, points)
         known.live.update(point[:3] for point in new)
         if live.failed:
             self._end(known, "FAILED")
@@ -155,7 +155,7 @@ class SweepRuns:
                 there = unsure & data.metrics.keys()
                 history = {name: self.client.get_metric_history(known.run_id, name) for name in there}
         points = _missing_points(run, wanted, history)
-        known = self._open(run.run_key, run.kind, run.tags, run.started_ms, points, run.params)
+        known = self._open(run.run_key, run.tags, run.started_ms, points, run.params)
         self._end(known, "FINISHED", run.finished_ms)
         known.shown = digest
         known.live.clear()
@@ -221,7 +221,7 @@ class SweepRuns:
 
     def _own(self) -> _Known:
         """Return the sweep's own run, as it ended until something is done: a start may yet be refused."""
-        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, SWEEP_KEY, self._sweep_tags(), _now())
+        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, self._sweep_tags(), _now())
 
     def _sweep_tags(self) -> dict[str, str]:
         return self._page.sweep_tags(self._experiment)
@@ -250,7 +250,6 @@ class SweepRuns:
     def _open(
         self,
         key: str,
-        kind: str,
         tags: Mapping[str, str],
         start_ms: int,
         points: Iterable[Metric] = (),
@@ -259,10 +258,10 @@ class SweepRuns:
         """Make or reopen the key's one run, and log to it."""
         known = self._find(key)
         if known is None:
-            base = {KEY_TAG: key, "kind": kind, "sweep": self._page.sweep, **self._page.source_tags()}
+            base = {KEY_TAG: key, "kind": SWEEP_KEY, "sweep": self._page.sweep}
             if key != SWEEP_KEY:
-                base["mlflow.parentRunId"] = self._own().run_id
-            name = self._page.run_name(key, kind, tags)
+                base |= {"kind": "trial", "mlflow.parentRunId": self._own().run_id}
+            name = self._page.run_name(key, tags)
             self._uncertain.add(key)
             run = self.client.create_run(
                 self._experiment, start_time=start_ms, tags={**base, **tags}, run_name=name

@@ -10,11 +10,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ConfigDict
+
 from orchestrator.planning.estimate import Prices, amount
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.planning.predict import MeasuredTrial
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord, missing
-from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of
+from orchestrator.results.rows import FlatRun, Row, flat_trial, index_measures, rows_of
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import FileKind, Newer, ResultStore, Unreadable
 from search_spaces.errors import NewerRecordError
@@ -34,6 +36,8 @@ class TrialOutline(Finding):
         peak_bytes: What the whole batches of its process took on a card; 0 where that is not known.
     """
 
+    model_config = ConfigDict(extra="ignore")
+
     trial_id: str
     spec: TrialSpec
     data_fingerprint: str
@@ -41,12 +45,12 @@ class TrialOutline(Finding):
     device: str
     num_threads: int
     gpu_share: float
+    gpu_name: str
     started_at: float
     finished_at: float
     measured_at: float | None
     has_weights: bool
     has_predictions: bool
-    gpu_name: str
     peak_bytes: int
 
     @property
@@ -62,22 +66,12 @@ class TrialOutline(Finding):
     def of(cls, record: TrialRecord) -> TrialOutline:
         """Return the outline of a record."""
         result = record.result
-        return cls(
-            trial_id=record.trial_id,
-            spec=record.spec,
-            data_fingerprint=record.data_fingerprint,
-            status=result.status,
-            device=result.device,
-            num_threads=result.num_threads,
-            gpu_share=record.gpu_share,
-            started_at=record.started_at,
-            finished_at=record.finished_at,
-            measured_at=record.measured_at,
-            has_weights=result.weights is not None,
-            has_predictions=result.predictions is not None,
-            gpu_name=record.gpu_name,
-            peak_bytes=result.peak_memory_bytes if result.micro_batch is None else 0,
-        )
+        more = {
+            "has_weights": result.weights is not None,
+            "has_predictions": result.predictions is not None,
+            "peak_bytes": result.peak_memory_bytes if result.micro_batch is None else 0,
+        }
+        return cls.model_validate({**dict(result), **dict(record), **more})
 
 
 INDEX_VERSION = TrialRecord.version + 1
@@ -154,9 +148,9 @@ def _seal(stamp: str, text: str) -> int:
 class Records(MutableMapping[str, TrialRecord]):
     """Records of trials by id: held, and read from the store when one is asked for that is not.
 
-    As an object a record takes 15 to 100 kB. What a run adds is held as compressed text of 1 to 5 kB, from which
-    an equal one is made; what was read stays as it is, since reading took its memory. Those that are only in the
-    store are found when they are named, and not counted.
+    As an object a record takes 15 to 100 kB. What a run adds is held as compressed text of 1 to 5 kB, from
+    which an equal one is made; what was read stays as it is, since reading took its memory. Those that are only
+    in the store are found when they are named, and not counted.
     """
 
     def __init__(self, store: ResultStore, records: Mapping[str, TrialRecord] | None = None) -> None:
@@ -357,10 +351,9 @@ class State:
         return CellStatus.STALE if trial_id in self.stale else CellStatus.PENDING
 
     def flat_runs(self) -> Iterator[FlatRun]:
-        """Yield what a tracker should show: all results of planned trials, measures first."""
+        """Yield what a tracker should show: all results of planned trials."""
         index = index_measures(self.measures.values())
-        yield from (flat_measure(record) for record in self.measures.values())
-        yield from (flat_trial(record, index) for record in self.records)
+        return (flat_trial(record, index) for record in self.records)
 
     @property
     def records(self) -> list[TrialRecord]:
@@ -469,8 +462,6 @@ class Cost:
         saved_gpu_hours: Of training that was not repeated when more was measured on kept networks.
         saved_core_hours: Likewise.
         networks_used_again: How many those were.
-        measures: Stored measures, each made once.
-        trials_per_measure: Trials that read them, per measure.
         prices: Where prices and draw are from.
     """
 
@@ -481,44 +472,31 @@ class Cost:
     saved_gpu_hours: float
     saved_core_hours: float
     networks_used_again: int
-    measures: int
-    trials_per_measure: float
     prices: str
 
     def text(self) -> str:
         """Say it in a line."""
-        parts = [
-            f"cost so far {_hours(self.gpu_hours, self.core_hours)}: {amount(self.dollars)} $, "
-            f"{amount(self.kilowatt_hours)} kWh ({self.prices})"
-        ]
-        if self.networks_used_again:
-            saved = _hours(self.saved_gpu_hours, self.saved_core_hours)
-            parts.append(
-                f"{self.networks_used_again} kept networks measured again, not trained: {saved} saved"
-            )
-        if self.measures:
-            parts.append(f"each measure made once for {self.trials_per_measure:.3g} trials")
-        return "; ".join(parts)
+        cost = f"{amount(self.dollars)} $, {amount(self.kilowatt_hours)} kWh ({self.prices})"
+        text = f"cost so far {_hours(self.gpu_hours, self.core_hours)}: {cost}"
+        if not self.networks_used_again:
+            return text
+        saved = _hours(self.saved_gpu_hours, self.saved_core_hours)
+        return f"{text}; {self.networks_used_again} kept networks measured again, not trained: {saved} saved"
 
 
 def cost_of(state: State, prices: Prices) -> Cost:
     """Add up the trials of a sweep that have a result."""
     again = {trial_id for trial_id, outline in state.results.items() if outline.measured_at is not None}
     gpu, core = _unit_hours(state.measured_trials())
-    saved_gpu, saved_core = _unit_hours(state.measured_trials(again))
     joules = 3600 * (gpu * prices.card.watts + core * prices.core.watts)
-    num_measures = len(state.measures)
     return Cost(
-        gpu_hours=gpu,
-        core_hours=core,
-        dollars=gpu * prices.card.dollars + core * prices.core.dollars,
-        kilowatt_hours=joules / JOULES_PER_KILOWATT_HOUR,
-        saved_gpu_hours=saved_gpu,
-        saved_core_hours=saved_core,
-        networks_used_again=len(again),
-        measures=num_measures,
-        trials_per_measure=len(state.results) / num_measures if num_measures else 0.0,
-        prices=prices.origin,
+        gpu,
+        core,
+        gpu * prices.card.dollars + core * prices.core.dollars,
+        joules / JOULES_PER_KILOWATT_HOUR,
+        *_unit_hours(state.measured_trials(again)),
+        len(again),
+        prices.origin,
     )
 
 

@@ -57,8 +57,8 @@ UNREADABLE = (
 )
 UNWRITABLE = (
     "The result store must be writable",
-    "free space (keep_weights: none takes the least) or mend the permissions, then run the same command again: "
-    "what is done is kept",
+    "free space (keep_weights: none takes the least) or mend the permissions, then run the same command "
+    "again: what is done is kept",
 )
 
 Content = bytes | OSError

@@ -102,10 +102,10 @@ _EVENTS = TypeAdapter(list[Event])
 class ResultStore:
     """What one sweep keeps below ``url``, a local path or the URL of an object store.
 
-    Layout: ``trials/<trial_id>/result.json`` (the completion marker), beside it ``failure.json`` (the latest
-    failed attempt), ``history.json`` and ``attempt-<n>.log`` (the cell's story); ``measures/<measure_id>/
-    result.json``; and ``weights``, ``predictions`` and ``checkpoints`` of trials, written before the result that
-    names their checksums. These never go to MLflow.
+    ``trials/<trial_id>/`` has ``result.json`` (the completion marker), ``failure.json`` (the latest failed
+    attempt), ``history.json`` and ``attempt-<n>.log`` (the cell's story), ``measures/<measure_id>/`` has
+    ``result.json``. ``weights``, ``predictions`` and ``checkpoints`` of trials are written before the result
+    that names their checksums, and never go to MLflow.
     """
 
     def __init__(self, url: str) -> None:

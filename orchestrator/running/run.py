@@ -20,7 +20,7 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.results.records import TrialRecord, provenance
-from orchestrator.results.rows import flat_measure, index_measures
+from orchestrator.results.rows import index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore
@@ -244,7 +244,6 @@ def _measure(sweep: _Sweep) -> None:
         label = f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
         record = measure_subset(spec, data, dataset, sweep.executor().labelled(label))
         sweep.stored.save(record)
-        sweep.tracker.finish(flat_measure(record))
         sweep.monitor.advance(spec.measure_id)
 
 

@@ -46,9 +46,9 @@ SWEEP = {
 UP_TO_DATE = {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": 1}
 
 
-def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made: int = 2000) -> FlatRun:
+def flat(key: str, loss: float, train_size: int = 10, made: int = 2000) -> FlatRun:
     tags = {
-        f"{kind}_id": key,
+        "trial_id": key,
         "sweep": "s",
         "train_size": str(train_size),
         "class_pair": "",
@@ -56,7 +56,6 @@ def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made:
     }
     return FlatRun(
         key,
-        kind,
         tags,
         {"recipe.learning_rate": "0.001", "subset.class_pair": ""},
         {"test_loss": loss, "d_data_mle": 9.5},
@@ -130,7 +129,6 @@ class TestWhatIsShown:
         tracker.start_trial("b", {"trial_id": "b"})
         tracker.finish(flat("b", 0.5))
         tracker.finish(flat("a", 0.25, train_size=20))
-        tracker.finish(flat("m", 1.0, kind="measure"))
         tracker.fail_trial(failed("c", "code_error", "boom", 1))
         tracker.close("FINISHED")
         assert tracker.num_behind == 0
@@ -753,7 +751,6 @@ def test_pages_say_what_a_run_is(client, sweep):
     tracker.close("FINISHED")
     runs = shown(client, sweep)
     assert runs["a"].data.tags["mlflow.runName"] == "small_cnn digits 3-8 N=10 seed 1"
-    assert runs["a"].data.tags["mlflow.source.name"] == f"isweep run {sweep}"
     experiment = client.get_experiment_by_name(f"isweep/{sweep}")
     note = experiment.tags["mlflow.note.content"]
     assert note == runs["sweep"].data.tags["mlflow.note.content"]
