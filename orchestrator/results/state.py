@@ -149,8 +149,8 @@ class Records(MutableMapping[str, TrialRecord]):
     """Records of trials by id: held, and read from the store when one is asked for that is not.
 
     As an object a record takes 15 to 100 kB. What a run adds is held as compressed text of 1 to 5 kB, from
-    which an equal one is made; what was read stays as it is, since reading took its memory. Those that are only
-    in the store are found when they are named, and not counted.
+    which an equal one is made; what was read stays as it is, since reading took its memory. Those that only
+    the store has are found when they are named, and not counted.
     """
 
     def __init__(self, store: ResultStore, records: Mapping[str, TrialRecord] | None = None) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from search_spaces.errors import ConfigError, SetupError
@@ -269,7 +269,7 @@ class Bucket:
         return self.read_tagged(path)[0]
 
     def read_tagged(self, path: str) -> tuple[bytes, str]:
-        """Return a file's content, and the tag by which :meth:`replace` knows it."""
+        """Return a file's content, and the tag by which :meth:`put` knows it."""
         import obstore
 
         with self._told(path):
@@ -292,23 +292,23 @@ class Bucket:
 
     def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Replace a file; what a store has taken is always durable."""
-        self._put(path, data, "overwrite")
+        self.put(path, data, "overwrite")
 
-    def create(self, path: str, data: bytes) -> str | None:
-        """Write a file unless there is one; returns its tag, None when there was."""
-        return self._put(path, data, "create")
+    def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
+        """Write a file where ``mode`` lets it; returns its tag, None where it does not.
 
-    def replace(self, path: str, data: bytes, tag: str) -> str | None:
-        """Replace a file that still has this tag; returns its new one, None when it is another file."""
-        return self._put(path, data, {"e_tag": tag})
-
-    def _put(self, path: str, data: bytes, mode: Any) -> str | None:
+        Args:
+            path: Which.
+            data: Its new content.
+            mode: ``"overwrite"``; ``"create"`` where there must be none; or ``{"e_tag": tag}`` for one that
+                still has this tag.
+        """
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
         try:
             with self._told(path, UNWRITABLE):
-                return str(obstore.put(self._store, _key(path), data, mode=mode)["e_tag"])
+                return str(obstore.put(self._store, _key(path), data, mode=cast("Any", mode))["e_tag"])
         except (AlreadyExistsError, PreconditionError):
             return None
         except NotSupportedError:

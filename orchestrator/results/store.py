@@ -171,32 +171,30 @@ class ResultStore:
         """File that the one driver of a store holds; None for an object store, which has no locks."""
         return Path(self._files.base) / "driver.lock" if isinstance(self._files, Folder) else None
 
-    def identity(self) -> str | None:
-        """Return what tells this store from every other one, wherever it is moved; None before a run."""
-        path = self._path(IDENTITY_FILE)
+    def identity(self, *, make: bool = False) -> str | None:
+        """Return what tells this store from every other one, wherever it is moved.
+
+        Args:
+            make: Whether to make one where there is none yet; otherwise that is None.
+
+        Raises:
+            CorruptStoreError: when it cannot be read.
+            SetupError: when it cannot be written.
+        """
+        path, found = self._path(IDENTITY_FILE), None
         try:
             return str(json.loads(self._files.read(path))["store_id"])
         except FileNotFoundError:
-            return None
+            if make:
+                found = secrets.token_hex(8)
+                self._files.write(path, json.dumps({"store_id": found}).encode())
+            return found
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptStoreError(
                 "The result store's own id must be whole",
                 f"{path}: {error}",
                 "delete the file: the next run makes a new one, and MLflow gets the runs again under it",
             ) from None
-
-    def own_identity(self) -> str:
-        """Return :meth:`identity`, made where there is none yet.
-
-        Raises:
-            CorruptStoreError: when it cannot be read.
-            SetupError: when it cannot be written.
-        """
-        found = self.identity()
-        if found is None:
-            found = secrets.token_hex(8)
-            self._files.write(self._path(IDENTITY_FILE), json.dumps({"store_id": found}).encode())
-        return found
 
     # Files of trials, whole or not at all.
 

@@ -337,7 +337,8 @@ def _described(name: str) -> Column:
             where = f"activations after stage {m['place']} of the network, counted from the pixels"
             words = f"intrinsic dimension of the {where}, by the estimator `{m['estimator']}`"
         else:
-            words = f"{m['dimension']} by the estimator `{name.removeprefix(m['dimension'] + '_')}` (docs/measures.md)"
+            estimator = name.removeprefix(f"{m['dimension']}_")
+            words = f"{m['dimension']} by the estimator `{estimator}` (docs/measures.md)"
         return Column(name, words, origin=origin)
     return Column(name, "not part of the standard table")
 

@@ -24,7 +24,7 @@ from orchestrator.results.rows import index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import Tracker, keep_run_pages, open_tracker
+from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
 from orchestrator.running.locks import locked
@@ -308,7 +308,7 @@ def _report(sweep: _Sweep) -> RunSummary:
     state = sweep.state
     # Trials done earlier take the numbers of measures done now.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
-    keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
+    tracker.keep_pages(workspace.sweep_paths.run_pages)
     written = Patience(monitor.note).until_done(lambda: report_sweep(workspace, state))
     log_report(tracker, workspace, state)
     failures, num_planned = state.failure_rows(), len(workspace.plan.trials)

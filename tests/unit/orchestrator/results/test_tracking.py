@@ -14,20 +14,17 @@ from sqlalchemy.exc import OperationalError
 from orchestrator.planning.paths import without_secrets
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import mlflow_runs, tracking
-from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_pages import Page, RunPages, read_run_pages
 from orchestrator.results.mlflow_runs import Refused, SweepRuns, connect, read_rows
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.rows import FlatRun
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import (
-    RunPages,
     Tracker,
     check_tracker,
     differences,
-    keep_run_pages,
     make_tracker,
     mlflow_uri,
-    read_run_pages,
     tracked_rows,
 )
 from search_spaces.errors import ConfigError, SetupError
@@ -143,7 +140,6 @@ class TestWhatIsShown:
             runs["sweep"].info.run_id
         }
         assert history(client, sweep, "a", "epoch_train_loss") == [(1, 0.7), (2, 0.3)]
-        assert tracker.pages().runs["a"] == runs["a"].info.run_id
 
     def test_one_run_per_trial_for_ever(self, client, sweep):
         for attempt in range(3):
@@ -556,7 +552,7 @@ def test_without_tracking_nothing_is_tracked_and_nothing_behind(root):
     tracker.finish(flat("a", 0.5))
     assert tracker.reconcile([flat("a", 0.5)])["replayed"] == 0
     tracker.close("FINISHED")
-    assert (tracker.num_behind, tracker.pages()) == (0, RunPages())
+    assert tracker.num_behind == 0
 
 
 # Which MLflow: its URI, its answers, its files.
@@ -730,8 +726,8 @@ def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, tmp_path, capl
     tracker = opened(client, sweep)
     tracker.finish(flat("a", 0.5))
     tracker.close("FINISHED")
-    keep_run_pages(tmp_path / "pages.json", tracker.pages())
-    keep_run_pages(tmp_path / "pages.json", RunPages())  # a run without tracking forgets nothing
+    tracker.keep_pages(tmp_path / "pages.json")
+    Tracker().keep_pages(tmp_path / "pages.json")  # a run without tracking forgets nothing
     pages = read_run_pages(tmp_path / "pages.json")
     assert pages.runs["a"] == shown(client, sweep)["a"].info.run_id
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
