@@ -41,7 +41,7 @@ def key(url):
 
 
 def leases(bucket, url):
-    found = client(bucket).list_objects_v2(Bucket=BUCKET, Prefix=url.removeprefix(f"s3://{BUCKET}/"))
+    found = client(bucket).list_objects_v2(Bucket=BUCKET, Prefix=key(url))
     return [
         json.loads(client(bucket).get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read())["name"]
         for one in found.get("Contents", ())
