@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from orchestrator.planning.plan import Workspace
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
 from search_spaces.specs import SubsetSpec
+from tasks.prepared.parts import SPLIT_CODES
 from tasks.prepared.prepare import list_raw
 from tasks.prepared.subsets import make_subset
 from tasks.sources.base import Listing, RawRequest, hash_key
-
-SPLITS = {"": 0, "train": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -132,6 +131,6 @@ def counted(listing: Listing) -> Counted | None:
     return Counted(
         np.array([item.label for item in listing.items], np.int64),
         np.array(groups, np.int64),
-        np.array([SPLITS[item.split] for item in listing.items], np.int8),
+        np.array([SPLIT_CODES[item.split] for item in listing.items], np.int8),
         listing.label_names,
     )

@@ -8,7 +8,7 @@ one factor, so the intrinsic dimension is exactly d, and pixels stay in [0, 255]
 most 2 pi, hence ``label_sharpness <= 2 pi / (2 * MARGIN * factor)``.
 
 ``generated`` turns label, gap and size one by one; its dials are in
-:data:`search_spaces.interventions.DIALS`. An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) - 1) . (P_2j,
+:data:`search_spaces.sweeps.DIALS`. An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) - 1) . (P_2j,
 P_2j+1)`` with angle ``a_j = p_j / r`` for the place ``p_j`` along coordinate j: lengths along a coordinate
 are lengths in pixels, whatever the number of coordinates, so that more of them do not bring unlike images
 nearer.
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.interventions import DIALS
+from search_spaces.sweeps import DIALS
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.pictures import by_own_maximum
 
