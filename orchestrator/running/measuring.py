@@ -33,7 +33,7 @@ from tasks.sources.base import RawRequest
 
 if TYPE_CHECKING:
     from orchestrator.analysis.prediction_inputs import Pilot
-    from orchestrator.running.options import RunOptions
+    from orchestrator.running.cluster import RunOptions
     from orchestrator.running.progress import Progress
 
 DEFAULT_SIDE = 224

@@ -43,12 +43,9 @@ def test_a_sound_node_has_no_problem():
     [
         ({"cards": (), "driver": ""}, "offers 1 GPUs and torch reaches 0: driver absent"),
         ({"cards": (), "cuda": ""}, "torch built for CUDA none; install a torch with CUDA"),
-        ({"versions": (*HERE[:1], ("ray", "2.56.0"), *HERE[2:])}, "has ray 2.56.0, the driver"),
-        ({"versions": (("isweep", "absent"), *HERE[1:])}, "has isweep absent, the driver"),
-        (
-            {"versions": (("isweep", f"{RELEASE}+0"), *HERE[1:])},
-            f"has isweep {RELEASE}+0, the driver {RELEASE}",
-        ),
+        ({"versions": HERE | {"ray": "2.56.0"}}, "has ray 2.56.0, the driver"),
+        ({"versions": HERE | {"isweep": "absent"}}, "has isweep absent, the driver"),
+        ({"versions": HERE | {"isweep": f"{RELEASE}+0"}}, f"has isweep {RELEASE}+0, the driver {RELEASE}"),
         ({"free_disk_bytes": 2 * GIB}, "disk: 2.0 GiB free; free some: 5 GiB are wanted"),
         ({"free_spill_bytes": GIB}, "spill space: 1.0 GiB free"),
         ({"free_disk_bytes": 0}, "disk: 0.0 GiB free; free some: 5 GiB are wanted, or mount it for writing"),
@@ -86,7 +83,7 @@ def test_every_node_of_a_cluster_reports(ray_local, tmp_path):
     assert report.num_cpus == ray.cluster_resources()["CPU"]
     assert report.free_disk_bytes > 0
     assert list(tmp_path.iterdir()) == []
-    assert report.row()["versions"] == dict(HERE)
+    assert report.check()["node"]["versions"] == HERE
 
 
 @pytest.mark.ray

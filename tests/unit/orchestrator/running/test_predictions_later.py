@@ -8,7 +8,7 @@ import isweep
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.state import StoredResults
-from orchestrator.running.options import RunOptions
+from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from search_spaces.errors import CorruptStoreError, DataError

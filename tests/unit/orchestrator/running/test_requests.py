@@ -11,7 +11,7 @@ from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.failures import RETRIES
-from orchestrator.running.requests import Requests, card_of
+from orchestrator.running.requests import Requests, gpu_of_types
 from tasks.trials.records import CAPTURE_FAILED
 
 SWEEP = """
@@ -129,11 +129,11 @@ def test_whole_cards_are_not_doubled(cells):
     [(["H100"], "h100"), (["A100"], "a100-40"), (["A100-80G", "H200"], "a100"), ([], None)],
 )
 def test_rays_names_of_cards(names, card):
-    found = card_of(names)
+    found = gpu_of_types(names)
     assert (found.name if found else None) == card
 
 
 def test_an_unknown_card_is_said(caplog):
     with caplog.at_level(logging.WARNING):
-        assert card_of(["B9000"]) is None
+        assert gpu_of_types(["B9000"]) is None
     assert "B9000" in caplog.text

@@ -13,7 +13,7 @@ from orchestrator.running.self_test import Case, CaseResult, run, run_case
 from tasks.trials.training import CaptureError, train
 
 CPU = torch.device("cpu")
-TINY = Case("small_cnn", 8, 18, 16, "isweep")
+TINY = Case("small_cnn", 8, 18, 16)
 SOUND = CaseResult("vgg13", 0.0, 0.0, 1e-5, 4e-5, 0.69, 0.70, plain_s=1.0, graph_s=0.9)
 
 
@@ -85,7 +85,7 @@ def test_graphs_that_are_slower_are_not_taken(monkeypatch, graph_s, graphs, reas
 
 
 def test_a_process_of_its_own_prints_the_verdict():
-    case = "s.Case('small_cnn', 8, 18, 16, 'isweep')"
+    case = "s.Case('small_cnn', 8, 18, 16)"
     code = f"import sys; from orchestrator.running import self_test as s; s.SMALL_CASES = ({case},); s.main()"
     done = subprocess.run([sys.executable, "-c", code, "cpu"], capture_output=True, text=True, check=True)
     verdict = json.loads(done.stdout.splitlines()[-1])
