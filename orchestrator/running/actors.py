@@ -44,15 +44,10 @@ def keep_out_of_runtime_environments() -> None:
 
 
 def start_beside_driver(kind: type, *arguments: Any, **options: Any) -> Any:
-    """Start an actor on this driver's node and return its handle.
+    """Start an actor on this driver's node and return its handle; ``options`` are Ray's.
 
     It asks for no CPU, since it must answer while trials have all of them. Lost with another node, it would
     fail every trial that asks it. Its calls stay out of Ray's list of tasks, where people look for trials.
-
-    Args:
-        kind: Class of the actor.
-        arguments: Of its constructor.
-        options: Further ones of Ray's, e.g. ``max_restarts``.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "enable_task_events": False, "scheduling_strategy": here, **options}
@@ -113,13 +108,7 @@ class EpochBoard:
 
 
 class EpochTeller:
-    """Tells the epochs of a trial; those that are shorter than a moment are told together.
-
-    Args:
-        trial_id: Whose epochs.
-        send: Sends them.
-        clock: Tells the time, in seconds.
-    """
+    """Tells the epochs of a trial; those that are shorter than a moment are told together."""
 
     def __init__(
         self,
@@ -146,11 +135,7 @@ class EpochTeller:
 
 
 class EpochListener:
-    """The driver's way to the actor.
-
-    Args:
-        board: Where trials tell.
-    """
+    """The driver's way to the actor."""
 
     def __init__(self, board: EpochBoard) -> None:
         self._actor = board.actor
@@ -160,8 +145,7 @@ class EpochListener:
     def heard(self, *, wait: bool = False) -> list[Said]:
         """Return what was said since the last call; asks about once a second.
 
-        Args:
-            wait: Ask now and wait for the answer: a process has ended that may just have said something.
+        With ``wait`` it asks now and waits: a process has ended that may just have said something.
         """
         said = self._answer(0.0)
         if self._asked is None and (wait or time.monotonic() - self._heard >= ASK_INTERVAL_S):
@@ -213,12 +197,7 @@ class IsweepKeeper:
 
 
 class Keeper:
-    """A worker's way to the actor, with the methods of :class:`KeptFiles`; may be sent anywhere.
-
-    Args:
-        url: Where results are kept.
-        board: Where it is said that a file has to wait.
-    """
+    """A worker's way to the actor, with the methods of :class:`KeptFiles`; may be sent anywhere."""
 
     def __init__(self, url: str, board: EpochBoard) -> None:
         self._board = board

@@ -175,16 +175,12 @@ def answers(host: str, port: int) -> bool:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The cluster that a command is connected to.
+    """The cluster that a command is connected to: amounts are logical ones, over all nodes.
 
     Attributes:
-        num_cpus: Logical CPUs over all nodes.
-        num_gpus: Logical GPUs over all nodes.
-        num_nodes: Nodes alive.
-        object_store_bytes: Smallest object store of any node: what one wave of shared arrays must fit in.
+        object_store_bytes: Smallest of any node: what one wave of shared arrays must fit in.
         dashboard: Address of the Ray dashboard, or empty.
         local: Whether we started it.
-        memory_bytes: Memory that Ray may hand out, over all nodes.
         session: Ray's folder on this node; empty where there is none.
     """
 
@@ -202,12 +198,8 @@ class Cluster:
 class Resources:
     """What one trial asks of Ray, and the torch threads that match.
 
-    Attributes:
-        num_cpus: CPUs of one trial.
-        num_gpus: GPU share of one trial; 0 on a cluster without GPUs.
-        memory_bytes: Memory of one trial; 0 asks for none.
-        fast: Whether a GPU's steps may be captured graphs, see :class:`~search_spaces.sweeps.ResourceSpec`.
-        micro_batches: Whose batches may pass in parts, likewise.
+    Without GPUs its share is 0, and 0 bytes ask for no memory. ``fast`` and ``micro_batches`` are those of
+    :class:`~search_spaces.sweeps.ResourceSpec`.
     """
 
     num_cpus: float
@@ -242,7 +234,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
 
     Raises:
         ConfigError: when a trial asks for more than a private cluster has.
-        SetupError: when a trial there is to have a card that torch cannot reach.
+        SetupError: when a trial there is to have a GPU that torch cannot reach.
     """
     share = 1.0 if spec.num_gpus is None else spec.num_gpus
     use_gpus = device == "gpu" or (device == "auto" and cluster.num_gpus > 0)
@@ -275,7 +267,6 @@ def connect(
     address: str | None = None,
     *,
     num_cpus: int | None = None,
-    num_gpus: float | None = None,
     dashboard: bool = True,
     token_file: Path | None = None,
     job: Mapping[str, str] | None = None,
@@ -286,7 +277,6 @@ def connect(
         address: ``host:port`` or ``auto`` of a running cluster; None starts a private one on loopback, with
             its own temporary folder and token, that ends with the block.
         num_cpus: CPUs of the private cluster; None takes all that this process may use.
-        num_gpus: GPUs of the private cluster; None lets Ray find them.
         dashboard: Whether the private cluster serves its dashboard (on loopback).
         token_file: Where to write the private cluster's token (mode 600), for opening its dashboard.
         job: What Ray's dashboard says of this driver's job, by key.
@@ -321,7 +311,7 @@ def connect(
             with own_signals(ray.shutdown):
                 context = _attach(ray, str(address), address=head, **settings)
         else:
-            settings |= {"num_cpus": num_cpus or len(os.sched_getaffinity(0)), "num_gpus": num_gpus}
+            settings["num_cpus"] = num_cpus or len(os.sched_getaffinity(0))
             context = stack.enter_context(_started(ray, include_dashboard=dashboard, **settings))
         stack.enter_context(_watched(ray, SHARED_PATIENCE_S if head is not None else PRIVATE_PATIENCE_S))
         yield _describe(ray, context, local=head is None)
@@ -386,11 +376,7 @@ def _silence(addresses: Mapping[str, tuple[str, int]], patience_s: float) -> Cal
 
 @contextlib.contextmanager
 def _started(ray: Any, **settings: Any) -> Iterator[Any]:
-    """Start a private cluster in a folder that goes with the block, again where the machine was too busy.
-
-    Yields:
-        What ``ray.init`` returns.
-    """
+    """Start a private cluster in a folder that goes with the block, again where the machine was too busy."""
     for again in (True, True, False):
         with private_folder() as folder:
             tempfile.gettempdir()  # this process keeps its own, which it looks up once

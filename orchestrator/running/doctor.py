@@ -7,7 +7,6 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
@@ -59,15 +58,8 @@ def run_checks(
 ) -> list[Check]:
     """Run all checks; one that fails never stops the others.
 
-    Args:
-        root: Folder of everything.
-        mlflow_uri: MLflow store.
-        address: Of a Ray cluster to look at; None tries a private one.
-        storage: folder or URL of the result store.
-        launch: A file for ``ray up`` to look at.
-
-    Returns:
-        One entry per check; with an address also one per node of the cluster there.
+    With an address the cluster there is looked at, with an entry per node; without, a private one is tried.
+    ``launch`` is a file for ``ray up``.
     """
     checks: dict[str, Callable[[], tuple[bool, str, str]]] = {
         **{f"{package} version": partial(_version, package) for package in VERSIONS},
@@ -84,7 +76,7 @@ def run_checks(
     nodes = []
     if address is not None and found["ray cluster"]["ok"]:
         with connect(address):
-            nodes = [report.check() for report in look_at_nodes(RootPaths.at(root).root, storage)]
+            nodes = [report.check() for report in look_at_nodes()]
     return [*found.values(), *nodes, *(_launch(launch) if launch is not None else ())]
 
 
@@ -190,20 +182,10 @@ class NodeReport:
     """What a node of a cluster says of itself, and what is wrong with it.
 
     Attributes:
-        address: Of the node within the cluster.
-        head: Whether it is the head.
-        num_cpus: That Ray may hand out there.
-        num_gpus: Likewise.
-        cards: GPUs that torch can compute on.
-        driver: Version of the NVIDIA driver; empty without.
-        cuda: That torch was built for; empty for a build without.
-        versions: Of isweep (with its commit), ray and torch.
+        cards: Names of the GPUs that torch can compute on.
         free_disk_bytes: Where Ray keeps its session.
         free_spill_bytes: Where objects go that do not fit into memory.
         clock_skew_s: By how much its clock differs from the driver's, at least.
-        sees_root: Whether it sees the driver's root: nodes need not. None where there is none to see.
-        sees_storage: Whether it reaches the result store by its URL: only the driver's need. Empty when there
-            is none, else "yes" or the reason.
         problems: What must be mended, and the way out of each.
     """
 
@@ -218,8 +200,6 @@ class NodeReport:
     free_disk_bytes: int = 0
     free_spill_bytes: int = 0
     clock_skew_s: float = 0.0
-    sees_root: bool | None = None
-    sees_storage: str = ""
     problems: tuple[tuple[str, str], ...] = ()
 
     def check(self) -> Check:
@@ -234,29 +214,23 @@ class NodeReport:
         }
 
 
-def look_at_nodes(root: Path, storage: str | None = None) -> list[NodeReport]:
-    """Run one task on every node of the connected cluster.
+def look_at_nodes() -> list[NodeReport]:
+    """Run one task on every node of the connected cluster, the head first.
 
-    Args:
-        root: The driver's root; a file is put there for a moment, if it exists.
-        storage: folder or URL of the result store; None asks for none.
-
-    Returns:
-        One report per node, the head first; a node that does not answer is reported as such.
+    A node that does not answer is reported as such.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(look_here)
-    with _mark(root) as mark:
-        asked: dict[Any, dict[str, Any]] = {}
-        started = time.time()
-        for node in ray.nodes():
-            if node["Alive"]:
-                where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": where}
-                asked[look.options(**options).remote(mark, storage)] = node
-        found = [_report(answer, node, started) for answer, node in _answers(asked)]
+    asked: dict[Any, dict[str, Any]] = {}
+    started = time.time()
+    for node in ray.nodes():
+        if node["Alive"]:
+            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": where}
+            asked[look.options(**options).remote()] = node
+    found = [_report(answer, node, started) for answer, node in _answers(asked)]
     return sorted(found, key=lambda report: (not report.head, report.address))
 
 
@@ -281,7 +255,7 @@ def _answers(asked: dict[Any, dict[str, Any]]) -> Iterator[tuple[dict[str, Any],
         yield {"silent": (f"gives no answer within {ANSWER_TIMEOUT_S:g} s", LOOK)}, asked[reference]
 
 
-def look_here(mark: str | None, storage: str | None) -> dict[str, Any]:
+def look_here() -> dict[str, Any]:
     """Return what this node has; runs as a task there."""
     import ray
 
@@ -296,8 +270,6 @@ def look_here(mark: str | None, storage: str | None) -> dict[str, Any]:
         "versions": versions_here(),
         "free_disk_bytes": _room(session),
         "free_spill_bytes": _room(_spill_folder(session)),
-        "sees_root": None if mark is None else Path(mark).exists(),
-        "sees_storage": _reaches(storage),
         "logical": is_logical(),
         "time": time.time(),
     }
@@ -337,21 +309,6 @@ def _problems(report: NodeReport, logical: bool) -> Iterator[tuple[str, str]]:
         yield f"its clock differs by {report.clock_skew_s:g} s or more", "start a time service (chrony, ntpd)"
 
 
-@contextmanager
-def _mark(root: Path) -> Iterator[str | None]:
-    """Put a file into the root for nodes to look for; None where it takes none."""
-    mark = root / f".seen-{uuid.uuid4().hex}"
-    try:
-        mark.touch()
-    except OSError:
-        yield None
-        return
-    try:
-        yield str(mark)
-    finally:
-        mark.unlink(missing_ok=True)
-
-
 def _spill_folder(session: Path) -> Path:
     """Return where this node's raylet, our parent, puts what does not fit into memory."""
     try:
@@ -365,17 +322,6 @@ def _spill_folder(session: Path) -> Path:
 def _room(folder: Path) -> int:
     """Return the bytes that may be written there: none on a disk that turned read-only, as broken ones do."""
     return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
-
-
-def _reaches(storage: str | None) -> str:
-    if storage is None:
-        return ""
-    try:
-        files = open_storage(storage)
-        next(files.find(files.base, "store.json"), None)
-    except Exception as error:  # of whatever library stands behind the URL
-        return f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
-    return "yes"
 
 
 def versions_here() -> dict[str, str]:

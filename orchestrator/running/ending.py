@@ -146,14 +146,8 @@ def at_forced_end(tidy: Callable[[], object]) -> Iterator[None]:
 class Watch:
     """Looks from a thread, during a ``with`` block, whether what the block needs is there, and else ends it.
 
-    Args:
-        name: Of the thread.
-        every_s: Seconds between two looks.
-        look: Returns why the block must end; None while it need not.
-
-    Attributes:
-        lost: Why the block had to end.
-        ended: Set when the block is over.
+    ``look`` returns why the block must end, which is then ``lost``, and None while it need not; ``ended`` is
+    set when the block is over.
     """
 
     def __init__(self, name: str, every_s: float, look: Callable[[], SetupError | None]) -> None:
@@ -192,9 +186,7 @@ class Watch:
 def end_main_thread(error: SetupError, ended: threading.Event) -> None:
     """Interrupt the main thread from another one, and end the process when that does not help.
 
-    Args:
-        error: Why; the last word when the main thread has none.
-        ended: Set when the main thread has heard.
+    ``error`` is the last word when the main thread has none; ``ended`` is set when it has heard.
     """
     _thread.interrupt_main()
     if not ended.wait(END_WITHIN_S):

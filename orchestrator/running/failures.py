@@ -321,9 +321,6 @@ def killed_for_memory(places: Mapping[str, Place]) -> set[str]:
     """Return those of the trials whose process Ray killed for memory; empty where the cluster does not say.
 
     The memory killer's error ends Tune's loop and names no process; what each actor died of the head knows.
-
-    Args:
-        places: Where the trials ran, by their ids.
     """
     patience = time.monotonic() + ASK_FOR_S
     while places:
@@ -379,12 +376,7 @@ class Retries:
         self.unfit[node] = 0
 
     def check_nodes(self, node: str, failure: TrialFailure, offered: Collection[str]) -> None:
-        """End the sweep when no node is left that can run its trials.
-
-        Args:
-            node: Address of the one where a trial has failed.
-            failure: Of the trial.
-            offered: Addresses of the live nodes that could be given it.
+        """End the sweep when none of the nodes at the addresses ``offered`` can run its trials.
 
         Raises:
             SetupError: saying what the last trial found.
@@ -419,7 +411,7 @@ class Retries:
             trial_id: Whose.
             kind: Of what.
             died: Whether the trial's process went with it.
-            gpu: The GPU that failed, by its node and UUID.
+            gpu: The GPU that failed, by its UUID and node.
             hopeless: Whether another attempt would get no more than this one.
         """
         if gpu and kind in (FailureKind.DEVICE_ERROR, FailureKind.SETUP):
@@ -467,11 +459,7 @@ class _Watched:
 
 
 class HangWatch:
-    """Finds trials of one sweep that hang, and workers that do not answer, by a limit, and ends them.
-
-    Args:
-        say: Is told of a worker that does not answer.
-    """
+    """Finds trials of one sweep that hang, and workers that do not answer, by a limit, and ends them."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -480,12 +468,7 @@ class HangWatch:
         self._looked_at = time.monotonic()
 
     def started(self, trial_id: str, limit_s: float) -> None:
-        """A trial begins, for the first time or again.
-
-        Args:
-            trial_id: Which.
-            limit_s: Seconds without an epoch or a result after which it counts as hung.
-        """
+        """A trial begins, for the first time or again; after ``limit_s`` without a word it counts as hung."""
         self._failures.pop(trial_id, None)
         self._watched[trial_id] = _Watched(time.monotonic(), limit_s)
 

@@ -53,12 +53,9 @@ class Gpu:
     """A GPU as its node describes it.
 
     Attributes:
-        name: in its driver's words.
         uuid: GPU-..., or MIG-... for a slice.
-        memory_bytes: all of it.
-        held_bytes: what processes held when it was asked.
+        held_bytes: what processes held of its memory when it was asked.
         capability: CUDA compute capability.
-        num_processors: streaming multiprocessors.
         compute_mode: ``Default``, or in whose way it stands.
         mig: whether it is cut into slices, or is one.
         has_kernels: whether the installed torch has kernels for it.
@@ -85,10 +82,8 @@ class NodeGpus:
     """What a node says of its GPUs.
 
     Attributes:
-        node: its name.
         gpus: that torch reaches there.
         driver: version of NVIDIA's driver; empty without.
-        torch: version of torch.
         cuda: that torch was built for; empty for a build without.
         mps: whether NVIDIA's multi-process service runs, so that trials on one GPU compute at the same time.
         visible: what ``CUDA_VISIBLE_DEVICES`` says to Ray there.
@@ -236,9 +231,7 @@ def _has_kernels(capability: tuple[int, int], built_for: Collection[str]) -> boo
 def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
     """Ask every node that offers GPUs what they are; empty where they are logical ones, or none is offered.
 
-    Args:
-        num_gpus: that Ray hands out on this machine, where the cluster is a private one.
-        local: whether it is.
+    Of a private cluster this machine is asked alone, which hands out ``num_gpus``.
     """
     if is_logical():
         return []
@@ -262,13 +255,9 @@ def survey(num_gpus: float, *, local: bool) -> list[NodeGpus]:
 
 
 def refuse(nodes: Iterable[NodeGpus], trials: Iterable[TrialSpec], *, share: float, alone: bool) -> None:
-    """Refuse what no trial could do on these GPUs.
+    """Refuse what none of ``trials`` could do on these GPUs, of which each gets a ``share`` at most.
 
-    Args:
-        nodes: from :func:`survey`.
-        trials: that are to be trained.
-        share: of a GPU that each gets, at most.
-        alone: whether nobody's trials run there yet: what is held of a GPU is then somebody else's.
+    ``alone`` tells that nobody's trials run there yet: what is held of a GPU is then somebody else's.
 
     Raises:
         ConfigError: for recipes in bfloat16 where a GPU has none.
@@ -337,9 +326,6 @@ def trial_options(cell: Mapping[str, Any]) -> dict[str, Any]:
 
     Steps of somebody's own network, whose code need not replay as a graph, are captured only where
     ``resources.fast`` is ``on``.
-
-    Args:
-        cell: what the trial's process was told, see :meth:`~orchestrator.running.trials.Trials._taken`.
 
     Raises:
         SetupError: naming node, driver and torch's CUDA when torch cannot reach the GPU.

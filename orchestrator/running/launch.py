@@ -29,13 +29,6 @@ from tasks.atomic import read_whole
 
 COMPARE = "compare with the file of that name in the repository"
 MAKE_TOKEN = 'make one: see "Tokens" in docs/cluster.md'
-FOREIGN = (
-    ("apiVersion", "a Kubernetes object", "kubectl apply --dry-run=server -f FILE"),
-    ("run", "a task of SkyPilot", "sky launch --dryrun FILE"),
-    ("phases", "a component of EC2 Image Builder", "aws imagebuilder create-component --dry-run"),
-    ("Statement", "a policy of AWS", "the policy validator of your account"),
-)
-"""Launch files that `ray up` does not read, by a key that they have, and who looks at them."""
 MAX_FILE_BYTES = 100_000
 """PyYAML reads as many in a second; the longest file of the repository has 6,000."""
 UNFILLED = re.compile(r"CHANGE|\bexample\.(org|com)\b")
@@ -79,10 +72,6 @@ def check_launch_file(path: Path) -> list[Problem]:
     config = _read(path)
     if isinstance(config, Problem):
         return [config]
-    for key, what, looks in FOREIGN:
-        if key in config:
-            told = Problem(str(path), f"{what}, and no file for `ray up`", looks.replace("FILE", str(path)))
-            return [told, *_unfilled(config)]
     wrong = [*_by_ray(config)]
     if wrong:
         return wrong  # the rest would stumble over the same mistakes
@@ -109,8 +98,6 @@ def _read(path: Path) -> dict[str, Any] | Problem:
     """Return the file's keys, or what stands in the way."""
     try:
         text = read_text(path, "launch file", MAX_FILE_BYTES)
-        if text.startswith("#!"):
-            return Problem(str(path), "a script, and no file for `ray up`", f"sbatch --test-only {path}")
         config = yaml.load(text, _Once)  # noqa: S506 (made of the safe one)
     except FileNotFoundError:
         return Problem(str(path), "no such file", "name a launch file, e.g. cluster.yaml")
@@ -118,8 +105,8 @@ def _read(path: Path) -> dict[str, Any] | Problem:
         return Problem(str(path), f"{error.rule}: {error.value}", "name a launch file, e.g. cluster.yaml")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         return Problem(str(path), f"not YAML: {' '.join(str(error).split())}", "correct the line")
-    if not isinstance(config, dict):
-        return Problem(str(path), "no keys", "begin with a file of clusters/, or cluster.yaml")
+    if not isinstance(config, dict) or "cluster_name" not in config:
+        return Problem(str(path), "no file for `ray up`: no cluster_name", "begin with cluster.yaml")
     return config
 
 

@@ -40,11 +40,6 @@ PROBE_PAUSE_S = 0.02
 def locked(workspace: Workspace, purpose: str, say: Callable[[str], None] = log.warning) -> Iterator[None]:
     """Hold the locks of a sweep's root and, since two roots may share one, of its result store.
 
-    Args:
-        workspace: Of the sweep.
-        purpose: What the holder does, for messages.
-        say: See :class:`Lease`.
-
     Raises:
         SetupError: see :func:`exclusive` and, for an object store, :class:`Lease`.
     """

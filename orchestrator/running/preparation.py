@@ -65,9 +65,7 @@ def check_raw(workspace: Workspace, raw: Mapping[str, Path]) -> None:
 def check_models(plan: SweepPlan, known: Collection[str]) -> None:
     """Find every network that cannot be built before anything is prepared or trained.
 
-    Args:
-        plan: The whole grid.
-        known: Ids of trials that have a result: their networks were built.
+    Those of trials ``known``, which have a result, were built.
 
     Raises:
         ConfigError: naming all of them.
@@ -114,11 +112,7 @@ def fetch_pretrained(
 ) -> dict[str, bytes]:
     """Return the weights that networks start from, by :attr:`ModelSpec.pretrained_key`.
 
-    Args:
-        plan: The whole grid.
-        known: Ids of trials that have a result: these need none.
-        paths: What was downloaded is kept here, so that all trainings of a root start from the same.
-        say: Told of downloads.
+    Trials ``known`` need none. Downloads are kept, so that all trainings of a root start from the same.
 
     Raises:
         SweepError: naming all that are not there and cannot be downloaded.
@@ -153,11 +147,6 @@ def check_same_start(
     """Refuse to start networks of one sweep from different weights of one name.
 
     A library gives its names to other weights in other versions, and ids of trials hold the name alone.
-
-    Args:
-        records: Results so far, by trial id.
-        plan: The whole grid.
-        weights: What the networks that are left would start from, by :attr:`ModelSpec.pretrained_key`.
 
     Raises:
         ConfigError: naming all keys whose results started from others.
@@ -280,11 +269,7 @@ def measure_subset(
 ) -> MeasureRecord:
     """Return the stored record of one subset's intrinsic dimension and label sharpness.
 
-    Args:
-        spec: What to measure.
-        data: The subset's arrays; the train images in nested order are measured, the test images are not.
-        dataset: What the images are.
-        executor: Runs the block tasks.
+    The train images of ``data`` are measured, in nested order; its test images are not.
 
     Raises:
         DataError: for images that cannot be measured (not finite, one class only).

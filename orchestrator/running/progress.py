@@ -36,16 +36,7 @@ MOST_SHOWN = 4
 
 
 class RunningTrial(BaseModel):
-    """How far a trial is.
-
-    Attributes:
-        started_at: Seconds since 1970.
-        epoch: Epochs that have ended.
-        num_epochs: Epochs in all; 0 where nobody has said.
-        images_per_second: Of the last epoch; None before the first.
-        epochs_per_second: Likewise.
-        seconds_left: Of training, at the pace of the last epoch; None before the first.
-    """
+    """How far a trial is: what no epoch has told yet is 0 or None; times are in seconds since 1970."""
 
     started_at: float = Field(default_factory=time.time)
     epoch: int = 0
@@ -67,14 +58,7 @@ class RunningTrial(BaseModel):
 
 
 class RunState(BaseModel):
-    """Where a run stands, as its file says.
-
-    Attributes:
-        pid: Of its process; what is said counts only while that process holds the root's lock.
-        now: What it does, in words.
-        running: Trials that run, by id.
-        seconds_left: Until the last trial ends; None where nothing tells.
-    """
+    """Where a run stands, as its file says; it counts only while process ``pid`` holds the root's lock."""
 
     pid: int = Field(default_factory=os.getpid)
     now: str = ""
@@ -337,10 +321,6 @@ class Series:
     """The series of one sweep for Prometheus: a handful whatever its size, never one per trial.
 
     Ray's nodes serve them beside Ray's own, as ``ray_isweep_…``; ``grafana.json`` draws them.
-
-    Args:
-        sweep: Its name, a label of every series.
-        num_gpus: GPUs of the cluster.
     """
 
     def __init__(self, sweep: str, num_gpus: float) -> None:
@@ -358,12 +338,7 @@ class Series:
         self._failed.inc(1, {**self._sweep, "kind": kind})
 
     def tell(self, progress: Progress, requests: Iterable[Mapping[str, float]]) -> None:
-        """Say where the sweep stands, every two seconds however often it is called.
-
-        Args:
-            progress: Knows the counts and the pace.
-            requests: What each running trial asked of Ray.
-        """
+        """Say where the sweep stands, and what running trials asked of Ray, every two seconds at most."""
         if time.monotonic() - self._told < INTERVAL_S:
             return
         self._told = time.monotonic()
@@ -381,11 +356,7 @@ class Series:
 
 
 def offer_board(session: str) -> None:
-    """Lay our board beside Ray's own, where a Grafana that Ray provisions finds it.
-
-    Args:
-        session: Ray's folder on this node; empty where there is none.
-    """
+    """Lay our board beside Ray's own in its session, where a Grafana that Ray provisions finds it."""
     folder = Path(session) / "metrics" / "grafana" / "dashboards"
     if session and folder.is_dir():
         try:

@@ -86,8 +86,7 @@ class Feed(Searcher):  # type: ignore[misc]  # Ray ships without types
         super().__init__()
         self._queue, self._config = queue, config
 
-    # Tune saves its searcher in its own state, of which nothing is ever read back.
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -97,16 +96,10 @@ class Feed(Searcher):  # type: ignore[misc]  # Ray ships without types
         cell = self._queue.take(time.monotonic())
         return None if cell is None else self._config(cell)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Learn nothing: the sweep's bookkeeping settles cells."""
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        """Do nothing: :class:`~orchestrator.running.trials.Trials` settles cells, and Tune restores none."""
 
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing."""
+    save = restore = on_trial_complete
 
 
 def trial_name(trial: Any) -> str:

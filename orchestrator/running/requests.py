@@ -15,11 +15,11 @@ from typing import Any
 import ray
 from ray.experimental.internal_kv import _internal_kv_get
 
-from orchestrator.planning.gpus import Card, card_like, card_there, packing_pays, read_checks
+from orchestrator.planning.gpus import Card, card_there, packing_pays, read_checks
 from orchestrator.planning.predict import Expectation, MeasuredTrial, has_batch_norm, need_of
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
-from orchestrator.running.gpus import NodeGpus, is_logical
+from orchestrator.running.gpus import NodeGpus
 from search_spaces.errors import SetupError, SweepError
 from search_spaces.specs import TrialSpec
 from search_spaces.sweeps import ResourceSpec
@@ -67,12 +67,7 @@ NO_TYPE = (
 
 @dataclass(frozen=True)
 class Request:
-    """What one attempt at a trial gets.
-
-    Attributes:
-        resources: for Ray.
-        micro_batch: images that pass the network at once; None for whole batches.
-    """
+    """What one attempt at a trial gets: batches pass the network whole, or ``micro_batch`` images at once."""
 
     resources: Resources
     micro_batch: int | None = None
@@ -194,21 +189,11 @@ def expected(
 ) -> Expectation:
     """Return what trials are expected to need of the connected cluster's GPUs.
 
-    A GPU is shared where the sweep says so, where MPS runs on its node, or where ``isweep gpu-check`` found
-    that a pair of trials pays; elsewhere each trial has one to itself.
-
-    Args:
-        nodes: from :func:`~orchestrator.running.gpus.survey`; none where there are no GPUs, or logical ones.
-        asked: what the sweep asks for.
-        measured: finished trials.
-        folders: where records of ``isweep gpu-check`` lie.
+    A GPU is shared where the sweep says so, where MPS runs on its node, or where ``isweep gpu-check``, whose
+    records lie in ``folders``, found that a pair of trials pays; elsewhere each trial has one to itself.
     """
-    if asked.num_gpus is not None or not (nodes or is_logical()):
+    if asked.num_gpus is not None or not nodes:
         return Expectation.of(None, measured)
-    if is_logical():
-        prefix = "accelerator_type:"
-        kinds = [name[len(prefix) :] for name in ray.cluster_resources() if name.startswith(prefix)]
-        return Expectation.of(gpu_of_types(sorted(kinds)), measured)
     checks = read_checks(folders)
     gpus = [(gpu, node) for node in nodes for gpu in node.gpus]
     known = [card_there(gpu.name, gpu.memory_gib, checks) for gpu, _ in gpus]
@@ -217,28 +202,10 @@ def expected(
     return Expectation.of(least, measured, None if shared else 1.0)
 
 
-def gpu_of_types(names: list[str]) -> Card | None:
-    """Return the GPU of the table that Ray's accelerator types name, the one with least memory of several.
-
-    None, with a warning, for one that is not in the table.
-    """
-    found = []
-    for name in names:
-        known = card_like(name)
-        if known is None:
-            log.warning("no data sheet for GPU %s: trials share it as resources.num_gpus says, or not", name)
-            return None
-        found.append(known)
-    return min(found, key=lambda known: known.memory_gib, default=None)
-
-
 class StartWatch:
     """Says what is missing when cells wait for a place and none starts, and again when the reason changes.
 
-    Args:
-        resources: What a trial asks for.
-        say: Is told.
-        ends: Whether waiting has an end, as on a private cluster.
+    Waiting ``ends`` on a private cluster.
     """
 
     def __init__(self, resources: Resources, say: Callable[[str], None], *, ends: bool = False) -> None:

@@ -55,24 +55,18 @@ class CaseResult:
     """What a case found.
 
     Attributes:
-        loss_noise: largest difference of an epoch's loss between A and A'.
-        loss_difference: between F and A.
-        weight_noise: largest difference of a weight between A and A'.
-        weight_difference: between F and A.
-        first_loss: of the first batch, and ``first_loss_cpu`` in float32 on the CPU.
-        plain_s: seconds of a plain epoch; ``graph_s`` of one by graphs, captures not counted.
+        losses: largest difference of an epoch's loss: between A and A', and between F and A.
+        weights: of a weight, likewise.
+        first_loss: of the first batch: on the device, and in float32 on the CPU.
+        seconds: of a plain epoch, and of one by graphs, captures not counted.
         problem: why graphs are not to be taken; empty where they may.
     """
 
     model: str
-    loss_noise: float
-    loss_difference: float
-    weight_noise: float
-    weight_difference: float
-    first_loss: float
-    first_loss_cpu: float
-    plain_s: float
-    graph_s: float
+    losses: tuple[float, float]
+    weights: tuple[float, float]
+    first_loss: tuple[float, float]
+    seconds: tuple[float, float]
     problem: str = ""
 
 
@@ -93,7 +87,7 @@ def run(device: torch.device, cases: Sequence[Case] = CASES) -> Verdict:
         for case in cases:
             results.append(run_case(case, device))
         reason = "; ".join(result.problem for result in results if result.problem)
-        plain, graph = (sum(getattr(r, name) for r in results) for name in ("plain_s", "graph_s"))
+        plain, graph = (sum(times) for times in zip(*(result.seconds for result in results), strict=True))
         if not reason and graph > plain:
             reason = f"they are {100 * (graph / plain - 1):.0f} % slower than plain steps"
     except Exception as error:  # whatever a driver, a library or a capture does
@@ -125,31 +119,22 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
             _trained(case, dropout, images, labels, recipe, device, graphs=graphs)
             for graphs in (False, False, True)
         )
-    result = CaseResult(
-        model=case.model,
-        loss_noise=_largest(plain[0], again[0]),
-        loss_difference=_largest(plain[0], graph[0]),
-        weight_noise=_largest(plain[1], again[1]),
-        weight_difference=_largest(plain[1], graph[1]),
-        first_loss=found,
-        first_loss_cpu=expected,
-        plain_s=plain[2],
-        graph_s=graph[2],
+    losses, weights = (
+        (_largest(plain[part], again[part]), _largest(plain[part], graph[part])) for part in (0, 1)
     )
+    result = CaseResult(case.model, losses, weights, (found, expected), (plain[2], graph[2]))
     return replace(result, problem=problem(result))
 
 
 def problem(found: CaseResult) -> str:
     """Return what is wrong with a case, in one line; empty where nothing is."""
-    name = found.model
-    if not abs(found.first_loss - found.first_loss_cpu) <= FIRST_LOSS_TOLERANCE:
-        return f"{name}: the first loss is {found.first_loss:.4f}, on the CPU {found.first_loss_cpu:.4f}"
-    for what in ("loss", "weight"):
-        spread, difference = getattr(found, f"{what}_noise"), getattr(found, f"{what}_difference")
+    here, on_cpu = found.first_loss
+    if not abs(here - on_cpu) <= FIRST_LOSS_TOLERANCE:
+        return f"{found.model}: the first loss is {here:.4f}, on the CPU {on_cpu:.4f}"
+    for what, (spread, difference) in (("loss", found.losses), ("weight", found.weights)):
         if not difference <= NOISE_FACTOR * spread:  # false for NaN
-            return (
-                f"{name}: a {what} differs by {difference:.1e}, between two plain trainings by {spread:.1e}"
-            )
+            between = f"between two plain trainings by {spread:.1e}"
+            return f"{found.model}: a {what} differs by {difference:.1e}, {between}"
     return ""
 
 

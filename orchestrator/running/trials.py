@@ -83,16 +83,7 @@ WITHOUT_A_WORD = TrialFailure(
 class Run:
     """What everything in one run shares.
 
-    Attributes:
-        plan: The whole grid.
-        paths: What lies below the root.
-        cluster: Where it runs.
-        resources: What each trial asks for.
-        stored: Where results go.
-        tracker: Who is told.
-        monitor: Who shows it.
-        expectation: How long trials will take, and what share of the cluster's kind of GPU they need;
-            without one all get the same share.
+    Without a GPU in its expectation all trials get the same share of one.
     """
 
     plan: SweepPlan
@@ -173,16 +164,7 @@ class Work:
 
 
 class GridWork(Work):
-    """The cells of a plan that are left.
-
-    Args:
-        run: What it is a part of.
-        cells: What is left.
-        load: Reads the arrays of a subset, given how many training images.
-        state: What is done; None for nothing.
-        keep_url: Where weights, predictions and checkpoints are kept, beside the results; None keeps none.
-        pretrained: See :class:`Work`.
-    """
+    """The cells of a plan that are left; ``load`` reads a subset's arrays, given how many training images."""
 
     perform = staticmethod(perform_cell)
 
@@ -260,10 +242,7 @@ class GridWork(Work):
 class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     """Runs the cells of a :class:`Work`, and again those whose failure allows it: loop and single writer.
 
-    Args:
-        run: What everything shares.
-        work: The cells.
-        trainable: What runs a cell; another one is for tests and benchmarks.
+    Another ``trainable`` is for tests and benchmarks.
     """
 
     def __init__(self, run: Run, work: Work, trainable: type[TrialTrainable] = TrialTrainable) -> None:
@@ -283,8 +262,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._listener = EpochListener(self._board)
         self._keeper = None if work.keep_url is None else Keeper(work.keep_url, self._board)
 
-    # Tune copies its callbacks into its own saved state; this one belongs to the driver alone.
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
 
     def run(self) -> None:
@@ -469,7 +447,6 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._settled(trial_id)
         self._run.tracker.finish(shown)
         self._run.monitor.trial_finished(trial_id, status)
-        self._show_counts()
         self._tell(trial_id, "finished", str(status), report.log)
         if report.gpu_note not in self._noted:  # once of each GPU
             self._noted.add(report.gpu_note)
@@ -478,14 +455,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
     def _failed(
         self, trial_id: str, failure: TrialFailure, *, died: bool = False, log_text: str = ""
     ) -> None:
-        """Store a failure, do what follows from it, and tell everybody.
-
-        Args:
-            trial_id: Whose.
-            failure: What happened.
-            died: Whether the trial's process went with it.
-            log_text: What the attempt has logged.
-        """
+        """Store a failure, do what follows from it, and tell everybody; ``died`` is of its process."""
         said = {name: without_secrets(getattr(failure, name)) for name in ("message", "traceback")}
         failure, cell = failure.model_copy(update=said), self._work.cells[trial_id]
         if way_out := self._requests.failed(cell, failure):
@@ -505,7 +475,6 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
             ending = decision.reason
         self._run.tracker.fail_trial(record)
         self._run.monitor.trial_failed(trial_id, failure.kind, f"{failure.message} ({ending})")
-        self._show_counts()
         told = f"{failure.kind}: {failure.message} ({ending})"
         log.warning("trial %s failed: %s", trial_id, told)
         trace = f"\n{failure.traceback}" if failure.traceback else ""
@@ -552,13 +521,11 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._hangs.ended(trial_id)
         self._arrays.trial_ended(trial_id, self._array(trial_id), for_good=False)
 
-    def _show_counts(self) -> None:
-        """Tell how far the sweep is."""
-        counts = self._run.monitor.counts()
-        self._run.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
-
     def _tell(self, trial_id: str, what: What, said: str = "", log_text: str = "") -> None:
-        """Add to the story of a cell."""
+        """Add to the story of a cell, and tell how far the sweep is."""
+        if what in ("finished", "failed"):
+            counts = self._run.monitor.counts()
+            self._run.tracker.log_counts(counts["trials_done"] + counts["trials_failed"], counts)
         node = "" if what == "started" else self._nodes.get(trial_id, "")
         event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
         self._history.tell(trial_id, event, without_secrets(log_text))

@@ -113,10 +113,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray ships without
 
     An exception inside a cell is an outcome like any other, of which the driver is told in full. It reaches
     Tune as an error, which Tune answers by ending the process: Ray shows the task as failed, and nothing that
-    a failure left in the process meets the next cell.
-
-    Attributes:
-        cell: What it was told of its cell: see :meth:`orchestrator.running.trials.Trials._taken`.
+    a failure left in the process meets the next cell. What a worker is told of its ``cell`` stands in
+    :meth:`orchestrator.running.trials.Trials._taken`.
     """
 
     def setup(

@@ -258,29 +258,6 @@ def test_a_wrong_field_on_google_cloud(checkout, place, value, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "what", "looks", "unfilled"),
-    [
-        ("rayjob.yaml", "a Kubernetes object", "kubectl apply --dry-run=server -f", "registry.example.org"),
-        ("skypilot.yaml", "a task of SkyPilot", "sky launch --dryrun", "s3://CHANGE/isweep"),
-        (
-            "image.yaml",
-            "a component of EC2 Image Builder",
-            "aws imagebuilder",
-            "aws s3 cp --recursive s3://CHANGE",
-        ),
-        ("iam/head.json", "a policy of AWS", "the policy validator", "CHANGE-region"),
-        ("slurm.sbatch", "a script", "sbatch --test-only", None),
-    ],
-)
-def test_a_launch_file_that_ray_up_does_not_read_is_called_by_its_name(checkout, name, what, looks, unfilled):
-    first, *rest = check_launch_file(REPOSITORY / "clusters" / name)
-    assert first.what == f"{what}, and no file for `ray up`"
-    assert first.way_out.startswith(looks)
-    assert [one.what for one in rest if "still to be filled in" not in one.what] == []
-    assert unfilled is None or any(f"filled in: {unfilled}" in one.what for one in rest)
-
-
-@pytest.mark.parametrize(
     ("harm", "message"),
     [
         (lambda at: (at / ".ray/auth_token").unlink(), "no ~/.ray/auth_token"),
@@ -313,8 +290,9 @@ def test_what_travels_must_be_there(checkout, harm, message):
     ("text", "message"),
     [
         ("a: [", "not YAML"),
-        ("", "no keys"),
-        ("- a", "no keys"),
+        ("", "no file for `ray up`"),
+        ("- a", "no file for `ray up`"),
+        ("apiVersion: ray.io/v1", "no file for `ray up`: no cluster_name"),
         (None, "no such file"),
         ("a: 1\nb: {c: 1, c: 2}", "not YAML: c stands twice"),
         ("? [a]\n: 1", "not YAML"),

@@ -9,7 +9,7 @@ from ray.experimental.internal_kv import _internal_kv_list, _internal_kv_put
 from orchestrator.planning.paths import RootPaths
 from orchestrator.results.records import CellReport, FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.state import StoredResults
-from orchestrator.running import trials
+from orchestrator.running import trials, worker
 from orchestrator.running.failures import MOST_ON_UNFIT, Retries, classify, fit_nodes
 from orchestrator.running.gpus import NO_GPU
 from orchestrator.running.worker import TrialTrainable
@@ -46,7 +46,11 @@ def test_other_failures_say_nothing_of_gpus():
 
 
 class WithoutGpu(TrialTrainable):
-    """As a trial on a node whose torch reaches no GPU."""
+    """As a trial on a node whose torch reaches no GPU, which does not wait before it says so."""
+
+    def setup(self, config: dict[str, Any], **shared: Any) -> None:
+        super().setup(config, **shared)
+        worker.rest = lambda has_run: None
 
     def _run(self, started_at: float) -> CellReport:
         _internal_kv_put(f"ran in vain {self.cell['trial_id']} {started_at}", b"1")
