@@ -250,7 +250,7 @@ def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: E
         rows = np.arange(data.num_images) if pair is None else _rows_of_pair(data.labels, names, pair)
         asked = replace(request, class_pair=None, settings=settings)
         found = measure_arrays(data.read_rows(rows), data.labels[rows], names, asked, executor)
-    return replace(found, preparation=data.record.to_json())
+    return replace(found, preparation=data.record.model_dump(mode="json"))
 
 
 def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Measured:
@@ -480,6 +480,6 @@ def _pilot_dataset(sweep: SweepSpec, request: PilotRequest) -> dict[str, Any]:
     if not path.exists():
         rule = "A pilot needs a folder or file of images, the name of a dataset, or a CSV file of results"
         raise ConfigError(rule, request.source, "give a path that exists")
-    own = {"kind": _known_kind(path), "path": str(path.absolute())}
+    own: dict[str, Any] = {"kind": _known_kind(path), "path": str(path.absolute())}
     own |= {"domain": request.domain or "natural", "channels": sweep.channels or 1}
     return {"name": PILOT, "own": own}

@@ -45,6 +45,7 @@ from orchestrator.running.preparation import (
     load_arrays,
     measure_subset,
     prepare_missing,
+    prepare_own,
 )
 from orchestrator.running.progress import Progress
 from search_spaces.specs import pair_name
@@ -184,6 +185,8 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
             trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), "cpu")
             if options.device != "cpu" and (there := len(gpus_here())):
                 check_gpus(workspace, options, survey(there, local=True))
+        prepare_own(workspace, options, monitor)
+        check_feasible(workspace, options.raw)
     waiting = workspace.plan.trials_by_id.keys() - done.keys()
     for name in workspace.paths.sweep_names() if waiting else ():
         others = ResultStore(str(workspace.paths.sweep(name).folder)).listing(TrialRecord)
@@ -221,15 +224,8 @@ def _start(sweep: _Sweep) -> None:
 
 def _prepare(sweep: _Sweep) -> None:
     """Prepare the datasets that are missing."""
-    from tasks.remote import InlineExecutor
-
     workspace, options, monitor = sweep.workspace, sweep.options, sweep.monitor
     missing = [spec for spec in workspace.plan.prepared if spec.prepared_id not in workspace.prepared]
-    # Your own files may change below a finished sweep: listing them again is cheap and tells.
-    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
-    listed = [spec for spec in workspace.plan.prepared if spec not in missing and spec.dataset in own]
-    if listed:
-        prepare_missing(workspace, listed, options, InlineExecutor(), monitor)
     if missing:
         prepare_missing(workspace, missing, options, sweep.executor(reads_files=True), monitor)
         workspace.look_again()

@@ -119,9 +119,8 @@ def run_case(case: Case, device: torch.device) -> CaseResult:
             _trained(case, dropout, images, labels, recipe, device, graphs=graphs)
             for graphs in (False, False, True)
         )
-    losses, weights = (
-        (_largest(plain[part], again[part]), _largest(plain[part], graph[part])) for part in (0, 1)
-    )
+    losses = _largest(plain[0], again[0]), _largest(plain[0], graph[0])
+    weights = _largest(plain[1], again[1]), _largest(plain[1], graph[1])
     result = CaseResult(case.model, losses, weights, (found, expected), (plain[2], graph[2]))
     return replace(result, problem=problem(result))
 
