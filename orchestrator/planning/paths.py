@@ -109,7 +109,7 @@ class RootPaths:
 
     @property
     def identity(self) -> Path:
-        """What tells this root from others on one object store (:mod:`orchestrator.running.lease`)."""
+        """What tells this root from others on one object store (:mod:`orchestrator.running.locks`)."""
         return self.root / "driver.id"
 
     @property
