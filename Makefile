@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-oldest test-newest lint chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel wheel-test lock lock-cuda lock-cpu clean
+.PHONY: install demo test test-oldest test-newest lint simulate chaos postgres-test sbom cluster-test slurm-test bench gpu-check wheel wheel-test lock lock-cuda lock-cpu clean
 
 install: $(STAMP)
 
@@ -49,6 +49,10 @@ lint: $(STAMP)
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -m chaos
 	$(BIN)/python -m tests.integration.chaos
+
+# Ten thousand schedules of faults in a simulated world, driven by seeds (tests/simulation).
+simulate: $(STAMP)
+	$(BIN)/python -m tests.simulation --into benchmarks/results/simulation.json
 
 # A sweep's tracker on a PostgreSQL of its own that is restarted; needs its server's commands.
 postgres-test: $(STAMP)

@@ -33,7 +33,6 @@ from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, 
 from orchestrator.results.rows import FlatRun, Live, Row, milliseconds, row_of
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
-from tasks.trials.records import TrialStatus
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100
 """Of one call."""
@@ -304,10 +303,7 @@ def _has_too_much(
     """Tell whether a param is another one, or a metric of ours is there that the run has not."""
     if any(params.get(name, value) != value for name, value in run.params.items()):
         return True
-    # A diverged trial has none of these numbers, and its row leaves out what an earlier attempt left.
-    diverged = run.tags.get(table.STATUS) == TrialStatus.DIVERGED
-    surplus = () if diverged else metrics.keys() - wanted.keys()
-    return any(column.origin is not None for column in table.describe(surplus))
+    return any(column.origin is not None for column in table.describe(metrics.keys() - wanted.keys()))
 
 
 def _missing_points(

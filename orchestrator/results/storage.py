@@ -140,6 +140,8 @@ def open_storage(url: str | Storage) -> Storage:
     Raises:
         ConfigError: for a URL that is none, holds a password, or belongs to a store that keeps nothing.
     """
+    if isinstance(url, Folder | Bucket):
+        return url
     scheme, mark, rest = url.partition("://")
     if not mark or scheme == "file":
         return Folder(os.path.abspath(rest if mark else os.path.expanduser(url)))

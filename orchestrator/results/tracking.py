@@ -33,6 +33,7 @@ from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import ConfigError, SetupError
 from tasks.atomic import write_atomic
+from tasks.clock import SYSTEM, Clock
 
 if TYPE_CHECKING:
     from orchestrator.results.mlflow_runs import SweepRuns

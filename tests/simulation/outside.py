@@ -1,17 +1,18 @@
-"""What a driver meets: storage, MLflow's server and workers, each with faults that a schedule brings about."""
+"""What a driver meets outside: storage and MLflow's server, with faults that a schedule brings about."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
 
 from mlflow.exceptions import MlflowException
 
-from orchestrator.results.storage import Found, StorageAway
+from orchestrator.results.storage import Bucket, Found, StorageAway
 from tests.mlflow_client import SimulatedClient
 from tests.simulation.scheduler import Killed, Process, Scheduler
 
@@ -20,7 +21,7 @@ FAULTS = (
     "storage away", "storage loses a reply", "disk full", "file damaged", "file deleted",
     "server away", "server slow", "server resets", "server doubles", "server restored",
     "worker dies", "node lost", "memory kill", "device fails", "trial hangs", "worker says nothing",
-    "other code", "network error", "Tune breaks",
+    "other code", "network error", "Tune breaks", "sweep extended", "data changed",
 )  # fmt: skip
 """Everything that may go wrong, by the name that a summary counts."""
 LASTING = {"storage away", "disk full", "server away", "server slow", "server resets", "server doubles"}
@@ -50,6 +51,7 @@ class Outside:
         files: Path -> content, and a number that changes with it.
         met: How often each fault had something to hit.
         log: What happened, for the reader of a failing seed.
+        second: Starts a second driver.
     """
 
     scheduler: Scheduler
@@ -65,6 +67,7 @@ class Outside:
     log: list[str] = field(default_factory=list)
     num_calls: int = 0
     num_written: int = 0
+    second: Callable[[], None] = lambda: None
 
     def note(self, text: str) -> None:
         """Write down what happens."""
@@ -102,6 +105,10 @@ class Outside:
         if fault.kind in LASTING:
             self.note(f"fault: {fault.kind} for {fault.amount:.0f} s")
             self.lasting[fault.kind] = self.scheduler.now + fault.amount
+        elif fault.kind == "second driver":
+            self.met[fault.kind] += 1
+            self.note("fault: second driver")
+            self.second()
         elif fault.kind in ("driver killed", "power cut"):
             self.met[fault.kind] += 1
             self.note(f"fault: {fault.kind} ({process.name})")
@@ -124,7 +131,13 @@ class Outside:
             self.note(f"  {path}")
         if self.snapshots and (fault := self.take("server restored")):
             kept = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
-            self.server.kept = copy.deepcopy(kept)
+            self.server.kept = _copied(kept)
+
+    def keep_snapshot(self) -> None:
+        """Keep what the server has now, if it will be restored to it."""
+        if any(fault.kind == "server restored" for fault in self.faults):
+            self.snapshots.append(_copied(self.server.kept))
+            del self.snapshots[:-3]
 
     def _lose_what_was_not_flushed(self) -> None:
         for path, before in self.not_durable.items():
@@ -135,12 +148,16 @@ class Outside:
         self.not_durable.clear()
 
 
-class SimulatedStorage:
-    """An object store, or a folder, as one process sees it: :class:`orchestrator.results.storage.Bucket`."""
+def _copied(runs: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a server's runs; points and ids never change."""
+    return {run_id: {name: copy.copy(part) for name, part in run.items()} for run_id, run in runs.items()}
 
-    base = "simulated"
+
+class SimulatedStorage(Bucket):
+    """An object store as one process sees it."""
 
     def __init__(self, outside: Outside, process: Process) -> None:
+        super().__init__(None, "simulated", "")
         self._outside, self._process = outside, process
 
     def _asked(self, *, writes: bool = False) -> None:
@@ -174,33 +191,26 @@ class SimulatedStorage:
             except FileNotFoundError:
                 continue
 
-    def write(self, path: str, data: bytes, rule: str = "", way_out: str = "", *, durable: bool = True) -> None:
-        self._asked(writes=True)
-        self._put(path, data, durable=durable)
-        self._answered()
-
-    def _put(self, path: str, data: bytes, *, durable: bool) -> str:
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         outside = self._outside
+        if not durable:
+            outside.not_durable.setdefault(path, outside.files.get(path))
+        self.put(path, data, "overwrite")
         if durable:
             outside.not_durable.pop(path, None)
-        else:
-            outside.not_durable.setdefault(path, outside.files.get(path))
+
+    def put(self, path: str, data: bytes, mode: str | dict[str, str]) -> str | None:
+        self._asked(writes=True)
+        outside = self._outside
+        there = outside.files.get(path)
+        tag = mode["e_tag"] if isinstance(mode, dict) else ""
+        if (mode == "create" and there) or (tag and (there is None or str(there[1]) != tag)):
+            self._answered()
+            return None
         outside.num_written += 1
         outside.files[path] = (bytes(data), outside.num_written)
+        self._answered()
         return str(outside.num_written)
-
-    def create(self, path: str, data: bytes) -> str | None:
-        self._asked(writes=True)
-        tag = None if path in self._outside.files else self._put(path, data, durable=True)
-        self._answered()
-        return tag
-
-    def replace(self, path: str, data: bytes, tag: str) -> str | None:
-        self._asked(writes=True)
-        there = self._outside.files.get(path)
-        new = self._put(path, data, durable=True) if there is not None and str(there[1]) == tag else None
-        self._answered()
-        return new
 
     def remove(self, path: str) -> None:
         self._asked(writes=True)
@@ -242,14 +252,11 @@ class SimulatedServer:
             if outside.is_on("server away"):
                 raise MlflowException("API request failed: connection refused")
             if name.startswith(WRITES) and outside.random.random() < 0.2:
-                outside.snapshots.append(copy.deepcopy(outside.server.kept))
-                del outside.snapshots[:-3]
+                outside.keep_snapshot()
             found = method(*args, **options)
             if name.startswith(WRITES) and outside.is_on("server doubles"):
-                try:
+                with contextlib.suppress(MlflowException):
                     found = method(*args, **options)
-                except MlflowException:
-                    pass
             if self._process.dead:
                 raise Killed
             if outside.is_on("server resets"):

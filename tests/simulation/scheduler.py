@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import math
 import threading
 from collections.abc import Callable
@@ -11,6 +12,13 @@ from typing import Any
 LONGEST_S = 50_000.0
 """Of virtual time: a schedule that takes longer does not end."""
 MOST_STEPS = 200_000
+
+
+def _closed() -> Any:
+    """Return a gate that one release opens for one acquire."""
+    gate = _thread.allocate_lock()
+    gate.acquire()
+    return gate
 
 
 class Killed(BaseException):
@@ -25,7 +33,8 @@ class Process:
     """Threads that die together, such as a driver's."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.dead = name, False
+        self.name, self.root = name, ""
+        self.dead = self.stopped = self.finished = False
 
 
 class Task:
@@ -36,7 +45,7 @@ class Task:
         self.until: float = 0.0
         self.ready: Callable[[], bool] | None = None
         self.done, self.error = False, None
-        self._turn = threading.Semaphore(0)
+        self._turn = _closed()
         self._target = target
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -78,7 +87,7 @@ class Scheduler:
     def __init__(self, random: Random) -> None:
         self.random, self.now, self.num_steps = random, 0.0, 0
         self.tasks: list[Task] = []
-        self.director = threading.Semaphore(0)
+        self.director = _closed()
         self.current: Task | None = None
 
     def wait(self, ready: Callable[[], bool] | None, timeout: float | None) -> None:
@@ -91,21 +100,25 @@ class Scheduler:
         task._turn.acquire()
         if task.process.dead:
             raise Killed
+        if task.process.stopped and task.name == task.process.name:
+            task.process.stopped = False
+            raise KeyboardInterrupt
 
     def run(self, main: Task) -> None:
-        """Give turns until ``main`` is done.
+        """Give turns until ``main``, which has started, is done.
 
         Raises:
             Endless: where that never comes.
         """
-        main.start()
         while not main.done:
             self.tasks = [task for task in self.tasks if not task.done]
             able = [task for task in self.tasks if task.may_run(self.now)]
             if not able:
                 self.now = min(task.until for task in self.tasks)
                 if self.now > LONGEST_S:
-                    raise Endless(f"still at work after {LONGEST_S:g} s: {[task.name for task in self.tasks]}")
+                    raise Endless(
+                        f"still at work after {LONGEST_S:g} s: {[task.name for task in self.tasks]}"
+                    )
                 continue
             self.num_steps += 1
             if self.num_steps > MOST_STEPS:

@@ -1,10 +1,12 @@
-"""Ray and Tune as :class:`orchestrator.running.trials.Trials` meets them, with nodes and workers that fail."""
+"""Ray and Tune as :class:`orchestrator.running.trials.Trials` meets them: nodes and workers that fail."""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -13,13 +15,13 @@ from orchestrator.results.records import CellReport, FailureKind, TrialFailure, 
 from orchestrator.running.actors import EpochReport
 from orchestrator.running.failures import Place
 from orchestrator.running.worker import REPORT
-from search_spaces.specs import TrialSpec
 from tasks.trials.records import EpochRecord, TrialResult
 from tests.simulation.outside import Outside
 from tests.simulation.scheduler import Killed, Process
 from tests.unit.orchestrator.results.examples import diverged, trial_result
 
 SLOTS = 3
+SECONDS = 8.0
 NODES = ("10.0.0.1", "10.0.0.2")
 SLOW_S = 3.0
 TOLD = {
@@ -34,9 +36,17 @@ LOST = {
 }
 
 
-def outcome(spec: TrialSpec) -> TrialResult:
-    """What training a cell undisturbed gives: a function of the cell alone."""
-    share = int(spec.trial_id.rpartition("-")[2], 36) % 997 / 997
+KINDS = {**TOLD, **LOST, "trial hangs": FailureKind.HUNG, "worker says nothing": FailureKind.WORKER_CRASH}
+
+
+class Violation(AssertionError):
+    """Something that must always hold did not."""
+
+
+@cache
+def outcome(trial_id: str, data: str) -> TrialResult:
+    """What training a cell undisturbed gives: a function of the cell and its data alone."""
+    share = zlib.crc32(f"{trial_id} {data}".encode()) % 997 / 997
     return diverged("loss is nan") if share > 0.9 else trial_result(round(0.1 + share, 6))
 
 
@@ -76,14 +86,16 @@ class SimulatedExecution:
     Args:
         outside: Its faults hit workers.
         process: The driver's.
-        seconds: How long each cell takes.
+        data: Fingerprint of the images.
         begins: Is told of every cell that a worker begins.
+        told: Failures that the sweep told so far, each with its kind.
     """
 
     def __init__(
-        self, outside: Outside, process: Process, seconds: float, begins: Callable[[str], None]
+        self, outside: Outside, process: Process, data: str, begins: Callable[[str], None], told: list[Any]
     ) -> None:
-        self._outside, self._process, self._seconds, self._begins = outside, process, seconds, begins
+        self._outside, self._process, self._data, self._begins = outside, process, data, begins
+        self._told = told
         self.arrays, self._said, self._trials = Arrays(), list[Any](), dict[str, SimulatedTrial]()
         self._killed: set[str] = set()
 
@@ -119,7 +131,7 @@ class SimulatedExecution:
 
     def _given(self, config: dict[str, Any]) -> SimulatedTrial:
         outside = self._outside
-        seconds = self._seconds * (0.5 + outside.random.random())
+        seconds = SECONDS * (0.5 + outside.random.random())
         trial = SimulatedTrial(config, outside.random.choice(NODES), outside.scheduler.now + seconds)
         fault = outside.take(*TOLD, *LOST, "trial hangs", "worker says nothing")
         if fault is not None:
@@ -138,30 +150,35 @@ class SimulatedExecution:
         now = self._outside.scheduler.now
         if trial.trial_id in self._killed:
             self._killed.discard(trial.trial_id)
-            trial.status = "ERROR"
-            trials.on_trial_error(iteration, running, trial)
-            return True
+            return self._fails(trials, iteration, running, trial)
         if trial.silent:
             return False
         if now < trial.ends_at:
-            self._said.append(EpochReport(trial.trial_id, EpochRecord(1 + int(now), 0.5, 0.5, 0.1)))
+            self._said.append(EpochReport(trial.trial_id, EpochRecord(1 + int(now), 0.5, 0.5, 0.1), None))
             return False
         if trial.fault:
-            trial.status = "ERROR"
-            trials.on_trial_error(iteration, running, trial)
-            return True
-        spec = TrialSpec.model_validate_json(trial.config["cell"]["spec"])
+            return self._fails(trials, iteration, running, trial)
         report = CellReport(
-            started_at=now - self._seconds,
+            started_at=now - SECONDS,
             finished_at=now,
-            outcome=outcome(spec),
-            data_fingerprint="f",
+            outcome=outcome(trial.trial_id, self._data),
+            data_fingerprint=self._data,
             provenance=provenance(),
             node=trial.node,
         )
         trial.status = "TERMINATED"
         trials.on_trial_result(iteration, running, trial, {REPORT: report.model_dump_json()})
         trials.on_trial_complete(iteration, running, trial)
+        return True
+
+    def _fails(self, trials: Any, iteration: int, running: list[Any], trial: SimulatedTrial) -> bool:
+        """Tell that a worker failed; the sweep must then tell it once, with its kind."""
+        trial.status = "ERROR"
+        before = len(self._told)
+        trials.on_trial_error(iteration, running, trial)
+        new = self._told[before:]
+        if new != [(trial.trial_id, KINDS[trial.fault])]:
+            raise Violation(f"{trial.fault} of {trial.trial_id} was told as {new}")
         return True
 
     def told_failure(self, trial: SimulatedTrial) -> CellReport | None:
@@ -174,10 +191,14 @@ class SimulatedExecution:
     def lost_failure(self, trial: SimulatedTrial, place: Place | None) -> TrialFailure:
         return TrialFailure(kind=LOST[trial.fault], message=f"{trial.fault} on {trial.node}")
 
-    def end(self, trial: SimulatedTrial) -> bool:
-        """Kill a worker's process."""
-        self._killed.add(trial.trial_id)
-        return True
+    def process(self, trial: SimulatedTrial) -> Callable[[], object] | None:
+        return lambda: self._killed.add(trial.trial_id)
+
+    def show(self, monitor: Any, requests: Any) -> None:
+        pass
+
+    def count_failure(self, kind: FailureKind) -> None:
+        pass
 
     def fit_nodes(self, failure: TrialFailure) -> set[str]:
         return set(NODES)

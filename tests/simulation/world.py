@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 from orchestrator.planning.plan import SweepPlan, plan_sweep
@@ -15,7 +15,7 @@ from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import DUPLICATE_TAG, KEY_TAG, SweepRuns
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults, judge
-from orchestrator.results.storage import Patience, StorageAway
+from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources
@@ -26,16 +26,15 @@ from search_spaces.errors import SetupError, SweepError
 from search_spaces.sweeps import SweepSpec
 from tests.simulation.outside import FAULTS, LASTING, Fault, Outside, SimulatedServer, SimulatedStorage
 from tests.simulation.scheduler import Endless, Process, Scheduler, SimulatedClock, Task
-from tests.simulation.workers import TOLD, SimulatedExecution, outcome
+from tests.simulation.workers import SimulatedExecution, Violation, outcome
 
 SWEEP = {
     "name": "simulated",
-    "models": ["small_mlp", "small_cnn"],
-    "datasets": [{"name": "manifold_d4"}],
-    "train_sizes": [20, 40],
+    "models": ("small_mlp", "small_cnn"),
+    "datasets": ({"name": "manifold_d4"},),
+    "train_sizes": (20, 40),
     "test_size": 40,
     "image_size": 16,
-    "seeds": [0, 1],
     "recipe": "smoke",
 }
 MOST_FAULTS = 8
@@ -44,13 +43,9 @@ HORIZON = 400
 MOST_DRIVERS = 40
 
 
-class Violation(AssertionError):
-    """Something that must always hold did not."""
-
-
 @cache
-def the_plan() -> SweepPlan:
-    return plan_sweep(SweepSpec.model_validate(SWEEP))
+def the_plan(num_seeds: int) -> SweepPlan:
+    return plan_sweep(SweepSpec.model_validate({**SWEEP, "seeds": tuple(range(num_seeds))}))
 
 
 def draw(seed: int) -> list[Fault]:
@@ -69,7 +64,12 @@ class Workspace:
     """As much of :class:`orchestrator.planning.plan.Workspace` as judging needs."""
 
     plan: SweepPlan
-    prepared: dict[str, Any] = field(default_factory=dict)
+    data: str
+
+    @property
+    def prepared(self) -> dict[str, Any]:
+        """Every dataset is prepared, with these images."""
+        return {spec.prepared_id: SimpleNamespace(fingerprint=self.data) for spec in self.plan.prepared}
 
 
 class World:
@@ -84,9 +84,16 @@ class World:
         random = Random(seed)
         self.scheduler = Scheduler(random)
         self.outside = Outside(self.scheduler, random, [*faults])
-        self.begun, self.told = Counter[str](), list[tuple[str, str]]()
+        self.told: list[tuple[str, str]] = []
         self.holders: list[Process] = []
-        self.plan = the_plan()
+        self.num_seeds, self.data, self.num_drivers = 2, "f", 0
+        self.started: list[tuple[Process, Task]] = []
+        self.outside.second = lambda: self._start("other")
+
+    @property
+    def plan(self) -> SweepPlan:
+        """What is planned now."""
+        return the_plan(self.num_seeds)
 
     def run(self) -> World:
         """Start drivers until one ends well after the last fault, and check what must hold then.
@@ -95,34 +102,54 @@ class World:
             Violation: naming what did not hold.
             Endless: where the sweep never ends.
         """
-        for number in range(MOST_DRIVERS):
-            quiet = not self.outside.faults and not self.outside.due
-            ended = self._drive(f"driver {number}")
+        while self.num_drivers < MOST_DRIVERS:
+            quiet = not (self.outside.faults or self.outside.due or self.outside.lasting)
+            self._start("root")
+            ended = self._until_ended(*self.started[0])
+            while self.started:
+                self._until_ended(*self.started[0])
             if quiet and ended == "well":
                 self._check_end()
                 return self
-            if quiet and ended == "badly":
-                raise Violation("a driver without a fault did not end well")
-            self.outside.due.clear()
-            self.scheduler.now += self.outside.random.random() * 100
-            if not self.outside.faults or number > MOST_DRIVERS // 2:
-                self.outside.faults.clear()
-                self.outside.lasting.clear()
+            if quiet:
+                raise Violation("a driver that met no fault did not end well")
+            self._between()
         raise Endless(f"{MOST_DRIVERS} drivers did not end the sweep")
 
-    def _drive(self, name: str) -> str:
-        """Run a driver to its end; a second one may come in between. Says how it ended."""
-        process = Process(name)
-        main = Task(self.scheduler, process, lambda: self._driver(process, "root"), name)
-        self.outside.note(f"{name} starts")
+    def _between(self) -> None:
+        """Time passes, and people do what they do between two runs; after many, no more goes wrong."""
+        outside = self.outside
+        if outside.take("sweep extended"):
+            self.num_seeds = 3
+        if outside.take("data changed"):
+            self.data = "g"
+        self.scheduler.now += outside.random.random() * 100
+        if outside.faults:  # a sweep that is done asks for little
+            outside.num_calls = max(outside.num_calls, outside.faults[0].step - outside.random.randint(1, 60))
+        if not outside.faults or self.num_drivers > MOST_DRIVERS // 2:
+            outside.faults.clear()
+            outside.lasting.clear()
+            outside.due.clear()
+
+    def _start(self, root: str) -> None:
+        self.num_drivers += 1
+        process = Process(f"driver {self.num_drivers}")
+        main = Task(self.scheduler, process, lambda: self._driver(process, root), process.name)
+        self.started.append((process, main))
+        self.outside.note(f"{process.name} starts, of {root}")
+        main.start()
+
+    def _until_ended(self, process: Process, main: Task) -> str:
+        """Let a driver come to its end; says how it ended."""
         self.scheduler.run(main)
         self.scheduler.bury(process)
+        self.started.remove((process, main))
         if process in self.holders:
             self.holders.remove(process)
         error = main.error
-        self.outside.note(f"{name} ended: {'killed' if process.dead and error is None else repr(error)}")
+        self.outside.note(f"{process.name} ended: {'well' if process.finished else error or 'killed'}")
         if error is None:
-            return "well" if getattr(process, "finished", False) else "killed"
+            return "well" if process.finished else "killed"
         if isinstance(error, (SweepError, KeyboardInterrupt, OSError)):
             return "badly"
         raise error
@@ -132,21 +159,28 @@ class World:
         outside, clock = self.outside, SimulatedClock(self.scheduler, process)
         storage = SimulatedStorage(outside, process)
         say: Callable[[str], None] = lambda text: outside.note(f"{process.name} says: {text}")  # noqa: E731
-        with Lease(storage, root, "isweep run", say, clock):
+
+        def interrupt(error: SetupError, ended: Any) -> None:
+            process.stopped = True
+
+        if any(other.root == root and not other.dead for other, _ in self.started if other is not process):
+            raise SetupError("Only one isweep command may work on a root at a time")  # the kernel's lock
+        process.root = root
+        with Lease(storage, root, "isweep run", say, clock, interrupt):
             self._holds(process)
             if (fault := outside.take("clock set")) is not None:
                 clock.set_by = (fault.amount - 0.5) * 1e6
             stored = StoredResults.read(storage)
             stored.patience = Patience(say, clock=clock)
-            workspace = Workspace(self.plan)
+            workspace = Workspace(self.plan, self.data)
             state = judge(workspace, stored)
-            store_id = stored.store.own_identity()
+            store_id = stored.store.identity(make=True)
             server = SimulatedServer(outside, process)
             tracker = Tracker(lambda: SweepRuns(server, Page("simulated", ""), store_id, None), say, clock)
             ending = "FAILED"
             try:
                 tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
-                self._train(process, clock, stored, tracker, state, say)
+                self._train(process, clock, stored, tracker, workspace)
                 stored.forget_lost()
                 state = judge(workspace, stored)
                 tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
@@ -156,33 +190,28 @@ class World:
                 raise
             finally:
                 tracker.close(ending)
-            process.behind = tracker.num_behind
-            self.holders.remove(process)
+                if not process.dead:
+                    self.holders.remove(process)
+            # A server's older state, or a request that a proxy repeats, is found at the next start.
+            unknown = outside.met["server restored"] + outside.met["server doubles"]
+            if not tracker.num_behind and not unknown:
+                self._check(self._wrong_runs(state.results, "nothing is behind, and yet "))
         process.finished = True
 
-    def _train(self, process: Process, clock: Any, stored: Any, tracker: Any, state: Any, say: Any) -> None:
-        pending = [cell for name, cell in self.plan.trials_by_id.items() if name not in state.results]
+    def _train(self, process: Process, clock: Any, stored: Any, tracker: Any, workspace: Workspace) -> None:
+        plan, state = workspace.plan, judge(workspace, stored)
+        pending = [cell for name, cell in plan.trials_by_id.items() if name not in state.results]
         if not pending:
             return
 
         def begins(trial_id: str) -> None:
-            self.begun[trial_id] += 1
-            if trial_id in stored.outlines and trial_id not in state.incomplete:
+            if trial_id in judge(workspace, stored).results:
                 raise Violation(f"{trial_id} is trained again although its result is sealed")
 
-        world = self
-
-        class Monitor(Progress):
-            def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
-                world.told.append((trial_id, str(kind)))
-                super().trial_failed(trial_id, kind, message)
-
-        run = Run(
-            self.plan, None, cluster(), Resources(1, 0), stored, tracker, Monitor(),
-        )  # fmt: skip
+        run = Run(plan, None, CLUSTER, Resources(1, 0), stored, tracker, Monitor(self.told))
         work = GridWork(run, pending, lambda subset, size: None, state=state)
-        execution = SimulatedExecution(self.outside, process, 8.0, begins)
-        Trials(run, work, execution=execution, clock=clock).run()
+        execution = SimulatedExecution(self.outside, process, workspace.data, begins, self.told)
+        Trials(run, work, execution, clock).run()
 
     def _holds(self, process: Process) -> None:
         alive = [holder.name for holder in self.holders if not holder.dead]
@@ -192,42 +221,59 @@ class World:
 
     def _check_end(self) -> None:
         """What must hold when a sweep has ended well."""
-        problems = [*self._wrong_results(), *self._wrong_runs()]
+        self._check([*self._wrong_results(), *self._wrong_runs(self.plan.trials_by_id, "")])
+
+    @staticmethod
+    def _check(problems: list[str]) -> None:
         if problems:
             raise Violation("; ".join(problems))
 
     def _wrong_results(self) -> list[str]:
-        quiet = SimulatedStorage(Outside(self.scheduler, Random(0), files=self.outside.files), Process("judge"))
+        quiet = SimulatedStorage(
+            Outside(self.scheduler, Random(0), files=self.outside.files), Process("judge")
+        )
         quiet._asked = lambda **_: None  # type: ignore[method-assign]
         scan = ResultStore(quiet).scan(TrialRecord)
         found = [f"{bad.path} is not believed: {bad.reason}" for bad in scan.unreadable]
-        for name, spec in self.plan.trials_by_id.items():
+        for name in self.plan.trials_by_id:
             if name not in scan.records:
                 found.append(f"{name} has no result")
-            elif scan.records[name].result != outcome(spec):
+            elif scan.records[name].result != outcome(name, self.data):
                 found.append(f"{name} has another result than undisturbed")
         return found
 
-    def _wrong_runs(self) -> list[str]:
+    def _wrong_runs(self, names: Iterable[str], said: str) -> list[str]:
+        """Say what MLflow shows wrongly of cells that have a result."""
         shown: dict[str, list[Any]] = defaultdict(list)
         found = []
         for run in self.outside.server.search_runs([*self.outside.server.experiments]):
             if run.info.status == "RUNNING":
-                found.append(f"run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING")
+                found.append(f"{said}run {run.info.run_id} of {run.data.tags.get(KEY_TAG)} is RUNNING")
             if run.data.tags.get(DUPLICATE_TAG) != "true":
                 shown[run.data.tags[KEY_TAG]].append(run)
-        for name, spec in self.plan.trials_by_id.items():
-            runs, scores = shown[name], outcome(spec).scores
+        for name in names:
+            runs, scores = shown[name], outcome(name, self.data).scores
             if [run.info.status for run in runs] != ["FINISHED"]:
-                found.append(f"{name} has runs {[run.info.status for run in runs]}")
+                found.append(f"{said}{name} has runs {[run.info.status for run in runs]}")
             elif runs[0].data.metrics.get("test_loss") != (None if scores is None else scores.test_loss):
-                found.append(f"{name} shows another loss")
+                found.append(f"{said}{name} shows another loss")
         return found
 
 
-def cluster() -> Cluster:
-    """A shared cluster with what simulated trials ask for."""
-    return Cluster(num_cpus=4, num_gpus=0, object_store_bytes=1e9, num_nodes=2, local=False, dashboard="")
+CLUSTER = Cluster(num_cpus=4, num_gpus=0, object_store_bytes=10**9, num_nodes=2, local=False, dashboard="")
+"""A shared one, with what simulated trials ask for."""
+
+
+class Monitor(Progress):
+    """Keeps what the sweep tells of failures."""
+
+    def __init__(self, told: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self.told = told
+
+    def trial_failed(self, trial_id: str, kind: str, message: str) -> None:
+        self.told.append((trial_id, str(kind)))
+        super().trial_failed(trial_id, kind, message)
 
 
 def run_seed(seed: int) -> World:
