@@ -11,9 +11,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.planning.estimate import Prices, amount
+from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
 from orchestrator.planning.plan import CellStatus, Workspace
-from orchestrator.planning.predict import MeasuredTrial
 from orchestrator.results.index import Index, TrialOutline
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord
 from orchestrator.results.rows import FlatRun, Row, flat_measure, flat_trial, index_measures, rows_of

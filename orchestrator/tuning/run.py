@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.plain_yaml import read_plain, write_plain
 from orchestrator.planning.plan import SweepPlan, Workspace
-from orchestrator.planning.sweep_file import SweepSource, searched_cells, split_tuned
+from orchestrator.planning.sweep_file import SweepSource, read_plain, searched_cells, split_tuned, write_plain
 from orchestrator.results import table as c
 from orchestrator.results.records import provenance
 from orchestrator.results.rows import index_measures, measure_metrics

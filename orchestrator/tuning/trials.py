@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import ray
 
-from orchestrator.planning.predict import array_key
+from orchestrator.planning.estimate import array_key
 from orchestrator.results.records import CellReport
 from orchestrator.results.rows import FlatRun, Point
 from orchestrator.running.actors import start_beside_driver

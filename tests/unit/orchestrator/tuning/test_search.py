@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
+from orchestrator.planning.estimate import array_key
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import array_key
 from orchestrator.tuning.cells import Point, Role, held_to_splits, tuning_cells
 from orchestrator.tuning.outcome import outcomes
 from orchestrator.tuning.search import Likeness, Search, Training, distance, nearest_first, open_storage
