@@ -119,7 +119,7 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.planning.plan import CellStatus
     from orchestrator.results.state import cost_of, look_at_state
     from orchestrator.running.run_state import read_run
-    from orchestrator.tuning.standing import search_standing
+    from orchestrator.tuning.cells import search_standing
     from tasks.trials.records import TrialStatus
 
     # First what runs, then what is done: a trial that ends in between counts once, as done.

@@ -141,7 +141,9 @@ MOST_NAMED = 8
 PEEKED = 20
 """Images that are tried until one can be read: colour or grey?"""
 LEAST_TRAINED = 8
-UNKNOWN_SIZES = (60, 120, 240), 100
+Sizes = tuple[tuple[int, ...], int]
+"""Train sizes, and the size of the test set."""
+UNKNOWN_SIZES: Sizes = ((60, 120, 240), 100)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Size:
 
 ON_CPU = Size("[small_cnn, resnet_tiny]", "demo", 32, 1000, 400, "{num_cpus: 1}")
 ON_GPU = Size("[resnet18, resnet34]", "paper", 224, 1750, 750, "{num_cpus: 2}")
-EXAMPLE = (
+EXAMPLE: tuple[str, ...] = (
     "  - name: digits  # scans of handwritten digits; ships with scikit-learn",
     "    class_pairs: [['3', '8']]",
     "  # - name: my_images",
@@ -218,8 +220,8 @@ def draft_sweep(
 
 def _own(
     source: Path, to: Path, size: Size, domain: str | None, said: Mapping[str, Any]
-) -> tuple[tuple[str, ...], int, tuple[tuple[int, ...], int]]:
-    """Return the lines of one's own data below ``datasets:``, their channels, train sizes and test size."""
+) -> tuple[tuple[str, ...], int, Sizes]:
+    """Return the lines of one's own data below ``datasets:``, their channels and sizes."""
     if not source.exists():
         raise ConfigError("The images must exist", str(source), "give a folder, a table or a file of arrays")
     kind = own_kind_of(source)
@@ -279,8 +281,8 @@ def _described(found: Counted) -> str:
     return f"{len(found.labels):,} images, {said}: {', '.join(named[:MOST_NAMED])}{more}"
 
 
-def _sizes(found: Counted, spec: PreparedSpec, size: Size) -> tuple[tuple[int, ...], int]:
-    """Return train sizes that the data can give, each half of the next, and the size of the test set."""
+def _sizes(found: Counted, spec: PreparedSpec, size: Size) -> Sizes:
+    """Return what the data can give, each train size half of the next."""
     for share in TEST_SHARES:
         asked = max(min(size.most_tested, round(share * len(found.labels))), 2)
         subset = SubsetSpec(prepared=spec, class_pair=None, test_size=asked)

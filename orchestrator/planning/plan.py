@@ -390,7 +390,7 @@ class Workspace:
     @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
         """Prepared datasets that are whole, by prepared id; looked for once, see :meth:`look_again`."""
-        found = {}
+        found: dict[str, PreparedDataset] = {}
         for spec in self.plan.prepared:
             folder = self.paths.prepared(spec)
             with suppress(CorruptStoreError):
