@@ -36,7 +36,7 @@ from orchestrator.planning.predict import (
     peak_bytes,
     training_flops,
 )
-from orchestrator.planning.sweep_file import read_plain, read_text
+from orchestrator.planning.sweep_file import MAX_FILE_BYTES, read_plain, read_text
 from search_spaces.errors import ConfigError, SweepError
 from search_spaces.specs import NetworkSpec, TrialSpec
 from search_spaces.tuning import SearchTrialSpec
@@ -49,13 +49,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MeasuredTrial:
-    """What a finished trial cost.
+    """What a finished trial cost in wall time.
 
     Attributes:
-        spec: What was done.
-        on_gpu: Whether it ran on a GPU.
         share: GPUs, or CPU threads, that it had.
-        seconds: Wall time.
         card: The card's name, as its driver says; empty where nobody noted it.
         peak_bytes: What the process reserved on the card, beside its context; 0 where that is not known or
             its batches passed in parts.
@@ -99,12 +96,9 @@ def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corre
 
 @dataclass(frozen=True)
 class Expectation:
-    """How long trials are expected to take, so that the longest can go first.
+    """How long trials are expected to take on a card, or on CPUs without one, by what was measured there.
 
-    Attributes:
-        card: They run on; None on CPUs.
-        corrections: What was measured there.
-        share: Of a card that every trial gets; None for what each is predicted to need.
+    ``share`` of a card is what every trial gets; None is what each is predicted to need.
     """
 
     card: Card | None = None
@@ -180,14 +174,8 @@ def order_trials(
 ) -> list[TrialSpec]:
     """Return trials, the longest first; where their arrays do not fit together, one shelf after another.
 
-    A shelf is as many arrays as fit into half the budget, so that the next one can be filled while the last
-    trials of the one before still run: nothing waits for a shelf to be done.
-
-    Args:
-        plan: The whole grid.
-        trials: To order; ties keep their order.
-        budget: Bytes that arrays may take at once.
-        seconds: See :func:`expected_seconds`.
+    A shelf is as many arrays as fit into half the ``budget`` of bytes, so that the next one can be filled
+    while the last trials of the one before still run: nothing waits for a shelf. Ties keep their order.
     """
     by_length = sorted(trials, key=lambda trial: -seconds[trial.trial_id])
     keys = {trial.trial_id: array_key(plan, trial) for trial in by_length}
@@ -216,13 +204,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Job:
-    """One trial.
-
-    Attributes:
-        name: its id.
-        seconds: how long it takes on its share of a card.
-        share: of one card, above 0 and up to 1; or a whole number of cards.
-    """
+    """A trial's seconds on its share of a card, and that share: up to 1, or a whole number of cards."""
 
     name: str
     seconds: float
@@ -231,14 +213,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found.
+    """What a replay found, in seconds.
 
     Attributes:
-        makespan: seconds until the last job has ended.
+        makespan: until the last job has ended.
         lower_bound: no order can be faster: the longest job, or all work spread evenly.
         utilisation: share of the cards' time that was given to jobs.
         most_at_once: jobs running at the same time, at most.
-        starts: when each job begins, in seconds, by name.
+        starts: when each job begins, by name.
     """
 
     makespan: float
@@ -297,16 +279,10 @@ def replay(jobs: Sequence[Job], num_cards: int) -> Replay:
 DEFAULT_CARD = "h100"
 LARGEST = 1e6
 """Of dollars and of watts: more than any machine has, and little enough to be read as a mistake."""
-MAX_TABLE_BYTES = 100_000
 
 
 class Price(BaseModel):
-    """Of one unit, a card or a core.
-
-    Attributes:
-        dollars: an hour.
-        watts: at work, with its share of the machine if that is to count.
-    """
+    """Dollars an hour, and watts at work, of a card or a core with its share of the machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -315,13 +291,10 @@ class Price(BaseModel):
 
 
 class Prices(BaseModel):
-    """The table.
+    """The table, and where it is from, for people.
 
-    Attributes:
-        card: of a whole graphics card.
-        core: of a CPU core; by default about what clouds ask for one of a general machine, and the draw of a
-            server's core (assumed).
-        origin: where the table is from, for people.
+    A core costs by default about what clouds ask for one of a general machine, and draws what a server's does
+    (assumed).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -332,10 +305,7 @@ class Prices(BaseModel):
 
 
 def read_prices(path: Path) -> Prices:
-    """Read a price table, such as ``{card: a100, core: {dollars: 0, watts: 5}}``; the default without one.
-
-    ``card`` may be a name of :data:`orchestrator.planning.predict.CARDS` instead of numbers; what is left out
-    has its default.
+    """Read a price table, as ``{card: a100, core: {dollars: 0, watts: 5}}``; what is left out is default.
 
     Raises:
         ConfigError: for a table that cannot be read.
@@ -378,7 +348,7 @@ def _price_table(path: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     try:
-        found = read_plain(read_text(path, "price table", MAX_TABLE_BYTES), str(path))
+        found = read_plain(read_text(path, "price table", MAX_FILE_BYTES), str(path))
     except FileNotFoundError:
         rule = "A price table must be there, or no link to one"
         raise ConfigError(rule, str(path), "mend it or delete it") from None
@@ -421,10 +391,9 @@ def estimate(
         share: Of a card that the sweep asks for each trial; None (or 0) for what each is predicted to need.
 
     Returns:
-        ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum), with the share of
-        trials of models that were measured in ``measured_share``;
-        ``memory_bytes`` of the largest trial; ``cluster``, see :func:`on_cards`; ``corrections`` of what was
-        predicted for the card, by model; ``assumptions``; ``text`` says it all.
+        ``trials_left``; ``gpu_hours`` and ``cpu_core_hours`` (alternatives, not a sum); ``measured_share`` of
+        trials whose models were measured; ``memory_bytes`` of the largest trial; ``cluster``, see
+        :func:`on_cards`; ``corrections`` of predictions, by model; ``assumptions``; ``text`` says it all.
 
     Raises:
         ConfigError: if a trial asks for more cards than there are.
@@ -448,7 +417,7 @@ def estimate(
         "assumptions": assumptions,
     }
     if card is not None:
-        there = num_cards or _whole_cards(share)
+        there = num_cards or max(1, int(share or 1))
         cluster = on_cards(left, card, there, corrections, share)
         # A GPU for each trial, as where nothing shows that sharing one pays.
         alone = on_cards(left, card, there, corrections, max(1.0, share or 1.0))
@@ -459,11 +428,6 @@ def estimate(
             "assumptions": f"predicted for {card.name} ({card.origin}), {assumptions}",
         }
     return result | {"text": _text(result)}
-
-
-def _whole_cards(share: float | None) -> int:
-    """Return how many cards a trial on this share lies on."""
-    return max(1, int(share or 1))
 
 
 def on_cards(
@@ -486,7 +450,7 @@ def on_cards(
     Raises:
         ConfigError: if a trial asks for more cards than there are.
     """
-    whole = _whole_cards(share)
+    whole = max(1, int(share or 1))  # cards that a trial lies on
     if whole > num_cards:
         rule = "There must be as many cards as one trial asks for"
         raise ConfigError(
@@ -572,71 +536,19 @@ COLUMN_BYTES = 650
 """Of a Parquet file's column beside its values: measured, 520 to 670 at 20 to 750 images."""
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a plan costs beside training.
-
-    Attributes:
-        num_retrained: done trials that are trained again because their weights were not kept.
-        num_measured: done trials on whose kept weights only something is measured.
-        weights_bytes: disk that kept weights will take in all.
-        predictions_bytes: disk that kept predictions will take in all.
-        attack_shares: operations of each kind of attack over those of training, over the whole grid; empty
-            where nothing is trained.
-        uncounted: networks whose costs are guessed from their weights, and what failed in counting them.
-    """
-
-    num_retrained: int
-    num_measured: int
-    weights_bytes: float
-    predictions_bytes: float
-    attack_shares: dict[str, float]
-    uncounted: dict[str, str]
-
-    @property
-    def attack_share(self) -> float:
-        """Operations of all attacks over those of training."""
-        return sum(self.attack_shares.values())
-
-    @property
-    def text(self) -> str:
-        """The costs in words."""
-        words = [f"kept weights: {amount(self.weights_bytes / 2**30)} GiB in all"]
-        if self.predictions_bytes:
-            words.append(f"kept predictions: {amount(self.predictions_bytes / 2**30)} GiB in all")
-        words.append(self._attacks())
-        if self.num_measured:
-            words.append(
-                f"{self.num_measured} trained networks are only measured, none of them trained again"
-            )
-        if self.num_retrained:
-            words.append(f"{self.num_retrained} networks are trained again: their weights were not kept")
-        words += [
-            f"costs of {name} are guessed from its weights: {why}" for name, why in self.uncounted.items()
-        ]
-        return "; ".join(words)
-
-    def _attacks(self) -> str:
-        """Say what attacks cost and, where that is more than was meant, what makes them cheaper."""
-        if not self.attack_shares:
-            return "nothing is trained"
-        shares = {kind: share for kind, share in self.attack_shares.items() if share}
-        words = f"attacks: {self.attack_share:.0%} of training"
-        if len(shares) > 1:
-            words += f" ({', '.join(f'{kind} {share:.0%}' for kind, share in shares.items())})"
-        if self.attack_share <= ATTACK_BUDGET:
-            return words
-        most = max(shares, key=lambda kind: shares[kind])
-        times = self.attack_share / ATTACK_BUDGET
-        return f"{words}, {times:.1f} times the {ATTACK_BUDGET:.0%} that are meant: {_CHEAPER[most]}"
-
-
-def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> Extras:
+def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> dict[str, Any]:
     """Return what a plan costs beside training.
 
     Args:
         plan: The whole grid.
         incomplete: By id of every done trial that lacks a measurement: whether its weights are kept.
+
+    Returns:
+        ``num_retrained``, done trials that are trained again because their weights were not kept;
+        ``num_measured``, those on whose kept weights only something is measured; ``weights_bytes`` and
+        ``predictions_bytes``, disk of all that is kept; ``attack_shares``, operations of each kind of attack
+        over those of training, over the whole grid, empty where nothing is trained; ``uncounted``, networks
+        whose costs are guessed from their weights, and what failed in counting them.
     """
     attacks: Counter[str] = Counter()
     for trial in plan.trials:
@@ -648,11 +560,37 @@ def extras(plan: SweepPlan, incomplete: Mapping[str, bool]) -> Extras:
         num_columns = plan.num_outputs(network) + 2  # image and label
         return num_columns * (COLUMN_BYTES + 4 * network.subset.test_size)
 
-    return Extras(
-        num_retrained=sum(not kept for kept in incomplete.values()),
-        num_measured=sum(incomplete.values()),
-        weights_bytes=sum(cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)),
-        predictions_bytes=sum(predictions_bytes(t.network) for t in plan.trials if t.predictions),
-        attack_shares={kind: spent / training for kind, spent in attacks.items() if training},
-        uncounted={name: cost.uncounted for name, cost in costs.items() if cost.uncounted},
+    return {
+        "num_retrained": sum(not kept for kept in incomplete.values()),
+        "num_measured": sum(incomplete.values()),
+        "weights_bytes": sum(cost_of(t.network).state_bytes for t in plan.trials if plan.keeps_weights(t)),
+        "predictions_bytes": sum(predictions_bytes(t.network) for t in plan.trials if t.predictions),
+        "attack_shares": {kind: spent / training for kind, spent in attacks.items() if training},
+        "uncounted": {name: cost.uncounted for name, cost in costs.items() if cost.uncounted},
+    }
+
+
+def extras_text(found: Mapping[str, Any]) -> str:
+    """Say what :func:`extras` found; where attacks cost more than is meant, what makes them cheaper."""
+    shares = {kind: share for kind, share in found["attack_shares"].items() if share}
+    share = sum(shares.values())
+    words = f"attacks: {share:.0%} of training" if found["attack_shares"] else "nothing is trained"
+    if len(shares) > 1:
+        words += f" ({', '.join(f'{kind} {share:.0%}' for kind, share in shares.items())})"
+    if share > ATTACK_BUDGET:
+        most = max(shares, key=lambda kind: shares[kind])
+        times = f"{share / ATTACK_BUDGET:.1f} times the {ATTACK_BUDGET:.0%} that are meant"
+        words += f", {times}: {_CHEAPER[most]}"
+    weights, predictions = (amount(found[f"{kind}_bytes"] / 2**30) for kind in ("weights", "predictions"))
+    measured, retrained = found["num_measured"], found["num_retrained"]
+    parts = {
+        f"kept weights: {weights} GiB in all": True,
+        f"kept predictions: {predictions} GiB in all": found["predictions_bytes"],
+        words: True,
+        f"{measured} trained networks are only measured, none of them trained again": measured,
+        f"{retrained} networks are trained again: their weights were not kept": retrained,
+    }
+    guessed = (
+        f"costs of {name} are guessed from its weights: {why}" for name, why in found["uncounted"].items()
     )
+    return "; ".join([*(part for part, said in parts.items() if said), *guessed])

@@ -467,8 +467,8 @@ def loss_against_rate(
                 rate = chosen.get(search.cell.key)
                 best = rows[rows["learning_rate"] == rate]["shown"]
                 if rate is not None:
-                    star = {"color": mark.colour, "markersize": 13, "markeredgecolor": "black"}
-                    panel.plot([rate], [best.min()], "*", **star)
+                    star = mark.colour
+                    panel.plot([rate], [best.min()], "*", color=star, markersize=13, markeredgecolor="black")
             palette.log_ticks(panel, "x", table["learning_rate"])
             panel.set_yscale("log")
         palette.label_outer(figure, "learning rate", "validation loss (nat)")
