@@ -244,7 +244,7 @@ def ui(
         place: Where everything lies.
     """
     from orchestrator.planning.paths import RootPaths
-    from orchestrator.results.mlflow_ui import free_port, served, sweep_pages
+    from orchestrator.results.mlflow_pages import free_port, served, sweep_pages
     from orchestrator.results.tracking import mlflow_uri
 
     paths = RootPaths.at(place.root)
@@ -259,9 +259,10 @@ def ui(
         raise ConfigError(f"No sweep of that name ran in {paths.root}", sweep, f"sweeps there: {known}")
     try:
         with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
-            found = [one for name in ([sweep] if sweep else names) for one in sweep_pages(address, name)]
-            pages = {one.experiment: one.addresses for one in found}
-            emit(place, {"address": address, "pages": pages}, lambda: _show_pages(address, found))
+            pages: dict[str, dict[str, str]] = {}
+            for name in [sweep] if sweep else names:
+                pages |= sweep_pages(address, name)
+            emit(place, {"address": address, "pages": pages}, lambda: _show_pages(address, pages))
             sys.stdout.flush()
             while not uri.startswith("http"):
                 time.sleep(1)
@@ -270,11 +271,11 @@ def ui(
     return 0
 
 
-def _show_pages(address: str, pages: list[Any]) -> None:
+def _show_pages(address: str, pages: dict[str, dict[str, str]]) -> None:
     line(f"MLflow: {address}")
-    for page in pages:
-        line(page.experiment)
-        for question, link in page.addresses.items():
+    for experiment, links in pages.items():
+        line(experiment)
+        for question, link in links.items():
             line(f"  {question}: {link}")
     if not pages:
         line("No sweep has runs there; isweep reconcile SWEEP sends what is missing.")

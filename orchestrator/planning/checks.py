@@ -20,13 +20,12 @@ from search_spaces.errors import ConfigError, DataError, SweepError, collect, ne
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import OwnSourceSpec
+from tasks.prepared.prepare import list_raw
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
-from tasks.sources import OLD_KINDS, OWN_KINDS, own_kind_of, source_for
-from tasks.sources.base import RawRequest, SkipItem
+from tasks.sources import OWN_KINDS, own_kind_of, source_for
+from tasks.sources.base import Listing, RawRequest, SkipItem, hash_key
 
-COUNTED = ("folder", "table", *OLD_KINDS)
-"""Kinds of own data whose images are counted before they are prepared: no image need be opened for it."""
 SPLITS = {"": 0, "train": 1, "test": 2}
 
 
@@ -40,9 +39,8 @@ class Counted:
     label_names: tuple[str, ...]
 
 
-def counted(request: RawRequest) -> Counted | None:
+def counted(listing: Listing) -> Counted | None:
     """Return what own files say by their places and names; None where only reading them tells."""
-    listing = source_for(request.dataset.source).list_items(request)
     if not listing.one_each or any(item.label is None for item in listing.items):
         return None
     ids: dict[str, int] = {}
@@ -57,15 +55,18 @@ def counted(request: RawRequest) -> Counted | None:
     )
 
 
-def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> None:
-    """Find every own source that is not there, and every subset that the data cannot give.
+def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> dict[str, int]:
+    """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
-    Prepared data are known to the image; of own ones that are not prepared yet, the files are counted where
-    that opens none of them.
+    Prepared data are known to the image. Own data that are not prepared yet are listed, which finds what is
+    wrong with labels, groups, splits and names of files; no image is opened.
 
     Args:
         workspace: The sweep.
         raw: Folders that are read in place of those that the sweep names, by dataset.
+
+    Returns:
+        How many files of own data (rows, volumes) were listed and not opened, by prepared id.
 
     Raises:
         SweepError: naming all of them.
@@ -83,16 +84,21 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             problems.append(
                 ConfigError(f"datasets.{choice.name}.own.path must exist", choice.own.path, way_out)
             )
-        elif choice.own.kind in COUNTED:
+        else:
             own[choice.name] = given or path
     collect(problems, ConfigError)
     images: dict[str, PreparedDataset | Counted | None] = {}
+    unopened: dict[str, int] = {}
+    # By the root's key, if there is a root, isweep locate finds what a message names.
+    has_root = os.access(workspace.paths.root, os.W_OK)
     for spec in plan.prepared:
         images[spec.prepared_id] = workspace.prepared.get(spec.prepared_id)
         if images[spec.prepared_id] is None and spec.dataset in own:
-            request = RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset])
+            key = hash_key(workspace.paths.prepared(spec).parent) if has_root else "unkeyed"
             try:
-                images[spec.prepared_id] = counted(request)
+                listing = list_raw(RawRequest(plan.datasets[spec.dataset], spec, own[spec.dataset], key))
+                unopened[spec.prepared_id] = len(listing.items)
+                images[spec.prepared_id] = counted(listing)
             except SweepError as error:
                 problems.append(error)
     for measure in plan.measures:
@@ -109,6 +115,7 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
         except SweepError as error:
             problems.append(_of(subset, there.label_names, error))
     collect(problems, DataError)
+    return unopened
 
 
 def _check_class_numbers(dataset: str, names: tuple[str, ...]) -> None:
@@ -233,8 +240,8 @@ def _own(
     own = OwnSourceSpec(kind=kind, path=str(source), domain=None, **said)
     spec = PreparedSpec(dataset=name, image_size=size.side, channels=1)
     request = RawRequest(own_dataset_spec(name, own), spec, source)
-    found = counted(request)
-    channels, is_medical = _look(request)
+    listing = list_raw(request)
+    found, (channels, is_medical) = counted(listing), _look(request, listing)
     path = os.path.relpath(source.absolute(), to.absolute().parent)
     fields = {
         "kind": kind,
@@ -255,10 +262,9 @@ def _own(
     return (f"  - name: {name}", f"    # {about}", *lines), channels, sizes
 
 
-def _look(request: RawRequest) -> tuple[int, bool]:
+def _look(request: RawRequest, listing: Listing) -> tuple[int, bool]:
     """Read images until one can be read; returns its channels, and whether its file is of a medical kind."""
-    source = source_for(request.dataset.source)
-    items, read = source.list_items(request).items, source.reader(request)
+    items, read = listing.items, source_for(request.dataset.source).reader(request)
     for item in islice(items, PEEKED):
         try:
             pixels = next(iter(read(item))).pixels

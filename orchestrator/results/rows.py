@@ -53,6 +53,23 @@ class FlatRun:
     metrics_ms: int = 0
 
 
+@dataclass(frozen=True)
+class Live:
+    """What MLflow shows of a run without a result.
+
+    Attributes:
+        tags: Of its start, or of its failure; None where it is open already.
+        at_ms: When that was, milliseconds since 1970.
+        points: Of its curves, those that are not sent yet.
+        failed: Whether its latest attempt has failed; otherwise it is running.
+    """
+
+    tags: Mapping[str, str] | None = None
+    at_ms: int = 0
+    points: tuple[Point, ...] = ()
+    failed: bool = False
+
+
 MeasureIndex = Mapping[tuple[str, int], MeasureRecord]
 """Stored measure records by subset id and train size."""
 

@@ -340,7 +340,7 @@ def _measure_prepared(
 
 def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
     settings = replace(request.settings, pixel_range=PREPARED_RANGE)
-    names, preparation = data.label_names, data.record.to_json()
+    names, preparation = data.label_names, data.record.model_dump(mode="json")
     if request.class_pair is None and not request.train_sizes:
         # Streams from the store, so the images need not fit into memory.
         record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)

@@ -31,7 +31,13 @@ from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models, check_pretrained, check_same_start, fetch_pretrained
 from orchestrator.running.options import RunOptions
 from orchestrator.running.orphans import remove_orphans
-from orchestrator.running.preparation import check_raw, load_arrays, measure_subset, prepare_missing
+from orchestrator.running.preparation import (
+    check_raw,
+    load_arrays,
+    measure_subset,
+    prepare_missing,
+    prepare_own,
+)
 from orchestrator.running.progress import Progress
 from orchestrator.running.signals import at_forced_end, stop_heard
 from search_spaces.specs import TrialSpec, pair_name
@@ -165,6 +171,8 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
             trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), "cpu")
             if options.device != "cpu" and (there := len(gpus_here())):
                 check_gpus(workspace, options, survey(there, local=True))
+        prepare_own(workspace, options, monitor)
+        check_feasible(workspace, options.raw)
     _say_found_elsewhere(workspace, workspace.plan.trials_by_id.keys() - done.keys(), monitor)
     stored.patience = Patience(monitor.note)
     return stored
@@ -216,15 +224,8 @@ def _start(sweep: _Sweep) -> None:
 
 def _prepare(sweep: _Sweep) -> None:
     """Prepare the datasets that are missing."""
-    from tasks.remote import InlineExecutor
-
     workspace, options, monitor = sweep.workspace, sweep.options, sweep.monitor
     missing = [spec for spec in workspace.plan.prepared if spec.prepared_id not in workspace.prepared]
-    # Your own files may change below a finished sweep: listing them again is cheap and tells.
-    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
-    listed = [spec for spec in workspace.plan.prepared if spec not in missing and spec.dataset in own]
-    if listed:
-        prepare_missing(workspace, listed, options, InlineExecutor(), monitor)
     if missing:
         prepare_missing(workspace, missing, options, sweep.executor(reads_files=True), monitor)
         workspace.look_again()
