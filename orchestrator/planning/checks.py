@@ -71,22 +71,8 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
     Raises:
         SweepError: naming all of them.
     """
-    plan = workspace.plan
+    plan, own = workspace.plan, _own_data(workspace, raw or {})
     problems: list[SweepError] = []
-    own: dict[str, Path] = {}
-    for choice in plan.sweep.datasets:
-        if choice.own is None:
-            continue
-        given, path = (raw or {}).get(choice.name), Path(choice.own.path)
-        if given is None and not path.exists():
-            near = nearest_path(path)
-            way_out = f"a relative path starts at the sweep file; {near}" if near else ""
-            problems.append(
-                ConfigError(f"datasets.{choice.name}.own.path must exist", choice.own.path, way_out)
-            )
-        else:
-            own[choice.name] = given or path
-    collect(problems, ConfigError)
     images: dict[str, PreparedDataset | Counted | None] = {}
     unopened: dict[str, int] = {}
     # By the root's key, if there is a root, isweep locate finds what a message names.
@@ -116,6 +102,22 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             problems.append(_of(subset, there.label_names, error))
     collect(problems, DataError)
     return unopened
+
+
+def _own_data(workspace: Workspace, raw: Mapping[str, Path]) -> dict[str, Path]:
+    """Return where own data lie, by dataset; refuses those that lie nowhere."""
+    problems: list[SweepError] = []
+    own: dict[str, Path] = {}
+    for choice in workspace.plan.sweep.datasets:
+        if choice.own is not None:
+            own[choice.name] = raw.get(choice.name) or Path(choice.own.path)
+            if choice.name not in raw and not own[choice.name].exists():
+                near = nearest_path(own[choice.name])
+                way_out = f"a relative path starts at the sweep file; {near}" if near else ""
+                rule = f"datasets.{choice.name}.own.path must exist"
+                problems.append(ConfigError(rule, choice.own.path, way_out))
+    collect(problems, ConfigError)
+    return own
 
 
 def _check_class_numbers(dataset: str, names: tuple[str, ...]) -> None:
