@@ -83,14 +83,14 @@ def recipes(*, place: Place = Place()) -> int:
         place: Where everything lies.
     """
     from orchestrator.planning.paths import RootPaths
-    from search_spaces.recipes import RECIPES, about, recipe_spec
+    from search_spaces.recipes import RECIPES, recipe_spec
 
     rows: list[dict[str, Any]] = []
-    for name in RECIPES:
+    for name, (about, *_) in RECIPES.items():
         usual = recipe_spec(name, "", "")
         pixels = "0 to 255" if usual.input_scale == 1 else f"0 to {255 * usual.input_scale:.4g}"
         numbers = {"epochs": usual.epochs, "rate": f"{usual.learning_rate:g}", "batch": usual.batch_size}
-        rows.append({"recipe": name, **numbers, "pixels": pixels, "about": about(name)})
+        rows.append({"recipe": name, **numbers, "pixels": pixels, "about": about})
     for path in sorted(RootPaths.at(place.root).recipes.glob("tuned-*.yaml")):
         blank = dict.fromkeys(("epochs", "rate", "batch", "pixels"), "")
         rows.append({"recipe": path.stem, **blank, "about": f"found by isweep tune: {path}"})

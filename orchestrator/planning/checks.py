@@ -20,13 +20,12 @@ from search_spaces.errors import ConfigError, DataError, SweepError, collect, ne
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import OwnSourceSpec
+from tasks.prepared.parts import SPLIT_CODES
 from tasks.prepared.prepare import list_raw
 from tasks.prepared.store import PreparedDataset
 from tasks.prepared.subsets import make_subset
 from tasks.sources import OWN_KINDS, own_kind_of, source_for
 from tasks.sources.base import Listing, RawRequest, SkipItem, hash_key
-
-SPLITS = {"": 0, "train": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def counted(listing: Listing) -> Counted | None:
     return Counted(
         np.array([item.label for item in listing.items], np.int64),
         np.array(groups, np.int64),
-        np.array([SPLITS[item.split] for item in listing.items], np.int8),
+        np.array([SPLIT_CODES[item.split] for item in listing.items], np.int8),
         listing.label_names,
     )
 

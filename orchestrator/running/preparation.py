@@ -212,11 +212,12 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
     Raises:
         DataError: when its prepared dataset, which was whole when the command started, is not any more.
     """
-    from tasks.prepared.subsets import load_subset
+    from tasks.prepared.subsets import make_subset
 
     data = workspace.prepared[subset.prepared.prepared_id]
     try:
-        return load_subset(data, subset, max_train_size=train_size)
+        chosen = make_subset(data.labels, data.groups, subset, data.splits, max_train_size=train_size)
+        return chosen.load(data, train_size)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             "A prepared dataset must stay as it is while its cells are trained",

@@ -73,10 +73,7 @@ class Part:
 
 
 def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
-    """Read one block of items as images of ``dtype``, write its part files, and return what is known of them.
-
-    ``stem`` is the path of the part files without their ending.
-    """
+    """Read one block of items, write its part files ``stem.*``, and return what is known of its images."""
     part, images = read_block(request, items, dtype)
     save_part(stem, images, part)
     return part

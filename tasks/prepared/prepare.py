@@ -31,14 +31,13 @@ from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import sync_folder
 from tasks.prepared.parts import Part, digest, load_part, open_images, read_block, read_part, save_part
-from tasks.prepared.record import PreparedRecord, make_record, stored_dtype
+from tasks.prepared.record import PreparedRecord, make_record
 from tasks.prepared.store import (
     MARKER,
     PreparedDataset,
     create_store,
     seal,
     stamp_file,
-    stored_files,
     write_rows,
 )
 from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
@@ -79,13 +78,12 @@ def prepare_dataset(
 
     Args:
         spec: Task, side, channels and faults.
-        dataset: The table's row, or one from ``own_dataset_spec``.
+        dataset: A row of the table, or of own data.
         raw: Folder or file of the raw download; None for sources that bring their own.
         destination: Where the store goes; its parent also holds the part files and the hash key meanwhile.
         executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all its nodes.
         max_skipped_share: Largest share of listed items that may be unusable; one always may, unless it is 0.
-        for_training: Refuse data that no fair split exists for (one group holds most of them, or too many
-            images equal one with another label). Measuring does not split; there both are only counted.
+        for_training: Refuse data without a fair split; measuring, which needs none, counts what is wrong.
         on_progress: Called after every block of items.
         readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
 
@@ -99,22 +97,23 @@ def prepare_dataset(
     request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
     listing = list_raw(request)
     raw_id = listing_id(request, listing, listing.items)
+    if done is not None and done.raw_id == raw_id:
+        return done
     if done is not None:
-        return _unchanged(done, raw_id)
+        way_out = "give the new data another name, or use another --root"
+        rule = f"{done.dataset}: the files must be those it was prepared from"
+        raise DataError(rule, "files changed since, or label_map did", way_out)
     items = _choose_items(listing.items, spec)
-    order, dtype = reading_order(request, items), stored_dtype(request, listing)
-    ordered = items if order is None else [items[row] for row in order]
-    blocks = cut_blocks(request, listing, ordered, dtype, destination)
+    # The released code does not round after its resize.
+    dtype = "float32" if request.has_fault("resize_without_antialias") else listing.dtype
+    order = reading_order(request, items)
+    items = items if order is None else [items[row] for row in order]
+    blocks = cut_blocks(request, listing, items, dtype, destination)
     try:
         parts = read_blocks(request, listing, blocks, dtype, executor, readers, on_progress)
-        skipped = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
-        num_listed = len(items) + len(skipped)
-        skipped += [pair for part in parts for pair in part.skipped]
-        _check_skips(dataset.name, skipped, num_listed, max_skipped_share)
-        images = _selected(
-            listed_order(gather(parts), parts, order), request, max_skipped_share, for_training
-        )
-        record = make_record(request, listing, images, parts, skipped, raw_id)
+        skipped = _counted_skips(request, listing, parts, max_skipped_share)
+        images = _checked(listed_order(gather(parts), parts, order), request, max_skipped_share, for_training)
+        record = make_record(request, listing, dtype, images, parts, skipped, raw_id)
         return build_and_publish(record, images, [stem for _, stem in blocks], destination, executor, started)
     except FileNotFoundError:
         # Another process published the same dataset and cleared the parts under us.
@@ -180,16 +179,9 @@ def read_blocks(
 ) -> list[Part]:
     """Read every block that has no part yet, and return the parts in order.
 
-    Args:
-        request: What is being prepared.
-        listing: Of the whole raw download.
-        blocks: All of them.
-        dtype: dtype of the prepared images.
-        executor: Runs tasks that see the raw download and write parts.
-        readers: Runs tasks on nodes that may see the raw download: there a block is read only when its files
-            are the listed ones, by name, size and time, and comes back to be written here. Blocks that such a
-            node refuses are read by ``executor``. None leaves all to ``executor``.
-        on_progress: Called after every block.
+    ``readers`` runs tasks on nodes that may see the raw download: there a block is read only when its files
+    are the listed ones, by name, size and time, and comes back to be written here. Blocks that such a node
+    refuses are read by ``executor``, whose tasks see the raw download and write parts.
     """
     total, read = sum(len(block.items) for block in blocks), 0
     parts: dict[int, Part] = {}
@@ -267,7 +259,7 @@ def build_and_publish(
         _results(executor, write_shard, shards, len(spans))
         for name in ("labels", "groups", "splits"):
             write_rows(folder, name, 0, getattr(images, name))
-        files = stored_files(folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
         found = _results(executor, stamp_file, ((path,) for path in files), len(files))
         stamps = {
             path.relative_to(folder).as_posix(): stamp for path, stamp in zip(files, found, strict=True)
@@ -339,14 +331,14 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
     )
 
 
-def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8, seed: int = 0) -> Path:
+def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8) -> Path:
     """Write a PNG with one row per label of up to ``per_label`` seeded examples, and return its path.
 
     It is made only when asked for: pictures of patients are private.
     """
     from PIL import Image
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     side = prepared.row_shape[1]
     step = max(1, side // MAX_MONTAGE_SIDE)
     rows = []
@@ -419,33 +411,17 @@ def list_raw(request: RawRequest) -> Listing:
     raise DataError(f"{dataset.name}: the raw download must hold images", found, expected)
 
 
-def _selected(images: ImageTable, request: RawRequest, allowed: float, for_training: bool) -> ImageTable:
-    """Keep the images that the spec asks for; there must be some, and copies under two labels are told."""
+def _checked(images: ImageTable, request: RawRequest, allowed: float, for_training: bool) -> ImageTable:
+    """Keep the images that the spec asks for; there must be some, and to train on, a fair split of them."""
     name = request.dataset.name
     images = select(images, request.spec)
-    if not len(images.labels):
+    num_images = len(images.labels)
+    if not num_images:
         raise DataError(f"{name}: preparation must keep at least one image", "none was usable")
     if images.num_conflicts:
         logger.warning("%s: %d images have a twin with another label", name, images.num_conflicts)
-    if for_training:
-        _check_split(request, images, allowed)
-    return images
-
-
-def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:
-    """Return the record of your own data when the files are those it was prepared from."""
-    if done.raw_id != raw_id:
-        rule = f"{done.dataset}: the files must be those it was prepared from"
-        raise DataError(
-            rule,
-            "files changed since, or label_map did",
-            "give the new data another name, or use another --root",
-        )
-    return done
-
-
-def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> None:
-    name, num_images = request.dataset.name, len(images.labels)
+    if not for_training:
+        return images
     largest = int(np.unique(images.groups, return_counts=True)[1].max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
         raise DataError(
@@ -467,6 +443,7 @@ def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> Non
             f"{images.num_conflicts} of {num_images}",
             "correct the labels, raise image_size, or allow more: --max-skipped-share 1%",
         )
+    return images
 
 
 def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
@@ -499,9 +476,15 @@ def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     return [items[row] for row in keep_per_class(labels, number_groups(names), spec, limit)]
 
 
-def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allowed: float) -> None:
+def _counted_skips(
+    request: RawRequest, listing: Listing, parts: Sequence[Part], allowed: float
+) -> list[tuple[str, str]]:
+    """Return pairs (keyed hash of the locator, reason) of what could not be used, if it is not too much."""
+    skipped = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
+    skipped += [pair for part in parts for pair in part.skipped]
     if not skipped:
-        return
+        return []
+    name, total = request.dataset.name, len(listing.skipped) + sum(part.num_items for part in parts)
     reasons = Counter(reason for _, reason in skipped)
     counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
     logger.warning("%s: %d of %d items skipped: %s", name, len(skipped), total, counts)
@@ -513,3 +496,4 @@ def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allo
             f"{len(skipped)} ({counts}), first (hashed names): {listed}",
             "isweep locate HASH --raw DIR finds one; mend them, or allow more: --max-skipped-share 1%",
         )
+    return skipped

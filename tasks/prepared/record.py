@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,14 +81,10 @@ class PreparedRecord(BaseModel):
     label_rule: str = ""
 
 
-def stored_dtype(request: RawRequest, listing: Listing) -> Literal["uint8", "float32"]:
-    """Return the dtype of the prepared images; the released code does not round after its resize."""
-    return "float32" if request.has_fault("resize_without_antialias") else listing.dtype
-
-
 def make_record(
     request: RawRequest,
     listing: Listing,
+    dtype: str,
     images: ImageTable,
     parts: Sequence[Part],
     skipped: Sequence[tuple[str, str]],
@@ -97,7 +92,6 @@ def make_record(
 ) -> PreparedRecord:
     """Put together what is known of a preparation; ``seconds`` is filled in when it is published."""
     spec, dataset = request.spec, request.dataset
-    dtype = stored_dtype(request, listing)
     names = tuple(listing.label_names)
     shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)
     header: dict[str, object] = {"dtype": dtype, "shape": shape, "label_names": names}
@@ -186,6 +180,8 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
     Returns:
         Flag to number of images: those guessed right, or those unlike the commonest value.
     """
+    from scipy.special import chdtrc, entr, rel_entr
+
     tables: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for part in parts:
         for label, name, value, count in part.traits:
@@ -194,28 +190,22 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
     for name, counts in tables.items():
         labels, values = sorted({label for label, _ in counts}), sorted({value for _, value in counts})
         table = np.array([[counts[label, value] for value in values] for label in labels])
-        flags |= _telling(name, table)
         if name in SHOULD_BE_ONE and len(values) > 1:
             flags[f"{name}: {len(values)} different"] = int(table.sum() - table.sum(0).max())
+        total, right = int(table.sum()), int(table.max(0).sum())
+        if (
+            min(table.shape) < 2
+            or 5 * len(values) > total
+            or right - table.sum(1).max() <= TELLING_GAIN * total
+        ):
+            continue
+        shares = table / total
+        information = float(rel_entr(shares, np.outer(shares.sum(1), shares.sum(0))).sum())
+        freedom = (len(labels) - 1) * (len(values) - 1)
+        if chdtrc(freedom, 2 * total * information) < TELLING_CHANCE:
+            bits = f"{information / math.log(2):.2f} of {entr(shares.sum(1)).sum() / math.log(2):.2f} bits"
+            flags[f"{name} tells the label ({right / total:.0%} by it alone, {bits})"] = right
     return flags
-
-
-def _telling(name: str, table: NDArray[np.int64]) -> dict[str, int]:
-    """Flag a trait that tells the label; ``table[i, j]`` images have label i and value j."""
-    from scipy.special import chdtrc, entr, rel_entr
-
-    total, right = int(table.sum()), int(table.max(0).sum())
-    if min(table.shape) < 2 or 5 * table.shape[1] > total:
-        return {}
-    shares = table / total
-    labels, values = shares.sum(1), shares.sum(0)
-    information = float(rel_entr(shares, np.outer(labels, values)).sum())
-    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
-    gain = right - int(table.sum(1).max())
-    if gain <= TELLING_GAIN * total or chdtrc(freedom, 2 * total * information) >= TELLING_CHANCE:
-        return {}
-    bits = f"{information / math.log(2):.2f} of {entr(labels).sum() / math.log(2):.2f} bits"
-    return {f"{name} tells the label ({right / total:.0%} by it alone, {bits})": right}
 
 
 def preparation_lines(record: PreparedRecord) -> list[str]:

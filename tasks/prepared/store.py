@@ -45,8 +45,6 @@ class ShardedRows:
 
     Attributes:
         folder: The array's ``c`` folder.
-        num_rows: Rows of the array.
-        row_shape: Shape of one row.
         dtype: Little-endian dtype of the stored rows.
         chunk_rows: Rows of one inner chunk, stored whole also where the array ends before it does.
         shard_rows: Rows of one shard, a multiple of ``chunk_rows``.
@@ -174,11 +172,6 @@ def write_rows(folder: Path, name: str, start: int, values: NDArray[np.generic])
     zarr.open_group(str(folder), mode="r+")[name][start : start + len(values)] = values
 
 
-def stored_files(folder: Path) -> list[Path]:
-    """Return every file of a store that is not sealed yet."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
 def stamp_file(path: Path) -> tuple[int, str]:
     """Bring a file to the disk and return its size and SHA-256."""
     with path.open("rb") as file:
@@ -188,13 +181,7 @@ def stamp_file(path: Path) -> tuple[int, str]:
 
 
 def seal(folder: Path, record: PreparedRecord, stamps: dict[str, tuple[int, str]]) -> None:
-    """Write the completion marker, after everything else has reached the disk.
-
-    Args:
-        folder: The store.
-        record: What it holds.
-        stamps: Relative name of every file to its :func:`stamp_file`.
-    """
+    """Write the completion marker, after everything else (``stamps``: its files) has reached the disk."""
     files = {name: list(stamp) for name, stamp in sorted(stamps.items())}
     body = {"schema": STORE_SCHEMA, "record": record.model_dump(mode="json"), "files": files}
     for inner in (path for path in folder.rglob("*") if path.is_dir()):

@@ -267,13 +267,6 @@ def _released_permutation(size: int) -> NDArray[np.int64]:
     return order.numpy().astype(np.int64)
 
 
-def load_subset(prepared: PreparedDataset, spec: SubsetSpec, *, max_train_size: int) -> TrialData:
-    """Read a subset's images, so many of them for training; raises as :func:`make_subset` does."""
-    labels, groups, splits = prepared.labels, prepared.groups, prepared.splits
-    subset = make_subset(labels, groups, spec, splits, max_train_size=max_train_size)
-    return subset.load(prepared, max_train_size)
-
-
 def split_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> Subset:
@@ -335,9 +328,6 @@ def load_validation(
     """Read the images of a :func:`split_validation`: no test image is read."""
     split = split_validation(prepared, spec, train_size, validation)
     return split.load(prepared, split.max_train_size)
-
-
-# Drawing rows: test rows by group, training order with the classes in proportion.
 
 
 def choose_test(

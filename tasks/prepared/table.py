@@ -89,18 +89,13 @@ def gather(parts: Sequence[Part]) -> ImageTable:
     places = np.empty((sum(sizes), 2), np.int32)
     places[:, 0] = np.repeat(np.arange(len(parts)), sizes)
     places[:, 1] = np.arange(len(places)) - np.repeat(np.cumsum([0, *sizes])[: len(parts)], sizes)
-    labels, groups, splits, digests = (
-        _shared(parts, name, sizes) for name in ("labels", "groups", "splits", "digests")
-    )
+    columns: list[NDArray[Any]] = []
+    for name in ("labels", "groups", "splits", "digests"):
+        columns.append(np.concatenate([getattr(part, name) for part in parts]))
+        for part, own in zip(parts, np.split(columns[-1], np.cumsum(sizes)[:-1]), strict=True):
+            setattr(part, name, own)
+    labels, groups, splits, digests = columns
     return ImageTable(labels, groups, splits, digests, places)
-
-
-def _shared(parts: Sequence[Part], name: str, sizes: Sequence[int]) -> NDArray[Any]:
-    """Return one column of all parts, and let the parts hold views of it."""
-    column: NDArray[Any] = np.concatenate([getattr(part, name) for part in parts])
-    for part, own in zip(parts, np.split(column, np.cumsum(sizes)[:-1]), strict=True):
-        setattr(part, name, own)
-    return column
 
 
 def keep_per_class(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
-from search_spaces.interventions import DIALS
+from search_spaces.sweeps import DIALS
 from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
 from tasks.sources.pictures import by_own_maximum
 from tasks.sources.raw import split_locator
@@ -201,7 +201,7 @@ REFERENCE_SIDE = 16
 
 
 class Generated:
-    """``generated``: every dial is in :data:`search_spaces.interventions.DIALS`."""
+    """``generated``: every dial is in :data:`search_spaces.sweeps.DIALS`."""
 
     def list_items(self, request: RawRequest) -> Listing:
         """Return the rows; labels come from the bands alone."""
