@@ -156,7 +156,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
     from orchestrator.analysis.report import log_report
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import keep_run_pages, make_tracker
+    from orchestrator.results.tracking import make_tracker
     from orchestrator.running.locks import locked
 
     workspace.paths.make()
@@ -167,7 +167,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
         try:
             log_report(tracker, workspace, state)
             counts = tracker.reconcile(state.flat_runs(), state.failures.values())
-            keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
+            tracker.keep_pages(workspace.sweep_paths.run_pages)
         finally:
             tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
     return counts

@@ -353,7 +353,7 @@ def flat_search(record: SearchRecord) -> FlatRun:
     )
     metrics = {name: value for name, value in scores.items() if value is not None}
     params = spelled_params(network.model_dump(mode="json"))
-    return FlatRun(record.trial_id, "trial", tags, params, metrics, series, started, finished, finished)
+    return FlatRun(record.trial_id, tags, params, metrics, series, started, finished, finished)
 
 
 # Where the search of a sweep stands, read from what is stored; nothing is trained, told or made.
