@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from orchestrator.planning.gpus import LOOK_AHEAD
+from orchestrator.planning.estimate import LOOK_AHEAD
 from orchestrator.running.ending import (
     Watch,
     at_forced_end,
