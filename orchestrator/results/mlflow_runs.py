@@ -48,13 +48,17 @@ SQLITE = "sqlite:///"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
+PERHAPS_RUNNING = "RUNNING?"
+OPEN = ("RUNNING", PERHAPS_RUNNING)
+
+
 @dataclass
 class _Known:
     """What is known of a run without asking again.
 
     Attributes:
         run_id: MLflow's.
-        status: MLflow's, such as ``RUNNING``.
+        status: MLflow's, such as ``RUNNING``, or :data:`PERHAPS_RUNNING`.
         shown: Digest of all that it shows; empty where that is unknown.
         live: Points of curves that were sent while it was running.
     """
@@ -106,7 +110,7 @@ class SweepRuns:
         Points alone are for a run that is RUNNING: one that has ended has all from its result.
         """
         known, tags = self._find(key), live.tags or {}
-        if live.tags is None and (known is None or known.status != "RUNNING"):
+        if live.tags is None and (known is None or known.status not in OPEN):
             return
         if live.failed and known is not None and known.status == "FAILED":
             shown = self.client.get_run(known.run_id).data.tags
@@ -196,7 +200,7 @@ class SweepRuns:
         if self._uncertain:
             self._load()  # a create whose reply was lost may have been carried out after we looked
             self._uncertain.clear()
-        running = [key for key, known in self._runs.items() if known.status == "RUNNING"]
+        running = [key for key, known in self._runs.items() if known.status in OPEN]
         left = [self._runs[key] for key in running if key != SWEEP_KEY and key not in but]
         for known in left:
             # Its tags are those of its start, and would say for ever that it is running.
@@ -211,7 +215,7 @@ class SweepRuns:
     def end_sweep(self, status: str) -> None:
         """End the sweep's own run; one that ended before and was not begun again can only become FINISHED."""
         own = self._own()
-        if own.status == "RUNNING" or (status == "FINISHED" and own.status != status):
+        if own.status in OPEN or (status == "FINISHED" and own.status != status):
             self._end(own, status)
 
     def _own(self) -> _Known:
@@ -265,6 +269,7 @@ class SweepRuns:
             known = self._runs[key] = _Known(str(run.info.run_id), "RUNNING")
             tags = {}
         elif known.status != "RUNNING":
+            known.status, known.shown = PERHAPS_RUNNING, ""  # until the reply is here
             self.client.update_run(known.run_id, status="RUNNING")
             known.status = "RUNNING"
         known.shown = ""

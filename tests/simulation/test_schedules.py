@@ -8,7 +8,10 @@ import pytest
 from tests.simulation.world import run_seed
 
 NUM_SEEDS, CHUNK = 500, 50
-FOUND = {"a_diverged_cell_of_new_data_shows_the_loss_of_the_old": 8}
+FOUND = {
+    "a_diverged_cell_of_new_data_shows_the_loss_of_the_old": 8,
+    "a_run_reopened_with_a_lost_reply_stays_running": 297,
+}
 """Seeds that found a fault of the product, by its name."""
 
 

@@ -105,9 +105,10 @@ def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries):
     said = []
     with object_store() as store:
         stored = StoredResults.read(store.url)
-        stored.patience = Patience(said.append)
+        clock = SteadyClock()
+        clock.sleep = lambda _: store.start()
+        stored.patience = Patience(said.append, clock=clock)
         store.stop()
-        monkeypatch.setattr("orchestrator.results.storage.time.sleep", lambda _: store.start())
         stored.save(trial_record())
         assert ResultStore(store.url).read(TrialRecord, trial_record().trial_id) == trial_record()
     assert len(said) == 2
