@@ -25,9 +25,9 @@ from tests.unit.orchestrator.tuning.examples import (
 )
 
 
-def search(*, path=None, **said) -> Search:
+def search(**said) -> Search:
     tune = TuneSpec(**{"budget": 0.2, "seeds": 3, **said})
-    return Search(cells(), tune, open_storage(path))
+    return Search(cells(), tune, open_storage(None))
 
 
 def trainings(ran) -> list[Training]:
@@ -83,27 +83,6 @@ def test_the_chosen_rate_is_near_the_best_and_its_loss_that_of_the_same_runs():
         assert outcome.finalist_trainings == 2 * len(outcome.finalists)
 
 
-@pytest.mark.parametrize("stop_after", [1, 6, 17])
-def test_told_again_a_search_goes_on_without_repeating(stop_after, tmp_path):
-    path = tmp_path / "optuna.log"
-    first = search(path=path)
-    before = run_through(first, stop_after)
-    first.next()  # runs when the driver is killed
-    second = search(path=path)
-    second.go_on(trainings(before))
-    after = run_through(second)
-    assert second.done
-    ids = [asked.spec.trial_id for asked, _ in before + after]
-    assert len(set(ids)) == len(ids)
-    for cell in second.cells.values():
-        assert cell.spent <= 5
-        assert len(cell.study.study.trials) == sum(run == 0 for _, run in cell.results)
-    third = search(path=path)
-    third.go_on(trainings(before + after))
-    assert third.done
-    assert outcomes(third) == outcomes(second)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_killed_search_asks_for_what_an_unbroken_one_does(workers, sampler):
@@ -126,6 +105,12 @@ def test_a_search_killed_at_every_result_ends_as_an_unbroken_one():
     for _ in unbroken:
         store = drive(search(), store, most=1)
     assert store == unbroken
+    last = search()
+    assert drive(last, store) == store
+    assert last.done
+    assert all(
+        len(one.study.study.trials) == sum(not run for _, run in one.results) for one in last.cells.values()
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
