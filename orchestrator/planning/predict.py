@@ -352,14 +352,6 @@ def has_batch_norm(network: NetworkSpec) -> bool:
     return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
 
 
-def flops(trial: TrialSpec) -> float:
-    """Return the floating-point operations of one trial: training, evaluation and attacks."""
-    network = trial.network
-    num_images = network.train_size + network.subset.test_size + _images_looked_at(network)
-    evaluation = num_images * cost_of(network).forward_flops
-    return training_flops(trial) + evaluation + sum(attack_flops(trial).values())
-
-
 def _images_looked_at(network: NetworkSpec) -> int:
     """Return how many test images pass between epochs."""
     return len(epochs_to_look_at(network.recipe.epochs)) * network.subset.test_size

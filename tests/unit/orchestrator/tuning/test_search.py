@@ -276,11 +276,6 @@ def test_every_run_of_a_finalist_is_judged_on_another_split_and_the_search_on_th
     assert "split" not in first["validation"]
 
 
-def test_several_values_of_a_field_cannot_be_tuned():
-    with pytest.raises(ConfigError, match="one value of each field; found: several of epochs"):
-        cells(recipe={"from": "smoke", "epochs": [3, 9]})
-
-
 def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
     """Whole groups leave fewer images than the share says, and class pairs not the same number."""
     cell = cells()[0]
@@ -295,17 +290,3 @@ def test_batches_are_held_to_the_smallest_set_that_is_trained_on():
         held_to_splits([paired, paired], TuneSpec(batch_size=(8, 32)), num_train)
     with pytest.raises(ConfigError, match="8 for 5 images"):
         held_to_splits([paired], TuneSpec(), dict.fromkeys(num_train, 5))
-
-
-@pytest.mark.parametrize(
-    ("said", "named"),
-    [({"data_mode": "as_released"}, "misaligned_labels"), ({"faults": ["image_level_split"]}, "image_level")],
-)
-def test_data_with_faults_cannot_be_tuned_which_is_known_before_they_are_prepared(said, named):
-    with pytest.raises(ConfigError, match=f"needs corrected data; found: faults {named}"):
-        cells(**said)
-
-
-def test_a_recipe_without_epochs_cannot_be_tuned():
-    with pytest.raises(ConfigError, match="needs a recipe with epochs; found: 0 for small_mlp"):
-        cells(recipe={"from": "smoke", "epochs": 0})
