@@ -65,11 +65,6 @@ class MeasuredTrial:
     card: str = ""
     peak_bytes: int = 0
 
-    def ran_on(self, card: Card) -> bool:
-        """Tell whether it ran on this kind of card, whatever an hour of it costs."""
-        found = card_like(self.card)
-        return found is not None and found.name == card.name
-
 
 def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corrections:
     """Return how far predictions of memory, of time on this kind of card and of time on cores were off."""
@@ -77,7 +72,7 @@ def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corre
     seconds: dict[str, list[float]] = {}
     core: dict[str, list[float]] = {}
     for trial in trials:
-        network, name = trial.spec.network, trial.spec.network.model.name
+        network, name, ran_on = trial.spec.network, trial.spec.network.model.name, card_like(trial.card)
         if not has_cost(network):
             continue
         if trial.peak_bytes and trial.on_gpu:
@@ -87,7 +82,7 @@ def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corre
             continue
         if not trial.on_gpu:
             core.setdefault(name, []).append(trial.seconds * trial.share / core_seconds(trial.spec))
-        elif card is not None and trial.ran_on(card):
+        elif card is not None and ran_on is not None and ran_on.name == card.name:  # whatever an hour costs
             predicted = need_of(trial.spec, card, given=trial.share).seconds
             seconds.setdefault(name, []).append(trial.seconds / predicted)
     medians = [{name: statistics.median(found) for name, found in part.items()} for part in (seconds, core)]

@@ -232,18 +232,16 @@ class NetworkCost:
     Attributes:
         num_parameters: trainable parameters.
         state_bytes: of its kept weights: all parameters and buffers.
-        num_activations: numbers that the layers give out for one image.
         forward_flops: of one image, multiply-adds counted twice.
         step: one training step on a whole batch.
         evaluation: one forward pass of ``evaluation_batch`` images in float32.
         attack: forward and back to the pixels, ``attack_batch`` images in float32.
         uncounted: why its passes could not be walked, empty where they were; they are then those of one dense
-            layer of as many weights, and ``num_activations`` is 0.
+            layer of as many weights.
     """
 
     num_parameters: int
     state_bytes: int
-    num_activations: int
     forward_flops: float
     step: PassCost
     evaluation: PassCost
