@@ -346,7 +346,7 @@ def estimate(
             value, error, details = fit(near)
         record = IntrinsicDimension(name, None, None, table.num_points, k, convention, reason=reason)
         if value is not None:
-            counts = {"num_points": int(good.sum()), "num_dropped": int((~good).sum())}
-            record = replace(record, value=value, std_error=error, details=details, reason=None, **counts)
+            record = replace(record, value=value, std_error=error, details=details, reason=None)
+            record = replace(record, num_points=int(good.sum()), num_dropped=int((~good).sum()))
         records[name] = record
     return records

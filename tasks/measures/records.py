@@ -94,8 +94,8 @@ class MeasureSettings:
         }
 
 
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and bool(value >= least)
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
