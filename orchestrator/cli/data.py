@@ -240,7 +240,7 @@ def _show_taken(record: dict[str, Any]) -> None:
     """Print what was taken, left out and doubtful: a wrong label shows here first."""
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
-    line(*preparation_lines(PreparedRecord.from_json(record)))
+    line(*preparation_lines(PreparedRecord.model_validate(record)))
 
 
 def _measure_table(record: MeasureResult) -> Table:

@@ -70,14 +70,14 @@ def models(*, place: Place = Place()) -> None:
 
 def recipes(*, place: Place = Place()) -> None:
     """List the training recipes that a sweep file can name, those that isweep tune wrote among them."""
-    from search_spaces.recipes import RECIPES, about, recipe_spec
+    from search_spaces.recipes import RECIPES, recipe_spec
 
     rows: list[dict[str, Any]] = []
-    for name in RECIPES:
+    for name, (about, *_) in RECIPES.items():
         usual = recipe_spec(name, "", "")
         pixels = "0 to 255" if usual.input_scale == 1 else f"0 to {255 * usual.input_scale:.4g}"
         numbers = {"epochs": usual.epochs, "rate": f"{usual.learning_rate:g}", "batch": usual.batch_size}
-        rows.append({"recipe": name, **numbers, "pixels": pixels, "about": about(name)})
+        rows.append({"recipe": name, **numbers, "pixels": pixels, "about": about})
     for path in sorted(place.paths.recipes.glob("tuned-*.yaml")):
         blank = dict.fromkeys(("epochs", "rate", "batch", "pixels"), "")
         rows.append({"recipe": path.stem, **blank, "about": f"found by isweep tune: {path}"})
@@ -200,7 +200,7 @@ def ui(
         sweep: Name of a sweep of the root (default: all).
         port: Of 127.0.0.1 (default: 5000, or any free one).
     """
-    from orchestrator.results.mlflow_ui import free_port, served, sweep_pages
+    from orchestrator.results.mlflow_pages import free_port, served, sweep_pages
     from orchestrator.results.tracking import mlflow_uri
 
     paths = place.paths
@@ -216,16 +216,18 @@ def ui(
 
     def show() -> None:
         line(f"MLflow: {address}")
-        for page in found:
-            line(page.experiment, *(f"  {question}: {link}" for question, link in page.addresses.items()))
-        if not found:
+        for experiment, links in pages.items():
+            line(experiment, *(f"  {question}: {link}" for question, link in links.items()))
+        if not pages:
             line("No sweep has runs there; isweep reconcile SWEEP sends what is missing.")
         tell("Ctrl-C ends it.")
 
     try:
         with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
-            found = [one for name in ([sweep] if sweep else names) for one in sweep_pages(address, name)]
-            emit(place, {"address": address, "pages": {one.experiment: one.addresses for one in found}}, show)
+            pages: dict[str, dict[str, str]] = {}
+            for name in [sweep] if sweep else names:
+                pages |= sweep_pages(address, name)
+            emit(place, {"address": address, "pages": pages}, show)
             sys.stdout.flush()
             while not uri.startswith("http"):
                 time.sleep(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -224,7 +225,10 @@ def _lacks(workspace: Workspace, missing: list[dict[str, Any]]) -> list[str]:
     except ConfigError as error:
         lines.append(f"not on this machine: {error}")
     for item in missing:
-        hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
+        hint = f"see: isweep datasets {item['dataset']}"
+        if item["own"]:
+            opening = shlex.join(["isweep", "measure", item["own"]])
+            hint = f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
         lines.append(f"not prepared: {item['dataset']} ({hint})")
     return lines
 
