@@ -67,46 +67,34 @@ def measure_nested(
     executor: Executor | None = None,
     settings: MeasureSettings | None = None,
 ) -> MeasureResult:
-    """Measure prefixes of rows that are already in nested order.
+    """Measure prefixes of rows that are already in nested order; pairs found are row numbers of ``images``.
 
     Args:
-        images: ``(num_images, channels, height, width)`` or ``(num_images, ...)``, uint8 or any real dtype,
-            in the pixel range that shall be measured; or a source that reads such blocks.
+        images: ``(num_images, ...)``, uint8 or any real dtype, in the pixel range that shall be measured; or
+            a source that reads such blocks.
         labels: ``(num_images,)`` integers; None measures intrinsic dimension only.
         train_sizes: Prefix lengths, any order.
         executor: Where block tasks run; in this process when None.
         settings: How to measure.
 
-    Returns:
-        Record with one entry per size. Pairs in it are row numbers of ``images``.
-
     Raises:
         DataError: If images, labels or sizes cannot be used.
-        ConfigError: If an estimator is not known.
         CorruptStoreError: From the source, when a shard fails its checksum.
     """
-    settings, executor = settings or MeasureSettings(), executor or InlineExecutor()
-    source = checked_source(images)
+    settings, source = settings or MeasureSettings(), checked_source(images)
     codes = None if labels is None else check_labels(labels, source.num_rows)
     sizes = check_train_sizes(train_sizes, source.num_rows)
     profile = profile_rows(source, codes, executor=executor)
-    precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
     positions = np.searchsorted(profile.keep, sizes).tolist()
     keep = profile.keep[: positions[-1]]
     labels_of_kept = None if codes is None else codes[keep]
-    samples, parts = stratified_subsets(
-        labels_of_kept, positions, settings.sharpness_sample, settings.sharpness_seeds
-    )
-    search = nested_neighbors(
-        profile.source,
-        codes,
-        positions,
-        max(1, min(table_width(settings.estimators, settings.num_neighbors), len(keep) - 1)),
-        executor=executor,
-        precision=precision,
-        block_rows=settings.block_rows,
-        keep=keep,
-        subsets=samples,
+    how = settings.sharpness_sample, settings.sharpness_seeds
+    samples, parts = stratified_subsets(labels_of_kept, positions, *how)
+    width = max(1, min(table_width(settings.estimators, settings.num_neighbors), len(keep) - 1))
+    precision = profile.precision(Precision(dtype=settings.dtype, device=settings.device))
+    search: dict[str, Any] = {"executor": executor, "precision": precision, "keep": keep}
+    found = nested_neighbors(
+        profile.source, codes, positions, width, block_rows=settings.block_rows, subsets=samples, **search
     )
     convention = _convention(source, settings)
     records = [
@@ -115,19 +103,17 @@ def measure_nested(
             num_duplicates=size - table.num_points,
             num_conflicts=sum(row < size for row, _ in profile.conflicts),
             d_data=estimate(table, **settings.of_estimates()),
-            label_sharpness=_sharpness(profile, labels_of_kept, search, table, samples, part, convention),
+            label_sharpness=_sharpness(profile, labels_of_kept, found, table, samples, part, convention),
         )
-        for size, table, part in zip(sizes, search.tables, parts, strict=True)
+        for size, table, part in zip(sizes, found.tables, parts, strict=True)
     ]
-    calibration = None
-    if settings.calibrate:
-        how: dict[str, Any] = {"executor": executor, "precision": precision, "seed": settings.seed}
-        calibration = calibrate(profile.source, num_neighbors=settings.num_neighbors, keep=keep, **how)
+    asked = {"num_neighbors": settings.num_neighbors, "seed": settings.seed, **search}
+    calibration = calibrate(profile.source, **asked) if settings.calibrate else None
     return MeasureResult(
         sizes=tuple(records),
         conflict_pairs=tuple(profile.conflicts[:MAX_LISTED_CONFLICTS]),
         settings=settings,
-        precision=search.precision,
+        precision=found.precision,
         notes=_notes(records[-1], convention),
         calibration=calibration,
     )

@@ -447,16 +447,12 @@ def nested_neighbors(
     source = as_bytes(as_source(rows)) if precision.exact_bytes else as_source(rows)
     positions = (np.arange(source.num_rows) if keep is None else np.asarray(keep))[: train_sizes[-1]]
     num_rows = len(positions)
-    codes = None
-    if labels is not None:  # in the narrowest type, since they are compared for every pair
-        classes, numbers = np.unique(labels, return_inverse=True)
-        codes = numbers.astype(np.min_scalar_type(len(classes)))[positions]
     dtype = source.read(0, 1).dtype
     exact = precision.exact_bytes and is_byte_dtype(dtype)
     job = Job(
         source=source,
         rows=positions,
-        labels=codes,
+        labels=None if labels is None else _codes(labels)[positions],
         shells=np.searchsorted(np.asarray(train_sizes), np.arange(num_rows), side="right"),
         subsets=np.zeros((0, num_rows), bool) if subsets is None else subsets[:, :num_rows],
         centre=np.zeros(0) if exact else estimate_centre(source),
@@ -485,6 +481,12 @@ def _merged(job: Job, executor: Executor) -> Partial:
     for partial in partials:
         total.merge(partial)
     return total
+
+
+def _codes(labels: IntArray) -> IntArray:
+    """Labels numbered from 0, in the narrowest type, since they are compared for every pair."""
+    classes, codes = np.unique(labels, return_inverse=True)
+    return codes.astype(np.min_scalar_type(len(classes)))
 
 
 def plan_tiles(num_rows: int, num_workers: int) -> list[tuple[int, int, int, int]]:

@@ -95,7 +95,7 @@ class MeasureSettings:
 
 
 def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and bool(value >= least)
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _as_tuple(values: Any) -> tuple[Any, ...]:
