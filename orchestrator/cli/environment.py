@@ -15,8 +15,6 @@ from orchestrator.cli.printing import emit, line, stdout, tell
 TABLE_WIDTH = 200
 """A table of nodes is for reading across: a narrow terminal wraps it rather than cut columns away."""
 
-SEEN = {True: "seen", False: "not seen", None: "-"}
-
 
 def doctor(*, address: Address = None, launch: File = None, place: Place = Place()) -> int:
     """Check machine, cluster, storage, MLflow, versions, security, and say what to do about each fault.
@@ -73,7 +71,7 @@ def gpu_check(
 def _node_table(nodes: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     names = ("node", "CPUs", "GPUs", "cards", "driver", "CUDA", "isweep", "ray", "torch")
-    for name in (*names, "disk", "spill", "clock", "root", "storage"):
+    for name in (*names, "disk", "spill", "clock"):
         table.add_column(name, no_wrap=True)
     for node in nodes:
         said = bool(node["versions"])
@@ -90,7 +88,5 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
                 for key in ("free_disk_bytes", "free_spill_bytes")
             ),
             f"{node['clock_skew_s']:g} s off" if said else "?",
-            SEEN[node["sees_root"]],
-            SEEN[node["sees_storage"] == "yes" if node["sees_storage"] else None],
         )
     return table

@@ -16,7 +16,7 @@ from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.planning.plan import Workspace
-    from orchestrator.running.options import RunOptions
+    from orchestrator.running.cluster import RunOptions
 
 
 def whole(least: int, below: int = 2**63, rule: str = "") -> Parameter:
@@ -221,7 +221,7 @@ class Work(ReadingOptions, ClusterOptions, Place):
 
     def options(self, raw: Mapping[str, str | Path]) -> RunOptions:
         """Return where and how to run, with the folders of raw downloads by dataset."""
-        from orchestrator.running.options import RunOptions
+        from orchestrator.running.cluster import RunOptions
 
         given = vars(self) | {"raw": {name: Path(folder) for name, folder in raw.items()}}
         return RunOptions(**{name: given[name] for name in RunOptions.__dataclass_fields__})

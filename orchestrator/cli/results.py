@@ -338,7 +338,7 @@ def read_search(sweep: str, place: Place) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from orchestrator.tuning.standing import search_rows
+    from orchestrator.tuning.cells import search_rows
 
     rows = search_rows(place.open(sweep))
     if not rows:
@@ -356,7 +356,7 @@ def arms(sweep: str, place: Place) -> tuple[Arm, ...]:
 
 def no_results(sweep: str, workspace: Workspace, place: Place) -> ConfigError:
     """Say that a sweep has no results yet, and whether a run works on it or where one would put them."""
-    from orchestrator.running.run_state import read_run
+    from orchestrator.running.progress import read_run
 
     if read_run(workspace) is not None:
         way_out = f"a run works on it; see: {place.hint('status', sweep)}"

@@ -61,7 +61,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
     """Search learning rates, weight decays and batch sizes; prints the path of the recipe last."""
     from orchestrator.planning.sweep_file import read_changes
     from orchestrator.running.progress import Progress
-    from orchestrator.tuning.report import brief_table, document
+    from orchestrator.tuning.outcome import brief_table
     from orchestrator.tuning.run import tune_sweep
 
     progress, again = Progress(console=None if work.quiet else stderr), work.again("tune", sweep)
@@ -78,7 +78,7 @@ def tune(sweep: Sweep, /, *, work: SweepWork = SweepWork()) -> int:
         stdout.print(text_table(brief_table(summary.cells)))
         line(*(str(path) for path in (summary.report, summary.recipe) if path is not None))
 
-    emit(work, document(summary), show)
+    emit(work, summary.document(), show)
     return summary.exit_code
 
 
@@ -197,7 +197,7 @@ def plan(
     """
     from orchestrator.commands import planned, settled_by
     from orchestrator.planning.sweep_file import read_changes
-    from orchestrator.tuning.standing import most_trainings
+    from orchestrator.tuning.cells import most_trainings
 
     workspace = place.open(sweep, as_run=False, changes=read_changes(changes))
     found = planned(workspace, card=card, num_cards=gpus)
