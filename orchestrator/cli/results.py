@@ -221,19 +221,70 @@ def write_predictions(sweep: str, path: Path, place: Place) -> None:
         emit(place, {"predictions": str(path), "rows": len(table), "trials": num_trials}, lambda: None)
 
 
+OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
+
+
+@Parameter(name="*", group=OWN_TABLE)
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """What is asked of a table of one's own.
+
+    Attributes:
+        response: Column of numbers that is explained.
+        on: Column of numbers that explains it; may be given several times.
+        groups: Column that says which rows belong together, e.g. dataset.
+        within: Column that must be equal for rows to be compared, e.g. model; may be given several times.
+        figure: Draw it into this file: .svg, .pdf or .png.
+    """
+
+    response: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    on: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
+    groups: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    within: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
+    figure: File = None
+
+    def fit(self, path: Path, place: Place) -> None:
+        """Fit a table within and between its groups, and print what it says.
+
+        Raises:
+            ConfigError: where a part of the design is missing, or the table cannot be used.
+        """
+        from orchestrator.analysis import grouped
+
+        if not self.response or not self.on or not self.groups:
+            rule = "A table needs --response, --on and --groups"
+            raise ConfigError(rule, way_out=f"e.g. isweep fit {path} --response loss --on d --groups dataset")
+        design = grouped.Design(self.response, self.on, self.groups, self.within)
+        table = grouped.read_own_table(path, design)
+        found = grouped.fit_groups(table, design)
+
+        def show() -> None:
+            line(*found.lines())
+            show_tables(found.table())
+
+        emit(place, found.to_json(), show)
+        if self.figure:
+            written(self.figure, grouped.draw(table, found).savefig)
+
+
 def fit(
     sweep: Sweep,
     /,
     *,
+    own: TableOptions = TableOptions(),
     all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
     from_store: FromStore = False,
     place: Place = Place(),
 ) -> None:
-    """Fit the scaling laws and say what they answer.
+    """Fit the scaling laws and say what they answer; or fit any table within and between its groups.
 
     Args:
         all_: Fit and print what no answer rests on as well, as tables.
     """
+    from orchestrator.analysis.grouped import SUFFIXES
+
+    if own != TableOptions() or Path(sweep).suffix.lower() in SUFFIXES:
+        return own.fit(Path(sweep), place)
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
@@ -244,12 +295,11 @@ def fit(
     def show() -> None:
         line(*summary(fits, width=min(80, stdout.width)))
         if not all_:
-            line(f"Every number: {place.hint('fit', sweep)} --all")
-            return
+            return line(f"Every number: {place.hint('fit', sweep)} --all")
         show_tables(seen_table(fits), *fit_tables(fits))
-        line(not_fitted(fits), *fits.caveats, *(f"Left out: {found}." for found in fits.excluded))
+        return line(not_fitted(fits), *fits.caveats, *(f"Left out: {found}." for found in fits.excluded))
 
-    emit(place, fits.to_json(), show)
+    return emit(place, fits.to_json(), show)
 
 
 def report(
