@@ -11,9 +11,8 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import matplotlib as mpl
@@ -31,8 +30,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from orchestrator.analysis import table as t
-from orchestrator.analysis.fit_records import ScalingFits
-from orchestrator.analysis.fits import PREDICTED_FORM
+from orchestrator.analysis.fits import ScalingFits
 from orchestrator.analysis.table import WORDS, interval, number
 from orchestrator.results import table as c
 from tasks.atomic import write_atomic
@@ -55,42 +53,35 @@ MAX_PANELS = 12
 
 #: Applied while drawing only, through a context, so that no global setting is touched.
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "pdf.fonttype": 42,
-    "svg.hashsalt": "isweep",
-    "svg.fonttype": "none",
-}
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6,
+    "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "white", "pdf.fonttype": 42,
+    "svg.hashsalt": "isweep", "svg.fonttype": "none",
+}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Colour and marker of one dataset."""
+class Mark(NamedTuple):
+    """Colour and marker of one dataset or model."""
 
     colour: str
     marker: str
 
 
+_TOLD = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.TEST_LOSS]
+
+
 def tell(points: PathCollection, rows: pd.DataFrame) -> None:
-    """Give every drawn point an address that says what it is: the page shows it, and leads to the trials."""
-    points.set_urls([f"#point:{quote(_told(row))}" for row in rows.to_dict("records")])
+    """Give every drawn point an address: words that find its trials in their table, a bar, and what it shows.
 
-
-def _told(row: dict[Any, Any]) -> str:
-    """Words that find the point's trials in their table, a bar, and what it shows."""
-    names = (row[c.MODEL], row[c.DATASET], row.get(c.CLASS_PAIR) or "", f"{row[c.TRAIN_SIZE]:g}")
-    shown = (("d_data", c.D_DATA_MLE), ("K_F", c.LABEL_SHARPNESS), ("loss", c.TEST_LOSS))
-    values = [f"{title} {row[name]:.3g}" for title, name in shown if pd.notna(row.get(name))]
-    return " ".join(filter(None, map(str, names))) + "|" + ", ".join(values)
+    The page shows it, and leads to the trials.
+    """
+    urls = []
+    for model, dataset, pair, size, *measured in rows.reindex(columns=_TOLD).itertuples(index=False):
+        names = [model, dataset, *([pair] if isinstance(pair, str) and pair else []), f"{size:g}"]
+        shown = zip(("d_data", "K_F", "loss"), measured, strict=True)
+        values = ", ".join(f"{title} {value:.3g}" for title, value in shown if pd.notna(value))
+        urls.append(f"#point:{quote(' '.join(names) + '|' + values)}")
+    points.set_urls(urls)
 
 
 def model_marks(models: Sequence[str]) -> dict[str, Mark]:
@@ -107,13 +98,11 @@ def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
     Args:
         domains: dataset → domain.
     """
-    marks = {}
+    marks: dict[str, Mark] = {}
     seen = dict.fromkeys(_SHADES, 0)
-    for position, (dataset, domain) in enumerate(
-        sorted(domains.items(), key=lambda item: (item[1], item[0]))
-    ):
+    for dataset, domain in sorted(domains.items(), key=lambda item: (item[1], item[0])):
         shades = _SHADES[domain]
-        marks[dataset] = Mark(shades[seen[domain] % len(shades)], _MARKERS[position % len(_MARKERS)])
+        marks[dataset] = Mark(shades[seen[domain] % len(shades)], _MARKERS[len(marks) % len(_MARKERS)])
         seen[domain] += 1
     return marks
 
@@ -270,13 +259,12 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         ticks=sorted(rows[c.TRAIN_SIZE].unique())[:: max(1, rows[c.TRAIN_SIZE].nunique() // 6)],
         format="{x:,.0f}",
     ).minorticks_off()  # fmt: skip
-    present = set(rows[c.DOMAIN])
     legend(
         figure,
         [
             Line2D([], [], color=colour, marker=_DOMAIN_MARKERS[d], markerfacecolor="white", label=d)
             for d, colour in DOMAIN_COLOURS.items()
-            if d in present
+            if d in set(rows[c.DOMAIN])
         ],
     )
     caption = "Test loss against intrinsic dimension, coloured by train size."
@@ -354,7 +342,7 @@ def loss_gain_on_sharpness(points: pd.DataFrame, fits: ScalingFits) -> Drawn | N
         r = fits.find("attack", model=t.POOLED, response=attack.name).estimate("r")
         told = "" if r is None or r.interval is None else f"\nr = {number(r.value)} ({interval(r.interval)})"
         named = named or bool(told)
-        axes.set_title(f"{attack.attack.upper()}, ε = {attack.epsilon:g}/255{told}")
+        axes.set_title(f"{attack.words}{told}")
         axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
         axes.axhline(0, color=GREY, linewidth=0.8)
     label_outer(figure, "label sharpness K_F (1 / L2 pixel distance)", "loss gain under attack (nat)")
@@ -379,10 +367,8 @@ def _scatter(axes: Axes, rows: pd.DataFrame, x: str, y: str, marks: dict[str, Ma
 
 def left_out(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     """The values that answers rest on, with their intervals, and what each is without every dataset."""
-    shown = []
-    for kind in ("headline", "exponent"):
-        fit = fits.find("headline" if kind == "headline" else "exponent")
-        shown += [e for e in fit.estimates if len(e.left_out) > 1 and e.name != t.IS_MEDICAL]
+    made = [*fits.find("headline").estimates, *fits.find("exponent").estimates]
+    shown = [e for e in made if len(e.left_out) > 1 and e.name != t.IS_MEDICAL]
     if not shown:
         return None
     tallest = max(len(estimate.left_out) for estimate in shown) + 1
@@ -405,38 +391,6 @@ def left_out(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
         "What the answers rest on: each slope of log test loss, its 95 % interval (bar on top), and its "
         "value without each dataset. A value that moves across zero rests on that dataset. Dashed: what the "
         "law's form would give."
-    )
-
-
-def residuals(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Residuals of the predicted form (pooled over models) by dataset: what the law leaves unexplained."""
-    fit = fits.find("published", *PREDICTED_FORM)
-    if fit.status != "ok":
-        return None
-    rows = t.complete(points, (t.LOG_LOSS, *PREDICTED_FORM))
-    raw = rows[t.LOG_LOSS] - sum(e.value * rows[e.name] for e in fit.estimates)
-    # Each model has its own intercept in the pooled fit; least squares makes it the mean of what is left.
-    total, weights = (
-        (v * rows[t.WEIGHT]).groupby(rows[c.MODEL]).transform("sum") for v in (raw, raw * 0 + 1)
-    )
-    rest = raw - total / weights
-    order = rest.groupby([rows[c.DOMAIN], rows[c.DATASET]]).mean().sort_index().reset_index()
-    figure = Figure(figsize=(6.2, 1.2 + 0.34 * len(order)), layout="constrained")
-    axes = figure.subplots()
-    jitter = np.random.default_rng(0)
-    for place, (domain, dataset, mean) in enumerate(order.itertuples(index=False)):
-        mine = rows[c.DATASET] == dataset
-        heights = place + jitter.uniform(-0.18, 0.18, int(mine.sum()))
-        drawn = axes.scatter(rest[mine], heights, s=10, alpha=0.6, linewidth=0, color=DOMAIN_COLOURS[domain])
-        tell(drawn, rows[mine])
-        axes.plot([mean, mean], [place - 0.34, place + 0.34], color=BLACK, linewidth=2)
-    axes.set_yticks(range(len(order)), order[c.DATASET].tolist())
-    axes.invert_yaxis()
-    axes.axvline(0, color=GREY, linewidth=1)
-    axes.set_xlabel("log test loss, observed minus fitted (bar: mean of the dataset)")
-    return figure, (
-        "What the predicted form leaves unexplained, by dataset (all models). A dataset that lies on one "
-        "side as a whole has something that N, d_data and K_F do not tell."
     )
 
 
@@ -474,7 +428,6 @@ DRAWINGS: dict[str, Callable[[pd.DataFrame, ScalingFits], Drawn | None]] = {
     "left_out": left_out,
     "d_repr_on_d_data": d_repr_on_d_data,
     "dataset_properties": dataset_properties,
-    "residuals": residuals,
 }
 
 #: More points than this make SVG too large to open at once; the figure is then a picture.
@@ -508,11 +461,13 @@ def _save(figure: Figure, stem: Path, *, as_svg: bool) -> Markup:
     # A name with dollars is a name, not a formula; no text of ours has one before it is drawn.
     for words in figure.findobj(Text):
         words.set_parse_math("$" not in words.get_text())
+    # Laid out once, by hand: every save would do it again, and change nothing.
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+    figure.set_layout_engine(None)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
     write_atomic(stem.with_suffix(".png"), buffer.getvalue(), durable=False)
-    # The first save has laid everything out; doing it again would double the time and change nothing.
-    figure.set_layout_engine(None)
     pages = io.BytesIO()
     nameless = {"CreationDate": None, "Producer": None, "Creator": None}
     figure.savefig(pages, format="pdf", metadata=nameless)

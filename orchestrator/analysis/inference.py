@@ -29,8 +29,6 @@ Interval = tuple[float, float]
 LEVEL = 0.05
 #: All rearrangements are tried up to this number; beyond it, that many drawn ones stand for them.
 MOST_EXACT, NUM_DRAWN = 200_000, 9_999
-#: Below this share of what the regressors are, what varies of them is rounding.
-MIN_RCOND = 1e-10
 #: Two datasets give one difference, and one difference has no spread.
 MIN_DATASETS = 3
 #: A regression over points needs this many points more than it has coefficients.
@@ -72,24 +70,21 @@ def correlation_interval(r: float, num_datasets: int, num_given: int = 0) -> Int
     return float(np.tanh(np.arctanh(r) - half_width)), float(np.tanh(np.arctanh(r) + half_width))
 
 
-def mean_interval(values: Array, level: float = 0.95) -> tuple[float, Interval | None]:
-    """Mean over datasets with its t interval; no interval below three datasets or where nothing varies."""
+def mean_interval(values: Array) -> tuple[float, Interval | None]:
+    """Mean over datasets with its 95 % t interval; none below three datasets or where nothing varies."""
     mean = float(values.mean())
     if len(values) < MIN_DATASETS or float(values.std()) <= 1e-12 * float(np.abs(values).max()):
         return mean, None
-    error = float(values.std(ddof=1) / np.sqrt(len(values)))
-    half_width = t_quantile(0.5 + level / 2, len(values) - 1) * error
+    half_width = t_quantile(0.975, len(values) - 1) * float(values.std(ddof=1) / np.sqrt(len(values)))
     return mean, (mean - half_width, mean + half_width)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Adjust p-values (name -> p) for their number by Holm's method (1979)."""
-    adjusted: dict[str, float] = {}
-    largest = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        largest = max(largest, min(1.0, float(p_values[name]) * (len(p_values) - rank)))
-        adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
+    names = sorted(p_values, key=p_values.__getitem__)
+    raised = [p_values[name] * (len(names) - rank) for rank, name in enumerate(names)]
+    adjusted = dict(zip(names, np.minimum(np.maximum.accumulate([0.0, *raised])[1:], 1.0), strict=True))
+    return {name: float(adjusted[name]) for name in p_values}
 
 
 def dataset_effects(
@@ -129,17 +124,12 @@ def dataset_effects(
 
 
 class Slopes(NamedTuple):
-    """Slopes (q,) of a regression over datasets, with standard errors, t p-values and degrees of freedom."""
+    """Slopes (q,) of a regression over datasets, with standard errors, t p-values and 95 % intervals."""
 
     values: Array
     std_errors: Array
     p_values: Array
-    degrees: int
-
-    def interval(self, k: int, level: float = 0.95) -> Interval:
-        """Return the t interval of the k-th slope."""
-        half_width = t_quantile(0.5 + level / 2, self.degrees) * float(self.std_errors[k])
-        return float(self.values[k]) - half_width, float(self.values[k]) + half_width
+    intervals: list[Interval]
 
 
 def ols(y: Array, x: Array) -> Slopes | None:
@@ -150,10 +140,12 @@ def ols(y: Array, x: Array) -> Slopes | None:
     if degrees < 1 or (scale == 0).any() or np.linalg.cond(design / scale) > 1e8:
         return None
     inverse = np.linalg.inv((design / scale).T @ (design / scale)) / np.outer(scale, scale)
-    values = inverse @ design.T @ y
-    squares = float(((y - design @ values) ** 2).sum())
-    errors = np.sqrt(squares / degrees * np.diag(inverse))
-    return Slopes(values[1:], errors[1:], t_p_values(values, errors, degrees)[1:], degrees)
+    found = inverse @ design.T @ y
+    rest = y - design @ found
+    values, errors = found[1:], np.sqrt(rest @ rest / degrees * np.diag(inverse))[1:]
+    reach = t_quantile(0.975, degrees) * errors
+    intervals = list(zip((values - reach).tolist(), (values + reach).tolist(), strict=True))
+    return Slopes(values, errors, t_p_values(values, errors, degrees), intervals)
 
 
 class Permutation(NamedTuple):
@@ -179,29 +171,26 @@ def permutation_test(
         others: (G, q), without the intercept; q may be 0.
         blocks: (G,), only datasets of one block change places.
         seed: of the drawn permutations, where there are too many to try all.
+
+    Returns:
+        None where x does not vary beside the others, or nothing is left to permute.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)
     residual, own = y - basis @ (basis.T @ y), x - basis @ (basis.T @ x)
-    if (
-        own @ own <= 1e-20 * max(float(x @ x), 1e-300)
-        or residual @ residual == 0
-        or len(y) - reduced.shape[1] < 2
-    ):
+    varies = own @ own > 1e-20 * max(float(x @ x), 1e-300) and residual @ residual != 0
+    if not varies or len(y) - reduced.shape[1] < 2:
         return None
-    order, exact = rearrangements(tuple(blocks), _two_values(x) if others.shape[1] == 0 else None, seed)
+    # Of a regressor of two values only matters which datasets have the lower one.
+    near, far = (np.isclose(x, end, rtol=0, atol=1e-9 * np.ptp(x)) for end in (x.min(), x.max()))
+    marked = tuple(near.tolist()) if others.shape[1] == 0 and (near | far).all() else None
+    order, exact = rearrangements(tuple(blocks), marked, seed)
     # Projected again: a permuted residual need not stay orthogonal to the others. Its length stays.
     along = np.square(residual[order] @ np.column_stack([basis, own]))
     squares = residual @ residual - along[:, :-1].sum(axis=1)
     share = along[:, -1] / float(own @ own) / np.maximum(squares, 1e-300)
     found = float((residual @ own) ** 2 / float(own @ own) / float(residual @ residual))
     return Permutation(float(np.mean(share >= found * (1 - 1e-9))), len(order), exact)
-
-
-def _two_values(x: Array) -> tuple[bool, ...] | None:
-    low, high = float(x.min()), float(x.max())
-    near, far = (np.isclose(x, end, rtol=0, atol=1e-9 * (high - low)) for end in (low, high))
-    return tuple(near.tolist()) if (near | far).all() else None
 
 
 @lru_cache(maxsize=32)
@@ -215,20 +204,18 @@ def rearrangements(
     size, names = len(blocks), np.array(blocks)
     places = [np.flatnonzero(names == name) for name in np.unique(names)]
     if marked is not None and len(places) == 1 and comb(size, sum(marked)) <= MOST_EXACT:
-        ones, zeros = np.flatnonzero(marked), np.flatnonzero(~np.array(marked))
-        chosen = np.array(list(combinations(range(size), len(ones))))
-        order = np.empty((len(chosen), size), dtype=np.intp)
-        order[:, ones] = chosen
+        chosen = np.array(list(combinations(range(size), sum(marked))))
         free = np.ones((len(chosen), size), dtype=bool)
         np.put_along_axis(free, chosen, False, axis=1)
-        order[:, zeros] = np.nonzero(free)[1].reshape(len(chosen), len(zeros))
+        order = np.empty((len(chosen), size), dtype=np.intp)
+        order[:, np.argsort(~np.array(marked), kind="stable")] = np.argsort(free, axis=1, kind="stable")
         return order, True
     if prod(factorial(len(block)) for block in places) <= MOST_EXACT:
         each = [np.array(list(permutations(block))) for block in places]
-        index = np.array(list(product(*(range(len(rows)) for rows in each))))
-        order = np.empty((len(index), size), dtype=np.intp)
-        for k, block in enumerate(places):
-            order[:, block] = each[k][index[:, k]]
+        index = np.indices([len(rows) for rows in each]).reshape(len(each), -1)
+        order = np.empty((index.shape[1], size), dtype=np.intp)
+        for block, rows, taken in zip(places, each, index, strict=True):
+            order[:, block] = rows[taken]
         return order, True
     rng = np.random.default_rng([seed, size])
     order = np.tile(np.arange(size), (NUM_DRAWN + 1, 1))
@@ -237,14 +224,14 @@ def rearrangements(
     return order, False
 
 
-def within_blocks(values: Array, blocks: Sequence[str]) -> Array:
+def within_blocks(values: Array, blocks: Codes) -> Array:
     """Centre the columns of (..., G) within every block of datasets."""
-    _, codes = np.unique(np.array(blocks), return_inverse=True)
+    _, codes = np.unique(blocks, return_inverse=True)
     member = np.eye(codes.max() + 1)[codes]
     return np.asarray(values - (values @ member / member.sum(axis=0)) @ member.T)
 
 
-def correlation_within(y: Array, x: Array, blocks: Sequence[str]) -> float | None:
+def correlation_within(y: Array, x: Array, blocks: Codes) -> float | None:
     """Correlation of y and x (G,), centred within blocks; None where one of them does not vary there."""
     own, other = within_blocks(np.stack([y, x]), blocks)
     length, size = float(np.sqrt(own @ own)), float(np.sqrt(other @ other))
@@ -274,23 +261,19 @@ def max_correlation_test(
     """
     order, _ = rearrangements(tuple(blocks), None, seed)
     found, strongest = np.full(responses.shape[1], np.nan), np.full(len(order), -1.0)
-    has = np.isfinite(responses)
-    for pattern in (pattern for pattern in np.unique(has, axis=1).T if pattern.sum() >= 4):
-        mine, within = np.flatnonzero((has == pattern[:, None]).all(axis=0)), np.array(blocks)[pattern]
-        y = within_blocks(responses[pattern][:, mine].T, within)
-        moved = x[order][:, pattern]
-        if pattern.all():
-            size = np.full(len(order), np.linalg.norm(within_blocks(x, within)))
-        else:
-            size = np.linalg.norm(within_blocks(moved, within), axis=1)
-        for k, response in zip(mine, y, strict=True):
-            r = correlation_within(responses[pattern, k], x[pattern], within)
-            if r is None:
-                continue
-            found[k] = r
-            with np.errstate(divide="ignore", invalid="ignore"):
-                drawn = moved @ response / size / np.linalg.norm(response)
-            strongest = np.maximum(strongest, np.where(size > 0, drawn, -1.0))
+    moved: dict[bytes, Array] = {}  # x of the datasets that have a response, rearranged, of unit length
+    for k, response in enumerate(responses.T):
+        has = np.isfinite(response)
+        y, mine = response[has], np.array(blocks)[has]
+        r = correlation_within(y, x[has], mine) if len(y) >= 4 else None
+        if r is None:
+            continue
+        if (key := has.tobytes()) not in moved:
+            centred = within_blocks(x[order][:, has], mine)
+            size = np.linalg.norm(centred, axis=1, keepdims=True)
+            moved[key] = np.divide(centred, size, out=np.zeros_like(centred), where=size > 0)
+        own = within_blocks(y, mine)
+        found[k], strongest = r, np.maximum(strongest, moved[key] @ own / np.linalg.norm(own))
     adjusted = [np.nan if np.isnan(r) else float(np.mean(strongest >= r - 1e-9)) for r in found]
     return np.array(adjusted), len(order)
 
@@ -356,7 +339,7 @@ def wild_cluster_p(sums: Sums, null: float = 0.0, *, seed: int = 0) -> float | N
     scores, weights = sums.xy - null * sums.xx, sums.xx
     if len(scores) < MIN_DATASETS or weights.sum() <= 0:
         return None
-    draws = _signs(len(scores), seed)
+    draws = wild_draws(len(scores), seed)
     total = draws @ scores
     residual = draws * scores - total[:, None] * (weights / weights.sum())
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -369,8 +352,8 @@ def wild_cluster_p(sums: Sums, null: float = 0.0, *, seed: int = 0) -> float | N
 
 
 @lru_cache(maxsize=16)
-def _signs(size: int, seed: int) -> Array:
-    """All sign patterns where there are at most 2¹², else drawn ones; Webb's points below eight datasets."""
+def wild_draws(size: int, seed: int = 0) -> Array:
+    """All sign patterns (B, G) of 8 to 12 datasets, drawn ones beyond, and Webb's points below eight."""
     if 8 <= size <= 12:
         return np.array(list(product((-1.0, 1.0), repeat=size)))
     rng = np.random.default_rng([seed, size, 6])
@@ -379,8 +362,8 @@ def _signs(size: int, seed: int) -> Array:
 
 
 class Pooled(NamedTuple):
-    """Slopes (q,) of a regression over points, refits without each dataset (G, q; NaN where refused), R²
-    within.
+    """Slopes (q,) of a regression over points, refits without each dataset (G, q; NaN where not identified)
+    with their names, and R² within intercepts.
     """
 
     values: Array
@@ -396,31 +379,23 @@ def pooled_slopes(y: Array, x: Array, intercepts: Codes, groups: Codes, weights:
         None where the data do not identify the slopes of x (n, q).
     """
     scale = np.sqrt((x**2).mean(axis=0))
-    scaled = x / np.where(scale > 0, scale, 1.0)
+    root, scaled = np.sqrt(weights)[:, None], x / np.where(scale > 0, scale, 1.0)
+    member = (intercepts[:, None] == np.unique(intercepts)).astype(float)
 
-    def centred(values: Array, codes: NDArray[np.intp], w: Array) -> Array:
-        means = np.stack(
-            [np.bincount(codes, w * column) / np.bincount(codes, w) for column in values.T], axis=1
-        )
-        return np.asarray(values - means[codes])
+    def solve(keep: NDArray[np.bool_], *columns: Array) -> Array:
+        design = np.column_stack([*columns, member[:, member[keep].any(axis=0)]])[keep] * root[keep]
+        few = len(design) < design.shape[1] + MIN_SPARE_POINTS or len(np.unique(groups[keep])) < 2
+        found, _, rank, _ = np.linalg.lstsq(design, y[keep] * root[keep, 0], rcond=1e-6)
+        return np.full(design.shape[1], np.nan) if few or rank < design.shape[1] else found
 
-    def solve(keep: NDArray[np.bool_]) -> Array:
-        w, codes = weights[keep], np.unique(intercepts[keep], return_inverse=True)[1]
-        few = keep.sum() < codes.max(initial=-1) + 1 + x.shape[1] + MIN_SPARE_POINTS
-        if few or len(np.unique(groups[keep])) < 2:
-            return np.full(x.shape[1], np.nan)
-        own = centred(np.column_stack([scaled[keep], y[keep]]), codes, w)
-        normal = (own[:, :-1] * w[:, None]).T @ own[:, :-1]
-        if np.linalg.eigvalsh(normal)[0] <= MIN_RCOND * float((w[:, None] * scaled[keep] ** 2).sum()):
-            return np.full(x.shape[1], np.nan)
-        return np.asarray(np.linalg.solve(normal, own[:, :-1].T @ (w * own[:, -1])))
-
-    values = solve(np.ones(len(y), dtype=bool))
-    if not np.isfinite(values).all():
+    everything = np.ones(len(y), dtype=bool)
+    found = solve(everything, scaled)
+    if not np.isfinite(found).all():
         return None
-    names = np.unique(groups)
-    left_out = np.array([solve(groups != name) for name in names])
-    codes = np.unique(intercepts, return_inverse=True)[1]
-    own = centred(np.column_stack([scaled, y]), codes, weights)
-    total, rest = weights @ own[:, -1] ** 2, weights @ (own[:, -1] - own[:, :-1] @ values) ** 2
-    return Pooled(values / scale, [str(name) for name in names], left_out / scale, float(1 - rest / total))
+    names, q = np.unique(groups), x.shape[1]
+    left_out = np.array([solve(groups != name, scaled)[:q] for name in names])
+    rest, total = (
+        weights @ (y - design @ solve(everything, *columns)) ** 2
+        for design, columns in ((np.hstack([scaled, member]), (scaled,)), (member, ()))
+    )
+    return Pooled(found[:q] / scale, [str(name) for name in names], left_out / scale, 1 - float(rest / total))

@@ -1,13 +1,13 @@
 """Results tables: read and written, checked, put on one scale of K_F, and reduced to the points that are
 fitted.
 
-Rows to points: every row that cannot be used is counted with its reason, seeds are averaged, and regressors
-are added. Names of columns in words stand here, once.
+Every row that cannot be used is counted with its reason, seeds are averaged, and regressors are added. What
+columns and numbers are called in words stands here, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.inference import Interval, Sums, curve_sums
 from orchestrator.results import table as c
 from search_spaces.errors import DataError
 from tasks.trials.records import TrialStatus
@@ -24,9 +25,7 @@ LOG_LOSS, LOG_ERROR = "log_loss", "log_error"
 LOG_TRAIN_SIZE, SCALED_LOG_TRAIN_SIZE = "log_train_size", "scaled_log_train_size"
 #: d_data at the largest train size of the dataset and class pair: one number, so that no slope over N mixes
 #: with how the estimate itself grows with N.
-D_REFERENCE, TWONN_REFERENCE, INVERSE_D = "d_reference", "twonn_reference", "inverse_d"
-#: d_data from fewer neighbours, at the largest train size: column -> number of neighbours.
-NEIGHBOR_REFERENCES = {f"d_reference_k{k}": k for k in c.NEIGHBORS_TOO}
+D_REFERENCE, INVERSE_D = "d_reference", "inverse_d"
 LOG_SHARPNESS = "log_sharpness"
 #: Rivals of K_F: average smoothness, the mean of local slopes (Ashlagi, Gottlieb & Kontorovich, JMLR 25(117),
 #: 2024), and K_F over that of the same labels exchanged at random, which leaves out how close neighbours are.
@@ -34,19 +33,17 @@ LOG_SMOOTHNESS, LOG_RELATIVE_SHARPNESS = "log_smoothness", "log_relative_sharpne
 IS_MEDICAL = "is_medical"
 #: What has to be equal for two points to be compared at equal N, and what one curve over N is: codes.
 CELL, CURVE = "cell", "curve"
-WEIGHT, NUM_SEEDS = "weight", "num_seeds"
+WEIGHT, NUM_SEEDS, SEED_STD = "weight", "num_seeds", "seed_std"
 
-#: How columns are called in sentences and tables.
+#: How columns are called in sentences, tables and figures.
 WORDS = {
-    c.TEST_LOSS: "log loss", "test_error": "log error (0/1)", c.TRAIN_SIZE: "train size",
-    c.D_DATA_MLE: "d_data", c.D_DATA_TWONN: "d_data (TwoNN)", D_REFERENCE: "d_data",
-    c.D_REPR_MLE: "d_repr (MLE)", c.D_REPR_TWONN: "d_repr (TwoNN)", INVERSE_D: "1/d",
-    c.LABEL_SHARPNESS: "K_F", LOG_SHARPNESS: "log K_F", LOG_SMOOTHNESS: "log average smoothness",
-    LOG_RELATIVE_SHARPNESS: "log K_F over that of exchanged labels", IS_MEDICAL: "the domain label",
-    SCALED_LOG_TRAIN_SIZE: "−log N / d", LOG_TRAIN_SIZE: "log N",
+    c.MODEL: "model", c.RECIPE: "recipe", c.DATASET: "dataset", c.CLASS_PAIR: "pair", c.STATUS: "status",
+    c.TRAIN_SIZE: "N", c.SEED: "seed", c.TEST_LOSS: "test loss", c.TEST_ACCURACY: "accuracy", c.AUC: "AUC",
+    SEED_STD: "seed spread", c.D_DATA_MLE: "d_data", c.LABEL_SHARPNESS: "K_F", c.WALL_TIME_S: "time (s)",
+    D_REFERENCE: "d_data", INVERSE_D: "1/d", LOG_SHARPNESS: "log K_F", IS_MEDICAL: "the domain label",
+    LOG_SMOOTHNESS: "log average smoothness", LOG_RELATIVE_SHARPNESS: "log K_F over that of exchanged labels",
+    SCALED_LOG_TRAIN_SIZE: "−log N / d",
 }  # fmt: skip
-#: Response -> its column of the points.
-RESPONSES = {c.TEST_LOSS: LOG_LOSS, "test_error": LOG_ERROR}
 #: All models together, each with its own intercept; both domains together.
 POOLED, ALL = "pooled", "all"
 
@@ -90,7 +87,7 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 1e-3 else f"{value:.2g}"
 
 
-def interval(bounds: tuple[float, float] | None) -> str:
+def interval(bounds: Interval | None) -> str:
     """Render an interval, or a dash when there are too few datasets for one."""
     return "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
 
@@ -141,92 +138,72 @@ def read_csv(path: Path) -> pd.DataFrame:
             path, dtype=text, na_values=blank, keep_default_na=False, float_precision="round_trip"
         )
     except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise DataError(
-            "A results file must be a CSV table", f"{path}: {error}", "write it with `isweep results --csv`"
-        ) from error
+        rule, way_out = "A results file must be a CSV table", "write it with `isweep results --csv`"
+        raise DataError(rule, f"{path}: {error}", way_out) from error
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name].dtype):
             table[name] = table[name].astype(object).map(unescape_cell)
     return table.rename(columns=unescape_cell)
 
 
-def check_table(table: pd.DataFrame) -> None:
-    """Refuse a table without its columns, or one that contradicts itself.
-
-    Raises:
-        DataError: with what is wrong, in how many rows, and the first of them.
-    """
-    missing = [name for name in c.REQUIRED if name not in table]
-    if missing:
-        raise DataError(
-            "A results table needs the columns " + ", ".join(c.REQUIRED), f"without {', '.join(missing)}",
-            "see docs/results-columns.md",
-        )  # fmt: skip
-    if not table.columns.is_unique:
-        repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
-        raise DataError(
-            "A results table has every column once", f"{', '.join(repeated)} repeated", "keep one"
-        )
-    check_values(table)
-    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
-    if len(twice):
-        raise DataError(
-            "A results table has one row per trial", f"{len(twice)} repeated, such as {twice.iloc[0]!r}",
-            "keep the last attempt of each trial",
-        )  # fmt: skip
-    unknown = sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS))
-    if unknown:
-        raise DataError(
-            "A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec"
-        )
-    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
-    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
-    if len(wrong):
-        first = table.loc[wrong.index, c.TRIAL_ID].iloc[0]
-        raise DataError(
-            "An accuracy is a share from 0 to 1",
-            f"{wrong.iloc[0]:g} at trial {first!r}, {len(wrong)} in all",
-            "divide percentages by 100",
-        )  # fmt: skip
-    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
-    if (domains > 1).any():
-        raise DataError(
-            "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
-        )
+#: A rule that a table breaks, what was found, and the way out.
+_Mistake = tuple[str, str, str]
 
 
 def check_values(table: pd.DataFrame) -> None:
     """Refuse rows without a name, of a status that is none, or with a part of an image.
 
     Raises:
-        DataError: with what was found.
+        DataError: with the first of what was found.
     """
+    for mistake in _mistakes_in_values(table):
+        raise DataError(*mistake)
+
+
+def _mistakes_in_values(table: pd.DataFrame) -> Iterator[_Mistake]:
     nameless = [repr(name) for name in table.columns if not isinstance(name, str)]
     if nameless:
-        raise DataError("The columns of a results table have names", ", ".join(nameless[:5]), "name them")
+        yield "The columns of a results table have names", ", ".join(nameless[:5]), "name them"
     for name in (c.TRIAL_ID, c.MODEL, c.DATASET):
-        blank = sum(map(_is_blank, table[name])) if name in table else 0
-        if blank:
-            raise DataError(
-                f"Every row of a results table has a {name}", f"{plural(blank, 'row')} without", "name them"
-            )
-    if c.STATUS in table:
-        known = [str(status) for status in TrialStatus]
-        unknown = sorted({str(value) for value in table[c.STATUS] if not _is_blank(value)} - set(known))
-        if unknown:
-            raise DataError(
-                f"The status of a trial is {' or '.join(known)}", listing([repr(text) for text in unknown]),
-                "correct it, or leave it blank for trials that are done",
-            )  # fmt: skip
+        if blank := sum(map(_is_blank, table[name])) if name in table else 0:
+            yield f"Every row of a results table has a {name}", f"{plural(blank, 'row')} without", "name them"
+    known = [str(status) for status in TrialStatus]
+    said = table.get(c.STATUS, pd.Series(dtype=object))
+    if unknown := sorted({str(value) for value in said if not _is_blank(value)} - set(known)):
+        rule, found = f"The status of a trial is {' or '.join(known)}", listing(list(map(repr, unknown)))
+        yield rule, found, "correct it, or leave it blank for trials that are done"
     sizes = table.get(c.TRAIN_SIZE, pd.Series(dtype=float))
     numbers = pd.to_numeric(sizes, errors="coerce").astype(float)
     wrong = sizes[(np.isfinite(numbers) & (numbers != np.floor(numbers))) | _truth_values(sizes)]
     if len(wrong):
-        raise DataError(
-            "A train size is a whole number of images",
-            f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all",
-            "count images in ones",
-        )  # fmt: skip
+        found = f"{wrong.iloc[0]}, {plural(len(wrong), 'row')} in all"
+        yield "A train size is a whole number of images", found, "count images in ones"
+
+
+def _mistakes(table: pd.DataFrame) -> Iterator[_Mistake]:
+    """What a whole table must not be; a later rule takes it that the earlier ones hold."""
+    if missing := [name for name in c.REQUIRED if name not in table]:
+        rule = f"A results table needs the columns {', '.join(c.REQUIRED)}"
+        yield rule, f"without {', '.join(missing)}", "see docs/results-columns.md"
+    if not table.columns.is_unique:
+        repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+        yield "A results table has every column once", f"{', '.join(repeated)} repeated", "keep one"
+    yield from _mistakes_in_values(table)
+    twice = table[c.TRIAL_ID][table[c.TRIAL_ID].duplicated()]
+    if len(twice):
+        found = f"{len(twice)} repeated, such as {twice.iloc[0]!r}"
+        yield "A results table has one row per trial", found, "keep the last attempt of each trial"
+    if unknown := sorted({str(value) for value in table[c.DOMAIN]} - set(c.DOMAINS)):
+        yield "A domain is natural or medical", ", ".join(map(repr, unknown)), "correct the dataset's spec"
+    shares = pd.to_numeric(table.get(c.TEST_ACCURACY, pd.Series(np.nan, table.index)), errors="coerce")
+    wrong = shares[(shares < 0) | ((shares > 1) & (shares < LARGEST_VALUE))]
+    if len(wrong):
+        first = table.loc[wrong.index, c.TRIAL_ID].iloc[0]
+        found = f"{wrong.iloc[0]:g} at trial {first!r}, {len(wrong)} in all"
+        yield "An accuracy is a share from 0 to 1", found, "divide percentages by 100"
+    domains = table.groupby(c.DATASET)[c.DOMAIN].nunique()
+    if (domains > 1).any():
+        yield "A dataset has one domain", f"{domains.idxmax()!r} has two", "correct the dataset's spec"
 
 
 def _truth_values(values: pd.Series) -> pd.Series:
@@ -285,11 +262,12 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
         unusable values per column.
 
     Raises:
-        DataError: if a required column is absent, a trial appears twice, a name is blank, a status or domain
-            is unknown, one dataset is said to be of two domains, an accuracy is no share, or a train size no
-            whole number.
+        DataError: if a required column is absent, a column or trial appears twice, a name is blank, a status
+            or domain is unknown, one dataset is said to be of two domains, an accuracy is no share, or a
+            train size no whole number.
     """
-    check_table(table)
+    for mistake in _mistakes(table):
+        raise DataError(*mistake)
     full, exclusions = _with_numbers(split_by_recipe(table).copy())
     absent = {n.name: "" if n.kind == "text" else np.nan for n in c.COLUMNS if n.name not in full}
     full = full.assign(**absent)
@@ -347,7 +325,7 @@ _SCALE = [c.SHARPNESS_PIXEL_RANGE, c.IMAGE_SIZE, c.SHARPNESS_CHANNELS]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharpnessScale:
-    """Whether K_F may be compared over datasets: it scales with 1 / (pixel range · side · √channels).
+    """Whether K_F may be compared over datasets: it depends on pixel range, side and channels.
 
     ``scales`` are the (pixel range, side, channels) met, with their datasets; ``policy`` is what was done.
     """
@@ -361,15 +339,11 @@ class SharpnessScale:
 def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, SharpnessScale]:
     """Return the table with K_F on one scale (or as it is), and what was found and done.
 
-    For the same pictures K_F ∝ 1 / (pixel range · image side · √channels): stretching the range stretches
-    distances, and more pixels or channels add terms to them (Konz & Mazurowski 2024, README: equal channel
-    counts are needed).
-
     Args:
         table: normalised results table.
         policy: ``refuse`` leaves K_F alone and lets fits that need it refuse; ``rescale`` converts to the
-            most common scale by the law above, which ignores the blur of resizing (about 8 % from 28 to 224
-            pixels); ``ignore`` compares the numbers as they stand and says so.
+            most common scale, see :func:`tasks.measures.sharpness.conversion`; ``ignore`` compares the
+            numbers as they stand and says so.
     """
     measured = table[table[c.LABEL_SHARPNESS].notna()]
     scales = measured.groupby(_SCALE, dropna=False)[c.DATASET]
@@ -381,11 +355,13 @@ def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, Sha
         if len(measured) and not recorded:
             note = "The scale of K_F is not fully recorded; it is taken to be one."
     elif policy == "rescale" and recorded:
+        from tasks.measures.sharpness import largest_distance
+
         reference = np.array(scales.size().idxmax(), dtype=float)
-        ratio = [table[part] / value for part, value in zip(_SCALE, reference, strict=True)]
-        factor = ratio[0] * ratio[1] * np.sqrt(ratio[2])
+        units = [largest_distance(r, side, side, channels) for r, side, channels in
+                 ([table[name] for name in _SCALE], reference)]  # fmt: skip
         names = (c.LABEL_SHARPNESS, c.LABEL_SHARPNESS_MEAN, c.LABEL_SHARPNESS_PERMUTED)
-        table = table.assign(**{name: table[name] * factor for name in names})
+        table = table.assign(**{name: table[name] * (units[0] / units[1]) for name in names})
         note = (
             f"K_F was converted to {spell_scale(reference)} by K ∝ 1/(range · side · √channels); "
             f"measured on {listed}."
@@ -424,29 +400,23 @@ def spell_scale(key: object) -> str:
 
 def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
     """Return the trials that can enter any fit, with log loss, and how many could not (or have none), by
-    reason.
+    reason; each counts under its first.
 
     A loss of zero or less has no logarithm: the trial stays for fits that need no loss, and is counted.
     Replacing the loss by a small floor would put points where the floor, not the data, decides the fit.
     """
-    trials = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
-    losses = {
+    no_trial = {DIVERGED: full[c.STATUS] != c.DONE, "no positive train size": ~(full[c.TRAIN_SIZE] > 0)}
+    reasons = no_trial | {
         "no test loss": full[c.TEST_LOSS].isna(),
         "test loss not above zero, so it has no logarithm": full[c.TEST_LOSS] <= 0,
     }
-    keep, excluded = _exclude(pd.Series(True, index=full.index), trials)
-    with_loss, without = _exclude(keep, losses)
-    return full.assign(**{LOG_LOSS: np.log(full[c.TEST_LOSS].where(with_loss))})[keep], (*excluded, *without)
-
-
-def _exclude(keep: pd.Series, reasons: dict[str, pd.Series]) -> tuple[pd.Series, tuple[Exclusion, ...]]:
-    """Return ``keep`` without the affected rows; each row counts under its first reason."""
-    exclusions = []
+    usable, exclusions = pd.Series(True, index=full.index), []
     for reason, affected in reasons.items():
-        if count := int((keep & affected).sum()):
+        if count := int((usable & affected).sum()):
             exclusions.append(Exclusion(reason, count))
-        keep = keep & ~affected
-    return keep, tuple(exclusions)
+        usable &= ~affected
+    trials = full.assign(**{LOG_LOSS: np.log(full[c.TEST_LOSS].where(usable))})
+    return trials[~np.logical_or(*no_trial.values())], tuple(exclusions)
 
 
 def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
@@ -467,7 +437,7 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
         return pd.Series(np.log(points[name].where(points[name] > 0)))
 
     log_sharpness, log_size = log(c.LABEL_SHARPNESS), np.log(points[c.TRAIN_SIZE].astype(float))
-    errors = 1.0 - points[c.TEST_ACCURACY]
+    errors, d_data = 1.0 - points[c.TEST_ACCURACY], at_largest_size(points, c.D_DATA_MLE)
     added = {
         WEIGHT: 1.0 / pairs,
         c.TEST_LOSS: np.exp(points[LOG_LOSS]),
@@ -480,16 +450,14 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
         IS_MEDICAL: (points[c.DOMAIN] == c.MEDICAL).astype(float),
         CELL: points.groupby([c.MODEL, c.TRAIN_SIZE, c.DATA_MODE]).ngroup(),
         CURVE: points.groupby(_CURVE).ngroup(),
-        D_REFERENCE: _at_largest_size(points, c.D_DATA_MLE),
-        TWONN_REFERENCE: _at_largest_size(points, c.D_DATA_TWONN),
-        **{name: _at_largest_size(points, c.d_data_at(k)) for name, k in NEIGHBOR_REFERENCES.items()},
+        D_REFERENCE: d_data,
+        INVERSE_D: 1.0 / d_data,
     }
-    # Columns added one by one would lie apart in memory, and every selection of rows would pay for it.
-    points = points.assign(**added, **{INVERSE_D: 1.0 / added[D_REFERENCE]})
-    return points.copy()
+    # Copied, since columns added lie apart in memory, and every selection of rows would pay for it.
+    return points.assign(**added).copy()
 
 
-def _at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
+def at_largest_size(points: pd.DataFrame, name: str) -> pd.Series:
     """The positive value of a measure at the largest train size that has one, per dataset, pair and data
     mode.
     """
@@ -509,3 +477,64 @@ def select(points: pd.DataFrame, model: str, subset: str = ALL) -> pd.DataFrame:
     """Return the points of one model (or all of them, pooled) and one domain (or both)."""
     rows = points if model == POOLED else points[points[c.MODEL] == model]
     return rows if subset == ALL else rows[rows[c.DOMAIN] == subset]
+
+
+def sums_of(points: pd.DataFrame, column: str) -> Sums:
+    """Reduce points to sums per dataset for the slope of ``column`` on −log N / d within curves."""
+    y, size, d = (points[name].to_numpy(dtype=float) for name in (column, LOG_TRAIN_SIZE, D_REFERENCE))
+    groups, weights = points[c.DATASET].to_numpy(dtype=str), points[WEIGHT].to_numpy(dtype=float)
+    return curve_sums(y, -size / d, points[CURVE].to_numpy(), groups, weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSummary:
+    """What one dataset brought to the fits: sizes, measures, and its loss at its largest train size.
+
+    ``loss`` is the geometric mean over models and class pairs of the test loss at the largest train size, and
+    ``loss_gain`` the mean there of what ``attack`` adds to it: that of largest epsilon up to 8/255 (FGSM,
+    where it was run). Measures are means over train sizes and class pairs.
+    """
+
+    dataset: str
+    domain: str
+    num_trials: int
+    train_sizes: tuple[int, ...]
+    d_data: float | None
+    label_sharpness: float | None
+    image_size: int | None
+    channels: int | None
+    loss: float | None = None
+    loss_gain: float | None = None
+    attack: str = ""
+
+
+def summaries_of(full: pd.DataFrame, points: pd.DataFrame) -> tuple[DatasetSummary, ...]:
+    """Return what each dataset brought, from all trials and the fitted points."""
+    tried = [a for a in c.attack_columns(points.columns) if a.epsilon <= 8 and points[a.name].notna().any()]
+    attack = max(tried, key=lambda a: (a.attack == "fgsm", a.epsilon), default=None)
+    last = points[points[c.TRAIN_SIZE] == points.groupby(c.DATASET)[c.TRAIN_SIZE].transform("max")]
+    losses = np.exp(last.groupby(c.DATASET)[LOG_LOSS].mean())
+    gains = losses.iloc[:0] if attack is None else last.groupby(c.DATASET)[attack.name].mean()
+
+    def known(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
+    def only(values: pd.Series) -> int | None:
+        return int(values.max()) if values.nunique() == 1 else None
+
+    return tuple(
+        DatasetSummary(
+            dataset=str(name),
+            domain=str(rows[c.DOMAIN].iloc[0]),
+            num_trials=len(rows),
+            train_sizes=tuple(sorted(int(n) for n in rows[c.TRAIN_SIZE].dropna().unique())),
+            d_data=known(rows[c.D_DATA_MLE].mean()),
+            label_sharpness=known(rows[c.LABEL_SHARPNESS].mean()),
+            image_size=only(rows[c.IMAGE_SIZE]),
+            channels=only(rows[c.CHANNELS]),
+            loss=known(losses.get(name, np.nan)),
+            loss_gain=known(gains.get(name, np.nan)),
+            attack="" if attack is None else attack.words,
+        )
+        for name, rows in full.groupby(c.DATASET)
+    )
