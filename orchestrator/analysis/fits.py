@@ -49,9 +49,6 @@ FEWEST_RESAMPLES = round(1 / i.LEVEL)
 PAST_GUESSING = "N past guessing"
 #: Other choices of d for the exponent: variant -> column.
 OTHER_D = {"TwoNN": c.D_DATA_TWONN, **{f"{k} neighbours": c.d_data_at(k) for k in c.NEIGHBORS_TOO}}
-#: What else could decide the heights beside 1/d.
-RIVALS = (t.LOG_SHARPNESS, t.LOG_SMOOTHNESS, t.LOG_RELATIVE_SHARPNESS)
-_ON_SCALE = {t.LOG_SHARPNESS, t.LOG_SMOOTHNESS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,9 +256,9 @@ def prepare(
     copies = full[c.DATASET].isin([arm.dataset for arm in arms if arm.moves != "base"])
     reason = "arm of an intervention, a copy of its world's base: analysed beside it alone"
     of_arms = (t.Exclusion(reason, int(copies.sum())),) if copies.any() else ()
-    full, scale = t.apply_policy(full[~copies].reset_index(drop=True), sharpness_policy)
+    full = full[~copies].reset_index(drop=True)
     trials, excluded = t.usable_trials(full)
-    num_used = int(trials[t.LOG_LOSS].notna().sum())
+    num_used, scale = int(trials[t.LOG_LOSS].notna().sum()), t.sharpness_scale(full, sharpness_policy)
     return Prepared(full, t.fitted_points(trials), scale, (*unusable, *of_arms, *excluded), num_used)
 
 
@@ -279,7 +276,7 @@ def fit_scaling_laws(
         table: one row per trial; the columns of :mod:`orchestrator.results.table`.
         seed: decides drawn permutations, where there are too many to try all; everything else is exact.
         sharpness_policy: what to do where K_F was measured on unequal scales (side, channels, pixel range):
-            ``refuse`` fits that compare it, ``rescale`` to the most common scale, or ``ignore``.
+            ``refuse`` fits that compare it, or ``ignore`` that.
         arms: datasets of an experiment that moves one property. Copies of one world are not independent
             datasets, so every other fit takes the worlds' bases alone.
         explore: fit what no answer rests on as well: single models and domains, other terms, other d.
@@ -337,8 +334,6 @@ def _explored(
         for model in (t.POOLED, *models):
             yield fit_height(points, (c.D_DATA_MLE,), scale=scale, seed=seed, model=model, subset=domain)
         yield fit_exponent(points, subset=domain)
-    for rival in (name for name in RIVALS if points[name].notna().any()):
-        yield fit_height(points, (t.INVERSE_D, rival), scale=scale, seed=seed)
     for variant, column in OTHER_D.items():
         yield fit_exponent(points, dimension=column, variant=variant)
 
@@ -385,7 +380,7 @@ def fit_height(
     datasets. ``kind`` is ``headline`` for the terms that the questions are about.
     """
     blank = Fit(kind=kind, model=model, subset=subset, terms=terms)
-    if _ON_SCALE & set(terms) and not scale.comparable:
+    if t.LOG_SHARPNESS in terms and not scale.comparable:
         return replace(blank, status="refused", reason=t.UNEQUAL_SCALES)
     shared = [t.IS_MEDICAL, t.INVERSE_D, *([t.LOG_SHARPNESS] if _has_sharpness(points, scale) else [])]
     names = list(dict.fromkeys((t.LOG_LOSS, *terms, *(shared if subset == t.ALL else []))))

@@ -1,7 +1,5 @@
 """The report: one self-contained HTML page that answers first, with figures, tables and fits as files beside
 it.
-
-From a sweep's results to its table, fits and page; no Ray, torch or MLflow.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,19 +54,13 @@ def results_table(
 ) -> pd.DataFrame:
     """Return the tidy table of a sweep: one row per planned trial with a result that holds, measures joined.
 
-    Args:
-        workspace: The sweep.
-        rows: Rows read from MLflow, for where nothing but MLflow can be reached; None takes the result
-            store's, whose numbers are the ones that count.
-        state: What the store holds; None reads it.
+    ``rows`` are those of MLflow, for where nothing but MLflow can be reached; else they are the result
+    store's, whose numbers are the ones that count: of ``state``, which is read where it is not given.
     """
     if rows is None:
         rows = (state or read_state(workspace)).rows()
-    planned = workspace.plan.trials_by_id
-    kept = sorted(
-        (row for row in rows if row["trial_id"] in planned), key=lambda row: [row[name] for name in ROW_ORDER]
-    )
-    return pd.DataFrame(kept)
+    kept = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
+    return pd.DataFrame(sorted(kept, key=lambda row: [row[name] for name in ROW_ORDER]))
 
 
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:
@@ -187,15 +179,9 @@ def write_report(
     Args:
         table: the results table that ``fits`` came from.
         fits: what :func:`~orchestrator.analysis.fits.fit_scaling_laws` returned for it.
-        directory: where to write; made if absent.
+        directory: made if absent.
         sweep: name of the sweep, the page's title.
-        summary: what only the caller knows; every key is optional. ``description``: one sentence.
-            ``planned``, ``done``, ``failed``, ``diverged``: counts. ``failures``: list of ``{"trial_id",
-            "kind", "message"}``. ``unreadable``, ``measures``: lists of flat records. ``datasets``: dataset →
-            ``{"title", "description", ...}``. ``packages``: name → version. ``code_versions``, ``devices``:
-            name → number of trials. ``trial_devices``: trial id → device. ``newest``: date of the newest
-            result. ``cost``: of the results, in words. ``preset``: the sweep file, as text or as data.
-            ``runs``, ``run_pages``: trial id → the tracker's run, and what stands before it in its address.
+        summary: what only the caller knows, as :func:`report_summary` has it; every key is optional.
 
     Returns:
         The path of ``report.html``.
@@ -215,7 +201,7 @@ def write_report(
     write_atomic(directory / "results.parquet", data.to_parquet(index=False), durable=False)
     text = json.dumps(fits.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_atomic(directory / "fits.json", f"{text}\n".encode(), durable=False)
-    figures = write_figures(ready.points, fits, directory / "figures")
+    figures, scores = write_figures(ready.points, fits, directory / "figures"), scorecard(ready.full)
     page = _template().render(
         sweep=sweep,
         summary=summary,
@@ -224,11 +210,13 @@ def write_report(
         family=family(fits),
         seen=seen_table(fits),
         seen_words=seen(fits),
-        descriptions=_synthetic(fits, summary),
         key_figures=figures[:2],
         figures=figures[2:],
-        tables=_tables(ready.full, fits, summary),
+        datasets=_dataset_table(fits, summary.get("datasets", {})),
+        fit_tables=fit_tables(fits),
         not_fitted=not_fitted(fits),
+        published=score_table(scores) if any(score.num_compared for score in scores) else None,
+        best=best_table(ready.full),
         columns=[*c.describe(table.columns)],
         **_of_trials(ready, summary),
     )
@@ -245,25 +233,14 @@ def _of_trials(ready: Prepared, summary: Mapping[str, Any]) -> dict[str, Any]:
     full = ready.full
     devices, runs = summary.get("trial_devices", {}), summary.get("runs", {})
     trials = trial_data(full, devices, runs, str(summary.get("run_pages", "")))
-    versions = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts()
-    codes = {str(name): int(num) for name, num in versions.items()} or dict(summary.get("code_versions", {}))
-    preset = summary.get("preset", "")
-    known = {
-        "planned": len(full),
-        "done": len(full),
-        "failed": len(summary.get("failures", ())),
-        "diverged": int((full[c.STATUS] != c.DONE).sum()),
-    }
+    versions = full.loc[full[c.CODE_VERSION] != "", c.CODE_VERSION].value_counts().sort_index()
+    counted = {"planned": len(full), "done": len(full), "failed": len(summary.get("failures", ()))}
+    counted["diverged"] = int((full[c.STATUS] != c.DONE).sum())
     return {
-        "counts": [(name, int(summary.get(name, count))) for name, count in known.items()],
-        "best": best_table(full),
+        "counts": {name: int(summary.get(name, count)) for name, count in counted.items()},
         "trials": Markup(script_json(trials)),
-        "pages": summary.get("run_pages", "") if runs else "",
         "points": Markup(script_json(point_data(ready.points))),
-        "code_versions": dict(sorted(codes.items())),
-        "preset": preset
-        if isinstance(preset, str)
-        else json.dumps(preset, indent=2, ensure_ascii=False, default=str),
+        "code_versions": versions.to_dict() or summary.get("code_versions", {}),
     }
 
 
@@ -279,22 +256,18 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     # What stands in backticks is set on the page as names are.
-    environment.filters["words"] = lambda text: Markup(
-        re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    )
+    named = re.compile(r"`([^`]+)`")
+    environment.filters["words"] = lambda text: Markup(named.sub(r"<code>\1</code>", str(escape(text))))
+    environment.filters["flat"] = flat_table
     return environment.get_template("report.html")
 
 
-MEASURES_NOTE = (
-    "d_data by every estimator: mle is maximum likelihood, twonn from two nearest neighbours, gride from up "
-    "to sixteen. label_sharpness is K_F, label_sharpness_p99 what 99 % of the images stay below."
-)
+def _dataset_table(fits: ScalingFits, about: Mapping[str, Mapping[str, str]]) -> Table:
+    def describe(name: str) -> str:
+        said = [about.get(name, {}).get(key, "") for key in ("title", "description")]
+        return ". ".join(text.rstrip(".") for text in said if text)
 
-
-def _tables(full: pd.DataFrame, fits: ScalingFits, summary: Mapping[str, Any]) -> dict[str, list[Table]]:
-    """Return all tables that have rows, by section of the report."""
-    about, scores = summary.get("datasets", {}), scorecard(full)
-    datasets = laid_out(
+    return laid_out(
         "datasets",
         "Datasets",
         "",
@@ -302,7 +275,7 @@ def _tables(full: pd.DataFrame, fits: ScalingFits, summary: Mapping[str, Any]) -
         {
             "dataset": lambda d: d.dataset,
             "domain": lambda d: d.domain,
-            "what it is": lambda d: _describe(about.get(d.dataset)),
+            "what it is": lambda d: describe(d.dataset),
             "trials": lambda d: f"{d.num_trials:,}",
             "train sizes": lambda d: ", ".join(f"{n:,}" for n in d.train_sizes),
             "side² × channels": lambda d: (
@@ -311,46 +284,15 @@ def _tables(full: pd.DataFrame, fits: ScalingFits, summary: Mapping[str, Any]) -
         },
         numeric_from=3,
     )
-    sections = {
-        "datasets": [datasets],
-        "fits": fit_tables(fits),
-        "published": [score_table(scores)] if any(score.num_compared for score in scores) else [],
-        "measures": [_records("measures", "Measures", summary.get("measures", ()), MEASURES_NOTE, 2)],
-        "unreadable": [
-            _records("unreadable", "Stored results that cannot be read", summary.get("unreadable", ()))
-        ],
-        "failures": [_records("failures", "Failed trials", summary.get("failures", ()))],
-    }
-    return {name: [table for table in tables if table.rows] for name, tables in sections.items()}
 
 
-def _describe(entry: object) -> str:
-    if isinstance(entry, Mapping):
-        return ". ".join(str(entry[key]).rstrip(".") for key in ("title", "description") if entry.get(key))
-    return "" if entry is None else str(entry)
-
-
-def _synthetic(fits: ScalingFits, summary: Mapping[str, Any]) -> list[str]:
-    """Return one sentence per dataset that is described as synthetic in any degree."""
-    about = {d.dataset: _describe(summary.get("datasets", {}).get(d.dataset)) for d in fits.datasets}
-    return [f"{name}: {text.rstrip('.')}." for name, text in about.items() if "synthetic" in text.lower()]
-
-
-def _records(
-    key: str,
-    title: str,
-    records: Iterable[Mapping[str, Any]],
-    note: str = "",
-    numeric_from: int | None = None,
-) -> Table:
+def flat_table(records: Sequence[Mapping[str, Any]], numeric_from: int | None = None) -> Table:
     """Lay out flat records under the union of their keys, in order of first appearance; as text throughout
     unless ``numeric_from`` says where numbers start.
     """
-    found = list(records)
-    names = dict.fromkeys(name for record in found for name in record)
+    names = dict.fromkeys(name for record in records for name in record)
     columns = {name: lambda record, name=name: _cell(record.get(name)) for name in names}
-    start = len(names) if numeric_from is None else numeric_from
-    return laid_out(key, title, note, found, columns, numeric_from=start)
+    return laid_out("", "", "", records, columns, numeric_from=numeric_from or len(names))
 
 
 def _cell(value: object) -> str:
@@ -371,16 +313,11 @@ def trial_data(
 ) -> dict[str, Any]:
     """Return header and rows of all trials, ready for JSON; numbers stay numbers.
 
-    Rows are ordered by model, dataset, class pair, N and seed.
-
-    Args:
-        full: The results table.
-        devices: What each trial ran on, by its id, as far as is known.
-        runs: What the tracker calls each trial's run, by trial id, as far as is known.
-        pages: What stands before that in the address of its page.
+    Rows are ordered by model, dataset, class pair, N and seed. ``devices`` and ``runs`` say what trials ran
+    on and what the tracker calls their runs, by trial id; ``pages`` stands before that in the address.
     """
     order = [name for name in (*_CELL, c.SEED) if name in full]
-    rows = full.sort_values(order, kind="stable") if order else full.copy()
+    rows = full.sort_values(order, kind="stable")
     if c.RECIPE in rows and rows[c.RECIPE].nunique() < 2:
         rows = rows.drop(columns=c.RECIPE)
     keys = [name for name in _CELL if name in rows]
@@ -389,7 +326,8 @@ def trial_data(
     rows["device"] = [devices.get(str(name), "") for name in rows[c.TRIAL_ID]]
     titles = {name: WORDS[name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
     titles |= {"device": "device", c.TRIAL_ID: "trial"}
-    shown = [name for name in titles if name in rows and not _is_empty(rows[name])]
+    blank = {name for name in titles if name in rows and (rows[name].isna() | (rows[name] == "")).all()}
+    shown = [name for name in titles if name in rows and (name not in blank or rows.empty)]
     cells = [[_plain(value) for value in row] for row in rows[shown].itertuples(index=False, name=None)]
     known = runs or {}
     return {
@@ -408,13 +346,9 @@ def script_json(document: object) -> str:
 
 
 def point_data(points: pd.DataFrame) -> dict[str, Any]:
-    """Return the points that figures draw, one row per cell, averaged over seeds."""
+    """Return the points that figures draw."""
     cells = [[_plain(value) for value in row] for row in points.itertuples(index=False, name=None)]
     return {"columns": [str(name) for name in points.columns], "data": cells}
-
-
-def _is_empty(column: pd.Series) -> bool:
-    return len(column) > 0 and bool((column.isna() | (column == "")).all())
 
 
 def _plain(value: Any) -> str | int | float | None:

@@ -1,5 +1,4 @@
-"""Results tables: read and written, checked, put on one scale of K_F, and reduced to the points that are
-fitted.
+"""Results tables: read and written, checked, and reduced to the points that are fitted.
 
 Every row that cannot be used is counted with its reason, seeds are averaged, and regressors are added. What
 columns and numbers are called in words stands here, once.
@@ -27,9 +26,6 @@ LOG_TRAIN_SIZE, SCALED_LOG_TRAIN_SIZE = "log_train_size", "scaled_log_train_size
 #: with how the estimate itself grows with N.
 D_REFERENCE, INVERSE_D = "d_reference", "inverse_d"
 LOG_SHARPNESS = "log_sharpness"
-#: Rivals of K_F: average smoothness, the mean of local slopes (Ashlagi, Gottlieb & Kontorovich, JMLR 25(117),
-#: 2024), and K_F over that of the same labels exchanged at random, which leaves out how close neighbours are.
-LOG_SMOOTHNESS, LOG_RELATIVE_SHARPNESS = "log_smoothness", "log_relative_sharpness"
 IS_MEDICAL = "is_medical"
 #: What has to be equal for two points to be compared at equal N, and what one curve over N is: codes.
 CELL, CURVE = "cell", "curve"
@@ -41,7 +37,6 @@ WORDS = {
     c.TRAIN_SIZE: "N", c.SEED: "seed", c.TEST_LOSS: "test loss", c.TEST_ACCURACY: "accuracy", c.AUC: "AUC",
     SEED_STD: "seed spread", c.D_DATA_MLE: "d_data", c.LABEL_SHARPNESS: "K_F", c.WALL_TIME_S: "time (s)",
     D_REFERENCE: "d_data", INVERSE_D: "1/d", LOG_SHARPNESS: "log K_F", IS_MEDICAL: "the domain label",
-    LOG_SMOOTHNESS: "log average smoothness", LOG_RELATIVE_SHARPNESS: "log K_F over that of exchanged labels",
     SCALED_LOG_TRAIN_SIZE: "−log N / d",
 }  # fmt: skip
 #: All models together, each with its own intercept; both domains together.
@@ -71,7 +66,7 @@ def listing(names: Sequence[str]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Render a number to three figures with a true minus sign, or nothing when there is none."""
+    """Render a number to three figures, or nothing when there is none."""
     if value is None or pd.isna(value):
         return ""
     small = value != 0 and abs(value) < 1e-4  # K_F of images lies above: one notation a column
@@ -130,13 +125,12 @@ def read_csv(path: Path) -> pd.DataFrame:
     Raises:
         DataError: if the file is missing or holds no table.
     """
+    as_written = {"keep_default_na": False, "float_precision": "round_trip"}
     try:
         header = pd.read_csv(path, nrows=0).columns
         text = {name: str for name in header if unescape_cell(name) in c.TEXT_COLUMNS}
         blank = {name: ["", "nan"] for name in header if name not in text}
-        table = pd.read_csv(
-            path, dtype=text, na_values=blank, keep_default_na=False, float_precision="round_trip"
-        )
+        table = pd.read_csv(path, dtype=text, na_values=blank, **as_written)
     except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         rule, way_out = "A results file must be a CSV table", "write it with `isweep results --csv`"
         raise DataError(rule, f"{path}: {error}", way_out) from error
@@ -262,9 +256,7 @@ def normalise(table: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]
         unusable values per column.
 
     Raises:
-        DataError: if a required column is absent, a column or trial appears twice, a name is blank, a status
-            or domain is unknown, one dataset is said to be of two domains, an accuracy is no share, or a
-            train size no whole number.
+        DataError: if a required column is absent or the table contradicts itself.
     """
     for mistake in _mistakes(table):
         raise DataError(*mistake)
@@ -315,7 +307,7 @@ def _with_numbers(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
     return full, tuple(exclusions)
 
 
-Policy = Literal["refuse", "rescale", "ignore"]
+Policy = Literal["refuse", "ignore"]
 #: The short reason of every refusal; the long one, with the scales met, is the scale's note.
 UNEQUAL_SCALES = "K_F was measured on unequal scales"
 #: What a part of a scale is called that no record states.
@@ -336,48 +328,30 @@ class SharpnessScale:
     scales: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
-def apply_policy(table: pd.DataFrame, policy: Policy) -> tuple[pd.DataFrame, SharpnessScale]:
-    """Return the table with K_F on one scale (or as it is), and what was found and done.
+def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
+    """Tell whether K_F of a normalised table may be compared over datasets, and what was found.
 
-    Args:
-        table: normalised results table.
-        policy: ``refuse`` leaves K_F alone and lets fits that need it refuse; ``rescale`` converts to the
-            most common scale, see :func:`tasks.measures.sharpness.conversion`; ``ignore`` compares the
-            numbers as they stand and says so.
+    Fits that need it are refused where its scales are unequal, or, on ``ignore``, take it as it stands.
     """
     measured = table[table[c.LABEL_SHARPNESS].notna()]
     scales = measured.groupby(_SCALE, dropna=False)[c.DATASET]
     found = tuple((spell_scale(key), tuple(sorted(names.unique()))) for key, names in scales)
-    recorded = not measured[_SCALE].isna().any(axis=None)
     listed = "; ".join(f"{scale}: {', '.join(names)}" for scale, names in found)
-    comparable, note = True, ""
+    comparable, note = len(found) <= 1 or policy == "ignore", ""
     if len(found) <= 1:
-        if len(measured) and not recorded:
+        if measured[_SCALE].isna().any(axis=None):
             note = "The scale of K_F is not fully recorded; it is taken to be one."
-    elif policy == "rescale" and recorded:
-        from tasks.measures.sharpness import largest_distance
-
-        reference = np.array(scales.size().idxmax(), dtype=float)
-        units = [largest_distance(r, side, side, channels) for r, side, channels in
-                 ([table[name] for name in _SCALE], reference)]  # fmt: skip
-        names = (c.LABEL_SHARPNESS, c.LABEL_SHARPNESS_MEAN, c.LABEL_SHARPNESS_PERMUTED)
-        table = table.assign(**{name: table[name] * (units[0] / units[1]) for name in names})
-        note = (
-            f"K_F was converted to {spell_scale(reference)} by K ∝ 1/(range · side · √channels); "
-            f"measured on {listed}."
-        )
-    elif policy == "ignore":
+    elif comparable:
         note = (
             "K_F is compared over unequal scales as it stands, although more pixels or channels alone make "
             f"it smaller: {listed}."
         )
     else:
-        comparable = False
         note = (
             f"K_F was measured on unequal scales ({listed}), so fits that compare it over datasets are "
-            "refused; measure at one size and channel count, or fit with sharpness_policy='rescale'."
+            "refused; measure at one size and channel count."
         )
-    return table, SharpnessScale(comparable=comparable, policy=policy, note=note, scales=found)
+    return SharpnessScale(comparable=comparable, policy=policy, note=note, scales=found)
 
 
 def scales_of(table: pd.DataFrame) -> tuple[str, ...]:
@@ -433,25 +407,21 @@ def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
     points = grouped[numbers].mean().assign(**{NUM_SEEDS: grouped.size()}).reset_index()
     pairs = points.groupby([c.MODEL, c.DATASET, c.TRAIN_SIZE])[c.CLASS_PAIR].transform("size")
 
-    def log(name: str) -> pd.Series:
-        return pd.Series(np.log(points[name].where(points[name] > 0)))
-
-    log_sharpness, log_size = log(c.LABEL_SHARPNESS), np.log(points[c.TRAIN_SIZE].astype(float))
-    errors, d_data = 1.0 - points[c.TEST_ACCURACY], at_largest_size(points, c.D_DATA_MLE)
+    log_size = np.log(points[c.TRAIN_SIZE].astype(float))
+    sharpness, d_data = points[c.LABEL_SHARPNESS], points[c.D_DATA_MLE]
+    errors, reference = 1.0 - points[c.TEST_ACCURACY], at_largest_size(points, c.D_DATA_MLE)
     added = {
         WEIGHT: 1.0 / pairs,
         c.TEST_LOSS: np.exp(points[LOG_LOSS]),
         LOG_ERROR: np.log(errors.where(errors > 0)),
         LOG_TRAIN_SIZE: log_size,
-        SCALED_LOG_TRAIN_SIZE: -log_size / points[c.D_DATA_MLE].where(points[c.D_DATA_MLE] > 0),
-        LOG_SHARPNESS: log_sharpness,
-        LOG_SMOOTHNESS: log(c.LABEL_SHARPNESS_MEAN),
-        LOG_RELATIVE_SHARPNESS: log_sharpness - log(c.LABEL_SHARPNESS_PERMUTED),
+        SCALED_LOG_TRAIN_SIZE: -log_size / d_data.where(d_data > 0),
+        LOG_SHARPNESS: np.log(sharpness.where(sharpness > 0)),
         IS_MEDICAL: (points[c.DOMAIN] == c.MEDICAL).astype(float),
         CELL: points.groupby([c.MODEL, c.TRAIN_SIZE, c.DATA_MODE]).ngroup(),
         CURVE: points.groupby(_CURVE).ngroup(),
-        D_REFERENCE: d_data,
-        INVERSE_D: 1.0 / d_data,
+        D_REFERENCE: reference,
+        INVERSE_D: 1.0 / reference,
     }
     # Copied, since columns added lie apart in memory, and every selection of rows would pay for it.
     return points.assign(**added).copy()
