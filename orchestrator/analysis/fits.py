@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,9 +60,8 @@ class Estimate:
             ``share``.
         interval: 95 %.
         p_value: two-sided, by t.
-        resampled_p: by permutation of datasets or the wild cluster bootstrap; of ``r``, one-sided and
-            adjusted for the number of attacks, epsilons and models.
-        num_resamples: rearrangements or draws that it rests on.
+        resampled_p: by permutation of datasets or the wild cluster bootstrap, of ``num_resamples``; of ``r``,
+            one-sided and adjusted for the number of attacks, epsilons and models.
         exact: all rearrangements were tried and datasets are exchangeable under the null.
         left_out: the value without each dataset, where that can be fitted.
         weights: the share of each dataset in the value, where they differ by design.
@@ -92,9 +91,8 @@ class Estimate:
     @property
     def influential(self) -> str | None:
         """The dataset whose absence moves the value most; None if none can be left out."""
-        return max(
-            sorted(self.left_out), key=lambda name: abs(self.left_out[name] - self.value), default=None
-        )
+        moved = {name: abs(value - self.value) for name, value in sorted(self.left_out.items())}
+        return max(moved, key=moved.__getitem__, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,8 +231,7 @@ class ScalingFits:
         return dumped
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A checked table, the points of it, the scale of K_F, and what was left out on the way."""
 
     full: pd.DataFrame

@@ -38,10 +38,7 @@ _WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt
 
 
 def t_quantile(share: float, degrees: float) -> float:
-    """Return below which value a t variable lies with probability ``share``.
-
-    ``scipy.stats`` calls the same function and takes more than a second to be imported.
-    """
+    """Quantile of a t variable; ``scipy.stats`` calls the same, and takes a second to be imported."""
     return float(special.stdtrit(degrees, share))
 
 
@@ -96,14 +93,14 @@ def dataset_effects(
     these are the dataset means, less the grand mean.
 
     Args:
-        values: (n, k). The identity gives the linear map (G, n) itself.
+        values: (n, k).
         cells: (n,), what has to be equal for two points to be compared.
         groups: (n,), datasets.
         weights: (n,), positive.
 
     Returns:
         Sorted names (G) and effects (G, k) that sum to zero; None where datasets share no cells, directly or
-        through others, so that they cannot be compared at equal cell at all.
+        through others.
     """
     cell_names, cell = np.unique(cells, return_inverse=True)
     names, group = np.unique(groups, return_inverse=True)
@@ -159,21 +156,12 @@ class Permutation(NamedTuple):
 def permutation_test(
     y: Array, x: Array, others: Array, blocks: Sequence[str], *, seed: int = 0
 ) -> Permutation | None:
-    """Permute the response over datasets, within blocks, against one regressor at given others; two-sided.
+    """Permute the response y (G,) over datasets, within blocks, against x (G,) at given others (G, q).
 
-    The statistic is |t| of the regressor. With no others, or with others that are constant within the blocks,
-    datasets of a block are exchangeable under the null and the test is exact; otherwise residuals of the
-    others' fit are permuted (Freedman & Lane 1983), which is exact in the limit alone.
-
-    Args:
-        y: (G,).
-        x: (G,).
-        others: (G, q), without the intercept; q may be 0.
-        blocks: (G,), only datasets of one block change places.
-        seed: of the drawn permutations, where there are too many to try all.
-
-    Returns:
-        None where x does not vary beside the others, or nothing is left to permute.
+    Two-sided, by |t| of x. With no others, or with others that are constant within the blocks, datasets of a
+    block are exchangeable under the null and the test is exact; otherwise residuals of the others' fit are
+    permuted (Freedman & Lane 1983), which is exact in the limit alone. None where x does not vary beside the
+    others, or nothing is left to permute.
     """
     reduced = np.column_stack([np.ones(len(y)), others])
     basis, _ = np.linalg.qr(reduced)
@@ -197,9 +185,8 @@ def permutation_test(
 def rearrangements(
     blocks: tuple[str, ...], marked: tuple[bool, ...] | None = None, seed: int = 0
 ) -> tuple[NDArray[np.intp], bool]:
-    """Orders (B, G) of datasets within blocks, the present one among them, and whether they are all.
-
-    ``marked`` says that only which datasets are marked matters, so that C(G, k) choices are all there is.
+    """Orders (B, G) of datasets within blocks, the present one among them, and whether they are all. Where
+    only matters which datasets are ``marked``, C(G, k) choices are all there is.
     """
     size, names = len(blocks), np.array(blocks)
     places = [np.flatnonzero(names == name) for name in np.unique(names)]
@@ -243,17 +230,12 @@ def correlation_within(y: Array, x: Array, blocks: Codes) -> float | None:
 def max_correlation_test(
     responses: Array, x: Array, blocks: Sequence[str], *, seed: int = 0
 ) -> tuple[Array, int]:
-    """Adjust many correlations with one regressor for their number: the largest r, by permutation.
+    """Adjust the correlations of responses (G, m; NaN where there is none) with x (G,) for their number: the
+    largest r, by permutation.
 
     Westfall & Young (1993): the regressor changes places between datasets of a block, the same way for all
     responses, so that their dependence is kept. One-sided: only responses that rise with the regressor count.
     Everything is centred within blocks, so that what blocks differ by has no part in it.
-
-    Args:
-        responses: (G, m); NaN where a dataset lacks one.
-        x: (G,).
-        blocks: (G,).
-        seed: of the drawn permutations.
 
     Returns:
         The adjusted p-value of every response (m,), NaN where it does not vary over four datasets, and the
@@ -328,13 +310,11 @@ def slope_within_curves(sums: Sums) -> Jackknife:
 
 
 def wild_cluster_p(sums: Sums, null: float = 0.0, *, seed: int = 0) -> float | None:
-    """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null``.
+    """Restricted wild cluster bootstrap-t p-value of a slope within curves against ``null`` (Cameron, Gelbach
+    & Miller 2008); None with fewer than three datasets.
 
-    Cameron, Gelbach & Miller (2008). With one regressor whose intercepts lie within datasets, the whole
-    bootstrap needs only two numbers of each dataset: Σx² and Σx(y − x · null).
-
-    Returns:
-        The share of draws with a larger |t|; None with fewer than three datasets.
+    With one regressor whose intercepts lie within datasets, the whole bootstrap needs only two numbers of
+    each dataset: Σx² and Σx(y − x · null).
     """
     scores, weights = sums.xy - null * sums.xx, sums.xx
     if len(scores) < MIN_DATASETS or weights.sum() <= 0:
@@ -362,9 +342,7 @@ def wild_draws(size: int, seed: int = 0) -> Array:
 
 
 class Pooled(NamedTuple):
-    """Slopes (q,) of a regression over points, refits without each dataset (G, q; NaN where not identified)
-    with their names, and R² within intercepts.
-    """
+    """Slopes (q,), refits without each dataset (G, q; NaN where not identified), and R² within intercepts."""
 
     values: Array
     names: list[str]
@@ -373,10 +351,8 @@ class Pooled(NamedTuple):
 
 
 def pooled_slopes(y: Array, x: Array, intercepts: Codes, groups: Codes, weights: Array) -> Pooled | None:
-    """Weighted least squares over points (n,) with one intercept per code, and without each dataset.
-
-    Returns:
-        None where the data do not identify the slopes of x (n, q).
+    """Weighted least squares of points (n,) on x (n, q) with one intercept per code, also without each
+    dataset; None where the slopes are not identified.
     """
     scale = np.sqrt((x**2).mean(axis=0))
     root, scaled = np.sqrt(weights)[:, None], x / np.where(scale > 0, scale, 1.0)

@@ -29,6 +29,10 @@ from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ClassPair
 
+#: Spread of the slope between worlds of an experiment, as in the first one that was run, and of single
+#: trainings in log loss, as in the published residuals.
+WORLD_STD, TRIAL_STD = 0.8, 0.3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
@@ -46,7 +50,7 @@ class Truth:
     pair_std: float = 0.3
     model_std: float = 0.2
     subset_std: float = 0.2
-    trial_std: float = 0.3
+    trial_std: float = TRIAL_STD
     d_error: float = 0.03
     sharpness_error: float = 0.1
     sharpness_gap: float = 0.9
@@ -153,16 +157,11 @@ def exponent_sums(design: Design, sample: Sample) -> Sums:
     return curve_sums(sample.log_loss, -at.log_size / sample.d_reference, at.curve, at.dataset, at.weights)
 
 
-def headline_terms(design: Design) -> tuple[str, ...]:
-    """Return the terms of the fit that the questions about heights are asked of."""
-    return (t.INVERSE_D, t.LOG_SHARPNESS, *([t.IS_MEDICAL] if len(set(design.layout.domains)) > 1 else []))
-
-
 def heights(design: Design, sample: Sample) -> tuple[Array, Array]:
-    """Dataset effects of log loss (G,) and of the headline terms (G, q)."""
+    """Dataset effects of log loss (G,) and of 1/d, log K_F and, with two domains, the label (G, q)."""
     at = design.layout
     columns = [sample.log_loss, 1 / sample.d_reference, sample.log_sharpness, at.medical]
-    effects = at.effects(np.column_stack(columns)[:, : 1 + len(headline_terms(design))])
+    effects = at.effects(np.column_stack(columns)[:, : 3 + (len(set(at.domains)) > 1)])
     return effects[:, 0], effects[:, 1:]
 
 
@@ -172,10 +171,10 @@ def claim_p_values(design: Design, sample: Sample) -> dict[str, float]:
     Those above :data:`LEVEL` may be too small: where the t test finds nothing no permutation is tried.
     """
     found = []
-    terms, domains = headline_terms(design), design.layout.domains
+    domains, tested = design.layout.domains, (t.INVERSE_D, t.LOG_SHARPNESS)
+    y, x = heights(design, sample)
+    terms = (*tested, t.IS_MEDICAL)[: x.shape[1]]
     if len(domains) >= len(terms) + 2:
-        y, x = heights(design, sample)
-        tested = (t.INVERSE_D, t.LOG_SHARPNESS)
         estimates = f.slope_estimates(y, x, terms, domains, tested=tested, seed=0, hopeless=LEVEL)
         found.append(f.Fit(kind="headline", status="ok", estimates=estimates or ()))
     if len(design.train_sizes) > 1:
@@ -199,7 +198,7 @@ class Power:
     alone: dict[str, float]
     adjusted: dict[str, float]
     gpu_hours: float | None = None
-    experiment: ExperimentPower | None = None
+    experiment: dict[str, float] | None = None
 
     def lines(self) -> list[str]:
         """Return lines for a plan: how often each question about the effect gets its claim."""
@@ -208,12 +207,18 @@ class Power:
             + (f"{self.adjusted[name]:.0%}" if name in self.adjusted else "cannot be tested")
             for name in QUESTIONS.get(self.effect, tuple(self.adjusted))
         )
-        error = 0.5 / self.num_tables**0.5
-        line = (
+        lines = [
             f"Power, if the effect is “{self.effect}”: so many of such sweeps with {self.num_datasets} "
-            f"datasets would claim it (± {error:.0%}): {shares or 'no question can be tested'}."
-        )
-        return [*([self.experiment.line()] if self.experiment else []), line]
+            f"datasets would claim it (± {0.5 / self.num_tables**0.5:.0%}): {shares or 'no question can be tested'}."
+        ]
+        if found := self.experiment:
+            lines.insert(
+                0,
+                f"Power, if losses follow K_F with slope {found['slope']:g}: {found['num_worlds']} worlds in "
+                f"which only K_F is moved tell it from 0 in {found['from_none']:.0%}, from the law's 1 in "
+                f"{found['from_law']:.0%} of such experiments (interval about ±{found['half_width']:.2f}).",
+            )
+        return lines
 
     def table(self) -> Table:
         """Return how often every question is answered."""
@@ -236,12 +241,7 @@ def power(
 ) -> Power:
     """Simulate a design's own analysis.
 
-    Args:
-        design: its datasets, models and train sizes.
-        effect: one of :data:`EFFECTS`.
-        truth: the effect in full, in place of a named one.
-        num_tables: tables drawn.
-        seed: of the draws.
+    ``effect`` is one of :data:`EFFECTS`; ``truth`` says it in full. ``seed`` is of the draws.
 
     Raises:
         ConfigError: if the effect is unknown, or the design has fewer than three datasets or no table is
@@ -273,47 +273,14 @@ def power(
     )
 
 
-#: Spread of the slope between worlds, as in the first experiment that was run, and of single trainings in log
-#: loss, as in the published residuals.
-WORLD_STD, TRIAL_STD = 0.8, 0.3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExperimentPower:
-    """How often an experiment tells a slope of log loss on log K_F from 0, and from the law's 1.
-
-    ``half_width`` is of the slope's 95 % interval.
-    """
-
-    effect: str
-    slope: float
-    num_worlds: int
-    from_none: float
-    from_law: float
-    half_width: float
-
-    def line(self) -> str:
-        """Return one line for a plan."""
-        return (
-            f"Power, if losses follow K_F with slope {self.slope:g}: {self.num_worlds} worlds in which only "
-            f"K_F is moved tell it from 0 in {self.from_none:.0%}, from the law's 1 in {self.from_law:.0%} "
-            f"of such experiments (interval about ±{self.half_width:.2f})."
-        )
-
-
 def experiment_power(
     arms: Sequence[Arm], *, num_models: int, num_sizes: int, effect: str = "law"
-) -> ExperimentPower:
-    """Reckon the power of an experiment's t test over worlds, every arm against its world's base.
+) -> dict[str, float]:
+    """Reckon how often an experiment's t test over worlds tells the slope of log loss on log K_F from 0
+    (``from_none``) and from the law's 1 (``from_law``), with the ``half_width`` of its 95 % interval.
 
     A world's slope is the mean over its arms of Δ log loss / Δ log K_F. Every arm moves K_F by a factor 2,
     the least that counts; the base, which the arms of a world share, is as noisy as an arm.
-
-    Args:
-        arms: all datasets of the experiment.
-        num_models: networks trained on each.
-        num_sizes: train sizes of each.
-        effect: one of :data:`EFFECTS`, as far as K_F has a part in it.
 
     Raises:
         ConfigError: if fewer than three worlds have an arm that moves K_F, since worlds are the replicates.
@@ -326,18 +293,18 @@ def experiment_power(
     slope, trainings = EFFECTS[effect].sharpness, num_models * num_sizes
     of_trials = TRIAL_STD**2 * np.mean([1 + 1 / arms for arms in per_world.values()]) / trainings
     error = float(np.sqrt((WORLD_STD**2 + of_trials / MOVED**2) / num))
-    return ExperimentPower(
-        effect=effect, slope=slope, num_worlds=num, half_width=t_quantile(0.975, num - 1) * error,
-        from_none=t_power(slope, error, num - 1, LEVEL), from_law=t_power(slope - 1, error, num - 1, LEVEL),
-    )  # fmt: skip
+    return {
+        "slope": slope,
+        "num_worlds": num,
+        "from_none": t_power(slope, error, num - 1, LEVEL),
+        "from_law": t_power(slope - 1, error, num - 1, LEVEL),
+        "half_width": t_quantile(0.975, num - 1) * error,
+    }
 
 
 def design_of(plan: SweepPlan) -> Design:
-    """Return the shape of a sweep's plan: its datasets with their domains and class pairs, models and sizes.
-
-    Every dataset is taken to have every model and size; a plan's holes make its real power a little smaller.
-    A dataset without a domain counts as natural. Arms of an experiment are copies of their worlds' bases, so
-    bases alone count.
+    """Return the shape of a sweep's plan, as if every dataset had every model and size. A dataset without a
+    domain counts as natural. Arms of an experiment are copies of their worlds' bases, so bases alone count.
     """
     copies = {arm.dataset for arm in plan.sweep.experiment if arm.moves != "base"}
     pairs: dict[str, set[ClassPair | None]] = {}

@@ -93,11 +93,9 @@ class Prediction:
     """A predicted loss (nat) or a needed train size (images), with a 90 % interval for a dataset not yet
     seen.
 
-    Attributes:
-        value: None where it cannot be told, with the reason in ``warning``.
-        interval: None where the fit has too few datasets for one, or where it would be no answer.
-        shorter: by which share the interval (in log loss) is shorter than one that knows nothing of the
-            dataset; None without an interval.
+    ``value`` is None where it cannot be told, with the reason in ``warning``; ``interval`` where the fit has
+    too few datasets for one as well. ``shorter`` says by which share the interval (in log loss) is shorter
+    than one that knows nothing of the dataset.
     """
 
     quantity: str
@@ -121,13 +119,8 @@ def fit_growth(
 ) -> Growth:  # fmt: skip
     """Fit what predictions start from: one model's losses in a sweep (or all models').
 
-    Args:
-        table: one row per trial.
-        model: a model of the table, or ``pooled``.
-        domain: use the datasets of this domain alone where that can be fitted, else all, with a doubt; None
-            for all.
-        sharpness_policy: as for :func:`orchestrator.analysis.fits.fit_scaling_laws`.
-        arms: as there.
+    ``domain`` uses the datasets of this domain alone where that can be fitted, else all, with a doubt. The
+    rest as for :func:`orchestrator.analysis.fits.fit_scaling_laws`.
 
     Raises:
         ConfigError: for a model that the table does not have, or an unknown domain.
@@ -291,14 +284,10 @@ def _stretch(
     """Return by which factor intervals have to be longer, for a pilot of 0, 1, 2, ... trainings.
 
     A prior takes errors to be Gaussian, equally large in every dataset and independent along N. Losses of
-    single trainings are none of this, so every dataset is left out in turn and its curves are predicted from
-    their own smallest sizes, as a user's pilot would be. The factor is the root mean square, over datasets,
-    of error over predicted standard error at the largest N; at least 1, since a few lucky datasets make no
-    interval surer.
-
-    ``rows`` are points of single class pairs with log loss, d_data and K_F, as a user's data would be.
-    ``refit`` returns the priors without one dataset. The one that knows nothing of the dataset takes no
-    pilot.
+    single trainings are none of this, so every dataset is left out in turn (``refit``) and the curves of its
+    class pairs (``rows``) are predicted from their own smallest sizes, as a user's pilot would be. The factor
+    is the root mean square, over datasets, of error over predicted standard error at the largest N; at least
+    1, since a few lucky datasets make no interval surer. A prior that is not informed takes no pilot.
     """
     squares = []
     names = [c.TRAIN_SIZE, t.LOG_LOSS, t.D_REFERENCE, c.LABEL_SHARPNESS]
@@ -377,9 +366,8 @@ class Curve:
         return None if not plain or ours is None else 1 - ours / plain
 
     def advice(self, train_size: float) -> list[str]:
-        """Say which pilot would shorten an interval that knows hardly more than model and N.
-
-        How much a pilot shortens it depends on its train sizes alone, not on the losses that it will find.
+        """Say which pilot would shorten an interval that knows hardly more than model and N: that depends on
+        its train sizes alone, not on the losses that it will find.
         """
         shorter = self.shorter(train_size)
         if self.num_pilot or shorter is None or shorter >= WORTH:
@@ -399,11 +387,7 @@ class Curve:
         return [f"{poor}, and no pilot of up to {MOST_PILOT} trainings would by {WORTH:.0%}"]
 
     def loss_at(self, train_size: float) -> tuple[float, Interval | None]:
-        """Return the loss of one training and its interval.
-
-        Raises:
-            CannotBeTold: with the reason.
-        """
+        """Return the loss of one training and its interval, or raise why they cannot be told."""
         log_loss, half_width = self.at(train_size)
         if abs(log_loss) > np.log(t.LARGEST_VALUE):
             raise CannotBeTold(f"at these numbers the fit has a loss of 10^{log_loss / np.log(10):.0f}")
@@ -417,11 +401,7 @@ class Curve:
         return float(np.exp(log_loss)), (float(np.exp(low)), float(np.exp(high)))
 
     def size_for(self, target: float) -> tuple[float, Interval | None]:
-        """Return the train size at which the loss reaches ``target`` and its interval.
-
-        Raises:
-            CannotBeTold: with the reason.
-        """
+        """Return the train size at which the loss reaches a target and its interval, or raise why neither."""
         first, last = (self.at(size)[0] for size in (1.0, LARGEST_TRAIN_SIZE))
         slope = (last - first) / np.log(LARGEST_TRAIN_SIZE)
         if slope >= 0:
@@ -467,7 +447,7 @@ def predict(
         label_sharpness: K_F of the dataset, on the scale of the fitted ones.
         train_size: number of images to predict the loss for; or
         target_loss: loss in nat to predict the needed number of images for.
-        pilot: losses of small trainings of this model on the dataset itself; those of one size are averaged.
+        pilot: losses of small trainings of this model on the dataset itself.
 
     Raises:
         ConfigError: if an argument is out of its range, or not exactly one of the two questions is asked.

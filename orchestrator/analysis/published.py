@@ -14,7 +14,7 @@ the corrected one is not expected to agree where a fault of the released code ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -38,8 +38,7 @@ RGB_DATASETS = ("cifar10", "svhn", "imagenet")
 
 #: Of the published loss gains under attack; the epsilon is taken to be 2/255.
 NOT_STATED, GAIN = "a model not stated", "fgsm_2_loss_gain"
-_KEY = [c.DATASET, c.TRAIN_SIZE]
-_RUN = [c.MODEL, *_KEY]
+_KEY, _RUN = (c.DATASET, c.TRAIN_SIZE), (c.MODEL, c.DATASET, c.TRAIN_SIZE)
 
 
 @cache
@@ -63,21 +62,20 @@ def published_table() -> pd.DataFrame:
     Eleven rows more hold the published FGSM loss gains, whose model and N are not stated: their model is
     :data:`NOT_STATED`.
     """
-    representation = _read("d_repr")
-    mle = representation[representation["figure"] == 5]
-    twonn = representation[representation["figure"] == 4]
-    key = [c.MODEL, *_KEY]
-    table = mle[[*key, "d_repr"]].rename(columns={"d_repr": c.D_REPR_MLE})
-    table = table.merge(
-        twonn[[*key, "d_repr"]].rename(columns={"d_repr": c.D_REPR_TWONN}), on=key, how="left"
-    )
+    representation, key = _read("d_repr"), [*_RUN]
+    parts = [
+        representation[representation["figure"] == figure][[*key, "d_repr"]].rename(columns={"d_repr": name})
+        for figure, name in ((5, c.D_REPR_MLE), (4, c.D_REPR_TWONN))
+    ]
+    table = parts[0].merge(parts[1], on=key, how="left")
     table = table.merge(_read("test_loss")[[*key, c.TEST_LOSS]], on=key, how="left")
-    table = table.merge(_read("d_data")[[*_KEY, "d_data"]].rename(columns={"d_data": c.D_DATA_MLE}), on=_KEY)
+    table = table.merge(
+        _read("d_data")[[*_KEY, "d_data"]].rename(columns={"d_data": c.D_DATA_MLE}), on=[*_KEY]
+    )
     gains = published_loss_gains().rename(columns={"loss_gain": GAIN}).drop(columns=c.LABEL_SHARPNESS)
     last = table.drop_duplicates(c.DATASET, keep="last")[[*_KEY, c.D_DATA_MLE]]
-    table = pd.concat(
-        [table, last.merge(gains, on=c.DATASET).assign(**{c.MODEL: NOT_STATED})], ignore_index=True
-    )
+    attacked = last.merge(gains, on=c.DATASET).assign(**{c.MODEL: NOT_STATED})
+    table = pd.concat([table, attacked], ignore_index=True)
     table = table.merge(_read("label_sharpness")[[c.DATASET, c.LABEL_SHARPNESS]], on=c.DATASET)
     natural = table[c.DATASET].isin(NATURAL_DATASETS)
     channels = np.where(table[c.DATASET].isin(RGB_DATASETS), 3, 1)
@@ -115,11 +113,11 @@ class Quantity:
 
 
 QUANTITIES = (
-    Quantity("d_data", c.D_DATA_MLE, tuple(_KEY), 1.10, 66),
+    Quantity("d_data", c.D_DATA_MLE, _KEY, 1.10, 66),
     Quantity("K_F", c.LABEL_SHARPNESS, (c.DATASET,), 1.25, 11),
-    Quantity("test loss", c.TEST_LOSS, tuple(_RUN), 1.5, 261),
-    Quantity("d_repr (MLE)", c.D_REPR_MLE, tuple(_RUN), 1.25, 396),
-    Quantity("d_repr (TwoNN)", c.D_REPR_TWONN, tuple(_RUN), 1.25, 66),
+    Quantity("test loss", c.TEST_LOSS, _RUN, 1.5, 261),
+    Quantity("d_repr (MLE)", c.D_REPR_MLE, _RUN, 1.25, 396),
+    Quantity("d_repr (TwoNN)", c.D_REPR_TWONN, _RUN, 1.25, 66),
     Quantity("FGSM loss gain at 2/255", GAIN, (c.DATASET,), 2.0, 11),
 )
 
@@ -143,14 +141,7 @@ class Score:
 
 
 def scorecard(table: pd.DataFrame) -> tuple[Score, ...]:
-    """Score a results table (a partial one too) against every published quantity, by data mode.
-
-    Args:
-        table: one row per trial, columns of :mod:`orchestrator.results.table`.
-
-    Returns:
-        One score per data mode and quantity; cells a sweep does not have yet count as not compared.
-    """
+    """Score a results table (a partial one too) against every published quantity, by data mode."""
     table, theirs = t.finished_trials(table)[0], published_table()
     table = table.assign(**{c.DATA_MODE: table.get(c.DATA_MODE, "")})
     return tuple(
@@ -179,12 +170,9 @@ def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: s
 
 def _means(table: pd.DataFrame, quantity: Quantity) -> pd.Series:
     """Geometric mean of the positive values of every cell; empty where the table lacks the column."""
-    if quantity.column not in table:
-        return pd.Series(dtype=float)
-    known = table[table[quantity.column] > 0]
-    logs = pd.Series(np.log(known[quantity.column].to_numpy(dtype=float)), index=known.index)
-    means = logs.groupby([known[name] for name in quantity.key]).mean()
-    return pd.Series(np.exp(means.to_numpy()), index=means.index)
+    known = table[table.get(quantity.column, pd.Series(np.nan, table.index)) > 0]
+    logs = np.log(known.get(quantity.column, pd.Series(dtype=float)).astype(float))
+    return pd.Series(np.exp(logs.groupby([known[name] for name in quantity.key]).mean()))
 
 
 def score_table(scores: Sequence[Score]) -> Table:
@@ -261,53 +249,29 @@ class PublishedReport:
     fits: f.ScalingFits
     regressions: tuple[dict[str, Any], ...]
 
-    def tables(self) -> list[Table]:
-        """Return the regressions, their frailty, and the exact permutation tests, as tables of text."""
-        pairs: dict[str, list[dict[str, Any]]] = {}
-        for row in self.regressions:
-            pairs.setdefault(row["model"], []).append(row)
-
-        def table(key: str, title: str, note: str, cells: dict[str, Callable[[Any], str]]) -> Table:
-            columns = {"model": lambda pair: pair[0]["model"]}
-            for k, where in enumerate(("", ", no prostate")):
-                columns |= {
-                    name + where: lambda pair, k=k, cell=cell: cell(pair[k]) for name, cell in cells.items()
-                }
-            return laid_out(
-                key, title, f"{note}, with and without the prostate set.", pairs.values(), columns
-            )
-
-        return [
-            table(
-                "published-medical-slope",
-                "Log test loss per unit of d_data, medical datasets",
-                "As published (pooled over N); 95 % jackknife intervals over datasets",
-                {
-                    "slope": lambda row: number(row["slope"]),
-                    "interval": lambda row: interval(row["interval"]),
-                    "R²": lambda row: number(row["r_squared"]),
-                },
-            ),
-            table(
-                "published-form",
-                "The predicted form: log test loss on −log N / d and log K_F",
-                "As published (pooled over N)",
-                {
-                    "−log N / d": lambda row: number(row["form"][0]),
-                    "log K_F": lambda row: number(row["form"][1]),
-                    "R²": lambda row: number(row["form_r_squared"]),
-                },
-            ),
-            table(
-                "published-domain-gap",
-                "Log test loss, medical against natural, at equal N",
-                "t intervals over dataset means and exact permutation of the label",
-                {
-                    "gap": lambda row: interval(row["gap_interval"]),
-                    "exact p": lambda row: p_value(row["permutation_p"]),
-                },
-            ),
-        ]
+    def table(self) -> Table:
+        """Return the regressions, their frailty, and the exact permutation tests, as a table of text."""
+        return laid_out(
+            "published-regressions",
+            "The study's regressions on its published numbers",
+            "Log test loss pooled over N, as published: on d_data over medical datasets (95 % jackknife "
+            "interval over datasets), and the predicted form over all. The gap is of medical against natural "
+            "datasets at equal N, with a t interval over datasets and the exact permutation p of the label.",
+            self.regressions,
+            {
+                "model": lambda row: row["model"],
+                "datasets": lambda row: row["datasets"],
+                "on d_data": lambda row: number(row["slope"]),
+                "interval": lambda row: interval(row["interval"]),
+                "R²": lambda row: number(row["r_squared"]),
+                "form: −log N / d": lambda row: number(row["form"][0]),
+                "form: log K_F": lambda row: number(row["form"][1]),
+                "form: R²": lambda row: number(row["form_r_squared"]),
+                "gap": lambda row: interval(row["gap_interval"]),
+                "exact p": lambda row: p_value(row["permutation_p"]),
+            },
+            numeric_from=2,
+        )
 
 
 def published_report() -> PublishedReport:
@@ -344,10 +308,8 @@ COMPARED = (c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS, c.D_R
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """How one quantity differs between two sweeps on the cells that both have, datasets being the replicates.
-
-    ``ratio`` is the geometric mean of second over first, each dataset counting once, with its 95 % t interval
-    over datasets; for an accuracy it is the difference in place of the ratio.
+    """How one quantity differs between two sweeps: the geometric mean of second over first, each dataset
+    counting once, with its 95 % t interval over datasets; of an accuracy the difference.
     """
 
     quantity: str
