@@ -1,7 +1,5 @@
-"""The study's figures: each function turns fitted points into one figure and its caption, or None without
-data.
-
-Colours are of the Okabe-Ito palette (safe for colour-blind readers), with one marker per dataset.
+"""The study's figures: each function turns fitted points and fits into one figure and its caption, or None
+without data. Colours are safe for colour-blind readers, with one marker per dataset.
 """
 
 from __future__ import annotations
@@ -71,9 +69,8 @@ _TOLD = [c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.D_DATA_MLE, c.LABEL_S
 
 
 def tell(points: PathCollection, rows: pd.DataFrame) -> None:
-    """Give every drawn point an address: words that find its trials in their table, a bar, and what it shows.
-
-    The page shows it, and leads to the trials.
+    """Give every drawn point an address: words that find its trials in their table, a bar, and what it
+    shows.
     """
     urls = []
     for model, dataset, pair, size, *measured in rows.reindex(columns=_TOLD).itertuples(index=False):
@@ -86,18 +83,12 @@ def tell(points: PathCollection, rows: pd.DataFrame) -> None:
 
 def model_marks(models: Sequence[str]) -> dict[str, Mark]:
     """Return a mark per model: colours and markers differ."""
-    return {
-        model: Mark(MODEL_COLOURS[k % len(MODEL_COLOURS)], _MARKERS[k % len(_MARKERS)])
-        for k, model in enumerate(models)
-    }
+    kinds = ((MODEL_COLOURS[k % len(MODEL_COLOURS)], _MARKERS[k % len(_MARKERS)]) for k in range(len(models)))
+    return {model: Mark(*kind) for model, kind in zip(models, kinds, strict=True)}
 
 
 def dataset_marks(domains: dict[str, str]) -> dict[str, Mark]:
-    """Return a mark per dataset: markers differ throughout, colours by domain.
-
-    Args:
-        domains: dataset → domain.
-    """
+    """Return a mark per dataset (dataset → domain): markers differ throughout, colours by domain."""
     marks: dict[str, Mark] = {}
     seen = dict.fromkeys(_SHADES, 0)
     for dataset, domain in sorted(domains.items(), key=lambda item: (item[1], item[0])):
@@ -115,11 +106,9 @@ def panels(
     num_rows = -(-max(1, num) // num_columns)
     # A lone panel is drawn wider, or its legend would be as large as the plot.
     scale = 1.5 if num == 1 else 1.0
-    figure = Figure(
-        figsize=(width * num_columns * scale + 1.5, height * num_rows * min(scale, 1.3)), layout="constrained"
-    )
-    grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=share, sharey=share)
-    axes = list(grid.flat)
+    size = (width * num_columns * scale + 1.5, height * num_rows * min(scale, 1.3))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(num_rows, num_columns, squeeze=False, sharex=share, sharey=share).flat)
     for spare in axes[num:]:
         spare.set_visible(False)
     for above in axes[max(0, num - num_columns) : num]:
@@ -133,18 +122,18 @@ def label_outer(figure: Figure, x: str, y: str) -> None:
     figure.supylabel(y, fontsize=9)
 
 
-def legend(figure: Figure, handles: Sequence[Line2D], title: str | None = None) -> None:
+def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     """Put the legend beside the panels, where it can cover nothing."""
-    figure.legend(handles=list(handles), loc="outside right upper", title=title, alignment="left", fontsize=8)
+    figure.legend(handles=list(handles), loc="outside right upper", alignment="left", fontsize=8)
 
 
-def mark_handles(marks: dict[str, Mark], present: Iterable[str]) -> list[Line2D]:
-    """Return legend entries for the datasets that are drawn."""
-    names = set(present)
+def mark_handles(marks: dict[str, Mark], present: Iterable[str], line: str = "none") -> list[Line2D]:
+    """Return legend entries for what is drawn."""
+    size = 6 if line == "none" else 3.5
     return [
-        Line2D([], [], color=mark.colour, marker=mark.marker, linestyle="none", markersize=6, label=name)
+        Line2D([], [], color=mark.colour, marker=mark.marker, linestyle=line, markersize=size, label=name)
         for name, mark in marks.items()
-        if name in names
+        if name in set(present)
     ]
 
 
@@ -197,7 +186,18 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     num_datasets = cells[c.DATASET].nunique()
     figure = Figure(figsize=(4.4 * len(shown), 1.2 + 0.34 * num_datasets), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        _bars(axes, cells, name)
+        grouped = cells.dropna(subset=[name]).groupby([c.DOMAIN, c.DATASET])[name]
+        rows = grouped.agg(["mean", "min", "max"]).reset_index()
+        rows = rows.sort_values([c.DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
+        place = rows.index.to_numpy() + 0.6 * (rows[c.DOMAIN] != rows[c.DOMAIN].iloc[0]).to_numpy()
+        # A mean may differ from equal values by rounding, and a negative error bar is refused.
+        reach = np.maximum([rows["mean"] - rows["min"], rows["max"] - rows["mean"]], 0)
+        axes.barh(place, rows["mean"], color=[DOMAIN_COLOURS[d] for d in rows[c.DOMAIN]], height=0.7)
+        axes.errorbar(rows["mean"], place, xerr=reach, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2.5)
+        axes.set_yticks(place, rows[c.DATASET].tolist())
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
         # The power of ten stands at the right end of this line, so the label starts at the left.
         axes.set_xlabel(label, loc="left")
     present = set(cells[c.DOMAIN])
@@ -209,24 +209,8 @@ def dataset_properties(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     )
 
 
-def _bars(axes: Axes, cells: pd.DataFrame, name: str) -> None:
-    grouped = cells.dropna(subset=[name]).groupby([c.DOMAIN, c.DATASET])[name]
-    rows = grouped.agg(["mean", "min", "max"]).reset_index()
-    rows = rows.sort_values([c.DOMAIN, "mean"], ascending=[False, False], ignore_index=True)
-    gap = (rows[c.DOMAIN] != rows[c.DOMAIN].shift()).cumsum() - 1
-    place = rows.index.to_numpy() + 0.6 * gap.to_numpy()
-    # A mean may differ from equal values by rounding, and a negative error bar is refused.
-    reach = np.maximum([rows["mean"] - rows["min"], rows["max"] - rows["mean"]], 0)
-    axes.barh(place, rows["mean"], color=[DOMAIN_COLOURS[d] for d in rows[c.DOMAIN]], height=0.7)
-    axes.errorbar(rows["mean"], place, xerr=reach, fmt="none", ecolor=BLACK, elinewidth=1, capsize=2.5)
-    axes.set_yticks(place, rows[c.DATASET].tolist())
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
-
-
 def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
-    """Test loss against d_data, one panel per model, coloured by N, with one line per domain where fitted."""
+    """Test loss against d_data, one panel per model, coloured by N."""
     rows = points.dropna(subset=[t.LOG_LOSS, c.D_DATA_MLE])
     models = sorted(rows[c.MODEL].unique())[:MAX_PANELS]
     if not models:
@@ -234,7 +218,6 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
     figure, axes_of = panels(len(models))
     low, high = rows[c.TRAIN_SIZE].min(), rows[c.TRAIN_SIZE].max()
     norm = LogNorm(low, high) if high > low else Normalize(low - 1, low + 1)
-    lines = 0
     for axes, model in zip(axes_of, models, strict=True):
         for domain, group in rows[rows[c.MODEL] == model].groupby(c.DOMAIN):
             colour = DOMAIN_COLOURS[str(domain)]
@@ -243,14 +226,6 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
                 marker=_DOMAIN_MARKERS[str(domain)], s=30, edgecolor=colour, linewidth=0.9,
             )  # fmt: skip
             tell(drawn, group)
-            slope = fits.find("height", c.D_DATA_MLE, model=model, subset=str(domain)).estimate(c.D_DATA_MLE)
-            if slope is not None:
-                x = group[c.D_DATA_MLE]
-                ends = np.array([x.min(), x.max()])
-                middle = np.average(group[t.LOG_LOSS], weights=group[t.WEIGHT])
-                rise = slope.value * (ends - np.average(x, weights=group[t.WEIGHT]))
-                axes.plot(ends, np.exp(middle + rise), color=colour, linewidth=1.4)
-                lines += 1
         log_ticks(axes, "y", rows[c.TEST_LOSS])
         axes.set_title(model)
     label_outer(figure, "intrinsic dimension d_data", "test loss (nat)")
@@ -267,13 +242,10 @@ def loss_on_d_data(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
             if d in set(rows[c.DOMAIN])
         ],
     )
-    caption = "Test loss against intrinsic dimension, coloured by train size."
-    if lines:
-        caption += (
-            " Lines are fits within a domain that compare points of equal train size: d_data's estimate "
-            "grows with N while the loss falls, so a line through all points would mix the two."
-        )
-    return figure, caption
+    return figure, (
+        "Test loss against intrinsic dimension, coloured by train size. d_data's estimate grows with N while "
+        "the loss falls: compare points of one colour."
+    )
 
 
 def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
@@ -313,10 +285,7 @@ def loss_on_train_size(points: pd.DataFrame, fits: ScalingFits) -> Drawn | None:
             axes.set_ylim(middle / half, middle * half)
         axes.set_title(str(dataset), color=DOMAIN_COLOURS[part[c.DOMAIN].iloc[0]])
     label_outer(figure, "train size N (images)", "test loss (nat)")
-    handles = [
-        Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3.5, label=model)
-        for model, mark in marks.items()
-    ]
+    handles = mark_handles(marks, marks, "-")
     dashed = Line2D([], [], color=BLACK, linestyle="--", label="predicted slope\n−1/d_data")
     legend(figure, [*handles, *([dashed] if with_slope else [])])
     caption = "Test loss against train size. Class pairs and seeds are averaged."

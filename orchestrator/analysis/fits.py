@@ -328,8 +328,6 @@ def _explored(
         yield fit_exponent(points, model=model)
         yield fit_representation(points, model=model)
     for domain in c.DOMAINS:
-        for model in (t.POOLED, *models):
-            yield fit_height(points, (c.D_DATA_MLE,), scale=scale, seed=seed, model=model, subset=domain)
         yield fit_exponent(points, subset=domain)
     for variant, column in OTHER_D.items():
         yield fit_exponent(points, dimension=column, variant=variant)
@@ -355,35 +353,32 @@ def fit_headline(points: pd.DataFrame, *, scale: t.SharpnessScale, seed: int, mo
     """Regress dataset effects on 1/d, log K_F and the label together.
 
     K_F is left out where it was measured on unequal scales or not at all, and the label where there is one
-    domain.
+    domain. Of all models together slopes are tested by permutation too, and fitted without each dataset.
     """
-    names = (t.INVERSE_D, *([t.LOG_SHARPNESS] if _has_sharpness(points, scale) else []))
+    names = _properties(points, scale)
     rows = rows_of(points, model, t.ALL, (t.LOG_LOSS, *names))
     terms = (*names, *([t.IS_MEDICAL] if rows[c.DOMAIN].nunique() > 1 else []))
     return fit_height(points, terms, scale=scale, seed=seed, model=model, kind="headline")
 
 
-def _has_sharpness(points: pd.DataFrame, scale: t.SharpnessScale) -> bool:
-    return scale.comparable and bool(points[t.LOG_SHARPNESS].notna().any())
+def _properties(points: pd.DataFrame, scale: t.SharpnessScale) -> tuple[str, ...]:
+    known = scale.comparable and points[t.LOG_SHARPNESS].notna().any()
+    return (t.INVERSE_D, t.LOG_SHARPNESS) if known else (t.INVERSE_D,)
 
 
 def fit_height(
     points: pd.DataFrame, terms: tuple[str, ...], *, scale: t.SharpnessScale, seed: int,
-    model: str = t.POOLED, subset: str = t.ALL, kind: Kind = "height",
+    model: str = t.POOLED, kind: Kind = "height",
 ) -> Fit:  # fmt: skip
-    """Regress dataset effects of log loss, at equal model and train size, on properties of datasets.
-
-    Over both domains the datasets are those that have all properties, so that rivals are compared on equal
-    datasets. ``kind`` is ``headline`` for the terms that the questions are about.
+    """Regress dataset effects of log loss, at equal model and train size, on ``terms``, over the datasets
+    that have all properties.
     """
-    blank = Fit(kind=kind, model=model, subset=subset, terms=terms)
-    if t.LOG_SHARPNESS in terms and not scale.comparable:
-        return replace(blank, status="refused", reason=t.UNEQUAL_SCALES)
-    shared = [t.IS_MEDICAL, t.INVERSE_D, *([t.LOG_SHARPNESS] if _has_sharpness(points, scale) else [])]
-    names = list(dict.fromkeys((t.LOG_LOSS, *terms, *(shared if subset == t.ALL else []))))
-    rows = rows_of(points, model, subset, names)
-    needed = max(i.MIN_DATASETS, len(terms) + 2)
-    blank = replace(blank, num_points=len(rows), num_datasets=rows[c.DATASET].nunique(), num_needed=needed)
+    names = list(dict.fromkeys((t.LOG_LOSS, *terms, t.IS_MEDICAL, *_properties(points, scale))))
+    rows, needed = rows_of(points, model, t.ALL, names), max(i.MIN_DATASETS, len(terms) + 2)
+    blank = Fit(
+        kind=kind, model=model, terms=terms, num_points=len(rows), num_needed=needed,
+        num_datasets=rows[c.DATASET].nunique(),
+    )  # fmt: skip
     if reason := too_few(rows, needed):
         return replace(blank, reason=reason)
     if reason := g.flattened(rows):
@@ -396,9 +391,8 @@ def fit_height(
     if not effects[t.LOG_LOSS].any():
         return replace(blank, reason="the losses are the same for all datasets")
     domains = rows.groupby(c.DATASET)[c.DOMAIN].first()[datasets].tolist()
-    # What is claimed is tested by permutation too, and the label alone, since it is exact and quick.
     claimed = (kind, model) == ("headline", t.POOLED)
-    tested = set(terms) - {t.IS_MEDICAL} if claimed else {t.IS_MEDICAL} if len(terms) == 1 else set()
+    tested = set(terms) - {t.IS_MEDICAL} if claimed else {t.IS_MEDICAL} if kind == "height" else set()
     y, x = effects[t.LOG_LOSS], np.column_stack([effects[name] for name in terms])
     estimates = slope_estimates(y, x, terms, domains, tested=tested, seed=seed)
     if estimates is None:
@@ -443,12 +437,11 @@ def slope_estimates(
             interval=slopes.intervals[k], p_value=float(slopes.p_values[k]),
         )  # fmt: skip
         if name in tested and slopes.p_values[k] <= hopeless:
-            held = t.IS_MEDICAL in terms and name != t.IS_MEDICAL
-            places = blocks if held else [""] * len(y)
+            others = set(terms) - {name}
+            places = blocks if t.IS_MEDICAL in others else [""] * len(y)
             test = i.permutation_test(y, x[:, k], np.delete(x, k, axis=1), places, seed=seed)
             if test is not None:
-                alone = set(terms) - {name} <= ({t.IS_MEDICAL} if held else set())
-                exact = test.exact and alone
+                exact = test.exact and others <= {t.IS_MEDICAL}
                 estimate = replace(estimate, resampled_p=test.p_value, num_resamples=test.num, exact=exact)
         found.append(estimate)
     return tuple(found)
@@ -519,19 +512,19 @@ def with_exponent(blank: Fit, sums: i.Sums) -> Fit:
     found, num = i.slope_within_curves(sums), len(sums.names)
     shifts = found.value - np.array([0.0, 1.0])
     p_zero, p_bound = i.t_p_values(shifts, np.full(2, found.std_error), num - 1).tolist()
-    interval = found.interval()
+    bounds = found.interval()
     estimate = Estimate(
-        name="exponent", value=found.value, std_error=found.std_error, interval=interval,
-        p_value=None if interval is None else p_zero, resampled_p=i.wild_cluster_p(sums),
+        name="exponent", value=found.value, std_error=found.std_error, interval=bounds,
+        p_value=None if bounds is None else p_zero, resampled_p=i.wild_cluster_p(sums),
         num_resamples=len(i.wild_draws(num)),
         left_out=dict(zip(sums.names, found.left_out.tolist(), strict=True)),
         weights=dict(zip(sums.names, (sums.xx / sums.xx.sum()).tolist(), strict=True)),
     )  # fmt: skip
     own = {name: float(xy / xx) for name, xx, xy in zip(*sums, strict=True) if xx > 0}
-    slower = interval is not None and found.value < 1
-    bound_p = max(p_bound, i.wild_cluster_p(sums, null=1.0) or 0.0) if slower else 1.0
-    known = None if interval is None else bound_p
-    return replace(blank, status="ok", estimates=(estimate,), by_dataset=own, bound_p=known)
+    bound_p = None if bounds is None else 1.0
+    if bounds is not None and found.value < 1:
+        bound_p = max(p_bound, i.wild_cluster_p(sums, null=1.0) or 0.0)
+    return replace(blank, status="ok", estimates=(estimate,), by_dataset=own, bound_p=bound_p)
 
 
 def fit_attacks(
@@ -539,9 +532,8 @@ def fit_attacks(
 ) -> Iterator[Fit]:
     """Correlate what every attack adds to the loss with K_F (Theorem 3: sharper labels are easier to attack).
 
-    Over dataset effects at equal train size, for every model and for all together; within domains where there
-    are two, so that what the label explains has no part in it. The p-values of single models are adjusted
-    together.
+    Over dataset effects at equal train size, within domains where there are two; for all models together and
+    for each, whose p-values are adjusted together.
     """
     tried: list[tuple[Fit, pd.Series]] = []
     attacks = [a.name for a in c.attack_columns(points.columns) if points[a.name].notna().any()]

@@ -207,9 +207,10 @@ class Power:
             + (f"{self.adjusted[name]:.0%}" if name in self.adjusted else "cannot be tested")
             for name in QUESTIONS.get(self.effect, tuple(self.adjusted))
         )
+        error = 0.5 / self.num_tables**0.5
         lines = [
             f"Power, if the effect is “{self.effect}”: so many of such sweeps with {self.num_datasets} "
-            f"datasets would claim it (± {0.5 / self.num_tables**0.5:.0%}): {shares or 'no question can be tested'}."
+            f"datasets would claim it (± {error:.0%}): {shares or 'no question can be tested'}."
         ]
         if found := self.experiment:
             lines.insert(
