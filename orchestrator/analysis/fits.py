@@ -216,9 +216,8 @@ class ScalingFits:
             same = (fit.kind, fit.model, fit.subset, fit.variant) == (kind, model, subset, variant)
             if same and terms in (fit.terms, ()) and response in (fit.response, ""):
                 return fit
-        whose = "" if model == t.POOLED else f" of {model}"
-        where = "" if subset == t.ALL else f" on a {subset} dataset"
-        reason = f"no usable trial{whose}{where}" if self.explored or not self.models else "not asked for"
+        none = "no usable trial" + ("" if model == t.POOLED else f" of {model}")
+        reason = none if self.explored or not self.models else "not asked for"
         return Fit(kind=kind, model=model, subset=subset, terms=terms, variant=variant, reason=reason)
 
     def claim(self, key: str) -> Claim | None:

@@ -110,7 +110,7 @@ def test_outside_the_fitted_ranges_every_excess_is_named_and_widens_the_interval
     assert far > 1.5 * near
     assert found.extrapolating
     for words in (
-        "train size 1e+06 lies outside",
+        "N 1e+06 lies outside",
         "d_data 60 lies outside",
         "K_F 0.01 lies outside",
     ):
