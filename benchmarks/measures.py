@@ -9,7 +9,6 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
@@ -214,29 +213,6 @@ def by_faiss(images: np.ndarray, num_threads: int) -> np.ndarray:
     return np.sqrt(np.maximum(index.search(rows, 21)[0][:, 1:], 0))
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Rows of a store, read and checked block by block."""
-
-    rows: ShardedRows
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-        return self.rows.num_rows
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return self.rows.row_shape
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop``."""
-        block = np.empty((stop - start, *self.row_shape), np.uint8)
-        self.rows.read_into(block, start)
-        return block
-
-
 STORES = {"cifar10": (60_000, (3, 32, 32)), "chexpert": (20_000, (1, 224, 224))}
 
 
@@ -252,7 +228,7 @@ def streaming(
     count = num_rows or count
     with tempfile.TemporaryDirectory() as folder, threads(threads_):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as writer:  # its memory is not ours
-            source = Stored(writer.submit(write_store, Path(folder) / "store", count, shape).result())
+            source = writer.submit(write_store, Path(folder) / "store", count, shape).result()
         labels = np.arange(count) % 10
         nested_neighbors(source.read(0, 256), labels[:256], [256], 20)  # libraries and first calls
         before, start, start_cpu = peak_memory_mib(), time.perf_counter(), time.process_time()

@@ -38,7 +38,8 @@ class Planned:
         rows: One per trial, with its status.
         cost: Of what is left; ``cost["text"]`` says it in words.
         measures: One per measured subset, with its status.
-        not_prepared: Datasets that a run prepares, or that must be brought.
+        not_prepared: Datasets that a run prepares, or that must be brought; of own data, the path and how
+            many files were listed there and not opened.
         beside: What the sweep does beside training, in words.
     """
 
@@ -72,7 +73,7 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
     kind = card_to_plan(card, workspace.paths.prices, here)
     if num_cards is None and card is None and num_here:
         num_cards = num_here
-    check_feasible(workspace)
+    unopened = check_feasible(workspace)
     state = look_at_state(workspace, running_trials(workspace))
     trials = workspace.plan.trials_by_id
     left = [trial for name, trial in trials.items() if name not in state.results]
@@ -89,9 +90,14 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
         }
         for measure in workspace.plan.measures
     ]
-    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+    own = {choice.name: choice.own.path for choice in workspace.plan.sweep.datasets if choice.own}
     missing = [
-        {"dataset": spec.dataset, "prepared_id": spec.prepared_id, "own": spec.dataset in own}
+        {
+            "dataset": spec.dataset,
+            "prepared_id": spec.prepared_id,
+            "own": own.get(spec.dataset),
+            "unopened": unopened.get(spec.prepared_id),
+        }
         for spec in workspace.plan.prepared
         if spec.prepared_id not in workspace.prepared
     ]
@@ -150,7 +156,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
     from orchestrator.analysis.report import log_report
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import keep_run_pages, make_tracker
+    from orchestrator.results.tracking import make_tracker
     from orchestrator.running.locks import locked
 
     workspace.paths.make()
@@ -161,7 +167,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
         try:
             log_report(tracker, workspace, state)
             counts = tracker.reconcile(state.flat_runs(), state.failures.values())
-            keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
+            tracker.keep_pages(workspace.sweep_paths.run_pages)
         finally:
             tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
     return counts
@@ -475,7 +481,7 @@ def prepare_one(
     from orchestrator.planning.sweep_file import load_sweep
     from orchestrator.running.cluster import connect
     from orchestrator.running.locks import exclusive
-    from orchestrator.running.preparation import check_raw, prepare_missing
+    from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
     from tasks.prepared.prepare import save_montage
     from tasks.prepared.store import PreparedDataset
     from tasks.remote import RayExecutor
@@ -489,6 +495,7 @@ def prepare_one(
     paths = RootPaths.create(run_options.root)
     workspace = Workspace(plan, paths)
     with exclusive(paths.lock, f"isweep prepare {name}"), progress.shown():
+        prepare_own(workspace, run_options, progress)
         if plan.prepared[0].prepared_id not in workspace.prepared:
             with connect(run_options.address, num_cpus=run_options.num_cpus, dashboard=False) as cluster:
                 executor = RayExecutor(driver_node_only=not cluster.local, note=progress.note)
@@ -496,7 +503,8 @@ def prepare_one(
     dataset = PreparedDataset.open(paths.prepared(plan.prepared[0]))
     if montage is not None:
         save_montage(dataset, montage)
-    return dataset.record.to_json()
+    found: dict[str, Any] = dataset.record.model_dump(mode="json")
+    return found
 
 
 def _choice(name: str, sweep: SweepSpec, said: Mapping[str, Any]) -> DatasetChoice:

@@ -8,29 +8,19 @@ from importlib.resources import files
 from typing import Any
 
 from search_spaces.errors import unknown_name
-from search_spaces.interventions import KINDS, MadeSpec
 from search_spaces.specs import DatasetSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import MadeSpec, OwnSourceSpec
 
-IMAGENET_CLASSES = {
-    "n01440764": "tench",
-    "n01443537": "goldfish",
-    "n02099601": "golden retriever",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-}
-"""Ten of the thousand, in the order of their ids. Tench and goldfish are what the released code always
-used."""
+IMAGENET_CLASSES = (
+    *("n01440764", "n01443537", "n02099601", "n02102040", "n02979186"),
+    *("n03028079", "n03394916", "n03425413", "n03445777", "n03888257"),
+)
+"""Ten of the thousand, in the order of the row's class names. The released code always used the first two."""
 
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     (files("search_spaces") / "datasets.toml").read_text(encoding="utf-8")
 )
-_MARKS = ("of", "study", "packaged")
+_MARKS = ("of", "study", "packaged", "made")
 
 
 def _row(name: str) -> DatasetSpec:
@@ -40,30 +30,11 @@ def _row(name: str) -> DatasetSpec:
     return DatasetSpec.model_validate_json(json.dumps({k: v for k, v in whole.items() if k not in _MARKS}))
 
 
-def _manifold(dimension: int) -> DatasetSpec:
-    return DatasetSpec(
-        name=f"manifold_d{dimension}",
-        title=f"Generated manifold, d = {dimension}",
-        domain="natural",
-        modality="generated images",
-        label_names=("below", "above"),
-        channels=1,
-        source="manifold",
-        description=(
-            f"GENERATED: 3,000 smooth images on a manifold of intrinsic dimension {dimension} with two "
-            "classes kept a known distance apart. For smoke tests and calibration; it is no natural dataset."
-        ),
-        terms="none: generated",
-        raw_layout="nothing to download: generated",
-        origin="generated",
-        label_rule="the side of a band on the manifold",
-    )
-
-
 STUDY_DATASETS = tuple(name for name, row in _TABLE.items() if row.get("study"))
 """The eleven of Konz & Mazurowski."""
-DATASETS: dict[str, DatasetSpec] = {name: _row(name) for name in _TABLE}
-DATASETS |= {row.name: row for row in map(_manifold, (4, 12))}
+DATASETS: dict[str, DatasetSpec] = {name: _row(name) for name, row in _TABLE.items() if not row.get("made")}
+MADE: dict[str, DatasetSpec] = {name: _row(name) for name, row in _TABLE.items() if row.get("made")}
+"""Kind of world -> what is the same for all its datasets."""
 PACKAGED = tuple(DATASETS[name] for name, row in _TABLE.items() if row.get("packaged"))
 """What installed packages ship."""
 
@@ -102,20 +73,9 @@ def own_dataset_spec(name: str, own: OwnSourceSpec) -> DatasetSpec:
 
 def made_dataset_spec(name: str, made: MadeSpec) -> DatasetSpec:
     """Return a row for a dataset that is made, with its dials."""
-    kind = KINDS[made.from_]
+    kind = MADE[made.from_]
     turned = ", ".join(f"{dial} {value:g}" for dial, value in made.own_dials)
-    return DatasetSpec(
-        name=name,
-        title=name,
-        domain=kind.domain,
-        modality=kind.modality,
-        label_names=kind.label_names,
-        channels=1,
-        source=made.from_,
-        description=f"{kind.what} ({turned or 'dials as they stand'})",
-        terms="none: made for this experiment",
-        raw_layout="nothing to download: made",
-        groups=kind.groups,
-        origin="generated" if made.from_ == "generated" else "semi-synthetic",
-        dials=made.own_dials,
+    about = f"{kind.description} ({turned or 'dials as they stand'})"
+    return kind.model_copy(
+        update={"name": name, "title": name, "description": about, "dials": made.own_dials}
     )

@@ -1,8 +1,4 @@
-"""The one family of errors that users can cause; everything else is a bug and may show a traceback.
-
-The family is rooted here, in the lowest layer, because reading data (``tasks``) and reading a sweep file
-(``orchestrator``) can both meet a user's mistake; ``search_spaces.errors`` re-exports it.
-"""
+"""The one family of errors that users can cause; everything else is a bug and may show a traceback."""
 
 from __future__ import annotations
 

@@ -14,13 +14,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from functools import cache, lru_cache
 
 from pydantic import BaseModel
 
 ID_HEX_DIGITS = 12
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 VERSION_FIELD = "schema_version"
 """The one field of a spec that is spelled although it has its default."""
 
@@ -37,7 +38,7 @@ def canonical_json(value: object) -> str:
         >>> canonical_json({"b": 1.0, "a": (1, True, None)})
         '{"a":[1,true,null],"b":1.0}'
     """
-    return json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _text(_plain(value, "value"))
 
 
 def fingerprint(value: object) -> str:
@@ -53,13 +54,15 @@ def readable_id(slug_parts: list[str], value: object) -> str:
         'resnet18-mnist-3-8-n500-5041bf1f713d'
     """
     if isinstance(value, BaseModel) and value.model_config.get("frozen"):
-        return _id_of_frozen(_Same(value), *slug_parts)
-    return _readable_id(slug_parts, value)
+        digest = _hash_of_frozen(_Same(value))
+    else:
+        digest = fingerprint(value)
+    return "-".join([*filter(None, map(_slug, slug_parts)), digest[:ID_HEX_DIGITS]])
 
 
-def _readable_id(slug_parts: Iterable[str], value: object) -> str:
-    cleaned = (re.sub(r"[^a-z0-9_]+", "-", part.lower()).strip("-") for part in slug_parts)
-    return "-".join([*filter(None, cleaned), fingerprint(value)[:ID_HEX_DIGITS]])
+@lru_cache(maxsize=4096)
+def _slug(part: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", part.lower()).strip("-")
 
 
 def derive_seed(*parts: object) -> int:
@@ -100,30 +103,19 @@ def _plain_model(model: BaseModel, where: str) -> dict[str, object]:
     defaults = _defaults(type(model))
     for name in type(model).model_fields:
         spelled = _plain(getattr(model, name), f"{where}.{name}")
-        if name not in defaults or not _spelled_alike(spelled, defaults[name]):
+        if _text(spelled) != defaults.get(name):  # 1, 1.0 and True are different values here
             plain[name] = spelled
     return plain
 
 
 @cache
-def _defaults(kind: type[BaseModel]) -> dict[str, object]:
-    """Return the defaults of a spec's fields in plain values; a sweep asks for them 100,000 times."""
+def _defaults(kind: type[BaseModel]) -> dict[str, str]:
+    """Return the defaults of a spec's fields as they are spelled; a sweep asks for them 100,000 times."""
     return {
-        name: _plain(field.get_default(call_default_factory=True), name)
+        name: _text(_plain(field.get_default(call_default_factory=True), name))
         for name, field in kind.model_fields.items()
         if name != VERSION_FIELD and not field.is_required()
     }
-
-
-def _spelled_alike(one: object, other: object) -> bool:
-    """Compare plain values as they are spelled: 1, 1.0 and True are different values here."""
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if type(one) in (bool, int, str):
-        return one == other
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 class _Same:
@@ -148,5 +140,5 @@ def _plain_frozen(same: _Same, where: str) -> dict[str, object]:
 
 
 @lru_cache(maxsize=4096)
-def _id_of_frozen(same: _Same, *slug_parts: str) -> str:
-    return _readable_id(slug_parts, same.model)
+def _hash_of_frozen(same: _Same) -> str:
+    return fingerprint(same.model)

@@ -14,25 +14,21 @@ from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ModelSpec
 from search_spaces.sweeps import ModelChoice
 
-# A network of one's own: where its source lies, and a hash of all of it that can change what it builds.
-#
-# ``package.module:function`` is found as Python finds modules; a sweep file's folder is searched first. The
-# source is read, not run. It is the module's own file and, of the modules that it imports, those of the
-# same top-level package or folder, and theirs in turn; installed libraries are told by their versions
-# instead.
-
 _WAY_OUT = "write package.module:function, with the module in the sweep file's folder or installed"
 
 
 def source_files(reference: str) -> dict[str, Path]:
-    """Return the files that define ``reference``, by module name.
+    """Return the files that define a network of one's own, ``package.module:function``, by module name.
+
+    It is found as Python finds modules (a sweep file's folder is searched first), and read, not run: the
+    module's own file and, of the modules that it imports, those of the same top-level package or folder, and
+    theirs in turn. Installed libraries are told by their versions instead.
 
     Raises:
         ConfigError: when ``reference`` is not ``package.module:function``, or its module is not found.
     """
     module, colon, function = reference.partition(":")
-    parts = [*module.split("."), function]
-    if not colon or not all(part.isidentifier() for part in parts):
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), function)):
         raise ConfigError("A network of your own is named package.module:function", repr(reference), _WAY_OUT)
     path = _find(module)
     if path is None:
@@ -41,7 +37,9 @@ def source_files(reference: str) -> dict[str, Path]:
     pending = [module]
     while pending:
         current = pending.pop()
-        for name in (*_parents(current), *_imports(current, found)):
+        parts = current.split(".")
+        parents = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+        for name in (*parents, *_imports(current, found)):
             path = _find(name)
             if name not in found and path is not None and _is_neighbour(path, found[module], module):
                 found[name] = path
@@ -94,11 +92,6 @@ def _file(folders: Iterable[str], parts: list[str]) -> Path | None:
             if path.is_file():
                 return path.resolve()
     return None
-
-
-def _parents(module: str) -> list[str]:
-    parts = module.split(".")[:-1]
-    return [".".join(parts[: depth + 1]) for depth in range(len(parts))]
 
 
 def _imports(module: str, found: dict[str, Path]) -> list[str]:
@@ -192,32 +185,27 @@ def model_spec(choice: ModelChoice | str) -> ModelSpec:
 
 def _random(choice: ModelChoice) -> ModelSpec:
     library, colon, architecture = choice.from_.partition(":")
-    if not colon:
-        return _of_table(choice)
-    if library not in LIBRARIES:
-        name = choice.name or as_name(architecture)
+    if colon and library not in LIBRARIES:
         return ModelSpec(
-            name=name,
+            name=choice.name or as_name(architecture),
             library="own",
             architecture=choice.from_,
             arguments=choice.arguments,
             code=code_hash(choice.from_),
         )
-    if not choice.arguments and choice.name is None:
+    if colon:
+        base = _row(
+            as_name(f"timm_{architecture}" if library == "timm" else architecture), library, architecture
+        )
         known = (row for row in MODELS.values() if (row.library, row.architecture) == (library, architecture))
-        row = next(known, None)
-        if row is not None:
-            return row
-    prefix = "timm_" if library == "timm" else ""
+        plain = next(known, base)
+    else:
+        base = plain = _of_table(choice)
+    if not choice.arguments and choice.name is None:
+        return plain
     suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)
-    return ModelSpec.model_validate(
-        {
-            "name": choice.name or as_name(f"{prefix}{architecture}{suffix}"),
-            "library": library,
-            "architecture": architecture,
-            "arguments": choice.arguments,
-        }
-    )
+    name = choice.name or as_name(base.name + suffix)
+    return base.model_copy(update={"name": name, "arguments": choice.arguments})
 
 
 def _of_table(choice: ModelChoice) -> ModelSpec:
@@ -232,12 +220,7 @@ def _of_table(choice: ModelChoice) -> ModelSpec:
             f"{', '.join(key for key, _ in choice.arguments)} for {row.name}",
             "leave arguments out",
         )
-    if not choice.arguments and choice.name is None:
-        return row
-    suffix = "".join(f"_{key}_{value}" for key, value in choice.arguments)
-    return row.model_copy(
-        update={"name": choice.name or as_name(row.name + suffix), "arguments": choice.arguments}
-    )
+    return row
 
 
 def as_name(text: str) -> str:

@@ -19,7 +19,6 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
-    field_validator,
 )
 
 from search_spaces.fingerprint import derive_seed, fingerprint, readable_id
@@ -38,26 +37,28 @@ MEASURE_VERSION = 2
 Pair = TypeVar("Pair", tuple[int, int], tuple[int | str, int | str])
 
 
-def _two_classes(pair: Pair) -> Pair:
+def two_classes(pair: Pair) -> Pair:
+    """Refuse a pair of one class with itself."""
     if pair[0] == pair[1]:
         raise ValueError(f"a class pair needs two different classes, got {list(pair)}")
     return pair
 
 
 ClassPair = Annotated[
-    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_two_classes)
+    tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(two_classes)
 ]
 V = TypeVar("V", bound=str | int | float)
 
 
-def _each_once(values: tuple[V, ...]) -> tuple[V, ...]:
+def each_once(values: tuple[V, ...], *, what: str = "") -> tuple[V, ...]:
+    """Refuse values that are named more than once; ``what`` is the field, where pydantic does not say it."""
     repeated = sorted(str(value) for value, count in Counter(values).items() if count > 1)
     if repeated:
-        raise ValueError(f"names {', '.join(repeated[:20])} more than once")
+        raise ValueError(f"{what} names {', '.join(repeated[:20])} more than once".lstrip())
     return values
 
 
-Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_each_once)]
+Estimators = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)]
 """Estimators of intrinsic dimension, by name."""
 
 Domain = Literal["natural", "medical"]
@@ -196,13 +197,10 @@ class RecipeSpec(Spec):
 class AttackSpec(Spec):
     """Adversarial attacks on the test images; ``epsilons`` in units of 1/255 of the pixel range."""
 
-    methods: tuple[Literal["fgsm", "pgd"], ...] = ("fgsm",)
-    epsilons: tuple[Annotated[float, Field(gt=0, le=255)], ...] = (1.0, 2.0, 4.0, 8.0)
-
-    @field_validator("methods", "epsilons")
-    @classmethod
-    def _check_repeats(cls, values: tuple[str | float, ...]) -> tuple[str | float, ...]:
-        return _each_once(values)
+    methods: Annotated[tuple[Literal["fgsm", "pgd"], ...], AfterValidator(each_once)] = ("fgsm",)
+    epsilons: Annotated[tuple[Annotated[float, Field(gt=0, le=255)], ...], AfterValidator(each_once)] = (
+        *(1.0, 2.0, 4.0, 8.0),
+    )
 
 
 class RobustnessSpec(Spec):
@@ -305,9 +303,6 @@ def pair_name(class_pair: ClassPair | None) -> str:
     return "" if class_pair is None else f"{class_pair[0]}-{class_pair[1]}"
 
 
-# One trial as frozen data: a network, which has the identity, and what is measured on it.
-
-
 class NetworkSpec(Spec):
     """One trained network: what it is, what it is trained on and how. Its content is its identity."""
 
@@ -322,16 +317,8 @@ class NetworkSpec(Spec):
     def network_id(self) -> str:
         """Readable slug plus 12 hex digits."""
         subset = self.subset
-        return readable_id(
-            [
-                self.model.name,
-                subset.prepared.dataset,
-                pair_name(subset.class_pair),
-                f"n{self.train_size}",
-                f"s{self.seed}",
-            ],
-            self,
-        )
+        where = [self.model.name, subset.prepared.dataset, pair_name(subset.class_pair)]
+        return readable_id([*where, f"n{self.train_size}", f"s{self.seed}"], self)
 
     @property
     def derived_seed(self) -> int:
@@ -339,60 +326,60 @@ class NetworkSpec(Spec):
         return derive_seed("network", fingerprint(self))
 
 
-class AttackMeasurement(Spec):
-    """One attack at one strength on one trained network."""
-
+class _Measurement(Spec):
     schema_version: int
     network_id: str
-    method: str
-    epsilon: float
+
+    @property
+    def _slug(self) -> list[str]:
+        raise NotImplementedError
 
     @property
     def measurement_id(self) -> str:
         """Readable name plus hash."""
-        return readable_id(["attack", self.method, f"{self.epsilon:g}"], self)
+        return readable_id(self._slug, self)
 
 
-class RepresentationMeasurement(Spec):
+class AttackMeasurement(_Measurement):
+    """One attack at one strength on one trained network."""
+
+    method: str
+    epsilon: float
+
+    @property
+    def _slug(self) -> list[str]:
+        return ["attack", self.method, f"{self.epsilon:g}"]
+
+
+class RepresentationMeasurement(_Measurement):
     """One estimate of the intrinsic dimension of one trained network's representation of its training set."""
 
-    schema_version: int
-    network_id: str
     estimator: str
     num_neighbors: int
     stages: bool = False
     """After every stage, not of the last hidden layer."""
 
     @property
-    def measurement_id(self) -> str:
-        """Readable name plus hash."""
-        where = ["stages"] if self.stages else []
-        return readable_id(["d_repr", self.estimator, f"k{self.num_neighbors}", *where], self)
+    def _slug(self) -> list[str]:
+        return ["d_repr", self.estimator, f"k{self.num_neighbors}", *["stages"][: self.stages]]
 
 
-class RobustnessMeasurement(Spec):
+class RobustnessMeasurement(_Measurement):
     """The distances to other decisions on one trained network."""
 
-    schema_version: int
-    network_id: str
     robustness: RobustnessSpec
 
     @property
-    def measurement_id(self) -> str:
-        """Readable name plus hash."""
-        return readable_id(["r_hat", f"n{self.robustness.num_images}"], self)
+    def _slug(self) -> list[str]:
+        return ["r_hat", f"n{self.robustness.num_images}"]
 
 
-class PredictionMeasurement(Spec):
+class PredictionMeasurement(_Measurement):
     """What one trained network says of every test image."""
 
-    schema_version: int
-    network_id: str
-
     @property
-    def measurement_id(self) -> str:
-        """Readable name plus hash."""
-        return readable_id(["predictions"], self)
+    def _slug(self) -> list[str]:
+        return ["predictions"]
 
 
 Measurement = AttackMeasurement | RepresentationMeasurement | RobustnessMeasurement | PredictionMeasurement
@@ -429,40 +416,38 @@ class TrialSpec(Spec):
     def measurements(self) -> tuple[Measurement, ...]:
         """Everything that is measured on the network, one entry per number or group of numbers."""
         network_id, attacks, representation = self.trial_id, self.attacks, self.representation
-        return (
-            *(
-                RepresentationMeasurement(
-                    schema_version=self.representation_version,
-                    network_id=network_id,
-                    estimator=estimator,
-                    num_neighbors=representation.num_neighbors,
-                    stages=stages,
-                )
-                for stages in (False, True)[: 1 + representation.stages]
-                for estimator in representation.estimators
-            ),
-            *(
-                AttackMeasurement(
-                    schema_version=1 if method == "fgsm" else self.attack_version,
-                    network_id=network_id,
-                    method=method,
-                    epsilon=epsilon,
-                )
-                for method in attacks.methods
-                for epsilon in attacks.epsilons
-            ),
-            *(
+        found: list[Measurement] = [
+            RepresentationMeasurement(
+                schema_version=self.representation_version,
+                network_id=network_id,
+                estimator=estimator,
+                num_neighbors=representation.num_neighbors,
+                stages=stages,
+            )
+            for stages in (False, True)[: 1 + representation.stages]
+            for estimator in representation.estimators
+        ]
+        found += [
+            AttackMeasurement(
+                schema_version=1 if method == "fgsm" else self.attack_version,
+                network_id=network_id,
+                method=method,
+                epsilon=epsilon,
+            )
+            for method in attacks.methods
+            for epsilon in attacks.epsilons
+        ]
+        if self.robustness is not None:
+            version = self.robustness_version
+            found.append(
                 RobustnessMeasurement(
-                    schema_version=self.robustness_version, network_id=network_id, robustness=robustness
+                    schema_version=version, network_id=network_id, robustness=self.robustness
                 )
-                for robustness in (self.robustness,)
-                if robustness is not None
-            ),
-            *(
-                PredictionMeasurement(schema_version=self.predictions_version, network_id=network_id)
-                for _ in range(self.predictions)
-            ),
-        )
+            )
+        if self.predictions:
+            version = self.predictions_version
+            found.append(PredictionMeasurement(schema_version=version, network_id=network_id))
+        return tuple(found)
 
     def lacks(self, asked: TrialSpec) -> tuple[Measurement, ...]:
         """Return the measurements of ``asked`` that a trial made by this spec does not have."""

@@ -28,7 +28,7 @@ from search_spaces.specs import (
     Optimizer,
     Spec,
     TrialSpec,
-    _each_once,
+    each_once,
     pair_name,
 )
 
@@ -40,11 +40,9 @@ GRID_RATES = 25
 
 
 def _two(limits: object) -> object:
-    if not isinstance(limits, list | tuple):
-        return limits
-    if len(limits) != 2:
+    if isinstance(limits, list | tuple) and len(limits) != 2:
         raise ValueError(_RANGE)
-    return tuple(limits)
+    return tuple(limits) if isinstance(limits, list) else limits
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
@@ -58,11 +56,7 @@ _RANGE = "a range is two rising numbers, smallest and largest"
 Rates = Annotated[tuple[LearningRate, LearningRate], BeforeValidator(_two), AfterValidator(_rising)]
 Decay = Annotated[float, Field(gt=0, le=1)]
 Decays = Annotated[tuple[Decay, Decay], BeforeValidator(_two), AfterValidator(_rising)]
-Batches = Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(_each_once)]
-
-
-def _trainings(budget: float) -> float:
-    return round(budget * GRID_RATES, 9)
+Batches = Annotated[tuple[BatchSize, ...], Field(min_length=1), AfterValidator(each_once)]
 
 
 Sampler = Literal["tpe", "gp", "random"]
@@ -96,14 +90,14 @@ class TuneSpec(Spec):
     @field_validator("budget")
     @classmethod
     def _check_budget(cls, budget: float) -> float:
-        if _trainings(budget) < 1:
+        if round(budget * GRID_RATES, 9) < 1:
             raise ValueError(f"must be at least {1 / GRID_RATES:g}, one trial of {GRID_RATES}")
         return budget
 
     @property
     def num_trainings(self) -> float:
         """The budget of one (model, dataset) in whole trainings."""
-        return _trainings(self.budget)
+        return round(self.budget * GRID_RATES, 9)
 
 
 class SearchSpace(Spec):

@@ -292,7 +292,7 @@ def _show_taken(record: dict[str, Any]) -> None:
     """Print what was taken, left out and doubtful: a wrong label shows here first."""
     from tasks.prepared.record import PreparedRecord, preparation_lines
 
-    for text in preparation_lines(PreparedRecord.from_json(record)):
+    for text in preparation_lines(PreparedRecord.model_validate(record)):
         stdout.print(escape(text), soft_wrap=True)
 
 

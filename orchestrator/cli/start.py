@@ -83,14 +83,14 @@ def recipes(*, place: Place = Place()) -> int:
         place: Where everything lies.
     """
     from orchestrator.planning.paths import RootPaths
-    from search_spaces.recipes import RECIPES, about, recipe_spec
+    from search_spaces.recipes import RECIPES, recipe_spec
 
     rows: list[dict[str, Any]] = []
-    for name in RECIPES:
+    for name, (about, *_) in RECIPES.items():
         usual = recipe_spec(name, "", "")
         pixels = "0 to 255" if usual.input_scale == 1 else f"0 to {255 * usual.input_scale:.4g}"
         numbers = {"epochs": usual.epochs, "rate": f"{usual.learning_rate:g}", "batch": usual.batch_size}
-        rows.append({"recipe": name, **numbers, "pixels": pixels, "about": about(name)})
+        rows.append({"recipe": name, **numbers, "pixels": pixels, "about": about})
     for path in sorted(RootPaths.at(place.root).recipes.glob("tuned-*.yaml")):
         blank = dict.fromkeys(("epochs", "rate", "batch", "pixels"), "")
         rows.append({"recipe": path.stem, **blank, "about": f"found by isweep tune: {path}"})
@@ -244,7 +244,7 @@ def ui(
         place: Where everything lies.
     """
     from orchestrator.planning.paths import RootPaths
-    from orchestrator.results.mlflow_ui import free_port, served, sweep_pages
+    from orchestrator.results.mlflow_pages import free_port, served, sweep_pages
     from orchestrator.results.tracking import mlflow_uri
 
     paths = RootPaths.at(place.root)
@@ -259,9 +259,10 @@ def ui(
         raise ConfigError(f"No sweep of that name ran in {paths.root}", sweep, f"sweeps there: {known}")
     try:
         with served(uri, free_port(port), paths.root / "mlflow-ui.log") as address:
-            found = [one for name in ([sweep] if sweep else names) for one in sweep_pages(address, name)]
-            pages = {one.experiment: one.addresses for one in found}
-            emit(place, {"address": address, "pages": pages}, lambda: _show_pages(address, found))
+            pages: dict[str, dict[str, str]] = {}
+            for name in [sweep] if sweep else names:
+                pages |= sweep_pages(address, name)
+            emit(place, {"address": address, "pages": pages}, lambda: _show_pages(address, pages))
             sys.stdout.flush()
             while not uri.startswith("http"):
                 time.sleep(1)
@@ -270,11 +271,11 @@ def ui(
     return 0
 
 
-def _show_pages(address: str, pages: list[Any]) -> None:
+def _show_pages(address: str, pages: dict[str, dict[str, str]]) -> None:
     line(f"MLflow: {address}")
-    for page in pages:
-        line(page.experiment)
-        for question, link in page.addresses.items():
+    for experiment, links in pages.items():
+        line(experiment)
+        for question, link in links.items():
             line(f"  {question}: {link}")
     if not pages:
         line("No sweep has runs there; isweep reconcile SWEEP sends what is missing.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -313,8 +314,11 @@ def _say_what_is_missing(workspace: Workspace, missing: list[dict[str, Any]]) ->
     except ConfigError as error:
         stdout.print(escape(f"not on this machine: {error}"), soft_wrap=True)
     for item in missing:
-        hint = "isweep run prepares it" if item["own"] else f"see: isweep datasets {item['dataset']}"
-        stdout.print(f"not prepared: {item['dataset']} ({hint})")
+        hint = f"see: isweep datasets {item['dataset']}"
+        if item["own"]:
+            opening = shlex.join(["isweep", "measure", item["own"]])
+            hint = f"{item['unopened']:,} files listed, none opened: {opening} opens them, or isweep run"
+        stdout.print(escape(f"not prepared: {item['dataset']} ({hint})"), soft_wrap=True)
 
 
 def _counted(what: str, rows: Sequence[Mapping[str, Any]]) -> str:

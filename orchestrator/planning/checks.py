@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,11 @@ from numpy.typing import NDArray
 
 from orchestrator.planning.plan import Workspace
 from search_spaces.errors import ConfigError, DataError, SweepError, collect, nearest_path
-from search_spaces.specs import PreparedSpec, SubsetSpec
+from search_spaces.specs import SubsetSpec
+from tasks.prepared.parts import SPLIT_CODES
+from tasks.prepared.prepare import list_raw
 from tasks.prepared.subsets import make_subset
-from tasks.sources import OLD_KINDS, source_for
-from tasks.sources.base import RawRequest
-
-COUNTED = ("folder", "table", *OLD_KINDS)
-"""Kinds of own data whose images are counted before they are prepared: no image need be opened for it."""
-SPLITS = {"": 0, "train": 1, "test": 2}
+from tasks.sources.base import Listing, RawRequest, hash_key
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,18 @@ class Counted:
     label_names: tuple[str, ...]
 
 
-def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> None:
-    """Find every own source that is not there, and every subset that the data cannot give.
+def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) -> dict[str, int]:
+    """Find every own source that is not there or contradicts itself, and every subset that data cannot give.
 
-    Prepared data are known to the image; of own ones that are not prepared yet, the files are counted where
-    that opens none of them.
+    Prepared data are known to the image. Own data that are not prepared yet are listed, which finds what is
+    wrong with labels, groups, splits and names of files; no image is opened.
 
     Args:
         workspace: The sweep.
         raw: Folders that are read in place of those that the sweep names, by dataset.
+
+    Returns:
+        How many files of own data (rows, volumes) were listed and not opened, by prepared id.
 
     Raises:
         SweepError: naming all of them.
@@ -53,17 +54,28 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             near = nearest_path(Path(choice.own.path))
             way_out = f"a relative path starts at the sweep file; {near}" if near else ""
             problems.append(ConfigError(rule, choice.own.path, way_out))
-        elif choice.own is not None and choice.own.kind in COUNTED:
+        elif choice.own is not None:
             own[choice.name] = given or Path(choice.own.path)
     collect(problems, ConfigError)
     images: dict[str, Counted] = {}
+    unopened: dict[str, int] = {}
     for spec in workspace.plan.prepared:
+        found, data = None, workspace.prepared.get(spec.prepared_id)
         try:
-            found = _images(workspace, spec, own.get(spec.dataset))
+            if data is not None:
+                found = Counted(data.labels, data.groups, data.splits, data.label_names)
+            elif spec.dataset in own:
+                # By the root's key, if there is a root, isweep locate finds what a message names.
+                keys = workspace.paths.prepared(spec).parent
+                key = hash_key(keys) if os.access(workspace.paths.root, os.W_OK) else "unkeyed"
+                dataset = workspace.plan.datasets[spec.dataset]
+                listing = list_raw(RawRequest(dataset, spec, own[spec.dataset], key))
+                unopened[spec.prepared_id] = len(listing.items)
+                found = counted(listing)
         except SweepError as error:
             problems.append(error)
-        else:
-            images |= {spec.prepared_id: found} if found is not None else {}
+        if found is not None:
+            images[spec.prepared_id] = found
     for measure in workspace.plan.measures:
         subset = measure.subset
         there = images.get(subset.prepared.prepared_id)
@@ -76,6 +88,7 @@ def check_feasible(workspace: Workspace, raw: Mapping[str, Path] | None = None) 
             except SweepError as error:
                 problems.append(_of(subset, there.label_names, error))
     collect(problems, DataError)
+    return unopened
 
 
 def _of(subset: SubsetSpec, names: tuple[str, ...], error: SweepError) -> SweepError:
@@ -107,19 +120,8 @@ def _check_class_numbers(subset: SubsetSpec, names: tuple[str, ...], known: tupl
         )
 
 
-def _images(workspace: Workspace, spec: PreparedSpec, raw: Path | None) -> Counted | None:
-    """Return what is known of a dataset's images; None where that takes their preparation."""
-    data = workspace.prepared.get(spec.prepared_id)
-    if data is not None:
-        return Counted(data.labels, data.groups, data.splits, data.label_names)
-    if raw is None:
-        return None
-    return counted(RawRequest(workspace.plan.datasets[spec.dataset], spec, raw))
-
-
-def counted(request: RawRequest) -> Counted | None:
+def counted(listing: Listing) -> Counted | None:
     """Return what own files say by their places and names; None where only reading them tells."""
-    listing = source_for(request.dataset.source).list_items(request)
     if not listing.one_each or any(item.label is None for item in listing.items):
         return None
     ids: dict[str, int] = {}
@@ -129,6 +131,6 @@ def counted(request: RawRequest) -> Counted | None:
     return Counted(
         np.array([item.label for item in listing.items], np.int64),
         np.array(groups, np.int64),
-        np.array([SPLITS[item.split] for item in listing.items], np.int8),
+        np.array([SPLIT_CODES[item.split] for item in listing.items], np.int8),
         listing.label_names,
     )

@@ -22,9 +22,10 @@ from search_spaces.errors import ConfigError, DataError
 from search_spaces.models import as_name
 from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.sweeps import OwnSourceSpec
+from tasks.prepared.prepare import list_raw
 from tasks.prepared.subsets import make_subset
 from tasks.sources import OWN_KINDS, own_kind_of, source_for
-from tasks.sources.base import RawRequest, SkipItem
+from tasks.sources.base import Listing, RawRequest, SkipItem
 
 TEST_SHARES = (0.25, 0.15, 0.08, 0.04)
 """Of the images, the largest that groups and given splits allow."""
@@ -133,8 +134,9 @@ def _own(source: Path, to: Path, size: Size, domain: str | None, said: Mapping[s
     own = OwnSourceSpec(kind=kind, path=str(source), domain=None, **said)
     spec = PreparedSpec(dataset=name, image_size=size.side, channels=1)
     request = RawRequest(own_dataset_spec(name, own), spec, source)
-    found = counted(request)
-    traits = _look(request)
+    listing = list_raw(request)
+    found = counted(listing)
+    traits = _look(request, listing)
     guessed = domain or ("medical" if traits.medical else "natural")
     why = "" if domain else "  # natural or medical? guessed"
     path = os.path.relpath(source.absolute(), to.absolute().parent)
@@ -166,10 +168,9 @@ class _Traits:
     medical: bool
 
 
-def _look(request: RawRequest) -> _Traits:
+def _look(request: RawRequest, listing: Listing) -> _Traits:
     """Read images until one can be read: grey or colour, and of which kind of file."""
-    source = source_for(request.dataset.source)
-    items, read = source.list_items(request).items, source.reader(request)
+    items, read = listing.items, source_for(request.dataset.source).reader(request)
     for item in islice(items, PEEKED):
         medical = item.locator.lower().endswith((".dcm", ".dicom", ".ima", ".nii", ".nii.gz"))
         try:

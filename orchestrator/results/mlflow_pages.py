@@ -1,41 +1,94 @@
-"""What people meet on MLflow's pages: run names, descriptions, data sets, and views that answer a question.
+"""What people meet on MLflow's pages: names of runs, descriptions, views; and the server of those pages.
 
-A view is a filter, an order, columns and charts. MLflow keeps it as a tag of the experiment, and a link that
-names it opens the page with all of that in place.
+A view is a filter, an order, columns and a chart. MLflow keeps it as a tag of the experiment, and a link that
+names it opens the page with all of that in place. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import sqlite3
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Run
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
+from pydantic import BaseModel, Field
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import table as c
-from orchestrator.results.records import provenance
-from orchestrator.results.rows import Row, row_of
+from search_spaces.errors import SetupError
+from tasks.atomic import read_whole
 from tasks.trials.records import attack_name
 
-VIEW_TAG = "mlflow.sharedViewState."
+log = logging.getLogger(__name__)
+
+SWEEP_KEY = "sweep"
+"""Run key of the sweep's own run."""
+VIEW_TAG, VIEW_KEY = "mlflow.sharedViewState.", "viewStateShareKey"
 NOTE_TAG = "mlflow.note.content"
-DUPLICATE_TAG, STORAGE_TAG = "isweep.duplicate", "isweep.storage"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes MLflow's page open on runs; it opens on language-model traces otherwise."""
-PAGE_SIZE = 5000
-INF_AS_STORED = 1.7e308
-SQLITE = "sqlite:///"
-LONGEST_DIGEST = 36
-"""Characters of a data set's digest that MLflow takes."""
+TRAINING_PAGES = "workflowType=machine_learning"
+"""Both make MLflow's page open on training runs, which opens on traces of language models otherwise."""
 SHOWN_TAGS = (c.MODEL, c.DATASET, c.CLASS_PAIR, c.TRAIN_SIZE, c.SEED)
 SHOWN_METRICS = (c.TEST_LOSS, c.TEST_ACCURACY, c.D_DATA_MLE, c.LABEL_SHARPNESS)
+
+
+@dataclass(frozen=True)
+class View:
+    """A question, and the state of MLflow's page of runs that answers it.
+
+    Attributes:
+        question: In words.
+        axes: Kind and key of x and y of a chart, such as ``("METRIC", "test_loss")``; none shows the table.
+    """
+
+    question: str
+    axes: tuple[tuple[str, str], ...] = ()
+
+    def query(self, name: str) -> str:
+        """Return what a link to it asks for; whether charts are shown is no part of the view itself."""
+        mode = "&compareRunsMode=CHART" if self.axes else ""
+        return f"{VIEW_KEY}={name}{mode}&{TRAINING_PAGES}"
+
+    def text(self) -> str:
+        """Return it as MLflow's page reads it."""
+        metrics = dict.fromkeys([*SHOWN_METRICS, *(key for kind, key in self.axes if kind == "METRIC")])
+        state: dict[str, Any] = {
+            "searchFilter": "tags.kind = 'trial' and attributes.status = 'FINISHED'",
+            "orderByKey": f"metrics.`{c.TEST_LOSS}`",
+            "orderByAsc": True,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "selectedColumns": [f"tags.`{name}`" for name in SHOWN_TAGS]
+            + [f"metrics.`{n}`" for n in metrics],
+            "runsHiddenMode": "SHOW_ALL",
+        }
+        if self.axes:
+            (_, x), (_, y) = self.axes
+            sides = zip(("xaxis", "yaxis"), self.axes, strict=True)
+            chart = {
+                "uuid": "isweep-0",
+                "type": "SCATTER",
+                "metricSectionId": "isweep",
+                "displayName": f"{y} against {x}",
+                "runsCountToCompare": 1000,
+                "isGenerated": False,
+                "deleted": False,
+                **{side: {"type": kind, "key": key} for side, (kind, key) in sides},
+            }
+            section = {"uuid": "isweep", "name": self.question, "display": True, "isReordered": True}
+            state |= {"compareRunCharts": [chart], "compareRunSections": [section]}
+        return json.dumps(state, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -62,25 +115,17 @@ class Page:
         loss_gain = f"{attacks[0]}_loss_gain" if attacks else ""
         return cls(sweep.name, sweep.description, len(workspace.plan.trials), loss_gain)
 
-    def sweep_tags(self) -> dict[str, str]:
+    def sweep_tags(self, experiment: str) -> dict[str, str]:
         """Return the tags of the sweep's own run."""
-        return {"planned": str(self.planned), "description": self.description}
-
-    def source_tags(self) -> dict[str, str]:
-        """Return the tags that fill MLflow's fields for what made a run."""
-        made_by = {"mlflow.source.name": f"isweep run {self.sweep}", "mlflow.source.type": "LOCAL"}
-        commit = provenance().commit
-        return {**made_by, **({"mlflow.source.git.commit": commit} if commit else {})}
+        tags = {"planned": str(self.planned), "description": self.description}
+        return {**tags, NOTE_TAG: self.note(experiment)}
 
     def note(self, experiment: str) -> str:
         """Return the description of the experiment and of the sweep's run, in Markdown, with its views."""
-        # MLflow shows the first line alone until it is asked for more.
-        links = [
-            f"[{view.question}](#/experiments/{experiment}/runs?{view.query(name)})"
-            for name, view in self.views().items()
-        ]
+        pages = f"#/experiments/{experiment}/runs"
+        links = [f"[{view.question}]({pages}?{view.query(name)})" for name, view in self.views().items()]
         lines = [
-            " · ".join(links),
+            " · ".join(links),  # MLflow shows the first line alone until it is asked for more
             self.description,
             "One run per trial, below one run for the sweep, whose metrics are counts, the best test loss of "
             "each dataset and every fitted coefficient. The result store is the truth; this is its view.",
@@ -89,20 +134,11 @@ class Page:
 
     def views(self) -> dict[str, View]:
         """Return the views of the sweep by the name that links give them."""
-        found = {
-            "best": View("Best model"),
-            "curve": View(
-                "Test loss over N",
-                charts=(_scatter(("PARAM", c.TRAIN_SIZE), ("METRIC", c.TEST_LOSS)),),
-            ),
-        }
+        curve = View("Test loss over N", (("PARAM", c.TRAIN_SIZE), ("METRIC", c.TEST_LOSS)))
+        found = {"best": View("Best model"), "curve": curve}
         if self.loss_gain:
-            chart = _scatter(("METRIC", c.LABEL_SHARPNESS), ("METRIC", self.loss_gain))
-            found["sharpness"] = View(
-                "Loss gained under attack over K_F",
-                charts=(chart,),
-                metrics=(*SHOWN_METRICS, self.loss_gain),
-            )
+            axes = (("METRIC", c.LABEL_SHARPNESS), ("METRIC", self.loss_gain))
+            found["sharpness"] = View("Loss gained under attack over K_F", axes)
         return found
 
     def experiment_tags(self, experiment: str) -> dict[str, str]:
@@ -110,170 +146,130 @@ class Page:
         views = {VIEW_TAG + name: view.text() for name, view in self.views().items()}
         return {NOTE_TAG: self.note(experiment), **views}
 
-
-VIEW_KEY = "viewStateShareKey"
-TRAINING_PAGES = "workflowType=machine_learning"
-"""Shows training runs to a browser that stands, as a new one does, on the pages of language models."""
-
-
-@dataclass(frozen=True)
-class View:
-    """A question, and the state of MLflow's page of runs that answers it.
-
-    Attributes:
-        question: In words.
-        charts: Charts to show; none shows the table.
-        metrics: Columns beside the tags that say what a trial is.
-    """
-
-    question: str
-    charts: tuple[dict[str, Any], ...] = ()
-    metrics: tuple[str, ...] = SHOWN_METRICS
-
-    def query(self, name: str) -> str:
-        """Return what a link to it asks for; whether charts are shown is no part of the view itself."""
-        mode = "&compareRunsMode=CHART" if self.charts else ""
-        return f"{VIEW_KEY}={name}{mode}&{TRAINING_PAGES}"
-
-    def text(self) -> str:
-        """Return it as MLflow's page reads it."""
-        shown = [f"tags.`{name}`" for name in SHOWN_TAGS] + [f"metrics.`{name}`" for name in self.metrics]
-        state: dict[str, Any] = {
-            "searchFilter": "tags.kind = 'trial' and attributes.status = 'FINISHED'",
-            "orderByKey": f"metrics.`{c.TEST_LOSS}`",
-            "orderByAsc": True,
-            "startTime": "ALL",
-            "lifecycleFilter": "Active",
-            "selectedColumns": shown,
-            "runsHiddenMode": "SHOW_ALL",
-        }
-        if self.charts:
-            state["compareRunCharts"] = [
-                {**chart, "uuid": f"isweep-{place}", "metricSectionId": "isweep"}
-                for place, chart in enumerate(self.charts)
-            ]
-            section = {"uuid": "isweep", "name": self.question, "display": True, "isReordered": True}
-            state["compareRunSections"] = [section]
-        return json.dumps(state, separators=(",", ":"))
+    def run_name(self, key: str, tags: Mapping[str, str]) -> str:
+        """Return the name of a run: of a trial its model, dataset and N first, since columns are narrow."""
+        if c.DATASET not in tags:
+            return self.sweep if key == SWEEP_KEY else key
+        size, seed = f"N={tags.get(c.TRAIN_SIZE, '')}", f"seed {tags.get(c.SEED, '0')}"
+        words = [tags.get(c.MODEL, ""), tags[c.DATASET], tags.get(c.CLASS_PAIR, ""), size, seed]
+        recipe = tags.get(c.RECIPE, "")
+        return " ".join(filter(None, [*words, recipe if "+" in recipe else ""]))
 
 
-def run_name(key: str, kind: str, tags: Mapping[str, str]) -> str:
-    """Return the name of a run: of a trial its model, dataset and N first, since columns are narrow."""
-    if c.DATASET not in tags:
-        return key
-    data = " ".join(filter(None, (tags[c.DATASET], tags.get(c.CLASS_PAIR, ""))))
-    if kind != "trial":
-        return f"{kind} {data}"
-    changed = tags.get(c.RECIPE, "")
-    recipe = [changed] if "+" in changed else []
-    seed = f"seed {tags.get(c.SEED, '0')}"
-    return " ".join([tags.get(c.MODEL, ""), data, f"N={tags.get(c.TRAIN_SIZE, '')}", seed, *recipe])
+class RunPages(BaseModel):
+    """Where MLflow shows runs: what stands before a run's id in the address of its page, and ids by key."""
+
+    prefix: str = ""
+    runs: dict[str, str] = Field(default_factory=dict)
 
 
-def dataset_input(tags: Mapping[str, str]) -> DatasetInput | None:
-    """Return MLflow's entry for the data of a run, known by their fingerprint; None where tags name none."""
-    if not tags.get(c.DATA_FINGERPRINT):
-        return None
-    name = " ".join(filter(None, (tags[c.DATASET], tags.get(c.CLASS_PAIR, ""))))
-    source = json.dumps({"dataset": tags[c.DATASET], "fingerprint": tags[c.DATA_FINGERPRINT]})
-    data = Dataset(name, tags[c.DATA_FINGERPRINT][:LONGEST_DIGEST], "prepared", source)
-    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
+def read_run_pages(path: Path) -> RunPages:
+    """Return what :meth:`Tracker.keep_pages` kept; nothing where that is nothing, or cannot be read."""
+    try:
+        return RunPages.model_validate_json(read_whole(path))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
+    return RunPages()
 
 
-def _scatter(x: tuple[str, str], y: tuple[str, str]) -> dict[str, Any]:
-    axes = {side: {"type": kind, "key": key} for side, (kind, key) in (("xaxis", x), ("yaxis", y))}
-    chart = {"type": "SCATTER", "isGenerated": False, "deleted": False, "runsCountToCompare": 1000}
-    return {**chart, **axes, "displayName": f"{y[1]} against {x[1]}"}
+# MLflow's own page, started on loopback for one person, and the addresses on it that answer a question.
+
+PORT = 5000
+START_S, LOOK_S, ANSWER_S, END_S = 240, 0.5, 10, 10
+"""On a busy machine MLflow took a minute and a half to start."""
+LINK = re.compile(r"\[([^\]]+)\]\((#/[^)\s]+)\)")
 
 
-# Experiments: one per sweep and result store.
-
-
-def experiment_names(sweep: str, storage: str | None) -> list[str]:
-    """Return the experiments that may hold a sweep's runs, the first choice first."""
-    plain = f"isweep/{sweep}"
-    return [plain] if storage is None else [plain, f"{plain}@{storage[:8]}"]
-
-
-def claim_experiment(
-    client: MlflowClient, sweep: str, storage: str | None, artifacts: Path | None
-) -> tuple[str, str]:
-    """Return id and name of the experiment for this sweep of this store, made where missing.
-
-    One that belongs to another store is left alone: two roots on one server keep their runs apart.
-    """
-    location = artifacts.absolute().as_uri() if artifacts else ""
-    own = {STORAGE_TAG: storage} if storage else {}
-    names = experiment_names(sweep, storage)
-    for name in names:
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                made = client.create_experiment(name, location or None, tags={**EXPERIMENT_TAGS, **own})
-                return str(made), name
-            except MlflowException:
-                # Another driver on the same server was first, or the reply was lost.
-                found = client.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        if storage is not None and found.tags.get(STORAGE_TAG, storage) != storage and name != names[-1]:
-            continue
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        if storage is not None and STORAGE_TAG not in found.tags:
-            client.set_experiment_tag(found.experiment_id, STORAGE_TAG, storage)
-        before = str(found.artifact_location)
-        if artifacts and before != location and before.endswith(f"/{artifacts.name}"):
-            _follow_root(str(client.tracking_uri), str(found.experiment_id), before, location)
-        return str(found.experiment_id), name
-    raise AssertionError("the last name is always taken")
-
-
-def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
-    """Let an experiment in the SQLite file of ``uri`` keep its artifacts where the root is now.
-
-    MLflow notes whole paths and has no call that changes them: after a move it would make the old folder
-    again, open to everybody, and from a copy of a root it would write over the artifacts of the first.
+def free_port(asked: int | None = None) -> int:
+    """Return a port of loopback that nobody listens on: the one asked for, else MLflow's or any other.
 
     Raises:
-        MlflowException: when the file does not take it.
+        SetupError: when the one asked for is taken.
     """
-    runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
-    where = " AND substr(artifact_uri, 1, ?) = ?"
-    experiments = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
-    try:  # private: MLflow's tables; without them a root that was moved has no mirror, and says so
-        with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=20)) as database, database:
-            database.execute(runs + where, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
-            database.execute(experiments, (new, experiment))
-    except sqlite3.Error as error:
-        raise MlflowException(f"The root was moved, and MLflow's file does not follow: {error}") from error
+    for port in (asked,) if asked else (PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return int(probe.getsockname()[1])
+    raise SetupError(
+        "The port must be free", f"{asked} is taken", "name another with --port, or leave it out"
+    )
 
 
-def rows_of_sweep(client: MlflowClient, sweep: str, storage: str | None) -> list[Row]:
-    """Return the rows of a sweep's finished trials, ordered by trial id; [] when unknown."""
-    rows = []
-    for name in experiment_names(sweep, storage):
-        found = client.get_experiment_by_name(name)
-        if found is not None and (storage is None or found.tags.get(STORAGE_TAG) in (None, storage)):
-            query = "attribute.status = 'FINISHED' and tags.kind = 'trial'"
-            for run in search(client, str(found.experiment_id), query):
-                if run.data.tags.get(DUPLICATE_TAG) != "true":
-                    finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED}
-                    rows.append(row_of(run.data.tags, finite))
-            break
-    return sorted(rows, key=lambda row: str(row["trial_id"]))
+@contextlib.contextmanager
+def served(uri: str, port: int, words: Path) -> Iterator[str]:
+    """Serve the MLflow store at ``uri`` during a ``with`` block; yields the page's address when it answers.
+
+    A server's own address is given back as it is, and nothing started.
+
+    Args:
+        uri: A database or a server. Passed in the environment, since it may hold a password.
+        port: Of loopback.
+        words: What the server says goes there.
+
+    Raises:
+        SetupError: when it does not start, with its last words.
+    """
+    if uri.startswith(("http://", "https://")):
+        yield uri.rstrip("/")
+        return
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    # Its jobs are workers for judging language models, 300 MB of memory that nobody asked for.
+    settings = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with words.open("wb") as said:
+        server = subprocess.Popen(
+            [*command, "--workers", "1"],
+            env=os.environ | settings, cwd=words.parent, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + START_S
+        while not _answers(address):
+            if server.poll() is not None or time.monotonic() > until:
+                lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                last = lines[-1][:300] if lines else "it said nothing"
+                why = f"no answer in {START_S} s" if server.poll() is None else last
+                raise SetupError("MLflow's page must start", why, f"its log: {words}")
+            time.sleep(LOOK_S)
+        yield address
+    finally:
+        for number in (
+            signal.SIGTERM,
+            signal.SIGKILL,
+        ):  # of its workers too, which are a session of their own
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(END_S)
+                break
 
 
-def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
-    """Yield all runs of an experiment that fit ``query``, oldest first."""
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs(
-            [experiment],
-            query,
-            max_results=PAGE_SIZE,
-            order_by=["attribute.start_time ASC"],
-            page_token=token or None,
-        )
-        yield from page
-        token = page.token or None
+def _answers(address: str) -> bool:
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"{address}/health", timeout=ANSWER_S).close()
+        return True
+    return False
+
+
+def sweep_pages(address: str, sweep: str) -> dict[str, dict[str, str]]:
+    """Return where the server at ``address`` shows a sweep; several where result stores share its name.
+
+    Returns:
+        Name of the experiment -> question -> address that opens on the answer, the best first.
+
+    Raises:
+        SetupError: when the server does not answer.
+    """
+    from orchestrator.results.mlflow_runs import connect
+
+    found = {}
+    for one in connect(address).search_experiments(filter_string=f"name LIKE 'isweep/{sweep}%'"):
+        if one.name.partition("@")[0] == f"isweep/{sweep}":
+            links = LINK.findall(one.tags.get(NOTE_TAG, "").partition("\n")[0])
+            links = links or [("All runs", f"#/experiments/{one.experiment_id}/runs?{TRAINING_PAGES}")]
+            found[one.name] = {question: f"{address}/{link}" for question, link in links}
+    return dict(sorted(found.items()))

@@ -11,51 +11,41 @@ import json
 import logging
 import math
 import os
+import posixpath
 import re
+import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 from uuid import uuid4
 
 import sqlalchemy
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.paths import without_secrets
-from orchestrator.planning.plan import CellStatus
 from orchestrator.results import table
-from orchestrator.results.mlflow_pages import (
-    DUPLICATE_TAG,
-    NOTE_TAG,
-    SQLITE,
-    Page,
-    claim_experiment,
-    dataset_input,
-    experiment_names,
-    rows_of_sweep,
-    run_name,
-    search,
-)
-from orchestrator.results.records import FailureRecord
-from orchestrator.results.rows import FlatRun, Point, Row
+from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, RunPages
+from orchestrator.results.rows import FlatRun, Live, Row, milliseconds, row_of
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
 from tasks.trials.records import TrialStatus
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100
 """Of one call."""
-MAX_MESSAGE = 4000
-SWEEP_KEY = "sweep"
-"""Run key of the sweep's own run."""
+PAGE_SIZE = 5000
+INF_AS_STORED = 1.7e308
 KEY_TAG, REPORT_TAG = "isweep.run_key", "isweep.report"
-FAILURE_TAGS = (table.ATTEMPT, "failure_kind", "failure_message")
+DUPLICATE_TAG, STORAGE_TAG = "isweep.duplicate", "isweep.storage"
 KILLED = "killed"
 """Value of the tag ``status`` where nobody works on a trial any more and no result came."""
 LOCAL_PAGES = "http://127.0.0.1:5000"
 """Where ``mlflow ui`` serves unless told otherwise."""
+SQLITE = "sqlite:///"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -67,14 +57,12 @@ class _Known:
         run_id: MLflow's.
         status: MLflow's, such as ``RUNNING``.
         shown: Digest of all that it shows; empty where that is unknown.
-        failure: Values of ``FAILURE_TAGS``.
         live: Points of curves that were sent while it was running.
     """
 
     run_id: str
     status: str
     shown: str = ""
-    failure: tuple[str | None, ...] = ()
     live: set[tuple[str, int, float]] = field(default_factory=set)
 
 
@@ -90,108 +78,84 @@ class SweepRuns:
 
     Attributes:
         name: Of the experiment.
-        usual_name: Of the experiment where no other store has it.
     """
 
     def __init__(self, client: MlflowClient, page: Page, storage: str | None, artifacts: Path | None) -> None:
-        self.client = client
-        self.experiment, self.name = claim_experiment(client, page.sweep, storage, artifacts)
-        self.usual_name = experiment_names(page.sweep, None)[0]
-        self._page = page
-        self._begun = False
+        self.client, self._page = client, page
+        experiment = claim_experiment(client, page.sweep, storage, artifacts)
+        self._experiment, self.name = str(experiment.experiment_id), str(experiment.name)
+        for tag, text in page.experiment_tags(self._experiment).items():
+            if experiment.tags.get(tag) != text:
+                client.set_experiment_tag(self._experiment, tag, text)
         self._runs: dict[str, _Known] = {}
         self._extra: list[str] = []
         self._uncertain: set[str] = set()
         self._sent: set[tuple[str, str]] = set()
         self._load()
-        shown = client.get_experiment(self.experiment).tags
-        for tag, text in page.experiment_tags(self.experiment).items():
-            if shown.get(tag) != text:
-                client.set_experiment_tag(self.experiment, tag, text)
-        known = self._runs.get(SWEEP_KEY)
-        # One that has ended stays as it is until something is done: a start may yet be refused.
-        self.parent = known.run_id if known else self.begin()
 
-    @property
-    def pages(self) -> str:
-        """What stands before a run's id in the address of its page."""
+    def run_pages(self) -> RunPages:
+        """Return where the server shows the runs that are known."""
         uri = str(self.client.tracking_uri)
         # A database has no pages of its own: those of `mlflow ui`, as README starts it.
         server = without_secrets(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGES
-        return f"{server}/#/experiments/{self.experiment}/runs/"
+        ids = {key: known.run_id for key, known in self._runs.copy().items()}
+        return RunPages(prefix=f"{server}/#/experiments/{self._experiment}/runs/", runs=ids)
 
-    def run_ids(self) -> dict[str, str]:
-        """Return the id of every run that is known, by its key."""
-        return {key: known.run_id for key, known in self._runs.copy().items()}
+    def show_live(self, key: str, live: Live) -> None:
+        """Make the key's run RUNNING or FAILED, with these tags and those points that were not sent before.
 
-    def begin(self) -> str:
-        """Return the id of the sweep's own run, which is RUNNING from now on."""
-        if not self._begun:
-            self.parent = self.open(SWEEP_KEY, SWEEP_KEY, self._sweep_tags(), _now())
-            self._begun = True
-        return self.parent
-
-    def end_sweep(self, status: str) -> None:
-        """End the sweep's own run; one that ended before and was not begun again can only become FINISHED."""
-        known = self._runs[SWEEP_KEY]
-        if known.status == "RUNNING" or (status == "FINISHED" and known.status != status):
-            self._end(SWEEP_KEY, status)
-
-    def open(self, key: str, kind: str, tags: Mapping[str, str], start_ms: int, name: str = "") -> str:
-        """Return the id of the key's one run, made or reopened, with these tags; ``name`` is a new run's."""
-        known = self._runs.get(key) or self._look_up(key)
-        if known is None:
-            return self._create(key, kind, tags, start_ms, name or run_name(key, kind, tags))
-        if known.status != "RUNNING":
-            self.client.update_run(known.run_id, status="RUNNING")
-            known.status = "RUNNING"
-        self._log(known.run_id, [], tags=tags)
-        known.shown = ""
-        return known.run_id
-
-    def log_points(self, key: str | None, points: Iterable[Point]) -> None:
-        """Add points to the curves of a run that is running; one that has ended has all from its result.
-
-        Args:
-            key: Of the run; None for the sweep's own.
-            points: Those that were sent before are left out.
+        Points alone are for a run that is RUNNING: one that has ended has all from its result.
         """
-        known = self._runs.get(key or SWEEP_KEY)
-        if known is None or known.status != "RUNNING":
+        known, tags = self._find(key), live.tags or {}
+        if live.tags is None and (known is None or known.status != "RUNNING"):
             return
-        new = [point for point in points if point[:3] not in known.live]
-        self._log(known.run_id, [Metric(name, value, at, step) for name, step, value, at in new])
+        if live.failed and known is not None and known.status == "FAILED":
+            shown = self.client.get_run(known.run_id).data.tags
+            if tags.items() <= shown.items():
+                return
+        if key == SWEEP_KEY and live.tags is not None:
+            tags = self._sweep_tags()
+        new = [point for point in live.points if known is None or point[:3] not in known.live]
+        points = [Metric(name, value, at, step) for name, step, value, at in new]
+        known = self._open(key, tags, live.at_ms, points)
         known.live.update(point[:3] for point in new)
-        known.shown = ""
+        if live.failed:
+            self._end(known, "FAILED")
 
     def show(self, run: FlatRun) -> bool:
-        """Make the key's run FINISHED with exactly these values; returns whether anything had to be done."""
-        known = self._runs.get(run.run_key)
-        digest = _digest(run.tags, run.params, expected_metrics(run))
-        if known is not None and known.status == "FINISHED":
-            if known.shown == digest:
+        """Make the key's run FINISHED with exactly these values; returns whether anything had to be done.
+
+        A run that never can, since MLflow keeps params and metrics for ever, is set aside for a new one.
+        """
+        wanted, known, history = expected_metrics(run), self._find(run.run_key), dict[str, list[Metric]]()
+        digest = _digest(run.tags, run.params, wanted)
+        if known is not None:
+            finished = known.status == "FINISHED"
+            if finished and known.shown == digest:
                 return False
             data = self.client.get_run(known.run_id).data
-            if not _Gap.between(run, data.tags, data.params, data.metrics):
+            if _has_too_much(run, wanted, data.params, data.metrics):
+                self._set_aside(known.run_id)
+                del self._runs[run.run_key]
+            elif (
+                finished
+                and wanted.items() <= data.metrics.items()
+                and run.tags.items() <= data.tags.items()
+                and run.params.items() <= data.params.items()
+            ):
                 known.shown = digest
                 return False
-        self._write(run)
-        known = self._runs[run.run_key]
+            else:
+                curves = {name for name, *_ in run.series}
+                unsure = {name for name in wanted if name in curves or data.metrics.get(name) != wanted[name]}
+                there = unsure & data.metrics.keys()
+                history = {name: self.client.get_metric_history(known.run_id, name) for name in there}
+        points = _missing_points(run, wanted, history)
+        known = self._open(run.run_key, run.tags, run.started_ms, points, run.params)
+        self._end(known, "FINISHED", run.finished_ms)
         known.shown = digest
         known.live.clear()
         return True
-
-    def show_failure(self, record: FailureRecord, at_ms: int) -> None:
-        """Make the run of a trial FAILED with the kind and message of its failure."""
-        key, failure = record.trial_id, record.failure
-        wanted = (str(record.attempt), str(failure.kind), failure.message[:MAX_MESSAGE])
-        known = self._runs.get(key)
-        if known is not None and known.status == "FAILED" and known.failure == wanted:
-            return
-        tags = {table.STATUS: str(CellStatus.FAILED), **dict(zip(FAILURE_TAGS, wanted, strict=True))}
-        self.open(key, "trial", tags, at_ms)
-        self._end(key, "FAILED")
-        self._runs[key].failure = wanted
 
     def show_report(
         self, numbers: Mapping[str, float], folder: Path | None, sent: Callable[[], None] = lambda: None
@@ -203,135 +167,129 @@ class SweepRuns:
             folder: Of the report; None for none.
             sent: Called whenever a file was sent: each is sent by itself, and not again after a lost reply.
         """
-        data = self.client.get_run(self.parent).data
-        points = []
+        own = self._own().run_id
+        data, points = self.client.get_run(own).data, []
         for name, value in numbers.items():
             if math.isfinite(value) and data.metrics.get(name) != value:
-                old = self.client.get_metric_history(self.parent, name) if name in data.metrics else []
-                last = max(old, key=_shown_last, default=Metric(name, value, _now(), 0))
-                points.append(Metric(name, value, last.timestamp + len(old[:1]), last.step))
+                old = self.client.get_metric_history(own, name) if name in data.metrics else []
+                last = max(old, key=_shown_last, default=Metric(name, value, milliseconds(time.time()), 0))
+                points.append(Metric(name, value, last.timestamp + 1, last.step))
         tags = {name: text for name, text in self._sweep_tags().items() if data.tags.get(name) != text}
-        self._log(self.parent, points, {}, tags)
+        self._log(own, points, {}, tags)
         files = {} if folder is None else _digests(folder)
         whole = _hash(files)
         there = set(self._artifacts("report")) if data.tags.get(REPORT_TAG) == whole else set[str]()
         for name, digest in files.items():
-            if f"report/{name}" not in there and (name, digest) not in self._sent:
-                self.client.log_artifact(self.parent, f"{folder}/{name}", f"report/{name}".rpartition("/")[0])
+            place = f"report/{name}"
+            if place not in there and (name, digest) not in self._sent:
+                self.client.log_artifact(own, f"{folder}/{name}", posixpath.dirname(place))
                 self._sent.add((name, digest))
                 sent()
         if files and not there:
-            self.client.set_tag(self.parent, REPORT_TAG, whole)
+            self.client.set_tag(own, REPORT_TAG, whole)
 
-    def mark_duplicates(self) -> int:
-        """Mark and end every run beyond the oldest of its key; returns how many."""
+    def end_running(self, but: Collection[str] = ()) -> tuple[int, int]:
+        """Let no run be RUNNING but the sweep's own and ``but``, and none count beside another of its key.
+
+        Returns:
+            How many were ended, and how many marked as duplicates.
+        """
+        if self._uncertain:
+            self._load()  # a create whose reply was lost may have been carried out after we looked
+            self._uncertain.clear()
+        running = [key for key, known in self._runs.items() if known.status == "RUNNING"]
+        left = [self._runs[key] for key in running if key != SWEEP_KEY and key not in but]
+        for known in left:
+            # Its tags are those of its start, and would say for ever that it is running.
+            self.client.set_tag(known.run_id, table.STATUS, KILLED)
+            self._end(known, "KILLED")
+        num_extra = len(self._extra)
         for run_id in self._extra:
             self._set_aside(run_id)
-        number, self._extra = len(self._extra), []
-        return number
+        self._extra = []
+        return len(left), num_extra
 
-    def end_running(self, but: Iterable[str] = ()) -> int:
-        """End every run that is still RUNNING, the sweep's own and ``but`` excepted; returns how many."""
-        but = {SWEEP_KEY, *but}
-        running = [key for key, one in self._runs.items() if one.status == "RUNNING" and key not in but]
-        for key in running:
-            # Its tags are those of its start, and would say for ever that it is running.
-            self.client.set_tag(self._runs[key].run_id, table.STATUS, KILLED)
-            self._end(key, "KILLED")
-        if self._uncertain:
-            # A create whose reply was lost may have been carried out after we looked.
-            self._load()
-            self._uncertain.clear()
-            self.mark_duplicates()
-        return len(running)
+    def end_sweep(self, status: str) -> None:
+        """End the sweep's own run; one that ended before and was not begun again can only become FINISHED."""
+        own = self._own()
+        if own.status == "RUNNING" or (status == "FINISHED" and own.status != status):
+            self._end(own, status)
+
+    def _own(self) -> _Known:
+        """Return the sweep's own run, as it ended until something is done: a start may yet be refused."""
+        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, self._sweep_tags(), milliseconds(time.time()))
 
     def _sweep_tags(self) -> dict[str, str]:
-        return {**self._page.sweep_tags(), NOTE_TAG: self._page.note(self.experiment)}
+        return self._page.sweep_tags(self._experiment)
 
     def _load(self) -> None:
         self._runs, self._extra = {}, []
-        for run in search(self.client, self.experiment, ""):
-            key = run.data.tags.get(KEY_TAG)
-            if key is None or run.data.tags.get(DUPLICATE_TAG) == "true":
+        self._take(search(self.client, self._experiment, ""))
+
+    def _take(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            key, data = run.data.tags.get(KEY_TAG), run.data
+            if key is None or data.tags.get(DUPLICATE_TAG) == "true":
                 continue
             if key in self._runs:
                 self._extra.append(run.info.run_id)
             else:
-                self._runs[key] = _known(run)
+                shown = _digest(data.tags, data.params, data.metrics)
+                self._runs[key] = _Known(run.info.run_id, run.info.status, shown)
 
-    def _look_up(self, key: str) -> _Known | None:
-        """Ask for a run whose creation was perhaps carried out although no reply came."""
-        if key not in self._uncertain:
-            return None
-        found = [
-            run
-            for run in search(self.client, self.experiment, f"tags.`{KEY_TAG}` = '{key}'")
-            if run.data.tags.get(DUPLICATE_TAG) != "true"
-        ]
-        if not found:
-            return None
-        self._extra += [run.info.run_id for run in found[1:]]
-        self._runs[key] = _known(found[0])
-        return self._runs[key]
+    def _find(self, key: str) -> _Known | None:
+        """Return a key's run; one that was perhaps created although no reply came is looked for."""
+        if key in self._uncertain and key not in self._runs:
+            self._take(search(self.client, self._experiment, f"tags.`{KEY_TAG}` = '{key}'"))
+        return self._runs.get(key)
 
-    def _create(self, key: str, kind: str, tags: Mapping[str, str], start_ms: int, name: str) -> str:
-        base = {KEY_TAG: key, "kind": kind, "sweep": self._page.sweep, **self._page.source_tags()}
-        if key != SWEEP_KEY:
-            base["mlflow.parentRunId"] = self.parent
-        self._uncertain.add(key)
-        run = self.client.create_run(
-            self.experiment,
-            start_time=start_ms,
-            tags={**base, **tags},
-            run_name=self._page.sweep if key == SWEEP_KEY else name,
-        )
-        self._uncertain.discard(key)
-        self._runs[key] = _Known(run.info.run_id, "RUNNING")
-        return str(run.info.run_id)
-
-    def _write(self, run: FlatRun) -> None:
-        """Make the key's run show these values; a run that never can is set aside for a new one."""
-        wanted, history = expected_metrics(run), dict[str, list[Metric]]()
-        known = self._runs.get(run.run_key)
-        if known is not None:
-            data = self.client.get_run(known.run_id).data
-            gap = _Gap.between(run, data.tags, data.params, data.metrics)
-            if gap.for_ever:
-                self._set_aside(self._runs.pop(run.run_key).run_id)
-            else:
-                there = {name for name, *_ in run.series if name in data.metrics}
-                history = {n: self.client.get_metric_history(known.run_id, n) for n in {*gap.metrics, *there}}
-        name = run_name(run.run_key, run.kind, run.tags)
-        run_id = self.open(run.run_key, run.kind, {}, run.started_ms, name)
-        self._log(run_id, _missing_points(run, wanted, history), run.params, run.tags)
-        data_used = dataset_input(run.tags)
-        if data_used is not None:
-            self.client.log_inputs(run_id, [data_used])
-        self._end(run.run_key, "FINISHED", run.finished_ms)
+    def _open(
+        self,
+        key: str,
+        tags: Mapping[str, str],
+        start_ms: int,
+        points: Iterable[Metric] = (),
+        params: Mapping[str, str] | None = None,
+    ) -> _Known:
+        """Make or reopen the key's one run, and log to it."""
+        known = self._find(key)
+        if known is None:
+            base = {KEY_TAG: key, "kind": SWEEP_KEY, "sweep": self._page.sweep}
+            if key != SWEEP_KEY:
+                base |= {"kind": "trial", "mlflow.parentRunId": self._own().run_id}
+            name = self._page.run_name(key, tags)
+            self._uncertain.add(key)
+            run = self.client.create_run(
+                self._experiment, start_time=start_ms, tags={**base, **tags}, run_name=name
+            )
+            self._uncertain.discard(key)
+            known = self._runs[key] = _Known(str(run.info.run_id), "RUNNING")
+            tags = {}
+        elif known.status != "RUNNING":
+            self.client.update_run(known.run_id, status="RUNNING")
+            known.status = "RUNNING"
+        known.shown = ""
+        self._log(known.run_id, [*points], params or {}, tags)
+        return known
 
     def _log(
-        self,
-        run_id: str,
-        points: list[Metric],
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
+        self, run_id: str, points: list[Metric], params: Mapping[str, str], tags: Mapping[str, str]
     ) -> None:
         """Send points, params and tags in calls of a size that MLflow takes."""
-        chosen = [Param(*item) for item in (params or {}).items()]
-        labels = [RunTag(*item) for item in (tags or {}).items()]
+        chosen = [Param(*item) for item in params.items()]
+        labels = [RunTag(*item) for item in tags.items()]
         while points or chosen or labels:
             self.client.log_batch(run_id, points[:MOST_METRICS], chosen[:MOST_PARAMS], labels[:MOST_TAGS])
             points, chosen, labels = points[MOST_METRICS:], chosen[MOST_PARAMS:], labels[MOST_TAGS:]
 
     def _artifacts(self, folder: str) -> Iterator[str]:
-        for item in self.client.list_artifacts(self.parent, folder):
+        for item in self.client.list_artifacts(self._own().run_id, folder):
             if item.is_dir:
                 yield from self._artifacts(item.path)
             else:
                 yield item.path
 
-    def _end(self, key: str, status: str, end_ms: int | None = None) -> None:
-        known = self._runs[key]
+    def _end(self, known: _Known, status: str, end_ms: int | None = None) -> None:
         self.client.set_terminated(known.run_id, status, end_ms)
         known.status = status
 
@@ -340,40 +298,16 @@ class SweepRuns:
         self.client.set_terminated(run_id, "KILLED")
 
 
-@dataclass
-class _Gap:
-    """What a run in MLflow shows otherwise than it should.
-
-    Attributes:
-        metrics: Names of metrics that are there with another value.
-        absent: Whether a tag, param or metric is absent, or a tag another one.
-        for_ever: Whether a param is another, or a metric too many: MLflow keeps both for ever.
-    """
-
-    metrics: list[str]
-    absent: bool
-    for_ever: bool
-
-    def __bool__(self) -> bool:
-        return bool(self.metrics or self.absent or self.for_ever)
-
-    @classmethod
-    def between(
-        cls, run: FlatRun, tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float]
-    ) -> _Gap:
-        wanted = expected_metrics(run)
-        strangers = {column.name for column in table.describe(metrics) if column.origin is None}
-        # A diverged trial has none of these numbers, and its row leaves out what an earlier attempt left.
-        diverged = run.tags.get(table.STATUS) == TrialStatus.DIVERGED
-        surplus = set() if diverged else metrics.keys() - wanted.keys() - strangers
-        return cls(
-            metrics=[name for name, value in wanted.items() if metrics.get(name, value) != value],
-            absent=any(tags.get(name) != value for name, value in run.tags.items())
-            or not run.params.keys() <= params.keys()
-            or not wanted.keys() <= metrics.keys(),
-            for_ever=bool(surplus)
-            or any(params.get(name, value) != value for name, value in run.params.items()),
-        )
+def _has_too_much(
+    run: FlatRun, wanted: Mapping[str, float], params: Mapping[str, str], metrics: Mapping[str, float]
+) -> bool:
+    """Tell whether a param is another one, or a metric of ours is there that the run has not."""
+    if any(params.get(name, value) != value for name, value in run.params.items()):
+        return True
+    # A diverged trial has none of these numbers, and its row leaves out what an earlier attempt left.
+    diverged = run.tags.get(table.STATUS) == TrialStatus.DIVERGED
+    surplus = () if diverged else metrics.keys() - wanted.keys()
+    return any(column.origin is not None for column in table.describe(surplus))
 
 
 def _missing_points(
@@ -392,7 +326,7 @@ def _missing_points(
     points = [point for point in points if (point.key, point.step, point.value) not in there]
     for name, old in history.items():
         last = max([*old, *(point for point in points if point.key == name)], key=_shown_last)
-        if last.value != wanted.get(name, last.value):
+        if last.value != wanted[name]:
             points.append(Metric(name, wanted[name], last.timestamp + 1, last.step))
     return points
 
@@ -404,18 +338,8 @@ def _shown_last(point: Metric) -> tuple[int, int, float]:
 
 def expected_metrics(run: FlatRun) -> dict[str, float]:
     """Return the values that MLflow shows of a run: of a series its last point."""
-    shown = dict(run.metrics)
-    for name, _, value, _ in sorted(run.series, key=lambda point: (point[1], point[3])):
-        if math.isfinite(value):
-            shown[name] = value
-    return shown
-
-
-def _known(run: Run) -> _Known:
-    tags = run.data.tags
-    failure = tuple(tags.get(name) for name in FAILURE_TAGS)
-    shown = _digest(tags, run.data.params, run.data.metrics)
-    return _Known(run.info.run_id, run.info.status, shown, failure)
+    series = sorted(run.series, key=lambda point: (point[1], point[3]))
+    return run.metrics | {name: value for name, _, value, _ in series if math.isfinite(value)}
 
 
 def _digest(tags: Mapping[str, str], params: Mapping[str, str], metrics: Mapping[str, float]) -> str:
@@ -431,19 +355,66 @@ def _hash(values: object) -> str:
 
 def _digests(folder: Path) -> dict[str, str]:
     """Return the digest of every file of a folder by its name below it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-        for path in files
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
-def _now() -> int:
-    """Return milliseconds since 1970."""
-    return round(time.time() * 1000)
+# Experiments: one per sweep and result store.
 
 
-# The other side, and what it says when it does not do as asked.
+def experiment_names(sweep: str, storage: str | None) -> list[str]:
+    """Return the experiments that may hold a sweep's runs, the first choice first."""
+    plain = f"isweep/{sweep}"
+    return [plain] if storage is None else [plain, f"{plain}@{storage[:8]}"]
+
+
+def claim_experiment(
+    client: MlflowClient, sweep: str, storage: str | None, artifacts: Path | None
+) -> Experiment:
+    """Return the experiment for this sweep of this store, made where missing.
+
+    One that belongs to another store is left alone: two roots on one server keep their runs apart.
+    """
+    location = artifacts.absolute().as_uri() if artifacts else ""
+    own = {STORAGE_TAG: storage} if storage else {}
+    for name in experiment_names(sweep, storage):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            made = client.create_experiment(name, location or None, tags={**EXPERIMENT_TAGS, **own})
+            return client.get_experiment(made)
+        if storage is None or found.tags.get(STORAGE_TAG, storage) == storage:
+            break
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    if storage is not None and STORAGE_TAG not in found.tags:
+        client.set_experiment_tag(found.experiment_id, STORAGE_TAG, storage)
+    before = str(found.artifact_location)
+    if artifacts and before != location and before.endswith(f"/{artifacts.name}"):
+        _follow_root(str(client.tracking_uri), str(found.experiment_id), before, location)
+    return found
+
+
+def _follow_root(uri: str, experiment: str, old: str, new: str) -> None:
+    """Let an experiment in the SQLite file of ``uri`` keep its artifacts where the root is now.
+
+    MLflow notes whole paths and has no call that changes them: after a move it would make the old folder
+    again, open to everybody, and from a copy of a root it would write over the artifacts of the first.
+
+    Raises:
+        MlflowException: when the file does not take it.
+    """
+    runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ?"
+    where = " AND substr(artifact_uri, 1, ?) = ?"
+    experiments = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
+    try:  # private: MLflow's tables; without them a root that was moved has no mirror, and says so
+        with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=20)) as database, database:
+            database.execute(runs + where, (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"))
+            database.execute(experiments, (new, experiment))
+    except sqlite3.Error as error:
+        raise MlflowException(f"The root was moved, and MLflow's file does not follow: {error}") from error
 
 
 def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> list[Row]:
@@ -457,10 +428,35 @@ def read_rows(client: MlflowClient, sweep: str, storage: str | None = None) -> l
     Raises:
         SetupError: when MLflow does not answer.
     """
+    rows: list[Row] = []
     try:
-        return rows_of_sweep(client, sweep, storage)
+        for name in experiment_names(sweep, storage):
+            found = client.get_experiment_by_name(name)
+            if found is not None and (storage is None or found.tags.get(STORAGE_TAG) in (None, storage)):
+                query = "attribute.status = 'FINISHED' and tags.kind = 'trial'"
+                for run in search(client, str(found.experiment_id), query):
+                    if run.data.tags.get(DUPLICATE_TAG) != "true":
+                        finite = {k: v for k, v in run.data.metrics.items() if abs(v) < INF_AS_STORED}
+                        rows.append(row_of(run.data.tags, finite))
+                break
     except Exception as error:
         raise no_answer(error) from error
+    return sorted(rows, key=lambda row: str(row[table.TRIAL_ID]))
+
+
+def search(client: MlflowClient, experiment: str, query: str) -> Iterator[Run]:
+    """Yield all runs of an experiment that fit ``query``, oldest first."""
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs(
+            [experiment], query, max_results=PAGE_SIZE,
+            order_by=["attribute.start_time ASC"], page_token=token or None,
+        )  # fmt: skip
+        yield from page
+        token = page.token or None
+
+
+# The other side, and what it says when it does not do as asked.
 
 
 def connect(uri: str) -> MlflowClient:
@@ -481,8 +477,11 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     # Our stdout is for data.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    path = Path(uri.removeprefix(SQLITE))
+    is_file = uri.startswith(SQLITE) and path.name not in ("", ":memory:") and "?" not in uri
     try:
-        _make_whole(uri)
+        if is_file and not path.exists():
+            _make_database(path)
         return _client(uri)
     except Exception as error:
         kind = Refused if is_final(error) else SetupError
@@ -507,16 +506,12 @@ def _client(uri: str) -> MlflowClient:
     return client
 
 
-def _make_whole(uri: str) -> None:
-    """Make the SQLite file of ``uri`` where there is none; anything else is left alone.
+def _make_database(path: Path) -> None:
+    """Make MLflow's tables beside ``path``, and then the file that has them all.
 
-    MLflow makes its tables in dozens of steps, and cannot go on from between two of them: a driver that was
-    killed there would leave a file that no later one can use. So they are made beside it, and it appears when
-    they are done.
+    MLflow cannot go on from between two of its dozens of steps: a driver that was killed there would leave a
+    file that no later one can use.
     """
-    path = Path(uri.removeprefix(SQLITE))
-    if not uri.startswith(SQLITE) or path.name in ("", ":memory:") or "?" in uri or path.exists():
-        return
     # A name of its own at every try: MLflow keeps connections by the name of the file.
     draft = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     try:
@@ -543,12 +538,10 @@ class Refused(SetupError):
 
 
 def is_final(error: Exception) -> bool:
-    """Tell whether an error will be the same however often one tries."""
+    """Tell whether an error will be the same however often one tries; a driver that is not installed, too."""
     if isinstance(error, SweepError):
         return isinstance(error, Refused | ConfigError)
-    if isinstance(error, ModuleNotFoundError):  # of the database's driver
-        return True
-    if isinstance(error, MlflowException) and error.error_code in FINAL_CODES:
+    if isinstance(error, ModuleNotFoundError) or getattr(error, "error_code", "") in FINAL_CODES:
         return True
     # A database's own errors too: MLflow passes some on, and its tables are looked at before it is asked.
     return bool(FINAL_WORDS.search(str(error)[:600]))
@@ -564,21 +557,18 @@ def no_answer(error: Exception) -> SetupError:
 
 
 def first_line(error: Exception, uri: str = "") -> str:
-    """Return what an error says in one line, without secrets, those of ``uri`` in any spelling among them."""
+    """Return what an error says in one line, without secrets.
+
+    A driver may quote the password of ``uri`` whole, decoded, or taken for a part of the host.
+    """
     if isinstance(error, SweepError):
         return error.value
     # SQLAlchemy says first under which circumstances it met the database's error.
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as")]
     text = (lines or [type(error).__name__])[0]
-    for secret in _spellings(uri):
-        text = text.replace(secret, "…")
-    return without_secrets(text)[:300]
-
-
-def _spellings(uri: str) -> list[str]:
-    """Return a URI's password as a driver may quote it: whole, decoded, or taken for a part of the host."""
     found = re.search(r"://[^:\s]*:(\S*)@", uri)
-    password = found[1] if found else ""
-    wholes = [password, unquote(password)]
-    ends = [f"{one[place + 1 :]}@" for one in wholes for place, sign in enumerate(one) if sign in "@:/"]
-    return [spelling for spelling in (*wholes, *ends) if len(spelling) > 1]
+    for password in [found[1], unquote(found[1])] if found else []:
+        ends = [f"{password[place + 1 :]}@" for place, sign in enumerate(password) if sign in "@:/"]
+        for secret in filter(lambda spelling: len(spelling) > 1, [password, *ends]):
+            text = text.replace(secret, "…")
+    return without_secrets(text)[:300]

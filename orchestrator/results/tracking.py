@@ -1,18 +1,16 @@
 """What MLflow should show of a sweep, and the thread that makes it so.
 
 The result store is the truth and MLflow a view of it. :class:`Tracker` keeps a table of what MLflow does not
-show yet: a finished run, a run that is running with its tags and points, a failure, the sweep's own numbers
-and report. One thread takes row after row, makes MLflow show it and strikes it out; a row that failed stays,
-and is tried again after a pause. A newer state of a run replaces its row, so a night's outage costs a row per
-run. Nothing of this is kept on disk: what a killed driver did not send, ``reconcile`` finds by putting the
-whole store into the table, where rows that MLflow shows already cost a comparison. Importing this module
-does not import ``mlflow``; :mod:`orchestrator.results.mlflow_runs` does.
+show yet: a run that is running or failed, a result, the sweep's report. One thread goes through it, makes
+MLflow show row after row and strikes them out; a row that failed stays, and is tried again after a pause. A
+newer state of a run replaces its row, so a night's outage costs a row per run. Nothing of this is on disk:
+what a killed driver did not send, ``reconcile`` finds by putting the whole store into the table, where rows
+that MLflow shows already cost a comparison. Importing this module does not import ``mlflow``.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import pickle
 import threading
@@ -21,22 +19,22 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, Field
-
 from orchestrator.planning.paths import RootPaths, without_secrets
-from orchestrator.planning.plan import Workspace
+from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.results import table as c
+from orchestrator.results.mlflow_pages import SWEEP_KEY, Page
 from orchestrator.results.records import FailureRecord
-from orchestrator.results.rows import FlatRun, Point, Row
+from orchestrator.results.rows import FlatRun, Live, Point, Row, milliseconds
 from orchestrator.results.state import StoredResults, judge
 from orchestrator.results.store import ResultStore
 from search_spaces.errors import ConfigError, SetupError
-from tasks.atomic import read_whole, write_atomic
+from tasks.atomic import write_atomic
 
 if TYPE_CHECKING:
     from orchestrator.results.mlflow_runs import SweepRuns
@@ -47,77 +45,31 @@ Say = Callable[[str], None]
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
 """How a sweep ended: it did what it could, it could not go on, or it was stopped."""
 
+GATHER_S = 1.0
+"""How long rows wait for more, so that many trials cost few calls."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S, GROWTH = 0.05, 15.0, 1.6
-"""Of pauses: a lost reply is repeated at once, and a server that is down not hammered."""
+"""After a failure: a lost reply is repeated at once, and a server that is down not hammered."""
 SAID_AFTER_S = 2.0
 """A lost reply now and then goes to the log; a server that is away for longer, to the terminal."""
-POINTS_WAIT_S = 2.0
-"""How long points of a running trial wait for more, so that many trials cost few calls."""
 FIRST_TRY_S = 5.0
 """How long a sweep's start waits for the server to refuse it; one that is slow or away is reported later."""
-PATIENCE_S = 60.0
-STOP_PATIENCE_S = 8.0
+PATIENCE_S, STOP_PATIENCE_S = 60.0, 8.0
 """How long the end of a sweep, and Ctrl-C, wait for a server. A new SQLite file takes 5 s when quiet."""
+MOST_OF_A_MESSAGE = 4000
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 """What MLflow itself opens, of databases also with a driver, as in ``postgresql+psycopg``."""
 
-COUNTS_KEY, REPORT_KEY, END_KEY = "sweep counts", "sweep report", "sweep end"
-"""Rows of the sweep's own run; keys of others hold no blank."""
 
+_REPORT, _END = "sweep report", "sweep end"
+"""Keys of rows that are no runs; keys of runs hold no blank."""
+_LATER = {_REPORT: 1, _END: 2}
+"""Final numbers come after the points of their curves, and the end last."""
 
-@dataclass(frozen=True)
-class _Running:
-    """A run that is running."""
-
-    tags: Mapping[str, str] | None
-    """Of its start; None where it is open already."""
-    at_ms: int = 0
-    points: tuple[Point, ...] = ()
-    not_before: float = 0.0
-    """Monotonic time until which the row may wait for more points."""
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """A run whose latest attempt failed, with the points of its curves that are not sent yet."""
-
-    failure: FailureRecord
-    at_ms: int
-    points: tuple[Point, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """A run with its result, packed into 2 kB: 10,000 of them may wait for a night."""
-
-    packed: bytes
-
-    @classmethod
-    def of(cls, run: FlatRun) -> _Finished:
-        return cls(zlib.compress(pickle.dumps(run), 1))
-
-    def run(self) -> FlatRun:
-        run: FlatRun = pickle.loads(zlib.decompress(self.packed))  # noqa: S301 (our own bytes)
-        return run
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What the sweep's own run shows of its results."""
-
-    numbers: Mapping[str, float]
-    folder: Path | None
-
-
-@dataclass(frozen=True)
-class _End:
-    """No run is open that nobody works on; with an ending, the sweep's own has ended too."""
-
-    ending: Ending | None
-
-
-_Row = _Running | _Failed | _Finished | _Report | _End
+_Report = tuple[Mapping[str, float], Path | None]
+_Row = Live | bytes | _Report | Ending | None
+"""A live run; a result, packed into 2 kB, since 10,000 may wait for a night; final numbers and the report's
+folder; or the end of runs that nobody works on and, with an ending, of the sweep's own."""
 
 
 class Tracker:
@@ -135,15 +87,14 @@ class Tracker:
         self._open_runs, self._say = open_runs, say
         self._runs: SweepRuns | None = None
         # The first row connects: a server that refuses us should do so before anything is trained.
-        self._behind: dict[str, _Row] = {COUNTS_KEY: _Running(None, 0)} if open_runs else {}
+        self._behind: dict[str, _Row] = {SWEEP_KEY: Live()} if open_runs else {}
         self._refused, self._running = set[str](), set[str]()
         self._counts = Counter(replayed=0, closed=0, duplicates=0, up_to_date=0)
-        self._begun = self._stopped = self._urgent = self._reported = False
-        self._refusal: Exception | None = None
-        self._error: Exception = TimeoutError("no answer")
+        self._begun = self._stopped = self._reported = False
+        self._error: Exception | None = None
         self._failing_since: float | None = None
-        self._progress, self._pause = 0, FIRST_PAUSE_S
-        self._asked, self._changed = threading.Event(), threading.Condition()
+        self._progress, self._pause, self._hurried = 0, 0.0, False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, args=(open_runs,), name="mlflow", daemon=True)
         if open_runs:
             self._thread.start()
@@ -151,7 +102,7 @@ class Tracker:
     @property
     def num_behind(self) -> int:
         """Rows that MLflow does not show: not sent yet, or refused."""
-        return len(self._behind) + len(self._refused - self._behind.keys())
+        return len(self._behind)
 
     def check(self) -> None:
         """Wait a few seconds for MLflow's first answer.
@@ -159,17 +110,20 @@ class Tracker:
         Raises:
             SetupError: when it refuses us, and always will.
         """
-        if self._open_runs is not None:
-            self._asked.wait(FIRST_TRY_S)
-        if self._refusal is not None:
-            raise self._refusal
+        with self._changed:
+            self._changed.wait_for(lambda: self._progress or self._error or not self._open_runs, FIRST_TRY_S)
+        if self._error and self._runs is None and self._refused:
+            raise self._error
 
     def start_trial(self, trial_id: str, tags: Mapping[str, str]) -> None:
         """Show a trial as running; one that failed before goes on in its run."""
         with self._changed:
-            self._begun = True
+            self._begin()
             self._running.add(trial_id)
-            self._want(trial_id, _Running(tags, _now(), self._points(trial_id)))
+            self._want(
+                trial_id,
+                replace(self._live(trial_id), tags=tags, at_ms=milliseconds(time.time()), failed=False),
+            )
 
     def log_points(self, trial_id: str, points: Sequence[Point]) -> None:
         """Add points to the curves of a running trial."""
@@ -179,25 +133,32 @@ class Tracker:
 
     def log_counts(self, step: int, counts: Mapping[str, float]) -> None:
         """Add to the curves of the sweep's own run how many trials are done, failed and so on."""
-        at = _now()
+        at = milliseconds(time.time())
         with self._changed:
-            self._begun = True
-            self._add(COUNTS_KEY, [(name, step, value, at) for name, value in counts.items()])
+            self._begin()
+            self._add(SWEEP_KEY, [(name, step, value, at) for name, value in counts.items()])
 
     def finish(self, run: FlatRun) -> None:
         """Show the result of a trial or measure."""
-        row = _Finished.of(run)
         with self._changed:
-            self._begun = True
+            self._begin()
             self._running.discard(run.run_key)
-            self._want(run.run_key, row)
+            self._want(run.run_key, _packed(run))
 
     def fail_trial(self, failure: FailureRecord) -> None:
         """Show that an attempt at a trial failed, with kind and message."""
-        key = failure.trial_id
+        tags = {
+            c.STATUS: str(CellStatus.FAILED),
+            c.ATTEMPT: str(failure.attempt),
+            "failure_kind": str(failure.failure.kind),
+            "failure_message": failure.failure.message[:MOST_OF_A_MESSAGE],
+        }
         with self._changed:
-            self._running.discard(key)
-            self._want(key, _Failed(failure, _now(), self._points(key)))
+            self._running.discard(failure.trial_id)
+            live = self._live(failure.trial_id)
+            self._want(
+                failure.trial_id, replace(live, tags=tags, at_ms=milliseconds(time.time()), failed=True)
+            )
 
     def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
         """Show the final numbers of the sweep in its own run, and the files of its report, each by itself.
@@ -206,8 +167,7 @@ class Tracker:
             numbers: By name, such as ``trials_done``.
             folder: Of the report; None where there is none.
         """
-        with self._changed:
-            self._want(REPORT_KEY, _Report(numbers, folder))
+        self._want(_REPORT, (numbers, folder))
 
     def reconcile(
         self, results: Iterable[FlatRun], failures: Iterable[FailureRecord] = (), *, wait: bool = True
@@ -224,44 +184,39 @@ class Tracker:
         Raises:
             SetupError: when MLflow does not answer.
         """
-        if wait:
-            self.check()
         before = self._counts.copy()
         for run in results:
-            row = _Finished.of(run)
-            with self._changed:
-                self._want(run.run_key, row)
-        with self._changed:
-            self._running.clear()
-            for failure in failures:
-                self._want(failure.trial_id, _Failed(failure, _now()))
-            self._want(END_KEY, _End(None))
+            self._want(run.run_key, _packed(run))
+        self._running.clear()
+        for failure in failures:
+            self.fail_trial(failure)
+        self._want(_END, None)
         if not wait:
             return {}
         if not self.flush() or self._refused:
             from orchestrator.results.mlflow_runs import no_answer
 
-            raise no_answer(self._error)
+            raise no_answer(self._error or TimeoutError("no answer"))
         return {name: n - before[name] for name, n in self._counts.items()}
 
     def flush(self, patience: float | None = None) -> bool:
-        """Wait until nothing is behind; False after ``patience`` seconds without any progress."""
+        """Wait until all is shown that is not refused; False after ``patience`` seconds without progress."""
         patience = PATIENCE_S if patience is None else patience
         with self._changed:
-            self._urgent, self._pause = True, FIRST_PAUSE_S
+            self._hurried, self._pause = True, FIRST_PAUSE_S
             self._changed.notify_all()
-            since, seen = time.monotonic(), self._progress
-            while self._behind and self._thread.is_alive() and time.monotonic() - since <= patience:
-                self._changed.wait(0.1)
-                if self._progress != seen:
-                    since, seen = time.monotonic(), self._progress
-            self._urgent = False
-            return not self._behind
+            moves = True
+            while moves and self._is_dirty() and self._thread.is_alive():
+                moves = self._changed.wait_for(partial(self._is_past, self._progress), patience)
+            return not self._is_dirty()
 
-    def pages(self) -> RunPages:
-        """Return where MLflow's server shows the runs that are known; none before it has answered."""
-        runs = self._runs
-        return RunPages() if runs is None else RunPages(prefix=runs.pages, runs=runs.run_ids())
+    def keep_pages(self, path: Path) -> None:
+        """Keep at ``path`` where MLflow's server shows the runs that are known, for reports to link there."""
+        if self._runs is not None:
+            try:
+                write_atomic(path, self._runs.run_pages().model_dump_json().encode(), durable=False)
+            except OSError as error:
+                log.warning("%s cannot be written, and reports link to no runs: %s", path, error)
 
     def close(self, ending: Ending) -> None:
         """Send what is behind, then end every run that is open, and the sweep's own as it ended.
@@ -269,9 +224,8 @@ class Tracker:
         Waits for MLflow as long as it takes something. A sweep that ended before, and in which nothing was
         done since, stays as it was unless it is finished now: a start that is refused changes nothing.
         """
-        with self._changed:
-            self._running.clear()
-            self._want(END_KEY, _End(ending))
+        self._running.clear()
+        self._want(_END, ending)
         self.flush(PATIENCE_S if ending == "FINISHED" else STOP_PATIENCE_S)
         with self._changed:
             self._stopped = True
@@ -279,133 +233,119 @@ class Tracker:
         if self._thread.is_alive():
             self._thread.join(1.0)  # left alone where the other side does not let go of it
 
-    def _want(self, key: str, row: _Row) -> None:
-        if self._open_runs is not None:
-            self._behind[key] = row
-            self._changed.notify_all()
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._want(SWEEP_KEY, replace(self._live(SWEEP_KEY), tags={}, at_ms=milliseconds(time.time())))
 
-    def _points(self, key: str) -> tuple[Point, ...]:
-        row = self._behind.get(key)  # of an earlier attempt
-        return row.points if isinstance(row, _Running | _Failed) else ()
+    def _live(self, key: str) -> Live:
+        """Return the row of a live run with the points that are not sent yet, of an earlier attempt too."""
+        row = self._behind.get(key)
+        return row if isinstance(row, Live) else Live()
 
     def _add(self, key: str, points: Sequence[Point]) -> None:
-        row = self._behind.get(key)
-        if not isinstance(row, _Running):
-            row = _Running(None, 0, not_before=time.monotonic() + POINTS_WAIT_S)
-        self._want(key, replace(row, points=(*row.points, *points)))
+        live = self._live(key)
+        self._want(key, replace(live, points=(*live.points, *points)))
+
+    def _want(self, key: str, row: _Row) -> None:
+        if self._open_runs is not None:
+            with self._changed:
+                self._behind[key] = row
+                self._refused.discard(key)
+                self._changed.notify_all()
+
+    def _is_dirty(self) -> bool:
+        return len(self._behind) > len(self._refused)
+
+    def _is_past(self, progress: int) -> bool:
+        return self._progress > progress
 
     def _work(self, open_runs: Callable[[], SweepRuns]) -> None:
-        from orchestrator.results.mlflow_runs import first_line, is_final
-
-        while (found := self._next()) is not None:
-            try:
-                self._runs = self._runs or open_runs()
-                self._show(self._runs, *found)
-            except Exception as error:
-                log.warning("MLflow does not show %s: %s", found[0], first_line(error))
-                if is_final(error):
-                    self._refused_by(error, *found)
+        while rows := self._due():
+            for key, row in rows:
+                if self._stopped or self._behind.get(key) is not row or key in self._refused:
+                    continue  # a newer one comes with the next round
+                try:
+                    self._runs = self._runs or open_runs()
+                    self._show(self._runs, key, row)
+                except Exception as error:
+                    if not self._is_refused(error, key, row):
+                        break
                 else:
-                    self._postpone(found[0], error, first_line(error))
-            else:
-                self._shown(*found)
+                    self._shown(key, row)
 
-    def _next(self) -> tuple[str, _Row] | None:
-        """Wait for a row that is due; None when stopped."""
+    def _due(self) -> list[tuple[str, _Row]]:
+        """Wait for rows, and for a pause; nothing when stopped."""
         with self._changed:
-            while not self._stopped:
-                # Final numbers come after the points of their curves, and those do not wait then.
-                reports = REPORT_KEY in self._behind
-                now = math.inf if reports or self._urgent else time.monotonic()
-                for key, row in self._behind.items():
-                    waits = isinstance(row, _Running) and row.not_before > now
-                    later = key == END_KEY or (key == REPORT_KEY and COUNTS_KEY in self._behind)
-                    if not waits and not later:
-                        return key, row
-                # Points that wait keep no ghost alive, but a sweep ends when all of it is shown.
-                end = self._behind.get(END_KEY)
-                if isinstance(end, _End) and (end.ending is None or len(self._behind) == 1):
-                    return END_KEY, end
-                self._changed.wait(0.2 if self._behind else None)
-        return None
+            self._changed.wait_for(lambda: self._stopped or self._is_dirty())
+            self._changed.wait_for(lambda: self._stopped or self._hurried, self._pause)
+            self._hurried, self._pause = False, GATHER_S if self._failing_since is None else self._pause
+            rows = [] if self._stopped else [*self._behind.items()]
+        return sorted(rows, key=lambda item: _LATER.get(item[0], 0))
 
     def _show(self, runs: SweepRuns, key: str, row: _Row) -> None:
         """Make MLflow show a row; may be repeated whatever became of the last try."""
-        if self._begun:
-            runs.begin()
-        match row:
-            case _Running():
-                if row.tags is not None:
-                    runs.open(key, "trial", row.tags, row.at_ms)
-                runs.log_points(None if key == COUNTS_KEY else key, row.points)
-            case _Failed():
-                runs.log_points(key, row.points)
-                runs.show_failure(row.failure, row.at_ms)
-            case _Finished():
-                wrote = runs.show(row.run())
-                self._counts["replayed" if wrote else "up_to_date"] += 1
-            case _Report():
-                runs.show_report(row.numbers, row.folder, self._moved)
-            case _End():
-                self._counts["duplicates"] += runs.mark_duplicates()
-                self._counts["closed"] += runs.end_running(but=self._running.copy())
-                if row.ending is not None:
-                    runs.end_sweep(row.ending)
+        if isinstance(row, Live):
+            runs.show_live(key, row)
+        elif isinstance(row, bytes):
+            wrote = runs.show(pickle.loads(zlib.decompress(row)))  # noqa: S301 (our own bytes)
+            self._counts["replayed" if wrote else "up_to_date"] += 1
+        elif isinstance(row, tuple):
+            runs.show_report(*row, self._moved)
+        else:
+            with self._changed:
+                busy = self._running | self._behind.keys() - self._refused
+            closed, duplicates = runs.end_running(busy)
+            self._counts.update(closed=closed, duplicates=duplicates)
+            if row is not None:
+                runs.end_sweep(row)
 
     def _shown(self, key: str, row: _Row) -> None:
-        self._asked.set()
         if self._reported:
             self._reported = False
             self._say("MLflow answers again")
         with self._changed:
-            self._refused.discard(key)
-            self._remove(key, row)
-
-    def _refused_by(self, error: Exception, key: str, row: _Row) -> None:
-        """Give a row up until it is wanted anew; all of them where MLflow lets nobody in."""
-        self._error = error
-        with self._changed:
-            if self._runs is None:
-                self._refusal = self._refusal or error
-                self._refused.update(self._behind)
-                self._behind.clear()
-            self._refused.add(key)
-            self._remove(key, row)
-        self._asked.set()
-
-    def _postpone(self, key: str, error: Exception, why: str) -> None:
-        """Put a row behind the others, and pause, each time for longer until something gets on."""
-        self._error = error
-        self._asked.set()
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-            self._runs = None  # MLflow is an older one than it was: what we know of its runs holds no more
-        self._failing_since = self._failing_since or time.monotonic()
-        if not self._reported and time.monotonic() - self._failing_since >= SAID_AFTER_S:
-            self._reported = True
-            self._say(f"MLflow does not answer ({why}); the sweep goes on, and MLflow is updated later")
-        with self._changed:
-            if key in self._behind:
-                self._behind[key] = self._behind.pop(key)
-            urgent = self._urgent
-            pause, self._pause = self._pause, min(GROWTH * self._pause, LONGEST_PAUSE_S)
-            self._changed.wait_for(lambda: self._stopped or (self._urgent and not urgent), pause)
-
-    def _remove(self, key: str, row: _Row) -> None:
-        """Take a row out of the table unless a newer one has replaced it."""
-        if self._behind.get(key) is row:
-            del self._behind[key]
+            if self._behind.get(key) is row:
+                del self._behind[key]
+                self._refused.discard(key)
         self._moved()
 
-    def _moved(self) -> None:
-        self._progress += 1
-        self._pause, self._failing_since = FIRST_PAUSE_S, None
+    def _is_refused(self, error: Exception, key: str, row: _Row) -> bool:
+        """Note why a row is not shown; it is due again or, where it is refused, once it is wanted anew.
+
+        Where MLflow lets nobody in, all are refused.
+        """
+        from orchestrator.results.mlflow_runs import first_line, is_final
+
+        why, now = first_line(error), time.monotonic()
+        log.warning("MLflow does not show %s: %s", key, why)
         with self._changed:
+            self._error = error
+            if is_final(error):
+                self._refused.update(self._behind if self._runs is None else {key} & self._behind.keys())
+                self._moved()
+                return True
+            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                self._runs = None  # MLflow is an older one than it was: what we know of it holds no more
+            self._pause = min(GROWTH * self._pause, LONGEST_PAUSE_S) if self._failing_since else FIRST_PAUSE_S
+            self._failing_since = self._failing_since or now
+            if self._behind.get(key) is row:
+                self._behind[key] = self._behind.pop(key)  # behind the others
+            self._changed.notify_all()
+        if not self._reported and now - self._failing_since >= SAID_AFTER_S:
+            self._reported = True
+            self._say(f"MLflow does not answer ({why}); the sweep goes on, and MLflow is updated later")
+        return False
+
+    def _moved(self) -> None:
+        with self._changed:
+            self._progress += 1
+            self._failing_since = None
             self._changed.notify_all()
 
 
-def _now() -> int:
-    """Return milliseconds since 1970."""
-    return round(time.time() * 1000)
+def _packed(run: FlatRun) -> bytes:
+    return zlib.compress(pickle.dumps(run), 1)
 
 
 # Which MLflow a sweep has.
@@ -428,8 +368,7 @@ def mlflow_uri(paths: RootPaths, uri: str | None) -> str:
                 "e.g. sqlite:////data/mlflow.db or https://…",
             )
         return named
-    # Up to the question mark would be a file beside the root, open to everybody; and MLflow makes the folders
-    # of a file by its quoted name, so that quoting is no way out.
+    # A question mark begins options for MLflow, and quoting is no way out: it makes folders by quoted names.
     if any(sign in str(paths.root) for sign in "?%"):
         raise SetupError(
             "The path of a root with MLflow's SQLite file must have no '?' and no '%'",
@@ -456,16 +395,16 @@ def make_tracker(
     """
     if not used:
         return Tracker(None)
-    resolved, storage = mlflow_uri(workspace.paths, uri), store.own_identity()
+    resolved, storage = mlflow_uri(workspace.paths, uri), store.identity(make=True)
 
     def open_runs() -> SweepRuns:
-        from orchestrator.results.mlflow_pages import Page
         from orchestrator.results.mlflow_runs import SweepRuns, connect
 
         artifacts = workspace.paths.mlflow_artifacts if resolved.startswith("sqlite") else None
         runs = SweepRuns(connect(resolved), Page.of(workspace), storage, artifacts)
-        if runs.name != runs.usual_name:
-            say(f"MLflow's {runs.usual_name} is another result store's; this one's runs are in {runs.name}")
+        if "@" in runs.name:
+            usual = runs.name.partition("@")[0]
+            say(f"MLflow's {usual} is another result store's; this one's runs are in {runs.name}")
         return runs
 
     return Tracker(open_runs, say)
@@ -525,43 +464,8 @@ def check_tracker(paths: RootPaths, uri: str | None) -> str:
     return f"answers ({resolved.partition('://')[0]})"
 
 
-# Where MLflow shows a sweep's trials, kept beside the sweep so that a report can link there unasked.
-
-
-class RunPages(BaseModel):
-    """Where MLflow shows runs: what stands before a run's id in the address of its page, and ids by key."""
-
-    prefix: str = ""
-    runs: dict[str, str] = Field(default_factory=dict)
-
-
-def keep_run_pages(path: Path, pages: RunPages) -> None:
-    """Write down what is known; nothing known leaves what an earlier run kept.
-
-    A link is a convenience: where it cannot be written, the log says so.
-    """
-    if not pages.runs:
-        return
-    try:
-        write_atomic(path, pages.model_dump_json().encode(), durable=False)
-    except OSError as error:
-        log.warning("%s cannot be written: %s", path, error)
-
-
-def read_run_pages(path: Path) -> RunPages:
-    """Return what was kept; nothing where nothing was, or where it cannot be read."""
-    if not path.exists():
-        return RunPages()
-    try:
-        return RunPages.model_validate_json(read_whole(path))
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, and reports link to no runs: %s", path, error)
-        return RunPages()
-
-
-# What MLflow shows beside what the store holds: the store counts, and every difference is reported.
-
 MOST_SHOWN = 3
+"""Differences that are spelt out; the others are counted."""
 
 
 def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> list[str]:
@@ -575,19 +479,20 @@ def differences(stored: Iterable[Row], tracked: Iterable[Row], mend: str) -> lis
     """
     ours = {str(row[c.TRIAL_ID]): row for row in stored}
     theirs = {str(row[c.TRIAL_ID]): row for row in tracked}
-    found: dict[str, list[str]] = {}
+    values, trials = [], set()
     for trial_id in sorted(ours.keys() & theirs.keys()):
         row, shown = ours[trial_id], theirs[trial_id]
         strangers = {column.name for column in c.describe(shown) if column.origin is None}
         for name in {**row, **shown}:
             if row.get(name) != shown.get(name) and (name in row or name not in strangers):
                 there, here = (repr(one[name]) if name in one else "nothing" for one in (shown, row))
-                found.setdefault(trial_id, []).append(f"{trial_id} {name}: {there}, stored {here}")
+                values.append(f"{trial_id} {name}: {there}, stored {here}")
+                trials.add(trial_id)
     sentences = []
-    if values := [text for texts in found.values() for text in texts]:
+    if values:
         more = [f"and {len(values) - MOST_SHOWN} more"] if len(values) > MOST_SHOWN else []
         sentences.append(
-            f"MLflow differs from the result store in {len(values)} values of {len(found)} trials "
+            f"MLflow differs from the result store in {len(values)} values of {len(trials)} trials "
             f"({'; '.join([*values[:MOST_SHOWN], *more])}); the store's are used. Mend MLflow with `{mend}`"
         )
     if missing := ours.keys() - theirs.keys():

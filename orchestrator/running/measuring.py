@@ -113,8 +113,7 @@ def name_labels(
     from tasks.sources.tables import label_text
 
     written = [label_text(cell) for cell in cells]
-    rows = Rows(labels=written, locator=str)
-    labels = class_labels(written, _request(own), rows.named)
+    labels = class_labels(Rows(cells={"label": written}, locator=str), _request(own))
     names = sort_labels(labels)
     places = {name: place for place, name in enumerate(names)}
     return names, np.array([places[label] for label in labels], np.int64)
@@ -340,7 +339,7 @@ def _measure_prepared(
 
 def _measure_dataset(request: MeasureRequest, data: PreparedDataset, executor: Executor) -> Measured:
     settings = replace(request.settings, pixel_range=PREPARED_RANGE)
-    names, preparation = data.label_names, data.record.to_json()
+    names, preparation = data.label_names, data.record.model_dump(mode="json")
     if request.class_pair is None and not request.train_sizes:
         # Streams from the store, so the images need not fit into memory.
         record = measure_nested(data, data.labels, [data.num_images], executor=executor, settings=settings)

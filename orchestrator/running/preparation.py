@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import MeasureRecord, provenance
@@ -56,6 +56,50 @@ def prepare_missing(
         except SweepError as error:
             problems.append(error)
     collect(problems, DataError)
+
+
+READ_HERE_S = 30.0
+"""How long own data are read before anything is started for them: some 5,000 images of 512 x 512."""
+
+
+class _OutOfTimeError(Exception):
+    """The rest is read when a cluster is there."""
+
+
+def prepare_own(workspace: Workspace, options: RunOptions, monitor: Monitor) -> None:
+    """Read own data in this process, so that what is wrong with them is said before MLflow and Ray start.
+
+    What is not done after :data:`READ_HERE_S` seconds goes on where it is once a cluster reads. Files that
+    are prepared are listed again, which tells whether they changed.
+
+    Raises:
+        DataError: naming every dataset that could not be prepared and what to do.
+    """
+    from tasks.remote import InlineExecutor
+
+    end = time.monotonic() + READ_HERE_S
+
+    class UntilThen(InlineExecutor):
+        def map_unordered(
+            self, function: Callable[..., Any], argument_tuples: Iterable[Sequence[Any]], **_: Any
+        ) -> Iterator[tuple[int, Any]]:
+            for index, arguments in enumerate(argument_tuples):
+                if time.monotonic() > end:
+                    raise _OutOfTimeError
+                yield index, function(*arguments)
+
+    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
+    problems: list[SweepError] = []
+    for spec in workspace.plan.prepared:
+        if spec.dataset in own:
+            try:
+                prepare_missing(workspace, [spec], options, UntilThen(), monitor)
+            except SweepError as error:
+                problems.append(error)
+            except _OutOfTimeError:
+                break
+    collect(problems, DataError)
+    workspace.look_again()
 
 
 def _readers(name: str, raw: Path | None, executor: Executor, monitor: Monitor) -> Executor | None:
@@ -168,11 +212,12 @@ def load_arrays(workspace: Workspace, subset: SubsetSpec, train_size: int) -> Tr
     Raises:
         DataError: when its prepared dataset, which was whole when the command started, is not any more.
     """
-    from tasks.prepared.subsets import load_subset
+    from tasks.prepared.subsets import make_subset
 
     data = workspace.prepared[subset.prepared.prepared_id]
     try:
-        return load_subset(data, subset, max_train_size=train_size)
+        chosen = make_subset(data.labels, data.groups, subset, data.splits, max_train_size=train_size)
+        return chosen.load(data, train_size)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             "A prepared dataset must stay as it is while its cells are trained",

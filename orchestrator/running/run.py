@@ -19,20 +19,25 @@ from orchestrator.planning.estimate import read_prices
 from orchestrator.planning.plan import Workspace
 from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource
-from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.records import TrialRecord, provenance
-from orchestrator.results.rows import flat_measure, index_measures
+from orchestrator.results.rows import index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import Tracker, keep_run_pages, open_tracker
+from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
 from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models, check_pretrained, check_same_start, fetch_pretrained
 from orchestrator.running.options import RunOptions
 from orchestrator.running.orphans import remove_orphans
-from orchestrator.running.preparation import check_raw, load_arrays, measure_subset, prepare_missing
+from orchestrator.running.preparation import (
+    check_raw,
+    load_arrays,
+    measure_subset,
+    prepare_missing,
+    prepare_own,
+)
 from orchestrator.running.progress import Progress
 from orchestrator.running.signals import at_forced_end, stop_heard
 from search_spaces.specs import TrialSpec, pair_name
@@ -166,6 +171,8 @@ def _begin(workspace: Workspace, options: RunOptions, monitor: Progress, stack: 
             trial_resources(workspace.plan.sweep.resources, this_machine(options.num_cpus), "cpu")
             if options.device != "cpu" and (there := len(gpus_here())):
                 check_gpus(workspace, options, survey(there, local=True))
+        prepare_own(workspace, options, monitor)
+        check_feasible(workspace, options.raw)
     _say_found_elsewhere(workspace, workspace.plan.trials_by_id.keys() - done.keys(), monitor)
     stored.patience = Patience(monitor.note)
     return stored
@@ -191,7 +198,7 @@ def _say_found_elsewhere(workspace: Workspace, waiting: Set[str], monitor: Progr
 def _say_damaged(workspace: Workspace, stored: StoredResults, monitor: Progress) -> None:
     """Have predictions that are gone or damaged made again, and say so."""
     if workspace.plan.sweep.predictions:
-        remade, retrained = forget_damaged(stored, workspace.plan.trials_by_id)
+        remade, retrained = stored.forget_damaged(workspace.plan.trials_by_id)
         if remade:
             monitor.note(f"Predictions gone or damaged: {remade}; made again from kept weights")
         if retrained:
@@ -217,15 +224,8 @@ def _start(sweep: _Sweep) -> None:
 
 def _prepare(sweep: _Sweep) -> None:
     """Prepare the datasets that are missing."""
-    from tasks.remote import InlineExecutor
-
     workspace, options, monitor = sweep.workspace, sweep.options, sweep.monitor
     missing = [spec for spec in workspace.plan.prepared if spec.prepared_id not in workspace.prepared]
-    # Your own files may change below a finished sweep: listing them again is cheap and tells.
-    own = {choice.name for choice in workspace.plan.sweep.datasets if choice.own}
-    listed = [spec for spec in workspace.plan.prepared if spec not in missing and spec.dataset in own]
-    if listed:
-        prepare_missing(workspace, listed, options, InlineExecutor(), monitor)
     if missing:
         prepare_missing(workspace, missing, options, sweep.executor(reads_files=True), monitor)
         workspace.look_again()
@@ -244,7 +244,6 @@ def _measure(sweep: _Sweep) -> None:
         label = f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
         record = measure_subset(spec, data, dataset, sweep.executor().labelled(label))
         sweep.stored.save(record)
-        sweep.tracker.finish(flat_measure(record))
         sweep.monitor.advance(spec.measure_id)
 
 
@@ -309,7 +308,7 @@ def _report(sweep: _Sweep) -> RunSummary:
     state = sweep.state
     # Trials done earlier take the numbers of measures done now.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
-    keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
+    tracker.keep_pages(workspace.sweep_paths.run_pages)
     written = Patience(monitor.note).until_done(lambda: report_sweep(workspace, state))
     log_report(tracker, workspace, state)
     failures, num_planned = state.failure_rows(), len(workspace.plan.trials)

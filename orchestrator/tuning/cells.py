@@ -352,7 +352,6 @@ def flat_search(record: SearchRecord) -> FlatRun:
     }
     return FlatRun(
         record.trial_id,
-        "trial",
         tags,
         spelled_params(network.model_dump(mode="json")),
         metrics,

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from orchestrator.planning.checks import check_feasible
 from orchestrator.planning.plain_yaml import read_plain, write_plain
 from orchestrator.planning.plan import SweepPlan, Workspace
 from orchestrator.planning.sweep_file import SweepSource, searched_cells, split_tuned
@@ -24,7 +25,7 @@ from orchestrator.running.locks import locked
 from orchestrator.running.networks import check_models
 from orchestrator.running.options import RunOptions
 from orchestrator.running.orphans import remove_orphans
-from orchestrator.running.preparation import check_raw, prepare_missing
+from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import announced, check_gpus, slots
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells
@@ -209,6 +210,8 @@ class _Tuning:
 
         check_raw(self.workspace, self.options.raw)
         remove_orphans(self.workspace.paths)
+        check_feasible(self.workspace, self.options.raw)
+        prepare_own(self.workspace, self.options, self.monitor)
         missing = [s for s in self.workspace.plan.prepared if s.prepared_id not in self.workspace.prepared]
         if missing:
             files = RayExecutor(driver_node_only=not self.cluster.local, note=self.monitor.note)
@@ -234,7 +237,7 @@ class _Tuning:
             try:
                 split = split_validation(data, subset, trial.network.train_size, validation)
                 num_train[subset_id] = min(
-                    len(split.train_rows), num_train.get(subset_id, len(split.train_rows))
+                    split.max_train_size, num_train.get(subset_id, split.max_train_size)
                 )
             except SweepError as error:
                 if subset_id not in refused:

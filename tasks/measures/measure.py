@@ -52,7 +52,7 @@ from tasks.measures.sharpness import (
     stratified_subsets,
     summarise,
 )
-from tasks.prepared.table import stratified_order
+from tasks.prepared.subsets import stratified_order
 from tasks.remote import Executor, InlineExecutor
 
 MAX_LISTED_CONFLICTS = 10

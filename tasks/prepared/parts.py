@@ -73,14 +73,7 @@ class Part:
 
 
 def read_part(request: RawRequest, items: Sequence[Item], stem: Path, dtype: str) -> Part:
-    """Read one block of items, write its part files, and return what is known of its images.
-
-    Args:
-        request: What is being prepared.
-        items: The block.
-        stem: Path of the part files without their ending.
-        dtype: dtype of the prepared images.
-    """
+    """Read one block of items, write its part files ``stem.*``, and return what is known of its images."""
     part, images = read_block(request, items, dtype)
     save_part(stem, images, part)
     return part
@@ -114,8 +107,12 @@ def read_block(
             digests.append(digest(image))
             conversions.update(sample.conversions)
             flags.update(sample.flags)
-            traits[label, FORM, _form(sample)] += 1
-            traits.update((label, name, _hidden(value, request)) for name, value in sample.traits)
+            # What a network could tell apart besides content: grey or colour, size, conversions.
+            height, width = sample.pixels.shape[:2]
+            colour = "colour" if sample.pixels.ndim == 3 else "grey"
+            traits[label, FORM, " ".join((colour, f"{height}x{width}", *sample.conversions))] += 1
+            hidden = ((name, request.hashed(value) if value else "") for name, value in sample.traits)
+            traits.update((label, *trait) for trait in hidden)
     for (name, dtype_of), column in zip(PER_IMAGE.items(), zip(*rows, strict=True), strict=False):
         setattr(part, name, np.array(column, dtype_of))
     part.digests = np.frombuffer(b"".join(digests), DIGEST)
@@ -124,24 +121,12 @@ def read_block(
     return part, images
 
 
-def _hidden(value: str, request: RawRequest) -> str:
-    return spell(keyed_hash(request.key, value)) if value else ""
-
-
-Prepared = tuple[NDArray[np.generic], int, Sample]
-
-
-def _form(sample: Sample) -> str:
-    """Spell what a network could tell apart besides content: grey or colour, size, conversions."""
-    height, width = sample.pixels.shape[:2]
-    colour = "colour" if sample.pixels.ndim == 3 else "grey"
-    return " ".join((colour, f"{height}x{width}", *sample.conversions))
-
-
-def _read_item(reader: Reader, item: Item, request: RawRequest, dtype: str) -> list[Prepared]:
+def _read_item(
+    reader: Reader, item: Item, request: RawRequest, dtype: str
+) -> list[tuple[NDArray[np.generic], int, Sample]]:
     """Read an item wholly before any of its images is kept, so that a skip leaves nothing behind."""
     spec = request.spec
-    found: list[Prepared] = []
+    found = []
     for sample in reader(item):
         label = item.label if sample.label is None else sample.label
         if label is None:

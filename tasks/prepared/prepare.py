@@ -16,11 +16,11 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,14 +31,13 @@ from search_spaces.fingerprint import canonical_json
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import sync_folder
 from tasks.prepared.parts import Part, digest, load_part, open_images, read_block, read_part, save_part
-from tasks.prepared.record import PreparedRecord, make_record, stored_dtype
+from tasks.prepared.record import PreparedRecord, make_record
 from tasks.prepared.store import (
     MARKER,
     PreparedDataset,
     create_store,
     seal,
     stamp_file,
-    stored_files,
     write_rows,
 )
 from tasks.prepared.table import ImageTable, gather, keep_per_class, number_groups, select
@@ -49,9 +48,6 @@ from tasks.sources.raw import MARK, PACKED_TARS, RefusedArchive, open_archive, s
 if TYPE_CHECKING:
     from tasks.remote import Executor
 
-
-# Blocks of items: what one task reads, here or on another node that sees the same files.
-
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with (items read, items in all)."""
@@ -59,6 +55,71 @@ Progress = Callable[[int, int], None]
 BLOCK_BYTES = 64 << 20
 """Prepared images that one reading task holds at most, whatever the source would like."""
 NAME_LENGTH = 32
+MAX_MONTAGE_SIDE = 128
+MAX_TOLD_SKIPS = 10
+MAX_GROUP_SHARE = 0.5
+
+
+def prepare_dataset(
+    spec: PreparedSpec,
+    dataset: DatasetSpec,
+    *,
+    raw: Path | None,
+    destination: Path,
+    executor: Executor,
+    max_skipped_share: float = 0.001,
+    for_training: bool = True,
+    on_progress: Progress | None = None,
+    readers: Executor | None = None,
+) -> PreparedRecord:
+    """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
+
+    A whole destination is returned at once; a damaged one is made again.
+
+    Args:
+        spec: Task, side, channels and faults.
+        dataset: A row of the table, or of own data.
+        raw: Folder or file of the raw download; None for sources that bring their own.
+        destination: Where the store goes; its parent also holds the part files and the hash key meanwhile.
+        executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all its nodes.
+        max_skipped_share: Largest share of listed items that may be unusable; one always may, unless it is 0.
+        for_training: Refuse data without a fair split; measuring, which needs none, counts what is wrong.
+        on_progress: Called after every block of items.
+        readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
+
+    Raises:
+        DataError: when the raw download is not as expected, or too many items cannot be used.
+    """
+    done = _published(destination, spec)
+    if done is not None and (raw is None or dataset.name in DATASETS):
+        return done
+    started = time.monotonic()
+    request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
+    listing = list_raw(request)
+    raw_id = listing_id(request, listing, listing.items)
+    if done is not None and done.raw_id == raw_id:
+        return done
+    if done is not None:
+        way_out = "give the new data another name, or use another --root"
+        rule = f"{done.dataset}: the files must be those it was prepared from"
+        raise DataError(rule, "files changed since, or label_map did", way_out)
+    items = _choose_items(listing.items, spec)
+    # The released code does not round after its resize.
+    dtype = "float32" if request.has_fault("resize_without_antialias") else listing.dtype
+    order = reading_order(request, items)
+    items = items if order is None else [items[row] for row in order]
+    blocks = cut_blocks(request, listing, items, dtype, destination)
+    try:
+        parts = read_blocks(request, listing, blocks, dtype, executor, readers, on_progress)
+        skipped = _counted_skips(request, listing, parts, max_skipped_share)
+        images = _checked(listed_order(gather(parts), parts, order), request, max_skipped_share, for_training)
+        record = make_record(request, listing, dtype, images, parts, skipped, raw_id)
+        return build_and_publish(record, images, [stem for _, stem in blocks], destination, executor, started)
+    except FileNotFoundError:
+        # Another process published the same dataset and cleared the parts under us.
+        if (done := _published(destination, spec)) is None:
+            raise
+        return done
 
 
 def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> str:
@@ -67,14 +128,21 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
     A file mended or replaced since gives another hash, so its part is read again. An item may need several
     files; those besides its own are named in its details.
     """
-    base = "" if request.raw is None else str(request.base())
+    base = None if request.raw is None else str(request.base())
 
     @lru_cache(maxsize=1024)  # thousands of members share an archive
-    def stamp(file: str) -> tuple[int, int] | None:
-        return _stamp(os.path.join(base, file)) if base else None  # pathlib keeps every name
+    def stamp(name: str) -> tuple[int, int] | None:
+        """Return size and time of a plain file, None of anything else: a locator need not be a file."""
+        try:
+            status = (
+                os.stat(os.path.join(base, name)) if base is not None else None
+            )  # pathlib keeps every name
+        except (OSError, ValueError):
+            return None
+        return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None
 
     total = hashlib.sha256(canonical_json([request.spec, list(listing.label_names), listing.dtype]).encode())
-    total.update(repr(_stamp(request.raw)).encode())
+    total.update(repr(request.raw and stamp(request.raw.name)).encode())
     for item in items:
         known = (item.locator, item.label, item.group, item.split, item.details)
         files = [split_locator(name)[0] for name in (item.locator, *item.details) if isinstance(name, str)]
@@ -82,17 +150,7 @@ def listing_id(request: RawRequest, listing: Listing, items: Sequence[Item]) -> 
     return total.hexdigest()
 
 
-def _stamp(path: Path | str | None) -> tuple[int, int] | None:
-    """Return size and time of a plain file, None of anything else (a locator need not be a file)."""
-    try:
-        status = os.stat(path) if path is not None else None
-    except (OSError, ValueError):
-        return None
-    return (status.st_size, status.st_mtime_ns) if status and S_ISREG(status.st_mode) else None
-
-
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Items that one task reads, and where its part goes: a name made of all that the part depends on."""
 
     items: Sequence[Item]
@@ -100,17 +158,12 @@ class Block:
 
 
 def cut_blocks(
-    request: RawRequest,
-    listing: Listing,
-    items: Sequence[Item],
-    order: NDArray[np.intp] | None,
-    destination: Path,
+    request: RawRequest, listing: Listing, items: Sequence[Item], dtype: str, destination: Path
 ) -> list[Block]:
     """Cut items, in their reading order, into blocks whose size depends on the data alone."""
     spec, work = request.spec, destination.with_name(f".{destination.name}.parts")
-    image_bytes = spec.channels * spec.image_size**2 * np.dtype(stored_dtype(request, listing)).itemsize
+    image_bytes = spec.channels * spec.image_size**2 * np.dtype(dtype).itemsize
     size = max(1, min(listing.block_size, BLOCK_BYTES // image_bytes))
-    items = items if order is None else [items[row] for row in order]
     cut = [items[start : start + size] for start in range(0, len(items), size)]
     return [Block(block, work / listing_id(request, listing, block)[:NAME_LENGTH]) for block in cut]
 
@@ -119,58 +172,55 @@ def read_blocks(
     request: RawRequest,
     listing: Listing,
     blocks: Sequence[Block],
+    dtype: str,
     executor: Executor,
     readers: Executor | None,
     on_progress: Progress | None,
 ) -> list[Part]:
     """Read every block that has no part yet, and return the parts in order.
 
-    Args:
-        request: What is being prepared.
-        listing: Of the whole raw download.
-        blocks: All of them.
-        executor: Runs tasks that see the raw download and write parts.
-        readers: Runs tasks on nodes that may see the raw download: there a block is read only when its files
-            are the listed ones, by name, size and time, and comes back to be written here. Blocks that such a
-            node refuses are read by ``executor``. None leaves all to ``executor``.
-        on_progress: Called after every block.
+    ``readers`` runs tasks on nodes that may see the raw download: there a block is read only when its files
+    are the listed ones, by name, size and time, and comes back to be written here. Blocks that such a node
+    refuses are read by ``executor``, whose tasks see the raw download and write parts.
     """
-    total = sum(len(block.items) for block in blocks)
-    found = {index: load_part(block.stem) for index, block in enumerate(blocks)}
-    parts = {index: part for index, part in found.items() if part is not None}
-    read = sum(len(blocks[index].items) for index in parts)
-    if on_progress:
-        on_progress(read, total)
+    total, read = sum(len(block.items) for block in blocks), 0
+    parts: dict[int, Part] = {}
 
-    def note(done: Iterator[tuple[int, Part]]) -> None:
+    def note(done: Iterable[tuple[int, Part | None]]) -> list[int]:
+        """Keep parts and return the places of blocks that have none."""
         nonlocal read
         for index, part in done:
-            parts[index] = part
-            read += len(blocks[index].items)
-            if on_progress:
-                on_progress(read, total)
-
-    def left() -> list[int]:
+            if part is not None:
+                parts[index] = part
+                read += len(blocks[index].items)
+                if on_progress:
+                    on_progress(read, total)
         return [index for index in range(len(blocks)) if index not in parts]
 
+    if on_progress:
+        on_progress(0, total)
+    todo = note((index, load_part(block.stem)) for index, block in enumerate(blocks))
     if readers is not None:
-        note(_read_elsewhere(request, listing, blocks, left(), readers))
-        if refused := left():
-            logger.warning("%d blocks are read on the driver's node: elsewhere files differ", len(refused))
-    dtype = stored_dtype(request, listing)
-    todo = left()
-    arguments = ((request, blocks[index].items, blocks[index].stem, dtype) for index in todo)
+        todo = note(_read_elsewhere(request, listing, blocks, todo, dtype, readers))
+        if todo:
+            logger.warning("%d blocks are read on the driver's node: elsewhere files differ", len(todo))
+    arguments = ((request, *blocks[index], dtype) for index in todo)
     note((todo[place], part) for place, part in executor.map_unordered(read_part, arguments))
     return [parts[index] for index in range(len(blocks))]
 
 
 def _read_elsewhere(
-    request: RawRequest, listing: Listing, blocks: Sequence[Block], todo: Sequence[int], readers: Executor
+    request: RawRequest,
+    listing: Listing,
+    blocks: Sequence[Block],
+    todo: Sequence[int],
+    dtype: str,
+    readers: Executor,
 ) -> Iterator[tuple[int, Part]]:
     """Yield blocks that were read on other nodes, once their parts are written here."""
     if request.raw is not None:
         request = replace(request, raw=request.raw.absolute(), cache=None)
-    bare, dtype = replace(listing, items=(), skipped=()), stored_dtype(request, listing)
+    bare = replace(listing, items=(), skipped=())
     arguments = ((request, bare, blocks[index].items, blocks[index].stem.name, dtype) for index in todo)
     for place, found in readers.map_unordered(read_if_same, arguments, spread=True):
         if found is not None:
@@ -184,14 +234,10 @@ def read_if_same(
 ) -> tuple[Part, list[NDArray[np.generic]]] | None:
     """Read a block on a node whose files are those that were listed; None where they are not."""
     try:
-        if listing_id(request, listing, items)[:NAME_LENGTH] != name:
-            return None
+        same = listing_id(request, listing, items)[:NAME_LENGTH] == name
     except (DataError, OSError):
         return None
-    return read_block(request, items, dtype)
-
-
-# Write a prepared store beside its destination, seal it, and rename it into place.
+    return read_block(request, items, dtype) if same else None
 
 
 def build_and_publish(
@@ -208,30 +254,25 @@ def build_and_publish(
         shard = create_store(
             folder, num_images=record.num_images, image_shape=record.shape[1:], dtype=record.dtype
         )
-        starts = range(0, record.num_images, shard)
-        shards = (
-            (
-                folder,
-                stems,
-                start,
-                images.places[start : start + shard],
-                images.digests[start : start + shard],
-            )
-            for start in starts
-        )
-        _results(executor, write_shard, shards, len(starts))
+        spans = [slice(start, start + shard) for start in range(0, record.num_images, shard)]
+        shards = ((folder, stems, span.start, images.places[span], images.digests[span]) for span in spans)
+        _results(executor, write_shard, shards, len(spans))
         for name in ("labels", "groups", "splits"):
             write_rows(folder, name, 0, getattr(images, name))
-        files = stored_files(folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
         found = _results(executor, stamp_file, ((path,) for path in files), len(files))
-        names = (path.relative_to(folder).as_posix() for path in files)
-        stamps = dict(zip(names, found, strict=True))
-        record = replace(record, seconds=round(time.monotonic() - started, 3))
+        stamps = {
+            path.relative_to(folder).as_posix(): stamp for path, stamp in zip(files, found, strict=True)
+        }
+        record = record.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
         seal(folder, record, stamps)
         record = _move_into_place(folder, destination, record)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _clear(stems[0].parent)
+    parts = stems[0].parent
+    shutil.rmtree(parts, ignore_errors=True)
+    if parts.exists():
+        logger.warning("part files in %s could not be removed", parts.name)
     return record
 
 
@@ -290,36 +331,16 @@ def _move_into_place(folder: Path, destination: Path, record: PreparedRecord) ->
     )
 
 
-def _clear(folder: Path) -> None:
-    """Remove part files that are no longer needed; what cannot be removed is only wasted disk."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        pass  # another process that prepared the same data was faster
-    except OSError as error:
-        logger.warning("part files in %s could not be removed: %s", folder.name, error.strerror)
-
-
-# A sheet of example images of a prepared dataset, made only when asked for: pictures of patients are
-# private.
-
-MAX_SIDE = 128
-
-
-def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8, seed: int = 0) -> Path:
+def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8) -> Path:
     """Write a PNG with one row per label of up to ``per_label`` seeded examples, and return its path.
 
-    Args:
-        prepared: The dataset.
-        path: Where the PNG goes.
-        per_label: Images per row.
-        seed: Of the choice.
+    It is made only when asked for: pictures of patients are private.
     """
     from PIL import Image
 
-    rng = np.random.default_rng(seed)
-    side = prepared.image_shape[1]
-    step = max(1, side // MAX_SIDE)
+    rng = np.random.default_rng(0)
+    side = prepared.row_shape[1]
+    step = max(1, side // MAX_MONTAGE_SIDE)
     rows = []
     for label in range(len(prepared.label_names)):
         members = np.flatnonzero(prepared.labels == label)
@@ -334,24 +355,23 @@ def save_montage(prepared: PreparedDataset, path: Path, *, per_label: int = 8, s
     return path
 
 
-# In which order items are read: a packed tar can only be read forward, and items are listed by name.
-
-
 def reading_order(request: RawRequest, items: Sequence[Item]) -> NDArray[np.intp] | None:
-    """Return the places of items in the order in which packed archives store them.
+    """Return the places of items in the order in which packed tars, read forward only, store them.
 
     None when every order costs the same: no such archive, or none with several items in it.
     """
-    chains = [_packed_chain(item.locator) for item in items if MARK in item.locator]
-    several = {chain for chain, count in Counter(chains).items() if chain and count > 1}
-    if not several:
+    chains = [_packed_chain(item.locator) for item in items]
+    counts = sorted(Counter(chains).items())
+    stored = {chain: _positions(request, chain) for chain, count in counts if chain and count > 1}
+    if not stored:
         return None
-    stored = {chain: _positions(request, chain) for chain in sorted(several)}
-    keys = []
-    for place, item in enumerate(items):
-        chain = _packed_chain(item.locator) if MARK in item.locator else ()
-        position = stored[chain].get(split_locator(item.locator)[-1], 0) if chain in stored else place
-        keys.append((chain if chain in stored else (), position, place))
+    keys: list[tuple[tuple[str, ...], int, int]] = []
+    for place, (chain, item) in enumerate(zip(chains, items, strict=True)):
+        known = stored.get(chain)
+        if known is None:
+            keys.append(((), place, place))
+        else:
+            keys.append((chain, known.get(split_locator(item.locator)[-1], 0), place))
     return np.array([place for _, _, place in sorted(keys)], dtype=np.intp)
 
 
@@ -366,7 +386,7 @@ def listed_order(images: ImageTable, parts: Sequence[Part], order: NDArray[np.in
 
 def _packed_chain(locator: str) -> tuple[str, ...]:
     """Return the archives that lead to a member of a packed tar, or nothing."""
-    chain = tuple(split_locator(locator)[:-1])
+    chain = tuple(split_locator(locator)[:-1]) if MARK in locator else ()
     return chain if chain and chain[-1].lower().endswith(PACKED_TARS) else ()
 
 
@@ -378,73 +398,7 @@ def _positions(request: RawRequest, chain: tuple[str, ...]) -> dict[str, int]:
     return {name: position for position, name in enumerate(members)}
 
 
-MAX_TOLD_SKIPS = 10
-MAX_GROUP_SHARE = 0.5
-
-
-def prepare_dataset(
-    spec: PreparedSpec,
-    dataset: DatasetSpec,
-    *,
-    raw: Path | None,
-    destination: Path,
-    executor: Executor,
-    max_skipped_share: float = 0.001,
-    for_training: bool = True,
-    on_progress: Progress | None = None,
-    readers: Executor | None = None,
-) -> PreparedRecord:
-    """Prepare ``dataset`` as ``spec`` says into folder ``destination`` and return its record.
-
-    A whole destination is returned at once; a damaged one is made again.
-
-    Args:
-        spec: Task, side, channels and faults.
-        dataset: The table's row, or one from ``own_dataset_spec``.
-        raw: Folder or file of the raw download; None for sources that bring their own.
-        destination: Where the store goes; its parent also holds the part files and the hash key meanwhile.
-        executor: Runs the reading and writing tasks; must see ``raw`` and ``destination`` on all its nodes.
-        max_skipped_share: Largest share of listed items that may be unusable; one always may, unless it is 0.
-        for_training: Refuse data that no fair split exists for (one group holds most of them, or too many
-            images equal one with another label). Measuring does not split; there both are only counted.
-        on_progress: Called after every block of items.
-        readers: Runs reading tasks on more nodes, which need not see ``destination``; see ``read_blocks``.
-
-    Raises:
-        DataError: when the raw download is not as expected, or too many items cannot be used.
-    """
-    done = _published(destination, spec)
-    if done is not None and (raw is None or dataset.name in DATASETS):
-        return done
-    started = time.monotonic()
-    request = RawRequest(dataset, spec, raw, hash_key(destination.parent), destination.parent)
-    listing = _listed(request)
-    raw_id = listing_id(request, listing, listing.items)
-    if done is not None:
-        return _unchanged(done, raw_id)
-    items = _choose_items(listing.items, spec)
-    order = reading_order(request, items)
-    blocks = cut_blocks(request, listing, items, order, destination)
-    try:
-        parts = read_blocks(request, listing, blocks, executor, readers, on_progress)
-        images, stems = listed_order(gather(parts), parts, order), [block.stem for block in blocks]
-        early = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
-        skipped = early + [pair for part in parts for pair in part.skipped]
-        _check_skips(dataset.name, skipped, len(items) + len(early), max_skipped_share)
-        images = _selected(images, request)
-        if for_training:
-            _check_split(request, images, max_skipped_share)
-        record = make_record(request, listing, images, parts, skipped, raw_id)
-        return build_and_publish(record, images, stems, destination, executor, started)
-    except FileNotFoundError:
-        # Another process published the same dataset and cleared the parts under us.
-        finished = _published(destination, spec)
-        if finished is None:
-            raise
-        return finished
-
-
-def _listed(request: RawRequest) -> Listing:
+def list_raw(request: RawRequest) -> Listing:
     """List the raw download; one without items is an error, with the reasons why each was left out."""
     dataset = request.dataset
     check_own_options(dataset)
@@ -457,31 +411,17 @@ def _listed(request: RawRequest) -> Listing:
     raise DataError(f"{dataset.name}: the raw download must hold images", found, expected)
 
 
-def _selected(images: ImageTable, request: RawRequest) -> ImageTable:
-    """Keep the images that the spec asks for; there must be some, and copies under two labels are told."""
+def _checked(images: ImageTable, request: RawRequest, allowed: float, for_training: bool) -> ImageTable:
+    """Keep the images that the spec asks for; there must be some, and to train on, a fair split of them."""
     name = request.dataset.name
     images = select(images, request.spec)
-    if not len(images.labels):
+    num_images = len(images.labels)
+    if not num_images:
         raise DataError(f"{name}: preparation must keep at least one image", "none was usable")
     if images.num_conflicts:
         logger.warning("%s: %d images have a twin with another label", name, images.num_conflicts)
-    return images
-
-
-def _unchanged(done: PreparedRecord, raw_id: str) -> PreparedRecord:
-    """Return the record of your own data when the files are those it was prepared from."""
-    if done.raw_id != raw_id:
-        rule = f"{done.dataset}: the files must be those it was prepared from"
-        raise DataError(
-            rule,
-            "files changed since, or label_map did",
-            "give the new data another name, or use another --root",
-        )
-    return done
-
-
-def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> None:
-    name, num_images = request.dataset.name, len(images.labels)
+    if not for_training:
+        return images
     largest = int(np.unique(images.groups, return_counts=True)[1].max())
     if largest > MAX_GROUP_SHARE * num_images and num_images > 2:
         raise DataError(
@@ -503,6 +443,7 @@ def _check_split(request: RawRequest, images: ImageTable, allowed: float) -> Non
             f"{images.num_conflicts} of {num_images}",
             "correct the labels, raise image_size, or allow more: --max-skipped-share 1%",
         )
+    return images
 
 
 def _published(destination: Path, spec: PreparedSpec) -> PreparedRecord | None:
@@ -535,9 +476,15 @@ def _choose_items(items: Sequence[Item], spec: PreparedSpec) -> Sequence[Item]:
     return [items[row] for row in keep_per_class(labels, number_groups(names), spec, limit)]
 
 
-def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allowed: float) -> None:
+def _counted_skips(
+    request: RawRequest, listing: Listing, parts: Sequence[Part], allowed: float
+) -> list[tuple[str, str]]:
+    """Return pairs (keyed hash of the locator, reason) of what could not be used, if it is not too much."""
+    skipped = [(request.hashed(locator), reason) for locator, reason in listing.skipped]
+    skipped += [pair for part in parts for pair in part.skipped]
     if not skipped:
-        return
+        return []
+    name, total = request.dataset.name, len(listing.skipped) + sum(part.num_items for part in parts)
     reasons = Counter(reason for _, reason in skipped)
     counts = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
     logger.warning("%s: %d of %d items skipped: %s", name, len(skipped), total, counts)
@@ -549,3 +496,4 @@ def _check_skips(name: str, skipped: Sequence[tuple[str, str]], total: int, allo
             f"{len(skipped)} ({counts}), first (hashed names): {listed}",
             "isweep locate HASH --raw DIR finds one; mend them, or allow more: --max-skipped-share 1%",
         )
+    return skipped

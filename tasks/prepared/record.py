@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from tasks.prepared.parts import Part
 from tasks.prepared.table import ImageTable, content_fingerprint
 from tasks.sources.base import Listing, RawRequest
 
+MAX_LISTED = 50
+MAX_SHOWN_SKIPS = 5
+TELLING_GAIN, TELLING_CHANCE = 0.1, 1e-3
+SHOULD_BE_ONE = ("modality", "series description", "pixel spacing", "rescale slope")
+"""Traits that a set of comparable images has one value of."""
 
-@dataclass(frozen=True)
-class PreparedRecord:
+
+class PreparedRecord(BaseModel):
     """What a prepared dataset is and how it came to be; holds nothing that identifies a person.
 
     Attributes:
@@ -41,6 +44,8 @@ class PreparedRecord:
         intensity: How raw values became pixels.
         seconds: Time of the preparation that published it.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str
     prepared_id: str
@@ -75,46 +80,11 @@ class PreparedRecord:
     origin: str = "real"
     label_rule: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON values."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        return plain
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """Rebuild a record.
-
-        Raises:
-            KeyError: when a field without a default is missing, or one is unknown.
-        """
-        names = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
-        if not needed <= set(values) <= names:
-            raise KeyError(f"fields {sorted((needed - set(values)) | (set(values) - names))}")
-        return cls(**{name: _frozen(value) for name, value in values.items()})
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-
-# The record of a preparation: counts, skips, conversions, and what is doubtful.
-
-MAX_LISTED_SKIPS = 50
-MAX_SHOWN_SKIPS = 5
-TELLING_GAIN, TELLING_CHANCE = 0.1, 1e-3
-SHOULD_BE_ONE = ("modality", "series description", "pixel spacing", "rescale slope")
-"""Traits that a set of comparable images has one value of."""
-
-
-def stored_dtype(request: RawRequest, listing: Listing) -> Literal["uint8", "float32"]:
-    """Return the dtype of the prepared images; the released code does not round after its resize."""
-    return "float32" if request.has_fault("resize_without_antialias") else listing.dtype
-
 
 def make_record(
     request: RawRequest,
     listing: Listing,
+    dtype: str,
     images: ImageTable,
     parts: Sequence[Part],
     skipped: Sequence[tuple[str, str]],
@@ -122,7 +92,6 @@ def make_record(
 ) -> PreparedRecord:
     """Put together what is known of a preparation; ``seconds`` is filled in when it is published."""
     spec, dataset = request.spec, request.dataset
-    dtype = stored_dtype(request, listing)
     names = tuple(listing.label_names)
     shape = (len(images.labels), spec.channels, spec.image_size, spec.image_size)
     header: dict[str, object] = {"dtype": dtype, "shape": shape, "label_names": names}
@@ -151,19 +120,11 @@ def make_record(
         num_skipped=len(skipped),
         excluded=dict(listing.excluded),
         skipped=dict(Counter(reason for _, reason in skipped)),
-        skipped_items=tuple(skipped[:MAX_LISTED_SKIPS]),
+        skipped_items=tuple(skipped[:MAX_LISTED]),
         conversions=dict(sum((Counter(part.conversions) for part in parts), Counter())),
         flags=dict(sum((Counter(part.flags) for part in parts), Counter(listing.flags)))
         | telling_traits(parts)
-        | _torn_groups(images)
-        | _torn_patients(parts)
-        | _lone_groups(names, groups_of)
-        | _one_sided(names, images)
-        | {
-            f"class without a usable image: {name}": 1
-            for label, name in enumerate(names)
-            if not counts[label]
-        },
+        | _doubts(images, parts, names, groups_of),
         num_duplicates=images.num_duplicates,
         num_conflicts=images.num_conflicts,
         intensity=listing.intensity,
@@ -174,39 +135,39 @@ def make_record(
     )
 
 
-def _torn_groups(images: ImageTable) -> dict[str, int]:
-    """Count test images whose group (a header's patient, or an equal image) is in training, too."""
-    seen = np.isin(images.groups, images.groups[images.splits == 1]) & (images.splits == 2)
-    count = int(seen.sum())
-    return {"test images never used, since their group is in training": count} if count else {}
+def _doubts(
+    images: ImageTable, parts: Sequence[Part], names: Sequence[str], groups_of: Sequence[NDArray[np.int64]]
+) -> dict[str, int]:
+    """Flag what keeps groups and classes from being in training and test as they should be.
 
-
-def _torn_patients(parts: Sequence[Part]) -> dict[str, int]:
-    """Count images whose patient, by the headers, is in several groups, which a split may tear apart."""
+    Test images whose group (a header's patient, or an equal image) is in training, too; images whose patient,
+    by the headers, is in several groups, which a split may tear apart; classes of one group, without any
+    image, or on one side of a given split only, as when one side's labels start at 1.
+    """
+    train, test = images.splits == 1, images.splits == 2
+    torn = int((np.isin(images.groups, images.groups[train]) & test).sum())
     pairs = [np.stack([part.patients, part.groups], 1)[part.patients != 0] for part in parts]
-    found, images = np.unique(np.concatenate(pairs), axis=0, return_counts=True)
+    found, count = np.unique(np.concatenate(pairs), axis=0, return_counts=True)
     _, patient, num_groups = np.unique(found[:, 0], return_inverse=True, return_counts=True)
-    count = int(images[num_groups[patient] > 1].sum())
-    return {"patient of the header in several groups: is the group a patient?": count} if count else {}
-
-
-def _lone_groups(names: Sequence[str], groups_of: Sequence[NDArray[np.int64]]) -> dict[str, int]:
-    """Name classes that cannot be in training and test, since one group has all their images."""
-    lone = [name for name, groups in zip(names, groups_of, strict=True) if len(groups) == 1]
-    return dict.fromkeys((f"class of one group: {name}" for name in lone), 1)
-
-
-def _one_sided(names: Sequence[str], images: ImageTable) -> dict[str, int]:
-    """Name classes that only one side of a given split has, as when one side's labels start at 1."""
-    sides = {"train": images.splits == 1, "test": images.splits == 2}
-    if not all(rows.any() for rows in sides.values()):
-        return {}
-    found = {side: set(images.labels[rows].tolist()) for side, rows in sides.items()}
-    return {
-        f"class in {side} only: {names[label]}": 1
-        for side, other in (("train", "test"), ("test", "train"))
-        for label in sorted(found[side] - found[other])[:MAX_LISTED_SKIPS]
+    spread = int(count[num_groups[patient] > 1].sum())
+    flags = {
+        "test images never used, since their group is in training": torn,
+        "patient of the header in several groups: is the group a patient?": spread,
     }
+    flags |= {f"class of one group: {names[k]}": 1 for k, groups in enumerate(groups_of) if len(groups) == 1}
+    if train.any() and test.any():
+        sides = {"train": set(images.labels[train].tolist()), "test": set(images.labels[test].tolist())}
+        flags |= {
+            f"class in {side} only: {names[label]}": 1
+            for side, other in (("train", "test"), ("test", "train"))
+            for label in sorted(sides[side] - sides[other])[:MAX_LISTED]
+        }
+    flags |= {
+        f"class without a usable image: {names[k]}": 1
+        for k, groups in enumerate(groups_of)
+        if not len(groups)
+    }
+    return {flag: number for flag, number in flags.items() if number}
 
 
 def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
@@ -219,53 +180,36 @@ def telling_traits(parts: Sequence[Part]) -> dict[str, int]:
     Returns:
         Flag to number of images: those guessed right, or those unlike the commonest value.
     """
+    from scipy.special import chdtrc, entr, rel_entr
+
     tables: defaultdict[str, Counter[tuple[int, str]]] = defaultdict(Counter)
     for part in parts:
         for label, name, value, count in part.traits:
             tables[name][label, value] += count
     flags: dict[str, int] = {}
     for name, counts in tables.items():
-        flags |= _telling(name, counts)
-        values: Counter[str] = Counter()
-        for (_, value), count in counts.items():
-            values[value] += count
+        labels, values = sorted({label for label, _ in counts}), sorted({value for _, value in counts})
+        table = np.array([[counts[label, value] for value in values] for label in labels])
         if name in SHOULD_BE_ONE and len(values) > 1:
-            flags[f"{name}: {len(values)} different"] = values.total() - max(values.values())
+            flags[f"{name}: {len(values)} different"] = int(table.sum() - table.sum(0).max())
+        total, right = int(table.sum()), int(table.max(0).sum())
+        if (
+            min(table.shape) < 2
+            or 5 * len(values) > total
+            or right - table.sum(1).max() <= TELLING_GAIN * total
+        ):
+            continue
+        shares = table / total
+        information = float(rel_entr(shares, np.outer(shares.sum(1), shares.sum(0))).sum())
+        freedom = (len(labels) - 1) * (len(values) - 1)
+        if chdtrc(freedom, 2 * total * information) < TELLING_CHANCE:
+            bits = f"{information / math.log(2):.2f} of {entr(shares.sum(1)).sum() / math.log(2):.2f} bits"
+            flags[f"{name} tells the label ({right / total:.0%} by it alone, {bits})"] = right
     return flags
 
 
-def _telling(name: str, counts: Counter[tuple[int, str]]) -> dict[str, int]:
-    from scipy.special import chdtrc
-
-    labels: Counter[int] = Counter()
-    values: Counter[str] = Counter()
-    best: defaultdict[str, int] = defaultdict(int)
-    for (label, value), count in counts.items():
-        labels[label] += count
-        values[value] += count
-        best[value] = max(best[value], count)
-    total, right = counts.total(), sum(best.values())
-    if len(values) < 2 or len(labels) < 2 or 5 * len(values) > total:
-        return {}
-    information = sum(
-        count / total * math.log2(count * total / (labels[label] * values[value]))
-        for (label, value), count in counts.items()
-    )
-    entropy = -sum(count / total * math.log2(count / total) for count in labels.values())
-    freedom = (len(values) - 1) * (len(labels) - 1)
-    by_chance = float(chdtrc(freedom, 2 * total * math.log(2) * information))
-    if right - max(labels.values()) <= TELLING_GAIN * total or by_chance >= TELLING_CHANCE:
-        return {}
-    shown = f"{right / total:.0%} by it alone, {information:.2f} of {entropy:.2f} bits"
-    return {f"{name} tells the label ({shown})": right}
-
-
 def preparation_lines(record: PreparedRecord) -> list[str]:
-    """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful.
-
-    Args:
-        record: Of a prepared dataset; ``PreparedRecord.from_json`` makes one of a stored record.
-    """
+    """Return what people should see of a preparation: what was taken, left out, changed, and is doubtful."""
     lines = [
         f"{record.title}: {record.num_images:,} images, {len(record.label_names)} classes, "
         f"{record.num_groups:,} groups"

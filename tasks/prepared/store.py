@@ -30,25 +30,21 @@ from search_spaces.fingerprint import fingerprint
 from tasks.atomic import sync_folder, write_atomic
 from tasks.prepared.record import PreparedRecord
 
-# Read rows of a sharded, uncompressed zarr array straight into place, checking every chunk's crc32c.
-#
-# zarr itself reads the same files; going through it costs two extra copies of every byte, which halves the
-# rate. The layout is the zarr 3 sharding codec's: raw chunks, each followed by its crc32c, then an index of
-# (offset, length) pairs with a crc32c of its own.
-
 ABSENT = 2**64 - 1
-"""How the index spells a chunk of zeros, which is not stored."""
+"""How a shard's index spells a chunk of zeros, which is not stored."""
 CRC_BYTES = 4
 
 
 @dataclass(frozen=True)
 class ShardedRows:
-    """Where the rows of one array are.
+    """Rows of a sharded, uncompressed zarr array, read straight into place, every chunk's crc32c checked.
+
+    zarr itself reads the same files; going through it costs two extra copies of every byte, which halves the
+    rate. The layout is the zarr 3 sharding codec's: raw chunks, each followed by its crc32c, then an index of
+    (offset, length) pairs with a crc32c of its own.
 
     Attributes:
         folder: The array's ``c`` folder.
-        num_rows: Rows of the array.
-        row_shape: Shape of one row.
         dtype: Little-endian dtype of the stored rows.
         chunk_rows: Rows of one inner chunk, stored whole also where the array ends before it does.
         shard_rows: Rows of one shard, a multiple of ``chunk_rows``.
@@ -61,70 +57,49 @@ class ShardedRows:
     chunk_rows: int
     shard_rows: int
 
-    def shard_file(self, shard: int) -> Path:
-        """Return the file of a shard."""
-        return self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
+    def read(self, start: int, stop: int) -> NDArray[np.generic]:
+        """Return rows ``start`` to ``stop`` (exclusive); see :meth:`read_rows`."""
+        return self.read_rows(np.arange(start, stop))
 
-    def read_into(self, rows: NDArray[np.generic], start: int) -> None:
-        """Fill ``rows`` with the array's rows from ``start`` on.
-
-        Raises:
-            ValueError: when a checksum is wrong.
-            OSError: when a shard is missing or ends early.
-        """
-        buffer = self._buffer()
-        for first, chunk, file, index in self._chunks(start, start + len(rows)):
-            place, stop = first - start, min(first + self.chunk_rows, start + len(rows)) - start
-            if place >= 0 and stop - place == self.chunk_rows:
-                self._read_chunk(file, index[chunk], rows[place:stop])
-            else:
-                self._read_chunk(file, index[chunk], buffer)
-                low = max(place, 0)
-                rows[low:stop] = buffer[low - place : stop - place]
-
-    def read_scattered(self, rows: NDArray[np.generic], wanted: NDArray[np.int64]) -> None:
-        """Fill ``rows[i]`` with row ``wanted[i]`` of the array, opening every chunk once.
+    def read_rows(self, wanted: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Return the rows of ``wanted``, in that order, opening every chunk once.
 
         Raises:
             ValueError: when a checksum is wrong.
             OSError: when a shard is missing or ends early.
         """
+        rows: NDArray[np.generic] = np.empty((len(wanted), *self.row_shape), self.dtype)
+        buffer = np.empty((self.chunk_rows, *self.row_shape), self.dtype)
         order = np.argsort(wanted, kind="stable")
-        ordered, buffer, done = wanted[order], self._buffer(), 0
+        ordered, inside, done = wanted[order], np.arange(self.chunk_rows), 0
         while done < len(ordered):
             shard = ordered[done] // self.shard_rows
             with self._open(shard) as (file, index):
                 while done < len(ordered) and ordered[done] // self.shard_rows == shard:
                     first = ordered[done] // self.chunk_rows * self.chunk_rows
-                    self._read_chunk(file, index[first % self.shard_rows // self.chunk_rows], buffer)
+                    entry = index[first % self.shard_rows // self.chunk_rows]
                     stop = int(np.searchsorted(ordered, first + self.chunk_rows))
-                    rows[order[done:stop]] = buffer[ordered[done:stop] - first]
+                    places, found = order[done:stop], ordered[done:stop] - first
+                    if np.array_equal(found, inside) and np.array_equal(places - places[0], inside):
+                        self._read_chunk(file, entry, rows[places[0] : places[-1] + 1])  # no copy
+                    else:
+                        self._read_chunk(file, entry, buffer)
+                        rows[places] = buffer[found]
                     done = stop
-
-    def _buffer(self) -> NDArray[np.generic]:
-        return np.empty((self.chunk_rows, *self.row_shape), dtype=self.dtype)
-
-    def _chunks(self, start: int, stop: int) -> Iterator[tuple[int, int, IO[bytes], NDArray[np.uint64]]]:
-        """Yield (first row, number in its shard, open file, index) of every chunk with rows in the range."""
-        first = start // self.chunk_rows * self.chunk_rows
-        while first < stop:
-            shard = first // self.shard_rows
-            with self._open(shard) as (file, index):
-                end = min((shard + 1) * self.shard_rows, stop)
-                while first < end:
-                    yield first, first % self.shard_rows // self.chunk_rows, file, index
-                    first += self.chunk_rows
+        return rows
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[tuple[IO[bytes], NDArray[np.uint64]]]:
-        with self.shard_file(shard).open("rb", buffering=0) as file:
+        path = self.folder.joinpath(str(shard), *("0" for _ in self.row_shape))
+        with path.open("rb", buffering=0) as file:
             size = 16 * (self.shard_rows // self.chunk_rows)
             file.seek(-size - CRC_BYTES, 2)
             index = np.empty(size // 8, dtype="<u8")
-            self._fill_and_check(file, index)
+            _fill_and_check(file, index)
             yield file, index.reshape(-1, 2)
 
-    def _read_chunk(self, file: IO[bytes], entry: NDArray[np.uint64], into: NDArray[np.generic]) -> None:
+    @staticmethod
+    def _read_chunk(file: IO[bytes], entry: NDArray[np.uint64], into: NDArray[np.generic]) -> None:
         offset, length = map(int, entry)
         if offset == ABSENT:
             into[...] = 0
@@ -132,23 +107,22 @@ class ShardedRows:
             raise ValueError("a chunk has another length")
         else:
             file.seek(offset)
-            self._fill_and_check(file, into)
+            _fill_and_check(file, into)
 
-    @staticmethod
-    def _fill_and_check(file: IO[bytes], into: NDArray[np.generic]) -> None:
-        import google_crc32c
 
-        view = into.view(np.uint8).reshape(-1).data
-        done = 0
-        while done < len(view):
-            count = file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise OSError("file ends early")
-            done += count
-        checked = into.view(np.uint8).reshape(-1)
-        checked.flags.writeable = False
-        if google_crc32c.value(checked).to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):
-            raise ValueError("stored and computed checksum do not match")
+def _fill_and_check(file: IO[bytes], into: NDArray[np.generic]) -> None:
+    import google_crc32c
+
+    checked = into.view(np.uint8).reshape(-1)
+    view, done = checked.data, 0
+    while done < len(view):
+        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise OSError("file ends early")
+        done += count
+    checked.flags.writeable = False
+    if google_crc32c.value(checked).to_bytes(CRC_BYTES, "little") != file.read(CRC_BYTES):
+        raise ValueError("stored and computed checksum do not match")
 
 
 STORE_SCHEMA = 1
@@ -198,11 +172,6 @@ def write_rows(folder: Path, name: str, start: int, values: NDArray[np.generic])
     zarr.open_group(str(folder), mode="r+")[name][start : start + len(values)] = values
 
 
-def stored_files(folder: Path) -> list[Path]:
-    """Return every file of a store that is not sealed yet."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
 def stamp_file(path: Path) -> tuple[int, str]:
     """Bring a file to the disk and return its size and SHA-256."""
     with path.open("rb") as file:
@@ -212,15 +181,9 @@ def stamp_file(path: Path) -> tuple[int, str]:
 
 
 def seal(folder: Path, record: PreparedRecord, stamps: dict[str, tuple[int, str]]) -> None:
-    """Write the completion marker, after everything else has reached the disk.
-
-    Args:
-        folder: The store.
-        record: What it holds.
-        stamps: Relative name of every file to its :func:`stamp_file`.
-    """
+    """Write the completion marker, after everything else (``stamps``: its files) has reached the disk."""
     files = {name: list(stamp) for name, stamp in sorted(stamps.items())}
-    body = {"schema": STORE_SCHEMA, "record": record.to_json(), "files": files}
+    body = {"schema": STORE_SCHEMA, "record": record.model_dump(mode="json"), "files": files}
     for inner in (path for path in folder.rglob("*") if path.is_dir()):
         sync_folder(inner)
     sealed = {**body, "sha256": fingerprint(body)}
@@ -274,19 +237,14 @@ class PreparedDataset:
         return self.record.num_images
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """``(channels, height, width)``."""
-        return self.record.shape[1:]
-
-    @property
     def num_rows(self) -> int:
-        """Number of images (block-source protocol)."""
+        """Number of images, as measures call it."""
         return self.num_images
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row (block-source protocol)."""
-        return self.image_shape
+        """``(channels, height, width)`` of an image."""
+        return self.record.shape[1:]
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -304,29 +262,31 @@ class PreparedDataset:
         return self._array("splits").astype(np.int8)
 
     def read(self, start: int, stop: int) -> NDArray[np.generic]:
-        """Return images ``start`` to ``stop`` (exclusive), ``(stop - start, channels, height, width)``.
-
-        Raises:
-            CorruptStoreError: when a checksum is wrong, naming the shard.
-        """
-        rows = np.empty((max(0, stop - start), *self.image_shape), dtype=self.record.dtype)
-        with self._naming_files("images", range(start, stop)):
-            self._sharded.read_into(rows, start)
-        return rows
+        """Return images ``start`` to ``stop`` (exclusive); see :meth:`read_rows`."""
+        return self.read_rows(range(start, stop))
 
     def read_rows(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.generic]:
         """Return the images of ``indices``, in that order; memory beyond the result is one chunk.
+
+        Returns:
+            ``(len(indices), channels, height, width)``.
 
         Raises:
             CorruptStoreError: when a checksum is wrong, naming the shard.
         """
         wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_images):
-            raise IndexError(f"rows must be in 0..{self.num_images - 1}")
-        rows = np.empty((len(wanted), *self.image_shape), dtype=self.record.dtype)
-        with self._naming_files("images", wanted.tolist()):
-            self._sharded.read_scattered(rows, wanted)
-        return rows
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_rows):
+            raise IndexError(f"rows must be in 0..{self.num_rows - 1}")
+        with self._naming_files("images", wanted):
+            array = self._group["images"]
+            dtype = np.dtype(self.record.dtype).newbyteorder("<")
+            folder, (chunk_rows, *_), (shard_rows, *_) = (
+                self.path / "images" / "c",
+                array.chunks,
+                array.shards,
+            )
+            rows = ShardedRows(folder, self.num_rows, self.row_shape, dtype, chunk_rows, shard_rows)
+            return rows.read_rows(wanted)
 
     def verify(self) -> None:
         """Check every byte of every file against the marker.
@@ -346,24 +306,18 @@ class PreparedDataset:
 
         return zarr.open_group(str(self.path), mode="r")
 
-    @cached_property
-    def _sharded(self) -> ShardedRows:
-        array = self._group["images"]
-        dtype = np.dtype(self.record.dtype).newbyteorder("<")
-        folder = self.path / "images" / "c"
-        return ShardedRows(folder, self.num_images, self.image_shape, dtype, array.chunks[0], array.shards[0])
-
     def _array(self, name: str) -> NDArray[np.generic]:
-        with self._naming_files(name, range(self.num_images)):
+        everything = np.arange(self.num_rows)
+        with self._naming_files(name, everything):
             # zarr reads a missing file as zeros, so absence is checked here.
-            for file in self._stored_files(name, range(self.num_images)):
+            for file in self._stored_files(name, everything):
                 if not (self.path / file).is_file():
                     raise FileNotFoundError(file)
             values: NDArray[np.generic] = self._group[name][:]
         return values
 
     @contextmanager
-    def _naming_files(self, name: str, rows: Sequence[int]) -> Iterator[None]:
+    def _naming_files(self, name: str, rows: NDArray[np.int64]) -> Iterator[None]:
         """Turn what reading may raise into the error that names the files read."""
         try:
             yield
@@ -374,11 +328,10 @@ class PreparedDataset:
                 REMAKE,
             ) from error
 
-    def _stored_files(self, name: str, rows: Sequence[int]) -> list[str]:
+    def _stored_files(self, name: str, rows: NDArray[np.int64]) -> list[str]:
         array = self._group[name]
-        size = (array.shards or array.chunks)[0]
-        tail = "/0" * (array.ndim - 1)
-        names = [f"{name}/c/{shard}{tail}" for shard in sorted({row // size for row in rows})]
+        shards = np.unique(rows // (array.shards or array.chunks)[0]).tolist()
+        names = [f"{name}/c/{shard}{'/0' * (array.ndim - 1)}" for shard in shards]
         # A chunk of zeros only is not stored at all; the marker knows which files there are.
         return [file for file in names if file in self._files]
 
@@ -397,7 +350,7 @@ def _read_marker(folder: Path) -> tuple[PreparedRecord, dict[str, tuple[int, str
         schema = body["schema"]
         if schema == STORE_SCHEMA and digest == fingerprint(body):
             files = {name: (int(size), str(sha)) for name, (size, sha) in body["files"].items()}
-            return PreparedRecord.from_json(body["record"]), files
+            return PreparedRecord.model_validate(body["record"]), files
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         rule = f"{MARKER} of prepared dataset {folder.name} must be whole"
         raise CorruptStoreError(rule, type(error).__name__, REMAKE) from error

@@ -1,10 +1,23 @@
-"""Which images of a prepared dataset are trained and tested on: class pairs, group-wise split, nested
-sizes.
+"""Which images of a prepared dataset are trained and tested on: class pairs, group-wise split, nested sizes.
+
+The faults of the released code, which ``docs/faults.md`` lists, change that choice where a spec switches them
+on. The pool of a training set of N images is then (N + test size) / 2 images of each class:
+
+- ``first_k_selection`` (F6): the first of each class in stored order, instead of a seeded choice;
+- ``misaligned_labels`` (F3, natural sets held in memory): surplus images of the class that fills first are
+  dropped from the list of labels but not from the array of images, so image i meets the label of another
+  image; the pool is then the first of each class, split by image;
+- ``fixed_imagenet_files`` (F4, ImageNet): the position in the pair's list is looked up in the list of all
+  files, so the images are the first files whatever the pair is;
+- ``test_set_depends_on_size`` (F7): pool and permutation depend on N, so every N has another test set;
+- ``image_level_split`` (F5): groups are ignored.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,78 +29,13 @@ from search_spaces.recipes import RELEASED_SEED
 from search_spaces.specs import SubsetSpec, pair_name
 from search_spaces.tuning import ValidationSpec
 from tasks.prepared.store import PreparedDataset
-from tasks.prepared.table import choose_test, number_groups, quotas_of, stratified_order
-
-# How the released code chose training and test images, fault by fault (``docs/faults.md``).
-#
-# The pool of a training set of N images is (N + test size) / 2 images of each class:
-#
-# * ``first_k_selection`` (F6): the first of each class in stored order, instead of a seeded choice; *
-# ``misaligned_labels`` (F3, natural sets held in memory): surplus images of the class that fills first are
-# dropped from the list of labels but not from the array of images, so image i meets the label of another
-# image; the pool is then the first of each class, split by image; * ``fixed_imagenet_files`` (F4,
-# ImageNet): the position in the pair's list is looked up in the list of all files, so the images are the
-# first files whatever the pair is; * ``test_set_depends_on_size`` (F7): pool and permutation depend on N,
-# so every N has another test set; * ``image_level_split`` (F5): groups are ignored.
+from tasks.prepared.table import number_groups, occurrence, quotas_of
 
 FILE_LISTS = ("imagenet",)
 """Natural sets read by file name: their labels stay aligned, their files do not (F4 instead of F3)."""
-
-
-def misaligns(spec: SubsetSpec) -> bool:
-    """Tell whether F3 applies: it does to natural sets that the released code held in memory."""
-    row = DATASETS.get(spec.prepared.dataset)
-    in_memory = row is None or (row.domain == "natural" and row.name not in FILE_LISTS)
-    return "misaligned_labels" in spec.prepared.faults and in_memory
-
-
-def fixes_files(spec: SubsetSpec) -> bool:
-    """Tell whether F4 applies."""
-    return "fixed_imagenet_files" in spec.prepared.faults and spec.prepared.dataset in FILE_LISTS
-
-
-def pool(
-    rows: NDArray[np.int64], targets: NDArray[np.int64], spec: SubsetSpec, train_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows and labels of the pool that F3, F4 and F6 leave, in stored order.
-
-    Args:
-        rows: ``(num_images,)`` rows of the task's classes in the prepared dataset, ascending.
-        targets: ``(num_images,)`` their labels in ``range(num_classes)``.
-        spec: Subset, with faults.
-        train_size: N.
-
-    Raises:
-        DataError: when a class has fewer than (N + test size) / 2 images, as the released code would.
-    """
-    num_classes = int(targets.max()) + 1
-    per_class = (train_size + spec.test_size) // num_classes
-    chosen = [np.flatnonzero(targets == label)[:per_class] for label in range(num_classes)]
-    short = min(map(len, chosen))
-    if short < per_class:
-        raise DataError(
-            f"{spec.prepared.dataset}, as released: {train_size} training and {spec.test_size} test images "
-            f"need {per_class} images of each class",
-            f"{short} of one",
-            "lower train_sizes or test_size",
-        )
-    places = np.sort(np.concatenate(chosen))
-    shown = rows[places]
-    if misaligns(spec):
-        shown = rows[: len(places)]
-    elif fixes_files(spec):
-        shown = places.astype(np.int64)
-    return shown, targets[places]
-
-
-def released_permutation(size: int) -> NDArray[np.int64]:
-    """Return the permutation of torch's ``random_split`` with the released seed; its head is the training
-    set.
-    """
-    import torch
-
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(RELEASED_SEED))
-    return order.numpy().astype(np.int64)
+TEST_GROUP_SHARE = 0.3
+"""Share of the groups that test images are spread over (750 of 2,500 in the study), more if the test size
+asks."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +44,7 @@ class TrialData:
 
     Attributes:
         train_images: ``(num_train, channels, height, width)``, uint8 or float32, pixels in [0, 255], in
-            nested
-            order: the training set of size N is the first N rows.
+            nested order: the training set of size N is the first N rows.
         train_labels: ``(num_train,)`` int64 in ``range(num_classes)``.
         test_images: ``(test_size, channels, height, width)``, same range.
         test_labels: ``(test_size,)`` int64.
@@ -128,20 +75,22 @@ class Subset:
         train_labels: ``(max_train_size,)`` labels of those rows, in ``range(num_classes)``.
         test_rows: ``(test_size,)`` rows, the same for every train size.
         test_labels: ``(test_size,)`` labels.
-        num_classes: Number of classes.
         class_names: Spelling of each class for messages: its index in the prepared dataset.
         shared_group_share: Share of test images whose group is also in ``train_order``; 0 unless a fault of
-            the
-            released code is switched on.
+            the released code is switched on.
     """
 
     train_order: NDArray[np.int64]
     train_labels: NDArray[np.int64]
     test_rows: NDArray[np.int64]
     test_labels: NDArray[np.int64]
-    num_classes: int
     class_names: tuple[str, ...]
     shared_group_share: float = 0.0
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
 
     @property
     def max_train_size(self) -> int:
@@ -152,19 +101,33 @@ class Subset:
         """Images of each class among the first ``train_size``."""
         return tuple(np.bincount(self.train_labels[:train_size], minlength=self.num_classes).tolist())
 
-    def check_train_size(self, train_size: int) -> None:
-        """Refuse a train size that the data do not allow.
+    def load(self, prepared: PreparedDataset, train_size: int) -> TrialData:
+        """Read the test images and the first ``train_size`` training images; smaller sets are prefixes of it.
 
         Raises:
-            DataError: saying how many images there are.
+            CorruptStoreError: when a shard is damaged.
         """
-        if train_size > self.max_train_size:
-            per_class = dict(zip(self.class_names, self.class_counts(self.max_train_size), strict=True))
-            raise DataError(
-                f"Train size {train_size} needs as many images beside {len(self.test_rows)} test images",
-                f"at most {self.max_train_size} (class: images {per_class})",
-                f"lower train_sizes to at most {self.max_train_size}, or lower test_size",
-            )
+        images = prepared.read_rows(np.concatenate([self.train_order[:train_size], self.test_rows]))
+        return TrialData(
+            train_images=images[:train_size],
+            train_labels=self.train_labels[:train_size],
+            test_images=images[train_size:],
+            test_labels=self.test_labels,
+            num_classes=self.num_classes,
+            data_fingerprint=prepared.fingerprint,
+            shared_group_share=self.shared_group_share,
+            test_rows=self.test_rows,
+        )
+
+
+class _Task(NamedTuple):
+    """Rows of a task's classes in the prepared dataset, their labels; and groups and splits of all images."""
+
+    rows: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    names: tuple[str, ...]
+    groups: NDArray[np.int64]
+    splits: NDArray[np.int8]
 
 
 def make_subset(
@@ -192,175 +155,132 @@ def make_subset(
 
     Raises:
         DataError: when the data do not have ``max_train_size`` images beside the test set, when a class is
-            missing, or has too few images outside the training groups for the test
-            set.
+            missing, or has too few images outside the training groups for the test set.
     """
-    rows, targets, names = _task(labels, spec)
-    if splits is None:
-        splits = np.zeros(len(labels), np.int8)
+    task = _task(labels, groups, np.zeros(len(labels), np.int8) if splits is None else splits, spec)
     if spec.prepared.faults:
-        subset = _faulty_subset(rows, targets, names, groups, splits, spec, max_train_size)
+        subset = _faulty_subset(task, spec, max_train_size)
     else:
         rng = np.random.default_rng(derive_seed("subset", spec.split_seed, spec.class_pair))
-        balanced = len(names) == 2
-        subset = _split(rows, targets, names, groups[rows], splits[rows], spec, rng, balanced=balanced)
+        subset = _split(task, task.groups[task.rows], spec, rng, balanced=len(task.names) == 2)
         if subset.shared_group_share:  # spelt out, so that python -O checks it too
             raise AssertionError("a group is on both sides of the split")
-    if max_train_size is not None:
-        subset.check_train_size(max_train_size)
+    largest = subset.max_train_size
+    if max_train_size is not None and max_train_size > largest:
+        per_class = dict(zip(subset.class_names, subset.class_counts(largest), strict=True))
+        raise DataError(
+            f"Train size {max_train_size} needs as many images beside {len(subset.test_rows)} test images",
+            f"at most {largest} (class: images {per_class})",
+            f"lower train_sizes to at most {largest}, or lower test_size",
+        )
     return subset
 
 
+def _task(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], splits: NDArray[np.int8], spec: SubsetSpec
+) -> _Task:
+    classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
+    missing = [str(label) for label in classes if not (labels == label).any()]
+    if missing or len(classes) < 2:
+        about = " ".join(filter(None, (spec.prepared.dataset, pair_name(spec.class_pair))))
+        found = f"none of class {', '.join(missing)}" if missing else "one class only"
+        raise DataError(f"{about}: each class needs images", found)
+    rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
+    lookup = {label: index for index, label in enumerate(classes)}
+    targets = np.array([lookup[label] for label in labels[rows].tolist()], dtype=np.int64)
+    return _Task(rows, targets, tuple(map(str, classes)), groups, splits)
+
+
 def _split(
-    rows: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    names: tuple[str, ...],
+    task: _Task,
     groups: NDArray[np.int64],
-    given: NDArray[np.int8],
     spec: SubsetSpec,
     rng: np.random.Generator | None,
     *,
     balanced: bool,
 ) -> Subset:
-    """Split the images of a task by groups; ``rng`` None takes them in stored order (F6)."""
-    members = number_groups(groups)
-    quotas = quotas_of(np.bincount(targets, minlength=len(names)), spec.test_size, balanced=balanced)
-    test = choose_test(targets, members, quotas, given, rng, names)
+    """Split the images of a task by ``groups``; ``rng`` None takes them in stored order (F6)."""
+    targets, members, given = task.targets, number_groups(groups), task.splits[task.rows]
+    quotas = quotas_of(np.bincount(targets, minlength=len(task.names)), spec.test_size, balanced=balanced)
+    test = choose_test(targets, members, quotas, given, rng, task.names)
     free = ~np.isin(members, members[test]) & (given != 2)
     train = stratified_order(targets, np.flatnonzero(free), rng, balanced=balanced)
-    shared = float(np.isin(members[test], members[train]).mean())
-    return Subset(rows[train], targets[train], rows[test], targets[test], len(names), names, shared)
+    return _subset(task, train, test)
 
 
-def _faulty_subset(
-    rows: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    names: tuple[str, ...],
-    groups: NDArray[np.int64],
-    splits: NDArray[np.int8],
-    spec: SubsetSpec,
-    train_size: int | None,
-) -> Subset:
-    """Split with the faults of the released code that the spec switches on; see
-    :mod:`tasks.prepared.subsets`.
-    """
-    faults = set(spec.prepared.faults)
+def _subset(task: _Task, train: NDArray[np.int64], test: NDArray[np.int64]) -> Subset:
+    rows, targets, groups = task.rows, task.targets, task.groups
+    shared = float(np.isin(groups[rows[test]], groups[rows[train]]).mean())
+    return Subset(rows[train], targets[train], rows[test], targets[test], task.names, shared)
+
+
+def _faulty_subset(task: _Task, spec: SubsetSpec, train_size: int | None) -> Subset:
+    """Split with the faults of the released code that the spec switches on; see the top of this module."""
+    faults, name = set(spec.prepared.faults), spec.prepared.dataset
     by_size = "test_set_depends_on_size" in faults
-    pooled = misaligns(spec) or fixes_files(spec)
-    if pooled or by_size:
-        if train_size is None:
-            rule = "These faults need the train size: " + ", ".join(sorted(faults))
-            raise DataError(rule, "none", "pass max_train_size, one train size at a time")
-        if by_size and {"image_level_split", "first_k_selection"} <= faults:
-            return _as_released(rows, targets, names, groups, spec, train_size)
-        if pooled:
-            rows, targets = pool(rows, targets, spec, train_size)
+    in_memory = name not in FILE_LISTS and (name not in DATASETS or DATASETS[name].domain == "natural")
+    misaligned = "misaligned_labels" in faults and in_memory
+    pooled = misaligned or ("fixed_imagenet_files" in faults and name in FILE_LISTS)
+    if (pooled or by_size) and train_size is None:
+        rule = "These faults need the train size: " + ", ".join(sorted(faults))
+        raise DataError(rule, "none", "pass max_train_size, one train size at a time")
+    as_released = by_size and {"image_level_split", "first_k_selection"} <= faults
+    if train_size is not None and (pooled or as_released):
+        places = _pool(task.targets, spec, train_size)
+        shown = task.rows[: len(places)] if misaligned else places if pooled else task.rows[places]
+        task = task._replace(rows=shown, targets=task.targets[places])
+    if as_released:
+        order = _released_permutation(len(task.rows))
+        return _subset(task, order[: -spec.test_size], order[-spec.test_size :])
     seed = ("subset", spec.split_seed, spec.class_pair, *((train_size,) if by_size else ()))
     rng = None if "first_k_selection" in faults else np.random.default_rng(derive_seed(*seed))
     # A pool has no image to spare, so it cannot be split by groups.
-    members = np.arange(len(rows)) if pooled or "image_level_split" in faults else groups[rows]
-    balanced = len(names) == 2 and not misaligns(spec)
-    subset = _split(rows, targets, names, members, splits[rows], spec, rng, balanced=balanced)
-    shared = float(np.isin(groups[subset.test_rows], groups[subset.train_order]).mean())
-    return replace(subset, shared_group_share=shared)
+    by_image = pooled or "image_level_split" in faults
+    groups = np.arange(len(task.rows)) if by_image else task.groups[task.rows]
+    return _split(task, groups, spec, rng, balanced=len(task.names) == 2 and not misaligned)
 
 
-def _as_released(
-    rows: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    names: tuple[str, ...],
-    groups: NDArray[np.int64],
-    spec: SubsetSpec,
-    train_size: int,
-) -> Subset:
-    """Choose exactly the images, labels and order of the released code for one train size."""
-    shown, shown_targets = pool(rows, targets, spec, train_size)
-    order = released_permutation(len(shown))
-    train, test = order[: len(shown) - spec.test_size], order[len(shown) - spec.test_size :]
-    shared = float(np.isin(groups[shown[test]], groups[shown[train]]).mean())
-    return Subset(
-        shown[train], shown_targets[train], shown[test], shown_targets[test], len(names), names, shared
-    )
-
-
-def load_subset(prepared: PreparedDataset, spec: SubsetSpec, *, max_train_size: int) -> TrialData:
-    """Read a subset's images.
-
-    Args:
-        prepared: The dataset.
-        spec: Which images.
-        max_train_size: How many training images to read; smaller training sets are prefixes.
+def _pool(targets: NDArray[np.int64], spec: SubsetSpec, train_size: int) -> NDArray[np.int64]:
+    """Return the places of the first (N + test size) / 2 images of each class, in stored order.
 
     Raises:
-        DataError: when the data do not have that many images.
-        CorruptStoreError: when a shard is damaged.
+        DataError: when a class has fewer, as the released code would.
     """
-    subset = make_subset(
-        prepared.labels, prepared.groups, spec, prepared.splits, max_train_size=max_train_size
-    )
-    train = subset.train_order[:max_train_size]
-    images = prepared.read_rows(np.concatenate([train, subset.test_rows]))
-    return TrialData(
-        train_images=images[:max_train_size],
-        train_labels=subset.train_labels[:max_train_size],
-        test_images=images[max_train_size:],
-        test_labels=subset.test_labels,
-        num_classes=subset.num_classes,
-        data_fingerprint=prepared.fingerprint,
-        shared_group_share=subset.shared_group_share,
-        test_rows=subset.test_rows,
-    )
+    num_classes = int(targets.max()) + 1
+    per_class = (train_size + spec.test_size) // num_classes
+    chosen = [np.flatnonzero(targets == label)[:per_class] for label in range(num_classes)]
+    if (short := min(map(len, chosen))) < per_class:
+        raise DataError(
+            f"{spec.prepared.dataset}, as released: {train_size} training and {spec.test_size} test images "
+            f"need {per_class} images of each class",
+            f"{short} of one",
+            "lower train_sizes or test_size",
+        )
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def _task(
-    labels: NDArray[np.int64], spec: SubsetSpec
-) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[str, ...]]:
-    """Return (rows, labels in ``range(num_classes)``, class names) of the task."""
-    classes = spec.class_pair or tuple(range(int(labels.max(initial=-1)) + 1))
-    counts = {label: int((labels == label).sum()) for label in classes}
-    missing = [str(label) for label, count in counts.items() if count == 0]
-    name = spec.prepared.dataset
-    if missing or len(classes) < 2:
-        rule = f"{name}{' ' + pair_name(spec.class_pair) if spec.class_pair else ''}: each class needs images"
-        raise DataError(rule, f"none of class {', '.join(missing)}" if missing else "one class only")
-    rows = np.flatnonzero(np.isin(labels, classes)).astype(np.int64)
-    lookup = {label: index for index, label in enumerate(classes)}
-    targets = np.array([lookup[int(label)] for label in labels[rows]], dtype=np.int64)
-    return rows, targets, tuple(map(str, classes))
+def _released_permutation(size: int) -> NDArray[np.int64]:
+    """Return the permutation of torch's ``random_split`` with the released seed; its head is for training."""
+    import torch
 
-
-# The validation split of a learning-rate search: whole groups of the training images, never a test image.
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows of a prepared dataset that a search trains on and is judged on.
-
-    Attributes:
-        train_rows: rows to train on, the classes in proportion in every prefix.
-        train_labels: their labels, in ``range(num_classes)``.
-        validation_rows: rows to judge by; they share no group with the others.
-        validation_labels: their labels.
-        num_classes: number of classes.
-    """
-
-    train_rows: NDArray[np.int64]
-    train_labels: NDArray[np.int64]
-    validation_rows: NDArray[np.int64]
-    validation_labels: NDArray[np.int64]
-    num_classes: int
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(RELEASED_SEED))
+    return order.numpy().astype(np.int64)
 
 
 def split_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
-) -> Split:
-    """Split the first ``train_size`` training images of a subset by groups.
+) -> Subset:
+    """Split the first ``train_size`` training images of a subset by groups, for a learning-rate search.
 
     Args:
         prepared: The dataset.
         spec: The subset whose test images are left alone.
         train_size: Images to train and validate on.
         validation: How many of them to validate on.
+
+    Returns:
+        A subset whose held-out side, ``test_rows``, is the validation images: whole groups of the training
+        images, and never a test image.
 
     Raises:
         DataError: when the data do not have ``train_size`` images, or a class has too few groups to be on
@@ -376,82 +296,94 @@ def split_validation(
     labels, groups = prepared.labels, prepared.groups
     subset = make_subset(labels, groups, spec, prepared.splits, max_train_size=train_size)
     rows, targets = subset.train_order[:train_size], subset.train_labels[:train_size]
-    members = number_groups(groups[rows])
-    quotas = _quotas(where, subset, targets, members, validation.share)
+    members, num_classes = number_groups(groups[rows]), subset.num_classes
+    counts, balanced = np.bincount(targets, minlength=num_classes), num_classes == 2
+    groups_of = [len(np.unique(members[targets == label])) for label in range(num_classes)]
+    found = zip(subset.class_names, groups_of, counts, strict=True)
+    too_few = DataError(
+        "A class needs enough groups among the training images for a validation split",
+        f"{where}: " + "; ".join(f"class {name}: {of} groups, {count} images" for name, of, count in found),
+        "raise tune.train_size, lower tune.validation_share, or leave this dataset out of the search",
+    )
+    if min(groups_of) < 2:
+        raise too_few
+    size = max(round(validation.share * len(targets)), num_classes)
+    quotas = np.maximum(quotas_of(counts, size, balanced=balanced), 1)
     rng = np.random.default_rng(derive_seed("validation", spec, train_size, validation))
-    nowhere = np.zeros(len(rows), np.int8)
-    chosen = choose_test(targets, members, quotas, nowhere, rng, subset.class_names)
+    chosen = choose_test(targets, members, quotas, np.zeros(len(rows), np.int8), rng, subset.class_names)
     free = np.flatnonzero(~np.isin(members, members[chosen]))
-    left = np.bincount(targets[free], minlength=subset.num_classes)
-    if left.min() < 2:
-        raise _too_few_groups(where, subset, targets, members)
-    train = stratified_order(targets, free, None, balanced=subset.num_classes == 2)
-    _check_apart(groups, rows[train], rows[chosen], subset.test_rows)
-    return Split(rows[train], targets[train], rows[chosen], targets[chosen], subset.num_classes)
+    if np.bincount(targets[free], minlength=num_classes).min() < 2:
+        raise too_few
+    train = stratified_order(targets, free, None, balanced=balanced)
+    sides = {"training": rows[train], "validation": rows[chosen], "test": subset.test_rows}
+    for first, second in itertools.combinations(sides, 2):  # spelt out, so that python -O checks it too
+        if np.isin(groups[sides[first]], groups[sides[second]]).any():
+            raise AssertionError(f"a group is on the {first} and the {second} side of a search")
+    return Subset(rows[train], targets[train], rows[chosen], targets[chosen], subset.class_names)
 
 
 def load_validation(
     prepared: PreparedDataset, spec: SubsetSpec, train_size: int, validation: ValidationSpec
 ) -> TrialData:
-    """Read the images of a split; see :func:`split_validation`.
-
-    Returns:
-        Arrays in the form of any trial's, whose held-out side, ``test_images``, is the validation images. No
-        test image is read.
-
-    Raises:
-        DataError: see :func:`split_validation`.
-        CorruptStoreError: when a shard is damaged.
-    """
+    """Read the images of a :func:`split_validation`: no test image is read."""
     split = split_validation(prepared, spec, train_size, validation)
-    images = prepared.read_rows(np.concatenate([split.train_rows, split.validation_rows]))
-    num_train = len(split.train_rows)
-    return TrialData(
-        train_images=images[:num_train],
-        train_labels=split.train_labels,
-        test_images=images[num_train:],
-        test_labels=split.validation_labels,
-        num_classes=split.num_classes,
-        data_fingerprint=prepared.fingerprint,
-    )
+    return split.load(prepared, split.max_train_size)
 
 
-def _quotas(
-    where: str, subset: Subset, targets: NDArray[np.int64], members: NDArray[np.int64], share: float
+def choose_test(
+    targets: NDArray[np.int64],
+    members: NDArray[np.int64],
+    quotas: NDArray[np.int64],
+    given: NDArray[np.int8],
+    rng: np.random.Generator | None,
+    names: tuple[str, ...],
 ) -> NDArray[np.int64]:
-    """Return how many validation images each class gives, one at least."""
-    counts = np.bincount(targets, minlength=subset.num_classes)
-    groups = [len(np.unique(members[targets == label])) for label in range(subset.num_classes)]
-    if min(groups) < 2:
-        raise _too_few_groups(where, subset, targets, members)
-    size = max(round(share * len(targets)), subset.num_classes)
-    return np.maximum(quotas_of(counts, size, balanced=subset.num_classes == 2), 1)
+    """Draw the test rows: groups in a seeded order, one image of each group in turn, until quotas are met.
+
+    The first 30 % of the groups are used, or as many as the quotas need, so that few big groups (volumes) do
+    not make the whole test set. Groups that give no image stay free for training.
+    """
+    fixed = bool((given == 2).any())
+    allowed = given == 2 if fixed else given != 1
+    # A group with an image given for training is a training group.
+    allowed &= ~np.isin(members, members[given == 1])
+    num_groups = int(members.max()) + 1
+    position = rng.permutation(num_groups) if rng else np.arange(num_groups)
+    order = rng.permutation(len(targets)) if rng else np.arange(len(targets))
+    order = order[np.argsort(position[members[order]], kind="stable")]
+    order = order[allowed[order]]
+    spread = num_groups if fixed else int(np.ceil(TEST_GROUP_SHARE * num_groups))
+    chosen = []
+    for label, quota in enumerate(quotas):
+        rows = order[targets[order] == label]
+        if len(rows) < quota:
+            raise DataError(
+                f"Class {names[label]} needs {quota} test images",
+                f"{len(rows)} that may be used for testing",
+                "lower test_size, or add images",
+            )
+        # How far into the group order this class must go: the spread, or where its quota is met.
+        last = max(spread, int(position[members[rows[quota - 1]]]) + 1) if quota else 0
+        rows = rows[position[members[rows]] < last]
+        turn = occurrence(members[rows])
+        chosen.append(rows[np.argsort(turn, kind="stable")[:quota]])
+    return np.sort(np.concatenate(chosen))
 
 
-def _too_few_groups(
-    where: str, subset: Subset, targets: NDArray[np.int64], members: NDArray[np.int64]
-) -> DataError:
-    found = {
-        name: f"{len(np.unique(members[targets == label]))} groups, {int((targets == label).sum())} images"
-        for label, name in enumerate(subset.class_names)
-    }
-    return DataError(
-        "A class needs enough groups among the training images for a validation split",
-        f"{where}: " + "; ".join(f"class {name}: {what}" for name, what in found.items()),
-        "raise tune.train_size, lower tune.validation_share, or leave this dataset out of the search",
-    )
+def stratified_order(
+    targets: NDArray[np.int64], free: NDArray[np.int64], rng: np.random.Generator | None, *, balanced: bool
+) -> NDArray[np.int64]:
+    """Interleave the shuffled classes so that every prefix has them in proportion.
 
-
-def _check_apart(
-    groups: NDArray[np.generic],
-    train: NDArray[np.int64],
-    validation: NDArray[np.int64],
-    test: NDArray[np.int64],
-) -> None:
-    """See that no group is on two sides; spelt out, so that ``python -O`` checks it too."""
-    sides = {"training": train, "validation": validation, "test": test}
-    names = list(sides)
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            if np.isin(groups[sides[first]], groups[sides[second]]).any():
-                raise AssertionError(f"a group is on the {first} and the {second} side of a search")
+    Image j of a class with weight w stands at (j + 1/2) / w; equal weights alternate the classes.
+    """
+    shuffled = rng.permutation(free) if rng else free
+    labels = targets[shuffled]
+    counts = np.bincount(labels, minlength=int(targets.max()) + 1)
+    turn = occurrence(labels)
+    if balanced:
+        keep = turn < counts.min()
+        shuffled, labels, turn = shuffled[keep], labels[keep], turn[keep]
+    weights = np.ones(len(counts)) if balanced else counts.astype(float)
+    place = (turn + 0.5) / weights[labels]
+    return shuffled[np.lexsort((labels, place))]

@@ -11,16 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.errors import DataError
 from search_spaces.fingerprint import canonical_json, derive_seed
 from search_spaces.specs import PreparedSpec
 from tasks.prepared.parts import Part
-
-# Drawing rows: quotas per class, test rows by group, training order with the classes in proportion.
-
-TEST_GROUP_SHARE = 0.3
-"""Share of the groups that test images are spread over (750 of 2,500 in the study), more if the test size
-asks."""
 
 CHUNK = 1 << 12
 """Values compared at a time."""
@@ -59,46 +52,6 @@ def quotas_of(available: NDArray[np.int64], size: int, *, balanced: bool) -> NDA
     return quotas
 
 
-def choose_test(
-    targets: NDArray[np.int64],
-    members: NDArray[np.int64],
-    quotas: NDArray[np.int64],
-    given: NDArray[np.int8],
-    rng: np.random.Generator | None,
-    names: tuple[str, ...],
-) -> NDArray[np.int64]:
-    """Draw the test rows: groups in a seeded order, one image of each group in turn, until quotas are met.
-
-    The first 30 % of the groups are used, or as many as the quotas need, so that few big groups (volumes) do
-    not make the whole test set. Groups that give no image stay free for training.
-    """
-    fixed = bool((given == 2).any())
-    allowed = given == 2 if fixed else given != 1
-    # A group with an image given for training is a training group.
-    allowed &= ~np.isin(members, members[given == 1])
-    num_groups = int(members.max()) + 1
-    position = rng.permutation(num_groups) if rng else np.arange(num_groups)
-    order = rng.permutation(len(targets)) if rng else np.arange(len(targets))
-    order = order[np.argsort(position[members[order]], kind="stable")]
-    order = order[allowed[order]]
-    spread = num_groups if fixed else int(np.ceil(TEST_GROUP_SHARE * num_groups))
-    chosen = []
-    for label, quota in enumerate(quotas):
-        rows = order[targets[order] == label]
-        if len(rows) < quota:
-            raise DataError(
-                f"Class {names[label]} needs {quota} test images",
-                f"{len(rows)} that may be used for testing",
-                "lower test_size, or add images",
-            )
-        # How far into the group order this class must go: the spread, or where its quota is met.
-        last = max(spread, int(position[members[rows[quota - 1]]]) + 1) if quota else 0
-        rows = rows[position[members[rows]] < last]
-        turn = occurrence(members[rows])
-        chosen.append(rows[np.argsort(turn, kind="stable")[:quota]])
-    return np.sort(np.concatenate(chosen))
-
-
 def occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return for each value how often it occurred before."""
     order = np.argsort(values, kind="stable")
@@ -108,28 +61,6 @@ def occurrence(values: NDArray[np.int64]) -> NDArray[np.int64]:
     before = np.empty(len(values), dtype=np.int64)
     before[order] = counts
     return before
-
-
-def stratified_order(
-    targets: NDArray[np.int64], free: NDArray[np.int64], rng: np.random.Generator | None, *, balanced: bool
-) -> NDArray[np.int64]:
-    """Interleave the shuffled classes so that every prefix has them in proportion.
-
-    Image j of a class with weight w stands at (j + 1/2) / w; equal weights alternate the classes.
-    """
-    shuffled = rng.permutation(free) if rng else free
-    labels = targets[shuffled]
-    counts = np.bincount(labels, minlength=int(targets.max()) + 1)
-    turn = occurrence(labels)
-    if balanced:
-        keep = turn < counts.min()
-        shuffled, labels, turn = shuffled[keep], labels[keep], turn[keep]
-    weights = np.ones(len(counts)) if balanced else counts.astype(float)
-    place = (turn + 0.5) / weights[labels]
-    return shuffled[np.lexsort((labels, place))]
-
-
-"""Digests that are spelt at a time."""
 
 
 @dataclass
@@ -158,18 +89,13 @@ def gather(parts: Sequence[Part]) -> ImageTable:
     places = np.empty((sum(sizes), 2), np.int32)
     places[:, 0] = np.repeat(np.arange(len(parts)), sizes)
     places[:, 1] = np.arange(len(places)) - np.repeat(np.cumsum([0, *sizes])[: len(parts)], sizes)
-    labels, groups, splits, digests = (
-        _shared(parts, name, sizes) for name in ("labels", "groups", "splits", "digests")
-    )
+    columns: list[NDArray[Any]] = []
+    for name in ("labels", "groups", "splits", "digests"):
+        columns.append(np.concatenate([getattr(part, name) for part in parts]))
+        for part, own in zip(parts, np.split(columns[-1], np.cumsum(sizes)[:-1]), strict=True):
+            setattr(part, name, own)
+    labels, groups, splits, digests = columns
     return ImageTable(labels, groups, splits, digests, places)
-
-
-def _shared(parts: Sequence[Part], name: str, sizes: Sequence[int]) -> NDArray[Any]:
-    """Return one column of all parts, and let the parts hold views of it."""
-    column: NDArray[Any] = np.concatenate([getattr(part, name) for part in parts])
-    for part, own in zip(parts, np.split(column, np.cumsum(sizes)[:-1]), strict=True):
-        setattr(part, name, own)
-    return column
 
 
 def keep_per_class(

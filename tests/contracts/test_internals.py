@@ -1,7 +1,7 @@
-"""Every private interface of Ray that the product reaches for, and what stops working where it is missing.
+"""Every private place of Ray and MLflow that the product reaches for, and what stops working without it.
 
-Each is guarded where it is used, so that a Ray without it costs that and no more. This test runs against the
-oldest and the newest Ray that ``pyproject.toml`` allows: what fails here tells what to mend or to give up.
+Each is guarded where it is used, so that a version without it costs that and no more. This runs against the
+oldest and the newest that ``pyproject.toml`` allows: what fails here tells what to mend or to give up.
 """
 
 from __future__ import annotations
@@ -9,11 +9,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import pytest
 import ray
 
+from orchestrator.results import mlflow_pages
+from orchestrator.results.mlflow_runs import connect
 from orchestrator.running import cluster
 
 RAY = Path(ray.__file__).parent
@@ -48,7 +53,29 @@ ATTRIBUTES = {
 }
 """Attributes of Ray's objects, with the module that makes them."""
 
-FILES = {"autoscaler/ray-schema.json": "mistakes in a launch file"}
+RAY_SCHEMA = "autoscaler/ray-schema.json"
+"""Mistakes in a launch file are found by it."""
+
+PAGE = {
+    mlflow_pages.VIEW_TAG: "the links of a sweep's description open the table of runs as it is",
+    mlflow_pages.VIEW_KEY: "the same",
+    "compareRunsMode": "links to charts open the table",
+    mlflow_pages.TRAINING_PAGES.partition("=")[0]: "links open the pages of language models",
+    mlflow_pages.NOTE_TAG: "a sweep has no description",
+    **{
+        word: "an experiment opens on language models"
+        for item in mlflow_pages.EXPERIMENT_TAGS.items()
+        for word in item
+    },
+    **dict.fromkeys(
+        re.findall(r'"(\w+)":', mlflow_pages.View("q", (("PARAM", "x"), ("METRIC", "y"))).text()),
+        "the same as without views",
+    ),
+}
+"""Words by which MLflow's page knows what we keep in tags of an experiment: it has no interface for that."""
+
+COLUMNS = {("runs", "artifact_uri"), ("runs", "experiment_id"), ("experiments", "artifact_location")}
+"""Of MLflow's tables. Without them a root that was moved is not tracked, which a run says and survives."""
 
 
 @pytest.mark.parametrize(("module", "name"), INTERNALS)
@@ -65,9 +92,8 @@ def test_an_attribute_is_still_set(name: str) -> None:
     assert re.search(rf"\b{name}\b", inspect.getsource(importlib.import_module(module))), f"gone: {lost}"
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_of_ray_is_there(name: str) -> None:
-    assert (RAY / name).is_file(), f"gone: {FILES[name]}"
+def test_a_file_of_ray_is_there() -> None:
+    assert (RAY / RAY_SCHEMA).is_file()
 
 
 @pytest.mark.parametrize("variable", sorted({**cluster._ALWAYS, **cluster._LOCAL_ONLY}))
@@ -78,7 +104,26 @@ def test_a_setting_is_still_read(variable: str) -> None:
     assert any(name in path.read_bytes() for path in files for name in names)
 
 
-def test_no_other_private_interface_is_used() -> None:
+@pytest.fixture(scope="module")
+def scripts() -> str:
+    folder = Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js"
+    return "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.js"))
+
+
+@pytest.mark.parametrize("word", PAGE)
+def test_mlflows_page_knows_the_word(scripts: str, word: str) -> None:
+    assert word in scripts, f"MLflow does not read it any more: {PAGE[word]}"
+
+
+def test_mlflows_tables_have_the_columns(tmp_path: Path) -> None:
+    connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        for table, column in COLUMNS:
+            named = {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+            assert column in named, (table, column)
+
+
+def test_no_other_private_interface_of_ray_is_used() -> None:
     """Whoever adds one lists it here."""
     known = {name.rpartition(".")[2] for _, name in INTERNALS} | {module for module, _ in INTERNALS}
     for package in ("tasks", "orchestrator"):

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search_spaces.datasets import DATASETS, made_dataset_spec, own_dataset_spec
+from search_spaces.datasets import DATASETS, MADE, made_dataset_spec, own_dataset_spec
 from search_spaces.errors import DataError
-from search_spaces.interventions import KINDS, MadeSpec
 from search_spaces.specs import DatasetSpec, PreparedSpec
-from search_spaces.sweeps import OwnSourceSpec
+from search_spaces.sweeps import MadeSpec, OwnSourceSpec
 from tasks.prepared.prepare import prepare_dataset
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
@@ -30,11 +29,11 @@ def dataset_of(name: str) -> DatasetSpec:
     """The first dataset of the table that this source reads, or own data of that kind."""
     if name in OWN_KINDS:
         return own_dataset_spec("mine", OwnSourceSpec(kind=name, path="x", domain="natural"))
-    if name in KINDS:
+    if name in MADE:
         return made_dataset_spec("made", MadeSpec(from_=name))
     rows = [row for row in DATASETS.values() if row.source == name]
     if not rows:
-        pytest.fail(f"source {name} needs a row in search_spaces/datasets.toml, or one in OWN_KINDS or KINDS")
+        pytest.fail(f"source {name} needs a row in search_spaces/datasets.toml, or one in OWN_KINDS or MADE")
     return next((row for row in rows if row.name in WRITERS), rows[0])
 
 
@@ -152,7 +151,7 @@ def test_every_kind_has_a_row_in_the_documents():
     assert [kind for kind in OWN_KINDS if f"| `{kind}` |" not in text] == []
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name not in KINDS and name != "manifold"])
+@pytest.mark.parametrize("name", [name for name in SOURCES if name not in MADE and name != "manifold"])
 def test_every_reader_says_what_its_layout_was_taken_from(name):
     """A document, a public reader or a format's standard."""
     module = import_module(SOURCES[name].partition(":")[0])

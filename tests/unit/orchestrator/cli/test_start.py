@@ -1,6 +1,7 @@
 """What begins with: lists of what can be named, a first sweep file, what lies in a root."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,8 @@ class TestInit:
         assert sweep.datasets[0].own.kind == own_kind_of(source)
         assert Path(sweep.datasets[0].own.path).resolve() == source.resolve()
         check_feasible(Workspace.open("./mine.yaml", str(tmp_path / "root")))
+        planned = run("plan", "./mine.yaml")[1]
+        assert re.search(r"\d files listed, none opened: isweep measure \S+ opens them", planned)
         assert json.loads(out)["sweep_file"] == "mine.yaml"
 
     def test_without_a_source_it_is_an_example_that_can_be_planned(self, run, here):

@@ -1,5 +1,6 @@
 """What own data cannot give is known while planning, from the places and names of their files."""
 
+import numpy as np
 import pytest
 
 from orchestrator.planning.checks import check_feasible
@@ -37,7 +38,7 @@ def opened(tmp_path):
 
 
 def test_what_fits_is_let_through(opened):
-    check_feasible(opened())
+    assert list(check_feasible(opened()).values()) == [90]
     check_feasible(opened("[['1', '21']]", train_size=50))
 
 
@@ -68,3 +69,19 @@ def test_folders_that_hold_no_classes_are_refused_once(opened, tmp_path):
     with pytest.raises(SweepError, match="one subfolder of images per class") as caught:
         check_feasible(workspace, {"mine": tmp_path / "other"})
     assert str(caught.value).count("subfolder of images") == 1
+
+
+def test_arrays_that_contradict_themselves_are_refused_by_their_listing(opened, tmp_path):
+    np.savez(
+        tmp_path / "x.npz",
+        images=np.zeros((40, 8, 8), np.uint8),
+        labels=np.arange(40) % 2,
+        groups=np.arange(40) // 4,
+        splits=np.array(["train", "test"] * 20),
+    )
+    opened()
+    text = SWEEP.replace("folder, path: images", "npz, path: x.npz") % ("", 20)
+    (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="mine: no group may be in train and test; found: 10, first in row 0"):
+        check_feasible(Workspace.open(str(tmp_path / "sweep.yaml"), tmp_path / "root"))
+    assert not (tmp_path / "root").exists()

@@ -167,7 +167,7 @@ def test_skips_are_counted_and_hashed(toy, tmp_path, monkeypatch, caplog):
     assert record.skipped == {"not an image": 1}
     assert record.num_images == 39
     assert len(record.skipped_items) == 1
-    text = caplog.text + str(record.to_json())
+    text = caplog.text + str(record.model_dump())
     assert "secret" not in text
     assert "patient" not in text
 
@@ -270,8 +270,8 @@ prepare_dataset(spec, dataset_spec("digits"), raw=None, destination=destination,
     subprocess.run([sys.executable, "-O", "-c", program, str(tmp_path / "fast")], check=True, cwd=root)
     run(dataset_spec("digits"), tmp_path / "plain")
     fast, plain = PreparedDataset.open(tmp_path / "fast"), PreparedDataset.open(tmp_path / "plain")
-    np.testing.assert_array_equal(fast.read(0, fast.num_images), plain.read(0, plain.num_images))
-    assert fast.read(0, fast.num_images).any()
+    np.testing.assert_array_equal(fast.read(0, fast.num_rows), plain.read(0, plain.num_rows))
+    assert fast.read(0, fast.num_rows).any()
 
 
 class Unlabelled(Toy):

@@ -45,7 +45,7 @@ def test_pixels_and_labels_are_those_of_the_source(made):
     expected = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
     np.testing.assert_array_equal(data.read(0, data.num_rows)[:, 0], expected)
     np.testing.assert_array_equal(data.labels, load_digits().target)
-    assert data.row_shape == data.image_shape == (1, 8, 8)
+    assert data.row_shape == (1, 8, 8)
     assert len(list((made / "images").rglob("0"))) >= 1
     data.verify()
 
@@ -68,7 +68,7 @@ def test_pickles_as_its_path(made):
 
 def test_record_survives_json(made):
     record = PreparedDataset.open(made).record
-    assert PreparedRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    assert PreparedRecord.model_validate_json(record.model_dump_json()) == record
 
 
 def shards(store: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from tasks.prepared.table import number_groups, occurrence, quotas_of, stratified_order
+from tasks.prepared.subsets import stratified_order
+from tasks.prepared.table import number_groups, occurrence, quotas_of
 
 
 def in_order(labels, seed, **options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from search_spaces.specs import PreparedSpec, SubsetSpec
 from search_spaces.tuning import ValidationSpec
 from tasks.prepared import subsets
 from tasks.prepared.subsets import load_validation, make_subset, split_validation
+from tasks.prepared.table import number_groups
 
 SHARE = ValidationSpec(share=0.25)
 
@@ -61,19 +63,19 @@ def test_groups_are_on_one_side_and_rows_are_the_sweeps_training_rows(data, shar
         subset = make_subset(data.labels, data.groups, spec(), max_train_size=size)
     except DataError:
         assume(False)
-    groups = [set(data.groups[rows]) for rows in (split.train_rows, split.validation_rows, subset.test_rows)]
+    groups = [set(data.groups[rows]) for rows in (split.train_order, split.test_rows, subset.test_rows)]
     assert not groups[0] & groups[1]
     assert not (groups[0] | groups[1]) & groups[2]
-    assert {*split.train_rows, *split.validation_rows} <= set(subset.train_order[:size])
-    np.testing.assert_array_equal(data.labels[split.train_rows], split.train_labels)
-    np.testing.assert_array_equal(data.labels[split.validation_rows], split.validation_labels)
-    assert set(split.validation_labels) == set(split.train_labels) == set(range(split.num_classes))
+    assert {*split.train_order, *split.test_rows} <= set(subset.train_order[:size])
+    np.testing.assert_array_equal(data.labels[split.train_order], split.train_labels)
+    np.testing.assert_array_equal(data.labels[split.test_rows], split.test_labels)
+    assert set(split.test_labels) == set(split.train_labels) == set(range(split.num_classes))
 
 
 def test_the_share_is_kept_and_classes_are_balanced():
     split = split_validation(toy(), spec(), 120, SHARE)
-    assert (len(split.validation_rows), len(split.train_rows)) == (30, 90)
-    assert np.bincount(split.validation_labels).tolist() == [15, 15]
+    assert (len(split.test_rows), len(split.train_order)) == (30, 90)
+    assert np.bincount(split.test_labels).tolist() == [15, 15]
     assert np.bincount(split.train_labels).tolist() == [45, 45]
 
 
@@ -89,9 +91,9 @@ def test_no_test_image_is_read():
 
 def test_the_split_depends_on_the_data_and_the_spec_alone():
     first, again = (split_validation(toy(), spec(), 120, SHARE) for _ in range(2))
-    np.testing.assert_array_equal(first.validation_rows, again.validation_rows)
+    np.testing.assert_array_equal(first.test_rows, again.test_rows)
     other = split_validation(toy(), spec(), 120, ValidationSpec(share=0.3))
-    assert set(other.validation_rows) != set(first.validation_rows)
+    assert set(other.test_rows) != set(first.test_rows)
 
 
 def test_a_class_of_one_group_is_refused_by_name():
@@ -108,12 +110,20 @@ def test_faults_that_let_test_groups_be_trained_on_are_refused():
         split_validation(toy(), spec(faults=("image_level_split",)), 60, SHARE)
 
 
-def test_a_group_on_two_sides_never_passes(monkeypatch):
-    """The product's own check, met with a split that is wrong."""
-    data = toy(per_group=4)
-    monkeypatch.setattr(subsets, "number_groups", lambda groups: np.arange(len(groups)))
-    with pytest.raises(AssertionError, match="a group is on the training and the validation side"):
-        split_validation(data, spec(), 100, SHARE)
+@pytest.mark.parametrize(
+    ("right", "message"),
+    [(0, "on both sides of the split"), (1, "on the training and the validation side")],
+)
+def test_a_group_on_two_sides_never_passes(monkeypatch, right, message):
+    """The product's own checks, met with a split that is wrong: the sweep's, or only the search's."""
+    calls = itertools.count()
+    monkeypatch.setattr(
+        subsets,
+        "number_groups",
+        lambda groups: number_groups(groups) if next(calls) < right else np.arange(len(groups)),
+    )
+    with pytest.raises(AssertionError, match=f"a group is {message}"):
+        split_validation(toy(per_group=4), spec(), 100, SHARE)
 
 
 def test_poisoned_labels_of_test_images_change_nothing():
@@ -124,9 +134,9 @@ def test_poisoned_labels_of_test_images_change_nothing():
     poisoned.labels[140:] = np.random.default_rng(0).permutation(clean.labels[140:])
     assert (poisoned.labels != clean.labels).sum() > 10
     first, second = (split_validation(data, spec(), 120, SHARE) for data in (clean, poisoned))
-    for name in ("train_rows", "train_labels", "validation_rows", "validation_labels"):
+    for name in ("train_order", "train_labels", "test_rows", "test_labels"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-    assert not np.isin(np.concatenate([first.train_rows, first.validation_rows]), np.arange(140, 200)).any()
+    assert not np.isin(np.concatenate([first.train_order, first.test_rows]), np.arange(140, 200)).any()
 
 
 @pytest.mark.parametrize("train_size", [8, 10])

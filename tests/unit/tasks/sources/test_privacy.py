@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import pickle
@@ -96,7 +95,7 @@ def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
             record = prepare_dataset(
                 spec, row, raw=raw, destination=out, executor=InlineExecutor(), max_skipped_share=allowed
             )
-            told = json.dumps(record.to_json())
+            told = record.model_dump_json()
         except DataError as error:
             assert broken
             # What Ray ships is the pickled error and its formatted traceback.
@@ -110,7 +109,7 @@ def test_canaries_stay_inside(kind, broken, allowed, tmp_path, caplog):
         assert CANARY not in str(path.relative_to(tmp_path))
         assert CANARY.encode() not in path.read_bytes()
     if out.exists():
-        assert CANARY not in json.dumps(PreparedDataset.open(out).record.to_json())
+        assert CANARY not in PreparedDataset.open(out).record.model_dump_json()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""Own data that cannot be used are told of before MLflow and Ray start."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.planning.plan import Workspace
+from orchestrator.running import preparation
+from orchestrator.running.options import RunOptions
+from orchestrator.running.progress import Progress
+from orchestrator.running.run import run_sweep
+from orchestrator.tuning.run import tune_sweep
+from search_spaces.errors import DataError, SweepError
+from tests.unit.tasks.sources.conftest import picture, png
+
+WAYS = {"run": (run_sweep, "orchestrator.running.run"), "tune": (tune_sweep, "orchestrator.tuning.run")}
+
+
+@pytest.fixture
+def sweep(tmp_path) -> dict[str, object]:
+    """A sweep of two classes of 30 pictures."""
+    for number in range(60):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(picture(number, (16, 16))))
+    own = {"kind": "folder", "path": str(tmp_path / "images"), "domain": "medical"}
+    return {
+        "name": "first",
+        "models": ["small_cnn"],
+        "datasets": [{"name": "mine", "own": own}],
+        "train_sizes": [20],
+        "test_size": 10,
+        "image_size": 16,
+        "recipe": "smoke",
+    }
+
+
+@pytest.fixture(params=WAYS)
+def started(request, root, monkeypatch):
+    """What starts a run or a search; Ray and MLflow must not be reached, and say so."""
+    start, module = WAYS[request.param]
+
+    def reached(*_: object, **__: object) -> None:
+        raise AssertionError("Ray or MLflow starts")
+
+    monkeypatch.setattr("orchestrator.running.run.connect", reached)
+    monkeypatch.setattr(f"{module}.{'open' if request.param == 'run' else 'make'}_tracker", reached)
+    return lambda sweep: start(sweep, RunOptions(root=root))
+
+
+def corrupt(images: Path) -> None:
+    for number in (0, 2):
+        (images / "a" / f"{number}.png").write_bytes(b"junk")
+
+
+def contradictory(images: Path) -> None:
+    """Pictures of two classes that are the same."""
+    for number in (0, 2):
+        (images / "a" / f"{number}.png").write_bytes((images / "b" / f"{number + 1}.png").read_bytes())
+
+
+def gone(images: Path) -> None:
+    images.rename(images.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (corrupt, r"at most 1 of 60 items .* may be unusable; found: 2 \(not an image: 2\)"),
+        (contradictory, "may equal an image with another label; found: 4 of 60"),
+        (gone, r"own\.path must exist"),
+    ],
+)
+def test_what_is_wrong_with_own_files_is_told_before_ray_and_mlflow(sweep, started, tmp_path, harm, message):
+    harm(tmp_path / "images")
+    with pytest.raises(SweepError, match=message):
+        started(sweep)
+
+
+def test_files_that_changed_since_are_told_before_ray_and_mlflow(sweep, started, root, tmp_path):
+    with pytest.raises(AssertionError, match="Ray or MLflow starts"):
+        started(sweep)
+    (tmp_path / "images" / "a" / "0.png").unlink()
+    with pytest.raises(DataError, match="the files must be those it was prepared from"):
+        started(sweep)
+
+
+def test_what_takes_longer_goes_on_where_it_is(sweep, root, monkeypatch):
+    monkeypatch.setattr(preparation, "READ_HERE_S", -1.0)
+    workspace, options = Workspace.open(sweep, root), RunOptions(root=root)
+    workspace.paths.make()
+    preparation.prepare_own(workspace, options, Progress())
+    assert not workspace.prepared
+    monkeypatch.setattr(preparation, "READ_HERE_S", 60.0)
+    preparation.prepare_own(workspace, options, Progress())
+    assert len(workspace.prepared) == 1
