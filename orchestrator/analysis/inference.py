@@ -341,18 +341,14 @@ def wild_draws(size: int, seed: int = 0) -> Array:
     return np.vstack([np.ones(size), rng.choice(points, (NUM_DRAWN, size))])
 
 
-class Pooled(NamedTuple):
-    """Slopes (q,), refits without each dataset (G, q; NaN where not identified), and R² within intercepts."""
+def pooled_slopes(
+    y: Array, x: Array, intercepts: Codes, groups: Codes, weights: Array
+) -> tuple[list[Jackknife], list[str], float] | None:
+    """Weighted least squares of points (n,) on x (n, q) with one intercept per code.
 
-    values: Array
-    names: list[str]
-    left_out: Array
-    r_squared: float
-
-
-def pooled_slopes(y: Array, x: Array, intercepts: Codes, groups: Codes, weights: Array) -> Pooled | None:
-    """Weighted least squares of points (n,) on x (n, q) with one intercept per code, also without each
-    dataset; None where the slopes are not identified.
+    Returns:
+        Every slope with its refits without each dataset (NaN where not identified), the names of datasets, and
+        R² within intercepts; None where the slopes are not identified.
     """
     scale = np.sqrt((x**2).mean(axis=0))
     root, scaled = np.sqrt(weights)[:, None], x / np.where(scale > 0, scale, 1.0)
@@ -369,9 +365,12 @@ def pooled_slopes(y: Array, x: Array, intercepts: Codes, groups: Codes, weights:
     if not np.isfinite(found).all():
         return None
     names, q = np.unique(groups), x.shape[1]
-    left_out = np.array([solve(groups != name, scaled)[:q] for name in names])
+    left_out = np.array([solve(groups != name, scaled)[:q] for name in names]) / scale
     rest, total = (
         weights @ (y - design @ solve(everything, *columns)) ** 2
         for design, columns in ((np.hstack([scaled, member]), (scaled,)), (member, ()))
     )
-    return Pooled(found[:q] / scale, [str(name) for name in names], left_out / scale, 1 - float(rest / total))
+    slopes = [
+        jackknife(value, own) for value, own in zip((found[:q] / scale).tolist(), left_out.T, strict=True)
+    ]
+    return slopes, [str(name) for name in names], 1 - float(rest / total)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -88,8 +88,7 @@ MOVED_DIMENSION = float(np.log(1.25))
 LOG_R_HAT = "log_r_hat"
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """A logged response: its column, and its slope on log K_F in the paper's bounds.
 
     R, the distance to the nearest other decision, is a length in pixels, which a control of the pixels' scale
@@ -109,8 +108,7 @@ RESPONSES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(NamedTuple):
     """Mean change of a logged response from base to arm, over pairs of equal model and train size."""
 
     gate: Gate
@@ -242,19 +240,17 @@ def _effect(
     estimand: str, response: Response, worlds: dict[str, float], theory: float, *, arm: str = ""
 ) -> Effect:
     by_world = dict(sorted(worlds.items()))
-    values = np.array([*by_world.values()])
+    values, num = np.array([*by_world.values()]), len(worlds)
+    mean, bounds = mean_interval(values) if num else (None, None)
     effect = Effect(
-        estimand=estimand, response=response.name, arm=arm, theory=theory, num_worlds=len(values),
-        by_world=by_world,
+        estimand=estimand, response=response.name, arm=arm, theory=theory, num_worlds=num, value=mean,
+        interval=bounds, by_world=by_world,
     )  # fmt: skip
-    if len(values) == 0:
+    if mean is None or bounds is None:
         return effect
-    mean, bounds = mean_interval(values)
-    if bounds is None:
-        return replace(effect, value=mean)
-    error = np.full(2, values.std(ddof=1) / np.sqrt(len(values)))
-    p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, len(values) - 1).tolist()
-    return replace(effect, value=mean, interval=bounds, p_zero=p_zero, p_theory=p_theory)
+    error = np.full(2, values.std(ddof=1) / np.sqrt(num))
+    p_zero, p_theory = t_p_values(mean - np.array([0.0, theory]), error, num - 1).tolist()
+    return replace(effect, p_zero=p_zero, p_theory=p_theory)
 
 
 def _answer(gates: Sequence[Gate], effects: Sequence[Effect]) -> str:

@@ -225,19 +225,17 @@ def fit_published(
     found = i.pooled_slopes(values[0][:, 0], values[1], models, datasets, values[0][:, 1])
     if found is None:
         return replace(blank, reason=f.unidentified(rows, terms))
-    estimates = []
-    whole = len(found.names) >= i.MIN_DATASETS and bool(np.isfinite(found.left_out).all())
-    for name, value, left_out in zip(terms, found.values.tolist(), found.left_out.T, strict=True):
-        jack = i.jackknife(value, left_out)
-        known = zip(found.names, left_out.tolist(), strict=True)
-        estimates.append(
-            f.Estimate(
-                name=name, value=value, std_error=jack.std_error if whole else None,
-                interval=jack.interval() if whole else None,
-                left_out={dataset: refit for dataset, refit in known if np.isfinite(refit)},
-            )
-        )  # fmt: skip
-    return replace(blank, status="ok", estimates=tuple(estimates), r_squared=found.r_squared)
+    slopes, names, r_squared = found
+    whole = len(names) >= i.MIN_DATASETS and all(np.isfinite(slope.std_error) for slope in slopes)
+    estimates = [
+        f.Estimate(
+            name=name, value=slope.value, std_error=slope.std_error if whole else None,
+            interval=slope.interval() if whole else None,
+            left_out={n: v for n, v in zip(names, slope.left_out.tolist(), strict=True) if np.isfinite(v)},
+        )
+        for name, slope in zip(terms, slopes, strict=True)
+    ]  # fmt: skip
+    return replace(blank, status="ok", estimates=tuple(estimates), r_squared=r_squared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

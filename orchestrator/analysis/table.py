@@ -338,19 +338,18 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
     found = tuple((spell_scale(key), tuple(sorted(names.unique()))) for key, names in scales)
     listed = "; ".join(f"{scale}: {', '.join(names)}" for scale, names in found)
     comparable, note = len(found) <= 1 or policy == "ignore", ""
-    if len(found) <= 1:
-        if measured[_SCALE].isna().any(axis=None):
-            note = "The scale of K_F is not fully recorded; it is taken to be one."
-    elif comparable:
+    if not comparable:
         note = (
-            "K_F is compared over unequal scales as it stands, although more pixels or channels alone make "
-            f"it smaller: {listed}."
+            f"{UNEQUAL_SCALES} ({listed}), so fits that compare it over datasets are refused; measure at one "
+            "size and channel count."
         )
-    else:
+    elif len(found) > 1:
         note = (
-            f"K_F was measured on unequal scales ({listed}), so fits that compare it over datasets are "
-            "refused; measure at one size and channel count."
+            "K_F is compared over unequal scales as it stands, although more pixels or channels alone make it "
+            f"smaller: {listed}."
         )
+    elif measured[_SCALE].isna().any(axis=None):
+        note = "The scale of K_F is not fully recorded; it is taken to be one."
     return SharpnessScale(comparable=comparable, policy=policy, note=note, scales=found)
 
 
@@ -365,11 +364,13 @@ def scales_of(table: pd.DataFrame) -> tuple[str, ...]:
 def spell_scale(key: object) -> str:
     """Spell the scale of a K_F: its (pixel range, side, channels), NaN where one is not recorded."""
     range_, side, channels = np.asarray(key, dtype=float)
-    side_text = f"{UNRECORDED} size" if np.isnan(side) else f"{side:g}×{side:g} pixels"
-    channel_text = f"{channels:g} channel{'' if channels == 1 else 's'}"
-    channel_text = f"{UNRECORDED} channels" if np.isnan(channels) else channel_text
-    range_text = f"{UNRECORDED} range" if np.isnan(range_) else f"range {range_:g}"
-    return f"{side_text}, {channel_text}, {range_text}"
+    parts = {
+        "size": (side, f"{side:g}×{side:g} pixels"),
+        "channels": (channels, f"{channels:g} channel{'' if channels == 1 else 's'}"),
+        "range": (range_, f"range {range_:g}"),
+    }
+    said = (f"{UNRECORDED} {name}" if np.isnan(value) else text for name, (value, text) in parts.items())
+    return ", ".join(said)
 
 
 def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:

@@ -90,15 +90,6 @@ def _without(row: tuple[Fit, Estimate]) -> str:
     return "" if name is None else f"{name}: {number(row[1].left_out[name])}"
 
 
-def _above(row: tuple[Fit, Estimate]) -> str:
-    worst = sorted(row[0].by_dataset.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {share:.0%}" for name, share in worst)
-
-
-def _share_interval(row: tuple[Fit, Estimate]) -> str:
-    return "" if row[1].interval is None else " to ".join(f"{bound:.0%}" for bound in row[1].interval)
-
-
 _WHOSE: dict[str, Cell] = {
     "model": lambda row: row[0].model,
     "datasets": lambda row: f"{row[0].subset} ({row[0].num_datasets})",
@@ -145,8 +136,11 @@ _OF_FITS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Cell], int]] = {
         "Both by maximum likelihood; the bound d_repr ≲ d_data is approximate.",
         {
             **_WHOSE, "at or below": lambda row: f"{row[0].num_held} of {row[0].num_points}",
-            "mean of datasets": lambda row: f"{row[1].value:.0%}", "interval": _share_interval,
-            "share above": _above,
+            "mean of datasets": lambda row: f"{row[1].value:.0%}",
+            "interval": lambda row: " to ".join(f"{bound:.0%}" for bound in row[1].interval or ()),
+            "share above": lambda row: ", ".join(
+                f"{name} {share:.0%}" for name, share in sorted(row[0].by_dataset.items(), key=lambda x: -x[1])
+            ),
         }, 2,
     ),
 }  # fmt: skip
