@@ -347,8 +347,8 @@ def pooled_slopes(
     """Weighted least squares of points (n,) on x (n, q) with one intercept per code.
 
     Returns:
-        Every slope with its refits without each dataset (NaN where not identified), the names of datasets, and
-        R² within intercepts; None where the slopes are not identified.
+        Every slope with its refits without each dataset (NaN where not identified), the names of datasets,
+        and R² within intercepts; None where the slopes are not identified.
     """
     scale = np.sqrt((x**2).mean(axis=0))
     root, scaled = np.sqrt(weights)[:, None], x / np.where(scale > 0, scale, 1.0)

@@ -345,8 +345,8 @@ def sharpness_scale(table: pd.DataFrame, policy: Policy) -> SharpnessScale:
         )
     elif len(found) > 1:
         note = (
-            "K_F is compared over unequal scales as it stands, although more pixels or channels alone make it "
-            f"smaller: {listed}."
+            "K_F is compared over unequal scales as it stands, although more pixels or channels alone make "
+            f"it smaller: {listed}."
         )
     elif measured[_SCALE].isna().any(axis=None):
         note = "The scale of K_F is not fully recorded; it is taken to be one."

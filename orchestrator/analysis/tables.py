@@ -139,7 +139,8 @@ _OF_FITS: dict[str, tuple[tuple[str, ...], str, str, dict[str, Cell], int]] = {
             "mean of datasets": lambda row: f"{row[1].value:.0%}",
             "interval": lambda row: " to ".join(f"{bound:.0%}" for bound in row[1].interval or ()),
             "share above": lambda row: ", ".join(
-                f"{name} {share:.0%}" for name, share in sorted(row[0].by_dataset.items(), key=lambda x: -x[1])
+                f"{name} {row[0].by_dataset[name]:.0%}"
+                for name in sorted(row[0].by_dataset, key=lambda name: -row[0].by_dataset[name])
             ),
         }, 2,
     ),
