@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import matplotlib as mpl
@@ -127,7 +127,9 @@ def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     figure.legend(handles=list(handles), loc="outside right upper", alignment="left", fontsize=8)
 
 
-def mark_handles(marks: dict[str, Mark], present: Iterable[str], line: str = "none") -> list[Line2D]:
+def mark_handles(
+    marks: dict[str, Mark], present: Iterable[str], line: Literal["none", "-"] = "none"
+) -> list[Line2D]:
     """Return legend entries for what is drawn."""
     size = 6 if line == "none" else 3.5
     return [

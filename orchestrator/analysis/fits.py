@@ -400,7 +400,7 @@ def fit_height(
         estimates = _with_left_out(rows, names, datasets, estimates)
     known = [effects[name] for name in (t.LOG_SHARPNESS, t.IS_MEDICAL) if name in effects]
     varied = len(known) == 2 and min(float(values.std()) for values in known) >= 1e-12
-    correlation = float(np.corrcoef(*known)[0, 1]) if varied else None
+    correlation = float(np.corrcoef(known[0], known[1])[0, 1]) if varied else None
     return replace(blank, status="ok", estimates=estimates, label_correlation=correlation)
 
 

@@ -46,7 +46,7 @@ def is_guessing(loss: float) -> bool:
 
 def _at(log_losses: pd.Series, share: float = AT_GUESSING) -> pd.Series:
     """Tell which losses lie at that share of guessing or beyond; missing ones do not."""
-    return log_losses >= np.log(share * CHANCE_LOSS)
+    return pd.Series(log_losses >= np.log(share * CHANCE_LOSS))
 
 
 def count_at_guessing(points: pd.DataFrame) -> GuessingCount:
@@ -152,6 +152,6 @@ def limits_of(full: pd.DataFrame, points: pd.DataFrame, guessed: GuessingCount) 
     if len(modes) > 1:
         found.append(f"Trials of several data modes ({t.listing(modes)}) are fitted together.")
     if conflicts := sorted(full.loc[full[c.NUM_CONFLICTS] > 0, c.DATASET].unique()):
-        where = t.listing(conflicts)
-        found.append(f"Identical images with different labels in {where}: there K_F has no finite value.")
+        named = t.listing(conflicts)
+        found.append(f"Identical images with different labels in {named}: there K_F has no finite value.")
     return tuple(found)

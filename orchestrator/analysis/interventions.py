@@ -155,7 +155,8 @@ def _gate(points: pd.DataFrame, arm: Arm, base: Arm | None) -> Gate:
         if both.empty:
             reason = "d_data or K_F was not measured at a train size that both have"
             return replace(blank, reason=reason)
-        ratios.append(float(np.log(both.iloc[-1, 0] / both.iloc[-1, 1])))
+        of_arm, of_base = both.to_numpy(dtype=float)[-1]
+        ratios.append(float(np.log(of_arm / of_base)))
     sharpness, dimension = ratios
     wanted = {
         "sharpness": (abs(sharpness) >= MOVED, abs(dimension) < HELD, "K_F", "d"),

@@ -304,7 +304,7 @@ def _stretch(
                     squares.append((size, name, (value - last[1]) ** 2 / variance))
     by_dataset = pd.DataFrame(squares, columns=["size", "dataset", "square"]).groupby(["size", "dataset"])
     means = by_dataset["square"].mean().groupby("size").mean().astype(float)
-    return tuple(np.sqrt(means).clip(lower=1.0).tolist()) or (1.0,)
+    return tuple(np.maximum(np.sqrt(means.to_numpy()), 1.0).tolist()) or (1.0,)
 
 
 class Curve:

@@ -115,18 +115,14 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
         if name in rows and rows[name].nunique() > 1:
             found = t.listing(sorted(map(str, rows[name].unique())))
             raise ConfigError(f"A pilot must be of one {name}", f"{where} has {found}", "keep one of them")
-    size, loss = (pd.to_numeric(rows[name], errors="coerce") for name in (c.TRAIN_SIZE, c.TEST_LOSS))
-    rows = rows.assign(**{c.TRAIN_SIZE: size})
-    usable = (size > 0) & (loss > 0) & (loss < t.LARGEST_VALUE)
-    if c.STATUS in rows:
-        usable &= rows[c.STATUS].fillna(c.DONE).isin([c.DONE, ""])
-    if not usable.any():
+    num, (rows, _) = len(rows), t.finished_trials(rows)
+    rows = rows[(rows[c.TRAIN_SIZE] > 0) & (rows[c.TEST_LOSS] > 0)]
+    if rows.empty:
         raise ConfigError("A pilot must hold a finite loss above 0", f"{where} has none", "train it longer")
-    if not usable.all():
-        lost = t.plural(int((~usable).sum()), "training")
-        notes.append(f"{lost} of the pilot without a usable train size and loss left out")
-    means = np.exp(np.log(loss[usable]).groupby(size[usable]).mean())
-    rows = rows[usable]
+    if lost := num - len(rows):
+        left = f"{t.plural(lost, 'training')} of the pilot without a usable train size and loss left out"
+        notes.append(left)
+    means = np.exp(np.log(rows[c.TEST_LOSS]).groupby(rows[c.TRAIN_SIZE]).mean())
     return Pilot(
         points=tuple(PilotPoint(float(n), float(value)) for n, value in means.items()),
         d_data=_at_largest(rows, c.D_DATA_MLE),
@@ -137,10 +133,7 @@ def pilot_of(table: pd.DataFrame, model: str, *, where: str) -> Pilot:
 
 def _at_largest(rows: pd.DataFrame, name: str) -> float | None:
     """Mean over class pairs of a measure at the largest train size that has it."""
-    if name not in rows:
-        return None
-    values = pd.to_numeric(rows[name], errors="coerce")
-    known = rows.assign(**{name: values})[(values > 0) & (values < t.LARGEST_VALUE)]
+    known = rows[rows.get(name, pd.Series(np.nan, rows.index)).notna()]
     last = known[known[c.TRAIN_SIZE] == known[c.TRAIN_SIZE].max()]
     return None if last.empty else float(last[name].mean())
 

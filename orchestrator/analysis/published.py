@@ -171,7 +171,7 @@ def _score(ours: pd.DataFrame, theirs: pd.DataFrame, quantity: Quantity, mode: s
 def _means(table: pd.DataFrame, quantity: Quantity) -> pd.Series:
     """Geometric mean of the positive values of every cell; empty where the table lacks the column."""
     known = table[table.get(quantity.column, pd.Series(np.nan, table.index)) > 0]
-    logs = np.log(known.get(quantity.column, pd.Series(dtype=float)).astype(float))
+    logs = pd.Series(np.log(known.get(quantity.column, pd.Series(dtype=float)).astype(float)))
     return pd.Series(np.exp(logs.groupby([known[name] for name in quantity.key]).mean()))
 
 
@@ -358,9 +358,9 @@ def compare(
     """
     kept, excluded = zip(*(t.finished_trials(table) for table in (first, second)), strict=True)
     notes = [f"Left out of {n}: {found}" for n, each in zip(names, excluded, strict=True) for found in each]
-    scales, quantities = [t.scales_of(table) for table in kept], COMPARED
+    scales, quantities = [t.scales_of(table) for table in kept], [*COMPARED]
     if scales[0] != scales[1] and all(scales):
-        quantities = tuple(name for name in COMPARED if name != c.LABEL_SHARPNESS)
+        quantities.remove(c.LABEL_SHARPNESS)
         where = [f"{' and '.join(scale)} in {name}" for name, scale in zip(names, scales, strict=True)]
         notes.append(f"K_F is not compared: it was measured on {t.listing(where)}")
     one, two = (_cells(table, quantities) for table in kept)

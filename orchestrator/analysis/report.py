@@ -61,7 +61,8 @@ def results_table(
     if rows is None:
         rows = (state or read_state(workspace)).rows()
     kept = [row for row in rows if row["trial_id"] in workspace.plan.trials_by_id]
-    return pd.DataFrame(sorted(kept, key=lambda row: [row[name] for name in ROW_ORDER]))
+    kept.sort(key=lambda row: [row[name] for name in ROW_ORDER])
+    return pd.DataFrame(kept)
 
 
 def arms_of(workspace: Workspace) -> tuple[Arm, ...]:

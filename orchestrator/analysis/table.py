@@ -125,12 +125,13 @@ def read_csv(path: Path) -> pd.DataFrame:
     Raises:
         DataError: if the file is missing or holds no table.
     """
-    as_written = {"keep_default_na": False, "float_precision": "round_trip"}
     try:
         header = pd.read_csv(path, nrows=0).columns
         text = {name: str for name in header if unescape_cell(name) in c.TEXT_COLUMNS}
         blank = {name: ["", "nan"] for name in header if name not in text}
-        table = pd.read_csv(path, dtype=text, na_values=blank, **as_written)
+        table = pd.read_csv(
+            path, dtype=text, na_values=blank, keep_default_na=False, float_precision="round_trip"
+        )
     except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         rule, way_out = "A results file must be a CSV table", "write it with `isweep results --csv`"
         raise DataError(rule, f"{path}: {error}", way_out) from error
@@ -391,7 +392,7 @@ def usable_trials(full: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Exclusion, ..
             exclusions.append(Exclusion(reason, count))
         usable &= ~affected
     trials = full.assign(**{LOG_LOSS: np.log(full[c.TEST_LOSS].where(usable))})
-    return trials[~np.logical_or(*no_trial.values())], tuple(exclusions)
+    return trials[~pd.DataFrame(no_trial).any(axis=1)], tuple(exclusions)
 
 
 def fitted_points(trials: pd.DataFrame) -> pd.DataFrame:
