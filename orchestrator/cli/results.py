@@ -373,7 +373,7 @@ def read_search(preset: str, place: Place) -> pd.DataFrame:
     import pandas as pd
 
     from orchestrator.planning.plan import Workspace
-    from orchestrator.tuning.standing import search_rows
+    from orchestrator.tuning.cells import search_rows
 
     rows = search_rows(Workspace.open(preset, place.root, place.storage, as_run=True))
     if not rows:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from orchestrator.analysis.report import log_report, report_sweep
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.estimate import read_prices
+from orchestrator.planning.estimate import Expectation, read_prices
 from orchestrator.planning.plan import Workspace
-from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource
 from orchestrator.results.records import TrialRecord, provenance
 from orchestrator.results.rows import index_measures

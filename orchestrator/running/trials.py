@@ -21,10 +21,9 @@ from typing import Any, cast
 import ray
 from ray import tune
 
-from orchestrator.planning.estimate import time_limit
+from orchestrator.planning.estimate import Expectation, array_key, expected_seconds, order_trials, time_limit
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, SweepPlan
-from orchestrator.planning.predict import Expectation, array_key, expected_seconds, order_trials
 from orchestrator.results import table
 from orchestrator.results.records import (
     CellReport,

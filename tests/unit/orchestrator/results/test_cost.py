@@ -2,8 +2,7 @@
 
 import pytest
 
-from orchestrator.planning.estimate import Price, Prices
-from orchestrator.planning.predict import MeasuredTrial
+from orchestrator.planning.estimate import MeasuredTrial, Price, Prices
 from orchestrator.results.state import cost_of
 from tests.unit.orchestrator.results.examples import (
     state_of,
