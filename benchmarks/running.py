@@ -18,12 +18,11 @@ from harness import Found, alone, run
 
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
-from orchestrator.results.index import Index
 from orchestrator.results.mlflow_pages import Page
 from orchestrator.results.mlflow_runs import SweepRuns
 from orchestrator.results.mlflow_runs import connect as connect_mlflow
 from orchestrator.results.records import Provenance, TrialRecord
-from orchestrator.results.state import StoredResults
+from orchestrator.results.state import Index, StoredResults
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.cluster import Cluster, Resources, connect

@@ -64,9 +64,10 @@ class Sweep:
             DataError: where no trial has predictions.
             CorruptStoreError: where a trial's are gone or damaged.
         """
-        from orchestrator.results.predictions import predictions_table
+        from orchestrator.results.rows import predictions_table
+        from orchestrator.results.store import ResultStore
 
-        return predictions_table(self.state.records, self.workspace.results_url)
+        return predictions_table(self.state.records, ResultStore(self.workspace.results_url))
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -379,7 +380,7 @@ def tune(
     Raises:
         SweepError: for a mistake that can be mended; whatever finished is kept.
     """
-    from orchestrator.tuning.report import outcome_rows
+    from orchestrator.tuning.outcome import outcome_rows
     from orchestrator.tuning.run import tune_sweep
 
     given = run_options(root, options)

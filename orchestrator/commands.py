@@ -63,7 +63,7 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
         SweepError: For a sweep that cannot run.
     """
     from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import card_to_plan, estimate, extras
+    from orchestrator.planning.estimate import card_to_plan, estimate, extras, extras_text
     from orchestrator.planning.plan import CellStatus, plan_rows
     from orchestrator.results.state import look_at_state
     from orchestrator.running.gpus import gpu_check_folders, gpu_to_plan_for
@@ -101,7 +101,7 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
         for spec in workspace.plan.prepared
         if spec.prepared_id not in workspace.prepared
     ]
-    return Planned(rows, cost | vars(beside), measures, missing, beside.text)
+    return Planned(rows, cost | beside, measures, missing, extras_text(beside))
 
 
 PLAN_TABLES = 40
@@ -125,7 +125,7 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.planning.plan import CellStatus
     from orchestrator.results.state import cost_of, look_at_state
     from orchestrator.running.run_state import read_run
-    from orchestrator.tuning.standing import search_standing
+    from orchestrator.tuning.cells import search_standing
     from tasks.trials.records import TrialStatus
 
     # First what runs, then what is done: a trial that ends in between counts once, as done.
@@ -156,7 +156,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
     """Replay the result store to MLflow and close ghosts; returns counts of what was done."""
     from orchestrator.analysis.report import log_report
     from orchestrator.results.state import StoredResults, judge
-    from orchestrator.results.tracking import keep_run_pages, make_tracker
+    from orchestrator.results.tracking import make_tracker
     from orchestrator.running.locks import locked
 
     workspace.paths.make()
@@ -167,7 +167,7 @@ def reconciled(workspace: Workspace, mlflow_uri: str | None, say: Callable[[str]
         try:
             log_report(tracker, workspace, state)
             counts = tracker.reconcile(state.flat_runs(), state.failures.values())
-            keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
+            tracker.keep_pages(workspace.sweep_paths.run_pages)
         finally:
             tracker.close("KILLED" if len(state.results) < len(workspace.plan.trials) else "FINISHED")
     return counts

@@ -165,18 +165,19 @@ def show_cell(workspace: Workspace, asked: str, place: Place) -> None:
     Raises:
         ConfigError: when ``asked`` begins no id of the plan, or several.
     """
-    from orchestrator.results.state import History, look_at_state
+    from orchestrator.results.state import look_at_state
+    from orchestrator.results.store import ResultStore
     from orchestrator.running.run_state import running_trials
 
     trial_id = _named(workspace, asked)
     state = look_at_state(workspace, running_trials(workspace))
-    history, problem = History(workspace.results_url), ""
+    store, problem = ResultStore(workspace.results_url), ""
     try:
-        story = history.story(trial_id)
+        story = store.story(trial_id)
     except CorruptStoreError as error:
         story, problem = [], str(error)
-    said = {number: history.log(trial_id, number) for number in sorted({event.attempt for event in story})}
-    logs = {number: history.log_path(trial_id, number) for number, text in said.items() if text is not None}
+    said = {number: store.log(trial_id, number) for number in sorted({event.attempt for event in story})}
+    logs = {number: store.log_path(trial_id, number) for number, text in said.items() if text is not None}
     failure = state.failures.get(trial_id)
     document: dict[str, Any] = {
         "trial_id": trial_id,

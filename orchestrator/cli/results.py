@@ -222,12 +222,13 @@ def write_predictions(preset: str, path: Path, place: Place) -> int:
         CorruptStoreError: when a trial's are gone or damaged.
     """
     from orchestrator.planning.plan import Workspace
-    from orchestrator.results.predictions import predictions_table
+    from orchestrator.results.rows import predictions_table
     from orchestrator.results.state import read_state
+    from orchestrator.results.store import ResultStore
 
     workspace = Workspace.open(preset, place.root, place.storage, as_run=True)
     results = read_state(workspace).records
-    table = predictions_table(results, workspace.results_url)
+    table = predictions_table(results, ResultStore(workspace.results_url))
     num_trials = table["trial_id"].nunique()
     what = f"{len(table):,} predictions of {num_trials} of {len(results)} trials to "
     written(path, lambda path: table.to_parquet(path, index=False), what)
@@ -372,7 +373,7 @@ def read_search(preset: str, place: Place) -> pd.DataFrame:
     import pandas as pd
 
     from orchestrator.planning.plan import Workspace
-    from orchestrator.tuning.standing import search_rows
+    from orchestrator.tuning.cells import search_rows
 
     rows = search_rows(Workspace.open(preset, place.root, place.storage, as_run=True))
     if not rows:

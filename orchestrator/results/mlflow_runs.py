@@ -29,8 +29,8 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.planning.paths import without_secrets
 from orchestrator.results import table
-from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page
-from orchestrator.results.rows import FlatRun, Live, Row, row_of
+from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, RunPages
+from orchestrator.results.rows import FlatRun, Live, Row, milliseconds, row_of
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
 from tasks.trials.records import TrialStatus
@@ -93,17 +93,13 @@ class SweepRuns:
         self._sent: set[tuple[str, str]] = set()
         self._load()
 
-    @property
-    def pages(self) -> str:
-        """What stands before a run's id in the address of its page."""
+    def run_pages(self) -> RunPages:
+        """Return where the server shows the runs that are known."""
         uri = str(self.client.tracking_uri)
         # A database has no pages of its own: those of `mlflow ui`, as README starts it.
         server = without_secrets(uri).rstrip("/") if uri.startswith("http") else LOCAL_PAGES
-        return f"{server}/#/experiments/{self._experiment}/runs/"
-
-    def run_ids(self) -> dict[str, str]:
-        """Return the id of every run that is known, by its key."""
-        return {key: known.run_id for key, known in self._runs.copy().items()}
+        ids = {key: known.run_id for key, known in self._runs.copy().items()}
+        return RunPages(prefix=f"{server}/#/experiments/{self._experiment}/runs/", runs=ids)
 
     def show_live(self, key: str, live: Live) -> None:
         """Make the key's run RUNNING or FAILED, with these tags and those points that were not sent before.
@@ -121,7 +117,7 @@ class SweepRuns:
             tags = self._sweep_tags()
         new = [point for point in live.points if known is None or point[:3] not in known.live]
         points = [Metric(name, value, at, step) for name, step, value, at in new]
-        known = self._open(key, SWEEP_KEY if key == SWEEP_KEY else "trial", tags, live.at_ms, points)
+        known = self._open(key, tags, live.at_ms, points)
         known.live.update(point[:3] for point in new)
         if live.failed:
             self._end(known, "FAILED")
@@ -155,7 +151,7 @@ class SweepRuns:
                 there = unsure & data.metrics.keys()
                 history = {name: self.client.get_metric_history(known.run_id, name) for name in there}
         points = _missing_points(run, wanted, history)
-        known = self._open(run.run_key, run.kind, run.tags, run.started_ms, points, run.params)
+        known = self._open(run.run_key, run.tags, run.started_ms, points, run.params)
         self._end(known, "FINISHED", run.finished_ms)
         known.shown = digest
         known.live.clear()
@@ -176,7 +172,7 @@ class SweepRuns:
         for name, value in numbers.items():
             if math.isfinite(value) and data.metrics.get(name) != value:
                 old = self.client.get_metric_history(own, name) if name in data.metrics else []
-                last = max(old, key=_shown_last, default=Metric(name, value, _now(), 0))
+                last = max(old, key=_shown_last, default=Metric(name, value, milliseconds(time.time()), 0))
                 points.append(Metric(name, value, last.timestamp + 1, last.step))
         tags = {name: text for name, text in self._sweep_tags().items() if data.tags.get(name) != text}
         self._log(own, points, {}, tags)
@@ -221,7 +217,7 @@ class SweepRuns:
 
     def _own(self) -> _Known:
         """Return the sweep's own run, as it ended until something is done: a start may yet be refused."""
-        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, SWEEP_KEY, self._sweep_tags(), _now())
+        return self._find(SWEEP_KEY) or self._open(SWEEP_KEY, self._sweep_tags(), milliseconds(time.time()))
 
     def _sweep_tags(self) -> dict[str, str]:
         return self._page.sweep_tags(self._experiment)
@@ -250,7 +246,6 @@ class SweepRuns:
     def _open(
         self,
         key: str,
-        kind: str,
         tags: Mapping[str, str],
         start_ms: int,
         points: Iterable[Metric] = (),
@@ -259,10 +254,10 @@ class SweepRuns:
         """Make or reopen the key's one run, and log to it."""
         known = self._find(key)
         if known is None:
-            base = {KEY_TAG: key, "kind": kind, "sweep": self._page.sweep, **self._page.source_tags()}
+            base = {KEY_TAG: key, "kind": SWEEP_KEY, "sweep": self._page.sweep}
             if key != SWEEP_KEY:
-                base["mlflow.parentRunId"] = self._own().run_id
-            name = self._page.run_name(key, kind, tags)
+                base |= {"kind": "trial", "mlflow.parentRunId": self._own().run_id}
+            name = self._page.run_name(key, tags)
             self._uncertain.add(key)
             run = self.client.create_run(
                 self._experiment, start_time=start_ms, tags={**base, **tags}, run_name=name
@@ -365,11 +360,6 @@ def _digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def _now() -> int:
-    """Return milliseconds since 1970."""
-    return round(time.time() * 1000)
 
 
 # Experiments: one per sweep and result store.

@@ -16,7 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.results.storage import Patience
-from orchestrator.results.store import FileKind, KeptFiles
+from orchestrator.results.store import FileKind, ResultStore
 from orchestrator.running.failures import Place
 from search_spaces.errors import CorruptStoreError, DataError, SetupError, SweepError
 from tasks.prepared.subsets import TrialData
@@ -208,11 +208,11 @@ class IsweepKeeper:
 
     def __init__(self, url: str, environment: dict[str, str]) -> None:
         os.environ.update(environment)
-        self._files = KeptFiles(url)
+        self._files = ResultStore(url)
         self._patience = Patience(limit_s=PATIENCE_S)
 
     def put(self, kind: FileKind, trial_id: str, data: bytes) -> KeptFile | str:
-        """See :meth:`KeptFiles.put`; a failure in words. A checkpoint does not wait: another one follows."""
+        """See :meth:`ResultStore.put`; a failure in words. A checkpoint does not wait: another follows."""
         try:
             if kind == FileKind.CHECKPOINT:
                 return self._files.put(kind, trial_id, data)
@@ -221,19 +221,19 @@ class IsweepKeeper:
             return str(error)
 
     def get(self, kind: FileKind, trial_id: str, kept: KeptFile) -> bytes | str:
-        """See :meth:`KeptFiles.get`; a failure in words."""
+        """See :meth:`ResultStore.get`; a failure in words."""
         try:
             return self._patience.until_done(lambda: self._files.get(kind, trial_id, kept))
         except CorruptStoreError as error:
             return str(error)
 
     def checkpoint(self, trial_id: str) -> bytes | None:
-        """See :meth:`KeptFiles.checkpoint`."""
+        """See :meth:`ResultStore.checkpoint`."""
         return self._patience.until_done(lambda: self._files.checkpoint(trial_id))
 
 
 class Keeper:
-    """A worker's way to the actor, with the methods of :class:`KeptFiles`; may be sent anywhere.
+    """A worker's way to the actor, with the methods of :class:`ResultStore`; may be sent anywhere.
 
     Args:
         url: Where results are kept.

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from orchestrator.planning.gpus import LOOK_AHEAD
+from orchestrator.planning.estimate import LOOK_AHEAD
 from orchestrator.running.gpus import check_card
 from orchestrator.running.orphans import private_folder, remove_leftovers, temporary_files_in
 from orchestrator.running.signals import at_forced_end, end_main_thread, own_signals, stop_held

@@ -416,8 +416,7 @@ def _result_store(url: str) -> tuple[bool, str, str]:
         ok = base.is_dir() and os.access(base, os.W_OK)
         return ok, f"{files.base}" if ok else f"{base} cannot be written", "choose another with --storage"
     folder = f"{files.base}/.doctor-{uuid.uuid4().hex}"
-    way_out = "look at the address, the keys and their rights"
-    files.write(f"{folder}/probe/probe.json", b"{}", "The result store must take files", way_out)
+    files.write(f"{folder}/probe/probe.json", b"{}")
     listed = any(files.find(folder, "probe.json"))
     files.remove(f"{folder}/probe/probe.json")
     return listed, f"{url} takes and gives files", "it does not list what it took: ask whoever runs it"

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.planning.gpus import (
+from orchestrator.planning.predict import (
     EAGER_INTERVAL_S,
     GRAPH_INTERVAL_S,
     PACKING_PAYS,

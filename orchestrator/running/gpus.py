@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.gpus import Card, card_there, read_checks
+from orchestrator.planning.predict import Card, card_there, read_checks
 from search_spaces.errors import ConfigError, SetupError
 from search_spaces.fingerprint import fingerprint
 from search_spaces.specs import TrialSpec

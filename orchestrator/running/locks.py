@@ -67,11 +67,11 @@ class Lease:
             SetupError: when another driver lives, naming its host, process and purpose; or where the store
                 cannot be read or written, or does not take conditional writes.
         """
-        while not (tag := self._files.create(self._path, self._content())):
+        while not (tag := self._files.put(self._path, self._content(), "create")):
             if tag := self._taken_over():
                 break
         self._tag = tag
-        if self._files.create(self._path, self._content()) is not None:
+        if self._files.put(self._path, self._content(), "create") is not None:
             self._files.remove(self._path)
             raise unconditional(self._url)
         self._thread.start()
@@ -117,7 +117,7 @@ class Lease:
                         raise SetupError(RULE, f"{self._url} is in use by {_holder(later)}", way_out)
         except FileNotFoundError:
             return None
-        return self._files.replace(self._path, self._content(), tag)
+        return self._files.put(self._path, self._content(), {"e_tag": tag})
 
     def _beat(self) -> None:
         away_since = None
@@ -143,12 +143,12 @@ class Lease:
         with self._writing:
             if self._ended.is_set():
                 return True
-            tag = self._files.replace(self._path, self._content(), self._tag)
+            tag = self._files.put(self._path, self._content(), {"e_tag": self._tag})
             if tag is None:
                 try:
                     found, there = self._read()
                 except FileNotFoundError:  # whoever takes over leaves one: files were lost
-                    tag = self._files.create(self._path, self._content())
+                    tag = self._files.put(self._path, self._content(), "create")
                 else:
                     tag = there if found.get("token") == self._token else None  # only the reply was lost
             self._tag = tag or self._tag

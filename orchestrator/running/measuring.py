@@ -113,8 +113,7 @@ def name_labels(
     from tasks.sources.tables import label_text
 
     written = [label_text(cell) for cell in cells]
-    rows = Rows(labels=written, locator=str)
-    labels = class_labels(written, _request(own), rows.named)
+    labels = class_labels(Rows(cells={"label": written}, locator=str), _request(own))
     names = sort_labels(labels)
     places = {name: place for place, name in enumerate(names)}
     return names, np.array([places[label] for label in labels], np.int64)

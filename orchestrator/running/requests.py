@@ -12,8 +12,16 @@ from typing import Any
 
 import ray
 
-from orchestrator.planning.gpus import Card, card_like, card_there, packing_pays, read_checks
-from orchestrator.planning.predict import Expectation, MeasuredTrial, has_batch_norm, need_of
+from orchestrator.planning.estimate import Expectation, MeasuredTrial
+from orchestrator.planning.predict import (
+    Card,
+    card_like,
+    card_there,
+    has_batch_norm,
+    need_of,
+    packing_pays,
+    read_checks,
+)
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources
 from orchestrator.running.gpus import NodeGpus, is_logical

@@ -15,17 +15,15 @@ from pathlib import Path
 
 from orchestrator.analysis.report import log_report, report_sweep
 from orchestrator.planning.checks import check_feasible
-from orchestrator.planning.estimate import read_prices
+from orchestrator.planning.estimate import Expectation, read_prices
 from orchestrator.planning.plan import Workspace
-from orchestrator.planning.predict import Expectation
 from orchestrator.planning.sweep_file import SweepSource
-from orchestrator.results.predictions import forget_damaged
 from orchestrator.results.records import TrialRecord, provenance
-from orchestrator.results.rows import flat_measure, index_measures
+from orchestrator.results.rows import index_measures
 from orchestrator.results.state import State, StoredResults, judge
 from orchestrator.results.storage import Patience
 from orchestrator.results.store import ResultStore
-from orchestrator.results.tracking import Tracker, keep_run_pages, open_tracker
+from orchestrator.results.tracking import Tracker, open_tracker
 from orchestrator.running.cluster import Cluster, Resources, connect, this_machine, trial_resources
 from orchestrator.running.gpus import NodeGpus, gpu_check_folders, gpus_here, refuse, survey
 from orchestrator.running.locks import locked
@@ -199,7 +197,7 @@ def _say_found_elsewhere(workspace: Workspace, waiting: Set[str], monitor: Progr
 def _say_damaged(workspace: Workspace, stored: StoredResults, monitor: Progress) -> None:
     """Have predictions that are gone or damaged made again, and say so."""
     if workspace.plan.sweep.predictions:
-        remade, retrained = forget_damaged(stored, workspace.plan.trials_by_id)
+        remade, retrained = stored.forget_damaged(workspace.plan.trials_by_id)
         if remade:
             monitor.note(f"Predictions gone or damaged: {remade}; made again from kept weights")
         if retrained:
@@ -245,7 +243,6 @@ def _measure(sweep: _Sweep) -> None:
         label = f"measure {spec.subset.prepared.dataset} {pair_name(spec.subset.class_pair)}".strip()
         record = measure_subset(spec, data, dataset, sweep.executor().labelled(label))
         sweep.stored.save(record)
-        sweep.tracker.finish(flat_measure(record))
         sweep.monitor.advance(spec.measure_id)
 
 
@@ -310,7 +307,7 @@ def _report(sweep: _Sweep) -> RunSummary:
     state = sweep.state
     # Trials done earlier take the numbers of measures done now.
     tracker.reconcile(state.flat_runs(), state.failures.values(), wait=False)
-    keep_run_pages(workspace.sweep_paths.run_pages, tracker.pages())
+    tracker.keep_pages(workspace.sweep_paths.run_pages)
     written = Patience(monitor.note).until_done(lambda: report_sweep(workspace, state))
     log_report(tracker, workspace, state)
     failures, num_planned = state.failure_rows(), len(workspace.plan.trials)

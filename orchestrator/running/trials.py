@@ -21,10 +21,9 @@ from typing import Any, cast
 import ray
 from ray import tune
 
-from orchestrator.planning.estimate import time_limit
+from orchestrator.planning.estimate import Expectation, array_key, expected_seconds, order_trials, time_limit
 from orchestrator.planning.paths import RootPaths, without_secrets
 from orchestrator.planning.plan import CellStatus, SweepPlan
-from orchestrator.planning.predict import Expectation, array_key, expected_seconds, order_trials
 from orchestrator.results import table
 from orchestrator.results.records import (
     CellReport,
@@ -35,8 +34,8 @@ from orchestrator.results.records import (
     provenance,
 )
 from orchestrator.results.rows import FlatRun, MeasureIndex, Point, epoch_points, flat_trial
-from orchestrator.results.state import Event, History, State, StoredResults, What
-from orchestrator.results.store import KeptFiles
+from orchestrator.results.state import State, StoredResults
+from orchestrator.results.store import Event, ResultStore, What
 from orchestrator.results.tracking import Tracker
 from orchestrator.running.actors import (
     ArrayCache,
@@ -250,7 +249,7 @@ class GridWork(Work):
             if note:
                 self.run.monitor.note(f"{cell.trial_id}: its {kind} are not kept: {note}")
         if self.keep_url is not None:
-            KeptFiles(self.keep_url).forget_checkpoint(cell.trial_id)
+            ResultStore(self.keep_url).forget_checkpoint(cell.trial_id)
         return flat_trial(record, self._measures)
 
     def seconds_allowed(self, cell: TrialSpec) -> float:
@@ -277,7 +276,6 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         self._places: dict[str, Place] = {}
         self._nodes: dict[str, str] = {}
         self._noted = {""}
-        self._history = History(run.stored.store.url)
         self._series = Series(run.plan.sweep.name, run.cluster.num_gpus)
         # A private cluster without a dashboard shows names to nobody.
         shown = bool(run.cluster.dashboard) or not run.cluster.local
@@ -568,7 +566,7 @@ class Trials(tune.Callback):  # type: ignore[misc]  # Ray ships without types
         """Add to the story of a cell."""
         node = "" if what == "started" else self._nodes.get(trial_id, "")
         event = Event(at=time.time(), what=what, attempt=self._attempt(trial_id), node=node, said=said)
-        self._history.tell(trial_id, event, without_secrets(log_text))
+        self._run.stored.store.tell(trial_id, event, without_secrets(log_text))
 
     def _attempt(self, trial_id: str) -> int:
         return self._work.earlier.get(trial_id, 0) + self.attempts[trial_id]

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError, SetupError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Split
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source, Split
 from tasks.sources.labels import sort_labels
 from tasks.sources.own import (
     MAX_NAMED,
@@ -39,11 +39,12 @@ from tasks.sources.own import (
     VALIDATION_LEFT_OUT,
     Rows,
     find_columns,
+    joined,
     own_listing,
     split_of,
 )
 from tasks.sources.pictures import by_own_maximum, negative_flags
-from tasks.sources.raw import DAMAGE, RefusedArchive, check_zip_member
+from tasks.sources.raw import DAMAGE, RefusedArchive, open_zip
 from tasks.sources.tables import label_text
 
 KEYS = (("images", "labels"), ("x", "y"), ("X", "y"), ("X", "Y"), ("data", "target"), ("data", "labels"))
@@ -59,11 +60,9 @@ MAX_IMAGES = 10_000_000
 """More are a file that would like to take gigabytes for its labels: ImageNet has 14 million in all."""
 MAX_TEXT_BYTES = 1 << 28
 """Labels, groups and names; never more than that is held."""
-MAX_BYTES = 256 << 30
 MAX_WHOLE_BYTES = 512 << 20
 MAX_MEMBERS = 1000
 MAX_CHUNK_BYTES = 256 << 20
-CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class ArrayHeader:
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
+    fortran: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -80,24 +80,6 @@ class ArrayHeader:
 
 
 ReadRow = Callable[[int], NDArray[np.generic]]
-
-
-class Arrays:
-    """Images and labels in one file."""
-
-    def __init__(self, open_file: Callable[[RawRequest], ArrayFile]) -> None:
-        self._open = open_file
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row, see :func:`list_arrays`."""
-        file = self._open(request)
-        listing = list_arrays(file, request)
-        file.check_sums()
-        return listing
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows; rows are cheapest in rising order."""
-        return array_reader(self._open(request))
 
 
 @dataclass(frozen=True)
@@ -113,9 +95,8 @@ class Part:
 def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
     """Return one item per row.
 
-    Raises:
-        DataError: for missing or misshapen arrays, images in no known range, and what
-            :func:`tasks.sources.own.own_listing` refuses.
+    Missing, misshapen or damaged arrays, images in no known range, and what
+    :func:`tasks.sources.own.own_listing` refuses are a DataError.
     """
     parts, left_out = _find_parts(file, request)
     headers = [_image_header(file, part.images, request) for part in parts]
@@ -124,46 +105,49 @@ def list_arrays(file: ArrayFile, request: RawRequest) -> Listing:
         raise DataError(f"{request.dataset.name}: at most {MAX_IMAGES:,} images", f"{sum(sizes):,}")
     header = list(dict.fromkeys(name for part in parts for name in part.others))
     columns = find_columns(header, ("label", "group", "split"), request, known={"label": "labels"})
-    cells: dict[str, list[str]] = {}
-    for ours in ("label", "group", "split", *TRAITS):
-        theirs = [part.others.get(columns.of.get(ours, "")) for part in parts]
-        theirs = [part.labels for part in parts] if ours == "label" else theirs
-        if ours == "label" or any(theirs):
-            columns_of = zip(theirs, sizes, strict=True)
-            cells[ours] = [cell for name, size in columns_of for cell in _cells(file, name, size, request)]
+    asked = {ours: theirs for ours, theirs in columns.of.items() if ours in ("group", "split", *TRAITS)}
+    cells, place = joined(
+        [
+            {"label": _cells(file, part.labels, size, request)}
+            | {
+                ours: _cells(file, part.others[theirs], size, request)
+                for ours, theirs in asked.items()
+                if theirs in part.others
+            }
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+    )
     names: tuple[str, ...] = ()
     if LABEL_NAMES in file.names():
         stored = _small_array(file, LABEL_NAMES, request).reshape(-1)
         names = tuple(label_text(value) for value in stored.tolist())
     (low, high), rule = _range(file, parts, headers, request)
-    ends = np.cumsum(sizes)
 
-    def place(row: int) -> tuple[Part, int]:
-        part = int(np.searchsorted(ends, row, side="right"))
-        return parts[part], row - (int(ends[part - 1]) if part else 0)
+    def locator(row: int) -> str:
+        part, index = place(row)
+        return row_locator(parts[part].images, index)
 
     rows = Rows(
-        labels=cells["label"],
-        locator=lambda row: row_locator(place(row)[0].images, place(row)[1]),
-        name=lambda row: f"row {row_locator(place(row)[0].images, place(row)[1])}",
-        groups=cells.get("group"),
-        splits=cells.get("split"),
-        side=lambda row: place(row)[0].side,
-        traits={trait: cells[trait] for trait in TRAITS if trait in cells},
-        details=lambda row: (place(row)[0].images, low, high),
+        cells=cells,
+        locator=locator,
+        name=lambda row: f"row {locator(row)}",
+        side=lambda row: parts[place(row)[0]].side,
+        details=lambda row: (parts[place(row)[0]].images, low, high),
     )
     is_float = any(head.dtype.kind == "f" for head in headers) or request.dataset.pixel_range is not None
-    return own_listing(
+    listing = own_listing(
         rows,
         request,
         names=names,
-        order=(lambda found: (*names, *sort_labels(set(found) - set(names)))) if names else sort_labels,
+        order=lambda found: (*names, *sort_labels(set(found) - set(names))),
         dtype="float32" if is_float else "uint8",
         block_size=4096,
-        excluded={VALIDATION_LEFT_OUT: left_out} if left_out else {},
+        excluded={VALIDATION_LEFT_OUT: left_out},
         intensity=rule,
         flags=(*columns.flags, *_unmarked(file, parts)),
     )
+    file.check_sums()
+    return listing
 
 
 def _unmarked(file: ArrayFile, parts: list[Part]) -> list[str]:
@@ -182,8 +166,9 @@ def row_locator(array: str, row: int) -> str:
 
 def _find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
     """Return the arrays to read, and how many validation images are left out."""
-    names = set(file.names())
+    names, dataset = set(file.names()), request.dataset.name
     found: list[list[Part]] = []
+    half: list[tuple[str, str]] = []
     for images, labels in KEYS:
         if {images, labels} <= names:
             others = {name: name for name in sorted(names - {images, labels, LABEL_NAMES})}
@@ -192,32 +177,30 @@ def _find_parts(file: ArrayFile, request: RawRequest) -> tuple[list[Part], int]:
     for images, labels, others_of in SPLIT_KEYS:
         parts = []
         for word in ("train", "test", "val", "valid"):
-            pair = images.format(word), labels.format(word)
+            pair, split = (images.format(word), labels.format(word)), split_of(word)
             if not set(pair) <= names:
-                _check_no_half(pair, names, request)
-                continue
-            split = split_of(word)
-            if split is None:
+                half.append(pair)
+            elif split is None:
                 left_out += file.header(pair[0]).shape[0]
             else:
-                parts.append(Part(*pair, split or "", _others(names - set(pair), others_of.format(word))))
+                parts.append(Part(*pair, split, _others(names - set(pair), others_of.format(word))))
         if parts:
             found.append(parts)
+    # Images without their labels would be dropped without a word.
+    for pair in half if found else (*half, *KEYS[1:4]):
+        if pair[0] in names:
+            rule = f"{dataset}: {pair[0]} and {pair[1]} must both be in the file"
+            raise DataError(rule, f"no {pair[1]}", "take the images out, or put their labels in")
     if len(found) > 1:
         listed = "; ".join(", ".join(part.images for part in parts) for parts in found)
-        raise DataError(f"{request.dataset.name}: one set of images must be in the file", listed, WAY_OUT)
+        raise DataError(f"{dataset}: one set of images must be in the file", listed, WAY_OUT)
     if not found:
-        for images, labels in KEYS:
-            if images in ("x", "X"):
-                _check_no_half((images, labels), names, request)
-        for name in ("images", "labels"):
-            if name not in names:
-                shown = ", ".join(sorted(names)[:10]) or "no array"
-                raise DataError(
-                    f"{request.dataset.name}: array {name} must be in the .npz or HDF5 file",
-                    f"it is not; the file has {shown}",
-                    f"{WAY_OUT}; x and y, and MedMNIST's and Keras' keys are known too",
-                )
+        absent = next(name for name in ("images", "labels") if name not in names)
+        raise DataError(
+            f"{dataset}: array {absent} must be in the .npz or HDF5 file",
+            f"it is not; the file has {', '.join(sorted(names)[:10]) or 'no array'}",
+            f"{WAY_OUT}; x and y, and MedMNIST's and Keras' keys are known too",
+        )
     return found[0], left_out
 
 
@@ -229,13 +212,6 @@ def _others(names: set[str], pattern: str) -> dict[str, str]:
     return {name: theirs for name, theirs in own.items() if name}
 
 
-def _check_no_half(pair: tuple[str, str], names: set[str], request: RawRequest) -> None:
-    """Refuse images of a split without their labels, which would be dropped without a word."""
-    if pair[0] in names:
-        rule = f"{request.dataset.name}: {pair[0]} and {pair[1]} must both be in the file"
-        raise DataError(rule, f"no {pair[1]}", "take the images out, or put their labels in")
-
-
 def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeader:
     """Return the header of an array of images; another shape or dtype is a DataError."""
     header = file.header(name)
@@ -245,15 +221,13 @@ def _image_header(file: ArrayFile, name: str, request: RawRequest) -> ArrayHeade
         raise DataError(
             f"{request.dataset.name}: {name} must be numbers of shape (n, height, width), "
             "(n, height, width, 3) or (n, 3, height, width)",
-            f"{header.dtype} {shape}",
+            f"{header.dtype} {header.shape}",
         )
     return header
 
 
-def _cells(file: ArrayFile, name: str | None, size: int, request: RawRequest) -> list[str]:
-    """Return an array of one entry per image as text; blank ones where a part has none."""
-    if name is None:
-        return [""] * size
+def _cells(file: ArrayFile, name: str, size: int, request: RawRequest) -> list[str]:
+    """Return an array of one entry per image as text."""
     header = file.header(name)
     singles = header.shape[:1] == (size,) and all(side == 1 for side in header.shape[1:])
     if not singles or header.dtype.kind not in "uibfUSO":
@@ -284,7 +258,10 @@ def array_reader(file: ArrayFile) -> Reader:
         name, low, high, *traits = item.details
         if name not in opened:
             opened[str(name)] = file.rows(str(name))
-        row = _channels_last(opened[str(name)](int(item.locator.rsplit("/", 1)[-1])))
+        row = opened[str(name)](int(item.locator.rsplit("/", 1)[-1]))
+        if row.ndim == 3 and row.shape[0] in (1, 3) and row.shape[2] not in (1, 3):
+            row = np.moveaxis(row, 0, 2)
+        row = row[..., 0] if row.ndim == 3 and row.shape[2] == 1 else row
         return [_scaled(row, low, high).with_traits(traits)]
 
     return read
@@ -326,12 +303,6 @@ def load_images(file: ArrayFile, listing: Listing) -> NDArray[np.generic]:
         raise DataError("Images of training and test must have one shape", shapes) from None
 
 
-def _channels_last(row: NDArray[np.generic]) -> NDArray[np.generic]:
-    if row.ndim == 3 and row.shape[0] in (1, 3) and row.shape[2] not in (1, 3):
-        row = np.moveaxis(row, 0, 2)
-    return row[..., 0] if row.ndim == 3 and row.shape[2] == 1 else row
-
-
 def _range(
     file: ArrayFile, parts: Sequence[Part], headers: Sequence[ArrayHeader], request: RawRequest
 ) -> tuple[tuple[float | None, float | None], str]:
@@ -345,12 +316,16 @@ def _range(
     if all(dtype.kind in "ui" for dtype in kinds):
         return (None, None), "whole numbers, scaled by own maximum"
     low, high = np.inf, -np.inf
-    for part, head in zip(parts, headers, strict=True):
-        read_row = file.rows(part.images)
-        for index in range(head.shape[0]):
-            finite = _scanned(read_row, index, request)
-            if finite.size:
-                low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    try:
+        for part, head in zip(parts, headers, strict=True):
+            read_row = file.rows(part.images)
+            for index in range(head.shape[0]):
+                values = read_row(index).astype(np.float32)
+                finite = values[np.isfinite(values)]
+                if finite.size:
+                    low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    except SkipItem as skip:
+        raise DataError(f"{request.dataset.name}: the images must be a whole array", skip.reason) from None
     if low >= 0 and high <= 1:
         return (0.0, 1.0), "floats in [0, 1], times 255"
     if low >= 0 and 127.5 < high <= 255:
@@ -360,22 +335,24 @@ def _range(
     raise DataError(rule, f"[{low:.9g}, {high:.9g}]", way_out)
 
 
-def _scanned(read_row: ReadRow, index: int, request: RawRequest) -> NDArray[np.float32]:
-    try:
-        values = read_row(index).astype(np.float32)
-    except SkipItem as skip:
-        raise DataError(f"{request.dataset.name}: the images must be a whole array", skip.reason) from None
-    return values[np.isfinite(values)]
-
-
 class NpzFile:
     """The arrays of an ``.npz``."""
 
     def __init__(self, request: RawRequest) -> None:
-        self._request = request
-        self._path = request.root()
-        self._members = _checked_members(self._path, request)
-        self._headers: dict[str, tuple[ArrayHeader, bool]] = {}
+        self._name, self._path = request.dataset.name, request.root()
+        try:
+            with open_zip(self._path, MAX_MEMBERS) as archive:
+                found = archive.infolist()
+        except RefusedArchive as refused:
+            rule, way_out = (
+                f"{self._name}: the .npz must be whole, as numpy saves it",
+                "save or copy it again",
+            )
+            raise DataError(rule, refused.reason, way_out) from None
+        self._members = {member.filename.removesuffix(".npy"): member for member in found}
+        if len(self._members) < len(found):
+            raise DataError(f"{self._name}: the .npz must have each member once", "repeated names")
+        self._headers: dict[str, ArrayHeader] = {}
 
     def names(self) -> list[str]:
         """Return the names of the arrays."""
@@ -383,28 +360,22 @@ class NpzFile:
 
     def header(self, name: str) -> ArrayHeader:
         """Return an array's shape and dtype, read once."""
-        return self._header(name)[0]
-
-    def _header(self, name: str) -> tuple[ArrayHeader, bool]:
-        if name not in self._headers:
-            self._headers[name] = self._read_header(name)
-        return self._headers[name]
-
-    def _read_header(self, name: str) -> tuple[ArrayHeader, bool]:
-        where = f"{self._request.dataset.name}: array {name}"
+        if name in self._headers:
+            return self._headers[name]
+        where = f"{self._name}: array {name}"
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
-                header, fortran = _npy_header(file)
+                header = self._headers[name] = _npy_header(file)
         except DAMAGE:
             raise DataError(f"{where} must be a whole .npy", "damaged") from None
         if header.dtype.hasobject:
             raise DataError(f"{where} must hold numbers or text", "Python objects, which are never unpickled")
         if header.num_bytes > self._members[name].file_size:
             raise DataError(f"{where} must be whole", f"shape {header.shape} is more than the member holds")
-        return header, fortran
+        return header
 
     def load(self, name: str) -> NDArray[np.generic]:
-        """Return a whole array."""
+        """Return a whole array; one that is damaged is a SkipItem."""
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
                 array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
@@ -414,92 +385,63 @@ class NpzFile:
 
     def rows(self, name: str) -> ReadRow:
         """Return a reader of rows, cheap in rising order."""
-        header, fortran = self._header(name)
-        if fortran and header.num_bytes > MAX_WHOLE_BYTES:
-            rule = f"{self._request.dataset.name}: a large array must be in C order, which has rows to read"
+        header = self.header(name)
+        if header.fortran and header.num_bytes > MAX_WHOLE_BYTES:
+            rule = f"{self._name}: a large array must be in C order, which has rows to read"
             raise DataError(rule, f"Fortran order, {header.shape}", "np.ascontiguousarray before np.savez")
-        if fortran:
+        if header.fortran:
             return self.load(name).__getitem__  # there are no rows on the disk
         try:
             status = self._path.stat()
         except OSError:
             raise SkipItem("file is gone or unreadable") from None
-        return _stream(self._path, self._members[name].filename, status.st_size, status.st_mtime_ns).row
+        return _stream(self._path, self._members[name].filename, status.st_size, status.st_mtime_ns)
 
     def check_sums(self) -> None:
         """Read every member to its end, which compares its checksum; a flipped byte is a DataError."""
         try:
             with zipfile.ZipFile(self._path) as archive:
-                for member in self._members.values():
-                    with archive.open(member) as file:
-                        while file.read(CHUNK):
-                            pass
+                whole = archive.testzip() is None
         except DAMAGE:
-            rule = f"{self._request.dataset.name}: the .npz must be a whole archive"
-            raise DataError(rule, "a damaged array", "copy or download it again") from None
+            whole = False
+        if not whole:
+            rule = f"{self._name}: the .npz must be a whole archive"
+            raise DataError(rule, "a damaged array", "copy or download it again")
 
 
 @lru_cache(maxsize=4)
-def _stream(path: Path, member: str, size: int, time_ns: int) -> _Stream:
-    """Return a member's stream, kept until its file changes.
+def _stream(path: Path, member: str, size: int, time_ns: int) -> ReadRow:
+    """Return a reader of a member's rows without holding them all, kept until its file changes.
 
     A process reads blocks in rising order, so the next one goes on where the last one ended; from the start,
     each would unpack all that lies before it.
     """
-    return _Stream(path, member)
+    try:
+        file = zipfile.ZipFile(path).open(member)  # noqa: SIM115
+        header = _npy_header(file)
+        start = file.tell()
+    except DAMAGE:
+        raise SkipItem("damaged array") from None
+    row_bytes = int(np.prod(header.shape[1:])) * header.dtype.itemsize
 
-
-class _Stream:
-    """Rows one after another, without holding them all."""
-
-    def __init__(self, path: Path, member: str) -> None:
+    def row(index: int) -> NDArray[np.generic]:
         try:
-            self._archive = zipfile.ZipFile(path)
-            self._file = self._archive.open(member)
-            self._header, _ = _npy_header(self._file)
-            self._start = self._file.tell()
+            file.seek(start + index * row_bytes)
+            body = file.read(row_bytes)
         except DAMAGE:
             raise SkipItem("damaged array") from None
-        self._row_bytes = int(np.prod(self._header.shape[1:])) * self._header.dtype.itemsize
-
-    def row(self, index: int) -> NDArray[np.generic]:
-        try:
-            self._file.seek(self._start + index * self._row_bytes)
-            body = self._file.read(self._row_bytes)
-        except DAMAGE:
-            raise SkipItem("damaged array") from None
-        if len(body) != self._row_bytes:
+        if len(body) != row_bytes:
             raise SkipItem("array ends early")
-        return np.frombuffer(body, self._header.dtype).reshape(self._header.shape[1:])
+        return np.frombuffer(body, header.dtype).reshape(header.shape[1:])
+
+    return row
 
 
-def _npy_header(file: IO[bytes]) -> tuple[ArrayHeader, bool]:
+def _npy_header(file: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
-    return ArrayHeader(shape, dtype), fortran
-
-
-def _checked_members(path: Path, request: RawRequest) -> dict[str, zipfile.ZipInfo]:
-    """Return the arrays of an archive by name; what it declares is checked as that of any zip."""
-    rule = f"{request.dataset.name}: the .npz"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = archive.infolist()
-        for member in found:
-            check_zip_member(member)
-    except PermissionError:
-        raise DataError(f"{rule} must be readable", "permission denied") from None
-    except RefusedArchive as refused:
-        raise DataError(f"{rule} must be as numpy saves it", refused.reason, "save it again") from None
-    except DAMAGE:
-        raise DataError(f"{rule} must be a whole archive", "damaged", "copy or download it again") from None
-    members = {member.filename.removesuffix(".npy"): member for member in found}
-    if len(members) < len(found):
-        raise DataError(f"{rule} must have each member once", "repeated names")
-    if len(found) > MAX_MEMBERS or sum(member.file_size for member in found) > MAX_BYTES:
-        raise DataError(f"{rule} must unpack to less than {MAX_BYTES:,} bytes", "more, by its own account")
-    return members
+    return ArrayHeader(shape, dtype, fortran)
 
 
 def open_hdf5(path: Path | IO[bytes], name: str) -> Any:
@@ -524,8 +466,8 @@ class Hdf5File:
     """The datasets in the root group of an HDF5 file."""
 
     def __init__(self, request: RawRequest) -> None:
-        self._request = request
-        self._file = open_hdf5(request.root(), request.dataset.name)
+        self._name = request.dataset.name
+        self._file = open_hdf5(request.root(), self._name)
 
     def names(self) -> list[str]:
         """Return the names in the root group."""
@@ -534,14 +476,11 @@ class Hdf5File:
         try:
             kinds = {name: self._file.get(name, getlink=True) for name in self._file}
         except (OSError, RuntimeError, KeyError, ValueError):
-            raise self._error("must be whole", "damaged") from None
+            raise self._error("the file must be whole", "damaged") from None
         return [name for name, link in kinds.items() if isinstance(link, h5py.HardLink)]
 
     def header(self, name: str) -> ArrayHeader:
         """Return shape and dtype of a dataset."""
-        return self._checked(name)[1]
-
-    def _checked(self, name: str) -> tuple[Any, ArrayHeader]:
         import h5py
 
         try:
@@ -551,44 +490,44 @@ class Hdf5File:
             if data.is_virtual or data.external:
                 raise self._error(f"{name} must lie in the file itself", "a link to other files")
             chunk = int(np.prod(data.chunks or (0,), dtype=object)) * data.dtype.itemsize
-            stored, declared = data.id.get_storage_size(), int(np.prod(data.shape, dtype=object))
+            stored = data.id.get_storage_size()
             header = ArrayHeader(tuple(data.shape), data.dtype)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError):
             raise self._error(f"{name} must be a whole array", "damaged") from None
         if chunk > MAX_CHUNK_BYTES:
             raise self._error(f"{name} must have chunks below 256 MiB", f"{chunk:,} bytes")
         # Chunks never written read as zeros: a header may declare terabytes of them.
-        if declared and not stored:
+        if 0 not in header.shape and not stored:
             raise self._error(f"{name} must hold values", "none were written")
-        return data, header
+        return header
 
     def load(self, name: str) -> NDArray[np.generic]:
-        """Return a whole dataset."""
-        data, _ = self._checked(name)
-        try:
-            values = data[...]  # text of any length comes as bytes
-        except (OSError, RuntimeError, ValueError, TypeError, MemoryError):
-            raise SkipItem("damaged array") from None
-        return np.asarray(values)
+        """Return a whole dataset; one that is damaged is a SkipItem."""
+        return _hdf5_values(self._file[name], ...)  # text of any length comes as bytes
 
     def rows(self, name: str) -> ReadRow:
         """Return a reader of rows."""
-        data, _ = self._checked(name)
-
-        def row(index: int) -> NDArray[np.generic]:
-            try:
-                return np.asarray(data[index])
-            except (OSError, RuntimeError, ValueError):
-                raise SkipItem("damaged array") from None
-
-        return row
+        self.header(name)
+        return partial(_hdf5_values, self._file[name])
 
     def check_sums(self) -> None:
         """Compare nothing: a chunk's checksum, where it has one, is compared when it is read."""
 
     def _error(self, rule: str, found: str) -> DataError:
-        return DataError(f"{self._request.dataset.name}: {rule}", found)
+        return DataError(f"{self._name}: {rule}", found)
+
+
+def _hdf5_values(data: Any, index: Any) -> NDArray[np.generic]:
+    try:
+        return np.asarray(data[index])
+    except (OSError, RuntimeError, ValueError, TypeError, MemoryError):
+        raise SkipItem("damaged array") from None
 
 
 ArrayFile = NpzFile | Hdf5File
-npz, hdf5 = partial(Arrays, NpzFile), partial(Arrays, Hdf5File)
+npz = Source(
+    lambda request: list_arrays(NpzFile(request), request), lambda request: array_reader(NpzFile(request))
+)
+hdf5 = Source(
+    lambda request: list_arrays(Hdf5File(request), request), lambda request: array_reader(Hdf5File(request))
+)

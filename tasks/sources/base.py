@@ -3,7 +3,7 @@
 Listing happens once, in the driver; reading happens in parallel tasks. An item is one thing to open (a
 file, a volume, a row of an array file), so that nothing is opened twice. Items and samples carry *raw*
 locators and group ids; :mod:`tasks.prepared.prepare` replaces them by keyed hashes before anything is
-stored, logged or raised.
+stored, logged or raised: these and patient ids leave the reading code in that form only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from search_spaces.errors import DataError, SetupError, nearest_path
 from search_spaces.specs import DatasetSpec, PreparedSpec
 from tasks.atomic import write_once
-
-# Keyed hashes of file names and patient ids: the only form in which they leave the reading code.
 
 KEY_FILE = ".hash_key"
 KEY_VARIABLE = "ISWEEP_HASH_KEY"
@@ -35,33 +33,23 @@ def hash_key(folder: Path) -> str:
     """Return the key: ``ISWEEP_HASH_KEY``, or a random one made once in ``folder`` (mode 0600).
 
     With the key a lab can find the file behind a hash; without it ids cannot be guessed by hashing them all.
-
-    Raises:
-        SetupError: for a key that is cut or cannot be read: ids hashed with a short one can be guessed.
+    One that is cut or cannot be read is a SetupError: ids hashed with a short one can be guessed.
     """
-    given = os.environ.get(KEY_VARIABLE)
-    if given:
-        return _long_enough(given, KEY_VARIABLE)
-    path = folder / KEY_FILE
-    if not path.exists():
-        # If another process was first, its key holds.
-        write_once(path, secrets.token_hex(32).encode(), mode=0o600)
-    try:
-        return _long_enough(path.read_text(encoding="ascii").strip(), str(path))
-    except (OSError, ValueError) as error:
-        raise _unusable(str(path), str(error)) from None
-
-
-def _long_enough(key: str, where: str) -> str:
-    if len(key) < MIN_KEY_LENGTH:
-        raise _unusable(where, f"{len(key)} characters")
-    return key
-
-
-def _unusable(where: str, reason: str) -> SetupError:
-    return SetupError(
+    key, where = os.environ.get(KEY_VARIABLE), KEY_VARIABLE
+    if not key:
+        path = folder / KEY_FILE
+        if not path.exists():
+            # If another process was first, its key holds.
+            write_once(path, secrets.token_hex(32).encode(), mode=0o600)
+        try:
+            key, where = path.read_text(encoding="ascii").strip(), str(path)
+        except (OSError, ValueError) as error:
+            key, where = "", f"{path}: {error}"
+    if len(key) >= MIN_KEY_LENGTH:
+        return key
+    raise SetupError(
         f"The key that hides patient ids must be whole, with {MIN_KEY_LENGTH} characters or more",
-        f"{where}: {reason}",
+        f"{where}: {len(key)} characters",
         "restore it from a backup, since with another key no hash leads back to its file; "
         "without one, delete it and prepare the datasets again",
     )
@@ -105,20 +93,15 @@ class RawRequest:
         return spell(keyed_hash(self.key, value))
 
     def root(self) -> Path:
-        """Return the raw folder or file.
-
-        Raises:
-            DataError: when none was given or it does not exist, naming the path that the user gave and what
-                is expected in it.
-        """
-        name, layout = self.dataset.name, self.dataset.raw_layout
+        """Return the raw folder or file; a DataError says what the user named, and what is expected there."""
+        name, layout = self.dataset.name, f"expected: {self.dataset.raw_layout}"
         if self.raw is None:
-            raise DataError(f"{name} is read from its raw download", "no --raw folder", f"expected: {layout}")
+            raise DataError(f"{name} is read from its raw download", "no --raw folder", layout)
         try:
             mode = self.raw.stat().st_mode
         except FileNotFoundError:
             near = nearest_path(self.raw)
-            way_out = f"{near}; expected: {layout}" if near else f"expected: {layout}"
+            way_out = f"{near}; {layout}" if near else layout
             raise DataError(f"The raw download of {name} must exist", f"no {self.raw}", way_out) from None
         except (OSError, ValueError) as error:
             found = getattr(error, "strerror", None) or "a name that no file can have"
@@ -218,7 +201,7 @@ class Listing:
 
 
 class SkipItem(Exception):
-    """Raised by a reader for an item that cannot be used; ``reason`` names no file, id or tag value."""
+    """An item that cannot be used; ``reason`` names no file, id or tag value."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -228,17 +211,15 @@ class SkipItem(Exception):
 Reader = Callable[[Item], Iterable[Sample]]
 
 
-class Source(Protocol):
-    """One raw layout. Objects are made anew in every task, so they hold no state worth keeping."""
+@dataclass(frozen=True)
+class Source:
+    """One raw layout; another package's may be any object with these two.
 
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return all items without reading pixels.
+    Attributes:
+        list_items: Returns all items without reading pixels; a raw download that is not as expected is a
+            DataError.
+        reader: Returns a function that reads one item; called once per task, so it may open what items share.
+    """
 
-        Raises:
-            DataError: when the raw download is not as expected.
-        """
-        ...
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a function that reads one item; called once per task, so it may open what items share."""
-        ...
+    list_items: Callable[[RawRequest], Listing]
+    reader: Callable[[RawRequest], Reader]

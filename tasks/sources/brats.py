@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.nifti import Volume, decode_nifti
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
+from tasks.sources.nifti import VOLUME_INTENSITY, Volume, decode_nifti, intensity_range
 from tasks.sources.official import not_there
 from tasks.sources.pictures import by_own_maximum
 from tasks.sources.raw import RawTree, read_locator
@@ -42,53 +42,22 @@ MAX_VOXELS = 1 << 24
 """A volume of BraTS has nine million; three are held at once."""
 MAX_SHIFT_MM = 1.0
 
-
-class Brats:
-    """Cases in the order HGG, LGG, none, then name."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per case; labels are known after reading.
-
-        Raises:
-            DataError: when there are no case folders, or cases of several years, which share patients.
-        """
-        return _listing(_tree(request), request)
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of cases."""
-        base = request.base()
-
-        def volume(locator: object) -> Volume:
-            name = str(locator)
-            body = read_locator(base, name)
-            return decode_nifti(body, packed=name.lower().endswith(".gz"), max_voxels=MAX_VOXELS)
-
-        def read(item: Item) -> Iterator[Sample]:
-            flair, t2, seg = map(volume, item.details)
-            if not flair.values.shape == t2.values.shape == seg.values.shape:
-                raise SkipItem("volumes of unequal shapes")
-            if max(np.abs(flair.affine - other.affine).max() for other in (t2, seg)) > MAX_SHIFT_MM:
-                raise SkipItem("volumes that lie elsewhere in space")
-            if not np.isin(np.unique(seg.values), (0, 1, 2, 4)).all():
-                raise SkipItem("segmentation with other labels than 0, 1, 2, 4")
-            yield from _slices(flair, t2.values, seg.values)
-
-        return read
+Case = tuple[str, str]
+"""Folder, and what the volumes in it are called."""
 
 
-def _tree(request: RawRequest) -> RawTree:
-    """Return the tree with its archives; beside unpacked cases, with those that are called after the set."""
+def list_brats(request: RawRequest) -> Listing:
+    """Return one item per case, in the order HGG, LGG, none, then name; labels are known after reading.
+
+    Archives are looked into; beside unpacked cases only those that are called after the set.
+    """
     tree = RawTree(request)
-    if not tree.archives or not request.root().is_dir():
-        return tree
-    unpacked = bool(_cases(tree))
-    return RawTree(request, archives=True, wanted=lambda name: not unpacked or "brats" in name.casefold())
-
-
-def _listing(tree: RawTree, request: RawRequest) -> Listing:
+    if tree.archives and request.root().is_dir():
+        unpacked = bool(_cases(tree))
+        tree = RawTree(request, archives=True, wanted=lambda name: not unpacked or "brats" in name.casefold())
     items: dict[str, Item] = {}
     partial, excluded = list[Case](), Counter[str]()
-    for (folder, case), files in sorted(_cases(tree).items(), key=_place):
+    for (folder, case), files in sorted(_cases(tree).items(), key=lambda pair: _place(pair[0])):
         if "seg" not in files:  # the challenge's validation cases come without labels
             excluded["case without segmentation"] += 1
         elif not all(kind in files for kind in KINDS):
@@ -100,9 +69,6 @@ def _listing(tree: RawTree, request: RawRequest) -> Listing:
             items[case] = Item(details[0], None, case, details=details)
     if not items:
         raise not_there(request, "case folders with <case>_{flair,t2,seg}.nii[.gz]", tree)
-    skipped = [
-        ("/".join(case), "a volume of the case is missing") for case in partial if case[1] not in items
-    ]
     years = {found[1] for case in items if (found := RELEASE.search(case))}
     if len(years) > 1:
         rule = "brats must be of one year: later releases hold the cases of earlier ones again"
@@ -112,13 +78,11 @@ def _listing(tree: RawTree, request: RawRequest) -> Listing:
         request.dataset.label_names,
         block_size=1,
         excluded=dict(excluded),
-        skipped=skipped,
-        intensity="clipped to 0.1 and 99.9 percentiles of the volume, then each slice by its own maximum",
+        skipped=[
+            ("/".join(case), "a volume of the case is missing") for case in partial if case[1] not in items
+        ],
+        intensity=VOLUME_INTENSITY,
     )
-
-
-Case = tuple[str, str]
-"""Folder, and what the volumes in it are called."""
 
 
 def _cases(tree: RawTree) -> dict[Case, dict[str, str]]:
@@ -142,16 +106,36 @@ def _cases(tree: RawTree) -> dict[Case, dict[str, str]]:
     return dict(cases)
 
 
-def _place(pair: tuple[Case, dict[str, str]]) -> tuple[int, list[str], str]:
-    parts = pair[0][0].split("/")
+def _place(case: Case) -> tuple[int, list[str], str]:
+    parts = case[0].split("/")
     grade = next((GRADES.index(part) for part in parts if part in GRADES), len(GRADES))
-    return grade, parts, pair[0][1]
+    return grade, parts, case[1]
+
+
+def read_brats(request: RawRequest) -> Reader:
+    """Return a reader of cases."""
+    base = request.base()
+
+    def read(item: Item) -> Iterator[Sample]:
+        flair, t2, seg = (
+            decode_nifti(read_locator(base, str(locator)), max_voxels=MAX_VOXELS) for locator in item.details
+        )
+        if not flair.values.shape == t2.values.shape == seg.values.shape:
+            raise SkipItem("volumes of unequal shapes")
+        if max(np.abs(flair.affine - other.affine).max() for other in (t2, seg)) > MAX_SHIFT_MM:
+            raise SkipItem("volumes that lie elsewhere in space")
+        if not np.isin(np.unique(seg.values), (0, 1, 2, 4)).all():
+            raise SkipItem("segmentation with other labels than 0, 1, 2, 4")
+        yield from _slices(flair, t2.values, seg.values)
+
+    return read
+
+
+brats = Source(list_brats, read_brats)
 
 
 def _slices(flair: Volume, t2: NDArray[np.float32], seg: NDArray[np.float32]) -> Iterator[Sample]:
-    low, high = np.percentile(flair.values, (0.1, 99.9))
-    if high <= low:
-        raise SkipItem("constant volume")
+    low, high = intensity_range(flair.values)
     scaled = (np.clip(flair.values, low, high) - low) * (255 / (high - low))
     depth = scaled.shape[2]
     wanted = MIN_BRAIN_PIXELS * scaled.shape[0] * scaled.shape[1] / FULL_SLICE_PIXELS

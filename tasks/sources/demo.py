@@ -11,19 +11,20 @@ that only the borders of blocks touch across a split. What is *derived* (patches
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import SetupError
 from search_spaces.fingerprint import derive_seed
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
-from tasks.sources.made import ROWS_PER_TASK, dial, flipped, row_reader, scaled
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
+from tasks.sources.made import dial, flipped, list_rows, row_reader, scaled
 
 Pixels = NDArray[np.uint8]
 STAIN = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -58,26 +59,6 @@ class Images:
     groups: Sequence[str] | None = None
     excluded: dict[str, int] = field(default_factory=dict)
     intensity: str = "as stored, 8 bits"
-
-
-class Packaged:
-    """The sets of :data:`SETS`, found by the dataset's name."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per image."""
-        images = SETS[request.dataset.name]()
-        groups = images.groups or [""] * len(images.labels)
-        return Listing(
-            [Item(str(row), int(images.labels[row]), group) for row, group in enumerate(groups)],
-            request.dataset.label_names,
-            block_size=ROWS_PER_TASK,
-            excluded=images.excluded,
-            intensity=images.intensity,
-        )
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of images."""
-        return row_reader(SETS[request.dataset.name]().pixels)
 
 
 @cache
@@ -151,20 +132,17 @@ def tissue() -> Images:
     The label is the tissue that a patch has more of; planes are 5 mm apart, a group is what lies in one place
     of four neighbouring planes.
     """
-    side, planes = 20, range(50, 140, 5)
-    volume, grey, white = (template(kind) for kind in ("t1", "gm", "wm"))
-    cut = {"pixels": volume, "grey": grey, "white": white}
-    patches = {name: [_patches(values[:, ::-1, z].T, side) for z in planes] for name, values in cut.items()}
-    pixels, shares = (
-        np.concatenate(patches["pixels"]),
-        {name: np.concatenate(patches[name]).mean((1, 2)) for name in ("grey", "white")},
+    planes = range(50, 140, 5)
+    volume, grey, white = (
+        np.stack([_patches(template(kind)[:, ::-1, z].T, 20) for z in planes]) for kind in ("t1", "gm", "wm")
     )
-    per_plane = len(patches["pixels"][0])
-    places = np.arange(len(pixels))
-    groups = [f"{place % per_plane} {place // per_plane // 4}" for place in places]
-    brain = shares["grey"] + shares["white"] > 0.7
-    ratio = (shares["white"] - shares["grey"])[brain]
-    labels, kept = _outer(ratio)
+    groups = [f"{place} {plane // 4}" for plane in range(len(planes)) for place in range(volume.shape[1])]
+    pixels, shares = (
+        volume.reshape(-1, *volume.shape[2:]),
+        [m.reshape(len(groups), -1).mean(1) for m in (grey, white)],
+    )
+    brain = shares[0] + shares[1] > 0.7
+    labels, kept = _outer((shares[1] - shares[0])[brain])
     rows = np.flatnonzero(brain)[kept]
     return Images(
         np.rint(pixels[rows] * 255).astype(np.uint8),
@@ -186,6 +164,17 @@ SETS: dict[str, Callable[[], Images]] = {
     "tissue": tissue,
 }
 """Dataset -> its images."""
+
+
+def list_packaged(request: RawRequest) -> Listing:
+    """Return one item per image of the set that the dataset's name says."""
+    images = SETS[request.dataset.name]()
+    return list_rows(
+        images.labels, request, images.groups, excluded=images.excluded, intensity=images.intensity
+    )
+
+
+packaged = Source(list_packaged, lambda request: row_reader(SETS[request.dataset.name]().pixels))
 
 
 def _not_installed(package: str) -> SetupError:
@@ -236,12 +225,12 @@ def _without_blank(images: Images) -> Images:
     flat = images.pixels.reshape(len(images.pixels), -1).astype(np.int16)
     kept = np.flatnonzero(np.ptp(flat, axis=1) > NEARLY_EQUAL)
     blank = {"of one colour": len(flat) - len(kept)} if len(kept) < len(flat) else {}
-    return Images(
-        images.pixels[kept],
-        images.labels[kept],
-        [images.groups[row] for row in kept.tolist()] if images.groups else None,
-        images.excluded | blank,
-        images.intensity,
+    return replace(
+        images,
+        pixels=images.pixels[kept],
+        labels=images.labels[kept],
+        groups=[images.groups[row] for row in kept.tolist()] if images.groups else None,
+        excluded=images.excluded | blank,
     )
 
 
@@ -272,22 +261,13 @@ def _outer(amounts: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np
     return (amounts[kept] >= high).astype(np.int64), kept
 
 
-class DigitsEvenOdd:
-    """Even against odd digits of mnist5k, with dials: blending of unlike images, flips, pixel scale."""
+def list_digits_even_odd(request: RawRequest) -> Listing:
+    """Return the 5,000 rows of mnist5k, even against odd (1)."""
+    return list_rows(flipped(mnist5k().labels % 2, request), request, dtype=_dtype(request))
 
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return the 5,000 rows; label 1 = odd."""
-        labels = flipped(mnist5k().labels % 2, request)
-        return Listing(
-            [Item(str(row), int(label)) for row, label in enumerate(labels)],
-            request.dataset.label_names,
-            dtype="uint8" if dial(request, "pixel_scale") == 1 else "float32",
-            block_size=ROWS_PER_TASK,
-        )
 
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows."""
-        return row_reader(scaled(blended(dial(request, "blend")), request))
+def _dtype(request: RawRequest) -> Literal["uint8", "float32"]:
+    return "uint8" if dial(request, "pixel_scale") == 1 else "float32"
 
 
 @lru_cache(maxsize=2)
@@ -307,55 +287,53 @@ def blended(share: float) -> Pixels:
     return mixed.reshape(images.shape)
 
 
-class Lesions:
-    """Slices of one real T1 volume, half with a synthetic lesion; label 1 = lesion, group = variation.
+digits_even_odd = Source(
+    list_digits_even_odd, lambda request: row_reader(scaled(blended(dial(request, "blend")), request))
+)
+
+
+def list_lesions(request: RawRequest) -> Listing:
+    """Return slices of one real T1 volume, half with a synthetic lesion; label 1 = lesion, group = variation.
 
     The only real patient-like data are the ICBM152 2009a average T1 template that nilearn ships. A
     *variation* is a seeded small affine of the head, a gamma and a smooth shading; it gives four axial
     slices, two with a lesion (a blurred ellipse of drawn place inside the brain, size and contrast) and two
-    without. It resembles a brain MRI task in look and in structure, not in difficulty; say so wherever it
-    appears.
+    without, in a seeded order. It resembles a brain MRI task in look and in structure, not in difficulty; say
+    so wherever it appears. Whether a slice is drawn with a lesion stands in its item's details.
     """
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per slice; whether it is drawn with a lesion stands in its details."""
-        items = label_items(int(dial(request, "variations")))
-        labels = flipped(np.array([item.label for item in items], np.int64), request)
-        return Listing(
-            [
-                Item(item.locator, int(label), item.group, details=(item.label,))
-                for item, label in zip(items, labels, strict=True)
-            ],
-            request.dataset.label_names,
-            dtype="uint8" if dial(request, "pixel_scale") == 1 else "float32",
-            block_size=700,
-            intensity="template scaled to [0, 255], gamma and shading drawn per variation",
-        )
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader that renders one slice."""
-        volume, brain = template("t1"), brain_mask()
-        contrast, size = dial(request, "contrast"), dial(request, "size")
-
-        def read(item: Item) -> tuple[Sample]:
-            variation, index = map(int, item.locator.split("/"))
-            pixels = render_slice(
-                volume, brain, variation, index, lesion=item.details[0] == 1, contrast=contrast, size=size
-            )
-            return (Sample(scaled(pixels, request)),)
-
-        return read
+    variations = range(int(dial(request, "variations")))
+    half = [0, 1] * (SLICES_PER_VARIATION // 2)
+    drawn = [np.random.default_rng(derive_seed("mri_lesion labels", v)).permutation(half) for v in variations]
+    labels = flipped(np.concatenate(drawn).astype(np.int64), request).reshape(len(drawn), -1)
+    items = [
+        Item(f"{v}/{index}", int(labels[v, index]), f"variation {v}", details=(int(drawn[v][index]),))
+        for v in variations
+        for index in range(SLICES_PER_VARIATION)
+    ]
+    return Listing(
+        items,
+        request.dataset.label_names,
+        dtype=_dtype(request),
+        block_size=700,
+        intensity="template scaled to [0, 255], gamma and shading drawn per variation",
+    )
 
 
-def label_items(num_variations: int) -> list[Item]:
-    """Return one item per slice, two of every variation with a lesion, in a seeded order."""
-    items = []
-    for variation in range(num_variations):
-        rng = np.random.default_rng(derive_seed("mri_lesion labels", variation))
-        labels = rng.permutation([0, 1] * (SLICES_PER_VARIATION // 2))
-        group = f"variation {variation}"
-        items += [Item(f"{variation}/{index}", int(label), group) for index, label in enumerate(labels)]
-    return items
+def read_lesions(request: RawRequest) -> Reader:
+    """Return a reader that renders one slice."""
+    volume, brain = template("t1"), brain_mask()
+    contrast, size = dial(request, "contrast"), dial(request, "size")
+
+    def read(item: Item) -> tuple[Sample]:
+        variation, index = map(int, item.locator.split("/"))
+        lesion = item.details[0] == 1
+        pixels = render_slice(volume, brain, variation, index, lesion=lesion, contrast=contrast, size=size)
+        return (Sample(scaled(pixels, request)),)
+
+    return read
+
+
+lesions = Source(list_lesions, read_lesions)
 
 
 @cache

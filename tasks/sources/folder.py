@@ -23,7 +23,7 @@ from pathlib import PurePath
 
 from search_spaces.errors import DataError
 from search_spaces.specs import Layout
-from tasks.sources.base import Listing, RawRequest, Reader, Split
+from tasks.sources.base import Listing, RawRequest, Source, Split
 from tasks.sources.dicom import INTENSITY, is_dicom_name, is_single_image_name, read_header, single_reader
 from tasks.sources.labels import PLACEHOLDERS, plain_id
 from tasks.sources.own import VALIDATION_LEFT_OUT, Rows, own_listing, split_of
@@ -32,6 +32,7 @@ from tasks.sources.raw import MARK, RawTree, is_archive_name
 EXPECTED = "expected: FOLDER/<class>/image.png, or FOLDER/train/<class>/image.png and FOLDER/test/..."
 MAX_SHARED = 20
 MAX_HEADERS = 200
+MAX_NAMED = 20
 SPLIT_WORD = re.compile(
     r"(?<![A-Za-z])(?i:train(?:ing)?|trn|test(?:ing)?|tst|val(?:id|idation)?)(?=[A-Z]?(?![A-Za-z]))"
 )
@@ -39,6 +40,22 @@ SPLIT_WORD = re.compile(
 FOLD = re.compile(r"(?:fold|part|split|batch|set|shard|chunk)[ _-]?\d+", re.IGNORECASE)
 NO_GROUPS = frozenset({"image", "images", "img", "imgs"})
 """Folders in class folders that are no patients, in lower case."""
+MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
+"""Folders in class folders that hold no images, in lower case."""
+MASK = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
+"""Name of a mask whose image is called as the first group."""
+OF_TABLE = "with a table of labels beside it, give the table (kind table)"
+HINTS = {
+    **dict.fromkeys((".csv", ".tsv", ".xlsx", ".jsonl"), OF_TABLE),
+    **dict.fromkeys(
+        (".zip", ".tar"),
+        "there are archives: give one archive of class folders itself, or unpack them here",
+    ),
+    ".arrow": "write what datasets' save_to_disk made with to_parquet",
+    **dict.fromkeys((".npz", ".h5", ".hdf5"), "give the array file itself"),
+    "": "files without an ending are looked at on a disk, and taken when they are DICOM",
+}
+"""Ending of a file that lies in a folder without class folders -> the way out."""
 
 
 @dataclass(frozen=True)
@@ -57,61 +74,101 @@ class Placed:
         return (self.inside[0], "/".join((self.top, *self.inside[1:]))) if self.inside else None
 
 
+def list_folder(request: RawRequest) -> Listing:
+    """Return all images, classes in the order of their names.
+
+    No class folders, fewer than two with images, folders that may be splits as well as classes, or one class
+    spelt in two ways are a DataError.
+    """
+    root = request.root()
+    if root.is_file() and not is_archive_name(root.name):
+        raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
+    tree = RawTree(request)
+    images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
+    wrapper = _wrapper(images, is_archive=root.is_file())
+    with_splits = _has_splits(images, wrapper, request)
+    placed, excluded = _placed(tree, images, wrapper, with_splits)
+    layout, told = _choose_layout(placed, tree, request)
+    meant = [(one, own) for one in placed if (own := one.as_class(layout)) is not None]
+    excluded["outside the class folders"] += len(placed) - len(meant)
+    classes = {label for _, (label, _) in meant}
+    if len(classes) < 2:
+        rule = "the folder must hold one subfolder of images per class, two at least"
+        way_out = EXPECTED + _hint(tree, is_archive=root.is_file())
+        raise DataError(f"{request.dataset.name}: {rule}", f"{len(classes)} with images", way_out)
+    counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
+    if wrapper:
+        counts["the one top folder taken as the source"] = 1
+    locators = [tree.locator(one.name) for one, _ in meant]
+    rows = Rows(
+        cells={"label": [label for _, (label, _) in meant]},
+        locator=locators.__getitem__,
+        name=lambda row: request.hashed(locators[row]),
+        alone=lambda row: meant[row][1][1],
+        side=lambda row: meant[row][0].split,
+    )
+    return own_listing(
+        rows,
+        request,
+        order=lambda names: tuple(sorted(names)),  # as torchvision's ImageFolder does
+        excluded=excluded,
+        flags=told,
+        counts=counts,
+        intensity=INTENSITY,
+    )
+
+
+folder = Source(list_folder, single_reader)
+
+
 def _choose_layout(placed: Sequence[Placed], tree: RawTree, request: RawRequest) -> tuple[Layout, list[str]]:
     """Return what is on top, and flags of how that was found."""
-    _check_tops(placed, request)
+    tops_of: defaultdict[str, set[str]] = defaultdict(set)
+    for one in placed:
+        tops_of[one.inside[0] if one.inside else ""].add(one.top)
+    # Every image lies in one of a few folders that several folders on top have.
+    shared = 1 < len(tops_of) <= MAX_SHARED and "" not in tops_of and min(map(len, tops_of.values())) > 1
+    tops = sorted({one.top for one in placed})
+    _check_tops(tops, set(tops_of) - {""}, request)
+    name = request.dataset.name
+    if shared and all(map(FOLD.fullmatch, tops)):
+        raise DataError(
+            f"{name}: the top folders must be classes, or train and test",
+            f"{', '.join(tops[:5])}, each with the same folders",
+            "give one of them, or call those to train on train and the others test",
+        )
+    if request.root().is_file() and any(MARK in one.name for one in placed):
+        rule, what = f"{name}: a name must be once in an archive and those in it", "the same names in several"
+        raise DataError(rule, what, "unpack them into one folder")
     if request.dataset.layout is not None:
         return request.dataset.layout, []
-    if not _share_all(placed):
+    if not shared:
         return "class/group", []
     found = _by_headers(placed, tree, request)
     if found is None:
-        tops, inside = {one.top for one in placed}, {one.inside[0] for one in placed}
         raise DataError(
-            f"{request.dataset.name}: it must be plain which folders are the classes",
-            f"{len(tops)} folders on top share {len(inside)} folders in them: classes with patients or "
+            f"{name}: it must be plain which folders are the classes",
+            f"{len(tops)} folders on top share {len(tops_of)} folders in them: classes with patients or "
             "parts in them, or patients or sites with classes in them",
             "say which: layout: class/group or layout: group/class (--layout), or give a table",
         )
     return found, [f"layout {found}, by the patients in the headers"]
 
 
-def _check_tops(placed: Sequence[Placed], request: RawRequest) -> None:
+def _check_tops(tops: Sequence[str], inner: set[str], request: RawRequest) -> None:
+    """Refuse splits below the classes, and splits by another name."""
     name = request.dataset.name
-    if request.root().is_file() and any(MARK in one.name for one in placed):
-        rule, what = f"{name}: a name must be once in an archive and those in it", "the same names in several"
-        raise DataError(rule, what, "unpack them into one folder")
-    tops = sorted({one.top for one in placed})
-    meant = {split for top in tops for word in SPLIT_WORD.findall(top) if (split := split_of(word)) != ""}
-    named = [top for top in tops if any(split_of(word) != "" for word in SPLIT_WORD.findall(top))]
-    inner = {one.inside[0] for one in placed if one.inside}
     if len(tops) > 1 and inner and all(split_of(folder) != "" for folder in inner):
         rule = f"{name}: splits must be above the classes"
         raise DataError(rule, f"{', '.join(sorted(inner)[:5])} below them", EXPECTED)
+    splits = {top: {split_of(word) for word in SPLIT_WORD.findall(top)} - {""} for top in tops}
+    named, meant = [top for top in tops if splits[top]], set().union(*splits.values())
     if "train" in meant and len(meant) > 1 and 2 * len(named) >= len(tops):
         raise DataError(
             f"{name}: the top folders must be classes, or splits called train, test and val",
             ", ".join(named[:5]),
             f"call them so, with the classes right below; {EXPECTED}",
         )
-    if _share_all(placed) and all(map(FOLD.fullmatch, tops)):
-        raise DataError(
-            f"{name}: the top folders must be classes, or train and test",
-            f"{', '.join(tops[:5])}, each with the same folders",
-            "give one of them, or call those to train on train and the others test",
-        )
-
-
-def _share_all(placed: Sequence[Placed]) -> bool:
-    """Tell whether every image lies in one of a few folders that several folders on top have."""
-    tops_of: defaultdict[str, set[str]] = defaultdict(set)
-    for one in placed:
-        tops_of[one.inside[0] if one.inside else ""].add(one.top)
-    return (
-        1 < len(tops_of) <= MAX_SHARED
-        and "" not in tops_of
-        and all(len(tops) > 1 for tops in tops_of.values())
-    )
 
 
 def _by_headers(placed: Sequence[Placed], tree: RawTree, request: RawRequest) -> Layout | None:
@@ -133,85 +190,9 @@ def _by_headers(placed: Sequence[Placed], tree: RawTree, request: RawRequest) ->
         inside[patient].add(one.inside[0])
     on_top = all(len(found) == 1 for found in tops.values())
     below = all(len(found) == 1 for found in inside.values())
-    if not tops or on_top is below or len(tops) < 2:
+    if on_top is below or len(tops) < 2:
         return None
     return "group/class" if on_top else "class/group"
-
-
-MAX_NAMED = 20
-MASKS = frozenset({"mask", "masks", "segmentation", "segmentations"})
-"""Folders in class folders that hold no images, in lower case."""
-MASK = re.compile(r"(.+?)[ _-](?:mask|masks|seg|segmentation)(?:[ _-]?\d+)?", re.IGNORECASE)
-"""Name of a mask whose image is called as the first group."""
-_TABLE = "with a table of labels beside it, give the table (kind table)"
-_FILE = "give the array file itself"
-HINTS = {
-    ".csv": _TABLE,
-    ".tsv": _TABLE,
-    ".xlsx": _TABLE,
-    ".jsonl": _TABLE,
-    ".zip": "there are archives: give one archive of class folders itself, or unpack them here",
-    ".tar": "there are archives: give one archive of class folders itself, or unpack them here",
-    ".arrow": "write what datasets' save_to_disk made with to_parquet",
-    ".npz": _FILE,
-    ".h5": _FILE,
-    ".hdf5": _FILE,
-    "": "files without an ending are looked at on a disk, and taken when they are DICOM",
-}
-"""Ending of a file that lies in a folder without class folders -> the way out."""
-
-
-class Folder:
-    """Class folders of image files."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return all images, classes in the order of their names.
-
-        Raises:
-            DataError: when there are no class folders, fewer than two with images, folders that may be
-                splits as well as classes, or one class spelt in two ways.
-        """
-        root = request.root()
-        if root.is_file() and not is_archive_name(root.name):
-            raise DataError(f"{request.dataset.name}: the source must be a folder", "a file")
-        tree = RawTree(request)
-        images = [name for name in tree if is_single_image_name(name) or _is_bare_dicom(tree, name, request)]
-        wrapper = _wrapper(images, is_archive=root.is_file())
-        with_splits = _has_splits(images, wrapper, request)
-        placed, excluded = _placed(tree, images, wrapper, with_splits)
-        layout, told = _choose_layout(placed, tree, request)
-        meant = [(one, own) for one in placed if (own := one.as_class(layout)) is not None]
-        if len(meant) < len(placed):
-            excluded["outside the class folders"] += len(placed) - len(meant)
-        classes = {label for _, (label, _) in meant}
-        if len(classes) < 2:
-            rule = "the folder must hold one subfolder of images per class, two at least"
-            way_out = EXPECTED + _hint(tree, is_archive=root.is_file())
-            raise DataError(f"{request.dataset.name}: {rule}", f"{len(classes)} with images", way_out)
-        counts = _empty_folders(tree, [one.name for one, _ in meant], with_splits, layout)
-        if wrapper:
-            counts["the one top folder taken as the source"] = 1
-        locators = [tree.locator(one.name) for one, _ in meant]
-        rows = Rows(
-            labels=[label for _, (label, _) in meant],
-            locator=locators.__getitem__,
-            name=lambda row: request.hashed(locators[row]),
-            alone=lambda row: meant[row][1][1],
-            side=lambda row: meant[row][0].split,
-        )
-        return own_listing(
-            rows,
-            request,
-            order=lambda names: tuple(sorted(names)),  # as torchvision's ImageFolder does
-            excluded=dict(excluded),
-            flags=told,
-            counts=counts,
-            intensity=INTENSITY,
-        )
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of image files."""
-        return single_reader(request)
 
 
 def _is_bare_dicom(tree: RawTree, name: str, request: RawRequest) -> bool:
@@ -307,10 +288,9 @@ def _has_splits(images: list[str], wrapper: str, request: RawRequest) -> bool:
 def _hint(tree: RawTree, *, is_archive: bool) -> str:
     """Say what else the folder holds that could be read, when it has no class folders."""
     endings = {PurePath(name).suffix.lower() for name in tree}
-    hints = [hint for ending, hint in HINTS.items() if ending in endings]
-    if is_archive and _TABLE in hints:
-        hints[hints.index(_TABLE)] = f"{_TABLE}, unpacked with its images"
-    return "".join(f"; {hint}" for hint in dict.fromkeys(hints))
+    hints = dict.fromkeys(hint for ending, hint in HINTS.items() if ending in endings)
+    unpack = ", unpacked with its images" if is_archive else ""
+    return "".join(f"; {hint}{unpack if hint == OF_TABLE else ''}" for hint in hints)
 
 
 def _empty_folders(tree: RawTree, used: Sequence[str], with_splits: bool, layout: Layout) -> dict[str, int]:

@@ -1,9 +1,17 @@
-"""Generated images of known dimension in which label, gap and size can be turned one by one.
+"""Images that are made: two classes on a manifold of known dimension, where every length is known.
 
-An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) - 1) . (P_2j, P_2j+1)`` with orthonormal low-frequency
-cosine patterns P (see :mod:`tasks.sources.made`) and angle ``a_j = p_j / r`` for the place ``p_j``
-along coordinate j: lengths along a coordinate are lengths in pixels, whatever the number of coordinates, so
-that more of them do not bring unlike images nearer.
+``manifold_d4``, ``manifold_d12``: the number is the intrinsic dimension d. An image is ``127.5 + CONTRAST *
+sum_j sqrt(side) * (cos t_j, sin t_j) . (P_2j, P_2j+1)`` for angles ``t_j = pi * z_j``, ``z`` uniform in the
+d-dimensional unit cube and P orthonormal low-frequency cosine patterns: the map from z is an isometry up to
+one factor, so the intrinsic dimension is exactly d, and pixels stay in [0, 255]. The label is the sign of
+``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``; points with ``|f| < MARGIN`` are never drawn. ``f`` has slope at
+most 2 pi, hence ``label_sharpness <= 2 pi / (2 * MARGIN * factor)``.
+
+``generated`` turns label, gap and size one by one; its dials are in
+:data:`search_spaces.sweeps.DIALS`. An image is ``127.5 + sum_j r (sin(a_j), cos(a_j) - 1) . (P_2j,
+P_2j+1)`` with angle ``a_j = p_j / r`` for the place ``p_j`` along coordinate j: lengths along a coordinate
+are lengths in pixels, whatever the number of coordinates, so that more of them do not bring unlike images
+nearer.
 
 Each of the first ``bits`` coordinates is cut into ``bands`` bands and each band into two halves. Halves of
 a band lie ``fine_gap`` apart, bands ``gap * contrast``; no image lies between. The label is the parity of
@@ -15,10 +23,9 @@ arcs given here).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +33,19 @@ from numpy.typing import NDArray
 from search_spaces.errors import ConfigError
 from search_spaces.fingerprint import derive_seed
 from search_spaces.sweeps import DIALS
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, Source
 from tasks.sources.pictures import by_own_maximum
-from tasks.sources.raw import split_locator
 
-# The dials that every kind of made data has: exchanged labels and the scale of the pixels.
+ROWS_PER_TASK = 8_000
+"""Every task loads the whole array, once per worker process, so blocks are large; several, so workers
+share."""
+NUM_IMAGES = 3000
+MARGIN = 0.1
+CONTRAST = 100.0
+LENGTH = 240.0
+"""Of a coordinate without its gaps, and radius of its arc, in L2 of pixels 0..255 at 16x16."""
+REFERENCE_SIDE = 16
+INTENSITY = "generated in [0, 255], not rounded"
 
 
 def dial(request: RawRequest, name: str) -> float:
@@ -54,35 +69,13 @@ def scaled(images: NDArray[np.generic], request: RawRequest) -> NDArray[np.gener
     return images if factor == 1 else images.astype(np.float32) * np.float32(factor)
 
 
-# What sources share whose images all come out of one array: list rows, read rows.
-
-ROWS_PER_TASK = 8_000
-"""Every task loads the whole array, once per worker process, so blocks are large; several, so workers
-share."""
-
-Loaded = TypeVar("Loaded")
-
-
-def cached_by_files(
-    load: Callable[[Path, tuple[str, ...]], Loaded],
-) -> Callable[[Path, Sequence[str]], Loaded]:
-    """Keep the last results of ``load(base, locators)`` until a file that these lead into changes."""
-
-    @lru_cache(maxsize=2)
-    def cached(base: Path, locators: tuple[str, ...], stamps: tuple[tuple[int, int], ...]) -> Loaded:
-        return load(base, locators)
-
-    @wraps(load)
-    def wrapper(base: Path, locators: Sequence[str]) -> Loaded:
-        stats = [(base / split_locator(locator)[0]).stat() for locator in locators]
-        return cached(base, tuple(locators), tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
-
-    return wrapper
-
-
-def row_items(labels: NDArray[np.integer]) -> Sequence[Item]:
-    """Return one item per row, in stored order; every row is its own group."""
-    return [Item(str(row), int(label)) for row, label in enumerate(labels)]
+def list_rows(
+    labels: NDArray[np.integer], request: RawRequest, groups: Sequence[str] | None = None, **known: Any
+) -> Listing:
+    """Return one item per row of an array, in stored order; without ``groups`` every row is its own."""
+    of_rows = groups or [""] * len(labels)
+    items = [Item(str(row), int(labels[row]), group) for row, group in enumerate(of_rows)]
+    return Listing(items, request.dataset.label_names, block_size=ROWS_PER_TASK, **known)
 
 
 def row_reader(images: NDArray[np.generic], *, own_maximum: bool = False) -> Reader:
@@ -101,38 +94,18 @@ def row_reader(images: NDArray[np.generic], *, own_maximum: bool = False) -> Rea
     return read
 
 
-# Generated images that lie on a manifold of known dimension, with two classes kept a known distance apart.
-#
-# An image is ``127.5 + CONTRAST * sum_j sqrt(side) * (cos t_j, sin t_j) . (P_2j, P_2j+1)`` for angles ``t_j
-# = pi * z_j``, ``z`` uniform in the d-dimensional unit cube and P orthonormal low-frequency cosine
-# patterns: the map from z is an isometry up to one factor, so the intrinsic dimension is exactly d, and
-# pixels stay in [0, 255]. The label is the sign of ``f(z) = sum_j cos(2 pi z_j) / sqrt(d)``; points with
-# ``|f| < MARGIN`` are never drawn. ``f`` has slope at most 2 pi, hence ``label_sharpness <= 2 pi / (2 *
-# MARGIN * factor)``.
-
-NUM_IMAGES = 3000
-MARGIN = 0.1
-CONTRAST = 100.0
+def _list_manifold(request: RawRequest) -> Listing:
+    labels = latent_points(_dimension(request), NUM_IMAGES)[1]
+    return list_rows(labels, request, dtype="float32", intensity=INTENSITY)
 
 
-class Manifold:
-    """``manifold_d4``, ``manifold_d12``: the number in the name is the intrinsic dimension."""
+def _read_manifold(request: RawRequest) -> Reader:
+    """Generate at the prepared side, so that no resize bends the manifold."""
+    latents, _ = latent_points(_dimension(request), NUM_IMAGES)
+    return row_reader(embed(latents, request.spec.image_size))
 
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return the rows; labels come from the latent points alone."""
-        _, labels = latent_points(_dimension(request), NUM_IMAGES)
-        return Listing(
-            row_items(labels),
-            request.dataset.label_names,
-            dtype="float32",
-            block_size=ROWS_PER_TASK,
-            intensity="generated in [0, 255], not rounded",
-        )
 
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows, generated at the prepared side so that no resize bends the manifold."""
-        latents, _ = latent_points(_dimension(request), NUM_IMAGES)
-        return row_reader(embed(latents, request.spec.image_size))
+manifold = Source(_list_manifold, _read_manifold)
 
 
 def _dimension(request: RawRequest) -> int:
@@ -160,11 +133,7 @@ def _decision(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def embed(latents: NDArray[np.float64], side: int) -> NDArray[np.float32]:
-    """Map ``(num_images, d)`` latent points to ``(num_images, side, side)`` float32 images in [0, 255].
-
-    Raises:
-        ConfigError: when the image has too few pixels for 2 d patterns.
-    """
+    """Map ``(num_images, d)`` latent points to ``(num_images, side, side)`` float32 images in [0, 255]."""
     dimension = latents.shape[1]
     angles = np.pi * latents
     curve = np.stack([np.cos(angles), np.sin(angles)], axis=2).reshape(len(latents), 2 * dimension)
@@ -176,10 +145,8 @@ def embed(latents: NDArray[np.float64], side: int) -> NDArray[np.float32]:
 
 
 def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
-    """Return the ``count`` lowest cosine patterns ``(count, side, side)`` beside the constant, orthonormal.
-
-    Raises:
-        ConfigError: when the image has too few pixels for them.
+    """Return the ``count`` lowest cosine patterns ``(count, side, side)`` beside the constant, orthonormal;
+    an image with too few pixels for them is a ConfigError.
     """
     if count >= side * side:
         raise ConfigError(
@@ -195,29 +162,18 @@ def low_frequency_patterns(count: int, side: int) -> NDArray[np.float64]:
     return normed
 
 
-LENGTH = 240.0
-"""Of a coordinate without its gaps, and radius of its arc, in L2 of pixels 0..255 at 16x16."""
-REFERENCE_SIDE = 16
+def _list_generated(request: RawRequest) -> Listing:
+    labels = flipped(places(_dials(request))[1], request)
+    return list_rows(labels, request, dtype="float32", intensity=INTENSITY)
 
 
-class Generated:
-    """``generated``: every dial is in :data:`search_spaces.sweeps.DIALS`."""
+def _read_generated(request: RawRequest) -> Reader:
+    """Generate at the prepared side, so that no resize bends the manifold."""
+    found, _ = places(_dials(request))
+    return row_reader(scaled(images_at(found, request.spec.image_size), request))
 
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return the rows; labels come from the bands alone."""
-        _, labels = places(_dials(request))
-        return Listing(
-            row_items(flipped(labels, request)),
-            request.dataset.label_names,
-            dtype="float32",
-            block_size=ROWS_PER_TASK,
-            intensity="generated in [0, 255], not rounded",
-        )
 
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of rows, generated at the prepared side so that no resize bends the manifold."""
-        found, _ = places(_dials(request))
-        return row_reader(scaled(images_at(found, request.spec.image_size), request))
+generated = Source(_list_generated, _read_generated)
 
 
 def _dials(request: RawRequest) -> tuple[tuple[str, float], ...]:
@@ -247,11 +203,8 @@ def places(dials: tuple[tuple[str, float], ...]) -> tuple[NDArray[np.float64], N
 
 
 def images_at(found: NDArray[np.float64], side: int) -> NDArray[np.float32]:
-    """Map places ``(num_images, coordinates)`` to ``(num_images, side, side)`` float32 images in [0, 255].
-
-    Raises:
-        ConfigError: where the dials ask for more than pixels from 0 to 255 can hold, or for more patterns
-            than there are pixels.
+    """Map places ``(num_images, coordinates)`` to ``(num_images, side, side)`` float32 images in [0, 255];
+    dials that ask for more than these can hold are a ConfigError.
     """
     angles = found / LENGTH
     curve = np.stack([np.sin(angles), np.cos(angles) - 1], axis=2).reshape(len(found), -1)

@@ -5,120 +5,137 @@ Layout: one table with columns path, label and, if you have them, group and spli
 JSON lines, xlsx or Parquet; or ``metadata.csv``, ``metadata.jsonl`` or ``metadata.parquet`` with
 ``file_name`` in a folder or in each of its ``train`` and ``test``, as the ``datasets`` documentation lays out
 an ``imagefolder``; or one column of 0 and 1 for each class, as the ISIC challenges of 2018 and 2019 give
-theirs. Format of volumes: NIfTI-1 and -2, of DICOM files: PS3.10. Parquet with the images in it:
-:mod:`tasks.sources.parquet`.
+theirs. Format of volumes: NIfTI-1 and -2, of DICOM files: PS3.10.
 
 ``--raw`` is the table itself, or a folder with one in it; paths are relative to its folder, or all absolute.
 A column ``slice`` names one axial slice of a volume, counted from 0 at the feet; a volume may then have
 several rows. Without a ``group`` column a volume is a group, and so is the patient of a DICOM header.
+
+Parquet with the images in it (``datasets`` documentation, "Image dataset" and ``Features``) has a column
+``image`` of ``struct<bytes: binary, path: string>`` or plain ``binary``; class names stand in the schema's
+metadata under ``huggingface``, the same in all files. It is one file or a folder of them; the split is that
+of a column ``split``, or else a word of a file's name (``train-00000-of-00002.parquet``) or its folder's
+(``<config>/train/0000.parquet``, as the Hub converts a set; of several configs one must be named, since they
+often hold the same images).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
 
 from search_spaces.errors import DataError, SweepError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
 from tasks.sources.dicom import INTENSITY, is_single_image_name, single_reader
 from tasks.sources.nifti import VOLUME_INTENSITY, is_nifti_name, volume_reader
 from tasks.sources.own import (
     MAX_NAMED,
     ONE_HOT,
-    TRAITS,
+    Cells,
     Columns,
     Rows,
     find_columns,
-    one_hot,
+    joined,
     own_listing,
     split_of,
+    split_of_file,
 )
-from tasks.sources.parquet import is_row, list_parquet, parquet_files, parquet_reader
-from tasks.sources.raw import checked_name, resolve_name, walk
-from tasks.sources.tables import MANIFESTS, header_names, read_lines, read_table
+from tasks.sources.pictures import decode_image
+from tasks.sources.raw import MARK, plain_name, walk
+from tasks.sources.tables import (
+    MANIFESTS,
+    Lines,
+    cell_text,
+    header_names,
+    holds_images,
+    read_lines,
+    read_table,
+)
+
+ROWS_AT_ONCE = 32
+LABELS_AT_ONCE = 1024
+WANTED = ("image", "label", "group", "split")
+SLICE = re.compile(r"[0-9]{0,9}")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """One table, and what its paths are relative to and its split, when it lies in a folder called so."""
+    """One table of paths, and its split's folder, when it lies in one."""
 
     path: Path
     folder: str = ""
 
+    def row(self, number: int) -> str:
+        """Return what messages call a row, counted with the header as 1."""
+        return f"{self.folder} row {number + 2}".lstrip()
 
-class Table:
-    """Images that a table lists, or that it holds."""
 
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row, in the table's order.
+def list_table(request: RawRequest) -> Listing:
+    """Return one item per row, in the table's order.
 
-        Raises:
-            DataError: for files named twice or absent, paths that lead elsewhere, slices that are none, and
-            all
-                that :func:`tasks.sources.own.own_listing` refuses.
-        """
-        tables = _tables(request)
-        if not tables:
-            return list_parquet(parquet_files(request), request)
-        read = [_read(table, request) for table in tables]
-        columns = read[0][0]
-        if any(other.of != columns.of for other, _ in read):
-            rule = f"{request.dataset.name}: the tables of all splits must call their columns alike"
-            raise DataError(rule, "other names", "rename them")
-        cells = {name: [cell for _, found in read for cell in found[name]] for name in read[0][1]}
-        places = [
-            (table, number)
-            for table, (_, found) in zip(tables, read, strict=True)
-            for number in range(len(found["path"]))
-        ]
-        if not places:
-            raise DataError(f"{request.dataset.name}: the table must have rows", "only a header")
-        volumes = _are_volumes(cells["path"], request)
-        slices = _slices(cells, request) if volumes else None
-        flags = columns.flags
-        if not volumes and "slice" in cells:
-            flags = (*flags, "columns not used: slice")
+    Files named twice or absent, paths that lead elsewhere, slices that are none, and all that
+    :func:`tasks.sources.own.own_listing` refuses are a DataError.
+    """
+    tables = _tables(request)
+    if not tables:
+        return _list_images(parquet_files(request), request)
+    read = [_read(table, request) for table in tables]
+    flags = _common(read, request).flags
+    cells, place = joined([found for _, found in read])
+    if not cells["path"]:
+        raise DataError(f"{request.dataset.name}: the table must have rows", "only a header")
+    volumes = _are_volumes(cells["path"], request)
+    if not volumes and "slice" in cells:
+        flags = (*flags, "columns not used: slice")
 
-        def name(row: int) -> str:
-            table, number = places[row]
-            return f"{table.folder} row {number + 2}".lstrip()
+    def table(row: int) -> Listed:
+        return tables[place(row)[0]]
 
-        rows = Rows(
-            labels=cells["label"],
-            locator=cells["path"].__getitem__,
-            name=name,
-            groups=cells.get("group"),
-            alone=cells["path"].__getitem__ if volumes else lambda _: "",
-            splits=cells.get("split"),
-            side=lambda row: split_of(places[row][0].folder),
-            traits={trait: cells[trait] for trait in TRAITS if trait in cells},
-            details=lambda row: (slices[row],) if slices else (),
-        )
-        listing = own_listing(
-            rows,
-            request,
-            flags=flags,
-            counts=_other_folders(cells),
-            intensity=VOLUME_INTENSITY if volumes else INTENSITY,
-            block_size=4 if volumes else 128,
-            one_each=not slices or None not in slices,
-            excluded=_check_files(cells, rows, volumes, request),
-        )
-        _check_repeats(rows, slices, request)
-        return listing
+    rows = Rows(
+        cells=cells,
+        locator=cells["path"].__getitem__,
+        name=lambda row: table(row).row(place(row)[1]),
+        alone=cells["path"].__getitem__ if volumes else lambda _: "",
+        side=lambda row: split_of(table(row).folder),
+        details=lambda row: (slices[row],) if volumes else (),
+    )
+    slices = _slices(rows, request) if volumes else [None] * len(cells["path"])
+    listing = own_listing(
+        rows,
+        request,
+        flags=flags,
+        counts=_other_folders(cells),
+        intensity=VOLUME_INTENSITY if volumes else INTENSITY,
+        block_size=4 if volumes else 128,
+        one_each=not volumes or None not in slices,
+        excluded=_check_files(rows, volumes, request),
+    )
+    _check_repeats(rows, slices, request)
+    return listing
 
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of the named files, or of the table's own images."""
-        pictures, volumes, rows = single_reader(request), volume_reader(request), parquet_reader(request)
 
-        def read(item: Item) -> Iterable[Sample]:
-            is_volume = is_nifti_name(item.locator)
-            return (volumes if is_volume else rows if is_row(item.locator) else pictures)(item)
+def read_table_rows(request: RawRequest) -> Reader:
+    """Return a reader of the named files, or of the table's own images."""
+    pictures, volumes, rows = single_reader(request), volume_reader(request), parquet_reader(request)
 
-        return read
+    def read(item: Item) -> Iterable[Sample]:
+        if is_nifti_name(item.locator):
+            return volumes(item)
+        file, mark, row = item.locator.rpartition(MARK)
+        return (rows if mark and row.isdigit() and file.lower().endswith(".parquet") else pictures)(item)
+
+    return read
+
+
+table = Source(list_table, read_table_rows)
 
 
 def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
@@ -129,12 +146,10 @@ def table_paths(request: RawRequest, folder: str = "") -> dict[int, str]:
         folder: Which of several: that of its split.
     """
     try:
-        table = next(one for one in _tables(request) if one.folder == folder)
-        lines = read_lines(table.path, request)
-        column = find_columns(lines[0], ("path",), request).of["path"]
+        lines = next(read_lines(one.path, request) for one in _tables(request) if one.folder == folder)
+        place = lines[0].index(find_columns(lines[0], ("path",), request).of["path"])
     except (SweepError, StopIteration, IndexError, KeyError):
         return {}
-    place = lines[0].index(column)
     return {number: row[place] for number, row in enumerate(lines[1:], 2) if place < len(row)}
 
 
@@ -145,42 +160,49 @@ def _tables(request: RawRequest) -> list[Listed]:
     root = request.root()
     if root.is_file():
         return [] if parquet_files(request) else [Listed(root)]
-    found = [Listed(path) for path in _named_tables(root)]
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and split_of(path.name) != ""):
-        found += [Listed(path, folder.name) for path in _named_tables(folder)]
+    splits = sorted(path for path in root.iterdir() if path.is_dir() and split_of(path.name) != "")
+    folders = [(root, ""), *((path, path.name) for path in splits)]
+    found = [
+        Listed(path, name)
+        for folder, name in folders
+        for file in MANIFESTS
+        if (path := folder / file).is_file()
+    ]
     if not found and parquet_files(request):
         return []
-    folders = [table.folder for table in found]
-    if not found or len(set(folders)) < len(found) or ("" in folders and len(found) > 1):
-        listed = ", ".join(f"{table.folder}/{table.path.name}".lstrip("/") for table in found) or "none"
+    named = [one.folder for one in found]
+    if not found or len(set(named)) < len(found) or ("" in named and len(found) > 1):
+        listed = ", ".join(f"{one.folder}/{one.path.name}".lstrip("/") for one in found) or "none"
         rule = f"{request.dataset.name}: the folder must hold {MANIFESTS[0]}, or one table in each split"
         raise DataError(rule, listed, "give the right table itself, or move the others away")
     return found
 
 
-def _named_tables(folder: Path) -> list[Path]:
-    return [folder / name for name in MANIFESTS if (folder / name).is_file()]
-
-
-def _read(table: Listed, request: RawRequest) -> tuple[Columns, dict[str, list[str]]]:
+def _read(table: Listed, request: RawRequest) -> tuple[Columns, Cells]:
     """Return what a table's columns are, and the cells of those that are read under our names."""
     lines = read_lines(table.path, request)
-    header = lines[0] if lines else []
     wanted = ("path", "label", "group", "split")
-    columns = find_columns(header, wanted, request, more=("slice",))
+    columns = find_columns(lines[0] if lines else [], wanted, request, more=("slice",))
     if lines and not columns.labels:
         raise _no_label(lines, request)
-    theirs = {ours: name for ours, name in columns.of.items() if ours != "label"} | {"slice": "slice"}
-    needed = (theirs.setdefault("path", "path"), *(columns.labels or ("label",)))
-    rows = read_table(table.path, request, needed, tuple(theirs.values()), raw=columns.labels, lines=lines)
-    cells = {ours: [row[name] for row in rows] for ours, name in theirs.items() if rows and name in rows[0]}
-    labels = {name: [row[name] for row in rows] for name in columns.labels}
-    cells["label"] = one_hot(labels, request) if len(labels) > 1 else next(iter(labels.values()), [])
-    cells["path"] = _paths(cells.get("path", []), table, request)
-    return columns, cells
+    needed = (columns.of.get("path", "path"), *(columns.labels or ("label",)))
+    optional = (*columns.of.values(), "slice")
+    rows = read_table(table.path, request, needed, optional, raw=columns.labels, lines=lines)
+    found = {name: [row[name] for row in rows] for name in (rows[0] if rows else needed)}
+    cells = columns.cells(found, request) | {"path": _paths(found[needed[0]], table, request)}
+    return columns, cells | ({"slice": found["slice"]} if "slice" in found else {})
 
 
-def _no_label(lines: Sequence[Sequence[str]], request: RawRequest) -> DataError:
+def _common(read: Sequence[tuple[Columns, Cells]], request: RawRequest) -> Columns:
+    """Return the columns of all tables, which must call them alike."""
+    columns = read[0][0]
+    if other := sum(found.of != columns.of for found, _ in read):
+        rule = f"{request.dataset.name}: all tables of a set must call their columns alike"
+        raise DataError(rule, f"other names in {other} of {len(read)}", "rename them")
+    return columns
+
+
+def _no_label(lines: Lines, request: RawRequest) -> DataError:
     """Return the error for a table without a column of labels, which may have one for each class."""
     name = request.dataset.name
     binary = [
@@ -201,18 +223,20 @@ def _no_label(lines: Sequence[Sequence[str]], request: RawRequest) -> DataError:
 
 def _paths(cells: Sequence[str], table: Listed, request: RawRequest) -> list[str]:
     """Return paths as seen from the raw folder."""
-    name, base = request.dataset.name, request.base().resolve()
+    name, base, found = request.dataset.name, request.base().resolve(), []
     absolute = bool(cells) and all(PurePosixPath(cell).is_absolute() for cell in cells)
-    found = []
     for number, cell in enumerate(cells):
-        where = f"{table.folder} row {number + 2}".lstrip()
-        if not absolute:
-            prefix = f"{table.folder}/" if table.folder else ""
-            found.append(prefix + checked_name(cell, request, where))
-        elif ".." in cell.split("/") or "\0" in cell:
-            raise DataError(f"{name}: names in a table must not lead back up", where, "write them without ..")
-        else:
+        inside = plain_name(cell)
+        if absolute:
+            if ".." in cell.split("/") or "\0" in cell:
+                rule = f"{name}: names in a table must not lead back up"
+                raise DataError(rule, table.row(number), "write them without ..")
             found.append(Path(os.path.relpath(cell, base)).as_posix())
+        elif inside is None:
+            rule = f"{name}: names in a table must stay inside the raw folder"
+            raise DataError(rule, table.row(number), "use names relative to the table's folder")
+        else:
+            found.append(f"{table.folder}/{inside}" if table.folder else inside)
     return found
 
 
@@ -225,51 +249,45 @@ def _are_volumes(paths: Sequence[str], request: RawRequest) -> bool:
     return volumes > 0
 
 
-def _slices(cells: dict[str, list[str]], request: RawRequest) -> list[int | None]:
+def _slices(rows: Rows, request: RawRequest) -> list[int | None]:
     """Return the slice of every row, None where the rule's are taken."""
-    name, found = request.dataset.name, []
-    for number, cell in enumerate(cells.get("slice", [""] * len(cells["path"]))):
-        if cell and not (cell.isascii() and cell.isdigit() and len(cell) < 10):
-            raise DataError(
-                f"{name}: slice must be a whole number from 0", f"another cell in row {number + 2}"
-            )
-        found.append(int(cell) if cell else None)
+    name, paths = request.dataset.name, rows.cells["path"]
+    cells = rows.cells.get("slice", [""] * len(paths))
+    if odd := [row for row, cell in enumerate(cells) if not SLICE.fullmatch(cell)]:
+        raise DataError(f"{name}: slice must be a whole number from 0", f"another cell in {rows.named(odd)}")
     groups: defaultdict[str, set[str]] = defaultdict(set)
     forms: defaultdict[str, set[bool]] = defaultdict(set)
-    for number, path in enumerate(cells["path"]):
-        groups[path].add(cells["group"][number] if "group" in cells else "")
-        forms[path].add(found[number] is None)
+    for row, path in enumerate(paths):
+        groups[path].add(rows.group(row))
+        forms[path].add(cells[row] == "")
     if several := sum(len(ids) > 1 for ids in groups.values()):
         rule = f"{name}: all slices of a volume must be in one group"
         raise DataError(rule, f"{several} volumes in several", "a volume is of one patient")
     if mixed := sum(len(kinds) > 1 for kinds in forms.values()):
         rule = f"{name}: a volume's rows must all name a slice, or none"
         raise DataError(rule, f"{mixed} volumes with both", "else slices may be taken twice")
-    return found
+    return [int(cell) if cell else None for cell in cells]
 
 
-def _check_repeats(rows: Rows, slices: Sequence[int | None] | None, request: RawRequest) -> None:
+def _check_repeats(rows: Rows, slices: Sequence[int | None], request: RawRequest) -> None:
     first: dict[tuple[str, int | None], int] = {}
-    repeated, unlike = [], 0
-    for row in range(len(rows.labels)):
-        one = first.setdefault((rows.locator(row), slices[row] if slices else None), row)
-        if one != row:
-            repeated.append(row)
-            unlike += rows.labels[one] != rows.labels[row]
-    if repeated:
+    labels = rows.cells["label"]
+    places = [
+        first.setdefault(one, row) for row, one in enumerate(zip(rows.cells["path"], slices, strict=True))
+    ]
+    if repeated := [row for row, place in enumerate(places) if place != row]:
+        unlike = sum(labels[places[row]] != labels[row] for row in repeated)
         found = f"repeated in {rows.named(repeated)}; with different labels: {unlike}"
         rule = f"{request.dataset.name}: every path must be in the table once"
         raise DataError(rule, found, "take the repeats out")
 
 
-def _check_files(
-    cells: dict[str, list[str]], rows: Rows, volumes: bool, request: RawRequest
-) -> dict[str, int]:
+def _check_files(rows: Rows, volumes: bool, request: RawRequest) -> dict[str, int]:
     """Check that every named file is there, and count images that no row names."""
     # One walk also refuses links out and FIFOs; only names it did not meet (hidden ones) are looked up.
-    folder, paths = request.base(), cells["path"]
+    folder, paths = request.base(), rows.cells["path"]
     found, known = set(walk(folder, request)), set(paths)
-    absent = {name for name in known.difference(found) if not _is_file(folder, name, request)}
+    absent = {name for name in known.difference(found) if not _is_file(folder.resolve() / name)}
     if absent:
         rule = f"{request.dataset.name}: every path of the table must be a file"
         bare = not any(PurePosixPath(name).suffix for name in absent)
@@ -281,17 +299,14 @@ def _check_files(
     return {"image without a row in the table": extra} if extra else {}
 
 
-def _is_file(folder: Path, name: str, request: RawRequest) -> bool:
-    if name.startswith("../"):  # from an absolute path; links and what is no plain file stay refused
-        path = folder.resolve() / name
-        return path.is_file() and not path.is_symlink()
+def _is_file(path: Path) -> bool:
     try:
-        return resolve_name(folder, name, request).is_file()
+        return path.is_file() and not path.is_symlink()
     except OSError:  # a name longer than any file's
         return False
 
 
-def _other_folders(cells: dict[str, list[str]]) -> dict[str, int]:
+def _other_folders(cells: Cells) -> dict[str, int]:
     """Count rows whose folder is called as another class, where the folders of most are called as theirs."""
     classes = set(cells["label"])
     named = [
@@ -300,6 +315,146 @@ def _other_folders(cells: dict[str, list[str]]) -> dict[str, int]:
     ]
     alike = sum(found == {label} for label, found in named)
     unlike = sum(bool(found) and label not in found for label, found in named)
-    return (
-        {"row whose folder is called as another class": unlike} if unlike and 2 * alike > len(named) else {}
+    is_told = unlike and 2 * alike > len(named)
+    return {"row whose folder is called as another class": unlike} if is_told else {}
+
+
+# Parquet files with the images in them.
+
+
+def parquet_files(request: RawRequest) -> list[str]:
+    """Return the Parquet files that hold images: the raw file itself, or all below the raw folder.
+
+    Those of several configs, which are one set in several forms, are a DataError.
+    """
+    root = request.root()
+    if root.is_file():
+        return [root.name] if root.suffix.lower() == ".parquet" and holds_images(root) else []
+    names = [name for name in walk(root, request) if name.lower().endswith(".parquet")]
+    folders = {PurePosixPath(name).parent for name in names if split_of_file(name, request) != ""}
+    configs = {folder.parent if split_of(folder.name) != "" else folder for folder in folders}
+    if len(configs) > 1:
+        rule = f"{request.dataset.name}: the folder must hold one config of a set with splits"
+        way_out = "give the folder of one of them, or put the files of all into one"
+        raise DataError(rule, ", ".join(sorted(map(str, configs))[:5]), way_out)
+    return names
+
+
+def _list_images(files: Sequence[str], request: RawRequest) -> Listing:
+    """Return one item per row, in the order of file names and rows; damaged files are a DataError."""
+    read = [_read_parquet(file, request) for file in files]
+    columns, names = _common([found[:2] for found in read], request), read[0][2]
+    for file, (_, _, others) in zip(files, read, strict=True):
+        if others != names:
+            rule = f"{request.dataset.name}: all files must give the labels the same names, in their schema's"
+            found_there = f"{request.hashed(file)} has others or none"
+            raise DataError(f"{rule} metadata", found_there, "write all with datasets' to_parquet")
+    sides = [split_of_file(file, request) for file in files]
+    cells, place = joined([found for _, found, _ in read])
+    rows = Rows(
+        cells=cells,
+        locator=lambda row: f"{files[place(row)[0]]}{MARK}{place(row)[1]}",
+        name=lambda row: f"row {place(row)[1]} of {request.hashed(files[place(row)[0]])}",
+        side=lambda row: sides[place(row)[0]],
     )
+    return own_listing(rows, request, names=names, flags=columns.flags, intensity=INTENSITY)
+
+
+def _read_parquet(name: str, request: RawRequest) -> tuple[Columns, Cells, tuple[str, ...]]:
+    """Return a file's columns, the cells of all that are read but the images, and its class names."""
+    import pyarrow as pa
+
+    where = f"{request.dataset.name}: {request.hashed(name)}"
+    try:
+        file = _open(request.base() / name)
+        header = file.schema_arrow.names
+        columns = find_columns(header, WANTED, request)
+        if not {*columns.labels, columns.of.get("image", "")} <= set(header) or not columns.labels:
+            shown = ", ".join(header[:10])
+            way_out = "or name the column of labels: label_columns: [NAME], or --label-columns NAME"
+            raise DataError(f"{where} must have columns image and label", f"it has {shown}", way_out)
+        read = [theirs for ours, theirs in columns.of.items() if ours not in ("image", "label")]
+        found: dict[str, list[str]] = {column: [] for column in (*columns.labels, *read)}
+        for batch in file.iter_batches(batch_size=LABELS_AT_ONCE, columns=list(found)):
+            for column, cells in batch.to_pydict().items():
+                found[column] += map(cell_text, cells)
+    except (SkipItem, OSError, pa.ArrowException, MemoryError):
+        raise DataError(f"{where} must be whole", "damaged Parquet file") from None
+    return columns, columns.cells(found, request), _class_names(file, columns.labels[0])
+
+
+def _open(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path, memory_map=False)
+    except (OSError, pa.ArrowException, ValueError):
+        raise SkipItem("damaged Parquet file") from None
+
+
+def _class_names(file: Any, label: str) -> tuple[str, ...]:
+    """Return the names that ``datasets`` wrote for a ``ClassLabel``, if it did."""
+    try:
+        info = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        names = info["info"]["features"][label]["names"]
+    except (KeyError, ValueError, TypeError):
+        return ()
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+
+def num_rows(path: Path) -> int:
+    """Return how many rows a file has; none when it is damaged."""
+    try:
+        return int(_open(path).metadata.num_rows)
+    except SkipItem:
+        return 0
+
+
+def parquet_reader(request: RawRequest) -> Reader:
+    """Return a reader of rows, cheap in rising order: a file is read forward, a few rows at a time."""
+    base = request.base()
+    opened: dict[str, _Stream] = {}
+
+    def read(item: Item) -> list[Sample]:
+        file, _, row = item.locator.rpartition(MARK)
+        stream = opened.get(file)
+        if stream is None or int(row) < stream.next_row:
+            opened.clear()
+            stream = opened[file] = _Stream(base / file, request, int(row))
+        return [decode_image(stream.image(int(row))).with_traits(item.details)]
+
+    return read
+
+
+class _Stream:
+    """Images of one file, forward from the row group that holds a row."""
+
+    def __init__(self, path: Path, request: RawRequest, row: int) -> None:
+        file = _open(path)
+        name = find_columns(file.schema_arrow.names, WANTED, request).of["image"]
+        groups = range(file.metadata.num_row_groups)
+        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
+        first = int(np.searchsorted(ends, row, side="right"))
+        self.next_row = self._end = int(ends[first - 1]) if first else 0
+        self._batches = file.iter_batches(
+            batch_size=ROWS_AT_ONCE, row_groups=groups[first:], columns=[name], use_threads=False
+        )
+        self._rows: Any = None
+
+    def image(self, row: int) -> bytes:
+        """Return the bytes of one row's image; ``row`` may only rise."""
+        import pyarrow as pa
+
+        try:
+            while row >= self._end:
+                self._rows = next(self._batches).column(0)
+                self._end += len(self._rows)
+            value = self._rows[row - self._end + len(self._rows)].as_py()
+        except (StopIteration, OSError, pa.ArrowException, MemoryError):
+            raise SkipItem("damaged Parquet file") from None
+        self.next_row = row
+        body = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(body, bytes) or not body:
+            raise SkipItem("no image bytes in the row")
+        return body

@@ -5,11 +5,9 @@ Format: NIfTI-1.1 and NIfTI-2 (``nifti1.h``, ``nifti2.h``: header and extensions
 
 from __future__ import annotations
 
-import gzip
 import io
 import logging
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +18,13 @@ from numpy.typing import NDArray
 from search_spaces.errors import SetupError
 from tasks.sources.base import Item, RawRequest, Reader, Sample, SkipItem
 from tasks.sources.pictures import by_own_maximum
-from tasks.sources.raw import read_locator
+from tasks.sources.raw import gunzipped, read_locator
 
 MAX_VOXELS = 1 << 26
 """64 million voxels, 256 slices of 512x512: 256 MiB as float32. The header is believed only up to here."""
 MAX_RAW_BYTES = 256 << 20
 MAX_UNPACKED = MAX_RAW_BYTES + (8 << 20)
-"""A volume with its header and extensions."""
+"""A volume with its header and extensions; a bomb behind one is cut off."""
 KINDS = {
     **dict.fromkeys((b"\x5c\x01\0\0", b"\0\0\x01\x5c"), "Nifti1Image"),
     **dict.fromkeys((b"\x1c\x02\0\0", b"\0\0\x02\x1c"), "Nifti2Image"),
@@ -53,12 +51,11 @@ class Volume:
     flags: tuple[str, ...]
 
 
-def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> Volume:
-    """Decode the bytes of a ``.nii`` or (``packed``) ``.nii.gz`` file with one 3-D volume.
+def decode_nifti(body: bytes, *, max_voxels: int = MAX_VOXELS) -> Volume:
+    """Decode the bytes of a ``.nii`` or ``.nii.gz`` file with one 3-D volume.
 
     Raises:
-        SkipItem: for damage, other dimensions, a declared size beyond the limit, no orientation, NaN, or only
-            zeros.
+        SkipItem: for damage, other dimensions, a declared size beyond the limit, no orientation, NaN.
         SetupError: when nibabel is not installed.
     """
     try:
@@ -68,7 +65,7 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
             "NIfTI files need nibabel", "not installed", "pip install 'isweep[medical]'"
         ) from error
     logging.getLogger("nibabel").setLevel(logging.CRITICAL + 1)
-    stream = io.BytesIO(_unpacked(body) if packed else body)
+    stream = io.BytesIO(gunzipped(body, MAX_UNPACKED))
     kind = KINDS.get(stream.read(4))
     if kind is None:
         raise SkipItem("no NIfTI volume")
@@ -100,15 +97,12 @@ def decode_nifti(body: bytes, *, packed: bool, max_voxels: int = MAX_VOXELS) -> 
     return Volume(values, np.asarray(canonical.affine, dtype=np.float64), notes, flags)
 
 
-def _unpacked(body: bytes) -> bytes:
-    """Unpack gzip, no further than the largest volume needs: a bomb behind one is cut off."""
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
-            return file.read(MAX_UNPACKED)
-    except gzip.BadGzipFile:
-        raise SkipItem("no NIfTI volume") from None
-    except (OSError, EOFError, zlib.error):
-        raise SkipItem("damaged volume") from None
+def intensity_range(values: NDArray[np.float32]) -> NDArray[np.floating]:
+    """Return the 0.1 and 99.9 percentiles, where the study clips BraTS; a constant volume is a SkipItem."""
+    found: NDArray[np.floating] = np.percentile(values, (0.1, 99.9))
+    if found[1] <= found[0]:
+        raise SkipItem("constant volume")
+    return found
 
 
 def _notes(image: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -140,19 +134,18 @@ def is_nifti_name(name: str) -> bool:
 def volume_reader(request: RawRequest) -> Reader:
     """Return a reader of volumes: the axial slice that an item names first, or ten of the middle half.
 
-    Each slice is scaled by its own maximum after the volume was clipped to its 0.1 and 99.9 percentiles, the
-    study's rule for BraTS.
+    Each slice is scaled by its own maximum after the volume was clipped.
     """
     base = request.base()
 
     def read(item: Item) -> Iterator[Sample]:
-        packed = item.locator.lower().endswith(".gz")
-        volume = decode_nifti(read_locator(base, item.locator), packed=packed)
-        low, high = np.percentile(volume.values, (0.1, 99.9))
-        if high <= low:
-            raise SkipItem("constant volume")
-        wanted, *traits = item.details
-        for level in _levels(volume.values.shape[2], wanted):
+        volume = decode_nifti(read_locator(base, item.locator))
+        (low, high), (wanted, *traits) = intensity_range(volume.values), item.details
+        depth = volume.values.shape[2]
+        if isinstance(wanted, int) and wanted >= depth:
+            raise SkipItem("slice beyond the volume")
+        middle = np.linspace(depth / 4, 3 * depth / 4, SLICES_PER_VOLUME, endpoint=False)
+        for level in [wanted] if isinstance(wanted, int) else np.unique(middle.astype(int)):
             plane = np.clip(volume.values[:, :, level], low, high) - low
             # (right, anterior) turned so that the front is up, as radiologists look at it.
             pixels, note = by_own_maximum(plane.T[::-1, ::-1])
@@ -160,12 +153,3 @@ def volume_reader(request: RawRequest) -> Reader:
             yield sample.with_traits(traits)
 
     return read
-
-
-def _levels(depth: int, wanted: object) -> list[int]:
-    if isinstance(wanted, int):
-        if wanted >= depth:
-            raise SkipItem("slice beyond the volume")
-        return [wanted]
-    places = np.linspace(depth / 4, 3 * depth / 4, SLICES_PER_VOLUME, endpoint=False)
-    return sorted({int(place) for place in places})

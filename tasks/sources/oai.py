@@ -2,8 +2,8 @@
 
 Layouts: the archive's ``results/<site>/<release>/<ID>/<date>/<barcode>/001`` (releases ``0.C.2`` and
 ``0.E.1`` hold half of the baseline each; the released code read ``0.E.1`` only), and its S3 form, one
-``<barcode>.tar.gz`` per series (OAI "Image Release" notes as public readers quote them). Grades:
-``kxr_sq_bu00`` as text, CSV or SAS.
+``<barcode>.tar.gz`` per series (OAI "Image Release" notes as public readers quote them). Tables: grades in
+``kxr_sq_bu00`` as text, CSV or SAS, descriptions of series in each release's ``contents.csv``.
 
 A radiograph is taken when it is the bilateral PA fixed-flexion view of the knees: by the
 ``SeriesDescription`` of the release's ``contents.csv``, and by its own header, which must not contradict
@@ -21,34 +21,100 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.errors import DataError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.dicom import Dicom, DicomHeader, decode_dicom, frames_to_pixels, read_header
+from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem, Source
+from tasks.sources.dicom import Dicom, Header, decode_dicom, frame_samples, read_header
 from tasks.sources.labels import is_missing
-from tasks.sources.natural import own_maximum_sample
-from tasks.sources.official import find_named, find_table, not_there
-from tasks.sources.pictures import decode_image
+from tasks.sources.official import by_own_maximum, find_named, find_table, not_there
 from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, header_of, read_table
-
-# The OAI's tables: grades of knees, descriptions of series, and centres that a user gives.
-#
-# Layout: the OAI's "kXR_SQ_BU" and "Imaging: contents.csv" tables as :mod:`tasks.sources.oai` names them.
 
 READING_PROJECT = "15"
 SIDES = {"1": "R", "2": "L"}
 SIDE_WORDS = {"r": "R", "right": "R", "1": "R", "l": "L", "left": "L", "2": "L"}
 GRADES, GRADE_COLUMNS = "kxr_sq_bu00", ("ID", "SIDE", "READPRJ", "V00XRKL")
 CENTERS, CONTENTS = "knee_centers.csv", ("ParticipantID", "SeriesDescription", "Barcode")
+CROP = re.compile(r"(?:.*/)?crops/(\d+)_([RL])\.png")
+RADIOGRAPH = re.compile(
+    r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"
+)
+VISIT = re.compile(r"(\d+)(?:\.[A-Z]\.\d+|m)")
+"""Releases are called ``<visit>.<kind>.<n>``, 0 the baseline; the S3 form adds ``00m``, ``12m`` ..."""
+RELEASED_SERIES = "0.E.1"
+WANTED = "fixed flexion knee"
+OTHER_VIEW = "another view or body part"
+MODALITIES = frozenset({"CR", "DX", "RG", "XR", "DR"})
+PIXEL_MM, CROP_PIXELS = 0.2, 672
+MAX_SIDE = 8_000
 MAX_TOLD_ROWS = 10
 
 Knee = tuple[str, str]
 """Participant id and side."""
+Descriptions = Mapping[tuple[str, str], str]
+"""(patient, barcode) -> series description."""
+
+
+def list_oai(request: RawRequest) -> Listing:
+    """Return one item per ready crop, then per radiograph in the order of their names; knees without a grade
+    are left out.
+    """
+    tree = _tree(request)
+    table = find_table(tree, request, GRADES, GRADE_COLUMNS)
+    if table is None:
+        raise not_there(request, f"{GRADES}.txt, .csv or .sas7bdat", tree)
+    grades, excluded = read_grades(table, request)
+    items = []
+    for name in tree:
+        match = CROP.fullmatch(name)
+        knee = match and (match[1], match[2])
+        if knee and knee in grades:
+            items.append(Item(tree.locator(name), grades.pop(knee), knee[0], details=("crop",)))
+        elif knee:
+            excluded["ready crop without a grade, or the second of a knee"] += 1
+    radiographs = _radiographs(tree, grades, excluded, request)
+    centers = read_centers(
+        tree, {patient: header.sides for patient, (_, header) in radiographs.items()}, request
+    )
+    for patient, (locator, _) in radiographs.items():
+        details: list[str | int | float | None] = ["radiograph"]
+        for side in ("R", "L"):
+            details += [grades.get((patient, side)), *centers.get((patient, side), (None, None))]
+        items.append(Item(locator, None, patient, details=tuple(details)))
+    excluded["graded knee without a radiograph"] = sum(patient not in radiographs for patient, _ in grades)
+    left_out = {reason: count for reason, count in excluded.items() if count}
+    if not items:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
+        found = f"none ({reasons})" if reasons else "none"
+        raise DataError("oai needs radiographs or crops", found, f"expected: {request.dataset.raw_layout}")
+    return Listing(
+        items,
+        request.dataset.label_names,
+        block_size=8,
+        excluded=left_out,
+        intensity="stored values by own maximum, then each crop by its own maximum",
+    )
+
+
+def read_oai(request: RawRequest) -> Reader:
+    """Return a reader of radiographs (two knees) and ready crops."""
+    base = request.base()
+
+    def read(item: Item) -> Iterator[Sample]:
+        body = read_locator(base, item.locator)
+        if item.details[0] == "crop":
+            (sample,) = by_own_maximum(body, item, request)
+            yield Sample(sample.pixels, conversions=(*sample.conversions, "knee: ready crop"))
+        else:
+            yield from _knees(decode_dicom(body), item)
+
+    return read
+
+
+oai = Source(list_oai, read_oai)
 
 
 def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Counter[str]]:
@@ -71,21 +137,17 @@ def read_grades(table: str, request: RawRequest) -> tuple[dict[Knee, int], Count
     return grades, excluded
 
 
-def read_descriptions(tree: RawTree, request: RawRequest) -> dict[tuple[str, str], str]:
-    """Return (patient, barcode) -> series description of all ``contents*.csv`` in the tree."""
+def read_descriptions(tree: RawTree, request: RawRequest) -> Descriptions:
+    """Return the descriptions of all ``contents*.csv`` in the tree."""
     found: dict[tuple[str, str], str] = {}
-    needed = {column_key(name) for name in CONTENTS}
     for name in tree:
-        file = name.rpartition("/")[2].casefold()
-        if file.startswith("contents") and file.endswith(".csv"):
-            locator = tree.locator(name)
-            if needed <= set(header_of(locator, request)):
-                for row in read_table(locator, request, CONTENTS):
-                    key = (
-                        row["ParticipantID"].removesuffix(".0"),
-                        row["Barcode"].removesuffix(".0").lstrip("0"),
-                    )
-                    found[key] = row["SeriesDescription"]
+        if not re.fullmatch(r"contents.*\.csv", name.rpartition("/")[2].casefold()):
+            continue
+        locator = tree.locator(name)
+        if set(map(column_key, CONTENTS)) <= set(header_of(locator, request)):
+            for row in read_table(locator, request, CONTENTS):
+                patient, barcode = (row[column].removesuffix(".0") for column in ("ParticipantID", "Barcode"))
+                found[patient, barcode.lstrip("0")] = row["SeriesDescription"]
     return found
 
 
@@ -94,32 +156,25 @@ def read_centers(
 ) -> dict[Knee, tuple[float, float]]:
     """Return (patient, side) -> (row, column) of ``knee_centers.csv``.
 
-    Raises:
-        DataError: naming the rows whose side is unknown, whose place is no number or not in the image, or
-            that give a knee twice.
+    Rows whose side is unknown, whose place is no number or not in the image, or that give a knee twice are a
+    DataError that names them.
     """
-    names = find_named(tree, CENTERS)
-    if not names:
-        return {}
     centers: dict[Knee, tuple[float, float]] = {}
     wrong: list[int] = []
-    for number, row in enumerate(
-        read_table(tree.locator(names[0]), request, ("id", "side", "row", "column")), 2
-    ):
-        side, patient = SIDE_WORDS.get(row["side"].casefold()), row["id"].removesuffix(".0")
-        try:
-            place = (float(row["row"]), float(row["column"]))
-        except ValueError:
-            place = (math.nan, math.nan)
-        sides = sides_of.get(patient)
-        inside = all(
-            0 <= value < (limit if sides else math.inf)
-            for value, limit in zip(place, sides or (0, 0), strict=True)
-        )
-        if side is None or is_missing(patient) or not inside or (patient, side) in centers:
-            wrong.append(number)
-        else:
-            centers[patient, side] = place
+    for name in find_named(tree, CENTERS)[:1]:
+        rows = read_table(tree.locator(name), request, ("id", "side", "row", "column"))
+        for number, row in enumerate(rows, 2):
+            side, patient = SIDE_WORDS.get(row["side"].casefold()), row["id"].removesuffix(".0")
+            try:
+                place = (float(row["row"]), float(row["column"]))
+            except ValueError:
+                place = (math.nan, math.nan)
+            limits = sides_of.get(patient, (math.inf, math.inf))
+            inside = all(0 <= value < limit for value, limit in zip(place, limits, strict=True))
+            if side is None or is_missing(patient) or not inside or (patient, side) in centers:
+                wrong.append(number)
+            else:
+                centers[patient, side] = place
     if wrong:
         more = ", ..." if len(wrong) > MAX_TOLD_ROWS else ""
         raise DataError(
@@ -130,17 +185,112 @@ def read_centers(
     return centers
 
 
-# Knees in a bilateral radiograph: resample to 0.2 mm, find the joints, crop 13.4 cm around them.
+def _tree(request: RawRequest) -> RawTree:
+    """Return the tree, archives included; series that ``contents.csv`` calls something else stay shut.
 
-PIXEL_MM, CROP_PIXELS = 0.2, 672
-MAX_SIDE = 8_000
+    Of the archives beside unpacked radiographs only those of single series are opened: a series that is still
+    packed is a patient more.
+    """
+    tree = RawTree(request)
+    if not tree.archives or not request.root().is_dir():
+        return tree
+    described = read_descriptions(tree, request)
+    table = find_table(tree, request, GRADES, GRADE_COLUMNS)
+    whole = table is not None and any(RADIOGRAPH.search(name) for name in tree)
+
+    def wanted(name: str) -> bool:
+        match = RADIOGRAPH.search(name)
+        if match is None:
+            return not whole
+        said = _said(match, described)
+        return not said or _is_wanted(said)
+
+    return RawTree(request, archives=True, wanted=wanted)
 
 
-def resampled(pixels: NDArray[np.uint8], zoom: tuple[float, float]) -> NDArray[np.uint8]:
-    """Return an image with its sides ``zoom`` times as long, bicubic as in the study.
+def _said(match: re.Match[str], described: Descriptions) -> str:
+    return described.get((match["id"], match["barcode"].lstrip("0")), "")
 
-    Raises:
-        SkipItem: when a side would be longer than any film (1.6 m).
+
+def _is_wanted(description: str) -> bool:
+    return WANTED in " ".join(description.casefold().split())
+
+
+def _radiographs(
+    tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
+) -> dict[str, tuple[str, Header]]:
+    """Return locator and header of each patient's first bilateral fixed-flexion radiograph; counts what was
+    left out, and why.
+    """
+    described, base = read_descriptions(tree, request), request.base()
+    released = request.spec.data_mode == "as_released"
+    found: dict[str, tuple[str, Header]] = {}
+    for name in tree:
+        locator = tree.locator(name)
+        match = RADIOGRAPH.search(locator)
+        if match is None or locator.endswith((".tar.gz", ".tgz", ".csv", ".txt")):
+            continue
+        parts = locator.split("/")
+        if any(visit[1].strip("0") for part in parts if (visit := VISIT.fullmatch(part))):
+            excluded["radiograph of a later visit"] += 1  # the baseline's grades are not of these knees
+            continue
+        if released and RELEASED_SERIES not in parts:
+            continue
+        patient, said = match["id"], _said(match, described)
+        header = None if said and not _is_wanted(said) else read_header(base, locator)
+        told = [text for text in (said, header.description if header else "") if text]
+        if said and not _is_wanted(said):
+            excluded[OTHER_VIEW] += 1
+        elif header is None:
+            excluded["not a DICOM file"] += 1
+        elif not told:
+            excluded["view not described anywhere"] += 1
+        elif header.modality not in MODALITIES or not all(map(_is_wanted, told)):
+            excluded[OTHER_VIEW] += 1
+        elif header.patient not in ("", patient):
+            excluded["another patient in the header than in the folder"] += 1
+        elif not any((patient, side) in grades for side in "RL"):
+            excluded["radiograph without a graded knee"] += 1
+        elif patient in found:
+            excluded["another radiograph of the same knees"] += 1
+        else:
+            found[patient] = (locator, header)
+    return found
+
+
+def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
+    """Yield each graded knee of a radiograph, resampled to 0.2 mm."""
+    if len(dicom.values) != 1 or dicom.values.ndim != 3:
+        raise SkipItem("not one grey frame")
+    if dicom.spacing is None:
+        raise SkipItem("no pixel spacing")
+    if dicom.laterality in ("R", "L"):
+        raise SkipItem("one knee only, by its header")
+    if dicom.orientation.startswith("R"):
+        raise SkipItem("left and right turned over, by its header")
+    (sample,) = frame_samples(dicom)
+    zoom = (dicom.spacing[0] / PIXEL_MM, dicom.spacing[1] / PIXEL_MM)
+    fine = resampled(sample.pixels, zoom)
+    _, *told = item.details
+    # Seen from the front, the patient's right knee is on the left of the image.
+    for found, (label, row, column) in zip(find_centers(fine), (told[:3], told[3:]), strict=True):
+        if label is None:
+            continue
+        center, how = found, "knee: cropped by content"
+        if isinstance(row, float) and isinstance(column, float):
+            center, how = (row * zoom[0], column * zoom[1]), "knee: given centre"
+        yield Sample(
+            crop_around(fine, center),
+            label=int(label),
+            conversions=(*sample.conversions, how),
+            flags=sample.flags,
+            traits=sample.traits,
+        )
+
+
+def resampled(pixels: NDArray[np.generic], zoom: tuple[float, float]) -> NDArray[np.uint8]:
+    """Return an image with its sides ``zoom`` times as long, bicubic as in the study; longer than any film
+    (1.6 m) is a SkipItem.
     """
     from PIL import Image
 
@@ -184,190 +334,3 @@ def crop_around(pixels: NDArray[np.uint8], center: tuple[float, float]) -> NDArr
         for place, size, full in zip(center, sizes, pixels.shape, strict=True)
     ]
     return pixels[starts[0] : starts[0] + sizes[0], starts[1] : starts[1] + sizes[1]]
-
-
-RADIOGRAPH = re.compile(
-    r"(?:^|/)(?P<id>\d{7})/(?P<date>\d{8})/(?P<barcode>\d{6,12})(?:\.tar\.gz|\.tgz|\.zip)?(?:/|!/|$)"
-)
-VISIT = re.compile(r"(\d+)(?:\.[A-Z]\.\d+|m)")
-RELEASED_SERIES = "0.E.1"
-WANTED = "fixed flexion knee"
-MODALITIES = frozenset({"CR", "DX", "RG", "XR", "DR"})
-
-
-class Oai:
-    """Ready crops, then radiographs in the order of their names."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per radiograph or ready crop; knees without a grade are left out.
-
-        Raises:
-            DataError: for a missing table, odd grades or centres, or no radiographs.
-        """
-        tree = _tree(request)
-        table = find_table(tree, request, GRADES, GRADE_COLUMNS)
-        if table is None:
-            raise not_there(request, f"{GRADES}.txt, .csv or .sas7bdat", tree)
-        grades, excluded = read_grades(table, request)
-        items = []
-        for name in tree:
-            match = re.fullmatch(r"(?:.*/)?crops/(\d+)_([RL])\.png", name)
-            if match and (match[1], match[2]) not in grades:
-                excluded["ready crop without a grade, or the second of a knee"] += 1
-            elif match:
-                label = grades[match[1], match[2]]
-                items.append(Item(tree.locator(name), label, match[1], details=("crop",)))
-                grades.pop((match[1], match[2]))
-        radiographs = _radiographs(tree, grades, excluded, request)
-        centers = read_centers(tree, {name: one.header.sides for name, one in radiographs.items()}, request)
-        for found in radiographs.values():
-            details: list[str | int | float | None] = ["radiograph"]
-            for side in ("R", "L"):
-                knee = (found.patient, side)
-                details += [grades.get(knee), *centers.get(knee, (None, None))]
-            items.append(Item(found.locator, None, found.patient, details=tuple(details)))
-        shown = {item.group for item in items if item.details[0] == "radiograph"}
-        excluded["graded knee without a radiograph"] = sum(patient not in shown for patient, _ in grades)
-        if not items:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in excluded.items() if count)
-            found_text = f"none ({reasons})" if reasons else "none"
-            raise DataError(
-                "oai needs radiographs or crops", found_text, f"expected: {request.dataset.raw_layout}"
-            )
-        return Listing(
-            items,
-            request.dataset.label_names,
-            block_size=8,
-            excluded={reason: count for reason, count in excluded.items() if count},
-            intensity="stored values by own maximum, then each crop by its own maximum",
-        )
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of radiographs (two knees) and ready crops."""
-        base = request.base()
-
-        def read(item: Item) -> Iterator[Sample]:
-            body = read_locator(base, item.locator)
-            if item.details[0] == "crop":
-                sample = own_maximum_sample(decode_image(body))
-                yield Sample(sample.pixels, conversions=(*sample.conversions, "knee: ready crop"))
-            else:
-                yield from _knees(decode_dicom(body), item)
-
-        return read
-
-
-@dataclass(frozen=True)
-class _Radiograph:
-    locator: str
-    patient: str
-    header: DicomHeader
-
-
-def _tree(request: RawRequest) -> RawTree:
-    """Return the tree, archives included; series that ``contents.csv`` calls something else stay shut.
-
-    Of the archives beside unpacked radiographs only those of single series are opened: a series that is still
-    packed is a patient more.
-    """
-    tree = RawTree(request)
-    if not tree.archives or not request.root().is_dir():
-        return tree
-    described = read_descriptions(tree, request)
-    table = find_table(tree, request, GRADES, GRADE_COLUMNS)
-    whole = table is not None and any(RADIOGRAPH.search(name) for name in tree)
-
-    def wanted(name: str) -> bool:
-        match = RADIOGRAPH.search(name)
-        if match is None:
-            return not whole
-        said = described.get((match["id"], match["barcode"].lstrip("0")), "")
-        return not said or _is_wanted(said)
-
-    return RawTree(request, archives=True, wanted=wanted)
-
-
-def _radiographs(
-    tree: RawTree, grades: Mapping[Knee, int], excluded: Counter[str], request: RawRequest
-) -> dict[str, _Radiograph]:
-    """Return each patient's first bilateral fixed-flexion radiograph; counts what was left out, and why."""
-    described, base = read_descriptions(tree, request), request.base()
-    found: dict[str, _Radiograph] = {}
-    for name in tree:
-        locator = tree.locator(name)
-        match = RADIOGRAPH.search(locator)
-        if match is None or locator.endswith((".tar.gz", ".tgz", ".csv", ".txt")):
-            continue
-        if _is_later_visit(locator):
-            excluded["radiograph of a later visit"] += 1
-            continue
-        if request.spec.data_mode == "as_released" and RELEASED_SERIES not in locator.split("/"):
-            continue
-        patient, said = match["id"], described.get((match["id"], match["barcode"].lstrip("0")), "")
-        if said and not _is_wanted(said):
-            excluded["another view or body part"] += 1
-            continue
-        header = read_header(base, locator)
-        if header is None:
-            excluded["not a DICOM file"] += 1
-        elif not _is_radiograph(header, said):
-            described_somehow = bool(said or header.description)
-            excluded["another view or body part" if described_somehow else "view not described anywhere"] += 1
-        elif header.patient not in ("", patient):
-            excluded["another patient in the header than in the folder"] += 1
-        elif not any((patient, side) in grades for side in "RL"):
-            excluded["radiograph without a graded knee"] += 1
-        elif patient in found:
-            excluded["another radiograph of the same knees"] += 1
-        else:
-            found[patient] = _Radiograph(locator, patient, header)
-    return found
-
-
-def _is_later_visit(locator: str) -> bool:
-    """Tell whether a folder is that of a follow-up, whose knees the baseline's grades are not of.
-
-    Releases are called ``<visit>.<kind>.<n>``, 0 the baseline; the S3 form adds ``00m``, ``12m`` ...
-    """
-    return any(found[1].strip("0") for part in locator.split("/") if (found := VISIT.fullmatch(part)))
-
-
-def _is_wanted(description: str) -> bool:
-    return WANTED in " ".join(description.casefold().split())
-
-
-def _is_radiograph(header: DicomHeader, said: str) -> bool:
-    """Tell whether a file is the view that grades belong to; its own header may not contradict the table."""
-    told = [text for text in (said, header.description) if text]
-    return header.modality in MODALITIES and bool(told) and all(map(_is_wanted, told))
-
-
-def _knees(dicom: Dicom, item: Item) -> Iterator[Sample]:
-    if len(dicom.values) != 1 or dicom.values.ndim != 3:
-        raise SkipItem("not one grey frame")
-    if dicom.spacing is None:
-        raise SkipItem("no pixel spacing")
-    if dicom.laterality in ("R", "L"):
-        raise SkipItem("one knee only, by its header")
-    if dicom.orientation.startswith("R"):
-        raise SkipItem("left and right turned over, by its header")
-    (pixels, notes, flags) = next(frames_to_pixels(dicom))
-    zoom = (dicom.spacing[0] / PIXEL_MM, dicom.spacing[1] / PIXEL_MM)
-    fine = resampled(pixels, zoom)
-    found = find_centers(fine)
-    # Seen from the front, the patient's right knee is on the left of the image.
-    for place, center_found in enumerate(found):
-        label, row, column = item.details[1 + 3 * place : 4 + 3 * place]
-        if label is None:
-            continue
-        if isinstance(row, float) and isinstance(column, float):
-            center, how = (row * zoom[0], column * zoom[1]), "knee: given centre"
-        else:
-            center, how = center_found, "knee: cropped by content"
-        yield Sample(
-            crop_around(fine, center),
-            label=int(label),
-            conversions=(*notes, how),
-            flags=flags,
-            traits=dicom.traits,
-        )

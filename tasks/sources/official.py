@@ -1,51 +1,65 @@
-"""What readers of official downloads share: the tree, the tables in it, DICOM frames as samples."""
+"""What readers of official downloads share: the tree, the tables in it, rows that repeat."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
 
 from search_spaces.errors import DataError
-from tasks.sources.base import Listing, RawRequest, Sample
-from tasks.sources.dicom import Dicom, frames_to_pixels
-from tasks.sources.raw import RawTree
+from tasks.sources.base import Item, Listing, RawRequest, Sample, Source
+from tasks.sources.pictures import decode_image, own_maximum_sample
+from tasks.sources.raw import RawTree, read_locator
 from tasks.sources.tables import column_key, first_hashed, header_of, read_lines
 
 TABLE_ENDINGS = (".xlsx", ".csv", ".txt", ".tsv", ".sas7bdat")
 MAX_TABLE_DEPTH = 6
 FILE_MISSING = "file is missing"
+OWN_MAXIMUM = "each image by its own maximum"
 
 
 class NotThereError(DataError):
     """A table or all images of a download are neither unpacked nor in an archive."""
 
 
-def list_download(
-    request: RawRequest,
-    list_tree: Callable[[RawTree], Listing],
+def download(
+    list_tree: Callable[[RawTree, RawRequest], Listing],
+    read: Callable[[bytes, Item, RawRequest], Iterable[Sample]],
     wanted: Callable[[str], bool] = lambda _: True,
-) -> Listing:
-    """List what lies unpacked or, when a part of it is not there, what the archives hold, too.
+) -> Source:
+    """Return the source of a download, listed as it lies there or, when a part is not there, archives
+    included.
 
     So a download half of which is unpacked is read whole, and archives left beside a whole one stay shut.
 
     Args:
-        request: What is read.
         list_tree: Lists a tree; tells what is not there by :func:`not_there` or items skipped as
             ``FILE_MISSING``.
+        read: Makes samples of the bytes of an item's file.
         wanted: Which archives to look into.
     """
-    tree = RawTree(request)
-    if not tree.archives or not request.root().is_dir():
-        return list_tree(tree)
-    try:
-        found = list_tree(tree)
-    except NotThereError:
-        found = None
-    if found is not None and all(reason != FILE_MISSING for _, reason in found.skipped):
-        return found
-    return list_tree(RawTree(request, archives=True, wanted=wanted))
+
+    def list_items(request: RawRequest) -> Listing:
+        tree = RawTree(request)
+        if not tree.archives or not request.root().is_dir():
+            return list_tree(tree, request)
+        try:
+            found = list_tree(tree, request)
+        except NotThereError:
+            found = None
+        if found is not None and all(reason != FILE_MISSING for _, reason in found.skipped):
+            return found
+        return list_tree(RawTree(request, archives=True, wanted=wanted), request)
+
+    def reader(request: RawRequest) -> Callable[[Item], Iterable[Sample]]:
+        base = request.base()
+        return lambda item: read(read_locator(base, item.locator), item, request)
+
+    return Source(list_items, reader)
+
+
+def by_own_maximum(body: bytes, _item: Item, _request: RawRequest) -> tuple[Sample]:
+    """Read a picture scaled by its own maximum."""
+    return (own_maximum_sample(decode_image(body)),)
 
 
 def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:
@@ -58,8 +72,7 @@ def not_there(request: RawRequest, what: str, tree: RawTree) -> NotThereError:
 def repeated_rows(name: str, labels: Iterable[tuple[str, int | None]], request: RawRequest) -> dict[str, int]:
     """Return how many rows of a table repeat another's image, as a reason to leave them out.
 
-    Raises:
-        DataError: when one image has two labels.
+    One image with two labels is a DataError.
     """
     first: dict[str, int | None] = {}
     unlike, repeats = set[str](), 0
@@ -75,8 +88,8 @@ def repeated_rows(name: str, labels: Iterable[tuple[str, int | None]], request: 
 
 def find_named(tree: RawTree, file: str) -> list[str]:
     """Return all names of the tree that end in ``file``, those nearest to the top first."""
-    ending = file.casefold()
-    names = [name for name in tree if name.casefold() == ending or name.casefold().endswith("/" + ending)]
+    ending = f"/{file.casefold()}"
+    names = [name for name in tree if f"/{name.casefold()}".endswith(ending)]
     return sorted(names, key=lambda name: (name.count("/"), name))
 
 
@@ -86,63 +99,23 @@ def find_table(
     """Return the locator of the table with these columns, whatever it is called; one called ``stem`` first.
 
     Browsers add `` (1)`` to a name and archives a date; columns are what makes a table the right one, unless
-    other tables of the download have them, too (``only_named``).
-
-    Raises:
-        DataError: when several tables have the columns and differ.
+    other tables of the download have them, too (``only_named``). Several that differ are a DataError.
     """
-    wanted = {column_key(column) for column in columns}
-    likely = _plain(stem)
+    wanted = set(map(column_key, columns))
     near: list[str] = []
     far: list[str] = []
     for name in tree:
         path = PurePosixPath(name)
         if path.suffix.lower() in TABLE_ENDINGS and name.count("/") <= MAX_TABLE_DEPTH:
-            (near if _plain(path.stem).startswith(likely) else far).append(name)
-    for names in (near,) if only_named else (near, far):
-        found = [name for name in names if wanted <= set(header_of(tree.locator(name), request))]
+            (near if column_key(path.stem).startswith(column_key(stem)) else far).append(tree.locator(name))
+    for locators in (near,) if only_named else (near, far):
+        found = [locator for locator in locators if wanted <= set(header_of(locator, request))]
+        lines = [read_lines(locator, request) for locator in found] if len(found) > 1 else []
+        if any(other != lines[0] for other in lines):
+            rule = f"{request.dataset.name}: one table must have the columns of {stem}"
+            listed = ", ".join(map(request.hashed, found[:5]))
+            way_out = "keep the right one, move the others away"
+            raise DataError(rule, f"{len(found)} that differ: {listed}", way_out)
         if found:
-            _check_equal(found, tree, request, stem)
-            return tree.locator(found[0])
+            return found[0]
     return None
-
-
-def _check_equal(names: Sequence[str], tree: RawTree, request: RawRequest, stem: str) -> None:
-    lines = [read_lines(tree.locator(name), request) for name in names] if len(names) > 1 else []
-    if any(other != lines[0] for other in lines):
-        rule = f"{request.dataset.name}: one table must have the columns of {stem}"
-        listed = ", ".join(request.hashed(name) for name in names[:5])
-        raise DataError(
-            rule, f"{len(names)} that differ: {listed}", "keep the right one, move the others away"
-        )
-
-
-def _plain(stem: str) -> str:
-    """Spell a file's stem without what downloads change in it."""
-    return re.sub(r"[\s_-]+", " ", stem).strip().casefold()
-
-
-def join(folder: str, name: str) -> str:
-    """Join relative names; an empty folder is the raw root."""
-    return f"{folder}/{name}" if folder else name
-
-
-def dicom_samples(
-    dicom: Dicom,
-    *,
-    frames: slice = slice(None),
-    group: str = "",
-    extra: Iterable[str] = (),
-    flags: Iterable[str] = (),
-) -> Iterator[Sample]:
-    """Yield frames as samples."""
-    chosen = Dicom(**{**dicom.__dict__, "values": dicom.values[frames]})
-    for pixels, notes, found in frames_to_pixels(chosen):
-        yield Sample(
-            pixels, group=group, conversions=(*notes, *extra), flags=(*found, *flags), traits=dicom.traits
-        )
-
-
-def is_square(spacing: tuple[float, float] | None) -> bool:
-    """Tell whether pixels are square; the study leaves others out."""
-    return spacing is not None and abs(spacing[0] - spacing[1]) < 1e-6 * max(spacing)

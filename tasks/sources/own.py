@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
 
 from search_spaces.errors import DataError
 from tasks.sources.base import Item, Listing, RawRequest, Split
-from tasks.sources.labels import PLACEHOLDERS, check_spellings, is_missing, plain_id, sort_labels
+from tasks.sources.labels import MEANT, PLACEHOLDERS, check_spellings, is_missing, plain_id, sort_labels
 from tasks.sources.tables import SEVERAL, column_key
 
 COLUMNS = {
@@ -40,19 +40,12 @@ MAX_NAME = 30
 MAX_ROWS_NAMED = 5
 
 SPLITS: dict[str, Split | None] = {
-    "train": "train",
-    "training": "train",
-    "trn": "train",
-    "test": "test",
-    "testing": "test",
-    "tst": "test",
-    "val": None,
-    "valid": None,
-    "validation": None,
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    **dict.fromkeys(("val", "valid", "validation")),
 }
 VALIDATION_LEFT_OUT = "validation split"
 """Reason to count: training has its own fixed test set, and a validation split is drawn when tuning."""
-WAY_OUT = "take them out, or say what they mean with --label-map or label_map"
 
 
 def split_of(word: str) -> Split | None:
@@ -64,12 +57,10 @@ def split_of(word: str) -> Split | None:
 
 
 def split_of_file(name: str, request: RawRequest) -> Split | None:
-    """Return the split that a word of a file's name, or else a folder above it, means.
+    """Return the split that a word of a file's name, or else a folder above it, means; several are a
+    DataError.
 
     ``train-00000-of-00002.parquet``, ``skin_test_01.tar`` and ``val/0000.tar`` all say it.
-
-    Raises:
-        DataError: when the words of one name mean several.
     """
     parts = name.split("/")
     for words in (re.split(r"[\W_]+", parts[-1]), *([part] for part in parts[-2::-1])):
@@ -96,6 +87,12 @@ class Columns:
     labels: tuple[str, ...]
     flags: tuple[str, ...]
 
+    def cells(self, found: Mapping[str, Sequence[str]], request: RawRequest) -> dict[str, Sequence[str]]:
+        """Return columns by our names; labels from the one column of them, or from those of the classes."""
+        own = {ours: found[name] for ours, name in self.of.items() if ours != "label" and name in found}
+        labels = {name: found[name] for name in self.labels}
+        return own | {"label": one_hot(labels, request) if len(labels) > 1 else next(iter(labels.values()))}
+
 
 def find_columns(
     header: Sequence[str],
@@ -107,15 +104,8 @@ def find_columns(
 ) -> Columns:
     """Return which columns are the ``wanted`` ones of :data:`COLUMNS`, and traits; ``more`` are read, too.
 
-    Args:
-        header: The names as written.
-        wanted: Keys of :data:`COLUMNS`.
-        request: Whose ``label_columns`` go before all names.
-        more: Others that the kind reads.
-        known: Those that the kind found by itself, our name -> theirs.
-
-    Raises:
-        DataError: when several columns could be one of them; which one is meant is not for us to guess.
+    ``label_columns`` of the request go before all names, and so do those ``known`` to the kind (our name ->
+    theirs). Where several columns could be one, which is meant is not for us to guess: a DataError.
     """
     given = request.dataset.label_columns
     by_key = {column_key(name): name for name in reversed(header)}
@@ -141,19 +131,14 @@ def find_columns(
     near_names = {column_key(other) for ours in wanted for other in COLUMNS[ours]}
     read = near_names | {column_key(name) for name in (*of.values(), *labels, *more)}
     others = [name.strip()[:MAX_NAME] for name in header if column_key(name) not in read]
-    others = [name for name in others if name and name.isprintable()]
-    if others:
+    if others := [name for name in others if name and name.isprintable()]:
         dots = ", ..." if len(others) > MAX_NAMED else ""
         flags.append(f"columns not used: {', '.join(others[:MAX_NAMED])}{dots}")
     return Columns(of, labels, tuple(flags))
 
 
 def one_hot(cells: Mapping[str, Sequence[str]], request: RawRequest) -> list[str]:
-    """Return the label of every row from columns of 0 and 1, one for each class.
-
-    Raises:
-        DataError: for other cells, and for rows of no class or of several.
-    """
+    """Return the label of every row from columns of 0 and 1, one a class; other rows are a DataError."""
     found, odd, none, several = [], 0, 0, 0
     for row in zip(*cells.values(), strict=True):
         values = [ONE_HOT.get(cell.strip().casefold()) for cell in row]
@@ -171,36 +156,61 @@ def one_hot(cells: Mapping[str, Sequence[str]], request: RawRequest) -> list[str
     return found
 
 
+Cells = Mapping[str, Sequence[str]]
+"""Our name of a column -> what is written in it, one entry for each row."""
+
+
+def joined(parts: Sequence[Cells]) -> tuple[dict[str, list[str]], Callable[[int], tuple[int, int]]]:
+    """Return the columns of several files, blank where one has none, and row -> number of its file, row in
+    it.
+    """
+    sizes = [len(part["label"]) for part in parts]
+    ends = np.cumsum(sizes)
+    cells: dict[str, list[str]] = {name: [] for part in parts for name in part}
+    for name, column in cells.items():
+        for part, size in zip(parts, sizes, strict=True):
+            column += part.get(name, [""] * size)
+
+    def place(row: int) -> tuple[int, int]:
+        part = int(np.searchsorted(ends, row, side="right"))
+        return part, row - (int(ends[part - 1]) if part else 0)
+
+    return cells, place
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """What is written of images, one entry each.
 
     Attributes:
-        labels: Classes as written.
+        cells: Columns label and, where they are, group, split and those that must not tell the label.
         locator: Where a row's image is.
         name: What a row is called in messages; no id and no file name.
-        groups: Ids as written in a column; None where there is no such column.
         alone: Group of a row without such a column, as its folder or volume says it; empty when it is its
-        own. splits: Words as written in a column; None where there is none. side: Split that a row's file or
-        folder says; None for validation. traits: Columns that must not tell the label. details: Of the row's
-        item, besides its traits.
+        own. side: Split that a row's file or folder says; None for validation. details: Of the row's item,
+        besides its traits.
     """
 
-    labels: Sequence[str]
+    cells: Cells
     locator: Callable[[int], str]
     name: Callable[[int], str] = "row {}".format
-    groups: Sequence[str] | None = None
     alone: Callable[[int], str] = lambda _: ""
-    splits: Sequence[str] | None = None
     side: Callable[[int], Split | None] = lambda _: ""
-    traits: dict[str, Sequence[str]] = field(default_factory=dict)
     details: Callable[[int], tuple[str | int | float | None, ...]] = lambda _: ()
+
+    def group(self, row: int) -> str:
+        """Return the id of a row's patient."""
+        return self.cells["group"][row] if "group" in self.cells else self.alone(row)
 
     def named(self, rows: Iterable[int]) -> str:
         """Spell how many rows, and the first of them."""
         listed = list(rows)
         dots = ", ..." if len(listed) > MAX_ROWS_NAMED else ""
         return f"{len(listed)}: {', '.join(map(self.name, listed[:MAX_ROWS_NAMED]))}{dots}"
+
+    def with_labels(self, cells: set[str]) -> str:
+        """Spell the rows in which one of these is written as the label."""
+        return self.named(row for row, cell in enumerate(self.cells["label"]) if cell in cells)
 
 
 def own_listing(
@@ -209,29 +219,28 @@ def own_listing(
     *,
     names: Sequence[str] = (),
     order: Callable[[Iterable[str]], tuple[str, ...]] = sort_labels,
-    excluded: dict[str, int] | None = None,
     flags: Iterable[str] = (),
+    counts: Mapping[str, int] | None = None,
+    excluded: Mapping[str, int] | None = None,
     **known: Any,
 ) -> Listing:
     """Return one item per row that is in no validation split.
+
+    Missing labels, words that are no class, fewer than two classes, ids that cannot tell patients apart or
+    are on both sides, and words that are no split are a DataError.
 
     Args:
         rows: What is written of them.
         request: Whose ``label_map`` says what labels mean.
         names: Names of the labels 0, 1, ... where the data give them.
         order: Sorts the classes.
-        excluded: What the kind left out, by reason.
         flags: Names of what the kind doubts about all rows.
+        counts: Of what it doubts about some.
+        excluded: What it left out, by reason.
         known: Other fields of the listing.
-
-    Raises:
-        DataError: for missing labels, words that are no class, fewer than two classes, ids that cannot tell
-            patients apart or are on both sides, and words that are no split.
     """
-    labels = class_labels(rows.labels, request, rows.named, names)
-    sides = _sides(rows, request)
-    if rows.groups is not None:
-        _check_groups(rows, request)
+    labels, sides = class_labels(rows, request, names), _sides(rows, request)
+    _check_groups(rows, request)
     kept = np.array([row for row, side in enumerate(sides) if side is not None], np.int64)
     classes = order({labels[row] for row in kept})
     if len(classes) < 2:
@@ -239,28 +248,27 @@ def own_listing(
         raise DataError(f"{request.dataset.name}: labels need two classes", found)
     index = {name: code for code, name in enumerate(classes)}
     codes = np.array([index[labels[row]] for row in kept], np.int64)
-    items = RowItems(rows, kept, codes, sides)
     _check_group_sides(rows, kept, sides, request)
-    left = {VALIDATION_LEFT_OUT: len(sides) - len(kept)} if len(kept) < len(sides) else {}
-    told = dict.fromkeys(flags, len(sides)) | known.pop("counts", {})
-    counted = Counter(excluded or {}) + Counter(left)
-    return Listing(items, classes, excluded=dict(counted), flags=told, **known)
+    left_out = Counter(excluded) + Counter({VALIDATION_LEFT_OUT: len(sides) - len(kept)})
+    told = dict.fromkeys(flags, len(sides)) | dict(counts or {})
+    items = RowItems(rows, kept, codes, sides)
+    return Listing(items, classes, excluded=dict(left_out), flags=told, **known)
 
 
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
 class RowItems(Sequence[Item]):
     """Items of rows, made when asked for: millions of small images need no list."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        kept: np.ndarray[Any, np.dtype[np.int64]],
-        codes: np.ndarray[Any, np.dtype[np.int64]],
-        sides: Sequence[Split | None],
-    ) -> None:
-        self._rows, self._kept, self._codes, self._sides = rows, kept, codes, sides
+    rows: Rows
+    kept: Numbers
+    codes: Numbers
+    sides: Sequence[Split | None]
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self.kept)
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -268,33 +276,23 @@ class RowItems(Sequence[Item]):
     def __getitem__(self, index: slice) -> Sequence[Item]: ...
     def __getitem__(self, index: int | slice) -> Item | Sequence[Item]:
         if isinstance(index, slice):
-            return RowItems(self._rows, self._kept[index], self._codes[index], self._sides)
-        row, rows = int(self._kept[index]), self._rows
-        group = rows.groups[row] if rows.groups is not None else rows.alone(row)
-        traits = (text for name, cells in rows.traits.items() for text in (name, cells[row]))
-        details = (*rows.details(row), *traits)
-        return Item(rows.locator(row), int(self._codes[index]), group, self._sides[row] or "", details)
+            return RowItems(self.rows, self.kept[index], self.codes[index], self.sides)
+        row, rows = int(self.kept[index]), self.rows
+        traits = (text for name in TRAITS if name in rows.cells for text in (name, rows.cells[name][row]))
+        details, side = (*rows.details(row), *traits), self.sides[row] or ""
+        return Item(rows.locator(row), int(self.codes[index]), rows.group(row), side, details)
 
     def __reduce__(self) -> tuple[type[list[Item]], tuple[list[Item]]]:
         """Travel as a plain list: a block must not carry the columns of all the others to its task."""
         return list, (list(self),)
 
-    def __iter__(self) -> Iterator[Item]:
-        return (self[index] for index in range(len(self)))
 
+def class_labels(rows: Rows, request: RawRequest, names: Sequence[str] = ()) -> list[str]:
+    """Return the class of each row: its written label through ``label_map``, or the name of its number.
 
-def class_labels(
-    written: Sequence[str],
-    request: RawRequest,
-    named: Callable[[Iterable[int]], str],
-    names: Sequence[str] = (),
-) -> list[str]:
-    """Return the class of each written label: through ``label_map``, or the name of its number.
-
-    Raises:
-        DataError: for missing labels, several in one, numbers without a name, and words that are no class.
+    Missing labels, several in one, numbers without a name, and words that are no class are a DataError.
     """
-    dataset = request.dataset
+    dataset, written = request.dataset, rows.cells["label"]
     mapping = dict(dataset.label_map)
     if names:
         check_spellings(names, request)
@@ -306,39 +304,35 @@ def class_labels(
         if label is None and names and not is_missing(cell):
             if not (cell.isascii() and cell.isdigit() and int(cell) < len(names)):
                 rule = f"{dataset.name}: labels must be numbers of the class names, 0 to {len(names) - 1}"
-                raise DataError(rule, _rows_of({cell}, written, named), WAY_OUT)
+                raise DataError(rule, rows.with_labels({cell}), f"take them out, or {MEANT}")
             label = mapping.get(names[int(cell)].strip(), names[int(cell)])
         classes[cell] = cell if label is None else label
     meant = set(mapping.values())
     if SEVERAL in classes and SEVERAL not in mapping:
         rule = f"{dataset.name}: a row must have one label, as text or number"
-        found = f"several labels, or bytes, in {_rows_of({SEVERAL}, written, named)}"
+        found = f"several labels, or bytes, in {rows.with_labels({SEVERAL})}"
         raise DataError(rule, found, "write one class per image")
     if absent := {cell for cell, label in classes.items() if is_missing(label) and label not in meant}:
         raise DataError(
             f"{dataset.name}: every row needs a label",
-            f"blank in {_rows_of(absent, written, named)}",
+            f"blank in {rows.with_labels(absent)}",
             "give them a class or take them out; blank, NaN and NA are classes only if label_map says so",
         )
     check_spellings(set(classes.values()), request)
     return [classes[cell] for cell in written]
 
 
-def _rows_of(cells: set[str], written: Sequence[str], named: Callable[[Iterable[int]], str]) -> str:
-    return named(row for row, cell in enumerate(written) if cell in cells)
-
-
 def _sides(rows: Rows, request: RawRequest) -> list[Split | None]:
     """Return the split of every row: of its cell, or where that is blank of its file."""
-    name, count = request.dataset.name, len(rows.labels)
-    given = [rows.side(row) for row in range(count)]
-    if rows.splits is None:
+    name, cells = request.dataset.name, rows.cells.get("split")
+    given = [rows.side(row) for row in range(len(rows.cells["label"]))]
+    if cells is None:
         return given
-    if bad := [row for row, cell in enumerate(rows.splits) if cell.strip() and split_of(cell) == ""]:
+    if bad := [row for row, cell in enumerate(cells) if cell.strip() and split_of(cell) == ""]:
         known = ", ".join(SPLITS)
         raise DataError(f"{name}: split must be one of {known} or blank", f"other cells in {rows.named(bad)}")
-    sides = [split_of(cell) if cell.strip() else side for cell, side in zip(rows.splits, given, strict=True)]
-    if unlike := [row for row in range(count) if given[row] != "" and sides[row] != given[row]]:
+    sides = [split_of(cell) if cell.strip() else side for cell, side in zip(cells, given, strict=True)]
+    if unlike := [row for row, side in enumerate(given) if side not in ("", sides[row])]:
         rule = f"{name}: the column split must say what the folder or file says"
         found = f"another split in {rows.named(unlike)}"
         raise DataError(rule, found, "drop the column or move the files")
@@ -347,7 +341,9 @@ def _sides(rows: Rows, request: RawRequest) -> list[Split | None]:
 
 def _check_groups(rows: Rows, request: RawRequest) -> None:
     """Check that ids in a column are whole and tell patients apart: a shared "nan" is no patient."""
-    groups, name = rows.groups or (), request.dataset.name
+    groups, name = rows.cells.get("group", ()), request.dataset.name
+    if not groups:
+        return
     if absent := [row for row, group in enumerate(groups) if is_missing(group) or group == SEVERAL]:
         rule = f"{name}: every row needs a group when there is such a column"
         found = f"blank, NaN, None or several in {rows.named(absent)}"
@@ -359,12 +355,7 @@ def _check_groups(rows: Rows, request: RawRequest) -> None:
         raise DataError(rule, f"one id for {count} of {len(groups)} rows", "give ids, or drop the column")
 
 
-def _check_group_sides(
-    rows: Rows,
-    kept: np.ndarray[Any, np.dtype[np.int64]],
-    sides: Sequence[Split | None],
-    request: RawRequest,
-) -> None:
+def _check_group_sides(rows: Rows, kept: Numbers, sides: Sequence[Split | None], request: RawRequest) -> None:
     """Check that no group is in training and test, and that no two differ only in how they are spelt.
 
     Case, blanks, Unicode forms, leading zeros and a ``.0`` make no other id: they may be one patient.
@@ -372,17 +363,15 @@ def _check_group_sides(
     first: defaultdict[str, dict[Split | None, int]] = defaultdict(dict)
     spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for row in kept.tolist():
-        group = rows.groups[row] if rows.groups is not None else rows.alone(row)
+        group = rows.group(row)
         if group and sides[row] not in first[group]:
             first[group][sides[row]] = row
             spellings[plain_id(group)].setdefault(group, row)
     name = request.dataset.name
-    doubtful = [row for alike in spellings.values() if len(alike) > 1 for row in alike.values()]
-    if doubtful:
+    if doubtful := [row for alike in spellings.values() if len(alike) > 1 for row in alike.values()]:
         rule = f"{name}: every group id must be spelt one way, as p0 or P0, 7, 07 or 7.0"
         raise DataError(rule, rows.named(doubtful), "spell one patient's ids alike")
-    both = [places for places in first.values() if {"train", "test"} <= places.keys()]
-    if both:
+    if both := [places for places in first.values() if {"train", "test"} <= places.keys()]:
         pair = " and ".join(rows.name(both[0][side]) for side in ("train", "test"))
         rule = f"{name}: no group may be in train and test"
         raise DataError(rule, f"{len(both)}, first in {pair}", "split by patient, not by image")

@@ -1,6 +1,7 @@
-"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a bomb.
+"""PNG, JPEG and the like: decode wholly or skip, convert every mode by a stated rule, never run a bomb;
+resize.
 
-Formats: as read by Pillow; TIFF tags by TIFF 6.0, JPEG scans by ITU-T T.81 B.2.3, orientation by Exif 2.3.
+Formats: as read by Pillow; TIFF tags by TIFF 6.0, orientation by Exif 2.3. Pixels are in [0, 255] throughout.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from tasks.sources.base import Sample, SkipItem
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 """Never all of Pillow's: EPS starts Ghostscript, PDF and FPX have plugins of their own."""
 
@@ -33,15 +33,12 @@ BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "I;16": 2, "I;16B":
 STRIP_ROWS = 256
 STRIP_VALUES = 1 << 22
 MIN_SIDE = 4
-MAX_SCANNED = 30 * MAX_PIXELS
-"""Pixels times scans of a JPEG. A progressive one has about ten; thousands over a large one take hours."""
-SCAN = b"\xff\xda"
-TILE_SIDES = (322, 323)
-"""TIFF 6.0, TileWidth and TileLength."""
-WHITE_IS_ZERO = 0
-"""TIFF 6.0, PhotometricInterpretation."""
+TILE_WIDTH, TILE_LENGTH = 322, 323
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+ORIENTATION = 0x0112
 OWN_MAXIMUM = "scaled by own maximum"
-NEGATIVE = "negative values cut at 0"
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""ITU-R BT.601, as in Pillow's conversion to grey."""
 
 
 def is_image_name(name: str) -> bool:
@@ -53,11 +50,8 @@ def decode_image(body: bytes) -> Sample:
     """Decode the bytes of an image file to uint8 grey or RGB.
 
     Transparency is blended on black, palettes, CMYK and 1-bit images become RGB or grey, EXIF orientation is
-    applied, more than 8 bits are scaled by the image's own maximum (the study's rule); each is recorded.
-
-    Raises:
-        SkipItem: for what is no image, damaged, too large, too small, animated or not finite.
-        SetupError: when ``LOAD_TRUNCATED_IMAGES`` is on.
+    applied, more than 8 bits are scaled by the image's own maximum (the study's rule); each is recorded. What
+    is no image, damaged, too large, too small, animated or not finite is a SkipItem.
     """
     from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -70,7 +64,7 @@ def decode_image(body: bytes) -> Sample:
         warnings.simplefilter("ignore", UserWarning)  # odd EXIF or palette data: the decoder decides
         try:
             with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-                _check_size(image, body)
+                _check_size(image)
                 return replace(_convert(image), traits=(("file format", str(image.format)),))
         except UnidentifiedImageError:
             raise SkipItem("not an image") from None
@@ -81,17 +75,19 @@ def decode_image(body: bytes) -> Sample:
             raise SkipItem("damaged image") from None
 
 
-def _check_size(image: Image, body: bytes) -> None:
+def _check_size(image: Image) -> None:
     width, height = image.size
     width_bytes = BYTES_PER_PIXEL.get(image.mode, 4)
-    if width * height > MAX_PIXELS or width * height * width_bytes > MAX_DECODED_BYTES:
+    if image.format == "TIFF":
+        # A tile is decoded whole, however small the image is.
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        tile_pixels = int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
+    else:
+        tile_pixels = 0
+    if width * height > MAX_PIXELS or max(width * height, tile_pixels) * width_bytes > MAX_DECODED_BYTES:
         raise SkipItem("too many pixels")
     if min(width, height) < MIN_SIDE:
         raise SkipItem(f"a side below {MIN_SIDE} pixels")
-    if image.format == "JPEG" and body.count(SCAN) * width * height > MAX_SCANNED:
-        raise SkipItem("too many scans")
-    if image.format == "TIFF" and _tile_pixels(image) * width_bytes > MAX_DECODED_BYTES:
-        raise SkipItem("too many pixels")
     if image.format == "MPO":  # a phone's JPEG with a preview behind it: the first picture is the photograph
         return
     try:
@@ -102,12 +98,6 @@ def _check_size(image: Image, body: bytes) -> None:
     raise SkipItem("several frames")
 
 
-def _tile_pixels(image: Image) -> int:
-    """Return how many pixels a TIFF's tile has, which is decoded whole however small the image is."""
-    sides = [image.tag_v2.get(tag, 0) for tag in TILE_SIDES]  # type: ignore[attr-defined]
-    return int(sides[0]) * int(sides[1])
-
-
 def _convert(image: Image) -> Sample:
     from PIL import ImageOps
 
@@ -116,7 +106,7 @@ def _convert(image: Image) -> Sample:
     image.load()
     cut = ";16" in stored and image.mode in ("RGB", "RGBA", "LA")  # Pillow keeps the high byte of each
     flags = ("16-bit channels cut to their high byte",) if cut else ()
-    if image.getexif().get(0x0112, 1) not in (0, 1):
+    if image.getexif().get(ORIENTATION, 1) not in (0, 1):
         image = ImageOps.exif_transpose(image)
         notes.append("EXIF orientation applied")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -124,7 +114,8 @@ def _convert(image: Image) -> Sample:
         return Sample(_blended_on_black(image), conversions=tuple(notes), flags=flags)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
-        if image.format == "TIFF" and image.tag_v2.get(262) == WHITE_IS_ZERO:  # type: ignore[attr-defined]
+        tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
             values = values.max() - values  # Pillow turns 8 bits over only
             notes.append("white as zero turned over")
         pixels, note = by_own_maximum(values)
@@ -150,16 +141,14 @@ def _blended_on_black(image: Image) -> NDArray[np.uint8]:
 
 def negative_flags(values: NDArray[np.generic]) -> tuple[str, ...]:
     """Return the flag of an image whose negative values its own maximum cuts at 0."""
-    return (NEGATIVE,) if values.dtype.kind in "if" and values.min() < 0 else ()
+    return ("negative values cut at 0",) if values.dtype.kind in "if" and values.min() < 0 else ()
 
 
 def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]:
     """Scale values by their own maximum to uint8, negative ones to 0; returns pixels and the note of it.
 
-    This is the study's rule for every image, which rounds towards zero; so do we.
-
-    Raises:
-        SkipItem: when values are not finite or none is above 0.
+    This is the study's rule for every image, which rounds towards zero; so do we. Values that are not finite,
+    or none above 0, are a SkipItem.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise SkipItem("values not finite")
@@ -183,12 +172,10 @@ def by_own_maximum(values: NDArray[np.generic]) -> tuple[NDArray[np.uint8], str]
     return pixels, OWN_MAXIMUM
 
 
-# One image: resize and change channels. Pixels stay in [0, 255] throughout.
-
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""ITU-R BT.601, as in Pillow's conversion to grey."""
-PIXELS_STRIP_ROWS = 2048
-"""Rows that become grey at once; below it nothing is cut."""
+def own_maximum_sample(sample: Sample) -> Sample:
+    """Scale an image that was read from a file by its own maximum."""
+    pixels, note = by_own_maximum(sample.pixels)
+    return replace(sample, pixels=pixels, conversions=(*sample.conversions, *([note] if note else [])))
 
 
 def to_prepared(
@@ -216,12 +203,10 @@ def to_prepared(
 
 
 def _luma(pixels: NDArray[np.generic]) -> NDArray[np.float32]:
-    grey = np.empty(pixels.shape[:2], np.float32)
-    for top in range(0, len(pixels), PIXELS_STRIP_ROWS):
-        grey[top : top + PIXELS_STRIP_ROWS] = (
-            np.asarray(pixels[top : top + PIXELS_STRIP_ROWS], np.float32) @ LUMA
-        )
-    return grey
+    """Make grey of strips of rows: a large image takes four times its bytes as floats."""
+    rows = max(1, STRIP_VALUES // pixels.shape[1])
+    strips = (pixels[top : top + rows].astype(np.float32) @ LUMA for top in range(0, len(pixels), rows))
+    return np.concatenate(list(strips))
 
 
 def _resize(plane: NDArray[np.float32], side: int, *, antialias: bool) -> NDArray[np.float32]:

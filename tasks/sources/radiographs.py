@@ -1,13 +1,22 @@
-"""CheXpert: the original and the small release, and the batches that Stanford AIMI ships today.
+"""CheXpert, MURA and RSNA: a table of images, and where these lie in the releases of years.
 
-Layouts: ``CheXpert-v1.0[-small]/train.csv`` with ``train/patient<id>/study<n>/view<k>_<side>.jpg`` beside
-it (the competition's page); ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``CheXpert-v1.0 batch
-2 (train 1)/patient<id>/...`` to batch 4, as folders or ``.zip`` (AIMI's container as listed by public
+CheXpert. Layouts: ``CheXpert-v1.0[-small]/train.csv`` with ``train/patient<id>/study<n>/view<k>_<side>.jpg``
+beside it (the competition's page); ``CheXpert-v1.0 batch 1 (validate & csv)/train.csv`` and ``CheXpert-v1.0
+batch 2 (train 1)/patient<id>/...`` to batch 4, as folders or ``.zip`` (AIMI's container as listed by public
 download scripts). The table's ``Path`` keeps the original spelling in all of them, so images are found by
-patient, study and view.
+patient, study and view. Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows with an explicit
+0 are left out, as in the study, so label 0 is "uncertain or not mentioned", not "healthy". The group is the
+patient in the path.
 
-Label 1 = the finding is 1; label 0 = -1 (uncertain) or blank. Rows with an explicit 0 are left out, as in
-the study, so label 0 is "uncertain or not mentioned", not "healthy". The group is the patient in the path.
+MURA. Layout: ``MURA-v1.1/`` with ``train_image_paths.csv``, which has no header, as the competition's page
+and public readers give it, unpacked or ``MURA-v1.1.zip``. The release says every study's label twice, in the
+folder's name and in ``train_labeled_studies.csv``; both must agree.
+
+RSNA 2019, stage 2. Layout: the Kaggle competition's data page, unpacked or as the ``.zip`` that Kaggle makes
+of it. A slice is the file of its id, wherever the train split lies; its header repeats the id as SOP instance
+UID. ``any`` must be the largest of the five subtypes. The group is the patient id in the DICOM header.
+Corrected: Hounsfield units plus 1024 by the slice's own maximum. With ``wrapped_pixel_cast`` the stored
+values are scaled and cast as the released extractor did (F16): negative ones wrap around to arbitrary grey.
 """
 
 from __future__ import annotations
@@ -15,198 +24,154 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from search_spaces.errors import DataError
-from tasks.sources.base import Item, Listing, RawRequest, Reader, Sample, SkipItem
-from tasks.sources.dicom import NO_PATIENT, Dicom, decode_dicom
-from tasks.sources.natural import own_maximum_sample
+from tasks.sources.base import Item, Listing, RawRequest, Sample, SkipItem
+from tasks.sources.dicom import NO_PATIENT, Dicom, decode_dicom, frame_samples
 from tasks.sources.official import (
     FILE_MISSING,
-    dicom_samples,
+    OWN_MAXIMUM,
+    by_own_maximum,
+    download,
     find_named,
     find_table,
-    is_square,
-    join,
-    list_download,
     not_there,
     repeated_rows,
 )
-from tasks.sources.pictures import decode_image, to_prepared
-from tasks.sources.raw import RawTree, read_locator
+from tasks.sources.pictures import to_prepared
+from tasks.sources.raw import RawTree
 from tasks.sources.tables import first_hashed, read_lines, read_table
 
 FINDINGS = {"default": "Pleural Effusion", "edema": "Edema"}
-VALUES = {"1": 1, "-1": 0, "": 0}
-IMAGE = re.compile(r"(patient\d+)/(study\d+)/([^/]+)\.(?:jpe?g|png)$", re.IGNORECASE)
-OTHER_SPLITS = ("valid", "test")
-TABLE = "train.csv"
+VALUES = {"1": 1, "-1": 0, "": 0, "0": None}
+CHEXPERT_IMAGE = re.compile(r"(?P<patient>patient\d+)/study\d+/[^/]+(?=\.(?:jpe?g|png)$)", re.IGNORECASE)
+OTHER_SPLITS = re.compile(r"(?:^|/)(?:valid|test)/", re.IGNORECASE)
+CHEXPERT_TABLE = "train.csv"
+MURA_TABLE, STUDIES = "train_image_paths.csv", "train_labeled_studies.csv"
+MURA_IMAGE = re.compile(
+    r"(?<![^/])(?P<study>train/XR_\w+/(?P<patient>patient\d+)/study\d+_(?P<label>positive|negative))/[^/]+$"
+)
+STUDY = re.compile(r"(?:^|/)(train/XR_\w+/patient\d+/study\d+_(?:positive|negative))/?$")
+RSNA_TABLE = "stage_2_train"
+SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}
+RSNA_IMAGE = re.compile(r"(?:^|/)(ID_[0-9a-f]+)\.dcm$", re.IGNORECASE)
+ROW = re.compile(r"(ID_[0-9a-fA-F]+)_([a-z]+)")
+TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
 
 
-class CheXpert:
-    """Rows of ``train.csv`` in their order."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per row that has a label.
-
-        Raises:
-            DataError: for a missing table, a finding with other values than 1, 0, -1 and blank, or an image
-                with two labels.
-        """
-        return list_download(request, lambda tree: _listing(tree, request))
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of JPEGs."""
-        return image_reader(request)
-
-
-def _listing(tree: RawTree, request: RawRequest) -> Listing:
-    tables = find_named(tree, TABLE)
-    if not tables:
-        raise not_there(request, TABLE, tree)
-    table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
-    finding = FINDINGS[request.spec.task]
-    files = _images(tree, table.rpartition("/")[0])
-    excluded, odd, missing = Counter[str](), 0, []
-    items: dict[str, Item] = {}
-    labels: list[tuple[str, int | None]] = []
-    for row in read_table(tree.locator(table), request, ("Path", finding)):
-        value = row[finding].removesuffix(".0")
-        match = IMAGE.search(row["Path"].replace("\\", "/"))
-        if match is None or value not in (*VALUES, "0"):
-            odd += 1
-            continue
-        labels.append(("/".join(match.groups()), VALUES.get(value)))
-        if value == "0":
-            excluded["explicitly negative"] += 1
-        elif (name := files.get(match.groups())) is None:
-            missing.append((row["Path"], FILE_MISSING))
-        else:
-            items.setdefault(name, Item(tree.locator(name), VALUES[value], match[1]))
-    if odd:
-        rule = f"{request.dataset.name}: {TABLE} must hold 1, 0, -1 or blank, and patient<id> in every path"
-        raise DataError(rule, f"{odd} other rows", "download the table again")
-    return Listing(
-        list(items.values()),
-        request.dataset.label_names,
-        excluded=dict(excluded) | repeated_rows(TABLE, labels, request),
-        skipped=missing,
-        intensity="each image by its own maximum",
-    )
-
-
-def _images(tree: RawTree, folder: str) -> dict[tuple[str | None, ...], str]:
-    """Return (patient, study, view) -> name of the training images, those beside the table first.
+class _Images:
+    """Images of a tree by a pattern's match, those beside the table first.
 
     Two releases may lie side by side; patients are numbered alike in them.
     """
-    found: dict[tuple[str | None, ...], str] = {}
-    names = list(tree)
-    if folder:
-        beside = [name for name in names if name.startswith(folder + "/")]
-        names = beside + [name for name in names if not name.startswith(folder + "/")]
-    for name in names:
-        match = IMAGE.search(name)
-        if match and not set(name[: match.start()].casefold().split("/")) & set(OTHER_SPLITS):
-            found.setdefault(match.groups(), name)
-    return found
+
+    def __init__(self, tree: RawTree, table: str, pattern: re.Pattern[str]) -> None:
+        self._tree, self._found = tree, dict[str, str]()
+        beside = table[: table.rfind("/") + 1]
+        for name in sorted(tree, key=lambda name: not name.startswith(beside)):
+            match = pattern.search(name)
+            if match and not OTHER_SPLITS.search(name[: match.start()]):
+                self._found.setdefault(match[0].casefold(), name)
+        self.items: dict[str, Item] = {}
+        self.missing: list[tuple[str, str]] = []
+
+    def add(self, match: re.Match[str], label: int) -> None:
+        """Take the image that a row names, or note that it is not there."""
+        name = self._found.get(match[0].casefold())
+        if name is None:
+            self.missing.append((match.string, FILE_MISSING))
+        else:
+            self.items.setdefault(name, Item(self._tree.locator(name), label, match["patient"]))
 
 
-def image_reader(request: RawRequest) -> Reader:
-    """Return a reader of image files, each scaled by its own maximum."""
-    base = request.base()
-
-    def read(item: Item) -> tuple[Sample]:
-        return (own_maximum_sample(decode_image(read_locator(base, item.locator))),)
-
-    return read
-
-
-# MURA: ``train_image_paths.csv`` without a header and PNGs; the label is in the study folder's name.
-#
-# Layout: ``MURA-v1.1/`` as the competition's page and public readers give it, unpacked or
-# ``MURA-v1.1.zip``. The release says every study's label twice, in the folder's name and in
-# ``train_labeled_studies.csv``; both must agree.
-
-MURA_TABLE, STUDIES = "train_image_paths.csv", "train_labeled_studies.csv"
-PATH = re.compile(
-    r"(?:^|/)(?P<image>(?P<study>train/XR_\w+/(?P<patient>patient\d+)/study\d+_(?P<label>positive|negative))/[^/]+)$"
-)
-STUDY = re.compile(r"(?:^|/)(train/XR_\w+/patient\d+/study\d+_(?:positive|negative))/?$")
-
-
-class Mura:
-    """Lines of the table in their order."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per line; hidden files that the table names are left out.
-
-        Raises:
-            DataError: for a missing table, lines that are no MURA paths, or labels that disagree.
-        """
-        return list_download(request, lambda tree: _mura_listing(tree, request))
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of PNGs."""
-        return image_reader(request)
-
-
-def _mura_listing(tree: RawTree, request: RawRequest) -> Listing:
-    tables = find_named(tree, MURA_TABLE)
+def list_chexpert(tree: RawTree, request: RawRequest) -> Listing:
+    """Return one item per row of ``train.csv`` that has a label, in their order."""
+    tables = find_named(tree, CHEXPERT_TABLE)
     if not tables:
-        raise not_there(request, MURA_TABLE, tree)
-    folder = tables[0].rpartition("/")[0]
-    files = _mura_images(tree, folder)
-    hidden, odd, missing = 0, 0, []
-    items: dict[str, Item] = {}
-    labels: dict[str, int] = {}
-    rows: list[tuple[str, int | None]] = []
-    for path, *_ in read_lines(tree.locator(tables[0]), request):
-        match = PATH.search(path.strip().replace("\\", "/"))
-        if match is None:
+        raise not_there(request, CHEXPERT_TABLE, tree)
+    table = min(tables, key=lambda name: (name.count("/"), "small" in name, name))
+    finding, negative, odd = FINDINGS[request.spec.task], 0, 0
+    images = _Images(tree, table, CHEXPERT_IMAGE)
+    labels: list[tuple[str, int | None]] = []
+    for row in read_table(tree.locator(table), request, ("Path", finding)):
+        value = row[finding].removesuffix(".0")
+        match = CHEXPERT_IMAGE.search(row["Path"].replace("\\", "/"))
+        if match is None or value not in VALUES:
             odd += 1
             continue
-        label = labels[match["study"]] = int(match["label"] == "positive")
-        rows.append((match["image"], label))
-        if match["image"].rpartition("/")[2].startswith("."):
-            hidden += 1
-        elif (name := files.get(match["image"].casefold())) is None:
-            missing.append((match["image"], FILE_MISSING))
+        label = VALUES[value]
+        labels.append((match[0], label))
+        if label is None:
+            negative += 1
         else:
-            items.setdefault(name, Item(tree.locator(name), label, match["patient"]))
+            images.add(match, label)
     if odd:
-        rule = f"mura: lines of {MURA_TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
-        raise DataError(rule, f"{odd} other lines")
-    excluded = {"hidden file": hidden} if hidden else {}
+        rule = (
+            f"{request.dataset.name}: {CHEXPERT_TABLE} must hold 1, 0, -1 or blank, and patient<id> in every"
+        )
+        raise DataError(f"{rule} path", f"{odd} other rows", "download the table again")
     return Listing(
-        list(items.values()),
+        list(images.items.values()),
         request.dataset.label_names,
-        excluded=excluded | repeated_rows(MURA_TABLE, rows, request),
-        skipped=missing,
-        intensity="each image by its own maximum",
-        flags=_compare(labels, tree, folder, request),
+        excluded=_counted("explicitly negative", negative) | repeated_rows(CHEXPERT_TABLE, labels, request),
+        skipped=images.missing,
+        intensity=OWN_MAXIMUM,
     )
 
 
-def _mura_images(tree: RawTree, folder: str) -> dict[str, str]:
-    """Return path from ``train/`` on -> name, those beside the table first."""
-    found: dict[str, str] = {}
-    for name in sorted(tree, key=lambda name: not name.startswith(f"{folder}/")):
-        match = PATH.search(name)
-        if match:
-            found.setdefault(match["image"].casefold(), name)
-    return found
+chexpert = download(list_chexpert, by_own_maximum)
 
 
-def _compare(labels: dict[str, int], tree: RawTree, folder: str, request: RawRequest) -> dict[str, int]:
+def _counted(reason: str, count: int) -> dict[str, int]:
+    return {reason: count} if count else {}
+
+
+def list_mura(tree: RawTree, request: RawRequest) -> Listing:
+    """Return one item per line of the table, in their order; hidden files that it names are left out."""
+    tables = find_named(tree, MURA_TABLE)
+    if not tables:
+        raise not_there(request, MURA_TABLE, tree)
+    images = _Images(tree, tables[0], MURA_IMAGE)
+    hidden, odd, studies = 0, 0, dict[str, int]()
+    labels: list[tuple[str, int | None]] = []
+    for path, *_ in read_lines(tree.locator(tables[0]), request):
+        match = MURA_IMAGE.search(path.strip().replace("\\", "/"))
+        if match is None:
+            odd += 1
+            continue
+        label = studies[match["study"]] = int(match["label"] == "positive")
+        labels.append((match[0], label))
+        if match[0].rpartition("/")[2].startswith("."):
+            hidden += 1
+        else:
+            images.add(match, label)
+    if odd:
+        rule = f"mura: lines of {MURA_TABLE} must be .../train/XR_<PART>/patient<id>/study<n>_<label>/<image>"
+        raise DataError(rule, f"{odd} other lines")
+    second = tables[0][: -len(MURA_TABLE)] + STUDIES
+    return Listing(
+        list(images.items.values()),
+        request.dataset.label_names,
+        excluded=_counted("hidden file", hidden) | repeated_rows(MURA_TABLE, labels, request),
+        skipped=images.missing,
+        intensity=OWN_MAXIMUM,
+        flags=_compared(studies, tree.get(second), request),
+    )
+
+
+mura = download(list_mura, by_own_maximum)
+
+
+def _compared(labels: dict[str, int], table: str | None, request: RawRequest) -> dict[str, int]:
     """Compare the folders' labels with the table of studies; returns a flag when there is no such table."""
-    locator = tree.get(join(folder, STUDIES))
-    if locator is None:
+    if table is None:
         return {f"labels from folder names only: no {STUDIES}": len(labels)}
     second: dict[str, int] = {}
     odd = 0
-    for line in read_lines(locator, request):
+    for line in read_lines(table, request):
         match = STUDY.search(line[0].strip()) if len(line) == 2 else None
         if match is None or line[1].strip() not in ("0", "1"):
             odd += 1
@@ -215,70 +180,22 @@ def _compare(labels: dict[str, int], tree: RawTree, folder: str, request: RawReq
     wrong = [study for study, label in labels.items() if second.get(study) != label]
     if odd or wrong:
         found = f"{odd} odd lines; unlike or absent: {first_hashed(request, wrong)}"
-        raise DataError(
-            f"mura: {STUDIES} and the names of the study folders must agree", found, "download MURA again"
-        )
+        rule = f"mura: {STUDIES} and the names of the study folders must agree"
+        raise DataError(rule, found, "download MURA again")
     return {}
 
 
-# RSNA 2019 intracranial haemorrhage, stage 2: one DICOM per slice and six label rows per slice.
-#
-# Layout: the Kaggle competition's data page, unpacked or as the ``.zip`` that Kaggle makes of it. A slice
-# is the file of its id, wherever the train split lies; its header repeats the id as SOP instance UID.
-# ``any`` must be the largest of the five subtypes. The group is the patient id in the DICOM header.
-# Corrected: Hounsfield units plus 1024 by the slice's own maximum. With ``wrapped_pixel_cast`` the stored
-# values are scaled and cast as the released extractor did (F16): negative ones wrap around to arbitrary
-# grey.
-
-RSNA_TABLE = "stage_2_train"
-SUBTYPES = {"default": "any", "subarachnoid": "subarachnoid"}
-RSNA_IMAGE = re.compile(r"(?:^|/)(ID_[0-9a-f]+)\.dcm$", re.IGNORECASE)
-ROW = re.compile(r"(ID_[0-9a-fA-F]+)_([a-z]+)")
-TEST_FOLDER = re.compile(r"(?:^|[/_ -])test", re.IGNORECASE)
-
-
-class Rsna:
-    """Slices in the order of the table."""
-
-    def list_items(self, request: RawRequest) -> Listing:
-        """Return one item per slice.
-
-        The official table repeats a few rows; equal repeats are taken once.
-
-        Raises:
-            DataError: for a missing table, odd rows, a slice with two different labels, or one whose ``any``
-                is not the largest of its subtypes.
-        """
-        return list_download(request, lambda tree: _rsna_listing(tree, request))
-
-    def reader(self, request: RawRequest) -> Reader:
-        """Return a reader of slices; those without square pixels are left out, as in the study."""
-        base = request.base()
-        wrapped = request.has_fault("wrapped_pixel_cast")
-
-        def read(item: Item) -> Iterator[Sample]:
-            dicom = decode_dicom(read_locator(base, item.locator))
-            told = dicom.instance.casefold()
-            if told.startswith("id_") and told != str(item.details[0]).casefold():
-                raise SkipItem("another slice in the header than in the file's name")
-            if len(dicom.values) != 1:
-                raise SkipItem("several frames")
-            if not is_square(dicom.spacing):
-                raise SkipItem("pixels not square")
-            if wrapped:
-                return iter([_wrapped(dicom, request.spec.image_size)])
-            patient = dicom.known_patient()
-            return dicom_samples(dicom, group=patient, flags=() if patient else (NO_PATIENT,))
-
-        return read
-
-
-def _rsna_listing(tree: RawTree, request: RawRequest) -> Listing:
+def list_rsna(tree: RawTree, request: RawRequest) -> Listing:
+    """Return one item per slice of the table, in their order; a few rows of it repeat others."""
     table = find_table(tree, request, RSNA_TABLE, ("ID", "Label"), only_named=True)
     if table is None:
         raise not_there(request, f"{RSNA_TABLE}.csv", tree)
-    labels, repeats = _labels(table, request)
-    files = _rsna_images(tree)
+    labels, repeats = _slice_labels(table, request)
+    files: dict[str, str] = {}
+    for name in tree:
+        match = RSNA_IMAGE.search(name)
+        if match and not TEST_FOLDER.search(name[: match.start()]):
+            files.setdefault(match[1].casefold(), name)
     items, missing = [], []
     for name, label in labels.items():
         file = files.pop(name.casefold(), None)
@@ -286,27 +203,16 @@ def _rsna_listing(tree: RawTree, request: RawRequest) -> Listing:
             missing.append((f"{RSNA_TABLE}/{name}.dcm", FILE_MISSING))
         else:
             items.append(Item(tree.locator(file), label, details=(name,)))
-    excluded = {"repeated row": repeats, "slice without a row in the table": len(files)}
     return Listing(
         items,
         request.dataset.label_names,
-        excluded={reason: count for reason, count in excluded.items() if count},
+        excluded=_counted("repeated row", repeats) | _counted("slice without a row in the table", len(files)),
         skipped=missing,
         intensity="CT: Hounsfield units + 1024, clipped at 0, by own maximum",
     )
 
 
-def _rsna_images(tree: RawTree) -> dict[str, str]:
-    """Return slice id in lower case -> name; what lies in a folder of the test split is none of them."""
-    found: dict[str, str] = {}
-    for name in tree:
-        match = RSNA_IMAGE.search(name)
-        if match and not TEST_FOLDER.search(name[: match.start()]):
-            found.setdefault(match[1].casefold(), name)
-    return found
-
-
-def _labels(table: str, request: RawRequest) -> tuple[dict[str, int], int]:
+def _slice_labels(table: str, request: RawRequest) -> tuple[dict[str, int], int]:
     """Return each slice's label in the table's order, and how many rows repeat another."""
     subtype, odd, repeats = SUBTYPES[request.spec.task], 0, Counter[str]()
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)
@@ -324,14 +230,30 @@ def _labels(table: str, request: RawRequest) -> tuple[dict[str, int], int]:
     unlike = [
         name
         for name, kinds in found.items()
-        if "any" in kinds
-        and len(kinds) > 1
-        and kinds["any"] != max(label for kind, label in kinds.items() if kind != "any")
+        if "any" in kinds and len(kinds) > 1 and kinds["any"] != max({**kinds, "any": 0}.values())
     ]
     if unlike:
         rule = f"{request.dataset.name}: any must be the largest of a slice's subtypes"
         raise DataError(rule, f"unlike: {first_hashed(request, unlike)}", "download the table again")
     return {name: kinds[subtype] for name, kinds in found.items() if subtype in kinds}, repeats[subtype]
+
+
+def read_slice(body: bytes, item: Item, request: RawRequest) -> Iterator[Sample]:
+    """Yield a slice; one without square pixels is left out, as in the study."""
+    dicom = decode_dicom(body, frames=1)
+    told = dicom.instance.casefold()
+    if told.startswith("id_") and told != str(item.details[0]).casefold():
+        raise SkipItem("another slice in the header than in the file's name")
+    if not dicom.is_square():
+        raise SkipItem("pixels not square")
+    patient = dicom.known_patient()
+    lacking = () if patient else (NO_PATIENT,)
+    wrapped = request.has_fault("wrapped_pixel_cast")
+    for sample in [_wrapped(dicom, request.spec.image_size)] if wrapped else frame_samples(dicom):
+        yield replace(sample, group=patient, flags=(*sample.flags, *lacking))
+
+
+rsna = download(list_rsna, read_slice)
 
 
 def _wrapped(dicom: Dicom, image_size: int) -> Sample:
@@ -342,8 +264,4 @@ def _wrapped(dicom: Dicom, image_size: int) -> Sample:
         raise SkipItem("constant image")
     scaled = to_prepared(values * (255 / top), image_size=image_size, channels=1, dtype="float32")[0]
     pixels = scaled.astype(np.int64).astype(np.uint8)
-    if dicom.inverted:
-        pixels = 255 - pixels
-    patient = dicom.known_patient()
-    flags = () if patient else (NO_PATIENT,)
-    return Sample(pixels, group=patient, conversions=("negative values wrapped (F16)",), flags=flags)
+    return Sample(255 - pixels if dicom.inverted else pixels, conversions=("negative values wrapped (F16)",))

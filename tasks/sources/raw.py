@@ -24,11 +24,10 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from search_spaces.errors import DataError
 from tasks.sources.base import RawRequest, SkipItem
@@ -39,6 +38,7 @@ PACKED_TARS = GZIP + BZIP2 + XZ
 """Endings of tars that can only be read forward."""
 ARCHIVES = (".zip", ".tar", *PACKED_TARS)
 NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+GONE = "file is gone or unreadable"
 MAX_FILE_BYTES = 384 << 20
 """Largest single file or archive member, held whole. A multi-frame ultrasound has about 100 MiB, a computed
 radiograph 30; with what decoding needs besides, a reading task stays below a GiB."""
@@ -46,7 +46,6 @@ MAX_DEPTH = 3
 MAX_RATIO = 1040
 """Deflate cannot do better than 1032 to 1; more is a lie."""
 MAX_MEMBERS = 5_000_000
-MAX_TAR_HEADER = 1 << 20
 MAX_XZ_MEMORY = 256 << 20
 """The strongest preset of ``xz`` (-9) asks for 65 MiB, a header may ask for 4 GiB."""
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -59,12 +58,8 @@ DAMAGE = (
 """What the standard library's readers raise on damaged or odd archives."""
 
 
-class RefusedArchive(Exception):
+class RefusedArchive(SkipItem):
     """An archive that must not be read; ``reason`` names no member."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def is_archive_name(name: str) -> bool:
@@ -80,16 +75,12 @@ def is_noise(name: str) -> bool:
 def read_locator(base: Path, locator: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Return the bytes of a plain file or archive member below ``base``.
 
-    Raises:
-        SkipItem: when it is gone, unreadable, damaged, empty, too large or no plain file.
+    One that is gone, unreadable, damaged, empty, too large or no plain file is a SkipItem.
     """
     file, *inner = split_locator(locator)
     if not inner:
         return read_plain(base / file, max_bytes)
-    try:
-        body = open_archive(base / file, tuple(inner[:-1])).read(inner[-1], max_bytes)
-    except RefusedArchive as refused:
-        raise SkipItem(refused.reason) from None
+    body = open_archive(base / file, tuple(inner[:-1])).read(inner[-1], max_bytes)
     if not body:
         raise SkipItem("empty file")
     return body
@@ -108,41 +99,43 @@ def split_locator(locator: str) -> list[str]:
 
 
 def read_head(base: Path, locator: str, size: int) -> bytes:
-    """Return the first bytes of a plain file; of an archive's member all, which cost the same.
-
-    Raises:
-        SkipItem: see :func:`read_locator`.
-    """
+    """Return the first bytes of a plain file; of an archive's member all, which cost the same."""
     if len(split_locator(locator)) > 1:
         return read_locator(base, locator)
     return read_plain(base / locator, size, cut=True)
 
 
 def read_plain(path: Path, max_bytes: int = MAX_FILE_BYTES, *, cut: bool = False) -> bytes:
-    """Return the bytes of a plain file, or the first ``max_bytes`` of them.
-
-    Raises:
-        SkipItem: when it is gone, unreadable, empty, too large, or no plain file (never opened then).
-    """
+    """Return the bytes of a plain file, or (``cut``) the first of them; what is none is never opened."""
     try:
         # O_NONBLOCK: a file swapped for a FIFO after listing must not make us wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except (OSError, ValueError):
-        raise SkipItem("file is gone or unreadable") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise SkipItem("no plain file")
-        if status.st_size == 0:
-            raise SkipItem("empty file")
-        if status.st_size > max_bytes and not cut:
-            raise SkipItem("file too large")
-        with os.fdopen(os.dup(descriptor), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise SkipItem("no plain file")
+            if status.st_size == 0:
+                raise SkipItem("empty file")
+            if status.st_size > max_bytes and not cut:
+                raise SkipItem("file too large")
             return file.read(max_bytes)
-    except OSError:
-        raise SkipItem("file is gone or unreadable") from None
-    finally:
-        os.close(descriptor)
+    except IsADirectoryError:
+        raise SkipItem("no plain file") from None
+    except (OSError, ValueError):
+        raise SkipItem(GONE) from None
+
+
+def gunzipped(body: bytes, max_bytes: int) -> bytes:
+    """Unpack what is gzip by its first bytes, no further than ``max_bytes``; return the rest as it is.
+
+    A browser may unpack a file and leave its ending. Damage is a SkipItem.
+    """
+    if body[:2] != b"\x1f\x8b":
+        return body
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
+            return file.read(max_bytes)
+    except DAMAGE:
+        raise SkipItem("damaged gzip file") from None
 
 
 def walk(
@@ -157,11 +150,8 @@ def walk(
         root: Where to start; may itself be a link.
         request: For messages.
         folders: Gets the names of all folders met, empty ones too, when given.
-        strict: Refuse what cannot be read; else it is named, too.
-
-    Raises:
-        DataError: for a link that leaves the root, a linked folder, a FIFO, socket or device, or a folder
-            that cannot be listed.
+        strict: A link that leaves the root, a linked folder, a FIFO, socket or device, or a folder that
+            cannot be listed is a DataError; else it is named, too.
     """
     base = root.resolve()
     todo = _entries(base, "", request, strict)
@@ -169,7 +159,7 @@ def walk(
         name, entry = todo.pop()
         is_folder = entry.is_dir(follow_symlinks=False)
         if strict and not is_folder and not entry.is_file(follow_symlinks=False):
-            _check_inside(base, Path(entry.path), name, request)
+            _check_inside(base, Path(entry.path), f"{request.dataset.name}: {request.hashed(name)}")
         if not is_folder:
             yield name
             continue
@@ -194,20 +184,17 @@ def _entries(
     return [(prefix + entry.name, entry) for entry in found if not is_noise(entry.name)]
 
 
-def _check_inside(base: Path, path: Path, name: str, request: RawRequest) -> None:
+def _check_inside(base: Path, path: Path, where: str) -> None:
     """Refuse what could lead a reader elsewhere or make it wait for ever."""
-    mode = path.lstat().st_mode
-    where = f"{request.dataset.name}: {request.hashed(name)}"
-    if stat.S_ISLNK(mode):
-        try:
-            target = path.resolve(strict=True)
-        except (OSError, RuntimeError):  # a dangling link, or a loop
-            raise DataError(f"{where} must be a file", "a link to nothing", "remove it") from None
-        if not target.is_relative_to(base) or not target.is_file():
-            what = "a link to a folder or out of the raw folder"
-            raise DataError(f"{where} must stay inside the raw folder", what, "replace it by the file itself")
-    elif not stat.S_ISREG(mode):
+    if not path.is_symlink():
         raise DataError(f"{where} must be a plain file", "a FIFO, socket or device", "remove it")
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):  # a dangling link, or a loop
+        raise DataError(f"{where} must be a file", "a link to nothing", "remove it") from None
+    if not target.is_relative_to(base) or not target.is_file():
+        what = "a link to a folder or out of the raw folder"
+        raise DataError(f"{where} must stay inside the raw folder", what, "replace it by the file itself")
 
 
 def plain_name(name: str) -> str | None:
@@ -219,83 +206,6 @@ def plain_name(name: str) -> str | None:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def checked_name(name: str, request: RawRequest, where: str = "") -> str:
-    """Return a table's file name in normal form; ``where`` is its row, for messages.
-
-    Raises:
-        DataError: for an absolute name, or one with ``..``.
-    """
-    found = plain_name(name)
-    if found is None:
-        rule = f"{request.dataset.name}: names in a table must stay inside the raw folder"
-        raise DataError(rule, where or request.hashed(name), "use names relative to the table's folder")
-    return found
-
-
-def resolve_name(root: Path, name: str, request: RawRequest) -> Path:
-    """Return the file that a table names, which must lie below ``root``.
-
-    Raises:
-        DataError: for an absolute name, one with ``..``, or a link out.
-    """
-    path = root / checked_name(name, request)
-    if path.is_symlink():
-        _check_inside(root.resolve(), path, name, request)
-    return path
-
-
-class Archive(ABC):
-    """One opened archive."""
-
-    @abstractmethod
-    def members(self) -> list[str]:
-        """Return the names of all plain files in it, in stored order.
-
-        Raises:
-            RefusedArchive: for damage, or anything that must not be followed.
-        """
-
-    @abstractmethod
-    def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes.
-
-        Raises:
-            SkipItem: when it is gone, damaged, or larger than ``max_bytes``.
-        """
-
-    def open(self, member: str) -> IO[bytes]:
-        """Return a seekable stream of a member, for an archive in this one."""
-        return io.BytesIO(self.read(member, MAX_FILE_BYTES))
-
-
-def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
-    """Return an opened archive, or the one inside it; kept until its file changes.
-
-    Raises:
-        RefusedArchive: when it is damaged, unreadable or no plain file.
-    """
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        raise RefusedArchive("archive is gone or unreadable") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise RefusedArchive("no plain file")
-    return _opened(str(path), inner, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=16)
-def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
-    name = inner[-1] if inner else path
-    try:
-        outer = _opened(path, inner[:-1], size, time_ns) if inner else None
-        stream = outer.open(inner[-1]) if outer is not None else Path(path).open("rb")  # noqa: SIM115
-        return ZipArchive(stream) if name.lower().endswith(".zip") else TarArchive(stream, name)
-    except SkipItem as skip:
-        raise RefusedArchive(skip.reason) from None
-    except DAMAGE:
-        raise RefusedArchive("damaged archive") from None
-
-
 def _checked_member(name: str) -> str | None:
     """Return a member's name in normal form; None for what file managers leave behind, and for folders."""
     found = plain_name(name)
@@ -304,35 +214,58 @@ def _checked_member(name: str) -> str | None:
     return None if not found or any(map(is_noise, found.split("/"))) else found
 
 
-class ZipArchive(Archive):
+def open_zip(file: Path | IO[bytes], max_members: int = MAX_MEMBERS) -> zipfile.ZipFile:
+    """Open any zip (an archive, an ``.npz``, an ``.xlsx``) once what it says of its members was checked.
+
+    Links, encryption, packing without a bound, members that overlap, or of a size that they cannot have, and
+    damage are a RefusedArchive.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+        size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
+    except PermissionError:
+        raise RefusedArchive(GONE) from None
+    except DAMAGE:
+        raise RefusedArchive("damaged archive") from None
+    members = archive.infolist()
+    if sum(info.compress_size for info in members) > size:
+        raise RefusedArchive("an archive whose members overlap")
+    if len(members) > max_members:
+        raise RefusedArchive(f"an archive with more than {max_members:,} members")
+    for info in members:
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise RefusedArchive("an archive with links or devices")
+        if info.flag_bits & 1:
+            raise RefusedArchive("an encrypted archive; unpack it with its password first")
+        if info.file_size > MAX_RATIO * (info.compress_size + 1):
+            raise RefusedArchive("an archive that declares more than its packed size can hold")
+        if info.compress_type not in PLAIN_METHODS:
+            raise RefusedArchive("an archive packed by another method than deflate")
+    return archive
+
+
+class ZipArchive:
     """Members of a zip, by name, in any order."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._archive = zipfile.ZipFile(file)
-        if sum(info.compress_size for info in self._archive.infolist()) > file.seek(0, io.SEEK_END):
-            raise RefusedArchive("an archive whose members overlap")
+        self._archive = open_zip(file)
         self._members: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
             name = _checked_member(info.filename)
-            if info.is_dir():
-                continue
-            check_zip_member(info)
             if name in self._members:  # a//b and a\\b are one place, too
                 raise RefusedArchive("an archive with repeated names")
-            if name is not None:
+            if name is not None and not info.is_dir():
                 self._members[name] = info
-        if len(self._members) > MAX_MEMBERS:
-            raise RefusedArchive(f"an archive with more than {MAX_MEMBERS:,} members")
 
     def members(self) -> list[str]:
-        """Return their names, in stored order."""
+        """Return the names of all plain files in it, in stored order."""
         return list(self._members)
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes."""
+        """Return a member's bytes; one that is gone, damaged or larger is a SkipItem."""
         info = self._members.get(member)
         if info is None:
-            raise SkipItem("file is gone or unreadable")
+            raise SkipItem(GONE)
         if info.file_size > max_bytes:
             raise SkipItem("file too large")
         try:
@@ -342,45 +275,12 @@ class ZipArchive(Archive):
         except (*DAMAGE, MemoryError):
             raise SkipItem("damaged archive member") from None
 
-
-def check_zip_member(info: zipfile.ZipInfo) -> None:
-    """Check what a member of any zip (an archive, an ``.npz``, an ``.xlsx``) says of itself.
-
-    Raises:
-        RefusedArchive: for links, encryption, packing without a bound, and a size that it cannot have.
-    """
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-        raise RefusedArchive("an archive with links or devices")
-    if info.flag_bits & 1:
-        raise RefusedArchive("an encrypted archive; unpack it with its password first")
-    if info.file_size > MAX_RATIO * (info.compress_size + 1):
-        raise RefusedArchive("an archive that declares more than its packed size can hold")
-    if info.compress_type not in PLAIN_METHODS:
-        raise RefusedArchive("an archive packed by another method than deflate")
+    def open(self, member: str) -> IO[bytes]:
+        """Return a seekable stream of a member, for an archive in this one."""
+        return io.BytesIO(self.read(member, MAX_FILE_BYTES))
 
 
-class _Headers:
-    """A stream of which, while headers are read, nobody takes gigabytes for one that says it is so long."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.in_headers = file, True
-
-    def read(self, size: int = -1) -> bytes:
-        if self.in_headers and not 0 <= size <= MAX_TAR_HEADER:
-            raise RefusedArchive("an archive with a huge header")
-        return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-
-class TarArchive(Archive):
+class TarArchive:
     """A tar, plain or packed, whose members become known as it is read forward."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
@@ -388,29 +288,13 @@ class TarArchive(Archive):
         self._left = MAX_RATIO * (file.seek(0, io.SEEK_END) + 1)
         file.seek(0)
         self._file = unpacked(file, name.lower()) if self._packed else file
-        self._headers = _Headers(self._file)
-        self._archive = tarfile.open(fileobj=cast(Any, self._headers), mode="r:")  # noqa: SIM115
+        self._archive = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
         self._members: dict[str, tarfile.TarInfo] = {}
         self._whole = False
-        self._refused = ""
         self._lock = threading.RLock()
 
     def _next(self) -> bool:
-        """Read one more header; False at the end. What was refused once stays refused: an opened archive is
-        kept, and who asks again must not get the members after the one that was refused.
-        """
-        if self._refused:
-            raise RefusedArchive(self._refused)
-        self._headers.in_headers = True
-        try:
-            return self._read_header()
-        except RefusedArchive as refused:
-            self._refused = refused.reason
-            raise
-        finally:
-            self._headers.in_headers = False
-
-    def _read_header(self) -> bool:
+        """Read one more header; False at the end."""
         info = self._archive.next()
         if info is None:
             # tarfile takes a damaged header for the end; a real end is zeros or nothing.
@@ -438,24 +322,28 @@ class TarArchive(Archive):
         return True
 
     def members(self) -> list[str]:
-        """Return their names, in stored order."""
+        """Return the names of all plain files in it, in stored order."""
         with self._lock:
             try:
                 while not self._whole and self._next():
                     pass
-            except DAMAGE:
-                raise RefusedArchive("damaged archive") from None
+            except (RefusedArchive, *DAMAGE) as error:
+                # Else who asks again gets the members behind the one that was refused.
+                _opened.cache_clear()
+                raise (
+                    error if isinstance(error, RefusedArchive) else RefusedArchive("damaged archive")
+                ) from None
             return list(self._members)
 
     def _find(self, member: str) -> tarfile.TarInfo:
         while member not in self._members and not self._whole and self._next():
             pass
         if member not in self._members:
-            raise SkipItem("file is gone or unreadable")
+            raise SkipItem(GONE)
         return self._members[member]
 
     def read(self, member: str, max_bytes: int) -> bytes:
-        """Return a member's bytes."""
+        """Return a member's bytes; one that is gone, damaged or larger is a SkipItem."""
         with self._lock:
             try:
                 info = self._find(member)
@@ -467,12 +355,12 @@ class TarArchive(Archive):
                 raise SkipItem("damaged archive member") from None
             if len(body) != info.size:
                 raise SkipItem("damaged archive member")
-            return body
+            return bytes(body)
 
     def open(self, member: str) -> IO[bytes]:
-        """Return a seekable stream of a member."""
+        """Return a seekable stream of a member, for an archive in this one."""
         if self._packed:
-            return super().open(member)
+            return io.BytesIO(self.read(member, MAX_FILE_BYTES))
         with self._lock:
             stream = self._archive.extractfile(self._find(member))
         if stream is None:
@@ -492,20 +380,47 @@ def unpacked(file: IO[bytes], name: str) -> Any:
     return lzma.LZMAFile(file)
 
 
+Archive = ZipArchive | TarArchive
+
+
+def open_archive(path: Path, inner: tuple[str, ...] = ()) -> Archive:
+    """Return an opened archive, or the one inside it; kept until its file changes.
+
+    What is damaged, unreadable or no plain file is a RefusedArchive.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        raise RefusedArchive("archive is gone or unreadable") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedArchive("no plain file")
+    return _opened(str(path), inner, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _opened(path: str, inner: tuple[str, ...], size: int, time_ns: int) -> Archive:
+    name = inner[-1] if inner else path
+    try:
+        outer = _opened(path, inner[:-1], size, time_ns) if inner else None
+        stream = outer.open(inner[-1]) if outer is not None else Path(path).open("rb")  # noqa: SIM115
+        return ZipArchive(stream) if name.lower().endswith(".zip") else TarArchive(stream, name)
+    except SkipItem as skip:
+        raise RefusedArchive(skip.reason) from None
+    except DAMAGE:
+        raise RefusedArchive("damaged archive") from None
+
+
 class RawTree:
     """Names below a raw folder or in a raw archive, those in its archives as if these were unpacked in place.
 
     Found without regard to case; walked once. A file that lies there unpacked goes before the same name in an
     archive. Archives are opened only when asked for, so a download that is unpacked pays nothing for the
-    archives that were left beside it.
+    archives that were left beside it. What must not be read is a DataError.
 
     Args:
         request: What is read; its raw path may be a folder, or an archive.
         archives: Look into the archives below the folder, too.
         wanted: Which archives to look into, by name as if unpacked; all by default.
-
-    Raises:
-        DataError: for links out, FIFOs, unreadable folders, and archives that must not be read.
     """
 
     def __init__(

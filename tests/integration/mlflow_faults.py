@@ -77,7 +77,6 @@ def flat(name: str, number: int) -> FlatRun:
     """Return what a trial shows."""
     return FlatRun(
         f"{name}-{number}",
-        "trial",
         {"trial_id": f"{name}-{number}", "sweep": name, "status": "done"},
         {"recipe.learning_rate": "0.001"},
         {"test_loss": 1 / (number + 1)},

@@ -17,7 +17,7 @@ from tasks.prepared import prepare
 from tasks.prepared import store as arrays
 from tasks.prepared.store import PreparedDataset
 from tasks.remote import InlineExecutor
-from tasks.sources.demo import Packaged
+from tasks.sources import demo
 
 
 def prepared(chunk_rows: int, shard_rows: int, block_rows: int, folder: Path) -> PreparedDataset:
@@ -51,15 +51,15 @@ def test_fingerprint_and_rows_do_not_depend_on_the_partition(chunk_rows, shard_r
 
 def test_fingerprint_depends_on_pixels_labels_and_groups(monkeypatch, tmp_path):
     base = prepared(100, 100, 100, tmp_path / "base").fingerprint
-    original = Packaged.list_items
+    original = demo.packaged.list_items
 
-    def joined(self, request):
-        listing = original(self, request)
+    def joined(request):
+        listing = original(request)
         from dataclasses import replace
 
         return replace(
             listing, items=[replace(item, group=str(place % 90)) for place, item in enumerate(listing.items)]
         )
 
-    monkeypatch.setattr(Packaged, "list_items", joined)
+    monkeypatch.setattr(demo, "packaged", demo.Source(joined, demo.packaged.reader))
     assert prepared(100, 100, 100, tmp_path / "groups").fingerprint != base

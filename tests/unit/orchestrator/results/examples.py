@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.results.index import TrialOutline
 from orchestrator.results.records import (
     FailureKind,
     FailureRecord,
@@ -13,7 +12,7 @@ from orchestrator.results.records import (
     TrialFailure,
     TrialRecord,
 )
-from orchestrator.results.state import State
+from orchestrator.results.state import State, TrialOutline
 from search_spaces.models import model_spec
 from search_spaces.recipes import recipe_spec
 from search_spaces.specs import MeasureSpec, NetworkSpec, PreparedSpec, SubsetSpec, TrialSpec

@@ -2,11 +2,9 @@
 
 import pytest
 
-from orchestrator.planning.estimate import Price, Prices
-from orchestrator.planning.predict import MeasuredTrial
+from orchestrator.planning.estimate import MeasuredTrial, Price, Prices
 from orchestrator.results.state import cost_of
 from tests.unit.orchestrator.results.examples import (
-    measure_record,
     state_of,
     trial_record,
     trial_result,
@@ -23,11 +21,8 @@ def record(size: int, result=None, **changes):
     return trial_record(result, **fields)
 
 
-def state(*records, measures=()):
-    return state_of(
-        {one.trial_id: one for one in records},
-        measures={one.measure_id: one for one in measures},
-    )
+def state(*records):
+    return state_of({one.trial_id: one for one in records})
 
 
 def test_hours_money_and_power_are_time_times_share_times_rate():
@@ -52,11 +47,6 @@ def test_a_network_measured_again_saves_its_training_once():
     )
     assert (cost.networks_used_again, cost.saved_gpu_hours, cost.gpu_hours) == (1, 0.5, 1.5)
     assert "1 kept networks measured again, not trained: 0.5 GPU-hours saved" in cost.text()
-
-
-def test_a_measure_is_counted_once_whoever_reads_it():
-    cost = cost_of(state(record(40), record(50), record(60), measures=[measure_record()]), PRICES)
-    assert "each measure made once for 3 trials" in cost.text()
 
 
 def test_nothing_costs_nothing():

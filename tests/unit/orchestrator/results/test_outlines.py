@@ -1,6 +1,5 @@
 """A look at a sweep reads no record twice, believes no outline of a changed file, and can do without any."""
 
-import dataclasses
 import os
 
 import pytest
@@ -8,9 +7,8 @@ import pytest
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.sweep_file import parse_sweep
-from orchestrator.results.index import Index, TrialOutline
 from orchestrator.results.records import TrialRecord
-from orchestrator.results.state import StoredResults, look_at_state, read_state
+from orchestrator.results.state import Index, StoredResults, TrialOutline, look_at_state, read_state
 from orchestrator.results.store import ResultStore
 from tests.unit.orchestrator.results.examples import diverged, failure_record, trial_record, trial_result
 
@@ -123,7 +121,7 @@ def test_an_index_cut_at_any_byte_or_with_any_byte_flipped_changes_no_answer(wor
 
 def test_an_index_of_another_version_is_not_read(workspace, reads, monkeypatch):
     look_at_state(workspace)
-    monkeypatch.setattr("orchestrator.results.index.VERSION", 99)
+    monkeypatch.setattr("orchestrator.results.state.INDEX_VERSION", 99)
     assert Index(workspace.sweep_paths.index).read() == {}
 
 
@@ -131,7 +129,7 @@ def test_no_index_can_be_kept_where_nothing_can_be_written(workspace, reads, tmp
     index = workspace.sweep_paths.index
     index.mkdir()
     assert len(look_at_state(workspace).results) == len(workspace.plan.trials)
-    elsewhere = StoredResults.look(workspace.results_url, tmp_path / "none" / "index.sqlite")
+    elsewhere = StoredResults.read(workspace.results_url, tmp_path / "none" / "index.sqlite", look=True)
     assert len(elsewhere.outlines) == len(workspace.plan.trials)
     assert not (tmp_path / "none").exists()
 
@@ -169,7 +167,3 @@ def test_a_stored_result_of_another_default_is_stale_by_its_outline_too(workspac
     other = spec.model_copy(update={"network": spec.network.model_copy(update={"recipe": recipe})})
     ResultStore(workspace.results_url).save(trial_record(spec=other, trial_id=trial_id))
     assert [look_at_state(workspace).status(trial_id) for _ in range(2)] == ["stale", "stale"]
-
-
-def test_every_field_of_an_outline_is_in_the_index():
-    assert {field.name for field in dataclasses.fields(TrialOutline)} == set(TrialOutline.__slots__)

@@ -6,7 +6,7 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Bucket, Patience, StorageAway, open_storage
-from orchestrator.results.store import FileKind, KeptFiles, ResultStore
+from orchestrator.results.store import FileKind, ResultStore
 from search_spaces.errors import ConfigError, SetupError
 from tests.object_store import KEYS, object_store
 from tests.unit.orchestrator.results.examples import trial_record
@@ -60,8 +60,8 @@ def test_paths_and_file_urls_are_folders(tmp_path):
 def test_a_store_in_a_bucket_keeps_its_identity_weights_and_checkpoints(bucket):
     url = f"{bucket.url}/weights"
     assert ResultStore(url).identity() is None
-    assert ResultStore(url).own_identity() == ResultStore(url).identity()
-    files = KeptFiles(url)
+    assert ResultStore(url).identity(make=True) == ResultStore(url).identity()
+    files = ResultStore(url)
     kept = files.put(FileKind.WEIGHTS, "a", b"numbers")
     assert files.get(FileKind.WEIGHTS, "a", kept) == b"numbers"
     assert files.checkpoint("a") is None
@@ -87,7 +87,7 @@ def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tri
     with object_store() as store:
         stored = StoredResults.read(store.url)
         stored.save(trial_record())
-        identity = stored.store.own_identity()
+        identity = stored.store.identity(make=True)
         store.stop()
         again = ResultStore(store.url)
         for ask in (again.identity, lambda: again.scan(TrialRecord), lambda: again.read(TrialRecord, "a")):

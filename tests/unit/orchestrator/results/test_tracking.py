@@ -14,20 +14,17 @@ from sqlalchemy.exc import OperationalError
 from orchestrator.planning.paths import without_secrets
 from orchestrator.planning.plan import Workspace
 from orchestrator.results import mlflow_runs, tracking
-from orchestrator.results.mlflow_pages import Page
+from orchestrator.results.mlflow_pages import Page, RunPages, read_run_pages
 from orchestrator.results.mlflow_runs import Refused, SweepRuns, connect, read_rows
 from orchestrator.results.records import FailureKind, FailureRecord, TrialFailure
 from orchestrator.results.rows import FlatRun
 from orchestrator.results.store import ResultStore
 from orchestrator.results.tracking import (
-    RunPages,
     Tracker,
     check_tracker,
     differences,
-    keep_run_pages,
     make_tracker,
     mlflow_uri,
-    read_run_pages,
     tracked_rows,
 )
 from search_spaces.errors import ConfigError, SetupError
@@ -46,9 +43,9 @@ SWEEP = {
 UP_TO_DATE = {"replayed": 0, "closed": 0, "duplicates": 0, "up_to_date": 1}
 
 
-def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made: int = 2000) -> FlatRun:
+def flat(key: str, loss: float, train_size: int = 10, made: int = 2000) -> FlatRun:
     tags = {
-        f"{kind}_id": key,
+        "trial_id": key,
         "sweep": "s",
         "train_size": str(train_size),
         "class_pair": "",
@@ -56,7 +53,6 @@ def flat(key: str, loss: float, kind: str = "trial", train_size: int = 10, made:
     }
     return FlatRun(
         key,
-        kind,
         tags,
         {"recipe.learning_rate": "0.001", "subset.class_pair": ""},
         {"test_loss": loss, "d_data_mle": 9.5},
@@ -130,7 +126,6 @@ class TestWhatIsShown:
         tracker.start_trial("b", {"trial_id": "b"})
         tracker.finish(flat("b", 0.5))
         tracker.finish(flat("a", 0.25, train_size=20))
-        tracker.finish(flat("m", 1.0, kind="measure"))
         tracker.fail_trial(failed("c", "code_error", "boom", 1))
         tracker.close("FINISHED")
         assert tracker.num_behind == 0
@@ -145,7 +140,6 @@ class TestWhatIsShown:
             runs["sweep"].info.run_id
         }
         assert history(client, sweep, "a", "epoch_train_loss") == [(1, 0.7), (2, 0.3)]
-        assert tracker.pages().runs["a"] == runs["a"].info.run_id
 
     def test_one_run_per_trial_for_ever(self, client, sweep):
         for attempt in range(3):
@@ -558,7 +552,7 @@ def test_without_tracking_nothing_is_tracked_and_nothing_behind(root):
     tracker.finish(flat("a", 0.5))
     assert tracker.reconcile([flat("a", 0.5)])["replayed"] == 0
     tracker.close("FINISHED")
-    assert (tracker.num_behind, tracker.pages()) == (0, RunPages())
+    assert tracker.num_behind == 0
 
 
 # Which MLflow: its URI, its answers, its files.
@@ -732,8 +726,8 @@ def test_a_report_links_to_the_runs_that_mlflow_shows(uri, sweep, tmp_path, capl
     tracker = opened(client, sweep)
     tracker.finish(flat("a", 0.5))
     tracker.close("FINISHED")
-    keep_run_pages(tmp_path / "pages.json", tracker.pages())
-    keep_run_pages(tmp_path / "pages.json", RunPages())  # a run without tracking forgets nothing
+    tracker.keep_pages(tmp_path / "pages.json")
+    Tracker().keep_pages(tmp_path / "pages.json")  # a run without tracking forgets nothing
     pages = read_run_pages(tmp_path / "pages.json")
     assert pages.runs["a"] == shown(client, sweep)["a"].info.run_id
     experiment = client.get_experiment_by_name(f"isweep/{sweep}").experiment_id
@@ -753,7 +747,6 @@ def test_pages_say_what_a_run_is(client, sweep):
     tracker.close("FINISHED")
     runs = shown(client, sweep)
     assert runs["a"].data.tags["mlflow.runName"] == "small_cnn digits 3-8 N=10 seed 1"
-    assert runs["a"].data.tags["mlflow.source.name"] == f"isweep run {sweep}"
     experiment = client.get_experiment_by_name(f"isweep/{sweep}")
     note = experiment.tags["mlflow.note.content"]
     assert note == runs["sweep"].data.tags["mlflow.note.content"]

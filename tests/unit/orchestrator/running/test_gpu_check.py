@@ -7,8 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from orchestrator.planning.gpus import CARDS, card_there, pass_time, read_checks
-from orchestrator.planning.predict import cost_of
+from orchestrator.planning.predict import CARDS, card_there, cost_of, pass_time, read_checks
 from orchestrator.running import gpu_check
 from orchestrator.running.gpu_check import PARTS, bench_of, check, devices, run_part, without_names
 from orchestrator.running.gpus import LOGICAL_GPUS

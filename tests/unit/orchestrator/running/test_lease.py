@@ -41,7 +41,7 @@ def key(url):
 
 
 def leases(bucket, url):
-    found = client(bucket).list_objects_v2(Bucket=BUCKET, Prefix=url.removeprefix(f"s3://{BUCKET}/"))
+    found = client(bucket).list_objects_v2(Bucket=BUCKET, Prefix=key(url))
     return [
         json.loads(client(bucket).get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read())["name"]
         for one in found.get("Contents", ())
@@ -148,8 +148,8 @@ def test_a_lease_that_was_deleted_by_hand_is_written_again(bucket, url):
 
 def test_a_store_that_writes_over_what_is_there_is_refused(bucket, url, monkeypatch):
     """As servers did before they knew conditional writes: the header means nothing to them."""
-    real = Bucket._put
-    monkeypatch.setattr(Bucket, "_put", lambda self, path, data, mode: real(self, path, data, "overwrite"))
+    real = Bucket.put
+    monkeypatch.setattr(Bucket, "put", lambda self, path, data, mode: real(self, path, data, "overwrite"))
     with (
         pytest.raises(SetupError, match=r"must take conditional writes.*s3://results/.*; update the server"),
         Lease(url, "a", "isweep run"),

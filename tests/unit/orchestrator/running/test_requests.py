@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from orchestrator.planning.gpus import CARDS
+from orchestrator.planning.estimate import Expectation
 from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import Expectation, need_of
+from orchestrator.planning.predict import CARDS, need_of
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.results.records import FailureKind, TrialFailure
 from orchestrator.running.cluster import Resources

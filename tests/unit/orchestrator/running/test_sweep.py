@@ -23,7 +23,7 @@ from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, plan_sweep
 from orchestrator.results.records import CellReport, FailureRecord, TrialRecord
 from orchestrator.results.rows import trial_metrics
-from orchestrator.results.state import History, StoredResults
+from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience, StorageAway
 from orchestrator.results.store import ResultStore
 from orchestrator.running.cluster import Cluster, Resources
@@ -147,7 +147,7 @@ def test_each_kind_of_failure_has_its_own_policy(run):
     assert len(sweep.monitor.failed) == 2
     assert os.listdir(sweep.paths.tune) == []
 
-    told = History(sweep.stored.store.url)
+    told = sweep.stored.store
     stories = {size: [(e.what, e.attempt) for e in told.story(r.trial_id)] for size, r in results.items()}
     assert stories[10] == [("started", 1), ("finished", 1)]
     assert stories[14] == [("started", 1), ("failed", 1), ("started", 2), ("finished", 2)]
@@ -195,8 +195,8 @@ def test_what_a_trial_says_can_be_read_afterwards_and_has_no_secrets(run, monkey
         monkeypatch.setenv(name, value)
     sweep = run(make_plan(24), trainable=Talker)
     (failure,) = sweep.stored.failures.values()
-    (_, failed) = History(sweep.stored.store.url).story(failure.trial_id)
-    text = History(sweep.stored.store.url).log(failure.trial_id, 1)
+    (_, failed) = sweep.stored.store.story(failure.trial_id)
+    text = sweep.stored.store.log(failure.trial_id, 1)
     for said in (
         "copied [] in print",
         "INFO my.network: a log line of …",

@@ -14,7 +14,7 @@ from pydicom.uid import RLELossless
 
 from search_spaces.errors import DataError
 from tasks.sources.base import SkipItem
-from tasks.sources.dicom import decode_dicom, frames_to_pixels
+from tasks.sources.dicom import decode_dicom, frame_samples
 from tests.raw_trees.dicoms import make_dicom, save_dicom
 
 VALUES = np.random.default_rng(0).integers(0, 4096, (20, 24)).astype(np.uint16)
@@ -113,7 +113,7 @@ SKIPPED = {
 def test_skipped(case):
     make, reason = SKIPPED[case]
     with pytest.raises(SkipItem, match=reason):
-        list(frames_to_pixels(decode_dicom(make())))
+        list(frame_samples(decode_dicom(make())))
 
 
 def test_deep_nesting_is_bounded():
@@ -122,8 +122,8 @@ def test_deep_nesting_is_bounded():
 
 
 def pixels(values=VALUES, **options) -> np.ndarray:
-    ((frame, _, _),) = frames_to_pixels(decode_dicom(body(values, **options)))
-    return frame
+    (sample,) = frame_samples(decode_dicom(body(values, **options)))
+    return sample.pixels
 
 
 def by_maximum(values: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ def test_every_syntax_decodes_to_the_same_values(name):
 @pytest.mark.parametrize("name", ["JPGExtended.dcm", "JPEG2000.dcm", "SC_rgb_jpeg_dcmtk.dcm"])
 def test_lossy_syntaxes_are_decoded(name):
     decoded = decode_dicom(Path(get_testdata_file(name, download=False)).read_bytes())
-    assert all(frame.std() > 1 for frame, _, _ in frames_to_pixels(decoded))
+    assert all(sample.pixels.std() > 1 for sample in frame_samples(decoded))
 
 
 def test_rgb_frames():
@@ -182,15 +182,15 @@ def test_rgb_frames():
     data.PixelData = values.tobytes()
     stream = io.BytesIO()
     data.save_as(stream, enforce_file_format=True)
-    ((frame, notes, _),) = frames_to_pixels(decode_dicom(stream.getvalue()))
-    assert frame.shape == (20, 24, 3)
-    assert "colour DICOM" in notes
+    (sample,) = frame_samples(decode_dicom(stream.getvalue()))
+    assert sample.pixels.shape == (20, 24, 3)
+    assert "colour DICOM" in sample.conversions
 
 
 def test_doubtful_files_are_flagged():
     decoded = decode_dicom(body(modality="CT", BurnedInAnnotation="YES"))
-    ((_, _, flags),) = frames_to_pixels(decoded)
-    assert flags == ("burnt-in annotation", "CT without rescale slope and intercept")
+    (sample,) = frame_samples(decoded)
+    assert sample.flags == ("burnt-in annotation", "CT without rescale slope and intercept")
 
 
 def write_set(folder, patients):

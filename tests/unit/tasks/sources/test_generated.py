@@ -10,8 +10,8 @@ from search_spaces.errors import ConfigError
 from search_spaces.specs import PreparedSpec
 from tasks.sources import locate
 from tasks.sources.base import RawRequest, hash_key, keyed_hash, spell
-from tasks.sources.demo import Lesions, brain_mask, render_slice, template
-from tasks.sources.made import MARGIN, Manifold, embed, latent_points
+from tasks.sources.demo import brain_mask, lesions, render_slice, template
+from tasks.sources.made import MARGIN, embed, latent_points, manifold
 
 
 @pytest.mark.parametrize("dimension", [4, 12])
@@ -45,7 +45,7 @@ def test_manifold_needs_enough_pixels_and_a_dimension():
     row = dataset_spec("manifold_d4").model_copy(update={"name": "manifold"})
     request = RawRequest(row, PreparedSpec(dataset="manifold", image_size=8, channels=1))
     with pytest.raises(ConfigError, match="is named manifold_d<dimension>"):
-        Manifold().list_items(request)
+        manifold.list_items(request)
 
 
 def test_only_the_lesion_tells_the_label():
@@ -60,7 +60,7 @@ def test_lesions_are_half_of_every_variation():
     request = RawRequest(
         dataset_spec("mri_lesion"), PreparedSpec(dataset="mri_lesion", image_size=8, channels=1)
     )
-    items = Lesions().list_items(request).items
+    items = lesions.list_items(request).items
     labels = np.array([item.label for item in items]).reshape(-1, 4)
     assert (labels.sum(axis=1) == 2).all()
     assert len({item.group for item in items}) == len(labels)

@@ -180,8 +180,7 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 PROGRAM = """
 import io, json, sys, zipfile
 from tasks.sources.base import SkipItem
-from tasks.sources.tables import TableError, read_xlsx
-from tasks.sources.dicom import decode_dicom, frames_to_pixels
+from tasks.sources.dicom import decode_dicom, frame_samples
 from tasks.sources.pictures import decode_image
 from tasks.sources.nifti import decode_nifti
 from tasks.sources.pictures import to_prepared
@@ -196,13 +195,11 @@ def memory(name):
 def read(case, body):
     if case.startswith("zip"):
         return len(ZipArchive(io.BytesIO(body)).read("x", 1 << 30))
-    if case.startswith("xlsx"):
-        return read_xlsx(body)
     if case.startswith("NIfTI"):
-        return decode_nifti(body, packed=True).values.shape
+        return decode_nifti(body).values.shape
     if "DICOM" in case:
-        frames = frames_to_pixels(decode_dicom(body))
-        return [to_prepared(pixels, image_size=8, channels=1).shape for pixels, _, _ in frames][:1]
+        samples = frame_samples(decode_dicom(body))
+        return [to_prepared(sample.pixels, image_size=8, channels=1).shape for sample in samples][:1]
     return to_prepared(decode_image(body).pixels, image_size=8, channels=1).shape
 
 for case, make in BODIES.items():
@@ -214,7 +211,7 @@ for case, make in BODIES.items():
         said = str(read(case, body))
     except SkipItem as skip:
         said = skip.reason
-    except (TableError, ValueError) as error:
+    except ValueError as error:
         said = str(error)
     print(json.dumps([case, memory("VmHWM") - idle, said]), flush=True)
 """

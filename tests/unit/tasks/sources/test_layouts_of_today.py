@@ -358,15 +358,6 @@ def test_released_oai_is_the_half_that_the_study_read(tree, tmp_path):
     assert counts == [12, 9]
 
 
-def test_svhn_format_1_is_named(official, tmp_path):
-    import h5py
-
-    with h5py.File(tmp_path / "train_32x32.mat", "w", userblock_size=512) as file:
-        file.create_group("digitStruct")
-    with pytest.raises(DataError, match="boxes of format 1, full numbers"):
-        official("svhn", tmp_path)
-
-
 def test_two_tables_that_differ_are_refused(tree, official):
     raw = tree("prostate")
     from openpyxl import load_workbook
@@ -627,11 +618,9 @@ class TestHostileArchives:
             (tar_entry(type=tarfile.LNKTYPE, linkname="a/0.png"), "links, devices or sparse"),
             (tar_entry(type=tarfile.CHRTYPE), "links, devices or sparse"),
             (tar_entry(type=tarfile.FIFOTYPE), "links, devices or sparse"),
-            (tar_entry(type=tarfile.GNUTYPE_LONGNAME, size=1 << 30), "huge header"),
             (tar_entry(name="a/0.png"), "repeated names"),
-            (tar_entry(type=tarfile.XHDTYPE, size=-1024), "huge header|negative size"),
-            (tar_entry(name="a/x.png", size=-1024), "huge header|negative size"),
-            (tar_entry(type=tarfile.GNUTYPE_SPARSE), "huge header|damaged|sparse"),
+            (tar_entry(name="a/x.png", size=-1024), "negative size"),
+            (tar_entry(type=tarfile.GNUTYPE_SPARSE), "damaged|sparse"),
         ],
     )
     @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])

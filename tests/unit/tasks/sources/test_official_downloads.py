@@ -182,9 +182,9 @@ def test_without_raw_folder_the_layout_is_told(name, tmp_path):
         (lambda images, labels: (images[:-5], labels), "it ends early"),
         (lambda images, labels: (images + b"0", labels), "more bytes"),
         (lambda images, labels: (b"\0\0\x09" + images[3:], labels), "another header"),
-        (lambda images, labels: (images[:4] + b"\xff\xff\xff\xff" + images[8:], labels), "less than"),
+        (lambda images, labels: (images[:4] + b"\xff\xff\xff\xff" + images[8:], labels), "ends early"),
         (lambda images, labels: (images, labels[:4] + b"\0\0\0\x05" + labels[8:13]), "400 images, 5 labels"),
-        (lambda images, labels: (images, labels[:-1] + b"\x0b"), "labels must be below 10"),
+        (lambda images, labels: (images, labels[:-1] + b"\x0b"), "labels must be from 0 to 9"),
     ],
 )
 def test_damaged_idx_files_are_refused(trees, tmp_path, change, message):

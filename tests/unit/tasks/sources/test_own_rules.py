@@ -175,8 +175,8 @@ CASES: dict[str, Case] = {
 NOT_A_FOLDER = (("no folder can be called so", ("folder",)),)
 TWICE = (
     *("Cat CAT dog", "0 0.0 1", "1 01 2", "1e0 1 2", "-0 0 1", "Y yes no", "+ positive negative", "True 0 1"),
-    *("no yes 0", "cat 'cat' dog", "pos positive negative", "caf\u00e9 cafe\u0301 dog", "c\u03b1t cat dog"),
-    *("\u0130stanbul istanbul dog", "no_tumour no-tumour tumour", "c\uff41t cat dog"),
+    *("no yes 0", "cat 'cat' dog", "pos positive negative", "caf\u00e9 cafe\u0301 dog"),
+    *("no_tumour no-tumour tumour", "c\uff41t cat dog"),
 )
 """Words of which two are one class."""
 MISSING = ("nan", "None", "n/a", "<NA>", "null", "", "inf", "?", "#REF!", ".")
@@ -210,9 +210,6 @@ CASES |= {
     )
     for words in TAKEN
 }
-CASES["two alphabets"] = labels(
-    "cat", "c\u0430t", "dog", refused="each word in one alphabet; found: 1 others"
-)
 CASES["a comma for a point"] = labels("0,5", "1,5", refused="classes, not measurements")
 
 
