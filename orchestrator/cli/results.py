@@ -397,7 +397,7 @@ def _say(text: str) -> None:
 
 def no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
     """Say that a sweep has no results yet, and whether a run works on it or where one would put them."""
-    from orchestrator.running.run_state import read_run
+    from orchestrator.running.progress import read_run
 
     if read_run(workspace) is not None:
         way_out = f"a run works on it; see: {place.hint('status', preset)}"

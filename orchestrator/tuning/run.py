@@ -16,13 +16,11 @@ from orchestrator.results.records import provenance
 from orchestrator.results.state import StoredResults
 from orchestrator.results.storage import Patience
 from orchestrator.results.tracking import Tracker, make_tracker
-from orchestrator.running.cluster import Cluster, trial_resources
+from orchestrator.running.cluster import Cluster, RunOptions, trial_resources
+from orchestrator.running.ending import remove_orphans
 from orchestrator.running.gpus import gpu_check_folders, survey
 from orchestrator.running.locks import locked
-from orchestrator.running.networks import check_models
-from orchestrator.running.options import RunOptions
-from orchestrator.running.orphans import remove_orphans
-from orchestrator.running.preparation import check_raw, prepare_missing, prepare_own
+from orchestrator.running.preparation import check_models, check_raw, prepare_missing, prepare_own
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import announced, check_gpus, slots
 from orchestrator.tuning.cells import SearchRecord, TuningCell, flat_search, held_to_splits, tuning_cells

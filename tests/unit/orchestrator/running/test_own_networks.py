@@ -11,7 +11,7 @@ from orchestrator.planning.estimate import estimate, extras, extras_text
 from orchestrator.planning.plan import Workspace, plan_sweep
 from orchestrator.planning.predict import cost_of
 from orchestrator.planning.sweep_file import load_sweep
-from orchestrator.running.networks import check_models
+from orchestrator.running.preparation import check_models
 from search_spaces.errors import ConfigError
 
 NETWORKS = """
