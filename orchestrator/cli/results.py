@@ -345,14 +345,10 @@ def _published(table: pd.DataFrame | None, place: Place) -> None:
     redone = published_report()
     scores = () if table is None else scorecard(table)
     left_out = [] if table is None else [str(exclusion) for exclusion in finished_trials(table)[1]]
-<<<<<<< HEAD
-=======
-    tables = [redone.table(), *([] if table is None else [score_table(scores)])]
->>>>>>> main
 
     def show() -> None:
         line(*summary(redone.fits))
-        show_tables(*redone.tables(), *([] if table is None else [score_table(scores)]))
+        show_tables(redone.table(), *([] if table is None else [score_table(scores)]))
         line(*(f"Left out: {text}" for text in left_out))
 
     found = {
@@ -445,15 +441,8 @@ def power(
     found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
 
     def show() -> None:
-<<<<<<< HEAD
-        show_tables(*found.tables())
+        show_tables(found.table())
         line(*found.lines())
-=======
-        stdout.print(text_table(found.table()))
-        line(found.table().note)
-        for text in found.lines():
-            line(text)
->>>>>>> main
 
     emit(place, found.to_json(), show)
 
