@@ -49,7 +49,7 @@ class Outside:
         scheduler: Whose turn it is.
         faults: Still to come, in order.
         files: Path -> content, and a number that changes with it.
-        hit: Paths of files that were damaged or deleted, and may be again.
+        hit: Paths of files that were damaged or deleted, with the time.
         met: How often each fault had something to hit.
         log: What happened, for the reader of a failing seed.
         second: Starts a second driver.
@@ -64,7 +64,7 @@ class Outside:
     snapshots: list[dict[str, Any]] = field(default_factory=list)
     lasting: dict[str, float] = field(default_factory=dict)
     due: list[Fault] = field(default_factory=list)
-    hit: set[str] = field(default_factory=set)
+    hit: dict[str, float] = field(default_factory=dict)
     met: Counter[str] = field(default_factory=Counter)
     log: list[str] = field(default_factory=list)
     num_calls: int = 0
@@ -130,7 +130,7 @@ class Outside:
             content, version = self.files.pop(path)
             if fault.kind == "file damaged":
                 self.files[path] = (self._damaged(content, records, fault.amount), version + 1)
-            self.hit.add(path)
+            self.hit[path] = self.scheduler.now
             self.note(f"  {path}")
         if self.snapshots and (fault := self.take("server restored")):
             kept = self.snapshots[int(fault.amount * len(self.snapshots)) % len(self.snapshots)]
