@@ -215,7 +215,7 @@ def nodes(*, num_nodes: int = 1, num_trials: int = 20) -> Found:
     found["join_s"] = round(time.perf_counter() - started, 1)
     with tempfile.TemporaryDirectory() as name, connect(there.address) as cluster:
         folder, started = Path(name), time.perf_counter()
-        assert len(look_at_nodes(folder)) == num_nodes
+        assert len(look_at_nodes()) == num_nodes
         found["doctor_s"] = round(time.perf_counter() - started, 1)
         for what, seed, count in (("first_s", 10_000, num_nodes), ("trials_s", 20_000, num_trials)):
             # First, workers start and import torch.

@@ -380,7 +380,7 @@ def tune(
     Raises:
         SweepError: for a mistake that can be mended; whatever finished is kept.
     """
-    from orchestrator.tuning.report import outcome_rows
+    from orchestrator.tuning.outcome import outcome_rows
     from orchestrator.tuning.run import tune_sweep
 
     given = run_options(root, options)

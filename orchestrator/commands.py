@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.planning.plan import PlanRow, Workspace
     from orchestrator.results.state import State
+    from orchestrator.running.cluster import RunOptions
     from orchestrator.running.measuring import Measured
-    from orchestrator.running.options import RunOptions
     from orchestrator.running.progress import Progress
     from search_spaces.sweeps import SweepSpec
     from tasks.measures.records import MeasureResult
@@ -63,11 +63,11 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
         SweepError: For a sweep that cannot run.
     """
     from orchestrator.planning.checks import check_feasible
-    from orchestrator.planning.estimate import card_to_plan, estimate, extras
+    from orchestrator.planning.estimate import card_to_plan, estimate, extras, extras_text
     from orchestrator.planning.plan import CellStatus, plan_rows
     from orchestrator.results.state import read_state
     from orchestrator.running.gpus import gpu_check_folders, gpu_to_plan_for
-    from orchestrator.running.run_state import running_trials
+    from orchestrator.running.progress import running_trials
 
     here, num_here = gpu_to_plan_for(gpu_check_folders(workspace.paths.root))
     kind = card_to_plan(card, workspace.paths.prices, here)
@@ -101,7 +101,7 @@ def planned(workspace: Workspace, *, card: str | None = None, num_cards: int | N
         for spec in workspace.plan.prepared
         if spec.prepared_id not in workspace.prepared
     ]
-    return Planned(rows, cost | vars(beside), measures, missing, beside.text)
+    return Planned(rows, cost | beside, measures, missing, extras_text(beside))
 
 
 PLAN_TABLES = 40
@@ -124,8 +124,8 @@ def progress_of(workspace: Workspace) -> dict[str, Any]:
     from orchestrator.planning.estimate import read_prices
     from orchestrator.planning.plan import CellStatus
     from orchestrator.results.state import cost_of, read_state
-    from orchestrator.running.run_state import read_run
-    from orchestrator.tuning.standing import search_standing
+    from orchestrator.running.progress import read_run
+    from orchestrator.tuning.cells import search_standing
     from tasks.trials.records import TrialStatus
 
     # First what runs, then what is done: a trial that ends in between counts once, as done.

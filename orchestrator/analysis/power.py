@@ -23,9 +23,9 @@ from orchestrator.analysis.fits import slope_estimates, with_exponent
 from orchestrator.analysis.inference import LEVEL, Array, Sums, curve_sums, dataset_effects, mean_interval
 from orchestrator.analysis.interventions import MOVED, Arm
 from orchestrator.analysis.tables import Table
-from orchestrator.planning.estimate import DEFAULT_CARD, amount, predicted_card_seconds
-from orchestrator.planning.gpus import CARDS
+from orchestrator.planning.estimate import DEFAULT_CARD, amount
 from orchestrator.planning.plan import SweepPlan
+from orchestrator.planning.predict import CARDS, need_of
 from orchestrator.results import table as c
 from search_spaces.errors import ConfigError, unknown_name
 from search_spaces.specs import ClassPair
@@ -458,7 +458,7 @@ def planned_power(
             worlds of an experiment.
     """
     design, card = design_of(plan), CARDS[DEFAULT_CARD]
-    hours = sum(predicted_card_seconds(trial, card) for trial in plan.trials) / 3600
+    hours = sum(need_of(trial, card).card_seconds for trial in plan.trials) / 3600
     found = power(design, effect=effect, num_tables=num_tables, seed=seed, gpu_hours=hours)
     arms = tuple(Arm(arm.dataset, arm.world, arm.moves, arm.name) for arm in plan.sweep.experiment)
     moved = experiment_power(

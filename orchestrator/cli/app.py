@@ -36,7 +36,7 @@ from orchestrator.cli import data, environment, predicting, results, start, swee
 from orchestrator.cli.options import Place
 from orchestrator.cli.printing import stderr, waiting
 from orchestrator.planning.paths import RootPaths, without_secrets
-from orchestrator.running.signals import is_stop, stop_on_signals
+from orchestrator.running.ending import is_stop, stop_on_signals
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import without_waiting
 

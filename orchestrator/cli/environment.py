@@ -15,8 +15,6 @@ from orchestrator.cli.printing import emit, stderr, stdout
 TABLE_WIDTH = 200
 """A table of nodes is for reading across: a narrow terminal wraps it rather than cut columns away."""
 
-SEEN = {True: "seen", False: "not seen", None: "-"}
-
 
 def doctor(
     *,
@@ -87,7 +85,7 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("node", "CPUs", "GPUs", "cards", "driver", "CUDA", "isweep", "ray", "torch"):
         table.add_column(name, no_wrap=True)
-    for name in ("disk", "spill", "clock", "root", "storage"):
+    for name in ("disk", "spill", "clock"):
         table.add_column(name, no_wrap=True)
     for node in nodes:
         said = bool(node["versions"])
@@ -104,7 +102,5 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
                 for key in ("free_disk_bytes", "free_spill_bytes")
             ),
             f"{node['clock_skew_s']:g} s off" if said else "?",
-            SEEN[node["sees_root"]],
-            SEEN[node["sees_storage"] == "yes" if node["sees_storage"] else None],
         )
     return table

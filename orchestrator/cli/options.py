@@ -15,7 +15,7 @@ from orchestrator.planning.paths import holds_password, without_secrets
 from search_spaces.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.running.options import RunOptions
+    from orchestrator.running.cluster import RunOptions
 
 Number = int | float
 
@@ -232,7 +232,7 @@ def run_options(
     place: Place, cluster: ClusterOptions, reading: ReadingOptions, raw: dict[str, Path]
 ) -> RunOptions:
     """Return what the options say about where and how to run."""
-    from orchestrator.running.options import RunOptions
+    from orchestrator.running.cluster import RunOptions
 
     return RunOptions(
         root=place.root,

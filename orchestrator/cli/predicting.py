@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis.prediction import Growth
     from orchestrator.analysis.prediction_inputs import Pilot
     from orchestrator.commands import Question
-    from orchestrator.running.options import RunOptions
+    from orchestrator.running.cluster import RunOptions
     from search_spaces.specs import Domain
 
 Finite = Annotated[float, real()]

@@ -167,7 +167,7 @@ def show_cell(workspace: Workspace, asked: str, place: Place) -> None:
     """
     from orchestrator.results.state import read_state
     from orchestrator.results.store import ResultStore
-    from orchestrator.running.run_state import running_trials
+    from orchestrator.running.progress import running_trials
 
     trial_id = _named(workspace, asked)
     state = read_state(workspace, running_trials(workspace), look=True)
@@ -296,7 +296,7 @@ def grouped_failures(failures: Iterable[Mapping[str, str]]) -> Iterator[str]:
 
 def running_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a run does now, and a line per trial that runs."""
-    from orchestrator.running.run_state import RunningTrial, spelled
+    from orchestrator.running.progress import RunningTrial, spelled
 
     if document["now"]:
         yield f"now: {document['now']}"

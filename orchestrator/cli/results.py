@@ -373,7 +373,7 @@ def read_search(preset: str, place: Place) -> pd.DataFrame:
     import pandas as pd
 
     from orchestrator.planning.plan import Workspace
-    from orchestrator.tuning.standing import search_rows
+    from orchestrator.tuning.cells import search_rows
 
     rows = search_rows(Workspace.open(preset, place.root, place.storage, as_run=True))
     if not rows:
@@ -397,7 +397,7 @@ def _say(text: str) -> None:
 
 def no_results(preset: str, workspace: Workspace, place: Place) -> ConfigError:
     """Say that a sweep has no results yet, and whether a run works on it or where one would put them."""
-    from orchestrator.running.run_state import read_run
+    from orchestrator.running.progress import read_run
 
     if read_run(workspace) is not None:
         way_out = f"a run works on it; see: {place.hint('status', preset)}"

@@ -37,7 +37,7 @@ def init(
         own: What own data leave open.
         place: Where everything lies.
     """
-    from orchestrator.planning.draft import draft_sweep
+    from orchestrator.planning.checks import draft_sweep
 
     to = out or Path(f"{source.absolute().name.split('.')[0] if source else 'first'}.yaml")
     if to.exists():

@@ -232,7 +232,7 @@ def tune(
     """
     from orchestrator.planning.sweep_file import read_changes
     from orchestrator.running.progress import Progress
-    from orchestrator.tuning.report import brief_table, document
+    from orchestrator.tuning.outcome import brief_table
     from orchestrator.tuning.run import tune_sweep
 
     progress = Progress(console=None if cluster.quiet else stderr)
@@ -247,7 +247,7 @@ def tune(
     if summary.num_behind:
         behind = f"MLflow misses {summary.num_behind} updates; send them with: {again}"
         stderr.print(escape(behind), soft_wrap=True)
-    found: dict[str, Any] = document(summary)
+    found: dict[str, Any] = summary.document()
 
     def show() -> None:
         stdout.print(text_table(brief_table(summary.cells)))
@@ -286,7 +286,7 @@ def plan(
     from orchestrator.commands import planned, settled_by
     from orchestrator.planning.plan import Workspace
     from orchestrator.planning.sweep_file import read_changes
-    from orchestrator.tuning.standing import most_trainings
+    from orchestrator.tuning.cells import most_trainings
 
     workspace = Workspace.open(preset, place.root, place.storage, changes=read_changes(changes))
     found = planned(workspace, card=card, num_cards=gpus)

@@ -7,8 +7,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -114,11 +114,8 @@ class SweepPlan:
     @cached_property
     def prepared(self) -> tuple[PreparedSpec, ...]:
         """The prepared datasets that the cells need, each once."""
-        return tuple(
-            {
-                measure.subset.prepared.prepared_id: measure.subset.prepared for measure in self.measures
-            }.values()
-        )
+        specs = (measure.subset.prepared for measure in self.measures)
+        return tuple({spec.prepared_id: spec for spec in specs}.values())
 
 
 def plan_sweep(sweep: SweepSpec) -> SweepPlan:
@@ -187,14 +184,13 @@ def _models(sweep: SweepSpec) -> list[ModelSpec]:
         raise ConfigError(
             "Every model of a sweep needs a name of its own", ", ".join(twice), "give one of them a `name`"
         )
-    names = {model.name for model in models}
-    unknown = sorted({name for row in sweep.recipe.overrides for name in row.models} - names)
-    if unknown:
-        raise unknown_name("model of this sweep", unknown[0], names)
-    datasets = {choice.name for choice in sweep.all_datasets}
-    unknown = sorted({name for row in sweep.recipe.overrides for name in row.datasets} - datasets)
-    if unknown:
-        raise unknown_name("dataset of this sweep", unknown[0], datasets)
+    rows, datasets = sweep.recipe.overrides, {choice.name for choice in sweep.all_datasets}
+    for kind, known, named in (
+        ("model", {model.name for model in models}, {name for row in rows for name in row.models}),
+        ("dataset", datasets, {name for row in rows for name in row.datasets}),
+    ):
+        if unknown := sorted(named - known):
+            raise unknown_name(f"{kind} of this sweep", unknown[0], known)
     return models
 
 
@@ -303,7 +299,6 @@ class Workspace:
     plan: SweepPlan
     paths: RootPaths
     storage: str | None = None
-    _prepared: dict[str, PreparedDataset] | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def open(
@@ -392,28 +387,19 @@ class Workspace:
         """Where the trials of the sweep's search are kept, likewise."""
         return f"{self.results_url}/search"
 
-    @property
+    @cached_property
     def prepared(self) -> dict[str, PreparedDataset]:
         """Prepared datasets that are whole, by prepared id; looked for once, see :meth:`look_again`."""
-        if self._prepared is None:
-            found = {spec.prepared_id: open_prepared(self.paths, spec) for spec in self.plan.prepared}
-            self._prepared = {name: data for name, data in found.items() if data is not None}
-        return self._prepared
+        found: dict[str, PreparedDataset] = {}
+        for spec in self.plan.prepared:
+            folder = self.paths.prepared(spec)
+            with suppress(CorruptStoreError):
+                found |= {spec.prepared_id: PreparedDataset.open(folder)} if folder.exists() else {}
+        return found
 
     def look_again(self) -> None:
         """Forget which datasets are prepared: some were prepared since."""
-        self._prepared = None
-
-
-def open_prepared(paths: RootPaths, spec: PreparedSpec) -> PreparedDataset | None:
-    """Open a prepared dataset; None when it is missing or not whole."""
-    folder = paths.prepared(spec)
-    if not folder.exists():
-        return None
-    try:
-        return PreparedDataset.open(folder)
-    except CorruptStoreError:
-        return None
+        self.__dict__.pop("prepared", None)
 
 
 def _check_types(source: object, changes: object, storage: object) -> None:
@@ -444,11 +430,7 @@ def _find(
 
 
 def _recorded(name: str, paths: RootPaths, changes: Mapping[str, object] | None) -> SweepSpec:
-    """Read the sweep that ran below the root under this name.
-
-    Raises:
-        ConfigError: naming its file, which the user did not, where that is damaged.
-    """
+    """Read the sweep that ran below the root under this name; its file is named where it is damaged."""
     path = paths.sweep(name).sweep_file
     find_modules_in(paths.sweep(name).code)
     try:

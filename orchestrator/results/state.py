@@ -12,9 +12,8 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
-from orchestrator.planning.estimate import Prices, amount
+from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
 from orchestrator.planning.plan import CellStatus, Workspace
-from orchestrator.planning.predict import MeasuredTrial
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord, missing
 from orchestrator.results.rows import FlatRun, Row, flat_trial, index_measures, rows_of
 from orchestrator.results.storage import Patience

@@ -17,6 +17,16 @@ from search_spaces.errors import SweepError
 
 log = logging.getLogger(__name__)
 
+TRAIN = "train"
+"""The method of a trial's actor that Tune calls for its work."""
+MOST_NAMED = 1_000
+"""For each name of a task Ray keeps series of metrics, about 18 kB of the driver (Ray 2.60).
+
+That is with the older of its two exporters, which :mod:`orchestrator.running.cluster` and the launch files
+ask for. The newer one keeps memory of every series at every export: with 400 names the driver grew by 0.15 MB
+a second at rest, against 0.009 (``benchmarks/named_tasks.py``).
+"""
+
 
 @dataclass
 class CellQueue:
@@ -76,8 +86,7 @@ class Feed(Searcher):  # type: ignore[misc]  # Ray ships without types
         super().__init__()
         self._queue, self._config = queue, config
 
-    # Tune saves its searcher in its own state, of which nothing is ever read back.
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:  # for Tune's saved state, of which nothing is ever read back
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -87,53 +96,15 @@ class Feed(Searcher):  # type: ignore[misc]  # Ray ships without types
         cell = self._queue.take(time.monotonic())
         return None if cell is None else self._config(cell)
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Learn nothing: the sweep's bookkeeping settles cells."""
+    def on_trial_complete(self, *_: Any, **__: Any) -> None:
+        """Do nothing: :class:`~orchestrator.running.trials.Trials` settles cells, and Tune restores none."""
 
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing."""
-
-
-log = logging.getLogger(__name__)
-
-TRAIN = "train"
-"""The method of a trial's actor that Tune calls for its work."""
-MOST_NAMED = 1_000
-"""For each name of a task Ray keeps series of metrics, about 18 kB of the driver (Ray 2.60).
-
-That is with the older of its two exporters, which :mod:`orchestrator.running.cluster` and the launch files
-ask for. The newer one keeps memory of every series at every export: with 400 names the driver grew by 0.15 MB
-a second at rest, against 0.009 (``benchmarks/named_tasks.py``).
-"""
+    save = restore = on_trial_complete
 
 
 def trial_name(trial: Any) -> str:
     """Return the id of the cell that a Tune trial runs."""
     return str(trial.config["cell"]["trial_id"])
-
-
-@dataclass
-class TaskNames:
-    """The trials whose tasks have their name, in one run.
-
-    Attributes:
-        most: How many may have one.
-        given: Ids of those that have.
-    """
-
-    most: int = MOST_NAMED
-    given: set[str] = field(default_factory=set)
-
-    def give(self, trial_id: str) -> bool:
-        """Tell whether a trial's task is to be named."""
-        if len(self.given) < self.most:
-            self.given.add(trial_id)
-        return trial_id in self.given
 
 
 class _Named:
@@ -147,10 +118,14 @@ class _Named:
 
 
 @contextlib.contextmanager
-def trial_tasks_named(names: TaskNames) -> Iterator[None]:
-    """Name the tasks of trials after them inside the block, as far as ``names`` has some.
+def trial_tasks_named(named: set[str], most: int = MOST_NAMED) -> Iterator[None]:
+    """Name the tasks of trials after them inside the block.
 
     Tune has no public way to. Where the private ones are missing that this takes, tasks keep Tune's name.
+
+    Args:
+        named: Ids of the trials whose tasks have a name; added to.
+        most: How many may have one.
     """
     schedule = getattr(TuneController, "_schedule_trial_task", None)
     if schedule is None:
@@ -161,7 +136,8 @@ def trial_tasks_named(names: TaskNames) -> Iterator[None]:
     def schedule_named(controller: Any, trial: Any, method_name: str, *rest: Any, **options: Any) -> Any:
         live: dict[Any, Any] = {}
         actor = None
-        if method_name == TRAIN and names.give(trial_name(trial)):
+        if method_name == TRAIN and (trial_name(trial) in named or len(named) < most):
+            named.add(trial_name(trial))
             with contextlib.suppress(AttributeError, KeyError, ValueError):
                 live = controller._actor_manager._live_actors_to_ray_actors_resources
                 actor = controller._trial_to_actor[trial]

@@ -15,9 +15,9 @@ from orchestrator.analysis.power import (
     heights,
     planned_power,
 )
-from orchestrator.planning.estimate import DEFAULT_CARD, predicted_card_seconds
-from orchestrator.planning.gpus import CARDS
+from orchestrator.planning.estimate import DEFAULT_CARD
 from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import CARDS, need_of
 from orchestrator.planning.sweep_file import load_sweep
 from search_spaces.errors import ConfigError
 
@@ -125,7 +125,7 @@ def test_arms_of_an_experiment_are_no_datasets_of_their_own():
 
 def test_the_hours_of_a_plan_are_those_of_its_trials():
     plan = plan_sweep(load_sweep("demo"))
-    predicted = sum(predicted_card_seconds(trial, CARDS[DEFAULT_CARD]) for trial in plan.trials) / 3600
+    predicted = sum(need_of(trial, CARDS[DEFAULT_CARD]).card_seconds for trial in plan.trials) / 3600
     assert planned_power(plan, num_tables=1).headline.gpu_hours == pytest.approx(predicted)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.cli import main, parse
 from orchestrator.cli.app import COMMANDS, EXAMPLES, WAITS, application
-from orchestrator.running.signals import stop_heard
+from orchestrator.running.ending import stop_heard
 
 
 def test_help_and_version_load_nothing_heavy():

@@ -11,8 +11,7 @@ from orchestrator.cli import printing
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.store import Event, ResultStore
 from orchestrator.running.locks import exclusive
-from orchestrator.running.progress import Progress
-from orchestrator.running.run_state import RunningTrial
+from orchestrator.running.progress import Progress, RunningTrial
 from tests.damage import directory, fifo, loop
 
 

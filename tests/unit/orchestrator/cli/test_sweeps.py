@@ -168,9 +168,9 @@ def test_reconcile_of_a_sweep_that_never_ran_makes_no_root(run, root):
 
 
 def test_no_results_while_a_run_works_is_no_reason_to_start_one(run, root, monkeypatch):
-    from orchestrator.running.run_state import RunState
+    from orchestrator.running.progress import RunState
 
-    monkeypatch.setattr("orchestrator.running.run_state.read_run", lambda workspace: RunState(now="train"))
+    monkeypatch.setattr("orchestrator.running.progress.read_run", lambda workspace: RunState(now="train"))
     _, _, err = run("results", "smoke", "--from-store")
     assert f"has no results yet; a run works on it; see: isweep status smoke --root {root}." in err
 

@@ -6,16 +6,18 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.planning.estimate import estimate, on_cards
-from orchestrator.planning.gpus import CARDS, EAGER_INTERVAL_S, GRAPH_INTERVAL_S, pass_time
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.predict import (
+    CARDS,
     CORE_FLOPS,
     CORE_INTERVAL_S,
+    EAGER_INTERVAL_S,
+    GRAPH_INTERVAL_S,
     core_seconds,
     cost_of,
     flops,
     need_of,
-    seconds_on_share,
+    pass_time,
     training_flops,
 )
 from orchestrator.planning.sweep_file import load_sweep, parse_sweep
@@ -44,10 +46,14 @@ def trials():
     return plan_sweep(parse_sweep(SWEEP, origin="mine.yaml")).trials
 
 
-def record(trial, seconds, *, gpu_share=0.0, device="cpu", num_threads=1, status="done"):
+def record(trial, seconds, *, device="cpu", num_threads=1, status="done", **where):
     found = trial_result() if status == "done" else diverged()
     result = found.model_copy(update={"device": device, "num_threads": num_threads})
-    return trial_record(result, spec=trial, started_at=0.0, finished_at=seconds, gpu_share=gpu_share)
+    return trial_record(result, spec=trial, started_at=0.0, finished_at=seconds, **where)
+
+
+def seconds_on_share(trial, card, share):
+    return need_of(trial, card, given=share).seconds
 
 
 def cost(trials, *records):
@@ -64,10 +70,11 @@ def test_core_hours_count_every_thread_of_a_trial(trials):
     )
 
 
-@pytest.mark.parametrize(("share", "gpu_seconds"), [({"gpu_share": 0.25}, 25.0), ({}, 100.0)])
-def test_gpu_hours_count_a_trials_share_of_its_card(trials, share, gpu_seconds):
-    found = cost(trials, {"seconds": 100.0, "device": "cuda:0", "num_threads": 4, **share})
-    assert found["gpu_hours"] == pytest.approx(2 * gpu_seconds / 3600)
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_gpu_hours_count_a_trials_share_of_its_card(trials, share):
+    done = record(trials[0], 100.0, device="cuda:0", gpu_share=share, gpu_name="NVIDIA H100 80GB HBM3")
+    found = estimate(trials[1:], state_of({"0": done}).measured_trials(), share=share)
+    assert found["gpu_hours"] == pytest.approx(2 * 100 * share / 3600)
 
 
 def test_diverged_trials_tell_no_rate(trials):

@@ -5,20 +5,23 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.planning.estimate import estimate, time_limit
-from orchestrator.planning.gpus import CARDS
-from orchestrator.planning.plan import plan_sweep
-from orchestrator.planning.predict import (
-    Corrections,
+from orchestrator.planning.estimate import (
     Expectation,
     corrections_for,
+    estimate,
     expected_seconds,
+    order_trials,
+    time_limit,
+)
+from orchestrator.planning.plan import plan_sweep
+from orchestrator.planning.predict import (
+    CARDS,
+    Corrections,
+    core_seconds,
     flops,
     has_cost,
     need_of,
-    order_trials,
     peak_bytes,
-    seconds_on_share,
 )
 from orchestrator.planning.sweep_file import parse_sweep
 from tasks.trials.records import CONTEXT_BYTES
@@ -41,6 +44,10 @@ ON_H100 = {"device": "cuda:0", "gpu_name": "NVIDIA H100 80GB HBM3", "gpu_share":
 @pytest.fixture(scope="module")
 def plan():
     return plan_sweep(parse_sweep(SWEEP, origin="mine.yaml"))
+
+
+def seconds_on_share(trial, card, share):
+    return need_of(trial, card, given=share).seconds
 
 
 def of_model(plan, name):
@@ -103,12 +110,13 @@ def test_measured_seconds_count_whatever_a_root_pays_for_the_card_and_on_no_othe
     for card in (dear, CARDS["a100"]):
         hours[card.name] = estimate(alone, trials, card=card)["gpu_hours"]
     assert hours["a100"] == estimate(alone, [], card=CARDS["a100"])["gpu_hours"]
-    assert hours["h100"] == pytest.approx(1.5 * seconds_on_share(trial, H100, 0.5) / 3600)
+    assert hours["h100"] == pytest.approx(3 * need_of(trial, H100).card_seconds / 3600)
 
 
 def test_trials_on_cpus_and_without_a_cards_name_correct_no_card(plan):
     trial = of_model(plan, "small_cnn")[0]
-    assert corrections_for(H100, measured(done(trial, 9.0, peak=2**33))) == Corrections()
+    on_cpu = corrections_for(H100, measured(done(trial, 9.0, peak=2**33)))
+    assert on_cpu == Corrections(core_seconds={"small_cnn": pytest.approx(9.0 / core_seconds(trial))})
     nameless = corrections_for(H100, measured(done(trial, 9.0, device="cuda:0", gpu_share=0.5)))
     assert nameless == Corrections()
 
@@ -153,7 +161,7 @@ def test_a_network_that_cannot_be_counted_is_in_nobodys_way(plan, tmp_path, monk
     looks, cnn = of_model(mine, "looks")[0], of_model(mine, "small_cnn")[0]
     assert has_cost(cnn.network)
     assert not has_cost(looks.network)  # its operations are guessed from its weights
-    trials = measured(done(looks, 5.0, peak=2**40, **ON_H100), done(cnn, 5.0))
+    trials = measured(done(looks, 5.0, peak=2**40, **ON_H100), done(looks, 5.0))
     assert corrections_for(H100, trials) == Corrections()
     assert set(
         order_trials(mine, [cnn, looks], 1e9, expected_seconds([cnn, looks], Expectation.of(None, trials)))
@@ -166,4 +174,4 @@ def test_an_unmeasured_network_is_taken_for_a_middling_one(plan):
     cnn, mlp = of_model(plan, "small_cnn")[0], of_model(plan, "small_mlp")[0]
     known = Expectation.of(None, measured(done(mlp, 1000.0)))
     assert known.seconds(mlp) == pytest.approx(1000.0)
-    assert known.seconds(cnn) == pytest.approx(1000.0 * flops(cnn) / flops(mlp))
+    assert known.seconds(cnn) == pytest.approx(1000.0 * core_seconds(cnn) / core_seconds(mlp))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planning.gpus import LOOK_AHEAD, Job, longest_first, replay
+from orchestrator.planning.estimate import LOOK_AHEAD, Job, longest_first, replay
 
 
 def jobs(*pairs):

@@ -9,8 +9,7 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, TrialRecord
 from orchestrator.results.store import ResultStore, _seal
 from orchestrator.running.locks import exclusive
-from orchestrator.running.progress import Progress
-from orchestrator.running.run_state import running_trials
+from orchestrator.running.progress import Progress, running_trials
 from search_spaces.errors import CorruptStoreError, SetupError
 from search_spaces.fingerprint import fingerprint
 from tasks.sources.base import hash_key

@@ -2,10 +2,9 @@
 
 import pytest
 
-from orchestrator.planning.estimate import Price, Prices
+from orchestrator.planning.estimate import MeasuredTrial, Price, Prices
 from orchestrator.planning.paths import RootPaths
 from orchestrator.planning.plan import SweepPlan, Workspace, plan_sweep
-from orchestrator.planning.predict import MeasuredTrial
 from orchestrator.planning.sweep_file import parse_sweep
 from orchestrator.results.records import FailureRecord, TrialRecord
 from orchestrator.results.state import StoredResults, cost_of, judge, read_state

@@ -4,22 +4,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.running import waiting
-from orchestrator.running.waiting import HangWatch
+from orchestrator.running import failures
+from orchestrator.running.failures import HangWatch
 from tests.unit.orchestrator.results.examples import trial_spec
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(waiting.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(failures.time, "monotonic", lambda: now[0])
     return now
 
 
 @pytest.fixture
 def killed(monkeypatch):
     found = []
-    monkeypatch.setattr(waiting.ray, "kill", found.append)
+    monkeypatch.setattr(failures.ray, "kill", found.append)
     return found
 
 

@@ -122,11 +122,13 @@ def test_of_many_that_start_at_once_exactly_one_holds(bucket, url, monkeypatch, 
 
 def test_a_driver_whose_lease_was_taken_over_ends(bucket, url, monkeypatch):
     ended = []
-    monkeypatch.setattr(locks, "end_main_thread", lambda error, event: ended.append(error))
-    held = Lease(url, "a", "isweep run")
+    monkeypatch.setattr(
+        "orchestrator.running.ending.end_main_thread", lambda error, event: ended.append(error)
+    )
+    lease = Lease(url, "a", "isweep run")
 
     def drive():
-        with held:
+        with lease as held:
             while held.lost is None or not ended:
                 left_behind(bucket, url, "b")  # again, since it may be in the middle of renewing
                 time.sleep(0.01)
@@ -134,7 +136,7 @@ def test_a_driver_whose_lease_was_taken_over_ends(bucket, url, monkeypatch):
 
     with pytest.raises(SetupError, match=r"another driver took it over; this one had not renewed"):
         drive()
-    assert ended == [held.lost]
+    assert ended == [lease.watch.lost]
     assert leases(bucket, url) == ["b"]
 
 

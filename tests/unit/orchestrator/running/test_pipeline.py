@@ -8,7 +8,7 @@ from orchestrator.planning.plan import Workspace
 from orchestrator.results.records import TrialRecord
 from orchestrator.results.state import StoredResults, read_state
 from orchestrator.results.store import ResultStore
-from orchestrator.running.options import RunOptions
+from orchestrator.running.cluster import RunOptions
 from orchestrator.running.preparation import prepare_missing
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep

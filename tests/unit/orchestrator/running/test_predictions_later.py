@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 import isweep
 from orchestrator.planning.plan import Workspace
 from orchestrator.results.state import StoredResults
-from orchestrator.running.options import RunOptions
+from orchestrator.running.cluster import RunOptions
 from orchestrator.running.progress import Progress
 from orchestrator.running.run import run_sweep
 from search_spaces.errors import CorruptStoreError, DataError

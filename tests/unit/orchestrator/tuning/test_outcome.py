@@ -7,8 +7,7 @@ import yaml
 from orchestrator.planning.plan import plan_sweep
 from orchestrator.planning.sweep_file import load_sweep
 from orchestrator.tuning.cells import tuning_cells
-from orchestrator.tuning.outcome import TuneSummary, outcomes
-from orchestrator.tuning.report import brief_table, outcome_rows, outcome_table
+from orchestrator.tuning.outcome import TuneSummary, brief_table, outcome_rows, outcome_table, outcomes
 from orchestrator.tuning.run import lost_cells, write_recipe
 from orchestrator.tuning.search import Search, open_storage
 from search_spaces.errors import SetupError
