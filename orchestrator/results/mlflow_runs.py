@@ -47,6 +47,7 @@ KILLED = "killed"
 LOCAL_PAGES = "http://127.0.0.1:5000"
 """Where ``mlflow ui`` serves unless told otherwise."""
 SQLITE = "sqlite:///"
+DAMAGED = re.compile("file is not a database|disk image is malformed")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -472,15 +473,16 @@ def connect(uri: str) -> MlflowClient:
             _make_database(path)
         return _client(uri)
     except Exception as error:
+        said = first_line(error, uri)
+        way_out = "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later"
+        if isinstance(error, ModuleNotFoundError) and "psycopg" in said:
+            way_out = "pip install 'isweep[postgres]'"
+        elif DAMAGED.search(said):
+            way_out = (
+                "remove the file, then `isweep reconcile` every sweep: the result stores have everything"
+            )
         kind = Refused if is_final(error) else SetupError
-        lacks_driver = isinstance(error, ModuleNotFoundError) and "psycopg" in str(error)
-        raise kind(
-            "The MLflow store must answer",
-            f"{without_secrets(uri)}: {first_line(error, uri)}",
-            "pip install 'isweep[postgres]'"
-            if lacks_driver
-            else "start it, correct --mlflow-uri, or run with --no-tracking and `isweep reconcile` later",
-        ) from None
+        raise kind("The MLflow store must answer", f"{without_secrets(uri)}: {said}", way_out) from None
 
 
 def _client(uri: str) -> MlflowClient:

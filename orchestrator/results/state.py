@@ -300,7 +300,7 @@ class State:
     Attributes:
         results: Outlines of the believed results of planned trials that have everything asked for.
         trials: Records of these and other results.
-        measures: Stored measures of the plan made from the data prepared now.
+        measures: Stored measures of the plan made from the data prepared now, see :func:`_measures`.
         failures: Latest failures of planned trials that have no result.
         running: Trials that a live driver works on now.
         stale: Planned trials whose result was made from other data than are prepared now, or from other
@@ -397,15 +397,10 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
     believed = {i: outline for i, outline in known.items() if i not in stale}
     partial = {i: outline for i, outline in believed.items() if outline.lacks(planned[i])}
     results = {i: outline for i, outline in believed.items() if i not in partial}
-    measures = {measure.measure_id: measure for measure in workspace.plan.measures}
     return State(
         results=results,
         trials=stored.trials,
-        measures={
-            i: record
-            for i, record in stored.measures.items()
-            if i in measures and not _is_stale(workspace, measures[i], record)
-        },
+        measures=_measures(workspace, stored),
         failures={i: f for i, f in stored.failures.items() if i in planned and i not in results},
         running=frozenset(running),
         stale=frozenset(stale),
@@ -413,6 +408,23 @@ def judge(workspace: Workspace, stored: StoredResults, running: Iterable[str] = 
         foreign=frozenset(stored.trials.keys() - planned.keys()),
         unreadable=list(stored.unreadable),
     )
+
+
+def _measures(workspace: Workspace, stored: StoredResults) -> dict[str, MeasureRecord]:
+    """Return the believed measures of the plan; for one that is not made yet, those of other train sizes.
+
+    What is found at a train size does not depend on the others: a sweep file that was extended keeps it.
+    """
+    alike: dict[MeasureSpec, dict[str, MeasureRecord]] = {}
+    for name, record in stored.measures.items():
+        if not _is_stale(workspace, record.spec, record):
+            alike.setdefault(record.spec.model_copy(update={"train_sizes": ()}), {})[name] = record
+    found: dict[str, MeasureRecord] = {}
+    for spec in workspace.plan.measures:
+        same = alike.get(spec.model_copy(update={"train_sizes": ()}), {})
+        own = same.get(spec.measure_id)
+        found |= same if own is None else {spec.measure_id: own}
+    return found
 
 
 def _is_stale(

@@ -22,7 +22,7 @@ SWEEP = """
 name: mine
 models: [small_mlp]
 datasets: [manifold_d4]
-train_sizes: [40]
+train_sizes: {sizes}
 test_size: 40
 image_size: 16
 recipe: smoke
@@ -30,8 +30,8 @@ attacks: {{epsilons: {epsilons}}}
 """
 
 
-def plan(epsilons: str) -> SweepPlan:
-    return plan_sweep(parse_sweep(SWEEP.format(epsilons=epsilons), origin="mine.yaml"))
+def plan(epsilons: str, sizes: str = "[40]") -> SweepPlan:
+    return plan_sweep(parse_sweep(SWEEP.format(epsilons=epsilons, sizes=sizes), origin="mine.yaml"))
 
 
 @pytest.fixture
@@ -44,8 +44,21 @@ def stored(tmp_path):
     return stored
 
 
-def judged(stored, tmp_path, epsilons):
-    return judge(Workspace(plan(epsilons), RootPaths.create(tmp_path)), stored)
+def judged(stored, tmp_path, epsilons, sizes="[40]"):
+    return judge(Workspace(plan(epsilons, sizes), RootPaths.create(tmp_path)), stored)
+
+
+@pytest.mark.parametrize("sizes", ["[40, 60]", "[20, 40]"])
+def test_measures_of_other_train_sizes_count_until_those_of_the_plan_are_made(stored, tmp_path, sizes):
+    """A sweep file that was extended, before it is run again."""
+    (before,) = judged(stored, tmp_path, "[1.0]").rows()
+    state = judged(stored, tmp_path, "[1.0]", sizes)
+    assert state.rows() == [before]
+    assert before["d_data_mle"] == 4.5
+    (wanted,) = plan("[1.0]", sizes).measures
+    assert wanted.measure_id not in state.measures
+    stored.save(measure_record(measure_id=wanted.measure_id, spec=wanted))
+    assert set(judged(stored, tmp_path, "[1.0]", sizes).measures) == {wanted.measure_id}
 
 
 @pytest.mark.parametrize("epsilons", ["[1.0, 2.0, 4.0, 8.0]", "[2.0, 1.0]"])

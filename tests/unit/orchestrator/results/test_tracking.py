@@ -578,9 +578,14 @@ def test_a_server_that_does_not_answer_is_a_clear_message():
 def test_a_database_that_cannot_be_opened_is_not_tried_for_minutes(tmp_path, monkeypatch):
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
-    (tmp_path / "mlflow.db").mkdir()
-    with pytest.raises(SetupError, match=r"must answer; found: sqlite:.*unable to open database file"):
-        connect(f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "text.db").write_text("no database, but a text that is long enough to be none")
+    for name, told in (
+        ("folder", "unable to open database file; start it"),
+        ("text", r"file is not a database; remove the file, then `isweep reconcile` every sweep"),
+    ):
+        with pytest.raises(SetupError, match=f"must answer; found: sqlite:.*{told}"):
+            connect(f"sqlite:///{tmp_path}/{name}.db")
     assert sum(slept) < 5
 
 
