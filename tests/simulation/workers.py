@@ -209,7 +209,8 @@ class SimulatedExecution:
         return CellReport(started_at=now, finished_at=now, outcome=failure, node=trial.node)
 
     def lost_failure(self, trial: SimulatedTrial, place: Place | None) -> TrialFailure:
-        return TrialFailure(kind=LOST[trial.fault], message=f"{trial.fault} on {trial.node}")
+        kind = LOST.get(trial.fault, FailureKind.WORKER_CRASH)
+        return TrialFailure(kind=kind, message=f"{trial.fault} on {trial.node}")
 
     def process(self, trial: SimulatedTrial) -> Callable[[], object] | None:
         return lambda: self._killed.add(trial.trial_id)
