@@ -41,8 +41,8 @@ LOST = {
 KINDS = {**TOLD, **LOST, "trial hangs": FailureKind.HUNG, "worker says nothing": FailureKind.WORKER_CRASH}
 
 
-class Violation(AssertionError):
-    """Something that must always hold did not."""
+class Violation(BaseException):
+    """Something that must always hold did not; no `except Exception` of the product takes it for Tune's."""
 
 
 @cache

@@ -318,13 +318,15 @@ def run_seed(seed: int) -> World:
     faults = draw(seed)
     try:
         return World(seed, faults).run()
-    except Exception as error:
+    except (Exception, Violation) as error:
         fewest, why, log = shrink(seed, faults, error)
         told = "\n".join([*map(str, fewest), *log[-60:]])
         raise Violation(f"seed {seed}: {why}\n{told}") from None
 
 
-def shrink(seed: int, faults: list[Fault], error: Exception) -> tuple[list[Fault], Exception, list[str]]:
+def shrink(
+    seed: int, faults: list[Fault], error: BaseException
+) -> tuple[list[Fault], BaseException, list[str]]:
     """Leave out one fault after another as long as something is violated without it."""
     log: list[str] = []
     for fault in list(faults):
@@ -332,12 +334,12 @@ def shrink(seed: int, faults: list[Fault], error: Exception) -> tuple[list[Fault
         world = World(seed, fewer)
         try:
             world.run()
-        except Exception as found:
+        except (Exception, Violation) as found:
             faults, error, log = fewer, found, world.outside.log
     if not log:
         world = World(seed, faults)
         try:
             world.run()
-        except Exception as found:
+        except (Exception, Violation) as found:
             error, log = found, world.outside.log
     return faults, error, log
