@@ -380,7 +380,7 @@ def _published(table: pd.DataFrame | None, place: Place) -> int:
     redone = published_report()
     scores = () if table is None else scorecard(table)
     left_out = [] if table is None else [str(exclusion) for exclusion in finished_trials(table)[1]]
-    tables = [*redone.tables(), *([] if table is None else [score_table(scores)])]
+    tables = [redone.table(), *([] if table is None else [score_table(scores)])]
 
     def show() -> None:
         for text in summary(redone.fits):
@@ -393,7 +393,7 @@ def _published(table: pd.DataFrame | None, place: Place) -> int:
 
     found = {
         "claims": [asdict(claim) for claim in redone.fits.claims],
-        "regressions": redone.regressions(),
+        "regressions": [*redone.regressions],
         "scorecard": [asdict(score) for score in scores],
         "left_out": left_out,
     }
@@ -490,9 +490,8 @@ def power(
     found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
 
     def show() -> None:
-        for table in found.tables():
-            stdout.print(text_table(table))
-            line(table.note)
+        stdout.print(text_table(found.table()))
+        line(found.table().note)
         for text in found.lines():
             line(text)
 

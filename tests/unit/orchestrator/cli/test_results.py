@@ -88,7 +88,7 @@ def test_a_fit_answers_in_a_screen_and_has_its_tables_on_request(run, monkeypatc
     assert lines[-1].startswith("Every number: ")
     assert "Do sharper labels give higher losses?" in short
     _, whole, _ = run("fit", "smoke", "--all")
-    for title in ("What was seen", "Headline questions", "Regressions as published"):
+    for title in ("What was seen", "Headline questions", "Height of the losses"):
         assert title in whole
         assert title not in short
 
@@ -101,7 +101,7 @@ def test_a_scorecard_says_what_it_left_out(run, monkeypatch):
     table = synthetic_table(num_natural=1, num_medical=0)
     table.loc[0, "status"] = "diverged"
     monkeypatch.setattr(results, "read_table", lambda *_, **__: table)
-    redone = PublishedReport(fits=fit_scaling_laws(table.head(0)), redone=())
+    redone = PublishedReport(fits=fit_scaling_laws(table.head(0)), regressions=())
     monkeypatch.setattr("orchestrator.analysis.published_report", lambda: redone)
     code, out, _ = run("report", "smoke", "--published")
     assert code == 0
