@@ -216,11 +216,12 @@ def _sharper_labels(ready: f.Prepared) -> LedgerEntry:
     known = ready.full[ready.full.get(c.LABEL_SHARPNESS, pd.Series(dtype=float)) > 0]
     if not ready.scale.comparable or known.empty:
         return replace(entry, reason=t.UNEQUAL_SCALES if len(known) else "K_F was not measured")
-    logs = np.log(known[c.LABEL_SHARPNESS].astype(float)).groupby(known[c.DATASET]).mean()
+    known = known.assign(**{t.LOG_SHARPNESS: np.log(known[c.LABEL_SHARPNESS].astype(float))})
+    logs = known.groupby(c.DATASET)[t.LOG_SHARPNESS].mean()
     medical = known.groupby(c.DATASET)[c.DOMAIN].first()[logs.index] == c.MEDICAL
     if medical.nunique() < 2 or len(logs) < i.MIN_DATASETS:
         return replace(entry, reason="it needs datasets of both domains")
-    label = medical.to_numpy(dtype=float)[:, None]
+    label = np.asarray(medical, dtype=np.float64)[:, None]
     estimates = f.slope_estimates(
         logs.to_numpy(dtype=float), label, (t.IS_MEDICAL,), [""] * len(logs), tested={t.IS_MEDICAL}, seed=0
     )
