@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 import threading
@@ -292,6 +293,10 @@ def connect(
     head = None if address is None else _looked_up(address)
     with contextlib.ExitStack() as stack:
         if head is None:
+            if shutil.which("bash") is None:
+                raise SetupError(
+                    "Ray starts its workers with bash", "none on PATH", "put the folder of bash on PATH"
+                )
             remove_leftovers()
             stack.enter_context(_local_environment(token_file))
         with stop_held():
