@@ -98,7 +98,7 @@ def _gpus(address: str | None) -> tuple[bool, str, str]:
     if not there:
         return True, "none: trials run on CPUs" if address is None else "none on this machine", ""
     here = replace(describe(os.environ.get("CUDA_VISIBLE_DEVICES", "")), offered=len(there))
-    what, way_out = ("; ".join(texts) for texts in zip(*gpu_problems(here) or [("", "")], strict=True))
+    what, way_out = ("; ".join(texts) for texts in zip(*[*gpu_problems(here)] or [("", "")], strict=True))
     return not what, what or ", ".join(gpu.name for gpu in there), way_out
 
 
@@ -228,7 +228,7 @@ def _checked(answer: dict[str, Any], node: dict[str, Any], started: float) -> Ch
     if silent:
         problems = [silent]
     else:
-        problems = [] if gpus.logical else gpu_problems(replace(gpus, offered=offered))
+        problems = [] if gpus.logical else [*gpu_problems(replace(gpus, offered=offered))]
         problems += _problems(row)
     what, way_out = ("; ".join(texts) for texts in zip(*problems or [("", "")], strict=True))
     return {

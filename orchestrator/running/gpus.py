@@ -185,9 +185,8 @@ def describe(visible: str | None = None) -> NodeGpus:
     lines = output_of(*command, visible=visible).splitlines()
     found = json.loads(lines[-1]) if lines else {}
     gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.pop("gpus", ()))
-    return NodeGpus(
-        node=socket.gethostname(), gpus=gpus, visible=visible, mps=mps_runs(), logical=is_logical(), **found
-    )
+    about = {"node": socket.gethostname(), "visible": visible, "mps": mps_runs(), "logical": is_logical()}
+    return NodeGpus(gpus=gpus, **about, **found)
 
 
 def print_gpus() -> None:

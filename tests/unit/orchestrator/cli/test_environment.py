@@ -35,14 +35,9 @@ def test_the_checks_of_a_launch_file_are_named_as_such(tmp_path):
 
 def test_what_a_silent_node_did_not_say_is_no_number():
     node = {"NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 4.0}}
-    told = {
-        "versions": {"isweep": "1", "ray": "2", "torch": "2"},
-        "free_disk_bytes": 0,
-        "free_spill_bytes": 0,
-    }
-    silent, sound = (
-        doctor._checked(said, node, 0.0)["node"] for said in ({"silent": ("silent", "look")}, told)
-    )
+    told = {"versions": doctor.versions_here(), "free_disk_bytes": 0, "free_spill_bytes": 0}
+    answers = ({"silent": ("silent", "look")}, told)
+    silent, sound = (doctor._checked(answer, node, 0.0)["node"] for answer in answers)
     console = Console(width=200, file=io.StringIO())
     console.print(_node_table([sound, silent]))
     _, *rows = console.file.getvalue().splitlines()

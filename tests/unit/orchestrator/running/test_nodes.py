@@ -42,7 +42,7 @@ def test_a_sound_node_has_no_problem():
     [
         (
             {"gpus": replace(L4, gpus=(), driver="")},
-            "built for CUDA 13.0 reaches 0 with NVIDIA driver absent",
+            "CUDA 13.0 reaches 0 with NVIDIA driver absent",
         ),
         ({"gpus": replace(L4, gpus=(), cuda="")}, "driver 580.1; install a torch with CUDA"),
         ({"versions": HERE | {"ray": "2.56.0"}}, "has ray 2.56.0, the driver"),
