@@ -237,22 +237,77 @@ def write_predictions(preset: str, path: Path, place: Place) -> int:
     return 0
 
 
+OWN_TABLE = Group("A table of your own, in place of a sweep", sort_key=2)
+
+
+@Parameter(name="*", group=OWN_TABLE)
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """What is asked of a table of one's own.
+
+    Attributes:
+        response: Column of numbers that is explained.
+        on: Column of numbers that explains it; may be given several times.
+        groups: Column that says which rows belong together, e.g. dataset.
+        within: Column that must be equal for rows to be compared, e.g. model; may be given several times.
+        figure: Draw it into this file: .svg, .pdf or .png.
+    """
+
+    response: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    on: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
+    groups: Annotated[str | None, Parameter(metavar="COLUMN")] = None
+    within: Annotated[tuple[str, ...], Parameter(metavar="COLUMN")] = ()
+    figure: Annotated[Path | None, Parameter(metavar="FILE")] = None
+
+    def fit(self, path: Path, place: Place) -> int:
+        """Fit a table within and between its groups, and print what it says.
+
+        Raises:
+            ConfigError: where a part of the design is missing, or the table cannot be used.
+        """
+        from orchestrator.analysis import grouped
+
+        if not self.response or not self.on or not self.groups:
+            rule = "A table needs --response, --on and --groups"
+            raise ConfigError(rule, way_out=f"e.g. isweep fit {path} --response loss --on d --groups dataset")
+        design = grouped.Design(self.response, self.on, self.groups, self.within)
+        table = grouped.read_own_table(path, design)
+        found = grouped.fit_groups(table, design)
+
+        def show() -> None:
+            for text in found.lines():
+                line(text)
+            stdout.print(text_table(found.table()))
+            line(found.table().note)
+
+        emit(place, found.to_json(), show)
+        if self.figure:
+            written(self.figure, grouped.draw(table, found).savefig)
+        return 0
+
+
 def fit(
     preset: Sweep,
     /,
     *,
+    own: TableOptions = TableOptions(),
     all_: Annotated[bool, Parameter(name="--all", negative=())] = False,
     from_store: bool = False,
     place: Place = Place(),
 ) -> int:
-    """Fit the scaling laws and say what they answer.
+    """Fit the scaling laws and say what they answer; or fit any table within and between its groups.
 
     Args:
-        preset: Name of a preset or of a sweep of the root, or path of a sweep file.
+        preset: Name of a preset or of a sweep of the root, or path of a sweep file, or of a table.
+        own: What is asked of a table.
         all_: Fit and print what no answer rests on as well, as tables.
         from_store: Do not compare with MLflow.
         place: Where everything lies.
     """
+    from orchestrator.analysis.grouped import SUFFIXES
+
+    if own != TableOptions() or Path(preset).suffix.lower() in SUFFIXES:
+        return own.fit(Path(preset), place)
     from orchestrator.analysis import fit_scaling_laws
     from orchestrator.analysis.findings import summary
     from orchestrator.analysis.tables import fit_tables, not_fitted, seen_table
@@ -325,7 +380,7 @@ def _published(table: pd.DataFrame | None, place: Place) -> int:
     redone = published_report()
     scores = () if table is None else scorecard(table)
     left_out = [] if table is None else [str(exclusion) for exclusion in finished_trials(table)[1]]
-    tables = [*redone.tables(), *([] if table is None else [score_table(scores)])]
+    tables = [redone.table(), *([] if table is None else [score_table(scores)])]
 
     def show() -> None:
         for text in summary(redone.fits):
@@ -338,7 +393,7 @@ def _published(table: pd.DataFrame | None, place: Place) -> int:
 
     found = {
         "claims": [asdict(claim) for claim in redone.fits.claims],
-        "regressions": redone.regressions(),
+        "regressions": [*redone.regressions],
         "scorecard": [asdict(score) for score in scores],
         "left_out": left_out,
     }
@@ -435,9 +490,8 @@ def power(
     found = planned_power(plan, effect=effect, num_tables=num_tables, seed=seed)
 
     def show() -> None:
-        for table in found.tables():
-            stdout.print(text_table(table))
-            line(table.note)
+        stdout.print(text_table(found.table()))
+        line(found.table().note)
         for text in found.lines():
             line(text)
 

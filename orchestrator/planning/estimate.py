@@ -65,11 +65,6 @@ class MeasuredTrial:
     card: str = ""
     peak_bytes: int = 0
 
-    def ran_on(self, card: Card) -> bool:
-        """Tell whether it ran on this kind of card, whatever an hour of it costs."""
-        found = card_like(self.card)
-        return found is not None and found.name == card.name
-
 
 def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corrections:
     """Return how far predictions of memory, of time on this kind of card and of time on cores were off."""
@@ -77,7 +72,7 @@ def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corre
     seconds: dict[str, list[float]] = {}
     core: dict[str, list[float]] = {}
     for trial in trials:
-        network, name = trial.spec.network, trial.spec.network.model.name
+        network, name, ran_on = trial.spec.network, trial.spec.network.model.name, card_like(trial.card)
         if not has_cost(network):
             continue
         if trial.peak_bytes and trial.on_gpu:
@@ -87,7 +82,7 @@ def corrections_for(card: Card | None, trials: Iterable[MeasuredTrial]) -> Corre
             continue
         if not trial.on_gpu:
             core.setdefault(name, []).append(trial.seconds * trial.share / core_seconds(trial.spec))
-        elif card is not None and trial.ran_on(card):
+        elif card is not None and ran_on is not None and ran_on.name == card.name:  # whatever an hour costs
             predicted = need_of(trial.spec, card, given=trial.share).seconds
             seconds.setdefault(name, []).append(trial.seconds / predicted)
     medians = [{name: statistics.median(found) for name, found in part.items()} for part in (seconds, core)]
@@ -381,11 +376,11 @@ def estimate(
     num_cards: int | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:
-    """Estimate what is left of a sweep.
+    """Estimate what is left of a sweep, by prediction and by what done trials cost.
 
     Args:
         left: Trials to do.
-        measured_trials: What done trials cost.
+        measured_trials: Done ones.
         card: The model of GPU to plan for; None plans for none.
         num_cards: How many there are; None for as many as one trial takes.
         share: Of a card that the sweep asks for each trial; None (or 0) for what each is predicted to need.
@@ -440,10 +435,9 @@ def on_cards(
     """Replay trials on ``num_cards`` cards, longest first, each on ``share`` or what it is predicted to need.
 
     Returns:
-        ``card`` and ``num_cards``; ``hours`` until the last trial ends, ``lower_bound_hours`` that no order
-        can beat, ``gpu_hours`` that trials take, ``utilisation`` and ``most_at_once``; ``dollars`` at the
-        card's price, of all cards until the last trial ends; ``kilowatt_hours`` of the cards, which draw
-        little where they have no trial;
+        ``hours`` until the last trial ends, ``lower_bound_hours`` that no order can beat, ``gpu_hours`` that
+        trials take, ``utilisation`` and ``most_at_once``; ``dollars`` at the card's price, of all cards until
+        the last trial ends; ``kilowatt_hours`` of the cards, which draw little where they have no trial;
         ``shares``: the largest share by model; ``too_large``: the bytes by model of those that are predicted
         to need more memory than their share has.
 
@@ -453,9 +447,8 @@ def on_cards(
     whole = max(1, int(share or 1))  # cards that a trial lies on
     if whole > num_cards:
         rule = "There must be as many cards as one trial asks for"
-        raise ConfigError(
-            rule, f"resources.num_gpus {whole}, {num_cards} in all", f"plan with --gpus {whole}"
-        )
+        found = f"resources.num_gpus {whole}, {num_cards} in all"
+        raise ConfigError(rule, found, f"plan with --gpus {whole}")
     jobs: list[Job] = []
     shares: dict[str, float] = {}
     too_large: dict[str, float] = {}
@@ -466,19 +459,19 @@ def on_cards(
         if need.memory_bytes > min(need.share, 1.0) * card.memory_gib * 2**30:
             too_large[name] = max(need.memory_bytes, too_large.get(name, 0.0))
     groups = num_cards // whole
-    found = replay(longest_first(jobs), groups)
+    played = replay(longest_first(jobs), groups)
     # Cards that are too few for one more trial are paid for too.
-    utilisation = found.utilisation * groups * whole / num_cards
-    card_hours = num_cards * found.makespan / 3600
+    utilisation = played.utilisation * groups * whole / num_cards
+    card_hours = num_cards * played.makespan / 3600
     draw = utilisation + IDLE_DRAW * (1 - utilisation)
     return {
         "card": card.name,
         "num_cards": num_cards,
-        "hours": found.makespan / 3600,
-        "lower_bound_hours": found.lower_bound / 3600,
+        "hours": played.makespan / 3600,
+        "lower_bound_hours": played.lower_bound / 3600,
         "gpu_hours": sum(job.seconds * job.share for job in jobs) / 3600,
         "utilisation": utilisation,
-        "most_at_once": found.most_at_once,
+        "most_at_once": played.most_at_once,
         "dollars": card_hours * card.price,
         "kilowatt_hours": card_hours * card.watts * draw / 1000,
         "shares": dict(sorted(shares.items())),

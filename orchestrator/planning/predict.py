@@ -61,20 +61,17 @@ SHARE_STEP = 100
 
 @dataclass(frozen=True)
 class Card:
-    """One model of GPU.
+    """One model of GPU, by its name on the command line.
 
     Attributes:
-        name: as on the command line.
         half_tflops: dense bfloat16 rate of the data sheet (float16 where it has none), 1e12 operations per
             second.
         single_tflops: float32 rate without TensorFloat-32.
         bandwidth: GB/s of its memory.
-        memory_gib: its memory.
         compute_efficiency: share of the arithmetic rate that training's convolutions reach.
         bandwidth_efficiency: share of the bandwidth that its elementwise kernels reach.
         watts: of the card at work.
         price: assumed list price of an hour in US dollars, November 2026; change it to yours.
-        origin: where its numbers come from.
         bfloat16: whether it computes in bfloat16 (from compute capability 8.0 on).
         timed: whether its rates are known; else its hours are not.
     """
@@ -119,11 +116,7 @@ UNKNOWN_RATES = CARDS["a10g"]
 
 
 def card_named(name: str) -> Card:
-    """Return the card of the table.
-
-    Raises:
-        ConfigError: for a name that is not in the table.
-    """
+    """Return the card of the table; a name that is not in it is a :class:`ConfigError`."""
     if name not in CARDS:
         raise unknown_name("card", name, CARDS)
     return CARDS[name]
@@ -146,12 +139,9 @@ def card_like(name: str) -> Card | None:
 
 
 def card_there(name: str, memory_gib: float, checks: Mapping[str, Mapping[str, Any]] | None = None) -> Card:
-    """Return the card that a node says is there, with the memory that it says it has.
+    """Return the card that a node's driver calls so, with the memory that it counts.
 
-    Args:
-        name: as its driver calls it.
-        memory_gib: as its driver counts it.
-        checks: what ``isweep gpu-check`` found, from :func:`read_checks`.
+    ``checks`` is what ``isweep gpu-check`` found, from :func:`read_checks`.
     """
     card = card_like(name) or replace(UNKNOWN_RATES, name=name, origin="unknown: no hours", timed=False)
     found = (checks or {}).get(name, {}).get("row", {})
@@ -185,10 +175,9 @@ def packing_pays(name: str, checks: Mapping[str, Mapping[str, Any]], *, mps: boo
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operation of a pass.
+    """One operation of a pass, by PyTorch's name of it.
 
     Attributes:
-        name: PyTorch's name of it.
         flops: floating-point operations of a convolution or matrix product; 0 for all others.
         num_bytes: read and written once each.
     """
@@ -243,18 +232,16 @@ class NetworkCost:
     Attributes:
         num_parameters: trainable parameters.
         state_bytes: of its kept weights: all parameters and buffers.
-        num_activations: numbers that the layers give out for one image.
         forward_flops: of one image, multiply-adds counted twice.
         step: one training step on a whole batch.
         evaluation: one forward pass of ``evaluation_batch`` images in float32.
         attack: forward and back to the pixels, ``attack_batch`` images in float32.
         uncounted: why its passes could not be walked, empty where they were; they are then those of one dense
-            layer of as many weights, and ``num_activations`` is 0.
+            layer of as many weights.
     """
 
     num_parameters: int
     state_bytes: int
-    num_activations: int
     forward_flops: float
     step: PassCost
     evaluation: PassCost
@@ -286,12 +273,7 @@ def network_cost(
 ) -> NetworkCost:
     """Return the costs of one training step, one evaluation pass and one attack pass of a network.
 
-    Args:
-        model: which network.
-        recipe: optimiser, batch size, precision.
-        channels: of the images.
-        image_size: height and width of the images.
-        num_outputs: logits, where the recipe names none.
+    Images are square, ``image_size`` pixels high; ``num_outputs`` logits hold where the recipe names none.
 
     Raises:
         ConfigError: for a network that cannot be built so.
@@ -366,14 +348,6 @@ def has_batch_norm(network: NetworkSpec) -> bool:
     """
     cost = cost_of(network)
     return bool(cost.uncounted) or any("batch_norm" in kernel.name for kernel in cost.step.kernels)
-
-
-def flops(trial: TrialSpec) -> float:
-    """Return the floating-point operations of one trial: training, evaluation and attacks."""
-    network = trial.network
-    num_images = network.train_size + network.subset.test_size + _images_looked_at(network)
-    evaluation = num_images * cost_of(network).forward_flops
-    return training_flops(trial) + evaluation + sum(attack_flops(trial).values())
 
 
 def _images_looked_at(network: NetworkSpec) -> int:
@@ -460,12 +434,9 @@ def _is_captured(network: NetworkSpec) -> bool:
 
 @dataclass(frozen=True)
 class PassTime:
-    """How long a pass takes on a card.
+    """How many seconds a pass takes alone on a card, and of those, how long the card computes or moves data.
 
-    Attributes:
-        seconds: alone on the card.
-        busy: of those, how long the card computes or moves data; the rest it waits for the next kernel, and
-            another trial could have it.
+    The rest it waits for the next kernel, and another trial could have it.
     """
 
     seconds: float
@@ -474,13 +445,9 @@ class PassTime:
 
 @lru_cache(maxsize=1024)
 def pass_time(cost: PassCost, card: Card, *, interval: float, half: bool = True) -> PassTime:
-    """Predict one pass.
+    """Predict one pass, with at least ``interval`` seconds between two kernels.
 
-    Args:
-        cost: its kernels.
-        card: where.
-        interval: least time between two kernels, in seconds.
-        half: whether products run in 16 bits; else in float32 without TensorFloat-32.
+    Products run in 16 bits where ``half`` says so, else in float32 without TensorFloat-32.
     """
     rate = 1e12 * (card.half_tflops if half else card.single_tflops)
     # Data sheets of float32 units are reached more easily than those of tensor cores.
@@ -548,11 +515,7 @@ def need_of(
 ) -> CardNeed:
     """Predict what ``trial`` needs of ``card``, corrected by what others like it were measured to need.
 
-    Args:
-        trial: the trial.
-        card: the kind of card.
-        corrections: from measured trials.
-        given: the share that it gets whatever it needs; None (or 0) for the share that it needs.
+    ``given`` is the share that it gets whatever it needs; None (or 0) for the share that it needs.
     """
     corrections, cost, recipe = corrections or Corrections(), cost_of(trial.network), trial.network.recipe
     interval = GRAPH_INTERVAL_S if _is_captured(trial.network) else EAGER_INTERVAL_S

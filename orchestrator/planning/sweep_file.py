@@ -467,12 +467,7 @@ def _check_estimator(name: str) -> None:
 
 
 def read_text(path: Path, kind: str, max_bytes: int) -> str:
-    """Return the text of a file that somebody wrote; a pipe or device in its place is not waited for.
-
-    Args:
-        path: Which.
-        kind: What to call it in messages.
-        max_bytes: The longest that is read.
+    """Return the text of a file that somebody wrote, which messages call ``kind``; no pipe is waited for.
 
     Raises:
         FileNotFoundError: when there is none.

@@ -103,7 +103,6 @@ def _walked(
     return NetworkCost(
         num_parameters=num_parameters(network),
         state_bytes=_state_bytes(network),
-        num_activations=evaluation.num_outputs // EVALUATION_PASS,
         forward_flops=evaluation.cost().flops / EVALUATION_PASS,
         step=_step(network, recipe, shape, brightest).cost(),
         evaluation=evaluation.cost(),
@@ -135,8 +134,7 @@ def _walked_with_memory(
     dense = nn.Sequential(nn.Flatten(), nn.Linear(num_pixels, max(2, weights // num_pixels)))
     with FakeTensorMode(allow_non_fake_inputs=True):
         counted = walked(dense)
-    counted = replace(counted, num_parameters=weights, state_bytes=state, num_activations=0)
-    return replace(counted, uncounted=one_line(failure))
+    return replace(counted, num_parameters=weights, state_bytes=state, uncounted=one_line(failure))
 
 
 class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no dispatch modes
@@ -145,7 +143,7 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
     def __init__(self, network: nn.Module, *given: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: list[Kernel] = []
-        self.num_outputs = self._alive = self._peak = self._workspace = 0
+        self._alive = self._peak = self._workspace = 0
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         for tensor in (*network.parameters(), *network.buffers(), *given):
             self._hold(tensor)
@@ -174,8 +172,6 @@ class _Walk(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types 
         self.kernels.append(Kernel(name, flops, float(moved)))
         if name == "convolution":
             self._workspace = max(self._workspace, moved)
-        if not func._schema.is_mutable:
-            self.num_outputs += sum(tensor.numel() for tensor in outputs[:1])
 
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -33,7 +33,6 @@ from orchestrator.results.mlflow_pages import EXPERIMENT_TAGS, SWEEP_KEY, Page, 
 from orchestrator.results.rows import FlatRun, Live, Row, milliseconds, row_of
 from search_spaces.errors import ConfigError, SetupError, SweepError
 from tasks.atomic import place_once
-from tasks.trials.records import TrialStatus
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 900, 100, 100
 """Of one call."""
@@ -49,13 +48,17 @@ SQLITE = "sqlite:///"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
+PERHAPS_RUNNING = "RUNNING?"
+OPEN = ("RUNNING", PERHAPS_RUNNING)
+
+
 @dataclass
 class _Known:
     """What is known of a run without asking again.
 
     Attributes:
         run_id: MLflow's.
-        status: MLflow's, such as ``RUNNING``.
+        status: MLflow's, such as ``RUNNING``, or :data:`PERHAPS_RUNNING`.
         shown: Digest of all that it shows; empty where that is unknown.
         live: Points of curves that were sent while it was running.
     """
@@ -107,7 +110,7 @@ class SweepRuns:
         Points alone are for a run that is RUNNING: one that has ended has all from its result.
         """
         known, tags = self._find(key), live.tags or {}
-        if live.tags is None and (known is None or known.status != "RUNNING"):
+        if live.tags is None and (known is None or known.status not in OPEN):
             return
         if live.failed and known is not None and known.status == "FAILED":
             shown = self.client.get_run(known.run_id).data.tags
@@ -197,7 +200,7 @@ class SweepRuns:
         if self._uncertain:
             self._load()  # a create whose reply was lost may have been carried out after we looked
             self._uncertain.clear()
-        running = [key for key, known in self._runs.items() if known.status == "RUNNING"]
+        running = [key for key, known in self._runs.items() if known.status in OPEN]
         left = [self._runs[key] for key in running if key != SWEEP_KEY and key not in but]
         for known in left:
             # Its tags are those of its start, and would say for ever that it is running.
@@ -212,7 +215,7 @@ class SweepRuns:
     def end_sweep(self, status: str) -> None:
         """End the sweep's own run; one that ended before and was not begun again can only become FINISHED."""
         own = self._own()
-        if own.status == "RUNNING" or (status == "FINISHED" and own.status != status):
+        if own.status in OPEN or (status == "FINISHED" and own.status != status):
             self._end(own, status)
 
     def _own(self) -> _Known:
@@ -266,6 +269,7 @@ class SweepRuns:
             known = self._runs[key] = _Known(str(run.info.run_id), "RUNNING")
             tags = {}
         elif known.status != "RUNNING":
+            known.status, known.shown = PERHAPS_RUNNING, ""  # until the reply is here
             self.client.update_run(known.run_id, status="RUNNING")
             known.status = "RUNNING"
         known.shown = ""
@@ -304,10 +308,7 @@ def _has_too_much(
     """Tell whether a param is another one, or a metric of ours is there that the run has not."""
     if any(params.get(name, value) != value for name, value in run.params.items()):
         return True
-    # A diverged trial has none of these numbers, and its row leaves out what an earlier attempt left.
-    diverged = run.tags.get(table.STATUS) == TrialStatus.DIVERGED
-    surplus = () if diverged else metrics.keys() - wanted.keys()
-    return any(column.origin is not None for column in table.describe(surplus))
+    return any(column.origin is not None for column in table.describe(metrics.keys() - wanted.keys()))
 
 
 def _missing_points(

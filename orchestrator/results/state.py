@@ -16,7 +16,7 @@ from orchestrator.planning.estimate import MeasuredTrial, Prices, amount
 from orchestrator.planning.plan import CellStatus, Workspace
 from orchestrator.results.records import FailureRecord, MeasureRecord, SealedRecord, TrialRecord, missing
 from orchestrator.results.rows import FlatRun, Row, flat_trial, index_measures, rows_of
-from orchestrator.results.storage import Patience
+from orchestrator.results.storage import Patience, Storage
 from orchestrator.results.store import FileKind, Newer, ResultStore, Unreadable
 from search_spaces.errors import NewerRecordError
 from search_spaces.specs import Measurement, MeasureSpec, TrialSpec
@@ -203,7 +203,7 @@ class StoredResults:
     patience: Patience | None = None
 
     @classmethod
-    def read(cls, url: str, index: Path | None = None, *, look: bool = False) -> StoredResults:
+    def read(cls, url: str | Storage, index: Path | None = None, *, look: bool = False) -> StoredResults:
         """Read every record below ``url``, a local path or the URL of an object store.
 
         Args:

@@ -20,7 +20,7 @@ from typing import Generic, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.results.records import FailureRecord, SealedRecord, TrialRecord
-from orchestrator.results.storage import Content, Folder, Found, open_storage
+from orchestrator.results.storage import Content, Folder, Found, Storage, open_storage
 from search_spaces.errors import CorruptStoreError, NewerRecordError, SetupError, SweepError
 from search_spaces.fingerprint import fingerprint
 from tasks.finding import Finding
@@ -108,7 +108,7 @@ class ResultStore:
     that names their checksums, and never go to MLflow.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | Storage) -> None:
         """Open it; nothing is asked or made.
 
         Raises:

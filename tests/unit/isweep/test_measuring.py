@@ -196,7 +196,7 @@ def fits():
 def test_fits_are_a_table_and_a_figure(fits):
     rows = fits.to_frame()
     assert {"fit", "coefficient", "value", "low", "high"} <= set(rows)
-    assert {"headline", "exponent", "attack", "published"} <= set(rows["fit"])
+    assert {"headline", "height", "exponent", "attack", "representation"} == set(rows["fit"])
     assert len(fits.plot().axes) == 2
     assert repr(fits).startswith("Fits of ")
 

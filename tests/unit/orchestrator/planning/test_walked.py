@@ -66,8 +66,7 @@ def test_kept_costs_are_those_of_a_walk(key):
     )
     for name in ("num_parameters", "state_bytes", "evaluation_batch", "attack_batch", "uncounted"):
         assert getattr(kept, name) == getattr(walked, name)
-    for name in ("num_activations", "forward_flops"):
-        assert getattr(kept, name) == pytest.approx(getattr(walked, name), rel=0.02)
+    assert kept.forward_flops == pytest.approx(walked.forward_flops, rel=0.02)
     for part in ("step", "evaluation", "attack"):
         ours, theirs = getattr(kept, part), getattr(walked, part)
         for name in ("flops", "num_launches", "peak_bytes", "workspace_bytes"):

@@ -9,6 +9,7 @@ from orchestrator.results.storage import Bucket, Patience, StorageAway, open_sto
 from orchestrator.results.store import FileKind, ResultStore
 from search_spaces.errors import ConfigError, SetupError
 from tests.object_store import KEYS, object_store
+from tests.steady_clock import SteadyClock
 from tests.unit.orchestrator.results.examples import trial_record
 
 
@@ -100,13 +101,14 @@ def test_a_bucket_that_does_not_answer_is_never_taken_for_an_empty_one(short_tri
         assert len(again.scan(TrialRecord).records) == 1
 
 
-def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries, monkeypatch):
+def test_a_bucket_that_is_away_holds_a_result_up_until_it_is_back(short_tries):
     said = []
     with object_store() as store:
         stored = StoredResults.read(store.url)
-        stored.patience = Patience(said.append)
+        clock = SteadyClock()
+        clock.sleep = lambda _: store.start()
+        stored.patience = Patience(said.append, clock=clock)
         store.stop()
-        monkeypatch.setattr("orchestrator.results.storage.time.sleep", lambda _: store.start())
         stored.save(trial_record())
         assert ResultStore(store.url).read(TrialRecord, trial_record().trial_id) == trial_record()
     assert len(said) == 2

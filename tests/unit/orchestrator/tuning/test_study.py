@@ -168,26 +168,10 @@ def open_journal(path):
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
 
 
-def test_a_given_point_is_what_is_run_and_told(storage):
-    study = made(storage)
-    study.tell(study.ask(GIVEN), result(complete(GIVEN)))
-    assert study.study.trials[0].params == GIVEN.model_dump()
-
-
 def test_a_trial_that_failed_is_failed(storage):
     study = made(storage)
     study.fail(study.ask(study.propose()))
     assert study.study.trials[0].state == TrialState.FAIL
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_a_point_follows_from_what_was_told_and_its_number(sampler):
-    first, second = made(sampler=sampler), made(sampler=sampler)
-    for _ in range(6):
-        points = [study.propose() for study in (first, second)]
-        assert points[0] == points[1]
-        for study, point in zip((first, second), points, strict=True):
-            study.tell(study.ask(point), result(complete(point)))
 
 
 def test_a_sampler_that_learns_beats_chance_on_a_valley():
