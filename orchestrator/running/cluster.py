@@ -257,7 +257,7 @@ def trial_resources(spec: ResourceSpec, cluster: Cluster, device: Device = "auto
 
 
 def this_machine(num_cpus: int | None = None) -> Cluster:
-    """Return the private cluster that this machine could give at most; starts none and looks for no cards."""
+    """Return the private cluster that this machine could give at most; starts none and looks for no GPUs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     there = float(num_cpus or len(os.sched_getaffinity(0)))
     return Cluster(there, 0.0, 1, 0, dashboard="", local=True, memory_bytes=float(memory))

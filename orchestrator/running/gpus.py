@@ -185,8 +185,8 @@ def describe(visible: str | None = None) -> NodeGpus:
     lines = output_of(*command, visible=visible).splitlines()
     found = json.loads(lines[-1]) if lines else {}
     gpus = tuple(Gpu(**{**gpu, "capability": tuple(gpu["capability"])}) for gpu in found.pop("gpus", ()))
-    about = {"node": socket.gethostname(), "visible": visible, "mps": mps_runs(), "logical": is_logical()}
-    return NodeGpus(gpus=gpus, **about, **found)
+    found |= {"visible": visible, "mps": mps_runs(), "logical": is_logical()}
+    return NodeGpus(socket.gethostname(), gpus, **found)
 
 
 def print_gpus() -> None:
