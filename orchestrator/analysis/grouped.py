@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MOST_LEFT_OUT = 0.05
 """Share of rows that may lack a value or repeat another row; beyond it a table says nothing of its source."""
+MIN_RCOND = 1e-10
+"""Below this share of what the regressors are, what varies of them is rounding."""
 MOST_CELLS = 2_000
 """Kinds of ``within``: each is a column of a matrix that is solved once per group."""
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
@@ -382,7 +384,7 @@ def _within(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design)
         free, last = products[:-1, :-1], products[:-1, -1]
         kinds_only = np.linalg.pinv(free[q:, q:], rcond=1e-12, hermitian=True)
         own = free[:q, :q] - free[:q, q:] @ kinds_only @ free[q:, :q]
-        if np.linalg.eigvalsh(own)[0] <= i.MIN_RCOND * len(y):
+        if np.linalg.eigvalsh(own)[0] <= MIN_RCOND * len(y):
             return np.full(len(free), np.nan)
         slopes = np.linalg.solve(own, last[:q] - free[:q, q:] @ kinds_only @ last[q:])
         return np.concatenate([slopes, kinds_only @ (last[q:] - free[q:, :q] @ slopes)])
@@ -439,7 +441,7 @@ def _between(y: Array, x: Array, cells: i.Codes, groups: i.Codes, design: Design
         }
         p = None if test is None else test.p_value
         reason = "" if test is None or test.num >= 1 / LEVEL else f"too few groups for a p-value of {LEVEL:g}"
-        yield Slope("between", name, float(found.values[k]), found.interval(k), p, None, num, refits, reason)
+        yield Slope("between", name, float(found.values[k]), found.intervals[k], p, None, num, refits, reason)
 
 
 def _pooled(name: str, y: Array, x: Array, codes: i.Codes, names: i.Codes) -> PooledCorrelation:
