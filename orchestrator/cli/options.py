@@ -79,6 +79,17 @@ def _named_openly(text: str) -> str:
     return text
 
 
+def ending(text: str) -> Parameter:
+    """Return how to read the path of a file to write: a slip may not write over a file of another kind."""
+
+    def check(word: str) -> Path:
+        if not word.endswith(text):
+            raise ValueError(f"must be a file that ends with {text}, got {word!r}")
+        return Path(word)
+
+    return Parameter(converter=_each(check), metavar="FILE")
+
+
 SEVERAL = (1, None)  # words that one option takes
 NAMED, NAMED_OPENLY = Parameter(converter=_each(_named)), Parameter(converter=_each(_named_openly))
 CLUSTER, PLACES = Group("Cluster", sort_key=7), Group("Places", sort_key=8)

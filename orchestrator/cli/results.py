@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from orchestrator.cli.options import File, FromStore, Place, Sweep, whole
+from orchestrator.cli.options import File, FromStore, Place, Sweep, ending, pairs, whole
 from orchestrator.cli.printing import cell, emit, grid, line, show_tables, stdout, tell, written
 from orchestrator.commands import Mirror
 from search_spaces.errors import ConfigError, unknown_name
@@ -87,10 +87,9 @@ class RowOptions:
         """
         if self.best and self.mean:
             raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
-        for word in self.where:
-            name, sign, value = word.partition("=")
-            if not sign:
-                raise ConfigError("--where must be COLUMN=VALUE", word, "e.g. --where dataset=digits")
+        if self.descending and not self.sort:
+            raise ConfigError("--descending turns an order round", "no --sort", "say by which column")
+        for name, value in pairs("--where", self.where, "COLUMN=VALUE", "dataset=digits").items():
             values = table[_column(name, table)].map(_text)
             if value not in set(values):
                 raise unknown_name(f"{name} of these results", value, sorted(set(values)))
@@ -145,9 +144,9 @@ def results(
     /,
     *,
     chosen: RowOptions = RowOptions(),
-    csv: File = None,
-    parquet: File = None,
-    predictions: File = None,
+    csv: Annotated[Path | None, ending(".csv")] = None,
+    parquet: Annotated[Path | None, ending(".parquet")] = None,
+    predictions: Annotated[Path | None, ending(".parquet")] = None,
     from_store: FromStore = False,
     search: bool = False,
     place: Place = Place(),
@@ -167,8 +166,6 @@ def results(
         raise ConfigError("--mean and --best are for trials of a sweep", "--search", "leave one out")
     if predictions:
         return write_predictions(sweep, predictions, place)
-    if csv and parquet and csv.absolute() == parquet.absolute():
-        raise ConfigError("--csv and --parquet must name two files", f"{csv} for both")
     table = read_search(sweep, place) if search else read_table(sweep, place, from_store=from_store)
     table = chosen.of(table)
     names, first_number = (SEARCH_SHOWN, "learning_rate") if search else (chosen.shown, "train_size")
