@@ -3,8 +3,6 @@
 Reads a table of ``isweep results interventions --csv FILE``, as a rule the committed one, fits it as the
 report does, and counts the losses that another table has within 0.1 %. ``--keep`` writes the columns that the
 fit needs, rounded to five digits, and what it found, to ``benchmarks/results``.
-
-Usage: python benchmarks/interventions.py [--json] [--table FILE] [--against FILE] [--keep]
 """
 
 from __future__ import annotations
