@@ -182,12 +182,12 @@ def show_cell(workspace: Workspace, asked: str, place: Place) -> None:
     Raises:
         ConfigError: when ``asked`` begins no id of the plan, or several.
     """
-    from orchestrator.results.state import look_at_state
+    from orchestrator.results.state import read_state
     from orchestrator.results.store import ResultStore
     from orchestrator.running.progress import running_trials
 
     trial_id = _named(workspace, asked)
-    state = look_at_state(workspace, running_trials(workspace))
+    state = read_state(workspace, running_trials(workspace), look=True)
     store, problem = ResultStore(workspace.results_url), ""
     try:
         story = store.story(trial_id)

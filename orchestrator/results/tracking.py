@@ -122,12 +122,7 @@ class Tracker:
         with self._changed:
             self._begin()
             self._running.add(trial_id)
-            self._want(
-                trial_id,
-                replace(
-                    self._live(trial_id), tags=tags, at_ms=milliseconds(self._clock.time()), failed=False
-                ),
-            )
+            self._want(trial_id, replace(self._live(trial_id), tags=tags, at_ms=self._now(), failed=False))
 
     def log_points(self, trial_id: str, points: Sequence[Point]) -> None:
         """Add points to the curves of a running trial."""
@@ -137,7 +132,7 @@ class Tracker:
 
     def log_counts(self, step: int, counts: Mapping[str, float]) -> None:
         """Add to the curves of the sweep's own run how many trials are done, failed and so on."""
-        at = milliseconds(self._clock.time())
+        at = self._now()
         with self._changed:
             self._begin()
             self._add(SWEEP_KEY, [(name, step, value, at) for name, value in counts.items()])
@@ -160,10 +155,7 @@ class Tracker:
         with self._changed:
             self._running.discard(failure.trial_id)
             live = self._live(failure.trial_id)
-            self._want(
-                failure.trial_id,
-                replace(live, tags=tags, at_ms=milliseconds(self._clock.time()), failed=True),
-            )
+            self._want(failure.trial_id, replace(live, tags=tags, at_ms=self._now(), failed=True))
 
     def log_report(self, numbers: Mapping[str, float], folder: Path | None = None) -> None:
         """Show the final numbers of the sweep in its own run, and the files of its report, each by itself.
@@ -238,12 +230,13 @@ class Tracker:
         if self._thread.is_alive():
             self._thread.join(1.0)  # left alone where the other side does not let go of it
 
+    def _now(self) -> int:
+        return milliseconds(self._clock.time())
+
     def _begin(self) -> None:
         if not self._begun:
             self._begun = True
-            self._want(
-                SWEEP_KEY, replace(self._live(SWEEP_KEY), tags={}, at_ms=milliseconds(self._clock.time()))
-            )
+            self._want(SWEEP_KEY, replace(self._live(SWEEP_KEY), tags={}, at_ms=self._now()))
 
     def _live(self, key: str) -> Live:
         """Return the row of a live run with the points that are not sent yet, of an earlier attempt too."""
