@@ -9,7 +9,6 @@ which shares no code with the analysis): the same for a dataset kept back. Share
 (Clopper-Pearson) 95 % bounds. The other side is the interval that knows nothing of the dataset (model and N
 alone).
 
-Usage: python benchmarks/prediction_coverage.py [--json] [--tables 200]
 """
 
 from __future__ import annotations

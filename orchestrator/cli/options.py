@@ -150,28 +150,6 @@ class Place:
         return without_secrets(shlex.join(["isweep", command, *words, *given]))
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """Where and with what to compute.
-
-    Attributes:
-        address: HOST:PORT of a running Ray cluster, or 'auto' on its head.
-        num_cpus: CPUs of the private Ray cluster.
-        device: auto uses GPUs when the cluster has some now; gpu waits for an autoscaled one.
-        dashboard: Serve the private cluster's Ray dashboard.
-        tracking: Use MLflow.
-        quiet: Show no progress.
-    """
-
-    address: Address = None
-    num_cpus: Annotated[int | None, whole(1), Parameter(group=CLUSTER, metavar="N")] = None
-    device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=CLUSTER)] = "auto"
-    dashboard: Annotated[bool, Parameter(group=CLUSTER, negative="--no-dashboard")] = True
-    tracking: Annotated[bool, Parameter(group=PLACES, negative="--no-tracking")] = True
-    quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
-
-
 def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str, str]:
     """Read words of the form ``NAME=VALUE``.
 
@@ -227,8 +205,24 @@ class ReadingOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Work(ReadingOptions, ClusterOptions, Place):
-    """What commands take that read raw files, compute on a cluster and store results."""
+class Work(ReadingOptions, Place):
+    """What commands take that read raw files, compute on a cluster and store results.
+
+    Attributes:
+        address: HOST:PORT of a running Ray cluster, or 'auto' on its head.
+        num_cpus: CPUs of the private Ray cluster.
+        device: auto uses GPUs when the cluster has some now; gpu waits for an autoscaled one.
+        dashboard: Serve the private cluster's Ray dashboard.
+        tracking: Use MLflow.
+        quiet: Show no progress.
+    """
+
+    address: Address = None
+    num_cpus: Annotated[int | None, whole(1), Parameter(group=CLUSTER, metavar="N")] = None
+    device: Annotated[Literal["auto", "cpu", "gpu"], Parameter(group=CLUSTER)] = "auto"
+    dashboard: Annotated[bool, Parameter(group=CLUSTER, negative="--no-dashboard")] = True
+    tracking: Annotated[bool, Parameter(group=PLACES, negative="--no-tracking")] = True
+    quiet: Annotated[bool, Parameter(group=OUTPUT)] = False
 
     def options(self, raw: Mapping[str, str | Path]) -> RunOptions:
         """Return where and how to run, with the folders of raw downloads by dataset."""

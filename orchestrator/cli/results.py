@@ -198,12 +198,7 @@ def results(
 
 
 def write_predictions(sweep: str, path: Path, place: Place) -> None:
-    """Write every network's logits of the test images as one Parquet file.
-
-    Raises:
-        DataError: when no trial has any.
-        CorruptStoreError: when a trial's are gone or damaged.
-    """
+    """Write every network's logits of the test images as one Parquet file."""
     from orchestrator.results.rows import predictions_table
     from orchestrator.results.state import read_state
     from orchestrator.results.store import ResultStore
@@ -358,12 +353,7 @@ def _published(table: pd.DataFrame | None, place: Place) -> None:
 
 
 def read_table(sweep: str, place: Place, *, from_store: bool) -> pd.DataFrame:
-    """Return the tidy table of a sweep; see `orchestrator.commands.results_of`.
-
-    Raises:
-        ConfigError: when it has no row yet.
-        SetupError: when neither store nor MLflow can be reached.
-    """
+    """Return the tidy table of a sweep, one row at least; see `orchestrator.commands.results_of`."""
     from orchestrator.commands import results_of
 
     workspace = place.open(sweep)
@@ -378,11 +368,7 @@ def _mirror(sweep: str, place: Place) -> Mirror:
 
 
 def read_search(sweep: str, place: Place) -> pd.DataFrame:
-    """Return the stored trials of a sweep's search.
-
-    Raises:
-        ConfigError: when there are none.
-    """
+    """Return the stored trials of a sweep's search, one at least."""
     import pandas as pd
 
     from orchestrator.tuning.cells import search_rows

@@ -310,7 +310,8 @@ def _measure_file(request: MeasureRequest, path: Path, executor: Executor) -> Me
             found = f"{len(labels)} labels, {len(images)} images"
             raise DataError("There must be one label per image", found, "check --labels")
     if limits := request.settings.pixel_range:
-        outside = np.count_nonzero((images < limits[0]) | (images > limits[1]))
+        values: Any = images
+        outside = np.count_nonzero((values < limits[0]) | (values > limits[1]))
         notes += [f"  doubtful: values outside pixel_range, {outside:,}"] if outside else []
     measured = measure_arrays(images, labels, names, request, executor)
     return replace(measured, taken=(*_taken(images, labels, names, groups), *notes))

@@ -304,11 +304,6 @@ class RowProfile:
     conflicts: list[tuple[int, int]]
     exact: bool
 
-    @property
-    def num_duplicates(self) -> int:
-        """Rows left out because an earlier one is the same."""
-        return len(self.first_of) - len(self.keep)
-
     def precision(self, asked: Precision) -> Precision:
         """What was asked for, in floats where rows are no bytes of one type."""
         return asked if self.exact else replace(asked, exact_bytes=False)
@@ -355,10 +350,9 @@ def profile_rows(
     return RowProfile(source, np.flatnonzero(first_of == np.arange(num_rows)), first_of, conflicts, exact)
 
 
-Piece = tuple[npt.NDArray[np.uint64], list[int], set[float], str]
-
-
-def row_keys(source: BlockSource, start: int, stop: int) -> Piece:
+def row_keys(
+    source: BlockSource, start: int, stop: int
+) -> tuple[npt.NDArray[np.uint64], list[int], set[float], str]:
     """Return a 64-bit key per row, equal for equal rows, the rows not finite, the `byte_units`, the dtype.
 
     The key comes from a fixed random choice of values, so it costs next to nothing, and equal rows can never

@@ -86,7 +86,7 @@ class TestMeasure:
         [
             (
                 ("--labels", "y.npy"),
-                "--labels is for a .npy; found: own.npz; leave it out",
+                "--labels is for a .npy; others hold theirs; found: own.npz",
             ),
             (("--raw", "x"), "--raw is for the name of a dataset; found: own.npz"),
             (
