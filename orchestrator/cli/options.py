@@ -151,11 +151,7 @@ class Place:
 
 
 def pairs(flag: str, values: Sequence[str], form: str, example: str) -> dict[str, str]:
-    """Read words of the form ``NAME=VALUE``.
-
-    Raises:
-        ConfigError: for what is none, has a blank side, or gives a name two values.
-    """
+    """Read words of the form ``NAME=VALUE``; refuses blank sides, and a name with two values."""
     found: dict[str, str] = {}
     for value in values:
         name, mark, meant = (part.strip() for part in value.partition("="))
@@ -196,8 +192,8 @@ class ReadingOptions:
     """How to read raw files.
 
     Attributes:
-        max_skipped_share: Largest share of a dataset's files that may be unusable, as 0.01 or 1%; one file
-            may always be, unless it is 0 (default 0.1%).
+        max_skipped_share: Largest share of a dataset's files that may be unusable, or equal one with another
+            label, as 0.01 or 1%; one file may always be unusable, unless it is 0 (default 0.1%).
     """
 
     max_skipped_share: Annotated[float, real(0, 1, share=True), Parameter(metavar="SHARE")] = 0.001

@@ -80,11 +80,7 @@ class RowOptions:
     best: bool = False
 
     def of(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows that are asked for.
-
-        Raises:
-            ConfigError: for a column or value that the table does not have.
-        """
+        """Return the rows that are asked for."""
         if self.best and self.mean:
             raise ConfigError("--best compares means over seeds already", "--mean", "leave one out")
         if self.descending and not self.sort:
@@ -236,11 +232,7 @@ class TableOptions:
     figure: File = None
 
     def fit(self, path: Path, place: Place) -> None:
-        """Fit a table within and between its groups, and print what it says.
-
-        Raises:
-            ConfigError: where a part of the design is missing, or the table cannot be used.
-        """
+        """Fit a table within and between its groups, and print what it says."""
         from orchestrator.analysis import grouped
 
         if not self.response or not self.on or not self.groups:
