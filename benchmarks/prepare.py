@@ -306,8 +306,4 @@ def measured(name: str, data: PreparedDataset, which: tuple[Fault, ...]) -> dict
 
 
 if __name__ == "__main__":
-<<<<<<< HEAD
-    run(archives, faults)
-=======
-    run(archives, scaling, read_rate, faults, parts=[revisions])
->>>>>>> main
+    run(archives, faults, parts=[revisions])
